@@ -1,0 +1,74 @@
+"""trtq: take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.
+
+Each verb takes a frozen spec and returns a record::
+
+    from trtq import QuantizeSpec, quantize
+
+    record = quantize(QuantizeSpec(model="timm:resnet18", checkpoint="resnet18.pt", data="images/", out="out"))
+    print(record.summary)
+
+Importing trtq imports none of torch, onnx or TensorRT; each verb imports what it needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+from trtq.version import __version__
+
+if TYPE_CHECKING:
+    from trtq.bench.latency import BenchRecord, bench
+    from trtq.engine.build import build
+    from trtq.engine.manifest import EngineManifest
+    from trtq.errors import TrtqError
+    from trtq.pipeline import StageResult, run
+    from trtq.quant.encodings import Encodings
+    from trtq.recipe import BenchSpec, BuildSpec, EvaluateSpec, QuantizeSpec, Recipe, load_recipe
+    from trtq.verbs.evaluate import EvaluateRecord, evaluate
+    from trtq.verbs.inspect import inspect
+    from trtq.verbs.quantize import quantize
+    from trtq.verbs.records import QuantizeRecord
+
+_WHERE = {
+    "BenchRecord": "trtq.bench.latency",
+    "BenchSpec": "trtq.recipe",
+    "BuildSpec": "trtq.recipe",
+    "Encodings": "trtq.quant.encodings",
+    "EngineManifest": "trtq.engine.manifest",
+    "EvaluateRecord": "trtq.verbs.evaluate",
+    "EvaluateSpec": "trtq.recipe",
+    "QuantizeRecord": "trtq.verbs.records",
+    "QuantizeSpec": "trtq.recipe",
+    "Recipe": "trtq.recipe",
+    "StageResult": "trtq.pipeline",
+    "TrtqError": "trtq.errors",
+    "bench": "trtq.bench.latency",
+    "build": "trtq.engine.build",
+    "evaluate": "trtq.verbs.evaluate",
+    "inspect": "trtq.verbs.inspect",
+    "load_recipe": "trtq.recipe",
+    "quantize": "trtq.verbs.quantize",
+    "run": "trtq.pipeline",
+}
+
+__all__ = [
+    "BenchRecord", "BenchSpec", "BuildSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "QuantizeRecord",
+    "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "bench", "build", "evaluate", "inspect", "load_recipe",
+    "quantize", "run",
+]  # fmt: skip
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'trtq' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""``python -m trtq``."""
+
+from trtq.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""The command line: one module a subcommand, options made from the specs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from trtq.errors import TrtqError
+from trtq.version import __version__
+
+COMMANDS = {
+    "quantize": "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
+    "evaluate": "Accuracy of an ONNX file, agreement with another.",
+    "build": "Build a TensorRT engine from an ONNX file.",
+    "bench": "Latency of an ONNX file, labelled with where it ran.",
+    "run": "Run the chain of a recipe, skipping what is up to date.",
+    "inspect": "Explain any artefact.",
+    "doctor": "Versions, devices, sensors, what is missing and how to get it.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand's module when that subcommand is asked for: help stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the chain."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the subcommand, None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"trtq.cli.{cmd_name}_cmd").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Suggest the nearest subcommand for an unknown one."""
+        from trtq.errors import UsageError, suggest
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UsageError(f"Unknown command {args[0]!r}", mend=suggest(args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, "--version", message="trtq %(version)s")
+def cli() -> None:
+    """Take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.
+
+    Exit codes: 0 good, 1 failed, 2 wrong usage, 3 finished but not valid.
+    """
+
+
+def main() -> None:
+    """Entry point of the ``trtq`` command: errors a user can mend are printed in one line, without a traceback."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TrtqError as exc:
+        click.echo(f"trtq: {exc}", err=True)
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("trtq: interrupted; finished stages are kept", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

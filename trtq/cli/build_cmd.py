@@ -1,0 +1,35 @@
+"""``trtq build``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import BuildSpec
+
+
+@click.command("build")
+@spec_options(BuildSpec, argument="onnx", required=("target", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Build a TensorRT engine from ONNX for a device, here, without that device where the backend can.
+
+    \b
+    Example:
+      trtq build out/model.qdq.onnx --target rtx4090 --out engines/rtx4090.engine
+    """
+    merged = collect(BuildSpec, values)
+    require(merged, ("onnx", "target", "out"), "build", "onnx")
+    spec = BuildSpec.make(merged)
+    from trtq.engine.build import build
+
+    manifest = build(spec)
+    if as_json:
+        print_json(manifest)
+    else:
+        click.echo(f"{spec.out}: {manifest.summary}")
+        for line in manifest.builder_log[:5]:
+            click.echo(f"  builder: {line}")

@@ -1,0 +1,74 @@
+"""What a person sees: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+import msgspec
+
+
+class ConsoleProgress:
+    """Draws a bar with count, rate and time left on a terminal; plain lines elsewhere; nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._bar: Any = None
+        self._label, self._total, self._done, self._start, self._told = "", 0, 0, 0.0, 0.0
+
+    def begin(self, label: str, total: int) -> None:
+        """Start a loop of ``total`` images."""
+        self.close()
+        self._label, self._total, self._done, self._start, self._told = label, total, 0, time.monotonic(), time.monotonic()
+        if self.quiet:
+            return
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=total, rate="")
+        else:
+            click.echo(f"{label}: {total} images", err=True)
+
+    def advance(self, count: int) -> None:
+        """``count`` more are done."""
+        self._done += count
+        rate = self._done / max(time.monotonic() - self._start, 1e-6)
+        if self._bar is not None:
+            self._bar.update(self._task, advance=count, rate=f"{rate:.0f} images/s")
+            if self._done >= self._total:
+                self.close()
+        elif not self.quiet and time.monotonic() - self._told > 10:
+            self._told = time.monotonic()
+            left = (self._total - self._done) / max(rate, 1e-6)
+            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f} images/s, {left:.0f} s left", err=True)
+
+    def note(self, text: str) -> None:
+        """Print a line a user should read."""
+        if not self.quiet:
+            self.close()
+            click.echo(f"  {text}", err=True)
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> ConsoleProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def print_json(value: Any) -> None:
+    """Print a record as indented JSON."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

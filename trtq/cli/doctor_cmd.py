@@ -1,0 +1,23 @@
+"""``trtq doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from trtq.cli.display import print_json
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
+def command(as_json: bool) -> None:
+    """Versions, devices and sensors found here; what is missing, what it is needed for, and how to get it."""
+    from trtq.verbs.doctor import doctor
+
+    checks = doctor()
+    if as_json:
+        print_json(checks)
+        return
+    width = max(len(c.name) for c in checks)
+    for check in checks:
+        state = check.found or f"missing: needed for {check.needed_for}; {check.mend}"
+        click.echo(f"{check.name:<{width}}  {state}")

@@ -1,0 +1,36 @@
+"""``trtq evaluate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import EvaluateSpec
+
+
+@click.command("evaluate")
+@spec_options(EvaluateSpec, argument="onnx", required=("data",))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Top-1, top-5, agreement with a reference and SQNR of the logits of ONNX, in ONNX Runtime on the CPU.
+
+    A file that trtq wrote carries its own preprocessing: the input options are only needed for other files.
+
+    \b
+    Example:
+      trtq evaluate out/model.qdq.onnx --reference out/model.fp32.onnx --data images/val
+    """
+    merged = collect(EvaluateSpec, values)
+    require(merged, ("onnx", "data"), "evaluate", "onnx")
+    spec = EvaluateSpec.make(merged)
+    from trtq.verbs.evaluate import evaluate
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = evaluate(spec, progress)
+    if as_json:
+        print_json(record)
+    else:
+        click.echo(record.summary)

@@ -1,0 +1,35 @@
+"""``trtq inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+
+
+@click.command("inspect")
+@click.argument("path", metavar="PATH")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def command(path: str, as_json: bool) -> None:
+    """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them."""
+    from trtq.verbs.inspect import inspect
+
+    info = inspect(path)
+    if as_json:
+        print_json(info)
+    else:
+        _show(info, 0)
+
+
+def _show(value: Any, indent: int) -> None:
+    pad = "  " * indent
+    for key, item in value.items():
+        if isinstance(item, dict) and item and indent < 3:
+            click.echo(f"{pad}{key}:")
+            _show(item, indent + 1)
+        elif isinstance(item, list) and len(item) > 8:
+            click.echo(f"{pad}{key}: {len(item)} entries, first {item[0]}")
+        elif item not in (None, [], {}, ""):
+            click.echo(f"{pad}{key}: {item}")

@@ -1,0 +1,97 @@
+"""click options made from a spec's fields, so that the two cannot differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+
+from trtq.errors import UsageError
+from trtq.recipe import Spec, option_name, plain_type, read_toml
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _description(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        for extra in get_args(kind)[1:]:
+            if isinstance(extra, msgspec.Meta) and extra.description:
+                return extra.description
+    return ""
+
+
+def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Add one option per field of ``spec``; ``argument`` becomes the positional argument.
+
+    Options left out stay out of the values, so that a recipe file or the spec's default can fill them.
+    """
+
+    def add(function: F) -> F:
+        hints = get_type_hints(spec, include_extras=True)
+        defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
+        for name in reversed(spec.__struct_fields__):
+            if name == argument:
+                continue
+            plain, text = plain_type(hints[name]), _description(hints[name])
+            default = defaults[name]
+            settings: dict[str, Any] = {"help": text, "default": None}
+            if name in required:
+                settings["help"] = f"{text}  [required]"
+            elif isinstance(default, (int, float, str)) and default != "":
+                settings["help"] = f"{text}  [default: {default}]"
+            if get_origin(plain) is Literal:
+                settings["type"] = click.Choice([str(v) for v in get_args(plain)])
+            elif plain in (int, float):
+                settings["type"] = plain
+            elif get_origin(plain) is dict or get_origin(plain) is tuple and str in get_args(plain):
+                settings.update(multiple=True, default=(), metavar="K=V" if get_origin(plain) is dict else "PATTERN")
+            elif get_origin(plain) is tuple:
+                settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
+            function = click.option(option_name(name), name, **settings)(function)
+        return click.argument(argument, metavar=argument.upper(), required=False)(function)
+
+    return add
+
+
+def collect(spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None = None, table: str = "") -> dict[str, Any]:
+    """Return the values a spec is made of: a recipe file's table first, then what was typed.
+
+    Raises:
+        UsageError: a K=V option without ``=``, or a recipe without the table.
+    """
+    merged: dict[str, Any] = {}
+    if recipe is not None:
+        tables = read_toml(Path(recipe))
+        if table not in tables:
+            raise UsageError(f"The recipe {recipe} has no [{table}] table", f"it has {', '.join(tables) or 'nothing'}")
+        merged.update(tables[table])
+        if "out" in tables:
+            merged.setdefault("out", tables["out"])
+    hints = get_type_hints(spec, include_extras=True)
+    for name in spec.__struct_fields__:
+        value = values.get(name)
+        if value is None or value == ():
+            continue
+        if get_origin(plain_type(hints[name])) is dict:
+            pairs = [v.partition("=") for v in value]
+            wrong = next((k for k, eq, _ in pairs if not eq), None)
+            if wrong is not None:
+                raise UsageError(f"Cannot read {option_name(name)} {wrong!r}", "expected K=V", "Write it like num_classes=10")
+            value = {k: v for k, _, v in pairs}
+        merged[name] = value
+    return merged
+
+
+def require(values: Mapping[str, Any], names: tuple[str, ...], command: str, argument: str) -> None:
+    """Refuse a request that lacks something, before any work.
+
+    Raises:
+        UsageError: names what is missing.
+    """
+    missing = [n for n in names if not values.get(n)]
+    if missing:
+        shown = ", ".join(argument.upper() if n == argument else option_name(n) for n in missing)
+        raise UsageError(f"trtq {command} needs {shown}", mend=f"See trtq {command} --help")

@@ -1,0 +1,44 @@
+"""``trtq quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import QuantizeSpec
+
+
+@click.command("quantize")
+@spec_options(QuantizeSpec, argument="model", required=("data", "out"))
+@click.option("--recipe", default=None, metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(recipe: str | None, as_json: bool, **values: Any) -> None:
+    """Calibrate MODEL and write OUT/model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json.
+
+    MODEL is timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.
+
+    \b
+    Example:
+      trtq quantize timm:resnet18 --checkpoint resnet18.safetensors --data images/train --out out
+    """
+    merged = collect(QuantizeSpec, values, recipe=recipe, table="quantize")
+    require(merged, ("model", "data", "out"), "quantize", "model")
+    spec = QuantizeSpec.make(merged)
+    from trtq.verbs.quantize import quantize
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = quantize(spec, progress)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for left in record.left_in_float[:5]:
+        click.echo(f"  left in float: {left.name}: {left.reason}")
+    if len(record.left_in_float) > 5:
+        click.echo(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
+    for name, file in record.files.items():
+        click.echo(f"  {Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB")

@@ -1,0 +1,52 @@
+"""``trtq run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.recipe import load_recipe
+
+
+@click.command("run")
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--dry-run", is_flag=True, help="Say which stages would run, and why; do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what happened to each stage as JSON; no progress.")
+def command(recipe: str, dry_run: bool, as_json: bool) -> None:
+    """Run quantize, evaluate, build, bench and report as RECIPE (a TOML file) says.
+
+    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it stopped.
+
+    \b
+    Example of a recipe:
+      out = "runs/resnet18"
+      [quantize]
+      model = "timm:resnet18"
+      checkpoint = "resnet18.safetensors"
+      data = "images/train"
+      [evaluate]
+      data = "images/val"
+      [[build]]
+      target = "rtx4090"
+      [bench]
+    """
+    parsed = load_recipe(Path(recipe))
+    from trtq.pipeline import run
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        results = run(parsed, progress, dry_run=dry_run)
+    if as_json:
+        print_json([{"stage": r.name, "ran": r.ran, "why": r.why, "summary": r.summary} for r in results])
+        return
+    for result in results:
+        verb = "would run" if dry_run and result.ran else "ran" if result.ran else "skipped"
+        click.echo(f"{result.name}: {verb} ({result.why})")
+        if result.summary and result.name != "report":
+            click.echo(f"    {result.summary}")
+    if not dry_run:
+        from trtq.report.tables import print_tables
+
+        print_tables(Path(parsed.out))
+        click.echo(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")

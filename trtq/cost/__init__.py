@@ -1,0 +1,1 @@
+"""Cost models: MACs, bytes, energy, roofline latency."""

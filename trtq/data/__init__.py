@@ -1,0 +1,1 @@
+"""Where images come from, how they become tensors, and what is counted on outputs."""

@@ -1,0 +1,172 @@
+"""From an image to the tensor the model was trained on; one value that travels inside every ONNX file trtq writes."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image
+
+from trtq.data.source import Source
+from trtq.errors import UsageError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "cifar10": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0, "interpolation": "bilinear"},
+    "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
+SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
+
+
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Resize the short side, crop the centre, scale to [0, 1], subtract ``mean``, divide by ``std``.
+
+    Attributes:
+        input_size: (C, H, W) of the model.
+        mean, std: per channel, for values in [0, 1].
+        resize: length of the short side after resizing, in pixels; None squeezes the whole image to ``input_size``.
+        crop: side of the central square that is kept, in pixels; resized to ``input_size`` when it differs.
+        interpolation: how pixels are resampled.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None
+    crop: int | None
+    interpolation: Interpolation = "bilinear"
+
+    def apply(self, image: Image.Image) -> torch.Tensor:
+        """Return the image as float32, shape [C, H, W]."""
+        channels, height, width = self.input_size
+        image = image.convert("L" if channels == 1 else "RGB")
+        method = RESAMPLING[self.interpolation]
+        if self.resize is not None:
+            w, h = image.size
+            ratio = self.resize / min(w, h)
+            size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
+            size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
+            image = image if image.size == size else image.resize(size, method)
+            target = (self.crop, self.crop) if self.crop else (width, height)
+            image = _centre_crop(image, target)
+        if image.size != (width, height):
+            image = image.resize((width, height), method)
+        pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+        return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+
+
+def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    w, h = image.size
+    left, top = round((w - size[0]) / 2.0), round((h - size[1]) / 2.0)
+    return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def resolve_preprocess(
+    *,
+    input_size: tuple[int, int, int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    preset: str | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    interpolation: Interpolation | None = None,
+    hints: Mapping[str, Any] | None = None,
+) -> tuple[Preprocess, list[str]]:
+    """Return the preprocessing and what the user should know about it.
+
+    What is given wins over the preset, the preset over what the model's authors say (``hints``), and that over ImageNet's.
+
+    Raises:
+        UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
+    """
+    hints = dict(hints or {})
+    notes: list[str] = []
+    chosen: dict[str, Any] = {**PRESETS["imagenet"], **{k: v for k, v in hints.items() if v is not None}}
+    if preset is not None:
+        chosen.update(PRESETS[preset])
+    elif not hints and mean is None:
+        notes.append("the model does not say how its input is normalised: ImageNet's mean and std are used (--preset, --mean, --std)")
+    size = tuple(int(v) for v in (input_size or chosen.get("input_size") or (3, 224, 224)))
+    channels, height, width = size
+    values: list[tuple[float, ...]] = []
+    for name, given in (("mean", mean), ("std", std)):
+        value = tuple(float(v) for v in (given if given is not None else chosen[name]))
+        if given is None and channels == 1 and len(value) == 3:
+            value = (sum(value) / 3,)
+        if len(value) == 1:
+            value = value * channels
+        if len(value) != channels:
+            raise UsageError(f"--{name} has {len(value)} values", f"the input has {channels} channels")
+        if given is not None and hints.get(name) and not np.allclose(value, hints[name], atol=1e-3):
+            notes.append(f"--{name} {_join(value)} differs from the model's own {_join(hints[name])}")
+        values.append(value)
+    if min(values[1]) <= 0 or not all(math.isfinite(v) for pair in values for v in pair):
+        raise UsageError("Cannot normalise with these numbers", f"mean {values[0]}, std {values[1]}", "std must be greater than 0")
+    ratio = float(chosen.get("crop_pct") or 0.875)
+    if resize is None and not (height < SMALL or ratio >= 1.0 and crop is None):
+        resize = math.floor((crop or min(height, width)) / ratio)
+    elif resize is None and crop is not None:
+        resize = crop
+    if resize is not None and resize < (crop or max(height, width)):
+        raise UsageError(f"--resize {resize} is smaller than the crop of {crop or max(height, width)}", mend="Give a larger --resize")
+    chosen_interpolation = interpolation or chosen.get("interpolation") or "bilinear"
+    return Preprocess(
+        input_size=(channels, height, width), mean=values[0], std=values[1], resize=resize, crop=crop,
+        interpolation=chosen_interpolation if chosen_interpolation in RESAMPLING else "bilinear",
+    ), notes  # fmt: skip
+
+
+def _join(values: Sequence[float]) -> str:
+    return ",".join(f"{v:g}" for v in values)
+
+
+def batches(source: Source, indices: Sequence[int], preprocess: Preprocess, batch_size: int) -> Iterator[torch.Tensor]:
+    """Yield the images ``indices`` as float32 batches of at most ``batch_size``; the next batch is decoded meanwhile.
+
+    Raises:
+        DataError: an image is damaged.
+    """
+    done: queue.Queue[torch.Tensor | BaseException | None] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for start in range(0, len(indices), batch_size):
+                if stop.is_set():
+                    return
+                done.put(torch.stack([preprocess.apply(source.image(i)) for i in indices[start : start + batch_size]]))
+            done.put(None)
+        except BaseException as exc:  # handed to the consumer, which raises it
+            done.put(exc)
+
+    thread = threading.Thread(target=work, daemon=True, name="trtq-decode")
+    thread.start()
+    try:
+        while True:
+            item = done.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():  # the worker may wait for room in the queue
+            try:
+                done.get(timeout=0.05)
+            except queue.Empty:
+                continue

@@ -1,0 +1,1 @@
+"""Engines: targets, builders, manifests."""

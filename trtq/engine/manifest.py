@@ -1,0 +1,103 @@
+"""The manifest beside every engine: what it was built from, by what, for what; checked before anything trusts the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import sha256_file
+from trtq.engine.plan_text import PlanAudit
+from trtq.errors import EngineError
+
+
+class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What FILE.engine.json says.
+
+    Attributes:
+        engine_sha256, engine_bytes: of the plan itself.
+        builder: backend, module and version.
+        target: device name and compute capability.
+        precision: of what is not quantized.
+        quantized_tensors: Q/DQ pairs in the ONNX file; 0 for a float model.
+        batch: min, opt, max.
+        tensors: name, dtype, shape and mode of each input and output.
+        onnx_sha256, encodings_sha256: what it was built from.
+        builder_log: warnings of the builder.
+        audit: what the plan itself says about its precision; None where that cannot be read.
+        quantized_convolutions: how many the Q/DQ model asks for.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    engine_sha256: str
+    engine_bytes: int
+    builder: dict[str, str]
+    target: dict[str, str]
+    precision: str
+    quantized_tensors: int
+    batch: tuple[int, int, int]
+    tensors: list[dict[str, Any]]
+    onnx_sha256: str
+    onnx_bytes: int
+    encodings_sha256: str | None
+    model: str | None
+    builder_log: list[str]
+    audit: PlanAudit | None
+    quantized_convolutions: int
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        kind = f"INT8 Q/DQ ({self.quantized_tensors} pairs) + {self.precision}" if self.quantized_tensors else self.precision
+        device = self.target["device"]
+        where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
+        return (
+            f"{self.engine_bytes / 1e6:.2f} MB for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
+            f"{self.coverage}, {self.seconds:.1f} s"
+        )
+
+    @property
+    def coverage(self) -> str:
+        """How many convolutions the plan says it computes in INT8, where that can be known."""
+        if not self.quantized_tensors:
+            return ""
+        if self.audit is None:
+            return ", INT8 coverage unknown for this builder"
+        return f", {self.audit.convolutions.get('int8', 0)} of {self.quantized_convolutions} quantized convolutions in INT8"
+
+
+def manifest_path(engine: Path) -> Path:
+    """Return where the manifest of ``engine`` lies."""
+    return engine.with_name(engine.name + ".json")
+
+
+def read_manifest(engine: Path) -> EngineManifest:
+    """Return the manifest of ``engine`` after checking that it belongs to this very file.
+
+    Raises:
+        EngineError: no engine, no manifest, a damaged one, or one of another engine.
+    """
+    if not engine.is_file():
+        raise EngineError(f"Cannot read the engine {engine}", "there is no such file")
+    path = manifest_path(engine)
+    rebuild = "Build it again: trtq build MODEL.onnx --target ... --out " + str(engine)
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=EngineManifest)
+    except FileNotFoundError as exc:
+        raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise EngineError(f"Cannot read the manifest {path}", str(exc), rebuild) from exc
+    actual = sha256_file(engine)
+    if actual != manifest.engine_sha256:
+        raise EngineError(
+            f"The manifest {path.name} belongs to another engine",
+            f"it describes {manifest.engine_bytes} bytes with SHA-256 {manifest.engine_sha256[:12]}, {engine.name} has "
+            f"{engine.stat().st_size} bytes with {actual[:12]}",
+            rebuild,
+        )
+    return manifest

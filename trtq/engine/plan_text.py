@@ -1,0 +1,45 @@
+"""What a TensorRT-RTX plan says of itself: how many convolutions and matrix products it computes in INT8.
+
+The plan embeds readable rows for tensors (with their type) and operations (with their inputs). The format is not documented:
+it is read for known versions only, and anything unexpected gives None instead of a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import msgspec
+
+KNOWN_VERSIONS = ("1.7",)
+TENSOR = re.compile(rb'tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*? name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
+OPERATION = re.compile(rb'(corrltn|fully_connected)=\{ name="([^"]*)" output=\{[^}]*\} input=\{"([^"]+)"')
+
+
+class PlanAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts read from the plan's own rows.
+
+    Attributes:
+        convolutions, products: by the type of the first input, such as ``{"int8": 49}``.
+        source: where this was read.
+    """
+
+    convolutions: dict[str, int]
+    products: dict[str, int]
+    source: str = "operation rows inside the TensorRT-RTX plan (undocumented format)"
+
+
+def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
+    """Return the counts of a plan, or None when the version is unknown or the rows are not as expected."""
+    if not version.startswith(KNOWN_VERSIONS):
+        return None
+    types = {m.group(1): m.group(2).decode() for m in TENSOR.finditer(plan)}
+    counts: dict[bytes, Counter[str]] = {b"corrltn": Counter(), b"fully_connected": Counter()}
+    for match in OPERATION.finditer(plan):
+        kind = types.get(match.group(3))
+        if kind is None:
+            return None
+        counts[match.group(1)][kind] += 1
+    if not any(counts.values()):
+        return None
+    return PlanAudit(convolutions=dict(counts[b"corrltn"]), products=dict(counts[b"fully_connected"]))

@@ -1,0 +1,106 @@
+"""Every exception trtq raises on purpose.
+
+TrtqError
+├── UsageError            the request itself is wrong (exit code 2)
+│   └── MissingExtraError  an optional package is not installed
+├── ModelError            the model cannot be found, made or given its weights
+├── DataError             images or labels cannot be found or read
+├── CaptureError          the model cannot be turned into one graph
+├── CalibrationError      activations cannot be turned into ranges
+├── EncodingsError        an encodings file is damaged or belongs elsewhere
+├── ExportError           the ONNX file cannot be written or is not valid
+│   └── ParityError        what torch simulates is not what ONNX Runtime computes
+├── EngineError           an engine cannot be built, read or trusted
+├── BenchError            nothing valid could be measured
+└── ArtifactError         a file trtq wrote is missing, damaged or in use
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TrtqError(Exception):
+    """Base of all errors a user can mend.
+
+    Args:
+        what: what failed, and on which object.
+        why: the reason, with expected and actual value.
+        mend: a command or a setting that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
+        self.what, self.why, self.mend = what, why, mend
+        text = what.rstrip(".")
+        if why:
+            text += f": {why.rstrip('.')}"
+        text += "."
+        if mend:
+            text += f" {mend}" if mend.endswith(("?", ".")) else f" {mend}."
+        super().__init__(text)
+
+
+class UsageError(TrtqError):
+    """The request itself is wrong."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """An optional package is not installed."""
+
+
+class ModelError(TrtqError):
+    """The model cannot be found, made or given its weights."""
+
+
+class DataError(TrtqError):
+    """Images or labels cannot be found or read."""
+
+
+class CaptureError(TrtqError):
+    """The model cannot be turned into one graph."""
+
+
+class CalibrationError(TrtqError):
+    """Activations cannot be turned into ranges."""
+
+
+class EncodingsError(TrtqError):
+    """An encodings file is damaged or belongs to another graph."""
+
+
+class ExportError(TrtqError):
+    """The ONNX file cannot be written or is not valid."""
+
+
+class ParityError(ExportError):
+    """What torch simulates is not what ONNX Runtime computes."""
+
+
+class EngineError(TrtqError):
+    """An engine cannot be built, read or trusted."""
+
+
+class BenchError(TrtqError):
+    """Nothing valid could be measured."""
+
+
+class ArtifactError(TrtqError):
+    """A file trtq wrote is missing, damaged or in use."""
+
+
+def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """Return a mend that names the nearest known names, or lists a few of them.
+
+    >>> suggest("percentle", ["max", "percentile"])
+    'Did you mean percentile?'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Known: {', '.join(sorted(known)[:12])}" if known else ""

@@ -1,0 +1,87 @@
+"""ONNX Runtime as a witness: sessions that compute a Q/DQ file as it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from trtq.data.metrics import Array
+from trtq.errors import ExportError
+
+
+def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, threads: int = 0, provider: str = "CPU") -> Any:
+    """Return an ``onnxruntime.InferenceSession``.
+
+    Args:
+        model: a file, or a model in memory.
+        as_written: compute every Q/DQ pair in float exactly as the file says (what the parity gate and accuracy need). False
+            lets ONNX Runtime fuse pairs into its own integer kernels and rewrite biases to int32 (what its latency means).
+        threads: 0 for one per core.
+        provider: ``CPU`` or ``CUDA``.
+
+    Raises:
+        ExportError: ONNX Runtime refuses the model or does not offer the provider.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    name = f"{provider}ExecutionProvider"
+    if name not in ort.get_available_providers():
+        raise ExportError(
+            f"ONNX Runtime here cannot run on {provider}",
+            f"it offers {', '.join(ort.get_available_providers())}",
+            "Install onnxruntime-gpu on a machine with an NVIDIA driver, or use --device cpu",
+        )
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return ort.InferenceSession(source, options, providers=[name])
+    except Exception as exc:  # ONNX Runtime's exceptions share no public base
+        label = str(model) if isinstance(model, Path) else "the model"
+        raise ExportError(f"ONNX Runtime cannot load {label}", str(exc).splitlines()[0]) from exc
+
+
+def input_shape(session: Any) -> list[Any]:
+    """Return the shape of the first input; a dynamic axis is a text or None."""
+    return list(session.get_inputs()[0].shape)
+
+
+def static_batch(session: Any) -> int | None:
+    """Return the fixed batch of a model, None when it is dynamic."""
+    first = input_shape(session)[0]
+    return first if isinstance(first, int) else None
+
+
+def run_batch(session: Any, batch: Array, outputs: Sequence[str] | None = None) -> list[Array]:
+    """Return the outputs for ``batch`` [N, C, H, W]; a model with a fixed batch runs it in parts.
+
+    Raises:
+        ExportError: the batch does not fit the model's input, or ONNX Runtime fails.
+    """
+    fixed, name = static_batch(session), session.get_inputs()[0].name
+    try:
+        if fixed is None or fixed == len(batch):
+            return [np.asarray(o) for o in session.run(outputs, {name: batch})]
+        parts = [session.run(outputs, {name: p}) for p in _parts(batch, fixed)]
+    except Exception as exc:
+        raise ExportError(
+            f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
+            f"it expects {input_shape(session)}: {str(exc).splitlines()[0][:200]}",
+            "Give --input-size as the model has it",
+        ) from exc
+    return [np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)] for i in range(len(parts[0]))]
+
+
+def _parts(batch: Array, size: int) -> Iterator[Array]:
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
+        if len(part) < size:  # a fixed batch takes no less: repeat the last image and drop its answers
+            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        yield part

@@ -1,0 +1,1 @@
+"""One graph for calibration, search, training and export: capture, normalise, name."""

@@ -1,0 +1,184 @@
+"""Capture: one torch.export graph of the model, with a dynamic batch where the model allows it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from trtq.errors import CaptureError
+from trtq.graph.naming import assign_names_
+from trtq.graph.normalize import normalize_
+
+logger = logging.getLogger(__name__)
+# Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
+MAX_REL_DIFF = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedGraph:
+    """A model as one functional FX graph, ready to be calibrated, quantized and exported.
+
+    Attributes:
+        module: the graph; parameters are its own (BatchNorm folded), nodes carry a stable name in ``meta["trtq_name"]``.
+        example: one input batch, float32, shape [2, C, H, W] ([1, C, H, W] when the batch is static).
+        dynamic_batch: False when the model only captures at batch 1.
+        batch_note: why the batch is static, or an empty text.
+        max_rel_diff: max |graph - eager| / max |eager| on a random batch.
+        passes: what normalisation did, by name and count.
+    """
+
+    module: fx.GraphModule
+    example: torch.Tensor
+    dynamic_batch: bool
+    batch_note: str
+    max_rel_diff: float
+    passes: dict[str, int]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch prints while it traces; failures still raise."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx")]
+    levels = [lg.level for lg in loggers]
+    try:
+        for lg in loggers:
+            lg.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for lg, level in zip(loggers, levels, strict=True):
+            lg.setLevel(level)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> torch.export.ExportedProgram:
+    """Return ``module`` as a functional ATen program with composite ops (linear, conv2d, attention) kept whole."""
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
+    with quiet(), torch.no_grad():
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+        return program.run_decompositions({})
+
+
+def first_tensor(output: object) -> torch.Tensor:
+    """Return the tensor that is the model's answer: itself, ``out["out"]``, or the first of a sequence."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, dict) and output:
+        return first_tensor(output.get("out", next(iter(output.values()))))
+    if isinstance(output, (tuple, list)) and output:
+        return first_tensor(output[0])
+    raise CaptureError(
+        "Cannot use the model's output", f"expected a tensor, found {type(output).__name__}", "Wrap the model so that it returns logits"
+    )
+
+
+class SingleOutput(nn.Module):
+    """The model with everything but its first output tensor dropped, under the model's own module names."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the first output tensor."""
+        return first_tensor(self.model(x))
+
+
+def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph:
+    """Capture ``model`` as one normalised graph.
+
+    Args:
+        model: in eval mode, float32, on the CPU; takes [N, C, H, W], returns a tensor (or a dict or tuple of them).
+        input_size: (C, H, W).
+
+    Raises:
+        CaptureError: the forward pass fails on this input size, or torch.export refuses; names module and line.
+    """
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, *input_size, generator=generator)
+    try:
+        with torch.no_grad():
+            raw = model(example)
+            reference = first_tensor(raw)
+    except CaptureError:
+        raise
+    except Exception as exc:
+        raise CaptureError(
+            f"The model's forward pass fails on input {list(example.shape)}",
+            f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+            "Give the size it expects with --input-size CxHxW",
+        ) from exc
+    if not torch.isfinite(reference).all():
+        raise CaptureError("The model gives NaN or infinity on random input", mend="Check its weights and its checkpoint")
+    wrapped = model if isinstance(raw, torch.Tensor) else SingleOutput(model)
+    prefix = "" if wrapped is model else "model."
+    program, dynamic, note = _export_best(wrapped, example)
+    if not dynamic:
+        example, reference = example[:1], reference[:1]
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    passes = normalize_(graph)
+    assign_names_(graph, prefix=prefix)
+    with torch.no_grad():
+        got = graph(example)
+        if not dynamic:
+            reference = first_tensor(model(example))
+    diff = float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+    if not diff <= MAX_REL_DIFF:
+        raise CaptureError(
+            "The captured graph does not equal the model",
+            f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} is rounding",
+            "Is the model in eval mode, and free of randomness and of state that forward() changes?",
+        )
+    return CapturedGraph(
+        module=graph, example=example, dynamic_batch=dynamic, batch_note=note, max_rel_diff=diff, passes=passes
+    )
+
+
+def _export_best(model: nn.Module, example: torch.Tensor) -> tuple[torch.export.ExportedProgram, bool, str]:
+    """Export with a dynamic batch; where the model ties itself to a batch size, with batch 1 and the reason."""
+    try:
+        return export_program(model, example, dynamic=True), True, ""
+    except Exception as first:
+        try:
+            program = export_program(model, example[:1], dynamic=False)
+        except Exception as exc:
+            raise _explain(exc, model) from exc
+        note = f"the model only captures with a fixed batch of 1 ({_first_line(first)})"
+        logger.info("%s", note)
+        return program, False, note
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [ln.strip() for ln in str(exc).splitlines() if ln.strip()]
+    return (lines[0] if lines else type(exc).__name__)[:300]
+
+
+def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
+    """Name the module and the source line a torch.export failure comes from."""
+    import traceback
+
+    modules = {type(m): n for n, m in model.named_modules()}
+    where = ""
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and frame.f_code.co_name != "__call__" and "/torch/" not in frame.f_code.co_filename:
+            line = frame.f_lineno
+            name = next((n for n, m in model.named_modules() if m is owner), modules.get(type(owner), ""))
+            where = f"module {name or '(top)'} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
+    text = _first_line(exc)
+    if "data-dependent" in str(exc) or "GuardOnDataDependentSymNode" in type(exc).__name__:
+        text = "forward() decides by the values of a tensor (if, while, .item()), which a graph cannot do"
+        mend = "Replace the decision by torch.where or torch.cond, or move it out of forward()"
+    else:
+        mend = "Change that line to plain tensor operations, or quantize a part of the model that has none"
+    return CaptureError(f"Cannot capture the model as a graph{' at ' + where if where else ''}", text, mend)

@@ -1,0 +1,86 @@
+"""Stable names: every node is called after the module it comes from, never after a counter of the tracer."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from trtq.graph.normalize import CONVS, module_path
+
+aten = torch.ops.aten
+MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.baddbmm.default)
+WEIGHTED = (*CONVS, aten.linear.default, aten.conv_transpose2d.input, aten.conv_transpose1d.default)
+SOFTMAXES = (aten.softmax.int, aten._softmax.default)
+# What may lie between the matmul of queries and keys and its softmax, and between softmax and the matmul with values.
+PASS_THROUGH = (
+    aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.sub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.expand.default,
+    aten.clamp.default,
+)
+
+
+def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
+    """Give every call a name in ``meta["trtq_name"]``, and rename the nodes of the graph after it.
+
+    A weighted op is called after its module (``layer1.0.conv1``); any other op after its module and its kind
+    (``layer1.0.add``, ``blocks.3.attn.softmax``); the two matmuls of an attention are ``qk`` and ``av``. A second op
+    that would get the same name gets ``_1``.
+
+    Args:
+        graph: a normalised graph.
+        prefix: cut off from every module path (the path of a wrapper).
+    """
+    taken: dict[str, int] = {}
+    attention = _attention_matmuls(graph)
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        path = module_path(node)
+        path = "" if path.startswith("_empty_nn_module_stack") else path
+        path = "" if path == prefix.rstrip(".") else path.removeprefix(prefix)
+        kind = attention.get(node) or _kind(node)
+        name = _weight_owner(node, prefix) or (path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip("."))
+        k = taken.get(name, 0)
+        taken[name] = k + 1
+        node.meta["trtq_name"] = f"{name}_{k}" if k else name
+    graph.recompile()
+
+
+def node_name(node: fx.Node) -> str:
+    """Return the stable name of a call, the placeholder's own name for an input."""
+    return str(node.meta.get("trtq_name", node.name))
+
+
+def _kind(node: fx.Node) -> str:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).split("::")[-1].strip("_")
+    return str(getattr(target, "__name__", target))
+
+
+def _weight_owner(node: fx.Node, prefix: str) -> str:
+    if node.target not in WEIGHTED:
+        return ""
+    weight = node.args[1]
+    if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
+        return str(weight.target).removeprefix(prefix).removesuffix(".weight")
+    return ""
+
+
+def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    found: dict[fx.Node, str] = {}
+    for node in graph.graph.nodes:
+        if node.target not in SOFTMAXES:
+            continue
+        back = node.args[0]
+        while isinstance(back, fx.Node) and back.target in PASS_THROUGH and back.args:
+            back = back.args[0]
+        if isinstance(back, fx.Node) and back.target in MATMULS:
+            found[back] = "qk"
+        ahead = node
+        while len(ahead.users) == 1 and next(iter(ahead.users)).target in PASS_THROUGH:
+            ahead = next(iter(ahead.users))
+        for user in ahead.users:
+            if user.target in MATMULS:
+                found.setdefault(user, "av")
+    return found

@@ -1,0 +1,291 @@
+"""Normalisation passes over a captured graph, run in order; each returns how many places it touched.
+
+After them the graph has no BatchNorm, no dropout, no fused attention, no view that depends on memory layout, and no
+computation on constants alone.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+BATCH_NORMS = (
+    aten._native_batch_norm_legit_no_training.default,
+    aten.batch_norm.default,
+    aten._native_batch_norm_legit.no_stats,
+)
+
+
+def normalize_(graph: fx.GraphModule) -> dict[str, int]:
+    """Run every pass on ``graph`` in place and return what each of them touched."""
+    report: dict[str, int] = {}
+    for name, run in PASSES:
+        touched = run(graph)
+        if touched:
+            report[name] = touched
+            graph.graph.eliminate_dead_code()
+            graph.graph.lint()
+    graph.delete_all_unused_submodules()
+    _drop_unused_constants(graph)
+    graph.recompile()
+    return report
+
+
+def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
+    """Return the tensor a ``get_attr`` node stands for, or None for any other node."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: object = graph
+    for part in str(node.target).split("."):
+        value = getattr(value, part, None)
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def add_constant(graph: fx.GraphModule, name: str, value: torch.Tensor, *, before: fx.Node) -> fx.Node:
+    """Register ``value`` as the buffer ``name`` (made unique) and return a ``get_attr`` node in front of ``before``."""
+    flat = name.replace(".", "_")
+    unique, k = flat, 1
+    while hasattr(graph, unique):
+        unique, k = f"{flat}_{k}", k + 1
+    graph.register_buffer(unique, value.detach().clone())
+    with graph.graph.inserting_before(before):
+        node = graph.graph.get_attr(unique)
+    node.meta["val"] = value
+    return node
+
+
+def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
+    """Replace the tensor behind a ``get_attr`` node, keeping its name."""
+    owner: object = graph
+    *parents, leaf = str(node.target).split(".")
+    for part in parents:
+        owner = getattr(owner, part)
+    assert isinstance(owner, torch.nn.Module)
+    old = getattr(owner, leaf)
+    setattr(owner, leaf, torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value)
+
+
+def _drop_unused_constants(graph: fx.GraphModule) -> None:
+    used = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    for name in [n for n, _ in (*graph.named_parameters(), *graph.named_buffers())]:
+        if name not in used:
+            owner: object = graph
+            *parents, leaf = name.split(".")
+            for part in parents:
+                owner = getattr(owner, part)
+            delattr(owner, leaf)
+
+
+def _like(new: fx.Node, old: fx.Node) -> fx.Node:
+    """Give ``new`` the origin (module path, value) of the node it stands for."""
+    for key in ("nn_module_stack", "stack_trace", "val"):
+        if key in old.meta:
+            new.meta.setdefault(key, old.meta[key])
+    return new
+
+
+def _call(graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object) -> fx.Node:
+    """Insert a call in front of ``origin``, with the origin's module path and its own example value."""
+    with graph.graph.inserting_before(origin):
+        node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
+    if "nn_module_stack" in origin.meta:
+        node.meta["nn_module_stack"] = origin.meta["nn_module_stack"]
+    vals = [a.meta.get("val") if isinstance(a, fx.Node) else a for a in args]
+    if not any(v is None and isinstance(a, fx.Node) for v, a in zip(vals, args, strict=True)):
+        fake = next((v.fake_mode for v in vals if hasattr(v, "fake_mode")), None)
+        if fake is not None:
+            with fake:
+                node.meta["val"] = target(*[fake.from_tensor(v) if _is_plain(v) else v for v in vals])
+    return node
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and not hasattr(value, "fake_mode")
+
+
+def _remove_no_ops(graph: fx.GraphModule) -> int:
+    """Dropout in eval mode, aliases, copies, pads by nothing: the graph is functional, so a copy changes nothing."""
+    gone = {aten.dropout.default, aten.alias.default, aten.clone.default, aten.detach.default, aten.detach_.default,
+            aten.lift_fresh_copy.default, aten.contiguous.default, aten.feature_dropout.default}
+    count = 0
+    for node in list(graph.graph.nodes):
+        training = node.target in (aten.dropout.default, aten.feature_dropout.default) and len(node.args) > 2 and node.args[2]
+        empty_pad = node.target in PADS and not any(node.args[1])
+        if node.op == "call_function" and (node.target in gone or empty_pad) and not training:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+            count += 1
+    return count
+
+
+def _free_views(graph: fx.GraphModule) -> int:
+    """view needs one memory layout, reshape any: the graph must also run on channels-last tensors."""
+    count = 0
+    for node in graph.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+            count += 1
+    return count
+
+
+def _split_attention(graph: fx.GraphModule) -> int:
+    """scaled_dot_product_attention becomes matmul, scale, (mask), softmax, matmul."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.scaled_dot_product_attention.default:
+            continue
+        query, key, value = node.args[:3]
+        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+        causal = (node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal")) or False
+        q_val, k_val = query.meta["val"], key.meta["val"]
+        scale = node.kwargs.get("scale")
+        scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(q_val.shape[-1]))
+        if node.kwargs.get("enable_gqa"):
+            repeat = int(q_val.shape[-3]) // int(k_val.shape[-3])
+            key = _call(graph, node, aten.repeat_interleave.self_int, key, repeat, -3)
+            value = _call(graph, node, aten.repeat_interleave.self_int, value, repeat, -3)
+        key_t = _call(graph, node, aten.transpose.int, key, -2, -1)
+        logits = _call(graph, node, aten.matmul.default, query, key_t)
+        logits = _call(graph, node, aten.mul.Tensor, logits, scale)
+        if causal:
+            rows, cols = int(q_val.shape[-2]), int(k_val.shape[-2])
+            bias = torch.zeros(rows, cols).masked_fill_(~torch.ones(rows, cols).tril().bool(), -math.inf)
+            logits = _call(graph, node, aten.add.Tensor, logits, add_constant(graph, "causal_mask", bias, before=node))
+        if isinstance(mask, fx.Node):
+            if mask.meta["val"].dtype == torch.bool:
+                mask = _call(graph, node, aten.where.ScalarOther, mask, 0.0, -math.inf)
+            logits = _call(graph, node, aten.add.Tensor, logits, mask)
+        probs = _call(graph, node, aten.softmax.int, logits, -1)
+        out = _like(_call(graph, node, aten.matmul.default, probs, value), node)
+        node.replace_all_uses_with(out)
+        graph.graph.erase_node(node)
+        count += 1
+    return count
+
+
+def _fold_constants(graph: fx.GraphModule) -> int:
+    """Compute once what depends on weights alone (standardised weights, position-bias tables, re-parameterised branches)."""
+    count = 0
+    known: dict[fx.Node, torch.Tensor] = {}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr":
+            value = get_constant(graph, node)
+            if value is not None:
+                known[node] = value
+            continue
+        if node.op != "call_function" or node.target in BATCH_NORMS or _is_random(node):
+            continue
+        inputs = node.all_input_nodes
+        if not all(i in known for i in inputs) or not isinstance(node.meta.get("val"), torch.Tensor):
+            continue
+        if not inputs and not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if any(isinstance(s, torch.SymInt) for s in node.meta["val"].shape):
+            continue
+        with torch.no_grad():
+            result = node.target(
+                *fx.map_arg(node.args, lambda n: known[n]), **fx.map_arg(node.kwargs, lambda n: known[n])
+            )
+        if not isinstance(result, torch.Tensor):
+            continue
+        known[node] = result
+        count += 1
+    for node in list(graph.graph.nodes):
+        if node in known and node.op == "call_function" and any(u not in known for u in node.users):
+            path = module_path(node)
+            constant = _like(add_constant(graph, f"{path}.{node.name}" if path else node.name, known[node], before=node), node)
+            node.replace_all_uses_with(constant)
+    return count
+
+
+def _is_random(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags
+
+
+def module_path(node: fx.Node) -> str:
+    """Return the dotted path of the module a node was traced in, "" for the top."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]).split("@")[0] if stack else ""
+
+
+def _fold_batch_norm(graph: fx.GraphModule) -> int:
+    """Fold y = (x - mean) / sqrt(var + eps) * w + b into the convolution or linear before it, else write it as x * s + t."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target not in BATCH_NORMS:
+            continue
+        if node.target is aten.batch_norm.default:
+            source, weight, bias, mean, var, _, _, eps = node.args[:8]
+            outputs = [node]
+        else:
+            source, weight, bias, mean, var, _, eps = node.args[:7]
+            outputs = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
+        mu, sigma2 = get_constant(graph, mean), get_constant(graph, var)
+        if mu is None or sigma2 is None:
+            continue
+        gamma = get_constant(graph, weight)
+        beta = get_constant(graph, bias)
+        scale = torch.rsqrt(sigma2.double() + float(eps)) * (1.0 if gamma is None else gamma.double())
+        shift = (0.0 if beta is None else beta.double()) - mu.double() * scale
+        folded = _fold_into(graph, source, scale, shift)
+        if folded is None:
+            shape = [1, -1] + [1] * (source.meta["val"].ndim - 2)
+            path = module_path(node) or "bn"
+            s = add_constant(graph, f"{path}.scale", scale.float().reshape(shape), before=node)
+            t = add_constant(graph, f"{path}.shift", shift.float().reshape(shape), before=node)
+            folded = _call(graph, node, aten.mul.Tensor, source, s)
+            folded = _like(_call(graph, node, aten.add.Tensor, folded, t), node)
+            folded.meta["val"] = source.meta["val"]
+        for output in outputs:
+            output.replace_all_uses_with(folded)
+            if output is not node:
+                graph.graph.erase_node(output)
+        if not node.users:
+            graph.graph.erase_node(node)
+        count += 1
+    return count
+
+
+def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shift: torch.Tensor) -> fx.Node | None:
+    """Scale and shift the output channels of ``source`` inside its weights; None where that would not be exact."""
+    if len(source.users) != 1 or source.target not in (*CONVS, aten.linear.default):
+        return None
+    if source.target is aten.convolution.default and source.args[6]:
+        return None  # transposed: output channels are not axis 0
+    if source.target is aten.linear.default and source.meta["val"].ndim != 2:
+        return None  # BatchNorm1d normalises axis 1, linear's channels are last
+    weight_node = source.args[1]
+    weight = get_constant(graph, weight_node)
+    bias_node = source.args[2] if len(source.args) > 2 else None
+    bias = get_constant(graph, bias_node)
+    if weight is None or len(weight_node.users) != 1 or (bias_node is not None and bias is None):
+        return None
+    new_weight = (weight.double() * scale.reshape([-1] + [1] * (weight.ndim - 1))).float()
+    new_bias = ((0.0 if bias is None else bias.double() * scale) + shift).float()
+    set_constant_(graph, weight_node, new_weight)
+    if bias_node is not None and len(bias_node.users) == 1:
+        set_constant_(graph, bias_node, new_bias)
+    else:
+        base = str(weight_node.target).removesuffix("weight").rstrip("._")
+        constant = add_constant(graph, f"{base}.bias", new_bias, before=source)
+        args = list(source.args)
+        args[2:3] = [constant]
+        source.args = tuple(args)
+    return source
+
+
+PASSES: tuple[tuple[str, Callable[[fx.GraphModule], int]], ...] = (
+    ("no-ops removed", _remove_no_ops),
+    ("views freed", _free_views),
+    ("constants folded", _fold_constants),
+    ("attention split", _split_attention),
+    ("batch norm folded", _fold_batch_norm),
+)

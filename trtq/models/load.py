@@ -1,0 +1,169 @@
+"""From the text a user types to a module in eval mode, with what its authors say about its input."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from trtq.errors import ModelError, suggest
+from trtq.models.checkpoint import check_finite, load_checkpoint_
+
+BUILTIN = ("fcn_resnet18",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A module in eval mode and where it came from.
+
+    Attributes:
+        module: float32, on the CPU, in eval mode.
+        name: the text it was asked for by.
+        input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``, ``crop_pct``,
+            ``interpolation``), empty when they say nothing.
+        weights: where the weights come from, in words.
+    """
+
+    module: nn.Module
+    name: str
+    weights: str
+    input_hints: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse_value(text: str) -> int | float | bool | str:
+    """Return ``text`` as an int, a float or a bool where it reads as one.
+
+    >>> parse_value("10"), parse_value("0.5"), parse_value("true"), parse_value("relu")
+    (10, 0.5, True, 'relu')
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def load_model(
+    name: str,
+    *,
+    args: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    match: Literal["name", "order"] = "name",
+    seed: int = 0,
+) -> LoadedModel:
+    """Return the model ``name`` in eval mode with its weights.
+
+    Args:
+        name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory`` or
+            ``path/to/file.py:factory``.
+        args: keyword arguments of the factory; texts that read as numbers or booleans become such.
+        checkpoint: weights to load; without one the weights are the factory's own (random for timm and torchvision).
+        match: how tensors of the checkpoint find theirs in the model.
+        seed: makes random weights repeatable.
+
+    Raises:
+        ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does not fit, NaN weights.
+    """
+    kind, _, rest = name.partition(":")
+    if not rest:
+        raise ModelError(
+            f"Cannot load the model {name!r}",
+            "it has no source before a colon",
+            f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
+        )
+    kwargs = {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
+    torch.manual_seed(seed)
+    hints: Mapping[str, Any] = {}
+    if kind == "timm":
+        factory, hints = _timm(rest)
+    elif kind == "torchvision":
+        factory = _torchvision(rest)
+    elif kind == "trtq":
+        if rest not in BUILTIN:
+            raise ModelError(f"Unknown model {name!r}", mend=suggest(rest, BUILTIN))
+        from trtq.models.fcn import fcn_resnet18
+
+        factory = fcn_resnet18
+    else:
+        factory = _own_factory(name)
+    try:
+        module = factory(**kwargs)
+    except Exception as exc:
+        raise ModelError(
+            f"Cannot make the model {name!r}", f"its factory raised {type(exc).__name__}: {exc}", "Check --model-arg"
+        ) from exc
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"Cannot use {name!r}", f"its factory returned {type(module).__name__}, not a torch.nn.Module")
+    if kind == "timm" and getattr(module, "pretrained_cfg", None):
+        hints = {**hints, **{k: v for k, v in module.pretrained_cfg.items() if k in HINT_KEYS}}
+    if checkpoint is not None:
+        load_checkpoint_(module, checkpoint, match)
+    check_finite(module)
+    own = kind not in ("timm", "torchvision", "trtq")
+    weights = str(checkpoint) if checkpoint else ("the factory's own" if own else f"random (seed {seed})")
+    return LoadedModel(module=module.float().cpu().eval(), name=name, weights=weights, input_hints=hints)
+
+
+HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
+
+
+def _timm(name: str) -> tuple[Callable[..., nn.Module], Mapping[str, Any]]:
+    import timm
+
+    base = name.split(".", 1)[0]
+    if not timm.is_model(base):
+        raise ModelError(f"Unknown timm model {name!r}", mend=suggest(base, timm.list_models()))
+    return (lambda **kw: timm.create_model(name, pretrained=False, **kw)), {}
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        raise ModelError(f"Unknown torchvision model {name!r}", mend=suggest(name, known))
+    segmentation = name in models.list_models(module=models.segmentation)
+    extra = {"weights_backbone": None} if segmentation else {}
+    return lambda **kw: models.get_model(name, weights=None, **{**extra, **kw})
+
+
+def _own_factory(name: str) -> Callable[..., nn.Module]:
+    where, _, attr = name.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            path = Path(where).resolve()
+            if not path.is_file():
+                raise ModelError(f"Cannot load the model {name!r}", f"there is no file {where}")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            if spec is None or spec.loader is None:
+                raise ModelError(f"Cannot load the model {name!r}", f"{where} is not a Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            spec.loader.exec_module(module)
+        else:
+            # A console script does not see the current folder; a user's own package usually lies there.
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            module = importlib.import_module(where)
+    except ModelError:
+        raise
+    except Exception as exc:
+        raise ModelError(
+            f"Cannot load the model {name!r}",
+            f"importing {where} raised {type(exc).__name__}: {exc}",
+            "Known sources: timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory",
+        ) from exc
+    factory = getattr(module, attr, None)
+    if not callable(factory):
+        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise ModelError(f"Cannot load the model {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names))
+    result: Callable[..., nn.Module] = factory
+    return result

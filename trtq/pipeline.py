@@ -1,0 +1,269 @@
+"""``trtq run``: the chain of a recipe, each stage skipped when what it depends on has not changed and its files are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import (
+    SCHEMA, cpu_name, digest_of, ensure_writable_dir, locked, package_version, read_json, sha256_file, write_json,
+)  # fmt: skip
+from trtq.bench.latency import bench
+from trtq.engine.build import build
+from trtq.engine.manifest import manifest_path
+from trtq.errors import ArtifactError
+from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, Recipe
+from trtq.verbs.evaluate import evaluate
+from trtq.verbs.progress import Progress, Silent
+from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.version import __version__
+
+STATE = ".trtq-stages"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the chain.
+
+    Attributes:
+        name: such as ``build rtx3080``.
+        inputs: returns everything the result depends on, when the stage is reached; a digest of it is the stage's key.
+        outputs: files the stage writes.
+        work: does it and returns a one-line summary.
+    """
+
+    name: str
+    inputs: Callable[[], dict[str, Any]]
+    outputs: tuple[Path, ...]
+    work: Callable[[], str]
+
+    @property
+    def slug(self) -> str:
+        """The stage's name as a file name."""
+        return "".join(c if c.isalnum() else "-" for c in self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What happened to a stage.
+
+    Attributes:
+        name: of the stage.
+        ran: False when it was up to date.
+        why: why it ran, or why not.
+        summary: one line about its result; empty in a dry run.
+    """
+
+    name: str
+    ran: bool
+    why: str
+    summary: str
+
+
+def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> list[StageResult]:
+    """Run the chain of ``recipe`` and return what happened to each stage.
+
+    A stage runs when its inputs changed, when one of its files is missing or altered, or when a stage before it ran. An
+    interrupted run goes on with the stage it was in. Two runs in one folder take turns.
+
+    Args:
+        recipe: what to do.
+        progress: receives what happens.
+        dry_run: only say which stages would run, and why.
+
+    Raises:
+        TrtqError: a stage failed; the results of the stages before it are kept.
+    """
+    progress = progress or Silent()
+    out = Path(recipe.out)
+    if dry_run:
+        return _walk(recipe, out, progress, dry_run=True)
+    ensure_writable_dir(out)
+    with locked(out / ".trtq-run.lock", waiting=progress.note):
+        return _walk(recipe, out, progress, dry_run=False)
+
+
+def _walk(recipe: Recipe, out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
+    results: list[StageResult] = []
+    stale = ""
+    for stage in plan(recipe, out, progress):
+        inputs = stage.inputs()
+        key = digest_of({"inputs": inputs, "trtq": __version__, "schema": SCHEMA})
+        why = f"{stale} runs before it" if stale and dry_run else _why_stale(stage, inputs, key, out)
+        if why is None:
+            summary = str(_state(stage, out).get("summary", "")) if not dry_run else ""
+            results.append(StageResult(stage.name, False, "nothing it depends on has changed", summary))
+            continue
+        stale = stale or stage.name
+        if dry_run:
+            results.append(StageResult(stage.name, True, why, ""))
+            continue
+        progress.note(f"{stage.name}: {why}")
+        (out / STATE / f"{stage.slug}.json").unlink(missing_ok=True)
+        summary = stage.work()
+        files = {str(p.relative_to(out)): sha256_file(p) for p in stage.outputs}
+        parts = {k: digest_of(v) for k, v in inputs.items()}
+        ensure_writable_dir(out / STATE)
+        write_json(out / STATE / f"{stage.slug}.json", {"key": key, "parts": parts, "files": files, "summary": summary})
+        results.append(StageResult(stage.name, True, why, summary))
+    return results
+
+
+def _state(stage: Stage, out: Path) -> dict[str, Any]:
+    return read_json(out / STATE / f"{stage.slug}.json", kind="stage record")
+
+
+def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> str | None:
+    """Return why the stage must run, None when it is up to date."""
+    try:
+        state = _state(stage, out)
+    except ArtifactError:
+        return "it has not finished before" if not (out / STATE / f"{stage.slug}.json").exists() else "its record is damaged"
+    if state.get("key") != key:
+        before = state.get("parts", {})
+        changed = [k for k, v in inputs.items() if before.get(k) != digest_of(v)]
+        return f"{' and '.join(changed)} changed" if changed else "another version of trtq made it"
+    for name, digest in state.get("files", {}).items():
+        path = out / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_file(path) != digest:
+            return f"{name} was altered"
+    return None
+
+
+def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
+    """Return the stages of ``recipe`` in order."""
+    qdq, fp32, record = out / QDQ, out / FP32, out / RECORD
+    stages = [_quantize_stage(recipe, out, progress)]
+    records = [record]
+    if recipe.evaluate is not None:
+        stages.append(_evaluate_stage(recipe, out, progress))
+        records.append(out / "evaluate.json")
+    for wanted in recipe.build:
+        stages.append(_build_stage(wanted, out))
+        records.append(manifest_path(stages[-1].outputs[0]))
+    if recipe.bench is not None:
+        for label, path in (("fp32", fp32), ("qdq", qdq)):
+            stages.append(_bench_stage(recipe.bench, label, path, out))
+            records.append(out / f"bench.{label}.json")
+    stages.append(_report_stage(recipe, out, records))
+    return stages
+
+
+def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
+    spec = recipe.quantize
+    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache", "batch_size")}
+
+    def inputs() -> dict[str, Any]:
+        return {
+            "settings": settings,
+            "weights": _digest_or_none(spec.checkpoint),
+            "model code": _model_code(spec.model),
+            "images": fingerprint(spec.data),
+            "class index": _digest_or_none(spec.class_index),
+        }
+
+    def work() -> str:
+        return quantize(spec, progress).summary
+
+    return Stage("quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, RECORD)), work)
+
+
+def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
+    wanted, base = recipe.evaluate, recipe.quantize
+    assert wanted is not None
+    same = wanted.data in ("", base.data)
+    names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
+    spec = EvaluateSpec(
+        onnx=str(out / QDQ), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
+        class_index=wanted.class_index or (base.class_index if same else None),
+        exclude=str(out / RECORD) if wanted.held_out and same else None,
+        **{n: getattr(wanted, n) for n in names},
+    )  # fmt: skip
+
+    def inputs() -> dict[str, Any]:
+        files = {n: _digest_or_none(str(out / n)) for n in (QDQ, FP32)}
+        return {
+            "settings": msgspec.to_builtins(spec), **files, "images": fingerprint(spec.data),
+            "class index": _digest_or_none(spec.class_index),
+        }  # fmt: skip
+
+    def work() -> str:
+        record = evaluate(spec, progress)
+        write_json(out / "evaluate.json", record)
+        return record.summary
+
+    return Stage("evaluate", inputs, (out / "evaluate.json",), work)
+
+
+def _build_stage(wanted: BuildStage, out: Path) -> Stage:
+    name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
+    if wanted.source == "qdq" and wanted.precision != "fp32":
+        name += f"-{wanted.precision}"
+    source, engine = out / (QDQ if wanted.source == "qdq" else FP32), out / f"{name}.engine"
+    spec = BuildSpec(
+        onnx=str(source), target=wanted.target, backend=wanted.backend, precision=wanted.precision, batch=wanted.batch, out=str(engine)
+    )
+
+    def inputs() -> dict[str, Any]:
+        versions = {n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")}
+        return {"settings": msgspec.to_builtins(spec), source.name: _digest_or_none(str(source)), "builder version": versions}
+
+    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec).summary)
+
+
+def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path) -> Stage:
+    spec = BenchSpec(file=str(path), device=wanted.device, batch=wanted.batch, seconds=wanted.seconds, min_samples=wanted.min_samples)
+    target = out / f"bench.{label}.json"
+
+    def inputs() -> dict[str, Any]:
+        return {"settings": msgspec.to_builtins(spec), path.name: _digest_or_none(str(path)), "machine": cpu_name()}
+
+    def work() -> str:
+        record = bench(spec)
+        write_json(target, record)
+        return record.summary
+
+    return Stage(f"bench {label}", inputs, (target,), work)
+
+
+def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
+    page = out / "report.html"
+
+    def inputs() -> dict[str, Any]:
+        return {"title": recipe.title, **{p.name: _digest_or_none(str(p)) for p in records}}
+
+    def work() -> str:
+        from trtq.report.page import write_page
+
+        return f"{write_page(out, page, title=recipe.title)}"
+
+    return Stage("report", inputs, (page,), work)
+
+
+def _digest_or_none(path: str | None) -> str | None:
+    return sha256_file(Path(path)) if path and Path(path).is_file() else None
+
+
+def _model_code(name: str) -> str | None:
+    """Return the digest of the file a user's own factory lives in; a package's version is in the record instead."""
+    where = name.rpartition(":")[0]
+    return _digest_or_none(where) or _digest_or_none(where.replace(".", "/") + ".py")
+
+
+def fingerprint(data: str) -> str | None:
+    """Return a digest over path, size and time of every file behind ``data``: fast, and changed when a file is."""
+    path = Path(data.removeprefix("cifar10:")).expanduser()
+    if path.is_dir():
+        entries = sorted((p.relative_to(path).as_posix(), p.stat()) for p in path.rglob("*") if p.is_file())
+        return digest_of([(n, s.st_size, s.st_mtime_ns) for n, s in entries])
+    for candidate in (path, *path.parents):
+        if candidate.is_file():
+            stat = candidate.stat()
+            return digest_of([str(data), stat.st_size, stat.st_mtime_ns])
+    return None

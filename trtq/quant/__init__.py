@@ -1,0 +1,1 @@
+"""Number formats, the fake-quantize op, calibrators, placement rules, encodings, simulation."""

@@ -1,0 +1,117 @@
+"""The calibration cache: what calibration found, keyed by everything it depends on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trtq.artifact import digest_of, locked, sha256_bytes, write_atomic
+from trtq.quant.calibrate import ActivationStats
+
+CACHE_VERSION = 1
+FIELDS = ("amax", "low", "high", "bulk_rms")
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What a calibration depends on, part by part, so that a miss can say which part changed."""
+
+    parts: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 over all parts."""
+        return digest_of({"version": CACHE_VERSION, **self.parts})
+
+
+class CalibrationCache:
+    """A folder of safetensors files, one per key.
+
+    Args:
+        folder: created when missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: CacheKey) -> Path:
+        """Return the file of ``key``."""
+        return self.folder / f"{key.digest[:32]}.safetensors"
+
+    def lock(self, key: CacheKey) -> contextlib.AbstractContextManager[None]:
+        """Hold this while calibrating: a second process then finds the finished entry instead of doing the work again."""
+        return locked(self.path(key).with_suffix(".lock"))
+
+    def load(self, key: CacheKey) -> tuple[dict[str, ActivationStats] | None, str]:
+        """Return the entry of ``key`` and why it was used, or None and why not."""
+        path = self.path(key)
+        if not path.exists():
+            return None, self._why_missing(key)
+        try:
+            with safe_open(path, framework="pt") as handle:
+                meta = handle.metadata() or {}
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+            names: list[str] = msgspec.json.decode(meta["names"], type=list[str])
+            if meta["digest"] != _content_digest(names, tensors) or meta["key"] != key.digest:
+                return None, f"not used: {path.name} was altered since it was written; calibrating again"
+            numbers = tensors["numbers"]
+            stats = {n: _row(numbers[i], tensors.get(f"{i}.mean"), tensors.get(f"{i}.variance")) for i, n in enumerate(names)}
+        except (SafetensorError, OSError, KeyError, IndexError, msgspec.MsgspecError) as exc:
+            return None, f"not used: {path.name} is damaged ({type(exc).__name__}); calibrating again"
+        return stats, f"used: {path.name} (same weights, images, preprocessing and calibrator)"
+
+    def save(self, key: CacheKey, stats: Mapping[str, ActivationStats]) -> Path:
+        """Write the entry of ``key`` atomically."""
+        names = list(stats)
+        rows = [[torch.nan if (v := getattr(s, f)) is None else v for f in FIELDS] for s in stats.values()]
+        tensors = {"numbers": torch.tensor(rows, dtype=torch.float64).reshape(len(names), len(FIELDS))}
+        for i, s in enumerate(stats.values()):
+            if s.mean is not None and s.variance is not None:
+                tensors[f"{i}.mean"], tensors[f"{i}.variance"] = s.mean.contiguous(), s.variance.contiguous()
+        meta = {
+            "trtq": "calibration",
+            "names": msgspec.json.encode(names).decode(),
+            "parts": msgspec.json.encode(dict(key.parts)).decode(),
+            "key": key.digest,
+            "digest": _content_digest(names, tensors),
+        }
+        return write_atomic(self.path(key), lambda tmp: save_file(tensors, tmp, metadata=meta))
+
+    def _why_missing(self, key: CacheKey) -> str:
+        """Name what differs from the entry that has most in common with ``key``."""
+        best: tuple[int, list[str]] | None = None
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError):
+                with safe_open(path, framework="pt") as handle:
+                    parts: dict[str, str] = msgspec.json.decode((handle.metadata() or {})["parts"], type=dict[str, str])
+                changed = [k for k in key.parts if parts.get(k) != key.parts[k]]
+                if best is None or len(changed) < best[0]:
+                    best = (len(changed), changed)
+        if best is None:
+            return "not used: there is no entry yet"
+        if len(best[1]) == len(key.parts):
+            return "not used: no entry for this model and these images"
+        if not best[1]:
+            return "not used: the entry was made by another version of trtq"
+        return f"not used: {' and '.join(best[1])} changed since the nearest entry"
+
+
+def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
+    values = [None if v != v else v for v in numbers.tolist()]
+    amax, low, high, rms = values
+    assert amax is not None and low is not None and high is not None
+    return ActivationStats(amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance)
+
+
+def _content_digest(names: list[str], tensors: Mapping[str, torch.Tensor]) -> str:
+    parts = [msgspec.json.encode(names)]
+    for name in sorted(tensors):
+        parts += [name.encode(), tensors[name].contiguous().numpy().tobytes()]
+    return sha256_bytes(b"\0".join(parts))

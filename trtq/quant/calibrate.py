@@ -1,0 +1,139 @@
+"""From observed ranges to encodings: choose amax, leave in float what INT8 cannot carry, say why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from trtq.graph.naming import SOFTMAXES
+from trtq.graph.normalize import get_constant
+from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, bias_floor, histogram_calibrator, weight_amax
+from trtq.quant.encodings import Encodings
+from trtq.quant.formats import Format
+from trtq.quant.histogram import Histogram
+from trtq.quant.observe import Range
+from trtq.quant.placement import Placement, Quantizer, keep_whole_
+
+BULK_PERCENT = 99.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationStats:
+    """What calibration keeps of one activation: small enough for a cache file.
+
+    Attributes:
+        amax: what the calibrator chose.
+        low, high: smallest and largest value seen.
+        bulk_rms: root mean square of the 99 % of non-zero values with the smallest magnitude; None when all are 0.
+        mean, variance: per input channel of the layer that follows, float64 [C]; None where no weight follows.
+    """
+
+    amax: float
+    low: float
+    high: float
+    bulk_rms: float | None
+    mean: torch.Tensor | None = None
+    variance: torch.Tensor | None = None
+
+
+def summarize(seen: Range, calibrator: str, percentile: float) -> ActivationStats:
+    """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator``."""
+    if calibrator in NEEDS_HISTOGRAM:
+        amax = histogram_calibrator(calibrator, percentile=percentile)(seen.hist)
+    else:
+        amax = seen.ema if calibrator == "ema" and seen.ema is not None else seen.amax
+    mean = variance = None
+    if seen.sums is not None and seen.squares is not None:
+        mean = seen.sums / seen.count
+        variance = (seen.squares / seen.count - mean.square()).clamp_min(0.0)
+    return ActivationStats(
+        amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance
+    )
+
+
+def bulk_rms(hist: Histogram, zeros: int) -> float | None:
+    """Return the root mean square of the smallest 99 % of the non-zero magnitudes, None when there are none."""
+    counts = hist.counts.astype(np.float64)
+    counts[0] -= zeros
+    total = counts.sum()
+    if total <= 0:
+        return None
+    keep = np.cumsum(counts) <= BULK_PERCENT / 100.0 * total
+    keep[0] = True
+    kept = counts * keep
+    if kept.sum() == 0:  # one bin holds nearly everything
+        kept = counts
+    return float(np.sqrt(np.sum(kept * hist.centres**2) / kept.sum()))
+
+
+def outlier_reason(stats: ActivationStats, qmax: int) -> str | None:
+    """Return why INT8 cannot carry this activation, or None.
+
+    One step is amax / qmax. When it exceeds the root mean square of the lower 99 % of the values, outliers own the range and
+    everything else rounds to -1, 0 or 1: that is what residual outliers of vision transformers do (facts: amax in the
+    hundreds over a bulk near 1).
+    """
+    amax = max(abs(stats.low), abs(stats.high))
+    if stats.bulk_rms is None or amax / qmax <= stats.bulk_rms:
+        return None
+    return (
+        f"its range of {stats.low:.4g} to {stats.high:.4g} is set by outliers: one INT8 step would be {amax / qmax:.3g}, "
+        f"while 99 % of its values have a root mean square of {stats.bulk_rms:.3g}"
+    )
+
+
+def make_encodings(
+    graph: fx.GraphModule, placement: Placement, stats: Mapping[str, ActivationStats], origin: Mapping[str, Any]
+) -> Encodings:
+    """Return the encodings of every quantizer that runs in INT8; the others get ``float_reason`` set in ``placement``.
+
+    Args:
+        graph: captured.
+        placement: its quantizers; changed in place where a tensor must stay in float.
+        stats: by node name of the source, from :func:`summarize`.
+        origin: what the encodings file says about model, data and method.
+    """
+    for quantizer in placement.quantizers:
+        if not quantizer.is_weight:
+            _judge_(quantizer, stats[quantizer.source.name])
+    keep_whole_(placement)
+    amax: dict[str, torch.Tensor] = {}
+    formats: dict[str, Format] = {}
+    inputs = {q.consumer: q for q in placement.active if not q.is_weight and q.role != "residual"}
+    for quantizer in placement.active:
+        formats[quantizer.name] = quantizer.format
+        if quantizer.is_weight:
+            feeding = inputs.get(quantizer.consumer)
+            amax[quantizer.name] = _weight(graph, quantizer, stats[feeding.source.name] if feeding else None)
+        else:
+            amax[quantizer.name] = torch.tensor(stats[quantizer.source.name].amax, dtype=torch.float32)
+    left = {q.name: q.float_reason for q in placement.quantizers if q.float_reason is not None}
+    return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin)
+
+
+def _judge_(quantizer: Quantizer, stats: ActivationStats) -> None:
+    if stats.low == stats.high == 0.0:
+        quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
+        return
+    # A softmax lies in [0, 1] by construction: small probabilities may round to 0 without harm.
+    if quantizer.source.target not in SOFTMAXES:
+        reason = outlier_reason(stats, quantizer.format.qmax)
+        if reason is not None and not (quantizer.float_reason or "").startswith("asked for"):
+            quantizer.float_reason = reason
+
+
+def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None) -> torch.Tensor:
+    weight, node, fmt = get_constant(graph, quantizer.source), quantizer.consumer, quantizer.format
+    assert weight is not None
+    if quantizer.role != "weight" or feeding is None or feeding.mean is None or feeding.variance is None:
+        return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
+    groups = feeding.mean.numel() // weight.shape[1]
+    moments = Moments(feeding.mean, feeding.variance)
+    amax = weight_amax(weight, fmt.axis, moments=moments, groups=groups, qmax=fmt.qmax)
+    bias = get_constant(graph, node.args[2]) if len(node.args) > 2 else None
+    return bias_floor(amax, bias, feeding.amax / fmt.qmax, fmt.qmax)

@@ -1,0 +1,189 @@
+"""Calibrators: from what an observer gathered to ``amax``. Pure functions on histograms; no tensors, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trtq.quant.histogram import NUM_BINS, Histogram
+
+Floats = npt.NDArray[np.float64]
+
+
+def percentile_amax(hist: Histogram, percentile: float) -> float:
+    """Return the magnitude that ``percentile`` percent of the values do not exceed, to within half a bin.
+
+    Args:
+        hist: counts of magnitudes.
+        percentile: in (0, 100]; 100 gives the largest value.
+    """
+    if percentile >= 100.0 or hist.amax == 0.0:
+        return hist.amax
+    cumulative = np.cumsum(hist.counts)
+    index = int(np.searchsorted(cumulative, percentile / 100.0 * cumulative[-1]))
+    return float(min((index + 0.5) * hist.limit / NUM_BINS, hist.amax))
+
+
+def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
+    """Return the mean squared error of symmetric quantization at each candidate ``amax`` (round to nearest, clamp).
+
+    Args:
+        hist: counts of magnitudes.
+        amax: float64, shape [K], greater than 0.
+        qmax: highest code.
+    """
+    used = np.flatnonzero(hist.counts)
+    values, weights = hist.centres[used], hist.counts[used] / max(hist.num_values, 1)
+    step = (amax / qmax)[:, None]
+    quantized = np.minimum(np.rint(values / step), qmax) * step
+    errors: Floats = (values - quantized) ** 2 @ weights
+    return errors
+
+
+def mse_amax(hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest: float = 0.2) -> float:
+    """Return the ``amax`` with the smallest mean squared quantization error among evenly spaced fractions of the largest value."""
+    if hist.amax == 0.0:
+        return 0.0
+    tries = hist.amax * np.linspace(lowest, 1.0, candidates)
+    return float(tries[int(np.argmin(clip_errors(hist, tries, qmax)))])
+
+
+def entropy_amax(hist: Histogram, *, levels: int = 128, candidates: int = 256) -> float:
+    """Return the clipping value whose quantized distribution is nearest to the original in Kullback-Leibler divergence.
+
+    Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each clipping bin i, P is the histogram up to i with everything
+    beyond added to its last bin, Q is P's own bins (without that addition) merged into ``levels`` groups and spread evenly
+    over the bins of a group that are not empty; the i with the smallest KL(P || Q) wins. As in TensorRT's calibrator the
+    first bin, which holds the zeros of a ReLU and carries no range, is left out.
+
+    Args:
+        hist: counts of magnitudes.
+        levels: number of positive codes.
+        candidates: how many clipping bins are tried, evenly spaced between ``levels`` and the last used one.
+    """
+    if hist.amax == 0.0:
+        return 0.0
+    counts = hist.counts.astype(np.float64)
+    counts[0] = 0.0
+    last = int(np.flatnonzero(hist.counts)[-1]) + 1
+    if counts.sum() == 0.0 or last <= levels:
+        return hist.amax
+    ends = np.unique(np.linspace(levels, last, candidates).astype(int))
+    divergence = [_clip_divergence(counts, int(i), levels) for i in ends]
+    best = int(ends[int(np.argmin(divergence))])
+    return float(min(best * hist.limit / NUM_BINS, hist.amax))
+
+
+def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
+    kept = counts[:end]
+    p = kept.copy()
+    p[-1] += counts[end:].sum()
+    edges = np.linspace(0, end, levels + 1).round().astype(int)[:-1]
+    filled = (kept > 0).astype(np.float64)
+    sums, sizes = np.add.reduceat(kept, edges), np.add.reduceat(filled, edges)
+    mean = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)
+    q = np.repeat(mean, np.diff(np.append(edges, end))) * filled
+    p_sum, q_sum = p.sum(), q.sum()
+    if q_sum == 0.0:
+        return float("inf")
+    used = p > 0
+    # Where clipping put mass on an empty last bin Q has none: a floor keeps the divergence finite and large.
+    q_used = np.maximum(q[used] / q_sum, 1e-12)
+    p_used = p[used] / p_sum
+    return float(np.sum(p_used * np.log(p_used / q_used)))
+
+
+def max_amax(hist: Histogram) -> float:
+    """Return the largest magnitude seen."""
+    return hist.amax
+
+
+def histogram_calibrator(name: str, *, percentile: float, qmax: int = 127) -> Callable[[Histogram], float]:
+    """Return the function from a histogram to ``amax`` that the calibrator ``name`` stands for."""
+    table: dict[str, Callable[[Histogram], float]] = {
+        "percentile": lambda h: percentile_amax(h, percentile),
+        "entropy": lambda h: entropy_amax(h, levels=qmax + 1),
+        "mse": lambda h: mse_amax(h, qmax=qmax),
+    }
+    return table[name]
+
+
+NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance of each input channel of a layer, float64, shape [C_in]."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+
+WEIGHT_FRACTIONS = torch.linspace(1.0, 0.8, 81, dtype=torch.float64)
+
+
+def weight_amax(
+    weight: torch.Tensor, axis: int | None, *, moments: Moments | None = None, groups: int = 1, qmax: int = 127
+) -> torch.Tensor:
+    """Return ``amax`` of a weight: the largest magnitude, or the fraction of it that costs the layer's output least.
+
+    With ``moments`` each output channel takes, out of 81 fractions between 1 and 0.8, the one with the smallest expected
+    squared error of its output, ``(sum d_i mean_i)^2 + sum d_i^2 variance_i`` for the rounding errors ``d`` of its weights
+    and independent inputs. The first term is the shift of the channel's mean, which rounding to nearest leaves to chance and
+    which dominates after ReLU, where every input has a positive mean (docs/decisions.md has the measurement).
+
+    Args:
+        weight: float32, shape [C_out, C_in / groups, ...], any shape without ``moments``.
+        axis: the axis that keeps an ``amax`` per index, None for one.
+        moments: of the layer's input channels.
+        groups: of a convolution.
+        qmax: highest code.
+
+    Returns:
+        float32, shape [C] or []; 1 for a channel of zeros, whose codes are 0 at any scale.
+    """
+    flat = (weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)).double()
+    best = flat.abs().amax(dim=1)
+    if moments is not None and axis == 0:
+        best = _least_output_error(flat, best, moments, weight.shape[1], groups, qmax)
+    best = torch.where(best > 0, best, torch.ones_like(best)).float()
+    return best.reshape([]) if axis is None else best
+
+
+def _least_output_error(
+    flat: torch.Tensor, largest: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int
+) -> torch.Tensor:
+    outputs, taps = flat.shape[0], flat.shape[1] // channels
+    group = torch.arange(outputs) // (outputs // groups)
+    picked = group[:, None] * channels + torch.arange(channels)[None, :]
+    mean = moments.mean[picked].repeat_interleave(taps, dim=1)
+    variance = moments.variance[picked].repeat_interleave(taps, dim=1)
+    best, best_error = largest.clone(), torch.full_like(largest, torch.inf)
+    for fraction in WEIGHT_FRACTIONS:
+        scale = (largest * fraction / qmax).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        error = torch.div(flat, scale).round_().clamp_(-qmax - 1, qmax).mul_(scale).sub_(flat)
+        cost = (error * mean).sum(dim=1).square() + (error.square() * variance).sum(dim=1)
+        better = cost < best_error
+        best, best_error = torch.where(better, largest * fraction, best), torch.where(better, cost, best_error)
+    return best
+
+
+def bias_floor(amax: torch.Tensor, bias: torch.Tensor | None, input_scale: float, qmax: int = 127) -> torch.Tensor:
+    """Return ``amax`` raised where the layer's bias, written as int32 codes of input scale times weight scale, would overflow.
+
+    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ file. Only channels whose
+    weights are below 2^-23 of their bias are touched: nothing they add to the output is lost.
+
+    Args:
+        amax: float32, shape [C].
+        bias: float32, shape [C], or None.
+        input_scale: the activation's scale.
+        qmax: highest code.
+    """
+    if bias is None or amax.ndim == 0:
+        return amax
+    return torch.maximum(amax, bias.abs() / (input_scale * 2.0**30) * qmax)

@@ -1,0 +1,64 @@
+"""The one op of simulation: quantize, then dequantize.
+
+It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same order: divide by the scale, round half to
+even, add the zero point, clamp, subtract the zero point, multiply by the scale.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def _shaped(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
+    return value if axis is None else value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+
+
+@torch.library.custom_op("trtq::fake_quantize", mutates_args=())
+def fake_quantize(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, qmin: int, qmax: int, name: str
+) -> torch.Tensor:
+    """Return ``x`` rounded to the nearest of the codes' values.
+
+    Args:
+        x: float32, any shape.
+        scale: float32, shape [] or [C] when ``axis`` is given, greater than 0.
+        zero_point: the code of real zero, shape of ``scale``; None for 0.
+        axis: the axis of ``x`` that ``scale`` runs along, None for one scale.
+        qmin, qmax: the lowest and the highest code.
+        name: of the quantizer; it travels through every re-export of the graph into the ONNX file.
+    """
+    s = _shaped(scale, x.ndim, axis)
+    out = torch.div(x, s).round_()
+    if zero_point is None:
+        return out.clamp_(qmin, qmax).mul_(s)
+    z = _shaped(zero_point, x.ndim, axis).to(x.dtype)
+    return out.add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
+
+
+@fake_quantize.register_fake
+def _(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, qmin: int, qmax: int, name: str
+) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _setup(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> None:
+    x, scale, zero_point, axis, qmin, qmax, _ = inputs
+    ctx.save_for_backward(x, scale, zero_point)  # type: ignore[attr-defined]
+    ctx.axis, ctx.qmin, ctx.qmax = axis, qmin, qmax  # type: ignore[attr-defined]
+
+
+def _backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Straight-through inside the range, zero where the value was clamped (Bengio et al. 2013, clipped form)."""
+    x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
+    codes = torch.div(x, _shaped(scale, x.ndim, ctx.axis)).round()  # type: ignore[attr-defined]
+    if zero_point is not None:
+        codes = codes + _shaped(zero_point, x.ndim, ctx.axis)  # type: ignore[attr-defined]
+    inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)  # type: ignore[attr-defined]
+    return grad * inside, None, None, None, None, None, None
+
+
+fake_quantize.register_autograd(_backward, setup_context=_setup)
+
+
+FAKE_QUANTIZE = torch.ops.trtq.fake_quantize.default

@@ -1,0 +1,99 @@
+"""A streaming histogram of magnitudes whose result does not depend on how the values were cut into batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+NUM_BINS = 4096
+CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
+
+Counts = npt.NDArray[np.int64]
+
+
+class Histogram:
+    """Counts of |x| in ``NUM_BINS`` equal bins over [0, limit), where ``limit`` is a power of two.
+
+    When a value beyond ``limit`` comes, ``limit`` doubles and neighbouring bins merge. As every limit is a power of two the
+    bin edges nest exactly: the counts are those of one histogram over all values at the final limit, whatever the order
+    and the batch size.
+
+    Attributes:
+        amax: the largest magnitude seen, exact.
+        limit: upper edge of the last bin; ``amax <= limit``, and ``amax > limit / 2`` once a value other than 0 was seen.
+        counts: int64, shape [NUM_BINS].
+    """
+
+    __slots__ = ("amax", "counts", "limit")
+
+    def __init__(self) -> None:
+        self.amax = 0.0
+        self.limit = 0.0
+        self.counts: Counts = np.zeros(NUM_BINS, dtype=np.int64)
+
+    def add(self, x: torch.Tensor, amax: float, scratch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+        """Count the magnitudes of ``x``.
+
+        Args:
+            x: float32, any shape, finite.
+            amax: its largest magnitude.
+            scratch: a float32 and an int32 buffer of ``CHUNK`` elements to work in.
+        """
+        if amax > self.limit:
+            self._grow(amax)
+        self.amax = max(self.amax, amax)
+        flat = x.reshape(-1) if x.is_contiguous() else _dense_view(x)
+        if self.limit == 0.0:
+            self.counts[0] += flat.numel()
+            return
+        floats, codes = scratch or new_scratch()
+        factor = NUM_BINS / self.limit
+        total = torch.zeros(NUM_BINS, dtype=torch.int64)
+        for start in range(0, flat.numel(), CHUNK):
+            part = flat[start : start + CHUNK]
+            f, c = floats[: part.numel()], codes[: part.numel()]
+            torch.mul(part, factor, out=f)
+            f.abs_().clamp_(max=NUM_BINS - 1)
+            c.copy_(f)
+            total += torch.bincount(c, minlength=NUM_BINS)
+        self.counts += total.numpy()
+
+    def _grow(self, amax: float) -> None:
+        limit = math.ldexp(1.0, math.ceil(math.log2(amax)))
+        while limit < amax:  # log2 of a float just above a power of two may round down
+            limit *= 2.0
+        if self.limit > 0.0:
+            shift = round(math.log2(limit / self.limit))
+            merged = np.zeros(NUM_BINS, dtype=np.int64)
+            folds = min(1 << shift, NUM_BINS)
+            sums = self.counts.reshape(-1, folds).sum(axis=1)
+            merged[: sums.size] = sums
+            self.counts = merged
+        self.limit = limit
+
+    @property
+    def centres(self) -> npt.NDArray[np.float64]:
+        """The middle of each bin; 0 for the first, where exact zeros (after a ReLU) gather."""
+        centres = (np.arange(NUM_BINS) + 0.5) * (self.limit / NUM_BINS)
+        centres[0] = 0.0
+        return centres
+
+    @property
+    def num_values(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+
+def new_scratch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the two work buffers of :meth:`Histogram.add`."""
+    return torch.empty(CHUNK), torch.empty(CHUNK, dtype=torch.int32)
+
+
+def _dense_view(x: torch.Tensor) -> torch.Tensor:
+    """A flat view of a dense tensor in memory order (channels-last needs no copy: the order of values does not matter)."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).reshape(-1)
+    return x.contiguous().reshape(-1)

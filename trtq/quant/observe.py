@@ -1,0 +1,188 @@
+"""The calibration run: images stream through the graph once, observers gather ranges, memory stays bounded."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from trtq.errors import CalibrationError
+from trtq.graph.naming import node_name
+from trtq.quant.calibrators import NEEDS_HISTOGRAM
+from trtq.quant.histogram import Histogram, new_scratch
+from trtq.quant.placement import Placement
+
+EMA_MOMENTUM = 0.99
+BULK_IMAGES = 8
+
+
+@dataclass(slots=True)
+class Range:
+    """What one activation was seen to do.
+
+    Attributes:
+        low, high: smallest and largest value.
+        ema: moving average of each image's largest magnitude.
+        hist: magnitudes of all images; empty unless the calibrator reads it.
+        bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
+        zeros: how many of the values in ``bulk`` are exactly 0.
+        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer that follows.
+        count: values per channel in ``sums``.
+    """
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    ema: float | None = None
+    hist: Histogram = field(default_factory=Histogram)
+    bulk: Histogram = field(default_factory=Histogram)
+    zeros: int = 0
+    sums: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
+    count: int = 0
+
+    @property
+    def amax(self) -> float:
+        """Largest magnitude."""
+        return max(abs(self.low), abs(self.high))
+
+
+class Observer(nn.Module):
+    """Watches one activation.
+
+    Args:
+        mode: the calibrator's name; it decides what is gathered.
+        channel_axis: the axis along which the following layer sums (1 for a convolution, -1 for a linear), None when the
+            activation feeds no weight.
+        scratch: work buffers, shared by all observers.
+    """
+
+    def __init__(self, mode: str, channel_axis: int | None, scratch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        super().__init__()
+        self.range = Range()
+        self.mode, self.channel_axis, self.scratch = mode, channel_axis, scratch
+        self.images = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Note what ``x`` does and hand it on unchanged."""
+        low, high = (float(v) for v in torch.aminmax(x))
+        seen = self.range
+        # NaN compares false with everything: it must win, so that the run can stop and name it.
+        seen.low = low if not low >= seen.low else seen.low
+        seen.high = high if not high <= seen.high else seen.high
+        if not math.isfinite(low) or not math.isfinite(high):
+            return x
+        amax = max(abs(low), abs(high))
+        if self.images < BULK_IMAGES:
+            first = x[: BULK_IMAGES - self.images]
+            seen.bulk.add(first, amax, self.scratch)
+            seen.zeros += first.numel() - int(torch.count_nonzero(first))
+        self.images += len(x)
+        if self.channel_axis is not None:
+            self._add_moments(x)
+        if self.mode == "ema":
+            # Image by image, so that the result does not depend on the batch size.
+            for image in x:
+                value = max(abs(float(v)) for v in torch.aminmax(image))
+                seen.ema = value if seen.ema is None else EMA_MOMENTUM * seen.ema + (1 - EMA_MOMENTUM) * value
+        elif self.mode in NEEDS_HISTOGRAM:
+            seen.hist.add(x, amax, self.scratch)
+        return x
+
+    def _add_moments(self, x: torch.Tensor) -> None:
+        if self.channel_axis == 1:
+            flat = x.flatten(2)
+            sums, squares = flat.sum(2).double().sum(0), torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0)
+        else:
+            flat = x.reshape(-1, x.shape[-1])
+            sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
+        seen = self.range
+        seen.sums = sums if seen.sums is None else seen.sums + sums
+        seen.squares = squares if seen.squares is None else seen.squares + squares
+        seen.count += x.numel() // sums.numel()
+
+
+def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
+    for quantizer in placement.quantizers:
+        if quantizer.source is source and quantizer.role == "input":
+            return -1 if quantizer.consumer.target is torch.ops.aten.linear.default else 1
+    return None
+
+
+def observe(
+    graph: fx.GraphModule,
+    placement: Placement,
+    batches: Iterable[torch.Tensor],
+    *,
+    mode: str,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Range]:
+    """Run ``batches`` through ``graph`` and return what each activation of ``placement`` was seen to do, by node name.
+
+    Args:
+        graph: captured; not changed.
+        placement: its quantizers; those left in float are watched too, so that their range can be reported.
+        batches: float32, [N, C, H, W]; read once.
+        mode: the calibrator's name.
+        progress: called with the number of images after each batch.
+
+    Raises:
+        CalibrationError: no images, or NaN or infinity appeared; names the module where it first did.
+    """
+    watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    by_name = {n.name: n for n in watched.graph.nodes}
+    scratch = new_scratch()
+    observers: dict[str, Observer] = {}
+    for source in placement.sources:
+        node = by_name[source.name]
+        observer = Observer(mode, _channel_axis(source, placement), scratch)
+        attr = f"_observe_{node.name}"
+        watched.add_submodule(attr, observer)
+        after = node
+        while after.next.op in ("placeholder", "get_attr"):
+            after = after.next
+        with watched.graph.inserting_after(after):
+            watched.graph.call_module(attr, (node,))
+        observers[source.name] = observer
+    watched.recompile()
+    seen = 0
+    with torch.inference_mode():
+        for batch in batches:
+            watched(batch)
+            seen += len(batch)
+            if any(not _finite(o.range) for o in observers.values()):
+                _raise_not_finite(graph, batch)
+            if progress:
+                progress(len(batch))
+    if not seen:
+        raise CalibrationError("Cannot calibrate", "there are no calibration images", "Give a folder with images to --data")
+    return {name: o.range for name, o in observers.items()}
+
+
+def _finite(seen: Range) -> bool:
+    return math.isfinite(seen.low) and math.isfinite(seen.high)
+
+
+class _FirstNotFinite(fx.Interpreter):
+    """Stops at the first node that makes NaN or infinity out of finite inputs."""
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if n.op == "call_function" and isinstance(result, torch.Tensor) and result.is_floating_point():
+            bad = int((~torch.isfinite(result)).sum())
+            # An attention mask is made of -inf on purpose; softmax turns it into zeros.
+            if bad and (torch.isnan(result).any() or not any("softmax" in str(u.target) for u in n.users)):
+                raise CalibrationError(
+                    f"Calibration stopped: {node_name(n)} gives NaN or infinity",
+                    f"{bad} of {result.numel()} values of {list(result.shape)}",
+                    "Check the weights before that layer, the images and --mean and --std",
+                )
+        return result
+
+
+def _raise_not_finite(graph: fx.GraphModule, batch: torch.Tensor) -> None:
+    _FirstNotFinite(graph).run(batch)
+    raise CalibrationError("Calibration stopped", "an activation is NaN or infinite", "Check the weights and the images")

@@ -1,0 +1,261 @@
+"""Where quantizers go: a table of rules, and the walk that applies it to a captured graph."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import fx
+
+from trtq.errors import UsageError, suggest
+from trtq.graph.naming import MATMULS, SOFTMAXES, node_name
+from trtq.graph.normalize import CONVS, PADS, get_constant
+from trtq.quant.formats import INT8, Format
+
+aten = torch.ops.aten
+Role = Literal["input", "weight", "lhs", "rhs", "residual"]
+OPS: dict[str, tuple[object, ...]] = {
+    "conv": CONVS,
+    "linear": (aten.linear.default,),
+    "matmul": (aten.matmul.default, aten.bmm.default, aten.mm.default),
+    "add": (aten.add.Tensor,),
+    "conv_transpose": (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Quantize operand ``operand`` of every ``op``; -1 means the operand that is the shortcut of a residual add."""
+
+    op: str
+    operand: int
+    role: Role
+    axis: int | None = None
+
+
+# facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and its add fuse into it);
+# of a residual add only the shortcut; biases stay float. Transposed convolutions run in float whatever is asked.
+TENSORRT: tuple[Rule, ...] = (
+    Rule("conv", 0, "input"),
+    Rule("conv", 1, "weight", axis=0),
+    Rule("linear", 0, "input"),
+    Rule("linear", 1, "weight", axis=0),
+    Rule("matmul", 0, "lhs"),
+    Rule("matmul", 1, "rhs"),
+    Rule("add", -1, "residual"),
+)
+PLACEMENTS = {"tensorrt": TENSORRT}
+
+
+@dataclass(slots=True, kw_only=True)
+class Quantizer:
+    """A place in the graph where a tensor may change number format.
+
+    Attributes:
+        name: stable, such as ``layer1.0.conv1.input``.
+        layer: the op it belongs to, such as ``layer1.0.conv1``.
+        role: what the tensor is to the op.
+        consumer: the call whose operand is quantized.
+        operand: which one.
+        source: the node whose value is quantized (before a zero pad, so that the pad still fuses into its convolution).
+        format: the number format wanted.
+        is_weight: the source is a constant.
+        float_reason: why it stays in float, None when it is quantized.
+    """
+
+    name: str
+    layer: str
+    role: Role
+    consumer: fx.Node
+    operand: int
+    source: fx.Node
+    format: Format
+    is_weight: bool
+    float_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Placement:
+    """All quantizers of a graph in the order the graph runs them."""
+
+    quantizers: list[Quantizer] = field(default_factory=list)
+
+    @property
+    def active(self) -> list[Quantizer]:
+        """Those that do quantize."""
+        return [q for q in self.quantizers if q.float_reason is None]
+
+    @property
+    def sources(self) -> list[fx.Node]:
+        """The distinct activations to observe, in graph order: those of active quantizers and of shortcuts left in float."""
+        return list(dict.fromkeys(q.source for q in self.quantizers if not q.is_weight))
+
+
+def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_precision: Sequence[str] = ()) -> Placement:
+    """Return the quantizers the rules put into ``graph``.
+
+    Args:
+        graph: normalised and named.
+        rules: the placement table of the target.
+        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``; a layer or a quantizer whose name
+            matches stays in float.
+
+    Raises:
+        UsageError: a pattern matches nothing (the nearest names are suggested).
+    """
+    found = Placement()
+    depth = _depths(graph)
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        for rule in rules:
+            if node.target in OPS[rule.op]:
+                quantizer = _apply(graph, rule, node, depth)
+                if quantizer is not None:
+                    found.quantizers.append(quantizer)
+    keep_whole_(found)
+    _keep_high_precision_(found, high_precision)
+    return found
+
+
+def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node, int]) -> Quantizer | None:
+    operand, reason = rule.operand, None
+    if rule.role == "residual":
+        found = _shortcut(node, depth)
+        if found is None:
+            return None
+        operand, reason = found
+    source = node.args[operand]
+    if not isinstance(source, fx.Node) or not _is_float(source):
+        return None
+    layer, axis, suffix = node_name(node), rule.axis, rule.role
+    constant = get_constant(graph, source)
+    if rule.op == "conv" and node.target is aten.convolution.default and node.args[6]:
+        return None
+    if rule.role == "weight" and constant is None:
+        axis, reason = None, "its weight is computed from the input, and only a constant weight runs in INT8"
+    if rule.op == "matmul" and constant is not None:
+        axis = constant.ndim - 1 if rule.role == "rhs" and constant.ndim == 2 else None
+    if constant is None:
+        source = _before_pad(source)
+    name = f"{layer}.{suffix}"
+    if rule.role == "lhs" and source.target in SOFTMAXES:
+        name = f"{node_name(source)}.output"
+    fmt = INT8 if axis is None else Format(axis=axis)
+    return Quantizer(
+        name=name, layer=layer, role=rule.role, consumer=node, operand=operand, source=source, format=fmt,
+        is_weight=constant is not None, float_reason=reason,
+    )  # fmt: skip
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, torch.Tensor) or value.dtype == torch.float32
+
+
+def _before_pad(source: fx.Node) -> fx.Node:
+    """Zero is exact in every symmetric format: quantize before a zero pad, so that nothing stands between pad and conv."""
+    while source.target in PADS and len(source.users) == 1:
+        mode = source.args[2] if len(source.args) > 2 else "constant"
+        value = source.args[3] if source.target is aten.pad.default and len(source.args) > 3 else None
+        if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0):
+            return source
+        inner = source.args[0]
+        if not isinstance(inner, fx.Node):
+            return source
+        source = inner
+    return source
+
+
+def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """Longest path from an input to each node."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        depth[node] = max((depth[i] + 1 for i in node.all_input_nodes), default=0)
+    return depth
+
+
+def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None] | None:
+    """Return which operand of an add is its shortcut, and why it stays in float (None: quantize it).
+
+    An add is residual when both operands are activations of one shape and one of them ends in a convolution or a linear
+    whose only use is this add: that one fuses with the add. The other, or the shallower of two such, is the shortcut.
+    """
+    left, right = node.args[:2]
+    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or node.kwargs:
+        return None
+    a, b = left.meta.get("val"), right.meta.get("val")
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape or a.ndim < 3:
+        return None
+    if not depth[left] or not depth[right]:
+        return None
+    ends = [_branch_end(x) for x in (left, right)]
+    if ends == [None, None]:
+        return None
+    operand = 0 if ends[0] is None else 1 if ends[1] is None else int(depth[right] < depth[left])
+    if ends[1 - operand] == "conv":
+        return operand, None
+    return operand, "the add follows a linear layer and no INT8 convolution: a quantized residual stream would gain nothing"
+
+
+def _branch_end(node: fx.Node) -> str | None:
+    """Return the kind of op whose result reaches the add unchanged in value ("conv", "linear"), or None."""
+    while len(node.users) == 1:
+        if node.target in CONVS:
+            return "conv"
+        if node.target in (aten.linear.default, *MATMULS):
+            return "linear"
+        if node.target in SHAPE_OPS or (node.target is aten.mul.Tensor and _is_layer_scale(node)):
+            inner = node.args[0]
+            if not isinstance(inner, fx.Node):
+                return None
+            node = inner
+        else:
+            return None
+    return None
+
+
+SHAPE_OPS = (
+    aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default, aten.slice.Tensor, aten.unsqueeze.default,
+    aten.squeeze.dim, aten.flatten.using_ints,
+)  # fmt: skip
+
+
+def _is_layer_scale(node: fx.Node) -> bool:
+    other = node.args[1]
+    return isinstance(other, fx.Node) and other.op == "get_attr"
+
+
+def keep_whole_(placement: Placement) -> None:
+    """A conv, linear or matmul runs in INT8 only when both operands are quantized: one in float takes the other with it."""
+    for quantizer in placement.quantizers:
+        if quantizer.float_reason is None or quantizer.role == "residual":
+            continue
+        for other in placement.quantizers:
+            if other.consumer is quantizer.consumer and other.float_reason is None and other.role != "residual":
+                other.float_reason = f"{quantizer.name} stays in float, and an INT8 kernel needs both operands"
+
+
+def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None:
+    weighted = list(dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight")))
+    for pattern in patterns:
+        wanted = {"@first": weighted[:1], "@last": weighted[-1:]}.get(pattern)
+        hits = [
+            q for q in placement.quantizers
+            if (q.layer in wanted if wanted is not None else _matches(q, pattern))
+        ]  # fmt: skip
+        if not hits:
+            names = [q.layer for q in placement.quantizers]
+            raise UsageError(f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names))
+        for q in hits:
+            q.float_reason = f"asked for by --high-precision {pattern}"
+    keep_whole_(placement)
+
+
+def _matches(quantizer: Quantizer, pattern: str) -> bool:
+    return any(
+        fnmatch.fnmatchcase(name, p) for name in (quantizer.name, quantizer.layer) for p in (pattern, f"{pattern}.*")
+    )

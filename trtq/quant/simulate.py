@@ -1,0 +1,85 @@
+"""Simulation: a copy of the graph with a fake-quantize call at every quantizer that has an encoding."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import fx
+
+from trtq.errors import EncodingsError
+from trtq.graph.normalize import PADS, add_constant
+from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.placement import Placement, Quantizer
+
+
+def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings: Encodings) -> fx.GraphModule:
+    """Return a copy of ``graph`` that computes with the codes of ``encodings``.
+
+    Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with ``graph``.
+
+    Raises:
+        EncodingsError: an active quantizer has no encoding, or one of another shape.
+    """
+    simulated = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    by_name = {n.name: n for n in simulated.graph.nodes}
+    shared = shared_names(placement, encodings)
+    made: dict[str, fx.Node] = {}
+    for quantizer in placement.active:
+        source, first = by_name[quantizer.source.name], shared[quantizer.name]
+        if first not in made:
+            scale = encodings.scale(quantizer.name)
+            _check_shape(quantizer, scale, source)
+            made[first] = _insert(simulated, quantizer, scale, source)
+        _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
+    simulated.graph.lint()
+    simulated.recompile()
+    return simulated
+
+
+def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
+    """Return, for each active quantizer, the first one with the same tensor, format and scale: they are one call."""
+    first: dict[tuple[str, object, bytes], str] = {}
+    names = {}
+    for q in placement.active:
+        key = (q.source.name, q.format, encodings.scale(q.name).numpy().tobytes())
+        names[q.name] = first.setdefault(key, q.name)
+    return names
+
+
+def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> fx.Node:
+    following = source.next
+    while following.op in ("placeholder", "get_attr"):
+        following = following.next
+    constant = add_constant(graph, f"{quantizer.name}.scale", scale, before=following)
+    fmt = quantizer.format
+    with graph.graph.inserting_before(following):
+        node = graph.graph.call_function(
+            FAKE_QUANTIZE, (source, constant, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
+        )
+    node.meta.update({k: v for k, v in source.meta.items() if k in ("val", "nn_module_stack")})
+    node.meta["trtq_name"] = quantizer.name
+    return node
+
+
+def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
+    """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``, through a zero pad if one lies between."""
+    current = consumer.args[operand]
+    while isinstance(current, fx.Node) and current is not source and current.target in PADS:
+        if current.args[0] is source:
+            current.update_arg(0, quantized)
+            return
+        current = current.args[0]
+    consumer.update_arg(operand, quantized)
+
+
+def _check_shape(quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> None:
+    axis, value = quantizer.format.axis, source.meta.get("val")
+    expected = [] if axis is None else [int(value.shape[axis])] if isinstance(value, torch.Tensor) else list(scale.shape)
+    if list(scale.shape) != expected:
+        raise EncodingsError(
+            f"The encodings do not fit the graph at {quantizer.name}",
+            f"expected scales of shape {expected}, found {list(scale.shape)}",
+            "They were made for another model: run trtq quantize again",
+        )

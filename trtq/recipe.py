@@ -1,0 +1,240 @@
+"""Frozen specs: what each verb can be asked. The command line's options and TOML recipes are made from these fields."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from trtq.artifact import digest_of
+from trtq.errors import UsageError, suggest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T", bound="Spec")
+Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
+Preset = Literal["imagenet", "cifar10", "half"]
+Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if isinstance(value, Spec) or isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value):
+                continue
+            try:
+                msgspec.convert(msgspec.to_builtins(value), kind, strict=True)
+            except msgspec.ValidationError as exc:
+                raise UsageError(f"Cannot use {option_name(name)} {_show(value)}", str(exc)) from exc
+
+    @classmethod
+    def make(cls: type[T], values: Mapping[str, Any]) -> T:
+        """Return a spec from plain values; texts such as ``3x224x224`` or ``0.5,0.5,0.5`` become tuples.
+
+        Raises:
+            UsageError: an unknown field (the nearest is suggested), a missing one, or a value out of range.
+        """
+        fields = cls.__struct_fields__
+        hints = get_type_hints(cls, include_extras=True)
+        for name in values:
+            if name not in fields:
+                raise UsageError(f"Unknown setting {name!r} for {cls.__name__}", mend=suggest(name, fields))
+        parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
+        try:
+            return msgspec.convert(parsed, cls, strict=False)
+        except msgspec.ValidationError as exc:
+            raise UsageError(f"Cannot use these settings for {cls.__name__}", str(exc)) from exc
+
+    def digest(self) -> str:
+        """Return a stable hash of all values."""
+        return digest_of(msgspec.to_builtins(self))
+
+
+def _show(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+def option_name(field: str) -> str:
+    """Return the command-line option of a field."""
+    return f"--{field.replace('_', '-')}"
+
+
+def plain_type(kind: Any) -> Any:
+    """Return a field's type without its metadata and without None."""
+    if get_origin(kind) is Annotated:
+        return plain_type(get_args(kind)[0])
+    args = [a for a in get_args(kind) if a is not type(None)]
+    if get_origin(kind) not in (tuple, dict, Literal, None) and type(None) in get_args(kind) and len(args) == 1:
+        return plain_type(args[0])
+    return kind
+
+
+def parse_text(value: Any, kind: Any, name: str) -> Any:
+    """Split a text that stands for a tuple of numbers: ``3x224x224``, ``0.5,0.5,0.5``, ``1:8:32``."""
+    plain = plain_type(kind)
+    if not isinstance(value, str) or get_origin(plain) is not tuple or str in get_args(plain):
+        return value
+    parts = value.replace("x", ",").replace(":", ",").split(",")
+    number = float if float in get_args(plain) else int
+    try:
+        return [number(p) for p in parts]
+    except ValueError as exc:
+        form = {"input_size": "3x224x224", "batch": "1:8:32"}.get(name, "0.5,0.5,0.5")
+        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {form}") from exc
+
+
+Doc = Meta
+
+
+class InputSpec(Spec, frozen=True, kw_only=True):
+    """How images become the model's input."""
+
+    data: Annotated[str, Doc(description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits.")] = ""
+    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order; default: sorted folder names.")] = None
+    input_size: Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")] = None
+    mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
+    std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
+    preset: Annotated[Preset | None, Doc(description="Normalisation by name; default: the model's own, else imagenet.")] = None
+    resize: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Short side after resizing, pixels; default: input size / 0.875, or no crop for small inputs.")] = None
+    crop: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Side of the centre crop, pixels; default: the input size.")] = None
+    interpolation: Annotated[Literal["nearest", "bilinear", "bicubic"] | None, Doc(description="Resampling; default: the model's own, else bilinear.")] = None
+
+
+class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
+    """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
+
+    model: Annotated[str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")]
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    checkpoint: Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")] = None
+    checkpoint_match: Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")] = "name"
+    model_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")] = {}
+    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
+    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
+    high_precision: Annotated[tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")] = ()
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")] = 0
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = 32
+    calib_cache: Annotated[str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")] = None
+
+
+class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
+    """Accuracy of an ONNX file in ONNX Runtime, and its agreement with another file."""
+
+    onnx: Annotated[str, Doc(description="The ONNX file.")]
+    reference: Annotated[str | None, Doc(description="ONNX file to compare predictions and logits with.")] = None
+    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Evaluate at most this many images, drawn evenly.")] = None
+    exclude: Annotated[str | None, Doc(description="A quantize.json: leave out the images it was calibrated on.")] = None
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16
+
+
+class BuildSpec(Spec, frozen=True, kw_only=True):
+    """Build a TensorRT engine from an ONNX file."""
+
+    onnx: Annotated[str, Doc(description="The ONNX file.")]
+    target: Annotated[str, Doc(description="A device (rtx3080, rtx4090, rtx5090, t4, ...) or a compute capability (sm86).")]
+    out: Annotated[str, Doc(description="The engine file; its manifest is written beside it as FILE.engine.json.")]
+    backend: Annotated[Backend, Doc(description="Builder; auto takes tensorrt-rtx where it covers the target, else tensorrt.")] = "auto"
+    precision: Annotated[Literal["fp32", "fp16"], Doc(description="Precision of what is not quantized.")] = "fp32"
+    batch: Annotated[tuple[int, int, int] | None, Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32.")] = None
+
+
+class BenchSpec(Spec, frozen=True, kw_only=True):
+    """Latency of an ONNX file in ONNX Runtime."""
+
+    file: Annotated[str, Doc(description="An .onnx or .engine file.")]
+    device: Annotated[str, Doc(description="cpu or cuda:N.")] = "cpu"
+    batch: Annotated[int, Meta(ge=1), Doc(description="Images per call.")] = 1
+    seconds: Annotated[float, Meta(gt=0), Doc(description="Shortest measured time after warm-up, seconds.")] = 3.0
+    min_samples: Annotated[int, Meta(ge=10), Doc(description="Fewest measured calls.")] = 30
+
+
+class EvaluateStage(InputSpec, frozen=True, kw_only=True):
+    """The ``[evaluate]`` table of a recipe: which images; the model files come from the chain."""
+
+    limit: Annotated[int, Meta(ge=1)] | None = None
+    held_out: bool = True
+
+
+class BuildStage(Spec, frozen=True, kw_only=True):
+    """One ``[[build]]`` table of a recipe."""
+
+    target: str
+    backend: Backend = "auto"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    batch: tuple[int, int, int] | None = None
+    source: Literal["qdq", "fp32"] = "qdq"
+
+
+class BenchStage(Spec, frozen=True, kw_only=True):
+    """The ``[bench]`` table of a recipe."""
+
+    device: str = "cpu"
+    batch: Annotated[int, Meta(ge=1)] = 1
+    seconds: Annotated[float, Meta(gt=0)] = 3.0
+    min_samples: Annotated[int, Meta(ge=10)] = 30
+
+
+class Recipe(Spec, frozen=True, kw_only=True):
+    """The whole chain: quantize, evaluate, build for each target, bench, report."""
+
+    out: str
+    quantize: QuantizeSpec
+    evaluate: EvaluateStage | None = None
+    build: tuple[BuildStage, ...] = ()
+    bench: BenchStage | None = None
+    title: str = ""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a TOML file.
+
+    Raises:
+        UsageError: missing or not TOML, with line and column.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise UsageError(f"Cannot read the recipe {path}", str(exc)) from exc
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Return the recipe in a TOML file; relative paths stay relative to the current folder.
+
+    Raises:
+        UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out of range.
+    """
+    tables = read_toml(path)
+    known = ("out", "title", "quantize", "evaluate", "build", "bench")
+    for key in tables:
+        if key not in known:
+            raise UsageError(f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known))
+    if "quantize" not in tables:
+        raise UsageError(f"The recipe {path} has no [quantize] table", mend="It names the model and the images")
+    out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")
+    builds = tables.get("build", [])
+    if isinstance(builds, dict):
+        builds = [builds]
+    stages: dict[str, Any] = {
+        "out": out,
+        "title": str(tables.get("title", path.stem)),
+        "quantize": QuantizeSpec.make({**tables["quantize"], "out": out}),
+        "build": tuple(BuildStage.make(b) for b in builds),
+    }
+    if "evaluate" in tables:
+        stages["evaluate"] = EvaluateStage.make(tables["evaluate"])
+    if "bench" in tables:
+        stages["bench"] = BenchStage.make(tables["bench"])
+    return Recipe(**stages)

@@ -1,0 +1,1 @@
+"""Sensitivity and bit allocation."""

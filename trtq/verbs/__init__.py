@@ -1,0 +1,1 @@
+"""The verbs: each takes a frozen spec and returns a record."""

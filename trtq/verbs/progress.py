@@ -1,0 +1,31 @@
+"""What a verb tells while it works; the command line draws it, a library user may ignore it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Receives what happens."""
+
+    def begin(self, label: str, total: int) -> None:
+        """A loop of ``total`` items starts."""
+
+    def advance(self, count: int) -> None:
+        """``count`` more items are done."""
+
+    def note(self, text: str) -> None:
+        """A line a user should read: a skip, a fallback, a choice made for them."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, label: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, count: int) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""

@@ -1,0 +1,249 @@
+"""``trtq quantize``: model and images in, Q/DQ ONNX, encodings and a record out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import onnx
+import onnx_ir as ir
+from torch import fx
+
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_json
+from trtq.data.preprocess import batches, resolve_preprocess
+from trtq.data.source import Source, describe, open_source
+from trtq.errors import CalibrationError
+from trtq.export.onnx_file import export_qdq, save_onnx, set_metadata_, strip_qdq
+from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, check_parity, require_parity
+from trtq.graph.capture import CapturedGraph, capture
+from trtq.models.load import load_model
+from trtq.quant.cache import CacheKey, CalibrationCache
+from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.quant.encodings import Encodings
+from trtq.quant.observe import observe
+from trtq.quant.placement import Placement, place
+from trtq.quant.simulate import insert_fake_quantize, shared_names
+from trtq.recipe import QuantizeSpec
+from trtq.verbs.progress import Progress, Silent
+from trtq.verbs.records import Clock, FileRecord, FloatRecord, QuantizeRecord, QuantizerRecord
+
+FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
+FEW_IMAGES = 32
+
+
+def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRecord:
+    """Quantize a model and write ``OUT/model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``quantize.json``.
+
+    The record is written last: a folder with quantize.json holds a whole, consistent set of files.
+
+    Raises:
+        TrtqError: any of its branches; nothing half-written stays behind.
+    """
+    job = _Job(spec, progress or Silent())
+    with locked(job.out / ".trtq.lock", waiting=job.progress.note):
+        # An old record must not vouch for new files, should this run be killed half way.
+        (job.out / RECORD).unlink(missing_ok=True)
+        captured, placement = job.capture()
+        stats = job.calibrate(captured, placement)
+        encodings = make_encodings(captured.module, placement, stats, job.origin)
+        simulated = insert_fake_quantize(captured.module, placement, encodings)
+        job.clock.lap("encode")
+        qdq, fp32 = job.export(simulated, captured, encodings)
+        return job.verify_and_write(captured, simulated, placement, encodings, stats, qdq, fp32)
+
+
+class _Job:
+    """One run of the verb: what the user gave, what was read, what must go into the record."""
+
+    def __init__(self, spec: QuantizeSpec, progress: Progress) -> None:
+        self.spec, self.progress = spec, progress
+        self.clock, self.notes = Clock(), list[str]()
+        self.out = ensure_writable_dir(Path(spec.out))
+        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+        self.loaded = load_model(
+            spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
+            match=spec.checkpoint_match, seed=spec.seed,
+        )  # fmt: skip
+        if self.loaded.weights.startswith("random"):
+            self.note(f"the weights are {self.loaded.weights}: speed and size mean something, accuracy does not (--checkpoint)")
+        self.preprocess, said = resolve_preprocess(
+            input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
+            interpolation=spec.interpolation, hints=self.loaded.input_hints,
+        )  # fmt: skip
+        for line in said:
+            self.note(line)
+        self.indices = _choose_images(self.source, spec, self.note)
+        self.origin: dict[str, str] = {}
+        self.cache_note = ""
+        self.clock.lap("load")
+
+    def note(self, text: str) -> None:
+        """Tell the user and keep the line for the record."""
+        self.notes.append(text)
+        self.progress.note(text)
+
+    def capture(self) -> tuple[CapturedGraph, Placement]:
+        """Return the graph and its quantizers."""
+        captured = capture(self.loaded.module, self.preprocess.input_size)
+        if captured.batch_note:
+            self.note(captured.batch_note)
+        placement = place(captured.module, high_precision=self.spec.high_precision)
+        if not placement.quantizers:
+            raise CalibrationError(
+                f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul"
+            )
+        self.clock.lap("capture")
+        return captured, placement
+
+    def calibrate(self, captured: CapturedGraph, placement: Placement) -> dict[str, ActivationStats]:
+        """Return the statistics of every observed activation, from the cache when it has them."""
+        spec = self.spec
+        key = CacheKey(
+            {
+                "weights": weights_digest(captured.module),
+                "graph": digest_of([structure_digest(captured.module), [q.name for q in placement.quantizers]]),
+                "images": self.source.digest(self.indices),
+                "preprocessing": digest_of(msgspec.to_builtins(self.preprocess)),
+                "calibrator": f"percentile {spec.percentile:g}" if spec.calibrator == "percentile" else spec.calibrator,
+            }
+        )
+        self.origin = {
+            "model": self.loaded.name, "weights_sha256": key.parts["weights"], "graph_sha256": key.parts["graph"],
+            "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt",
+        }  # fmt: skip
+        cache = CalibrationCache(ensure_writable_dir(cache_folder(spec)))
+        with cache.lock(key):
+            stats, self.cache_note = cache.load(key)
+            if stats is None:
+                stats = self._observe(captured, placement)
+                cache.save(key, stats)
+        self.progress.note(f"calibration cache {self.cache_note}")
+        self.clock.lap("calibrate")
+        return stats
+
+    def _observe(self, captured: CapturedGraph, placement: Placement) -> dict[str, ActivationStats]:
+        spec = self.spec
+        self.progress.begin(f"Calibrating ({spec.calibrator})", len(self.indices))
+        images = batches(self.source, self.indices, self.preprocess, spec.batch_size if captured.dynamic_batch else 1)
+        seen = observe(captured.module, placement, images, mode=spec.calibrator, progress=self.progress.advance)
+        return {name: summarize(value, spec.calibrator, spec.percentile) for name, value in seen.items()}
+
+    def export(
+        self, simulated: fx.GraphModule, captured: CapturedGraph, encodings: Encodings
+    ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+        """Return the Q/DQ model and the same without quantization, with the metadata later verbs read."""
+        self.progress.note("exporting ONNX")
+        qdq = ir.to_proto(export_qdq(simulated, captured.example, dynamic_batch=captured.dynamic_batch))
+        fp32 = strip_qdq(qdq)
+        common = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
+        set_metadata_(qdq, {**common, "precision": "int8", "encodings_sha256": encodings.digest()})
+        set_metadata_(fp32, {**common, "precision": "fp32"})
+        self.clock.lap("export")
+        return qdq, fp32
+
+    def verify_and_write(
+        self,
+        captured: CapturedGraph,
+        simulated: fx.GraphModule,
+        placement: Placement,
+        encodings: Encodings,
+        stats: Mapping[str, ActivationStats],
+        qdq: onnx.ModelProto,
+        fp32: onnx.ModelProto,
+    ) -> QuantizeRecord:
+        """Hold the files against the simulation, then write them, the record last."""
+        spec = self.spec
+        some = self.indices[: spec.parity_images]
+        self.progress.begin("Comparing torch and ONNX Runtime", len(some))
+        images = list(batches(self.source, some, self.preprocess, spec.batch_size if captured.dynamic_batch else 1))
+        parity, measured = check_parity(captured.module, simulated, qdq, images, progress=self.progress.advance)
+        require_parity(parity)
+        if parity.margin_db is not None and parity.margin_db < USUAL_MARGIN_DB:
+            self.note(
+                f"torch and ONNX Runtime drift apart to {parity.margin_db:.1f} dB below the quantization error (usual: "
+                f"{USUAL_MARGIN_DB:g} dB or more): step by step their codes are equal but for ties, which multiply in a deep model"
+            )
+        self.clock.lap("parity")
+        files = {
+            FP32: save_onnx(fp32, self.out / FP32),
+            QDQ: save_onnx(qdq, self.out / QDQ),
+            ENCODINGS: encodings.save(self.out / ENCODINGS),
+        }
+        self.clock.lap("write")
+        record = QuantizeRecord(
+            schema=SCHEMA,
+            verb="quantize",
+            spec=msgspec.to_builtins(spec),
+            model={
+                "name": self.loaded.name, "weights": self.loaded.weights, **self.origin,
+                "parameters": sum(p.numel() for p in self.loaded.module.parameters()),
+                "dynamic_batch": captured.dynamic_batch, "capture_max_rel_diff": captured.max_rel_diff,
+                "normalisation": captured.passes,
+            },
+            data={**describe(self.source), "calibration_ids": [self.source.ids[i] for i in self.indices]},
+            preprocess=self.preprocess,
+            calibration={
+                "calibrator": self.origin["calibrator"], "images": len(self.indices), "cache": self.cache_note,
+                "weights": "per output channel, scale searched for the least output error",
+            },
+            quantizers=_quantizer_records(placement, encodings, measured),
+            left_in_float=_float_records(placement, stats),
+            parity=parity,
+            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in files.items()},
+            notes=self.notes,
+            seconds=self.clock.seconds,
+            environment=environment(),
+        )  # fmt: skip
+        write_json(self.out / RECORD, record)
+        return record
+
+
+def cache_folder(spec: QuantizeSpec) -> Path:
+    """Return the folder of the calibration cache: the spec's, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
+    return Path(spec.calib_cache or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
+
+
+def _choose_images(source: Source, spec: QuantizeSpec, note: Callable[[str], None]) -> list[int]:
+    indices = source.sample(spec.calib_images, spec.seed)
+    if source.ignored:
+        note(f"{len(source.ignored)} files in {source.name} are not images and were ignored, such as {source.ignored[0]}")
+    if len(indices) < spec.calib_images:
+        note(f"{source.name} has {len(indices)} images, {spec.calib_images} were asked for: all are used")
+    if len(indices) < FEW_IMAGES:
+        note(f"{len(indices)} calibration images are few, ranges may be too narrow: 256 or more are usual")
+    return indices
+
+
+def _quantizer_records(
+    placement: Placement, encodings: Encodings, measured: Mapping[str, QuantizerStats]
+) -> list[QuantizerRecord]:
+    shared = shared_names(placement, encodings)
+    records = []
+    for q in placement.active:
+        amax, stats = encodings.amax[q.name], measured[shared[q.name]]
+        records.append(
+            QuantizerRecord(
+                name=q.name, layer=q.layer, role=q.role, format=f"int{q.format.bits}", granularity=q.format.granularity,
+                amax=float(amax.max()), amax_min=float(amax.min()), channels=amax.numel() if amax.ndim else None,
+                sqnr_db=stats.sqnr_db, saturated=stats.saturated, low=stats.low, high=stats.high,
+                histogram=stats.histogram, histogram_limit=stats.histogram_limit,
+            )
+        )  # fmt: skip
+    return records
+
+
+def _float_records(placement: Placement, stats: Mapping[str, ActivationStats]) -> list[FloatRecord]:
+    records = []
+    for q in placement.quantizers:
+        if q.float_reason is not None:
+            seen = None if q.is_weight else stats[q.source.name]
+            records.append(
+                FloatRecord(
+                    name=q.name, layer=q.layer, role=q.role, reason=q.float_reason,
+                    low=seen.low if seen else None, high=seen.high if seen else None,
+                )
+            )  # fmt: skip
+    return records

@@ -1,0 +1,93 @@
+"""The records verbs return and write as JSON."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from trtq.data.preprocess import Preprocess
+from trtq.export.parity import ParityRecord
+
+
+class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantizer in quantize.json."""
+
+    name: str
+    layer: str
+    role: str
+    format: str
+    granularity: str
+    amax: float
+    amax_min: float
+    channels: int | None
+    sqnr_db: float | None
+    saturated: float
+    low: float
+    high: float
+    histogram: list[int]
+    histogram_limit: float
+
+
+class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor left in float in quantize.json."""
+
+    name: str
+    layer: str
+    role: str
+    reason: str
+    low: float | None
+    high: float | None
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One written file."""
+
+    sha256: str
+    bytes: int
+
+
+class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq quantize`` did; written as quantize.json."""
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    preprocess: Preprocess
+    calibration: dict[str, Any]
+    quantizers: list[QuantizerRecord]
+    left_in_float: list[FloatRecord]
+    parity: ParityRecord
+    files: dict[str, FileRecord]
+    notes: list[str]
+    seconds: dict[str, float]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line: what was quantized, what was not, and whether torch and ONNX Runtime agree."""
+        p = self.parity
+        sqnr = "exact" if p.quantization_sqnr_db is None else f"{p.quantization_sqnr_db:.1f} dB"
+        return (
+            f"{len(self.quantizers)} tensors in INT8, {len(self.left_in_float)} left in float; output SQNR {sqnr}, "
+            f"{p.agreement:.1f} % agreement with float on {p.images} calibration images; "
+            f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}"
+        )
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds per step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = round(now - self.started, 3)
+        self.started = now
