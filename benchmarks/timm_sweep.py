@@ -48,7 +48,11 @@ def make_images(folder: Path, count: int) -> None:
 def run_one(model: str, images: str, out: str) -> dict[str, object]:
     from trtq import BuildSpec, QuantizeSpec, build, quantize
 
-    record = quantize(QuantizeSpec(model=f"timm:{model}", data=images, out=out, calib_images=8, parity_images=8, calibrator="max", calib_cache=f"{out}/cache"))
+    record = quantize(
+        QuantizeSpec(
+            model=f"timm:{model}", data=images, out=out, calib_images=8, parity_images=8, calibrator="max", calib_cache=f"{out}/cache"
+        )
+    )
     manifest = build(BuildSpec(onnx=f"{out}/model.qdq.onnx", target="sm86", out=f"{out}/engine.engine"))
     audit = manifest.audit
     return {
@@ -74,15 +78,24 @@ def main() -> None:
                 result = {"error": f"{type(exc).__name__}: {exc}"}
         print("RESULT " + json.dumps(result))
         return
-    rows = ["| model | result | INT8 tensors | float | SQNR dB | INT8 convolutions | engine MB | batch | s |", "|---|---|---|---|---|---|---|---|---|"]
+    rows = [
+        "| model | result | INT8 tensors | float | SQNR dB | INT8 convolutions | engine MB | batch | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     passed = 0
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), 8)
         for model in args.models:
             start = time.perf_counter()
-            done = subprocess.run([sys.executable, __file__, "--one", "--images", folder, model], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, __file__, "--one", "--images", folder, model], capture_output=True, text=True, check=False
+            )
             line = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
-            r = json.loads(line[7:]) if line else {"error": f"process ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
+            r = (
+                json.loads(line[7:])
+                if line
+                else {"error": f"process ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
+            )
             seconds = time.perf_counter() - start
             if "error" in r:
                 row = f"| {model} | {r['error']} | | | | | | | {seconds:.0f} |"
@@ -90,10 +103,16 @@ def main() -> None:
                 passed += 1
                 batch = "dynamic" if r["dynamic"] else "1"
                 sqnr = "exact" if r["sqnr"] is None else f"{r['sqnr']:.1f}"
-                row = f"| {model} | pass | {r['quantized']} | {r['float']} | {sqnr} | {r['int8']} | {r['mb']:.1f} | {batch} | {seconds:.0f} |"
+                row = (
+                    f"| {model} | pass | {r['quantized']} | {r['float']} | {sqnr} | {r['int8']} | {r['mb']:.1f} | {batch} | {seconds:.0f} |"
+                )
             print(row, flush=True)
             rows.append(row)
-    text = f"# timm sweep\n\nCommand: `python benchmarks/timm_sweep.py`. Random weights, 8 images, calibrator max, sm_86.\n\n{passed} of {len(args.models)} passed.\n\n" + "\n".join(rows) + "\n"
+    text = (
+        f"# timm sweep\n\nCommand: `python benchmarks/timm_sweep.py`. Random weights, 8 images, calibrator max, sm_86.\n\n{passed} of {len(args.models)} passed.\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )
     print(f"{passed} of {len(args.models)} passed")
     if args.out:
         args.out.write_text(text)

@@ -62,8 +62,6 @@ __all__ = [
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
-
-
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'trtq' has no attribute {name!r}")

@@ -43,8 +43,7 @@ def digest_of(value: Any) -> str:
 def explain_os_error(exc: OSError, path: Path) -> ArtifactError:
     """Return the ArtifactError that says what the operating system refused and the mend."""
     mends = {
-        errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same command again: "
-        "finished stages are kept",
+        errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same command again: finished stages are kept",
         errno.EDQUOT: "Your disk quota is used up: free some space and run the same command again",
         errno.EACCES: f"Choose another --out, or make {path.parent} writable",
         errno.EPERM: f"Choose another --out, or make {path.parent} writable",
@@ -90,7 +89,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
         with tmp.open("rb") as done:
             os.fsync(done.fileno())
         tmp.chmod(0o666 & ~_umask())
-        os.replace(tmp, path)
+        tmp.replace(path)
     except OSError as exc:
         raise explain_os_error(exc, path) from exc
     finally:

@@ -10,7 +10,15 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import (
-    SCHEMA, cpu_name, digest_of, ensure_writable_dir, locked, package_version, read_json, sha256_file, write_json,
+    SCHEMA,
+    cpu_name,
+    digest_of,
+    ensure_writable_dir,
+    locked,
+    package_version,
+    read_json,
+    sha256_file,
+    write_json,
 )  # fmt: skip
 from trtq.bench.latency import bench
 from trtq.engine.build import build

@@ -30,7 +30,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
-            if isinstance(value, Spec) or isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value):
+            if isinstance(value, Spec) or (isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)):
                 continue
             try:
                 msgspec.convert(msgspec.to_builtins(value), kind, strict=True)
@@ -99,33 +99,57 @@ Doc = Meta
 class InputSpec(Spec, frozen=True, kw_only=True):
     """How images become the model's input."""
 
-    data: Annotated[str, Doc(description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits.")] = ""
+    data: Annotated[
+        str,
+        Doc(
+            description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits."
+        ),
+    ] = ""
     class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order; default: sorted folder names.")] = None
     input_size: Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")] = None
     mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     preset: Annotated[Preset | None, Doc(description="Normalisation by name; default: the model's own, else imagenet.")] = None
-    resize: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Short side after resizing, pixels; default: input size / 0.875, or no crop for small inputs.")] = None
+    resize: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Short side after resizing, pixels; default: input size / 0.875, or no crop for small inputs."),
+    ] = None
     crop: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Side of the centre crop, pixels; default: the input size.")] = None
-    interpolation: Annotated[Literal["nearest", "bilinear", "bicubic"] | None, Doc(description="Resampling; default: the model's own, else bilinear.")] = None
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic"] | None, Doc(description="Resampling; default: the model's own, else bilinear.")
+    ] = None
 
 
 class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
-    model: Annotated[str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")]
+    model: Annotated[
+        str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
+    ]
     out: Annotated[str, Doc(description="Folder for the results.")]
     checkpoint: Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")] = None
-    checkpoint_match: Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")] = "name"
-    model_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")] = {}
+    checkpoint_match: Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")] = (
+        "name"
+    )
+    model_arg: Annotated[
+        dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")
+    ] = {}
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
-    high_precision: Annotated[tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")] = ()
-    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")] = 0
-    parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = 32
-    calib_cache: Annotated[str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")] = None
+    high_precision: Annotated[
+        tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")
+    ] = ()
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")
+    ] = 0
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = (
+        32
+    )
+    calib_cache: Annotated[
+        str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+    ] = None
 
 
 class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
@@ -203,7 +227,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: missing or not TOML, with line and column.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tables
     except FileNotFoundError as exc:
         raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:

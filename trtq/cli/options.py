@@ -46,7 +46,7 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 settings["type"] = click.Choice([str(v) for v in get_args(plain)])
             elif plain in (int, float):
                 settings["type"] = plain
-            elif get_origin(plain) is dict or get_origin(plain) is tuple and str in get_args(plain):
+            elif get_origin(plain) is dict or (get_origin(plain) is tuple and str in get_args(plain)):
                 settings.update(multiple=True, default=(), metavar="K=V" if get_origin(plain) is dict else "PATTERN")
             elif get_origin(plain) is tuple:
                 settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")

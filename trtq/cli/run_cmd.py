@@ -32,7 +32,12 @@ def command(recipe: str, dry_run: bool, as_json: bool) -> None:
       target = "rtx4090"
       [bench]
     """
-    parsed = load_recipe(Path(recipe))
+    run_recipe(Path(recipe), dry_run=dry_run, as_json=as_json)
+
+
+def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) -> None:
+    """Run the chain of a recipe file and print what happened, the tables and where the report is."""
+    parsed = load_recipe(recipe)
     from trtq.pipeline import run
 
     with ConsoleProgress(quiet=as_json) as progress:

@@ -117,7 +117,7 @@ def resolve_preprocess(
     if min(values[1]) <= 0 or not all(math.isfinite(v) for pair in values for v in pair):
         raise UsageError("Cannot normalise with these numbers", f"mean {values[0]}, std {values[1]}", "std must be greater than 0")
     ratio = float(chosen.get("crop_pct") or 0.875)
-    if resize is None and not (height < SMALL or ratio >= 1.0 and crop is None):
+    if resize is None and not (height < SMALL or (ratio >= 1.0 and crop is None)):
         resize = math.floor((crop or min(height, width)) / ratio)
     elif resize is None and crop is not None:
         resize = crop

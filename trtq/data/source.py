@@ -170,7 +170,7 @@ class ArraySource(Source):
         self.labels, self.classes = [int(v) for v in labels], classes
 
     def read(self, index: int) -> bytes:  # noqa: D102
-        return self.images[index].tobytes()
+        return bytes(self.images[index].tobytes())
 
     def image(self, index: int) -> Image.Image:  # noqa: D102
         return Image.fromarray(self.images[index])
@@ -195,7 +195,9 @@ def _open_cifar10(name: str, root: Path) -> Source:
         raise DataError(f"Cannot read {name}", why, mend)
     raw = np.concatenate([np.fromfile(f, dtype=np.uint8) for f in files])
     if raw.size % CIFAR10_RECORD:
-        raise DataError(f"Cannot read {name}", f"the files hold {raw.size} bytes, not a multiple of {CIFAR10_RECORD}", "Download them again")
+        raise DataError(
+            f"Cannot read {name}", f"the files hold {raw.size} bytes, not a multiple of {CIFAR10_RECORD}", "Download them again"
+        )
     records = raw.reshape(-1, CIFAR10_RECORD)
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return ArraySource(name, np.ascontiguousarray(images), records[:, 0].tolist(), CIFAR10_CLASSES)

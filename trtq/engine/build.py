@@ -74,7 +74,8 @@ def _choose_backend(spec: BuildSpec, target: Target) -> str:
     if spec.backend == "trtexec":
         raise EngineError(
             "Cannot build with trtexec yet",
-            "trtq does not make trtexec's command for every version yet" + ("" if shutil.which("trtexec") else ", and there is no trtexec here"),
+            "trtq does not make trtexec's command for every version yet"
+            + ("" if shutil.which("trtexec") else ", and there is no trtexec here"),
             "Use --backend tensorrt-rtx or --backend tensorrt",
         )
     wanted = spec.backend
@@ -175,9 +176,7 @@ def _run_worker(
                 }
             )
         )  # fmt: skip
-        process = subprocess.run(
-            [sys.executable, "-m", "trtq.engine.worker", str(request)], capture_output=True, text=True, check=False
-        )
+        process = subprocess.run([sys.executable, "-m", "trtq.engine.worker", str(request)], capture_output=True, text=True, check=False)
         events = [json.loads(ln) for ln in process.stdout.splitlines() if ln.startswith("{")]
         done = next((e for e in events if e["event"] == "done"), None)
         if process.returncode == 0 and done is not None and plan.is_file():

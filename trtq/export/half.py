@@ -48,7 +48,8 @@ def convert_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _float_operands(graph: onnx.GraphProto) -> dict[str, bool]:
     """Return the names that some node reads as float32, and whether another node reads them, too."""
-    wanted, other = set(), set()
+    wanted: set[str] = set()
+    other: set[str] = set()
     for node in graph.node:
         for i, name in enumerate(node.input):
             in_float = node.op_type in QDQ or i in FLOAT_OPERANDS.get(node.op_type, ())

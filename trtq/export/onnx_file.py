@@ -27,12 +27,11 @@ METADATA_PREFIX = "trtq."
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _translate_fake_quantize(  # noqa: ANN202 - the return type is onnxscript's own
-    x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int, name: str
-):
+def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int, name: str) -> Any:
     """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # its annotations are for scripts, not for calls while tracing
     if zero_point is not None or (qmin, qmax) != (-128, 127):
         raise ExportError(
             "Cannot write this format as Q/DQ", f"codes {qmin}..{qmax}, zero point {zero_point}", "Only symmetric INT8 has a kernel"
@@ -55,7 +54,7 @@ def export_qdq(simulated: fx.GraphModule, example: torch.Tensor, *, dynamic_batc
     Raises:
         ExportError: torch cannot write an op of the model as ONNX; names the op and the module.
     """
-    translation = {FAKE_QUANTIZE: _translate_fake_quantize}
+    translation: dict[Any, Any] = {FAKE_QUANTIZE: _translate_fake_quantize}
     try:
         program = export_program(simulated, example, dynamic=dynamic_batch)
         # The exporter prints progress and warnings that a user of trtq can do nothing about.
@@ -67,7 +66,9 @@ def export_qdq(simulated: fx.GraphModule, example: torch.Tensor, *, dynamic_batc
     except Exception as exc:
         lines = [ln for ln in str(exc).splitlines() if ln.strip()]
         raise ExportError(
-            "Cannot write the model as ONNX", lines[0] if lines else type(exc).__name__, "Keep that part out of the model, or write it with other ops"
+            "Cannot write the model as ONNX",
+            lines[0] if lines else type(exc).__name__,
+            "Keep that part out of the model, or write it with other ops",
         ) from exc
     assert result is not None
     model = result.model
@@ -163,9 +164,10 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     outputs = {o.name for o in graph.output}
     for node in kept:
         for i, name in enumerate(node.input):
-            while name in renamed:
-                name = renamed[name]
-            node.input[i] = name
+            original = name
+            while original in renamed:
+                original = renamed[original]
+            node.input[i] = original
     if outputs & set(renamed):
         raise ExportError("Cannot remove the quantization", "an output of the model is dequantized directly")
     del graph.node[:]
@@ -190,9 +192,7 @@ def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
     """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin."""
     return {
-        p.key.removeprefix(METADATA_PREFIX): msgspec.json.decode(p.value)
-        for p in model.metadata_props
-        if p.key.startswith(METADATA_PREFIX)
+        p.key.removeprefix(METADATA_PREFIX): msgspec.json.decode(p.value) for p in model.metadata_props if p.key.startswith(METADATA_PREFIX)
     }
 
 

@@ -65,7 +65,8 @@ def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-        return program.run_decompositions({})
+        functional: torch.export.ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 def first_tensor(output: object) -> torch.Tensor:
@@ -139,9 +140,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
             f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} is rounding",
             "Is the model in eval mode, and free of randomness and of state that forward() changes?",
         )
-    return CapturedGraph(
-        module=graph, example=example, dynamic_batch=dynamic, batch_note=note, max_rel_diff=diff, passes=passes
-    )
+    return CapturedGraph(module=graph, example=example, dynamic_batch=dynamic, batch_note=note, max_rel_diff=diff, passes=passes)
 
 
 def _export_best(model: nn.Module, example: torch.Tensor) -> tuple[torch.export.ExportedProgram, bool, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from trtq.graph.normalize import CONVS, module_path
+from trtq.graph.normalize import CONVS, module_path, operands
 
 aten = torch.ops.aten
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.baddbmm.default)
@@ -13,8 +13,18 @@ WEIGHTED = (*CONVS, aten.linear.default, aten.conv_transpose2d.input, aten.conv_
 SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 # What may lie between the matmul of queries and keys and its softmax, and between softmax and the matmul with values.
 PASS_THROUGH = (
-    aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.reshape.default, aten.permute.default, aten.transpose.int,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.sub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.expand.default,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.add.Tensor,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.sub.Tensor,
+    aten.where.self,
+    aten.masked_fill.Scalar,
+    aten.expand.default,
     aten.clamp.default,
 )
 
@@ -61,7 +71,7 @@ def _kind(node: fx.Node) -> str:
 def _weight_owner(node: fx.Node, prefix: str) -> str:
     if node.target not in WEIGHTED:
         return ""
-    weight = node.args[1]
+    weight = operands(node)[1]
     if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
         return str(weight.target).removeprefix(prefix).removesuffix(".weight")
     return ""
@@ -72,9 +82,9 @@ def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
     for node in graph.graph.nodes:
         if node.target not in SOFTMAXES:
             continue
-        back = node.args[0]
-        while isinstance(back, fx.Node) and back.target in PASS_THROUGH and back.args:
-            back = back.args[0]
+        back = operands(node)[0]
+        while isinstance(back, fx.Node) and back.target in PASS_THROUGH and operands(back):
+            back = operands(back)[0]
         if isinstance(back, fx.Node) and back.target in MATMULS:
             found[back] = "qk"
         ahead = node

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -36,6 +37,11 @@ def normalize_(graph: fx.GraphModule) -> dict[str, int]:
     _drop_unused_constants(graph)
     graph.recompile()
     return report
+
+
+def operands(node: fx.Node) -> tuple[Any, ...]:
+    """Return a node's positional arguments, typed as what they are for an ATen call: nodes, numbers, lists."""
+    return node.args
 
 
 def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
@@ -112,21 +118,29 @@ def _is_plain(value: object) -> bool:
 
 def _remove_no_ops(graph: fx.GraphModule) -> int:
     """Dropout in eval mode, aliases, copies, pads by nothing: the graph is functional, so a copy changes nothing."""
-    gone = {aten.dropout.default, aten.alias.default, aten.clone.default, aten.detach.default, aten.detach_.default,
-            aten.lift_fresh_copy.default, aten.contiguous.default, aten.feature_dropout.default}
+    gone = {
+        aten.dropout.default,
+        aten.alias.default,
+        aten.clone.default,
+        aten.detach.default,
+        aten.detach_.default,
+        aten.lift_fresh_copy.default,
+        aten.contiguous.default,
+        aten.feature_dropout.default,
+    }
     count = 0
     for node in list(graph.graph.nodes):
-        training = node.target in (aten.dropout.default, aten.feature_dropout.default) and len(node.args) > 2 and node.args[2]
-        empty_pad = node.target in PADS and not any(node.args[1])
+        training = node.target in (aten.dropout.default, aten.feature_dropout.default) and len(operands(node)) > 2 and operands(node)[2]
+        empty_pad = node.target in PADS and not any(operands(node)[1])
         if node.op == "call_function" and (node.target in gone or empty_pad) and not training:
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(operands(node)[0])
             graph.graph.erase_node(node)
             count += 1
     return count
 
 
 def _free_views(graph: fx.GraphModule) -> int:
-    """view needs one memory layout, reshape any: the graph must also run on channels-last tensors."""
+    """View needs one memory layout, reshape any: the graph must also run on channels-last tensors."""
     count = 0
     for node in graph.graph.nodes:
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -141,9 +155,9 @@ def _split_attention(graph: fx.GraphModule) -> int:
     for node in list(graph.graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default:
             continue
-        query, key, value = node.args[:3]
-        mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
-        causal = (node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal")) or False
+        query, key, value = operands(node)[:3]
+        mask = operands(node)[3] if len(operands(node)) > 3 else node.kwargs.get("attn_mask")
+        causal = (operands(node)[5] if len(operands(node)) > 5 else node.kwargs.get("is_causal")) or False
         q_val, k_val = query.meta["val"], key.meta["val"]
         scale = node.kwargs.get("scale")
         scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(q_val.shape[-1]))
@@ -190,9 +204,7 @@ def _fold_constants(graph: fx.GraphModule) -> int:
         if any(isinstance(s, torch.SymInt) for s in node.meta["val"].shape):
             continue
         with torch.no_grad():
-            result = node.target(
-                *fx.map_arg(node.args, lambda n: known[n]), **fx.map_arg(node.kwargs, lambda n: known[n])
-            )
+            result = node.target(*fx.map_arg(operands(node), lambda n: known[n]), **fx.map_arg(node.kwargs, lambda n: known[n]))
         if not isinstance(result, torch.Tensor):
             continue
         known[node] = result
@@ -223,11 +235,11 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
         if node.target not in BATCH_NORMS:
             continue
         if node.target is aten.batch_norm.default:
-            source, weight, bias, mean, var, _, _, eps = node.args[:8]
+            source, weight, bias, mean, var, _, _, eps = operands(node)[:8]
             outputs = [node]
         else:
-            source, weight, bias, mean, var, _, eps = node.args[:7]
-            outputs = [u for u in node.users if u.target is operator.getitem and u.args[1] == 0]
+            source, weight, bias, mean, var, _, eps = operands(node)[:7]
+            outputs = [u for u in node.users if u.target is operator.getitem and operands(u)[1] == 0]
         mu, sigma2 = get_constant(graph, mean), get_constant(graph, var)
         if mu is None or sigma2 is None:
             continue
@@ -258,13 +270,13 @@ def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shif
     """Scale and shift the output channels of ``source`` inside its weights; None where that would not be exact."""
     if len(source.users) != 1 or source.target not in (*CONVS, aten.linear.default):
         return None
-    if source.target is aten.convolution.default and source.args[6]:
+    if source.target is aten.convolution.default and operands(source)[6]:
         return None  # transposed: output channels are not axis 0
     if source.target is aten.linear.default and source.meta["val"].ndim != 2:
         return None  # BatchNorm1d normalises axis 1, linear's channels are last
-    weight_node = source.args[1]
+    weight_node = operands(source)[1]
     weight = get_constant(graph, weight_node)
-    bias_node = source.args[2] if len(source.args) > 2 else None
+    bias_node = operands(source)[2] if len(operands(source)) > 2 else None
     bias = get_constant(graph, bias_node)
     if weight is None or len(weight_node.users) != 1 or (bias_node is not None and bias is None):
         return None
@@ -276,7 +288,7 @@ def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shif
     else:
         base = str(weight_node.target).removesuffix("weight").rstrip("._")
         constant = add_constant(graph, f"{base}.bias", new_bias, before=source)
-        args = list(source.args)
+        args = list(operands(source))
         args[2:3] = [constant]
         source.args = tuple(args)
     return source

@@ -92,9 +92,7 @@ def load_checkpoint_(model: nn.Module, path: Path, match: Literal["name", "order
     own, given = dict(model.state_dict()), read_state_dict(path)
     if match == "order":
         if len(own) != len(given):
-            raise ModelError(
-                f"The checkpoint {path} does not fit the model in order", f"expected {len(own)} tensors, found {len(given)}"
-            )
+            raise ModelError(f"The checkpoint {path} does not fit the model in order", f"expected {len(own)} tensors, found {len(given)}")
         sources = dict(zip(own, given, strict=True))
     else:
         _check_names(own, given, path)

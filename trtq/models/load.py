@@ -17,6 +17,7 @@ from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import check_finite, load_checkpoint_
 
 BUILTIN = ("fcn_resnet18",)
+HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +82,8 @@ def load_model(
         )
     kwargs = {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
     torch.manual_seed(seed)
-    hints: Mapping[str, Any] = {}
     if kind == "timm":
-        factory, hints = _timm(rest)
+        factory = _timm(rest)
     elif kind == "torchvision":
         factory = _torchvision(rest)
     elif kind == "trtq":
@@ -97,13 +97,11 @@ def load_model(
     try:
         module = factory(**kwargs)
     except Exception as exc:
-        raise ModelError(
-            f"Cannot make the model {name!r}", f"its factory raised {type(exc).__name__}: {exc}", "Check --model-arg"
-        ) from exc
+        raise ModelError(f"Cannot make the model {name!r}", f"its factory raised {type(exc).__name__}: {exc}", "Check --model-arg") from exc
     if not isinstance(module, nn.Module):
         raise ModelError(f"Cannot use {name!r}", f"its factory returned {type(module).__name__}, not a torch.nn.Module")
-    if kind == "timm" and getattr(module, "pretrained_cfg", None):
-        hints = {**hints, **{k: v for k, v in module.pretrained_cfg.items() if k in HINT_KEYS}}
+    authors: Any = getattr(module, "pretrained_cfg", None) or {}
+    hints = {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
     if checkpoint is not None:
         load_checkpoint_(module, checkpoint, match)
     check_finite(module)
@@ -112,16 +110,13 @@ def load_model(
     return LoadedModel(module=module.float().cpu().eval(), name=name, weights=weights, input_hints=hints)
 
 
-HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
-
-
-def _timm(name: str) -> tuple[Callable[..., nn.Module], Mapping[str, Any]]:
+def _timm(name: str) -> Callable[..., nn.Module]:
     import timm
 
     base = name.split(".", 1)[0]
     if not timm.is_model(base):
         raise ModelError(f"Unknown timm model {name!r}", mend=suggest(base, timm.list_models()))
-    return (lambda **kw: timm.create_model(name, pretrained=False, **kw)), {}
+    return lambda **kw: timm.create_model(name, pretrained=False, **kw)
 
 
 def _torchvision(name: str) -> Callable[..., nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class CalibrationCache:
 
 
 def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
-    values = [None if v != v else v for v in numbers.tolist()]
+    values = [None if math.isnan(v) else v for v in numbers.tolist()]
     amax, low, high, rms = values
     assert amax is not None and low is not None and high is not None
     return ActivationStats(amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import SOFTMAXES
-from trtq.graph.normalize import get_constant
+from trtq.graph.normalize import get_constant, operands
 from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, bias_floor, histogram_calibrator, weight_amax
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
@@ -51,9 +51,7 @@ def summarize(seen: Range, calibrator: str, percentile: float) -> ActivationStat
     if seen.sums is not None and seen.squares is not None:
         mean = seen.sums / seen.count
         variance = (seen.squares / seen.count - mean.square()).clamp_min(0.0)
-    return ActivationStats(
-        amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance
-    )
+    return ActivationStats(amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance)
 
 
 def bulk_rms(hist: Histogram, zeros: int) -> float | None:
@@ -135,5 +133,5 @@ def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStat
     groups = feeding.mean.numel() // weight.shape[1]
     moments = Moments(feeding.mean, feeding.variance)
     amax = weight_amax(weight, fmt.axis, moments=moments, groups=groups, qmax=fmt.qmax)
-    bias = get_constant(graph, node.args[2]) if len(node.args) > 2 else None
+    bias = get_constant(graph, operands(node)[2]) if len(operands(node)) > 2 else None
     return bias_floor(amax, bias, feeding.amax / fmt.qmax, fmt.qmax)

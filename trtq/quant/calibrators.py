@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -123,7 +124,7 @@ class Moments:
     variance: torch.Tensor
 
 
-WEIGHT_FRACTIONS = torch.linspace(1.0, 0.8, 81, dtype=torch.float64)
+WEIGHT_FRACTIONS = [1.0 - 0.0025 * i for i in range(81)]
 
 
 def weight_amax(
@@ -146,29 +147,61 @@ def weight_amax(
     Returns:
         float32, shape [C] or []; 1 for a channel of zeros, whose codes are 0 at any scale.
     """
-    flat = (weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)).double()
-    best = flat.abs().amax(dim=1)
+    flat = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
     if moments is not None and axis == 0:
-        best = _least_output_error(flat, best, moments, weight.shape[1], groups, qmax)
-    best = torch.where(best > 0, best, torch.ones_like(best)).float()
+        best = _least_output_error(flat, moments, weight.shape[1], groups, qmax)
+    else:
+        best = flat.abs().amax(dim=1)
+    best = torch.where(best > 0, best, torch.ones_like(best))
     return best.reshape([]) if axis is None else best
 
 
-def _least_output_error(
-    flat: torch.Tensor, largest: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int
-) -> torch.Tensor:
+CHUNK_VALUES = 1 << 19  # weights per step: the search runs in the cache
+
+
+def _least_output_error(flat: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int) -> torch.Tensor:
+    """Return the best ``amax`` of each row of ``flat``, float32 [C_out, C_in / groups * taps]."""
     outputs, taps = flat.shape[0], flat.shape[1] // channels
-    group = torch.arange(outputs) // (outputs // groups)
-    picked = group[:, None] * channels + torch.arange(channels)[None, :]
-    mean = moments.mean[picked].repeat_interleave(taps, dim=1)
-    variance = moments.variance[picked].repeat_interleave(taps, dim=1)
-    best, best_error = largest.clone(), torch.full_like(largest, torch.inf)
+    mean = moments.mean.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
+    variance = moments.variance.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
+    group_of = torch.arange(outputs) // (outputs // groups)
+    rows = max(1, CHUNK_VALUES // flat.shape[1])
+    found = []
+    for i in range(0, outputs, rows):
+        part, groups_here = flat[i : i + rows], group_of[i : i + rows]
+        if groups == 1:
+            found.append(_search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax))
+        else:
+            m, v = mean[groups_here], variance[groups_here]
+            found.append(_search_rows(part, partial(_row_dot, m), partial(_row_dot, v), qmax))
+    return torch.cat(found)
+
+
+def _dot(vector: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return rows @ vector
+
+
+def _row_dot(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return (rows * weights).sum(dim=1)
+
+
+def _search_rows(
+    flat: torch.Tensor,
+    weigh_mean: Callable[[torch.Tensor], torch.Tensor],
+    weigh_variance: Callable[[torch.Tensor], torch.Tensor],
+    qmax: int,
+) -> torch.Tensor:
+    largest = flat.abs().amax(dim=1)
+    best, best_cost = largest.clone(), torch.full_like(largest, torch.inf)
+    error = torch.empty_like(flat)
     for fraction in WEIGHT_FRACTIONS:
         scale = (largest * fraction / qmax).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        error = torch.div(flat, scale).round_().clamp_(-qmax - 1, qmax).mul_(scale).sub_(flat)
-        cost = (error * mean).sum(dim=1).square() + (error.square() * variance).sum(dim=1)
-        better = cost < best_error
-        best, best_error = torch.where(better, largest * fraction, best), torch.where(better, cost, best_error)
+        torch.div(flat, scale, out=error)
+        error.round_().clamp_(-qmax - 1, qmax).mul_(scale).sub_(flat)
+        shift = weigh_mean(error)
+        cost = weigh_variance(error.square_()).add_(shift.square_())
+        better = cost < best_cost
+        best, best_cost = torch.where(better, largest * fraction, best), torch.where(better, cost, best_cost)
     return best
 
 

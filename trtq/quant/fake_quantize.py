@@ -24,7 +24,8 @@ def fake_quantize(
         scale: float32, shape [] or [C] when ``axis`` is given, greater than 0.
         zero_point: the code of real zero, shape of ``scale``; None for 0.
         axis: the axis of ``x`` that ``scale`` runs along, None for one scale.
-        qmin, qmax: the lowest and the highest code.
+        qmin: the lowest code.
+        qmax: the highest code.
         name: of the quantizer; it travels through every re-export of the graph into the ONNX file.
     """
     s = _shaped(scale, x.ndim, axis)

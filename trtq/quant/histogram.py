@@ -77,7 +77,7 @@ class Histogram:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin; 0 for the first, where exact zeros (after a ReLU) gather."""
-        centres = (np.arange(NUM_BINS) + 0.5) * (self.limit / NUM_BINS)
+        centres: npt.NDArray[np.float64] = (np.arange(NUM_BINS, dtype=np.float64) + 0.5) * (self.limit / NUM_BINS)
         centres[0] = 0.0
         return centres
 

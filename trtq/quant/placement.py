@@ -12,7 +12,7 @@ from torch import fx
 
 from trtq.errors import UsageError, suggest
 from trtq.graph.naming import MATMULS, SOFTMAXES, node_name
-from trtq.graph.normalize import CONVS, PADS, get_constant
+from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.quant.formats import INT8, Format
 
 aten = torch.ops.aten
@@ -128,12 +128,12 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
         if found is None:
             return None
         operand, reason = found
-    source = node.args[operand]
+    source = operands(node)[operand]
     if not isinstance(source, fx.Node) or not _is_float(source):
         return None
     layer, axis, suffix = node_name(node), rule.axis, rule.role
     constant = get_constant(graph, source)
-    if rule.op == "conv" and node.target is aten.convolution.default and node.args[6]:
+    if rule.op == "conv" and node.target is aten.convolution.default and operands(node)[6]:
         return None
     if rule.role == "weight" and constant is None:
         axis, reason = None, "its weight is computed from the input, and only a constant weight runs in INT8"
@@ -159,11 +159,11 @@ def _is_float(node: fx.Node) -> bool:
 def _before_pad(source: fx.Node) -> fx.Node:
     """Zero is exact in every symmetric format: quantize before a zero pad, so that nothing stands between pad and conv."""
     while source.target in PADS and len(source.users) == 1:
-        mode = source.args[2] if len(source.args) > 2 else "constant"
-        value = source.args[3] if source.target is aten.pad.default and len(source.args) > 3 else None
+        mode = operands(source)[2] if len(operands(source)) > 2 else "constant"
+        value = operands(source)[3] if source.target is aten.pad.default and len(operands(source)) > 3 else None
         if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0):
             return source
-        inner = source.args[0]
+        inner = operands(source)[0]
         if not isinstance(inner, fx.Node):
             return source
         source = inner
@@ -184,7 +184,7 @@ def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None
     An add is residual when both operands are activations of one shape and one of them ends in a convolution or a linear
     whose only use is this add: that one fuses with the add. The other, or the shallower of two such, is the shortcut.
     """
-    left, right = node.args[:2]
+    left, right = operands(node)[:2]
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or node.kwargs:
         return None
     a, b = left.meta.get("val"), right.meta.get("val")
@@ -209,7 +209,7 @@ def _branch_end(node: fx.Node) -> str | None:
         if node.target in (aten.linear.default, *MATMULS):
             return "linear"
         if node.target in SHAPE_OPS or (node.target is aten.mul.Tensor and _is_layer_scale(node)):
-            inner = node.args[0]
+            inner = operands(node)[0]
             if not isinstance(inner, fx.Node):
                 return None
             node = inner
@@ -225,7 +225,7 @@ SHAPE_OPS = (
 
 
 def _is_layer_scale(node: fx.Node) -> bool:
-    other = node.args[1]
+    other = operands(node)[1]
     return isinstance(other, fx.Node) and other.op == "get_attr"
 
 
@@ -256,6 +256,4 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
 
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:
-    return any(
-        fnmatch.fnmatchcase(name, p) for name in (quantizer.name, quantizer.layer) for p in (pattern, f"{pattern}.*")
-    )
+    return any(fnmatch.fnmatchcase(name, p) for name in (quantizer.name, quantizer.layer) for p in (pattern, f"{pattern}.*"))

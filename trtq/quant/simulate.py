@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from trtq.errors import EncodingsError
-from trtq.graph.normalize import PADS, add_constant
+from trtq.graph.normalize import PADS, add_constant, operands
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, Quantizer
@@ -55,9 +55,7 @@ def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, so
     constant = add_constant(graph, f"{quantizer.name}.scale", scale, before=following)
     fmt = quantizer.format
     with graph.graph.inserting_before(following):
-        node = graph.graph.call_function(
-            FAKE_QUANTIZE, (source, constant, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
-        )
+        node = graph.graph.call_function(FAKE_QUANTIZE, (source, constant, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name))
     node.meta.update({k: v for k, v in source.meta.items() if k in ("val", "nn_module_stack")})
     node.meta["trtq_name"] = quantizer.name
     return node
@@ -65,12 +63,12 @@ def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, so
 
 def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
     """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``, through a zero pad if one lies between."""
-    current = consumer.args[operand]
+    current = operands(consumer)[operand]
     while isinstance(current, fx.Node) and current is not source and current.target in PADS:
-        if current.args[0] is source:
+        if operands(current)[0] is source:
             current.update_arg(0, quantized)
             return
-        current = current.args[0]
+        current = operands(current)[0]
     consumer.update_arg(operand, quantized)
 
 

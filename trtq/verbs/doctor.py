@@ -57,9 +57,8 @@ def doctor() -> list[Check]:
         checks.append(Check(name=name, found=version, needed_for=purpose, mend="" if version else mend))
     checks.append(_gpu())
     trtexec = shutil.which("trtexec")
-    checks.append(
-        Check(name="trtexec", found=trtexec, needed_for="a second opinion on engines", mend="" if trtexec else "comes with TensorRT's tar or Debian package")
-    )
+    mend = "" if trtexec else "comes with TensorRT's tar or Debian package"
+    checks.append(Check(name="trtexec", found=trtexec, needed_for="a second opinion on engines", mend=mend))
     checks.append(_power())
     return checks
 
@@ -98,7 +97,9 @@ def _power() -> Check:
         found = "RAPL (CPU package)"
     elif importlib.util.find_spec("pynvml") and shutil.which("nvidia-smi"):
         found = "NVML"
-    mend = "" if found else ("make it readable: sudo chmod a+r /sys/class/powercap/intel-rapl:0/energy_uj" if rapl.exists() else "this machine has no sensor trtq can read")
+    mend = "" if found else "this machine has no sensor trtq can read"
+    if not found and rapl.exists():
+        mend = f"make it readable: sudo chmod a+r {rapl}"
     return Check(name="power sensor", found=found, needed_for="energy figures", mend=mend)
 
 

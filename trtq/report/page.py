@@ -1,0 +1,81 @@
+"""One self-contained HTML page for one run."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from trtq.artifact import write_bytes
+from trtq.report.figures import histogram_figure, sqnr_figure
+from trtq.report.summary import RunSummary, summarize_run
+from trtq.version import __version__
+
+WORST = 6
+TEMPLATE = "page.html.j2"
+
+
+def write_page(folder: Path, page: Path, *, title: str) -> Path:
+    """Write the report of the run in ``folder`` to ``page`` and return it.
+
+    Args:
+        folder: holds quantize.json and the other records.
+        page: the HTML file.
+        title: its heading.
+
+    Raises:
+        ArtifactError: a record is missing or damaged, or the page cannot be written.
+    """
+    import jinja2
+
+    run = summarize_run(folder)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    quantizers = run.quantize["quantizers"]
+    text = environment.get_template(TEMPLATE).render(
+        title=title, run=run, version=__version__, sqnr=sqnr_figure(quantizers), worst=_worst(quantizers), commands=_commands(run)
+    )
+    return write_bytes(page, text.encode())
+
+
+def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The activations with the lowest SQNR, each tensor once, with its figure."""
+    seen: set[tuple[float, float, float]] = set()
+    found = []
+    for q in sorted((q for q in quantizers if q["histogram"] and q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"]):
+        key = (q["amax"], q["low"], q["high"])
+        if key in seen:
+            continue
+        seen.add(key)
+        found.append({**q, "figure": histogram_figure(q)})
+        if len(found) == WORST:
+            break
+    return found
+
+
+def _commands(run: RunSummary) -> list[str]:
+    """The commands that repeat the run, one per stage."""
+    commands = []
+    for record in (run.quantize, run.evaluate, *run.engines, *run.bench.values()):
+        if record is None:
+            continue
+        spec = dict(record["spec"])
+        first = {"quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[record["verb"]]
+        words = ["trtq", record["verb"], str(spec.pop(first))]
+        for name, value in spec.items():
+            words += _option(name, value)
+        commands.append(shlex.join(words))
+    return commands
+
+
+def _option(name: str, value: Any) -> list[str]:
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value in ({}, [], ""):
+        return []
+    if isinstance(value, dict):
+        return [w for k, v in value.items() for w in (option, f"{k}={v}")]
+    if isinstance(value, list):
+        if all(isinstance(v, str) for v in value):
+            return [w for v in value for w in (option, v)]
+        sep = {"input_size": "x", "batch": ":"}.get(name, ",")
+        return [option, sep.join(f"{v:g}" for v in value)]
+    return [option, str(value)]

@@ -1,0 +1,114 @@
+"""The rows of a report, from the records of one run; shared by the terminal and the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trtq.artifact import read_json
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What the records of one folder say.
+
+    Attributes:
+        quantize: quantize.json.
+        evaluate: evaluate.json, None when the recipe has no evaluation.
+        engines: manifests, in name order.
+        bench: by ``fp32`` and ``qdq``.
+        rows: label, FP32, INT8 and how it was measured.
+        verdict: one sentence.
+    """
+
+    quantize: dict[str, Any]
+    evaluate: dict[str, Any] | None
+    engines: list[dict[str, Any]]
+    bench: dict[str, dict[str, Any]]
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    verdict: str = ""
+
+
+def summarize_run(folder: Path) -> RunSummary:
+    """Return the summary of the records in ``folder``.
+
+    Raises:
+        ArtifactError: there is no quantize.json, or a record is damaged.
+    """
+    evaluation = folder / "evaluate.json"
+    run = RunSummary(
+        quantize=read_json(folder / "quantize.json", kind="quantize record"),
+        evaluate=read_json(evaluation) if evaluation.is_file() else None,
+        engines=[read_json(p) for p in sorted(folder.glob("*.engine.json"))],
+        bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
+    )
+    run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
+    run.verdict = _verdict(run)
+    return run
+
+
+def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
+    e = run.evaluate
+    if e is None:
+        p = run.quantize["parity"]
+        how = f"{p['images']} calibration images, torch simulation"
+        sqnr = "exact" if p["quantization_sqnr_db"] is None else f"{p['quantization_sqnr_db']:.2f} dB"
+        return [("Agreement with FP32", "", f"{p['agreement']:.2f} %", how), ("SQNR of the outputs", "", sqnr, how)]
+    seen = e["calibration_images"]
+    held = "overlap with calibration unknown" if seen is None else f"{seen or 'none'} of them used for calibration"
+    how = f"{e['images']} images, {held}; ONNX Runtime on CPU"
+    rows = []
+    if e["top1"] is not None:
+        rows.append(("Top-1 accuracy", f"{e['reference_top1']:.2f} %", f"{e['top1']:.2f} %", how))
+    rows.append(("Agreement with FP32", "", f"{e['agreement']:.2f} %", how))
+    rows.append(("SQNR of the outputs", "", "exact" if e["sqnr_db"] is None else f"{e['sqnr_db']:.2f} dB", how))
+    return rows
+
+
+def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
+    by_device: dict[str, dict[str, dict[str, Any]]] = {}
+    for m in run.engines:
+        by_device.setdefault(m["target"]["device"], {})["int8" if m["quantized_tensors"] else m["precision"]] = m
+    rows = []
+    for device, found in by_device.items():
+        base = found.get("fp32") or found.get("fp16")
+        label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""
+        small = f"{found['int8']['engine_bytes'] / 1e6:.2f} MB" if "int8" in found else ""
+        builder = next(iter(found.values()))["builder"]
+        rows.append((f"Engine for {device}", label, small, f"file size; {builder['backend']} {builder['version']}, built without the GPU"))
+    return rows
+
+
+def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
+    if not run.bench:
+        return []
+
+    def cell(key: str) -> str:
+        b = run.bench.get(key)
+        return f"{b['median_ms']:.2f} ms" + ("" if b["valid"] else " (NOT VALID)") if b else ""
+
+    any_record = next(iter(run.bench.values()))
+    how = (
+        f"median per call, batch {any_record['batch']}, on the {any_record['device']}, {any_record['environment']['cpu']}: "
+        "says nothing about a GPU"
+    )
+    return [(f"{any_record['device'].split(' ')[0]} latency", cell("fp32"), cell("qdq"), how)]
+
+
+def _verdict(run: RunSummary) -> str:
+    q, e = run.quantize, run.evaluate
+    parts = [f"{q['model']['name']} in INT8"]
+    if e is not None and e["top1"] is not None:
+        change = e["top1"] - e["reference_top1"]
+        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of top-1 on {e['images']} images)")
+    elif e is not None:
+        parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
+    else:
+        parts.append(f"keeps {q['parity']['agreement']:.1f} % of its predictions on {q['parity']['images']} calibration images")
+    covered = [m for m in run.engines if m["quantized_tensors"] and m.get("audit")]
+    if covered:
+        done = min(m["audit"]["convolutions"].get("int8", 0) for m in covered)
+        asked = covered[0]["quantized_convolutions"]
+        parts.append(f"and its engines compute {done} of {asked} quantized convolutions in INT8")
+    return " ".join(parts) + "."
