@@ -21,9 +21,11 @@ from trtq.artifact import (
     write_json,
 )  # fmt: skip
 from trtq.bench.latency import bench
+from trtq.data.source import open_source
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
-from trtq.errors import ArtifactError
+from trtq.engine.targets import parse_target
+from trtq.errors import ArtifactError, UsageError
 from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, Recipe
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.progress import Progress, Silent
@@ -75,8 +77,8 @@ class StageResult:
 def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> list[StageResult]:
     """Run the chain of ``recipe`` and return what happened to each stage.
 
-    A stage runs when its inputs changed, when one of its files is missing or altered, or when a stage before it ran. An
-    interrupted run goes on with the stage it was in. Two runs in one folder take turns.
+    A stage runs when its inputs changed, or when one of its files is missing or altered. An interrupted run goes on with the
+    stage it was in. Two runs in one folder take turns.
 
     Args:
         recipe: what to do.
@@ -97,16 +99,17 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
 
 def _walk(recipe: Recipe, out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
     results: list[StageResult] = []
-    stale = ""
+    stale: list[str] = []
     for stage in plan(recipe, out, progress):
         inputs = stage.inputs()
         key = digest_of({"inputs": inputs, "trtq": __version__, "schema": SCHEMA})
-        why = f"{stale} runs before it" if stale and dry_run else _why_stale(stage, inputs, key, out)
+        feeds = [s for s in stale if s == "quantize" or stage.name == "report"]
+        why = f"{feeds[0]} runs before it" if feeds and dry_run else _why_stale(stage, inputs, key, out)
         if why is None:
             summary = str(_state(stage, out).get("summary", "")) if not dry_run else ""
             results.append(StageResult(stage.name, False, "nothing it depends on has changed", summary))
             continue
-        stale = stale or stage.name
+        stale.append(stage.name)
         if dry_run:
             results.append(StageResult(stage.name, True, why, ""))
             continue
@@ -160,6 +163,10 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
             stages.append(_bench_stage(recipe.bench, label, path, out))
             records.append(out / f"bench.{label}.json")
     stages.append(_report_stage(recipe, out, records))
+    names = [s.name for s in stages]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"The recipe asks for {twice!r} twice", "both would write the same file", "Remove one [[build]]")
     return stages
 
 
@@ -172,6 +179,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
             "settings": settings,
             "weights": _digest_or_none(spec.checkpoint),
             "model code": _model_code(spec.model),
+            "versions": {n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")},
             "images": fingerprint(spec.data),
             "class index": _digest_or_none(spec.class_index),
         }
@@ -190,9 +198,17 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
     spec = EvaluateSpec(
         onnx=str(out / QDQ), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
         class_index=wanted.class_index or (base.class_index if same else None),
-        exclude=str(out / RECORD) if wanted.held_out and same else None,
+        exclude=str(out / RECORD) if wanted.held_out else None,
         **{n: getattr(wanted, n) for n in names},
     )  # fmt: skip
+
+    # Found now, not after quantization: images that are not there, or none that calibration leaves over.
+    images = len(open_source(spec.data, Path(spec.class_index) if spec.class_index else None))
+    if same and wanted.held_out and images <= base.calib_images:
+        raise UsageError(
+            "The recipe leaves no image to evaluate", f"{base.data} has {images} images and calibration takes {base.calib_images}",
+            "Give [evaluate] images of its own, lower calib_images, or set held_out = false",
+        )  # fmt: skip
 
     def inputs() -> dict[str, Any]:
         files = {n: _digest_or_none(str(out / n)) for n in (QDQ, FP32)}
@@ -210,6 +226,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
 
 
 def _build_stage(wanted: BuildStage, out: Path) -> Stage:
+    parse_target(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
         name += f"-{wanted.precision}"
@@ -261,7 +278,10 @@ def _digest_or_none(path: str | None) -> str | None:
 def _model_code(name: str) -> str | None:
     """Return the digest of the file a user's own factory lives in; a package's version is in the record instead."""
     where = name.rpartition(":")[0]
-    return _digest_or_none(where) or _digest_or_none(where.replace(".", "/") + ".py")
+    if where.endswith(".py"):
+        return _digest_or_none(where)
+    base = where.replace(".", "/")
+    return _digest_or_none(f"{base}.py") or _digest_or_none(f"{base}/__init__.py")
 
 
 def fingerprint(data: str) -> str | None:

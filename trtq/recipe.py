@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
-from trtq.artifact import digest_of
 from trtq.errors import UsageError, suggest
 
 if sys.version_info >= (3, 11):
@@ -54,10 +53,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
             raise UsageError(f"Cannot use these settings for {cls.__name__}", str(exc)) from exc
-
-    def digest(self) -> str:
-        """Return a stable hash of all values."""
-        return digest_of(msgspec.to_builtins(self))
 
 
 def _show(value: object) -> str:
@@ -246,6 +241,11 @@ def load_recipe(path: Path) -> Recipe:
     for key in tables:
         if key not in known:
             raise UsageError(f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known))
+    for key in ("quantize", "evaluate", "bench"):
+        if key in tables and not isinstance(tables[key], dict):
+            raise UsageError(f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]")
+    if not all(isinstance(b, dict) for b in (tables.get("build") or []) if not isinstance(tables["build"], dict)):
+        raise UsageError(f"build in {path} must be a list of tables", mend="Write [[build]]")
     if "quantize" not in tables:
         raise UsageError(f"The recipe {path} has no [quantize] table", mend="It names the model and the images")
     out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")

@@ -88,7 +88,7 @@ def bench(spec: BenchSpec) -> BenchRecord:
         ExportError: the file cannot be loaded, or the device is not there.
     """
     path = Path(spec.file)
-    provider, device = _device(spec.device)
+    provider, index, device = _device(spec.device)
     if path.suffix == ".engine":
         from trtq.engine.manifest import read_manifest
 
@@ -99,10 +99,14 @@ def bench(spec: BenchSpec) -> BenchRecord:
             "run engines on a GPU yet",
             f"Time the ONNX file on this CPU instead, as a CPU latency: trtq bench {manifest.spec['onnx']}",
         )
-    session = open_session(path, as_written=False, provider=provider)
+    session = open_session(path, as_written=False, provider=provider, device_id=index)
     fixed = static_batch(session)
     if fixed is not None and fixed != spec.batch:
         raise UsageError(f"Cannot run {path.name} with --batch {spec.batch}", f"its batch is fixed at {fixed}", f"Use --batch {fixed}")
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(isinstance(v, int) for v in inputs[0].shape[1:]):
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        raise BenchError(f"Cannot make input for {path.name}", f"expected one float32 image input with a fixed size, found {found}")
     shape = [spec.batch, *[int(v) for v in input_shape(session)[1:]]]
     data = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
     warmup, stable = _warm_up(lambda: session.run(None, data))
@@ -121,12 +125,12 @@ def bench(spec: BenchSpec) -> BenchRecord:
     )  # fmt: skip
 
 
-def _device(text: str) -> tuple[str, str]:
+def _device(text: str) -> tuple[str, int, str]:
     if text == "cpu":
-        return "CPU", "CPU (ONNX Runtime)"
+        return "CPU", 0, "CPU (ONNX Runtime)"
     name, _, index = text.partition(":")
     if name == "cuda" and (index or "0").isdigit():
-        return "CUDA", f"cuda:{index or 0} (ONNX Runtime)"
+        return "CUDA", int(index or 0), f"cuda:{index or 0} (ONNX Runtime)"
     raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
 
 

@@ -12,27 +12,21 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float32]
 
 
-def sqnr_db(reference: Array, other: Array) -> float:
-    """Return 10 log10(sum reference^2 / sum (reference - other)^2), infinity when both are equal.
+def ratio_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise) of two sums of squares: infinity without noise, minus infinity without signal.
 
-    >>> import numpy as np
-    >>> round(sqnr_db(np.array([3.0, 4.0]), np.array([3.0, 4.5])), 3)
+    >>> round(ratio_db(25.0, 0.25), 3)
     20.0
     """
-    signal = float(np.sum(np.square(reference, dtype=np.float64)))
-    noise = float(np.sum(np.square(np.subtract(reference, other, dtype=np.float64))))
-    return ratio_db(signal, noise)
-
-
-def ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise): infinity without noise, minus infinity without signal."""
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
 def predictions(logits: Array) -> npt.NDArray[np.int64]:
-    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W]."""
+    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W]; one channel decides by its sign."""
+    if logits.ndim == 1 or logits.shape[1] == 1:  # one logit decides between two classes
+        return np.asarray(logits > 0, dtype=np.int64)
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 

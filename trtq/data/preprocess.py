@@ -51,6 +51,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def apply(self, image: Image.Image) -> torch.Tensor:
         """Return the image as float32, shape [C, H, W]."""
         channels, height, width = self.input_size
+        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values at 255
+            image = Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB")
         method = RESAMPLING[self.interpolation]
         if self.resize is not None:
@@ -102,6 +104,10 @@ def resolve_preprocess(
         notes.append("the model does not say how its input is normalised: ImageNet's mean and std are used (--preset, --mean, --std)")
     size = tuple(int(v) for v in (input_size or chosen.get("input_size") or (3, 224, 224)))
     channels, height, width = size
+    if channels not in (1, 3):
+        raise UsageError(
+            f"Cannot read images for {channels} channels", "images have 1 (gray) or 3 (RGB)", "Give --input-size 3xHxW or 1xHxW"
+        )
     values: list[tuple[float, ...]] = []
     for name, given in (("mean", mean), ("std", std)):
         value = tuple(float(v) for v in (given if given is not None else chosen[name]))
@@ -117,12 +123,12 @@ def resolve_preprocess(
     if min(values[1]) <= 0 or not all(math.isfinite(v) for pair in values for v in pair):
         raise UsageError("Cannot normalise with these numbers", f"mean {values[0]}, std {values[1]}", "std must be greater than 0")
     ratio = float(chosen.get("crop_pct") or 0.875)
-    if resize is None and not (height < SMALL or (ratio >= 1.0 and crop is None)):
-        resize = math.floor((crop or min(height, width)) / ratio)
-    elif resize is None and crop is not None:
-        resize = crop
     if resize is not None and resize < (crop or max(height, width)):
         raise UsageError(f"--resize {resize} is smaller than the crop of {crop or max(height, width)}", mend="Give a larger --resize")
+    # Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre is.
+    whole = height != width or height < SMALL or ratio >= 1.0
+    if resize is None and (crop is not None or not whole):
+        resize = math.floor((crop or height) / min(ratio, 1.0))
     chosen_interpolation = interpolation or chosen.get("interpolation") or "bilinear"
     return Preprocess(
         input_size=(channels, height, width), mean=values[0], std=values[1], resize=resize, crop=crop,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -60,6 +61,10 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def content(self, index: int) -> str:
+        """Return 16 hex digits of the SHA-256 of image ``index``: the same image is known again in another folder or zip."""
+        return hashlib.sha256(self.read(index)).hexdigest()[:16]
+
     def digest(self, indices: Sequence[int]) -> str:
         """Return a SHA-256 over the ids and the contents of the images ``indices``, in order."""
         total = hashlib.sha256()
@@ -67,15 +72,14 @@ class Source(ABC):
             total.update(self.ids[i].encode() + b"\0" + hashlib.sha256(self.read(i)).digest())
         return total.hexdigest()
 
-    def sample(self, count: int, seed: int, *, exclude: frozenset[str] = frozenset()) -> list[int]:
+    def sample(self, count: int, seed: int) -> list[int]:
         """Return ``count`` indices drawn without replacement, repeatable, fewer when there are fewer images."""
-        allowed = [i for i, name in enumerate(self.ids) if name not in exclude]
-        order = np.random.default_rng(seed).permutation(len(allowed))[:count]
-        return [allowed[i] for i in order]
+        return [int(i) for i in np.random.default_rng(seed).permutation(len(self))[:count]]
 
 
 def _arrange(source: Source, files: Sequence[str], class_index: Path | None) -> None:
     """Fill ids, labels and classes from relative posix paths: folders on the first level are classes."""
+    files = [f for f in files if not any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(f).parts)]
     images = sorted(f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES)
     source.ignored = sorted(set(files) - set(images))
     if not images:
@@ -88,6 +92,12 @@ def _arrange(source: Source, files: Sequence[str], class_index: Path | None) -> 
             f"{source.name} is not one set of images but several",
             f"it holds only {', '.join(folders)}",
             "Choose one: " + " or ".join(f"{source.name.rstrip('/')}/{f}" for f in folders),
+        )
+    if len(folders) == 1 and not loose and any(len(PurePosixPath(f).parts) > 2 for f in images):
+        raise DataError(
+            f"{source.name} holds one folder that holds folders",
+            f"{folders[0]} would be the only class",
+            f"Use {source.name.rstrip('/')}/{folders[0]}",
         )
     source.ids = images
     if not folders:
@@ -134,7 +144,10 @@ class FolderSource(Source):
         _arrange(self, files, class_index)
 
     def read(self, index: int) -> bytes:  # noqa: D102
-        return (self.root / self.ids[index]).read_bytes()
+        try:
+            return (self.root / self.ids[index]).read_bytes()
+        except OSError as exc:
+            raise DataError(f"Cannot read {self.ids[index]} in {self.name}", exc.strerror or str(exc)) from exc
 
 
 class ZipSource(Source):
@@ -156,7 +169,7 @@ class ZipSource(Source):
     def read(self, index: int) -> bytes:  # noqa: D102
         try:
             return self.zip.read(self.prefix + self.ids[index])
-        except (zipfile.BadZipFile, OSError, EOFError) as exc:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
             raise DataError(f"Cannot read {self.ids[index]} in {self.name}", str(exc)) from exc
 
 

@@ -15,7 +15,17 @@ from typing import Any
 import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, sha256_bytes, sha256_file, write_bytes, write_json
+from trtq.artifact import (
+    SCHEMA,
+    ensure_writable_dir,
+    environment,
+    explain_os_error,
+    locked,
+    sha256_bytes,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.targets import RTX_AHEAD_OF_TIME, Target, parse_target
@@ -41,21 +51,37 @@ def build(spec: BuildSpec) -> EngineManifest:
     target, path, out = parse_target(spec.target), Path(spec.onnx), Path(spec.out)
     model = load_onnx(path)
     pairs = count_qdq(model)
-    backend = _choose_backend(spec, target)
+    backend = _choose_backend(spec, target, quantized=pairs > 0)
     _refuse_silent_failures(model, pairs, backend, target, spec)
     ensure_writable_dir(out.parent)
     batch = _batch(model, spec.batch)
     metadata, wanted = get_metadata(model), quantized_convolutions(model)
     if spec.precision == "fp16":
         model = convert_to_half(model)
+    with locked(out.with_name(f".{out.name}.lock")):
+        return _build_locked(spec, model, target, backend, batch, pairs, wanted, metadata)
+
+
+def _build_locked(
+    spec: BuildSpec,
+    model: onnx.ModelProto,
+    target: Target,
+    backend: str,
+    batch: tuple[int, int, int],
+    pairs: int,
+    wanted: int,
+    metadata: dict[str, Any],
+) -> EngineManifest:
+    path, out = Path(spec.onnx), Path(spec.out)
     started = time.perf_counter()
     plan, done, log = _run_worker(model, backend, target, batch)
     seconds = round(time.perf_counter() - started, 3)
     audit = audit_plan(plan, str(done["version"])) if backend == "tensorrt-rtx" else None
     _require_int8(audit, wanted, pairs, target)
-    # The manifest goes last, and an old one first: an engine never stands beside a manifest that is not its own.
+    # Only when the new engine is on the disk does the old manifest go; the new one comes last.
+    fresh = write_bytes(out.with_name(f".{out.name}.new"), plan)
     manifest_path(out).unlink(missing_ok=True)
-    write_bytes(out, plan)
+    fresh.replace(out)
     manifest = EngineManifest(
         schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(plan), engine_bytes=len(plan),
         builder={"backend": backend, "module": MODULES[backend], "version": str(done["version"])},
@@ -68,7 +94,7 @@ def build(spec: BuildSpec) -> EngineManifest:
     return manifest
 
 
-def _choose_backend(spec: BuildSpec, target: Target) -> str:
+def _choose_backend(spec: BuildSpec, target: Target, *, quantized: bool) -> str:
     """Return the backend to use; ``auto`` prefers the one that needs no GPU."""
     rtx, full = is_installed("tensorrt_rtx"), is_installed("tensorrt")
     if spec.backend == "trtexec":
@@ -80,7 +106,8 @@ def _choose_backend(spec: BuildSpec, target: Target) -> str:
         )
     wanted = spec.backend
     if wanted == "auto":
-        wanted = "tensorrt-rtx" if target.sm in RTX_AHEAD_OF_TIME and (rtx or not full) else "tensorrt"
+        covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and full)
+        wanted = "tensorrt-rtx" if covered and (rtx or not full) else "tensorrt"
     if wanted == "tensorrt-rtx":
         if target.sm not in RTX_AHEAD_OF_TIME:
             raise EngineError(
@@ -148,6 +175,14 @@ def _refuse_silent_failures(model: onnx.ModelProto, pairs: int, backend: str, ta
 
 
 def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    for value in model.graph.input:
+        for i, d in enumerate(value.type.tensor_type.shape.dim):
+            if i and not d.HasField("dim_value"):
+                raise EngineError(
+                    f"Cannot build with the dynamic axis {i} of input {value.name}",
+                    "only the batch may be dynamic",
+                    "Export it with a fixed image size",
+                )
     dim = model.graph.input[0].type.tensor_type.shape.dim[0]
     if dim.HasField("dim_value"):
         fixed = dim.dim_value
@@ -167,7 +202,10 @@ def _run_worker(
 ) -> tuple[bytes, dict[str, Any], list[str]]:
     with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
         source, plan, request = (Path(folder) / n for n in ("model.onnx", "plan", "request.json"))
-        onnx.save(model, source)
+        try:
+            onnx.save(model, source)
+        except OSError as exc:
+            raise explain_os_error(exc, source) from exc
         request.write_text(
             json.dumps(
                 {

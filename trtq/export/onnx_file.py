@@ -72,6 +72,7 @@ def export_qdq(simulated: fx.GraphModule, example: torch.Tensor, *, dynamic_batc
         ) from exc
     assert result is not None
     model = result.model
+    _drop_default_attributes_(model)
     _transpose_weights_once_(model)
     _name_nodes_(model)
     if dynamic_batch:
@@ -85,6 +86,16 @@ def _name_batch_(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape(["batch" if isinstance(d, ir.SymbolicDim) and d.value == old else d for d in value.shape])
+
+
+def _drop_default_attributes_(model: ir.Model) -> None:
+    """Leave ``axis`` on per-channel pairs only: TensorRT 8.0 refuses one beside a scalar scale."""
+    for node in model.graph:
+        if node.op_type in QDQ and node.inputs[1] is not None and node.inputs[1].shape is not None:
+            per_channel = len(node.inputs[1].shape) == 1
+            for name in list(node.attributes):
+                if name != "axis" or not per_channel:
+                    node.attributes.pop(name)
 
 
 def _transpose_weights_once_(model: ir.Model) -> None:

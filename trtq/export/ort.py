@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from trtq.data.metrics import Array
 from trtq.errors import ExportError
 
 
-def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, threads: int = 0, provider: str = "CPU") -> Any:
+def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, provider: str = "CPU", device_id: int = 0) -> Any:
     """Return an ``onnxruntime.InferenceSession``.
 
     Args:
         model: a file, or a model in memory.
         as_written: compute every Q/DQ pair in float exactly as the file says (what the parity gate and accuracy need). False
             lets ONNX Runtime fuse pairs into its own integer kernels and rewrite biases to int32 (what its latency means).
-        threads: 0 for one per core.
         provider: ``CPU`` or ``CUDA``.
+        device_id: which GPU.
 
     Raises:
         ExportError: ONNX Runtime refuses the model or does not offer the provider.
@@ -30,7 +30,6 @@ def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, thre
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     name = f"{provider}ExecutionProvider"
@@ -42,10 +41,13 @@ def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, thre
         )
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return ort.InferenceSession(source, options, providers=[name])
+        session = ort.InferenceSession(source, options, providers=[(name, {"device_id": device_id} if provider == "CUDA" else {})])
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
         raise ExportError(f"ONNX Runtime cannot load {label}", str(exc).splitlines()[0]) from exc
+    if session.get_providers()[0] != name:  # it falls back to the CPU with a warning only
+        raise ExportError(f"ONNX Runtime does not run on {provider} here", "it fell back to the CPU", "Check the NVIDIA driver")
+    return session
 
 
 def input_shape(session: Any) -> list[Any]:
@@ -59,7 +61,7 @@ def static_batch(session: Any) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def run_batch(session: Any, batch: Array, outputs: Sequence[str] | None = None) -> list[Array]:
+def run_batch(session: Any, batch: Array) -> list[Array]:
     """Return the outputs for ``batch`` [N, C, H, W]; a model with a fixed batch runs it in parts.
 
     Raises:
@@ -68,8 +70,8 @@ def run_batch(session: Any, batch: Array, outputs: Sequence[str] | None = None) 
     fixed, name = static_batch(session), session.get_inputs()[0].name
     try:
         if fixed is None or fixed == len(batch):
-            return [np.asarray(o) for o in session.run(outputs, {name: batch})]
-        parts = [session.run(outputs, {name: p}) for p in _parts(batch, fixed)]
+            return [np.asarray(o) for o in session.run(None, {name: batch})]
+        parts = [session.run(None, {name: p}) for p in _parts(batch, fixed)]
     except Exception as exc:
         raise ExportError(
             f"ONNX Runtime cannot run the model on input {list(batch.shape)}",

@@ -193,7 +193,7 @@ def judge(full: Array, sim: Array, run: Array, where: str | None) -> ParityRecor
     differing = int((p_sim != p_run).sum())
     # Below 200 predictions one near tie is more than 0.5 %: one is always allowed.
     allowed = max(1, math.floor((100.0 - MIN_EQUAL) / 100.0 * p_sim.size))
-    best = np.partition(sim, -2, axis=1) if sim.shape[1] > 1 else None
+    best = np.partition(sim, -2, axis=1) if sim.ndim > 1 and sim.shape[1] > 1 else None
     drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
     decisive = best is None or best.take(-1, axis=1) - best.take(-2, axis=1) > DECISIVE * drift
     decided = int(((p_sim != p_run) & decisive).sum())
@@ -202,7 +202,9 @@ def judge(full: Array, sim: Array, run: Array, where: str | None) -> ParityRecor
     runtime = ratio_db(signal, float(np.sum(np.square(np.subtract(sim, run, dtype=np.float64)))))
     margin = runtime - quantization if math.isfinite(quantization) and math.isfinite(runtime) else None
     reason = ""
-    if where is not None:
+    if not (np.isfinite(sim).all() and np.isfinite(run).all()):
+        reason = "the outputs are NaN or infinite"
+    elif where is not None:
         reason = "given the same quantized tensors, torch and ONNX Runtime find different codes"
     elif decided > allowed:
         reason = f"{decided} of {p_sim.size} predictions differ that were no near ties, at most {allowed} may"
@@ -232,10 +234,13 @@ class _Forced(fx.Interpreter):
             return result
         args = self.fetch_args_kwargs_from_env(n)[0]
         scale, axis, name = args[1], args[3], args[6]
-        theirs = torch.from_numpy(self.values[name]) if name in self.values else None
-        if theirs is not None and axis is not None and theirs.ndim == 2 and not torch.equal(theirs, result):
+        if name not in self.values:
+            # The exporter merged it with an equal pair on the same tensor; what follows, and the output, are still compared.
+            return result
+        theirs = torch.from_numpy(self.values[name])
+        if axis is not None and theirs.ndim == 2 and not torch.equal(theirs, result):
             theirs = theirs.mT if theirs.mT.shape == result.shape else theirs  # the export stores a linear's weight transposed
-        if theirs is None or theirs.shape != result.shape:
+        if theirs.shape != result.shape:
             self.first = self.first or name
             return result
         step = scale if axis is None else scale.reshape([-1 if d == axis % result.ndim else 1 for d in range(result.ndim)])

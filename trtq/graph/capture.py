@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,6 +19,11 @@ from trtq.graph.normalize import normalize_
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
+aten = torch.ops.aten
+# Composite ops that are spelt out in simpler ones, so that every convolution and product has one form.
+REWRITTEN: dict[Any, Any] = {
+    op: op.decompose for op in (aten.einsum.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +71,7 @@ def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-        functional: torch.export.ExportedProgram = program.run_decompositions({})
+        functional: torch.export.ExportedProgram = program.run_decompositions(dict(REWRITTEN))
         return functional
 
 

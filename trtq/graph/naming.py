@@ -40,7 +40,7 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         graph: a normalised graph.
         prefix: cut off from every module path (the path of a wrapper).
     """
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     attention = _attention_matmuls(graph)
     for node in graph.graph.nodes:
         if node.op != "call_function":
@@ -50,9 +50,12 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         path = "" if path == prefix.rstrip(".") else path.removeprefix(prefix)
         kind = attention.get(node) or _kind(node)
         name = _weight_owner(node, prefix) or (path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip("."))
-        k = taken.get(name, 0)
-        taken[name] = k + 1
-        node.meta["trtq_name"] = f"{name}_{k}" if k else name
+        unique, k = name, 0
+        while unique in taken:
+            k += 1
+            unique = f"{name}_{k}"
+        taken.add(unique)
+        node.meta["trtq_name"] = unique
     graph.recompile()
 
 

@@ -20,7 +20,6 @@ PADS = (aten.pad.default, aten.constant_pad_nd.default)
 BATCH_NORMS = (
     aten._native_batch_norm_legit_no_training.default,
     aten.batch_norm.default,
-    aten._native_batch_norm_legit.no_stats,
 )
 
 
@@ -174,7 +173,7 @@ def _split_attention(graph: fx.GraphModule) -> int:
             logits = _call(graph, node, aten.add.Tensor, logits, add_constant(graph, "causal_mask", bias, before=node))
         if isinstance(mask, fx.Node):
             if mask.meta["val"].dtype == torch.bool:
-                mask = _call(graph, node, aten.where.ScalarOther, mask, 0.0, -math.inf)
+                mask = _call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)
             logits = _call(graph, node, aten.add.Tensor, logits, mask)
         probs = _call(graph, node, aten.softmax.int, logits, -1)
         out = _like(_call(graph, node, aten.matmul.default, probs, value), node)
@@ -186,35 +185,35 @@ def _split_attention(graph: fx.GraphModule) -> int:
 
 def _fold_constants(graph: fx.GraphModule) -> int:
     """Compute once what depends on weights alone (standardised weights, position-bias tables, re-parameterised branches)."""
+    known: dict[fx.Node, Any] = {}
     count = 0
-    known: dict[fx.Node, torch.Tensor] = {}
-    for node in list(graph.graph.nodes):
+    for node in graph.graph.nodes:
         if node.op == "get_attr":
             value = get_constant(graph, node)
             if value is not None:
                 known[node] = value
-            continue
-        if node.op != "call_function" or node.target in BATCH_NORMS or _is_random(node):
-            continue
-        inputs = node.all_input_nodes
-        if not all(i in known for i in inputs) or not isinstance(node.meta.get("val"), torch.Tensor):
-            continue
-        if not inputs and not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if any(isinstance(s, torch.SymInt) for s in node.meta["val"].shape):
-            continue
-        with torch.no_grad():
-            result = node.target(*fx.map_arg(operands(node), lambda n: known[n]), **fx.map_arg(node.kwargs, lambda n: known[n]))
-        if not isinstance(result, torch.Tensor):
-            continue
-        known[node] = result
-        count += 1
+        elif _can_fold(node) and all(i in known for i in node.all_input_nodes):
+            with torch.no_grad():
+                known[node] = node.target(*fx.map_arg(operands(node), known.__getitem__), **fx.map_arg(node.kwargs, known.__getitem__))
+            count += 1
     for node in list(graph.graph.nodes):
-        if node in known and node.op == "call_function" and any(u not in known for u in node.users):
+        value = known.get(node)
+        if node.op == "call_function" and isinstance(value, torch.Tensor) and any(u not in known for u in node.users):
             path = module_path(node)
-            constant = _like(add_constant(graph, f"{path}.{node.name}" if path else node.name, known[node], before=node), node)
+            constant = _like(add_constant(graph, f"{path}.{node.name}" if path else node.name, value, before=node), node)
             node.replace_all_uses_with(constant)
     return count
+
+
+def _can_fold(node: fx.Node) -> bool:
+    """Whether the node's result is always the same tensor (or tuple of them) once its operands are."""
+    if node.op != "call_function" or node.target in BATCH_NORMS or _is_random(node):
+        return False
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (tuple, list)) else [value]
+    if not all(isinstance(t, torch.Tensor) and not any(isinstance(s, torch.SymInt) for s in t.shape) for t in tensors):
+        return False
+    return bool(node.all_input_nodes) or isinstance(node.target, torch._ops.OpOverload)
 
 
 def _is_random(node: fx.Node) -> bool:

@@ -38,6 +38,8 @@ def read_state_dict(path: Path) -> StateDict:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as exc:
+            if "nsupported" not in str(exc):
+                raise ModelError(f"Cannot read the checkpoint {path}", "it is not a whole torch file") from exc
             raise ModelError(
                 f"Cannot read the checkpoint {path}",
                 "it holds more than tensors, and reading that would run code from the file",
@@ -91,6 +93,9 @@ def load_checkpoint_(model: nn.Module, path: Path, match: Literal["name", "order
     """
     own, given = dict(model.state_dict()), read_state_dict(path)
     if match == "order":
+        if len(own) != len(given):  # counters that BatchNorm keeps for training are no weights
+            own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
+            given = {k: v for k, v in given.items() if not k.endswith("num_batches_tracked")}
         if len(own) != len(given):
             raise ModelError(f"The checkpoint {path} does not fit the model in order", f"expected {len(own)} tensors, found {len(given)}")
         sources = dict(zip(own, given, strict=True))

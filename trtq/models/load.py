@@ -142,6 +142,8 @@ def _own_factory(name: str) -> Callable[..., nn.Module]:
                 raise ModelError(f"Cannot load the model {name!r}", f"{where} is not a Python file")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
+            if str(path.parent) not in sys.path:  # a file imports its neighbours
+                sys.path.insert(0, str(path.parent))
             spec.loader.exec_module(module)
         else:
             # A console script does not see the current folder; a user's own package usually lies there.
@@ -157,6 +159,9 @@ def _own_factory(name: str) -> Callable[..., nn.Module]:
             "Known sources: timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory",
         ) from exc
     factory = getattr(module, attr, None)
+    if isinstance(factory, nn.Module):  # a model, ready-made
+        ready: nn.Module = factory
+        return lambda: ready
     if not callable(factory):
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise ModelError(f"Cannot load the model {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names))

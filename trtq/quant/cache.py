@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from trtq.artifact import digest_of, locked, sha256_bytes, write_atomic
+from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
 from trtq.quant.calibrate import ActivationStats
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # raise it when what calibration computes from the same images changes
 FIELDS = ("amax", "low", "high", "bulk_rms")
 
 
@@ -29,7 +29,7 @@ class CacheKey:
     @property
     def digest(self) -> str:
         """Return the SHA-256 over all parts."""
-        return digest_of({"version": CACHE_VERSION, **self.parts})
+        return digest_of(dict(self.parts))
 
 
 class CalibrationCache:
@@ -83,7 +83,7 @@ class CalibrationCache:
             "key": key.digest,
             "digest": _content_digest(names, tensors),
         }
-        return write_atomic(self.path(key), lambda tmp: save_file(tensors, tmp, metadata=meta))
+        return write_bytes(self.path(key), save(tensors, metadata=meta))
 
     def _why_missing(self, key: CacheKey) -> str:
         """Name what differs from the entry that has most in common with ``key``."""
@@ -100,7 +100,7 @@ class CalibrationCache:
         if len(best[1]) == len(key.parts):
             return "not used: no entry for this model and these images"
         if not best[1]:
-            return "not used: the entry was made by another version of trtq"
+            return "not used: the nearest entry has another name"
         return f"not used: {' and '.join(best[1])} changed since the nearest entry"
 
 

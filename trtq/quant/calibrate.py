@@ -19,7 +19,7 @@ from trtq.quant.histogram import Histogram
 from trtq.quant.observe import Range
 from trtq.quant.placement import Placement, Quantizer, keep_whole_
 
-BULK_PERCENT = 99.0
+BULK_PERCENT = 95.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class ActivationStats:
     Attributes:
         amax: what the calibrator chose.
         low, high: smallest and largest value seen.
-        bulk_rms: root mean square of the 99 % of non-zero values with the smallest magnitude; None when all are 0.
+        bulk_rms: root mean square of the 95 % of non-zero values with the smallest magnitude; None when all are 0.
         mean, variance: per input channel of the layer that follows, float64 [C]; None where no weight follows.
     """
 
@@ -55,24 +55,21 @@ def summarize(seen: Range, calibrator: str, percentile: float) -> ActivationStat
 
 
 def bulk_rms(hist: Histogram, zeros: int) -> float | None:
-    """Return the root mean square of the smallest 99 % of the non-zero magnitudes, None when there are none."""
+    """Return the root mean square of the smallest 95 % of the non-zero magnitudes, None when there are none."""
     counts = hist.counts.astype(np.float64)
     counts[0] -= zeros
     total = counts.sum()
     if total <= 0:
         return None
-    keep = np.cumsum(counts) <= BULK_PERCENT / 100.0 * total
-    keep[0] = True
-    kept = counts * keep
-    if kept.sum() == 0:  # one bin holds nearly everything
-        kept = counts
+    below = np.cumsum(counts) - counts
+    kept = np.clip(BULK_PERCENT / 100.0 * total - below, 0.0, counts)
     return float(np.sqrt(np.sum(kept * hist.centres**2) / kept.sum()))
 
 
 def outlier_reason(stats: ActivationStats, qmax: int) -> str | None:
     """Return why INT8 cannot carry this activation, or None.
 
-    One step is amax / qmax. When it exceeds the root mean square of the lower 99 % of the values, outliers own the range and
+    One step is amax / qmax. When it exceeds the root mean square of the lower 95 % of the values, outliers own the range and
     everything else rounds to -1, 0 or 1: that is what residual outliers of vision transformers do (facts: amax in the
     hundreds over a bulk near 1).
     """
@@ -81,7 +78,7 @@ def outlier_reason(stats: ActivationStats, qmax: int) -> str | None:
         return None
     return (
         f"its range of {stats.low:.4g} to {stats.high:.4g} is set by outliers: one INT8 step would be {amax / qmax:.3g}, "
-        f"while 99 % of its values have a root mean square of {stats.bulk_rms:.3g}"
+        f"while 95 % of its values have a root mean square of {stats.bulk_rms:.3g}"
     )
 
 
@@ -130,7 +127,9 @@ def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStat
     assert weight is not None
     if quantizer.role != "weight" or feeding is None or feeding.mean is None or feeding.variance is None:
         return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
-    groups = feeding.mean.numel() // weight.shape[1]
+    groups, rest = divmod(feeding.mean.numel(), weight.shape[1])
+    if rest or not groups or weight.shape[0] % groups:
+        return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
     moments = Moments(feeding.mean, feeding.variance)
     amax = weight_amax(weight, fmt.axis, moments=moments, groups=groups, qmax=fmt.qmax)
     bias = get_constant(graph, operands(node)[2]) if len(operands(node)) > 2 else None

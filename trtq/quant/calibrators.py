@@ -25,7 +25,7 @@ def percentile_amax(hist: Histogram, percentile: float) -> float:
     if percentile >= 100.0 or hist.amax == 0.0:
         return hist.amax
     cumulative = np.cumsum(hist.counts)
-    index = int(np.searchsorted(cumulative, percentile / 100.0 * cumulative[-1]))
+    index = int(np.searchsorted(cumulative, percentile / 100.0 * cumulative[-1] * (1 - 1e-12)))
     return float(min((index + 0.5) * hist.limit / NUM_BINS, hist.amax))
 
 
@@ -96,11 +96,6 @@ def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
     q_used = np.maximum(q[used] / q_sum, 1e-12)
     p_used = p[used] / p_sum
     return float(np.sum(p_used * np.log(p_used / q_used)))
-
-
-def max_amax(hist: Histogram) -> float:
-    """Return the largest magnitude seen."""
-    return hist.amax
 
 
 def histogram_calibrator(name: str, *, percentile: float, qmax: int = 127) -> Callable[[Histogram], float]:

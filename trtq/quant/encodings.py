@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from trtq.artifact import SCHEMA, sha256_bytes, write_atomic
+from trtq.artifact import SCHEMA, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError
 from trtq.quant.formats import Format
 
@@ -69,7 +69,7 @@ class Encodings:
         """Write the file atomically."""
         meta = {"trtq": "encodings", "schema": str(SCHEMA), "header": self._header_json().decode(), "digest": self.digest()}
         tensors = {name: value.to(torch.float32).contiguous() for name, value in self.amax.items()}
-        return write_atomic(path, lambda tmp: save_file(tensors, tmp, metadata=meta))
+        return write_bytes(path, save(tensors, metadata=meta))
 
     @classmethod
     def load(cls, path: Path) -> Encodings:
@@ -89,8 +89,12 @@ class Encodings:
             raise EncodingsError(f"Cannot read the encodings {path}", f"not a whole safetensors file ({exc})", again) from exc
         if meta.get("trtq") != "encodings":
             raise EncodingsError(f"{path} holds no encodings", "it is a safetensors file of something else", again)
-        if int(meta.get("schema", "0")) > SCHEMA:
-            raise EncodingsError(f"Cannot read the encodings {path}", "a newer trtq wrote it", "Upgrade trtq")
+        if meta.get("schema") != str(SCHEMA):
+            raise EncodingsError(
+                f"Cannot read the encodings {path}",
+                f"its schema is {meta.get('schema')}, this trtq reads {SCHEMA}",
+                "Upgrade trtq, or make it again",
+            )
         try:
             header = msgspec.json.decode(meta["header"])
             result = cls(

@@ -106,10 +106,13 @@ class Observer(nn.Module):
 
 
 def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
-    for quantizer in placement.quantizers:
-        if quantizer.source is source and quantizer.role == "input":
-            return -1 if quantizer.consumer.target is torch.ops.aten.linear.default else 1
-    return None
+    axes = {
+        -1 if q.consumer.target is torch.ops.aten.linear.default else 1
+        for q in placement.quantizers
+        if q.source is source and q.role == "input"
+    }
+    # A tensor that feeds a convolution and a linear has no one channel axis: its weights take their plain maximum.
+    return axes.pop() if len(axes) == 1 else None
 
 
 def observe(

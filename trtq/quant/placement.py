@@ -47,7 +47,6 @@ TENSORRT: tuple[Rule, ...] = (
     Rule("matmul", 1, "rhs"),
     Rule("add", -1, "residual"),
 )
-PLACEMENTS = {"tensorrt": TENSORRT}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,6 +115,8 @@ def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_preci
                 quantizer = _apply(graph, rule, node, depth)
                 if quantizer is not None:
                     found.quantizers.append(quantizer)
+        if _is_transposed(node):
+            found.quantizers.append(_float_only(node))
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
     return found
@@ -133,7 +134,7 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
         return None
     layer, axis, suffix = node_name(node), rule.axis, rule.role
     constant = get_constant(graph, source)
-    if rule.op == "conv" and node.target is aten.convolution.default and operands(node)[6]:
+    if rule.op == "conv" and _is_transposed(node):
         return None
     if rule.role == "weight" and constant is None:
         axis, reason = None, "its weight is computed from the input, and only a constant weight runs in INT8"
@@ -151,6 +152,18 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
     )  # fmt: skip
 
 
+def _is_transposed(node: fx.Node) -> bool:
+    return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
+
+
+def _float_only(node: fx.Node) -> Quantizer:
+    name = node_name(node)
+    return Quantizer(
+        name=f"{name}.weight", layer=name, role="weight", consumer=node, operand=1, source=operands(node)[1], format=INT8, is_weight=True,
+        float_reason="TensorRT computes transposed convolutions in float whatever is asked",
+    )  # fmt: skip
+
+
 def _is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return not isinstance(value, torch.Tensor) or value.dtype == torch.float32
@@ -161,7 +174,9 @@ def _before_pad(source: fx.Node) -> fx.Node:
     while source.target in PADS and len(source.users) == 1:
         mode = operands(source)[2] if len(operands(source)) > 2 else "constant"
         value = operands(source)[3] if source.target is aten.pad.default and len(operands(source)) > 3 else None
-        if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0):
+        amounts = operands(source)[1]
+        spatial = not any(amounts[4:])  # amounts run from the last axis: more than two axes would pad channels
+        if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0) or not spatial:
             return source
         inner = operands(source)[0]
         if not isinstance(inner, fx.Node):

@@ -43,9 +43,19 @@ def summarize_run(folder: Path) -> RunSummary:
         engines=[read_json(p) for p in sorted(folder.glob("*.engine.json"))],
         bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
     )
+    _drop_strangers_(run)
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run
+
+
+def _drop_strangers_(run: RunSummary) -> None:
+    """Keep only what was made from the files this quantize.json vouches for: a folder may hold leftovers of another run."""
+    files = {f["sha256"] for f in run.quantize["files"].values()}
+    run.engines = [m for m in run.engines if m["onnx_sha256"] in files]
+    run.bench = {k: b for k, b in run.bench.items() if b["file_sha256"] in files}
+    if run.evaluate is not None and run.evaluate["onnx_sha256"] not in files:
+        run.evaluate = None
 
 
 def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
@@ -67,10 +77,18 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
 
 
 def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
+    counts = {q["name"]: q for q in run.quantize["quantizers"]}
+    weights = run.quantize["model"].get("weight_values", {})
+    full = 4 * sum(weights.values())
+    small = sum(n * (1 if f"{layer}.weight" in counts else 4) for layer, n in weights.items())
+    rows = (
+        [("Weights", f"{full / 1e6:.2f} MB", f"{small / 1e6:.2f} MB", "computed: 4 bytes a value, 1 where the layer is quantized")]
+        if full
+        else []
+    )
     by_device: dict[str, dict[str, dict[str, Any]]] = {}
     for m in run.engines:
         by_device.setdefault(m["target"]["device"], {})["int8" if m["quantized_tensors"] else m["precision"]] = m
-    rows = []
     for device, found in by_device.items():
         base = found.get("fp32") or found.get("fp16")
         label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""

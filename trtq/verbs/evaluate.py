@@ -81,18 +81,26 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     reference = open_session(Path(spec.reference)) if spec.reference else None
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     preprocess, said = _preprocess(spec, metadata, input_shape(session))
-    used = _calibration_ids(Path(spec.exclude)) if spec.exclude else frozenset[str]()
+    used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     indices = _choose(source, spec, used)
     known = path.parent / "quantize.json"
     overlap = None
     if not spec.exclude and known.is_file():
-        ids = _calibration_ids(known)
-        overlap = sum(source.ids[i] in ids for i in indices) if ids else None
+        seen = _calibration_images(known)
+        overlap = sum(source.content(i) in seen for i in indices) if seen else None
         if overlap:
             said.append(f"{overlap} of these images were used for calibration (--exclude {known} leaves them out)")
     for line in said:
         notes.append(line)
         progress.note(line)
+
+    def note_classes(found: int, outputs: int) -> None:
+        if found != outputs:
+            notes.append(
+                f"{source.name} has {found} classes, the model {outputs}: accuracy is right only if these are its first (--class-index)"
+            )
+            progress.note(notes[-1])
+
     scores, reference_scores = Scores(), Scores()
     progress.begin("Evaluating in ONNX Runtime (CPU)", len(indices))
     done = 0
@@ -111,6 +119,8 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
                 f"the highest class index is {max(labels)}, the model has {logits.shape[1]} classes",
                 "Give the class order with --class-index",
             )
+        if done == 0 and spec.class_index is None and labels is not None and logits.ndim == 2:
+            note_classes(len(source.classes), logits.shape[1])
         scores.add(logits, labels, other)
         if other is not None:
             reference_scores.add(other, labels, None)
@@ -148,20 +158,25 @@ def _preprocess(spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]) 
     stored = metadata.get("preprocess")
     if stored is not None and all(v is None for v in given.values()):
         return msgspec.convert(stored, Preprocess), []
+    if stored is not None:
+        # What is not typed stays as the file has it; a new input size or preset brings its own rule for what follows from it.
+        keep = {"input_size", "mean", "std", "resize", "crop", "interpolation"}
+        keep -= {"mean", "std"} if given["preset"] else set()
+        keep -= {"resize", "crop"} if given["input_size"] else set()
+        given = {k: stored.get(k) if v is None and k in keep else v for k, v in given.items()}
     if given["input_size"] is None and len(shape) == 4 and all(isinstance(v, int) for v in shape[1:]):
         given["input_size"] = tuple(shape[1:])
-    hints = {k: v for k, v in stored.items() if k in ("mean", "std", "interpolation")} if stored else None
-    return resolve_preprocess(**given, hints=hints)
+    return resolve_preprocess(**given)
 
 
-def _calibration_ids(path: Path) -> frozenset[str]:
-    record = read_json(path, kind="quantize record")
-    data = record.get("data")
-    return frozenset(data.get("calibration_ids", ())) if isinstance(data, dict) else frozenset()
+def _calibration_images(path: Path) -> frozenset[str]:
+    """Return the content digests of the images a record says calibration looked at."""
+    data = read_json(path, kind="quantize record").get("data")
+    return frozenset(data.get("calibration_sha256", ())) if isinstance(data, dict) else frozenset()
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
-    indices = [i for i, name in enumerate(source.ids) if name not in used]
+    indices = [i for i in range(len(source)) if not used or source.content(i) not in used]
     if not indices:
         raise DataError(
             f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images"

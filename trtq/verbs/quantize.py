@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import onnx
 import onnx_ir as ir
+import torch
 from torch import fx
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, package_version, sha256_file, write_json
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import CalibrationError
@@ -19,18 +20,20 @@ from trtq.export.onnx_file import export_qdq, save_onnx, set_metadata_, strip_qd
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.models.load import load_model
-from trtq.quant.cache import CacheKey, CalibrationCache
+from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
-from trtq.quant.placement import Placement, place
+from trtq.quant.placement import Placement, Quantizer, place
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 from trtq.recipe import QuantizeSpec
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, QuantizeRecord, QuantizerRecord
+from trtq.version import __version__
 
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
+STAGING = ".trtq-new"
 FEW_IMAGES = 32
 
 
@@ -44,8 +47,8 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     """
     job = _Job(spec, progress or Silent())
     with locked(job.out / ".trtq.lock", waiting=job.progress.note):
-        # An old record must not vouch for new files, should this run be killed half way.
-        (job.out / RECORD).unlink(missing_ok=True)
+        for left in (*job.out.glob(".*.tmp"), *(job.out / STAGING).glob("*")):
+            left.unlink()  # of a run that was killed
         captured, placement = job.capture()
         stats = job.calibrate(captured, placement)
         encodings = make_encodings(captured.module, placement, stats, job.origin)
@@ -105,7 +108,8 @@ class _Job:
                 "graph": digest_of([structure_digest(captured.module), [q.name for q in placement.quantizers]]),
                 "images": self.source.digest(self.indices),
                 "preprocessing": digest_of(msgspec.to_builtins(self.preprocess)),
-                "calibrator": f"percentile {spec.percentile:g}" if spec.calibrator == "percentile" else spec.calibrator,
+                "calibrator": f"percentile {spec.percentile!r}" if spec.calibrator == "percentile" else spec.calibrator,
+                "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch {package_version('torch')}",
             }
         )
         self.origin = {
@@ -163,10 +167,11 @@ class _Job:
                 f"{USUAL_MARGIN_DB:g} dB or more): step by step their codes are equal but for ties, which multiply in a deep model"
             )
         self.clock.lap("parity")
+        staging = ensure_writable_dir(self.out / STAGING)
         files = {
-            FP32: save_onnx(fp32, self.out / FP32),
-            QDQ: save_onnx(qdq, self.out / QDQ),
-            ENCODINGS: encodings.save(self.out / ENCODINGS),
+            FP32: save_onnx(fp32, staging / FP32),
+            QDQ: save_onnx(qdq, staging / QDQ),
+            ENCODINGS: encodings.save(staging / ENCODINGS),
         }
         self.clock.lap("write")
         record = QuantizeRecord(
@@ -176,10 +181,15 @@ class _Job:
             model={
                 "name": self.loaded.name, "weights": self.loaded.weights, **self.origin,
                 "parameters": sum(p.numel() for p in self.loaded.module.parameters()),
+                "weight_values": {q.layer: _values(q) for q in placement.quantizers if q.role == "weight"},
                 "dynamic_batch": captured.dynamic_batch, "capture_max_rel_diff": captured.max_rel_diff,
                 "normalisation": captured.passes,
             },
-            data={**describe(self.source), "calibration_ids": [self.source.ids[i] for i in self.indices]},
+            data={
+                **describe(self.source),
+                "calibration_ids": [self.source.ids[i] for i in self.indices],
+                "calibration_sha256": [self.source.content(i) for i in self.indices],
+            },
             preprocess=self.preprocess,
             calibration={
                 "calibrator": self.origin["calibrator"], "images": len(self.indices), "cache": self.cache_note,
@@ -193,8 +203,18 @@ class _Job:
             seconds=self.clock.seconds,
             environment=environment(),
         )  # fmt: skip
-        write_json(self.out / RECORD, record)
+        write_json(staging / RECORD, record)
+        # Everything is on the disk: now the old record goes, the files move, the new record comes last and vouches for them.
+        (self.out / RECORD).unlink(missing_ok=True)
+        for name in (*files, RECORD):
+            (staging / name).replace(self.out / name)
+        staging.rmdir()
         return record
+
+
+def _values(quantizer: Quantizer) -> int:
+    value = quantizer.source.meta.get("val")
+    return int(value.numel()) if isinstance(value, torch.Tensor) else 0
 
 
 def cache_folder(spec: QuantizeSpec) -> Path:

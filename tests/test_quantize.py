@@ -1,0 +1,444 @@
+"""The verb end to end on small models, with the real ONNX Runtime; and what it says about bad input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from torch import nn
+
+from tests.conftest import read, run_cli, spec
+from trtq import Encodings, quantize
+from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, ModelError, ParityError, UsageError
+from trtq.export.onnx_file import get_metadata, strip_qdq
+from trtq.export.parity import first_divergence
+from trtq.graph.capture import capture
+from trtq.models.load import load_model
+from trtq.quant.observe import observe
+from trtq.quant.placement import place
+from trtq.quant.simulate import insert_fake_quantize
+from trtq.testing.images import write_images
+from trtq.testing.models import DictOutput, tiny_cnn
+
+FILES = {"model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"}
+
+
+def test_it_writes_four_files_and_a_record_that_names_every_quantizer(cnn_out):
+    assert set(os.listdir(cnn_out)) >= FILES
+    record = read(cnn_out / "quantize.json")
+    assert {q["name"] for q in record["quantizers"]} >= {"stem.input", "stem.weight", "add.residual", "head.weight"}
+    for q in record["quantizers"]:
+        assert q["amax"] > 0
+        assert q["sqnr_db"] is None or q["sqnr_db"] > 20
+        assert 0 <= q["saturated"] < 0.05
+    assert record["parity"]["passed"]
+    assert record["parity"]["images"] == 16
+    assert record["left_in_float"] == []
+    assert len(record["data"]["calibration_ids"]) == 24
+
+
+def test_the_onnx_is_what_tensorrt_wants(cnn_out):
+    model = onnx.load(cnn_out / "model.qdq.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    made = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert not any("BatchNorm" in n.op_type for n in model.graph.node)
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            zero, scale = constants[node.input[2]], constants[node.input[1]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+            assert scale.shape == zero.shape
+            assert (scale.ndim == 1) == any(a.name == "axis" for a in node.attribute)
+        if node.op_type == "Conv":
+            assert node.input[0] in made
+            weight = made[node.input[1]]
+            assert next(a.i for a in weight.attribute if a.name == "axis") == 0
+            assert node.input[2] in constants  # the bias is float, and BatchNorm is in it
+            assert constants[node.input[2]].dtype == np.float32
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {n.name.split("/")[0] for n in model.graph.node if n.op_type == "Conv"} == {"stem", "conv1", "depthwise", "pointwise"}
+    assert "/root/" not in str(model.SerializeToString())
+    meta = get_metadata(model)
+    assert meta["encodings_sha256"] == Encodings.load(cnn_out / "encodings.safetensors").digest()
+    assert meta["preprocess"]["input_size"] == [3, 32, 32]
+
+
+def test_a_linear_of_a_transformer_gets_weights_per_output_channel_on_axis_one(images, tmp_path):
+    quantize(spec(images, tmp_path, model="trtq.testing.models:tiny_vit"))
+    model = onnx.load(tmp_path / "model.qdq.onnx")
+    assert not any(n.op_type == "Transpose" and n.input[0].startswith("val_w") for n in model.graph.node)
+    weights = [n for n in model.graph.node if n.name.endswith("qkv.weight/DequantizeLinear")]
+    assert [next(a.i for a in n.attribute if a.name == "axis") for n in weights] == [1, 1]
+
+
+def test_float_file_is_the_quantized_one_without_its_pairs(cnn_out):
+    stripped = strip_qdq(onnx.load(cnn_out / "model.qdq.onnx"))
+    float_model = onnx.load(cnn_out / "model.fp32.onnx")
+    assert [n.op_type for n in stripped.graph.node] == [n.op_type for n in float_model.graph.node]
+    assert not any("Quantize" in n.op_type for n in float_model.graph.node)
+
+
+@pytest.mark.parametrize("calibrator", ["max", "ema", "percentile", "entropy", "mse"])
+def test_every_calibrator_gives_a_usable_model(images, tmp_path, calibrator):
+    record = quantize(spec(images, tmp_path, calibrator=calibrator))
+    assert record.parity.passed
+    assert record.parity.quantization_sqnr_db > 15
+
+
+def test_calibrators_differ_and_batch_size_does_not_matter(images):
+    graph = capture(tiny_cnn().eval(), (3, 32, 32)).module
+    placement = place(graph)
+    x = torch.randn(20, 3, 32, 32)
+    one = observe(graph, placement, x.split(1), mode="mse")
+    many = observe(graph, placement, x.split(7), mode="mse")
+    for name in one:
+        assert one[name].hist.limit == many[name].hist.limit
+        assert one[name].amax == pytest.approx(many[name].amax, rel=1e-6)
+        assert np.abs(one[name].hist.counts - many[name].hist.counts).sum() <= 0.001 * one[name].hist.num_values
+        assert one[name].ema is None
+    ema = [observe(graph, placement, x.split(k), mode="ema") for k in (1, 20)]
+    for name in ema[0]:
+        assert ema[0][name].ema == pytest.approx(ema[1][name].ema, rel=1e-5)
+        assert ema[0][name].ema <= ema[0][name].amax
+
+
+def test_outliers_in_the_residual_stream_stay_in_float_and_are_named(images, tmp_path):
+    plain = quantize(spec(images, tmp_path / "a", model="trtq.testing.models:tiny_vit"))
+    wild = quantize(spec(images, tmp_path / "b", model="trtq.testing.models:tiny_vit", model_arg={"outlier": "1000"}))
+    assert plain.parity.quantization_sqnr_db > 20
+    assert wild.parity.agreement == 100.0
+    named = {f.name: f for f in wild.left_in_float if "set by outliers" in f.reason}
+    assert "blocks.0.add.residual" in named
+    assert named["blocks.0.add.residual"].high > 900
+
+
+def test_high_precision_and_dead_activations_are_listed_with_their_reason(images, tmp_path):
+    record = quantize(spec(images, tmp_path, high_precision=["@first"]))
+    assert {f.name: f.reason for f in record.left_in_float} == {
+        "stem.input": "asked for by --high-precision @first", "stem.weight": "asked for by --high-precision @first"
+    }  # fmt: skip
+
+
+def test_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_path):
+    said = lambda **k: quantize(spec(images, tmp_path, **k)).calibration["cache"]  # noqa: E731
+    assert said() == "not used: there is no entry yet"
+    assert said().startswith("used: ")
+    assert said(calibrator="max") == "not used: calibrator changed since the nearest entry"
+    assert said(mean="0.1,0.1,0.1", std="1,1,1") == "not used: preprocessing changed since the nearest entry"
+    assert said(seed=1, checkpoint=None).startswith("not used: ")
+    entries = sorted((tmp_path / "cache").glob("*.safetensors"))
+    before = {p: p.read_bytes() for p in entries}
+    for path in entries:
+        path.write_bytes(before[path][: len(before[path]) // 2])
+    assert "is damaged" in said()
+    for path in entries:
+        content = bytearray(before[path])
+        content[-9] ^= 0x40
+        path.write_bytes(bytes(content))
+    assert "was altered since it was written" in said()
+    assert said().startswith("used: ")
+
+
+def test_weights_that_change_by_one_value_miss_the_cache(images, tmp_path):
+    model = tiny_cnn()
+    for i, value in enumerate((0.0, 1e-3)):
+        with torch.no_grad():
+            model.head.weight[0, 0] += value
+        torch.save(model.state_dict(), tmp_path / f"{i}.pt")
+    first = quantize(spec(images, tmp_path, checkpoint=str(tmp_path / "0.pt")))
+    second = quantize(spec(images, tmp_path, checkpoint=str(tmp_path / "1.pt")))
+    assert first.calibration["cache"] == "not used: there is no entry yet"
+    assert second.calibration["cache"] == "not used: weights changed since the nearest entry"
+
+
+def test_dense_outputs(images, tmp_path):
+    record = quantize(spec(images, tmp_path, model="trtq.testing.models:dict_output"))
+    assert record.parity.agreement > 90
+
+
+def test_digits_grayscale(tmp_path):
+    (tmp_path / "gray.py").write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
+        "torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 64, 10))\n"
+    )
+    made = spec(tmp_path, tmp_path / "o", model=f"{tmp_path}/gray.py:make", data="digits", input_size="1x8x8", preset=None)
+    record = quantize(made)
+    assert record.preprocess.input_size == (1, 8, 8)
+    assert record.parity.passed
+
+
+# ---- the parity gate ---------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_scale_in_the_file_is_found_where_it_is(cnn_out):
+    graph = capture(load_model("trtq.testing.models:tiny_cnn").module, (3, 32, 32)).module
+    placement, encodings = place(graph), Encodings.load(cnn_out / "encodings.safetensors")
+    simulated = insert_fake_quantize(graph, placement, encodings)
+    model = onnx.load(cnn_out / "model.qdq.onnx")
+    batch = torch.randn(2, 3, 32, 32)
+    assert first_divergence(simulated, model, batch) is None
+    node = next(n for n in model.graph.node if n.name == "depthwise.input/QuantizeLinear")
+    other = next(n for n in model.graph.node if n.name == "depthwise.input/DequantizeLinear")
+    tensor = next(i for i in model.graph.initializer if i.name == node.input[1])
+    wrong = onnx.TensorProto()
+    wrong.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2.0), "wrong"))
+    model.graph.initializer.append(wrong)
+    node.input[1] = other.input[1] = "wrong"
+    assert first_divergence(simulated, model, batch) == "depthwise.input"
+
+
+def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_path, monkeypatch):
+    import trtq.verbs.quantize as verb
+
+    real = verb.export_qdq
+
+    def sabotage(*args, **kwargs):
+        model = real(*args, **kwargs)
+        for value in model.graph.initializers.values():
+            if value.name == "conv1.weight":
+                value.const_value = __import__("onnx_ir").tensor(value.const_value.numpy() * -1.0, name=value.name)
+        return model
+
+    monkeypatch.setattr(verb, "export_qdq", sabotage)
+    with pytest.raises(ParityError, match=r"part first at conv1.weight. Keep that layer in float: --high-precision conv1"):
+        quantize(spec(images, tmp_path))
+    assert not set(os.listdir(tmp_path)) & FILES
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_empty_and_split_folders(images, tmp_path):
+    with pytest.raises(DataError, match="Cannot read images from .*/imagse: there is no such folder"):
+        quantize(spec(images.parent / "imagse", tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="the folder is empty"):
+        quantize(spec(tmp_path / "empty", tmp_path / "o"))
+    write_images(tmp_path / "set/train/a", 1)
+    write_images(tmp_path / "set/val/a", 1)
+    with pytest.raises(DataError, match="Choose one: .*/set/train or .*/set/val"):
+        quantize(spec(tmp_path / "set", tmp_path / "o"))
+
+
+def test_corrupt_image_names_the_file_and_nothing_stays_behind(tmp_path):
+    folder = write_images(tmp_path / "i", 4)
+    (folder / "zz.png").write_bytes((folder / "000.png").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"Cannot decode the image zz.png of .*Remove it or replace it"):
+        quantize(spec(folder, tmp_path / "o"))
+    assert not set(os.listdir(tmp_path / "o")) & FILES
+
+
+def test_other_files_are_ignored_and_said_and_one_image_is_few(tmp_path):
+    folder = write_images(tmp_path / "i", 1)
+    (folder / "notes.txt").write_text("x")
+    notes = quantize(spec(folder, tmp_path / "o")).notes
+    assert any("1 files in" in n and "notes.txt" in n for n in notes)
+    assert any("1 calibration images are few" in n for n in notes)
+
+
+def test_text_file_called_png(tmp_path):
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i/a.png").write_text("not an image")
+    with pytest.raises(DataError, match=r"Cannot decode the image a.png"):
+        quantize(spec(tmp_path / "i", tmp_path / "o"))
+
+
+def test_nan_weights_and_infinite_activations(images, tmp_path):
+    model = tiny_cnn()
+    with torch.no_grad():
+        model.conv1.weight[0, 0, 0, 0] = float("nan")
+    torch.save(model.state_dict(), tmp_path / "nan.pt")
+    with pytest.raises(ModelError, match="weights of 'conv1.weight' cannot be quantized: 1 of 2304 values are NaN"):
+        quantize(spec(images, tmp_path / "o", checkpoint=str(tmp_path / "nan.pt")))
+
+    class Explodes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.b(torch.log(self.a(x).abs() - 0.05)).mean((2, 3))
+
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2)).eval(), (3, 8, 8))
+    assert graph.dynamic_batch
+    graph = capture_anyway(Explodes())
+    with pytest.raises(CalibrationError, match="log gives NaN or infinity"):
+        observe(graph, place(graph), [torch.zeros(1, 3, 8, 8)], mode="max")
+
+
+def capture_anyway(model):
+    with torch.no_grad():
+        model.a.weight.fill_(10.0)
+        model.a.bias.fill_(0.0)
+    import trtq.graph.capture as c
+
+    real = torch.isfinite
+    try:
+        c.torch.isfinite = lambda x: torch.ones_like(x, dtype=torch.bool)
+        c.MAX_REL_DIFF, old = float("inf"), c.MAX_REL_DIFF
+        return c.capture(model.eval(), (3, 8, 8)).module
+    finally:
+        c.torch.isfinite, c.MAX_REL_DIFF = real, old
+
+
+def test_checkpoints(images, tmp_path):
+    model = tiny_cnn()
+    state = model.state_dict()
+    make = lambda s, n: torch.save(s, tmp_path / n) or str(tmp_path / n)  # noqa: E731
+    for name, content in (
+        ("plain.pt", state),
+        ("wrapped.pth", {"state_dict": {f"module.{k}": v for k, v in state.items()}}),
+        ("model.pt", {"model": state, "epoch": 3}),
+    ):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=__import__("pathlib").Path(make(content, name)))
+    renamed = {k.replace("stem", "first"): v for k, v in state.items()}
+    path = __import__("pathlib").Path(make(renamed, "renamed.pt"))
+    with pytest.raises(ModelError, match=r"missing 'stem.weight'.*--checkpoint-match order"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=path)
+    load_model("trtq.testing.models:tiny_cnn", checkpoint=path, match="order")
+    wider = __import__("pathlib").Path(make(tiny_cnn(7).state_dict(), "wider.pt"))
+    with pytest.raises(ModelError, match=r"'head.weight' has shape \[4, 32\], the file's 'head.weight' has \[7, 32\].*num_classes"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=wider)
+    whole = __import__("pathlib").Path(make(model, "whole.pt"))
+    with pytest.raises(ModelError, match="reading that would run code.*state_dict"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=whole)
+    (tmp_path / "torn.safetensors").write_bytes(b"123")
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=tmp_path / "torn.safetensors")
+    with pytest.raises(ModelError, match="there is no such file"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=tmp_path / "none.pt")
+    (tmp_path / "torn.pt").write_bytes(b"123")
+    with pytest.raises(ModelError, match="Cannot read the checkpoint"):
+        load_model("trtq.testing.models:tiny_cnn", checkpoint=tmp_path / "torn.pt")
+
+
+def test_out_that_cannot_be_written(images, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="it is a file, not a folder"):
+        quantize(spec(images, tmp_path / "file", calib_cache=str(tmp_path / "c")))
+
+
+def test_nothing_to_quantize(images, tmp_path):
+    (tmp_path / "none.py").write_text("import torch\ndef make():\n    return torch.nn.Flatten()\n")
+    with pytest.raises(CalibrationError, match="There is nothing to quantize"):
+        quantize(spec(images, tmp_path / "o", model=f"{tmp_path}/none.py:make"))
+
+
+def test_contradictory_preprocessing(images, tmp_path):
+    with pytest.raises(UsageError, match="--mean has 2 values: the input has 3 channels"):
+        quantize(spec(images, tmp_path, mean="0.1,0.2"))
+    with pytest.raises(UsageError, match="std must be greater than 0"):
+        quantize(spec(images, tmp_path, mean="0,0,0", std="1,0,1"))
+    with pytest.raises(UsageError, match="--resize 16 is smaller than the crop of 32"):
+        quantize(spec(images, tmp_path, resize="16", crop="32"))
+
+
+def test_edited_encodings_are_noticed(cnn_out, tmp_path):
+    path = tmp_path / "e.safetensors"
+    content = bytearray((cnn_out / "encodings.safetensors").read_bytes())
+    content[-2] ^= 0x01
+    path.write_bytes(bytes(content))
+    with pytest.raises(EncodingsError, match="were changed since trtq wrote them"):
+        Encodings.load(path)
+    path.write_bytes(bytes(content[: len(content) // 2]))
+    with pytest.raises(EncodingsError, match="not a whole safetensors file"):
+        Encodings.load(path)
+    with pytest.raises(EncodingsError, match="there is no such file"):
+        Encodings.load(tmp_path / "none.safetensors")
+
+
+def test_encodings_of_another_model(cnn_out):
+    graph = capture(DictOutput().eval(), (3, 32, 32)).module
+    with pytest.raises(EncodingsError, match="There is no encoding for conv.input"):
+        insert_fake_quantize(graph, place(graph), Encodings.load(cnn_out / "encodings.safetensors"))
+
+
+def test_encodings_round_trip_exactly(cnn_out, tmp_path):
+    first = Encodings.load(cnn_out / "encodings.safetensors")
+    again = Encodings.load(first.save(tmp_path / "copy.safetensors"))
+    assert again.digest() == first.digest()
+    assert all(torch.equal(again.amax[k], first.amax[k]) for k in first.amax)
+
+
+def test_disk_full(images, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(small)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("cannot mount a small tmpfs here")
+    try:
+        with pytest.raises(ArtifactError, match=r"No space left on device. Free some space"):
+            quantize(spec(images, small, calib_cache=str(tmp_path / "cache")))
+        assert not [n for n in os.listdir(small) if n.endswith(".tmp")]
+        assert not (small / "quantize.json").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [3.0, 4.5, 6.0, 7.0, 8.0, 9.0])
+def test_kill_at_any_moment_and_run_again(images, tmp_path, delay):
+    args = ["quantize", "trtq.testing.models:tiny_vit", "--data", str(images), "--out", str(tmp_path / "o"), "--input-size", "3x32x32",
+            "--preset", "imagenet", "--calib-cache", str(tmp_path / "c")]  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-m", "trtq", *args], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    out = tmp_path / "o"
+    if (out / "quantize.json").exists():  # a record vouches for whole files
+        assert run_cli("inspect", str(out), "--json").stdout.count('"altered_or_missing": []') == 1
+    done = run_cli(*args)
+    assert done.returncode == 0, done.stderr
+    assert set(os.listdir(out)) >= FILES
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_in_one_folder(images, tmp_path):
+    args = [sys.executable, "-m", "trtq", "quantize", "trtq.testing.models:tiny_cnn", "--data", str(images), "--out", str(tmp_path / "o"),
+            "--input-size", "3x32x32", "--preset", "imagenet", "--calib-cache", str(tmp_path / "c")]  # fmt: skip
+    both = [subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [p.communicate() for p in both]
+    assert [p.returncode for p in both] == [0, 0]
+    assert sum("Another trtq is at work here" in err for _, err in results) <= 1
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) == 1
+
+
+def test_class_index(images, tmp_path):
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text('["class3", "class2", "class1", "class0", "class9"]')
+    bad.write_text('["class3"]')
+    quantize(spec(images, tmp_path / "o", class_index=str(good)))
+    with pytest.raises(DataError, match=r"does not name the folder 'class0'"):
+        quantize(spec(images, tmp_path / "o", class_index=str(bad)))
+
+
+def test_rgba_and_palette_images(tmp_path):
+    folder = tmp_path / "i"
+    folder.mkdir()
+    Image.new("RGBA", (40, 40), (200, 10, 10, 128)).save(folder / "a.png")
+    Image.new("P", (40, 50), 3).save(folder / "b.png")
+    Image.new("L", (50, 40), 99).save(folder / "c.jpg")
+    assert quantize(spec(folder, tmp_path / "o")).parity.images == 3
+
+
+def test_recipe_file_gives_what_is_not_typed(images, tmp_path):
+    (tmp_path / "r.toml").write_text(
+        f'[quantize]\nmodel="trtq.testing.models:tiny_cnn"\ndata="{images}"\ninput_size="3x32x32"\npreset="imagenet"\ncalib_images=8\n'
+    )
+    done = run_cli(
+        "quantize", "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "o"), "--calibrator", "max", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "o/quantize.json")["spec"]["calibrator"] == "max"
+    assert shutil.which("true")

@@ -1,0 +1,1 @@
+"""Small models and images for tests, trtq's own and its users'."""
