@@ -2,8 +2,9 @@
 
 Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY --out benchmarks/results/ptq_accuracy.md
 PY is a Python with nvidia-modelopt 0.47 and trtq installed (``pip install nvidia-modelopt==0.47.0 -e .``); without it the
-ModelOpt rows are left out. Calibration images are the same; ModelOpt quantizes every convolution and linear layer, trtq also
-the attention products and the shortcuts of residual adds that follow a convolution.
+ModelOpt rows are left out. Calibration images are the same. ModelOpt quantizes every convolution and linear layer; trtq's default
+also the two products of each attention and the shortcut of each residual add behind a convolution, which is where TensorRT
+gains its speed. The row "same layers" leaves those in float: it compares like with like.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def modelopt_row(name: str, method: str) -> dict[str, float]:
     return {"top1": 100 * scores.top1 / scores.images, "agreement": scores.agreement, "sqnr": scores.sqnr_db, "images": scores.images}
 
 
-def trtq_row(name: str, calibrator: str, out: Path) -> dict[str, float]:
-    quantize(QuantizeSpec.make({**settings(name), "out": str(out), "calibrator": calibrator, "calib_cache": str(out / "cache")}))
+def trtq_row(name: str, calibrator: str, out: Path, *, high_precision: tuple[str, ...] = ()) -> dict[str, float]:
+    own = {"out": str(out), "calibrator": calibrator, "calib_cache": str(out / "cache"), "high_precision": high_precision}
+    quantize(QuantizeSpec.make({**settings(name), **own}))
     where = evaluation(name)
     exclude = str(out / "quantize.json") if where["data"] == settings(name)["data"] else None
     r = evaluate(
@@ -96,6 +98,13 @@ def main() -> None:
                 if i == 0:
                     emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
                 emit(f"| {name} | {r['images']} | trtq {calibrator} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
+            for calibrator in ("max", "mse"):
+                extra = ("*.residual",) if name != "vit" else ()
+                extra += ("*.qk", "*.av") if name in ("vit", "mobilevit_xxs") else ()
+                r = trtq_row(name, calibrator, Path(folder) / f"same-{calibrator}", high_precision=extra)
+                emit(
+                    f"| {name} | {r['images']} | trtq {calibrator}, same layers | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |"
+                )
         for method in ("max", "mse") if args.modelopt_python else ():
             command = [args.modelopt_python, __file__, "--modelopt-row", name, method]
             done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,0 +1,50 @@
+"""What the documents show must be what the program takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trtq.cli import COMMANDS, cli
+from trtq.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "engines/README.md"]
+
+
+def commands():
+    for path in DOCUMENTS:
+        text = path.read_text()
+        found = re.findall(r"^    (trtq [^\n]+)$", text, re.M) + re.findall(r"`(trtq (?:build|quantize|run|evaluate|bench) [^`]+)`", text)
+        yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line):
+    words = shlex.split(line.split("  #")[0], comments=True)[1:]
+    assert words[0] in COMMANDS
+    command = cli.get_command(None, words[0])
+    command.make_context(words[0], words[1:])
+
+
+def test_recipe_parses(tmp_path):
+    block = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    (tmp_path / "r.toml").write_text(block)
+    assert [b.target for b in load_recipe(tmp_path / "r.toml").build] == ["rtx3080", "t4"]
+
+
+def test_python_block_uses_public_names():
+    import trtq
+
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    names = re.search(r"from trtq import ([^\n]+)", block).group(1)
+    assert set(n.strip() for n in names.split(",")) <= set(trtq.__all__)
+    compile(block, "README.md", "exec")
+
+
+def test_files_the_readme_names_exist():
+    for name in re.findall(r"`((?:trtq|docs|engines|calib_cache|benchmarks)/[\w/.]*)`", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).exists(), name
