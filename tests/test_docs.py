@@ -41,7 +41,7 @@ def test_python_block_uses_public_names():
 
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     names = re.search(r"from trtq import ([^\n]+)", block).group(1)
-    assert set(n.strip() for n in names.split(",")) <= set(trtq.__all__)
+    assert {n.strip() for n in names.split(",")} <= set(trtq.__all__)
     compile(block, "README.md", "exec")
 
 

@@ -171,8 +171,9 @@ def check_parity(
     full, sim, run = [], [], []
     with torch.inference_mode():
         for batch in batches:
-            full.append(graph(batch).numpy())
-            sim.append(probe.run(batch).numpy())
+            fast = batch.contiguous(memory_format=torch.channels_last)
+            full.append(graph(fast).numpy())
+            sim.append(probe.run(fast).numpy())
             run.append(run_batch(session, batch.numpy())[0])
             if progress:
                 progress(len(batch))

@@ -34,32 +34,33 @@ class Histogram:
         self.limit = 0.0
         self.counts: Counts = np.zeros(NUM_BINS, dtype=np.int64)
 
-    def add(self, x: torch.Tensor, amax: float, scratch: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+    def add(self, x: torch.Tensor, amax: float, scratch: tuple[torch.Tensor, torch.Tensor] | None = None, *, signed: bool = True) -> None:
         """Count the magnitudes of ``x``.
 
         Args:
             x: float32, any shape, finite.
             amax: its largest magnitude.
             scratch: a float32 and an int32 buffer of ``CHUNK`` elements to work in.
+            signed: False when no value is below 0, which saves a step.
         """
         if amax > self.limit:
             self._grow(amax)
         self.amax = max(self.amax, amax)
-        flat = x.reshape(-1) if x.is_contiguous() else _dense_view(x)
+        flat = dense_view(x)
         if self.limit == 0.0:
             self.counts[0] += flat.numel()
             return
         floats, codes = scratch or new_scratch()
         factor = NUM_BINS / self.limit
-        total = torch.zeros(NUM_BINS, dtype=torch.int64)
+        total = torch.zeros(NUM_BINS + 1, dtype=torch.int64)
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]
             f, c = floats[: part.numel()], codes[: part.numel()]
             torch.mul(part, factor, out=f)
-            f.abs_().clamp_(max=NUM_BINS - 1)
-            c.copy_(f)
-            total += torch.bincount(c, minlength=NUM_BINS)
-        self.counts += total.numpy()
+            c.copy_(f.abs_() if signed else f)
+            total += torch.bincount(c, minlength=NUM_BINS + 1)
+        total[-2] += total[-1]  # a value equal to the limit belongs to the last bin
+        self.counts += total[:-1].numpy()
 
     def _grow(self, amax: float) -> None:
         limit = math.ldexp(1.0, math.ceil(math.log2(amax)))
@@ -92,8 +93,8 @@ def new_scratch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty(CHUNK), torch.empty(CHUNK, dtype=torch.int32)
 
 
-def _dense_view(x: torch.Tensor) -> torch.Tensor:
+def dense_view(x: torch.Tensor) -> torch.Tensor:
     """A flat view of a dense tensor in memory order (channels-last needs no copy: the order of values does not matter)."""
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).reshape(-1)
-    return x.contiguous().reshape(-1)
+    return x.reshape(-1)

@@ -13,11 +13,12 @@ from torch import fx, nn
 from trtq.errors import CalibrationError
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import NEEDS_HISTOGRAM
-from trtq.quant.histogram import Histogram, new_scratch
+from trtq.quant.histogram import Histogram, dense_view, new_scratch
 from trtq.quant.placement import Placement
 
 EMA_MOMENTUM = 0.99
 BULK_IMAGES = 8
+MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
 
 
 @dataclass(slots=True)
@@ -30,7 +31,8 @@ class Range:
         hist: magnitudes of all images; empty unless the calibrator reads it.
         bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
         zeros: how many of the values in ``bulk`` are exactly 0.
-        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer that follows.
+        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer that follows,
+            over the first ``MOMENT_IMAGES`` images.
         count: values per channel in ``sums``.
     """
 
@@ -68,7 +70,7 @@ class Observer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Note what ``x`` does and hand it on unchanged."""
-        low, high = (float(v) for v in torch.aminmax(x))
+        low, high = (float(v) for v in torch.aminmax(dense_view(x)))
         seen = self.range
         # NaN compares false with everything: it must win, so that the run can stop and name it.
         seen.low = low if not low >= seen.low else seen.low
@@ -78,22 +80,25 @@ class Observer(nn.Module):
         amax = max(abs(low), abs(high))
         if self.images < BULK_IMAGES:
             first = x[: BULK_IMAGES - self.images]
-            seen.bulk.add(first, amax, self.scratch)
+            seen.bulk.add(first, amax, self.scratch, signed=low < 0)
             seen.zeros += first.numel() - int(torch.count_nonzero(first))
+        if self.channel_axis is not None and self.images < MOMENT_IMAGES:
+            self._add_moments(x[: MOMENT_IMAGES - self.images])
         self.images += len(x)
-        if self.channel_axis is not None:
-            self._add_moments(x)
         if self.mode == "ema":
             # Image by image, so that the result does not depend on the batch size.
             for image in x:
-                value = max(abs(float(v)) for v in torch.aminmax(image))
+                value = max(abs(float(v)) for v in torch.aminmax(dense_view(image[None])))
                 seen.ema = value if seen.ema is None else EMA_MOMENTUM * seen.ema + (1 - EMA_MOMENTUM) * value
         elif self.mode in NEEDS_HISTOGRAM:
-            seen.hist.add(x, amax, self.scratch)
+            seen.hist.add(x, amax, self.scratch, signed=low < 0)
         return x
 
     def _add_moments(self, x: torch.Tensor) -> None:
-        if self.channel_axis == 1:
+        if self.channel_axis == 1 and x.ndim == 4 and not x.is_contiguous():  # channels-last: channels are the last axis in memory
+            flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+            sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
+        elif self.channel_axis == 1:
             flat = x.flatten(2)
             sums, squares = flat.sum(2).double().sum(0), torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0)
         else:
@@ -154,7 +159,8 @@ def observe(
     seen = 0
     with torch.inference_mode():
         for batch in batches:
-            watched(batch)
+            # CPU convolutions, depthwise ones above all, are faster on channels-last tensors.
+            watched(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
             seen += len(batch)
             if any(not _finite(o.range) for o in observers.values()):
                 _raise_not_finite(graph, batch)
