@@ -164,7 +164,8 @@ def main() -> None:
         usage = "TRTQ_DATA=<images> python benchmarks/calibration_cost.py --modelopt-python <...> --modelopt-onnx-python <...>"
         args.out.write_text(
             f"# Cost of calibration, EfficientNet-Lite0\n\n`{usage}`\n\nBatches of {BATCH}, torch {torch.__version__}, "
-            f"{torch.get_num_threads()} threads, CPU.\n\n" + "\n".join(lines) + "\n"
+            f"{torch.get_num_threads()} threads, CPU. Memory is the highest resident size after calibration over that before it "
+            "(images and model loaded, plain passes done; for trtq also the graph captured).\n\n" + "\n".join(lines) + "\n"
         )
 
 

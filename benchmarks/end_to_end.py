@@ -2,13 +2,15 @@
 
 Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY --out benchmarks/results/end_to_end.md
 EfficientNet-Lite0, 256 images. trtq's time is its whole process: imports, weights, decoding, calibration, export, the parity gate,
-writing. ModelOpt's is only mtq.quantize on images already in memory plus torch.onnx.export, without imports and decoding.
+writing. ModelOpt's is only mtq.quantize on images already in memory plus torch.onnx.export, without imports and decoding, once
+with torch's older exporter (TorchScript) and once with its default one.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ import time
 from pathlib import Path
 
 
-def modelopt() -> float:
+def modelopt(dynamo: bool) -> float:
     import modelopt.torch.quantization as mtq
     import torch
     from ptq_accuracy import prepare
@@ -29,7 +31,7 @@ def modelopt() -> float:
     start = time.perf_counter()
     mtq.quantize(model, config, forward_loop=lambda m: [m(x) for x in data])
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        torch.onnx.export(model, (data[0][:1],), f"{folder}/m.onnx", dynamo=False, opset_version=17)
+        torch.onnx.export(model, (data[0][:1],), f"{folder}/m.onnx", dynamo=dynamo, **({} if dynamo else {"opset_version": 17}))
     return time.perf_counter() - start
 
 
@@ -37,10 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modelopt-python")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--modelopt", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--modelopt", choices=("TorchScript", "default"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.modelopt:
-        print(f"RESULT {modelopt()}")
+        print(f"RESULT {modelopt(args.modelopt == 'default')}")
         return
     from models import settings
 
@@ -54,11 +56,15 @@ def main() -> None:
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             lines.append(f"| trtq quantize, whole process | {calibrator} | {time.perf_counter() - start:.1f} |")
-    if args.modelopt_python:
-        done = subprocess.run([args.modelopt_python, __file__, "--modelopt"], capture_output=True, text=True, check=False)
+            parts = json.loads(Path(f"{folder}/{calibrator}/quantize.json").read_text())["seconds"]
+            lines.append(
+                f"| of that, by step: {', '.join(f'{k} {v:.1f}' for k, v in parts.items())} | {calibrator} | {sum(parts.values()):.1f} |"
+            )
+    for exporter in ("TorchScript", "default") if args.modelopt_python else ():
+        done = subprocess.run([args.modelopt_python, __file__, "--modelopt", exporter], capture_output=True, text=True, check=False)
         found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
         seconds = f"{float(found[0][7:]):.1f}" if found else f"failed: {done.stderr.strip().splitlines()[-1:]}"
-        lines.append(f"| ModelOpt torch, quantize + export only | max | {seconds} |")
+        lines.append(f"| ModelOpt torch, quantize + {exporter} export only | max | {seconds} |")
     print("\n".join(lines))
     if args.out:
         usage = "TRTQ_DATA=<images> python benchmarks/end_to_end.py --modelopt-python <python with nvidia-modelopt>"

@@ -172,6 +172,66 @@ def test_own_file(tmp_path):
     assert load_model(f"{path}:make", args={"k": "5"}).module.kernel_size == (5, 5)
 
 
+class Masked(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.proj, self.head = kind, nn.Conv2d(3, 16, 8, stride=8), nn.Linear(16, 4)
+
+    def forward(self, x):
+        t = self.proj(x).flatten(2).transpose(1, 2)[:, None]
+        n = t.shape[-2]
+        mask = {
+            "bool": torch.ones(n, n).tril().bool(), "float": torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1).bool(), -1e9),
+            "computed": (t @ t.transpose(-1, -2)) > -1.0, "causal": None,
+        }[self.kind]  # fmt: skip
+        out = nn.functional.scaled_dot_product_attention(t, t, t, attn_mask=mask, is_causal=self.kind == "causal")
+        return self.head(out.mean((1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["bool", "float", "computed", "causal"])
+def test_attention_masks(kind):
+    captured = capture(Masked(kind).eval(), SIZE)
+    assert captured.max_rel_diff <= 1e-5
+    assert "scaled_dot_product_attention" not in " ".join(targets(captured.module))
+
+
+def test_same_padding_and_einsum_are_seen_by_the_placement():
+    class Spelt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 4, padding="same", bias=False)
+            self.bn = nn.BatchNorm2d(8)
+            self.mix = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return torch.einsum("nchw,cd->ndhw", self.bn(self.conv(x)), self.mix).mean((2, 3))
+
+    captured = capture(Spelt().eval(), SIZE)
+    assert captured.passes["batch norm folded"] == 1
+    roles = {q.role for q in place(captured.module).quantizers}
+    assert roles >= {"input", "weight", "lhs", "rhs"}
+
+
+def test_transposed_convolutions_are_listed_as_float():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
+    reasons = {q.name: q.float_reason for q in place(capture(model, SIZE).module).quantizers}
+    assert "computes transposed convolutions in float" in reasons["1.weight"]
+    assert reasons["0.weight"] is None
+
+
+def test_names_stay_unique_when_a_module_is_called_like_a_counter():
+    class Clash(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.conv_1 = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.conv_1(self.conv(self.conv(x))).mean((2, 3))
+
+    found = names(capture(Clash().eval(), SIZE).module)
+    assert len(found) == len(set(found))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

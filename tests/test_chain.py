@@ -103,10 +103,12 @@ def test_nothing_silent_on_turing(cnn_out, tmp_path):
 
 def test_targets_that_cannot_be(cnn_out, tmp_path):
     qdq, out = f"{cnn_out}/model.qdq.onnx", f"{tmp_path}/e.engine"
-    with pytest.raises((EngineError, MissingExtraError), match=r"no INT8 arithmetic|needs full TensorRT"):
+    with pytest.raises(EngineError, match=r"Jetson Nano: compute capability 5.3 has no INT8 arithmetic"):
         build(BuildSpec(onnx=qdq, target="nano", out=out))
     with pytest.raises(EngineError, match=r"TensorRT-RTX does not build for Jetson AGX Orin \(sm87\): it covers sm75"):
         build(BuildSpec(onnx=qdq, target="orin", backend="tensorrt-rtx", out=out))
+    with pytest.raises(MissingExtraError, match="needs full TensorRT, which is not installed here"):
+        build(BuildSpec(onnx=qdq, target="h200", out=out))
     with pytest.raises(EngineError, match="Cannot build with trtexec yet"):
         build(BuildSpec(onnx=qdq, target="orin", backend="trtexec", out=out))
     with pytest.raises(UsageError, match="Unknown target 'sm99'"):
@@ -312,6 +314,57 @@ def test_zip_sources(images, tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match="not a whole zip file"):
         open_source(f"{tmp_path}/bad.zip")
+
+
+def test_zip_made_on_a_mac_and_hidden_folders(tmp_path):
+    import zipfile
+
+    folder = write_classes(tmp_path / "set", 2, 1)
+    (folder / ".cache").mkdir()
+    shutil.copy(folder / "class0/000.png", folder / ".cache/000.png")
+    assert open_source(str(folder)).classes == ["class0", "class1"]
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as z:
+        for c in ("class0", "class1"):
+            z.write(folder / c / "000.png", f"{c}/000.png")
+            z.writestr(f"__MACOSX/{c}/._000.png", b"finder")
+    assert open_source(f"{tmp_path}/mac.zip").classes == ["class0", "class1"]
+
+
+def test_preprocessing_of_wide_inputs_and_of_16_bit_images(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from trtq.data.preprocess import resolve_preprocess
+
+    wide, _ = resolve_preprocess(input_size=(3, 36, 48), preset="imagenet")
+    assert wide.resize is None
+    assert wide.apply(Image.new("RGB", (100, 50))).shape == (3, 36, 48)
+    photo, _ = resolve_preprocess(input_size=(3, 224, 224), preset="imagenet")
+    assert (photo.resize, photo.crop) == (256, None)
+    gray, _ = resolve_preprocess(input_size=(1, 8, 8), mean=(0.0,), std=(1.0,))
+    deep = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
+    assert gray.apply(deep).mean() == pytest.approx(0.5, abs=0.01)
+    with pytest.raises(UsageError, match="Cannot read images for 4 channels"):
+        resolve_preprocess(input_size=(4, 8, 8))
+
+
+def test_the_same_names_elsewhere_are_not_the_same_images(cnn_out, images, tmp_path):
+    other = write_classes(tmp_path / "other", 4, 8, size=44)
+    record = evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(other), exclude=f"{cnn_out}/quantize.json"))
+    assert record.images == 32
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    assert evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(moved), exclude=f"{cnn_out}/quantize.json")).images == 8
+
+
+def test_a_recipe_that_cannot_end_well_is_refused_before_it_starts(images, tmp_path):
+    recipe = write_recipe(tmp_path, images, calib_images=32)
+    assert "leaves no image to evaluate" in run_cli("run", str(recipe)).stderr
+    recipe.write_text(recipe.read_text().replace("calib_images = 32", "calib_images = 8").replace('source = "fp32"', ""))
+    assert "asks for 'build rtx3080-int8' twice" in run_cli("run", str(recipe)).stderr
+    recipe.write_text(recipe.read_text().replace("rtx3080", "rtx3008"))
+    assert "Unknown target 'rtx3008'" in run_cli("run", str(recipe)).stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_cifar10_binary(tmp_path):

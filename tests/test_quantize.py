@@ -371,6 +371,14 @@ def test_encodings_round_trip_exactly(cnn_out, tmp_path):
     assert all(torch.equal(again.amax[k], first.amax[k]) for k in first.amax)
 
 
+def test_a_failed_run_leaves_the_results_of_the_one_before(images, tmp_path):
+    quantize(spec(images, tmp_path))
+    before = {n: (tmp_path / n).read_bytes() for n in FILES}
+    with pytest.raises(UsageError, match="matches no layer"):
+        quantize(spec(images, tmp_path, high_precision=["nothing"]))
+    assert {n: (tmp_path / n).read_bytes() for n in FILES} == before
+
+
 def test_disk_full(images, tmp_path):
     small = tmp_path / "small"
     small.mkdir()

@@ -51,6 +51,11 @@ def build(spec: BuildSpec) -> EngineManifest:
     target, path, out = parse_target(spec.target), Path(spec.onnx), Path(spec.out)
     model = load_onnx(path)
     pairs = count_qdq(model)
+    if pairs and target.sm in NO_INT8:
+        raise EngineError(
+            f"Cannot build a Q/DQ model for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
+            "Build the float model in half precision: model.fp32.onnx with --precision fp16",
+        )  # fmt: skip
     backend = _choose_backend(spec, target, quantized=pairs > 0)
     _refuse_silent_failures(model, pairs, backend, target, spec)
     ensure_writable_dir(out.parent)
@@ -59,38 +64,24 @@ def build(spec: BuildSpec) -> EngineManifest:
     if spec.precision == "fp16":
         model = convert_to_half(model)
     with locked(out.with_name(f".{out.name}.lock")):
-        return _build_locked(spec, model, target, backend, batch, pairs, wanted, metadata)
-
-
-def _build_locked(
-    spec: BuildSpec,
-    model: onnx.ModelProto,
-    target: Target,
-    backend: str,
-    batch: tuple[int, int, int],
-    pairs: int,
-    wanted: int,
-    metadata: dict[str, Any],
-) -> EngineManifest:
-    path, out = Path(spec.onnx), Path(spec.out)
-    started = time.perf_counter()
-    plan, done, log = _run_worker(model, backend, target, batch)
-    seconds = round(time.perf_counter() - started, 3)
-    audit = audit_plan(plan, str(done["version"])) if backend == "tensorrt-rtx" else None
-    _require_int8(audit, wanted, pairs, target)
-    # Only when the new engine is on the disk does the old manifest go; the new one comes last.
-    fresh = write_bytes(out.with_name(f".{out.name}.new"), plan)
-    manifest_path(out).unlink(missing_ok=True)
-    fresh.replace(out)
-    manifest = EngineManifest(
-        schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(plan), engine_bytes=len(plan),
-        builder={"backend": backend, "module": MODULES[backend], "version": str(done["version"])},
-        target={"name": target.name, "device": target.device, "capability": target.capability},
-        precision=spec.precision, quantized_tensors=pairs, batch=batch, tensors=done["tensors"], onnx_sha256=sha256_file(path),
-        onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"), model=metadata.get("model"),
-        builder_log=log, audit=audit, quantized_convolutions=wanted, seconds=seconds, environment=environment(),
-    )  # fmt: skip
-    write_json(manifest_path(out), manifest)
+        started = time.perf_counter()
+        plan, done, log = _run_worker(model, backend, target, batch)
+        seconds = round(time.perf_counter() - started, 3)
+        audit = audit_plan(plan, str(done["version"])) if backend == "tensorrt-rtx" else None
+        _require_int8(audit, wanted, pairs, target)
+        # Only when the new engine is on the disk does the old manifest go; the new one comes last.
+        fresh = write_bytes(out.with_name(f".{out.name}.new"), plan)
+        manifest_path(out).unlink(missing_ok=True)
+        fresh.replace(out)
+        manifest = EngineManifest(
+            schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(plan), engine_bytes=len(plan),
+            builder={"backend": backend, "module": MODULES[backend], "version": str(done["version"])},
+            target={"name": target.name, "device": target.device, "capability": target.capability},
+            precision=spec.precision, quantized_tensors=pairs, batch=batch, tensors=done["tensors"], onnx_sha256=sha256_file(path),
+            onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"), model=metadata.get("model"),
+            builder_log=log, audit=audit, quantized_convolutions=wanted, seconds=seconds, environment=environment(),
+        )  # fmt: skip
+        write_json(manifest_path(out), manifest)
     return manifest
 
 
@@ -152,11 +143,6 @@ def _require_int8(audit: PlanAudit | None, convolutions: int, pairs: int, target
 
 
 def _refuse_silent_failures(model: onnx.ModelProto, pairs: int, backend: str, target: Target, spec: BuildSpec) -> None:
-    if pairs and target.sm in NO_INT8:
-        raise EngineError(
-            f"Cannot build a Q/DQ model for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
-            "Build the float model in half precision: model.fp32.onnx with --precision fp16",
-        )  # fmt: skip
     if pairs and target.sm == 75 and backend == "tensorrt-rtx":
         raise EngineError(
             f"Refusing to build a Q/DQ model for {target.device} with TensorRT-RTX",

@@ -56,7 +56,7 @@ def export_qdq(simulated: fx.GraphModule, example: torch.Tensor, *, dynamic_batc
     """
     translation: dict[Any, Any] = {FAKE_QUANTIZE: _translate_fake_quantize}
     try:
-        program = export_program(simulated, example, dynamic=dynamic_batch)
+        program = export_program(simulated, example, dynamic=dynamic_batch, functional=True)
         # The exporter prints progress and warnings that a user of trtq can do nothing about.
         with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             result = torch.onnx.export(

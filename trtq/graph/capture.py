@@ -66,13 +66,20 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> torch.export.ExportedProgram:
-    """Return ``module`` as a functional ATen program with composite ops (linear, conv2d, attention) kept whole."""
+def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool, functional: bool = False) -> torch.export.ExportedProgram:
+    """Return ``module`` as a functional ATen program with composite ops (linear, conv2d, attention) kept whole.
+
+    Args:
+        module: what to trace.
+        example: one input batch.
+        dynamic: leave the batch open.
+        functional: ``module`` is such a graph already; spares the pass that makes it one.
+    """
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-        functional: torch.export.ExportedProgram = program.run_decompositions(dict(REWRITTEN))
-        return functional
+        result: torch.export.ExportedProgram = program if functional else program.run_decompositions(dict(REWRITTEN))
+        return result
 
 
 def first_tensor(output: object) -> torch.Tensor:

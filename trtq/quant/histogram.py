@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 NUM_BINS = 4096
+SMALLEST_LIMIT = 2.0**-96  # below it bins per unit would overflow float32
 CHUNK = 1 << 18  # elements per step: scratch memory stays at 2 MiB and in the cache
 
 Counts = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ class Histogram:
         self.counts += total[:-1].numpy()
 
     def _grow(self, amax: float) -> None:
-        limit = math.ldexp(1.0, math.ceil(math.log2(amax)))
+        limit = max(math.ldexp(1.0, math.ceil(math.log2(amax))), SMALLEST_LIMIT)
         while limit < amax:  # log2 of a float just above a power of two may round down
             limit *= 2.0
         if self.limit > 0.0:
