@@ -78,6 +78,7 @@ def trtq_row(name: str, calibrator: str, out: Path, *, high_precision: tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--calibrators", nargs="*", default=CALIBRATORS)
     parser.add_argument("--modelopt-python", default=None)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--modelopt-row", nargs=2, default=None, help=argparse.SUPPRESS)
@@ -93,7 +94,7 @@ def main() -> None:
 
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            for i, calibrator in enumerate(CALIBRATORS):
+            for i, calibrator in enumerate(args.calibrators):
                 r = trtq_row(name, calibrator, Path(folder) / calibrator)
                 if i == 0:
                     emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
@@ -115,9 +116,8 @@ def main() -> None:
             r = json.loads(found[0][7:])
             emit(f"| {name} | {r['images']} | ModelOpt torch {method} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
     if args.out:
-        usage = " ".join(
-            ["TRTQ_DATA=<images>", "python", "benchmarks/ptq_accuracy.py", "--modelopt-python", "<python with nvidia-modelopt>"]
-        )
+        usage = f"TRTQ_DATA=<images> python benchmarks/ptq_accuracy.py --models {' '.join(args.models)}"
+        usage += f" --calibrators {' '.join(args.calibrators)} --modelopt-python <python with nvidia-modelopt>"
         args.out.write_text(
             f"# INT8 accuracy\n\n`{usage}`\n\ntorch {torch.__version__}, numpy {np.__version__}, CPU.\n\n" + "\n".join(lines) + "\n"
         )
