@@ -22,7 +22,7 @@ def commands():
         yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list(commands()))
 def test_commands_parse(line):
     words = shlex.split(line.split("  #")[0], comments=True)[1:]
     assert words[0] in COMMANDS
