@@ -208,8 +208,9 @@ def test_same_padding_and_einsum_are_seen_by_the_placement():
 
     captured = capture(Spelt().eval(), SIZE)
     assert captured.passes["batch norm folded"] == 1
-    roles = {q.role for q in place(captured.module).quantizers}
-    assert roles >= {"input", "weight", "lhs", "rhs"}
+    found = {q.name: q.float_reason for q in place(captured.module).quantizers}
+    assert found["conv.input"] is None
+    assert "write it as matmul" in found["einsum.weight"]
 
 
 def test_transposed_convolutions_are_listed_as_float():

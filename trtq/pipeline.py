@@ -92,6 +92,7 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     out = Path(recipe.out)
     if dry_run:
         return _walk(recipe, out, progress, dry_run=True)
+    plan(recipe, out, progress)  # refuses what cannot end well before anything is written
     ensure_writable_dir(out)
     with locked(out / ".trtq-run.lock", waiting=progress.note):
         return _walk(recipe, out, progress, dry_run=False)

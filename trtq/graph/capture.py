@@ -20,9 +20,28 @@ logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
 aten = torch.ops.aten
-# Composite ops that are spelt out in simpler ones, so that every convolution and product has one form.
+
+
+def _spell_out_padding(conv: Any) -> Any:
+    """Return a convolution that takes ``padding="same"`` or ``"valid"`` and calls ``conv`` with numbers."""
+
+    def call(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1, groups: int = 1) -> Any:
+        dims = weight.ndim - 2
+        strides = [stride] * dims if isinstance(stride, int) else (list(stride) * dims)[:dims]
+        steps = [dilation] * dims if isinstance(dilation, int) else (list(dilation) * dims)[:dims]
+        totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(steps, weight.shape[2:], strict=True)]
+        if any(t % 2 for t in totals):  # torch pads the odd one on the right
+            amounts = [v for t in reversed(totals) for v in (t // 2, t - t // 2)]
+            return conv(aten.constant_pad_nd.default(x, amounts), weight, bias, strides, [0] * dims, steps, groups)
+        return conv(x, weight, bias, strides, [t // 2 for t in totals], steps, groups)
+
+    return call
+
+
 REWRITTEN: dict[Any, Any] = {
-    op: op.decompose for op in (aten.einsum.default, aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+    aten.conv1d.padding: _spell_out_padding(aten.conv1d.default),
+    aten.conv2d.padding: _spell_out_padding(aten.conv2d.default),
+    aten.conv3d.padding: _spell_out_padding(aten.conv3d.default),
 }
 
 

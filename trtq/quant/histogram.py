@@ -24,7 +24,7 @@ class Histogram:
 
     Attributes:
         amax: the largest magnitude seen, exact.
-        limit: upper edge of the last bin; ``amax <= limit``, and ``amax > limit / 2`` once a value other than 0 was seen.
+        limit: upper edge of the last bin; ``limit / 2 <= amax < limit`` once a value other than 0 was seen.
         counts: int64, shape [NUM_BINS].
     """
 
@@ -44,7 +44,7 @@ class Histogram:
             scratch: a float32 and an int32 buffer of ``CHUNK`` elements to work in.
             signed: False when no value is below 0, which saves a step.
         """
-        if amax > self.limit:
+        if amax >= self.limit and amax > 0.0:
             self._grow(amax)
         self.amax = max(self.amax, amax)
         flat = dense_view(x)
@@ -53,20 +53,17 @@ class Histogram:
             return
         floats, codes = scratch or new_scratch()
         factor = NUM_BINS / self.limit
-        total = torch.zeros(NUM_BINS + 1, dtype=torch.int64)
+        total = torch.zeros(NUM_BINS, dtype=torch.int64)
         for start in range(0, flat.numel(), CHUNK):
             part = flat[start : start + CHUNK]
             f, c = floats[: part.numel()], codes[: part.numel()]
             torch.mul(part, factor, out=f)
             c.copy_(f.abs_() if signed else f)
-            total += torch.bincount(c, minlength=NUM_BINS + 1)
-        total[-2] += total[-1]  # a value equal to the limit belongs to the last bin
-        self.counts += total[:-1].numpy()
+            total += torch.bincount(c, minlength=NUM_BINS)
+        self.counts += total.numpy()
 
     def _grow(self, amax: float) -> None:
-        limit = max(math.ldexp(1.0, math.ceil(math.log2(amax))), SMALLEST_LIMIT)
-        while limit < amax:  # log2 of a float just above a power of two may round down
-            limit *= 2.0
+        limit = max(math.ldexp(1.0, math.frexp(amax)[1]), SMALLEST_LIMIT)
         if self.limit > 0.0:
             shift = round(math.log2(limit / self.limit))
             merged = np.zeros(NUM_BINS, dtype=np.int64)

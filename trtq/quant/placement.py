@@ -116,7 +116,13 @@ def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_preci
                 if quantizer is not None:
                     found.quantizers.append(quantizer)
         if _is_transposed(node):
-            found.quantizers.append(_float_only(node))
+            found.quantizers.append(
+                _float_only(node, operands(node)[1], "TensorRT computes transposed convolutions in float whatever is asked")
+            )
+        if node.target is aten.einsum.default:
+            found.quantizers.append(
+                _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
+            )
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
     return found
@@ -156,11 +162,11 @@ def _is_transposed(node: fx.Node) -> bool:
     return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
 
 
-def _float_only(node: fx.Node) -> Quantizer:
+def _float_only(node: fx.Node, source: fx.Node, reason: str) -> Quantizer:
     name = node_name(node)
     return Quantizer(
-        name=f"{name}.weight", layer=name, role="weight", consumer=node, operand=1, source=operands(node)[1], format=INT8, is_weight=True,
-        float_reason="TensorRT computes transposed convolutions in float whatever is asked",
+        name=f"{name}.weight", layer=name, role="weight", consumer=node, operand=1, source=source, format=INT8, is_weight=True,
+        float_reason=reason,
     )  # fmt: skip
 
 
