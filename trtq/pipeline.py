@@ -90,18 +90,18 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     """
     progress = progress or Silent()
     out = Path(recipe.out)
+    stages = plan(recipe, out, progress)  # refuses what cannot end well before anything is written
     if dry_run:
-        return _walk(recipe, out, progress, dry_run=True)
-    plan(recipe, out, progress)  # refuses what cannot end well before anything is written
+        return _walk(stages, out, progress, dry_run=True)
     ensure_writable_dir(out)
     with locked(out / ".trtq-run.lock", waiting=progress.note):
-        return _walk(recipe, out, progress, dry_run=False)
+        return _walk(stages, out, progress, dry_run=False)
 
 
-def _walk(recipe: Recipe, out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
+def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
     results: list[StageResult] = []
     stale: list[str] = []
-    for stage in plan(recipe, out, progress):
+    for stage in stages:
         inputs = stage.inputs()
         key = digest_of({"inputs": inputs, "trtq": __version__, "schema": SCHEMA})
         feeds = [s for s in stale if s == "quantize" or stage.name == "report"]

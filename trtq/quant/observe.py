@@ -95,10 +95,10 @@ class Observer(nn.Module):
         return x
 
     def _add_moments(self, x: torch.Tensor) -> None:
-        if self.channel_axis == 1 and x.ndim == 4 and not x.is_contiguous():  # channels-last: channels are the last axis in memory
-            flat = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-            sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
-        elif self.channel_axis == 1:
+        in_memory = self.channel_axis
+        if in_memory == 1 and x.ndim == 4 and not x.is_contiguous():  # channels-last: channels are the last axis in memory
+            x, in_memory = x.permute(0, 2, 3, 1), -1
+        if in_memory == 1:
             flat = x.flatten(2)
             sums, squares = flat.sum(2).double().sum(0), torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0)
         else:
