@@ -104,7 +104,7 @@ def test_a_batch_the_model_ties_itself_to_is_captured_at_one_and_said():
 
     captured = capture(Fixed().eval(), SIZE)
     assert not captured.dynamic_batch
-    assert "fixed batch of 1" in captured.batch_note
+    assert "fixed batch of 1" in captured.notes[0]
 
 
 def test_data_dependent_control_flow_names_module_and_line():
@@ -248,3 +248,35 @@ def test_named_models_are_captured_exactly_with_stable_names(name):
     assert first.max_rel_diff <= 1e-5
     assert names(first.module) == names(second.module)
     assert first.dynamic_batch
+
+
+def test_an_attention_stays_in_float_as_a_whole():
+    graph = capture(tiny_vit().eval(), SIZE).module
+    reasons = {q.name: q.float_reason for q in place(graph, high_precision=["blocks.0.av"]).quantizers}
+    for name in ("blocks.0.qk.lhs", "blocks.0.qk.rhs"):
+        assert reasons[name] == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 or none"
+    assert reasons["blocks.1.qk.lhs"] is None
+    assert reasons["blocks.0.qkv.input"] is None
+
+
+def test_dropped_outputs_are_named():
+    class Two(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.conv, self.kind = nn.Conv2d(3, 4, 3), kind
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"aux": y, "out": y + 1} if self.kind == "dict" else (y, y + 1)
+
+    assert capture(Two("dict").eval(), SIZE).notes == ("the model has 2 outputs: 'out' is kept, 'aux' dropped",)
+    assert capture(Two("tuple").eval(), SIZE).notes == ("the model has 2 outputs: the first is kept, the others are dropped",)
+
+
+def test_a_second_input_is_refused_with_the_way_out():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    with pytest.raises(CaptureError, match="a model with several inputs needs a wrapper that makes them from one"):
+        capture(Two().eval(), SIZE)

@@ -7,42 +7,18 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
 
 from trtq.errors import CaptureError
+from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
 
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
-aten = torch.ops.aten
-
-
-def _spell_out_padding(conv: Any) -> Any:
-    """Return a convolution that takes ``padding="same"`` or ``"valid"`` and calls ``conv`` with numbers."""
-
-    def call(x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1, groups: int = 1) -> Any:
-        dims = weight.ndim - 2
-        strides = [stride] * dims if isinstance(stride, int) else (list(stride) * dims)[:dims]
-        steps = [dilation] * dims if isinstance(dilation, int) else (list(dilation) * dims)[:dims]
-        totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(steps, weight.shape[2:], strict=True)]
-        if any(t % 2 for t in totals):  # torch pads the odd one on the right
-            amounts = [v for t in reversed(totals) for v in (t // 2, t - t // 2)]
-            return conv(aten.constant_pad_nd.default(x, amounts), weight, bias, strides, [0] * dims, steps, groups)
-        return conv(x, weight, bias, strides, [t // 2 for t in totals], steps, groups)
-
-    return call
-
-
-REWRITTEN: dict[Any, Any] = {
-    aten.conv1d.padding: _spell_out_padding(aten.conv1d.default),
-    aten.conv2d.padding: _spell_out_padding(aten.conv2d.default),
-    aten.conv3d.padding: _spell_out_padding(aten.conv3d.default),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +29,7 @@ class CapturedGraph:
         module: the graph; parameters are its own (BatchNorm folded), nodes carry a stable name in ``meta["trtq_name"]``.
         example: one input batch, float32, shape [2, C, H, W] ([1, C, H, W] when the batch is static).
         dynamic_batch: False when the model only captures at batch 1.
-        batch_note: why the batch is static, or an empty text.
+        notes: why the batch is static, which outputs were dropped; what the user must know.
         max_rel_diff: max |graph - eager| / max |eager| on a random batch.
         passes: what normalisation did, by name and count.
     """
@@ -61,7 +37,7 @@ class CapturedGraph:
     module: fx.GraphModule
     example: torch.Tensor
     dynamic_batch: bool
-    batch_note: str
+    notes: tuple[str, ...]
     max_rel_diff: float
     passes: dict[str, int]
 
@@ -85,20 +61,25 @@ def quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def export_program(module: nn.Module, example: torch.Tensor, *, dynamic: bool, functional: bool = False) -> torch.export.ExportedProgram:
-    """Return ``module`` as a functional ATen program with composite ops (linear, conv2d, attention) kept whole.
+def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.GraphModule:
+    """Return ``module`` as a functional ATen graph with composite ops (linear, conv2d, attention) kept whole.
 
     Args:
         module: what to trace.
         example: one input batch.
         dynamic: leave the batch open.
-        functional: ``module`` is such a graph already; spares the pass that makes it one.
     """
     shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic else None
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-        result: torch.export.ExportedProgram = program if functional else program.run_decompositions(dict(REWRITTEN))
-        return result
+        graph = program.module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
+        if make_functional_(graph):
+            return graph
+        # Views of memory that changes later, nested graphs: torch's own functionalisation traces everything again (3x the time).
+        graph = program.run_decompositions({}).module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
+        return graph
 
 
 def first_tensor(output: object) -> torch.Tensor:
@@ -112,6 +93,16 @@ def first_tensor(output: object) -> torch.Tensor:
     raise CaptureError(
         "Cannot use the model's output", f"expected a tensor, found {type(output).__name__}", "Wrap the model so that it returns logits"
     )
+
+
+def _dropped_outputs(output: object) -> str:
+    """Say which outputs :func:`first_tensor` leaves out, "" when there is one only."""
+    if isinstance(output, dict) and len(output) > 1:
+        kept = "out" if "out" in output else next(iter(output))
+        return f"the model has {len(output)} outputs: {kept!r} is kept, {', '.join(repr(k) for k in output if k != kept)} dropped"
+    if isinstance(output, (tuple, list)) and len(output) > 1:
+        return f"the model has {len(output)} outputs: the first is kept, the others are dropped"
+    return ""
 
 
 class SingleOutput(nn.Module):
@@ -148,17 +139,15 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         raise CaptureError(
             f"The model's forward pass fails on input {list(example.shape)}",
             f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
-            "Give the size it expects with --input-size CxHxW",
+            "Give the size it expects with --input-size CxHxW; a model with several inputs needs a wrapper that makes them from one",
         ) from exc
     if not torch.isfinite(reference).all():
         raise CaptureError("The model gives NaN or infinity on random input", mend="Check its weights and its checkpoint")
     wrapped = model if isinstance(raw, torch.Tensor) else SingleOutput(model)
     prefix = "" if wrapped is model else "model."
-    program, dynamic, note = _export_best(wrapped, example)
+    graph, dynamic, note = _trace_best(wrapped, example)
     if not dynamic:
         example, reference = example[:1], reference[:1]
-    graph = program.module(check_guards=False)
-    assert isinstance(graph, fx.GraphModule)
     passes = normalize_(graph)
     assign_names_(graph, prefix=prefix)
     with torch.no_grad():
@@ -172,21 +161,28 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
             f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} is rounding",
             "Is the model in eval mode, and free of randomness and of state that forward() changes?",
         )
-    return CapturedGraph(module=graph, example=example, dynamic_batch=dynamic, batch_note=note, max_rel_diff=diff, passes=passes)
+    return CapturedGraph(
+        module=graph,
+        example=example,
+        dynamic_batch=dynamic,
+        notes=tuple(n for n in (note, _dropped_outputs(raw)) if n),
+        max_rel_diff=diff,
+        passes=passes,
+    )
 
 
-def _export_best(model: nn.Module, example: torch.Tensor) -> tuple[torch.export.ExportedProgram, bool, str]:
-    """Export with a dynamic batch; where the model ties itself to a batch size, with batch 1 and the reason."""
+def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, bool, str]:
+    """Trace with a dynamic batch; where the model ties itself to a batch size, with batch 1 and the reason."""
     try:
-        return export_program(model, example, dynamic=True), True, ""
+        return trace(model, example, dynamic=True), True, ""
     except Exception as first:
         try:
-            program = export_program(model, example[:1], dynamic=False)
+            graph = trace(model, example[:1], dynamic=False)
         except Exception as exc:
             raise _explain(exc, model) from exc
         note = f"the model only captures with a fixed batch of 1 ({_first_line(first)})"
         logger.info("%s", note)
-        return program, False, note
+        return graph, False, note
 
 
 def _first_line(exc: BaseException) -> str:

@@ -48,6 +48,7 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         path = module_path(node)
         path = "" if path.startswith("_empty_nn_module_stack") else path
         path = "" if path == prefix.rstrip(".") else path.removeprefix(prefix)
+        node.meta["trtq_module"] = path
         kind = attention.get(node) or _kind(node)
         name = _weight_owner(node, prefix) or (path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip("."))
         unique, k = name, 0
@@ -62,6 +63,11 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
 def node_name(node: fx.Node) -> str:
     """Return the stable name of a call, the placeholder's own name for an input."""
     return str(node.meta.get("trtq_name", node.name))
+
+
+def module_name(node: fx.Node) -> str:
+    """Return the path of the module a call comes from, "" for the model itself."""
+    return str(node.meta.get("trtq_module", ""))
 
 
 def _kind(node: fx.Node) -> str:
@@ -90,10 +96,12 @@ def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
             back = operands(back)[0]
         if isinstance(back, fx.Node) and back.target in MATMULS:
             found[back] = "qk"
+            back.meta["trtq_softmax"] = node
         ahead = node
         while len(ahead.users) == 1 and next(iter(ahead.users)).target in PASS_THROUGH:
             ahead = next(iter(ahead.users))
         for user in ahead.users:
             if user.target in MATMULS:
                 found.setdefault(user, "av")
+                user.meta["trtq_softmax"] = node
     return found

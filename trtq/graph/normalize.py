@@ -129,9 +129,13 @@ def _remove_no_ops(graph: fx.GraphModule) -> int:
     }
     count = 0
     for node in list(graph.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            graph.graph.erase_node(node)
+            continue
         training = node.target in (aten.dropout.default, aten.feature_dropout.default) and len(operands(node)) > 2 and operands(node)[2]
         empty_pad = node.target in PADS and not any(operands(node)[1])
-        if node.op == "call_function" and (node.target in gone or empty_pad) and not training:
+        same_type = node.target is aten.to.dtype and node.meta["val"].dtype == operands(node)[0].meta["val"].dtype
+        if node.op == "call_function" and (node.target in gone or empty_pad or same_type) and not training:
             node.replace_all_uses_with(operands(node)[0])
             graph.graph.erase_node(node)
             count += 1
@@ -144,8 +148,70 @@ def _free_views(graph: fx.GraphModule) -> int:
     for node in graph.graph.nodes:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+        elif node.target in (aten.flatten.using_ints, aten.unflatten.int, aten.reshape_as.default, aten.view_as.default):
+            sizes = _sizes(node.meta["val"])
+            if sizes is None:
+                continue
+            node.target, node.args, node.kwargs = aten.reshape.default, (operands(node)[0], sizes), {}
+        elif node.target is aten.expand_as.default and (sizes := _sizes(node.meta["val"])) is not None:
+            node.target, node.args = aten.expand.default, (operands(node)[0], sizes)
+        else:
+            continue
+        count += 1
+    return count
+
+
+def _sizes(value: torch.Tensor) -> list[int] | None:
+    """Return a shape as plain numbers with -1 for the one open dimension; None when more than one is open."""
+    sizes = [-1 if isinstance(d, torch.SymInt) else int(d) for d in value.shape]
+    return sizes if sizes.count(-1) <= 1 else None
+
+
+def _unify_splits(graph: fx.GraphModule) -> int:
+    """Both chunk and split become split_with_sizes, unbind becomes selects: one form of each for every later stage."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target in (aten.split.Tensor, aten.chunk.default):
+            dim = int(operands(node)[2] if len(operands(node)) > 2 else node.kwargs.get("dim", 0))
+            sizes = [v.shape[dim] for v in node.meta["val"]]
+            if any(isinstance(d, torch.SymInt) for d in sizes):
+                continue
+            node.target, node.args, node.kwargs = aten.split_with_sizes.default, (operands(node)[0], sizes, dim), {}
+            count += 1
+        elif node.target is aten.unbind.int:
+            dim = int(operands(node)[1] if len(operands(node)) > 1 else node.kwargs.get("dim", 0))
+            for user in list(node.users):
+                user.target, user.args = aten.select.int, (operands(node)[0], dim, operands(user)[1])
             count += 1
     return count
+
+
+def _spell_out_padding(graph: fx.GraphModule) -> int:
+    """padding="same" or "valid" becomes numbers, and a pad of its own where the two sides differ."""
+    count = 0
+    for node in list(graph.graph.nodes):
+        if node.target not in NAMED_PADDING:
+            continue
+        given, defaults = list(operands(node)), [None, None, None, 1, "valid", 1, 1]
+        x, weight, bias, stride, padding, dilation, groups = given + defaults[len(given) :]
+        dims = weight.meta["val"].ndim - 2
+        steps = [dilation] * dims if isinstance(dilation, int) else (list(dilation) * dims)[:dims]
+        totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(steps, weight.meta["val"].shape[2:], strict=True)]
+        if any(t % 2 for t in totals):  # torch pads the odd one on the right
+            amounts = [v for t in reversed(totals) for v in (t // 2, t - t // 2)]
+            x, totals = _call(graph, node, aten.constant_pad_nd.default, x, amounts), [0] * dims
+        node.target = NAMED_PADDING[node.target]
+        strides = [stride] * dims if isinstance(stride, int) else (list(stride) * dims)[:dims]
+        node.args = (x, weight, bias, strides, [t // 2 for t in totals], steps, groups)
+        count += 1
+    return count
+
+
+NAMED_PADDING = {
+    aten.conv1d.padding: aten.conv1d.default,
+    aten.conv2d.padding: aten.conv2d.default,
+    aten.conv3d.padding: aten.conv3d.default,
+}
 
 
 def _split_attention(graph: fx.GraphModule) -> int:
@@ -207,8 +273,10 @@ def _fold_constants(graph: fx.GraphModule) -> int:
 
 def _can_fold(node: fx.Node) -> bool:
     """Whether the node's result is always the same tensor (or tuple of them) once its operands are."""
-    if node.op != "call_function" or node.target in BATCH_NORMS or _is_random(node):
+    if node.op != "call_function" or _is_random(node):
         return False
+    if node.target is aten.batch_norm.default and operands(node)[3] is not None and operands(node)[5]:
+        return False  # in training it would change its statistics
     value = node.meta.get("val")
     tensors = value if isinstance(value, (tuple, list)) else [value]
     if not all(isinstance(t, torch.Tensor) and not any(isinstance(s, torch.SymInt) for s in t.shape) for t in tensors):
@@ -296,6 +364,8 @@ def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shif
 PASSES: tuple[tuple[str, Callable[[fx.GraphModule], int]], ...] = (
     ("no-ops removed", _remove_no_ops),
     ("views freed", _free_views),
+    ("splits unified", _unify_splits),
+    ("padding spelled out", _spell_out_padding),
     ("constants folded", _fold_constants),
     ("attention split", _split_attention),
     ("batch norm folded", _fold_batch_norm),
