@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 import onnx
-import onnx_ir as ir
 import torch
 from torch import fx
 
@@ -91,8 +90,8 @@ class _Job:
     def capture(self) -> tuple[CapturedGraph, Placement]:
         """Return the graph and its quantizers."""
         captured = capture(self.loaded.module, self.preprocess.input_size)
-        if captured.batch_note:
-            self.note(captured.batch_note)
+        for line in captured.notes:
+            self.note(line)
         placement = place(captured.module, high_precision=self.spec.high_precision)
         if not placement.quantizers:
             raise CalibrationError(f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul")
@@ -116,8 +115,8 @@ class _Job:
             "model": self.loaded.name, "weights_sha256": key.parts["weights"], "graph_sha256": key.parts["graph"],
             "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt",
         }  # fmt: skip
-        cache = CalibrationCache(ensure_writable_dir(cache_folder(spec)))
-        with cache.lock(key):
+        cache = CalibrationCache(ensure_writable_dir(cache_folder(spec), option="--calib-cache"))
+        with cache.lock(key, waiting=self.progress.note):
             stats, self.cache_note = cache.load(key)
             if stats is None:
                 stats = self._observe(captured, placement)
@@ -136,7 +135,7 @@ class _Job:
     def export(self, simulated: fx.GraphModule, captured: CapturedGraph, encodings: Encodings) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         """Return the Q/DQ model and the same without quantization, with the metadata later verbs read."""
         self.progress.note("exporting ONNX")
-        qdq = ir.to_proto(export_qdq(simulated, captured.example, dynamic_batch=captured.dynamic_batch))
+        qdq = export_qdq(simulated, captured.example, dynamic_batch=captured.dynamic_batch, opset=self.spec.opset, note=self.note)
         fp32 = strip_qdq(qdq)
         common = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
         set_metadata_(qdq, {**common, "precision": "int8", "encodings_sha256": encodings.digest()})

@@ -1,0 +1,149 @@
+"""A captured graph becomes ONNX: one walk over its nodes, a table says how each op is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import fx
+
+from trtq.errors import ExportError
+from trtq.export.ops import OPS
+from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.graph.naming import module_name, node_name
+from trtq.graph.normalize import get_constant, operands
+from trtq.quant.fake_quantize import FAKE_QUANTIZE
+
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+LINEAR = torch.ops.aten.linear.default
+
+
+def lower(graph: fx.GraphModule, *, opset: int) -> onnx.ModelProto:
+    """Return ``graph`` as ONNX: input ``input``, output ``output``, weights float in front of their Q/DQ pairs.
+
+    Args:
+        graph: captured, with or without fake-quantize calls; every node carries ``meta["val"]``.
+        opset: 13 to 21.
+
+    Raises:
+        UnsupportedOpError: an op or a form of it that the table does not write.
+        ExportError: a format that has no Q/DQ form.
+    """
+    writer, result = Writer(opset), ""
+    transposed = _transposed_weights(graph)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            writer.values[node] = "input"
+            source = node
+        elif node.op == "get_attr":
+            _write_constant(writer, graph, node, transposed)
+        elif node.op == "output":
+            answer = operands(node)[0]
+            answer = answer[0] if isinstance(answer, (list, tuple)) else answer
+            result = writer.value(answer)
+        else:
+            _write_call(writer, graph, node, transposed)
+    inputs = [_value_info("input", source)]
+    outputs = [_value_info("output", answer)]
+    _rename_output(writer, result)
+    nodes = _used(writer.nodes)
+    read = {name for node in nodes for name in node.input}
+    body = helper.make_graph(nodes, "trtq", inputs, outputs, [t for n, t in writer.initializers.items() if n in read])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset], producer_name="trtq")
+
+
+def _write_call(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
+    writer.scope, writer.module = node_name(node), module_name(node)
+    if node.target is FAKE_QUANTIZE:
+        _write_qdq(writer, graph, node, transposed)
+    elif node.target is LINEAR:
+        x, weight, bias = (*operands(node), None)[:3]
+        if weight not in transposed:
+            weight = writer.op("Transpose", weight, perm=[1, 0])
+        product = writer.op("MatMul", x, weight)
+        writer.values[node] = product if bias is None else writer.op("Add", product, bias)
+    elif (write := OPS.get(node.target)) is not None:
+        try:
+            writer.values[node] = write(writer, node, *node.args, **node.kwargs)
+        except (TypeError, KeyError) as exc:  # an argument this form of the op does not take
+            raise UnsupportedOpError(f"{node.target} at {node_name(node)}: {exc}") from exc
+    else:
+        raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
+
+
+def _write_constant(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
+    value = get_constant(graph, node)
+    if value is None or value.dtype not in ONNX_TYPES:
+        raise UnsupportedOpError(f"the constant {node.target}")
+    array = value.numpy().T if node in transposed else value.numpy()
+    writer.values[node] = writer.constant(array, str(node.target))
+
+
+def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
+    """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel."""
+    x, scale, zero_point, axis, qmin, qmax, name = operands(node)
+    if zero_point is not None or (qmin, qmax) != (-128, 127):
+        raise ExportError(
+            f"Cannot write the format of {name} as Q/DQ",
+            f"codes {qmin}..{qmax}, zero point {zero_point}",
+            "Only symmetric INT8 has a kernel",
+        )
+    value = get_constant(graph, scale)
+    assert value is not None
+    zeros = writer.constant(np.zeros(tuple(value.shape), dtype=np.int8))
+    if axis is not None and node in transposed:
+        axis = 1 - axis % 2
+    # TensorRT 8.0 refuses an axis beside a scalar scale.
+    writer.scope = writer.quantizer = str(name)
+    codes = writer.op("QuantizeLinear", x, scale, zeros, axis=axis)
+    writer.values[node] = writer.op("DequantizeLinear", codes, scale, zeros, axis=axis)
+    writer.quantizer = ""
+
+
+def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
+    """Return the constants (and their fake-quantize calls) that are linear weights and nothing else: stored as [K, N].
+
+    TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing then stands between the pair and the MatMul.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        quantized = node.target is FAKE_QUANTIZE and operands(node)[0].op == "get_attr"
+        if node.op != "get_attr" and not quantized:
+            continue
+        uses = [(u, i) for u in node.users for i, a in enumerate(u.args) if a is node]
+        if uses and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses):
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.ndim == 2:
+                found.add(node)
+    # A call whose constant is read otherwise, too, keeps the constant's own layout.
+    return {n for n in found if n.op == "get_attr" or operands(n)[0] in found}
+
+
+def _value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:
+    value = node.meta["val"]
+    dims = ["batch" if i == 0 else None for i in range(value.ndim)]
+    shape = [d if isinstance(s, torch.SymInt) else int(s) for d, s in zip(dims, value.shape, strict=True)]
+    return helper.make_tensor_value_info(name, ONNX_TYPES.get(value.dtype, TensorProto.FLOAT), shape)
+
+
+def _used(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Return the nodes that lead to the output: a pad that its convolution took over does not."""
+    read, kept = {"output"}, list[onnx.NodeProto]()
+    for node in reversed(nodes):
+        if any(name in read for name in node.output):
+            kept.append(node)
+            read.update(node.input)
+    return kept[::-1]
+
+
+def _rename_output(writer: Writer, result: str) -> None:
+    """Call the model's answer ``output``, wherever it is also read."""
+    if result == "input" or result in writer.initializers:
+        writer.op("Identity", result)
+        result = writer.nodes[-1].output[0]
+    for node in writer.nodes:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == result:
+                    names[i] = "output"

@@ -1,0 +1,552 @@
+"""How each ATen op is written as ONNX. Data over branches: one table, a short function or one line for an op.
+
+A function takes the writer, the FX node and the call's arguments, and returns the name of the result (or names). Forms are
+chosen by the writer's opset, so that one graph can be written for every TensorRT from 8.0 on. An op or argument that is not
+here raises :class:`UnsupportedOpError`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.graph.normalize import PADS, operands
+
+aten = torch.ops.aten
+Write = Callable[..., Any]
+FAR = 2**62  # torch writes "to the end" as the largest int64
+
+
+def _val(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def _ints(value: int | Sequence[int], count: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+def _static(sizes: Sequence[Any]) -> list[int]:
+    if not all(isinstance(s, int) for s in sizes):
+        raise UnsupportedOpError("a size that is not known before the run")
+    return [int(s) for s in sizes]
+
+
+def _dim(node: fx.Node, d: int) -> int:
+    """Return the static size of one dimension."""
+    return _static([_val(node).shape[d]])[0]
+
+
+# ---- elementwise -------------------------------------------------------------------------------------------------------
+
+
+def unary(kind: str, **attributes: Any) -> Write:
+    """Return a writer for an op of one operand."""
+    return lambda w, n, x: w.op(kind, x, **attributes)
+
+
+def _binary(kind: str) -> Write:
+    def write(w: Writer, n: fx.Node, a: Any, b: Any, alpha: Any = 1, rounding_mode: Any = None) -> Any:
+        if not isinstance(n.meta.get("val"), torch.Tensor):  # arithmetic on sizes
+            return w.op(kind, *(v if isinstance(v, fx.Node) else [v] for v in (a, b)))
+        if rounding_mode is not None:
+            raise UnsupportedOpError("division with rounding")
+        like = _operand_like(n, a, b)
+        right = w.scalar(b, like)
+        if alpha != 1:
+            right = w.op("Mul", right, w.scalar(alpha, like))
+        return w.op(kind, w.scalar(a, like), right)
+
+    return write
+
+
+def _operand_like(n: fx.Node, *operands: Any) -> fx.Node:
+    """Return a node of the type the operands are computed in: the result's, for comparisons that of a tensor operand."""
+    if _val(n).dtype != torch.bool:
+        tensors = [o for o in operands if isinstance(o, fx.Node) and isinstance(o.meta.get("val"), torch.Tensor)]
+        if any(_val(t).dtype != _val(n).dtype for t in tensors):
+            raise UnsupportedOpError("operands of different types")
+        return n
+    return next(o for o in operands if isinstance(o, fx.Node) and isinstance(o.meta.get("val"), torch.Tensor))
+
+
+def _swapped(write: Write) -> Write:
+    return lambda w, n, a, b, *rest: write(w, n, b, a, *rest)
+
+
+def clamp(w: Writer, n: fx.Node, x: fx.Node, low: Any = None, high: Any = None) -> Any:
+    """Clip; either bound may be missing."""
+    return w.op("Clip", x, None if low is None else w.scalar(low, x), None if high is None else w.scalar(high, x))
+
+
+def gelu(w: Writer, n: fx.Node, x: fx.Node, approximate: str = "none") -> Any:
+    """Gelu from opset 20 on; before, its formula."""
+    if w.opset >= 20:
+        return w.op("Gelu", x, approximate=approximate)
+    if approximate == "tanh":
+        cube = w.op("Mul", w.op("Mul", x, x), x)
+        inner = w.op("Mul", w.op("Add", x, w.op("Mul", cube, w.scalar(0.044715, x))), w.scalar(math.sqrt(2.0 / math.pi), x))
+        gate = w.op("Add", w.op("Tanh", inner), w.scalar(1.0, x))
+    else:
+        gate = w.op("Add", w.op("Erf", w.op("Mul", x, w.scalar(math.sqrt(0.5), x))), w.scalar(1.0, x))
+    return w.op("Mul", w.op("Mul", x, gate), w.scalar(0.5, x))
+
+
+def hardswish(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    """Hardswish: x * hardsigmoid(x)."""
+    return w.op("HardSwish", x) if w.opset >= 14 else w.op("Mul", x, hardsigmoid(w, n, x))
+
+
+def hardsigmoid(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    """clip(x / 6 + 1/2, 0, 1)."""
+    return w.op("HardSigmoid", x, alpha=1.0 / 6.0, beta=0.5)
+
+
+def mish(w: Writer, n: fx.Node, x: fx.Node) -> Any:
+    """Mish: x * tanh(softplus(x))."""
+    return w.op("Mul", x, w.op("Tanh", w.op("Softplus", x)))
+
+
+def softplus(w: Writer, n: fx.Node, x: fx.Node, beta: float = 1, threshold: float = 20) -> Any:
+    """log(1 + e^x); torch's threshold is its own way around overflow."""
+    if beta != 1:
+        raise UnsupportedOpError("softplus with beta")
+    return w.op("Softplus", x)
+
+
+def glu(w: Writer, n: fx.Node, x: fx.Node, dim: int = -1) -> Any:
+    """First half times the sigmoid of the second."""
+    half = _dim(x, dim) // 2
+    a, b = w.op("Split", x, [half, half], outputs=2, axis=dim)
+    return w.op("Mul", a, w.op("Sigmoid", b))
+
+
+def addcmul(w: Writer, n: fx.Node, x: fx.Node, a: fx.Node, b: fx.Node, value: Any = 1) -> Any:
+    """Add value * a * b to x."""
+    product = w.op("Mul", a, b)
+    return w.op("Add", x, product if value == 1 else w.op("Mul", product, w.scalar(value, x)))
+
+
+def cast(w: Writer, n: fx.Node, x: fx.Node, *ignored: Any, **more: Any) -> Any:
+    """Convert to the type of the result."""
+    return w.op("Cast", x, to=ONNX_TYPES[_val(n).dtype])
+
+
+def where(w: Writer, n: fx.Node, condition: fx.Node, a: Any, b: Any) -> Any:
+    """Choose by a mask; either side may be a number."""
+    return w.op("Where", condition, w.scalar(a, n), w.scalar(b, n))
+
+
+def masked_fill(w: Writer, n: fx.Node, x: fx.Node, mask: fx.Node, value: Any) -> Any:
+    """Put ``value`` where the mask is true."""
+    return w.op("Where", mask, w.scalar(value, x), x)
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------------------
+
+
+def sym_size(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
+    """One size of a tensor as a vector of one."""
+    return w.op("Gather", w.op("Shape", x), [d], axis=0)
+
+
+def reshape(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any]) -> Any:
+    """Give another shape; one open size is written as -1 and needs no arithmetic at run time."""
+    sizes = list(sizes)
+    if -1 not in sizes and sum(isinstance(s, fx.Node) for s in sizes) == 1:
+        sizes = [-1 if isinstance(s, fx.Node) else s for s in sizes]
+    return w.op("Reshape", x, sizes)
+
+
+def expand(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], implicit: bool = False) -> Any:
+    """Repeat sizes of 1; a size that stays is written as 1."""
+    have, want = list[Any](_val(x).shape), list[Any](_val(n).shape)
+    have = [None] * (len(want) - len(have)) + have
+    keep = [(isinstance(s, int) and s == -1) or (h is not None and _same(h, v)) for s, h, v in zip(sizes, have, want, strict=True)]
+    return w.op("Expand", x, [1 if k else s for k, s in zip(keep, sizes, strict=True)])
+
+
+def _same(a: Any, b: Any) -> bool:
+    return str(a) == str(b)
+
+
+def permute(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int]) -> Any:
+    """Reorder the axes."""
+    return w.op("Transpose", x, perm=[d % len(dims) for d in dims])
+
+
+def transpose(w: Writer, n: fx.Node, x: fx.Node, a: int = 0, b: int = 1) -> Any:
+    """Swap two axes."""
+    order = list(range(_val(x).ndim))
+    order[a], order[b] = order[b], order[a]
+    return w.op("Transpose", x, perm=order)
+
+
+def unsqueeze(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
+    """Insert an axis."""
+    return w.op("Unsqueeze", x, [d])
+
+
+def squeeze(w: Writer, n: fx.Node, x: fx.Node, dims: int | Sequence[int]) -> Any:
+    """Drop axes of size 1; torch leaves others alone."""
+    given = [dims] if isinstance(dims, int) else list(dims)
+    ones = [d for d in given if _same(_val(x).shape[d], 1)]
+    return w.op("Squeeze", x, ones) if ones else w.op("Identity", x)
+
+
+def cut(w: Writer, n: fx.Node, x: fx.Node, d: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """A range along one axis."""
+    ends = [FAR if end is None or (isinstance(end, int) and end > FAR) else end]
+    return w.op("Slice", x, [0 if start is None else start], ends, [d], [step])
+
+
+def select(w: Writer, n: fx.Node, x: fx.Node, d: int, index: Any) -> Any:
+    """One entry along an axis, which goes."""
+    if not isinstance(index, int):
+        raise UnsupportedOpError("an index that is computed")
+    return w.op("Gather", x, np.asarray(index, dtype=np.int64), axis=d)
+
+
+def split(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[Any], d: int = 0) -> Any:
+    """Parts of given sizes along an axis."""
+    parts = _static(sizes)
+    return [w.op("Identity", x)] if len(parts) == 1 else w.op("Split", x, parts, outputs=len(parts), axis=d)
+
+
+def getitem(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
+    """One of several results."""
+    return w.values[x][index]
+
+
+def roll(w: Writer, n: fx.Node, x: fx.Node, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Any:
+    """Shift along axes, what leaves one end enters at the other."""
+    shifts, dims = _ints(shifts, 1), _ints(dims, 1)
+    if not dims:
+        raise UnsupportedOpError("roll over the flattened tensor")
+    value: Any = x
+    for shift, d in zip(shifts, dims, strict=True):
+        cut_at = -shift % _dim(x, d)
+        tail = w.op("Slice", value, [cut_at], [FAR], [d])
+        value = w.op("Concat", tail, w.op("Slice", value, [0], [cut_at], [d]), axis=d)
+    return value
+
+
+def flip(w: Writer, n: fx.Node, x: fx.Node, dims: Sequence[int]) -> Any:
+    """Reverse axes."""
+    count = len(dims)
+    return w.op("Slice", x, [-1] * count, [-FAR] * count, list(dims), [-1] * count)
+
+
+def repeat(w: Writer, n: fx.Node, x: fx.Node, times: Sequence[Any]) -> Any:
+    """Tile, after putting axes in front where more are asked than there are."""
+    extra = len(times) - _val(x).ndim
+    return w.op("Tile", w.op("Unsqueeze", x, list(range(extra))) if extra else x, list(times))
+
+
+def stack(w: Writer, n: fx.Node, tensors: Sequence[fx.Node], d: int = 0) -> Any:
+    """Concatenate along a new axis."""
+    return w.op("Concat", *(w.op("Unsqueeze", t, [d]) for t in tensors), axis=d)
+
+
+def index(w: Writer, n: fx.Node, x: fx.Node, indices: Sequence[Any]) -> Any:
+    """Take entries along one axis by a tensor of integers."""
+    given = [(d, i) for d, i in enumerate(indices) if i is not None]
+    if len(given) != 1 or _val(given[0][1]).dtype == torch.bool:
+        raise UnsupportedOpError("indexing by several tensors or by a mask")
+    return w.op("Gather", x, given[0][1], axis=given[0][0])
+
+
+def pad(w: Writer, n: fx.Node, x: fx.Node, amounts: Sequence[int], mode: Any = "constant", value: Any = None) -> Any:
+    """Pad; torch counts from the last axis, ONNX from the first. ``constant_pad_nd`` gives its value in place of a mode."""
+    if not isinstance(mode, str):
+        mode, value = "constant", mode
+    kinds = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+    rank, pairs = _val(x).ndim, _static(amounts)
+    begins, ends = list[int]([0] * rank), list[int]([0] * rank)
+    for i in range(len(pairs) // 2):
+        begins[rank - 1 - i], ends[rank - 1 - i] = pairs[2 * i], pairs[2 * i + 1]
+    return w.op("Pad", x, begins + ends, w.scalar(value or 0, x), mode=kinds[mode])
+
+
+# ---- reductions, matmuls, norms ----------------------------------------------------------------------------------------
+
+
+def reduction(kind: str) -> Write:
+    """Return a writer for a reduction over axes."""
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+        axes = None if dims is None or (isinstance(dims, (list, tuple)) and not dims) else _ints(dims, 1)
+        return w.reduce(kind, x, axes, keepdims=keepdim)
+
+    return write
+
+
+def vector_norm(w: Writer, n: fx.Node, x: fx.Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    """The 1 or 2 norm over axes."""
+    return w.reduce({1: "ReduceL1", 2: "ReduceL2"}[ord], x, None if dims is None else _ints(dims, 1), keepdims=keepdim)
+
+
+def variance(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, correction: Any = 1, keepdim: bool = False) -> Any:
+    """Mean square distance from the mean."""
+    axes = _ints(dims, 1) if dims is not None else list(range(_val(x).ndim))
+    count = math.prod(_dim(x, d) for d in axes)
+    centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
+    mean = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=keepdim)
+    return w.op("Mul", mean, w.scalar(count / (count - (1 if correction is None else correction)), x))
+
+
+def baddbmm(w: Writer, n: fx.Node, bias: fx.Node, a: fx.Node, b: fx.Node, beta: Any = 1, alpha: Any = 1) -> Any:
+    """Beta * bias + alpha * a @ b."""
+    product = w.op("MatMul", a, b)
+    product = product if alpha == 1 else w.op("Mul", product, w.scalar(alpha, n))
+    if beta == 0:
+        return product
+    return w.op("Add", product, bias if beta == 1 else w.op("Mul", bias, w.scalar(beta, n)))
+
+
+def einsum(w: Writer, n: fx.Node, equation: str, tensors: Sequence[fx.Node], path: Any = None) -> Any:
+    """ONNX has it under the same name."""
+    return w.op("Einsum", *tensors, equation=equation)
+
+
+def softmax(kind: str) -> Write:
+    """Return a writer for softmax or its logarithm."""
+    return lambda w, n, x, d, dtype=None: w.op(kind, x, axis=d)
+
+
+def layer_norm(
+    w: Writer, n: fx.Node, x: fx.Node, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    """LayerNormalization from opset 17 on; before, its formula."""
+    axes = list(range(-len(shape), 0))
+    if w.opset >= 17:
+        ones = w.constant(np.ones(_static(shape), dtype=np.float32)) if weight is None else weight
+        return w.op("LayerNormalization", x, ones, *([] if bias is None else [bias]), axis=-len(shape), epsilon=eps)
+    centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
+    mean = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=True)
+    value = w.op("Div", centred, w.op("Sqrt", w.op("Add", mean, w.scalar(eps, x))))
+    value = value if weight is None else w.op("Mul", value, weight)
+    return value if bias is None else w.op("Add", value, bias)
+
+
+def group_norm(
+    w: Writer, n: fx.Node, x: fx.Node, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    """InstanceNormalization of the groups: ONNX's own GroupNormalization changed its meaning between opsets 18 and 21."""
+    channels, rank = _dim(x, 1), _val(x).ndim
+    ones, zeros = np.ones(groups, dtype=np.float32), np.zeros(groups, dtype=np.float32)
+    flat = w.op("InstanceNormalization", w.op("Reshape", x, [0, groups, -1]), ones, zeros, epsilon=eps)
+    value = w.op("Reshape", flat, [-1, channels, *_static(_val(x).shape[2:])])
+    spread = list(range(1, rank - 1))
+    value = value if weight is None else w.op("Mul", value, w.op("Unsqueeze", weight, spread))
+    return value if bias is None else w.op("Add", value, w.op("Unsqueeze", bias, spread))
+
+
+# ---- convolutions, pools, resampling -----------------------------------------------------------------------------------
+
+
+def conv(
+    w: Writer,
+    n: fx.Node,
+    x: fx.Node,
+    weight: fx.Node,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """A convolution of any number of spatial axes; a pad with zeros before it becomes its own, each side by itself."""
+    dims = _val(weight).ndim - 2
+    x, begins, ends = _absorb_pad(x, _ints(padding, dims))
+    return w.op(
+        "Conv", x, weight, *([] if bias is None else [bias]), strides=_ints(stride, dims), pads=begins + ends,
+        dilations=_ints(dilation, dims), group=groups, kernel_shape=[int(k) for k in _val(weight).shape[2:]],
+    )  # fmt: skip
+
+
+def _absorb_pad(x: fx.Node, padding: list[int]) -> tuple[fx.Node, list[int], list[int]]:
+    if x.target not in PADS:
+        return x, padding, padding
+    source, amounts, mode, value = [*operands(x), "constant", None][:4] if len(operands(x)) != 3 else [*operands(x), None]
+    flat = [*_static(amounts), *[0] * (2 * _val(x).ndim - len(amounts))]
+    spatial = len(padding)
+    if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0) or any(flat[2 * spatial :]) or min(flat) < 0:
+        return x, padding, padding
+    pairs = [flat[2 * (spatial - 1 - d) : 2 * (spatial - d)] for d in range(spatial)]
+    return source, [p + a for p, (a, _) in zip(padding, pairs, strict=True)], [p + b for p, (_, b) in zip(padding, pairs, strict=True)]
+
+
+def conv_transpose(
+    w: Writer, n: fx.Node, x: fx.Node, weight: fx.Node, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
+) -> Any:  # fmt: skip
+    """A transposed convolution."""
+    dims = _val(weight).ndim - 2
+    return w.op(
+        "ConvTranspose", x, weight, *([] if bias is None else [bias]), strides=_ints(stride, dims), pads=_ints(padding, dims) * 2,
+        output_padding=_ints(output_padding, dims), dilations=_ints(dilation, dims), group=groups,
+        kernel_shape=[int(k) for k in _val(weight).shape[2:]],
+    )  # fmt: skip
+
+
+def convolution(
+    w: Writer, n: fx.Node, x: fx.Node, weight: fx.Node, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
+) -> Any:  # fmt: skip
+    """The general form the two above are special cases of."""
+    if transposed:
+        return conv_transpose(w, n, x, weight, bias, stride, padding, output_padding, groups, dilation)
+    return conv(w, n, x, weight, bias, stride, padding, dilation, groups)
+
+
+def max_pool(
+    w: Writer, n: fx.Node, x: fx.Node, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+) -> Any:
+    """Largest value of each window."""
+    return _pool(w, n, x, "MaxPool", kernel, stride, padding, ceil_mode, dilations=_ints(dilation, _val(x).ndim - 2))
+
+
+def max_pool_with_indices(w: Writer, n: fx.Node, *args: Any) -> Any:
+    """The pooled values; where they came from is not written."""
+    return [max_pool(w, n, *args), None]
+
+
+def avg_pool(
+    w: Writer, n: fx.Node, x: fx.Node, kernel: Any, stride: Any = (), padding: Any = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True, divisor: Any = None,
+) -> Any:  # fmt: skip
+    """Mean of each window."""
+    padded = any(_ints(padding, 1))
+    if divisor is not None or (ceil_mode and count_include_pad and padded):
+        raise UnsupportedOpError("a mean over windows with a divisor of their own")
+    return _pool(w, n, x, "AveragePool", kernel, stride, padding, ceil_mode, count_include_pad=int(count_include_pad and padded))
+
+
+def _pool(w: Writer, n: fx.Node, x: fx.Node, kind: str, kernel: Any, stride: Any, padding: Any, ceil: bool, **attributes: Any) -> Any:
+    dims = _val(x).ndim - 2
+    sizes, pads = _ints(kernel, dims), _ints(padding, dims)
+    strides = _ints(stride, dims) if stride not in ((), []) else sizes
+    dilations = attributes.get("dilations", [1] * dims)
+    result = _val(n) if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"][0]
+    if ceil:  # torch drops a last window that starts in the padding, ONNX before opset 22 may not
+        for d in range(dims):
+            room = _dim(x, 2 + d) + 2 * pads[d] - dilations[d] * (sizes[d] - 1) - 1
+            if -(-room // strides[d]) + 1 != int(result.shape[2 + d]):
+                raise UnsupportedOpError("a pool whose last window lies in the padding")
+    return w.op(kind, x, kernel_shape=sizes, strides=strides, pads=pads * 2, ceil_mode=int(ceil), **attributes)
+
+
+def adaptive_avg_pool(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int]) -> Any:
+    """The mean of equal windows; of the whole map when one is left."""
+    dims = _val(x).ndim - 2
+    wanted = [int(v) for v in _val(n).shape[2:]]
+    if all(s == 1 for s in wanted):
+        return w.op("GlobalAveragePool", x)
+    have = [_dim(x, 2 + d) for d in range(dims)]
+    if any(h % s for h, s in zip(have, wanted, strict=True)):
+        raise UnsupportedOpError("an adaptive pool of uneven windows")
+    windows = [h // s for h, s in zip(have, wanted, strict=True)]
+    return w.op("AveragePool", x, kernel_shape=windows, strides=windows)
+
+
+def adaptive_max_pool(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int]) -> Any:
+    """The largest value of the whole map."""
+    if any(s != 1 for s in sizes):
+        raise UnsupportedOpError("an adaptive pool of several windows")
+    return [w.op("GlobalMaxPool", x), None]
+
+
+def upsample(mode: str, **attributes: Any) -> Write:
+    """Return a writer for resampling to twice, or any, size."""
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, *args: Any) -> Any:
+        *aligned, factors = args[1:]
+        have, want = _static(_val(x).shape[2:]), _static(_val(n).shape[2:])
+        if factors is not None and any(h * f != v for h, f, v in zip(have, factors, want, strict=True)):
+            raise UnsupportedOpError("a scale factor that does not give whole sizes")
+        how = {"nearest": "asymmetric"}.get(mode) or ("align_corners" if aligned[0] else "half_pixel")
+        size = w.op("Concat", w.op("Slice", w.op("Shape", x), [0], [2], [0]), want, axis=0)
+        return w.op("Resize", x, None, None, size, mode=mode, coordinate_transformation_mode=how, **attributes)
+
+    return write
+
+
+def pixel_shuffle(w: Writer, n: fx.Node, x: fx.Node, factor: int) -> Any:
+    """Channels become pixels."""
+    return w.op("DepthToSpace", x, blocksize=factor, mode="CRD")
+
+
+OPS: dict[Any, Write] = {
+    **{t: unary(k) for t, k in {
+        aten.relu.default: "Relu", aten.sigmoid.default: "Sigmoid", aten.tanh.default: "Tanh", aten.exp.default: "Exp",
+        aten.log.default: "Log", aten.sqrt.default: "Sqrt", aten.abs.default: "Abs", aten.neg.default: "Neg", aten.erf.default: "Erf",
+        aten.sin.default: "Sin", aten.cos.default: "Cos", aten.floor.default: "Floor", aten.ceil.default: "Ceil",
+        aten.round.default: "Round", aten.reciprocal.default: "Reciprocal",
+        aten.logical_not.default: "Not", aten.sign.default: "Sign",
+    }.items()},
+    aten.silu.default: lambda w, n, x: w.op("Mul", x, w.op("Sigmoid", x)),
+    aten.square.default: lambda w, n, x: w.op("Mul", x, x),
+    aten.rsqrt.default: lambda w, n, x: w.op("Reciprocal", w.op("Sqrt", x)),
+    aten.gelu.default: gelu, aten.hardswish.default: hardswish, aten.hardsigmoid.default: hardsigmoid, aten.mish.default: mish,
+    aten.relu6.default: lambda w, n, x: clamp(w, n, x, 0.0, 6.0),
+    aten.hardtanh.default: lambda w, n, x, low=-1.0, high=1.0: clamp(w, n, x, low, high),
+    aten.clamp.default: clamp, aten.clamp_min.default: clamp,
+    aten.clamp_max.default: lambda w, n, x, high: clamp(w, n, x, None, high),
+    aten.leaky_relu.default: lambda w, n, x, slope=0.01: w.op("LeakyRelu", x, alpha=float(slope)),
+    aten.elu.default: lambda w, n, x, alpha=1.0: w.op("Elu", x, alpha=float(alpha)),
+    aten.selu.default: unary("Selu"), aten.softplus.default: softplus, aten.glu.default: glu,
+    aten.prelu.default: lambda w, n, x, slope: w.op(
+        "PRelu", x, slope if _val(slope).numel() == 1 else w.op("Unsqueeze", slope, list(range(1, _val(x).ndim - 1)))
+    ),
+    **{t: _binary(k) for t, k in {
+        aten.add.Tensor: "Add", aten.add.Scalar: "Add", aten.sub.Tensor: "Sub", aten.sub.Scalar: "Sub", aten.mul.Tensor: "Mul",
+        aten.mul.Scalar: "Mul", aten.div.Tensor: "Div", aten.div.Scalar: "Div", aten.maximum.default: "Max", aten.minimum.default: "Min",
+        aten.pow.Tensor_Scalar: "Pow", aten.pow.Tensor_Tensor: "Pow", aten.eq.Scalar: "Equal", aten.eq.Tensor: "Equal",
+        aten.lt.Scalar: "Less", aten.lt.Tensor: "Less", aten.gt.Scalar: "Greater", aten.gt.Tensor: "Greater",
+        aten.le.Tensor: "LessOrEqual", aten.le.Scalar: "LessOrEqual", aten.ge.Tensor: "GreaterOrEqual", aten.ge.Scalar: "GreaterOrEqual",
+        aten.logical_and.default: "And", aten.logical_or.default: "Or",
+        operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul", operator.floordiv: "Div",
+    }.items()},
+    aten.rsub.Scalar: _swapped(_binary("Sub")), aten.rsub.Tensor: _swapped(_binary("Sub")), aten.pow.Scalar: _binary("Pow"),
+    aten.addcmul.default: addcmul, aten.to.dtype: cast, aten._to_copy.default: cast, aten.type_as.default: cast,
+    aten.where.self: where, aten.where.Scalar: where, aten.where.ScalarSelf: where, aten.where.ScalarOther: where,
+    aten.masked_fill.Scalar: masked_fill,
+    aten.sym_size.int: sym_size, aten.reshape.default: reshape, aten.expand.default: expand, aten.permute.default: permute,
+    aten.transpose.int: transpose, aten.t.default: transpose, aten.unsqueeze.default: unsqueeze, aten.squeeze.dim: squeeze,
+    aten.squeeze.dims: squeeze, aten.slice.Tensor: cut, aten.select.int: select, aten.split_with_sizes.default: split,
+    operator.getitem: getitem, aten.roll.default: roll, aten.flip.default: flip, aten.repeat.default: repeat,
+    aten.cat.default: lambda w, n, tensors, d=0: w.op("Concat", *tensors, axis=d),
+    aten.stack.default: stack, aten.index.Tensor: index,
+    aten.index_select.default: lambda w, n, x, d, i: w.op("Gather", x, i, axis=d),
+    aten.embedding.default: lambda w, n, table, i, *ignored: w.op("Gather", table, i, axis=0),
+    aten.pad.default: pad, aten.constant_pad_nd.default: pad,
+    aten.mean.default: reduction("ReduceMean"), aten.mean.dim: reduction("ReduceMean"), aten.sum.dim_IntList: reduction("ReduceSum"),
+    aten.sum.default: reduction("ReduceSum"), aten.amax.default: reduction("ReduceMax"), aten.amin.default: reduction("ReduceMin"),
+    aten.linalg_vector_norm.default: vector_norm, aten.var.correction: variance,
+    aten.var.dim: lambda w, n, x, dims=None, unbiased=True, keepdim=False: variance(w, n, x, dims, int(unbiased), keepdim),
+    aten.matmul.default: lambda w, n, a, b: w.op("MatMul", a, b), aten.bmm.default: lambda w, n, a, b: w.op("MatMul", a, b),
+    aten.mm.default: lambda w, n, a, b: w.op("MatMul", a, b), aten.baddbmm.default: baddbmm, aten.addmm.default: baddbmm,
+    aten.einsum.default: einsum, aten.softmax.int: softmax("Softmax"), aten.log_softmax.int: softmax("LogSoftmax"),
+    aten._softmax.default: softmax("Softmax"), aten.layer_norm.default: layer_norm, aten.group_norm.default: group_norm,
+    aten.conv1d.default: conv, aten.conv2d.default: conv, aten.conv3d.default: conv, aten.convolution.default: convolution,
+    aten.conv_transpose1d.default: conv_transpose, aten.conv_transpose2d.input: conv_transpose,
+    aten.conv_transpose3d.input: conv_transpose,
+    aten.max_pool1d.default: max_pool, aten.max_pool2d.default: max_pool, aten.max_pool3d.default: max_pool,
+    aten.max_pool2d_with_indices.default: max_pool_with_indices, aten.avg_pool1d.default: avg_pool, aten.avg_pool2d.default: avg_pool,
+    aten.avg_pool3d.default: avg_pool, aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool, aten._adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.upsample_nearest2d.vec: upsample("nearest", nearest_mode="floor"),
+    aten.upsample_bilinear2d.vec: upsample("linear"), aten.upsample_bicubic2d.vec: upsample("cubic", cubic_coeff_a=-0.75),
+    aten.pixel_shuffle.default: pixel_shuffle,
+}  # fmt: skip

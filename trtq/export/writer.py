@@ -1,0 +1,115 @@
+"""Writing ONNX node by node: names, constants and shapes that may hold an open batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import fx
+
+ONNX_TYPES: Mapping[torch.dtype, int] = {
+    torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE,
+    torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.int8: TensorProto.INT8, torch.uint8: TensorProto.UINT8,
+    torch.bool: TensorProto.BOOL,
+}  # fmt: skip
+
+
+class UnsupportedOpError(Exception):
+    """This graph holds something the table of ops does not write."""
+
+
+class Writer:
+    """An ONNX graph in the making.
+
+    Args:
+        opset: of the ``ai.onnx`` domain; the ops table chooses forms by it.
+
+    Attributes:
+        scope: the layer being written; the names of its nodes start with it.
+        module: the module it comes from, kept in each node's metadata.
+        values: what each FX node became: the name of a tensor, or a list of names.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.scope = self.module = self.quantizer = ""
+        self.values: dict[fx.Node, Any] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._taken: Counter[str] = Counter()
+
+    def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
+        """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).
+
+        Inputs are names, FX nodes, numpy arrays, lists of integers, or None for one that is left out.
+        """
+        base = f"{self.scope}/{kind}" if self.scope else kind
+        name = self._unique(base)
+        made = [name if outputs == 1 else f"{name}:{i}" for i in range(outputs)]
+        given = {k: v for k, v in attributes.items() if v is not None}
+        node = helper.make_node(kind, [self.value(v) for v in inputs], [f"{m}.out" for m in made], name=name, **given)
+        for key, value in (("module", self.module), ("quantizer", self.quantizer)):
+            if value:
+                node.metadata_props.add(key=key, value=value)
+        self.nodes.append(node)
+        return node.output[0] if outputs == 1 else list(node.output)
+
+    def value(self, given: Any) -> str:
+        """Return the name of the tensor that stands for ``given``."""
+        if given is None:
+            return ""
+        if isinstance(given, str):
+            return given
+        if isinstance(given, fx.Node):
+            name = self.values[given]
+            if not isinstance(name, str):
+                raise UnsupportedOpError(f"{given.target} gives several tensors where one is read")
+            return name
+        if isinstance(given, (list, tuple)):
+            return self.sizes(given)
+        return self.constant(np.asarray(given))
+
+    def constant(self, array: npt.NDArray[Any], name: str | None = None) -> str:
+        """Return the name of an initializer with these values; unnamed ones are shared."""
+        if name is None:
+            key = (str(array.dtype), array.shape, array.tobytes())
+            if key not in self._constants:
+                self._constants[key] = self.constant(array, f"constant_{len(self._constants)}")
+            return self._constants[key]
+        name = self._unique(name)
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        return name
+
+    def sizes(self, sizes: Sequence[Any]) -> str:
+        """Return an int64 vector of plain integers and symbolic ones (FX nodes, themselves vectors of one)."""
+        if all(isinstance(s, int) for s in sizes):
+            return self.constant(np.asarray(sizes, dtype=np.int64))
+        return str(self.op("Concat", *(self.value(s) if isinstance(s, fx.Node) else self.sizes([s]) for s in sizes), axis=0))
+
+    def scalar(self, given: Any, like: fx.Node) -> str:
+        """Return a number as a scalar of ``like``'s type; a tensor or a symbolic size as itself."""
+        if isinstance(given, fx.Node):
+            value = given.meta.get("val")
+            if isinstance(value, torch.SymInt):
+                return str(self.op("Cast", given, to=ONNX_TYPES[like.meta["val"].dtype]))
+            return self.value(given)
+        return self.constant(torch.tensor(given, dtype=like.meta["val"].dtype).numpy())
+
+    def reduce(self, kind: str, x: Any, axes: Sequence[int] | None, *, keepdims: bool) -> str:
+        """Append a reduction; its axes became an input in opset 18 (ReduceSum: 13)."""
+        axes = None if axes is None else list(axes)
+        if self.opset >= 18 or kind == "ReduceSum":
+            return str(self.op(kind, x, axes, keepdims=int(keepdims)) if axes else self.op(kind, x, keepdims=int(keepdims)))
+        return str(self.op(kind, x, axes=axes or None, keepdims=int(keepdims)))
+
+    def _unique(self, name: str) -> str:
+        k = self._taken[name]
+        self._taken[name] += 1
+        return f"{name}_{k}" if k else name
