@@ -178,6 +178,19 @@ def test_digits_grayscale(tmp_path):
     assert record.parity.passed
 
 
+def test_a_sharp_softmax_leaves_its_attention_in_float(images, tmp_path):
+    (tmp_path / "sharp.py").write_text(
+        "import torch\nfrom trtq.testing.models import TinyViT\ndef make():\n    torch.manual_seed(0)\n    model = TinyViT()\n"
+        "    model.blocks[0].qkv.weight.data *= 12\n    return model\n"
+    )
+    record = quantize(spec(images, tmp_path / "o", model=f"{tmp_path}/sharp.py:make", input_size="3x64x64"))
+    left = {f.name: f.reason for f in record.left_in_float}
+    assert "one INT8 step would be" in left["blocks.0.softmax.output"]
+    assert left["blocks.0.av.rhs"] == "blocks.0.softmax.output stays in float, and an INT8 kernel needs both operands"
+    assert left["blocks.0.qk.lhs"] == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 or none"
+    assert "blocks.1.softmax.output" in {q.name for q in record.quantizers}
+
+
 # ---- the parity gate ---------------------------------------------------------------------------------------------------
 
 
@@ -205,9 +218,9 @@ def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_pat
 
     def sabotage(*args, **kwargs):
         model = real(*args, **kwargs)
-        for value in model.graph.initializers.values():
+        for value in model.graph.initializer:
             if value.name == "conv1.weight":
-                value.const_value = __import__("onnx_ir").tensor(value.const_value.numpy() * -1.0, name=value.name)
+                value.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(value), value.name))
         return model
 
     monkeypatch.setattr(verb, "export_qdq", sabotage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,9 @@ class CalibrationCache:
         """Return the file of ``key``."""
         return self.folder / f"{key.digest[:32]}.safetensors"
 
-    def lock(self, key: CacheKey) -> contextlib.AbstractContextManager[None]:
+    def lock(self, key: CacheKey, *, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[None]:
         """Hold this while calibrating: a second process then finds the finished entry instead of doing the work again."""
-        return locked(self.path(key).with_suffix(".lock"))
+        return locked(self.path(key).with_suffix(".lock"), waiting=waiting)
 
     def load(self, key: CacheKey) -> tuple[dict[str, ActivationStats] | None, str]:
         """Return the entry of ``key`` and why it was used, or None and why not."""

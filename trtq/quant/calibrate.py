@@ -20,6 +20,7 @@ from trtq.quant.observe import Range
 from trtq.quant.placement import Placement, Quantizer, keep_whole_
 
 BULK_PERCENT = 95.0
+SOFTMAX_STEPS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +67,15 @@ def bulk_rms(hist: Histogram, zeros: int) -> float | None:
     return float(np.sqrt(np.sum(kept * hist.centres**2) / kept.sum()))
 
 
-def outlier_reason(stats: ActivationStats, qmax: int) -> str | None:
+def outlier_reason(stats: ActivationStats, qmax: int, *, steps: float = 1.0) -> str | None:
     """Return why INT8 cannot carry this activation, or None.
 
-    One step is amax / qmax. When it exceeds the root mean square of the lower 95 % of the values, outliers own the range and
-    everything else rounds to -1, 0 or 1: that is what residual outliers of vision transformers do (facts: amax in the
-    hundreds over a bulk near 1).
+    One step is amax / qmax. When ``steps`` of them exceed the root mean square of the lower 95 % of the values, outliers own
+    the range and everything else rounds to -1, 0 or 1: that is what residual outliers of vision transformers do (facts: amax
+    in the hundreds over a bulk near 1).
     """
     amax = max(abs(stats.low), abs(stats.high))
-    if stats.bulk_rms is None or amax / qmax <= stats.bulk_rms:
+    if stats.bulk_rms is None or steps * amax / qmax <= stats.bulk_rms:
         return None
     return (
         f"its range of {stats.low:.4g} to {stats.high:.4g} is set by outliers: one INT8 step would be {amax / qmax:.3g}, "
@@ -115,11 +116,11 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats) -> None:
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return
-    # A softmax lies in [0, 1] by construction: small probabilities may round to 0 without harm.
-    if quantizer.source.target not in SOFTMAXES:
-        reason = outlier_reason(stats, quantizer.format.qmax)
-        if reason is not None and not (quantizer.float_reason or "").startswith("asked for"):
-            quantizer.float_reason = reason
+    # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
+    steps = SOFTMAX_STEPS if quantizer.source.target in SOFTMAXES else 1.0
+    reason = outlier_reason(stats, quantizer.format.qmax, steps=steps)
+    if reason is not None and not (quantizer.float_reason or "").startswith("asked for"):
+        quantizer.float_reason = reason
 
 
 def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None) -> torch.Tensor:

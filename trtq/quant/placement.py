@@ -241,7 +241,7 @@ def _branch_end(node: fx.Node) -> str | None:
 
 SHAPE_OPS = (
     aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default, aten.slice.Tensor, aten.unsqueeze.default,
-    aten.squeeze.dim, aten.flatten.using_ints,
+    aten.squeeze.dim,
 )  # fmt: skip
 
 
@@ -251,13 +251,30 @@ def _is_layer_scale(node: fx.Node) -> bool:
 
 
 def keep_whole_(placement: Placement) -> None:
-    """A conv, linear or matmul runs in INT8 only when both operands are quantized: one in float takes the other with it."""
-    for quantizer in placement.quantizers:
-        if quantizer.float_reason is None or quantizer.role == "residual":
-            continue
-        for other in placement.quantizers:
-            if other.consumer is quantizer.consumer and other.float_reason is None and other.role != "residual":
-                other.float_reason = f"{quantizer.name} stays in float, and an INT8 kernel needs both operands"
+    """Take with a quantizer that stays in float those that are worth nothing without it.
+
+    A conv, linear or matmul runs in INT8 only when both operands are quantized. The two matmuls of an attention and the softmax
+    between them are one fused kernel when all of it is INT8 or all of it float, and separate ones when it is mixed
+    (docs/decisions.md has the builds).
+    """
+    compute = [q for q in placement.quantizers if q.role != "residual"]
+    for kind, owner in (("an INT8 kernel needs both operands", _consumer), ("an attention is one kernel, all INT8 or none", _attention)):
+        for quantizer in compute:
+            if quantizer.float_reason is None or owner(quantizer) is None:
+                continue
+            for other in compute:
+                if other.float_reason is None and owner(other) is owner(quantizer):
+                    other.float_reason = f"{quantizer.name} stays in float, and {kind}"
+
+
+def _consumer(quantizer: Quantizer) -> fx.Node | None:
+    return quantizer.consumer
+
+
+def _attention(quantizer: Quantizer) -> fx.Node | None:
+    """Return the softmax of the attention a matmul belongs to, None outside attentions."""
+    softmax = quantizer.consumer.meta.get("trtq_softmax")
+    return softmax if isinstance(softmax, fx.Node) else None
 
 
 def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None:
