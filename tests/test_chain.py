@@ -96,9 +96,25 @@ def test_nothing_silent_on_turing(cnn_out, tmp_path):
     out = f"{tmp_path}/e.engine"
     with pytest.raises(EngineError, match=r"Refusing to build a Q/DQ model for Tesla T4.*computed in float without a word"):
         build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="t4", precision="fp16", out=out))
-    with pytest.raises(EngineError, match=r"no FP32 matrix product for compute capability 7.5.*head/Gemm.*--precision fp16"):
+    with pytest.raises(EngineError, match=r"no FP32 matrix product for compute capability 7.5.*head/MatMul.*--precision fp16"):
         build(BuildSpec(onnx=f"{cnn_out}/model.fp32.onnx", target="sm75", out=out))
     assert not os.listdir(tmp_path)
+
+
+def test_full_tensorrt_builds_for_its_own_gpu_only(cnn_out, tmp_path, monkeypatch):
+    import torch
+
+    from trtq.engine import backends
+
+    monkeypatch.setattr(backends, "is_installed", lambda module: True)
+    asked = BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="h200", backend="tensorrt", out=f"{tmp_path}/e.engine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="full TensorRT builds on the GPU it builds for, and there is none"):
+        build(asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    with pytest.raises(EngineError, match=r"GPU is not H200: .*compute capability 8.6; the target has 9.0. .*--target sm86"):
+        build(asked)
 
 
 def test_targets_that_cannot_be(cnn_out, tmp_path):
@@ -109,8 +125,6 @@ def test_targets_that_cannot_be(cnn_out, tmp_path):
         build(BuildSpec(onnx=qdq, target="orin", backend="tensorrt-rtx", out=out))
     with pytest.raises(MissingExtraError, match="needs full TensorRT, which is not installed here"):
         build(BuildSpec(onnx=qdq, target="h200", out=out))
-    with pytest.raises(EngineError, match="Cannot build with trtexec yet"):
-        build(BuildSpec(onnx=qdq, target="orin", backend="trtexec", out=out))
     with pytest.raises(UsageError, match="Unknown target 'sm99'"):
         build(BuildSpec(onnx=qdq, target="sm99", out=out))
     with pytest.raises(UsageError, match="expected 1 <= MIN <= OPT <= MAX"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,17 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
+from trtq.engine.backends import MODULES, choose_backend, refuse_no_int8, refuse_silent_failures
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
-from trtq.engine.targets import RTX_AHEAD_OF_TIME, Target, parse_target
-from trtq.errors import EngineError, MissingExtraError, UsageError
+from trtq.engine.targets import Target, parse_target
+from trtq.engine.trtexec import build_with_trtexec, find_trtexec, is_strongly_typed, newest_opset, probe_version
+from trtq.errors import EngineError, UsageError
 from trtq.export.half import convert_to_half
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.recipe import BuildSpec
 
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 DEFAULT_BATCH = (1, 8, 32)
-NO_INT8 = (53, 60, 62)
-FLOAT_MATMULS = ("MatMul", "Gemm")
 
 
 def build(spec: BuildSpec) -> EngineManifest:
@@ -51,21 +49,19 @@ def build(spec: BuildSpec) -> EngineManifest:
     target, path, out = parse_target(spec.target), Path(spec.onnx), Path(spec.out)
     model = load_onnx(path)
     pairs = count_qdq(model)
-    if pairs and target.sm in NO_INT8:
-        raise EngineError(
-            f"Cannot build a Q/DQ model for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
-            "Build the float model in half precision: model.fp32.onnx with --precision fp16",
-        )  # fmt: skip
-    backend = _choose_backend(spec, target, quantized=pairs > 0)
-    _refuse_silent_failures(model, pairs, backend, target, spec)
+    refuse_no_int8(target, pairs)
+    backend = choose_backend(spec, target, quantized=pairs > 0)
+    refuse_silent_failures(model, pairs, backend, target, spec)
+    run = _run_trtexec(model, target, spec, pairs) if backend == "trtexec" else None
     ensure_writable_dir(out.parent)
     batch = _batch(model, spec.batch)
     metadata, wanted = get_metadata(model), quantized_convolutions(model)
-    if spec.precision == "fp16":
-        model = convert_to_half(model)
     with locked(out.with_name(f".{out.name}.lock")):
         started = time.perf_counter()
-        plan, done, log = _run_worker(model, backend, target, batch)
+        if run is not None:
+            plan, done, log = run(batch)
+        else:
+            plan, done, log = _run_worker(convert_to_half(model) if spec.precision == "fp16" else model, backend, target, batch)
         seconds = round(time.perf_counter() - started, 3)
         audit = audit_plan(plan, str(done["version"])) if backend == "tensorrt-rtx" else None
         _require_int8(audit, wanted, pairs, target)
@@ -75,7 +71,7 @@ def build(spec: BuildSpec) -> EngineManifest:
         fresh.replace(out)
         manifest = EngineManifest(
             schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(plan), engine_bytes=len(plan),
-            builder={"backend": backend, "module": MODULES[backend], "version": str(done["version"])},
+            builder={"backend": backend, "version": str(done["version"]), **done.get("builder", {"module": MODULES.get(backend, "")})},
             target={"name": target.name, "device": target.device, "capability": target.capability},
             precision=spec.precision, quantized_tensors=pairs, batch=batch, tensors=done["tensors"], onnx_sha256=sha256_file(path),
             onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"), model=metadata.get("model"),
@@ -83,45 +79,6 @@ def build(spec: BuildSpec) -> EngineManifest:
         )  # fmt: skip
         write_json(manifest_path(out), manifest)
     return manifest
-
-
-def _choose_backend(spec: BuildSpec, target: Target, *, quantized: bool) -> str:
-    """Return the backend to use; ``auto`` prefers the one that needs no GPU."""
-    rtx, full = is_installed("tensorrt_rtx"), is_installed("tensorrt")
-    if spec.backend == "trtexec":
-        raise EngineError(
-            "Cannot build with trtexec yet",
-            "trtq does not make trtexec's command for every version yet"
-            + ("" if shutil.which("trtexec") else ", and there is no trtexec here"),
-            "Use --backend tensorrt-rtx or --backend tensorrt",
-        )
-    wanted = spec.backend
-    if wanted == "auto":
-        covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and full)
-        wanted = "tensorrt-rtx" if covered and (rtx or not full) else "tensorrt"
-    if wanted == "tensorrt-rtx":
-        if target.sm not in RTX_AHEAD_OF_TIME:
-            raise EngineError(
-                f"TensorRT-RTX does not build for {target.device} (sm{target.sm})",
-                f"it covers {', '.join(f'sm{s}' for s in RTX_AHEAD_OF_TIME)}",
-                "Build on that device with full TensorRT: --backend tensorrt",
-            )
-        if not rtx:
-            raise MissingExtraError("The backend tensorrt-rtx is not installed", mend="Install it: pip install 'trtq[rtx]'")
-        return wanted
-    if not full:
-        raise MissingExtraError(
-            f"Building for {target.device} (sm{target.sm}) needs full TensorRT, which is not installed here",
-            "TensorRT-RTX builds ahead of time only for " + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
-            "On the machine with that GPU: pip install 'trtq[tensorrt]'",
-        )
-    return wanted
-
-
-def is_installed(module: str) -> bool:
-    """Whether ``module`` can be imported; a folder of type stubs does not count."""
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None
 
 
 def quantized_convolutions(model: onnx.ModelProto) -> int:
@@ -140,24 +97,6 @@ def _require_int8(audit: PlanAudit | None, convolutions: int, pairs: int, target
             f"the model has {pairs} Q/DQ pairs and {convolutions} quantized convolutions",
             "Look at the Q/DQ placement with: trtq inspect MODEL.qdq.onnx",
         )
-
-
-def _refuse_silent_failures(model: onnx.ModelProto, pairs: int, backend: str, target: Target, spec: BuildSpec) -> None:
-    if pairs and target.sm == 75 and backend == "tensorrt-rtx":
-        raise EngineError(
-            f"Refusing to build a Q/DQ model for {target.device} with TensorRT-RTX",
-            "its INT8 convolutions for compute capability 7.5 are computed in float without a word: the engine would be called "
-            "INT8 and not be it",
-            "Build the float model (model.fp32.onnx with --precision fp16), or build with full TensorRT on that device",
-        )
-    if target.sm == 75 and backend == "tensorrt-rtx" and spec.precision == "fp32":
-        matmuls = [n.name for n in model.graph.node if n.op_type in FLOAT_MATMULS]
-        if matmuls:
-            raise EngineError(
-                f"TensorRT-RTX has no FP32 matrix product for {target.device}",
-                f"the model has {len(matmuls)} of them, the first is {matmuls[0]}",
-                "Add --precision fp16",
-            )
 
 
 def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
@@ -181,6 +120,46 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
     if not 1 <= low <= opt <= high:
         raise UsageError(f"Cannot build with --batch {low}:{opt}:{high}", "expected 1 <= MIN <= OPT <= MAX", "Write it like 1:8:32")
     return (low, opt, high)
+
+
+def _run_trtexec(
+    model: onnx.ModelProto, target: Target, spec: BuildSpec, pairs: int
+) -> Callable[[tuple[int, int, int]], tuple[bytes, dict[str, Any], list[str]]]:
+    """Check that the trtexec here can build ``model``, and return what builds it for a batch range."""
+    executable = find_trtexec()
+    version = probe_version(executable)
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset > newest_opset(version):
+        raise EngineError(
+            f"TensorRT {version[0]}.{version[1]} cannot read {spec.onnx}",
+            f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
+            f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
+        )
+    half = spec.precision == "fp16"
+    # Before TensorRT 10 the builder chooses where FP16 pays; from then on the types stand in the graph.
+    typed = convert_to_half(model) if half and is_strongly_typed(version) else model
+
+    def run(batch: tuple[int, int, int]) -> tuple[bytes, dict[str, Any], list[str]]:
+        with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
+            source, plan = Path(folder) / "model.onnx", Path(folder) / "plan"
+            onnx.save(typed, source)
+            shapes = {
+                i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
+                for i in typed.graph.input
+                if not i.type.tensor_type.shape.dim[0].HasField("dim_value")
+            }
+            made, log, line = build_with_trtexec(
+                source, plan, executable=executable, version=version, target=target, shapes=shapes, quantized=pairs > 0, half=half
+            )
+        tensors = [
+            {"name": v.name, "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type), "mode": mode,
+             "shape": [d.dim_value or -1 for d in v.type.tensor_type.shape.dim]}
+            for mode, values in (("input", typed.graph.input), ("output", typed.graph.output)) for v in values
+        ]  # fmt: skip
+        text = " ".join(line).replace(str(source), spec.onnx).replace(str(plan), spec.out)
+        return made, {"version": f"{version[0]}.{version[1]}", "tensors": tensors, "builder": {"command": text}}, log
+
+    return run
 
 
 def _run_worker(

@@ -1,0 +1,98 @@
+"""The trtexec backend, against a stand-in that accepts exactly the flags of each release."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.conftest import spec
+from trtq import BuildSpec, build, quantize
+from trtq.engine.trtexec import FLAGS, command, newest_opset, parse_version
+from trtq.errors import EngineError, MissingExtraError
+from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
+
+
+@pytest.fixture(scope="module")
+def old_files(images, tmp_path_factory) -> Path:
+    """The tiny CNN in opset 13, which every release reads."""
+    out = tmp_path_factory.mktemp("old")
+    quantize(spec(images, out, opset=13))
+    return out
+
+
+@pytest.mark.parametrize("version", ACCEPTED)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version)))
+    out = tmp_path / "e.engine"
+    made = build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="orin", backend="trtexec", precision=precision, out=str(out)))
+    line = made.builder["command"]
+    assert made.builder["backend"] == "trtexec"
+    assert made.builder["version"] == ".".join(map(str, parse_version(f"[TensorRT {version}]")))
+    assert f"--saveEngine={out}" in line
+    assert "--minShapes=input:1x3x32x32 --optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32" in line
+    old = parse_version(f"[TensorRT {version}]") < (10, 0)
+    assert ("--int8" in line) == old
+    assert ("--fp16" in line) == (old and precision == "fp16")
+    assert made.builder_log == ["[11/21/2026-10:00:00] [W] [TRT] a warning of the library"]
+    assert "INT8 coverage unknown for this builder" in made.summary
+
+
+def test_the_files_say_their_opset(old_files, cnn_out):
+    versions = [onnx.load(f / "model.qdq.onnx").opset_import[0].version for f in (old_files, cnn_out)]
+    assert versions == [13, 20]
+
+
+def test_a_file_the_parser_cannot_read(cnn_out, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8201")))
+    with pytest.raises(EngineError, match=r"TensorRT 8.2 cannot read .*opset is 20, the parser knows up to 13.*--opset 13"):
+        build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="xavier", backend="trtexec", out=f"{tmp_path}/e.engine"))
+    assert not (tmp_path / "e.engine").exists()
+
+
+def test_another_gpu_than_the_target(old_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.6")))
+    with pytest.raises(EngineError, match=r"GPU is not Jetson AGX Orin: .*compute capability 8.6; the target has 8.7.*--target sm86"):
+        build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine"))
+
+
+def test_its_errors_reach_the_user(old_files, tmp_path, monkeypatch):
+    model = onnx.load(old_files / "model.qdq.onnx")
+    model.doc_string = "refuse-me"
+    onnx.save(model, tmp_path / "m.onnx")
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300")))
+    with pytest.raises(EngineError, match=r"trtexec cannot build the engine for Jetson AGX Orin: .*While parsing node number 0"):
+        build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine"))
+
+
+def test_no_trtexec_and_one_of_no_known_version(old_files, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRTQ_TRTEXEC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    asked = BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine")
+    with pytest.raises(MissingExtraError, match="There is no trtexec here: looked at TRTQ_TRTEXEC, the PATH and /usr/src/tensorrt"):
+        build(asked)
+    shutil.copy("/bin/true", tmp_path / "trtexec")
+    with pytest.raises(EngineError, match="Cannot tell which version of trtexec this is"):
+        build(asked)
+    (tmp_path / "trtexec").write_text("no program")
+    (tmp_path / "trtexec").chmod(0o755)
+    with pytest.raises(EngineError, match="Cannot run .*trtexec"):
+        build(asked)
+
+
+def test_versions_and_flags():
+    assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
+    assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
+    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 20, 25]
+    with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
+        newest_opset((7, 2))
+    line = command((8, 4), executable="t", onnx=Path("m"), engine=Path("e"), shapes={}, quantized=False, half=True)
+    assert line == ["t", "--onnx=m", "--saveEngine=e", "--fp16", "--profilingVerbosity=detailed", "--buildOnly"]
+    # Every flag of the table is one that the stand-in's releases at both ends of its range know.
+    for version, accepted in ACCEPTED.items():
+        number = parse_version(f"[TensorRT {version}]")
+        within = {f for f, (first, last) in FLAGS.items() if number >= first and (last is None or number <= last)}
+        assert within <= set(accepted.split())

@@ -1,0 +1,159 @@
+"""trtexec as a builder: one command line, made for the version that will read it.
+
+An unknown flag makes trtexec print its help and fail, so flags are chosen by version from one table, never by trial.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtq.engine.targets import Target
+from trtq.errors import EngineError, MissingExtraError
+
+Version = tuple[int, int]
+USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
+# Flag: first and last version that accept it (None: still there in 11). facts: sampleOptions.cpp of the releases 8.0.1 to 11.1.
+FLAGS: Mapping[str, tuple[Version, Version | None]] = {
+    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None), "optShapes": ((8, 0), None),
+    "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)), "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)),
+    "int8": ((8, 0), (10, 16)), "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
+}  # fmt: skip
+# From the first version on: the newest opset its ONNX parser reads.
+OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 17), ((10, 0), 20), ((11, 0), 25))
+
+
+def find_trtexec() -> str:
+    """Return the path of trtexec: ``$TRTQ_TRTEXEC``, on the PATH, or where NVIDIA's packages put it.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    for place in (os.environ.get("TRTQ_TRTEXEC"), shutil.which("trtexec"), *USUAL_PLACES):
+        if place and Path(place).is_file():
+            return place
+    raise MissingExtraError(
+        "There is no trtexec here",
+        f"looked at TRTQ_TRTEXEC, the PATH and {', '.join(USUAL_PLACES)}",
+        "It comes with TensorRT's tar or Debian package, not with its wheels; or use --backend tensorrt",
+    )
+
+
+def parse_version(text: str) -> Version:
+    """Return (major, minor) from trtexec's first line: ``[TensorRT v8502]``, ``[TensorRT v100300] [b26]``.
+
+    Four digits are major * 1000 + minor * 100 + patch, five or six major * 10000 + minor * 100 + patch.
+
+    Raises:
+        EngineError: there is no such line.
+
+    >>> parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec"), parse_version("[TensorRT v101303]")
+    ((8, 5), (10, 13))
+    """
+    match = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+    if match is None:
+        raise EngineError("Cannot tell which version of trtexec this is", f"its first line is {text.strip().splitlines()[:1]}")
+    number = int(match.group(1))
+    unit = 1000 if number < 10000 else 10000
+    return number // unit, number % unit // 100
+
+
+def is_strongly_typed(version: Version) -> bool:
+    """Whether types come from the graph alone: an option of 10, the only way of 11."""
+    return version >= (10, 0)
+
+
+def newest_opset(version: Version) -> int:
+    """Return the newest opset this version's parser reads.
+
+    Raises:
+        EngineError: older than TensorRT 8.0.
+    """
+    known = [opset for first, opset in OPSETS if version >= first]
+    if not known:
+        raise EngineError(f"TensorRT {version[0]}.{version[1]} is too old", "trtq knows trtexec from 8.0 on", "Install a newer TensorRT")
+    return known[-1]
+
+
+def command(
+    version: Version,
+    *,
+    executable: str,
+    onnx: Path,
+    engine: Path,
+    shapes: Mapping[str, Sequence[Sequence[int]]],
+    quantized: bool,
+    half: bool,
+) -> list[str]:
+    """Return the command line that builds ``onnx`` with this version of trtexec.
+
+    Args:
+        version: of the trtexec that will run it.
+        executable: its path.
+        onnx: the model; for a strongly typed version already in the types it shall have.
+        engine: where the plan goes.
+        shapes: min, opt and max shape of every dynamic input, empty for a static model.
+        quantized: the model has Q/DQ pairs.
+        half: let what is not quantized run in FP16 (a flag before TensorRT 10, types in the graph from then on).
+
+    Raises:
+        EngineError: a flag that this version does not have would be needed.
+    """
+    given: list[tuple[str, str | None]] = [("onnx", str(onnx)), ("saveEngine", str(engine))]
+    for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
+        if shapes:
+            given.append((name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in shapes.items())))
+    if not is_strongly_typed(version):
+        given += [("int8", None)] * quantized + [("fp16", None)] * half
+    elif version < (11, 0):  # a deprecated no-op from 11 on
+        given.append(("stronglyTyped", None))
+    if version >= FLAGS["profilingVerbosity"][0]:
+        given.append(("profilingVerbosity", "detailed"))
+    given.append(("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None))
+    for name, _ in given:
+        first, last = FLAGS[name]
+        if version < first or (last is not None and version > last):
+            raise EngineError(f"trtexec {version[0]}.{version[1]} has no --{name}", f"it exists from {first} to {last or 'today'}")
+    return [executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
+
+
+def build_with_trtexec(
+    onnx: Path, engine: Path, *, executable: str, version: Version, target: Target, shapes: Mapping[str, Any], quantized: bool, half: bool
+) -> tuple[bytes, list[str], list[str]]:
+    """Run trtexec and return the plan, the warnings, and the command line.
+
+    Raises:
+        EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
+    """
+    line = command(version, executable=executable, onnx=onnx, engine=engine, shapes=shapes, quantized=quantized, half=half)
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    log = done.stdout.splitlines() + done.stderr.splitlines()
+    errors = [ln for ln in log if re.search(r"\] \[[EF]\] ", ln) or ln.startswith(("Unknown option", "&&&& FAILED"))]
+    if done.returncode or not engine.is_file():
+        raise EngineError(f"trtexec cannot build the engine for {target.device}", "; ".join(errors[:5]) or f"exit status {done.returncode}")
+    found = next((m.group(1) for ln in log if (m := re.search(r"Compute Capability: (\d+\.\d+)", ln))), None)
+    if found is not None and found != target.capability:
+        raise EngineError(
+            f"This machine's GPU is not {target.device}",
+            f"trtexec builds for the GPU it runs on, compute capability {found}; the target has {target.capability}",
+            f"Build on that device, or say what this is: --target sm{found.replace('.', '')}",
+        )
+    return engine.read_bytes(), [ln for ln in log if "] [W] " in ln], line
+
+
+def probe_version(executable: str) -> Version:
+    """Return the version of ``executable``, from the first line it prints.
+
+    Raises:
+        EngineError: it cannot be started, or prints no version.
+    """
+    try:
+        done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise EngineError(f"Cannot run {executable}", str(exc)) from exc
+    return parse_version(done.stdout + done.stderr)
