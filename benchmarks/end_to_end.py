@@ -1,9 +1,10 @@
-"""``trtq quantize`` end to end (files to files) against ModelOpt's torch path: quantization and ONNX export alone.
+"""``trtq quantize`` files to files against ModelOpt's torch path, quantization plus ONNX export.
 
 Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY --out benchmarks/results/end_to_end.md
-EfficientNet-Lite0, 256 images. trtq's time is its whole process: imports, weights, decoding, calibration, export, the parity gate,
-writing. ModelOpt's is only mtq.quantize on images already in memory plus torch.onnx.export, without imports and decoding, once
-with torch's older exporter (TorchScript) and once with its default one.
+EfficientNet-Lite0, 256 images, max. Each round runs every row once in a process of its own; the table has the medians.
+The call alone: trtq.quantize decodes, captures, calibrates, exports, runs the parity gate and writes; ModelOpt's is
+mtq.quantize on images already in memory plus torch.onnx.export. Both after their imports, first call in the process. The whole
+process: with interpreter start, imports and, for ModelOpt, decoding the images.
 """
 
 from __future__ import annotations
@@ -11,14 +12,33 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+START = time.perf_counter()
+ROUNDS = 3
 
-def modelopt(dynamo: bool) -> float:
+
+def run_trtq() -> dict[str, float]:
+    import timm  # noqa: F401
+    import torch.export._trace  # noqa: F401
+    from models import settings
+
+    import trtq.verbs.quantize
+    from trtq.recipe import QuantizeSpec
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = QuantizeSpec(**settings("efficientnet_lite0"), calibrator="max", out=f"{folder}/out", calib_cache=f"{folder}/cache")
+        record = trtq.verbs.quantize.quantize(spec)
+    return {"call": time.perf_counter() - start, **record.seconds}
+
+
+def run_modelopt(dynamo: bool) -> dict[str, float]:
     import modelopt.torch.quantization as mtq
     import torch
     from ptq_accuracy import prepare
@@ -30,45 +50,55 @@ def modelopt(dynamo: bool) -> float:
     config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
     start = time.perf_counter()
     mtq.quantize(model, config, forward_loop=lambda m: [m(x) for x in data])
+    quantized = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         torch.onnx.export(model, (data[0][:1],), f"{folder}/m.onnx", dynamo=dynamo, **({} if dynamo else {"opset_version": 17}))
-    return time.perf_counter() - start
+    return {"call": time.perf_counter() - start, "quantize": quantized}
+
+
+ROWS = {
+    "trtq": run_trtq,
+    "ModelOpt, TorchScript export": lambda: run_modelopt(False),
+    "ModelOpt, default export": lambda: run_modelopt(True),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modelopt-python")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--modelopt", choices=("TorchScript", "default"), help=argparse.SUPPRESS)
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.modelopt:
-        print(f"RESULT {modelopt(args.modelopt == 'default')}")
+    if args.row:
+        print("RESULT " + json.dumps({**ROWS[args.row](), "whole": time.perf_counter() - START}))
         return
-    from models import settings
-
-    s = settings("efficientnet_lite0")
-    lines = ["| what | calibrator | s |", "|---|---|---|"]
-    with tempfile.TemporaryDirectory() as folder:
-        for calibrator in ("max", "mse"):
-            command = [sys.executable, "-m", "trtq", "quantize", s["model"], "--data", s["data"], "--class-index", s["class_index"]]
-            command += ["--checkpoint", s["checkpoint"], "--checkpoint-match", "order", "--calibrator", calibrator, "--calib-images", "256"]
-            command += ["--out", f"{folder}/{calibrator}", "--calib-cache", f"{folder}/cache"]
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
+    failed: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        for name in ROWS:
+            python = sys.executable if name == "trtq" else args.modelopt_python
+            if python is None or name in failed:
+                continue
             start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            lines.append(f"| trtq quantize, whole process | {calibrator} | {time.perf_counter() - start:.1f} |")
-            parts = json.loads(Path(f"{folder}/{calibrator}/quantize.json").read_text())["seconds"]
-            lines.append(
-                f"| of that, by step: {', '.join(f'{k} {v:.1f}' for k, v in parts.items())} | {calibrator} | {sum(parts.values()):.1f} |"
-            )
-    for exporter in ("TorchScript", "default") if args.modelopt_python else ():
-        done = subprocess.run([args.modelopt_python, __file__, "--modelopt", exporter], capture_output=True, text=True, check=False)
-        found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
-        seconds = f"{float(found[0][7:]):.1f}" if found else f"failed: {done.stderr.strip().splitlines()[-1:]}"
-        lines.append(f"| ModelOpt torch, quantize + {exporter} export only | max | {seconds} |")
+            done = subprocess.run([python, __file__, "--row", name], capture_output=True, text=True, check=False)
+            found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
+            if found:
+                seen[name].append({**json.loads(found[0][7:]), "whole": time.perf_counter() - start})
+            else:
+                failed[name] = next((ln for ln in reversed(done.stderr.splitlines()) if "Error" in ln), "no message")[:160]
+    lines = ["| what | the call alone, s | the whole process, s | of the call, by step |", "|---|---|---|---|"]
+    for name, runs in seen.items():
+        if not runs:
+            lines.append(f"| {name} | failed: {failed.get(name, 'not asked for')} | | |")
+            continue
+        middle = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
+        steps = ", ".join(f"{k} {v:.1f}" for k, v in middle.items() if k not in ("call", "whole"))
+        lines.append(f"| {name} | {middle['call']:.1f} | {middle['whole']:.1f} | {steps} |")
     print("\n".join(lines))
     if args.out:
         usage = "TRTQ_DATA=<images> python benchmarks/end_to_end.py --modelopt-python <python with nvidia-modelopt>"
-        args.out.write_text(f"# End to end, EfficientNet-Lite0, 256 images\n\n`{usage}`\n\n" + "\n".join(lines) + "\n")
+        about = f"Medians of {ROUNDS} rounds on 2 CPU cores, max calibration; the script's head says what each column counts."
+        args.out.write_text(f"# End to end, EfficientNet-Lite0, 256 images\n\n`{usage}`\n\n{about}\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

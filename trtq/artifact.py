@@ -40,21 +40,25 @@ def digest_of(value: Any) -> str:
     return sha256_bytes(msgspec.json.encode(value, order="sorted"))
 
 
-def explain_os_error(exc: OSError, path: Path) -> ArtifactError:
+def explain_os_error(exc: OSError, path: Path, *, option: str = "--out") -> ArtifactError:
     """Return the ArtifactError that says what the operating system refused and the mend."""
     mends = {
         errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same command again: finished stages are kept",
         errno.EDQUOT: "Your disk quota is used up: free some space and run the same command again",
-        errno.EACCES: f"Choose another --out, or make {path.parent} writable",
-        errno.EPERM: f"Choose another --out, or make {path.parent} writable",
-        errno.EROFS: "That file system is read-only: choose another --out",
+        errno.EACCES: f"Choose another {option}, or make {path.parent} writable",
+        errno.EPERM: f"Choose another {option}, or make {path.parent} writable",
+        errno.EROFS: f"That file system is read-only: choose another {option}",
     }
-    mend = mends.get(exc.errno or 0, "Choose another --out")
+    mend = mends.get(exc.errno or 0, f"Choose another {option}")
     return ArtifactError(f"Cannot write {path}", exc.strerror or str(exc), mend)
 
 
-def ensure_writable_dir(path: Path) -> Path:
+def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
     """Create ``path`` and prove it can be written, before any long work.
+
+    Args:
+        path: the folder.
+        option: what the user can choose another one with.
 
     Raises:
         ArtifactError: it is a file, or the operating system refuses.
@@ -65,8 +69,8 @@ def ensure_writable_dir(path: Path) -> Path:
             pass
     except OSError as exc:
         if isinstance(exc, (FileExistsError, NotADirectoryError)):
-            raise ArtifactError(f"Cannot write to {path}", "it is a file, not a folder", "Choose another --out") from exc
-        raise explain_os_error(exc, path / "x") from exc
+            raise ArtifactError(f"Cannot write to {path}", "it is a file, not a folder", f"Choose another {option}") from exc
+        raise explain_os_error(exc, path / "x", option=option) from exc
     return path
 
 
