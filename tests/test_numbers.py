@@ -38,7 +38,10 @@ def hist_of(values, parts=1):
 def test_format_codes_and_refusal():
     assert (Format(bits=8).qmin, Format(bits=8).qmax) == (-128, 127)
     assert (Format(bits=2).qmin, Format(bits=2).qmax) == (-2, 1)
-    assert (Format(bits=8, signed=False).qmin, Format(bits=8, signed=False).qmax) == (0, 255)
+    assert (Format(bits=8, lowest=0).qmin, Format(bits=8, lowest=0).qmax) == (0, 255)
+    assert (Format(bits=4, lowest=-3).qmin, Format(bits=4, lowest=-3).qmax) == (-3, 12)
+    with pytest.raises(UsageError, match="Cannot start the codes of 4 bits at -9: expected -8 to 0"):
+        Format(bits=4, lowest=-9)
     with pytest.raises(UsageError, match="9 bits"):
         Format(bits=9)
 

@@ -133,6 +133,15 @@ class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
     percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
+    bits: Annotated[
+        str,
+        Meta(pattern=r"^w[2-8]a[2-8]$"),
+        Doc(description="Width of weights and activations, w8a8 to w2a2; the first and the last layer and residual shortcuts keep 8."),
+    ] = "w8a8"
+    method: Annotated[
+        tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
+    ] = ()
+    method_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Argument of a method, NAME.K=V; repeatable.")] = {}
     high_precision: Annotated[
         tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")
     ] = ()

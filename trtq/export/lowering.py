@@ -81,21 +81,27 @@ def _write_constant(writer: Writer, graph: fx.GraphModule, node: fx.Node, transp
 
 
 def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
-    """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel."""
+    """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel.
+
+    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first, a weight lies on them.
+    """
     x, scale, zero_point, axis, qmin, qmax, name = operands(node)
-    if zero_point is not None or (qmin, qmax) != (-128, 127):
+    if zero_point is not None or qmin < -128 or qmax > 127:
         raise ExportError(
             f"Cannot write the format of {name} as Q/DQ",
             f"codes {qmin}..{qmax}, zero point {zero_point}",
-            "Only symmetric INT8 has a kernel",
+            "Only codes within INT8 around a zero point of 0 have a kernel",
         )
     value = get_constant(graph, scale)
     assert value is not None
+    writer.scope = writer.quantizer = str(name)
+    if (qmin, qmax) != (-128, 127) and x.op != "get_attr":
+        low, high = (np.asarray(code * value.numpy(), dtype=np.float32) for code in (qmin, qmax))
+        x = writer.op("Clip", x, writer.constant(low), writer.constant(high))
     zeros = writer.constant(np.zeros(tuple(value.shape), dtype=np.int8))
     if axis is not None and node in transposed:
         axis = 1 - axis % 2
     # TensorRT 8.0 refuses an axis beside a scalar scale.
-    writer.scope = writer.quantizer = str(name)
     codes = writer.op("QuantizeLinear", x, scale, zeros, axis=axis)
     writer.values[node] = writer.op("DequantizeLinear", codes, scale, zeros, axis=axis)
     writer.quantizer = ""

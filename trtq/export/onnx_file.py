@@ -24,7 +24,7 @@ METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-def export_qdq(
+def export_onnx(
     simulated: fx.GraphModule,
     example: torch.Tensor,
     *,
@@ -32,7 +32,7 @@ def export_qdq(
     opset: int = OPSET,
     note: Callable[[str], None] = logger.info,
 ) -> onnx.ModelProto:
-    """Return the ONNX model of a graph with fake-quantize calls.
+    """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
     Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are float, inputs and outputs are
     called ``input`` and ``output``, node names start with the layer they come from. A graph with an op that trtq does not
@@ -54,44 +54,6 @@ def export_qdq(
 
         note(f"exported by torch.onnx, since trtq does not write {exc}")
         return export_with_torch(simulated, example, opset=opset, dynamic_batch=dynamic_batch)
-
-
-def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` with every Q/DQ pair removed: float weights and tensors stay what they were before quantization.
-
-    Raises:
-        ExportError: a QuantizeLinear is not followed by its DequantizeLinear.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    source = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"}
-    renamed: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear":
-            if node.input[0] not in source:
-                raise ExportError(f"Cannot remove the quantization at {node.name}", "its input is not a QuantizeLinear")
-            renamed[node.output[0]] = source[node.input[0]]
-    kept = [n for n in graph.node if n.op_type not in QDQ]
-    outputs = {o.name for o in graph.output}
-    for node in kept:
-        for i, name in enumerate(node.input):
-            original = name
-            while original in renamed:
-                original = renamed[original]
-            node.input[i] = original
-    if outputs & set(renamed):
-        raise ExportError("Cannot remove the quantization", "an output of the model is dequantized directly")
-    del graph.node[:]
-    graph.node.extend(kept)
-    used = {name for n in kept for name in n.input}
-    initializers = [i for i in graph.initializer if i.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(initializers)
-    infos = [v for v in graph.value_info if v.name in used]
-    del graph.value_info[:]
-    graph.value_info.extend(infos)
-    return result
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:

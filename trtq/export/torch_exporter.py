@@ -29,7 +29,7 @@ def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | No
     op: Any = opset20  # its annotations are for scripts, not for calls while tracing
     if zero_point is not None or (qmin, qmax) != (-128, 127):
         raise ExportError(
-            "Cannot write this format as Q/DQ", f"codes {qmin}..{qmax}, zero point {zero_point}", "Only symmetric INT8 has a kernel"
+            f"Cannot write the format of {name} as Q/DQ through torch's exporter", f"codes {qmin}..{qmax}", "Use 8 bits for this model"
         )
     zeros = op.Constant(value=ir.tensor(np.zeros([int(d) for d in scale.shape], dtype=np.int8)))
     attributes = {} if axis is None else {"axis": axis}
@@ -41,7 +41,7 @@ def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | No
 
 
 def export_with_torch(simulated: fx.GraphModule, example: torch.Tensor, *, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
-    """Return what :func:`trtq.export.onnx_file.export_qdq` promises, by way of ``torch.onnx.export``: slower, and more ops.
+    """Return what :func:`trtq.export.onnx_file.export_onnx` promises, by way of ``torch.onnx.export``: slower, and more ops.
 
     Raises:
         ExportError: torch cannot write an op of the model as ONNX; names the op and the module.

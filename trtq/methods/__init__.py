@@ -1,1 +1,1 @@
-"""Quantization methods beyond plain calibration; each one is a function that writes encodings."""
+"""Quantization methods, each a file of its own and a line in the registry; every one writes the same encodings."""

@@ -16,8 +16,8 @@ from safetensors.torch import save
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
 from trtq.quant.calibrate import ActivationStats
 
-CACHE_VERSION = 3  # raise it when what calibration computes from the same images changes
-FIELDS = ("amax", "low", "high", "bulk_rms")
+CACHE_VERSION = 4  # raise it when what calibration computes from the same images changes
+FIELDS = ("amax", "low", "high", "bulk_rms", "lowest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,11 @@ class CalibrationCache:
 
 def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
     values = [None if math.isnan(v) else v for v in numbers.tolist()]
-    amax, low, high, rms = values
+    amax, low, high, rms, lowest = values
     assert amax is not None and low is not None and high is not None
-    return ActivationStats(amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance)
+    return ActivationStats(
+        amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance, lowest=None if lowest is None else int(lowest)
+    )
 
 
 def _content_digest(names: list[str], tensors: Mapping[str, torch.Tensor]) -> str:

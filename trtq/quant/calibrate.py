@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import fx
 
 from trtq.graph.naming import SOFTMAXES
 from trtq.graph.normalize import get_constant, operands
-from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, bias_floor, histogram_calibrator, weight_amax
+from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, best_interval, bias_floor, histogram_calibrator, weight_amax
 from trtq.quant.encodings import Encodings
-from trtq.quant.formats import Format
+from trtq.quant.formats import INT8, Format
 from trtq.quant.histogram import Histogram
 from trtq.quant.observe import Range
 from trtq.quant.placement import Placement, Quantizer, keep_whole_
@@ -29,6 +30,7 @@ class ActivationStats:
 
     Attributes:
         amax: what the calibrator chose.
+        lowest: the lowest code it chose, None for two's complement.
         low, high: smallest and largest value seen.
         bulk_rms: root mean square of the 95 % of non-zero values with the smallest magnitude; None when all are 0.
         mean, variance: per input channel of the layer that follows, float64 [C]; None where no weight follows.
@@ -40,19 +42,30 @@ class ActivationStats:
     bulk_rms: float | None
     mean: torch.Tensor | None = None
     variance: torch.Tensor | None = None
+    lowest: int | None = None
 
 
-def summarize(seen: Range, calibrator: str, percentile: float) -> ActivationStats:
-    """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator``."""
-    if calibrator in NEEDS_HISTOGRAM:
-        amax = histogram_calibrator(calibrator, percentile=percentile)(seen.hist)
+def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) -> ActivationStats:
+    """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator`` for ``bits`` bits.
+
+    Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor without negative values
+    unsigned codes.
+    """
+    lowest = 0 if bits < 8 and seen.low >= 0.0 else None
+    if calibrator == "mse" and bits < 8:
+        amax, lowest = best_interval(seen.positive, seen.negative, bits)
+    elif calibrator in NEEDS_HISTOGRAM:
+        qmax = Format(bits=bits, lowest=lowest).qmax
+        amax = histogram_calibrator(calibrator, percentile=percentile, qmax=qmax)(seen.hist)
     else:
         amax = seen.ema if calibrator == "ema" and seen.ema is not None else seen.amax
     mean = variance = None
     if seen.sums is not None and seen.squares is not None:
         mean = seen.sums / seen.count
         variance = (seen.squares / seen.count - mean.square()).clamp_min(0.0)
-    return ActivationStats(amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance)
+    return ActivationStats(
+        amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance, lowest=lowest
+    )
 
 
 def bulk_rms(hist: Histogram, zeros: int) -> float | None:
@@ -91,23 +104,25 @@ def make_encodings(
     Args:
         graph: captured.
         placement: its quantizers; changed in place where a tensor must stay in float.
-        stats: by node name of the source, from :func:`summarize`.
+        stats: by ``Quantizer.stats_key``, from :func:`summarize`.
         origin: what the encodings file says about model, data and method.
     """
     for quantizer in placement.quantizers:
         if not quantizer.is_weight:
-            _judge_(quantizer, stats[quantizer.source.name])
+            _judge_(quantizer, stats[quantizer.stats_key])
     keep_whole_(placement)
     amax: dict[str, torch.Tensor] = {}
     formats: dict[str, Format] = {}
     inputs = {q.consumer: q for q in placement.active if not q.is_weight and q.role != "residual"}
     for quantizer in placement.active:
-        formats[quantizer.name] = quantizer.format
         if quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
-            amax[quantizer.name] = _weight(graph, quantizer, stats[feeding.source.name] if feeding else None)
+            amax[quantizer.name] = _weight(graph, quantizer, stats[feeding.stats_key] if feeding else None)
         else:
-            amax[quantizer.name] = torch.tensor(stats[quantizer.source.name].amax, dtype=torch.float32)
+            seen = stats[quantizer.stats_key]
+            amax[quantizer.name] = torch.tensor(seen.amax, dtype=torch.float32)
+            quantizer.format = msgspec.structs.replace(quantizer.format, lowest=seen.lowest)
+        formats[quantizer.name] = quantizer.format
     left = {q.name: q.float_reason for q in placement.quantizers if q.float_reason is not None}
     return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin)
 
@@ -118,7 +133,8 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats) -> None:
         return
     # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
     steps = SOFTMAX_STEPS if quantizer.source.target in SOFTMAXES else 1.0
-    reason = outlier_reason(stats, quantizer.format.qmax, steps=steps)
+    # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.
+    reason = outlier_reason(stats, INT8.qmax, steps=steps)
     if reason is not None and not (quantizer.float_reason or "").startswith("asked for"):
         quantizer.float_reason = reason
 

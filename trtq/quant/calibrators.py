@@ -39,6 +39,8 @@ def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
     """
     used = np.flatnonzero(hist.counts)
     values, weights = hist.centres[used], hist.counts[used] / max(hist.num_values, 1)
+    if not used.size:
+        return np.zeros(len(amax))
     step = (amax / qmax)[:, None]
     quantized = np.minimum(np.rint(values / step), qmax) * step
     errors: Floats = (values - quantized) ** 2 @ weights
@@ -51,6 +53,35 @@ def mse_amax(hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest:
         return 0.0
     tries = hist.amax * np.linspace(lowest, 1.0, candidates)
     return float(tries[int(np.argmin(clip_errors(hist, tries, qmax)))])
+
+
+def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[float, int]:
+    """Return (amax, lowest code) of the ``bits``-bit codes with the least mean squared error on a tensor with two sides.
+
+    Below 8 bits codes lie in an INT8 container, so any run of 2^bits codes around 0 is exact at run time: this is asymmetric
+    quantization whose zero point is an integer by construction.
+
+    Args:
+        positive: magnitudes of the values above 0 (the others counted as 0).
+        negative: magnitudes of the values below 0 (the others counted as 0).
+        bits: 2 to 8.
+    """
+    best = (np.inf, 0.0, 0)
+    half = 1 << (bits - 1)
+    starts = [0] if negative.amax == 0.0 else sorted({-round(half * i / 8) for i in range(1, 9)} | {-1})
+    for lowest in starts:
+        highest = lowest + (1 << bits) - 1
+        full = max(positive.amax / highest, negative.amax / -lowest if lowest else 0.0)
+        if full == 0.0:
+            continue
+        steps = full * np.linspace(0.1, 1.0, 91)
+        error = clip_errors(positive, steps * highest, highest) * positive.num_values
+        if lowest:
+            error = error + clip_errors(negative, steps * -lowest, -lowest) * negative.num_values
+        i = int(np.argmin(error))
+        if error[i] < best[0]:
+            best = (float(error[i]), float(steps[i] * highest), lowest)
+    return best[1], best[2]
 
 
 def entropy_amax(hist: Histogram, *, levels: int = 128, candidates: int = 256) -> float:
@@ -119,7 +150,9 @@ class Moments:
     variance: torch.Tensor
 
 
-WEIGHT_FRACTIONS = [1.0 - 0.0025 * i for i in range(81)]
+WEIGHT_TRIES = 81
+# Fewer codes pay for more clipping: the smallest fraction of the largest weight that is tried, by highest code.
+SMALLEST_FRACTION = ((100, 0.8), (30, 0.6), (12, 0.45), (0, 0.25))
 
 
 def weight_amax(
@@ -189,7 +222,9 @@ def _search_rows(
     largest = flat.abs().amax(dim=1)
     best, best_cost = largest.clone(), torch.full_like(largest, torch.inf)
     error = torch.empty_like(flat)
-    for fraction in WEIGHT_FRACTIONS:
+    smallest = next(f for limit, f in SMALLEST_FRACTION if qmax >= limit)
+    for i in range(WEIGHT_TRIES):
+        fraction = 1.0 - (1.0 - smallest) * i / (WEIGHT_TRIES - 1)
         scale = (largest * fraction / qmax).clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         torch.div(flat, scale, out=error)
         error.round_().clamp_(-qmax - 1, qmax).mul_(scale).sub_(flat)

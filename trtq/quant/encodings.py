@@ -20,6 +20,8 @@ from trtq.artifact import SCHEMA, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError
 from trtq.quant.formats import Format
 
+CONSTANT = "constant:"
+
 
 @dataclass(slots=True, kw_only=True)
 class Encodings:
@@ -28,12 +30,15 @@ class Encodings:
     Attributes:
         amax: by quantizer name, float32, shape [] or [C], greater than 0.
         formats: by quantizer name.
+        constants: by name in the graph, float32: weights and biases that a method put in place of the model's own (rounding,
+            corrections, factors folded in).
         left_in_float: by quantizer name, the reason.
         origin: model, data and method digests and names.
     """
 
     amax: dict[str, torch.Tensor]
     formats: dict[str, Format]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,9 +62,14 @@ class Encodings:
     def digest(self) -> str:
         """Return the SHA-256 over names, formats and numbers."""
         parts = [self._header_json()]
-        for name in sorted(self.amax):
-            parts += [name.encode(), self.amax[name].to(torch.float32).contiguous().numpy().tobytes()]
+        for name, value in sorted(self._tensors().items()):
+            parts += [name.encode(), value.numpy().tobytes()]
         return sha256_bytes(b"\0".join(parts))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return every tensor of the file by its key there."""
+        named = {**self.amax, **{CONSTANT + k: v for k, v in self.constants.items()}}
+        return {k: v.detach().to(torch.float32).contiguous() for k, v in named.items()}
 
     def _header_json(self) -> bytes:
         header = {"formats": self.formats, "left_in_float": self.left_in_float, "origin": self.origin}
@@ -68,8 +78,7 @@ class Encodings:
     def save(self, path: Path) -> Path:
         """Write the file atomically."""
         meta = {"trtq": "encodings", "schema": str(SCHEMA), "header": self._header_json().decode(), "digest": self.digest()}
-        tensors = {name: value.to(torch.float32).contiguous() for name, value in self.amax.items()}
-        return write_bytes(path, save(tensors, metadata=meta))
+        return write_bytes(path, save(self._tensors(), metadata=meta))
 
     @classmethod
     def load(cls, path: Path) -> Encodings:
@@ -98,7 +107,8 @@ class Encodings:
         try:
             header = msgspec.json.decode(meta["header"])
             result = cls(
-                amax=tensors,
+                amax={k: v for k, v in tensors.items() if not k.startswith(CONSTANT)},
+                constants={k.removeprefix(CONSTANT): v for k, v in tensors.items() if k.startswith(CONSTANT)},
                 formats={k: msgspec.convert(v, Format) for k, v in header["formats"].items()},
                 left_in_float=header["left_in_float"],
                 origin=header["origin"],

@@ -14,34 +14,37 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         bits: 2 to 8.
-        signed: codes are two's complement.
-        symmetric: the zero point is 0.
+        lowest: the lowest code, -2^(bits-1) to 0; None for -2^(bits-1), two's complement. Below 8 bits the codes live in an INT8
+            container, so any 2^bits neighbouring codes around 0 will do: 0 to 15 for a ReLU, -1 to 14 for a GELU.
         axis: the axis that keeps a scale of its own per index, None for one scale per tensor.
         kind: the spacing of the codes.
 
     >>> Format(bits=8).qmin, Format(bits=8).qmax, Format(bits=4, axis=0).granularity
     (-128, 127, 'per-channel')
+    >>> Format(bits=4, lowest=-1).qmax, Format(bits=4, lowest=0).label, Format(bits=4, lowest=-1).label
+    (14, 'uint4', 'int4[-1,14]')
     """
 
     bits: int = 8
-    signed: bool = True
-    symmetric: bool = True
+    lowest: int | None = None
     axis: int | None = None
     kind: Literal["uniform"] = "uniform"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UsageError(f"Cannot use a format of {self.bits} bits", "trtq's integer formats have 2 to 8 bits")
+        if self.lowest is not None and not -(1 << (self.bits - 1)) <= self.lowest <= 0:
+            raise UsageError(f"Cannot start the codes of {self.bits} bits at {self.lowest}", f"expected {-(1 << (self.bits - 1))} to 0")
 
     @property
     def qmin(self) -> int:
         """Lowest code (S1 eq. 4: -2^(b-1))."""
-        return -(1 << (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.lowest is None else self.lowest
 
     @property
     def qmax(self) -> int:
         """Highest code (S1 eq. 4: 2^(b-1) - 1)."""
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return self.qmin + (1 << self.bits) - 1
 
     @property
     def granularity(self) -> str:
@@ -50,8 +53,11 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def label(self) -> str:
-        """Short name for tables, such as ``int8`` or ``int8/channel``."""
-        return f"{'int' if self.signed else 'uint'}{self.bits}" + ("" if self.axis is None else "/channel")
+        """Short name for tables, such as ``int8``, ``uint4`` or ``int4[-1,14]``."""
+        if self.lowest == 0:
+            return f"uint{self.bits}"
+        odd = self.lowest is not None and self.lowest != -(1 << (self.bits - 1))
+        return f"int{self.bits}" + (f"[{self.qmin},{self.qmax}]" if odd else "")
 
 
 INT8 = Format()

@@ -18,6 +18,7 @@ from trtq.quant.placement import Placement
 
 EMA_MOMENTUM = 0.99
 BULK_IMAGES = 8
+INTERVAL_BITS = 8  # with fewer, the interval of codes is chosen, too
 MOMENT_IMAGES = 64  # means and variances of channels settle long before ranges do
 
 
@@ -30,6 +31,7 @@ class Range:
         ema: moving average of each image's largest magnitude.
         hist: magnitudes of all images; empty unless the calibrator reads it.
         bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
+        positive, negative: magnitudes of the values above and below 0; empty unless the codes' interval is searched.
         zeros: how many of the values in ``bulk`` are exactly 0.
         sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer that follows,
             over the first ``MOMENT_IMAGES`` images.
@@ -41,6 +43,8 @@ class Range:
     ema: float | None = None
     hist: Histogram = field(default_factory=Histogram)
     bulk: Histogram = field(default_factory=Histogram)
+    positive: Histogram = field(default_factory=Histogram)
+    negative: Histogram = field(default_factory=Histogram)
     zeros: int = 0
     sums: torch.Tensor | None = None
     squares: torch.Tensor | None = None
@@ -60,10 +64,12 @@ class Observer(nn.Module):
         channel_axis: the axis along which the following layer sums (1 for a convolution, -1 for a linear), None when the
             activation feeds no weight.
         scratch: work buffers, shared by all observers.
+        sides: gather the two sides of 0 apart, too.
     """
 
-    def __init__(self, mode: str, channel_axis: int | None, scratch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def __init__(self, mode: str, channel_axis: int | None, scratch: tuple[torch.Tensor, torch.Tensor], *, sides: bool) -> None:
         super().__init__()
+        self.sides = sides
         self.range = Range()
         self.mode, self.channel_axis, self.scratch = mode, channel_axis, scratch
         self.images = 0
@@ -92,6 +98,10 @@ class Observer(nn.Module):
                 seen.ema = value if seen.ema is None else EMA_MOMENTUM * seen.ema + (1 - EMA_MOMENTUM) * value
         elif self.mode in NEEDS_HISTOGRAM:
             seen.hist.add(x, amax, self.scratch, signed=low < 0)
+        if self.sides:
+            seen.positive.add(x.clamp_min(0.0), max(high, 0.0), self.scratch, signed=False)
+            if low < 0:
+                seen.negative.add(x.neg().clamp_min_(0.0), -low, self.scratch, signed=False)
         return x
 
     def _add_moments(self, x: torch.Tensor) -> None:
@@ -146,7 +156,8 @@ def observe(
     observers: dict[str, Observer] = {}
     for source in placement.sources:
         node = by_name[source.name]
-        observer = Observer(mode, _channel_axis(source, placement), scratch)
+        narrow = any(q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers)
+        observer = Observer(mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse")
         attr = f"_observe_{node.name}"
         watched.add_submodule(attr, observer)
         after = node

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import torch
 from torch import fx
 
@@ -75,6 +76,11 @@ class Quantizer:
     is_weight: bool
     float_reason: str | None = None
 
+    @property
+    def stats_key(self) -> str:
+        """Where the statistics of its tensor at its width are found: one tensor may be read at two widths."""
+        return f"{self.source.name}:{self.format.bits}"
+
 
 @dataclass(slots=True)
 class Placement:
@@ -93,7 +99,14 @@ class Placement:
         return list(dict.fromkeys(q.source for q in self.quantizers if not q.is_weight))
 
 
-def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_precision: Sequence[str] = ()) -> Placement:
+def place(
+    graph: fx.GraphModule,
+    *,
+    rules: Sequence[Rule] = TENSORRT,
+    high_precision: Sequence[str] = (),
+    weight_bits: int = 8,
+    input_bits: int = 8,
+) -> Placement:
     """Return the quantizers the rules put into ``graph``.
 
     Args:
@@ -101,6 +114,9 @@ def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_preci
         rules: the placement table of the target.
         high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``; a layer or a quantizer whose name
             matches stays in float.
+        weight_bits: of weights; 2 to 8.
+        input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
+            keep 8 bits.
 
     Raises:
         UsageError: a pattern matches nothing (the nearest names are suggested).
@@ -123,9 +139,22 @@ def place(graph: fx.GraphModule, *, rules: Sequence[Rule] = TENSORRT, high_preci
             found.quantizers.append(
                 _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
             )
+    _set_bits_(found, weight_bits, input_bits)
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
     return found
+
+
+def _set_bits_(placement: Placement, weight_bits: int, input_bits: int) -> None:
+    layers = _weighted_layers(placement)
+    wide = {*layers[:1], *layers[-1:]}
+    for q in placement.quantizers:
+        if q.layer not in wide and q.role != "residual":
+            q.format = msgspec.structs.replace(q.format, bits=weight_bits if q.is_weight else input_bits)
+
+
+def _weighted_layers(placement: Placement) -> list[str]:
+    return list(dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight")))
 
 
 def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node, int]) -> Quantizer | None:
@@ -278,7 +307,7 @@ def _attention(quantizer: Quantizer) -> fx.Node | None:
 
 
 def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None:
-    weighted = list(dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight")))
+    weighted = _weighted_layers(placement)
     for pattern in patterns:
         wanted = {"@first": weighted[:1], "@last": weighted[-1:]}.get(pattern)
         hits = [

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from trtq.errors import EncodingsError
-from trtq.graph.normalize import PADS, add_constant, operands
+from trtq.graph.normalize import PADS, add_constant, get_constant, operands
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, Quantizer
@@ -23,7 +23,7 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
     """
     simulated = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    by_name = {n.name: n for n in simulated.graph.nodes}
+    by_name = _replace_constants(simulated, encodings)
     shared = shared_names(placement, encodings)
     made: dict[str, fx.Node] = {}
     for quantizer in placement.active:
@@ -31,11 +31,35 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
         if first not in made:
             scale = encodings.scale(quantizer.name)
             _check_shape(quantizer, scale, source)
-            made[first] = _insert(simulated, quantizer, scale, source)
+            made[first] = _insert(simulated, quantizer, scale, _on_codes(simulated, quantizer, scale, source))
         _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
     simulated.graph.lint()
     simulated.recompile()
     return simulated
+
+
+def _replace_constants(graph: fx.GraphModule, encodings: Encodings) -> dict[str, fx.Node]:
+    """Put the encodings' constants in the place of the graph's; return every node by the name it had."""
+    by_name = {n.name: n for n in graph.graph.nodes}
+    for node in list(by_name.values()):
+        value = encodings.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if value is not None:
+            new = add_constant(graph, str(node.target), value, before=node)
+            node.replace_all_uses_with(new)
+            by_name[node.name] = new
+    return by_name
+
+
+def _on_codes(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> fx.Node:
+    """Return a weight of fewer than 8 bits as it is stored: already on its codes.
+
+    Q/DQ has no clamp below 8 bits; a weight on its codes needs none, and an INT8 container then holds them exactly.
+    """
+    fmt, weight = quantizer.format, get_constant(graph, source)
+    if not quantizer.is_weight or fmt.bits == 8 or weight is None:
+        return source
+    codes = torch.ops.trtq.fake_quantize(weight, scale, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
+    return add_constant(graph, str(source.target), codes, before=source)
 
 
 def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:

@@ -15,9 +15,11 @@ from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, l
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import CalibrationError
-from trtq.export.onnx_file import export_qdq, save_onnx, set_metadata_, strip_qdq
+from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
+from trtq.methods.base import Workbench
+from trtq.methods.registry import choose, require_fit
 from trtq.models.load import load_model
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
@@ -28,7 +30,7 @@ from trtq.quant.placement import Placement, Quantizer, place
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 from trtq.recipe import QuantizeSpec
 from trtq.verbs.progress import Progress, Silent
-from trtq.verbs.records import Clock, FileRecord, FloatRecord, QuantizeRecord, QuantizerRecord
+from trtq.verbs.records import Clock, FileRecord, FloatRecord, MethodRecord, QuantizeRecord, QuantizerRecord
 from trtq.version import __version__
 
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
@@ -49,11 +51,16 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
         for left in (*job.out.glob(".*.tmp"), *(job.out / STAGING).glob("*")):
             left.unlink()  # of a run that was killed
         captured, placement = job.capture()
+        fp32 = job.export(captured.module, captured, precision="fp32")  # before any method moves a weight
+        bench = job.workbench(captured, placement)
+        job.apply("before", bench)
         stats = job.calibrate(captured, placement)
-        encodings = make_encodings(captured.module, placement, stats, job.origin)
-        simulated = insert_fake_quantize(captured.module, placement, encodings)
+        bench.encodings = encodings = make_encodings(captured.module, placement, stats, job.origin)
         job.clock.lap("encode")
-        qdq, fp32 = job.export(simulated, captured, encodings)
+        job.apply("after", bench)
+        encodings.constants = {**bench.folded, **encodings.constants}
+        simulated = insert_fake_quantize(captured.module, placement, encodings)
+        qdq = job.export(simulated, captured, precision="int8", encodings_sha256=encodings.digest())
         return job.verify_and_write(captured, simulated, placement, encodings, stats, qdq, fp32)
 
 
@@ -78,6 +85,7 @@ class _Job:
         for line in said:
             self.note(line)
         self.indices = _choose_images(self.source, spec, self.note)
+        self.methods, self.method_records = choose(spec.method, spec.method_arg), list[MethodRecord]()
         self.origin: dict[str, str] = {}
         self.cache_note = ""
         self.clock.lap("load")
@@ -92,11 +100,33 @@ class _Job:
         captured = capture(self.loaded.module, self.preprocess.input_size)
         for line in captured.notes:
             self.note(line)
-        placement = place(captured.module, high_precision=self.spec.high_precision)
+        weight_bits, input_bits = (int(v) for v in self.spec.bits[1:].split("a"))
+        placement = place(captured.module, high_precision=self.spec.high_precision, weight_bits=weight_bits, input_bits=input_bits)
         if not placement.quantizers:
             raise CalibrationError(f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul")
         self.clock.lap("capture")
         return captured, placement
+
+    def workbench(self, captured: CapturedGraph, placement: Placement) -> Workbench:
+        """Return what methods work on; a method that does not fit the model is refused here, before calibration."""
+        size = self.spec.batch_size if captured.dynamic_batch else 1
+        bench = Workbench(
+            graph=captured.module, placement=placement, note=self.note, begin=self.progress.begin, advance=self.progress.advance,
+            images=lambda limit: batches(self.source, self.indices[:limit], self.preprocess, size),
+        )  # fmt: skip
+        for method, _ in self.methods:
+            require_fit(method, bench)
+        return bench
+
+    def apply(self, phase: str, bench: Workbench) -> None:
+        """Run the methods that act in this phase, in the registry's order."""
+        for method, arguments in self.methods:
+            if method.acts == phase:
+                done = method.run(bench, arguments)
+                self.method_records.append(
+                    MethodRecord(name=method.name, label=method.label, source=method.source, arguments=arguments, did=done)
+                )
+                self.clock.lap(method.name)
 
     def calibrate(self, captured: CapturedGraph, placement: Placement) -> dict[str, ActivationStats]:
         """Return the statistics of every observed activation, from the cache when it has them."""
@@ -104,7 +134,7 @@ class _Job:
         key = CacheKey(
             {
                 "weights": weights_digest(captured.module),
-                "graph": digest_of([structure_digest(captured.module), [q.name for q in placement.quantizers]]),
+                "graph": digest_of([structure_digest(captured.module), [[q.name, q.format.bits] for q in placement.quantizers]]),
                 "images": self.source.digest(self.indices),
                 "preprocessing": digest_of(msgspec.to_builtins(self.preprocess)),
                 "calibrator": f"percentile {spec.percentile!r}" if spec.calibrator == "percentile" else spec.calibrator,
@@ -113,7 +143,8 @@ class _Job:
         )
         self.origin = {
             "model": self.loaded.name, "weights_sha256": key.parts["weights"], "graph_sha256": key.parts["graph"],
-            "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt",
+            "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt", "bits": spec.bits,
+            "methods": " ".join(m.name for m, _ in self.methods),
         }  # fmt: skip
         cache = CalibrationCache(ensure_writable_dir(cache_folder(spec), option="--calib-cache"))
         with cache.lock(key, waiting=self.progress.note):
@@ -130,18 +161,16 @@ class _Job:
         self.progress.begin(f"Calibrating ({spec.calibrator})", len(self.indices))
         images = batches(self.source, self.indices, self.preprocess, spec.batch_size if captured.dynamic_batch else 1)
         seen = observe(captured.module, placement, images, mode=spec.calibrator, progress=self.progress.advance)
-        return {name: summarize(value, spec.calibrator, spec.percentile) for name, value in seen.items()}
+        wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
+        return {k: summarize(seen[q.source.name], spec.calibrator, spec.percentile, q.format.bits) for k, q in wanted.items()}
 
-    def export(self, simulated: fx.GraphModule, captured: CapturedGraph, encodings: Encodings) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-        """Return the Q/DQ model and the same without quantization, with the metadata later verbs read."""
-        self.progress.note("exporting ONNX")
-        qdq = export_qdq(simulated, captured.example, dynamic_batch=captured.dynamic_batch, opset=self.spec.opset, note=self.note)
-        fp32 = strip_qdq(qdq)
-        common = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
-        set_metadata_(qdq, {**common, "precision": "int8", "encodings_sha256": encodings.digest()})
-        set_metadata_(fp32, {**common, "precision": "fp32"})
+    def export(self, graph: fx.GraphModule, captured: CapturedGraph, **metadata: str) -> onnx.ModelProto:
+        """Return ``graph`` as ONNX, with the metadata later verbs read."""
+        model = export_onnx(graph, captured.example, dynamic_batch=captured.dynamic_batch, opset=self.spec.opset, note=self.note)
+        origin = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
+        set_metadata_(model, {**origin, **metadata})
         self.clock.lap("export")
-        return qdq, fp32
+        return model
 
     def verify_and_write(
         self,
@@ -194,6 +223,7 @@ class _Job:
                 "calibrator": self.origin["calibrator"], "images": len(self.indices), "cache": self.cache_note,
                 "weights": "per output channel, scale searched for the least output error",
             },
+            methods=self.method_records,
             quantizers=_quantizer_records(placement, encodings, measured),
             left_in_float=_float_records(placement, stats),
             parity=parity,
@@ -239,7 +269,7 @@ def _quantizer_records(placement: Placement, encodings: Encodings, measured: Map
         amax, stats = encodings.amax[q.name], measured[shared[q.name]]
         records.append(
             QuantizerRecord(
-                name=q.name, layer=q.layer, role=q.role, format=f"int{q.format.bits}", granularity=q.format.granularity,
+                name=q.name, layer=q.layer, role=q.role, format=q.format.label, granularity=q.format.granularity,
                 amax=float(amax.max()), amax_min=float(amax.min()), channels=amax.numel() if amax.ndim else None,
                 sqnr_db=stats.sqnr_db, saturated=stats.saturated, low=stats.low, high=stats.high,
                 histogram=stats.histogram, histogram_limit=stats.histogram_limit,
@@ -252,7 +282,7 @@ def _float_records(placement: Placement, stats: Mapping[str, ActivationStats]) -
     records = []
     for q in placement.quantizers:
         if q.float_reason is not None:
-            seen = None if q.is_weight else stats[q.source.name]
+            seen = None if q.is_weight else stats[q.stats_key]
             records.append(
                 FloatRecord(
                     name=q.name, layer=q.layer, role=q.role, reason=q.float_reason,

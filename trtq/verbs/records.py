@@ -42,6 +42,16 @@ class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None
 
 
+class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One quantization method that was applied: where it runs, with what it was called and what it did."""
+
+    name: str
+    label: str
+    source: str
+    arguments: dict[str, Any]
+    did: dict[str, Any]
+
+
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One written file."""
 
@@ -59,6 +69,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
     preprocess: Preprocess
     calibration: dict[str, Any]
+    methods: list[MethodRecord]
     quantizers: list[QuantizerRecord]
     left_in_float: list[FloatRecord]
     parity: ParityRecord
@@ -89,5 +100,5 @@ class Clock:
     def lap(self, name: str) -> None:
         """Book the time since the last lap under ``name``."""
         now = time.perf_counter()
-        self.seconds[name] = round(now - self.started, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.started, 3)
         self.started = now

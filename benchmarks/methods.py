@@ -1,0 +1,162 @@
+"""Methods and bit widths: agreement with the float model, next to ModelOpt at the same bits, images and quantized layers.
+
+Usage: TRTQ_DATA=... python benchmarks/methods.py [--models ...] [--bits ...] --modelopt-python PY --out benchmarks/results/methods.md
+The exported file in ONNX Runtime, 512 calibration images (256 for EfficientNet-Lite0). Evaluated on 2,500 CIFAR-10 test images, or
+the rest of the ImageNet sample. Both tools quantize every conv and linear, the first and the last at 8 bits, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+MODELS = ("resnet20", "vit", "mobilevit_xxs", "resnet56", "efficientnet_lite0")
+BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
+LIMIT = 2500
+# Recipe: methods and their arguments. "none" is calibration alone (mse).
+RECIPES: dict[str, dict[str, object]] = {
+    "none": {},
+    "bias-correction": {"method": ["bias-correction"]},
+    "smooth": {"method": ["smooth"]},
+    "equalize": {"method": ["equalize"]},
+    "reconstruct": {"method": ["reconstruct"]},
+}
+# At 224x224 on two cores a step is costly: fewer and smaller ones.
+SMALL_STEPS = {"efficientnet_lite0": {"method_arg": {"reconstruct.steps": 60, "reconstruct.batch": 8, "reconstruct.lr": 0.02}}}
+ONLY_WEIGHTED = ("*.residual", "*.qk", "*.av")
+
+
+def trtq_row(name: str, bits: str, recipe: dict[str, object]) -> dict[str, object]:
+    from models import evaluation, settings
+
+    from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+    from trtq.errors import UsageError
+
+    own = settings(name)
+    with tempfile.TemporaryDirectory() as folder:
+        values = {**own, "out": f"{folder}/o", "calib_cache": f"{folder}/c", "bits": bits, **recipe}
+        if "reconstruct" in recipe.get("method", ()):  # type: ignore[operator]
+            values |= SMALL_STEPS.get(name, {})
+        for patterns in (ONLY_WEIGHTED, ("*.residual",), ()):  # a pattern that matches nothing is refused: take what the model has
+            try:
+                record = quantize(QuantizeSpec.make({**values, "high_precision": patterns}))
+                break
+            except UsageError as exc:
+                if "matches no layer" not in str(exc):
+                    return {"failed": str(exc).split(": ")[-1][:80]}
+        where = evaluation(name)
+        exclude = f"{folder}/o/quantize.json" if where["data"] == own["data"] else None
+        shared = {k: own[k] for k in ("input_size", "preset") if k in own}
+        r = evaluate(
+            EvaluateSpec.make(
+                {**where, **shared, "onnx": f"{folder}/o/model.qdq.onnx", "reference": f"{folder}/o/model.fp32.onnx", "exclude": exclude,
+                 "batch_size": 50, "limit": LIMIT}
+            )
+        )  # fmt: skip
+        spent = sum(record.seconds.get(m.name, 0.0) for m in record.methods)
+        return {"agreement": r.agreement, "sqnr": r.sqnr_db, "top1": r.top1, "images": r.images, "seconds": spent}
+
+
+def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
+    """Run in a process of ModelOpt's own."""
+    import copy
+
+    import modelopt.torch.quantization as mtq
+    from models import evaluation
+    from ptq_accuracy import prepare
+
+    from trtq.data.metrics import Scores
+    from trtq.data.preprocess import batches
+    from trtq.data.source import open_source
+
+    model, preprocess, source, indices = prepare(name)
+    weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
+    layers = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    rules: dict[str, dict[str, object]] = {
+        "*weight_quantizer": {"num_bits": weight_bits, "axis": 0},
+        "*input_quantizer": {"num_bits": input_bits, "axis": None},
+        **{f"{n}.weight_quantizer": {"num_bits": 8, "axis": 0} for n in (layers[0], layers[-1])},
+        **{f"{n}.input_quantizer": {"num_bits": 8, "axis": None} for n in (layers[0], layers[-1])},
+        "*output_quantizer": {"enable": False},
+        "default": {"enable": False},
+    }
+    base = mtq.INT8_SMOOTHQUANT_CFG if algorithm == "smoothquant" else mtq.INT8_DEFAULT_CFG
+    config = copy.deepcopy(base)
+    if isinstance(config["quant_cfg"], dict):
+        config["quant_cfg"] = rules
+    else:  # from 0.47 on a list of rules, the last match wins
+        config["quant_cfg"] = [{"quantizer_name": "*", "enable": False}] + [
+            {"quantizer_name": k, "cfg": dict(v)} for k, v in rules.items() if "num_bits" in v
+        ]
+    config["algorithm"] = algorithm
+    calibration = list(batches(source, indices, preprocess, 32))
+    quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
+    where = evaluation(name)
+    test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
+    used = {source.ids[i] for i in indices} if where["data"] == source.name else set()
+    picks = [i for i, n in enumerate(test.ids) if n not in used]
+    if len(picks) > LIMIT:  # the images trtq evaluate --limit takes
+        picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, LIMIT).round()]
+    scores, done = Scores(), 0
+    with torch.inference_mode():
+        for x in batches(test, picks, preprocess, 50):
+            labels = [test.labels[i] for i in picks[done : done + len(x)]]
+            done += len(x)
+            scores.add(quantized(x).numpy(), labels, model(x).numpy())
+    return {"top1": 100 * scores.top1 / scores.images, "agreement": scores.agreement, "sqnr": scores.sqnr_db, "images": scores.images}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--bits", nargs="*", default=BITS)
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--modelopt-python")
+    parser.add_argument("--algorithms", nargs="*", default=["max", "mse", "smoothquant"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--modelopt-row", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.modelopt_row:
+        print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row)))
+        return
+    lines = ["| model | bits | recipe | agreement % | SQNR dB | top-1 % | images | method s |", "|---|---|---|---|---|---|---|---|"]
+
+    def emit(name: str, bits: str, recipe: str, r: dict[str, object]) -> None:
+        if "failed" in r:
+            lines.append(f"| {name} | {bits} | {recipe} | does not fit: {r['failed']} | | | | |")
+        else:
+            spent = f"{r['seconds']:.0f}" if r.get("seconds") else ""
+            lines.append(
+                f"| {name} | {bits} | {recipe} | {r['agreement']:.2f} | {r['sqnr']:.2f} | {r['top1']:.2f} | {r['images']} | {spent} |"
+            )
+        print(lines[-1], flush=True)
+
+    for name in args.models:
+        for bits in args.bits:
+            for recipe in args.recipes:
+                emit(name, bits, f"trtq {recipe}", trtq_row(name, bits, RECIPES[recipe]))
+            for algorithm in args.algorithms if args.modelopt_python else ():
+                command = [args.modelopt_python, __file__, "--modelopt-row", name, bits, algorithm]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                emit(name, bits, f"ModelOpt {algorithm}", json.loads(found[0][7:]) if found else {"failed": last})
+    if args.out:
+        usage = f"TRTQ_DATA=<images> python benchmarks/methods.py --models {' '.join(args.models)} --bits {' '.join(args.bits)}"
+        about = (
+            "Every conv and linear quantized, the first and the last at 8 bits, nothing else; trtq in ONNX Runtime from the exported "
+            "file, ModelOpt in torch; CPU. `none` is calibration alone."
+        )
+        args.out.write_text(f"# Methods and widths\n\n`{usage}`\n\n{about}\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

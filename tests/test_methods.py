@@ -1,0 +1,328 @@
+"""Bit widths below 8 and the quantization methods, through the verb and by hand-worked values."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from torch import nn
+
+from tests.conftest import run_cli, spec
+from trtq import quantize
+from trtq.errors import UsageError
+from trtq.graph.capture import capture
+from trtq.methods.base import Workbench
+from trtq.methods.equalize import equalizing_factors
+from trtq.methods.pairs import find_pairs, fold_factors
+from trtq.methods.reconstruct import LearnedRange, SoftRounding
+from trtq.methods.registry import METHODS, choose, get_method
+from trtq.methods.smooth import smoothing_factors
+from trtq.quant.calibrators import best_interval
+from trtq.quant.encodings import Encodings
+from trtq.quant.histogram import Histogram
+from trtq.quant.placement import place
+from trtq.testing.models import tiny_cnn, tiny_vit
+
+CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"
+
+
+def histogram(values):
+    hist = Histogram()
+    x = torch.as_tensor(values, dtype=torch.float32)
+    hist.add(x, float(x.abs().max()))
+    return hist
+
+
+def bench_of(model, images=None):
+    graph = capture(model.eval(), (3, 32, 32)).module
+    batch = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) if images is None else images
+    return Workbench(
+        graph=graph, placement=place(graph), images=lambda limit: iter([batch[:limit]]), note=print,
+        begin=lambda *a: None, advance=lambda n: None,
+    )  # fmt: skip
+
+
+# ---- widths ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4", "w2a8", "w3a5"])
+@pytest.mark.parametrize("model", [CNN, VIT])
+def test_torch_and_onnxruntime_agree_at_every_width(images, tmp_path, bits, model):
+    record = quantize(spec(images, tmp_path, model=model, bits=bits))
+    assert record.parity.passed
+    assert record.parity.first_divergence is None
+    weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
+    narrow = [q for q in record.quantizers if q.layer not in ("stem", "patch", "head") and q.role != "residual"]
+    assert {q.format for q in narrow if q.role == "weight"} == {f"int{weight_bits}"}
+    assert all(f"int{input_bits}" in q.format for q in narrow if q.role == "input")
+    assert {q.format for q in record.quantizers if q.layer in ("stem", "patch", "head")} == {"int8"}
+
+
+def test_codes_below_eight_bits_are_exact_in_their_container(images, tmp_path):
+    quantize(spec(images, tmp_path, bits="w4a4"))
+    model = onnx.load(tmp_path / "model.qdq.onnx")
+    constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    by_name = {n.name: n for n in model.graph.node}
+    pair = by_name["conv1.weight/QuantizeLinear"]
+    codes = constants[pair.input[0]] / constants[pair.input[1]].reshape(-1, 1, 1, 1)
+    assert np.allclose(codes, codes.round(), atol=1e-4)
+    assert codes.min() >= -8.01
+    assert codes.max() <= 7.01
+    clip = by_name["conv1.input/Clip"]
+    step = constants[by_name["conv1.input/QuantizeLinear"].input[1]]
+    low, high = (constants[name] for name in clip.input[1:])
+    assert (low, high) == (0.0, np.float32(15) * step)  # a ReLU's output takes the unsigned codes
+    assert "conv1.weight/Clip" not in by_name
+    plain = {i.name: numpy_helper.to_array(i) for i in onnx.load(tmp_path / "model.fp32.onnx").graph.initializer}
+    assert len(np.unique(plain["conv1.weight"])) > 1000
+
+
+def test_fewer_bits_cost_more(images, tmp_path):
+    sqnr = [quantize(spec(images, tmp_path / b, bits=b)).parity.quantization_sqnr_db for b in ("w8a8", "w6a6", "w4a4", "w2a4")]
+    assert sqnr == sorted(sqnr, reverse=True)
+
+
+def test_the_interval_follows_the_values():
+    gelu = nn.functional.gelu(torch.randn(20000, generator=torch.Generator().manual_seed(0)))
+    amax, lowest = best_interval(histogram(gelu.clamp_min(0)), histogram((-gelu).clamp_min(0)), 4)
+    assert lowest in (-1, -2)
+    assert 1.5 < amax < float(gelu.max())
+    x = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    assert best_interval(histogram(x.clamp_min(0)), histogram((-x).clamp_min(0)), 4)[1] in (-8, -7)
+    assert best_interval(histogram(x.abs()), Histogram(), 4)[1] == 0
+    # Four values on the four codes of 2 bits: nothing is lost.
+    amax, lowest = best_interval(histogram([0.0, 1.0, 2.0]), histogram([0.0, 1.0]), 2)
+    assert lowest == -1
+    assert amax == pytest.approx(2.0, rel=0.02)
+
+
+@given(st.integers(2, 7), st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=50).filter(lambda v: max(map(abs, v)) > 1e-3))
+def test_the_interval_always_holds_zero_and_is_finite(bits, values):
+    x = torch.tensor(values, dtype=torch.float32)
+    amax, lowest = best_interval(histogram(x.clamp_min(0)), histogram((-x).clamp_min(0)), bits)
+    assert -(1 << (bits - 1)) <= lowest <= 0
+    assert np.isfinite(amax)
+    assert amax > 0
+
+
+def test_bits_outside_their_range_are_refused(images, tmp_path):
+    for bits in ("w1a8", "w4a9", "8", "w4"):
+        with pytest.raises(UsageError, match=f"Cannot use .*bits.*|Cannot use these settings.*{bits}|bits"):
+            spec(images, tmp_path, bits=bits)
+
+
+# ---- methods through the verb ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "bits", "method"),
+    [
+        (VIT, "w8a8", "smooth"),
+        (VIT, "w4a8", "smooth"),
+        (CNN, "w8a8", "equalize"),
+        (CNN, "w4a4", "bias-correction"),
+        (CNN, "w4a4", "reconstruct"),
+        (VIT, "w4a8", "reconstruct"),
+    ],
+)
+def test_a_method_alone_passes_parity_and_is_in_the_record(images, tmp_path, model, bits, method):
+    arguments = {"reconstruct.steps": "20"} if method == "reconstruct" else {}
+    record = quantize(spec(images, tmp_path, model=model, bits=bits, method=[method], method_arg=arguments))
+    assert record.parity.passed
+    (done,) = record.methods
+    assert (done.name, done.label) == (method, "folded")
+    assert done.source
+    encodings = Encodings.load(tmp_path / "encodings.safetensors")
+    assert encodings.constants
+    assert encodings.origin["methods"] == method
+
+
+def test_methods_together_and_again(images, tmp_path):
+    asked = spec(
+        images, tmp_path, model=VIT, bits="w4a4", method=["reconstruct", "bias-correction", "smooth"], method_arg={"reconstruct.steps": 10}
+    )
+    first = quantize(asked)
+    assert [m.name for m in first.methods] == ["smooth", "reconstruct", "bias-correction"]
+    digest = Encodings.load(tmp_path / "encodings.safetensors").digest()
+    second = quantize(asked)
+    assert second.calibration["cache"].startswith("used: ")
+    assert Encodings.load(tmp_path / "encodings.safetensors").digest() == digest
+
+
+def test_the_float_file_does_not_depend_on_methods(images, tmp_path):
+    plain = quantize(spec(images, tmp_path / "a", model=VIT))
+    smoothed = quantize(spec(images, tmp_path / "b", model=VIT, method=["smooth"]))
+    assert plain.files["model.fp32.onnx"].sha256 == smoothed.files["model.fp32.onnx"].sha256
+    assert plain.files["model.qdq.onnx"].sha256 != smoothed.files["model.qdq.onnx"].sha256
+
+
+def test_learned_rounding_beats_rounding_to_nearest(images, tmp_path):
+    nearest = quantize(spec(images, tmp_path / "a", bits="w3a8")).parity.quantization_sqnr_db
+    learned = quantize(
+        spec(images, tmp_path / "b", bits="w3a8", method=["reconstruct"], method_arg={"reconstruct.steps": 150})
+    ).parity.quantization_sqnr_db
+    assert learned > nearest + 1.0
+
+
+# ---- folding is exact --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [tiny_cnn, tiny_vit])
+def test_folding_any_factors_leaves_the_function_alone(model):
+    bench = bench_of(model())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        before = bench.graph(x)
+        pairs, _ = find_pairs(bench)
+        assert pairs
+        for pair in pairs:
+            fold_factors(bench, pair, torch.rand(pair.channels) * 4 + 0.1)
+        after = bench.graph(x)
+    assert float((before - after).abs().max()) < 1e-4 * float(before.abs().max())
+    assert bench.folded
+
+
+def test_nothing_folds_through_silu_and_the_record_says_why():
+    class Two(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.a, self.b, self.act = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), act
+
+        def forward(self, x):
+            return self.b(self.act(self.a(x)))
+
+    pairs, refused = find_pairs(bench_of(Two(nn.SiLU())))
+    assert not pairs
+    assert refused == ["b: silu.default lets no factor through"]
+    for act in (nn.ReLU6(), nn.GELU(), nn.Hardswish()):
+        assert not find_pairs(bench_of(Two(act)))[0]
+    assert len(find_pairs(bench_of(Two(nn.ReLU())))[0]) == 1
+
+
+def test_a_residual_reader_stops_the_fold():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            return y + self.b(y)
+
+    assert not find_pairs(bench_of(Residual()))[0]
+
+
+def test_grouped_and_depthwise_consumers_take_their_own_channels_factors():
+    class Grouped(nn.Module):
+        def __init__(self, groups):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, groups=groups)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    for groups in (1, 2, 8):
+        bench = bench_of(Grouped(groups))
+        x = torch.randn(2, 3, 32, 32)
+        with torch.no_grad():
+            before = bench.graph(x)
+            get_method("equalize").run(bench, {"rounds": 10})
+            after = bench.graph(x)
+        assert torch.allclose(before, after, atol=1e-4)
+        first, second = (bench.graph.get_parameter(f"{n}.weight") for n in "ab")
+        left = first.flatten(1).abs().amax(1)
+        per_group = second.reshape(groups, 16 // groups, 8 // groups, 9)
+        right = per_group.abs().amax((1, 3)).flatten()
+        assert torch.allclose(left, right, rtol=1e-2)
+
+
+# ---- formulas ----------------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_factors_by_hand():
+    assert smoothing_factors(torch.tensor([16.0, 1.0]), torch.tensor([1.0, 1.0]), 0.5).tolist() == [2.0, 0.5]
+    # A dead channel and one that nothing reads keep 1.
+    assert smoothing_factors(torch.tensor([0.0, 4.0, 4.0]), torch.tensor([1.0, 0.0, 1.0]), 0.5).tolist() == [1.0, 1.0, 1.0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e3), st.floats(0, 1e3)), min_size=1, max_size=20))
+def test_factors_are_always_usable(channels):
+    left, right = (torch.tensor(v, dtype=torch.float32) for v in zip(*channels, strict=True))
+    for factors in (equalizing_factors(left, right), smoothing_factors(left, right, 0.7)):
+        assert bool(torch.isfinite(factors).all())
+        assert bool((factors > 0).all())
+
+
+def test_soft_rounding_starts_at_the_weight_and_ends_on_a_code():
+    weight = torch.tensor([[0.26, -0.74, 0.5, 9.0]])
+    soft = SoftRounding(weight, torch.tensor(0.5), -8, 7)
+    assert torch.allclose((soft.floor + soft.up())[0, :2] * 0.5, weight[0, :2], atol=1e-3)
+    soft().sum().backward()
+    assert bool((soft.logits.grad[0, :3] != 0).all())
+    assert soft.logits.grad[0, 3] == 0.0
+    assert soft.hard().tolist() == [[0.5, -0.5, 0.5, 3.5]]
+    with torch.no_grad():
+        soft.logits.fill_(20.0)
+    assert soft.hard()[0, 0] == 0.5
+    # What runs while learning is what is kept, and the gradient still flows.
+    assert torch.equal(soft(), soft.hard())
+
+
+def test_a_learned_range_has_lsqs_gradient():
+    # LSQ eq. 3: d out / d step is round(v) - v inside the codes and the outermost code outside; times step in the log domain.
+    learned = LearnedRange(torch.tensor(0.5), -8, 7)
+    x = torch.tensor([0.6, 100.0, -100.0])
+    learned(x, 1.0).sum().backward()
+    assert learned.log_step.grad.item() == pytest.approx(((1.0 - 1.2) + 7.0 - 8.0) * 0.5, abs=1e-5)
+
+
+def test_bias_correction_keeps_the_channel_means(images, tmp_path):
+    errors = []
+    for methods in ([], ["bias-correction"]):
+        out = tmp_path / str(len(methods))
+        quantize(spec(images, out, bits="w3a4", method=methods))
+        from trtq.export.ort import open_session
+
+        x = np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
+        plain, quantized = (open_session(out / f"model.{k}.onnx").run(None, {"input": x})[0] for k in ("fp32", "qdq"))
+        errors.append(float(np.abs((quantized - plain).mean(0)).max()))
+    assert errors[1] < errors[0]
+
+
+# ---- asking wrongly ----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_requests():
+    with pytest.raises(UsageError, match=r"Unknown method 'smoth'.*smooth"):
+        choose(["smoth"], {})
+    with pytest.raises(UsageError, match="asked for twice"):
+        choose(["smooth", "smooth"], {})
+    with pytest.raises(UsageError, match=r"expected NAME\.K=V"):
+        choose(["smooth"], {"strength": 1})
+    with pytest.raises(UsageError, match="is for a method that was not asked for: *|Add --method equalize"):
+        choose(["smooth"], {"equalize.rounds": 1})
+    with pytest.raises(UsageError, match=r"has no argument 'strenth'.*strength"):
+        choose(["smooth"], {"smooth.strenth": 1})
+    with pytest.raises(UsageError, match=r"Cannot use smooth.strength=much: expected float"):
+        choose(["smooth"], {"smooth.strength": "much"})
+
+
+def test_a_method_that_does_not_fit_says_so_before_calibration(images, tmp_path):
+    with pytest.raises(UsageError, match="The method reconstruct does not fit this model: every quantizer has 8 bits"):
+        quantize(spec(images, tmp_path, method=["reconstruct"]))
+    with pytest.raises(UsageError, match="equalize does not fit this model: no two convs or linears have only ReLU"):
+        quantize(spec(images, tmp_path, model="trtq.testing.models:dict_output", method=["equalize"]))
+    with pytest.raises(UsageError, match="smooth does not fit this model: no norm, conv or linear hands its channels on"):
+        quantize(spec(images, tmp_path, model="trtq.testing.models:dict_output", method=["smooth"]))
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_the_list_names_every_method_with_its_label():
+    shown = run_cli("methods")
+    assert shown.returncode == 0
+    for name in METHODS:
+        assert f"{name}  [{get_method(name).label}]" in shown.stdout

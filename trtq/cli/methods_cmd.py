@@ -1,0 +1,34 @@
+"""``trtq methods``."""
+
+from __future__ import annotations
+
+import click
+
+from trtq.cli.display import print_json
+
+
+@click.command("methods")
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
+def command(as_json: bool) -> None:
+    """List the quantization methods of trtq quantize --method: where each runs, its arguments, its source.
+
+    \b
+    Labels:
+      engine     TensorRT has the kernel
+      folded     costs nothing at run time
+      ops        runs as extra float operations
+      simulated  has no kernel anywhere
+    """
+    from trtq.methods.registry import METHODS, get_method
+
+    methods = [get_method(name) for name in METHODS]
+    if as_json:
+        print_json(
+            [{"name": m.name, "label": m.label, "summary": m.summary, "source": m.source, "arguments": dict(m.arguments)} for m in methods]
+        )
+        return
+    for m in methods:
+        click.echo(f"{m.name}  [{m.label}]  {m.summary}")
+        click.echo(f"    {m.source}")
+        if m.arguments:
+            click.echo("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))

@@ -1,0 +1,127 @@
+"""What a method is: a name, where it runs, when it acts, and one function on a workbench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from trtq.errors import UsageError
+from trtq.graph.naming import WEIGHTED, node_name
+from trtq.graph.normalize import get_constant, operands, set_constant_
+from trtq.quant.encodings import Encodings
+from trtq.quant.placement import Placement, Quantizer
+from trtq.quant.simulate import insert_fake_quantize
+
+Label = Literal["engine", "folded", "ops", "simulated"]
+Value = str | int | float | bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Workbench:
+    """What a method works on.
+
+    Attributes:
+        graph: captured; :meth:`fold` changes its constants.
+        placement: its quantizers.
+        images: call it with a number to get batches of at most that many calibration images, float32 [N, C, H, W].
+        encodings: made by calibration; None for methods that act before it.
+        folded: constants that :meth:`fold` changed, by name.
+        note: tell the user a line that also stands in the record.
+        begin: announce (what, how many steps).
+        advance: a number of steps is done.
+    """
+
+    graph: fx.GraphModule
+    placement: Placement
+    images: Callable[[int], Iterator[torch.Tensor]]
+    note: Callable[[str], None]
+    begin: Callable[[str, int], None]
+    advance: Callable[[int], None]
+    encodings: Encodings | None = None
+    folded: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def fold(self, node: fx.Node, value: torch.Tensor) -> None:
+        """Replace a constant by one that leaves the model's function as it is, together with others."""
+        set_constant_(self.graph, node, value)
+        self.folded[str(node.target)] = value
+
+    @property
+    def made(self) -> Encodings:
+        """The encodings, for methods that act after calibration."""
+        assert self.encodings is not None
+        return self.encodings
+
+    def simulated(self) -> fx.GraphModule:
+        """Return the graph with fake-quantize calls as the encodings stand."""
+        return insert_fake_quantize(self.graph, self.placement, self.made)
+
+    def layers(self) -> list[tuple[fx.Node, Quantizer]]:
+        """Return each conv and linear with the quantizer of its weight, where that is active, in graph order."""
+        weights = {q.consumer: q for q in self.placement.active if q.role == "weight"}
+        return [(n, weights[n]) for n in self.graph.graph.nodes if n in weights]
+
+
+def _always_fits(_: Workbench) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A quantization method.
+
+    Attributes:
+        name: as on the command line.
+        summary: one line for ``trtq methods``.
+        label: ``engine`` TensorRT has the kernel, ``folded`` costs nothing at run time, ``ops`` runs as extra float ops,
+            ``simulated`` has no kernel anywhere.
+        acts: ``before`` calibration (changes constants, exactly), or ``after`` it (changes encodings).
+        source: the paper, and the equation.
+        arguments: names and defaults.
+        run: does it; returns what goes into the record.
+        unfit: why it does not fit this model, None when it does.
+    """
+
+    name: str
+    summary: str
+    label: Label
+    acts: Literal["before", "after"]
+    source: str
+    run: Callable[[Workbench, Mapping[str, Any]], dict[str, Any]]
+    arguments: Mapping[str, Value] = field(default_factory=dict)
+    unfit: Callable[[Workbench], str | None] = _always_fits
+
+    def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the arguments with defaults filled in, converted to their defaults' types.
+
+        Raises:
+            UsageError: an unknown argument, or one that is no number where one is expected.
+        """
+        from trtq.errors import suggest
+
+        values = dict(self.arguments)
+        for key, value in given.items():
+            if key not in values:
+                raise UsageError(f"The method {self.name} has no argument {key!r}", mend=suggest(key, values))
+            try:
+                values[key] = type(values[key])(value)
+            except ValueError as exc:
+                expected = type(values[key]).__name__
+                raise UsageError(f"Cannot use {self.name}.{key}={value}", f"expected {expected}") from exc
+        return values
+
+
+def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """Return the constants of a conv or a linear."""
+    given = operands(node)
+    bias = given[2] if len(given) > 2 else None
+    return given[1], bias if get_constant(graph, bias) is not None else None
+
+
+def channel_axis(node: fx.Node) -> int:
+    """Return the axis of a weighted op's output (and input) that holds channels: 1 for a convolution, -1 for a linear."""
+    assert node.target in WEIGHTED, node_name(node)
+    return -1 if node.target is torch.ops.aten.linear.default else 1

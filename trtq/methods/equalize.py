@@ -1,0 +1,73 @@
+"""Cross-layer equalisation: give the channels between two layers weights of like size on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trtq.graph.naming import WEIGHTED, node_name
+from trtq.graph.normalize import get_constant, operands
+from trtq.methods.base import Method, Workbench
+from trtq.methods.pairs import Pair, find_pairs, fold_factors
+
+LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
+
+
+def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return s_i = sqrt(r1_i / r2_i): dividing the left rows and multiplying the right columns makes both sqrt(r1_i r2_i).
+
+    Args:
+        left: largest magnitude of each output channel of the first layer, float32 [C].
+        right: largest magnitude of each input channel of the second, float32 [C].
+
+    >>> equalizing_factors(torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.0])).tolist()
+    [2.0, 1.0]
+    """
+    live = (left > 0) & (right > 0)
+    ones = torch.ones_like(left)
+    factors = torch.where(live, left, ones).sqrt() / torch.where(live, right, ones).sqrt()
+    return factors.clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR)
+
+
+def _between_weights(bench: Workbench) -> list[Pair]:
+    return [p for p in find_pairs(bench)[0] if p.producer.target in WEIGHTED and len(p.consumers) == 1]
+
+
+def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Equalise every pair, again and again until the factors are near 1."""
+    pairs = _between_weights(bench)
+    largest = 1.0
+    for _ in range(int(arguments["rounds"])):
+        moved = 1.0
+        for pair in pairs:
+            first, second = (get_constant(bench.graph, operands(n)[1]) for n in (pair.producer, pair.consumers[0]))
+            assert first is not None
+            assert second is not None
+            left = first.flatten(1).abs().amax(dim=1)
+            columns = second.movedim(1, 0).flatten(1).abs().amax(dim=1)
+            if len(columns) != pair.channels:  # grouped: each group has inputs of its own
+                groups = pair.channels // second.shape[1]
+                columns = (
+                    second.reshape(groups, -1, second.shape[1], *second.shape[2:]).movedim(2, 1).flatten(2).abs().amax(dim=2).flatten()
+                )
+            factors = equalizing_factors(left, columns)
+            fold_factors(bench, pair, factors)
+            moved = max(moved, float(factors.max()), float(1.0 / factors.min()))
+        largest = max(largest, moved)
+        if moved < 1.01:
+            break
+    return {"pairs": [node_name(p.consumers[0]) for p in pairs], "largest_factor": largest}
+
+
+METHOD = Method(
+    name="equalize",
+    summary="Cross-layer equalisation: balance the weights of neighbouring layers channel by channel.",
+    label="folded",
+    acts="before",
+    source="Nagel et al. 2019, Data-Free Quantization, eq. 11",
+    arguments={"rounds": 10},
+    run=run,
+    unfit=lambda bench: None if _between_weights(bench) else "no two convs or linears have only ReLU or pooling between them",
+)

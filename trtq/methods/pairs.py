@@ -1,0 +1,143 @@
+"""Where a factor per channel can move from one layer into the next without changing the model's function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from trtq.graph.naming import WEIGHTED
+from trtq.graph.normalize import PADS, get_constant, operands
+from trtq.methods.base import Workbench, channel_axis, weight_and_bias
+
+aten = torch.ops.aten
+# f(c x) = c f(x) for every c > 0, channel by channel. Never SiLU, GELU, hardswish, ReLU6: there it would not be exact.
+HOMOGENEOUS = (
+    aten.relu.default, aten.leaky_relu.default, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
+)  # fmt: skip
+NORMS = (aten.layer_norm.default, aten.group_norm.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A producer whose output channels can be divided by factors that its consumers' weights take up.
+
+    Attributes:
+        producer: a norm with an affine part, a conv or a linear.
+        consumers: the convs and linears that read it; nothing else does.
+        activation: the node the consumers read.
+        channels: how many.
+    """
+
+    producer: fx.Node
+    consumers: tuple[fx.Node, ...]
+    activation: fx.Node
+    channels: int
+
+
+def find_pairs(bench: Workbench) -> tuple[list[Pair], list[str]]:
+    """Return the pairs of the graph, and for layers behind an activation that no factor passes, why not."""
+    quantized = {n for n, _ in bench.layers()}
+    found, refused, seen = list[Pair](), list[str](), set[fx.Node]()
+    for node in bench.graph.graph.nodes:
+        if node not in quantized:
+            continue
+        activation = operands(node)[0]
+        if activation in seen:
+            continue
+        seen.add(activation)
+        consumers = tuple(activation.users)
+        if any(c not in quantized or operands(c)[0] is not activation for c in consumers):
+            continue
+        producer = activation
+        while _passes(producer) and len(operands(producer)[0].users) == 1:
+            producer = operands(producer)[0]
+        if not _can_divide(bench, producer) or (producer is not activation and len(producer.users) != 1):
+            if producer.op == "call_function" and producer.target not in (*WEIGHTED, *NORMS):
+                refused.append(f"{node.meta.get('trtq_name')}: {str(producer.target).removeprefix('aten.')} lets no factor through")
+            continue
+        channels = _channels(bench, producer)
+        if all(_input_channels(bench, c) == channels for c in consumers):
+            found.append(Pair(producer=producer, consumers=consumers, activation=activation, channels=channels))
+    return found, refused
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether a factor per channel comes out of ``node`` as it went in, channel by channel."""
+    if node.target in HOMOGENEOUS:
+        return True
+    if node.target not in (aten.mean.dim, aten.reshape.default, *PADS):
+        return False
+    before, after = (n.meta["val"] for n in (operands(node)[0], node))
+    if node.target in PADS:
+        amounts, rest = operands(node)[1], operands(node)[2:]
+        return rest in ((), ("constant",), ("constant", None), ("constant", 0), ("constant", 0.0), (0,), (0.0,)) and not any(amounts[4:])
+    # A map of channels becomes a vector of channels: their number and order stay.
+    pooled = before.ndim == 4 and after.ndim == 2 and before.shape[1] == after.shape[1]
+    return bool(pooled and (node.target is aten.mean.dim or before.shape[2:].numel() == 1))
+
+
+def fold_factors(bench: Workbench, pair: Pair, factors: torch.Tensor) -> None:
+    """Divide the producer's channels by ``factors`` and multiply the consumers' weights by them.
+
+    Args:
+        bench: its graph changes.
+        pair: from :func:`find_pairs`.
+        factors: float32, shape [channels], greater than 0.
+    """
+    for constant in _affine(bench, pair.producer):
+        value = get_constant(bench.graph, constant)
+        assert value is not None
+        bench.fold(constant, value / factors.reshape([-1, *[1] * (value.ndim - 1)]))
+    for consumer in pair.consumers:
+        node = operands(consumer)[1]
+        weight = get_constant(bench.graph, node)
+        assert weight is not None
+        bench.fold(node, weight * input_factors(weight, factors))
+
+
+def input_factors(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Return ``factors`` shaped to multiply a weight [C_out, C_in / groups, ...] along its input channels."""
+    spread = [1] * (weight.ndim - 2)
+    if weight.shape[1] == factors.numel():
+        return factors.reshape(1, -1, *spread)
+    groups = factors.numel() // weight.shape[1]
+    per_group = factors.reshape(groups, weight.shape[1])
+    return per_group.repeat_interleave(weight.shape[0] // groups, dim=0).reshape(weight.shape[0], weight.shape[1], *spread)
+
+
+def _affine(bench: Workbench, producer: fx.Node) -> list[fx.Node]:
+    given = operands(producer)
+    if producer.target in NORMS:
+        return [given[i] for i in (2, 3) if len(given) > i and given[i] is not None]
+    weight, bias = weight_and_bias(bench.graph, producer)
+    return [weight] if bias is None else [weight, bias]
+
+
+def _can_divide(bench: Workbench, producer: fx.Node) -> bool:
+    """Whether its output is an affine function with constants of its own that nothing else reads."""
+    given = operands(producer)
+    if producer.target in NORMS:
+        constants = [given[i] if len(given) > i else None for i in (2, 3)]
+        usable = constants[0] is not None and (producer.target is not aten.layer_norm.default or len(given[1]) == 1)
+    elif producer.target in WEIGHTED and producer.target is not aten.conv_transpose2d.input:
+        constants, usable = list(given[1:3]), True
+    else:
+        return False
+    present = [c for c in constants if c is not None]
+    return usable and all(get_constant(bench.graph, c) is not None and len(c.users) == 1 for c in present)
+
+
+def _channels(bench: Workbench, producer: fx.Node) -> int:
+    first = get_constant(bench.graph, _affine(bench, producer)[0])
+    assert first is not None
+    return int(first.shape[0])
+
+
+def _input_channels(bench: Workbench, consumer: fx.Node) -> int:
+    weight = get_constant(bench.graph, operands(consumer)[1])
+    if weight is None or len(operands(consumer)[1].users) != 1:
+        return -1
+    groups = operands(consumer)[6] if len(operands(consumer)) > 6 and channel_axis(consumer) == 1 else 1
+    return int(weight.shape[1]) * int(groups)

@@ -1,0 +1,64 @@
+"""Which methods there are. To add one: write its file, and its line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trtq.errors import UsageError, suggest
+from trtq.methods.base import Method, Workbench
+
+# Name: module. Help and checks of names need no import of them.
+METHODS: Mapping[str, str] = {
+    "smooth": "trtq.methods.smooth",
+    "equalize": "trtq.methods.equalize",
+    "reconstruct": "trtq.methods.reconstruct",
+    "bias-correction": "trtq.methods.bias_correction",
+}
+
+
+def get_method(name: str) -> Method:
+    """Return the method called ``name``.
+
+    Raises:
+        UsageError: there is none (the nearest are suggested).
+    """
+    if name not in METHODS:
+        raise UsageError(f"Unknown method {name!r}", mend=suggest(name, METHODS))
+    method: Method = importlib.import_module(METHODS[name]).METHOD
+    return method
+
+
+def choose(names: Sequence[str], arguments: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
+    """Return the methods asked for with their arguments, in the order they act.
+
+    Raises:
+        UsageError: an unknown or repeated method, an argument of a method that was not asked for, a wrong argument.
+    """
+    repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if repeated is not None:
+        raise UsageError(f"The method {repeated} was asked for twice", mend="Name it once")
+    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for key, value in arguments.items():
+        name, dot, argument = key.partition(".")
+        if not dot:
+            raise UsageError(f"Cannot read --method-arg {key}={value}", "expected NAME.K=V", "Write it like smooth.strength=0.7")
+        if name not in given:
+            raise UsageError(f"--method-arg {key} is for a method that was not asked for", mend=f"Add --method {name}")
+        given[name][argument] = value
+    order = list(METHODS)
+    for name in names:
+        get_method(name)
+    return [((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)]
+
+
+def require_fit(method: Method, bench: Workbench) -> None:
+    """Raise when the method has nothing to do on this model.
+
+    Raises:
+        UsageError: says why, and what fits.
+    """
+    reason = method.unfit(bench)
+    if reason is not None:
+        raise UsageError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")
