@@ -79,22 +79,16 @@ def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
     model, preprocess, source, indices = prepare(name)
     weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
     layers = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
-    rules: dict[str, dict[str, object]] = {
-        "*weight_quantizer": {"num_bits": weight_bits, "axis": 0},
-        "*input_quantizer": {"num_bits": input_bits, "axis": None},
-        **{f"{n}.weight_quantizer": {"num_bits": 8, "axis": 0} for n in (layers[0], layers[-1])},
-        **{f"{n}.input_quantizer": {"num_bits": 8, "axis": None} for n in (layers[0], layers[-1])},
-        "*output_quantizer": {"enable": False},
-        "default": {"enable": False},
-    }
     base = mtq.INT8_SMOOTHQUANT_CFG if algorithm == "smoothquant" else mtq.INT8_DEFAULT_CFG
     config = copy.deepcopy(base)
-    if isinstance(config["quant_cfg"], dict):
-        config["quant_cfg"] = rules
-    else:  # from 0.47 on a list of rules, the last match wins
-        config["quant_cfg"] = [{"quantizer_name": "*", "enable": False}] + [
-            {"quantizer_name": k, "cfg": dict(v)} for k, v in rules.items() if "num_bits" in v
-        ]
+    rules = config["quant_cfg"]  # a list, the last rule that matches wins; its own exceptions (BatchNorm, ...) stay
+    for rule in rules:
+        for kind, width in (("*weight_quantizer", weight_bits), ("*input_quantizer", input_bits)):
+            if rule["quantizer_name"] == kind and "cfg" in rule:
+                rule["cfg"]["num_bits"] = width
+    for layer in (layers[0], layers[-1]):
+        rules.append({"quantizer_name": f"{layer}.weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}})
+        rules.append({"quantizer_name": f"{layer}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}})
     config["algorithm"] = algorithm
     calibration = list(batches(source, indices, preprocess, 32))
     quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
