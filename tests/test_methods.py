@@ -12,12 +12,14 @@ from onnx import numpy_helper
 from torch import nn
 
 from tests.conftest import run_cli, spec
-from trtq import quantize
+from trtq import BlocksSpec, blocks, quantize
 from trtq.errors import UsageError
+from trtq.graph.blocks import identify_blocks
 from trtq.graph.capture import capture
 from trtq.methods.base import Workbench
 from trtq.methods.equalize import equalizing_factors
 from trtq.methods.pairs import find_pairs, fold_factors
+from trtq.methods.ranking import kendall, pearson, ranking_loss
 from trtq.methods.reconstruct import LearnedRange, SoftRounding
 from trtq.methods.registry import METHODS, choose, get_method
 from trtq.methods.smooth import smoothing_factors
@@ -125,6 +127,7 @@ def test_bits_outside_their_range_are_refused(images, tmp_path):
         (VIT, "w4a8", "smooth"),
         (CNN, "w8a8", "equalize"),
         (CNN, "w4a4", "bias-correction"),
+        (VIT, "w4a4", "ranking"),
         (CNN, "w4a4", "reconstruct"),
         (VIT, "w4a8", "reconstruct"),
     ],
@@ -137,7 +140,7 @@ def test_a_method_alone_passes_parity_and_is_in_the_record(images, tmp_path, mod
     assert (done.name, done.label) == (method, "folded")
     assert done.source
     encodings = Encodings.load(tmp_path / "encodings.safetensors")
-    assert encodings.constants
+    assert bool(encodings.constants) == (method != "ranking")
     assert encodings.origin["methods"] == method
 
 
@@ -293,6 +296,73 @@ def test_bias_correction_keeps_the_channel_means(images, tmp_path):
     assert errors[1] < errors[0]
 
 
+def test_ranking_reports_and_does_not_lose_order(images, tmp_path):
+    record = quantize(spec(images, tmp_path, model=VIT, bits="w8a3", method=["ranking"]))
+    report = record.methods[0].did["attentions"]
+    assert set(report) == {"blocks.0.qk", "blocks.1.qk"}
+    for found in report.values():
+        assert -1.0 <= found["kendall_before"] <= 1.0
+        assert found["kendall_after"] >= found["kendall_before"] - 0.05
+
+
+def test_ranking_formulas_by_hand():
+    # Pairs: kept by 2, turned over by 3, a tie that does not count.
+    wanted, got = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([2.0, 3.0, 9.0])
+    assert ranking_loss(wanted, got, 0.0) == 1.5
+    assert ranking_loss(wanted, got, 4.0) == pytest.approx((2.0 + 7.0) / 2)
+    assert kendall(wanted, got) == 0.0
+    # All-equal rows have no order and no variance: nothing to lose.
+    flat = torch.ones(2, 5)
+    assert (ranking_loss(torch.zeros(4), torch.ones(4), 1.0), kendall(torch.zeros(4), torch.ones(4)), pearson(flat, flat)) == (
+        0.0,
+        1.0,
+        1.0,
+    )
+    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    assert pearson(x, 2 * x + 1) == pytest.approx(1.0)
+
+
+def test_attention_can_be_asked_for_and_left_out(images, tmp_path):
+    kept = quantize(spec(images, tmp_path / "a", model=VIT, attention="float"))
+    assert {f.reason for f in kept.left_in_float if ".qk" in f.name} == {"asked for by --attention float"}
+    (tmp_path / "sharp.py").write_text(
+        "import torch\nfrom trtq.testing.models import TinyViT\ndef make():\n    torch.manual_seed(0)\n    model = TinyViT()\n"
+        "    model.blocks[0].qkv.weight.data *= 12\n    return model\n"
+    )
+    sharp = {"model": f"{tmp_path}/sharp.py:make", "input_size": "3x64x64"}
+    forced = quantize(spec(images, tmp_path / "b", attention="int8", **sharp))
+    assert "blocks.0.softmax.output" in {q.name for q in forced.quantizers}
+
+
+# ---- what a model is made of -------------------------------------------------------------------------------------------
+
+
+def test_blocks_by_name_and_kind():
+    model = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 1), "attn": nn.Identity(), "fc": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    found = identify_blocks(model)
+    assert (found.cnn, found.transformer) == (["stem"], ["attn", "fc"])
+    layer = identify_blocks(nn.Sequential(nn.TransformerEncoderLayer(8, 2), nn.Conv2d(3, 3, 1)))
+    assert layer.cnn == ["1"]
+    assert {"0", "0.self_attn", "0.linear1"} <= set(layer.transformer)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [(CNN, "cnn"), (VIT, "vit"), ("timm:mobilenetv2_100", "mobile"), ("timm:mobilevit_xxs", "hybrid")]
+)
+def test_the_family_of_a_model(name, family):
+    record = blocks(BlocksSpec(model=name, input_size=(3, 64, 64)))
+    assert record.family == family
+    assert "convolutions" in record.reason
+
+
+def test_blocks_on_the_command_line():
+    shown = run_cli("blocks", VIT, "--input-size", "3x32x32")
+    assert shown.returncode == 0, shown.stderr
+    assert "vit (1 convolutions" in shown.stdout
+    assert "blocks.0.qkv" in shown.stdout
+    assert run_cli("blocks").returncode == 2
+
+
 # ---- asking wrongly ----------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +384,8 @@ def test_wrong_requests():
 def test_a_method_that_does_not_fit_says_so_before_calibration(images, tmp_path):
     with pytest.raises(UsageError, match="The method reconstruct does not fit this model: every quantizer has 8 bits"):
         quantize(spec(images, tmp_path, method=["reconstruct"]))
+    with pytest.raises(UsageError, match="ranking does not fit this model: it has no attention with quantized queries and keys"):
+        quantize(spec(images, tmp_path, method=["ranking"]))
     with pytest.raises(UsageError, match="equalize does not fit this model: no two convs or linears have only ReLU"):
         quantize(spec(images, tmp_path, model="trtq.testing.models:dict_output", method=["equalize"]))
     with pytest.raises(UsageError, match="smooth does not fit this model: no norm, conv or linear hands its channels on"):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from trtq.errors import TrtqError
     from trtq.pipeline import StageResult, run
     from trtq.quant.encodings import Encodings
-    from trtq.recipe import BenchSpec, BuildSpec, EvaluateSpec, QuantizeSpec, Recipe, load_recipe
+    from trtq.recipe import BenchSpec, BlocksSpec, BuildSpec, EvaluateSpec, QuantizeSpec, Recipe, load_recipe
+    from trtq.verbs.blocks import BlocksRecord, blocks
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "BenchRecord": "trtq.bench.latency",
     "BenchSpec": "trtq.recipe",
+    "BlocksRecord": "trtq.verbs.blocks",
+    "BlocksSpec": "trtq.recipe",
     "BuildSpec": "trtq.recipe",
     "Encodings": "trtq.quant.encodings",
     "EngineManifest": "trtq.engine.manifest",
@@ -45,6 +48,7 @@ _WHERE = {
     "StageResult": "trtq.pipeline",
     "TrtqError": "trtq.errors",
     "bench": "trtq.bench.latency",
+    "blocks": "trtq.verbs.blocks",
     "build": "trtq.engine.build",
     "evaluate": "trtq.verbs.evaluate",
     "inspect": "trtq.verbs.inspect",
@@ -54,9 +58,9 @@ _WHERE = {
 }
 
 __all__ = [
-    "BenchRecord", "BenchSpec", "BuildSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "QuantizeRecord",
-    "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "bench", "build", "evaluate", "inspect", "load_recipe",
-    "quantize", "run",
+    "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "Encodings", "EngineManifest", "EvaluateRecord",
+    "EvaluateSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "bench", "blocks",
+    "build", "evaluate", "inspect", "load_recipe", "quantize", "run",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

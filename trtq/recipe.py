@@ -91,6 +91,16 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
 Doc = Meta
 
 
+# Fields that several specs share.
+ModelName = Annotated[
+    str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
+]
+Checkpoint = Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")]
+CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")]
+ModelArg = Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")]
+InputSize = Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")]
+
+
 class InputSpec(Spec, frozen=True, kw_only=True):
     """How images become the model's input."""
 
@@ -101,7 +111,7 @@ class InputSpec(Spec, frozen=True, kw_only=True):
         ),
     ] = ""
     class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order; default: sorted folder names.")] = None
-    input_size: Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")] = None
+    input_size: InputSize = None
     mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     preset: Annotated[Preset | None, Doc(description="Normalisation by name; default: the model's own, else imagenet.")] = None
@@ -115,20 +125,24 @@ class InputSpec(Spec, frozen=True, kw_only=True):
     ] = None
 
 
+class BlocksSpec(Spec, frozen=True, kw_only=True):
+    """List what a model is made of."""
+
+    model: ModelName
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
+    input_size: InputSize = None
+
+
 class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
-    model: Annotated[
-        str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
-    ]
+    model: ModelName
     out: Annotated[str, Doc(description="Folder for the results.")]
-    checkpoint: Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")] = None
-    checkpoint_match: Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")] = (
-        "name"
-    )
-    model_arg: Annotated[
-        dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")
-    ] = {}
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
@@ -142,6 +156,10 @@ class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
         tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
     ] = ()
     method_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Argument of a method, NAME.K=V; repeatable.")] = {}
+    attention: Annotated[
+        Literal["auto", "int8", "float"],
+        Doc(description="The products of attentions: in INT8 where their softmax can be (auto), always, or never."),
+    ] = "auto"
     high_precision: Annotated[
         tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")
     ] = ()

@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "Build a TensorRT engine from an ONNX file.",
     "bench": "Latency of an ONNX file, labelled with where it ran.",
     "run": "Run the chain of a recipe, skipping what is up to date.",
+    "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
     "inspect": "Explain any artefact.",
     "doctor": "Versions, devices, sensors, what is missing and how to get it.",

@@ -13,6 +13,7 @@ from trtq.methods.base import Method, Workbench
 METHODS: Mapping[str, str] = {
     "smooth": "trtq.methods.smooth",
     "equalize": "trtq.methods.equalize",
+    "ranking": "trtq.methods.ranking",
     "reconstruct": "trtq.methods.reconstruct",
     "bias-correction": "trtq.methods.bias_correction",
 }

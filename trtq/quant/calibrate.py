@@ -109,7 +109,7 @@ def make_encodings(
     """
     for quantizer in placement.quantizers:
         if not quantizer.is_weight:
-            _judge_(quantizer, stats[quantizer.stats_key])
+            _judge_(quantizer, stats[quantizer.stats_key], force=placement.force_attention)
     keep_whole_(placement)
     amax: dict[str, torch.Tensor] = {}
     formats: dict[str, Format] = {}
@@ -127,11 +127,13 @@ def make_encodings(
     return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin)
 
 
-def _judge_(quantizer: Quantizer, stats: ActivationStats) -> None:
+def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> None:
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return
     # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
+    if force and "trtq_softmax" in quantizer.consumer.meta:
+        return
     steps = SOFTMAX_STEPS if quantizer.source.target in SOFTMAXES else 1.0
     # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.
     reason = outlier_reason(stats, INT8.qmax, steps=steps)

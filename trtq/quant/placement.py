@@ -84,9 +84,14 @@ class Quantizer:
 
 @dataclass(slots=True)
 class Placement:
-    """All quantizers of a graph in the order the graph runs them."""
+    """All quantizers of a graph in the order the graph runs them.
+
+    Attributes:
+        force_attention: quantize softmax outputs whatever their values.
+    """
 
     quantizers: list[Quantizer] = field(default_factory=list)
+    force_attention: bool = False
 
     @property
     def active(self) -> list[Quantizer]:
@@ -106,6 +111,7 @@ def place(
     high_precision: Sequence[str] = (),
     weight_bits: int = 8,
     input_bits: int = 8,
+    attention: str = "auto",
 ) -> Placement:
     """Return the quantizers the rules put into ``graph``.
 
@@ -117,11 +123,12 @@ def place(
         weight_bits: of weights; 2 to 8.
         input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
             keep 8 bits.
+        attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
 
     Raises:
         UsageError: a pattern matches nothing (the nearest names are suggested).
     """
-    found = Placement()
+    found = Placement(force_attention=attention == "int8")
     depth = _depths(graph)
     for node in graph.graph.nodes:
         if node.op != "call_function":
@@ -140,6 +147,10 @@ def place(
                 _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
             )
     _set_bits_(found, weight_bits, input_bits)
+    if attention == "float":
+        for q in found.quantizers:
+            if _attention(q) is not None:
+                q.float_reason = "asked for by --attention float"
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
     return found

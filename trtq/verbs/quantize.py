@@ -101,7 +101,13 @@ class _Job:
         for line in captured.notes:
             self.note(line)
         weight_bits, input_bits = (int(v) for v in self.spec.bits[1:].split("a"))
-        placement = place(captured.module, high_precision=self.spec.high_precision, weight_bits=weight_bits, input_bits=input_bits)
+        placement = place(
+            captured.module,
+            high_precision=self.spec.high_precision,
+            weight_bits=weight_bits,
+            input_bits=input_bits,
+            attention=self.spec.attention,
+        )
         if not placement.quantizers:
             raise CalibrationError(f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul")
         self.clock.lap("capture")

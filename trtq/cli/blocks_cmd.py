@@ -1,0 +1,37 @@
+"""``trtq blocks``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import BlocksSpec
+
+
+@click.command("blocks")
+@spec_options(BlocksSpec, argument="model")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """List the convolutional and the transformer parts of MODEL, and the family that makes it.
+
+    \b
+    Example:
+      trtq blocks timm:mobilevit_xxs
+    """
+    merged = collect(BlocksSpec, values)
+    require(merged, ("model",), "blocks", "model")
+    spec = BlocksSpec.make(merged)
+    from trtq.verbs.blocks import blocks
+
+    record = blocks(spec)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(f"{record.model}: {record.family} ({record.reason})")
+    for title, names in (("CNN", record.blocks.cnn), ("Transformer", record.blocks.transformer)):
+        click.echo(f"{title} ({len(names)})")
+        for name in names:
+            click.echo(f"  {name}")

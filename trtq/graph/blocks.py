@@ -1,0 +1,69 @@
+"""Which parts of a model are convolutional and which transformer, and what family that makes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import torch
+from torch import fx, nn
+
+from trtq.graph.naming import SOFTMAXES
+from trtq.graph.normalize import CONVS, operands
+
+aten = torch.ops.aten
+Family = Literal["cnn", "mobile", "vit", "windowed", "hybrid"]
+TRANSFORMER_NAMES = ("attn", "Attention", "Transformer")
+STEM_CONVS = 4  # a plain transformer has convolutions in its patch embedding only
+CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Blocks(msgspec.Struct, frozen=True, kw_only=True):
+    """Module paths by kind, in the order of the model.
+
+    Attributes:
+        cnn: convolutions.
+        transformer: linears, and modules whose name or class says attention or transformer.
+    """
+
+    cnn: list[str]
+    transformer: list[str]
+
+
+def identify_blocks(model: nn.Module) -> Blocks:
+    """Return the convolutional and the transformer parts (S3, Algorithm 1).
+
+    Each convolution is CNN; each linear, and each module whose name or class contains attn, Attention or Transformer, is
+    transformer. A convolution inside an attention stays CNN, as the algorithm asks for the layer's type first.
+    """
+    cnn, transformer = list[str](), list[str]()
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if isinstance(module, CONV_MODULES):
+            cnn.append(path)
+        elif path and (isinstance(module, nn.Linear) or any(t in name or t in type(module).__name__ for t in TRANSFORMER_NAMES)):
+            transformer.append(path)
+    return Blocks(cnn=cnn, transformer=transformer)
+
+
+def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
+    """Return the family of a captured graph and the reason, from what it computes and not from its name."""
+    convs = [n for n in graph.graph.nodes if n.target in CONVS]
+    depthwise = [n for n in convs if _is_depthwise(n)]
+    attentions = [n for n in graph.graph.nodes if n.target in SOFTMAXES and n.meta["val"].ndim >= 3]
+    linears = sum(n.target is aten.linear.default for n in graph.graph.nodes)
+    rolls = sum(n.target is aten.roll.default for n in graph.graph.nodes)
+    counted = f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, {len(attentions)} attentions"
+    if attentions and rolls:
+        return "windowed", f"{counted}, windows shifted {rolls} times"
+    if linears > len(convs) and len(convs) <= STEM_CONVS:
+        return "vit", counted
+    if attentions or linears > 8:
+        return "hybrid", counted
+    return ("mobile" if len(depthwise) * 4 > len(convs) else "cnn"), counted
+
+
+def _is_depthwise(node: fx.Node) -> bool:
+    given = operands(node)
+    groups = given[8] if node.target is aten.convolution.default else given[6] if len(given) > 6 else 1
+    return int(groups) > 1 and int(groups) == int(given[0].meta["val"].shape[1])
