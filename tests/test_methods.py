@@ -171,6 +171,17 @@ def test_learned_rounding_beats_rounding_to_nearest(images, tmp_path):
     assert learned > nearest + 1.0
 
 
+def test_the_report_says_where_each_method_runs(images, tmp_path):
+    from trtq.report.page import write_page
+
+    record = quantize(spec(images, tmp_path, model=VIT, bits="w4a8", method=["smooth"]))
+    text = write_page(tmp_path, tmp_path / "report.html", title="t").read_text()
+    assert "W4A8 (in INT8 containers) with smooth" in text
+    assert "folded into the numbers: nothing more runs" in text
+    assert "--bits w4a8 --method smooth" in text
+    assert "tensors in W4A8, INT8 containers" in record.summary
+
+
 # ---- folding is exact --------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,12 @@ from trtq.report.figures import histogram_figure, sqnr_figure
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.version import __version__
 
+LABELS = {
+    "engine": "a kernel of the engine",
+    "folded": "folded into the numbers: nothing more runs",
+    "ops": "extra float operations",
+    "simulated": "simulation only: no kernel anywhere",
+}
 WORST = 6
 TEMPLATE = "page.html.j2"
 
@@ -32,7 +38,13 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     quantizers = run.quantize["quantizers"]
     text = environment.get_template(TEMPLATE).render(
-        title=title, run=run, version=__version__, sqnr=sqnr_figure(quantizers), worst=_worst(quantizers), commands=_commands(run)
+        title=title,
+        run=run,
+        version=__version__,
+        sqnr=sqnr_figure(quantizers),
+        worst=_worst(quantizers),
+        commands=_commands(run),
+        labels=LABELS,
     )
     return write_bytes(page, text.encode())
 

@@ -94,7 +94,8 @@ def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
         label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""
         small = f"{found['int8']['engine_bytes'] / 1e6:.2f} MB" if "int8" in found else ""
         builder = next(iter(found.values()))["builder"]
-        rows.append((f"Engine for {device}", label, small, f"file size; {builder['backend']} {builder['version']}, built without the GPU"))
+        place = "built without the GPU" if builder["backend"] == "tensorrt-rtx" else "built on that GPU"
+        rows.append((f"Engine for {device}", label, small, f"file size; {builder['backend']} {builder['version']}, {place}"))
     return rows
 
 
@@ -116,7 +117,9 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
 
 def _verdict(run: RunSummary) -> str:
     q, e = run.quantize, run.evaluate
-    parts = [f"{q['model']['name']} in INT8"]
+    methods = [m["name"] for m in q["methods"]]
+    width = "INT8" if q["model"]["bits"] == "w8a8" else f"{q['model']['bits'].upper()} (in INT8 containers)"
+    parts = [f"{q['model']['name']} in {width}" + (f" with {', '.join(methods)}" if methods else "")]
     if e is not None and e["top1"] is not None:
         change = e["top1"] - e["reference_top1"]
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of top-1 on {e['images']} images)")

@@ -82,9 +82,10 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line: what was quantized, what was not, and whether torch and ONNX Runtime agree."""
         p = self.parity
+        width = "INT8" if self.model["bits"] == "w8a8" else f"{self.model['bits'].upper()}, INT8 containers"
         sqnr = "exact" if p.quantization_sqnr_db is None else f"{p.quantization_sqnr_db:.1f} dB"
         return (
-            f"{len(self.quantizers)} tensors in INT8, {len(self.left_in_float)} left in float; output SQNR {sqnr}, "
+            f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; output SQNR {sqnr}, "
             f"{p.agreement:.1f} % agreement with float on {p.images} calibration images; "
             f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}"
         )
