@@ -168,6 +168,47 @@ def test_a_module_computes_what_torch_computes(name, opset):
     same_in_onnxruntime(model.eval(), torch.randn(3, 4, 6, 6), opset, names=kinds)
 
 
+def test_a_class_token_expanded_like_another_tensor():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.conv = nn.Conv2d(4, 8, 1)
+
+        def forward(self, x):
+            y = self.conv(x).flatten(2).transpose(1, 2)
+            return torch.cat([self.token.expand_as(y[:, :1]), y], 1)
+
+    model = Token().eval()
+    captured = capture(model, (4, 6, 6))
+    assert captured.dynamic_batch
+    same_in_onnxruntime(model, torch.randn(3, 4, 6, 6), 20)
+
+
+def test_a_weight_that_is_read_otherwise_too_keeps_its_layout():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Linear(6, 6, bias=False)
+
+        def forward(self, x):
+            return self.w(x) + torch.einsum("bchw,wk->bchk", x, self.w.weight)
+
+    same_in_onnxruntime(Tied(), torch.randn(2, 4, 6, 6), 20)
+
+
+def test_parameters_called_input_and_output():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input, self.output = nn.Parameter(torch.randn(1, 4, 1, 1)), nn.Parameter(torch.randn(1, 4, 1, 1))
+
+        def forward(self, x):
+            return x * self.input + self.output
+
+    same_in_onnxruntime(Named(), torch.randn(2, 4, 6, 6), 20)
+
+
 def test_a_zero_pad_becomes_the_convolutions_own():
     model = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 3)), nn.Conv2d(4, 3, 3, padding=1))
     same_in_onnxruntime(model, torch.randn(2, 4, 6, 6), 20)
@@ -191,6 +232,8 @@ def test_nodes_carry_layers_and_modules():
         (lambda x: F.max_pool2d(x[:, :, :4, :4], 2, 3, 1, ceil_mode=True), "last window lies in the padding"),
         (lambda x: x[:, torch.tensor([0, 1]), torch.tensor([1, 0])], "several tensors"),
         (lambda x: F.softplus(x, beta=2), "softplus with beta"),
+        (lambda x: (x.to(torch.int64) < 0.5).float(), "0.5 beside integers"),
+        (lambda x: x.sum(1, dtype=torch.float64), "a result of another type"),
     ],
 )
 def test_what_the_table_does_not_write_says_so(function, reason):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.conftest import run_cli, spec
 from trtq import BlocksSpec, blocks, quantize
-from trtq.errors import UsageError
+from trtq.errors import CalibrationError, UsageError
 from trtq.graph.blocks import identify_blocks
 from trtq.graph.capture import capture
 from trtq.methods.base import Workbench
@@ -96,6 +96,13 @@ def test_the_interval_follows_the_values():
     x = torch.randn(20000, generator=torch.Generator().manual_seed(0))
     assert best_interval(histogram(x.clamp_min(0)), histogram((-x).clamp_min(0)), 4)[1] in (-8, -7)
     assert best_interval(histogram(x.abs()), Histogram(), 4)[1] == 0
+    for bits in (2, 3):  # both sides of 0 are kept at the smallest widths, too
+        x = torch.randn(20000, generator=torch.Generator().manual_seed(0))
+        amax, lowest = best_interval(histogram(x.clamp_min(0)), histogram((-x).clamp_min(0)), bits)
+        assert lowest < 0
+        step = amax / (lowest + (1 << bits) - 1)
+        error = float((x - (x / step).round().clamp(lowest, lowest + (1 << bits) - 1) * step).square().mean())
+        assert error < {2: 0.16, 3: 0.05}[bits]
     # Four values on the four codes of 2 bits: nothing is lost.
     amax, lowest = best_interval(histogram([0.0, 1.0, 2.0]), histogram([0.0, 1.0]), 2)
     assert lowest == -1
@@ -215,6 +222,85 @@ def test_nothing_folds_through_silu_and_the_record_says_why():
     for act in (nn.ReLU6(), nn.GELU(), nn.Hardswish()):
         assert not find_pairs(bench_of(Two(act)))[0]
     assert len(find_pairs(bench_of(Two(nn.ReLU())))[0]) == 1
+
+
+class Chain(nn.Module):
+    """A producer, something between, a consumer."""
+
+    def __init__(self, first, between, last):
+        super().__init__()
+        self.first, self.last, self.between = first, last, between
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "fits"),
+    [
+        # A linear over the width of a map, as many wide as it has channels: another axis.
+        (Chain(nn.Conv2d(3, 32, 3, padding=1), torch.relu, nn.Linear(32, 8)), False),
+        # Token mixing: the norm's channels are last, the convolution's are axis 1.
+        (Chain(nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.Flatten(2), nn.LayerNorm(16)), lambda x: x, nn.Conv1d(16, 16, 1)), False),
+        # A mean over channels and height leaves the width.
+        (Chain(nn.Conv2d(3, 32, 3, padding=1), lambda x: torch.relu(x).mean((1, 2)), nn.Linear(32, 5)), False),
+        (Chain(nn.Conv2d(3, 32, 3), lambda x: torch.relu(x).mean((2, 3)), nn.Linear(32, 5)), True),
+        # Transposed weights have their output channels on another axis.
+        (Chain(nn.ConvTranspose2d(3, 3, 2), torch.relu, nn.Conv2d(3, 4, 1)), False),
+        (Chain(nn.GroupNorm(1, 3), nn.ZeroPad2d(1), nn.Conv2d(3, 4, 3)), True),
+        (Chain(nn.GroupNorm(1, 3), lambda x: nn.functional.pad(x, (1, 1), value=1.0), nn.Conv2d(3, 4, 3)), False),
+    ],
+)
+def test_factors_move_only_along_the_channels(model, fits):
+    bench = bench_of(model)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = bench.graph(x)
+        pairs, _ = find_pairs(bench)
+        assert bool(pairs) == fits
+        for pair in pairs:
+            fold_factors(bench, pair, torch.rand(pair.channels) * 4 + 0.1)
+        assert float((bench.graph(x) - before).abs().max()) < 1e-4 * float(before.abs().max())
+
+
+def test_a_method_that_moves_the_function_is_stopped(images, tmp_path, monkeypatch):
+    from trtq.methods import smooth
+
+    def wrong(bench, pair, factors):
+        node = pair.consumers[0].args[1]
+        bench.fold(node, bench.graph.get_parameter(str(node.target)).detach() * 1.5)
+
+    monkeypatch.setattr(smooth, "fold_factors", wrong)
+    with pytest.raises(CalibrationError, match=r"The method smooth changed what the model computes: outputs moved by"):
+        quantize(spec(images, tmp_path, model=VIT, method=["smooth"], method_arg={"smooth.strength": 0.5}))
+
+
+def test_a_model_of_one_image_at_a_time_is_refused_where_batches_are_needed(images, tmp_path):
+    (tmp_path / "one.py").write_text(
+        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.c = (torch.nn.Conv2d(i, o, 3, 2) for i, o in ((3, 8), (8, 8), (8, 8)))\n"
+        "    def forward(self, x):\n        y = self.c(self.b(self.a(x)))\n"
+        "        return torch.stack([y[i].mean((1, 2)) for i in range(int(x.shape[0]))])\n"
+        "def make():\n    torch.manual_seed(0)\n    return M()\n"
+    )
+    for method in ("bias-correction", "reconstruct"):
+        with pytest.raises(UsageError, match=f"{method} does not fit this model: the model takes one image at a time"):
+            quantize(spec(images, tmp_path / method, model=f"{tmp_path}/one.py:make", bits="w4a4", method=[method]))
+
+
+def test_shared_tensors_learn_one_range(images, tmp_path):
+    (tmp_path / "fork.py").write_text(
+        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.stem, self.a, self.b, self.last = (torch.nn.Conv2d(i, 8, 3) for i in (3, 8, 8, 8))\n"
+        "    def forward(self, x):\n        y = torch.relu(self.stem(x))\n        return self.last(self.a(y) * self.b(y)).mean((2, 3))\n"
+        "def make():\n    torch.manual_seed(0)\n    return M()\n"
+    )
+    asked = spec(
+        images, tmp_path / "o", model=f"{tmp_path}/fork.py:make", bits="w4a4", method=["reconstruct"], method_arg={"reconstruct.steps": 10}
+    )
+    plain = {q.name: q.amax for q in quantize(spec(images, tmp_path / "p", model=f"{tmp_path}/fork.py:make", bits="w4a4")).quantizers}
+    learned = {q.name: q.amax for q in quantize(asked).quantizers}
+    assert learned["a.input"] == learned["b.input"] != plain["a.input"]
 
 
 def test_a_residual_reader_stops_the_fold():

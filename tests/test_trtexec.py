@@ -37,6 +37,7 @@ def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_pa
     old = parse_version(f"[TensorRT {version}]") < (10, 0)
     assert ("--int8" in line) == old
     assert ("--fp16" in line) == (old and precision == "fp16")
+    assert ("--workspace=1024" in line) == (parse_version(f"[TensorRT {version}]") < (8, 4))
     assert made.builder_log == ["[11/21/2026-10:00:00] [W] [TRT] a warning of the library"]
     assert "INT8 coverage unknown for this builder" in made.summary
 
@@ -86,7 +87,7 @@ def test_no_trtexec_and_one_of_no_known_version(old_files, tmp_path, monkeypatch
 def test_versions_and_flags():
     assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
     assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
-    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 20, 25]
+    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 16, 20, 25]
     with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
         newest_opset((7, 2))
     line = command((8, 4), executable="t", onnx=Path("m"), engine=Path("e"), shapes={}, quantized=False, half=True)

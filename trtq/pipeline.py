@@ -25,7 +25,8 @@ from trtq.data.source import open_source
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
-from trtq.errors import ArtifactError, UsageError
+from trtq.engine.trtexec import find_trtexec, probe_version
+from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, Recipe
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.progress import Progress, Silent
@@ -237,10 +238,21 @@ def _build_stage(wanted: BuildStage, out: Path) -> Stage:
     )
 
     def inputs() -> dict[str, Any]:
-        versions = {n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")}
+        versions: dict[str, Any] = {n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")}
+        if wanted.backend == "trtexec":
+            versions["trtexec"] = _trtexec_or_none()
         return {"settings": msgspec.to_builtins(spec), source.name: _digest_or_none(str(source)), "builder version": versions}
 
     return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec).summary)
+
+
+def _trtexec_or_none() -> str | None:
+    """Return which trtexec there is; what is wrong with it is said when the stage runs."""
+    try:
+        path = find_trtexec()
+        return f"{path} {probe_version(path)}"
+    except TrtqError:
+        return None
 
 
 def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path) -> Stage:

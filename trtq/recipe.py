@@ -164,7 +164,9 @@ class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
         tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")
     ] = ()
     opset: Annotated[
-        int, Meta(ge=13, le=21), Doc(description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 17 for 8.4 to 9, 20 for 10 and later.")
+        int,
+        Meta(ge=13, le=21),
+        Doc(description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later."),
     ] = 20
     seed: Annotated[
         int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")

@@ -142,7 +142,7 @@ def _run_trtexec(
     def run(batch: tuple[int, int, int]) -> tuple[bytes, dict[str, Any], list[str]]:
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
             source, plan = Path(folder) / "model.onnx", Path(folder) / "plan"
-            onnx.save(typed, source)
+            _save(typed, source)
             shapes = {
                 i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
                 for i in typed.graph.input
@@ -162,15 +162,19 @@ def _run_trtexec(
     return run
 
 
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.save(model, path)
+    except OSError as exc:
+        raise explain_os_error(exc, path) from exc
+
+
 def _run_worker(
     model: onnx.ModelProto, backend: str, target: Target, batch: tuple[int, int, int]
 ) -> tuple[bytes, dict[str, Any], list[str]]:
     with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
         source, plan, request = (Path(folder) / n for n in ("model.onnx", "plan", "request.json"))
-        try:
-            onnx.save(model, source)
-        except OSError as exc:
-            raise explain_os_error(exc, source) from exc
+        _save(model, source)
         request.write_text(
             json.dumps(
                 {

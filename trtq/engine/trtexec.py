@@ -17,15 +17,16 @@ from trtq.engine.targets import Target
 from trtq.errors import EngineError, MissingExtraError
 
 Version = tuple[int, int]
+WORKSPACE_MIB = 1024
 USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 # Flag: first and last version that accept it (None: still there in 11). facts: sampleOptions.cpp of the releases 8.0.1 to 11.1.
 FLAGS: Mapping[str, tuple[Version, Version | None]] = {
     "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None), "optShapes": ((8, 0), None),
     "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)), "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)),
-    "int8": ((8, 0), (10, 16)), "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
+    "int8": ((8, 0), (10, 16)), "workspace": ((8, 0), (9, 3)), "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
 }  # fmt: skip
-# From the first version on: the newest opset its ONNX parser reads.
-OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 17), ((10, 0), 20), ((11, 0), 25))
+# From the first version on: the newest opset of which its parser reads what trtq writes (LayerNormalization, opset 17, from 8.6 on).
+OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 17), ((10, 0), 20), ((11, 0), 25))
 
 
 def find_trtexec() -> str:
@@ -112,6 +113,8 @@ def command(
         given += [("int8", None)] * quantized + [("fp16", None)] * half
     elif version < (11, 0):  # a deprecated no-op from 11 on
         given.append(("stronglyTyped", None))
+    if version < (8, 4):  # its default of 16 MiB leaves most convolutions without a kernel; later ones take what the device has
+        given.append(("workspace", str(WORKSPACE_MIB)))
     if version >= FLAGS["profilingVerbosity"][0]:
         given.append(("profilingVerbosity", "detailed"))
     given.append(("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None))

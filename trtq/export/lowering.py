@@ -66,7 +66,7 @@ def _write_call(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed
     elif (write := OPS.get(node.target)) is not None:
         try:
             writer.values[node] = write(writer, node, *node.args, **node.kwargs)
-        except (TypeError, KeyError) as exc:  # an argument this form of the op does not take
+        except (TypeError, KeyError, IndexError, ArithmeticError) as exc:  # an argument this form of the op does not take
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}: {exc}") from exc
     else:
         raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
@@ -118,7 +118,8 @@ def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
         if node.op != "get_attr" and not quantized:
             continue
         uses = [(u, i) for u in node.users for i, a in enumerate(u.args) if a is node]
-        if uses and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses):
+        covered = {u for u, _ in uses} == set(node.users)  # a use inside a list of operands is none of these
+        if uses and covered and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses):
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.ndim == 2:
                 found.add(node)

@@ -30,6 +30,11 @@ def _val(node: fx.Node) -> torch.Tensor:
     return value
 
 
+def _require_same_type(n: fx.Node, x: fx.Node) -> None:
+    if _val(n).dtype != _val(x).dtype:
+        raise UnsupportedOpError("a result of another type than its operand")
+
+
 def _ints(value: int | Sequence[int], count: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
     return values * count if len(values) == 1 else values
@@ -76,7 +81,10 @@ def _operand_like(n: fx.Node, *operands: Any) -> fx.Node:
         if any(_val(t).dtype != _val(n).dtype for t in tensors):
             raise UnsupportedOpError("operands of different types")
         return n
-    return next(o for o in operands if isinstance(o, fx.Node) and isinstance(o.meta.get("val"), torch.Tensor))
+    tensors = [o for o in operands if isinstance(o, fx.Node) and isinstance(o.meta.get("val"), torch.Tensor)]
+    if len({_val(t).dtype for t in tensors}) > 1:
+        raise UnsupportedOpError("a comparison of different types")
+    return tensors[0]
 
 
 def _swapped(write: Write) -> Write:
@@ -285,6 +293,7 @@ def reduction(kind: str) -> Write:
 
     def write(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
         axes = None if dims is None or (isinstance(dims, (list, tuple)) and not dims) else _ints(dims, 1)
+        _require_same_type(n, x)
         return w.reduce(kind, x, axes, keepdims=keepdim)
 
     return write
@@ -292,12 +301,13 @@ def reduction(kind: str) -> Write:
 
 def vector_norm(w: Writer, n: fx.Node, x: fx.Node, ord: Any = 2, dims: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     """The 1 or 2 norm over axes."""
+    _require_same_type(n, x)
     return w.reduce({1: "ReduceL1", 2: "ReduceL2"}[ord], x, None if dims is None else _ints(dims, 1), keepdims=keepdim)
 
 
 def variance(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, correction: Any = 1, keepdim: bool = False) -> Any:
     """Mean square distance from the mean."""
-    axes = _ints(dims, 1) if dims is not None else list(range(_val(x).ndim))
+    axes = _ints(dims, 1) if dims not in (None, [], ()) else list(range(_val(x).ndim))
     count = math.prod(_dim(x, d) for d in axes)
     centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
     mean = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=keepdim)
@@ -320,7 +330,12 @@ def einsum(w: Writer, n: fx.Node, equation: str, tensors: Sequence[fx.Node], pat
 
 def softmax(kind: str) -> Write:
     """Return a writer for softmax or its logarithm."""
-    return lambda w, n, x, d, dtype=None: w.op(kind, x, axis=d)
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, d: int, dtype: Any = None) -> Any:
+        _require_same_type(n, x)
+        return w.op(kind, x, axis=d)
+
+    return write
 
 
 def layer_norm(
@@ -521,7 +536,8 @@ OPS: dict[Any, Write] = {
     aten.addcmul.default: addcmul, aten.to.dtype: cast, aten._to_copy.default: cast, aten.type_as.default: cast,
     aten.where.self: where, aten.where.Scalar: where, aten.where.ScalarSelf: where, aten.where.ScalarOther: where,
     aten.masked_fill.Scalar: masked_fill,
-    aten.sym_size.int: sym_size, aten.reshape.default: reshape, aten.expand.default: expand, aten.permute.default: permute,
+    aten.sym_size.int: sym_size, aten.reshape.default: reshape, aten.expand.default: expand,
+    aten.expand_as.default: lambda w, n, x, like: w.op("Expand", x, w.op("Shape", like)), aten.permute.default: permute,
     aten.transpose.int: transpose, aten.t.default: transpose, aten.unsqueeze.default: unsqueeze, aten.squeeze.dim: squeeze,
     aten.squeeze.dims: squeeze, aten.slice.Tensor: cut, aten.select.int: select, aten.split_with_sizes.default: split,
     operator.getitem: getitem, aten.roll.default: roll, aten.flip.default: flip, aten.repeat.default: repeat,

@@ -57,6 +57,11 @@ def export_with_torch(simulated: fx.GraphModule, example: torch.Tensor, *, opset
                 opset_version=opset, verbose=False,
             )  # fmt: skip
     except Exception as exc:
+        cause: BaseException | None = exc
+        while cause is not None:  # our own words, from inside the exporter
+            if isinstance(cause, ExportError):
+                raise cause from exc
+            cause = cause.__cause__
         lines = [ln for ln in str(exc).splitlines() if ln.strip()]
         raise ExportError(
             "Cannot write the model as ONNX",

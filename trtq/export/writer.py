@@ -43,7 +43,7 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._taken: Counter[str] = Counter()
+        self._taken: Counter[str] = Counter(("input", "output"))
 
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).
@@ -100,7 +100,10 @@ class Writer:
             if isinstance(value, torch.SymInt):
                 return str(self.op("Cast", given, to=ONNX_TYPES[like.meta["val"].dtype]))
             return self.value(given)
-        return self.constant(torch.tensor(given, dtype=like.meta["val"].dtype).numpy())
+        dtype = like.meta["val"].dtype
+        if isinstance(given, float) and not dtype.is_floating_point and not given.is_integer():
+            raise UnsupportedOpError(f"{given} beside integers")
+        return self.constant(torch.tensor(given, dtype=dtype).numpy())
 
     def reduce(self, kind: str, x: Any, axes: Sequence[int] | None, *, keepdims: bool) -> str:
         """Append a reduction; its axes became an input in opset 18 (ReduceSum: 13)."""

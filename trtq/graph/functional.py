@@ -9,7 +9,10 @@ from torch import fx
 
 aten = torch.ops.aten
 # Alias by behaviour though their schemas do not say so.
-MAY_ALIAS = (aten.dropout.default, aten.feature_dropout.default, aten.einsum.default)
+MAY_ALIAS = (
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
+    aten.broadcast_tensors.default, aten.einsum.default,
+)  # fmt: skip
 
 
 def make_functional_(graph: fx.GraphModule) -> bool:
@@ -31,6 +34,8 @@ def make_functional_(graph: fx.GraphModule) -> bool:
         twin = _functional_twin(node)
         if twin is None or not isinstance(changed, fx.Node) or roots[changed].op != "call_function":
             return False
+        if len({v.dtype for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)}) > 1:
+            return False  # in place the result keeps the first operand's type, the twin may not
         others = [n for n, root in roots.items() if root is roots[changed] and n not in (changed, node)]
         if any(order[user] > order[node] for other in others for user in other.users):
             return False

@@ -153,12 +153,21 @@ def _free_views(graph: fx.GraphModule) -> int:
             if sizes is None:
                 continue
             node.target, node.args, node.kwargs = aten.reshape.default, (operands(node)[0], sizes), {}
-        elif node.target is aten.expand_as.default and (sizes := _sizes(node.meta["val"])) is not None:
-            node.target, node.args = aten.expand.default, (operands(node)[0], sizes)
+        elif node.target is aten.expand_as.default and not any(isinstance(d, torch.SymInt) for d in node.meta["val"].shape):
+            node.target, node.args = aten.expand.default, (operands(node)[0], [int(d) for d in node.meta["val"].shape])
+        elif node.target is aten.expand_as.default and _open_as_before(node):
+            node.target, node.args = aten.expand.default, (operands(node)[0], _sizes(node.meta["val"]))
         else:
             continue
         count += 1
     return count
+
+
+def _open_as_before(node: fx.Node) -> bool:
+    """Whether the one open size of an expansion is the operand's own, which expand writes as -1."""
+    before, after = operands(node)[0].meta["val"].shape, node.meta["val"].shape
+    opens = [i for i, d in enumerate(after) if isinstance(d, torch.SymInt)]
+    return len(before) == len(after) and len(opens) == 1 and isinstance(before[opens[0]], torch.SymInt)
 
 
 def _sizes(value: torch.Tensor) -> list[int] | None:

@@ -28,6 +28,7 @@ class Workbench:
         graph: captured; :meth:`fold` changes its constants.
         placement: its quantizers.
         images: call it with a number to get batches of at most that many calibration images, float32 [N, C, H, W].
+        dynamic_batch: False when the graph takes one image at a time.
         encodings: made by calibration; None for methods that act before it.
         folded: constants that :meth:`fold` changed, by name.
         note: tell the user a line that also stands in the record.
@@ -41,6 +42,7 @@ class Workbench:
     note: Callable[[str], None]
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]
+    dynamic_batch: bool = True
     encodings: Encodings | None = None
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -112,6 +114,11 @@ class Method:
                 expected = type(values[key]).__name__
                 raise UsageError(f"Cannot use {self.name}.{key}={value}", f"expected {expected}") from exc
         return values
+
+
+def needs_batches(bench: Workbench) -> str | None:
+    """Return why a method that runs many images at once does not fit, None when it does."""
+    return None if bench.dynamic_batch else "the model takes one image at a time, and it needs batches"
 
 
 def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:

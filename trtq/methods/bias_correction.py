@@ -10,7 +10,7 @@ from torch import fx
 
 from trtq.graph.naming import node_name
 from trtq.graph.normalize import get_constant
-from trtq.methods.base import Method, Workbench, channel_axis, weight_and_bias
+from trtq.methods.base import Method, Workbench, channel_axis, needs_batches, weight_and_bias
 
 
 def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
@@ -55,7 +55,8 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     constants = bench.made.constants
     layers = {n.name: weight_and_bias(bench.graph, n)[1] for n, _ in bench.layers()}
     names = {n.name: node_name(n) for n, _ in bench.layers()}
-    able = {name for name, bias in layers.items() if bias is not None}
+    # A bias that two layers read cannot follow both.
+    able = {name for name, bias in layers.items() if bias is not None and len(bias.users) == 1}
     with torch.inference_mode():
         record = _Record(bench.graph, able)
         record.run(batch)
@@ -70,7 +71,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         constants[str(bias.target)] = old + shift
         largest = max(largest, float(shift.abs().max()))
     left = [names[n] for n in layers if n not in able]
-    return {"layers": len(able), "largest_shift": largest, "images": len(batch), "without_bias": left}
+    return {"layers": len(able), "largest_shift": largest, "images": len(batch), "left_alone": left}
 
 
 METHOD = Method(
@@ -82,8 +83,11 @@ METHOD = Method(
     arguments={"images": 64},
     run=run,
     unfit=lambda bench: (
-        None
-        if any(weight_and_bias(bench.graph, n)[1] is not None for n, _ in bench.layers())
-        else "none of its quantized layers has a bias to correct"
+        needs_batches(bench)
+        or (
+            None
+            if any(weight_and_bias(bench.graph, n)[1] is not None for n, _ in bench.layers())
+            else "none of its quantized layers has a bias to correct"
+        )
     ),
 )

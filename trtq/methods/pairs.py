@@ -9,13 +9,15 @@ from torch import fx
 
 from trtq.graph.naming import WEIGHTED
 from trtq.graph.normalize import PADS, get_constant, operands
-from trtq.methods.base import Workbench, channel_axis, weight_and_bias
+from trtq.methods.base import Workbench, weight_and_bias
 
 aten = torch.ops.aten
 # f(c x) = c f(x) for every c > 0, channel by channel. Never SiLU, GELU, hardswish, ReLU6: there it would not be exact.
 HOMOGENEOUS = (
     aten.relu.default, aten.leaky_relu.default, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
 )  # fmt: skip
+# Weights with output channels on axis 0. Transposed convolutions have them on axis 1.
+LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
 NORMS = (aten.layer_norm.default, aten.group_norm.default)
 
 
@@ -50,21 +52,34 @@ def find_pairs(bench: Workbench) -> tuple[list[Pair], list[str]]:
         consumers = tuple(activation.users)
         if any(c not in quantized or operands(c)[0] is not activation for c in consumers):
             continue
-        producer = activation
+        producer, passed = activation, list[fx.Node]()
         while _passes(producer) and len(operands(producer)[0].users) == 1:
+            passed.append(producer)
             producer = operands(producer)[0]
         if not _can_divide(bench, producer) or (producer is not activation and len(producer.users) != 1):
             if producer.op == "call_function" and producer.target not in (*WEIGHTED, *NORMS):
                 refused.append(f"{node.meta.get('trtq_name')}: {str(producer.target).removeprefix('aten.')} lets no factor through")
             continue
-        channels = _channels(bench, producer)
-        if all(_input_channels(bench, c) == channels for c in consumers):
+        channels, axis = _channels(bench, producer), _output_axis(producer)
+        pooled = any(n.target is not aten.relu.default and n.target is not aten.leaky_relu.default for n in passed)
+        if pooled and (axis != 1 or producer.meta["val"].ndim != 4):
+            continue  # pools, pads and means work on the last axes: channels must not be among them
+        if all(_input_channels(bench, c) == channels and _input_axis(c) == axis for c in consumers):
             found.append(Pair(producer=producer, consumers=consumers, activation=activation, channels=channels))
     return found, refused
 
 
+def _output_axis(producer: fx.Node) -> int:
+    last = int(producer.meta["val"].ndim) - 1
+    return last if producer.target in (aten.linear.default, aten.layer_norm.default) else 1
+
+
+def _input_axis(consumer: fx.Node) -> int:
+    return int(operands(consumer)[0].meta["val"].ndim) - 1 if consumer.target is aten.linear.default else 1
+
+
 def _passes(node: fx.Node) -> bool:
-    """Whether a factor per channel comes out of ``node`` as it went in, channel by channel."""
+    """Whether a factor per channel (axis 1 of a map) comes out of ``node`` as it went in, channel by channel."""
     if node.target in HOMOGENEOUS:
         return True
     if node.target not in (aten.mean.dim, aten.reshape.default, *PADS):
@@ -73,9 +88,12 @@ def _passes(node: fx.Node) -> bool:
     if node.target in PADS:
         amounts, rest = operands(node)[1], operands(node)[2:]
         return rest in ((), ("constant",), ("constant", None), ("constant", 0), ("constant", 0.0), (0,), (0.0,)) and not any(amounts[4:])
-    # A map of channels becomes a vector of channels: their number and order stay.
-    pooled = before.ndim == 4 and after.ndim == 2 and before.shape[1] == after.shape[1]
-    return bool(pooled and (node.target is aten.mean.dim or before.shape[2:].numel() == 1))
+    if before.ndim != 4:
+        return False
+    if node.target is aten.mean.dim:
+        return {d % 4 for d in operands(node)[1]} == {2, 3}
+    # A map of one pixel becomes a vector: the number and order of channels stay.
+    return bool(after.ndim == 2 and before.shape[1] == after.shape[1] and before.shape[2:].numel() == 1)
 
 
 def fold_factors(bench: Workbench, pair: Pair, factors: torch.Tensor) -> None:
@@ -121,7 +139,7 @@ def _can_divide(bench: Workbench, producer: fx.Node) -> bool:
     if producer.target in NORMS:
         constants = [given[i] if len(given) > i else None for i in (2, 3)]
         usable = constants[0] is not None and (producer.target is not aten.layer_norm.default or len(given[1]) == 1)
-    elif producer.target in WEIGHTED and producer.target is not aten.conv_transpose2d.input:
+    elif producer.target in LAYERS:
         constants, usable = list(given[1:3]), True
     else:
         return False
@@ -137,7 +155,7 @@ def _channels(bench: Workbench, producer: fx.Node) -> int:
 
 def _input_channels(bench: Workbench, consumer: fx.Node) -> int:
     weight = get_constant(bench.graph, operands(consumer)[1])
-    if weight is None or len(operands(consumer)[1].users) != 1:
+    if weight is None or len(operands(consumer)[1].users) != 1 or consumer.target not in LAYERS:
         return -1
-    groups = operands(consumer)[6] if len(operands(consumer)) > 6 and channel_axis(consumer) == 1 else 1
+    groups = operands(consumer)[6] if len(operands(consumer)) > 6 else 1
     return int(weight.shape[1]) * int(groups)

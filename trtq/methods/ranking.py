@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, Workbench, needs_batches
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.placement import Quantizer
 
@@ -142,5 +142,8 @@ METHOD = Method(
     source="S1 section 4.6; Liu et al. 2021, Post-Training Quantization for Vision Transformer, eq. 5-8",
     arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
     run=run,
-    unfit=lambda bench: None if _attentions(bench) else "it has no attention with quantized queries and keys; it is for transformers",
+    unfit=lambda bench: (
+        needs_batches(bench)
+        or (None if _attentions(bench) else "it has no attention with quantized queries and keys; it is for transformers")
+    ),
 )

@@ -12,8 +12,9 @@ import torch
 from torch import fx
 
 from trtq.graph.normalize import get_constant, operands
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, Workbench, needs_batches
 from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.simulate import shared_names
 
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 aten = torch.ops.aten
@@ -112,12 +113,15 @@ def _blocks(graph: fx.GraphModule) -> list[str]:
 
 def _learners(bench: Workbench) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
     encodings = bench.made
+    shared = shared_names(bench.placement, encodings)  # quantizers of one tensor and one scale are one call
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in bench.placement.active:
-        if q.format.bits == 8:
+        if q.format.bits == 8 or shared[q.name] != q.name:
             continue
         step, fmt = encodings.scale(q.name), q.format
         if q.role == "weight":
+            if len(q.source.users) != 1:
+                continue  # two layers with scales of their own would each round the other's codes
             weight = encodings.constants.get(str(q.source.target), get_constant(bench.graph, q.source))
             assert weight is not None
             shape = [-1 if d == (fmt.axis or 0) % weight.ndim else 1 for d in range(weight.ndim)]
@@ -168,11 +172,12 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             first = last if i == 0 else first
             bench.advance(1)
     encodings = bench.made
+    shared = shared_names(bench.placement, encodings)
     for q in bench.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
-        elif q.name in ranges:
-            encodings.amax[q.name] = ranges[q.name].log_step.detach().exp() * q.format.qmax
+        elif shared[q.name] in ranges:
+            encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
     return {"steps": steps, "images": len(images), "weights": len(weights), "ranges": len(ranges), "loss": [first, last]}
 
 
@@ -190,8 +195,11 @@ METHOD = Method(
     arguments={"steps": 200, "batch": 32, "images": 512, "lr": 0.05, "lr_range": 0.01, "keep": 1.0, "flip": 0.5},
     run=run,
     unfit=lambda bench: (
-        None
-        if any(q.format.bits < 8 for q in bench.placement.active)
-        else "every quantizer has 8 bits; it is for fewer, such as --bits w4a8"
+        needs_batches(bench)
+        or (
+            None
+            if any(q.format.bits < 8 for q in bench.placement.active)
+            else "every quantizer has 8 bits; it is for fewer, such as --bits w4a8"
+        )
     ),
 )

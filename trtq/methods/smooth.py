@@ -14,7 +14,7 @@ from trtq.methods.base import Method, Workbench, channel_axis
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 
 LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
-STRENGTHS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class _Watch(fx.Interpreter):
@@ -85,18 +85,18 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         for batch in bench.images(int(arguments["images"])):
             watch.run(batch)
-    chosen: dict[str, float] = {}
+    chosen: dict[str, float | None] = {}  # None: left as it is
     given = float(arguments["strength"])
     for pair in pairs:
         amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
         weights = [_matrix(bench, c, pair) for c in pair.consumers]
         largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
         width = bits_in.get(pair.consumers[0], 8), bits[pair.consumers[0]]
-        tries = (given,) if given >= 0 else STRENGTHS
-        options = {m: torch.ones(pair.channels) if m == 0.0 else smoothing_factors(amax, largest, m) for m in tries}
+        options: dict[float | None, torch.Tensor] = {None: torch.ones(pair.channels)} if given < 0 else {}
+        options |= {m: smoothing_factors(amax, largest, m) for m in ((given,) if given >= 0 else STRENGTHS)}
         best = min(options, key=lambda m: _error(rows, amax, weights, options[m], width))
         chosen[node_name(pair.consumers[0])] = best
-        if best != 0.0:
+        if best is not None:
             fold_factors(bench, pair, options[best])
     return {"strength": chosen, "refused": refused}
 

@@ -117,7 +117,9 @@ def make_encodings(
     for quantizer in placement.active:
         if quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
-            amax[quantizer.name] = _weight(graph, quantizer, stats[feeding.stats_key] if feeding else None)
+            seen = stats[feeding.stats_key] if feeding else None
+            step = seen.amax / Format(bits=feeding.format.bits, lowest=seen.lowest).qmax if feeding and seen else 0.0
+            amax[quantizer.name] = _weight(graph, quantizer, seen, step)
         else:
             seen = stats[quantizer.stats_key]
             amax[quantizer.name] = torch.tensor(seen.amax, dtype=torch.float32)
@@ -141,7 +143,7 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
         quantizer.float_reason = reason
 
 
-def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None) -> torch.Tensor:
+def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None, input_step: float) -> torch.Tensor:
     weight, node, fmt = get_constant(graph, quantizer.source), quantizer.consumer, quantizer.format
     assert weight is not None
     if quantizer.role != "weight" or feeding is None or feeding.mean is None or feeding.variance is None:
@@ -152,4 +154,4 @@ def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStat
     moments = Moments(feeding.mean, feeding.variance)
     amax = weight_amax(weight, fmt.axis, moments=moments, groups=groups, qmax=fmt.qmax)
     bias = get_constant(graph, operands(node)[2]) if len(operands(node)) > 2 else None
-    return bias_floor(amax, bias, feeding.amax / fmt.qmax, fmt.qmax)
+    return bias_floor(amax, bias, input_step, fmt.qmax)

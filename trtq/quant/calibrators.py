@@ -68,7 +68,7 @@ def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[
     """
     best = (np.inf, 0.0, 0)
     half = 1 << (bits - 1)
-    starts = [0] if negative.amax == 0.0 else sorted({-round(half * i / 8) for i in range(1, 9)} | {-1})
+    starts = [0] if negative.amax == 0.0 else sorted({-max(1, round(half * i / 8)) for i in range(1, 9)})
     for lowest in starts:
         highest = lowest + (1 << bits) - 1
         full = max(positive.amax / highest, negative.amax / -lowest if lowest else 0.0)

@@ -15,7 +15,7 @@ ACCEPTED = {
     "v8001": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace",
     "v8201": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace profilingVerbosity",
     "v8502": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace profilingVerbosity memPoolSize",
-    "v8601": "onnx saveEngine minShapes optShapes maxShapes buildOnly skipInference fp16 int8 profilingVerbosity memPoolSize",
+    "v8601": "onnx saveEngine minShapes optShapes maxShapes buildOnly skipInference fp16 int8 workspace profilingVerbosity memPoolSize",
     "v100300": "onnx saveEngine minShapes optShapes maxShapes skipInference fp16 int8 stronglyTyped profilingVerbosity memPoolSize",
     "v101600": "onnx saveEngine minShapes optShapes maxShapes skipInference fp16 int8 stronglyTyped profilingVerbosity memPoolSize",
     "v110100": "onnx saveEngine minShapes optShapes maxShapes skipInference stronglyTyped profilingVerbosity memPoolSize",

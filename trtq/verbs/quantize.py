@@ -36,6 +36,7 @@ from trtq.version import __version__
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
 STAGING = ".trtq-new"
 FEW_IMAGES = 32
+MAX_FOLD_DIFF = 1e-3
 
 
 def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRecord:
@@ -110,6 +111,11 @@ class _Job:
         )
         if not placement.quantizers:
             raise CalibrationError(f"There is nothing to quantize in {self.spec.model}", "its graph has no convolution, linear or matmul")
+        self.weights_sha256 = weights_digest(captured.module)  # the model's own, before any method
+        self.example = captured.example
+        if self.methods:
+            with torch.no_grad():
+                self.reference = captured.module(captured.example)
         self.clock.lap("capture")
         return captured, placement
 
@@ -117,7 +123,8 @@ class _Job:
         """Return what methods work on; a method that does not fit the model is refused here, before calibration."""
         size = self.spec.batch_size if captured.dynamic_batch else 1
         bench = Workbench(
-            graph=captured.module, placement=placement, note=self.note, begin=self.progress.begin, advance=self.progress.advance,
+            graph=captured.module, placement=placement, dynamic_batch=captured.dynamic_batch, note=self.note,
+            begin=self.progress.begin, advance=self.progress.advance,
             images=lambda limit: batches(self.source, self.indices[:limit], self.preprocess, size),
         )  # fmt: skip
         for method, _ in self.methods:
@@ -129,10 +136,24 @@ class _Job:
         for method, arguments in self.methods:
             if method.acts == phase:
                 done = method.run(bench, arguments)
+                if phase == "before":
+                    self._require_same_function(bench, method.name)
                 self.method_records.append(
                     MethodRecord(name=method.name, label=method.label, source=method.source, arguments=arguments, did=done)
                 )
                 self.clock.lap(method.name)
+
+    def _require_same_function(self, bench: Workbench, method: str) -> None:
+        """Hold a graph whose constants a method moved against the model: its function must have stayed."""
+        with torch.no_grad():
+            wanted, got = self.reference, bench.graph(self.example)
+        off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+        if not off <= MAX_FOLD_DIFF:
+            raise CalibrationError(
+                f"The method {method} changed what the model computes",
+                f"outputs moved by {off:.2e} of their largest value, at most {MAX_FOLD_DIFF:.0e} is rounding",
+                f"Leave --method {method} out, and report this: it is an error of trtq",
+            )
 
     def calibrate(self, captured: CapturedGraph, placement: Placement) -> dict[str, ActivationStats]:
         """Return the statistics of every observed activation, from the cache when it has them."""
@@ -148,7 +169,7 @@ class _Job:
             }
         )
         self.origin = {
-            "model": self.loaded.name, "weights_sha256": key.parts["weights"], "graph_sha256": key.parts["graph"],
+            "model": self.loaded.name, "weights_sha256": self.weights_sha256, "graph_sha256": key.parts["graph"],
             "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt", "bits": spec.bits,
             "methods": " ".join(m.name for m, _ in self.methods),
         }  # fmt: skip
