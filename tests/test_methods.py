@@ -61,6 +61,8 @@ def test_torch_and_onnxruntime_agree_at_every_width(images, tmp_path, bits, mode
     narrow = [q for q in record.quantizers if q.layer not in ("stem", "patch", "head") and q.role != "residual"]
     assert {q.format for q in narrow if q.role == "weight"} == {f"int{weight_bits}"}
     assert all(f"int{input_bits}" in q.format for q in narrow if q.role == "input")
+    weights = [q.sqnr_db for q in narrow if q.role == "weight"]
+    assert all(v is not None and 4 < v < 7 * weight_bits for v in weights)
     assert {q.format for q in record.quantizers if q.layer in ("stem", "patch", "head")} == {"int8"}
 
 

@@ -43,7 +43,7 @@ def sqnr_figure(quantizers: Sequence[dict[str, Any]]) -> str:
         axes.set_xlabel("quantizer, in the order the model runs them")
         axes.set_ylabel("SQNR, dB")
         axes.grid(axis="y", color=INK, alpha=0.25)
-        axes.legend(frameon=False, labelcolor=INK, loc="upper right", ncols=2)
+        axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         _ink(axes)
     return _svg(figure, "SQNR of every quantizer")
 

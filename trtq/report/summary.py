@@ -18,6 +18,7 @@ class RunSummary:
         evaluate: evaluate.json, None when the recipe has no evaluation.
         engines: manifests, in name order.
         bench: by ``fp32`` and ``qdq``.
+        width: INT8, or the widths below it.
         rows: label, FP32, INT8 and how it was measured.
         verdict: one sentence.
     """
@@ -26,6 +27,7 @@ class RunSummary:
     evaluate: dict[str, Any] | None
     engines: list[dict[str, Any]]
     bench: dict[str, dict[str, Any]]
+    width: str = "INT8"
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     verdict: str = ""
 
@@ -44,6 +46,8 @@ def summarize_run(folder: Path) -> RunSummary:
         bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
     )
     _drop_strangers_(run)
+    bits = run.quantize["model"]["bits"]
+    run.width = "INT8" if bits == "w8a8" else bits.upper()
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run
@@ -118,8 +122,8 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
 def _verdict(run: RunSummary) -> str:
     q, e = run.quantize, run.evaluate
     methods = [m["name"] for m in q["methods"]]
-    width = "INT8" if q["model"]["bits"] == "w8a8" else f"{q['model']['bits'].upper()} (in INT8 containers)"
-    parts = [f"{q['model']['name']} in {width}" + (f" with {', '.join(methods)}" if methods else "")]
+    container = "" if run.width == "INT8" else " (in INT8 containers)"
+    parts = [f"{q['model']['name']} in {run.width}{container}" + (f" with {', '.join(methods)}" if methods else "")]
     if e is not None and e["top1"] is not None:
         change = e["top1"] - e["reference_top1"]
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of top-1 on {e['images']} images)")

@@ -16,7 +16,7 @@ def print_tables(folder: Path) -> None:
     table = Table(title=run.verdict, title_justify="left")
     table.add_column("")
     table.add_column("FP32", justify="right")
-    table.add_column("INT8", justify="right")
+    table.add_column(run.width, justify="right")
     table.add_column("how measured", overflow="fold")
     for row in run.rows:
         table.add_row(*row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 from torch import fx
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, package_version, sha256_file, write_json
+from trtq.data.metrics import ratio_db
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import CalibrationError
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
+from trtq.graph.normalize import get_constant
 from trtq.methods.base import Workbench
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import load_model
@@ -25,6 +28,7 @@ from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, place
 from trtq.quant.simulate import insert_fake_quantize, shared_names
@@ -251,7 +255,7 @@ class _Job:
                 "weights": "per output channel, scale searched for the least output error",
             },
             methods=self.method_records,
-            quantizers=_quantizer_records(placement, encodings, measured),
+            quantizers=_quantizer_records(captured.module, placement, encodings, measured),
             left_in_float=_float_records(placement, stats),
             parity=parity,
             files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in files.items()},
@@ -289,11 +293,29 @@ def _choose_images(source: Source, spec: QuantizeSpec, note: Callable[[str], Non
     return indices
 
 
-def _quantizer_records(placement: Placement, encodings: Encodings, measured: Mapping[str, QuantizerStats]) -> list[QuantizerRecord]:
+def _weight_stats(graph: fx.GraphModule, quantizer: Quantizer, encodings: Encodings) -> QuantizerStats:
+    """Return what quantization did to a weight: what is stored against what it was, methods' rounding included."""
+    weight, fmt, scale = get_constant(graph, quantizer.source), quantizer.format, encodings.scale(quantizer.name)
+    assert weight is not None
+    stored = encodings.constants.get(str(quantizer.source.target), weight)
+    values = fake_quantize(stored, scale, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
+    sqnr = ratio_db(float(weight.square().sum()), float((weight - values).square().sum()))
+    step = scale if fmt.axis is None else scale.reshape([-1 if d == fmt.axis % weight.ndim else 1 for d in range(weight.ndim)])
+    outside = (weight > (fmt.qmax + 0.5) * step) | (weight < (fmt.qmin - 0.5) * step)
+    return QuantizerStats(
+        sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, saturated=float(outside.float().mean()),
+        low=float(weight.min()), high=float(weight.max()),
+    )  # fmt: skip
+
+
+def _quantizer_records(
+    graph: fx.GraphModule, placement: Placement, encodings: Encodings, measured: Mapping[str, QuantizerStats]
+) -> list[QuantizerRecord]:
     shared = shared_names(placement, encodings)
     records = []
     for q in placement.active:
-        amax, stats = encodings.amax[q.name], measured[shared[q.name]]
+        amax = encodings.amax[q.name]
+        stats = _weight_stats(graph, q, encodings) if q.is_weight else measured[shared[q.name]]
         records.append(
             QuantizerRecord(
                 name=q.name, layer=q.layer, role=q.role, format=q.format.label, granularity=q.format.granularity,
