@@ -47,7 +47,8 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
             elif plain in (int, float):
                 settings["type"] = plain
             elif get_origin(plain) is dict or (get_origin(plain) is tuple and str in get_args(plain)):
-                settings.update(multiple=True, default=(), metavar="K=V" if get_origin(plain) is dict else {"method": "NAME"}.get(name, "PATTERN"))
+                shown = "K=V" if get_origin(plain) is dict else {"method": "NAME"}.get(name, "PATTERN")
+                settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
                 settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
             function = click.option(option_name(name), name, **settings)(function)
