@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 MODELS = ("resnet20", "vit", "mobilevit_xxs", "resnet56", "efficientnet_lite0")
@@ -69,12 +68,9 @@ def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
     import copy
 
     import modelopt.torch.quantization as mtq
-    from models import evaluation
-    from ptq_accuracy import prepare
+    from ptq_accuracy import prepare, score_in_torch
 
-    from trtq.data.metrics import Scores
     from trtq.data.preprocess import batches
-    from trtq.data.source import open_source
 
     model, preprocess, source, indices = prepare(name)
     weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
@@ -92,19 +88,7 @@ def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
     config["algorithm"] = algorithm
     calibration = list(batches(source, indices, preprocess, 32))
     quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
-    where = evaluation(name)
-    test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
-    used = {source.ids[i] for i in indices} if where["data"] == source.name else set()
-    picks = [i for i, n in enumerate(test.ids) if n not in used]
-    if len(picks) > LIMIT:  # the images trtq evaluate --limit takes
-        picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, LIMIT).round()]
-    scores, done = Scores(), 0
-    with torch.inference_mode():
-        for x in batches(test, picks, preprocess, 50):
-            labels = [test.labels[i] for i in picks[done : done + len(x)]]
-            done += len(x)
-            scores.add(quantized(x).numpy(), labels, model(x).numpy())
-    return {"top1": 100 * scores.top1 / scores.images, "agreement": scores.agreement, "sqnr": scores.sqnr_db, "images": scores.images}
+    return score_in_torch(name, quantized, model, preprocess, source, indices, LIMIT)
 
 
 def main() -> None:

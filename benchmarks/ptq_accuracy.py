@@ -49,10 +49,17 @@ def modelopt_row(name: str, method: str) -> dict[str, float]:
     config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
     config["algorithm"] = method
     quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
+    return score_in_torch(name, quantized, model, preprocess, source, indices)
+
+
+def score_in_torch(name: str, quantized, model, preprocess, source, indices, limit: int | None = None) -> dict[str, float]:
+    """Count on the evaluation images that calibration did not see; ``limit`` takes those that trtq evaluate --limit takes."""
     where = evaluation(name)
     test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
     used = {source.ids[i] for i in indices} if where["data"] == source.name else set()
     picks = [i for i, n in enumerate(test.ids) if n not in used]
+    if limit is not None and limit < len(picks):
+        picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, limit).round()]
     scores, done = Scores(), 0
     with torch.inference_mode():
         for x in batches(test, picks, preprocess, 50):

@@ -27,7 +27,7 @@ from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ParityError
 from trtq.export.ort import open_session, run_batch
 from trtq.graph.normalize import operands
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
 
 MIN_EQUAL = 99.5
@@ -88,7 +88,7 @@ class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Probe(fx.Interpreter):
-    """Runs the simulation and measures every fake-quantize call on the way."""
+    """Runs the simulation and measures every activation's fake-quantize call on the way."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
@@ -100,51 +100,37 @@ class _Probe(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not FAKE_QUANTIZE:
             return super().run_node(n)
-        if n in self.weights:  # a constant: quantized and measured once
+        if n in self.weights:  # a constant: quantized once; what it loses is measured against the weight as given, elsewhere
             return self.weights[n]
         result = super().run_node(n)
-        x, scale, _, axis, qmin, qmax, name = self.fetch_args_kwargs_from_env(n)[0]
-        constant = isinstance(operands(n)[0], fx.Node) and operands(n)[0].op == "get_attr"
-        self._measure(name, x, result, scale, axis, qmin, qmax, histogram=not constant)
-        if constant:
+        if isinstance(operands(n)[0], fx.Node) and operands(n)[0].op == "get_attr":
             self.weights[n] = result
+            return result
+        x, scale, _, _, qmin, qmax, name = self.fetch_args_kwargs_from_env(n)[0]
+        self._measure(name, x, result, float(scale), qmin, qmax)
         return result
 
-    def _measure(
-        self,
-        name: str,
-        x: torch.Tensor,
-        result: torch.Tensor,
-        scale: torch.Tensor,
-        axis: int | None,
-        qmin: int,
-        qmax: int,
-        *,
-        histogram: bool,
-    ) -> None:
+    def _measure(self, name: str, x: torch.Tensor, result: torch.Tensor, step: float, qmin: int, qmax: int) -> None:
         low, high = (float(v) for v in torch.aminmax(x))
         sums = self.sums.setdefault(name, [0.0, 0.0, 0.0, 0.0, low, high])
         sums[0] += _energy(x)
         sums[1] += _energy(x - result)
-        shape = [-1 if d == (axis or 0) % x.ndim else 1 for d in range(x.ndim)]
-        s = scale if axis is None else scale.reshape(shape)
-        if axis is not None or high > (qmax + 0.5) * float(s) or low < (qmin - 0.5) * float(s):
-            sums[2] += float(((x > (qmax + 0.5) * s) | (x < (qmin - 0.5) * s)).sum())
+        if high > (qmax + 0.5) * step or low < (qmin - 0.5) * step:
+            sums[2] += float(((x > (qmax + 0.5) * step) | (x < (qmin - 0.5) * step)).sum())
         sums[3] += x.numel()
         sums[4], sums[5] = min(sums[4], low), max(sums[5], high)
-        if histogram:
-            self.hists.setdefault(name, Histogram()).add(x, max(abs(low), abs(high)), self.scratch)
+        self.hists.setdefault(name, Histogram()).add(x, max(abs(low), abs(high)), self.scratch)
 
     def stats(self) -> dict[str, QuantizerStats]:
         """Return what was measured, by quantizer name."""
         found = {}
         for name, (signal, noise, saturated, count, low, high) in self.sums.items():
             value = ratio_db(signal, noise)
-            hist = self.hists.get(name)
-            coarse = hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS).sum(axis=1).tolist() if hist else []
+            hist = self.hists[name]
+            coarse = hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS).sum(axis=1).tolist()
             found[name] = QuantizerStats(
                 sqnr_db=round(value, 3) if math.isfinite(value) else None, saturated=saturated / max(count, 1.0),
-                histogram=coarse, histogram_limit=hist.limit if hist else 0.0, low=low, high=high,
+                histogram=coarse, histogram_limit=hist.limit, low=low, high=high,
             )  # fmt: skip
         return found
 
@@ -163,7 +149,7 @@ def check_parity(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
-    """Compare float, simulation and exported file on ``batches``; also return what each quantizer did.
+    """Compare float, simulation and exported file on ``batches``; also return what each activation quantizer did.
 
     Args:
         graph: captured, float.
@@ -250,7 +236,7 @@ class _Forced(fx.Interpreter):
         if theirs.shape != result.shape:
             self.first = self.first or name
             return result
-        step = scale if axis is None else scale.reshape([-1 if d == axis % result.ndim else 1 for d in range(result.ndim)])
+        step = along_axis(scale, result.ndim, axis)
         off = ((result - theirs) / step).abs()
         if self.first is None and (float(off.max()) > MAX_TIE_CODES or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())):
             self.first = name

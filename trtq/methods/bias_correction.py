@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.graph.normalize import get_constant
 from trtq.methods.base import Method, Workbench, channel_axis, needs_batches, weight_and_bias
+from trtq.quant.fake_quantize import along_axis
 
 
 def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
@@ -45,7 +45,7 @@ class _Correct(_Record):
             axis = channel_axis(n)
             shift = (self.wanted[n.name] - _channel_means(result, axis)).float()
             self.shifts[n.name] = shift
-            result = result + shift.reshape([-1 if d == axis % result.ndim else 1 for d in range(result.ndim)])
+            result = result + along_axis(shift, result.ndim, axis)
         return result
 
 
@@ -66,9 +66,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name, shift in correct.shifts.items():
         bias = layers[name]
         assert bias is not None
-        old = constants.get(str(bias.target), get_constant(bench.graph, bias))
-        assert old is not None
-        constants[str(bias.target)] = old + shift
+        constants[str(bias.target)] = bench.made.constant(bench.graph, bias) + shift
         largest = max(largest, float(shift.abs().max()))
     left = [names[n] for n in layers if n not in able]
     return {"layers": len(able), "largest_shift": largest, "images": len(batch), "left_alone": left}

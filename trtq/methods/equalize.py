@@ -10,9 +10,7 @@ import torch
 from trtq.graph.naming import WEIGHTED, node_name
 from trtq.graph.normalize import get_constant, operands
 from trtq.methods.base import Method, Workbench
-from trtq.methods.pairs import Pair, find_pairs, fold_factors
-
-LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
+from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
 def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

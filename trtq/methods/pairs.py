@@ -12,6 +12,7 @@ from trtq.graph.normalize import PADS, get_constant, operands
 from trtq.methods.base import Workbench, weight_and_bias
 
 aten = torch.ops.aten
+LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
 # f(c x) = c f(x) for every c > 0, channel by channel. Never SiLU, GELU, hardswish, ReLU6: there it would not be exact.
 HOMOGENEOUS = (
     aten.relu.default, aten.leaky_relu.default, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.normalize import operands
 from trtq.methods.base import Method, Workbench, needs_batches
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
 from trtq.quant.simulate import shared_names
 
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
@@ -122,10 +122,8 @@ def _learners(bench: Workbench) -> tuple[dict[str, SoftRounding], dict[str, Lear
         if q.role == "weight":
             if len(q.source.users) != 1:
                 continue  # two layers with scales of their own would each round the other's codes
-            weight = encodings.constants.get(str(q.source.target), get_constant(bench.graph, q.source))
-            assert weight is not None
-            shape = [-1 if d == (fmt.axis or 0) % weight.ndim else 1 for d in range(weight.ndim)]
-            weights[q.name] = SoftRounding(weight, step if fmt.axis is None else step.reshape(shape), fmt.qmin, fmt.qmax)
+            weight = encodings.constant(bench.graph, q.source)
+            weights[q.name] = SoftRounding(weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax)
         elif not q.is_weight:
             ranges[q.name] = LearnedRange(step, fmt.qmin, fmt.qmax)
     return weights, ranges

@@ -11,9 +11,8 @@ from torch import fx
 from trtq.graph.naming import node_name
 from trtq.graph.normalize import get_constant, operands
 from trtq.methods.base import Method, Workbench, channel_axis
-from trtq.methods.pairs import Pair, find_pairs, fold_factors
+from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
-LARGEST_FACTOR = 1e6  # a nearly dead channel must not push its neighbour out of float32
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 

@@ -15,9 +15,11 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import fx
 
 from trtq.artifact import SCHEMA, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError
+from trtq.graph.normalize import get_constant
 from trtq.quant.formats import Format
 
 CONSTANT = "constant:"
@@ -58,6 +60,12 @@ class Encodings:
         if not bool(torch.isfinite(amax).all()) or not bool((amax > 0).all()):
             raise EncodingsError(f"The encoding of {name} cannot be used", "amax must be finite and greater than 0")
         return amax / self.formats[name].qmax
+
+    def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+        """Return a constant of ``graph`` as these encodings have it: a method's, or the graph's own."""
+        own = get_constant(graph, node)
+        assert own is not None, node.target
+        return self.constants.get(str(node.target), own)
 
     def digest(self) -> str:
         """Return the SHA-256 over names, formats and numbers."""

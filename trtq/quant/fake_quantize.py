@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 
-def _shaped(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
+def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
+    """Return ``value`` [C] shaped to meet axis ``axis`` of a tensor of ``ndim`` axes; as it is for None."""
     return value if axis is None else value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
 
 
@@ -28,11 +29,11 @@ def fake_quantize(
         qmax: the highest code.
         name: of the quantizer; it travels through every re-export of the graph into the ONNX file.
     """
-    s = _shaped(scale, x.ndim, axis)
+    s = along_axis(scale, x.ndim, axis)
     out = torch.div(x, s).round_()
     if zero_point is None:
         return out.clamp_(qmin, qmax).mul_(s)
-    z = _shaped(zero_point, x.ndim, axis).to(x.dtype)
+    z = along_axis(zero_point, x.ndim, axis).to(x.dtype)
     return out.add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
 
 
@@ -52,9 +53,9 @@ def _setup(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> Non
 def _backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Straight-through inside the range, zero where the value was clamped (Bengio et al. 2013, clipped form)."""
     x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
-    codes = torch.div(x, _shaped(scale, x.ndim, ctx.axis)).round()  # type: ignore[attr-defined]
+    codes = torch.div(x, along_axis(scale, x.ndim, ctx.axis)).round()  # type: ignore[attr-defined]
     if zero_point is not None:
-        codes = codes + _shaped(zero_point, x.ndim, ctx.axis)  # type: ignore[attr-defined]
+        codes = codes + along_axis(zero_point, x.ndim, ctx.axis)  # type: ignore[attr-defined]
     inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)  # type: ignore[attr-defined]
     return grad * inside, None, None, None, None, None, None
 

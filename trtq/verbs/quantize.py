@@ -28,7 +28,7 @@ from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import fake_quantize
+from trtq.quant.fake_quantize import along_axis, fake_quantize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, place
 from trtq.quant.simulate import insert_fake_quantize, shared_names
@@ -297,10 +297,10 @@ def _weight_stats(graph: fx.GraphModule, quantizer: Quantizer, encodings: Encodi
     """Return what quantization did to a weight: what is stored against what it was, methods' rounding included."""
     weight, fmt, scale = get_constant(graph, quantizer.source), quantizer.format, encodings.scale(quantizer.name)
     assert weight is not None
-    stored = encodings.constants.get(str(quantizer.source.target), weight)
+    stored = encodings.constant(graph, quantizer.source)
     values = fake_quantize(stored, scale, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
     sqnr = ratio_db(float(weight.square().sum()), float((weight - values).square().sum()))
-    step = scale if fmt.axis is None else scale.reshape([-1 if d == fmt.axis % weight.ndim else 1 for d in range(weight.ndim)])
+    step = along_axis(scale, weight.ndim, fmt.axis)
     outside = (weight > (fmt.qmax + 0.5) * step) | (weight < (fmt.qmin - 0.5) * step)
     return QuantizerStats(
         sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, saturated=float(outside.float().mean()),
