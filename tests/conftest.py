@@ -32,7 +32,7 @@ def spec(images: Path, out: Path, **changes):
 
     values = {
         "model": "trtq.testing.models:tiny_cnn", "data": str(images), "out": str(out), "input_size": "3x32x32", "preset": "imagenet",
-        "calib_images": 24, "batch_size": 8, "parity_images": 16, "calib_cache": str(out / "cache"),
+        "calib_images": 24, "batch_size": 8, "parity_images": 16, "calib_cache": str(out / "cache"), "preset_quant": "none",
     }  # fmt: skip
     return QuantizeSpec.make({**values, **changes})
 

@@ -13,18 +13,23 @@ from torch import nn
 
 from tests.conftest import run_cli, spec
 from trtq import BlocksSpec, blocks, quantize
-from trtq.errors import CalibrationError, UsageError
+from trtq.errors import CalibrationError, EncodingsError, UsageError
 from trtq.graph.blocks import identify_blocks
 from trtq.graph.capture import capture
 from trtq.methods.base import Workbench
 from trtq.methods.equalize import equalizing_factors
+from trtq.methods.integer_softmax import fit_exponential
 from trtq.methods.pairs import find_pairs, fold_factors
+from trtq.methods.qads import search_factors
 from trtq.methods.ranking import kendall, pearson, ranking_loss
 from trtq.methods.reconstruct import LearnedRange, SoftRounding
 from trtq.methods.registry import METHODS, choose, get_method
-from trtq.methods.smooth import smoothing_factors
+from trtq.methods.scaling import output_error
+from trtq.methods.smooth import best_strength, smoothing_factors
 from trtq.quant.calibrators import best_interval
 from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import fake_quantize
+from trtq.quant.formats import Format
 from trtq.quant.histogram import Histogram
 from trtq.quant.placement import place
 from trtq.testing.models import tiny_cnn, tiny_vit
@@ -497,3 +502,395 @@ def test_the_list_names_every_method_with_its_label():
     assert shown.returncode == 0
     for name in METHODS:
         assert f"{name}  [{get_method(name).label}]" in shown.stdout
+
+
+# ---- number formats ----------------------------------------------------------------------------------------------------
+
+
+def test_s3s_printed_equations_do_not_invert_and_ours_do_to_half_a_step():
+    weight = torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.05
+    low, high = weight.min(), weight.max()
+    step, zero = (high - low) / 255, (-low / ((high - low) / 255)).round()
+    printed = (((weight - low) / step + zero).round().clamp(0, 255) - zero) * step  # S3 eq. 2, then eq. 3
+    encodings = Encodings(amax={"w": high}, amin={"w": low}, formats={"w": Format(kind="asymmetric")})
+    ours = fake_quantize(weight, encodings.scale("w"), encodings.zero_point("w"), None, 0, 255, "w", "asymmetric")
+    assert float((printed - weight).abs().max()) > 100 * float(step)
+    assert float((ours - weight).abs().max()) <= 0.5001 * float(step) + 0.5 * float(step)  # the ends may lose what rounding Z moves
+    inner = (weight > low + step) & (weight < high - step)
+    assert float((ours - weight)[inner].abs().max()) <= 0.5001 * float(step)
+
+    probs = torch.softmax(torch.randn(4, 4, 64, 64, generator=torch.Generator().manual_seed(1)) * 3, -1)
+    a_min, a_max = probs.min() + 1e-5, probs.max() + 1e-5
+    step = (a_max.log2() - a_min.log2()) / 255
+    zero = (-a_min.log2() / step).round()
+    printed = torch.exp2(((-(probs + 1e-5).log2() / step + zero).round().clamp(0, 255) - zero) * step)  # S3 eq. 5, then eq. 6
+    encodings = Encodings(amax={"a": a_max}, amin={"a": a_min}, formats={"a": Format(kind="log2")})
+    ours = fake_quantize(probs, encodings.scale("a"), encodings.zero_point("a"), None, 0, 255, "a", "log2")
+    assert float((printed.log2() - (probs + 1e-5).log2()).abs().max()) > 100 * float(step)
+    assert float((ours.log2() - (probs + 1e-5).log2()).abs().max()) <= 1.001 * float(step)
+    inner = (probs + 1e-5 > a_min * 1.1) & (probs + 1e-5 < a_max / 1.1)
+    assert float((ours.log2() - (probs + 1e-5).log2())[inner].abs().max()) <= 0.501 * float(step)
+
+
+@given(st.lists(st.floats(-100, 100, allow_nan=False, width=32), min_size=1, max_size=40), st.integers(2, 8))
+def test_an_asymmetric_code_is_within_a_step_of_any_value(values, bits):
+    x = torch.tensor(values)
+    encodings = Encodings(amax={"w": x.max()}, amin={"w": x.min()}, formats={"w": Format(bits=bits, kind="asymmetric")})
+    scale, zero = encodings.scale("w"), encodings.zero_point("w")
+    out = fake_quantize(x, scale, zero, None, 0, (1 << bits) - 1, "w", "asymmetric")
+    assert float((out - x).abs().max()) <= 1.01 * float(scale) * (float(x.max() > x.min()) + 1e-6)
+
+
+def test_formats_that_cannot_be():
+    with pytest.raises(UsageError, match="Cannot choose the lowest code of the format log2: its codes start at 0"):
+        Format(kind="log2", lowest=-1)
+    broken = Encodings(amax={"a": torch.tensor(0.5)}, amin={"a": torch.tensor(0.0)}, formats={"a": Format(kind="log2")})
+    with pytest.raises(EncodingsError, match="the lowest value of a log2 format must be greater than 0"):
+        broken.scale("a")
+    with pytest.raises(EncodingsError, match="amin must be finite and no larger than amax"):
+        Encodings(amax={"a": torch.tensor(0.5)}, amin={"a": torch.tensor(0.7)}, formats={"a": Format(kind="log2")}).scale("a")
+
+
+def test_encodings_with_two_ends_come_back_from_the_file(tmp_path):
+    made = Encodings(
+        amax={"w": torch.tensor([1.0, 2.0])}, amin={"w": torch.tensor([-0.5, 0.1])}, formats={"w": Format(kind="asymmetric", axis=0)}
+    )
+    back = Encodings.load(made.save(tmp_path / "e.safetensors"))
+    assert back.digest() == made.digest()
+    assert torch.equal(back.scale("w"), made.scale("w"))
+    assert torch.equal(back.zero_point("w"), torch.tensor([85.0, -13.0]))
+
+
+# ---- EfficientQuant, RepQ, QADS, integer softmax, ranges ---------------------------------------------------------------
+
+
+def test_efficientquant_quantizes_convolutions_and_softmax_only(images, tmp_path):
+    record = quantize(spec(images, tmp_path, model=VIT, method=["efficientquant"]))
+    assert record.parity.passed
+    by_role = {q.role: q for q in record.quantizers}
+    assert set(by_role) == {"weight", "lhs"}
+    assert (by_role["weight"].format, by_role["weight"].runs) == ("asymmetric-8", "simulated")
+    assert by_role["weight"].computes_in == "float: the stored values lie on their codes"
+    assert (by_role["lhs"].format, by_role["lhs"].runs, by_role["lhs"].extra_ops) == ("log2-8", "ops", 9)
+    assert record.methods[0].label == "simulated"
+    assert any("EfficientQuant quantizes weights of convolutions and outputs of softmax only" in f.reason for f in record.left_in_float)
+    model = onnx.load(tmp_path / "model.qdq.onnx")
+    kinds = [n.op_type for n in model.graph.node]
+    assert "QuantizeLinear" not in kinds
+    assert kinds.count("Pow") == 2
+    (stored,) = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name.startswith("patch.weight") or i.name == "patch_weight"]
+    assert len(np.unique(stored)) <= 256
+
+
+def test_efficientquant_per_channel_and_wrong_arguments(images, tmp_path):
+    by_layer = quantize(spec(images, tmp_path / "a", method=["efficientquant"]))
+    by_channel = quantize(spec(images, tmp_path / "b", method=["efficientquant"], method_arg={"efficientquant.granularity": "channel"}))
+    assert by_channel.parity.quantization_sqnr_db > by_layer.parity.quantization_sqnr_db
+    with pytest.raises(UsageError, match=r"granularity=row: expected one of layer, channel"):
+        quantize(spec(images, tmp_path / "c", method=["efficientquant"], method_arg={"efficientquant.granularity": "row"}))
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "label"),
+    [
+        ("repq", "w8a8", "ops"),
+        ("repq", "w4a4", "ops"),
+        ("qads", "w8a8", None),
+        ("qads", "w4a8", None),
+        ("integer-softmax", "w8a8", "ops"),
+        ("integer-softmax", "w6a6", "ops"),
+        ("efficientquant", "w4a8", "simulated"),
+        ("attention-percentile", "w8a8", "folded"),
+        ("layernorm-ema", "w4a4", "folded"),
+    ],
+)
+def test_each_method_passes_parity(images, tmp_path, method, bits, label):
+    record = quantize(spec(images, tmp_path, model=VIT, bits=bits, method=[method]))
+    assert record.parity.passed
+    assert record.parity.first_divergence is None
+    assert record.methods[0].label == (label or record.methods[0].label)
+    assert Encodings.load(tmp_path / "encodings.safetensors").origin["methods"] == method
+
+
+def test_repq_centres_and_evens_out_what_a_layernorm_gives():
+    model = tiny_vit()
+    with torch.no_grad():
+        model.blocks[0].norm1.weight[5] = 30.0
+        model.blocks[0].norm1.bias[7] = 12.0
+    bench = bench_of(model)
+    x = next(iter(bench.images(16)))
+    wanted = bench.graph(x)
+    done = get_method("repq").run(bench, {"images": 16, "softmax": False})
+    assert (done["layernorms"], done["centred"], done["label"]) == (4, 4, "folded")
+    torch.testing.assert_close(bench.graph(x), wanted, rtol=1e-3, atol=1e-4)
+    seen = {}
+
+    class Look(torch.fx.Interpreter):
+        def run_node(self, n):
+            out = super().run_node(n)
+            if n.target is torch.ops.aten.layer_norm.default:
+                seen.setdefault(n.name, out)
+            return out
+
+    with torch.no_grad():
+        Look(bench.graph).run(x)
+    first = next(iter(seen.values())).reshape(-1, 32)
+    torch.testing.assert_close(first.amax(0), -first.amin(0), rtol=1e-2, atol=1e-3)  # centred
+    assert float(first.amax(0).max() / first.amax(0).min()) < 1.1  # one range for all channels
+
+
+def test_qads_never_does_worse_than_smoothing_on_its_rows():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 12, generator=generator) * torch.logspace(-1, 1.5, 12)
+    weight = torch.randn(20, 12, generator=generator)
+    amax = rows.abs().amax(0)
+    _, smooth = best_strength(rows, amax, [weight], (4, 4))
+    factors, error, plain = search_factors(rows, amax, [weight], (4, 4), steps=50, lr=0.05)
+    assert error <= float(output_error(rows, amax, [weight], smooth, (4, 4))) < plain
+    assert float(output_error(rows, amax, [weight], factors, (4, 4))) == pytest.approx(error, rel=1e-4)
+
+
+class Gated(nn.Module):
+    """A SiLU stands between the layers: nothing folds."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.a.weight[3] *= 300.0
+            self.a.bias[3] += 900.0
+            self.b.weight[:, 3] /= 1000.0
+
+    def forward(self, x):
+        return self.head(self.b(nn.functional.silu(self.a(x))).mean((2, 3)))
+
+
+def test_qads_multiplies_where_it_cannot_fold_and_it_pays():
+    torch.manual_seed(0)
+    bench = bench_of(Gated())
+    x = next(iter(bench.images(16)))
+    wanted = bench.graph(x)
+    done = get_method("qads").run(bench, dict(get_method("qads").arguments))
+    assert "b" in done["explicit"]
+    assert done["label"] == "ops"
+    assert done["refused"] == ["b: silu.default lets no factor through"]
+    assert any(n.meta.get("trtq_name") == "b.qads" for n in bench.graph.graph.nodes)
+    torch.testing.assert_close(bench.graph(x), wanted, rtol=1e-3, atol=1e-3)
+    untouched = bench_of(Gated())
+    done = get_method("qads").run(untouched, {**get_method("qads").arguments, "explicit": 0.0})
+    assert done["explicit"] == []
+
+
+@pytest.mark.parametrize("segments", [1, 2, 8])
+def test_the_linear_exponential_keeps_the_order_and_gets_better(segments):
+    knots, heights = fit_exponential(-12.0, segments)
+    x = np.linspace(-18, 0, 1001)
+    y = (np.clip((x[:, None] - knots[:-1]) / np.diff(knots), 0, 1) * heights).sum(1)
+    assert (np.diff(y) >= 0).all()
+    assert (heights >= 0).all()
+    assert y[0] == 0.0  # what a mask hides stays hidden
+    assert np.abs(y - np.exp(x)).max() < {1: 0.25, 2: 0.1, 8: 0.01}[segments]
+
+
+def test_softmax_of_equal_logits_and_masked_ones_survives_the_approximation():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 8, 8, stride=8), 0.0
+
+        def forward(self, x):
+            y = self.conv(x).flatten(2).transpose(1, 2)
+            mask = torch.zeros(16, 16).masked_fill(torch.ones(16, 16).triu(1).bool(), float("-inf"))
+            scores = (y @ y.transpose(1, 2)) * self.scale + mask
+            return (scores.softmax(-1) @ y).mean(1)
+
+    bench = bench_of(Masked())
+    x = next(iter(bench.images(4)))
+    wanted = bench.graph(x)
+    done = get_method("integer-softmax").run(bench, {"segments": 4, "images": 4})
+    assert done["softmaxes"] == 1
+    torch.testing.assert_close(bench.graph(x), wanted, rtol=1e-4, atol=1e-5)  # rows of equal logits stay even
+
+
+def test_the_percentile_clamp_narrows_queries_keys_and_values_and_nothing_else(images, tmp_path):
+    plain = quantize(spec(images, tmp_path / "a", model=VIT, attention="int8", calibrator="max"))
+    clamped = quantize(spec(images, tmp_path / "b", model=VIT, attention="int8", calibrator="max", method=["attention-percentile"]))
+    before, after = ({q.name: q.amax for q in r.quantizers} for r in (plain, clamped))
+    moved = {n for n in before if after[n] < before[n]}
+    assert moved
+    assert all(n.endswith((".qk.lhs", ".qk.rhs", ".av.rhs")) for n in moved)
+    assert {n for n in before if after[n] > before[n]} == set()
+
+
+def test_arguments_that_make_no_sense(images, tmp_path):
+    for method, argument, value, text in (
+        ("attention-percentile", "percentile", 30, "expected more than 50 and at most 100"),
+        ("integer-softmax", "segments", 0, "expected 1 or more"),
+    ):
+        asked = spec(images, tmp_path, model=VIT, attention="int8", method=[method], method_arg={f"{method}.{argument}": value})
+        with pytest.raises(UsageError, match=text):
+            quantize(asked)
+
+
+def test_contradictions_are_refused_before_any_work(tmp_path, images):
+    with pytest.raises(UsageError, match="The methods qads and smooth contradict each other|The methods smooth and qads contradict"):
+        choose(["smooth", "qads"], {})
+    with pytest.raises(UsageError, match="efficientquant and reconstruct contradict each other"):
+        choose(["efficientquant", "reconstruct"], {})
+    with pytest.raises(UsageError, match="ONNX has INT4 from opset 21 on, asked for 20. Give --opset 21"):
+        quantize(spec(images, tmp_path, bits="w4a8", weight_storage="int4"))
+    with pytest.raises(UsageError, match="they have other widths with --bits w8a8. Give --bits w4a8 or w4a4"):
+        quantize(spec(images, tmp_path, weight_storage="int4", opset=21))
+
+
+def test_int4_weights_are_stored_in_half_bytes_and_computed_as_simulated(images, tmp_path):
+    record = quantize(spec(images, tmp_path, model=VIT, bits="w4a8", weight_storage="int4", opset=21))
+    assert record.parity.passed
+    assert record.parity.first_divergence is None
+    model = onnx.load(tmp_path / "model.qdq.onnx")
+    narrow = [i for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT4]
+    wide = [q for q in record.quantizers if q.role == "weight" and q.format == "int4"]
+    assert len(narrow) == len(wide) > 0
+    assert all(q.computes_in == "float: INT4 weights are dequantized first" for q in wide)
+    plain = quantize(spec(images, tmp_path / "b", model=VIT, bits="w4a8"))
+    assert record.files["model.qdq.onnx"].bytes < 0.6 * plain.files["model.qdq.onnx"].bytes
+    assert record.parity.quantization_sqnr_db == pytest.approx(plain.parity.quantization_sqnr_db, abs=0.01)
+
+
+# ---- odd values --------------------------------------------------------------------------------------------------------
+
+
+def _odd_cnn(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import torch\nfrom trtq.testing.models import tiny_cnn\ndef make():\n    torch.manual_seed(0)\n    m = tiny_cnn()\n"
+        "    with torch.no_grad():\n        m.conv1.weight[2] = 0.0\n        m.conv1.weight[3] = 0.25\n        m.bn1.weight[5] = 0.0\n"
+        "        m.bn1.bias[5] = 0.0\n        m.pointwise.weight[:, 4] = 0.0\n    return m\n"
+    )
+    return f"{tmp_path / 'odd.py'}:make"
+
+
+@pytest.mark.parametrize(
+    ("bits", "method"), [("w8a8", "equalize"), ("w4a8", "smooth"), ("w8a8", "qads"), ("w8a8", "efficientquant"), ("w4a4", "reconstruct"),
+                         ("w4a4", "bias-correction")]
+)  # fmt: skip
+def test_zero_constant_and_dead_channels(images, tmp_path, bits, method):
+    arguments = {"reconstruct.steps": "5"} if method == "reconstruct" else {}
+    record = quantize(spec(images, tmp_path, model=_odd_cnn(tmp_path), bits=bits, method=[method], method_arg=arguments))
+    assert record.parity.passed
+    encodings = Encodings.load(tmp_path / "encodings.safetensors")
+    assert all(bool(torch.isfinite(encodings.scale(q)).all()) for q in encodings.amax)
+
+
+def test_calibration_images_of_other_sizes_are_resized(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "images" / "a"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for i, size in enumerate([(20, 50), (64, 32), (32, 32), (100, 33)]):
+        Image.fromarray(generator.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    record = quantize(spec(tmp_path / "images", tmp_path / "out", model=VIT, method=["smooth"]))
+    assert record.parity.passed
+
+
+# ---- learning resumes --------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monkeypatch):
+    from trtq.methods import learning
+
+    asked = {"bits": "w4a4", "method": ["reconstruct"], "method_arg": {"reconstruct.steps": 12, "reconstruct.keep": 0.5}}
+    quantize(spec(images, tmp_path / "whole", **asked))
+    wanted = Encodings.load(tmp_path / "whole" / "encodings.safetensors")
+
+    class KilledError(Exception):
+        pass
+
+    class Dies:
+        def __init__(self):
+            self.steps, self.notes = 0, []
+
+        def begin(self, label, total):
+            self.learning = label == "Learning the rounding"
+
+        def advance(self, count):
+            if self.learning:
+                self.steps += count
+                if self.steps == 7:
+                    raise KilledError
+
+        def note(self, text):
+            self.notes.append(text)
+
+    monkeypatch.setattr(learning, "EVERY_S", 0.0)
+    again = spec(images, tmp_path / "cut", **asked)
+    with pytest.raises(KilledError):
+        quantize(again, Dies())
+    record = quantize(again)
+    assert "reconstruct goes on at step 7 of 12, where an earlier run stopped" in record.notes
+    got = Encodings.load(tmp_path / "cut" / "encodings.safetensors")
+    assert all(torch.equal(got.amax[k], v) for k, v in wanted.amax.items())
+    assert all(torch.equal(got.constants[k], v) for k, v in wanted.constants.items())
+    (state,) = (tmp_path / "cut" / "cache").glob("learned-*.safetensors")
+    state.write_bytes(state.read_bytes()[:1000])  # torn: it starts again, and ends the same
+    quantize(again)
+    assert Encodings.load(tmp_path / "cut" / "encodings.safetensors").digest() == got.digest()
+
+
+# ---- presets -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_preset_follows_the_family_and_says_so(images, tmp_path):
+    record = quantize(spec(images, tmp_path / "a", model=VIT, preset_quant="auto"))
+    assert (record.preset.family, record.preset.methods) == ("vit", ["smooth"])
+    assert "attentions" in record.preset.reason
+    assert [m.name for m in record.methods] == ["smooth"]
+    record = quantize(spec(images, tmp_path / "b", preset_quant="auto"))
+    assert (record.preset.family, record.preset.methods, len(record.preset.tried)) == ("cnn", [], 1)
+    record = quantize(spec(images, tmp_path / "c", preset_quant="vit", method=["equalize"]))
+    assert record.preset.reason == "asked for"
+    assert record.preset.methods == ["equalize"]  # what is asked for replaces the family's methods
+    assert quantize(spec(images, tmp_path / "d", preset_quant="none")).preset is None
+
+
+def _trained(tmp_path, outlier=""):
+    """A model with weights of its own, so that its agreement means something, and one layer that INT8 ruins."""
+    (tmp_path / "m.py").write_text(
+        "import torch\nfrom torch import nn\nclass M(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        widths = [3, 8, 8, 8, 8, 8, 8, 4]\n"
+        "        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, bias=False) for a, b in zip(widths, widths[1:]))\n"
+        "    def forward(self, x):\n        for layer in self.layers[:-1]:\n            x = torch.relu(layer(x))\n"
+        "        return self.layers[-1](x).mean((2, 3))\n"
+        "def make():\n    torch.manual_seed(3)\n    return M()\n"
+    )
+    namespace: dict = {}
+    exec((tmp_path / "m.py").read_text(), namespace)
+    from safetensors.torch import save_file
+
+    save_file(namespace["make"]().state_dict(), tmp_path / "w.safetensors")
+    return {"model": f"{tmp_path / 'm.py'}:make", "checkpoint": str(tmp_path / "w.safetensors")}
+
+
+def test_fallbacks_are_tried_in_order_and_listed(images, tmp_path):
+    own = _trained(tmp_path)
+    asked = spec(images, tmp_path / "o", **own, bits="w2a2", preset_quant="cnn", min_agreement=100, method=["equalize"])
+    record = quantize(asked)
+    steps = [t.step for t in record.preset.tried]
+    assert steps[0] == "as asked"
+    assert set(steps[1:]) <= {
+        "shortcuts of residual adds in float", "bias correction", "first and last layer in float", "the worst tenth of the layers in float",
+        "the worst quarter in float",
+    }  # fmt: skip
+    assert "first and last layer in float" in steps
+    assert not {"shortcuts of residual adds in float", "bias correction"} & set(steps)  # it has neither adds nor biases
+    assert "fell back on" in record.summary
+    assert any("tried first and last layer in float" in n for n in record.notes)
+    best = max(t.agreement for t in record.preset.tried)
+    assert record.parity.agreement == best
+    plain = quantize(spec(images, tmp_path / "p", **own, bits="w2a2", preset_quant="none", method=["equalize"]))
+    assert record.parity.agreement >= plain.parity.agreement
+
+
+def test_random_weights_do_not_fall_back(images, tmp_path):
+    record = quantize(spec(images, tmp_path, bits="w2a2", preset_quant="cnn", min_agreement=100, method=["equalize"]))
+    assert [t.step for t in record.preset.tried] == ["as asked"]

@@ -156,12 +156,26 @@ class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
         tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
     ] = ()
     method_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Argument of a method, NAME.K=V; repeatable.")] = {}
+    preset_quant: Annotated[
+        Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
+        Doc(
+            description="Methods and fallbacks by family of models: auto takes the family from the graph, none does what is asked and "
+            "nothing else. Methods that are asked for replace the family's."
+        ),
+    ] = "auto"
+    min_agreement: Annotated[
+        float, Meta(ge=0, le=100), Doc(description="Agreement with float on calibration images below which fallbacks are tried, percent.")
+    ] = 90.0
+    weight_storage: Annotated[
+        Literal["int8", "int4"],
+        Doc(description="How weights of 4 bits are stored: int4 halves the file, needs --opset 21, and engines then compute in float."),
+    ] = "int8"
     attention: Annotated[
         Literal["auto", "int8", "float"],
         Doc(description="The products of attentions: in INT8 where their softmax can be (auto), always, or never."),
     ] = "auto"
     high_precision: Annotated[
-        tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first or @last; repeatable.")
+        tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); repeatable.")
     ] = ()
     opset: Annotated[
         int,

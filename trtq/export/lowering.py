@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import torch
@@ -13,24 +15,25 @@ from trtq.export.ops import OPS
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant, operands
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, LOG_EPSILON, along_axis
 
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 LINEAR = torch.ops.aten.linear.default
 
 
-def lower(graph: fx.GraphModule, *, opset: int) -> onnx.ModelProto:
+def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.ModelProto:
     """Return ``graph`` as ONNX: input ``input``, output ``output``, weights float in front of their Q/DQ pairs.
 
     Args:
         graph: captured, with or without fake-quantize calls; every node carries ``meta["val"]``.
         opset: 13 to 21.
+        int4: store weights of 4 bits as ONNX INT4, two codes a byte; needs opset 21.
 
     Raises:
         UnsupportedOpError: an op or a form of it that the table does not write.
         ExportError: a format that has no Q/DQ form.
     """
-    writer, result = Writer(opset), ""
+    writer, result = Writer(opset, int4=int4), ""
     transposed = _transposed_weights(graph)
     for node in graph.graph.nodes:
         if node.op == "placeholder":
@@ -83,18 +86,30 @@ def _write_constant(writer: Writer, graph: fx.GraphModule, node: fx.Node, transp
 def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
     """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel.
 
-    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first, a weight lies on them.
+    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first, a weight lies on them. What
+    has no kernel is written in float: a weight as the values of its codes, a log2 activation as the ops that compute it.
     """
-    x, scale, zero_point, axis, qmin, qmax, name = operands(node)
-    if zero_point is not None or qmin < -128 or qmax > 127:
-        raise ExportError(
-            f"Cannot write the format of {name} as Q/DQ",
-            f"codes {qmin}..{qmax}, zero point {zero_point}",
-            "Only codes within INT8 around a zero point of 0 have a kernel",
-        )
+    x, scale, zero_point, axis, qmin, qmax, name, kind = operands(node)
     value = get_constant(graph, scale)
     assert value is not None
     writer.scope = writer.quantizer = str(name)
+    if kind != "uniform" and x.op == "get_attr":
+        writer.values[node], writer.quantizer = writer.value(x), ""
+        return
+    if kind == "log2":
+        zero = get_constant(graph, zero_point)
+        assert zero is not None
+        writer.values[node], writer.quantizer = _write_log2(writer, x, value, zero, (qmin, qmax)), ""
+        return
+    if kind != "uniform" or qmin < -128 or qmax > 127:
+        raise ExportError(
+            f"Cannot write the format of {name} as Q/DQ",
+            f"{kind}, codes {qmin}..{qmax}",
+            "Only codes within INT8 around a zero point of 0 have a kernel",
+        )
+    if writer.int4 and x.op == "get_attr" and (qmin, qmax) == (-8, 7):
+        writer.values[node], writer.quantizer = _write_int4(writer, graph, node, transposed), ""
+        return
     if (qmin, qmax) != (-128, 127) and x.op != "get_attr":
         low, high = (np.asarray(code * value.numpy(), dtype=np.float32) for code in (qmin, qmax))
         x = writer.op("Clip", x, writer.constant(low), writer.constant(high))
@@ -105,6 +120,31 @@ def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed:
     codes = writer.op("QuantizeLinear", x, scale, zeros, axis=axis)
     writer.values[node] = writer.op("DequantizeLinear", codes, scale, zeros, axis=axis)
     writer.quantizer = ""
+
+
+def _write_log2(writer: Writer, x: fx.Node, step: torch.Tensor, zero: torch.Tensor, codes: tuple[int, int]) -> str:
+    """Write S3's log2 quantization in float ops, in the order the simulation computes."""
+
+    def scalar(value: torch.Tensor | float) -> str:
+        return writer.constant(np.asarray(value, dtype=np.float32))
+
+    log = writer.op("Log", writer.op("Add", x, scalar(LOG_EPSILON)))
+    line = writer.op("Add", writer.op("Mul", log, scalar(1.0 / (math.log(2.0) * step))), scalar(zero))
+    code = writer.op("Clip", writer.op("Round", line), scalar(codes[0]), scalar(codes[1]))
+    exponent = writer.op("Mul", writer.op("Sub", code, scalar(zero)), scalar(step))
+    return str(writer.op("Pow", scalar(2.0), exponent))
+
+
+def _write_int4(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> str:
+    """Write a weight's codes as INT4, with the DequantizeLinear alone: half the bytes of INT8."""
+    x, scale, _, axis, *_ = operands(node)
+    value, step = get_constant(graph, x), get_constant(graph, scale)
+    assert value is not None and step is not None
+    codes = (value / along_axis(step, value.ndim, axis)).round()
+    if node in transposed:
+        codes, axis = codes.T, 1 - axis % 2
+    name = writer.int4_constant(codes.numpy(), f"{x.target}_int4")
+    return str(writer.op("DequantizeLinear", name, scale, axis=axis))
 
 
 def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:

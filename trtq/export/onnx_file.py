@@ -30,19 +30,20 @@ def export_onnx(
     *,
     dynamic_batch: bool,
     opset: int = OPSET,
+    int4: bool = False,
     note: Callable[[str], None] = logger.info,
 ) -> onnx.ModelProto:
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
     Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are float, inputs and outputs are
     called ``input`` and ``output``, node names start with the layer they come from. A graph with an op that trtq does not
-    write itself goes through torch's exporter, and ``note`` is told.
+    write itself goes through torch's exporter, and ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
 
     Raises:
         ExportError: torch cannot write an op of the model as ONNX either; names the op and the module.
     """
     try:
-        return lower(simulated, opset=opset)
+        return lower(simulated, opset=opset, int4=int4)
     except UnsupportedOpError as exc:
         if opset < OLDEST_OF_TORCH:
             raise ExportError(

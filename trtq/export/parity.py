@@ -27,7 +27,7 @@ from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ParityError
 from trtq.export.ort import open_session, run_batch
 from trtq.graph.normalize import operands
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, positions
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
 
 MIN_EQUAL = 99.5
@@ -106,17 +106,20 @@ class _Probe(fx.Interpreter):
         if isinstance(operands(n)[0], fx.Node) and operands(n)[0].op == "get_attr":
             self.weights[n] = result
             return result
-        x, scale, _, _, qmin, qmax, name = self.fetch_args_kwargs_from_env(n)[0]
-        self._measure(name, x, result, float(scale), qmin, qmax)
+        self._measure(result, *self.fetch_args_kwargs_from_env(n)[0])
         return result
 
-    def _measure(self, name: str, x: torch.Tensor, result: torch.Tensor, step: float, qmin: int, qmax: int) -> None:
+    def _measure(
+        self, result: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None,
+        qmin: int, qmax: int, name: str, kind: str,
+    ) -> None:  # fmt: skip
         low, high = (float(v) for v in torch.aminmax(x))
         sums = self.sums.setdefault(name, [0.0, 0.0, 0.0, 0.0, low, high])
         sums[0] += _energy(x)
         sums[1] += _energy(x - result)
-        if high > (qmax + 0.5) * step or low < (qmin - 0.5) * step:
-            sums[2] += float(((x > (qmax + 0.5) * step) | (x < (qmin - 0.5) * step)).sum())
+        if kind != "uniform" or high > (qmax + 0.5) * float(scale) or low < (qmin - 0.5) * float(scale):
+            where = positions(x, scale, zero_point, axis, kind)
+            sums[2] += float(((where > qmax + 0.5) | (where < qmin - 0.5)).sum())
         sums[3] += x.numel()
         sums[4], sums[5] = min(sums[4], low), max(sums[5], high)
         self.hists.setdefault(name, Histogram()).add(x, max(abs(low), abs(high)), self.scratch)
@@ -226,7 +229,7 @@ class _Forced(fx.Interpreter):
         if n.target is not FAKE_QUANTIZE:
             return result
         args = self.fetch_args_kwargs_from_env(n)[0]
-        scale, axis, name = args[1], args[3], args[6]
+        scale, axis, name, kind = args[1], args[3], args[6], args[7]
         if name not in self.values:
             # The exporter merged it with an equal pair on the same tensor; what follows, and the output, are still compared.
             return result
@@ -236,8 +239,8 @@ class _Forced(fx.Interpreter):
         if theirs.shape != result.shape:
             self.first = self.first or name
             return result
-        step = along_axis(scale, result.ndim, axis)
-        off = ((result - theirs) / step).abs()
+        ours, others = (positions(v, scale, None, axis, kind) for v in (result, theirs))
+        off = (ours - others).abs()
         if self.first is None and (float(off.max()) > MAX_TIE_CODES or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())):
             self.first = name
         return theirs
@@ -256,10 +259,10 @@ def first_divergence(simulated: fx.GraphModule, exported: onnx.ModelProto, batch
     names = [o.name for o in exported.graph.output]
     outputs: dict[str, str] = {}
     for node in tapped.graph.node:
-        if node.op_type == "DequantizeLinear":
-            quantizer = next((p.value for p in node.metadata_props if p.key == "quantizer"), node.name)
-            outputs[quantizer] = node.output[0]
-            tapped.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None))
+        quantizer = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
+        if quantizer is not None:
+            outputs[quantizer] = node.output[0]  # of several nodes that make one quantizer, the last gives its value
+    tapped.graph.output.extend(onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in outputs.values())
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     got = session.run([*names, *outputs.values()], {session.get_inputs()[0].name: batch.numpy()})

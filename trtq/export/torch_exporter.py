@@ -22,14 +22,16 @@ from trtq.quant.fake_quantize import FAKE_QUANTIZE
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int, name: str) -> Any:
+def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | None, qmin: int, qmax: int, name: str, kind: str) -> Any:
     """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel."""
     from onnxscript import opset20
 
     op: Any = opset20  # its annotations are for scripts, not for calls while tracing
     if zero_point is not None or (qmin, qmax) != (-128, 127):
         raise ExportError(
-            f"Cannot write the format of {name} as Q/DQ through torch's exporter", f"codes {qmin}..{qmax}", "Use 8 bits for this model"
+            f"Cannot write the format of {name} as Q/DQ through torch's exporter",
+            f"{kind}, codes {qmin}..{qmax}",
+            "Use 8 bits and no other number format for this model",
         )
     zeros = op.Constant(value=ir.tensor(np.zeros([int(d) for d in scale.shape], dtype=np.int8)))
     attributes = {} if axis is None else {"axis": axis}

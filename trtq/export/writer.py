@@ -29,6 +29,7 @@ class Writer:
 
     Args:
         opset: of the ``ai.onnx`` domain; the ops table chooses forms by it.
+        int4: weights of 4 bits are stored as INT4.
 
     Attributes:
         scope: the layer being written; the names of its nodes start with it.
@@ -36,8 +37,8 @@ class Writer:
         values: what each FX node became: the name of a tensor, or a list of names.
     """
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, *, int4: bool = False) -> None:
+        self.opset, self.int4 = opset, int4
         self.scope = self.module = self.quantizer = ""
         self.values: dict[fx.Node, Any] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -85,6 +86,12 @@ class Writer:
             return self._constants[key]
         name = self._unique(name)
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        return name
+
+    def int4_constant(self, codes: npt.NDArray[Any], name: str) -> str:
+        """Return the name of an INT4 initializer with these codes, -8 to 7."""
+        name = self._unique(name)
+        self.initializers[name] = helper.make_tensor(name, TensorProto.INT4, codes.shape, codes.astype(np.int8).flatten())
         return name
 
     def sizes(self, sizes: Sequence[Any]) -> str:

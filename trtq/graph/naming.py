@@ -29,6 +29,11 @@ PASS_THROUGH = (
 )
 
 
+def is_softmax(node: fx.Node) -> bool:
+    """Whether a node gives the probabilities of a softmax, or of what a method put in its place."""
+    return node.target in SOFTMAXES or bool(node.meta.get("trtq_is_softmax"))
+
+
 def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
     """Give every call a name in ``meta["trtq_name"]``, and rename the nodes of the graph after it.
 

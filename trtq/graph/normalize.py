@@ -96,7 +96,7 @@ def _like(new: fx.Node, old: fx.Node) -> fx.Node:
     return new
 
 
-def _call(graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object) -> fx.Node:
+def insert_call(graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object) -> fx.Node:
     """Insert a call in front of ``origin``, with the origin's module path and its own example value."""
     with graph.graph.inserting_before(origin):
         node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def _spell_out_padding(graph: fx.GraphModule) -> int:
         totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(steps, weight.meta["val"].shape[2:], strict=True)]
         if any(t % 2 for t in totals):  # torch pads the odd one on the right
             amounts = [v for t in reversed(totals) for v in (t // 2, t - t // 2)]
-            x, totals = _call(graph, node, aten.constant_pad_nd.default, x, amounts), [0] * dims
+            x, totals = insert_call(graph, node, aten.constant_pad_nd.default, x, amounts), [0] * dims
         node.target = NAMED_PADDING[node.target]
         strides = [stride] * dims if isinstance(stride, int) else (list(stride) * dims)[:dims]
         node.args = (x, weight, bias, strides, [t // 2 for t in totals], steps, groups)
@@ -237,21 +237,21 @@ def _split_attention(graph: fx.GraphModule) -> int:
         scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(q_val.shape[-1]))
         if node.kwargs.get("enable_gqa"):
             repeat = int(q_val.shape[-3]) // int(k_val.shape[-3])
-            key = _call(graph, node, aten.repeat_interleave.self_int, key, repeat, -3)
-            value = _call(graph, node, aten.repeat_interleave.self_int, value, repeat, -3)
-        key_t = _call(graph, node, aten.transpose.int, key, -2, -1)
-        logits = _call(graph, node, aten.matmul.default, query, key_t)
-        logits = _call(graph, node, aten.mul.Tensor, logits, scale)
+            key = insert_call(graph, node, aten.repeat_interleave.self_int, key, repeat, -3)
+            value = insert_call(graph, node, aten.repeat_interleave.self_int, value, repeat, -3)
+        key_t = insert_call(graph, node, aten.transpose.int, key, -2, -1)
+        logits = insert_call(graph, node, aten.matmul.default, query, key_t)
+        logits = insert_call(graph, node, aten.mul.Tensor, logits, scale)
         if causal:
             rows, cols = int(q_val.shape[-2]), int(k_val.shape[-2])
             bias = torch.zeros(rows, cols).masked_fill_(~torch.ones(rows, cols).tril().bool(), -math.inf)
-            logits = _call(graph, node, aten.add.Tensor, logits, add_constant(graph, "causal_mask", bias, before=node))
+            logits = insert_call(graph, node, aten.add.Tensor, logits, add_constant(graph, "causal_mask", bias, before=node))
         if isinstance(mask, fx.Node):
             if mask.meta["val"].dtype == torch.bool:
-                mask = _call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)
-            logits = _call(graph, node, aten.add.Tensor, logits, mask)
-        probs = _call(graph, node, aten.softmax.int, logits, -1)
-        out = _like(_call(graph, node, aten.matmul.default, probs, value), node)
+                mask = insert_call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)
+            logits = insert_call(graph, node, aten.add.Tensor, logits, mask)
+        probs = insert_call(graph, node, aten.softmax.int, logits, -1)
+        out = _like(insert_call(graph, node, aten.matmul.default, probs, value), node)
         node.replace_all_uses_with(out)
         graph.graph.erase_node(node)
         count += 1
@@ -329,8 +329,8 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
             path = module_path(node) or "bn"
             s = add_constant(graph, f"{path}.scale", scale.float().reshape(shape), before=node)
             t = add_constant(graph, f"{path}.shift", shift.float().reshape(shape), before=node)
-            folded = _call(graph, node, aten.mul.Tensor, source, s)
-            folded = _like(_call(graph, node, aten.add.Tensor, folded, t), node)
+            folded = insert_call(graph, node, aten.mul.Tensor, source, s)
+            folded = _like(insert_call(graph, node, aten.add.Tensor, folded, t), node)
             folded.meta["val"] = source.meta["val"]
         for output in outputs:
             output.replace_all_uses_with(folded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ class Workbench:
         note: tell the user a line that also stands in the record.
         begin: announce (what, how many steps).
         advance: a number of steps is done.
+        resume: folder for what a long method must not lose; None keeps nothing.
     """
 
     graph: fx.GraphModule
@@ -43,6 +45,7 @@ class Workbench:
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]
     dynamic_batch: bool = True
+    resume: Path | None = None
     encodings: Encodings | None = None
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -50,6 +53,19 @@ class Workbench:
         """Replace a constant by one that leaves the model's function as it is, together with others."""
         set_constant_(self.graph, node, value)
         self.folded[str(node.target)] = value
+
+    def constant(self, node: fx.Node) -> torch.Tensor:
+        """Return the tensor of a constant of the graph."""
+        value = get_constant(self.graph, node)
+        assert value is not None, node.target
+        return value
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let everything that reads ``old``, quantizers too, read ``new`` instead; ``new`` may itself read ``old``."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for q in self.placement.quantizers:
+            if q.source is old:
+                q.source = new
 
     @property
     def made(self) -> Encodings:
@@ -80,11 +96,15 @@ class Method:
         summary: one line for ``trtq methods``.
         label: ``engine`` TensorRT has the kernel, ``folded`` costs nothing at run time, ``ops`` runs as extra float ops,
             ``simulated`` has no kernel anywhere.
-        acts: ``before`` calibration (changes constants, exactly), or ``after`` it (changes encodings).
+        acts: ``before`` calibration (changes constants, exactly, or the placement or ops, with a label that says so), or ``after``
+            it (changes encodings).
         source: the paper, and the equation.
         arguments: names and defaults.
         run: does it; returns what goes into the record.
         unfit: why it does not fit this model, None when it does.
+        excludes: methods that it cannot be combined with.
+        exact: it changes the graph and must not change its function; the outputs are compared.
+        finish: what a method that acts before calibration still does to the encodings after it.
     """
 
     name: str
@@ -95,6 +115,9 @@ class Method:
     run: Callable[[Workbench, Mapping[str, Any]], dict[str, Any]]
     arguments: Mapping[str, Value] = field(default_factory=dict)
     unfit: Callable[[Workbench], str | None] = _always_fits
+    excludes: tuple[str, ...] = ()
+    exact: bool = False
+    finish: Callable[[Workbench, Mapping[str, Any]], None] | None = None
 
     def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Return the arguments with defaults filled in, converted to their defaults' types.

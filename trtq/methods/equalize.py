@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trtq.graph.naming import WEIGHTED, node_name
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.normalize import operands
 from trtq.methods.base import Method, Workbench
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
@@ -40,9 +40,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for _ in range(int(arguments["rounds"])):
         moved = 1.0
         for pair in pairs:
-            first, second = (get_constant(bench.graph, operands(n)[1]) for n in (pair.producer, pair.consumers[0]))
-            assert first is not None
-            assert second is not None
+            first, second = (bench.constant(operands(n)[1]) for n in (pair.producer, pair.consumers[0]))
             left = first.flatten(1).abs().amax(dim=1)
             columns = second.movedim(1, 0).flatten(1).abs().amax(dim=1)
             if len(columns) != pair.channels:  # grouped: each group has inputs of its own
@@ -67,5 +65,6 @@ METHOD = Method(
     source="Nagel et al. 2019, Data-Free Quantization, eq. 11",
     arguments={"rounds": 10},
     run=run,
+    exact=True,
     unfit=lambda bench: None if _between_weights(bench) else "no two convs or linears have only ReLU or pooling between them",
 )

@@ -106,13 +106,11 @@ def fold_factors(bench: Workbench, pair: Pair, factors: torch.Tensor) -> None:
         factors: float32, shape [channels], greater than 0.
     """
     for constant in _affine(bench, pair.producer):
-        value = get_constant(bench.graph, constant)
-        assert value is not None
+        value = bench.constant(constant)
         bench.fold(constant, value / factors.reshape([-1, *[1] * (value.ndim - 1)]))
     for consumer in pair.consumers:
         node = operands(consumer)[1]
-        weight = get_constant(bench.graph, node)
-        assert weight is not None
+        weight = bench.constant(node)
         bench.fold(node, weight * input_factors(weight, factors))
 
 
@@ -149,9 +147,7 @@ def _can_divide(bench: Workbench, producer: fx.Node) -> bool:
 
 
 def _channels(bench: Workbench, producer: fx.Node) -> int:
-    first = get_constant(bench.graph, _affine(bench, producer)[0])
-    assert first is not None
-    return int(first.shape[0])
+    return int(bench.constant(_affine(bench, producer)[0]).shape[0])
 
 
 def _input_channels(bench: Workbench, consumer: fx.Node) -> int:

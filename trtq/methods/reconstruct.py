@@ -5,14 +5,17 @@ The quantized network learns to give the float network's block outputs and logit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
+from trtq.artifact import sha256_bytes
 from trtq.graph.normalize import operands
 from trtq.methods.base import Method, Workbench, needs_batches
+from trtq.methods.learning import LearningState
 from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
 from trtq.quant.simulate import shared_names
 
@@ -111,13 +114,12 @@ def _blocks(graph: fx.GraphModule) -> list[str]:
     return found
 
 
-def _learners(bench: Workbench) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
+def _learners(bench: Workbench, shared: Mapping[str, str]) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
     encodings = bench.made
-    shared = shared_names(bench.placement, encodings)  # quantizers of one tensor and one scale are one call
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in bench.placement.active:
-        if q.format.bits == 8 or shared[q.name] != q.name:
-            continue
+        if q.format.bits == 8 or not q.format.has_kernel or shared[q.name] != q.name:
+            continue  # quantizers of one tensor and one scale are one call
         step, fmt = encodings.scale(q.name), q.format
         if q.role == "weight":
             if len(q.source.users) != 1:
@@ -131,27 +133,50 @@ def _learners(bench: Workbench) -> tuple[dict[str, SoftRounding], dict[str, Lear
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Learn, then write the rounded weights and the ranges into the encodings."""
-    steps, batch = int(arguments["steps"]), int(arguments["batch"])
     images = torch.cat(list(bench.images(int(arguments["images"]))))
-    weights, ranges = _learners(bench)
-    learner = _Learner(bench.simulated(), weights, ranges)
+    encodings, shared = bench.made, shared_names(bench.placement, bench.made)
+    weights, ranges = _learners(bench, shared)
+    losses = _learn(bench, arguments, images, weights, ranges)
+    for q in bench.placement.active:
+        if q.name in weights:
+            encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
+        elif shared[q.name] in ranges:
+            encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
+    return {"steps": int(arguments["steps"]), "images": len(images), "weights": len(weights), "ranges": len(ranges), "loss": losses}
+
+
+def _learn(
+    bench: Workbench,
+    arguments: Mapping[str, Any],
+    images: torch.Tensor,
+    weights: Mapping[str, SoftRounding],
+    ranges: Mapping[str, LearnedRange],
+) -> list[float]:
+    """Run the steps and return the first and the last loss; a run that was stopped goes on where it was."""
+    steps, batch = int(arguments["steps"]), int(arguments["batch"])
+    learner, target = _Learner(bench.simulated(), weights, ranges), _Learner(bench.graph, {}, {})
     taps = _blocks(bench.graph)
-    target = _Learner(bench.graph, {}, {})
     for runner in (learner, target):
         runner.taps = dict.fromkeys(taps, torch.empty(0))
+    rates = float(arguments["lr"]), float(arguments["lr_range"])
     optimizer = torch.optim.Adam(
         [
-            {"params": [w.logits for w in weights.values()], "lr": float(arguments["lr"])},
-            {"params": [r.log_step for r in ranges.values()], "lr": float(arguments["lr_range"])},
+            {"params": [w.logits for w in weights.values()], "lr": rates[0]},
+            {"params": [r.log_step for r in ranges.values()], "lr": rates[1]},
         ]
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     generator = torch.Generator().manual_seed(0)
     bench.begin("Learning the rounding", steps)
-    first = last = 0.0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for i in range(steps):
+        state = LearningState(optimizer, generator, key=[bench.made.digest(), dict(arguments), sha256_bytes(images.numpy().tobytes())])
+        done, losses = state.load(bench.resume)
+        if 0 < done < steps:
+            bench.note(f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped")
+        bench.advance(done)
+        for i in range(done, steps):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
             x = images[torch.randint(len(images), (min(batch, len(images)),), generator=generator)]
             if float(torch.rand((), generator=generator)) < float(arguments["flip"]):
                 x = x.flip(-1)  # the float network answers for mirrored images, too: twice the images to learn from
@@ -165,18 +190,10 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            schedule.step()
-            last = float(loss.detach())
-            first = last if i == 0 else first
+            losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
+            state.save(bench.resume, i + 1, losses, last=i + 1 == steps)
             bench.advance(1)
-    encodings = bench.made
-    shared = shared_names(bench.placement, encodings)
-    for q in bench.placement.active:
-        if q.name in weights:
-            encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
-        elif shared[q.name] in ranges:
-            encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
-    return {"steps": steps, "images": len(images), "weights": len(weights), "ranges": len(ranges), "loss": [first, last]}
+    return losses
 
 
 def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

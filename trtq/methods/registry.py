@@ -6,13 +6,19 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtq.errors import UsageError, suggest
+from trtq.errors import UnfitError, UsageError, suggest
 from trtq.methods.base import Method, Workbench
 
-# Name: module. Help and checks of names need no import of them.
+# Name: module, and the variable where it is not METHOD. The order is the order they act in. Help needs no import of them.
 METHODS: Mapping[str, str] = {
+    "integer-softmax": "trtq.methods.integer_softmax",
     "smooth": "trtq.methods.smooth",
+    "qads": "trtq.methods.qads",
     "equalize": "trtq.methods.equalize",
+    "repq": "trtq.methods.repq",
+    "efficientquant": "trtq.methods.efficientquant",
+    "attention-percentile": "trtq.methods.ranges:ATTENTION_PERCENTILE",
+    "layernorm-ema": "trtq.methods.ranges:LAYERNORM_EMA",
     "ranking": "trtq.methods.ranking",
     "reconstruct": "trtq.methods.reconstruct",
     "bias-correction": "trtq.methods.bias_correction",
@@ -27,7 +33,8 @@ def get_method(name: str) -> Method:
     """
     if name not in METHODS:
         raise UsageError(f"Unknown method {name!r}", mend=suggest(name, METHODS))
-    method: Method = importlib.import_module(METHODS[name]).METHOD
+    module, _, variable = METHODS[name].partition(":")
+    method: Method = getattr(importlib.import_module(module), variable or "METHOD")
     return method
 
 
@@ -50,7 +57,9 @@ def choose(names: Sequence[str], arguments: Mapping[str, Any]) -> list[tuple[Met
         given[name][argument] = value
     order = list(METHODS)
     for name in names:
-        get_method(name)
+        clash = next((n for n in get_method(name).excludes if n in names), None)
+        if clash is not None:
+            raise UsageError(f"The methods {name} and {clash} contradict each other", "both decide the same numbers", "Leave one out")
     return [((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)]
 
 
@@ -58,8 +67,8 @@ def require_fit(method: Method, bench: Workbench) -> None:
     """Raise when the method has nothing to do on this model.
 
     Raises:
-        UsageError: says why, and what fits.
+        UnfitError: says why, and what fits.
     """
     reason = method.unfit(bench)
     if reason is not None:
-        raise UsageError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")
+        raise UnfitError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")

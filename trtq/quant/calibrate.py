@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from trtq.graph.naming import SOFTMAXES
+from trtq.graph.naming import is_softmax
 from trtq.graph.normalize import get_constant, operands
 from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, best_interval, bias_floor, histogram_calibrator, weight_amax
 from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import LOG_EPSILON
 from trtq.quant.formats import INT8, Format
 from trtq.quant.histogram import Histogram
 from trtq.quant.observe import Range
@@ -112,10 +113,13 @@ def make_encodings(
             _judge_(quantizer, stats[quantizer.stats_key], force=placement.force_attention)
     keep_whole_(placement)
     amax: dict[str, torch.Tensor] = {}
+    amin: dict[str, torch.Tensor] = {}
     formats: dict[str, Format] = {}
     inputs = {q.consumer: q for q in placement.active if not q.is_weight and q.role != "residual"}
     for quantizer in placement.active:
-        if quantizer.is_weight:
+        if not quantizer.format.has_kernel:
+            amin[quantizer.name], amax[quantizer.name] = _ends(graph, quantizer, stats)
+        elif quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
             seen = stats[feeding.stats_key] if feeding else None
             step = seen.amax / Format(bits=feeding.format.bits, lowest=seen.lowest).qmax if feeding and seen else 0.0
@@ -126,7 +130,20 @@ def make_encodings(
             quantizer.format = msgspec.structs.replace(quantizer.format, lowest=seen.lowest)
         formats[quantizer.name] = quantizer.format
     left = {q.name: q.float_reason for q in placement.quantizers if q.float_reason is not None}
-    return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin)
+    return Encodings(amax=amax, amin=amin, formats=formats, left_in_float=left, origin=origin)
+
+
+def _ends(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the lowest and the highest value of a tensor with an asymmetric or a log2 format."""
+    if quantizer.is_weight:
+        weight, axis = get_constant(graph, quantizer.source), quantizer.format.axis
+        assert weight is not None
+        flat = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+        low, high = flat.amin(dim=1), flat.amax(dim=1)
+        return (low.reshape([]), high.reshape([])) if axis is None else (low, high)
+    seen = stats[quantizer.stats_key]
+    shift = LOG_EPSILON if quantizer.format.kind == "log2" else 0.0
+    return torch.tensor(seen.low + shift, dtype=torch.float32), torch.tensor(seen.high + shift, dtype=torch.float32)
 
 
 def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> None:
@@ -134,9 +151,9 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return
     # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
-    if force and "trtq_softmax" in quantizer.consumer.meta:
+    if not quantizer.format.has_kernel or (force and "trtq_softmax" in quantizer.consumer.meta):
         return
-    steps = SOFTMAX_STEPS if quantizer.source.target in SOFTMAXES else 1.0
+    steps = SOFTMAX_STEPS if is_softmax(quantizer.source) else 1.0
     # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.
     reason = outlier_reason(stats, INT8.qmax, steps=steps)
     if reason is not None and not (quantizer.float_reason or "").startswith("asked for"):

@@ -1,6 +1,6 @@
 """Encodings: the one artefact every method writes and every later stage reads.
 
-A safetensors file holds ``amax`` of each quantizer; its metadata holds, as JSON, the formats, where the numbers come from,
+A safetensors file holds the range of each quantizer; its metadata holds, as JSON, the formats, where the numbers come from,
 and a digest of both, so that an edit by hand or a torn file is noticed.
 """
 
@@ -22,7 +22,7 @@ from trtq.errors import EncodingsError
 from trtq.graph.normalize import get_constant
 from trtq.quant.formats import Format
 
-CONSTANT = "constant:"
+CONSTANT, AMIN = "constant:", "amin:"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,7 +30,9 @@ class Encodings:
     """Formats and numbers of one model.
 
     Attributes:
-        amax: by quantizer name, float32, shape [] or [C], greater than 0.
+        amax: by quantizer name, float32, shape [] or [C]: the largest magnitude of a uniform format, greater than 0; the highest
+            value of an asymmetric or a log2 one.
+        amin: the lowest value, of asymmetric and log2 formats only; same shape.
         formats: by quantizer name.
         constants: by name in the graph, float32: weights and biases that a method put in place of the model's own (rounding,
             corrections, factors folded in).
@@ -40,15 +42,19 @@ class Encodings:
 
     amax: dict[str, torch.Tensor]
     formats: dict[str, Format]
+    amin: dict[str, torch.Tensor] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     left_in_float: dict[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def scale(self, name: str) -> torch.Tensor:
-        """Return the real value of one integer step, ``amax / qmax`` (S1 eq. 3), float32, shape of ``amax``.
+        """Return one step of the codes, float32, shape of ``amax``.
+
+        ``amax / qmax`` for a uniform format (S1 eq. 3), ``(amax - amin) / (2^b - 1)`` for an asymmetric one (S3 eq. 1), and
+        ``(log2 amax - log2 amin) / (2^b - 1)`` for log2 (S3 eq. 4).
 
         Raises:
-            EncodingsError: there is no such quantizer, or a value is not greater than 0.
+            EncodingsError: there is no such quantizer, or a value is not usable.
         """
         if name not in self.amax:
             raise EncodingsError(
@@ -56,10 +62,35 @@ class Encodings:
                 f"the file has {len(self.amax)} quantizers",
                 "It was made for another model or placement: run trtq quantize again",
             )
-        amax = self.amax[name]
-        if not bool(torch.isfinite(amax).all()) or not bool((amax > 0).all()):
-            raise EncodingsError(f"The encoding of {name} cannot be used", "amax must be finite and greater than 0")
-        return amax / self.formats[name].qmax
+        amax, fmt = self.amax[name], self.formats[name]
+        if fmt.has_kernel:
+            if not bool(torch.isfinite(amax).all()) or not bool((amax > 0).all()):
+                raise EncodingsError(f"The encoding of {name} cannot be used", "amax must be finite and greater than 0")
+            return amax / fmt.qmax
+        low, high = self._ends(name)
+        step = (high - low) / fmt.qmax
+        # A channel of one value: a step of that value holds it exactly.
+        return torch.where(step > 0, step, torch.where(low == 0, torch.ones_like(low), low.abs()))
+
+    def zero_point(self, name: str) -> torch.Tensor | None:
+        """Return the code of real zero (of 1 for log2), round(-amin / step), float32; None for a uniform format, where it is 0.
+
+        It may lie outside the codes, when zero lies outside the range.
+        """
+        if self.formats[name].has_kernel:
+            return None
+        return (-self._ends(name)[0] / self.scale(name)).round()
+
+    def _ends(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the range of an asymmetric format, or its logarithm for log2."""
+        low, high = self.amin.get(name), self.amax[name]
+        if low is None or low.shape != high.shape or not bool(torch.isfinite(low).all() and (low <= high).all()):
+            raise EncodingsError(f"The encoding of {name} cannot be used", "amin must be finite and no larger than amax")
+        if self.formats[name].kind != "log2":
+            return low, high
+        if not bool((low > 0).all()):
+            raise EncodingsError(f"The encoding of {name} cannot be used", "the lowest value of a log2 format must be greater than 0")
+        return low.log2(), high.log2()
 
     def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
         """Return a constant of ``graph`` as these encodings have it: a method's, or the graph's own."""
@@ -76,7 +107,8 @@ class Encodings:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return every tensor of the file by its key there."""
-        named = {**self.amax, **{CONSTANT + k: v for k, v in self.constants.items()}}
+        groups = (("", self.amax), (AMIN, self.amin), (CONSTANT, self.constants))
+        named = {prefix + k: v for prefix, values in groups for k, v in values.items()}
         return {k: v.detach().to(torch.float32).contiguous() for k, v in named.items()}
 
     def _header_json(self) -> bytes:
@@ -115,7 +147,8 @@ class Encodings:
         try:
             header = msgspec.json.decode(meta["header"])
             result = cls(
-                amax={k: v for k, v in tensors.items() if not k.startswith(CONSTANT)},
+                amax={k: v for k, v in tensors.items() if not k.startswith((CONSTANT, AMIN))},
+                amin={k.removeprefix(AMIN): v for k, v in tensors.items() if k.startswith(AMIN)},
                 constants={k.removeprefix(CONSTANT): v for k, v in tensors.items() if k.startswith(CONSTANT)},
                 formats={k: msgspec.convert(v, Format) for k, v in header["formats"].items()},
                 left_in_float=header["left_in_float"],

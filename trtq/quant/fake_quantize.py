@@ -1,12 +1,17 @@
 """The one op of simulation: quantize, then dequantize.
 
 It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same order: divide by the scale, round half to
-even, add the zero point, clamp, subtract the zero point, multiply by the scale.
+even, add the zero point, clamp, subtract the zero point, multiply by the scale. The kind ``log2`` does so with log2(x + 1e-5),
+and raises 2 to the result (S3 eq. 4-6, in the form that inverts: the equations as printed do not, docs/methods.md).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
 
 def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
@@ -16,7 +21,14 @@ def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor
 
 @torch.library.custom_op("trtq::fake_quantize", mutates_args=())
 def fake_quantize(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, qmin: int, qmax: int, name: str
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int | None,
+    qmin: int,
+    qmax: int,
+    name: str,
+    kind: str = "uniform",
 ) -> torch.Tensor:
     """Return ``x`` rounded to the nearest of the codes' values.
 
@@ -28,7 +40,12 @@ def fake_quantize(
         qmin: the lowest code.
         qmax: the highest code.
         name: of the quantizer; it travels through every re-export of the graph into the ONNX file.
+        kind: of the format.
     """
+    if kind == "log2":
+        codes = positions(x, scale, zero_point, axis, kind).round_().clamp_(qmin, qmax)
+        z = 0.0 if zero_point is None else along_axis(zero_point, x.ndim, axis)
+        return codes.sub_(z).mul_(along_axis(scale, x.ndim, axis)).exp2_()
     s = along_axis(scale, x.ndim, axis)
     out = torch.div(x, s).round_()
     if zero_point is None:
@@ -37,27 +54,40 @@ def fake_quantize(
     return out.add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
 
 
+def positions(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, kind: str) -> torch.Tensor:
+    """Return where ``x`` lies on the line of codes, neither rounded nor clamped: a new tensor of its shape."""
+    s = along_axis(scale, x.ndim, axis)
+    # ONNX has the natural logarithm only; one factor turns it into steps.
+    out = x.add(LOG_EPSILON).log_().mul_(1.0 / (math.log(2.0) * s)) if kind == "log2" else torch.div(x, s)
+    return out if zero_point is None else out.add_(along_axis(zero_point, x.ndim, axis).to(out.dtype))
+
+
 @fake_quantize.register_fake
 def _(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, qmin: int, qmax: int, name: str
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int | None,
+    qmin: int,
+    qmax: int,
+    name: str,
+    kind: str = "uniform",
 ) -> torch.Tensor:
     return torch.empty_like(x)
 
 
 def _setup(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> None:
-    x, scale, zero_point, axis, qmin, qmax, _ = inputs
+    x, scale, zero_point, axis, qmin, qmax, _, kind = inputs
     ctx.save_for_backward(x, scale, zero_point)  # type: ignore[attr-defined]
-    ctx.axis, ctx.qmin, ctx.qmax = axis, qmin, qmax  # type: ignore[attr-defined]
+    ctx.axis, ctx.qmin, ctx.qmax, ctx.kind = axis, qmin, qmax, kind  # type: ignore[attr-defined]
 
 
 def _backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Straight-through inside the range, zero where the value was clamped (Bengio et al. 2013, clipped form)."""
     x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
-    codes = torch.div(x, along_axis(scale, x.ndim, ctx.axis)).round()  # type: ignore[attr-defined]
-    if zero_point is not None:
-        codes = codes + along_axis(zero_point, x.ndim, ctx.axis)  # type: ignore[attr-defined]
+    codes = positions(x, scale, zero_point, ctx.axis, ctx.kind).round()  # type: ignore[attr-defined]
     inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)  # type: ignore[attr-defined]
-    return grad * inside, None, None, None, None, None, None
+    return grad * inside, None, None, None, None, None, None, None
 
 
 fake_quantize.register_autograd(_backward, setup_context=_setup)

@@ -17,28 +17,35 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         lowest: the lowest code, -2^(bits-1) to 0; None for -2^(bits-1), two's complement. Below 8 bits the codes live in an INT8
             container, so any 2^bits neighbouring codes around 0 will do: 0 to 15 for a ReLU, -1 to 14 for a GELU.
         axis: the axis that keeps a scale of its own per index, None for one scale per tensor.
-        kind: the spacing of the codes.
+        kind: the spacing of the codes. ``uniform``: equal steps, zero at code 0. ``asymmetric``: equal steps from the lowest value
+            to the highest, codes 0 to 2^bits - 1. ``log2``: equal steps of the logarithm (S3 eq. 4), codes 0 to 2^bits - 1.
 
     >>> Format(bits=8).qmin, Format(bits=8).qmax, Format(bits=4, axis=0).granularity
     (-128, 127, 'per-channel')
     >>> Format(bits=4, lowest=-1).qmax, Format(bits=4, lowest=0).label, Format(bits=4, lowest=-1).label
     (14, 'uint4', 'int4[-1,14]')
+    >>> Format(bits=8, kind="log2").label, Format(kind="asymmetric").qmax, Format(kind="asymmetric").has_kernel
+    ('log2-8', 255, False)
     """
 
     bits: int = 8
     lowest: int | None = None
     axis: int | None = None
-    kind: Literal["uniform"] = "uniform"
+    kind: Literal["uniform", "asymmetric", "log2"] = "uniform"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UsageError(f"Cannot use a format of {self.bits} bits", "trtq's integer formats have 2 to 8 bits")
         if self.lowest is not None and not -(1 << (self.bits - 1)) <= self.lowest <= 0:
             raise UsageError(f"Cannot start the codes of {self.bits} bits at {self.lowest}", f"expected {-(1 << (self.bits - 1))} to 0")
+        if self.lowest is not None and not self.has_kernel:
+            raise UsageError(f"Cannot choose the lowest code of the format {self.kind}", "its codes start at 0")
 
     @property
     def qmin(self) -> int:
         """Lowest code (S1 eq. 4: -2^(b-1))."""
+        if not self.has_kernel:
+            return 0
         return -(1 << (self.bits - 1)) if self.lowest is None else self.lowest
 
     @property
@@ -47,13 +54,20 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.qmin + (1 << self.bits) - 1
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether TensorRT has integer kernels for it: equal steps around a zero point of 0."""
+        return self.kind == "uniform"
+
+    @property
     def granularity(self) -> str:
         """``per-tensor`` or ``per-channel``."""
         return "per-tensor" if self.axis is None else "per-channel"
 
     @property
     def label(self) -> str:
-        """Short name for tables, such as ``int8``, ``uint4`` or ``int4[-1,14]``."""
+        """Short name for tables, such as ``int8``, ``uint4``, ``int4[-1,14]`` or ``log2-8``."""
+        if not self.has_kernel:
+            return f"{self.kind}-{self.bits}"
         if self.lowest == 0:
             return f"uint{self.bits}"
         odd = self.lowest is not None and self.lowest != -(1 << (self.bits - 1))

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from trtq.errors import UsageError, suggest
-from trtq.graph.naming import MATMULS, SOFTMAXES, node_name
+from trtq.graph.naming import MATMULS, is_softmax, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.quant.formats import INT8, Format
 
@@ -118,8 +118,8 @@ def place(
     Args:
         graph: normalised and named.
         rules: the placement table of the target.
-        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``; a layer or a quantizer whose name
-            matches stays in float.
+        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``, ``@anchors``; a layer or a quantizer
+            whose name matches stays in float.
         weight_bits: of weights; 2 to 8.
         input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
             keep 8 bits.
@@ -149,7 +149,7 @@ def place(
     _set_bits_(found, weight_bits, input_bits)
     if attention == "float":
         for q in found.quantizers:
-            if _attention(q) is not None:
+            if attention_of(q) is not None:
                 q.float_reason = "asked for by --attention float"
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
@@ -189,7 +189,7 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
     if constant is None:
         source = _before_pad(source)
     name = f"{layer}.{suffix}"
-    if rule.role == "lhs" and source.target in SOFTMAXES:
+    if rule.role == "lhs" and is_softmax(source):
         name = f"{node_name(source)}.output"
     fmt = INT8 if axis is None else Format(axis=axis)
     return Quantizer(
@@ -293,17 +293,18 @@ def _is_layer_scale(node: fx.Node) -> bool:
 def keep_whole_(placement: Placement) -> None:
     """Take with a quantizer that stays in float those that are worth nothing without it.
 
-    A conv, linear or matmul runs in INT8 only when both operands are quantized. The two matmuls of an attention and the softmax
+    A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a kernel runs in float anyway and
+    is left alone. The two matmuls of an attention and the softmax
     between them are one fused kernel when all of it is INT8 or all of it float, and separate ones when it is mixed
     (docs/decisions.md has the builds).
     """
     compute = [q for q in placement.quantizers if q.role != "residual"]
-    for kind, owner in (("an INT8 kernel needs both operands", _consumer), ("an attention is one kernel, all INT8 or none", _attention)):
+    for kind, owner in (("an INT8 kernel needs both operands", _consumer), ("an attention is one kernel, all INT8 or none", attention_of)):
         for quantizer in compute:
             if quantizer.float_reason is None or owner(quantizer) is None:
                 continue
             for other in compute:
-                if other.float_reason is None and owner(other) is owner(quantizer):
+                if other.float_reason is None and other.format.has_kernel and owner(other) is owner(quantizer):
                     other.float_reason = f"{quantizer.name} stays in float, and {kind}"
 
 
@@ -311,26 +312,28 @@ def _consumer(quantizer: Quantizer) -> fx.Node | None:
     return quantizer.consumer
 
 
-def _attention(quantizer: Quantizer) -> fx.Node | None:
+def attention_of(quantizer: Quantizer) -> fx.Node | None:
     """Return the softmax of the attention a matmul belongs to, None outside attentions."""
     softmax = quantizer.consumer.meta.get("trtq_softmax")
     return softmax if isinstance(softmax, fx.Node) else None
 
 
 def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None:
-    weighted = _weighted_layers(placement)
     for pattern in patterns:
-        wanted = {"@first": weighted[:1], "@last": weighted[-1:]}.get(pattern)
-        hits = [
-            q for q in placement.quantizers
-            if (q.layer in wanted if wanted is not None else _matches(q, pattern))
-        ]  # fmt: skip
+        hits = matching(placement, pattern)
         if not hits:
             names = [q.layer for q in placement.quantizers]
             raise UsageError(f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names))
         for q in hits:
             q.float_reason = f"asked for by --high-precision {pattern}"
     keep_whole_(placement)
+
+
+def matching(placement: Placement, pattern: str) -> list[Quantizer]:
+    """Return the quantizers of a shell pattern on names and layers, of ``@first``, ``@last``, or ``@anchors``, which is both."""
+    weighted = _weighted_layers(placement)
+    wanted = {"@first": weighted[:1], "@last": weighted[-1:], "@anchors": [*weighted[:1], *weighted[-1:]]}.get(pattern)
+    return [q for q in placement.quantizers if (q.layer in wanted if wanted is not None else _matches(q, pattern))]
 
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:

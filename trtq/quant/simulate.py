@@ -31,7 +31,8 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
         if first not in made:
             scale = encodings.scale(quantizer.name)
             _check_shape(quantizer, scale, source)
-            made[first] = _insert(simulated, quantizer, scale, _on_codes(simulated, quantizer, scale, source))
+            zero_point = encodings.zero_point(quantizer.name)
+            made[first] = _insert(simulated, quantizer, scale, zero_point, _on_codes(simulated, quantizer, scale, zero_point, source))
         _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
     simulated.graph.lint()
     simulated.recompile()
@@ -50,15 +51,17 @@ def _replace_constants(graph: fx.GraphModule, encodings: Encodings) -> dict[str,
     return by_name
 
 
-def _on_codes(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> fx.Node:
-    """Return a weight of fewer than 8 bits as it is stored: already on its codes.
+def _on_codes(
+    graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, zero_point: torch.Tensor | None, source: fx.Node
+) -> fx.Node:
+    """Return a weight that no INT8 pair can clamp, of fewer bits or of another kind, as it is stored: already on its codes.
 
     Q/DQ has no clamp below 8 bits; a weight on its codes needs none, and an INT8 container then holds them exactly.
     """
     fmt, weight = quantizer.format, get_constant(graph, source)
-    if not quantizer.is_weight or fmt.bits == 8 or weight is None:
+    if not quantizer.is_weight or weight is None or (fmt.bits == 8 and fmt.has_kernel):
         return source
-    codes = torch.ops.trtq.fake_quantize(weight, scale, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name)
+    codes = torch.ops.trtq.fake_quantize(weight, scale, zero_point, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind)
     return add_constant(graph, str(source.target), codes, before=source)
 
 
@@ -67,19 +70,22 @@ def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
     first: dict[tuple[str, object, bytes], str] = {}
     names = {}
     for q in placement.active:
-        key = (q.source.name, q.format, encodings.scale(q.name).numpy().tobytes())
+        scale, zero = encodings.scale(q.name), encodings.zero_point(q.name)
+        numbers = scale.numpy().tobytes() + (b"" if zero is None else zero.numpy().tobytes())
+        key = (q.source.name, q.format, numbers)
         names[q.name] = first.setdefault(key, q.name)
     return names
 
 
-def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> fx.Node:
+def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, zero_point: torch.Tensor | None, source: fx.Node) -> fx.Node:
     following = source.next
     while following.op in ("placeholder", "get_attr"):
         following = following.next
     constant = add_constant(graph, f"{quantizer.name}.scale", scale, before=following)
+    zero = None if zero_point is None else add_constant(graph, f"{quantizer.name}.zero_point", zero_point, before=following)
     fmt = quantizer.format
     with graph.graph.inserting_before(following):
-        node = graph.graph.call_function(FAKE_QUANTIZE, (source, constant, None, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name))
+        node = graph.graph.call_function(FAKE_QUANTIZE, (source, constant, zero, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind))
     node.meta.update({k: v for k, v in source.meta.items() if k in ("val", "nn_module_stack")})
     node.meta["trtq_name"] = quantizer.name
     return node

@@ -29,6 +29,9 @@ class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
     high: float
     histogram: list[int]
     histogram_limit: float
+    runs: str
+    extra_ops: int
+    computes_in: str
 
 
 class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,25 @@ class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
     did: dict[str, Any]
 
 
+class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt and what the quick check saw."""
+
+    step: str
+    agreement: float
+    sqnr_db: float | None
+
+
+class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The preset: which family and why, what was applied, and what was tried when the quick check failed."""
+
+    family: str
+    reason: str
+    methods: list[str]
+    check: str
+    passed: bool
+    tried: list[TryRecord]
+
+
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One written file."""
 
@@ -69,6 +91,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
     preprocess: Preprocess
     calibration: dict[str, Any]
+    preset: PresetRecord | None
     methods: list[MethodRecord]
     quantizers: list[QuantizerRecord]
     left_in_float: list[FloatRecord]
@@ -87,8 +110,15 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
         return (
             f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; output SQNR {sqnr}, "
             f"{p.agreement:.1f} % agreement with float on {p.images} calibration images; "
-            f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}"
+            f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._tried()}"
         )
+
+    def _tried(self) -> str:
+        more = self.preset.tried[1:] if self.preset is not None else []
+        if not more or self.preset is None:
+            return ""
+        last = "which was enough" if self.preset.passed else "which was NOT enough"
+        return f"; fell back on {', '.join(t.step for t in more)}, {last}"
 
 
 @dataclass(slots=True)

@@ -1,0 +1,42 @@
+"""Where a quantizer runs: what TensorRT has a kernel for, what costs extra ops, what is only simulated."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from trtq.quant.formats import Format
+
+LOG2_OPS = 9  # what lowering writes: Add Log Mul Add Round Clip Sub Mul Pow
+
+
+class Runs(NamedTuple):
+    """The answer for one quantizer.
+
+    Attributes:
+        label: ``engine`` TensorRT has the kernel, ``ops`` extra float ops run, ``simulated`` there is no kernel anywhere.
+        extra_ops: how many.
+        computes_in: what the engine multiplies with.
+    """
+
+    label: Literal["engine", "ops", "simulated"]
+    extra_ops: int
+    computes_in: str
+
+
+def where_it_runs(fmt: Format, *, is_weight: bool, int4: bool = False) -> Runs:
+    """Return where a tensor of this format runs in the exported file.
+
+    Args:
+        fmt: its format.
+        is_weight: it is a constant.
+        int4: weights of 4 bits are stored as INT4.
+    """
+    if not fmt.has_kernel:
+        if is_weight:
+            return Runs("simulated", 0, "float: the stored values lie on their codes")
+        return Runs("ops", LOG2_OPS, "float")
+    if is_weight and int4 and fmt.bits == 4:
+        return Runs("engine", 0, "float: INT4 weights are dequantized first")
+    if fmt.bits < 8 and not is_weight:
+        return Runs("ops", 1, "INT8, clipped to its codes first")
+    return Runs("engine", 0, "INT8")

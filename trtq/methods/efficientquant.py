@@ -1,0 +1,101 @@
+"""EfficientQuant: 8-bit weights for convolutions, log2 quantization for what comes out of softmax, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from torch import fx
+
+from trtq.errors import UsageError
+from trtq.graph.naming import is_softmax, node_name
+from trtq.graph.normalize import CONVS
+from trtq.methods.base import Method, Workbench
+from trtq.quant.formats import Format
+from trtq.quant.placement import Quantizer
+
+GRANULARITY = ("layer", "channel")
+ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax only"
+
+
+def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
+    """Return the softmaxes of attentions: those over maps of scores, not the one over classes at the end."""
+    return [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
+
+
+def log2_outputs_(bench: Workbench, bits: int | None) -> list[str]:
+    """Give the output of every attention softmax the log2 format, with a quantizer where it had none; return their names.
+
+    Args:
+        bench: its placement changes.
+        bits: of the codes; None keeps each quantizer's own, and 8 for new ones.
+    """
+    made = []
+    for softmax in attention_softmaxes(bench.graph):
+        for reader in softmax.users:
+            for operand, value in enumerate(reader.args):
+                if value is softmax:
+                    quantizer = _quantizer(bench, softmax, reader, operand)
+                    if not (quantizer.float_reason or "").startswith("asked for"):
+                        quantizer.format = Format(bits=bits or quantizer.format.bits, kind="log2")
+                        quantizer.float_reason = None
+                        made.append(quantizer.name)
+    return made
+
+
+def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int) -> Quantizer:
+    existing = bench.placement.quantizers
+    for q in existing:
+        if q.consumer is reader and q.operand == operand:
+            return q
+    name, k, taken = f"{node_name(softmax)}.output", 1, {q.name for q in existing}
+    while name in taken:
+        name, k = f"{node_name(softmax)}.output_{k}", k + 1
+    made = Quantizer(
+        name=name, layer=node_name(reader), role="lhs", consumer=reader, operand=operand, source=softmax, format=Format(), is_weight=False
+    )
+    existing.append(made)
+    return made
+
+
+def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the formats; calibration then finds the numbers."""
+    granularity = str(arguments["granularity"])
+    if granularity not in GRANULARITY:
+        raise UsageError(f"Cannot use efficientquant.granularity={granularity}", f"expected one of {', '.join(GRANULARITY)}")
+    convolutions = []
+    for q in bench.placement.quantizers:
+        if q.float_reason is not None and q.float_reason.startswith("asked for"):
+            continue
+        if q.role == "weight" and q.is_weight and q.consumer.target in CONVS and not _transposed(q):
+            axis = None if granularity == "layer" else q.format.axis
+            q.format = msgspec.structs.replace(q.format, kind="asymmetric", axis=axis)
+            q.float_reason = None
+            convolutions.append(q.layer)
+        else:
+            q.float_reason = q.float_reason or ONLY
+    softmaxes = log2_outputs_(bench, 8)
+    return {"convolutions": len(convolutions), "softmaxes": len(softmaxes), "engine_computes_in": "float"}
+
+
+def _transposed(quantizer: Quantizer) -> bool:
+    return "transposed" in (quantizer.float_reason or "")
+
+
+def _unfit(bench: Workbench) -> str | None:
+    convolutions = any(n.target in CONVS for n in bench.graph.graph.nodes)
+    return None if convolutions or attention_softmaxes(bench.graph) else "it has no convolution and no attention"
+
+
+METHOD = Method(
+    name="efficientquant",
+    summary="EfficientQuant: weights of convolutions on asymmetric codes, outputs of softmax on log2 codes, all else in float.",
+    label="simulated",
+    acts="before",
+    source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
+    arguments={"granularity": "layer"},
+    run=run,
+    unfit=_unfit,
+    excludes=("smooth", "qads", "equalize", "repq", "ranking", "reconstruct", "attention-percentile", "layernorm-ema"),
+)

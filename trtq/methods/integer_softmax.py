@@ -1,0 +1,134 @@
+"""Softmax without an exponential: a piecewise-linear, order-preserving function of the distance to the largest logit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import nnls
+from torch import fx
+
+from trtq.errors import UsageError
+from trtq.graph.naming import node_name
+from trtq.graph.normalize import insert_call, operands
+from trtq.methods.base import Method, Workbench
+from trtq.methods.efficientquant import attention_softmaxes
+
+aten = torch.ops.aten
+Floats = npt.NDArray[np.float64]
+FURTHEST = -20.0  # e^-20 is 2e-9: what lies further away adds nothing
+GRID, STARTS = 512, 48
+
+
+def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
+    """Return (knots, heights) of sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1), near e^x on [low, 0].
+
+    Heights are not negative, so the function never falls: the order of logits stays. Heights are a least-squares fit on an even grid;
+    knots lie evenly in e^(x/2), where the error of linear pieces of an exponential is the same in all; where the first one lies is
+    searched for the least error. With one segment it is S2's clip(a x + b, l, u); l is 0, so that what a mask hides stays hidden.
+
+    Args:
+        low: the smallest distance to the largest logit that occurs, less than 0.
+        segments: 1 or more.
+
+    >>> knots, heights = fit_exponential(-8.0, 4)
+    >>> bool(abs(heights.sum() - 1.0) < 0.05), len(knots)
+    (True, 5)
+    """
+    x = np.linspace(low, 0.0, GRID)
+    wanted = np.exp(x)
+    best: tuple[float, Floats, Floats] | None = None
+    for first in np.linspace(low - 3.0, 0.0, STARTS, endpoint=False):
+        knots = 2.0 * np.log(np.linspace(np.exp(first / 2.0), 1.0, segments + 1))
+        heights, residual = nnls(_ramps(x, knots), wanted)
+        if best is None or residual < best[0]:
+            best = float(residual), knots, heights
+    assert best is not None
+    return best[1:]
+
+
+def _ramps(x: Floats, knots: Floats) -> Floats:
+    ramps: Floats = np.clip((x[:, None] - knots[:-1]) / np.diff(knots), 0.0, 1.0)
+    return ramps
+
+
+class _Distances(fx.Interpreter):
+    """Keeps how far below the largest logit each softmax's inputs reach."""
+
+    def __init__(self, graph: fx.GraphModule, softmaxes: set[fx.Node]) -> None:
+        super().__init__(graph)
+        self.softmaxes, self.lowest = softmaxes, dict.fromkeys((n.name for n in softmaxes), 0.0)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self.softmaxes:
+            x, dim = self.fetch_args_kwargs_from_env(n)[0][:2]
+            distance = x - x.amax(dim=dim, keepdim=True)
+            self.lowest[n.name] = min(self.lowest[n.name], float(distance.clamp_min(FURTHEST).min()))
+        return super().run_node(n)
+
+
+def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats) -> int:
+    """Put the approximation in the place of a softmax; return how many ops it takes."""
+    x, dim = operands(softmax)[:2]
+    made: list[fx.Node] = []
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = insert_call(bench.graph, softmax, target, *args)
+        node.meta["trtq_name"] = f"{node_name(softmax)}.linear_{len(made)}"
+        node.meta["trtq_module"] = softmax.meta.get("trtq_module", "")
+        made.append(node)
+        return node
+
+    distance = call(aten.sub.Tensor, x, call(aten.amax.default, x, [dim], True))
+    total: fx.Node | None = None
+    for start, end, height in zip(knots[:-1], knots[1:], heights, strict=True):
+        if height <= 0.0:
+            continue
+        slope = height / (end - start)
+        ramp = call(aten.add.Tensor, call(aten.mul.Tensor, distance, float(slope)), float(-start * slope))
+        piece = call(aten.clamp.default, ramp, 0.0, float(height))
+        total = piece if total is None else call(aten.add.Tensor, total, piece)
+    assert total is not None  # e^0 = 1: some height is positive
+    result = call(aten.div.Tensor, total, call(aten.sum.dim_IntList, total, [dim], True))
+    result.meta.update(trtq_is_softmax=True, trtq_name=node_name(softmax))
+    bench.replace(softmax, result)
+    bench.graph.graph.erase_node(softmax)
+    return len(made)
+
+
+def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit and replace every softmax of an attention."""
+    segments = int(arguments["segments"])
+    if segments < 1:
+        raise UsageError(f"Cannot use integer-softmax.segments={segments}", "expected 1 or more")
+    softmaxes = attention_softmaxes(bench.graph)
+    watch = _Distances(bench.graph, set(softmaxes))
+    with torch.inference_mode():
+        for batch in bench.images(int(arguments["images"])):
+            watch.run(batch)
+    ops, worst = 0, 0.0
+    for softmax in softmaxes:
+        low = min(watch.lowest[softmax.name], -1e-3)  # rows of equal logits only: any slope will do
+        knots, heights = fit_exponential(low, segments)
+        x = np.linspace(low, 0.0, GRID)
+        worst = max(worst, float(np.abs(_ramps(x, knots) @ heights - np.exp(x)).max()))
+        ops += _replace(bench, softmax, knots, heights)
+    bench.graph.graph.lint()
+    bench.graph.recompile()
+    return {"softmaxes": len(softmaxes), "segments": segments, "extra_ops": ops, "largest_error_of_exp": worst}
+
+
+METHOD = Method(
+    name="integer-softmax",
+    summary="Replace the exponential of attentions by an order-preserving piecewise-linear function.",
+    label="ops",
+    acts="before",
+    source="S2, integer-only linear softmax: e^x = clip(a x + b, l, u), here with N segments fitted by least squares",
+    arguments={"segments": 8, "images": 32},
+    run=run,
+    unfit=lambda bench: None if attention_softmaxes(bench.graph) else "it has no attention; it is for transformers",
+    excludes=("repq",),
+)

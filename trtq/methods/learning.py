@@ -1,0 +1,77 @@
+"""What a learning method keeps on disk, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from trtq.artifact import digest_of, write_bytes
+
+ADAM = ("exp_avg", "exp_avg_sq", "step")
+EVERY_S = 15.0  # a state costs less than a step to write; losing this much is cheap
+
+
+class LearningState:
+    """The parameters, the optimizer and the random numbers of one learning run, as one safetensors file.
+
+    Args:
+        optimizer: Adam; its parameters are what is learned.
+        generator: draws the images.
+        key: everything the result depends on. A file of another key is never read.
+    """
+
+    def __init__(self, optimizer: torch.optim.Adam, generator: torch.Generator, *, key: object) -> None:
+        self.optimizer, self.generator = optimizer, generator
+        self.key = digest_of([key, str(torch.__version__)])
+        self.saved = time.monotonic()
+
+    def path(self, folder: Path) -> Path:
+        """Return the file of this run."""
+        return folder / f"learned-{self.key[:32]}.safetensors"
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def load(self, folder: Path | None) -> tuple[int, list[float]]:
+        """Take up what an earlier run left; return the number of steps it did and its losses, (0, []) when there is none.
+
+        A file that cannot be read whole counts as none.
+        """
+        if folder is None:
+            return 0, []
+        try:
+            with safe_open(self.path(folder), framework="pt") as handle:
+                meta = msgspec.json.decode((handle.metadata() or {})["state"])
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError):
+            return 0, []
+        parameters = self._parameters()
+        if meta.get("key") != self.key or any(f"{i}.value" not in tensors for i in range(len(parameters))):
+            return 0, []
+        with torch.no_grad():
+            for i, p in enumerate(parameters):
+                p.copy_(tensors[f"{i}.value"])
+                if f"{i}.step" in tensors:
+                    self.optimizer.state[p] = {k: tensors[f"{i}.{k}"] for k in ADAM}
+        self.generator.set_state(tensors["generator"])
+        torch.set_rng_state(tensors["global"])
+        return int(meta["done"]), [float(v) for v in meta["losses"]]
+
+    def save(self, folder: Path | None, done: int, losses: list[float], *, last: bool) -> None:
+        """Write the state when the last one is old enough, or when it is the last."""
+        if folder is None or not (last or time.monotonic() - self.saved >= EVERY_S):
+            return
+        tensors: dict[str, torch.Tensor] = {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
+        for i, p in enumerate(self._parameters()):
+            state: dict[str, Any] = self.optimizer.state[p]
+            tensors[f"{i}.value"] = p.detach().contiguous()
+            tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}  # none where no gradient ever came
+        meta = {"key": self.key, "done": done, "losses": losses}
+        write_bytes(self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()}))
+        self.saved = time.monotonic()

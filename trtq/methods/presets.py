@@ -1,0 +1,96 @@
+"""What each family of models gets when nobody says otherwise, and what is tried when that is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from trtq.graph.blocks import Family
+from trtq.quant.placement import Placement, matching
+from trtq.recipe import QuantizeSpec
+
+CHECK_SQNR_DB = 15.0  # above it, predictions that differ were near ties
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One fallback; it adds to what came before it.
+
+    Attributes:
+        name: for the record.
+        method: methods added.
+        high_precision: patterns added, those that match something.
+        attention: replaces ``--attention``.
+        worst: share of the layers, those with the lowest SQNR, that stay in float.
+    """
+
+    name: str
+    method: tuple[str, ...] = ()
+    high_precision: tuple[str, ...] = ()
+    attention: str | None = None
+    worst: float = 0.0
+
+
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
+    """The choices for one family.
+
+    Attributes:
+        wide: methods at 8 bits.
+        narrow: methods below 8 bits.
+        fallback: tried in order when the quick check fails.
+    """
+
+    wide: tuple[str, ...]
+    narrow: tuple[str, ...]
+    fallback: tuple[Step, ...]
+
+
+_ANCHORS = Step(name="first and last layer in float", high_precision=("@anchors",))
+_SHORTCUTS = Step(name="shortcuts of residual adds in float", high_precision=("*.residual",))
+_ATTENTION = Step(name="attention in float", attention="float")
+_CORRECT = Step(name="bias correction", method=("bias-correction",))
+_SMOOTH = Step(name="smoothing", method=("smooth",))
+_WORST = (Step(name="the worst tenth of the layers in float", worst=0.1), Step(name="the worst quarter in float", worst=0.25))
+
+# The figures behind these choices: benchmarks/results/methods.md.
+PRESETS: Mapping[Family, Preset] = {
+    "cnn": Preset(wide=(), narrow=("reconstruct",), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
+    "mobile": Preset(wide=(), narrow=("reconstruct",), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
+    "vit": Preset(wide=("smooth",), narrow=("reconstruct",), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "windowed": Preset(wide=("smooth",), narrow=("reconstruct",), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "hybrid": Preset(wide=(), narrow=("reconstruct",), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
+}
+
+
+def start(spec: QuantizeSpec, family: Family, *, dynamic_batch: bool) -> QuantizeSpec:
+    """Return ``spec`` with the methods of the family's preset; as it is when methods were asked for, too."""
+    methods = PRESETS[family].wide if spec.bits == "w8a8" else PRESETS[family].narrow
+    return spec if spec.method or not dynamic_batch else msgspec.structs.replace(spec, method=methods)
+
+
+def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float], *, dynamic_batch: bool) -> QuantizeSpec | None:
+    """Return ``spec`` with a fallback step added, None when the step changes nothing on this model.
+
+    Args:
+        spec: what was tried last.
+        step: of the family's preset.
+        placement: of the last attempt.
+        sqnr: decibels of each quantizer in the last attempt, by name.
+        dynamic_batch: methods need batches.
+    """
+    methods = tuple(m for m in step.method if m not in spec.method) if dynamic_batch else ()
+    active = {q.name for q in placement.active}
+    patterns = [p for p in step.high_precision if any(q.name in active for q in matching(placement, p))]
+    if step.worst:
+        layers: dict[str, float] = {}
+        for q in placement.active:
+            if q.name in sqnr:
+                layers[q.layer] = min(layers.get(q.layer, float("inf")), sqnr[q.name])
+        patterns += sorted(layers, key=lambda name: layers[name])[: max(1, round(step.worst * len(layers)))]
+    patterns = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
+    attention = step.attention or spec.attention
+    if not methods and not patterns and attention == spec.attention:
+        return None
+    return msgspec.structs.replace(
+        spec, method=(*spec.method, *methods), high_precision=(*spec.high_precision, *patterns), attention=attention
+    )

@@ -1,0 +1,79 @@
+"""Ranges of their own for the tensors of attentions and behind LayerNorms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trtq.errors import UsageError
+from trtq.graph.naming import is_softmax
+from trtq.methods.base import Method, Workbench
+from trtq.quant.calibrate import summarize
+from trtq.quant.observe import observe
+from trtq.quant.placement import Placement, Quantizer, attention_of
+
+LAYER_NORM = torch.ops.aten.layer_norm.default
+
+
+def _attention_tensors(bench: Workbench) -> list[Quantizer]:
+    """Queries, keys and values; never the probabilities, whose few large ones carry the result."""
+    found = [q for q in bench.placement.active if attention_of(q) is not None and not q.is_weight and q.format.has_kernel]
+    return [q for q in found if not is_softmax(q.source)]
+
+
+def _layer_norm_outputs(bench: Workbench) -> list[Quantizer]:
+    return [q for q in bench.placement.active if q.source.target is LAYER_NORM and q.format.has_kernel]
+
+
+def _range_again(bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int) -> dict[str, list[float]]:
+    """Observe some tensors once more and replace their ranges; return each with its range before and after."""
+    seen = observe(bench.graph, Placement(quantizers), bench.images(images), mode=mode)
+    changed = {}
+    for q in quantizers:
+        chosen = summarize(seen[q.source.name], mode, percentile, q.format.bits).amax
+        if chosen > 0.0:
+            changed[q.name] = [float(bench.made.amax[q.name]), chosen]
+            bench.made.amax[q.name] = torch.tensor(chosen, dtype=torch.float32)
+    return changed
+
+
+def clamp(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the range of queries, keys and values to a percentile of their magnitudes."""
+    percentile = float(arguments["percentile"])
+    if not 50.0 < percentile <= 100.0:
+        raise UsageError(f"Cannot use attention-percentile.percentile={percentile:g}", "expected more than 50 and at most 100")
+    tensors = _attention_tensors(bench)
+    if not tensors:
+        bench.note("attention-percentile: every attention stays in float here, so there was nothing to clamp (--attention int8)")
+        return {"ranges": {}}
+    return {"ranges": _range_again(bench, tensors, "percentile", percentile, int(arguments["images"]))}
+
+
+def ema(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Set the range behind every LayerNorm to the moving average of each image's largest magnitude."""
+    return {"ranges": _range_again(bench, _layer_norm_outputs(bench), "ema", 100.0, int(arguments["images"]))}
+
+
+ATTENTION_PERCENTILE = Method(
+    name="attention-percentile",
+    summary="Clamp queries, keys and values of attentions at a percentile of their magnitudes.",
+    label="folded",
+    acts="after",
+    source="S2 eq. 1",
+    arguments={"percentile": 99.9, "images": 256},
+    run=clamp,
+    unfit=lambda bench: None if _attention_tensors(bench) else "it has no attention with quantized operands; it is for transformers",
+    excludes=("ranking",),
+)
+LAYERNORM_EMA = Method(
+    name="layernorm-ema",
+    summary="Range of LayerNorm outputs from a moving average over the first images.",
+    label="folded",
+    acts="after",
+    source="S2, dynamic range estimation for LayerNorm: an exponential moving average of each image's largest magnitude",
+    arguments={"images": 128},
+    run=ema,
+    unfit=lambda bench: None if _layer_norm_outputs(bench) else "no LayerNorm feeds a quantized layer; it is for transformers",
+)

@@ -1,0 +1,110 @@
+"""RepQ-ViT: channel-wise ranges behind LayerNorm folded into one range, and log-sqrt(2) codes for softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from trtq.graph.naming import node_name
+from trtq.graph.normalize import get_constant, operands
+from trtq.methods.base import Method, Workbench, needs_batches, weight_and_bias
+from trtq.methods.efficientquant import attention_softmaxes, log2_outputs_
+from trtq.methods.pairs import Pair, find_pairs, fold_factors
+from trtq.quant.fake_quantize import LOG_EPSILON
+
+aten = torch.ops.aten
+
+
+class _Ends(fx.Interpreter):
+    """Keeps the lowest and the highest value of each channel (last axis) of some activations."""
+
+    def __init__(self, graph: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(graph)
+        self.names, self.ends = names, dict[str, tuple[torch.Tensor, torch.Tensor]]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.names:
+            flat = result.reshape(-1, result.shape[-1])
+            low, high = flat.amin(dim=0), flat.amax(dim=0)
+            if n.name in self.ends:
+                low, high = torch.minimum(low, self.ends[n.name][0]), torch.maximum(high, self.ends[n.name][1])
+            self.ends[n.name] = low, high
+        return result
+
+
+def _pairs(bench: Workbench) -> list[Pair]:
+    return [p for p in find_pairs(bench)[0] if p.producer.target is aten.layer_norm.default and p.activation is p.producer]
+
+
+def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
+    """Move the middle of each channel to 0, from the norm's shift into the biases of what reads it; False where that is not exact."""
+    shift = (*operands(pair.producer), None, None)[3]
+    layers = [weight_and_bias(bench.graph, c) for c in pair.consumers]
+    moved = [shift, *(bias for _, bias in layers)]
+    own = all(isinstance(n, fx.Node) and get_constant(bench.graph, n) is not None and len(n.users) == 1 for n in moved)
+    if not own or any(c.target is not aten.linear.default for c in pair.consumers):
+        return False
+    old = [bench.constant(n) for n in moved]
+    bench.fold(moved[0], old[0] - middle)
+    for (weight, bias), value in zip(layers, old[1:], strict=True):
+        assert bias is not None
+        bench.fold(bias, value + bench.constant(weight) @ middle)
+    return True
+
+
+def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format."""
+    pairs = _pairs(bench)
+    watch = _Ends(bench.graph, {p.activation.name for p in pairs})
+    with torch.inference_mode():
+        for batch in bench.images(int(arguments["images"])):
+            watch.run(batch)
+    centred = []
+    for pair in pairs:
+        low, high = (v.clone() for v in watch.ends[pair.activation.name])
+        if _centre(bench, pair, (low + high) / 2):
+            centred.append(node_name(pair.consumers[0]))
+            spread = (high - low) / 2
+        else:
+            spread = torch.maximum(low.abs(), high.abs())
+        live = spread > 0
+        mean = spread[live].mean() if bool(live.any()) else torch.ones(())
+        fold_factors(bench, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3))
+    softmaxes = log2_outputs_(bench, None) if arguments["softmax"] else []
+    return {"layernorms": len(pairs), "centred": len(centred), "softmaxes": softmaxes, "label": "ops" if softmaxes else "folded"}
+
+
+def finish(bench: Workbench, arguments: Mapping[str, Any]) -> None:
+    """Set the step of the logarithm to 1/2, log-sqrt(2): the range of a softmax's codes ends where they run out."""
+    if not arguments["softmax"]:
+        return
+    for q in bench.placement.active:
+        if q.format.kind == "log2":
+            amax = bench.made.amax[q.name]
+            bench.made.amin[q.name] = (amax * 2.0 ** (-q.format.qmax / 2.0)).clamp_min(LOG_EPSILON)
+
+
+METHOD = Method(
+    name="repq",
+    summary="RepQ-ViT: per-channel ranges behind LayerNorm folded into one range; log-sqrt(2) codes for softmax.",
+    label="ops",
+    acts="before",
+    source="Li et al. 2023, RepQ-ViT, eq. 9-14 and 16-18, with symmetric codes: r2 centres each channel",
+    arguments={"images": 32, "softmax": True},
+    run=run,
+    exact=True,
+    finish=finish,
+    unfit=lambda bench: (
+        needs_batches(bench)
+        or (
+            None
+            if _pairs(bench) or attention_softmaxes(bench.graph)
+            else "it has no LayerNorm in front of a linear; it is for transformers"
+        )
+    ),
+    excludes=("smooth", "qads", "integer-softmax"),
+)

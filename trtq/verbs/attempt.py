@@ -1,0 +1,222 @@
+"""One attempt at quantizing a captured model: place, calibrate, apply the methods, simulate, export, hold the two together."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from torch import fx
+
+from trtq.artifact import digest_of, ensure_writable_dir, package_version
+from trtq.data.preprocess import Preprocess, batches
+from trtq.data.source import Source
+from trtq.errors import CalibrationError, UsageError
+from trtq.export.onnx_file import export_onnx, set_metadata_
+from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
+from trtq.graph.capture import CapturedGraph
+from trtq.methods.base import Method, Workbench
+from trtq.methods.registry import choose, require_fit
+from trtq.models.load import LoadedModel
+from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
+from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.quant.encodings import Encodings
+from trtq.quant.observe import observe
+from trtq.quant.placement import Placement, place
+from trtq.quant.simulate import insert_fake_quantize
+from trtq.recipe import QuantizeSpec
+from trtq.verbs.progress import Progress
+from trtq.verbs.records import Clock, MethodRecord
+from trtq.version import __version__
+
+MAX_FOLD_DIFF = 1e-3
+INT4_OPSET = 21
+
+
+@dataclass(kw_only=True)
+class Inputs:
+    """What all attempts of one run share: the model, the images, and whom to tell."""
+
+    loaded: LoadedModel
+    captured: CapturedGraph
+    source: Source
+    indices: list[int]
+    preprocess: Preprocess
+    progress: Progress
+    clock: Clock
+    note: Callable[[str], None]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the model's own weights, before any method."""
+        return weights_digest(self.captured.module)
+
+    @cached_property
+    def reference(self) -> torch.Tensor:
+        """What the model itself answers for the example."""
+        with torch.no_grad():
+            answer: torch.Tensor = self.captured.module(self.captured.example)
+        return answer
+
+    def images(self, count: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Return batches of the first ``count`` calibration images."""
+        return batches(self.source, self.indices[:count], self.preprocess, batch_size if self.captured.dynamic_batch else 1)
+
+    def export(self, graph: fx.GraphModule, spec: QuantizeSpec, **metadata: str) -> onnx.ModelProto:
+        """Return ``graph`` as ONNX, with the metadata later verbs read."""
+        model = export_onnx(
+            graph, self.captured.example, dynamic_batch=self.captured.dynamic_batch, opset=spec.opset,
+            int4=spec.weight_storage == "int4", note=self.note,
+        )  # fmt: skip
+        origin = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
+        set_metadata_(model, {**origin, **metadata})
+        self.clock.lap("export")
+        return model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A quantized model that was not yet written, and how it was made."""
+
+    spec: QuantizeSpec
+    graph: fx.GraphModule
+    placement: Placement
+    encodings: Encodings
+    stats: Mapping[str, ActivationStats]
+    methods: list[MethodRecord]
+    cache_note: str
+    qdq: onnx.ModelProto
+    parity: ParityRecord
+    measured: dict[str, QuantizerStats]
+
+
+def check_spec(spec: QuantizeSpec) -> None:
+    """Refuse what contradicts itself, before anything is loaded.
+
+    Raises:
+        UsageError: names what contradicts what.
+    """
+    choose(spec.method, spec.method_arg)
+    if spec.weight_storage == "int4" and spec.opset < INT4_OPSET:
+        raise UsageError(
+            "Cannot store weights as INT4",
+            f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {spec.opset}",
+            f"Give --opset {INT4_OPSET}",
+        )
+    if spec.weight_storage == "int4" and not spec.bits.startswith("w4"):
+        raise UsageError("Cannot store weights as INT4", f"they have other widths with --bits {spec.bits}", "Give --bits w4a8 or w4a4")
+
+
+def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
+    """Quantize a copy of the captured graph as ``spec`` says.
+
+    Raises:
+        TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
+    """
+    captured, chosen = inputs.captured, choose(spec.method, spec.method_arg)
+    graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
+    weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
+    placement = place(graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention)
+    if not placement.quantizers:
+        raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")
+    bench = Workbench(
+        graph=graph, placement=placement, dynamic_batch=captured.dynamic_batch, note=inputs.note,
+        begin=inputs.progress.begin, advance=inputs.progress.advance,
+        resume=ensure_writable_dir(cache_folder(spec), option="--calib-cache"),
+        images=lambda count: inputs.images(count, spec.batch_size),
+    )  # fmt: skip
+    for method, _ in chosen:
+        require_fit(method, bench)
+    inputs.clock.lap("place")
+    before = _apply(inputs, bench, [c for c in chosen if c[0].acts == "before"])
+    weights = weights_digest(graph) if before else inputs.weights_sha256
+    stats, origin, cache_note = _calibrate(inputs, spec, graph, placement, weights)
+    origin["methods"] = " ".join(m.name for m, _ in chosen)
+    bench.encodings = encodings = make_encodings(graph, placement, stats, origin)
+    inputs.clock.lap("encode")
+    for method, arguments in chosen:
+        if method.finish is not None:
+            method.finish(bench, arguments)
+    after = _apply(inputs, bench, [c for c in chosen if c[0].acts == "after"])
+    encodings.constants = {**bench.folded, **encodings.constants}
+    simulated = insert_fake_quantize(graph, placement, encodings)
+    qdq = inputs.export(simulated, spec, precision="int8", encodings_sha256=encodings.digest())
+    compared = list(inputs.images(spec.parity_images, spec.batch_size))
+    inputs.progress.begin("Comparing torch and ONNX Runtime", min(spec.parity_images, len(inputs.indices)))
+    parity, measured = check_parity(captured.module, simulated, qdq, compared, progress=inputs.progress.advance)
+    inputs.clock.lap("parity")
+    return Attempt(
+        spec=spec, graph=graph, placement=placement, encodings=encodings, stats=stats, methods=[*before, *after], cache_note=cache_note,
+        qdq=qdq, parity=parity, measured=measured,
+    )  # fmt: skip
+
+
+def cache_folder(spec: QuantizeSpec) -> Path:
+    """Return the folder of the calibration cache: the spec's, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
+    return Path(spec.calib_cache or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
+
+
+def _apply(inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]) -> list[MethodRecord]:
+    records = []
+    for method, arguments in chosen:
+        did = method.run(bench, arguments)
+        if method.exact:
+            _require_same_function(inputs, bench, method.name)
+        label = did.pop("label", method.label)  # what it did on this model may run otherwise than it mostly does
+        records.append(MethodRecord(name=method.name, label=label, source=method.source, arguments=arguments, did=did))
+        inputs.clock.lap(method.name)
+    return records
+
+
+def _require_same_function(inputs: Inputs, bench: Workbench, method: str) -> None:
+    """Hold a graph whose constants a method moved against the model: its function must have stayed."""
+    with torch.no_grad():
+        wanted, got = inputs.reference, bench.graph(inputs.captured.example)
+    off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    if not off <= MAX_FOLD_DIFF:
+        raise CalibrationError(
+            f"The method {method} changed what the model computes",
+            f"outputs moved by {off:.2e} of their largest value, at most {MAX_FOLD_DIFF:.0e} is rounding",
+            f"Leave --method {method} out, and report this: it is an error of trtq",
+        )
+
+
+def _calibrate(
+    inputs: Inputs, spec: QuantizeSpec, graph: fx.GraphModule, placement: Placement, weights: str
+) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
+    """Return the statistics of every observed activation, where they come from, and what the cache did."""
+    key = CacheKey(
+        {
+            "weights": weights,
+            "graph": digest_of([structure_digest(graph), [[q.name, q.format.bits] for q in placement.quantizers]]),
+            "images": inputs.source.digest(inputs.indices),
+            "preprocessing": digest_of(msgspec.to_builtins(inputs.preprocess)),
+            "calibrator": f"percentile {spec.percentile!r}" if spec.calibrator == "percentile" else spec.calibrator,
+            "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch {package_version('torch')}",
+        }
+    )
+    origin = {
+        "model": inputs.loaded.name, "weights_sha256": inputs.weights_sha256, "graph_sha256": key.parts["graph"],
+        "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt", "bits": spec.bits,
+    }  # fmt: skip
+    cache = CalibrationCache(ensure_writable_dir(cache_folder(spec), option="--calib-cache"))
+    with cache.lock(key, waiting=inputs.progress.note):
+        stats, note = cache.load(key)
+        if stats is None:
+            inputs.progress.begin(f"Calibrating ({spec.calibrator})", len(inputs.indices))
+            images = inputs.images(len(inputs.indices), spec.batch_size)
+            seen = observe(graph, placement, images, mode=spec.calibrator, progress=inputs.progress.advance)
+            wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
+            stats = {k: summarize(seen[q.source.name], spec.calibrator, spec.percentile, q.format.bits) for k, q in wanted.items()}
+            cache.save(key, stats)
+    inputs.progress.note(f"calibration cache {note}")
+    inputs.clock.lap("calibrate")
+    return stats, origin, note
