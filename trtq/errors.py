@@ -49,10 +49,6 @@ class UsageError(TrtqError):
     exit_code = 2
 
 
-class UnfitError(UsageError):
-    """A method that has nothing to do on this model."""
-
-
 class MissingExtraError(UsageError):
     """An optional package is not installed."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from trtq.graph.blocks import Family
-from trtq.quant.placement import Placement, matching
+from trtq.quant.placement import Placement, attention_of, matching
 from trtq.recipe import QuantizeSpec
 
 CHECK_SQNR_DB = 15.0  # above it, predictions that differ were near ties
@@ -62,23 +62,22 @@ PRESETS: Mapping[Family, Preset] = {
 }
 
 
-def start(spec: QuantizeSpec, family: Family, *, dynamic_batch: bool) -> QuantizeSpec:
+def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
     """Return ``spec`` with the methods of the family's preset; as it is when methods were asked for, too."""
     methods = PRESETS[family].wide if spec.bits == "w8a8" else PRESETS[family].narrow
-    return spec if spec.method or not dynamic_batch else msgspec.structs.replace(spec, method=methods)
+    return spec if spec.method else msgspec.structs.replace(spec, method=methods)
 
 
-def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float], *, dynamic_batch: bool) -> QuantizeSpec | None:
-    """Return ``spec`` with a fallback step added, None when the step changes nothing on this model.
+def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float]) -> QuantizeSpec:
+    """Return ``spec`` with a fallback step added; as it is when the step changes nothing on this model.
 
     Args:
         spec: what was tried last.
         step: of the family's preset.
         placement: of the last attempt.
         sqnr: decibels of each quantizer in the last attempt, by name.
-        dynamic_batch: methods need batches.
     """
-    methods = tuple(m for m in step.method if m not in spec.method) if dynamic_batch else ()
+    methods = tuple(m for m in step.method if m not in spec.method)
     active = {q.name for q in placement.active}
     patterns = [p for p in step.high_precision if any(q.name in active for q in matching(placement, p))]
     if step.worst:
@@ -88,9 +87,8 @@ def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str,
                 layers[q.layer] = min(layers.get(q.layer, float("inf")), sqnr[q.name])
         patterns += sorted(layers, key=lambda name: layers[name])[: max(1, round(step.worst * len(layers)))]
     patterns = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
-    attention = step.attention or spec.attention
-    if not methods and not patterns and attention == spec.attention:
-        return None
+    attends = any(attention_of(q) is not None for q in placement.active)
+    attention = step.attention if step.attention and attends else spec.attention
     return msgspec.structs.replace(
         spec, method=(*spec.method, *methods), high_precision=(*spec.high_precision, *patterns), attention=attention
     )

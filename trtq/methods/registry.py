@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtq.errors import UnfitError, UsageError, suggest
+from trtq.errors import UsageError, suggest
 from trtq.methods.base import Method, Workbench
 
 # Name: module, and the variable where it is not METHOD. The order is the order they act in. Help needs no import of them.
@@ -67,8 +67,8 @@ def require_fit(method: Method, bench: Workbench) -> None:
     """Raise when the method has nothing to do on this model.
 
     Raises:
-        UnfitError: says why, and what fits.
+        UsageError: says why, and what fits.
     """
     reason = method.unfit(bench)
     if reason is not None:
-        raise UnfitError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")
+        raise UsageError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,17 +122,8 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
     """
     captured, chosen = inputs.captured, choose(spec.method, spec.method_arg)
-    graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
-    weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
-    placement = place(graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention)
-    if not placement.quantizers:
-        raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")
-    bench = Workbench(
-        graph=graph, placement=placement, dynamic_batch=captured.dynamic_batch, note=inputs.note,
-        begin=inputs.progress.begin, advance=inputs.progress.advance,
-        resume=ensure_writable_dir(cache_folder(spec), option="--calib-cache"),
-        images=lambda count: inputs.images(count, spec.batch_size),
-    )  # fmt: skip
+    bench = _workbench(inputs, spec)
+    graph, placement = bench.graph, bench.placement
     for method, _ in chosen:
         require_fit(method, bench)
     inputs.clock.lap("place")
@@ -156,6 +147,29 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
     return Attempt(
         spec=spec, graph=graph, placement=placement, encodings=encodings, stats=stats, methods=[*before, *after], cache_note=cache_note,
         qdq=qdq, parity=parity, measured=measured,
+    )  # fmt: skip
+
+
+def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> QuantizeSpec:
+    """Return ``spec`` without the methods that have nothing to do on this model; those in ``asked`` stay, and raise later."""
+    bench = _workbench(inputs, spec)
+    kept = [m.name for m, _ in choose(spec.method, spec.method_arg) if m.name in asked or m.unfit(bench) is None]
+    return msgspec.structs.replace(spec, method=tuple(m for m in spec.method if m in kept))
+
+
+def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
+    """Return a copy of the captured graph with its quantizers, for the methods."""
+    captured = inputs.captured
+    graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
+    weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
+    placement = place(graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention)
+    if not placement.quantizers:
+        raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")
+    return Workbench(
+        graph=graph, placement=placement, dynamic_batch=captured.dynamic_batch, note=inputs.note,
+        begin=inputs.progress.begin, advance=inputs.progress.advance,
+        resume=ensure_writable_dir(cache_folder(spec), option="--calib-cache"),
+        images=lambda count: inputs.images(count, spec.batch_size),
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha2
 from trtq.data.metrics import ratio_db
 from trtq.data.preprocess import resolve_preprocess
 from trtq.data.source import Source, describe, open_source
-from trtq.errors import UnfitError
 from trtq.export.onnx_file import save_onnx
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, require_parity
 from trtq.export.runs import where_it_runs
@@ -30,7 +29,7 @@ from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
 from trtq.recipe import QuantizeSpec
-from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec
+from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec, fitting
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord
 
@@ -107,20 +106,14 @@ class _Job:
         found, counted = family_of(inputs.captured.module)
         family: Family = found if spec.preset_quant == "auto" else spec.preset_quant
         preset = PRESETS[family]
-        able = inputs.captured.dynamic_batch
-        current = start(spec, family, dynamic_batch=able)
+        current = fitting(inputs, start(spec, family), spec.method)
         self.progress.note(
             f"preset {family} ({counted if spec.preset_quant == 'auto' else 'asked for'}): {', '.join(current.method) or 'no method'}"
         )
-        try:
-            best = last = attempt(inputs, current)
-        except UnfitError:
-            if spec.method:
-                raise
-            best = last = attempt(inputs, current := spec)  # the family's methods have nothing to do here
+        best = attempt(inputs, current)
         tried = [_tried("as asked" if current == spec else f"with {', '.join(current.method)}", best)]
         if not self.loaded.weights.startswith("random"):
-            best, more = self._fall_back(inputs, preset, last)
+            best, more = self._fall_back(inputs, preset, best)
             tried += more
         passed = _passes(best, spec.min_agreement)
         self.preset = PresetRecord(
@@ -137,14 +130,11 @@ class _Job:
             if _passes(best, floor):
                 break
             sqnr = {k: v.sqnr_db for k, v in last.measured.items() if v.sqnr_db is not None}
-            following = add(last.spec, step, last.placement, sqnr, dynamic_batch=inputs.captured.dynamic_batch)
-            if following is None:
-                continue
-            try:
-                last = attempt(inputs, following)
-            except UnfitError:
-                continue
-            self.note(f"only {best.parity.agreement:.1f} % agreement on calibration images: tried {step.name}")
+            following = fitting(inputs, add(last.spec, step, last.placement, sqnr), self.spec.method)
+            if following == last.spec:
+                continue  # the step changes nothing on this model
+            self.note(f"only {best.parity.agreement:.1f} % agreement on calibration images: trying {step.name}")
+            last = attempt(inputs, following)
             tried.append(_tried(step.name, last))
             if (last.parity.agreement, last.parity.quantization_sqnr_db or math.inf) >= (
                 best.parity.agreement, best.parity.quantization_sqnr_db or math.inf
