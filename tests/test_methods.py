@@ -897,7 +897,7 @@ def test_fallbacks_are_tried_in_order_and_listed(images, tmp_path):
     assert "first and last layer in float" in steps
     assert "shortcuts of residual adds in float" not in steps  # it has none
     assert "fell back on" in record.summary
-    assert any("tried first and last layer in float" in n for n in record.notes)
+    assert any("trying first and last layer in float" in n for n in record.notes)
     best = max(t.agreement for t in record.preset.tried)
     assert record.parity.agreement == best
     plain = quantize(spec(images, tmp_path / "p", **own, bits="w2a2", preset_quant="none", method=["equalize"]))
