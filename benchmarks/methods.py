@@ -19,37 +19,37 @@ import torch
 MODELS = ("resnet20", "vit", "mobilevit_xxs", "resnet56", "efficientnet_lite0")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
 LIMIT = 2500
-# Recipe: methods and their arguments. "none" is calibration alone (mse).
-RECIPES: dict[str, dict[str, object]] = {
-    "none": {},
-    "bias-correction": {"method": ["bias-correction"]},
-    "smooth": {"method": ["smooth"]},
-    "equalize": {"method": ["equalize"]},
-    "reconstruct": {"method": ["reconstruct"]},
-}
+# "none" is calibration alone (mse), "preset" what trtq does when nothing is asked; any other recipe is methods joined by "+".
+RECIPES = ("none", "preset")
+ATTENTION = ("ranking", "attention-percentile", "repq", "integer-softmax", "efficientquant")  # for them the products count, too
 # At 224x224 on two cores a step is costly: fewer and smaller ones.
 SMALL_STEPS = {"efficientnet_lite0": {"method_arg": {"reconstruct.steps": 60, "reconstruct.batch": 8, "reconstruct.lr": 0.02}}}
 ONLY_WEIGHTED = ("*.residual", "*.qk", "*.av")
 
 
-def trtq_row(name: str, bits: str, recipe: dict[str, object]) -> dict[str, object]:
+def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
     from models import evaluation, settings
 
     from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
     from trtq.errors import UsageError
 
-    own = settings(name)
+    own, methods = settings(name), [m for m in recipe.split("+") if m not in ("none", "preset", "int8-attention")]
     with tempfile.TemporaryDirectory() as folder:
-        values = {**own, "out": f"{folder}/o", "calib_cache": f"{folder}/c", "bits": bits, **recipe}
-        if "reconstruct" in recipe.get("method", ()):  # type: ignore[operator]
+        values = {
+            **own, "out": f"{folder}/o", "calib_cache": f"{folder}/c", "bits": bits, "method": methods, "min_agreement": 0,
+            "preset_quant": "auto" if recipe == "preset" else "none",
+        }  # fmt: skip
+        if "reconstruct" in methods:
             values |= SMALL_STEPS.get(name, {})
-        for patterns in (ONLY_WEIGHTED, ("*.residual",), ()):  # a pattern that matches nothing is refused: take what the model has
+        whole = "int8-attention" in recipe or any(m in ATTENTION for m in methods)
+        options = [{"attention": "int8"}] if whole else [{"high_precision": p} for p in (ONLY_WEIGHTED, ("*.residual",), ())]
+        for option in options:  # a pattern that matches nothing is refused: take what the model has
             try:
-                record = quantize(QuantizeSpec.make({**values, "high_precision": patterns}))
+                record = quantize(QuantizeSpec.make({**values, **option}))
                 break
             except UsageError as exc:
                 if "matches no layer" not in str(exc):
-                    return {"failed": str(exc).split(": ")[-1][:80]}
+                    return {"failed": str(exc).split(": ", 1)[-1][:110]}
         where = evaluation(name)
         exclude = f"{folder}/o/quantize.json" if where["data"] == own["data"] else None
         shared = {k: own[k] for k in ("input_size", "preset") if k in own}
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--bits", nargs="*", default=BITS)
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", default=RECIPES)
     parser.add_argument("--modelopt-python")
     parser.add_argument("--algorithms", nargs="*", default=["max", "mse", "smoothquant"])
     parser.add_argument("--out", type=Path)
@@ -119,7 +119,9 @@ def main() -> None:
     for name in args.models:
         for bits in args.bits:
             for recipe in args.recipes:
-                emit(name, bits, f"trtq {recipe}", trtq_row(name, bits, RECIPES[recipe]))
+                if recipe == "preset" and name in SMALL_STEPS and bits != "w8a8":
+                    recipe = "reconstruct+bias-correction"  # the preset's methods, with fewer steps
+                emit(name, bits, f"trtq {recipe}", trtq_row(name, bits, recipe))
             for algorithm in args.algorithms if args.modelopt_python else ():
                 command = [args.modelopt_python, __file__, "--modelopt-row", name, bits, algorithm]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,11 +54,11 @@ _WORST = (Step(name="the worst tenth of the layers in float", worst=0.1), Step(n
 
 # The figures behind these choices: benchmarks/results/methods.md.
 PRESETS: Mapping[Family, Preset] = {
-    "cnn": Preset(wide=(), narrow=("reconstruct",), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
-    "mobile": Preset(wide=(), narrow=("reconstruct",), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
-    "vit": Preset(wide=("smooth",), narrow=("reconstruct",), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
-    "windowed": Preset(wide=("smooth",), narrow=("reconstruct",), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
-    "hybrid": Preset(wide=(), narrow=("reconstruct",), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
+    "cnn": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
+    "mobile": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
+    "vit": Preset(wide=("smooth",), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "windowed": Preset(wide=("smooth",), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "hybrid": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
 }
 
 
