@@ -118,9 +118,9 @@ def main() -> None:
 
     for name in args.models:
         for bits in args.bits:
-            for recipe in args.recipes:
-                if recipe == "preset" and name in SMALL_STEPS and bits != "w8a8":
-                    recipe = "reconstruct+bias-correction"  # the preset's methods, with fewer steps
+            for asked in args.recipes:
+                fewer = asked == "preset" and name in SMALL_STEPS and bits != "w8a8"
+                recipe = "reconstruct+bias-correction" if fewer else asked  # the preset's methods, with fewer steps
                 emit(name, bits, f"trtq {recipe}", trtq_row(name, bits, recipe))
             for algorithm in args.algorithms if args.modelopt_python else ():
                 command = [args.modelopt_python, __file__, "--modelopt-row", name, bits, algorithm]

@@ -65,6 +65,37 @@ def cifar_vit() -> nn.Module:
     return VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10)
 
 
+class WithOutliers(nn.Module):
+    """The CIFAR-10 ViT with massive activations: in the middle of the network one channel of one token rises to ``amplitude``.
+
+    So do trained transformers (Sun et al. 2024: a few tokens, one or two channels, hundreds to thousands); the next norm of that token
+    sees little else. The weights stay, so the float model loses what that token carried and nothing more.
+    """
+
+    def __init__(self, vit: nn.Module, amplitude: float, block: int = 2, token: int = 7, channel: int = 33) -> None:
+        super().__init__()
+        self.vit, self.block = vit, block
+        spike = torch.zeros(1, 65, 128)
+        spike[0, token, channel] = amplitude
+        self.register_buffer("spike", spike, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+        for i, block in enumerate(self.vit.blocks):
+            x = block(x)
+            if i == self.block:
+                x = x + self.spike
+        return self.vit.forward_head(self.vit.norm(x))
+
+
+def vit_with_outliers(amplitude: float = 1000.0) -> nn.Module:
+    from safetensors.torch import load_file
+
+    vit = cifar_vit()
+    vit.load_state_dict(load_file(str(data_folder().parent / "weights/vit_cifar10.safetensors")))
+    return WithOutliers(vit, float(amplitude))
+
+
 def data_folder() -> Path:
     folder = Path(os.environ.get("TRTQ_DATA", "../shared/data"))
     if not folder.is_dir():
@@ -86,6 +117,8 @@ def settings(name: str) -> dict[str, Any]:
             "checkpoint_match": "order", "data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json",
             "calib_images": 256,
         }  # fmt: skip
+    if name == "vit_outliers":
+        return {**cifar, "model": f"{here}:vit_with_outliers", "input_size": "3x32x32", "preset": "cifar10"}
     if name == "mobilevit_xxs":
         own = {"model": "timm:mobilevit_xxs", "model_arg": {"num_classes": 10}, "input_size": "3x64x64", "preset": "cifar10"}
     elif name == "vit":

@@ -575,6 +575,7 @@ def test_efficientquant_quantizes_convolutions_and_softmax_only(images, tmp_path
     assert by_role["weight"].computes_in == "float: the stored values lie on their codes"
     assert (by_role["lhs"].format, by_role["lhs"].runs, by_role["lhs"].extra_ops) == ("log2-8", "ops", 9)
     assert record.methods[0].label == "simulated"
+    assert "codes that no engine has a kernel for (it computes in float)" in record.summary
     assert any("EfficientQuant quantizes weights of convolutions and outputs of softmax only" in f.reason for f in record.left_in_float)
     model = onnx.load(tmp_path / "model.qdq.onnx")
     kinds = [n.op_type for n in model.graph.node]
@@ -612,6 +613,28 @@ def test_each_method_passes_parity(images, tmp_path, method, bits, label):
     assert record.parity.first_divergence is None
     assert record.methods[0].label == (label or record.methods[0].label)
     assert Encodings.load(tmp_path / "encodings.safetensors").origin["methods"] == method
+
+
+def test_what_meets_logarithmic_codes_is_computed_in_float_and_says_so(images, tmp_path):
+    record = quantize(spec(images, tmp_path, model=VIT, attention="int8", method=["repq"]))
+    values = next(q for q in record.quantizers if q.name == "blocks.0.av.rhs")
+    assert (values.format, values.computes_in) == ("int8", "float: what it is multiplied with has no integer codes")
+    assert next(q for q in record.quantizers if q.name == "blocks.0.qk.rhs").computes_in == "INT8"
+
+
+def test_the_report_shows_preset_attempts_and_where_each_tensor_runs(images, tmp_path):
+    from trtq.report.page import write_page
+
+    own = _with_a_checkpoint(images, tmp_path)
+    quantize(spec(images, tmp_path / "o", **own, bits="w2a2", preset_quant="cnn", min_agreement=100, method=["equalize"]))
+    text = write_page(tmp_path / "o", tmp_path / "report.html", title="t").read_text()
+    assert "Family <strong>cnn</strong>: asked for." in text
+    assert "first and last layer in float" in text
+    assert "INT8" in text
+    quantize(spec(images, tmp_path / "e", model=VIT, method=["efficientquant"]))
+    text = write_page(tmp_path / "e", tmp_path / "e.html", title="t").read_text()
+    assert "simulated: engines compute it in float" in text
+    assert "float: the stored values lie on their codes" in text
 
 
 def test_repq_centres_and_evens_out_what_a_layernorm_gives():
@@ -907,3 +930,47 @@ def test_fallbacks_are_tried_in_order_and_listed(images, tmp_path):
 def test_random_weights_do_not_fall_back(images, tmp_path):
     record = quantize(spec(images, tmp_path, bits="w2a2", preset_quant="cnn", min_agreement=100, method=["equalize"]))
     assert [t.step for t in record.preset.tried] == ["as asked"]
+
+
+# ---- slow: whole families, trained weights -----------------------------------------------------------------------------
+
+HYBRIDS = (
+    "mobilevit_xxs", "mobilevit_xs", "mobilevit_s", "mobilevitv2_050", "mobilevitv2_075", "mobilevitv2_100", "mobilevitv2_125",
+    "mobilevitv2_150", "mobilevitv2_175", "mobilevitv2_200", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_efficientquant_on_hybrids_and_transformers(images, tmp_path, name):
+    size = {"input_size": "3x224x224"} if "224" in name else {"input_size": "3x256x256"}
+    own = {**size, "calib_images": 4, "batch_size": 2, "parity_images": 4}
+    record = quantize(spec(images, tmp_path, model=f"timm:{name}", method=["efficientquant"], **own))
+    assert record.parity.passed
+    did = record.methods[0].did
+    assert did["convolutions"] == sum(q.format == "asymmetric-8" for q in record.quantizers) > 0
+    assert did["softmaxes"] == sum(q.format == "log2-8" for q in record.quantizers) > 0
+    # one range a layer for convolutions, and softmax on a logarithm: the paper's claim is that little is lost
+    assert record.parity.quantization_sqnr_db > 15
+
+
+@pytest.mark.slow
+def test_a_vit_with_residual_outliers_loses_less_than_a_point(trtq_data, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from trtq import EvaluateSpec, QuantizeSpec, evaluate
+
+    monkeypatch.setenv("TRTQ_DATA", str(trtq_data))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from models import evaluation, settings
+
+    record = quantize(QuantizeSpec.make({**settings("vit_outliers"), "out": str(tmp_path), "calib_cache": str(tmp_path / "c")}))
+    found = {
+        **evaluation("vit_outliers"), "input_size": "3x32x32", "preset": "cifar10", "onnx": str(tmp_path / "model.qdq.onnx"),
+        "reference": str(tmp_path / "model.fp32.onnx"), "batch_size": 50, "limit": 1000,
+    }  # fmt: skip
+    result = evaluate(EvaluateSpec.make(found))
+    assert result.reference_top1 - result.top1 < 1.0
+    named = {f.name for f in record.left_in_float if "is set by outliers" in f.reason and f.high > 900}
+    assert {"vit.blocks.3.add.residual", "vit.blocks.5.add_1.residual"} <= named

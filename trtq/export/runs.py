@@ -23,12 +23,13 @@ class Runs(NamedTuple):
     computes_in: str
 
 
-def where_it_runs(fmt: Format, *, is_weight: bool, int4: bool = False) -> Runs:
+def where_it_runs(fmt: Format, *, is_weight: bool, partner: bool = True, int4: bool = False) -> Runs:
     """Return where a tensor of this format runs in the exported file.
 
     Args:
         fmt: its format.
         is_weight: it is a constant.
+        partner: what it is multiplied with has integer codes, too (True for the shortcut of an add).
         int4: weights of 4 bits are stored as INT4.
     """
     if not fmt.has_kernel:
@@ -37,6 +38,6 @@ def where_it_runs(fmt: Format, *, is_weight: bool, int4: bool = False) -> Runs:
         return Runs("ops", LOG2_OPS, "float")
     if is_weight and int4 and fmt.bits == 4:
         return Runs("engine", 0, "float: INT4 weights are dequantized first")
-    if fmt.bits < 8 and not is_weight:
-        return Runs("ops", 1, "INT8, clipped to its codes first")
-    return Runs("engine", 0, "INT8")
+    clips = int(fmt.bits < 8 and not is_weight)
+    width = "INT8" if partner else "float: what it is multiplied with has no integer codes"
+    return Runs("ops" if clips else "engine", clips, width)

@@ -8,6 +8,9 @@ from typing import Any
 
 from trtq.artifact import read_json
 
+INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
+SIMULATED_SIZE = "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine holds floats"
+
 
 @dataclass(slots=True)
 class RunSummary:
@@ -19,6 +22,7 @@ class RunSummary:
         engines: manifests, in name order.
         bench: by ``fp32`` and ``qdq``.
         width: INT8, or the widths below it.
+        simulated: no tensor of it runs on integer kernels.
         rows: label, FP32, INT8 and how it was measured.
         verdict: one sentence.
     """
@@ -28,6 +32,7 @@ class RunSummary:
     engines: list[dict[str, Any]]
     bench: dict[str, dict[str, Any]]
     width: str = "INT8"
+    simulated: bool = False
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     verdict: str = ""
 
@@ -48,6 +53,7 @@ def summarize_run(folder: Path) -> RunSummary:
     _drop_strangers_(run)
     bits = run.quantize["model"]["bits"]
     run.width = "INT8" if bits == "w8a8" else bits.upper()
+    run.simulated = not any(q["computes_in"].startswith("INT8") for q in run.quantize["quantizers"])
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run
@@ -86,7 +92,14 @@ def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     full = 4 * sum(weights.values())
     small = sum(n * (1 if f"{layer}.weight" in counts else 4) for layer, n in weights.items())
     rows = (
-        [("Weights", f"{full / 1e6:.2f} MB", f"{small / 1e6:.2f} MB", "computed: 4 bytes a value, 1 where the layer is quantized")]
+        [
+            (
+                "Weights",
+                f"{full / 1e6:.2f} MB",
+                f"{small / 1e6:.2f} MB",
+                SIMULATED_SIZE if run.simulated else "computed: 4 bytes a value, 1 where the layer is quantized",
+            )
+        ]
         if full
         else []
     )
@@ -123,6 +136,8 @@ def _verdict(run: RunSummary) -> str:
     q, e = run.quantize, run.evaluate
     methods = [m["name"] for m in q["methods"]]
     container = "" if run.width == "INT8" else " (in INT8 containers)"
+    if run.simulated:
+        container = " (simulated: engines compute it in float)"
     parts = [f"{q['model']['name']} in {run.width}{container}" + (f" with {', '.join(methods)}" if methods else "")]
     if e is not None and e["top1"] is not None:
         change = e["top1"] - e["reference_top1"]

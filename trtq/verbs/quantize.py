@@ -36,6 +36,7 @@ from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, Qua
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
 STAGING = ".trtq-new"
 FEW_IMAGES = 32
+INT4_BITS = 4
 
 
 def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRecord:
@@ -245,11 +246,12 @@ def _weight_stats(graph: fx.GraphModule, quantizer: Quantizer, encodings: Encodi
 
 def _quantizer_records(done: Attempt, *, int4: bool) -> list[QuantizerRecord]:
     encodings, shared = done.encodings, shared_names(done.placement, done.encodings)
+    mixed = {q.consumer for q in done.placement.active if not q.format.has_kernel or (int4 and q.is_weight and q.format.bits == INT4_BITS)}
     records = []
     for q in done.placement.active:
         amax = encodings.amax[q.name]
         stats = _weight_stats(done.graph, q, encodings) if q.is_weight else done.measured[shared[q.name]]
-        runs = where_it_runs(q.format, is_weight=q.is_weight, int4=int4)
+        runs = where_it_runs(q.format, is_weight=q.is_weight, partner=q.role == "residual" or q.consumer not in mixed, int4=int4)
         records.append(
             QuantizerRecord(
                 name=q.name, layer=q.layer, role=q.role, format=q.format.label, granularity=q.format.granularity,
