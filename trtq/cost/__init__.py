@@ -1,1 +1,1 @@
-"""Cost models: MACs, bytes, energy, roofline latency."""
+"""What a model costs: multiply-accumulates, values read and written, bytes, BitOps, energy. Counted, never measured."""
