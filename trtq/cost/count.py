@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -37,23 +37,10 @@ class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
     writes: int
 
 
-def _shared_dim(node: fx.Node, shapes: Mapping[fx.Node, torch.Size]) -> int:
-    return int(shapes[operands(node)[0]][-1])
-
-
-def _per_output(node: fx.Node, weight: torch.Tensor) -> int:
-    return weight.numel() // int(weight.shape[0])
-
-
-# Kind and multiply-accumulates of one output value (of one input value for transposed convolutions), by op.
-_Rule = tuple[str, Callable[[fx.Node, Any, Mapping[fx.Node, torch.Size]], int]]
-RULES: dict[object, _Rule] = {
-    **dict.fromkeys(CONVS, ("conv", lambda n, w, s: _per_output(n, w))),
-    **dict.fromkeys(TRANSPOSED, ("conv", lambda n, w, s: _per_output(n, w))),
-    aten.linear.default: ("linear", lambda n, w, s: int(w.shape[1])),
-    **dict.fromkeys(MATMULS, ("matmul", lambda n, w, s: _shared_dim(n, s))),
-    **dict.fromkeys(NORMS, ("norm", lambda n, w, s: 0)),
-}
+KINDS: Mapping[object, str] = {
+    **dict.fromkeys((*CONVS, *TRANSPOSED), "conv"), aten.linear.default: "linear", **dict.fromkeys(MATMULS, "matmul"),
+    **dict.fromkeys(NORMS, "norm"),
+}  # fmt: skip
 
 
 class _Shapes(fx.Interpreter):
@@ -84,19 +71,25 @@ def count_layers(graph: fx.GraphModule, example: torch.Tensor) -> list[LayerCost
         runner.run(example)
     found = []
     for node in graph.graph.nodes:
-        rule = ("softmax", lambda n, w, s: 0) if is_softmax(node) else RULES.get(node.target)
-        if rule is None or node not in runner.shapes:
+        kind = "softmax" if is_softmax(node) else KINDS.get(node.target)
+        if kind is None or node not in runner.shapes:
             continue
         given = [a for a in operands(node) if isinstance(a, fx.Node)]
         constants = [c for a in given if (c := get_constant(graph, a)) is not None]
-        weight = constants[0] if constants and rule[0] in ("conv", "linear", "matmul") else None
+        weight = constants[0] if constants and kind in ("conv", "linear", "matmul") else None
         activations = [a for a in given if get_constant(graph, a) is None and a in runner.shapes]
-        produced = activations[0] if node.target in TRANSPOSED else node
-        if rule[0] in ("conv", "linear") and weight is None:
+        if kind in ("conv", "linear") and weight is None:
             continue  # its weight is computed: it is no layer
+        # A transposed convolution multiplies every input value with a kernel, the others make every output value from one.
+        produced = activations[0] if node.target in TRANSPOSED else node
+        per_value = 0
+        if kind == "matmul":
+            per_value = int(runner.shapes[given[0]][-1])
+        elif kind in ("conv", "linear") and weight is not None:
+            per_value = weight.numel() // int(weight.shape[0])
         found.append(
             LayerCost(
-                name=node_name(node), kind=rule[0], macs=runner.shapes[produced].numel() // batch * rule[1](node, weight, runner.shapes),
+                name=node_name(node), kind=kind, macs=runner.shapes[produced].numel() // batch * per_value,
                 weights=0 if weight is None else weight.numel(), reads=sum(runner.shapes[a].numel() for a in activations) // batch,
                 writes=runner.shapes[node].numel() // batch,
             )

@@ -7,7 +7,7 @@ from trtq.cost.count import LayerCost
 FULL = 32
 DRAM_OVER_MAC = 200.0  # S1 section 3.5: one 32-bit DRAM access costs 200 times a 32-bit MAC
 # Horowitz, ISSCC 2014, 45 nm, pJ: INT8 multiply 0.2 + INT32 add 0.1; FP16 multiply 1.1 + FP32 add 0.9; FP32 multiply 3.7 + add 0.9.
-PJ_MAC = {8: 0.3, 16: 2.0, 32: 4.6}
+PJ_MAC = {16: 2.0, 32: 4.6}
 PJ_INT8_MULTIPLY, PJ_INT32_ADD = 0.2, 0.1
 PJ_DRAM_BIT = 20.0  # the lower end, 1.3 nJ for 64 bits
 
@@ -38,10 +38,8 @@ def layer_picojoules(layer: LayerCost, weight_bits: int, input_bits: int) -> flo
     Below 8 bits the multiplier follows the product of the widths (an extrapolation), the accumulator stays INT32.
     """
     widest = max(weight_bits, input_bits)
-    if widest <= 8:
-        mac = PJ_INT8_MULTIPLY * weight_bits * input_bits / 64 + PJ_INT32_ADD
-    else:
-        mac = PJ_MAC[16 if widest <= 16 else 32]
+    narrow = PJ_INT8_MULTIPLY * weight_bits * input_bits / 64 + PJ_INT32_ADD
+    mac = narrow if widest <= 8 else PJ_MAC[16 if widest <= 16 else 32]
     moved = layer.weights * weight_bits + (layer.reads + layer.writes) * input_bits
     return layer.macs * mac + PJ_DRAM_BIT * moved
 

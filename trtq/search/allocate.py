@@ -1,0 +1,196 @@
+"""Allocation: which width each layer gets, from its loss at each width and what each width costs. Pure numbers, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from trtq.errors import UsageError
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Front = Sequence[tuple[float, float, Mapping[str, str]]]
+MAX_STATES = 20_000  # of the Pareto front; beyond it sizes are rounded up to a grid, which keeps every result feasible
+PERCENTILES = (25.0, 75.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A group of layers that share a width.
+
+    Attributes:
+        name: of the group: its first layer.
+        layers: its members.
+        sensitivity: one number for rules that rank; higher needs more bits.
+        loss: by option label.
+        costs: by budget name, then by option label.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    sensitivity: float
+    loss: Mapping[str, float]
+    costs: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What was chosen.
+
+    Attributes:
+        options: label by group name.
+        loss: sum of the groups' losses.
+        costs: sum by budget name.
+        front: (cost, loss, options) of every Pareto-optimal allocation, by cost; empty unless the strategy finds it.
+    """
+
+    options: Mapping[str, str]
+    loss: float
+    costs: Mapping[str, float]
+    front: Front = field(default_factory=tuple)
+
+
+def summed(
+    choices: Sequence[Choice], options: Mapping[str, str], *, front: Sequence[tuple[float, float, Mapping[str, str]]] = ()
+) -> Allocation:
+    """Return the allocation ``options`` with its loss and costs."""
+    budgets = choices[0].costs if choices else {}
+    return Allocation(
+        options=dict(options), loss=float(sum(c.loss[options[c.name]] for c in choices)),
+        costs={b: float(sum(c.costs[b][options[c.name]] for c in choices)) for b in budgets}, front=front,
+    )  # fmt: skip
+
+
+def require_possible(choices: Sequence[Choice], budgets: Mapping[str, float], labels: Sequence[str]) -> None:
+    """Raise when a budget cannot be met even at the cheapest widths.
+
+    Raises:
+        UsageError: names the budget, the least that is possible, and what is missing.
+    """
+    for budget, limit in budgets.items():
+        least = sum(min(c.costs[budget][o] for o in labels) for c in choices)
+        if least > limit * (1 + 1e-9):
+            raise UsageError(
+                f"The budget {budget} cannot be met", f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
+                f"Allow {least / limit:.2f} times as much, or offer narrower widths with --bits",
+            )  # fmt: skip
+
+
+def percentile(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+    """Return the widest of three widths for the 25 % most sensitive groups, the narrowest for the 25 % least (S1 eq. 6).
+
+    S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24 and 13 of 50) follows only with "at most P25" for the narrowest, where eq. 6 prints
+    "less than". The rule knows no budget.
+
+    Raises:
+        UsageError: not three widths, or a budget was given.
+    """
+    if len(labels) != len(PERCENTILES) + 1:
+        raise UsageError("The percentile rule needs three widths", f"it got {len(labels)}: {', '.join(labels)}", "Give --bits 4,6,8")
+    if budgets:
+        raise UsageError("The percentile rule knows no budget", f"asked for {', '.join(budgets)}", "Use --strategy milp, pareto or greedy")
+    scores = np.array([c.sensitivity for c in choices])
+    low, high = np.percentile(scores, PERCENTILES)
+    picked = [labels[0] if s <= low else labels[2] if s >= high else labels[1] for s in scores]
+    return summed(choices, {c.name: o for c, o in zip(choices, picked, strict=True)})
+
+
+def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+    """Start at the narrowest widths; in order of sensitivity, give each group the widest that all budgets still allow (S2, Alg. 1).
+
+    Raises:
+        UsageError: a budget cannot be met.
+    """
+    require_possible(choices, budgets, labels)
+    options = {c.name: labels[0] for c in choices}
+    spent = {b: sum(c.costs[b][labels[0]] for c in choices) for b in budgets}
+    for c in sorted(choices, key=lambda c: (-c.sensitivity, c.name)):
+        for label in reversed(labels):
+            after = {b: spent[b] + c.costs[b][label] - c.costs[b][options[c.name]] for b in budgets}
+            if all(after[b] <= budgets[b] * (1 + 1e-9) for b in budgets):
+                options[c.name], spent = label, after
+                break
+    return summed(choices, options)
+
+
+def pareto(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+    """Return the allocation with the least loss within one budget, and the whole Pareto front below it (S4, Algorithm 2).
+
+    The table holds, for each cost, the least loss that reaches it; dominated entries are dropped. The front is exact up to 20,000
+    entries; beyond that costs are rounded up to a grid of as many steps.
+
+    Raises:
+        UsageError: not exactly one budget, or it cannot be met.
+    """
+    if len(budgets) != 1:
+        raise UsageError("The Pareto strategy takes exactly one budget", f"it got {len(budgets)}", "Use --strategy milp for several")
+    ((budget, limit),) = budgets.items()
+    require_possible(choices, budgets, labels)
+    costs, losses = np.zeros(1), np.zeros(1)
+    parents: list[Indices] = []
+    for c in choices:
+        step_cost = np.array([c.costs[budget][o] for o in labels])
+        step_loss = np.array([c.loss[o] for o in labels])
+        all_costs = (costs[:, None] + step_cost).ravel()
+        all_losses = (losses[:, None] + step_loss).ravel()
+        keep = _front(all_costs, all_losses, limit * (1 + 1e-9))
+        costs, losses = all_costs[keep], all_losses[keep]
+        parents.append(keep)
+    front = []
+    for end in range(len(costs)):
+        options, i = dict[str, str](), end
+        for c, keep in zip(reversed(choices), reversed(parents), strict=True):
+            i, which = divmod(int(keep[i]), len(labels))
+            options[c.name] = labels[which]
+        front.append((float(costs[end]), float(losses[end]), options))
+    return summed(choices, front[-1][2], front=front)
+
+
+def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
+    """Return the indices of the entries that no other dominates, by rising cost and falling loss."""
+    order: Indices = np.lexsort((losses, costs))
+    order = order[costs[order] <= limit]
+    best = np.minimum.accumulate(losses[order])
+    kept: Indices = order[np.concatenate([[True], losses[order][1:] < best[:-1]])]
+    if len(kept) > MAX_STATES:
+        # The last entry of each cell of the grid: the least loss there, at its own true cost.
+        cells = np.ceil(costs[kept] / (costs[kept[-1]] / MAX_STATES))
+        kept = kept[np.concatenate([cells[1:] != cells[:-1], [True]])]
+    return kept
+
+
+def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+    """Return the allocation with the least total loss under any set of budgets, by mixed-integer linear programming (HiGHS).
+
+    Of allocations with equal loss the one with the lower cost is taken: a millionth of the loss range is spent on it.
+
+    Raises:
+        UsageError: a budget cannot be met, alone or together with the others.
+    """
+    require_possible(choices, budgets, labels)
+    loss = np.array([[c.loss[o] for o in labels] for c in choices])
+    costs = {b: np.array([[c.costs[b][o] for o in labels] for c in choices]) for b in budgets}
+    spread = float(np.ptp(loss, axis=1).sum()) or 1.0
+    tie = sum((v / max(float(v.max(axis=1).sum()), 1e-30) for v in costs.values()), start=np.zeros_like(loss))
+    one = np.kron(np.eye(len(choices)), np.ones(len(labels)))
+    rows = [LinearConstraint(one, 1, 1)]
+    rows += [LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()]
+    found = milp(
+        (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size), bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+    )  # fmt: skip
+    if found.x is None:
+        raise UsageError(
+            "The budgets cannot be met together", f"each alone is possible: {', '.join(f'{b} <= {v:.6g}' for b, v in budgets.items())}",
+            "Loosen one of them, or offer narrower widths with --bits",
+        )  # fmt: skip
+    picked = found.x.reshape(loss.shape).argmax(axis=1)
+    return summed(choices, {c.name: labels[i] for c, i in zip(choices, picked, strict=True)})
+
+
+Strategy = Callable[[Sequence[Choice], Sequence[str], Mapping[str, float]], Allocation]
+STRATEGIES: Mapping[str, Strategy] = {"percentile": percentile, "greedy": greedy, "pareto": pareto, "milp": mixed_integer}
