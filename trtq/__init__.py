@@ -25,19 +25,40 @@ if TYPE_CHECKING:
     from trtq.errors import TrtqError
     from trtq.pipeline import StageResult, run
     from trtq.quant.encodings import Encodings
-    from trtq.recipe import BenchSpec, BlocksSpec, BuildSpec, EvaluateSpec, QuantizeSpec, Recipe, load_recipe
+    from trtq.recipe import (
+        AllocateSpec,
+        AnalyzeSpec,
+        BenchSpec,
+        BlocksSpec,
+        BuildSpec,
+        CostSpec,
+        EvaluateSpec,
+        QuantizeSpec,
+        Recipe,
+        load_recipe,
+    )
+    from trtq.verbs.allocate import allocate
+    from trtq.verbs.allocation import AllocateRecord
+    from trtq.verbs.analyze import AnalyzeRecord, analyze
     from trtq.verbs.blocks import BlocksRecord, blocks
+    from trtq.verbs.cost import CostRecord, cost
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
 
 _WHERE = {
+    "AllocateRecord": "trtq.verbs.allocation",
+    "AllocateSpec": "trtq.recipe",
+    "AnalyzeRecord": "trtq.verbs.analyze",
+    "AnalyzeSpec": "trtq.recipe",
     "BenchRecord": "trtq.bench.latency",
     "BenchSpec": "trtq.recipe",
     "BlocksRecord": "trtq.verbs.blocks",
     "BlocksSpec": "trtq.recipe",
     "BuildSpec": "trtq.recipe",
+    "CostRecord": "trtq.verbs.cost",
+    "CostSpec": "trtq.recipe",
     "Encodings": "trtq.quant.encodings",
     "EngineManifest": "trtq.engine.manifest",
     "EvaluateRecord": "trtq.verbs.evaluate",
@@ -47,9 +68,12 @@ _WHERE = {
     "Recipe": "trtq.recipe",
     "StageResult": "trtq.pipeline",
     "TrtqError": "trtq.errors",
+    "allocate": "trtq.verbs.allocate",
+    "analyze": "trtq.verbs.analyze",
     "bench": "trtq.bench.latency",
     "blocks": "trtq.verbs.blocks",
     "build": "trtq.engine.build",
+    "cost": "trtq.verbs.cost",
     "evaluate": "trtq.verbs.evaluate",
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
@@ -58,9 +82,10 @@ _WHERE = {
 }
 
 __all__ = [
-    "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "Encodings", "EngineManifest", "EvaluateRecord",
-    "EvaluateSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "bench", "blocks",
-    "build", "evaluate", "inspect", "load_recipe", "quantize", "run",
+    "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec",
+    "BuildSpec", "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "QuantizeRecord",
+    "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "allocate", "analyze", "bench", "blocks", "build", "cost",
+    "evaluate", "inspect", "load_recipe", "quantize", "run",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -135,6 +135,73 @@ class BlocksSpec(Spec, frozen=True, kw_only=True):
     input_size: InputSize = None
 
 
+class AnalyzeSpec(InputSpec, frozen=True, kw_only=True):
+    """Measure how much each layer suffers at each width."""
+
+    model: ModelName
+    out: Annotated[str, Doc(description="The JSON file.")]
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
+    metric: Annotated[
+        Literal["l2", "gradient", "hessian", "jsd", "combined"],
+        Doc(
+            description="l2: each layer's own output. jsd: the model's output distribution with one layer quantized. gradient: of the loss "
+            "under perturbed weights. hessian: trace times weight error. combined: hessian and jsd."
+        ),
+    ] = "jsd"
+    bits: Annotated[tuple[str, ...], Doc(description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8; repeatable.")] = (
+        "2", "4", "6", "8",
+    )  # fmt: skip
+    images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
+    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")] = 256
+    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
+    targets: Annotated[
+        Literal["labels", "model"],
+        Doc(description="What the loss of gradient and hessian compares with: labels, or the model's own answer."),
+    ] = "labels"
+    probes: Annotated[int, Meta(ge=2), Doc(description="Most probes of the Hessian; fewer when the order of layers is stable.")] = 50
+    trials: Annotated[int, Meta(ge=1), Doc(description="Perturbations a layer, for gradient.")] = 4
+    epsilon: Annotated[float, Meta(gt=0), Doc(description="Perturbations have a standard deviation of this over the weight's norm.")] = 1.0
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")] = 16
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
+    calib_cache: Annotated[
+        str | None, Doc(description="Folder for what an interrupted analysis has done; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+    ] = None
+
+
+class AllocateSpec(Spec, frozen=True, kw_only=True):
+    """Choose a width for every layer."""
+
+    analysis: Annotated[str, Doc(description="What trtq analyze wrote.")]
+    out: Annotated[str, Doc(description="The JSON file that trtq quantize --allocation reads.")]
+    strategy: Annotated[
+        Literal["percentile", "greedy", "pareto", "milp"],
+        Doc(
+            description="percentile: 25 %, 50 %, 25 % of the layers get three widths. greedy: the most sensitive first. pareto: exact for one "
+            "budget, with the whole front. milp: exact for any budgets."
+        ),
+    ] = "milp"
+    bits: Annotated[tuple[str, ...], Doc(description="Widths to choose from; default: all that were analysed; repeatable.")] = ()
+    budget: Annotated[
+        tuple[str, ...],
+        Doc(description="size=1.9MB or size=0.2, bitops=0.1, energy=0.15; a number alone is a share of the float model; repeatable."),
+    ] = ()
+
+
+class CostSpec(Spec, frozen=True, kw_only=True):
+    """Count what a model costs."""
+
+    model: ModelName
+    model_arg: ModelArg = {}
+    input_size: InputSize = None
+    allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: the widths to count with.")] = None
+    bits: Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$"), Doc(description="Widths of every layer without an allocation.")] = (
+        "fp32"
+    )
+
+
 class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
@@ -152,6 +219,7 @@ class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
         Meta(pattern=r"^w[2-8]a[2-8]$"),
         Doc(description="Width of weights and activations, w8a8 to w2a2; the first and the last layer and residual shortcuts keep 8."),
     ] = "w8a8"
+    allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: a width for every layer, in place of --bits.")] = None
     method: Annotated[
         tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
     ] = ()

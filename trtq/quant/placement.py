@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,6 +112,7 @@ def place(
     weight_bits: int = 8,
     input_bits: int = 8,
     attention: str = "auto",
+    layer_bits: Mapping[str, tuple[int, int] | None] | None = None,
 ) -> Placement:
     """Return the quantizers the rules put into ``graph``.
 
@@ -124,9 +125,10 @@ def place(
         input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
             keep 8 bits.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
+        layer_bits: bits of weight and input of single layers, None for float; it overrides the widths above.
 
     Raises:
-        UsageError: a pattern matches nothing (the nearest names are suggested).
+        UsageError: a pattern matches nothing (the nearest names are suggested), or ``layer_bits`` names no layer.
     """
     found = Placement(force_attention=attention == "int8")
     depth = _depths(graph)
@@ -147,6 +149,7 @@ def place(
                 _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
             )
     _set_bits_(found, weight_bits, input_bits)
+    _set_layer_bits_(found, layer_bits or {})
     if attention == "float":
         for q in found.quantizers:
             if attention_of(q) is not None:
@@ -162,6 +165,20 @@ def _set_bits_(placement: Placement, weight_bits: int, input_bits: int) -> None:
     for q in placement.quantizers:
         if q.layer not in wide and q.role != "residual":
             q.format = msgspec.structs.replace(q.format, bits=weight_bits if q.is_weight else input_bits)
+
+
+def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, tuple[int, int] | None]) -> None:
+    known = _weighted_layers(placement)
+    for name in layer_bits:
+        if name not in known:
+            raise UsageError(f"The allocation names a layer {name} that the model does not have", mend=suggest(name, known))
+    for q in placement.quantizers:
+        if q.role in ("input", "weight") and q.layer in layer_bits:
+            bits = layer_bits[q.layer]
+            if bits is None:
+                q.float_reason = q.float_reason or "the allocation keeps it in float"
+            else:
+                q.format = msgspec.structs.replace(q.format, bits=bits[0] if q.is_weight else bits[1])
 
 
 def _weighted_layers(placement: Placement) -> list[str]:

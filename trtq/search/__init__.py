@@ -1,1 +1,1 @@
-"""Sensitivity and bit allocation."""
+"""Which layers bear fewer bits, and what to give each of them."""

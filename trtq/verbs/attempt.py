@@ -33,6 +33,7 @@ from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.recipe import QuantizeSpec
+from trtq.verbs.allocation import read_allocation
 from trtq.verbs.progress import Progress
 from trtq.verbs.records import Clock, MethodRecord
 from trtq.version import __version__
@@ -111,7 +112,11 @@ def check_spec(spec: QuantizeSpec) -> None:
             f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {spec.opset}",
             f"Give --opset {INT4_OPSET}",
         )
-    if spec.weight_storage == "int4" and not spec.bits.startswith("w4"):
+    if spec.allocation and spec.bits != "w8a8":
+        raise UsageError(
+            "Give --bits or --allocation, not both", f"--bits {spec.bits} and {spec.allocation}", "The allocation has the widths"
+        )
+    if spec.weight_storage == "int4" and not spec.allocation and not spec.bits.startswith("w4"):
         raise UsageError("Cannot store weights as INT4", f"they have other widths with --bits {spec.bits}", "Give --bits w4a8 or w4a4")
 
 
@@ -162,20 +167,24 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
     captured = inputs.captured
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
     weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
-    placement = place(graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention)
+    layer_bits = read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else None
+    placement = place(
+        graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention,
+        layer_bits=layer_bits,
+    )  # fmt: skip
     if not placement.quantizers:
         raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")
     return Workbench(
         graph=graph, placement=placement, dynamic_batch=captured.dynamic_batch, note=inputs.note,
         begin=inputs.progress.begin, advance=inputs.progress.advance,
-        resume=ensure_writable_dir(cache_folder(spec), option="--calib-cache"),
+        resume=ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, spec.batch_size),
     )  # fmt: skip
 
 
-def cache_folder(spec: QuantizeSpec) -> Path:
-    """Return the folder of the calibration cache: the spec's, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
-    return Path(spec.calib_cache or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
+def cache_folder(given: str | None) -> Path:
+    """Return the folder of the calibration cache: the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
+    return Path(given or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
 
 
 def _apply(inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]) -> list[MethodRecord]:
@@ -219,9 +228,10 @@ def _calibrate(
     )
     origin = {
         "model": inputs.loaded.name, "weights_sha256": inputs.weights_sha256, "graph_sha256": key.parts["graph"],
-        "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt", "bits": spec.bits,
+        "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt",
+        "bits": "mixed" if spec.allocation else spec.bits,
     }  # fmt: skip
-    cache = CalibrationCache(ensure_writable_dir(cache_folder(spec), option="--calib-cache"))
+    cache = CalibrationCache(ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache"))
     with cache.lock(key, waiting=inputs.progress.note):
         stats, note = cache.load(key)
         if stats is None:

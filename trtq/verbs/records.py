@@ -11,6 +11,8 @@ import msgspec
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 
+WIDTHS = {"w8a8": "INT8", "mixed": "mixed widths, INT8 containers"}
+
 
 class QuantizerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One quantizer in quantize.json."""
@@ -105,7 +107,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line: what was quantized, what was not, and whether torch and ONNX Runtime agree."""
         p = self.parity
-        width = "INT8" if self.model["bits"] == "w8a8" else f"{self.model['bits'].upper()}, INT8 containers"
+        width = WIDTHS.get(self.model["bits"], f"{self.model['bits'].upper()}, INT8 containers")
         if not any(q.computes_in.startswith("INT8") for q in self.quantizers):
             width = "codes that no engine has a kernel for (it computes in float)"
         sqnr = "exact" if p.quantization_sqnr_db is None else f"{p.quantization_sqnr_db:.1f} dB"

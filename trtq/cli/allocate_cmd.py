@@ -1,0 +1,37 @@
+"""``trtq allocate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import AllocateSpec
+
+
+@click.command("allocate")
+@spec_options(AllocateSpec, argument="analysis", required=("out",))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Choose a width for every layer of ANALYSIS, what trtq analyze wrote.
+
+    \b
+    Example:
+      trtq allocate S.json --budget size=0.15 --budget energy=0.2 --out A.json
+      trtq quantize timm:resnet18 ... --allocation A.json
+    """
+    merged = collect(AllocateSpec, values)
+    require(merged, ("analysis", "out"), "allocate", "analysis")
+    spec = AllocateSpec.make(merged)
+    from trtq.verbs.allocate import allocate
+
+    record = allocate(spec)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for name, limit in record.budgets.items():
+        click.echo(f"  {name}: {record.costs[name]:.6g} of {limit:.6g} allowed")
+    click.echo(f"  {spec.out}")

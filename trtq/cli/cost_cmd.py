@@ -1,0 +1,40 @@
+"""``trtq cost``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import CostSpec
+
+
+@click.command("cost")
+@spec_options(CostSpec, argument="model")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Count what MODEL costs for one image, layer by layer. Energy is predicted by a model of a chip, never measured.
+
+    \b
+    Example:
+      trtq cost timm:resnet18 --bits w8a8
+    """
+    merged = collect(CostSpec, values)
+    require(merged, ("model",), "cost", "model")
+    spec = CostSpec.make(merged)
+    from trtq.verbs.cost import cost
+
+    record = cost(spec)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    widest = max(len(r.layer.name) for r in record.rows)
+    click.echo(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
+    for r in record.rows:
+        share = 100 * r.energy / record.total["energy"]
+        width = f"w{r.weight_bits}a{r.input_bits}"
+        counts = f"{r.layer.macs:>16,}{r.layer.weights:>12,}{r.bytes_moved:>14,.0f}"
+        click.echo(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")

@@ -1,0 +1,152 @@
+"""The layers a search decides over, with both operands quantized at every width on offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from trtq.graph.normalize import operands
+from trtq.quant.calibrate import make_encodings, summarize
+from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import fake_quantize
+from trtq.quant.observe import Range, observe
+from trtq.quant.placement import Placement, Quantizer, place
+from trtq.search.options import Option
+
+
+@dataclass(slots=True, kw_only=True)
+class Coding:
+    """A layer's numbers at one width.
+
+    Attributes:
+        weight: the weight on its codes, float32.
+        scale: of the input.
+        qmin, qmax: codes of the input; None when the input stays in float.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+    qmin: int = 0
+    qmax: int = 0
+
+    def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's input on its codes."""
+        return x if self.scale is None else fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "")
+
+
+@dataclass(slots=True, kw_only=True)
+class Layer:
+    """A conv or a linear with a constant weight.
+
+    Attributes:
+        name: as in every record.
+        node: its call in the graph.
+        source: the tensor whose codes it reads.
+        weight: float32.
+        codings: by option label.
+    """
+
+    name: str
+    node: fx.Node
+    source: fx.Node
+    weight: torch.Tensor
+    codings: dict[str, Coding]
+
+    def call(self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str) -> torch.Tensor:
+        """Return the layer's output on ``arguments`` (those of its call) with both operands quantized."""
+        coding, target = self.codings[label], self.node.target
+        assert callable(target)
+        result: torch.Tensor = target(coding.quantize_input(arguments[0]), coding.weight, *arguments[2:], **keywords)
+        return result
+
+
+def prepare_layers(
+    graph: fx.GraphModule,
+    options: Sequence[Option],
+    batches: Iterable[torch.Tensor],
+    *,
+    calibrator: str,
+    percentile: float,
+    progress: Callable[[int], None] | None = None,
+) -> list[Layer]:
+    """Observe every layer's input in one pass and return the layers with their codings at every quantized option.
+
+    Args:
+        graph: captured; not changed.
+        options: on offer.
+        batches: calibration images, read once.
+        calibrator: as in ``trtq quantize``.
+        percentile: for the calibrator of that name.
+        progress: called with the number of images after each batch.
+    """
+    narrow = dict.fromkeys(weighted_layers(place(graph)), (2, 2))  # observers gather what the narrowest width needs
+    seen = observe(graph, _inputs_only(place(graph, layer_bits=narrow)), batches, mode=calibrator, progress=progress)
+    layers: dict[str, Layer] = {}
+    for option in (o for o in options if o.quantized):
+        placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, (option.weight, option.input))))
+        encodings = _encodings(graph, placement, seen, calibrator, percentile)
+        by_layer: dict[str, dict[str, Quantizer]] = {}
+        for q in placement.quantizers:
+            by_layer.setdefault(q.layer, {})[q.role] = q
+        for name, found in by_layer.items():
+            if found["weight"].is_weight and found["weight"].name in encodings.amax:
+                _add(layers, name, found, encodings, graph, option.label)
+    return list(layers.values())
+
+
+def weighted_layers(placement: Placement) -> list[str]:
+    """Return the names of the layers whose weight is a constant that can have codes, in graph order."""
+    return list(dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight))
+
+
+def _inputs_only(placement: Placement) -> Placement:
+    return Placement([q for q in placement.quantizers if q.role in ("input", "weight") and q.float_reason is None])
+
+
+def _encodings(graph: fx.GraphModule, placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float) -> Encodings:
+    wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
+    stats = {k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits) for k, q in wanted.items()}
+    return make_encodings(graph, placement, stats, {})
+
+
+def _add(
+    layers: dict[str, Layer], name: str, found: Mapping[str, Quantizer], encodings: Encodings, graph: fx.GraphModule, label: str
+) -> None:
+    w, x = found["weight"], found.get("input")
+    weight, fmt = encodings.constant(graph, w.source), w.format
+    codes = fake_quantize(weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name)
+    coding = Coding(weight=codes, scale=None)
+    if x is not None and x.name in encodings.amax:
+        coding.scale, coding.qmin, coding.qmax = encodings.scale(x.name), x.format.qmin, x.format.qmax
+    source = x.source if x is not None else operands(w.consumer)[0]
+    layer = layers.setdefault(name, Layer(name=name, node=w.consumer, source=source, weight=weight, codings={}))
+    layer.codings[label] = coding
+
+
+def groups(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
+    """Return the layers that share a width: those that read one tensor, such as queries, keys and values, and those of one weight.
+
+    One tensor has one set of codes in an engine; one stored weight, too.
+    """
+    leader: dict[str, str] = {}
+    for key in ("source", "weight"):
+        first: dict[object, str] = {}
+        for layer in layers:
+            tensor = layer.source if key == "source" else operands(layer.node)[1]
+            root = _root(leader, layer.name)
+            other = _root(leader, first.setdefault(tensor, root))
+            leader[root] = other
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        found.setdefault(_root(leader, layer.name), []).append(layer.name)
+    return [tuple(names) for names in found.values()]
+
+
+def _root(leader: dict[str, str], name: str) -> str:
+    while leader.setdefault(name, name) != name:
+        name = leader[name]
+    return name

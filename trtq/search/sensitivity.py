@@ -1,0 +1,86 @@
+"""What a sensitivity metric gives: a loss for every layer at every width. One table names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from trtq.errors import CalibrationError
+from trtq.search.layers import Layer
+from trtq.search.units import Units
+
+
+@dataclass(slots=True, kw_only=True)
+class Study:
+    """What a metric works on.
+
+    Attributes:
+        graph: captured, float.
+        layers: with their codings.
+        batches: call it for (images, class indices) batches; the same ones each time.
+        units: finished pieces of work, kept on disk.
+        begin: announce (what, how many).
+        advance: a number of pieces is done.
+        arguments: probes, trials, epsilon, seed.
+    """
+
+    graph: fx.GraphModule
+    layers: Sequence[Layer]
+    batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
+    units: Units
+    begin: Callable[[str, int], None]
+    advance: Callable[[int], None]
+    arguments: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Sensitivity:
+    """One layer's result.
+
+    Attributes:
+        loss: by option label; comparable between layers.
+        raw: what the paper's formula gives, before widths come in; None where it has no such number.
+        stderr: standard error of ``raw``.
+    """
+
+    loss: dict[str, float]
+    raw: float | None = None
+    stderr: float | None = None
+
+
+Metric = Callable[[Study], tuple[dict[str, Sensitivity], dict[str, Any]]]
+
+
+class WithWeights(fx.Interpreter):
+    """Runs the graph with other tensors in the place of some weights."""
+
+    def __init__(self, graph: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor]) -> None:
+        super().__init__(graph)
+        self.weights = weights
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        return self.weights[n] if n in self.weights else super().run_node(n)
+
+
+def cross_entropy(answer: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss of a classifier [N, C] or of a segmenter [N, C, H, W] on class indices [N] or [N, H, W]."""
+    return torch.nn.functional.cross_entropy(answer, targets)
+
+
+def require_finite(value: float, what: str, layer: str) -> None:
+    """Raise when a metric met NaN or infinity.
+
+    Raises:
+        CalibrationError: names the layer.
+    """
+    if not torch.isfinite(torch.tensor(value)):
+        raise CalibrationError(
+            f"The {what} of {layer} is NaN or infinite",
+            "the loss or its gradient overflows",
+            "Check the weights, the images and the labels",
+        )

@@ -1,0 +1,193 @@
+"""``trtq analyze``: how much each layer suffers at each width, and what each width would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_json
+from trtq.cost.count import LayerCost, count_layers
+from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
+from trtq.data.source import Source, describe, open_source
+from trtq.errors import DataError, UsageError
+from trtq.graph.capture import capture
+from trtq.models.load import load_model
+from trtq.quant.digest import weights_digest
+from trtq.recipe import AnalyzeSpec
+from trtq.search.layers import Layer, groups, prepare_layers
+from trtq.search.metrics import METRICS, NEEDS_TARGETS
+from trtq.search.options import read_options
+from trtq.search.sensitivity import Sensitivity, Study
+from trtq.search.units import Units
+from trtq.verbs.attempt import cache_folder
+from trtq.verbs.progress import Progress, Silent
+from trtq.verbs.records import Clock
+
+
+class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer.
+
+    Attributes:
+        loss: by width, what the metric says; comparable between layers.
+        raw: the metric's own number, None where it has none.
+        stderr: its standard error.
+        group: the layers that must share its width.
+        cost: what it multiplies, reads and writes for one image.
+    """
+
+    name: str
+    loss: dict[str, float]
+    raw: float | None
+    stderr: float | None
+    group: list[str]
+    cost: LayerCost
+
+
+class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq analyze`` found.
+
+    Attributes:
+        bits: the widths, narrowest first.
+        layers: in graph order.
+        left_out: layers that stay in float whatever is chosen.
+        other_bytes: of parameters that have no width to choose, at 4 bytes each.
+        said: what the metric reports of itself.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    model: dict[str, str]
+    data: dict[str, Any]
+    preprocess: Preprocess
+    metric: str
+    bits: list[str]
+    layers: list[AnalyzedLayer]
+    left_out: list[str]
+    other_bytes: int
+    said: dict[str, Any]
+    notes: list[str]
+    seconds: dict[str, float]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        narrowest = self.bits[0]
+        worst = sorted(self.layers, key=lambda layer: -layer.loss[narrowest])[:3]
+        return (
+            f"{len(self.layers)} layers by {self.metric} at {', '.join(self.bits)}; most sensitive at {narrowest}: "
+            f"{', '.join(layer.name for layer in worst)}"
+        )
+
+
+def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecord:
+    """Measure the sensitivity of every layer of a model and write it to ``spec.out``.
+
+    Raises:
+        TrtqError: any of its branches; what was done of a long metric is kept and taken up by the next run.
+    """
+    told, clock = progress or Silent(), Clock()
+    options = read_options(spec.bits)
+    if not any(o.quantized for o in options):
+        raise UsageError("There is no width to analyse", f"asked for {', '.join(o.label for o in options)}", "Give --bits 4 --bits 8")
+    out = Path(spec.out)
+    ensure_writable_dir(out.parent)
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+    if spec.metric in NEEDS_TARGETS and spec.targets == "labels" and source.labels is None:
+        raise DataError(
+            f"The metric {spec.metric} needs labels, {source.name} has none", "it is not a folder of class folders",
+            "Give --targets model to compare with the model's own answer, or use --metric l2 or jsd",
+        )  # fmt: skip
+    loaded = load_model(
+        spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
+        match=spec.checkpoint_match, seed=spec.seed,
+    )  # fmt: skip
+    preprocess, notes = resolve_preprocess(
+        input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
+        interpolation=spec.interpolation, hints=loaded.input_hints,
+    )  # fmt: skip
+    captured = capture(loaded.module, preprocess.input_size)
+    graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
+    clock.lap("capture")
+    indices = source.sample(max(spec.calib_images, spec.images), spec.seed)
+    ranges, looked = indices[: spec.calib_images], indices[: spec.images]
+    told.begin(f"Calibrating ({spec.calibrator})", len(ranges))
+    layers = prepare_layers(
+        graph, options, batches(source, ranges, preprocess, size), calibrator=spec.calibrator, percentile=spec.percentile,
+        progress=told.advance,
+    )  # fmt: skip
+    if not layers:
+        raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
+    clock.lap("calibrate")
+    images = list(batches(source, looked, preprocess, size))
+    targets = _targets(spec, source, looked, images, graph)
+    weights = weights_digest(graph)
+    folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
+    units = Units(folder, [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__)])
+    if units.found:
+        told.note(f"{units.found} pieces of this analysis were done before and are taken up")
+    found, said = METRICS[spec.metric](
+        Study(
+            graph=graph, layers=layers, batches=lambda: list(zip(images, targets, strict=True)), units=units, begin=told.begin,
+            advance=told.advance, arguments={"probes": spec.probes, "trials": spec.trials, "epsilon": spec.epsilon, "seed": spec.seed},
+        )
+    )  # fmt: skip
+    clock.lap(spec.metric)
+    counted = {c.name: c for c in count_layers(graph, captured.example)}
+    record = AnalyzeRecord(
+        schema=SCHEMA, verb="analyze", spec=msgspec.to_builtins(spec),
+        model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
+        data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
+        layers=_layers(layers, found, counted), left_out=[n for n, c in counted.items() if c.weights and n not in found],
+        other_bytes=4 * (sum(p.numel() for p in graph.parameters()) - sum(v.weight.numel() for v in layers)),
+        said=said, notes=notes, seconds=clock.seconds, environment=environment(),
+    )  # fmt: skip
+    write_json(out, record)
+    return record
+
+
+def _depends(spec: AnalyzeSpec) -> str:
+    """Return a digest of the settings the numbers depend on: not of where they go."""
+    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache")}
+    return digest_of(settings)
+
+
+def _targets(
+    spec: AnalyzeSpec, source: Source, indices: list[int], images: list[torch.Tensor], graph: torch.fx.GraphModule
+) -> list[torch.Tensor]:
+    """Return the class of every image, by batch: its label, or what the model itself says."""
+    if source.labels is not None and spec.targets == "labels":
+        labels, batched = torch.tensor([source.labels[i] for i in indices]), []
+        for batch in images:
+            batched.append(labels[: len(batch)])
+            labels = labels[len(batch) :]
+        classes = _classes(graph, images[0])
+        if spec.metric in NEEDS_TARGETS and int(torch.cat(batched).max()) >= classes:
+            raise DataError(
+                f"The labels of {source.name} do not fit the model", f"it has {len(source.classes)} classes, the model {classes}",
+                "Give the folder the model was trained on, or --targets model",
+            )  # fmt: skip
+        return batched
+    with torch.inference_mode():
+        return [graph(batch).argmax(dim=1).clone() for batch in images]
+
+
+def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
+    with torch.inference_mode():
+        return int(graph(batch[:1]).shape[1])
+
+
+def _layers(layers: list[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]) -> list[AnalyzedLayer]:
+    together = {name: list(names) for names in groups(layers) for name in names}
+    return [
+        AnalyzedLayer(
+            name=layer.name, loss=found[layer.name].loss, raw=found[layer.name].raw, stderr=found[layer.name].stderr,
+            group=together[layer.name], cost=counted[layer.name],
+        )
+        for layer in layers
+    ]  # fmt: skip
