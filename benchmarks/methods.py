@@ -23,7 +23,7 @@ LIMIT = 2500
 RECIPES = ("none", "preset")
 ATTENTION = ("ranking", "attention-percentile", "repq", "integer-softmax", "efficientquant")  # for them the products count, too
 # At 224x224 on two cores a step is costly: fewer and smaller ones.
-SMALL_STEPS = {"efficientnet_lite0": {"method_arg": {"reconstruct.steps": 60, "reconstruct.batch": 8, "reconstruct.lr": 0.02}}}
+SMALL_STEPS = {"efficientnet_lite0": {"reconstruct.steps": 60, "reconstruct.batch": 8, "reconstruct.lr": 0.02}}
 ONLY_WEIGHTED = ("*.residual", "*.qk", "*.av")
 
 
@@ -33,14 +33,16 @@ def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
     from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
     from trtq.errors import UsageError
 
-    own, methods = settings(name), [m for m in recipe.split("+") if m not in ("none", "preset", "int8-attention")]
+    own, parts = settings(name), [m for m in recipe.split("+") if m not in ("none", "preset", "int8-attention")]
+    methods = [p.partition(":")[0] for p in parts]  # NAME or NAME:K=V
+    arguments = {f"{n}.{kv.partition('=')[0]}": kv.partition("=")[2] for n, _, kv in (p.partition(":") for p in parts) if kv}
     with tempfile.TemporaryDirectory() as folder:
         values = {
             **own, "out": f"{folder}/o", "calib_cache": f"{folder}/c", "bits": bits, "method": methods, "min_agreement": 0,
             "preset_quant": "auto" if recipe == "preset" else "none",
         }  # fmt: skip
-        if "reconstruct" in methods:
-            values |= SMALL_STEPS.get(name, {})
+        small = SMALL_STEPS.get(name, {}) if "reconstruct" in methods else {}
+        values["method_arg"] = {**small, **arguments}
         whole = "int8-attention" in recipe or any(m in ATTENTION for m in methods)
         options = [{"attention": "int8"}] if whole else [{"high_precision": p} for p in (ONLY_WEIGHTED, ("*.residual",), ())]
         for option in options:  # a pattern that matches nothing is refused: take what the model has
