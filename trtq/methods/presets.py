@@ -56,8 +56,8 @@ _WORST = (Step(name="the worst tenth of the layers in float", worst=0.1), Step(n
 PRESETS: Mapping[Family, Preset] = {
     "cnn": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
     "mobile": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
-    "vit": Preset(wide=("smooth",), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
-    "windowed": Preset(wide=("smooth",), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "vit": Preset(wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "windowed": Preset(wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
     "hybrid": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
 }
 
