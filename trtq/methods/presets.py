@@ -52,12 +52,15 @@ _CORRECT = Step(name="bias correction", method=("bias-correction",))
 _SMOOTH = Step(name="smoothing", method=("smooth",))
 _WORST = (Step(name="the worst tenth of the layers in float", worst=0.1), Step(name="the worst quarter in float", worst=0.25))
 
+_TRANSFORMER = Preset(
+    wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)
+)
 # The figures behind these choices: benchmarks/results/methods.md.
 PRESETS: Mapping[Family, Preset] = {
     "cnn": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
     "mobile": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
-    "vit": Preset(wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
-    "windowed": Preset(wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)),
+    "vit": _TRANSFORMER,
+    "windowed": _TRANSFORMER,
     "hybrid": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
 }
 
