@@ -184,6 +184,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
             "versions": {n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")},
             "images": fingerprint(spec.data),
             "class index": _digest_or_none(spec.class_index),
+            "allocation": _digest_or_none(spec.allocation),
         }
 
     def work() -> str:

@@ -67,7 +67,8 @@ PRESETS: Mapping[Family, Preset] = {
 
 def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
     """Return ``spec`` with the methods of the family's preset; as it is when methods were asked for, too."""
-    methods = PRESETS[family].wide if spec.bits == "w8a8" else PRESETS[family].narrow
+    wide = spec.bits == "w8a8" and not spec.allocation
+    methods = PRESETS[family].wide if wide else PRESETS[family].narrow
     return spec if spec.method else msgspec.structs.replace(spec, method=methods)
 
 
