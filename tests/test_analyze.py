@@ -341,3 +341,32 @@ def test_analyse_and_allocate_on_the_command_line(images, tmp_path):
     assert "allowed" in done.stdout
     front = json.loads((tmp_path / "A.json").read_text())["front"]
     assert [p["cost"] for p in front] == sorted(p["cost"] for p in front)
+
+
+def test_cost_takes_the_checkpoint_the_allocation_was_made_for(images, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(tiny_vit().state_dict(), tmp_path / "w.safetensors")
+    own = {"model": VIT, "checkpoint": str(tmp_path / "w.safetensors")}
+    analyze(analysis(images, tmp_path, **own, metric="l2"))
+    allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.2",)))
+    record = cost(CostSpec(**own, input_size=(3, 32, 32), allocation=str(tmp_path / "A.json")))
+    widths = {r.layer.name: (r.weight_bits, r.input_bits) for r in record.rows}
+    assert widths["blocks.0.qk"] == (8, 8)
+    assert widths["norm.layer_norm" if "norm.layer_norm" in widths else "norm"] == (16, 16)
+    assert record.relative["bitops"] < 0.1
+
+
+def test_folded_and_shared_weights_count_once(images, tmp_path):
+    (tmp_path / "tied.py").write_text(
+        "import torch\nfrom torch import nn\nclass M(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.stem, self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)\n"
+        "        self.w = nn.Parameter(torch.randn(8, 8, 3, 3))\n"
+        "    def forward(self, x):\n        y = self.a(torch.relu(self.a(torch.relu(self.stem(x)))))\n"
+        "        y = nn.functional.conv2d(torch.relu(y), self.w / self.w.std())\n        return self.head(y.mean((2, 3)))\n"
+        "def make():\n    torch.manual_seed(0)\n    return M()\n"
+    )
+    record = analyze(analysis(images, tmp_path, model=f"{tmp_path / 'tied.py'}:make", metric="l2"))
+    weights = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 8 * 9 + 8 * 4  # the tied one once, the standardised one, too
+    assert sum(v.cost.weights for v in record.layers) == weights
+    assert record.other_bytes == 4 * (8 + 8 + 4)  # biases

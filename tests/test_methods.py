@@ -927,6 +927,19 @@ def test_fallbacks_are_tried_in_order_and_listed(images, tmp_path):
     assert record.parity.agreement >= plain.parity.agreement
 
 
+@pytest.mark.parametrize("method", ["qads", "ranking"])
+def test_a_fallback_that_contradicts_what_was_asked_for_is_left_out(images, tmp_path, method):
+    from safetensors.torch import save_file
+
+    save_file(tiny_vit().state_dict(), tmp_path / "w.safetensors")
+    own = {"model": VIT, "checkpoint": str(tmp_path / "w.safetensors"), "attention": "int8"}
+    record = quantize(spec(images, tmp_path / "o", **own, bits="w2a2", preset_quant="auto", min_agreement=100, method=[method]))
+    steps = [t.step for t in record.preset.tried]
+    assert ("smoothing" in steps) == (method != "qads" and len(steps) > 1)
+    assert "attention in float" not in steps  # the user said int8
+    assert record.preset.taken in steps
+
+
 def test_random_weights_do_not_fall_back(images, tmp_path):
     record = quantize(spec(images, tmp_path, bits="w2a2", preset_quant="cnn", min_agreement=100, method=["equalize"]))
     assert [t.step for t in record.preset.tried] == ["as asked"]

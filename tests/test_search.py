@@ -161,3 +161,14 @@ def test_widths_as_people_write_them():
         read_option("9")
     with pytest.raises(UsageError, match="The width w4a4 was asked for twice"):
         read_options(["4", "w4a4"])
+
+
+@pytest.mark.parametrize("slack", [1.0, 1.000001, 1.01])
+def test_the_pareto_strategy_survives_a_budget_near_the_least(slack, monkeypatch):
+    from trtq.search import allocate
+
+    monkeypatch.setattr(allocate, "MAX_STATES", 50)
+    items = choices([1.0] * 18, [144, *[100_000 + i for i in range(16)], 50_000_000])
+    limit = slack * sum(c.costs["size"]["w2a2"] for c in items)
+    found = pareto(items, LABELS, {"size": limit})
+    assert found.costs["size"] <= limit * (1 + 1e-9)

@@ -194,7 +194,10 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     """Count what a model costs."""
 
     model: ModelName
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
     model_arg: ModelArg = {}
+    seed: Annotated[int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")] = 0
     input_size: InputSize = None
     allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: the widths to count with.")] = None
     bits: Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$"), Doc(description="Widths of every layer without an allocation.")] = (

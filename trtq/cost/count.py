@@ -84,7 +84,7 @@ def count_layers(graph: fx.GraphModule, example: torch.Tensor) -> list[LayerCost
         produced = activations[0] if node.target in TRANSPOSED else node
         per_value = 0
         if kind == "matmul":
-            per_value = int(runner.shapes[given[0]][-1])
+            per_value = int(runner.shapes[given[-2]][-1])  # baddbmm's first operand is what it adds
         elif kind in ("conv", "linear") and weight is not None:
             per_value = weight.numel() // int(weight.shape[0])
         found.append(

@@ -37,11 +37,17 @@ def log2_outputs_(bench: Workbench, bits: int | None) -> list[str]:
             for operand, value in enumerate(reader.args):
                 if value is softmax:
                     quantizer = _quantizer(bench, softmax, reader, operand)
-                    if not (quantizer.float_reason or "").startswith("asked for"):
+                    if not asked_for(quantizer):
                         quantizer.format = Format(bits=bits or quantizer.format.bits, kind="log2")
                         quantizer.float_reason = None
                         made.append(quantizer.name)
     return made
+
+
+def asked_for(quantizer: Quantizer) -> bool:
+    """Whether the user, or an allocation, wants it in float; also when that is only so for what it is multiplied with."""
+    reason = quantizer.float_reason or ""
+    return reason.startswith("asked for") or "the allocation keeps it" in reason or "stays in float, and" in reason
 
 
 def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int) -> Quantizer:
@@ -66,7 +72,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"Cannot use efficientquant.granularity={granularity}", f"expected one of {', '.join(GRANULARITY)}")
     convolutions = []
     for q in bench.placement.quantizers:
-        if q.float_reason is not None and q.float_reason.startswith("asked for"):
+        if asked_for(q):
             continue
         if q.role == "weight" and q.is_weight and q.consumer.target in CONVS and not _transposed(q):
             axis = None if granularity == "layer" else q.format.axis

@@ -79,6 +79,7 @@ def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats)
         node = insert_call(bench.graph, softmax, target, *args)
         node.meta["trtq_name"] = f"{node_name(softmax)}.linear_{len(made)}"
         node.meta["trtq_module"] = softmax.meta.get("trtq_module", "")
+        node.meta["trtq_part"] = True  # of one op: no block ends here
         made.append(node)
         return node
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from trtq.artifact import digest_of, write_bytes
+from trtq.version import __version__
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
 EVERY_S = 15.0  # a state costs less than a step to write; losing this much is cheap
@@ -28,7 +29,7 @@ class LearningState:
 
     def __init__(self, optimizer: torch.optim.Adam, generator: torch.Generator, *, key: object) -> None:
         self.optimizer, self.generator = optimizer, generator
-        self.key = digest_of([key, str(torch.__version__)])
+        self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
 
     def path(self, folder: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from trtq.graph.blocks import Family
+from trtq.methods.registry import contradicts
 from trtq.quant.placement import Placement, attention_of, matching
 from trtq.recipe import QuantizeSpec
 
@@ -81,7 +82,7 @@ def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str,
         placement: of the last attempt.
         sqnr: decibels of each quantizer in the last attempt, by name.
     """
-    methods = tuple(m for m in step.method if m not in spec.method)
+    methods = tuple(m for m in step.method if m not in spec.method and not contradicts(m, spec.method))
     active = {q.name for q in placement.active}
     patterns = [p for p in step.high_precision if any(q.name in active for q in matching(placement, p))]
     if step.worst:
@@ -92,7 +93,8 @@ def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str,
         patterns += sorted(layers, key=lambda name: layers[name])[: max(1, round(step.worst * len(layers)))]
     patterns = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
     attends = any(attention_of(q) is not None for q in placement.active)
-    attention = step.attention if step.attention and attends else spec.attention
+    # What the user said about attention stays.
+    attention = step.attention if step.attention and attends and spec.attention == "auto" else spec.attention
     return msgspec.structs.replace(
         spec, method=(*spec.method, *methods), high_precision=(*spec.high_precision, *patterns), attention=attention
     )

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from trtq.artifact import sha256_bytes
+from trtq.errors import CalibrationError
 from trtq.graph.normalize import operands
 from trtq.methods.base import Method, Workbench, needs_batches
 from trtq.methods.learning import LearningState
@@ -106,7 +107,7 @@ def _blocks(graph: fx.GraphModule) -> list[str]:
     """Return the residual adds: where blocks end (Li et al. 2021, BRECQ)."""
     found = []
     for node in graph.graph.nodes:
-        if node.target is aten.add.Tensor:
+        if node.target is aten.add.Tensor and not node.meta.get("trtq_part"):
             left, right = operands(node)[:2]
             both = isinstance(left, fx.Node) and isinstance(right, fx.Node) and "get_attr" not in (left.op, right.op)
             if both and isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].ndim >= 3:
@@ -136,6 +137,9 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     images = torch.cat(list(bench.images(int(arguments["images"]))))
     encodings, shared = bench.made, shared_names(bench.placement, bench.made)
     weights, ranges = _learners(bench, shared)
+    if not weights and not ranges:
+        bench.note("reconstruct: everything below 8 bits stays in float or is shared, so there was nothing to learn")
+        return {"steps": 0, "images": len(images), "weights": 0, "ranges": 0, "loss": []}
     losses = _learn(bench, arguments, images, weights, ranges)
     for q in bench.placement.active:
         if q.name in weights:
@@ -191,6 +195,10 @@ def _learn(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
+            if not math.isfinite(losses[1]):
+                raise CalibrationError(
+                    "Learning the rounding failed", f"the loss is {losses[1]} at step {i}", "Use a smaller --method-arg reconstruct.lr=0.01"
+                )
             state.save(bench.resume, i + 1, losses, last=i + 1 == steps)
             bench.advance(1)
     return losses

@@ -38,6 +38,11 @@ def get_method(name: str) -> Method:
     return method
 
 
+def contradicts(name: str, others: Sequence[str]) -> bool:
+    """Return whether a method cannot be combined with one of ``others``."""
+    return any(o in get_method(name).excludes or name in get_method(o).excludes for o in others)
+
+
 def choose(names: Sequence[str], arguments: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
     """Return the methods asked for with their arguments, in the order they act.
 

@@ -14,8 +14,9 @@ from trtq.errors import UsageError
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 Front = Sequence[tuple[float, float, Mapping[str, str]]]
-MAX_STATES = 20_000  # of the Pareto front; beyond it sizes are rounded up to a grid, which keeps every result feasible
+MAX_STATES = 20_000  # of the Pareto front; beyond it one entry a cell stays, at its own true cost
 PERCENTILES = (25.0, 75.0)
+TIME_OUT = 1  # scipy's status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def pareto(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[st
     """Return the allocation with the least loss within one budget, and the whole Pareto front below it (S4, Algorithm 2).
 
     The table holds, for each cost, the least loss that reaches it; dominated entries are dropped. The front is exact up to 20,000
-    entries; beyond that costs are rounded up to a grid of as many steps.
+    entries; beyond that one entry stays in each of as many cells, the one with the least loss.
 
     Raises:
         UsageError: not exactly one budget, or it cannot be met.
@@ -130,14 +131,16 @@ def pareto(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[st
         raise UsageError("The Pareto strategy takes exactly one budget", f"it got {len(budgets)}", "Use --strategy milp for several")
     ((budget, limit),) = budgets.items()
     require_possible(choices, budgets, labels)
+    least = [min(c.costs[budget][o] for o in labels) for c in choices]
+    room = limit * (1 + 1e-9) - np.concatenate([np.cumsum(least[::-1])[::-1][1:], [0.0]])  # what the groups to come still need
     costs, losses = np.zeros(1), np.zeros(1)
     parents: list[Indices] = []
-    for c in choices:
+    for c, allowed in zip(choices, room, strict=True):
         step_cost = np.array([c.costs[budget][o] for o in labels])
         step_loss = np.array([c.loss[o] for o in labels])
         all_costs = (costs[:, None] + step_cost).ravel()
         all_losses = (losses[:, None] + step_loss).ravel()
-        keep = _front(all_costs, all_losses, limit * (1 + 1e-9))
+        keep = _front(all_costs, all_losses, float(allowed) + 1e-9 * limit)
         costs, losses = all_costs[keep], all_losses[keep]
         parents.append(keep)
     front = []
@@ -159,7 +162,9 @@ def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
     if len(kept) > MAX_STATES:
         # The last entry of each cell of the grid: the least loss there, at its own true cost.
         cells = np.ceil(costs[kept] / (costs[kept[-1]] / MAX_STATES))
-        kept = kept[np.concatenate([cells[1:] != cells[:-1], [True]])]
+        last = np.concatenate([cells[1:] != cells[:-1], [True]])
+        last[0] = True  # the cheapest stays: it is what a tight budget needs
+        kept = kept[last]
     return kept
 
 
@@ -183,6 +188,10 @@ def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Map
         (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size), bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0, "time_limit": 60.0},
     )  # fmt: skip
+    if found.status == TIME_OUT:
+        raise UsageError(
+            "The integer program found no proven answer in 60 s", f"{len(choices)} groups at {len(labels)} widths", "Use --strategy greedy"
+        )
     if found.x is None:
         raise UsageError(
             "The budgets cannot be met together", f"each alone is possible: {', '.join(f'{b} <= {v:.6g}' for b, v in budgets.items())}",

@@ -15,6 +15,7 @@ from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
+from trtq.graph.normalize import get_constant, operands
 from trtq.models.load import load_model
 from trtq.quant.digest import weights_digest
 from trtq.recipe import AnalyzeSpec
@@ -26,6 +27,7 @@ from trtq.search.units import Units
 from trtq.verbs.attempt import cache_folder
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock
+from trtq.version import __version__
 
 
 class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +130,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     targets = _targets(spec, source, looked, images, graph)
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
-    units = Units(folder, [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__)])
+    depends = [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__), __version__]
+    units = Units(folder, depends)
     if units.found:
         told.note(f"{units.found} pieces of this analysis were done before and are taken up")
     found, said = METRICS[spec.metric](
@@ -144,7 +147,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
         data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
         layers=_layers(layers, found, counted), left_out=[n for n, c in counted.items() if c.weights and n not in found],
-        other_bytes=4 * (sum(p.numel() for p in graph.parameters()) - sum(v.weight.numel() for v in layers)),
+        other_bytes=_other_bytes(graph, layers),
         said=said, notes=notes, seconds=clock.seconds, environment=environment(),
     )  # fmt: skip
     write_json(out, record)
@@ -182,7 +185,18 @@ def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
         return int(graph(batch[:1]).shape[1])
 
 
+def _other_bytes(graph: torch.fx.GraphModule, layers: list[Layer]) -> int:
+    """Return the bytes of every float constant that is no layer's weight: biases, norms, folded factors; each once, at 4 bytes."""
+    weights = {str(operands(layer.node)[1].target) for layer in layers}
+    constants = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
+    return sum(4 * v.numel() for name, v in constants.items() if v is not None and v.is_floating_point() and name not in weights)
+
+
 def _layers(layers: list[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]) -> list[AnalyzedLayer]:
+    first: dict[str, str] = {}  # a weight that two layers read is stored once: it counts at its first reader
+    for layer in layers:
+        if first.setdefault(str(operands(layer.node)[1].target), layer.name) != layer.name:
+            counted = {**counted, layer.name: msgspec.structs.replace(counted[layer.name], weights=0)}
     together = {name: list(names) for names in groups(layers) for name in names}
     return [
         AnalyzedLayer(

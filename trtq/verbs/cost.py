@@ -76,7 +76,10 @@ def cost(spec: CostSpec) -> CostRecord:
     Raises:
         TrtqError: the model cannot be loaded or captured, or the allocation is of another one.
     """
-    loaded = load_model(spec.model, args=spec.model_arg)
+    loaded = load_model(
+        spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None, match=spec.checkpoint_match,
+        seed=spec.seed,
+    )  # fmt: skip
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     captured = capture(loaded.module, preprocess.input_size)
     if spec.allocation and spec.bits != "fp32":
@@ -85,8 +88,11 @@ def cost(spec: CostSpec) -> CostRecord:
     uniform = FLOAT_BITS.get(spec.bits) or tuple(int(v) for v in spec.bits[1:].split("a"))
     rows = []
     for layer in count_layers(captured.module, captured.example):
-        # Norms and softmaxes have no codes: FP16 is the narrowest they run in.
-        default = (uniform[0], uniform[1]) if layer.kind in ("conv", "linear", "matmul") else (max(uniform[0], 16), max(uniform[1], 16))
+        # Norms and softmaxes have no codes: FP16 is the narrowest they run in. With an allocation the rest is INT8 or FP16, too.
+        rest = (8, 8) if layer.kind == "matmul" else FLOAT_BITS["fp16"]
+        float_widths = (max(uniform[0], 16), max(uniform[1], 16))
+        asked = (uniform[0], uniform[1]) if layer.kind in ("conv", "linear", "matmul") else float_widths
+        default = rest if spec.allocation else asked
         w, x = (widths[layer.name] or FLOAT_BITS["fp16"]) if layer.name in widths else default
         rows.append(
             CostRow(

@@ -15,6 +15,7 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha2
 from trtq.data.metrics import ratio_db
 from trtq.data.preprocess import resolve_preprocess
 from trtq.data.source import Source, describe, open_source
+from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, require_parity
 from trtq.export.runs import where_it_runs
@@ -120,7 +121,8 @@ class _Job:
         self.preset = PresetRecord(
             family=family, reason=counted if spec.preset_quant == "auto" else "asked for", methods=list(best.spec.method),
             check=f"{spec.min_agreement:g} % agreement or {CHECK_SQNR_DB:g} dB of output SQNR on {best.parity.images} calibration images",
-            passed=passed, tried=tried,
+            passed=passed, tried=tried, taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),
+            high_precision=list(best.spec.high_precision), attention=best.spec.attention,
         )  # fmt: skip
         return best
 
@@ -134,12 +136,16 @@ class _Job:
             following = fitting(inputs, add(last.spec, step, last.placement, sqnr), self.spec.method)
             if following == last.spec:
                 continue  # the step changes nothing on this model
+            if self.spec.allocation and following.high_precision != last.spec.high_precision:
+                self.note(f"the fallback {step.name} leaves the allocation: its budgets no longer hold")
             self.note(f"only {best.parity.agreement:.1f} % agreement on calibration images: trying {step.name}")
-            last = attempt(inputs, following)
+            try:
+                last = attempt(inputs, following)
+            except UsageError as exc:  # a method that was asked for has nothing left to do once this step is taken
+                self.note(f"{step.name} is left out: {exc}")
+                continue
             tried.append(_tried(step.name, last))
-            if (last.parity.agreement, last.parity.quantization_sqnr_db or math.inf) >= (
-                best.parity.agreement, best.parity.quantization_sqnr_db or math.inf
-            ):  # fmt: skip
+            if _rank(last) >= _rank(best):
                 best = last
         if not _passes(best, floor):
             self.note(f"the quick check failed after every fallback: {best.parity.agreement:.1f} % agreement, {floor:g} % was asked for")
@@ -190,7 +196,7 @@ class _Job:
             preprocess=self.preprocess,
             calibration={
                 "calibrator": done.encodings.origin["calibrator"], "images": len(self.indices), "cache": done.cache_note,
-                "weights": "per output channel, scale searched for the least output error",
+                "weights": _weights_said(done),
             },
             preset=self.preset,
             methods=done.methods,
@@ -208,9 +214,20 @@ def _tried(name: str, done: Attempt) -> TryRecord:
     return TryRecord(step=name, agreement=done.parity.agreement, sqnr_db=done.parity.quantization_sqnr_db)
 
 
-def _passes(done: Attempt, floor: float) -> bool:
+def _rank(done: Attempt) -> tuple[bool, float, float]:
     sqnr = done.parity.quantization_sqnr_db
-    return done.parity.agreement >= floor or sqnr is None or sqnr >= CHECK_SQNR_DB
+    return done.parity.passed, done.parity.agreement, math.inf if sqnr is None else sqnr
+
+
+def _passes(done: Attempt, floor: float) -> bool:
+    passed, agreement, sqnr = _rank(done)
+    return passed and (agreement >= floor or sqnr >= CHECK_SQNR_DB)
+
+
+def _weights_said(done: Attempt) -> str:
+    formats = {q.format.kind for q in done.placement.active if q.is_weight}
+    said = {"uniform": "per output channel, scale searched for the least output error", "asymmetric": "asymmetric, lowest to highest value"}
+    return "; ".join(said[k] for k in sorted(formats) if k in said)
 
 
 def _values(quantizer: Quantizer) -> int:

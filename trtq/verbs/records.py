@@ -66,7 +66,10 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The preset: which family and why, what was applied, and what was tried when the quick check failed."""
+    """The preset: which family and why, what was applied, and what was tried when the quick check failed.
+
+    ``taken`` is the attempt that was written, with its ``methods``, ``high_precision`` and ``attention``.
+    """
 
     family: str
     reason: str
@@ -74,6 +77,9 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     check: str
     passed: bool
     tried: list[TryRecord]
+    taken: str
+    high_precision: list[str]
+    attention: str
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +127,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
         more = self.preset.tried[1:] if self.preset is not None else []
         if not more or self.preset is None:
             return ""
-        last = "which was enough" if self.preset.passed else "which was NOT enough"
+        last = "which was enough" if self.preset.passed else f"NONE of which was enough: {self.preset.taken} was taken"
         return f"; fell back on {', '.join(t.step for t in more)}, {last}"
 
 
