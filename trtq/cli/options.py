@@ -12,6 +12,8 @@ import msgspec
 from trtq.errors import UsageError
 from trtq.recipe import Spec, option_name, plain_type, read_toml
 
+METAVARS = {"method": "NAME", "bits": "WIDTH", "budget": "NAME=VALUE"}  # of options that repeat
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,7 +49,7 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
             elif plain in (int, float):
                 settings["type"] = plain
             elif get_origin(plain) is dict or (get_origin(plain) is tuple and str in get_args(plain)):
-                shown = "K=V" if get_origin(plain) is dict else {"method": "NAME"}.get(name, "PATTERN")
+                shown = "K=V" if get_origin(plain) is dict else METAVARS.get(name, "PATTERN")
                 settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
                 settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
