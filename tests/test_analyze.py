@@ -129,9 +129,8 @@ def test_divergence_is_symmetric_and_bounded():
 
 def test_jsd_from_the_cached_prefix_is_that_of_the_whole_model(images, tmp_path):
     record = analyze(analysis(images, tmp_path, metric="jsd", bits=("4",)))
-    from trtq.data.preprocess import batches
+    from trtq.data.preprocess import batches, resolve_preprocess
     from trtq.data.source import open_source
-    from trtq.verbs.analyze import resolve_preprocess
 
     torch.manual_seed(0)
     asked = analysis(images, tmp_path)

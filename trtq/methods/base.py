@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from trtq.errors import UsageError
+from trtq.errors import UsageError, suggest
 from trtq.graph.naming import WEIGHTED, node_name
 from trtq.graph.normalize import get_constant, operands, set_constant_
 from trtq.quant.encodings import Encodings
@@ -125,8 +125,6 @@ class Method:
         Raises:
             UsageError: an unknown argument, or one that is no number where one is expected.
         """
-        from trtq.errors import suggest
-
         values = dict(self.arguments)
         for key, value in given.items():
             if key not in values:

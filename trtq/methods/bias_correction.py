@@ -17,14 +17,11 @@ ACTIVATIONS = (
     aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.silu.default, aten.gelu.default, aten.hardswish.default,
     aten.leaky_relu.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.relu6.default,
 )  # fmt: skip
-
-
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
-    dims = [d for d in range(value.ndim) if d != axis % value.ndim]
-    return value.mean(dims)
+    return value.mean([d for d in range(value.ndim) if d != axis % value.ndim])
 
 
 class _Steps(fx.Interpreter):
@@ -42,14 +39,14 @@ class _Steps(fx.Interpreter):
             for dead in self.user_to_last_uses.get(node, []):
                 del self.env[dead]
             if node.name == name:
-                value: torch.Tensor = self.env[node]
+                self.last, value = node, self.env[node]
+                assert isinstance(value, torch.Tensor)
                 return value
         raise AssertionError(name)
 
-    def set(self, name: str, value: torch.Tensor) -> None:
-        """Put another value in the place of the node that was run last."""
-        node = next(n for n in self.env if n.name == name)
-        self.env[node] = value
+    def set(self, value: torch.Tensor) -> None:
+        """Put another value in the place of the one :meth:`until` returned."""
+        self.env[self.last] = value
 
 
 def _activation(node: fx.Node) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -103,7 +100,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         for node, bias in able.items():
             wanted, got = full.until(node.name), simulated.until(node.name)
             shift, value = best_shift(wanted, got, channel_axis(node), _activation(node))
-            simulated.set(node.name, value)
+            simulated.set(value)
             corrected.append((str(bias.target), bench.made.constant(bench.graph, bias) + shift))
         answers = bench.graph(batch)
         errors = {}

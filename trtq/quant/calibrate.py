@@ -13,7 +13,7 @@ from torch import fx
 
 from trtq.graph.naming import is_softmax
 from trtq.graph.normalize import get_constant, operands
-from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, best_interval, bias_floor, histogram_calibrator, weight_amax
+from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, best_interval, bias_floor, channel_rows, histogram_calibrator, weight_amax
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import LOG_EPSILON
 from trtq.quant.formats import INT8, Format
@@ -138,7 +138,7 @@ def _ends(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, Activ
     if quantizer.is_weight:
         weight, axis = get_constant(graph, quantizer.source), quantizer.format.axis
         assert weight is not None
-        flat = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+        flat = channel_rows(weight, axis)
         low, high = flat.amin(dim=1), flat.amax(dim=1)
         return (low.reshape([]), high.reshape([])) if axis is None else (low, high)
     seen = stats[quantizer.stats_key]

@@ -155,6 +155,11 @@ WEIGHT_TRIES = 81
 SMALLEST_FRACTION = ((100, 0.8), (30, 0.6), (12, 0.45), (0, 0.25))
 
 
+def channel_rows(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Return ``weight`` with one row for each index of ``axis``, or with one row for None."""
+    return weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+
+
 def weight_amax(
     weight: torch.Tensor, axis: int | None, *, moments: Moments | None = None, groups: int = 1, qmax: int = 127
 ) -> torch.Tensor:
@@ -175,7 +180,7 @@ def weight_amax(
     Returns:
         float32, shape [C] or []; 1 for a channel of zeros, whose codes are 0 at any scale.
     """
-    flat = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    flat = channel_rows(weight, axis)
     if moments is not None and axis == 0:
         best = _least_output_error(flat, moments, weight.shape[1], groups, qmax)
     else:

@@ -11,12 +11,11 @@ import torch
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_json
 from trtq.cost.count import LayerCost, count_layers
-from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
+from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant, operands
-from trtq.models.load import load_model
 from trtq.quant.digest import weights_digest
 from trtq.recipe import AnalyzeSpec
 from trtq.search.layers import Layer, groups, prepare_layers
@@ -25,6 +24,7 @@ from trtq.search.options import read_options
 from trtq.search.sensitivity import Sensitivity, Study
 from trtq.search.units import Units
 from trtq.verbs.attempt import cache_folder
+from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock
 from trtq.version import __version__
@@ -105,14 +105,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
             f"The metric {spec.metric} needs labels, {source.name} has none", "it is not a folder of class folders",
             "Give --targets model to compare with the model's own answer, or use --metric l2 or jsd",
         )  # fmt: skip
-    loaded = load_model(
-        spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
-        match=spec.checkpoint_match, seed=spec.seed,
-    )  # fmt: skip
-    preprocess, notes = resolve_preprocess(
-        input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
-        interpolation=spec.interpolation, hints=loaded.input_hints,
-    )  # fmt: skip
+    loaded = open_model(spec)
+    preprocess, notes = open_preprocess(spec, loaded)
     captured = capture(loaded.module, preprocess.input_size)
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
@@ -127,7 +121,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
     clock.lap("calibrate")
     images = list(batches(source, looked, preprocess, size))
-    targets = _targets(spec, source, looked, images, graph)
+    # Metrics that look at outputs read no targets.
+    targets = _targets(spec, source, looked, images, graph) if spec.metric in NEEDS_TARGETS else [torch.empty(0)] * len(images)
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__), __version__]
@@ -170,7 +165,7 @@ def _targets(
             batched.append(labels[: len(batch)])
             labels = labels[len(batch) :]
         classes = _classes(graph, images[0])
-        if spec.metric in NEEDS_TARGETS and int(torch.cat(batched).max()) >= classes:
+        if int(torch.cat(batched).max()) >= classes:
             raise DataError(
                 f"The labels of {source.name} do not fit the model", f"it has {len(source.classes)} classes, the model {classes}",
                 "Give the folder the model was trained on, or --targets model",

@@ -157,6 +157,8 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
 
 def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> QuantizeSpec:
     """Return ``spec`` without the methods that have nothing to do on this model; those in ``asked`` stay, and raise later."""
+    if set(spec.method) <= set(asked):
+        return spec
     bench = _workbench(inputs, spec)
     kept = [m.name for m, _ in choose(spec.method, spec.method_arg) if m.name in asked or m.unfit(bench) is None]
     return msgspec.structs.replace(spec, method=tuple(m for m in spec.method if m in kept))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 from trtq.data.preprocess import resolve_preprocess
 from trtq.graph.blocks import Blocks, Family, family_of, identify_blocks
 from trtq.graph.capture import capture
-from trtq.models.load import load_model
 from trtq.recipe import BlocksSpec
+from trtq.verbs.opening import open_model
 
 
 class BlocksRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +34,7 @@ def blocks(spec: BlocksSpec) -> BlocksRecord:
         ModelError: the model is unknown, or its checkpoint does not fit.
         CaptureError: it cannot be captured.
     """
-    loaded = load_model(
-        spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None, match=spec.checkpoint_match
-    )
+    loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     family, reason = family_of(capture(loaded.module, preprocess.input_size).module)
     return BlocksRecord(model=loaded.name, blocks=identify_blocks(loaded.module), family=family, reason=reason)

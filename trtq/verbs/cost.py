@@ -13,10 +13,10 @@ from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
 from trtq.data.preprocess import resolve_preprocess
 from trtq.errors import UsageError
 from trtq.graph.capture import capture
-from trtq.models.load import load_model
 from trtq.quant.digest import weights_digest
 from trtq.recipe import CostSpec
 from trtq.verbs.allocation import read_allocation
+from trtq.verbs.opening import open_model
 
 FLOAT_BITS = {"fp32": (32, 32), "fp16": (16, 16)}
 
@@ -76,10 +76,7 @@ def cost(spec: CostSpec) -> CostRecord:
     Raises:
         TrtqError: the model cannot be loaded or captured, or the allocation is of another one.
     """
-    loaded = load_model(
-        spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None, match=spec.checkpoint_match,
-        seed=spec.seed,
-    )  # fmt: skip
+    loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     captured = capture(loaded.module, preprocess.input_size)
     if spec.allocation and spec.bits != "fp32":

@@ -13,7 +13,6 @@ from torch import fx
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_json
 from trtq.data.metrics import ratio_db
-from trtq.data.preprocess import resolve_preprocess
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import UsageError
 from trtq.export.onnx_file import save_onnx
@@ -23,7 +22,6 @@ from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, PRESETS, Preset, add, start
-from trtq.models.load import load_model
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
@@ -31,6 +29,7 @@ from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
 from trtq.recipe import QuantizeSpec
 from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec, fitting
+from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord
 
@@ -68,16 +67,10 @@ class _Job:
         self.clock, self.notes = Clock(), list[str]()
         self.out = ensure_writable_dir(Path(spec.out))
         self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
-        self.loaded = load_model(
-            spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
-            match=spec.checkpoint_match, seed=spec.seed,
-        )  # fmt: skip
+        self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
             self.note(f"the weights are {self.loaded.weights}: speed and size mean something, accuracy does not (--checkpoint)")
-        self.preprocess, said = resolve_preprocess(
-            input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
-            interpolation=spec.interpolation, hints=self.loaded.input_hints,
-        )  # fmt: skip
+        self.preprocess, said = open_preprocess(spec, self.loaded)
         for line in said:
             self.note(line)
         self.indices = _choose_images(self.source, spec, self.note)
