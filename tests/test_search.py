@@ -135,18 +135,24 @@ def test_a_crowded_front_stays_feasible_and_near_the_best(monkeypatch):
 
 
 def test_budgets_as_people_write_them():
-    full = {"size": 40e6, "bitops": 1024e6, "energy": 7.0}
+    full = {"size": 40e6, "bitops": 1024e6, "energy": 7.0, "latency@t4": 8.0}
     assert read_budgets(["size=1.9MB", "bitops=0.2", "energy=.15"], full) == pytest.approx(
         {"size": 1.9e6, "bitops": 204.8e6, "energy": 1.05}
     )
     assert read_budgets(["size=0.25"], full) == {"size": 10e6}
+    assert read_budgets(["latency@t4=250us", "size=1KiB"], full) == {"latency@t4": 0.25, "size": 1024}
+    assert read_budgets(["latency@T4=0.5"], full) == {"latency@t4": 4.0}
     for text, error in (
         ("sise=1MB", "Unknown budget 'sise'.*size"),
         ("size=1.9", "without a unit it is a ratio.*Give a unit, such as size=1.9MB"),
         ("size=3MX", "Unknown unit in 'size=3MX'"),
         ("energy=2J", "energy is a ratio of the float model and has no unit"),
         ("bitops", "expected NAME=NUMBER"),
-        ("energy=0", "above 0 and at most 1"),
+        ("energy=0", "must be greater than 0"),
+        ("energy=2", "above 0 and at most 1"),
+        ("latency=3ms", "names no device.*latency@xavier=3ms"),
+        ("latency@t4=3", "Give a unit, such as latency@t4=3ms"),
+        ("latency@t4=3MB", "Unknown unit"),
     ):
         with pytest.raises(UsageError, match=error):
             read_budgets([text], full)
@@ -155,9 +161,10 @@ def test_budgets_as_people_write_them():
 
 
 def test_widths_as_people_write_them():
+    assert [o.label for o in read_options(["8,fp8", "w4a16"])] == ["w4a16", "w8a8", "fp8"]
     assert [o.label for o in read_options(["8", "w4a8", "fp16", "2"])] == ["w2a2", "w4a8", "w8a8", "fp16"]
     assert not read_option("fp16").quantized
-    with pytest.raises(UsageError, match="Cannot read the width '9': expected 2 to 8, a pair like w4a8, or fp16"):
+    with pytest.raises(UsageError, match="Cannot read the width '9': expected 2 to 8, .*fp8 or fp16"):
         read_option("9")
     with pytest.raises(UsageError, match="The width w4a4 was asked for twice"):
         read_options(["4", "w4a4"])

@@ -98,6 +98,16 @@ ModelName = Annotated[
 Checkpoint = Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")]
 CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")]
 ModelArg = Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")]
+Budgets = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="size=1.9MB or size=0.2, bitops=0.1, energy=0.15, latency@xavier=3ms; a number without a unit is a share of the float "
+        "model; repeatable."
+    ),
+]
+Target = Annotated[
+    str | None, Doc(description="A device of the hardware table: widths it has no kernels for are refused, such as fp8 on orin.")
+]
 InputSize = Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")]
 
 
@@ -150,7 +160,10 @@ class AnalyzeSpec(InputSpec, frozen=True, kw_only=True):
             "under perturbed weights. hessian: trace times weight error. combined: hessian and jsd."
         ),
     ] = "jsd"
-    bits: Annotated[tuple[str, ...], Doc(description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8; repeatable.")] = (
+    bits: Annotated[tuple[str, ...], Doc(
+            description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 for weights alone, fp8, fp16; repeatable, "
+            "or with commas."
+        )] = (
         "2", "4", "6", "8",
     )  # fmt: skip
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
@@ -183,26 +196,37 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
             "budget, with the whole front. milp: exact for any budgets."
         ),
     ] = "milp"
-    bits: Annotated[tuple[str, ...], Doc(description="Widths to choose from; default: all that were analysed; repeatable.")] = ()
-    budget: Annotated[
-        tuple[str, ...],
-        Doc(description="size=1.9MB or size=0.2, bitops=0.1, energy=0.15; a number alone is a share of the float model; repeatable."),
+    bits: Annotated[
+        tuple[str, ...], Doc(description="Widths to choose from; default: all that were analysed; repeatable, or with commas.")
     ] = ()
+    budget: Budgets = ()
+    target: Target = None
 
 
 class CostSpec(Spec, frozen=True, kw_only=True):
     """Count what a model costs."""
 
-    model: ModelName
+    model: Annotated[
+        str,
+        Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory, or FILE.onnx."),
+    ]
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
     model_arg: ModelArg = {}
     seed: Annotated[int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")] = 0
     input_size: InputSize = None
     allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: the widths to count with.")] = None
-    bits: Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$"), Doc(description="Widths of every layer without an allocation.")] = (
-        "fp32"
-    )
+    bits: Annotated[
+        Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$")] | None,
+        Doc(description="Widths of every layer without an allocation; default: fp32."),
+    ] = None
+    device: Annotated[
+        str | None, Doc(description="Predict the latency there: a device of the hardware table, such as t4, xavier or rtx3080.")
+    ] = None
+    batch: Annotated[int, Meta(ge=1), Doc(description="Images a call, for the latency.")] = 1
+    engine: Annotated[
+        str | None, Doc(description="A TensorRT-RTX engine of the model: predict over its own fused kernels, too. Needs --device.")
+    ] = None
 
 
 class QuantizeSpec(InputSpec, frozen=True, kw_only=True):

@@ -15,11 +15,14 @@ from trtq.recipe import CostSpec
 @spec_options(CostSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:
-    """Count what MODEL costs for one image, layer by layer. Energy is predicted by a model of a chip, never measured.
+    """Count what MODEL costs for one image, layer by layer. Energy and latency are predicted by models of a chip, never measured.
+
+    MODEL is a model as for trtq quantize, or an ONNX file, whose Q/DQ pairs give the widths.
 
     \b
-    Example:
+    Examples:
       trtq cost timm:resnet18 --bits w8a8
+      trtq cost out/model.qdq.onnx --device rtx3080 --engine out/rtx3080-int8.engine
     """
     merged = collect(CostSpec, values)
     require(merged, ("model",), "cost", "model")
@@ -31,10 +34,20 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
         return
     click.echo(record.summary)
-    widest = max(len(r.layer.name) for r in record.rows)
+    widest = max([len(r.layer.name) for r in record.rows] or [5])
     click.echo(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
     for r in record.rows:
         share = 100 * r.energy / record.total["energy"]
         width = f"w{r.weight_bits}a{r.input_bits}"
         counts = f"{r.layer.macs:>16,}{r.layer.weights:>12,}{r.bytes_moved:>14,.0f}"
         click.echo(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")
+    for what, found in (("kernel", record.latency), ("kernel of the plan", record.engine)):
+        if found is None:
+            continue
+        widest = max(len(what), *(len(k.name) for k in found.kernels))
+        click.echo(f"\n{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
+        for k in found.kernels:
+            click.echo(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
+        for note in found.notes:
+            click.echo(f"  {note}")
+        click.echo(f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to {found.fitted_to}")

@@ -12,6 +12,7 @@ from trtq.recipe import BuildSpec
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 NO_INT8 = (53, 60, 62)
+FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")
 
 
@@ -75,12 +76,17 @@ def require_local_gpu(target: Target) -> None:
         )
 
 
-def refuse_no_int8(target: Target, pairs: int) -> None:
-    """Raise where a Q/DQ model meets a GPU without INT8 arithmetic."""
+def refuse_missing_kernels(model: onnx.ModelProto, target: Target, pairs: int) -> None:
+    """Raise where a Q/DQ model meets a GPU without INT8 or without FP8 arithmetic."""
     if pairs and target.sm in NO_INT8:
         raise EngineError(
             f"Cannot build a Q/DQ model for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
             "Build the float model in half precision: model.fp32.onnx with --precision fp16",
+        )  # fmt: skip
+    if target.sm < FIRST_FP8 and any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in model.graph.initializer):
+        raise EngineError(
+            f"Cannot build an FP8 model for {target.device}", f"compute capability {target.capability} has no FP8 arithmetic",
+            f"Allocate again without fp8, or build for compute capability {FIRST_FP8 // 10}.{FIRST_FP8 % 10} and later",
         )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.engine.backends import MODULES, choose_backend, refuse_no_int8, refuse_silent_failures
+from trtq.engine.backends import MODULES, choose_backend, refuse_missing_kernels, refuse_silent_failures
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.targets import Target, parse_target
@@ -49,7 +49,7 @@ def build(spec: BuildSpec) -> EngineManifest:
     target, path, out = parse_target(spec.target), Path(spec.onnx), Path(spec.out)
     model = load_onnx(path)
     pairs = count_qdq(model)
-    refuse_no_int8(target, pairs)
+    refuse_missing_kernels(model, target, pairs)
     backend = choose_backend(spec, target, quantized=pairs > 0)
     refuse_silent_failures(model, pairs, backend, target, spec)
     run = _run_trtexec(model, target, spec, pairs) if backend == "trtexec" else None
@@ -91,7 +91,7 @@ def _require_int8(audit: PlanAudit | None, convolutions: int, pairs: int, target
     """A Q/DQ model whose plan computes nothing in INT8 must not be called INT8."""
     if audit is None or not pairs:
         return
-    if not audit.convolutions.get("int8", 0) and not audit.products.get("int8", 0):
+    if not any({"int8", "fp8"} & set(found) for found in (audit.convolutions, audit.products)):
         raise EngineError(
             f"The engine for {target.device} computes nothing in INT8",
             f"the model has {pairs} Q/DQ pairs and {convolutions} quantized convolutions",

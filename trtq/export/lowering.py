@@ -18,6 +18,7 @@ from trtq.graph.normalize import get_constant, operands
 from trtq.quant.fake_quantize import FAKE_QUANTIZE, LOG_EPSILON, along_axis
 
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
+FP8_OPSET = 19
 LINEAR = torch.ops.aten.linear.default
 
 
@@ -93,13 +94,16 @@ def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed:
     value = get_constant(graph, scale)
     assert value is not None
     writer.scope = writer.quantizer = str(name)
-    if kind != "uniform" and x.op == "get_attr":
+    if kind in ("asymmetric", "log2") and x.op == "get_attr":
         writer.values[node], writer.quantizer = writer.value(x), ""
         return
     if kind == "log2":
         zero = get_constant(graph, zero_point)
         assert zero is not None
         writer.values[node], writer.quantizer = _write_log2(writer, x, value, zero, (qmin, qmax)), ""
+        return
+    if kind == "fp8":
+        writer.values[node], writer.quantizer = _write_fp8(writer, node, tuple(value.shape), transposed), ""
         return
     if kind != "uniform" or qmin < -128 or qmax > 127:
         raise ExportError(
@@ -120,6 +124,19 @@ def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed:
     codes = writer.op("QuantizeLinear", x, scale, zeros, axis=axis)
     writer.values[node] = writer.op("DequantizeLinear", codes, scale, zeros, axis=axis)
     writer.quantizer = ""
+
+
+def _write_fp8(writer: Writer, node: fx.Node, shape: tuple[int, ...], transposed: set[fx.Node]) -> str:
+    """Write the pair with an E4M3 zero point, which ONNX has from opset 19 on."""
+    x, scale, _, axis, _, _, name, _ = operands(node)
+    if writer.opset < FP8_OPSET:
+        raise ExportError(
+            f"Cannot write {name} in FP8", f"ONNX has it from opset {FP8_OPSET} on, asked for {writer.opset}", "Give --opset 20"
+        )
+    if axis is not None and node in transposed:
+        axis = 1 - axis % 2
+    zeros = writer.fp8_zeros(shape)
+    return str(writer.op("DequantizeLinear", writer.op("QuantizeLinear", x, scale, zeros, axis=axis), scale, zeros, axis=axis))
 
 
 def _write_log2(writer: Writer, x: fx.Node, step: torch.Tensor, zero: torch.Tensor, codes: tuple[int, int]) -> str:

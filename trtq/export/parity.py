@@ -27,7 +27,7 @@ from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ParityError
 from trtq.export.ort import open_session, run_batch
 from trtq.graph.normalize import operands
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, positions
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, positions, spacing
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
 
 MIN_EQUAL = 99.5
@@ -117,7 +117,7 @@ class _Probe(fx.Interpreter):
         sums = self.sums.setdefault(name, [0.0, 0.0, 0.0, 0.0, low, high])
         sums[0] += _energy(x)
         sums[1] += _energy(x - result)
-        if kind != "uniform" or high > (qmax + 0.5) * float(scale) or low < (qmin - 0.5) * float(scale):
+        if kind not in ("uniform", "fp8") or high > (qmax + 0.5) * float(scale) or low < (qmin - 0.5) * float(scale):
             where = positions(x, scale, zero_point, axis, kind)
             sums[2] += float(((where > qmax + 0.5) | (where < qmin - 0.5)).sum())
         sums[3] += x.numel()
@@ -240,7 +240,7 @@ class _Forced(fx.Interpreter):
             self.first = self.first or name
             return result
         ours, others = (positions(v, scale, None, axis, kind) for v in (result, theirs))
-        off = (ours - others).abs()
+        off = (ours - others).abs() / spacing(ours, kind)
         if self.first is None and (float(off.max()) > MAX_TIE_CODES or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())):
             self.first = name
         return theirs

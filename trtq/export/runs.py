@@ -36,6 +36,8 @@ def where_it_runs(fmt: Format, *, is_weight: bool, partner: bool = True, int4: b
         if is_weight:
             return Runs("simulated", 0, "float: the stored values lie on their codes")
         return Runs("ops", LOG2_OPS, "float")
+    if fmt.kind == "fp8":
+        return Runs("engine", 0, "FP8, on Ada (sm89), Hopper and later" if partner else "float: what it is multiplied with has no codes")
     if is_weight and int4 and fmt.bits == 4:
         return Runs("engine", 0, "float: INT4 weights are dequantized first")
     clips = int(fmt.bits < 8 and not is_weight)

@@ -94,6 +94,14 @@ class Writer:
         self.initializers[name] = helper.make_tensor(name, TensorProto.INT4, codes.shape, codes.astype(np.int8).flatten())
         return name
 
+    def fp8_zeros(self, shape: tuple[int, ...]) -> str:
+        """Return the name of an E4M3 initializer of zeros."""
+        name = f"fp8_zeros_{'x'.join(map(str, shape))}"
+        if name not in self.initializers:
+            count = int(np.prod(shape, dtype=np.int64))
+            self.initializers[name] = helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, shape, b"\0" * count, raw=True)
+        return name
+
     def sizes(self, sizes: Sequence[Any]) -> str:
         """Return an int64 vector of plain integers and symbolic ones (FX nodes, themselves vectors of one)."""
         if all(isinstance(s, int) for s in sizes):

@@ -119,6 +119,8 @@ def make_encodings(
     for quantizer in placement.active:
         if not quantizer.format.has_kernel:
             amin[quantizer.name], amax[quantizer.name] = _ends(graph, quantizer, stats)
+        elif quantizer.format.kind == "fp8":
+            amax[quantizer.name] = _largest(graph, quantizer, stats)
         elif quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
             seen = stats[feeding.stats_key] if feeding else None
@@ -146,12 +148,22 @@ def _ends(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, Activ
     return torch.tensor(seen.low + shift, dtype=torch.float32), torch.tensor(seen.high + shift, dtype=torch.float32)
 
 
+def _largest(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]) -> torch.Tensor:
+    """Return the largest magnitude: FP8 keeps its relative precision over 15 binades, so nothing is gained by clipping."""
+    if quantizer.is_weight:
+        weight = get_constant(graph, quantizer.source)
+        assert weight is not None
+        return weight_amax(weight, quantizer.format.axis)
+    seen = stats[quantizer.stats_key]
+    return torch.tensor(max(abs(seen.low), abs(seen.high)), dtype=torch.float32)
+
+
 def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> None:
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return
     # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
-    if not quantizer.format.has_kernel or (force and "trtq_softmax" in quantizer.consumer.meta):
+    if quantizer.format.kind != "uniform" or (force and "trtq_softmax" in quantizer.consumer.meta):
         return
     steps = SOFTMAX_STEPS if is_softmax(quantizer.source) else 1.0
     # Judged at 8 bits whatever was asked: fewer bits are the user's wish, outliers are not.

@@ -2,7 +2,8 @@
 
 It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same order: divide by the scale, round half to
 even, add the zero point, clamp, subtract the zero point, multiply by the scale. The kind ``log2`` does so with log2(x + 1e-5),
-and raises 2 to the result (S3 eq. 4-6, in the form that inverts: the equations as printed do not, docs/methods.md).
+and raises 2 to the result (S3 eq. 4-6, in the form that inverts: the equations as printed do not, docs/methods.md). The kind
+``fp8`` rounds to the nearest E4M3 value instead of the nearest integer.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def fake_quantize(
         z = 0.0 if zero_point is None else along_axis(zero_point, x.ndim, axis)
         return codes.sub_(z).mul_(along_axis(scale, x.ndim, axis)).exp2_()
     s = along_axis(scale, x.ndim, axis)
+    if kind == "fp8":
+        return torch.div(x, s).clamp_(qmin, qmax).to(torch.float8_e4m3fn).to(x.dtype).mul_(s)
     out = torch.div(x, s).round_()
     if zero_point is None:
         return out.clamp_(qmin, qmax).mul_(s)
@@ -60,6 +63,11 @@ def positions(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | N
     # ONNX has the natural logarithm only; one factor turns it into steps.
     out = x.add(LOG_EPSILON).log_().mul_(1.0 / (math.log(2.0) * s)) if kind == "log2" else torch.div(x, s)
     return out if zero_point is None else out.add_(along_axis(zero_point, x.ndim, axis).to(out.dtype))
+
+
+def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:
+    """Return the distance between neighbouring codes at these positions: 1, or that of E4M3, 2^(exponent - 3) and no less than 2^-9."""
+    return where.abs().clamp_min(2.0**-6).log2().floor().sub(3).exp2() if kind == "fp8" else 1.0
 
 
 @fake_quantize.register_fake

@@ -8,6 +8,8 @@ import msgspec
 
 from trtq.errors import UsageError
 
+FP8_LARGEST = 448  # E4M3: 1.75 x 2^8
+
 
 class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a tensor's values are written as codes.
@@ -19,6 +21,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         axis: the axis that keeps a scale of its own per index, None for one scale per tensor.
         kind: the spacing of the codes. ``uniform``: equal steps, zero at code 0. ``asymmetric``: equal steps from the lowest value
             to the highest, codes 0 to 2^bits - 1. ``log2``: equal steps of the logarithm (S3 eq. 4), codes 0 to 2^bits - 1.
+            ``fp8``: E4M3 without infinities (OCP 8-bit floating point), whose values run from -448 to 448 before the scale.
 
     >>> Format(bits=8).qmin, Format(bits=8).qmax, Format(bits=4, axis=0).granularity
     (-128, 127, 'per-channel')
@@ -26,37 +29,45 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     (14, 'uint4', 'int4[-1,14]')
     >>> Format(bits=8, kind="log2").label, Format(kind="asymmetric").qmax, Format(kind="asymmetric").has_kernel
     ('log2-8', 255, False)
+    >>> Format(kind="fp8").label, Format(kind="fp8").qmax, Format(kind="fp8").has_kernel
+    ('fp8', 448, True)
     """
 
     bits: int = 8
     lowest: int | None = None
     axis: int | None = None
-    kind: Literal["uniform", "asymmetric", "log2"] = "uniform"
+    kind: Literal["uniform", "asymmetric", "log2", "fp8"] = "uniform"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UsageError(f"Cannot use a format of {self.bits} bits", "trtq's integer formats have 2 to 8 bits")
         if self.lowest is not None and not -(1 << (self.bits - 1)) <= self.lowest <= 0:
             raise UsageError(f"Cannot start the codes of {self.bits} bits at {self.lowest}", f"expected {-(1 << (self.bits - 1))} to 0")
-        if self.lowest is not None and not self.has_kernel:
+        if self.kind == "fp8" and self.bits != 8:
+            raise UsageError(f"Cannot use FP8 with {self.bits} bits", "it has 8")
+        if self.lowest is not None and self.kind != "uniform":
             raise UsageError(f"Cannot choose the lowest code of the format {self.kind}", "its codes start at 0")
 
     @property
     def qmin(self) -> int:
-        """Lowest code (S1 eq. 4: -2^(b-1))."""
+        """Lowest code (S1 eq. 4: -2^(b-1)); the lowest value of FP8."""
+        if self.kind == "fp8":
+            return -FP8_LARGEST
         if not self.has_kernel:
             return 0
         return -(1 << (self.bits - 1)) if self.lowest is None else self.lowest
 
     @property
     def qmax(self) -> int:
-        """Highest code (S1 eq. 4: 2^(b-1) - 1)."""
+        """Highest code (S1 eq. 4: 2^(b-1) - 1); the highest value of FP8."""
+        if self.kind == "fp8":
+            return FP8_LARGEST
         return self.qmin + (1 << self.bits) - 1
 
     @property
     def has_kernel(self) -> bool:
-        """Whether TensorRT has integer kernels for it: equal steps around a zero point of 0."""
-        return self.kind == "uniform"
+        """Whether TensorRT has kernels for it: equal steps around a zero point of 0, or FP8."""
+        return self.kind in ("uniform", "fp8")
 
     @property
     def granularity(self) -> str:
@@ -66,6 +77,8 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def label(self) -> str:
         """Short name for tables, such as ``int8``, ``uint4``, ``int4[-1,14]`` or ``log2-8``."""
+        if self.kind == "fp8":
+            return "fp8"
         if not self.has_kernel:
             return f"{self.kind}-{self.bits}"
         if self.lowest == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -25,6 +25,14 @@ OPS: dict[str, tuple[object, ...]] = {
     "add": (aten.add.Tensor,),
     "conv_transpose": (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 }
+
+
+class LayerBits(NamedTuple):
+    """A layer's formats from an allocation: bits of its weight and of its input, None for an input that stays in float."""
+
+    weight: int
+    input: int | None
+    kind: Literal["uniform", "fp8"] = "uniform"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ class Quantizer:
         format: the number format wanted.
         is_weight: the source is a constant.
         float_reason: why it stays in float, None when it is quantized.
+        alone: it has codes whatever becomes of what it is multiplied with: only the weight of its layer was asked for.
     """
 
     name: str
@@ -75,6 +84,7 @@ class Quantizer:
     format: Format
     is_weight: bool
     float_reason: str | None = None
+    alone: bool = False
 
     @property
     def stats_key(self) -> str:
@@ -112,7 +122,7 @@ def place(
     weight_bits: int = 8,
     input_bits: int = 8,
     attention: str = "auto",
-    layer_bits: Mapping[str, tuple[int, int] | None] | None = None,
+    layer_bits: Mapping[str, LayerBits | None] | None = None,
 ) -> Placement:
     """Return the quantizers the rules put into ``graph``.
 
@@ -125,7 +135,7 @@ def place(
         input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
             keep 8 bits.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
-        layer_bits: bits of weight and input of single layers, None for float; it overrides the widths above.
+        layer_bits: formats of single layers, None for float; it overrides the widths above.
 
     Raises:
         UsageError: a pattern matches nothing (the nearest names are suggested), or ``layer_bits`` names no layer.
@@ -167,7 +177,7 @@ def _set_bits_(placement: Placement, weight_bits: int, input_bits: int) -> None:
             q.format = msgspec.structs.replace(q.format, bits=weight_bits if q.is_weight else input_bits)
 
 
-def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, tuple[int, int] | None]) -> None:
+def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | None]) -> None:
     known = _weighted_layers(placement)
     for name in layer_bits:
         if name not in known:
@@ -177,8 +187,11 @@ def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, tuple[int, i
             bits = layer_bits[q.layer]
             if bits is None:
                 q.float_reason = q.float_reason or "the allocation keeps it in float"
+            elif not q.is_weight and bits.input is None:
+                q.float_reason = q.float_reason or "the allocation quantizes the weight alone"
             else:
-                q.format = msgspec.structs.replace(q.format, bits=bits[0] if q.is_weight else bits[1])
+                q.alone = bits.input is None
+                q.format = msgspec.structs.replace(q.format, bits=bits.weight if q.is_weight else bits.input, kind=bits.kind)
 
 
 def _weighted_layers(placement: Placement) -> list[str]:
@@ -321,7 +334,8 @@ def keep_whole_(placement: Placement) -> None:
             if quantizer.float_reason is None or owner(quantizer) is None:
                 continue
             for other in compute:
-                if other.float_reason is None and other.format.has_kernel and owner(other) is owner(quantizer):
+                keeps = other.alone or not other.format.has_kernel
+                if other.float_reason is None and not keeps and owner(other) is owner(quantizer):
                     other.float_reason = f"{quantizer.name} stays in float, and {kind}"
 
 

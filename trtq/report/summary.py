@@ -53,7 +53,7 @@ def summarize_run(folder: Path) -> RunSummary:
     _drop_strangers_(run)
     bits = run.quantize["model"]["bits"]
     run.width = {"w8a8": "INT8", "mixed": "mixed widths"}.get(bits, bits.upper())
-    run.simulated = not any(q["computes_in"].startswith("INT8") for q in run.quantize["quantizers"])
+    run.simulated = not any(q["computes_in"].startswith(("INT8", "FP8")) for q in run.quantize["quantizers"])
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -184,10 +187,11 @@ def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Map
     one = np.kron(np.eye(len(choices)), np.ones(len(labels)))
     rows = [LinearConstraint(one, 1, 1)]
     rows += [LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()]
-    found = milp(
-        (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": 60.0},
-    )  # fmt: skip
+    with _quiet_stdout():
+        found = milp(
+            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size), bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+        )  # fmt: skip
     if found.status == TIME_OUT:
         raise UsageError(
             "The integer program found no proven answer in 60 s", f"{len(choices)} groups at {len(labels)} widths", "Use --strategy greedy"
@@ -199,6 +203,20 @@ def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Map
         )  # fmt: skip
     picked = found.x.reshape(loss.shape).argmax(axis=1)
     return summed(choices, {c.name: labels[i] for c, i in zip(choices, picked, strict=True)})
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """HiGHS prints lines of its own past every option, and standard output may be a record."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 Strategy = Callable[[Sequence[Choice], Sequence[str], Mapping[str, float]], Allocation]

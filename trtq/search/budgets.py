@@ -1,4 +1,4 @@
-"""Budgets as a person writes them: ``size=1.9MB``, ``size=0.2``, ``bitops=0.1``, ``energy=0.15``."""
+"""Budgets as a person writes them: ``size=1.9MB``, ``size=0.2``, ``bitops=0.1``, ``energy=0.15``, ``latency@xavier=3ms``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from trtq.errors import UsageError, suggest
 
-UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024.0, "MIB": 1024.0**2}
+LATENCY = "latency"
 NAMES = ("size", "bitops", "energy")
+UNITS = {
+    "size": {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1024.0, "MIB": 1024.0**2},
+    LATENCY: {"US": 1e-3, "MS": 1.0, "S": 1e3},
+}
 FORM = re.compile(r"^([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)$")
+
+
+def latency_devices(texts: Sequence[str]) -> list[str]:
+    """Return the devices that budgets of latency name, each once."""
+    names = [text.partition("=")[0].strip().lower() for text in texts]
+    return list(dict.fromkeys(n.partition("@")[2] for n in names if n.startswith(f"{LATENCY}@")))
 
 
 def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, float]:
@@ -17,7 +27,7 @@ def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, f
 
     Args:
         texts: as on the command line.
-        full: what the float model costs, by budget name: bytes, BitOps, and S1's energy unit.
+        full: what the float model costs, by budget name: bytes, BitOps, S1's energy unit, milliseconds on a device.
 
     Raises:
         UsageError: an unknown budget (the nearest is suggested), a missing or unknown unit, a ratio out of range, a repeated budget.
@@ -26,28 +36,39 @@ def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, f
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip().lower()
-        if name not in NAMES:
-            raise UsageError(f"Unknown budget {name!r}", f"known are {', '.join(NAMES)}", suggest(name, NAMES))
+        if name == LATENCY:
+            raise UsageError(f"The budget {text!r} names no device", "a latency is one on a device", "Write it like latency@xavier=3ms")
+        if name not in full:
+            known = [*NAMES, f"{LATENCY}@DEVICE"]
+            raise UsageError(f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES))
         parts = FORM.match(value.strip()) if equals else None
         if parts is None:
-            raise UsageError(f"Cannot read the budget {text!r}", "expected NAME=NUMBER", f"Write it like {name}=0.2")
+            raise UsageError(f"Cannot read the budget {text!r}", "expected NAME=NUMBER", f"Write it like {_example(name)}")
         if name in found:
             raise UsageError(f"The budget {name} was given twice", mend="Name it once")
         number, unit = float(parts[1]), parts[2].upper()
+        if number <= 0:
+            raise UsageError(f"Cannot read the budget {text!r}", "it must be greater than 0", f"Write it like {_example(name)}")
         found[name] = number * _unit(name, unit, text) if unit else _ratio(name, number, text) * full[name]
     return found
 
 
+def _example(name: str) -> str:
+    return f"{name}=3ms" if name.startswith(LATENCY) else f"{name}=0.2"
+
+
 def _unit(name: str, unit: str, text: str) -> float:
-    if name != "size":
+    units = UNITS.get(name.partition("@")[0])
+    if units is None:
         raise UsageError(f"Cannot read the budget {text!r}", f"{name} is a ratio of the float model and has no unit", f"Write {name}=0.2")
-    if unit not in UNITS:
-        raise UsageError(f"Unknown unit in {text!r}", f"known are {', '.join(UNITS)}", suggest(unit, UNITS))
-    return UNITS[unit]
+    if unit not in units:
+        raise UsageError(f"Unknown unit in {text!r}", f"known are {', '.join(units)}", suggest(unit, units))
+    return units[unit]
 
 
 def _ratio(name: str, number: float, text: str) -> float:
     if not 0.0 < number <= 1.0:
-        mend = "Give a unit, such as size=1.9MB, or a ratio, such as size=0.2" if name == "size" else f"Write it like {name}=0.2"
+        with_unit = {"size": "size=1.9MB", LATENCY: f"{name}=3ms"}.get(name.partition("@")[0])
+        mend = f"Give a unit, such as {with_unit}, or a ratio, such as {name}=0.2" if with_unit else f"Write it like {name}=0.2"
         raise UsageError(f"Cannot read the budget {text!r}", "without a unit it is a ratio of the float model, above 0 and at most 1", mend)
     return number

@@ -11,6 +11,7 @@ from scipy.stats import kendalltau
 from torch import fx
 
 from trtq.graph.normalize import operands
+from trtq.search.options import read_option
 from trtq.search.sensitivity import Sensitivity, Study, WithWeights, cross_entropy, require_finite
 
 STABLE_TAU = 0.95
@@ -20,10 +21,6 @@ FEWEST_PROBES = 10
 def _first_batch(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
     images, targets = zip(*study.batches(), strict=True)
     return torch.cat(images), torch.cat(targets)
-
-
-def _weight_bits(label: str) -> int:
-    return int(label[1 : label.index("a")])
 
 
 def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
@@ -54,7 +51,7 @@ def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
             study.advance(1)
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(trials)) if trials > 1 else None
-        found[layer.name] = Sensitivity(loss={o: mean / _weight_bits(o) for o in layer.codings}, raw=mean, stderr=error)
+        found[layer.name] = Sensitivity(loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error)
     study.units.flush()
     return found, {"trials": trials, "epsilon": epsilon}
 

@@ -14,7 +14,7 @@ from trtq.quant.calibrate import make_encodings, summarize
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.observe import Range, observe
-from trtq.quant.placement import Placement, Quantizer, place
+from trtq.quant.placement import LayerBits, Placement, Quantizer, place
 from trtq.search.options import Option
 
 
@@ -24,18 +24,20 @@ class Coding:
 
     Attributes:
         weight: the weight on its codes, float32.
-        scale: of the input.
-        qmin, qmax: codes of the input; None when the input stays in float.
+        scale: of the input; None when it stays in float.
+        qmin, qmax: codes of the input.
+        kind: of the input's format.
     """
 
     weight: torch.Tensor
     scale: torch.Tensor | None
     qmin: int = 0
     qmax: int = 0
+    kind: str = "uniform"
 
     def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's input on its codes."""
-        return x if self.scale is None else fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "")
+        return x if self.scale is None else fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,11 +85,11 @@ def prepare_layers(
         percentile: for the calibrator of that name.
         progress: called with the number of images after each batch.
     """
-    narrow = dict.fromkeys(weighted_layers(place(graph)), (2, 2))  # observers gather what the narrowest width needs
+    narrow = dict.fromkeys(weighted_layers(place(graph)), LayerBits(2, 2))  # observers gather what the narrowest width needs
     seen = observe(graph, _inputs_only(place(graph, layer_bits=narrow)), batches, mode=calibrator, progress=progress)
     layers: dict[str, Layer] = {}
     for option in (o for o in options if o.quantized):
-        placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, (option.weight, option.input))))
+        placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, option.bits)))
         encodings = _encodings(graph, placement, seen, calibrator, percentile)
         by_layer: dict[str, dict[str, Quantizer]] = {}
         for q in placement.quantizers:
@@ -118,10 +120,10 @@ def _add(
 ) -> None:
     w, x = found["weight"], found.get("input")
     weight, fmt = encodings.constant(graph, w.source), w.format
-    codes = fake_quantize(weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name)
+    codes = fake_quantize(weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind)
     coding = Coding(weight=codes, scale=None)
     if x is not None and x.name in encodings.amax:
-        coding.scale, coding.qmin, coding.qmax = encodings.scale(x.name), x.format.qmin, x.format.qmax
+        coding.scale, coding.qmin, coding.qmax, coding.kind = encodings.scale(x.name), x.format.qmin, x.format.qmax, x.format.kind
     source = x.source if x is not None else operands(w.consumer)[0]
     layer = layers.setdefault(name, Layer(name=name, node=w.consumer, source=source, weight=weight, codings={}))
     layer.codings[label] = coding

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
-from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.recipe import AllocateSpec
 from trtq.search.allocate import STRATEGIES, Choice, summed
-from trtq.search.budgets import NAMES, read_budgets
-from trtq.search.options import Option, read_option, read_options
+from trtq.search.budgets import LATENCY, latency_devices, read_budgets
+from trtq.search.options import FULL, Option, read_option, read_options
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, FrontPoint
-from trtq.verbs.analyze import AnalyzedLayer, AnalyzeRecord
+from trtq.verbs.analyze import AnalyzeRecord
+from trtq.verbs.pricing import Pricing, require_kernels
 
-FULL = Option(weight=32, input=32)
 MOST_POINTS = 200
 
 
@@ -36,25 +35,9 @@ def read_analysis(path: Path) -> AnalyzeRecord:
         raise ArtifactError(f"Cannot read the analysis {path}", f"it is damaged or of another version ({exc})", "Make it again") from exc
 
 
-def layer_cost(layer: AnalyzedLayer, option: Option, budget: str) -> float:
-    """Return what a layer costs at a width: bytes of its weight, BitOps, or energy in S1's unit."""
-    costs: dict[str, Callable[[], float]] = {
-        "size": lambda: layer.cost.weights * option.weight / 8,
-        "bitops": lambda: layer_bitops(layer.cost, option.weight, option.input),
-        "energy": lambda: layer_energy(layer.cost, option.weight, option.input),
-    }
-    return costs[budget]()
-
-
-def totals(analysis: AnalyzeRecord, options: Mapping[str, Option]) -> dict[str, float]:
-    """Return the cost of the whole model by budget name, with the given width of every analysed layer."""
-    found = {b: sum(layer_cost(layer, options[layer.name], b) for layer in analysis.layers) for b in NAMES}
-    found["size"] += analysis.other_bytes
-    return found
-
-
-def make_choices(analysis: AnalyzeRecord, options: Sequence[Option]) -> list[Choice]:
+def make_choices(pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
     """Return the groups of layers with their summed losses and costs; staying in float has no loss."""
+    analysis = pricing.analysis
     by_name, seen, found = {layer.name: layer for layer in analysis.layers}, set[str](), list[Choice]()
     narrowest = min(o for o in options if o.quantized) if any(o.quantized for o in options) else None
     for layer in analysis.layers:
@@ -67,7 +50,7 @@ def make_choices(analysis: AnalyzeRecord, options: Sequence[Option]) -> list[Cho
                 name=layer.name, layers=tuple(layer.group),
                 sensitivity=sum(m.loss[narrowest.label] for m in members) if narrowest else 0.0,
                 loss={o.label: sum(m.loss[o.label] for m in members) if o.quantized else 0.0 for o in options},
-                costs={b: {o.label: sum(layer_cost(m, o, b) for m in members) for o in options} for b in NAMES},
+                costs={b: {o.label: sum(pricing.layer(m, o, b) for m in members) for o in options} for b in pricing.names},
             )
         )  # fmt: skip
     return found
@@ -77,49 +60,78 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
     """Choose the widths and write them to ``spec.out``.
 
     Raises:
-        UsageError: a budget that cannot be read or met, a width that was not analysed.
+        UsageError: a budget that cannot be read or met, a width that was not analysed, a device that is not known.
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
     analysis = read_analysis(Path(spec.analysis))
-    options = _options(spec, analysis)
-    full = totals(analysis, dict.fromkeys((layer.name for layer in analysis.layers), FULL))
-    budgets = read_budgets(spec.budget, full)
-    choices = make_choices(analysis, options)
-    limits = {b: v - (analysis.other_bytes if b == "size" else 0) for b, v in budgets.items()}
-    if limits.get("size", 1.0) <= 0:
-        raise UsageError(
-            "The budget size cannot be met",
-            f"{analysis.other_bytes / 1e6:.3f} MB of parameters have no width to choose, {budgets['size'] / 1e6:.3f} MB is allowed",
-        )
-    labels = [o.label for o in options]
+    pricing = Pricing(analysis, latency_devices(spec.budget))
+    budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
         raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")
-    done = STRATEGIES[spec.strategy](choices, labels, limits)
-    whole = summed(choices, done.options)
-    chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
-    step = max(1, -(-len(done.front) // MOST_POINTS))
-    fixed = analysis.other_bytes if "size" in budgets else 0
-    record = AllocateRecord(
-        schema=SCHEMA, verb="allocate", spec=msgspec.to_builtins(spec), model=analysis.model, metric=analysis.metric, budgets=budgets,
-        costs=totals(analysis, chosen), full=full, loss=whole.loss,
-        layers=[
-            AllocatedLayer(name=v.name, option=chosen[v.name].label, loss=v.loss.get(chosen[v.name].label, 0.0), group=v.group)
-            for v in analysis.layers
-        ],
-        front=[FrontPoint(cost=cost + fixed, loss=loss, options=dict(o)) for cost, loss, o in done.front[::-step][::-1]],
-        environment=environment(),
-    )  # fmt: skip
+    record = decide(spec, pricing, budgets)
     ensure_writable_dir(Path(spec.out).parent)
     write_json(Path(spec.out), record)
     return record
 
 
-def _options(spec: AllocateSpec, analysis: AnalyzeRecord) -> list[Option]:
-    options = read_options(spec.bits or analysis.bits)
+def decide(spec: AllocateSpec, pricing: Pricing, budgets: Mapping[str, float]) -> AllocateRecord:
+    """Return the allocation of ``spec.strategy`` under absolute budgets.
+
+    Raises:
+        UsageError: a budget that cannot be met, or a width that was not analysed or that ``spec.target`` cannot run.
+    """
+    analysis, options = pricing.analysis, offered(spec.bits, spec.target, pricing.analysis, spec.analysis)
+    choices, labels = make_choices(pricing, options), [o.label for o in options]
+    fixed = {b: pricing.fixed(b) for b in budgets}
+    for budget, rest in fixed.items():
+        if rest >= budgets[budget]:
+            what = "parameters that have no width to choose" if budget == "size" else "what is no layer with a weight"
+            raise UsageError(
+                f"The budget {budget} cannot be met", f"{shown(budget, rest)} goes to {what}, {shown(budget, budgets[budget])} is allowed"
+            )
+    done = STRATEGIES[spec.strategy](choices, labels, {b: v - fixed[b] for b, v in budgets.items()})
+    chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
+    step = max(1, -(-len(done.front) // MOST_POINTS))
+    return AllocateRecord(
+        schema=SCHEMA, verb="allocate", spec=msgspec.to_builtins(spec), model=analysis.model, metric=analysis.metric, budgets=dict(budgets),
+        costs=pricing.totals(chosen), full=pricing.full(), loss=summed(choices, done.options).loss,
+        layers=[
+            AllocatedLayer(name=v.name, option=chosen[v.name].label, loss=v.loss.get(chosen[v.name].label, 0.0), group=v.group)
+            for v in analysis.layers
+        ],
+        front=[FrontPoint(cost=cost + sum(fixed.values()), loss=loss, options=dict(o)) for cost, loss, o in done.front[::-step][::-1]],
+        environment=environment(),
+    )  # fmt: skip
+
+
+def offered(bits: Sequence[str], target: str | None, analysis: AnalyzeRecord, path: str) -> list[Option]:
+    """Return the widths on offer, narrowest first: those asked for, or all that were analysed.
+
+    Raises:
+        UsageError: one was not analysed, or ``target`` has no kernels for it.
+    """
+    options = read_options(bits or analysis.bits)
     for option in options:
         if option.quantized and option.label not in analysis.bits:
             raise UsageError(
-                f"The width {option.label} was not analysed", f"{spec.analysis} has {', '.join(analysis.bits)}",
+                f"The width {option.label} was not analysed", f"{path} has {', '.join(analysis.bits)}",
                 suggest(option.label, analysis.bits) or f"Run trtq analyze with --bits {option.label}",
             )  # fmt: skip
+    if target:
+        require_kernels(options, target)
+    return options
+
+
+def shown(budget: str, value: float) -> str:
+    """Return a cost with its unit, for a person."""
+    if budget == "size":
+        return f"{value / 1e6:.4g} MB"
+    return f"{value:.4g} ms" if budget.startswith(LATENCY) else f"{value:.4g}"
+
+
+def uniform(analysis: AnalyzeRecord, option: Option) -> dict[str, Option]:
+    """Return one width for every layer, the first and the last at 8 bits, as ``trtq quantize --bits`` does."""
+    options = dict.fromkeys((layer.name for layer in analysis.layers), option)
+    if option != FULL and option.quantized:
+        options[analysis.layers[0].name] = options[analysis.layers[-1].name] = Option(weight=8, input=8)
     return options

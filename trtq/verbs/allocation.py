@@ -9,7 +9,7 @@ import msgspec
 
 from trtq.artifact import SCHEMA, read_json
 from trtq.errors import ArtifactError
-from trtq.search.options import read_option
+from trtq.search.options import Option, read_option
 
 
 class AllocatedLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,12 +70,12 @@ class AllocateRecord(msgspec.Struct, frozen=True, kw_only=True):
         for layer in self.layers:
             counts[layer.option] = counts.get(layer.option, 0) + 1
         widths = ", ".join(f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: read_option(c[0])))
-        costs = ", ".join(f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items())
+        costs = ", ".join(f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items() if self.full[b])
         return f"{len(self.layers)} layers: {widths}; predicted, of the float model: {costs}"
 
 
-def read_allocation(path: Path, weights_sha256: str) -> dict[str, tuple[int, int] | None]:
-    """Return bits of weight and input of every layer, None for float.
+def read_allocation(path: Path, weights_sha256: str) -> dict[str, Option]:
+    """Return the width of every layer.
 
     Args:
         path: what ``trtq allocate`` wrote.
@@ -95,7 +95,6 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, tuple[int, int
             "Run trtq analyze and trtq allocate on this model",
         )
     try:
-        options = {layer["name"]: read_option(layer["option"]) for layer in held["layers"]}
+        return {layer["name"]: read_option(layer["option"]) for layer in held["layers"]}
     except (KeyError, TypeError) as exc:
         raise ArtifactError(f"Cannot read the allocation {path}", f"it is damaged ({exc})", "Make it again: trtq allocate ...") from exc
-    return {name: (o.weight, o.input) if o.quantized else None for name, o in options.items()}

@@ -10,7 +10,8 @@ import msgspec
 import torch
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_json
-from trtq.cost.count import LayerCost, count_layers
+from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
+from trtq.cost.ops import Kernel
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import DataError, UsageError
@@ -57,6 +58,7 @@ class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
         layers: in graph order.
         left_out: layers that stay in float whatever is chosen.
         other_bytes: of parameters that have no width to choose, at 4 bytes each.
+        kernels: what an engine launches for one image, for budgets of latency.
         said: what the metric reports of itself.
     """
 
@@ -71,6 +73,7 @@ class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
     layers: list[AnalyzedLayer]
     left_out: list[str]
     other_bytes: int
+    kernels: list[Kernel]
     said: dict[str, Any]
     notes: list[str]
     seconds: dict[str, float]
@@ -136,13 +139,14 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         )
     )  # fmt: skip
     clock.lap(spec.metric)
-    counted = {c.name: c for c in count_layers(graph, captured.example)}
+    ops = list_ops(graph, captured.example)
+    counted = {c.name: c for c in count_layers(ops)}
     record = AnalyzeRecord(
         schema=SCHEMA, verb="analyze", spec=msgspec.to_builtins(spec),
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
         data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
         layers=_layers(layers, found, counted), left_out=[n for n, c in counted.items() if c.weights and n not in found],
-        other_bytes=_other_bytes(graph, layers),
+        other_bytes=_other_bytes(graph, layers), kernels=list_kernels(graph, ops),
         said=said, notes=notes, seconds=clock.seconds, environment=environment(),
     )  # fmt: skip
     write_json(out, record)

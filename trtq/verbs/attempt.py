@@ -169,10 +169,10 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
     captured = inputs.captured
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
     weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
-    layer_bits = read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else None
+    chosen = read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else {}
     placement = place(
         graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention,
-        layer_bits=layer_bits,
+        layer_bits={name: option.bits for name, option in chosen.items()},
     )  # fmt: skip
     if not placement.quantizers:
         raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")

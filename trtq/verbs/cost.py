@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
-from trtq.cost.count import LayerCost, count_layers
+from trtq.artifact import SCHEMA, environment, read_json
+from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
+from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
+from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.ops import WEIGHTED, Kernel, Op
+from trtq.cost.roofline import HOW as ROOFLINE
+from trtq.cost.roofline import KernelTime, Widths, predict_all
 from trtq.data.preprocess import resolve_preprocess
-from trtq.errors import UsageError
+from trtq.engine.manifest import manifest_path
+from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
+from trtq.errors import ArtifactError, UsageError
+from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture
 from trtq.quant.digest import weights_digest
 from trtq.recipe import CostSpec
@@ -33,6 +43,33 @@ class CostRow(msgspec.Struct, frozen=True, kw_only=True):
     picojoules: float
 
 
+class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the roofline predicts for one device.
+
+    Attributes:
+        device, title: of the hardware table.
+        batch: images a call.
+        ms: predicted time of a call.
+        kernels: one by one, in order.
+        precisions: kernels by what they compute in.
+        notes: what the device cannot do as asked.
+        source: of its figures.
+        fitted_to: of the two fitted numbers.
+        how: what the figure is.
+    """
+
+    device: str
+    title: str
+    batch: int
+    ms: float
+    kernels: list[KernelTime]
+    precisions: dict[str, int]
+    notes: list[str]
+    source: str
+    fitted_to: str
+    how: str = ROOFLINE
+
+
 class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``trtq cost`` counted for one image.
 
@@ -41,6 +78,8 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
         total: MACs, parameters, bytes moved, BitOps, energy (S1's unit: one 32-bit MAC), pJ.
         relative: BitOps and energy over those of FP32.
         how: what the figures are.
+        latency: with --device, the roofline over the kernels that the graph should become.
+        engine: with --engine, the roofline over the kernels the plan has.
     """
 
     schema: int
@@ -52,15 +91,22 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
     relative: dict[str, float]
     how: str
     environment: dict[str, Any]
+    latency: LatencyRecord | None = None
+    engine: LatencyRecord | None = None
 
     @property
     def summary(self) -> str:
         """One line for a person."""
         t, r = self.total, self.relative
-        return (
+        said = (
             f"{self.model}: {t['macs'] / 1e6:,.1f} M MACs, {t['parameters'] / 1e6:,.2f} M parameters, "
             f"{t['bytes_moved'] / 1e6:,.2f} MB moved; of FP32: {r['bitops']:.4f} BitOps, {r['energy']:.4f} energy (predicted)"
         )
+        if self.latency is not None:
+            said += f"; {self.latency.ms:.3f} ms on the {self.latency.title} in {len(self.latency.kernels)} kernels (predicted)"
+        if self.engine is not None:
+            said += f"; over the plan's {len(self.engine.kernels)} kernels {self.engine.ms:.3f} ms (predicted)"
+        return said
 
 
 HOW = (
@@ -70,44 +116,130 @@ HOW = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """A model's ops, its kernels and the widths they run at."""
+
+    name: str
+    ops: Sequence[Op]
+    kernels: Sequence[Kernel]
+    widths: Callable[[Op | Kernel], Widths]
+    parameters: int
+
+
 def cost(spec: CostSpec) -> CostRecord:
     """Count the model's layers.
 
     Raises:
-        TrtqError: the model cannot be loaded or captured, or the allocation is of another one.
+        TrtqError: the model cannot be loaded or captured, the allocation is of another one, or the device is unknown.
     """
-    loaded = open_model(spec)
-    preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
-    captured = capture(loaded.module, preprocess.input_size)
-    if spec.allocation and spec.bits != "fp32":
+    device = find_device(spec.device) if spec.device else None
+    if spec.engine and device is None:
+        raise UsageError("--engine needs --device", "a plan has no latency by itself", "Name the GPU it was built for: --device rtx3080")
+    if spec.allocation and spec.bits is not None:
         raise UsageError("Give --bits or --allocation, not both", f"found --bits {spec.bits} and --allocation {spec.allocation}")
-    widths = read_allocation(Path(spec.allocation), weights_digest(captured.module)) if spec.allocation else {}
-    uniform = FLOAT_BITS.get(spec.bits) or tuple(int(v) for v in spec.bits[1:].split("a"))
-    rows = []
-    for layer in count_layers(captured.module, captured.example):
-        # Norms and softmaxes have no codes: FP16 is the narrowest they run in. With an allocation the rest is INT8 or FP16, too.
-        rest = (8, 8) if layer.kind == "matmul" else FLOAT_BITS["fp16"]
-        float_widths = (max(uniform[0], 16), max(uniform[1], 16))
-        asked = (uniform[0], uniform[1]) if layer.kind in ("conv", "linear", "matmul") else float_widths
-        default = rest if spec.allocation else asked
-        w, x = (widths[layer.name] or FLOAT_BITS["fp16"]) if layer.name in widths else default
-        rows.append(
-            CostRow(
-                layer=layer, weight_bits=w, input_bits=x, bytes_moved=(layer.weights * w + (layer.reads + layer.writes) * x) / 8,
-                bitops=layer_bitops(layer, w, x), energy=layer_energy(layer, w, x), picojoules=layer_picojoules(layer, w, x),
-            )
-        )  # fmt: skip
+    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
+    widths = {op.name: counted.widths(op) for op in counted.ops}
+    rows = [_row(layer, *widths[layer.name]) for layer in count_layers(counted.ops)]
     layers = [r.layer for r in rows]
     return CostRecord(
-        schema=SCHEMA, verb="cost", spec=msgspec.to_builtins(spec), model=loaded.name, rows=rows,
+        schema=SCHEMA, verb="cost", spec=msgspec.to_builtins(spec), model=counted.name, rows=rows,
         total={
-            "macs": float(sum(v.macs for v in layers)), "parameters": float(sum(p.numel() for p in captured.module.parameters())),
+            "macs": float(sum(v.macs for v in layers)), "parameters": float(counted.parameters),
             "bytes_moved": sum(r.bytes_moved for r in rows), "bitops": sum(r.bitops for r in rows),
             "energy": sum(r.energy for r in rows), "picojoules": sum(r.picojoules for r in rows),
         },
         relative={
-            "bitops": sum(r.bitops for r in rows) / sum(layer_bitops(v, 32, 32) for v in layers),
-            "energy": sum(r.energy for r in rows) / sum(layer_energy(v, 32, 32) for v in layers),
+            "bitops": sum(r.bitops for r in rows) / max(sum(layer_bitops(v, 32, 32) for v in layers), 1.0),
+            "energy": sum(r.energy for r in rows) / max(sum(layer_energy(v, 32, 32) for v in layers), 1.0),
         },
         how=HOW, environment=environment(),
+        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec.batch),
+        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
     )  # fmt: skip
+
+
+def _row(layer: LayerCost, w: int, x: int) -> CostRow:
+    return CostRow(
+        layer=layer, weight_bits=w, input_bits=x, bytes_moved=(layer.weights * w + (layer.reads + layer.writes) * x) / 8,
+        bitops=layer_bitops(layer, w, x), energy=layer_energy(layer, w, x), picojoules=layer_picojoules(layer, w, x),
+    )  # fmt: skip
+
+
+def _count_model(spec: CostSpec) -> _Counted:
+    loaded = open_model(spec)
+    preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
+    captured = capture(loaded.module, preprocess.input_size)
+    chosen = read_allocation(Path(spec.allocation), weights_digest(captured.module)) if spec.allocation else {}
+    bits = spec.bits or "fp32"
+    uniform = FLOAT_BITS.get(bits) or tuple(int(v) for v in bits[1:].split("a"))
+
+    def widths(op: Op | Kernel) -> Widths:
+        if op.name in chosen:
+            return chosen[op.name].weight, chosen[op.name].input
+        # Only products have codes: FP16 is the narrowest the rest runs in. With an allocation the rest is INT8 or FP16, too.
+        if spec.allocation:
+            return (8, 8) if op.kind == "matmul" else FLOAT_BITS["fp16"]
+        return (uniform[0], uniform[1]) if op.kind in WEIGHTED else (max(uniform[0], 16), max(uniform[1], 16))
+
+    ops = list_ops(captured.module, captured.example)
+    return _Counted(
+        name=loaded.name, ops=ops, kernels=list_kernels(captured.module, ops), widths=widths,
+        parameters=sum(p.numel() for p in captured.module.parameters()),
+    )  # fmt: skip
+
+
+def _count_onnx(spec: CostSpec) -> _Counted:
+    for name in ("allocation", "bits", "checkpoint", "input_size"):
+        if getattr(spec, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} does not go with an ONNX file", "its widths, weights and shapes are its own")
+    model = load_onnx(Path(spec.model))
+    ops = list_onnx_ops(model, spec.model)
+
+    def widths(op: Op | Kernel) -> Widths:
+        x = op.input_bits or 32
+        return op.weight_bits or x, x
+
+    parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
+    return _Counted(name=spec.model, ops=ops, kernels=onnx_kernels(model, ops), widths=widths, parameters=parameters)
+
+
+def _count(dims: Sequence[int]) -> int:
+    total = 1
+    for d in dims:
+        total *= d
+    return total
+
+
+def _latency(kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], batch: int) -> LatencyRecord:
+    notes = []
+    if "int8" not in device.peaks and any(max(widths(k)) <= 8 for k in kernels):
+        notes.append(f"the {device.title} has no INT8 kernels: quantized layers are predicted in FP16")
+    return _record(predict_all(kernels, device, widths, batch=batch)[0], device, batch, notes)
+
+
+def _record(times: list[KernelTime], device: Device, batch: int, notes: list[str]) -> LatencyRecord:
+    precisions: dict[str, int] = {}
+    for t in times:
+        precisions[t.precision] = precisions.get(t.precision, 0) + 1
+    return LatencyRecord(
+        device=device.name, title=device.title, batch=batch, ms=sum(t.ms for t in times), kernels=times, precisions=precisions, notes=notes,
+        source=device.source, fitted_to=device.fitted_to,
+    )  # fmt: skip
+
+
+def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
+    """Return the roofline over the kernels that a plan says it has."""
+    manifest = read_json(manifest_path(path), kind="engine manifest")
+    builder = manifest["builder"]
+    found: list[PlanKernel] | None = None
+    if builder["backend"] == "tensorrt-rtx" and path.is_file():
+        found = read_plan_kernels(path.read_bytes(), str(builder["version"]), batch)
+    if found is None:
+        raise ArtifactError(
+            f"Cannot read the kernels of {path}", f"only plans of TensorRT-RTX 1.7 say what they hold, this one is of {builder['backend']} "
+            f"{builder['version']}", "Leave --engine out",
+        )  # fmt: skip
+    unknown = sum(k.unknown for k in found)
+    notes = [f"{unknown} fused kernels do not say what they multiply: only their memory and their launch count"] if unknown else []
+    return _record([k.time(device) for k in found], device, batch, notes)

@@ -256,7 +256,10 @@ def _weight_stats(graph: fx.GraphModule, quantizer: Quantizer, encodings: Encodi
 
 def _quantizer_records(done: Attempt, *, int4: bool) -> list[QuantizerRecord]:
     encodings, shared = done.encodings, shared_names(done.placement, done.encodings)
-    mixed = {q.consumer for q in done.placement.active if not q.format.has_kernel or (int4 and q.is_weight and q.format.bits == INT4_BITS)}
+    mixed = {
+        q.consumer for q in done.placement.active
+        if q.alone or not q.format.has_kernel or (int4 and q.is_weight and q.format.bits == INT4_BITS)
+    }  # fmt: skip
     records = []
     for q in done.placement.active:
         amax = encodings.amax[q.name]

@@ -1,0 +1,126 @@
+"""Which metric and which strategy give the best widths: agreement at equal bytes of weights, next to uniform widths.
+
+Usage: TRTQ_DATA=... python benchmarks/mixed_precision.py [--models ...] [--metrics ...] --out benchmarks/results/mixed_precision.md
+Every row is an exported file in ONNX Runtime on 2,000 CIFAR-10 test images, against the float file. A row's budget is what the uniform
+model (first and last layer at 8 bits, as `--bits` does) or the percentile rule takes in bytes; BitOps are shown, not limited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+MODELS = ("resnet20", "mobilevit_xxs", "vit", "resnet56")
+METRICS = ("l2", "gradient", "hessian", "jsd", "combined")
+WIDTHS = ("3", "4", "5", "6", "8")
+UNIFORM = (4, 5, 6)
+LIMIT = 2000
+HEAD = (
+    "| model | equal bytes with | metric | strategy | bytes, of float | BitOps, of float | agreement % | SQNR dB | against uniform, points |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+class Bench:
+    """One model: analyses are made once, every allocation becomes a file and is evaluated."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        from models import evaluation, settings
+
+        self.name, self.folder, self.own, self.where = name, folder, settings(name), evaluation(name)
+        self.lines: list[str] = []
+
+    def analyze(self, metric: str) -> Path:
+        from trtq import AnalyzeSpec, analyze
+
+        out = self.folder / f"{metric}.json"
+        analyze(
+            AnalyzeSpec.make({**self.own, "out": str(out), "metric": metric, "bits": list(WIDTHS), "calib_cache": str(self.folder / "c")})
+        )
+        return out
+
+    def score(self, **changes: object) -> tuple[float, float]:
+        from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+
+        out = self.folder / "o"
+        values = {**self.own, "out": str(out), "calib_cache": str(self.folder / "c"), "preset_quant": "none", "attention": "float"}
+        quantize(QuantizeSpec.make({**values, "parity_images": 16, **changes}))
+        shared = {k: self.own[k] for k in ("input_size", "preset") if k in self.own}
+        files = {"onnx": str(out / "model.qdq.onnx"), "reference": str(out / "model.fp32.onnx")}
+        r = evaluate(EvaluateSpec.make({**self.where, **shared, **files, "batch_size": 50, "limit": LIMIT}))
+        return r.agreement, r.sqnr_db
+
+    def allocate(self, analysis: Path, strategy: str, budget: float | None) -> tuple[Path, dict[str, float]]:
+        from trtq import AllocateSpec, allocate
+
+        out = self.folder / "a.json"
+        widths = ["4", "6", "8"] if strategy == "percentile" else []
+        budgets = [] if budget is None else [f"size={budget:.0f}B"]
+        r = allocate(AllocateSpec(analysis=str(analysis), out=str(out), strategy=strategy, budget=tuple(budgets), bits=tuple(widths)))
+        return out, {b: v / r.full[b] for b, v in r.costs.items()}
+
+    def emit(self, same: str, metric: str, strategy: str, costs: dict[str, float], scores: tuple[float, float], base: float | None) -> None:
+        lead = "" if base is None else f"{scores[0] - base:+.2f}"
+        self.lines.append(
+            f"| {self.name} | {same} | {metric} | {strategy} | {costs['size']:.4f} | {costs['bitops']:.4f} | {scores[0]:.2f} | "
+            f"{scores[1]:.2f} | {lead} |"
+        )
+        print(self.lines[-1], flush=True)
+
+
+def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[str, float]]:
+    """Return the bytes and the relative costs of uniform widths with the first and the last layer at 8 bits."""
+    from trtq.search.options import Option
+    from trtq.verbs.allocate import read_analysis, uniform
+    from trtq.verbs.pricing import Pricing
+
+    pricing = Pricing(read_analysis(analysis))
+    costs, full = pricing.totals(uniform(pricing.analysis, Option(weight=bits, input=inputs))), pricing.full()
+    return costs["size"], {b: v / full[b] for b, v in costs.items()}
+
+
+def rows(name: str, metrics: list[str], strategies: list[str], folder: Path) -> list[str]:
+    bench = Bench(name, folder)
+    analyses = {m: bench.analyze(m) for m in metrics}
+    one = next(iter(analyses.values()))
+    for bits in UNIFORM:
+        limit, costs = uniform_costs(one, bits)
+        base = bench.score(bits=f"w{bits}a{bits}")
+        bench.emit(f"w{bits}a{bits}", "", "uniform", costs, base, None)
+        for metric, analysis in analyses.items():
+            for strategy in strategies:
+                path, costs = bench.allocate(analysis, strategy, limit)
+                bench.emit(f"w{bits}a{bits}", metric, strategy, costs, bench.score(allocation=str(path)), base[0])
+    for metric, analysis in analyses.items():
+        path, costs = bench.allocate(analysis, "percentile", None)
+        ruled = bench.score(allocation=str(path))
+        bench.emit(f"percentile by {metric}", metric, "percentile", costs, ruled, None)
+        total = msgspec.json.decode(path.read_bytes())["costs"]["size"]
+        path, costs = bench.allocate(analysis, "milp", total)
+        bench.emit(f"percentile by {metric}", metric, "milp", costs, bench.score(allocation=str(path)), ruled[0])
+    return bench.lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=MODELS)
+    parser.add_argument("--metrics", nargs="*", default=METRICS)
+    parser.add_argument("--strategies", nargs="*", default=["milp", "greedy"])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines = [HEAD]
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            lines += rows(name, args.metrics, args.strategies, Path(folder))
+        if args.out:
+            about = (__doc__ or "").split("\n\n", 1)[0] + "\n\n" + (__doc__ or "").split("\n", 3)[3].strip()
+            args.out.write_text(f"# Mixed precision\n\n{about}\n\n" + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -1,0 +1,158 @@
+"""The ops of an ONNX file, with the widths its Q/DQ pairs give them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from trtq.cost.ops import WEIGHTED, Kernel, Op, fuse
+from trtq.errors import ArtifactError
+
+ALIASES = (
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Identity", "Cast", "QuantizeLinear",
+    "DequantizeLinear", "Gather", "Dropout",
+)  # fmt: skip
+POINTWISE = (
+    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Erf", "Add",
+    "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Abs", "Neg", "Min", "Max", "Clip", "Where", "Round", "Floor", "Ceil",
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Sign",
+)  # fmt: skip
+KINDS = {
+    "Conv": "conv", "ConvTranspose": "conv", "Gemm": "linear", "MatMul": "matmul", "LayerNormalization": "norm",
+    "InstanceNormalization": "norm", "GroupNormalization": "norm", "BatchNormalization": "norm", "Softmax": "softmax",
+    **dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(POINTWISE, "pointwise"),
+}  # fmt: skip
+BITS = {
+    TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
+    TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8,
+}  # fmt: skip
+FIXED = "Export it with a fixed image size"
+
+
+class _Reader:
+    """What is known of every tensor while the nodes are read in order."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.shapes = {v.name: _dims(v) for v in (*graph.input, *graph.value_info, *graph.output)}
+        self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
+        self.constant: set[str] = set()
+        for held in graph.initializer:
+            self.hold(held.name, list(held.dims), held.data_type)
+        self.stored: dict[str, int] = {}  # bits of what a DequantizeLinear reads
+
+    def hold(self, name: str, dims: list[int], kind: int) -> None:
+        self.shapes[name], self.types[name] = dims, kind
+        self.constant.add(name)
+
+    def values(self, name: str) -> int:
+        return math.prod(self.shapes.get(name) or [0])
+
+    def bits(self, name: str) -> int:
+        return self.stored.get(name) or BITS.get(self.types.get(name, TensorProto.FLOAT), 32)
+
+
+def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
+    """Return every call of an ONNX model for one image, in order.
+
+    Args:
+        model: its batch may be dynamic, its image size must not.
+        path: for errors.
+
+    Raises:
+        ArtifactError: a size that the file leaves open.
+    """
+    reader, found = _Reader(_with_shapes(model, path)), []
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            _hold_constant(reader, node)
+            continue
+        if all(name in reader.constant for name in node.input if name) and node.op_type != "RandomNormalLike":
+            _fold(reader, node)
+            continue
+        if node.op_type == "DequantizeLinear":
+            reader.stored[node.output[0]] = BITS.get(reader.types.get(node.input[0], TensorProto.INT8), 8)
+        elif KINDS.get(node.op_type) == "alias" and node.input[0] in reader.stored:
+            reader.stored.update(dict.fromkeys(node.output, reader.stored[node.input[0]]))
+        found.append(_op(reader, node, path))
+    return found
+
+
+def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
+    """Return the kernels of an ONNX model."""
+    return fuse(ops, [o.name for o in model.graph.output])
+
+
+def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
+    """Return a copy with a batch of one and every shape inferred."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    held = {i.name for i in copy.graph.initializer}
+    for value in copy.graph.input:
+        for axis, d in enumerate(value.type.tensor_type.shape.dim):
+            if axis == 0:
+                d.dim_value = 1
+            elif value.name not in held and not d.HasField("dim_value"):
+                raise ArtifactError(f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED)
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del copy.graph.value_info[:]
+    return shape_inference.infer_shapes(copy, data_prop=True)
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int]:
+    return [int(d.dim_value) for d in value.type.tensor_type.shape.dim]
+
+
+def _hold_constant(reader: _Reader, node: onnx.NodeProto) -> None:
+    value = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "value"), None)
+    if isinstance(value, TensorProto):
+        reader.hold(node.output[0], list(numpy_helper.to_array(value).shape), value.data_type)
+    else:
+        reader.hold(node.output[0], [], TensorProto.FLOAT)
+
+
+def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
+    """A node on constants is computed when the engine is built; a weight behind a Q/DQ pair keeps its stored width."""
+    bits = min((reader.bits(n) for n in node.input[:1]), default=32)
+    for name in node.output:
+        reader.hold(name, reader.shapes.get(name) or reader.shapes.get(node.input[0], []) if node.input else [], TensorProto.FLOAT)
+        if node.op_type == "QuantizeLinear":
+            kind = reader.types.get(node.input[2], TensorProto.INT8) if len(node.input) > 2 else TensorProto.UINT8
+            reader.stored[name] = BITS.get(kind, 8)
+        elif bits < BITS[TensorProto.FLOAT]:
+            reader.stored[name] = bits
+
+
+def _op(reader: _Reader, node: onnx.NodeProto, path: str) -> Op:
+    kind = KINDS.get(node.op_type, node.op_type)
+    attributes: Mapping[str, object] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    held = [n for n in node.input if n in reader.constant]
+    activations = [n for n in node.input if n and n not in reader.constant]
+    weight = held[0] if held and kind in WEIGHTED else None
+    kind = "linear" if kind == "matmul" and weight is not None else kind
+    for name in (*activations, *node.output):
+        if kind in (*WEIGHTED, "norm", "softmax") and not reader.values(name):
+            raise ArtifactError(f"Cannot count {path}", f"the shape of {name} at {node.name} is not known", FIXED)
+    produced = activations[0] if node.op_type == "ConvTranspose" else node.output[0]
+    per_value, shape = 0, reader.shapes.get(weight or "", [])
+    if kind == "conv":
+        per_value = math.prod(shape[1:])
+    elif kind == "linear":
+        per_value = reader.values(weight or "") // max(reader.shapes[node.output[0]][-1], 1)
+    elif kind == "matmul":
+        per_value = reader.shapes[node.input[0]][-1]
+    groups = attributes.get("group", 1)
+    return Op(
+        name=_name(node), kind=kind, macs=reader.values(produced) * per_value, weights=reader.values(weight or "") if weight else 0,
+        reads={n: reader.values(n) for n in activations}, writes={n: reader.values(n) for n in node.output if n},
+        depthwise=kind == "conv" and isinstance(groups, int) and groups > 1 and shape[1:2] == [1],
+        weight_bits=reader.bits(weight) if weight else None, input_bits=min((reader.bits(n) for n in activations), default=None),
+    )  # fmt: skip
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name.removesuffix(f"/{node.op_type}") or node.output[0]

@@ -1,0 +1,83 @@
+"""Latency by a roofline: a lower bound from data sheets with two fitted numbers a class of devices. Predicted, never measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+from trtq.cost.devices import Device
+from trtq.cost.ops import WEIGHTED, Kernel
+
+Widths = tuple[int, int]
+Bound = Literal["compute", "memory", "launch"]
+BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8}
+HOW = (
+    "Roofline: max(operations / (peak x efficiency), bytes / (bandwidth x memory share)) + launch, kernel by kernel. Peaks and bandwidth "
+    "from data sheets; efficiency and launch fitted, two numbers a class of devices. Caches, clocks below boost and copies to and from "
+    "the host are not in it. Predicted, not measured."
+)
+
+
+class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
+    """What the roofline says of one kernel.
+
+    Attributes:
+        name, kind: of the kernel.
+        precision: what it computes in.
+        ms: predicted milliseconds, launch included.
+        bound: what most of it is.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    ms: float
+    bound: Bound
+
+
+def computes_in(device: Device, widths: Widths) -> str:
+    """Return the precision a device multiplies operands of these widths in: INT8 needs both at 8 bits or less, and INT8 kernels.
+
+    Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are unpacked and multiplied in FP16.
+    """
+    widest = max(widths)
+    if widest <= 8 and "int8" in device.peaks:
+        return "int8"
+    return "fp16" if widest <= 16 else "fp32"
+
+
+def _weight_bits(widths: Widths, precision: str) -> int:
+    weight_only = widths[0] <= 8 < widths[1] and precision != "int8"
+    return BITS[precision] if not weight_only else 4 if widths[0] <= 4 else 8
+
+
+def predict(kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, precision: str | None = None) -> KernelTime:
+    """Return the roofline's time of one kernel.
+
+    Args:
+        kernel: counts for one image.
+        device: from the table.
+        widths: bits of weight and input.
+        batch: images a call; weights are read once.
+        precision: what it computes in, where that is known.
+    """
+    precision = precision or computes_in(device, widths)
+    stored = BITS[precision]
+    # Depthwise convolutions and everything that is no product run on the plain cores, not on tensor cores.
+    peak = device.peaks[precision] if kernel.kind in WEIGHTED and not kernel.depthwise else device.peaks["fp32"]
+    compute = 2.0 * kernel.macs * batch / (peak * device.efficiency)
+    moved = (kernel.weights * _weight_bits(widths, precision) + (kernel.reads + kernel.writes) * batch * stored) / 8
+    memory = moved / (device.bandwidth * device.memory)
+    busiest = max(compute, memory)
+    bound: Bound = "launch" if device.launch > busiest else "compute" if compute >= memory else "memory"
+    return KernelTime(name=kernel.name, kind=kernel.kind, precision=precision, ms=1e3 * (busiest + device.launch), bound=bound)
+
+
+def predict_all(
+    kernels: Iterable[Kernel], device: Device, widths: Callable[[Kernel], Widths], *, batch: int = 1
+) -> tuple[list[KernelTime], float]:
+    """Return the time of every kernel, and their sum in milliseconds."""
+    times = [predict(k, device, widths(k), batch=batch) for k in kernels]
+    return times, sum(t.ms for t in times)

@@ -1,0 +1,124 @@
+"""The kernels a TensorRT-RTX plan says it has, with the sizes and types of what they read and write, for the roofline.
+
+The same undocumented rows as plan_text reads: known versions only, and anything unexpected gives None instead of a guess.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from trtq.cost.devices import Device
+from trtq.cost.ops import Kernel
+from trtq.cost.roofline import BITS, KernelTime, predict
+from trtq.engine.plan_text import KNOWN_VERSIONS
+
+TENSOR = re.compile(rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
+ROW = re.compile(
+    rb"^  (corrltn|fully_connected|function|runtime_fusion|_gemm_mha_v2|avgpool|maxpool|softmax)=\{ name=\"?([^\" ]*)\"?([^\n]*)", re.M
+)
+NAMES = re.compile(rb'"([^"]+)"')
+GROUPS = re.compile(rb"nbr_groups=(\d+)")
+SIZES = {"float": 32, "half": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "int32": 32, "int64": 64, "bool": 8, "uint8": 8}
+TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
+PRODUCTS = ("corrltn", "fully_connected", "_gemm_mha_v2")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    dims: tuple[int, ...]
+    kind: str
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def bits(self) -> int:
+        return self.values * SIZES.get(self.kind, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanKernel:
+    """One kernel of a plan at a given batch.
+
+    Attributes:
+        name, kind: of its row.
+        precision: the type of its first operand.
+        macs: multiply-accumulates of the whole batch.
+        bits: read and written, weights included.
+        depthwise: a grouped convolution of one channel a group, as it runs.
+        unknown: it multiplies, and its row does not say how much.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    macs: int
+    bits: int
+    depthwise: bool
+    unknown: bool
+
+    def time(self, device: Device) -> KernelTime:
+        """Return the roofline's time of the kernel; the counts are of the whole batch already."""
+        per = BITS[self.precision]
+        counts = Kernel(
+            name=self.name, kind=self.kind, macs=self.macs, weights=0, reads=self.bits // per, writes=0, depthwise=self.depthwise
+        )
+        return predict(counts, device, (per, per), precision=self.precision if self.precision in device.peaks else "fp16")
+
+
+def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel] | None:
+    """Return the kernels of a plan, or None when the version is unknown or the rows are not as expected.
+
+    Args:
+        plan: the engine file.
+        version: of the builder, such as ``1.7.1``.
+        batch: stands for the open dimension.
+    """
+    if not version.startswith(KNOWN_VERSIONS):
+        return None
+    tensors = {m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)}
+    found = []
+    for match in ROW.finditer(plan):
+        kernel = _kernel(match.group(1).decode(), match.group(2).decode(errors="replace"), match.group(3), tensors)
+        if kernel is None:
+            return None
+        found.append(kernel)
+    return found or None
+
+
+def _tensor(dims: bytes, kind: str, batch: int) -> _Tensor:
+    sizes = [batch if d.startswith(b'"') else int(d) for d in dims.split()]
+    return _Tensor(tuple(sizes), kind)
+
+
+def _listed(row: bytes, *keys: bytes) -> list[bytes]:
+    for key in keys:
+        match = re.search(rb" " + key + rb"=\{([^}]*)\}", row)
+        if match is not None:
+            return NAMES.findall(match.group(1))
+    return []
+
+
+def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> PlanKernel | None:
+    reads = [tensors[n] for n in _listed(row, b"input_args", b"input") if n in tensors]
+    writes = [tensors[n] for n in _listed(row, b"output_args", b"output") if n in tensors]
+    reads = [t for t in reads if t.kind != "int64"]  # sizes, not values
+    if not reads or not writes:
+        return None
+    macs, groups = 0, GROUPS.search(row)
+    if kind == "corrltn" and len(reads) > 1:
+        macs = writes[0].values * math.prod(reads[1].dims[1:])
+    elif kind == "fully_connected":
+        macs = writes[0].values * reads[0].dims[-1]
+    elif kind == "_gemm_mha_v2" and len(reads) > 2:
+        macs = 2 * reads[0].values * reads[1].dims[-2]
+    shape = reads[1].dims if len(reads) > 1 else ()
+    depthwise = kind == "corrltn" and groups is not None and int(groups.group(1)) > 1 and int(groups.group(1)) == shape[0]
+    return PlanKernel(
+        name=name, kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(kind, kind),
+        precision=TYPES.get(reads[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)), depthwise=depthwise,
+        unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
+    )  # fmt: skip

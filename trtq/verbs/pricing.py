@@ -1,0 +1,82 @@
+"""What a layer costs at a width, by the name of a budget: from an analysis, and the hardware table for latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from trtq.cost.devices import Device, find_device
+from trtq.cost.energy import layer_bitops, layer_energy
+from trtq.cost.ops import Kernel
+from trtq.cost.roofline import predict
+from trtq.errors import UsageError, suggest
+from trtq.search.budgets import LATENCY, NAMES
+from trtq.search.options import FULL, HALF, Option
+from trtq.verbs.analyze import AnalyzedLayer, AnalyzeRecord
+
+
+class Pricing:
+    """Costs by budget name: bytes of weights, BitOps, energy in S1's unit, and predicted milliseconds on named devices.
+
+    Args:
+        analysis: of the model.
+        devices: for latency.
+
+    Raises:
+        UsageError: a device that the hardware table does not have.
+    """
+
+    def __init__(self, analysis: AnalyzeRecord, devices: Iterable[str] = ()) -> None:
+        self.analysis = analysis
+        self.devices = {f"{LATENCY}@{name}": find_device(name) for name in devices}
+        self.names = (*NAMES, *self.devices)
+        layers = {layer.name for layer in analysis.layers}
+        self.kernels = {k.name: k for k in analysis.kernels if k.name in layers}
+        self.others = [k for k in analysis.kernels if k.name not in layers]
+
+    def layer(self, layer: AnalyzedLayer, option: Option, budget: str) -> float:
+        """Return what one layer costs."""
+        if budget == "size":
+            return layer.cost.weights * option.weight / 8
+        if budget == "bitops":
+            return layer_bitops(layer.cost, option.weight, option.input)
+        if budget == "energy":
+            return layer_energy(layer.cost, option.weight, option.input)
+        return _milliseconds(self.kernels[layer.name], self.devices[budget], option)
+
+    def fixed(self, budget: str, option: Option = HALF) -> float:
+        """Return what the model costs besides its layers; ``option`` is what the rest runs in."""
+        if budget == "size":
+            return float(self.analysis.other_bytes)
+        if budget in self.devices:
+            return sum(_milliseconds(k, self.devices[budget], option) for k in self.others)
+        return 0.0
+
+    def totals(self, options: Mapping[str, Option]) -> dict[str, float]:
+        """Return the cost of the whole model with the given width of every analysed layer, the rest in FP16."""
+        return {b: self.fixed(b) + sum(self.layer(v, options[v.name], b) for v in self.analysis.layers) for b in self.names}
+
+    def full(self) -> dict[str, float]:
+        """Return the cost of the float model in FP32."""
+        return {b: self.fixed(b, FULL) + sum(self.layer(v, FULL, b) for v in self.analysis.layers) for b in self.names}
+
+
+def _milliseconds(kernel: Kernel, device: Device, option: Option) -> float:
+    return predict(kernel, device, (option.weight, option.input), precision="fp8" if option.fp8 else None).ms
+
+
+def require_kernels(options: Sequence[Option], target: str) -> None:
+    """Refuse widths that a device has no kernels for.
+
+    Raises:
+        UsageError: names the format, the device, and what it has.
+    """
+    device = find_device(target)
+    for option in options:
+        needed = "fp8" if option.fp8 else "int8" if option.quantized and option.input <= 8 else "fp16"
+        if needed not in device.peaks:
+            has = ", ".join(p.upper() for p in device.peaks)
+            labels = [o.label for o in options if not o.fp8]
+            raise UsageError(
+                f"The {device.title} cannot run {option.label}", f"it has kernels for {has}",
+                suggest("fp16", labels) or "Offer fp16, or leave --target out",
+            )  # fmt: skip
