@@ -16,7 +16,7 @@ import msgspec
 
 MODELS = ("resnet20", "mobilevit_xxs", "vit", "resnet56")
 METRICS = ("l2", "gradient", "hessian", "jsd", "combined")
-WIDTHS = ("3", "4", "5", "6", "8")
+WIDTHS = {"same": ("3", "4", "5", "6", "8"), "8": ("w3a8", "w4a8", "w5a8", "w6a8", "w8a8")}  # inputs as wide as weights, or 8 bits
 UNIFORM = (4, 5, 6)
 LIMIT = 2000
 HEAD = (
@@ -28,18 +28,20 @@ HEAD = (
 class Bench:
     """One model: analyses are made once, every allocation becomes a file and is evaluated."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, inputs: str) -> None:
         from models import evaluation, settings
 
         self.name, self.folder, self.own, self.where = name, folder, settings(name), evaluation(name)
-        self.lines: list[str] = []
+        self.widths, self.lines = WIDTHS[inputs], list[str]()
 
     def analyze(self, metric: str) -> Path:
         from trtq import AnalyzeSpec, analyze
 
         out = self.folder / f"{metric}.json"
         analyze(
-            AnalyzeSpec.make({**self.own, "out": str(out), "metric": metric, "bits": list(WIDTHS), "calib_cache": str(self.folder / "c")})
+            AnalyzeSpec.make(
+                {**self.own, "out": str(out), "metric": metric, "bits": list(self.widths), "calib_cache": str(self.folder / "c")}
+            )
         )
         return out
 
@@ -58,7 +60,7 @@ class Bench:
         from trtq import AllocateSpec, allocate
 
         out = self.folder / "a.json"
-        widths = ["4", "6", "8"] if strategy == "percentile" else []
+        widths = [self.widths[i] for i in (1, 3, 4)] if strategy == "percentile" else []
         budgets = [] if budget is None else [f"size={budget:.0f}B"]
         r = allocate(AllocateSpec(analysis=str(analysis), out=str(out), strategy=strategy, budget=tuple(budgets), bits=tuple(widths)))
         return out, {b: v / r.full[b] for b, v in r.costs.items()}
@@ -75,26 +77,28 @@ class Bench:
 def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[str, float]]:
     """Return the bytes and the relative costs of uniform widths with the first and the last layer at 8 bits."""
     from trtq.search.options import Option
-    from trtq.verbs.allocate import read_analysis, uniform
-    from trtq.verbs.pricing import Pricing
+    from trtq.verbs.allocate import read_analysis
+    from trtq.verbs.pricing import Pricing, uniform
 
-    pricing = Pricing(read_analysis(analysis))
-    costs, full = pricing.totals(uniform(pricing.analysis, Option(weight=bits, input=inputs))), pricing.full()
+    pricing = Pricing(read_analysis(analysis).outline)
+    costs, full = pricing.totals(uniform(pricing.outline, Option(weight=bits, input=inputs))), pricing.full()
     return costs["size"], {b: v / full[b] for b, v in costs.items()}
 
 
-def rows(name: str, metrics: list[str], strategies: list[str], folder: Path) -> list[str]:
-    bench = Bench(name, folder)
+def rows(name: str, metrics: list[str], strategies: list[str], folder: Path, inputs: str) -> list[str]:
+    bench = Bench(name, folder, inputs)
     analyses = {m: bench.analyze(m) for m in metrics}
     one = next(iter(analyses.values()))
     for bits in UNIFORM:
-        limit, costs = uniform_costs(one, bits)
-        base = bench.score(bits=f"w{bits}a{bits}")
-        bench.emit(f"w{bits}a{bits}", "", "uniform", costs, base, None)
+        across = bits if inputs == "same" else int(inputs)
+        same = f"w{bits}a{across}"
+        limit, costs = uniform_costs(one, bits, across)
+        base = bench.score(bits=same)
+        bench.emit(same, "", "uniform", costs, base, None)
         for metric, analysis in analyses.items():
             for strategy in strategies:
                 path, costs = bench.allocate(analysis, strategy, limit)
-                bench.emit(f"w{bits}a{bits}", metric, strategy, costs, bench.score(allocation=str(path)), base[0])
+                bench.emit(same, metric, strategy, costs, bench.score(allocation=str(path)), base[0])
     for metric, analysis in analyses.items():
         path, costs = bench.allocate(analysis, "percentile", None)
         ruled = bench.score(allocation=str(path))
@@ -110,12 +114,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--metrics", nargs="*", default=METRICS)
     parser.add_argument("--strategies", nargs="*", default=["milp", "greedy"])
+    parser.add_argument("--inputs", choices=sorted(WIDTHS), default="same", help="width of inputs: that of the weights, or 8 bits")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     lines = [HEAD]
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            lines += rows(name, args.metrics, args.strategies, Path(folder))
+            lines += rows(name, args.metrics, args.strategies, Path(folder), args.inputs)
         if args.out:
             about = (__doc__ or "").split("\n\n", 1)[0] + "\n\n" + (__doc__ or "").split("\n", 3)[3].strip()
             args.out.write_text(f"# Mixed precision\n\n{about}\n\n" + "\n".join(lines) + "\n")

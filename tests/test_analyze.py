@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,7 +109,7 @@ def test_hutchinson_finds_the_exact_trace_of_every_block():
 
         exact.append(float(torch.autograd.functional.hessian(of_one, weights[i].detach()).reshape(12, 12).trace()))
     value = loss(*weights)
-    estimates = np.array([hutchinson(value, weights, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    estimates = np.array([hutchinson(value, weights, np.random.default_rng(seed)) for seed in range(200)])
     for column, wanted in zip(estimates.T, exact, strict=True):
         error = column.std(ddof=1) / math.sqrt(len(column))
         assert abs(column.mean() - wanted) < 3 * error
@@ -260,6 +262,32 @@ def test_units_of_another_key_are_not_read(tmp_path):
     assert Units(tmp_path, "a").get("x") == [1.0]
     assert Units(tmp_path, "b").get("x") is None
     assert Units(None, "a").get("x") is None
+
+
+@pytest.mark.parametrize("metric", ["jsd", "hessian"])
+def test_two_processes_share_an_analysis(metric, images, tmp_path):
+    asked = ["--metric", metric, "--images", "8", "--calib-images", "16", "--bits", "4,8", "--targets", "model"]
+    values = {
+        "model": CNN, "data": str(images), "input_size": "3x32x32", "preset": "imagenet", "metric": metric, "images": 8, "calib_images": 16,
+        "bits": ["4,8"], "targets": "model", "out": str(tmp_path / "alone.json"), "calib_cache": str(tmp_path / "alone"),
+    }  # fmt: skip
+    alone = analyze(AnalyzeSpec.make(values))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trtq", "analyze", CNN, "--data",
+         str(images), "--input-size", "3x32x32", "--preset", "imagenet", *asked, "--out", str(tmp_path / "S.json"),
+         "--calib-cache", str(tmp_path / "cache")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    parts = [set(json.loads(p.read_text())["units"]) for p in sorted((tmp_path / "cache").glob("analysis-*.json"))]
+    assert len(parts) == 2
+    assert parts[0]
+    assert parts[1]
+    if metric == "jsd":
+        assert not parts[0] & parts[1]
+        together = {v["name"]: v["loss"] for v in json.loads((tmp_path / "S.json").read_text())["layers"]}
+        # another number of threads sums in another order
+        assert together == {v.name: pytest.approx(v.loss, rel=2e-2, abs=2e-8) for v in alone.layers}
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------------

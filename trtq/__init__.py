@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trtq.pipeline import StageResult, run
     from trtq.quant.encodings import Encodings
     from trtq.recipe import (
+        AdviseSpec,
         AllocateSpec,
         AnalyzeSpec,
         BenchSpec,
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
         EvaluateSpec,
         QuantizeSpec,
         Recipe,
+        SearchSpec,
         load_recipe,
     )
+    from trtq.verbs.advise import AdviseRecord, advise
     from trtq.verbs.allocate import allocate
     from trtq.verbs.allocation import AllocateRecord
     from trtq.verbs.analyze import AnalyzeRecord, analyze
@@ -46,8 +49,11 @@ if TYPE_CHECKING:
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
+    from trtq.verbs.search import SearchRecord, search
 
 _WHERE = {
+    "AdviseRecord": "trtq.verbs.advise",
+    "AdviseSpec": "trtq.recipe",
     "AllocateRecord": "trtq.verbs.allocation",
     "AllocateSpec": "trtq.recipe",
     "AnalyzeRecord": "trtq.verbs.analyze",
@@ -66,8 +72,11 @@ _WHERE = {
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
+    "SearchRecord": "trtq.verbs.search",
+    "SearchSpec": "trtq.recipe",
     "StageResult": "trtq.pipeline",
     "TrtqError": "trtq.errors",
+    "advise": "trtq.verbs.advise",
     "allocate": "trtq.verbs.allocate",
     "analyze": "trtq.verbs.analyze",
     "bench": "trtq.bench.latency",
@@ -79,13 +88,15 @@ _WHERE = {
     "load_recipe": "trtq.recipe",
     "quantize": "trtq.verbs.quantize",
     "run": "trtq.pipeline",
+    "search": "trtq.verbs.search",
 }
 
 __all__ = [
-    "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec",
-    "BuildSpec", "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "QuantizeRecord",
-    "QuantizeSpec", "Recipe", "StageResult", "TrtqError", "__version__", "allocate", "analyze", "bench", "blocks", "build", "cost",
-    "evaluate", "inspect", "load_recipe", "quantize", "run",
+    "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
+    "BlocksRecord", "BlocksSpec", "BuildSpec", "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord",
+    "EvaluateSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__",
+    "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate", "inspect", "load_recipe", "quantize", "run",
+    "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -98,6 +98,13 @@ ModelName = Annotated[
 Checkpoint = Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")]
 CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")]
 ModelArg = Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")]
+AnalyzeMetric = Annotated[
+    Literal["l2", "gradient", "hessian", "jsd", "combined"],
+    Doc(
+        description="l2: each layer's own output. jsd: the model's output distribution with one layer quantized. gradient: of the loss "
+        "under perturbed weights. hessian: trace times weight error. combined: hessian and jsd."
+    ),
+]
 Budgets = Annotated[
     tuple[str, ...],
     Doc(
@@ -135,6 +142,15 @@ class InputSpec(Spec, frozen=True, kw_only=True):
     ] = None
 
 
+class ModelInputSpec(InputSpec, frozen=True, kw_only=True):
+    """A model and the images it is looked at with."""
+
+    model: ModelName
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
+
+
 class BlocksSpec(Spec, frozen=True, kw_only=True):
     """List what a model is made of."""
 
@@ -145,21 +161,11 @@ class BlocksSpec(Spec, frozen=True, kw_only=True):
     input_size: InputSize = None
 
 
-class AnalyzeSpec(InputSpec, frozen=True, kw_only=True):
+class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Measure how much each layer suffers at each width."""
 
-    model: ModelName
-    out: Annotated[str, Doc(description="The JSON file.")]
-    checkpoint: Checkpoint = None
-    checkpoint_match: CheckpointMatch = "name"
-    model_arg: ModelArg = {}
-    metric: Annotated[
-        Literal["l2", "gradient", "hessian", "jsd", "combined"],
-        Doc(
-            description="l2: each layer's own output. jsd: the model's output distribution with one layer quantized. gradient: of the loss "
-            "under perturbed weights. hessian: trace times weight error. combined: hessian and jsd."
-        ),
-    ] = "jsd"
+    out: Annotated[str, Doc(description="The JSON file; the plot is written beside it as .svg.")]
+    metric: AnalyzeMetric = "jsd"
     bits: Annotated[tuple[str, ...], Doc(
             description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 for weights alone, fp8, fp16; repeatable, "
             "or with commas."
@@ -203,6 +209,70 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
     target: Target = None
 
 
+class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Find widths that meet every budget, and prove it on the exported model."""
+
+    model: Annotated[
+        str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
+    ] = ""
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    candidates: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="Several models in place of MODEL, each MODEL or MODEL=CHECKPOINT; repeatable, or with commas. The first is the "
+            "reference of shares and of --min-accuracy."
+        ),
+    ] = ()
+    budget: Budgets = ()
+    min_accuracy: Annotated[
+        float | None,
+        Doc(description="Top-1 to keep: 0 or below, points against the float model (-1.0); above 0, percent. Without labels: agreement."),
+    ] = None
+    minimize: Annotated[
+        str | None,
+        Doc(
+            description="size, bitops, energy or latency@DEVICE: make it as small as --min-accuracy allows; default without a budget: size."
+        ),
+    ] = None
+    val: Annotated[
+        str | None, Doc(description="Images that accuracy is measured on; default: those of --data that calibration leaves over.")
+    ] = None
+    val_class_index: Annotated[str | None, Doc(description="Like --class-index, for --val; default: the same.")] = None
+    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
+    rounds: Annotated[int, Meta(ge=1, le=100), Doc(description="Most allocations that are tried for one model.")] = 8
+    metric: AnalyzeMetric = "jsd"
+    strategy: Annotated[Literal["milp", "greedy"], Doc(description="How widths are chosen within budgets; see trtq allocate.")] = "milp"
+    bits: Annotated[tuple[str, ...], Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas.")] = ("4", "6", "8")
+    target: Target = None
+    images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
+    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")] = 256
+    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    methods: Annotated[
+        Literal["auto", "never", "always"],
+        Doc(description="The family's quantization methods: when accuracy does not hold without them (auto), never, or in every try."),
+    ] = "auto"
+    attention: Annotated[Literal["auto", "int8", "float"], Doc(description="The products of attentions, as for trtq quantize.")] = "auto"
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")] = 16
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
+    calib_cache: Annotated[
+        str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+    ] = None
+
+
+class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Say which way of quantizing fits."""
+
+    target: Target = None
+    budget: Budgets = ()
+    min_accuracy: Annotated[float | None, Doc(description="Points of top-1 against the float model that may go, such as -1.0.")] = None
+    train: Annotated[
+        str | None, Doc(description="Labelled images one may train on; default: --data, when it has labels and enough of them.")
+    ] = None
+    result: Annotated[
+        str | None, Doc(description="Folder of an earlier trtq run or search at INT8: its measured accuracy decides whether PTQ is enough.")
+    ] = None
+
+
 class CostSpec(Spec, frozen=True, kw_only=True):
     """Count what a model costs."""
 
@@ -229,14 +299,10 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     ] = None
 
 
-class QuantizeSpec(InputSpec, frozen=True, kw_only=True):
+class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
-    model: ModelName
     out: Annotated[str, Doc(description="Folder for the results.")]
-    checkpoint: Checkpoint = None
-    checkpoint_match: CheckpointMatch = "name"
-    model_arg: ModelArg = {}
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256

@@ -37,4 +37,4 @@ def command(as_json: bool, **values: Any) -> None:
     for layer in record.layers:
         losses = "".join(f"{layer.loss[o]:>12.4g}" for o in record.bits if o != "fp16")
         click.echo(f"{layer.name:{widest}}{losses}{layer.cost.weights:>12,}{layer.cost.macs:>14,}")
-    click.echo(f"  {spec.out}")
+    click.echo(f"  {spec.out}, plot beside it as .svg")

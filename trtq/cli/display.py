@@ -35,20 +35,20 @@ class ConsoleProgress:
             self._bar.start()
             self._task = self._bar.add_task(label, total=total, rate="")
         else:
-            click.echo(f"{label}: {total} images", err=True)
+            click.echo(f"{label}: {total} to do", err=True)
 
     def advance(self, count: int) -> None:
         """``count`` more are done."""
         self._done += count
         rate = self._done / max(time.monotonic() - self._start, 1e-6)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{rate:.0f} images/s")
+            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s")
             if self._done >= self._total:
                 self.close()
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
-            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f} images/s, {left:.0f} s left", err=True)
+            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f}/s, {left:.0f} s left", err=True)
 
     def note(self, text: str) -> None:
         """Print a line a user should read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,73 @@ def sqnr_figure(quantizers: Sequence[dict[str, Any]]) -> str:
         axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
         _ink(axes)
     return _svg(figure, "SQNR of every quantizer")
+
+
+def sensitivity_figure(layers: Sequence[dict[str, Any]], bits: Sequence[str], metric: str) -> str:
+    """Return the loss of every layer at every width, in graph order, on a log scale; the widest width is the lightest."""
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(10, 3.2))
+        axes = figure.subplots()
+        shown = [b for b in bits if all(b in v["loss"] for v in layers)]
+        for i, label in enumerate(shown):
+            values = [v["loss"][label] or math.nan for v in layers]
+            axes.plot(range(len(layers)), values, "o-", ms=3.5, lw=0.8, color=INPUT, alpha=1.0 - 0.75 * i / max(len(shown), 1), label=label)
+        axes.set_yscale("log")
+        axes.set_ylabel(f"loss by {metric}")
+        step = max(1, len(layers) // 40)
+        axes.set_xticks(range(0, len(layers), step), [v["name"] for v in layers[::step]], rotation=90, fontsize=6)
+        axes.grid(axis="y", color=INK, alpha=0.25)
+        axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(shown) or 1)
+        _ink(axes)
+    return _svg(figure, f"Loss of every layer by {metric}")
+
+
+def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str, chosen: str, limit: float | None, unit: str) -> str:
+    """Return measured accuracy against one cost: every point labelled, dominated ones grey, the chosen one ringed, the budget a line.
+
+    Args:
+        points: with ``label``, ``accuracy``, ``costs`` and ``dominated``, the last two by axis.
+        axis: name of the cost.
+        measure: what accuracy is.
+        chosen: label of the chosen point.
+        limit: the budget, None without one.
+        unit: of the axis.
+    """
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(7.5, 4.2))
+        axes = figure.subplots()
+        front = sorted((p for p in points if not p["dominated"][axis]), key=lambda p: p["costs"][axis])
+        axes.plot([p["costs"][axis] for p in front], [p["accuracy"] for p in front], "-", color=INPUT, lw=1, alpha=0.6)
+        for i, p in enumerate(points):
+            color = INK if p["dominated"][axis] else INPUT
+            x, y = p["costs"][axis], p["accuracy"]
+            axes.plot(x, y, "o", ms=5, color=color, alpha=0.5 if p["dominated"][axis] else 1.0)
+            if p["label"] == chosen:
+                axes.plot(x, y, "o", ms=12, mfc="none", color=WEIGHT, mew=1.5)
+            axes.annotate(p["label"], (x, y), xytext=(6, 5 if i % 2 else -11), textcoords="offset points", fontsize=7, color=color)
+        if limit is not None:
+            axes.axvline(limit, color=WARN, lw=1, ls="--")
+        axes.margins(x=0.22, y=0.15)
+        axes.set_xlabel(f"{axis}, {unit}")
+        axes.set_ylabel(f"{measure}, %, measured")
+        axes.grid(color=INK, alpha=0.2)
+        _ink(axes)
+    return _svg(figure, f"Accuracy against {axis}")
+
+
+def predicted_figure(front: Sequence[dict[str, float]], axis: str, *, at: dict[str, float], metric: str, unit: str) -> str:
+    """Return the predicted frontier, loss against one cost, with the chosen allocation on it."""
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(7.5, 3.2))
+        axes = figure.subplots()
+        axes.plot([p["cost"] for p in front], [p["loss"] or math.nan for p in front], "-", color=INPUT, lw=1.2)
+        axes.plot(at["cost"], at["loss"] or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
+        axes.set_yscale("log")
+        axes.set_xlabel(f"{axis}, {unit}, predicted")
+        axes.set_ylabel(f"loss by {metric}, predicted")
+        axes.grid(color=INK, alpha=0.2)
+        _ink(axes)
+    return _svg(figure, f"Predicted frontier of {axis}")
 
 
 def histogram_figure(quantizer: dict[str, Any]) -> str:

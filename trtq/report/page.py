@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtq.artifact import write_bytes
-from trtq.report.figures import histogram_figure, sqnr_figure
+from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.version import __version__
 
@@ -45,8 +45,45 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         worst=_worst(quantizers),
         commands=_commands(run),
         labels=LABELS,
+        search=_search(run.search) if run.search else None,
     )
     return write_bytes(page, text.encode())
+
+
+def _search(records: dict[str, Any]) -> dict[str, Any]:
+    """The section of a search: constraints, frontiers, and why each layer has its width."""
+    search, frontier, allocation, analysis = (records[k] for k in ("search", "frontier", "allocation", "analysis"))
+    budgets = allocation["budgets"]
+    full = search["reference"]["costs"]
+    scale = {a: 1e6 if a == "size" else 1.0 if unit.startswith("ms") else full[a] for a, unit in frontier["units"].items()}
+    figures = [
+        frontier_figure(
+            frontier["points"], axis, measure=frontier["measure"], chosen=frontier["chosen"],
+            limit=budgets[axis] / scale[axis] if axis in budgets else None, unit=unit,
+        )
+        for axis, unit in frontier["units"].items()
+    ]  # fmt: skip
+    predicted = frontier["predicted"]
+    return {
+        **search, "figures": figures, "layers": [_why(layer, full) for layer in allocation["layers"]], "metric": allocation["metric"],
+        "predicted": predicted_figure(
+            predicted["front"], predicted["axis"], at=predicted["at"], metric=predicted["metric"], unit="MB of parameters"
+        ),
+        "sensitivity": sensitivity_figure(analysis["layers"], analysis["bits"], analysis["metric"]),
+    }  # fmt: skip
+
+
+def _why(layer: dict[str, Any], full: dict[str, float]) -> dict[str, Any]:
+    """One row: the width, and what the next ones would change."""
+
+    def said(other: dict[str, Any] | None) -> str:
+        if other is None:
+            return "none on offer"
+        energy = 100 * other["costs"]["energy"] / full["energy"]
+        return f"{other['option']}: loss {other['loss']:+.3g}, {other['costs']['size'] / 1e3:+.2f} kB, {energy:+.2f} % of the energy"
+
+    shared = [n for n in layer["group"] if n != layer["name"]]
+    return {**layer, "shared": shared, "narrower": said(layer["narrower"]), "wider": said(layer["wider"])}
 
 
 def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:

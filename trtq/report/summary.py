@@ -25,6 +25,7 @@ class RunSummary:
         simulated: no tensor of it runs on integer kernels.
         rows: label, FP32, INT8 and how it was measured.
         verdict: one sentence.
+        search: search.json with frontier.json, allocation.json and analysis.json, when the files here are what a search chose.
     """
 
     quantize: dict[str, Any]
@@ -35,6 +36,7 @@ class RunSummary:
     simulated: bool = False
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     verdict: str = ""
+    search: dict[str, Any] | None = None
 
 
 def summarize_run(folder: Path) -> RunSummary:
@@ -51,12 +53,23 @@ def summarize_run(folder: Path) -> RunSummary:
         bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
     )
     _drop_strangers_(run)
+    run.search = _search(folder, run)
     bits = run.quantize["model"]["bits"]
     run.width = {"w8a8": "INT8", "mixed": "mixed widths"}.get(bits, bits.upper())
     run.simulated = not any(q["computes_in"].startswith(("INT8", "FP8")) for q in run.quantize["quantizers"])
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run
+
+
+def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
+    """Return the records of the search that chose these files, None when there was none."""
+    names = {"search": "search.json", "frontier": "frontier.json", "allocation": "allocation.json", "analysis": "analysis.json"}
+    if not all((folder / n).is_file() for n in names.values()) or not run.quantize["spec"].get("allocation"):
+        return None
+    found = {k: read_json(folder / n) for k, n in names.items()}
+    same = found["allocation"]["model"].get("weights_sha256") == run.quantize["model"].get("weights_sha256")
+    return found if same else None
 
 
 def _drop_strangers_(run: RunSummary) -> None:

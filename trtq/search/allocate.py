@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -189,8 +190,8 @@ def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Map
     rows += [LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()]
     with _quiet_stdout():
         found = milp(
-            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size), bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size),
+            bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0, "time_limit": 60.0},
         )  # fmt: skip
     if found.status == TIME_OUT:
         raise UsageError(
@@ -211,7 +212,7 @@ def _quiet_stdout() -> Iterator[None]:
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
         yield
     finally:

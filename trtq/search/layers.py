@@ -35,9 +35,20 @@ class Coding:
     qmax: int = 0
     kind: str = "uniform"
 
-    def quantize_input(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's input on its codes."""
-        return x if self.scale is None else fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
+    def quantize_input(self, x: torch.Tensor, scratch: dict[torch.Size, torch.Tensor]) -> torch.Tensor:
+        """Return the layer's input on its codes, in a tensor of ``scratch`` that the next call of this shape overwrites.
+
+        A fresh tensor costs more than the rounding: the system clears its pages.
+        """
+        if self.scale is None:
+            return x
+        if self.kind != "uniform":
+            return fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
+        if x.shape not in scratch:
+            scratch[x.shape] = torch.empty_like(x)
+        values = scratch[x.shape]
+        torch.div(x, self.scale, out=values).round_().clamp_(self.qmin, self.qmax).mul_(self.scale)
+        return values
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,11 +69,13 @@ class Layer:
     weight: torch.Tensor
     codings: dict[str, Coding]
 
-    def call(self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str) -> torch.Tensor:
+    def call(
+        self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str, scratch: dict[torch.Size, torch.Tensor]
+    ) -> torch.Tensor:
         """Return the layer's output on ``arguments`` (those of its call) with both operands quantized."""
         coding, target = self.codings[label], self.node.target
         assert callable(target)
-        result: torch.Tensor = target(coding.quantize_input(arguments[0]), coding.weight, *arguments[2:], **keywords)
+        result: torch.Tensor = target(coding.quantize_input(arguments[0], scratch), coding.weight, *arguments[2:], **keywords)
         return result
 
 

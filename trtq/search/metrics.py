@@ -29,4 +29,5 @@ def combined(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
 
 
 METRICS: Mapping[str, Metric] = {"l2": l2, "gradient": gradient, "hessian": hessian, "jsd": jsd, "combined": combined}
+IN_PIECES = frozenset(METRICS) - {"l2"}  # what several processes can share
 NEEDS_TARGETS = frozenset({"gradient", "hessian", "combined"})

@@ -18,6 +18,7 @@ class _OwnOutputs(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, layers: list[Layer]) -> None:
         super().__init__(graph)
         self.layers = {layer.node: layer for layer in layers}
+        self.scratch: dict[torch.Size, torch.Tensor] = {}
         self.sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in layers}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -26,7 +27,7 @@ class _OwnOutputs(fx.Interpreter):
         if layer is not None:
             arguments, keywords = self.fetch_args_kwargs_from_env(n)
             for label in layer.codings:
-                difference = layer.call(arguments, keywords, label).sub_(result)
+                difference = layer.call(arguments, keywords, label, self.scratch).sub_(result)
                 self.sums[layer.name][label] += float(torch.linalg.vector_norm(difference)) ** 2
         return result
 
@@ -83,6 +84,7 @@ def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     batches = list(study.batches())
     rest = {layer.name: _rest(study.graph, layer.node) for layer in study.layers}
     sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in study.layers}
+    scratch: dict[torch.Size, torch.Tensor] = {}
     study.begin("Quantizing one layer at a time", len(batches) * sum(len(layer.codings) for layer in study.layers))
     with torch.inference_mode():
         for b, (images, _) in enumerate(batches):
@@ -94,8 +96,10 @@ def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
                 for label in layer.codings:
                     unit = f"jsd/{b}/{layer.name}/{label}"
                     known = study.units.get(unit)
+                    if known is None and not study.units.is_mine(unit):
+                        continue
                     if known is None:
-                        got = _from_layer(study.graph, layer, label, rest[layer.name], values).softmax(dim=1)
+                        got = _from_layer(study.graph, layer, label, rest[layer.name], values, scratch).softmax(dim=1)
                         known = [float(jensen_shannon(wanted, got).sum())]
                         require_finite(known[0], "output divergence", layer.name)
                         study.units.put(unit, known)
@@ -111,12 +115,19 @@ def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     return found, {"nodes_per_width_in_passes": round(passes, 2)}
 
 
-def _from_layer(graph: fx.GraphModule, layer: Layer, label: str, rest: list[fx.Node], values: dict[fx.Node, Any]) -> torch.Tensor:
+def _from_layer(
+    graph: fx.GraphModule,
+    layer: Layer,
+    label: str,
+    rest: list[fx.Node],
+    values: dict[fx.Node, Any],
+    scratch: dict[torch.Size, torch.Tensor],
+) -> torch.Tensor:
     """Return the model's answer with one layer quantized, from the float values of everything before it."""
     runner = fx.Interpreter(graph, garbage_collect_values=False)
     runner.env = dict(values)
     arguments, keywords = runner.fetch_args_kwargs_from_env(layer.node)
-    runner.env[layer.node] = layer.call(arguments, keywords, label)
+    runner.env[layer.node] = layer.call(arguments, keywords, label, scratch)
     answer: Any = None
     for node in rest:
         runner.env[node] = answer = runner.run_node(node)

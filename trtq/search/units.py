@@ -1,8 +1,10 @@
-"""Pieces of finished work in one JSON file, so that an interrupted analysis goes on where it was."""
+"""Pieces of finished work in JSON files, so that an interrupted analysis goes on where it was, and several processes share one."""
 
 from __future__ import annotations
 
+import os
 import time
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -12,33 +14,65 @@ from trtq.artifact import digest_of, write_json
 EVERY_S = 5.0
 
 
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of several processes this is; torchrun says so in the environment."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Shard:
+        """Return what ``torchrun`` set, one process without it."""
+        return cls(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
+
+    def wait(self) -> None:
+        """Wait until every process is here (torch.distributed with gloo); at once when there is one."""
+        if self.world > 1:
+            from torch import distributed
+
+            distributed.init_process_group("gloo", rank=self.rank, world_size=self.world)
+            distributed.barrier()
+            distributed.destroy_process_group()
+
+
 class Units:
     """Numbers by the name of the piece of work they come from.
 
     Args:
         folder: None keeps nothing on disk.
         key: everything the numbers depend on.
+        shard: with several processes each keeps a file of its own, and reads those of all.
     """
 
-    def __init__(self, folder: Path | None, key: object) -> None:
-        self.key = digest_of(key)
-        self.path = folder / f"analysis-{self.key[:32]}.json" if folder else None
-        self.done: dict[str, list[float]] = self._read()
-        self.found = len(self.done)
+    def __init__(self, folder: Path | None, key: object, shard: Shard | None = None) -> None:
+        self.key, self.shard, self.folder = digest_of(key), shard or Shard(), folder
+        self.stem = f"analysis-{self.key[:32]}"
+        self.path = folder / f"{self.stem}{f'.{self.shard.rank}' if self.shard.world > 1 else ''}.json" if folder else None
+        self.done: dict[str, list[float]] = {}
+        self.others: dict[str, list[float]] = {}
+        self.read()
+        self.found = len(self.done) + len(self.others)
         self.saved = time.monotonic()
 
-    def _read(self) -> dict[str, list[float]]:
-        if self.path is None or not self.path.is_file():
-            return {}
+    def read(self) -> None:
+        """Read what this process and every other has done."""
+        for path in sorted(self.folder.glob(f"{self.stem}*.json")) if self.folder else ():
+            (self.done if path == self.path else self.others).update(self._one(path))
+
+    def _one(self, path: Path) -> dict[str, list[float]]:
         try:
-            held = msgspec.json.decode(self.path.read_bytes(), type=dict[str, object])
+            held = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
             return msgspec.convert(held["units"], dict[str, list[float]]) if held.get("key") == self.key else {}
         except (OSError, KeyError, msgspec.MsgspecError):
             return {}  # torn: the work is done again
 
     def get(self, name: str) -> list[float] | None:
         """Return the numbers of a piece that is done, None for one that is not."""
-        return self.done.get(name)
+        return self.done.get(name, self.others.get(name))
+
+    def is_mine(self, name: str) -> bool:
+        """Whether this process does the piece; every piece belongs to one of them."""
+        return zlib.crc32(name.encode()) % self.shard.world == self.shard.rank
 
     def put(self, name: str, values: list[float]) -> None:
         """Keep the numbers of a piece; they reach the disk every few seconds and with :meth:`flush`."""
@@ -51,3 +85,10 @@ class Units:
         if self.path is not None:
             write_json(self.path, {"key": self.key, "units": self.done})
             self.saved = time.monotonic()
+
+    def collect(self) -> None:
+        """Wait for the other processes and take over what they did: from here on every piece that is left is this process's."""
+        self.flush()
+        self.shard.wait()
+        self.read()
+        self.shard = Shard()

@@ -12,8 +12,8 @@ from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.recipe import AllocateSpec
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
-from trtq.search.options import FULL, Option, read_option, read_options
-from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, FrontPoint
+from trtq.search.options import Option, read_option, read_options
+from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.verbs.analyze import AnalyzeRecord
 from trtq.verbs.pricing import Pricing, require_kernels
 
@@ -35,9 +35,8 @@ def read_analysis(path: Path) -> AnalyzeRecord:
         raise ArtifactError(f"Cannot read the analysis {path}", f"it is damaged or of another version ({exc})", "Make it again") from exc
 
 
-def make_choices(pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
+def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
     """Return the groups of layers with their summed losses and costs; staying in float has no loss."""
-    analysis = pricing.analysis
     by_name, seen, found = {layer.name: layer for layer in analysis.layers}, set[str](), list[Choice]()
     narrowest = min(o for o in options if o.quantized) if any(o.quantized for o in options) else None
     for layer in analysis.layers:
@@ -50,7 +49,7 @@ def make_choices(pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
                 name=layer.name, layers=tuple(layer.group),
                 sensitivity=sum(m.loss[narrowest.label] for m in members) if narrowest else 0.0,
                 loss={o.label: sum(m.loss[o.label] for m in members) if o.quantized else 0.0 for o in options},
-                costs={b: {o.label: sum(pricing.layer(m, o, b) for m in members) for o in options} for b in pricing.names},
+                costs={b: {o.label: sum(pricing.layer(m.name, o, b) for m in members) for o in options} for b in pricing.names},
             )
         )  # fmt: skip
     return found
@@ -64,24 +63,24 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
     analysis = read_analysis(Path(spec.analysis))
-    pricing = Pricing(analysis, latency_devices(spec.budget))
+    pricing = Pricing(analysis.outline, latency_devices(spec.budget))
     budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
         raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")
-    record = decide(spec, pricing, budgets)
+    record = decide(spec, analysis, pricing, budgets)
     ensure_writable_dir(Path(spec.out).parent)
     write_json(Path(spec.out), record)
     return record
 
 
-def decide(spec: AllocateSpec, pricing: Pricing, budgets: Mapping[str, float]) -> AllocateRecord:
+def decide(spec: AllocateSpec, analysis: AnalyzeRecord, pricing: Pricing, budgets: Mapping[str, float]) -> AllocateRecord:
     """Return the allocation of ``spec.strategy`` under absolute budgets.
 
     Raises:
         UsageError: a budget that cannot be met, or a width that was not analysed or that ``spec.target`` cannot run.
     """
-    analysis, options = pricing.analysis, offered(spec.bits, spec.target, pricing.analysis, spec.analysis)
-    choices, labels = make_choices(pricing, options), [o.label for o in options]
+    options = offered(spec.bits, spec.target, analysis, spec.analysis)
+    choices, labels = make_choices(analysis, pricing, options), [o.label for o in options]
     fixed = {b: pricing.fixed(b) for b in budgets}
     for budget, rest in fixed.items():
         if rest >= budgets[budget]:
@@ -95,13 +94,32 @@ def decide(spec: AllocateSpec, pricing: Pricing, budgets: Mapping[str, float]) -
     return AllocateRecord(
         schema=SCHEMA, verb="allocate", spec=msgspec.to_builtins(spec), model=analysis.model, metric=analysis.metric, budgets=dict(budgets),
         costs=pricing.totals(chosen), full=pricing.full(), loss=summed(choices, done.options).loss,
-        layers=[
-            AllocatedLayer(name=v.name, option=chosen[v.name].label, loss=v.loss.get(chosen[v.name].label, 0.0), group=v.group)
-            for v in analysis.layers
-        ],
+        layers=_layers(analysis, choices, labels, done.options),
         front=[FrontPoint(cost=cost + sum(fixed.values()), loss=loss, options=dict(o)) for cost, loss, o in done.front[::-step][::-1]],
         environment=environment(),
     )  # fmt: skip
+
+
+def _layers(analysis: AnalyzeRecord, choices: Sequence[Choice], labels: Sequence[str], picked: Mapping[str, str]) -> list[AllocatedLayer]:
+    by_layer = {n: c for c in choices for n in c.layers}
+    found = []
+    for layer in analysis.layers:
+        choice = by_layer[layer.name]
+        option = picked[choice.name]
+        at = labels.index(option)
+        found.append(
+            AllocatedLayer(
+                name=layer.name, option=option, loss=layer.loss.get(option, 0.0), group=layer.group,
+                narrower=_alternative(choice, option, labels[at - 1]) if at else None,
+                wider=_alternative(choice, option, labels[at + 1]) if at + 1 < len(labels) else None,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
+    costs = {b: by_option[other] - by_option[taken] for b, by_option in choice.costs.items()}
+    return Alternative(option=other, loss=choice.loss[other] - choice.loss[taken], costs=costs)
 
 
 def offered(bits: Sequence[str], target: str | None, analysis: AnalyzeRecord, path: str) -> list[Option]:
@@ -127,11 +145,3 @@ def shown(budget: str, value: float) -> str:
     if budget == "size":
         return f"{value / 1e6:.4g} MB"
     return f"{value:.4g} ms" if budget.startswith(LATENCY) else f"{value:.4g}"
-
-
-def uniform(analysis: AnalyzeRecord, option: Option) -> dict[str, Option]:
-    """Return one width for every layer, the first and the last at 8 bits, as ``trtq quantize --bits`` does."""
-    options = dict.fromkeys((layer.name for layer in analysis.layers), option)
-    if option != FULL and option.quantized:
-        options[analysis.layers[0].name] = options[analysis.layers[-1].name] = Option(weight=8, input=8)
-    return options

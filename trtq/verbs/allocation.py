@@ -12,6 +12,20 @@ from trtq.errors import ArtifactError
 from trtq.search.options import Option, read_option
 
 
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """The next width of a group, and what taking it would change.
+
+    Attributes:
+        option: the width.
+        loss: added to the group's loss; below 0 is a gain.
+        costs: added, by budget name.
+    """
+
+    option: str
+    loss: float
+    costs: dict[str, float]
+
+
 class AllocatedLayer(msgspec.Struct, frozen=True, kw_only=True):
     """One layer's width, and why.
 
@@ -20,12 +34,15 @@ class AllocatedLayer(msgspec.Struct, frozen=True, kw_only=True):
         option: such as ``w4a8`` or ``fp16``.
         loss: what the metric says this width costs.
         group: the layers it shares its width with, itself included.
+        narrower, wider: the next widths on offer for the group: why it has this one.
     """
 
     name: str
     option: str
     loss: float
     group: list[str]
+    narrower: Alternative | None = None
+    wider: Alternative | None = None
 
 
 class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,23 +9,24 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_json
-from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_bytes, write_json
+from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.normalize import operands
 from trtq.quant.digest import weights_digest
 from trtq.recipe import AnalyzeSpec
 from trtq.search.layers import Layer, groups, prepare_layers
-from trtq.search.metrics import METRICS, NEEDS_TARGETS
+from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.options import read_options
 from trtq.search.sensitivity import Sensitivity, Study
-from trtq.search.units import Units
+from trtq.search.units import Shard, Units
 from trtq.verbs.attempt import cache_folder
 from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.outline import Outline, outline
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock
 from trtq.version import __version__
@@ -80,6 +81,12 @@ class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
 
     @property
+    def outline(self) -> Outline:
+        """The counts, for prices."""
+        layers = {layer.name: layer.cost for layer in self.layers}
+        return Outline(layers=layers, left_out=self.left_out, other_bytes=self.other_bytes, kernels=self.kernels)
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
         narrowest = self.bits[0]
@@ -129,27 +136,35 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__), __version__]
-    units = Units(folder, depends)
+    shard = Shard.from_environment()
+    units = Units(folder, depends, shard)
     if units.found:
         told.note(f"{units.found} pieces of this analysis were done before and are taken up")
-    found, said = METRICS[spec.metric](
-        Study(
-            graph=graph, layers=layers, batches=lambda: list(zip(images, targets, strict=True)), units=units, begin=told.begin,
-            advance=told.advance, arguments={"probes": spec.probes, "trials": spec.trials, "epsilon": spec.epsilon, "seed": spec.seed},
-        )
+    study = Study(
+        graph=graph, layers=layers, batches=lambda: list(zip(images, targets, strict=True)), units=units, begin=told.begin,
+        advance=told.advance, arguments={"probes": spec.probes, "trials": spec.trials, "epsilon": spec.epsilon, "seed": spec.seed},
     )  # fmt: skip
+    if shard.world > 1 and spec.metric in IN_PIECES:
+        METRICS[spec.metric](study)  # this process's pieces
+        units.collect()
+    found, said = METRICS[spec.metric](study)
     clock.lap(spec.metric)
-    ops = list_ops(graph, captured.example)
-    counted = {c.name: c for c in count_layers(ops)}
+    counted = outline(graph, captured.example, {layer.name: str(operands(layer.node)[1].target) for layer in layers})
     record = AnalyzeRecord(
         schema=SCHEMA, verb="analyze", spec=msgspec.to_builtins(spec),
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
         data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
-        layers=_layers(layers, found, counted), left_out=[n for n, c in counted.items() if c.weights and n not in found],
-        other_bytes=_other_bytes(graph, layers), kernels=list_kernels(graph, ops),
+        layers=_layers(layers, found, counted.layers), left_out=counted.left_out,
+        other_bytes=counted.other_bytes, kernels=counted.kernels,
         said=said, notes=notes, seconds=clock.seconds, environment=environment(),
     )  # fmt: skip
+    if shard.rank:
+        return record
     write_json(out, record)
+    from trtq.report.figures import sensitivity_figure  # matplotlib is slow to import, and only this line needs it
+
+    figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
+    write_bytes(out.with_suffix(".svg"), figure.encode())
     return record
 
 
@@ -184,18 +199,7 @@ def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
         return int(graph(batch[:1]).shape[1])
 
 
-def _other_bytes(graph: torch.fx.GraphModule, layers: list[Layer]) -> int:
-    """Return the bytes of every float constant that is no layer's weight: biases, norms, folded factors; each once, at 4 bytes."""
-    weights = {str(operands(layer.node)[1].target) for layer in layers}
-    constants = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
-    return sum(4 * v.numel() for name, v in constants.items() if v is not None and v.is_floating_point() and name not in weights)
-
-
 def _layers(layers: list[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]) -> list[AnalyzedLayer]:
-    first: dict[str, str] = {}  # a weight that two layers read is stored once: it counts at its first reader
-    for layer in layers:
-        if first.setdefault(str(operands(layer.node)[1].target), layer.name) != layer.name:
-            counted = {**counted, layer.name: msgspec.structs.replace(counted[layer.name], weights=0)}
     together = {name: list(names) for names in groups(layers) for name in names}
     return [
         AnalyzedLayer(

@@ -11,53 +11,59 @@ from trtq.cost.roofline import predict
 from trtq.errors import UsageError, suggest
 from trtq.search.budgets import LATENCY, NAMES
 from trtq.search.options import FULL, HALF, Option
-from trtq.verbs.analyze import AnalyzedLayer, AnalyzeRecord
+from trtq.verbs.outline import Outline
 
 
 class Pricing:
     """Costs by budget name: bytes of weights, BitOps, energy in S1's unit, and predicted milliseconds on named devices.
 
     Args:
-        analysis: of the model.
+        outline: of the model.
         devices: for latency.
 
     Raises:
         UsageError: a device that the hardware table does not have.
     """
 
-    def __init__(self, analysis: AnalyzeRecord, devices: Iterable[str] = ()) -> None:
-        self.analysis = analysis
+    def __init__(self, outline: Outline, devices: Iterable[str] = ()) -> None:
+        self.outline = outline
         self.devices = {f"{LATENCY}@{name}": find_device(name) for name in devices}
         self.names = (*NAMES, *self.devices)
-        layers = {layer.name for layer in analysis.layers}
-        self.kernels = {k.name: k for k in analysis.kernels if k.name in layers}
-        self.others = [k for k in analysis.kernels if k.name not in layers]
+        self.kernels = {k.name: k for k in outline.kernels if k.name in outline.layers}
+        self.others = [k for k in outline.kernels if k.name not in outline.layers]
 
-    def layer(self, layer: AnalyzedLayer, option: Option, budget: str) -> float:
+    def layer(self, name: str, option: Option, budget: str) -> float:
         """Return what one layer costs."""
+        counted = self.outline.layers[name]
         if budget == "size":
-            return layer.cost.weights * option.weight / 8
+            return counted.weights * option.weight / 8
         if budget == "bitops":
-            return layer_bitops(layer.cost, option.weight, option.input)
+            return layer_bitops(counted, option.weight, option.input)
         if budget == "energy":
-            return layer_energy(layer.cost, option.weight, option.input)
-        return _milliseconds(self.kernels[layer.name], self.devices[budget], option)
+            return layer_energy(counted, option.weight, option.input)
+        return _milliseconds(self.kernels[name], self.devices[budget], option)
 
     def fixed(self, budget: str, option: Option = HALF) -> float:
         """Return what the model costs besides its layers; ``option`` is what the rest runs in."""
         if budget == "size":
-            return float(self.analysis.other_bytes)
+            return float(self.outline.other_bytes)
         if budget in self.devices:
             return sum(_milliseconds(k, self.devices[budget], option) for k in self.others)
         return 0.0
 
+    def span(self, options: Sequence[Option]) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the least and the most the model can cost at these widths, by budget name."""
+        prices = {b: [[self.layer(n, o, b) for o in options] for n in self.outline.layers] for b in self.names}
+        least, most = ({b: self.fixed(b) + sum(pick(p) for p in rows) for b, rows in prices.items()} for pick in (min, max))
+        return least, most
+
     def totals(self, options: Mapping[str, Option]) -> dict[str, float]:
-        """Return the cost of the whole model with the given width of every analysed layer, the rest in FP16."""
-        return {b: self.fixed(b) + sum(self.layer(v, options[v.name], b) for v in self.analysis.layers) for b in self.names}
+        """Return the cost of the whole model with the given width of every layer, the rest in FP16."""
+        return {b: self.fixed(b) + sum(self.layer(n, options[n], b) for n in self.outline.layers) for b in self.names}
 
     def full(self) -> dict[str, float]:
         """Return the cost of the float model in FP32."""
-        return {b: self.fixed(b, FULL) + sum(self.layer(v, FULL, b) for v in self.analysis.layers) for b in self.names}
+        return {b: self.fixed(b, FULL) + sum(self.layer(n, FULL, b) for n in self.outline.layers) for b in self.names}
 
 
 def _milliseconds(kernel: Kernel, device: Device, option: Option) -> float:
@@ -80,3 +86,12 @@ def require_kernels(options: Sequence[Option], target: str) -> None:
                 f"The {device.title} cannot run {option.label}", f"it has kernels for {has}",
                 suggest("fp16", labels) or "Offer fp16, or leave --target out",
             )  # fmt: skip
+
+
+def uniform(outline: Outline, option: Option) -> dict[str, Option]:
+    """Return one width for every layer, the first and the last at 8 bits, as ``trtq quantize --bits`` does."""
+    options = dict.fromkeys(outline.layers, option)
+    if option.quantized and not option.fp8:
+        ends = list(outline.layers)
+        options[ends[0]] = options[ends[-1]] = Option(weight=8, input=8)
+    return options

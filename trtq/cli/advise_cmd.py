@@ -1,0 +1,41 @@
+"""``trtq advise``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import AdviseSpec
+
+
+@click.command("advise")
+@spec_options(AdviseSpec, argument="model", required=("data",))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Say which way of quantizing MODEL fits its data, labels, target and budgets, and what to type.
+
+    \b
+    Example:
+      trtq advise timm:resnet18 --data images/train --target xavier --budget size=0.15 --min-accuracy -1.0
+    """
+    merged = collect(AdviseSpec, values)
+    require(merged, ("model", "data"), "advise", "model")
+    spec = AdviseSpec.make(merged)
+    from trtq.verbs.advise import advise
+
+    record = advise(spec)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for row in record.rows:
+        click.echo(
+            f"  {'*' if row.applies else ' '} {row.scenario}: {row.strategy}, {row.precision}" + (f" ({row.why})" if row.why else "")
+        )
+    for note in record.notes:
+        click.echo(f"  {note}")
+    for line in record.commands:
+        click.echo(f"  $ {line}")

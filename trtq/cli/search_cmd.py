@@ -1,0 +1,51 @@
+"""``trtq search``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import SearchSpec
+
+
+@click.command("search")
+@spec_options(SearchSpec, argument="model", required=("data", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> int:
+    """Find widths of MODEL that meet every budget and keep its accuracy, proven on the exported file.
+
+    Analyzes, allocates, quantizes and evaluates, then tightens or loosens. OUT holds the chosen model with its records, search.json,
+    frontier.json and report.html. Exit code 3: finished, and a constraint does not hold; the record says by how much.
+
+    \b
+    Examples:
+      trtq search timm:resnet18 --checkpoint r18.safetensors --data images/train --val images/val \\
+        --budget size=0.15 --budget latency@xavier=6ms --min-accuracy -1.0 --out out
+      trtq search --candidates timm:mobilevitv2_050=a.pt,timm:mobilevitv2_075=b.pt --data images --budget size=2MB --out out
+    """
+    merged = collect(SearchSpec, values)
+    require(merged, ("data", "out"), "search", "model")
+    spec = SearchSpec.make(merged)
+    from trtq.verbs.search import search
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = search(spec, progress)
+    if as_json:
+        print_json(record)
+        return 0 if record.met else 3
+    click.echo(record.summary)
+    for c in record.constraints:
+        state = "holds" if c.met else "DOES NOT HOLD"
+        click.echo(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}" + (f"; needs {c.needed}" if c.needed and not c.met else ""))
+    widest = max(len(t.label) for t in record.tries)
+    click.echo(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
+    full = record.reference["costs"]
+    for t in record.tries:
+        ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
+        widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
+        click.echo(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
+    click.echo(f"  {spec.out}")
+    return 0 if record.met else 3

@@ -1,0 +1,61 @@
+"""What a model's layers cost before any width is chosen: counts that need no image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import torch
+from torch import fx
+
+from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
+from trtq.cost.ops import Kernel
+from trtq.graph.normalize import get_constant
+from trtq.quant.placement import place
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of a model.
+
+    Attributes:
+        layers: by name, those that can have a width, in graph order; a weight that two of them read counts at the first.
+        left_out: names of counted layers with weights that stay in float.
+        other_bytes: of parameters that have no width to choose, at 4 bytes each.
+        kernels: what an engine launches for one image.
+    """
+
+    layers: dict[str, LayerCost]
+    left_out: list[str]
+    other_bytes: int
+    kernels: list[Kernel]
+
+
+def weights_of(graph: fx.GraphModule) -> dict[str, str]:
+    """Return the constant behind the weight of every layer that can have a width, by the layer's name."""
+    return {q.layer: str(q.source.target) for q in place(graph).active if q.role == "weight" and q.is_weight}
+
+
+def outline(graph: fx.GraphModule, example: torch.Tensor, weights: Mapping[str, str]) -> Outline:
+    """Return the counts of a captured model.
+
+    Args:
+        graph: captured and named.
+        example: one batch.
+        weights: of the layers that can have a width, as :func:`weights_of` gives them.
+    """
+    ops = list_ops(graph, example)
+    counted, first = {c.name: c for c in count_layers(ops)}, dict[str, str]()
+    layers = {}
+    for name, weight in weights.items():
+        shared = first.setdefault(weight, name) != name
+        layers[name] = msgspec.structs.replace(counted[name], weights=0) if shared else counted[name]
+    return Outline(
+        layers=layers, left_out=[n for n, c in counted.items() if c.weights and n not in layers],
+        other_bytes=_other_bytes(graph, set(weights.values())), kernels=list_kernels(graph, ops),
+    )  # fmt: skip
+
+
+def _other_bytes(graph: fx.GraphModule, weights: set[str]) -> int:
+    """Return the bytes of every float constant that is no layer's weight: biases, norms, folded factors; each once, at 4 bytes."""
+    constants = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
+    return sum(4 * v.numel() for name, v in constants.items() if v is not None and v.is_floating_point() and name not in weights)

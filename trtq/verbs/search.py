@@ -1,0 +1,508 @@
+"""``trtq search``: analyze, allocate, quantize, evaluate; tighten or loosen until every constraint holds, or say which cannot."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, read_json, write_bytes, write_json
+from trtq.data.source import open_source
+from trtq.errors import UsageError, suggest
+from trtq.graph.capture import capture
+from trtq.quant.digest import weights_digest
+from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, ModelInputSpec, QuantizeSpec, SearchSpec
+from trtq.search.budgets import LATENCY, NAMES, latency_devices, read_budgets
+from trtq.search.frontier import dominated
+from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
+from trtq.search.options import HALF, Option, read_option, read_options
+from trtq.verbs.allocate import decide, shown
+from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
+from trtq.verbs.analyze import AnalyzeRecord, analyze
+from trtq.verbs.evaluate import EvaluateRecord, evaluate
+from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.outline import Outline, outline, weights_of
+from trtq.verbs.pricing import Pricing, require_kernels, uniform
+from trtq.verbs.progress import Progress, Silent
+from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.version import __version__
+
+TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
+    "tries", "analysis.json", "allocation.json", "evaluate.json", "search.json", "frontier.json",
+)  # fmt: skip
+RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
+WIDE = Option(weight=8, input=8)
+
+
+class Try(msgspec.Struct, frozen=True, kw_only=True):
+    """One allocation that became a file and was measured.
+
+    Attributes:
+        label: for figures.
+        model: which candidate.
+        folder: where it lies, below the search's folder.
+        widths: layers by width.
+        methods: quantization methods that were applied.
+        costs: predicted, by budget name.
+        accuracy: top-1 in percent, or agreement where there are no labels.
+        change: points against the reference.
+        agreement: with the model's own float file, percent.
+        sqnr_db: of the outputs.
+        within: every budget holds.
+        accurate: the accuracy holds.
+        onnx_bytes: of the exported file.
+    """
+
+    label: str
+    model: str
+    folder: str
+    widths: dict[str, int]
+    methods: list[str]
+    costs: dict[str, float]
+    accuracy: float
+    change: float
+    agreement: float
+    sqnr_db: float | None
+    within: bool
+    accurate: bool
+    onnx_bytes: int
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked, and what the chosen model has.
+
+    Attributes:
+        name: of the budget, or ``accuracy``.
+        allowed, got: as a person reads them.
+        met: whether it holds.
+        needed: where it does not hold: what would have to be allowed, as far as that was found.
+    """
+
+    name: str
+    allowed: str
+    got: str
+    met: bool
+    needed: str | None
+
+
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq search`` tried and chose.
+
+    Attributes:
+        reference: the float model that shares and accuracy refer to: name, accuracy in percent, what accuracy is, its costs.
+        images: how many accuracy was measured on; the choice was made on these very images.
+        constraints: one by one.
+        met: all of them hold.
+        tries: in order.
+        chosen: label of the try whose files lie in the folder.
+        notes: what a user must know.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    reference: dict[str, Any]
+    images: int
+    constraints: list[Constraint]
+    met: bool
+    tries: list[Try]
+    chosen: str
+    notes: list[str]
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        got = next(t for t in self.tries if t.label == self.chosen)
+        state = "every constraint holds" if self.met else "NOT every constraint holds"
+        widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
+        return (
+            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % ({got.change:+.2f} points) on "
+            f"{self.images} images; {len(self.tries)} files measured"
+        )
+
+
+def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
+    """Search the widths of one model, or models and widths, and write the chosen model with all records to ``spec.out``.
+
+    An interrupted search goes on: analyses are resumed, and files that were measured are not measured again.
+
+    Raises:
+        UsageError: constraints that contradict each other, or a budget that no width can meet.
+        TrtqError: a stage failed.
+    """
+    told, started = progress or Silent(), time.monotonic()
+    job = _Job(spec, told)
+    with locked(ensure_writable_dir(job.out) / ".trtq.lock", waiting=told.note):
+        for candidate in job.candidates:
+            job.search(candidate)
+        record = job.settle(round(time.monotonic() - started, 3))
+        write_json(job.out / SEARCH, record)
+        from trtq.report.page import write_page
+
+        write_page(job.out, job.out / "report.html", title=f"Search: {record.tries[0].model}")
+    return record
+
+
+class _Candidate:
+    """A model, what it could cost, and where its results go."""
+
+    def __init__(self, spec: SearchSpec, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
+        self.name, self.folder, self.label = name, folder, label
+        self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
+        self.fields.update({"model": name, "checkpoint": checkpoint})
+        loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
+        preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
+        captured = capture(loaded.module, preprocess.input_size)
+        self.weights = weights_digest(captured.module)
+        weights = weights_of(captured.module)
+        if not weights:
+            raise UsageError(f"There is nothing to search in {name}", "it has no convolution or linear with a constant weight")
+        self.outline: Outline = outline(captured.module, captured.example, weights)
+        self.analysis: AnalyzeRecord | None = None
+
+
+class _Job:
+    """One search: goals, candidates and everything that was measured."""
+
+    def __init__(self, spec: SearchSpec, told: Progress) -> None:
+        self.spec, self.told, self.out = spec, told, Path(spec.out)
+        self.tries, self.notes, self.images = list[Try](), list[str](), 0
+        self.needed: dict[str, str] = {}
+        self.reference: dict[str, Any] = {}
+        self.options = read_options(spec.bits)
+        _check(spec, self.options)
+        self.labelled = self._labelled()
+        self.candidates = list(self._candidates())
+        first = Pricing(self.candidates[0].outline, self._devices())
+        self.minimize = spec.minimize or (None if spec.budget else "size")
+        self.full = first.full()
+        self.budgets = read_budgets(spec.budget, self.full)
+        self._require_possible()
+
+    def _labelled(self) -> bool:
+        where, index = self._val()
+        labelled = open_source(where, Path(index) if index else None).labels is not None
+        if not labelled and self.spec.min_accuracy is not None and self.spec.min_accuracy > 0:
+            raise UsageError(
+                f"Cannot hold an accuracy of {self.spec.min_accuracy:g} %", f"{where} has no labels",
+                "Give points against the float model, such as --min-accuracy -1.0: without labels that is agreement",
+            )  # fmt: skip
+        return labelled
+
+    def _val(self) -> tuple[str, str | None]:
+        spec = self.spec
+        return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
+
+    def _devices(self) -> list[str]:
+        return latency_devices([*self.spec.budget, *([self.spec.minimize] if self.spec.minimize else [])])
+
+    def _candidates(self) -> Iterator[_Candidate]:
+        named = [c for text in self.spec.candidates for c in text.split(",") if c]
+        if not named:
+            yield _Candidate(self.spec, self.spec.model, self.spec.checkpoint, self.out, "")
+            return
+        for i, text in enumerate(named):
+            model, _, checkpoint = text.partition("=")
+            label = model.rpartition(":")[2]
+            self.told.note(f"candidate {model}")
+            yield _Candidate(self.spec, model, checkpoint or None, self.out / "candidates" / f"{i}-{label}", label)
+
+    def _require_possible(self) -> None:
+        """Drop candidates that no width brings within the budgets; raise when none is left."""
+        left, why = [], ""
+        for candidate in self.candidates:
+            least, _ = Pricing(candidate.outline, self._devices()).span(self.options)
+            over = next((b for b, limit in self.budgets.items() if least[b] > limit * (1 + 1e-9)), None)
+            if over is None:
+                left.append(candidate)
+                continue
+            why = (
+                f"{candidate.name} needs {shown(over, least[over])} at its narrowest widths, {shown(over, self.budgets[over])} is allowed: "
+                f"{least[over] / self.budgets[over]:.2f} times as much"
+            )
+            if len(self.candidates) == 1:
+                raise UsageError(f"The budget {over} cannot be met", why, "Allow more, or offer narrower widths with --bits")
+            self._note(f"left out: {why}")
+        if not left:
+            raise UsageError("No candidate can meet the budgets", why, "Allow more, or offer narrower widths with --bits")
+        self.candidates = left
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.told.note(text)
+
+    def search(self, candidate: _Candidate) -> None:
+        """Walk the line of budgets of one model."""
+        spec = self.spec
+        pricing = Pricing(candidate.outline, self._devices())
+        analysis = self._analyze(candidate)
+        least, most = pricing.span(self.options)
+        goal = self.budgets or {str(self.minimize): most[str(self.minimize)]}
+        walk = _Walk(self, candidate, analysis, pricing, goal, least, most)
+        if WIDE in self.options:
+            walk.baseline()
+        first = walk.at(AS_ASKED, methods=spec.methods == "always")
+        helped = spec.methods == "always"
+        if not first.accurate and spec.methods == "auto":
+            self._note(f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying the family's quantization methods")
+            first, helped = walk.at(AS_ASKED, methods=True), True
+        if first.accurate and self.minimize and spec.min_accuracy is not None:
+            smallest(lambda t: walk.at(t, methods=helped).accurate, 0.0, AS_ASKED, walk.left)
+        elif not first.accurate and self.budgets:
+            self._loosen(walk, helped, candidate)
+
+    def _loosen(self, walk: _Walk, helped: bool, candidate: _Candidate) -> None:
+        """Find by how much the budgets would have to give for accuracy to hold."""
+        if not walk.left or not walk.at(NONE, methods=helped).accurate:
+            self._note(
+                f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}"
+                if walk.left else f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need"
+            )  # fmt: skip
+            return
+        t = smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left)
+        got = walk.at(t, methods=helped)
+        over = {b: got.costs[b] for b, limit in self.budgets.items() if got.costs[b] > limit * (1 + 1e-9)}
+        for b, v in over.items():
+            self.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for an accuracy of {got.change:+.2f} points"
+        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {self.needed[b]}" for b in over))
+
+    def _analyze(self, candidate: _Candidate) -> AnalyzeRecord:
+        spec, out = self.spec, ensure_writable_dir(candidate.folder)
+        fields = {**candidate.fields, "out": str(out / ANALYSIS), "bits": tuple(o.label for o in self.options)}
+        same = ("metric", "images", "calib_images", "calibrator", "batch_size", "seed", "calib_cache")
+        candidate.analysis = analyze(AnalyzeSpec(**fields, **{f: getattr(spec, f) for f in same}), self.told)
+        return candidate.analysis
+
+    def measure(self, candidate: _Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
+        """Quantize and evaluate one allocation, or take up what an earlier run measured."""
+        spec, where = self.spec, self._val()
+        fields = {f: getattr(spec, f) for f in ("calibrator", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
+        wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
+        val = open_source(where[0], Path(where[1]) if where[1] else None)
+        parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint")}
+        key = digest_of(
+            [[(v.name, v.option) for v in allocated.layers], parts, candidate.weights, where, spec.limit, len(val), __version__]
+        )
+        folder = ensure_writable_dir(candidate.folder / TRIES / key[:12])
+        write_json(folder / ALLOCATION, allocated)
+        if not (folder / EVALUATION).is_file():
+            self.told.note(f"{label}: {allocated.summary}")
+            quantize(QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION)), self.told)
+            shared = {f: candidate.fields[f] for f in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")}
+            scored = evaluate(
+                EvaluateSpec(
+                    onnx=str(folder / QDQ), reference=str(folder / FP32), data=where[0], class_index=where[1], limit=spec.limit,
+                    exclude=None if spec.val else str(folder / RECORD), **shared,
+                ), self.told,
+            )  # fmt: skip
+            write_json(folder / EVALUATION, scored)
+        return self._judge(candidate, allocated, folder, label)
+
+    def _judge(self, candidate: _Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
+        scored = msgspec.convert(read_json(folder / EVALUATION), EvaluateRecord)
+        made = read_json(folder / RECORD, kind="quantize record")
+        self.images = scored.images
+        accuracy = scored.top1 if scored.top1 is not None else scored.agreement
+        own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
+        assert accuracy is not None
+        assert scored.agreement is not None
+        if not self.reference:
+            self.reference = {
+                "model": candidate.name, "accuracy": own, "measure": "top-1" if scored.top1 is not None else "agreement",
+                "costs": self.full,
+            }  # fmt: skip
+        floor = self.spec.min_accuracy
+        change = accuracy - float(self.reference["accuracy"])
+        accurate = floor is None or (change >= floor - 1e-9 if floor <= 0 else accuracy >= floor)
+        found = Try(
+            label=f"{candidate.label} {label}".strip(), model=candidate.name, folder=str(folder.relative_to(self.out)),
+            widths=_widths(allocated), methods=[m["name"] for m in made["methods"]], costs=dict(allocated.costs), accuracy=accuracy,
+            change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
+            within=all(allocated.costs[b] <= limit * (1 + 1e-9) for b, limit in self.budgets.items()), accurate=accurate,
+            onnx_bytes=made["files"][QDQ]["bytes"],
+        )  # fmt: skip
+        self.told.note(
+            f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement {scored.agreement:.2f} %, "
+            f"{'within' if found.within else 'over'} the budgets"
+        )
+        self.tries.append(found)
+        return found
+
+    def settle(self, seconds: float) -> SearchRecord:
+        """Choose, move the chosen files to the folder, and drop the other models."""
+        chosen = self._best()
+        for name in RESULT:
+            source = self.out / chosen.folder / name
+            if source.is_file():
+                shutil.copyfile(source, self.out / f".{name}.new")
+                (self.out / f".{name}.new").replace(self.out / name)
+        analysis = next(c for c in self.candidates if c.name == chosen.model).folder / ANALYSIS
+        if analysis != self.out / ANALYSIS:
+            shutil.copyfile(analysis, self.out / ANALYSIS)
+        self._write_frontier(chosen)
+        constraints = self._constraints(chosen)
+        return SearchRecord(
+            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), reference=self.reference, images=self.images,
+            constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label, notes=self.notes,
+            seconds=seconds, environment=environment(),
+        )  # fmt: skip
+
+    def _write_frontier(self, chosen: Try) -> None:
+        """Write frontier.json and one picture for each cost: what was measured, and the predicted frontier of the chosen model."""
+        from trtq.report.figures import frontier_figure
+
+        axes = ["size", "energy", *(b for b in self.tries[0].costs if b.startswith(LATENCY) or b in (*self.budgets, self.minimize))]
+        axes = list(dict.fromkeys(axes))
+        points: list[dict[str, Any]] = [
+            {
+                "label": t.label, "model": t.model, "accuracy": t.accuracy, "change": t.change, "widths": t.widths, "methods": t.methods,
+                "costs": {a: t.costs[a] / self._unit(a)[0] for a in axes}, "dominated": {},
+            }
+            for t in self.tries
+        ]  # fmt: skip
+        for a in axes:
+            flags = dominated([(p["costs"][a], p["accuracy"]) for p in points])
+            for p, flag in zip(points, flags, strict=True):
+                p["dominated"][a] = flag
+        predicted = self._predicted(chosen)
+        units = {a: self._unit(a)[1] for a in axes}
+        write_json(
+            self.out / FRONTIER,
+            {"measure": self.reference["measure"], "units": units, "chosen": chosen.label, "points": points, "predicted": predicted},
+        )
+        for a in axes:
+            limit = self.budgets[a] / self._unit(a)[0] if a in self.budgets else None
+            figure = frontier_figure(points, a, measure=self.reference["measure"], chosen=chosen.label, limit=limit, unit=units[a])
+            write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
+
+    def _unit(self, budget: str) -> tuple[float, str]:
+        """Return what a cost is divided by for a person, and the unit it then has."""
+        if budget == "size":
+            return 1e6, "MB of parameters, predicted"
+        return (1.0, "ms, predicted") if budget.startswith(LATENCY) else (self.full[budget], "of the float model, predicted")
+
+    def _predicted(self, chosen: Try) -> dict[str, Any]:
+        """Return every allocation of the chosen model that the metric cannot better at its size, and the chosen one."""
+        candidate = next(c for c in self.candidates if c.name == chosen.model)
+        analysis = candidate.analysis
+        assert analysis is not None
+        pricing = Pricing(candidate.outline, self._devices())
+        asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
+        front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
+        losses = {v.name: v.loss for v in analysis.layers}
+        taken = msgspec.convert(read_json(self.out / ALLOCATION), AllocateRecord).layers
+        at = {"cost": chosen.costs["size"] / 1e6, "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken)}
+        return {"axis": "size", "metric": analysis.metric, "at": at, "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front]}
+
+    def _best(self) -> Try:
+        """The best of those that hold everything; else the most accurate within the budgets."""
+        good = [t for t in self.tries if t.within and t.accurate]
+        if good and self.minimize and self.spec.min_accuracy is not None:
+            return min(good, key=lambda t: (t.costs[str(self.minimize)], -t.accuracy))
+        inside = good or [t for t in self.tries if t.within] or self.tries
+        return max(inside, key=lambda t: (t.accuracy, t.agreement, -t.costs["size"]))
+
+    def _constraints(self, chosen: Try) -> list[Constraint]:
+        found = [
+            Constraint(
+                name=b, allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
+                got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of float, predicted)",
+                met=chosen.costs[b] <= limit * (1 + 1e-9), needed=self.needed.get(b),
+            )
+            for b, limit in self.budgets.items()
+        ]  # fmt: skip
+        floor = self.spec.min_accuracy
+        if floor is not None:
+            allowed = f"{floor:g} points" if floor <= 0 else f"{floor:g} %"
+            more = "; ".join(f"{b} {v}" for b, v in self.needed.items()) or None
+            found.append(
+                Constraint(
+                    name="accuracy", allowed=allowed,
+                    got=f"{self.reference['measure']} {chosen.accuracy:.2f} % ({chosen.change:+.2f} points), ONNX Runtime on CPU",
+                    met=chosen.accurate, needed=None if chosen.accurate else more,
+                )
+            )  # fmt: skip
+        return found
+
+
+class _Walk:
+    """Points on one candidate's line of budgets; a point with the widths of an earlier one costs nothing."""
+
+    def __init__(
+        self, job: _Job, candidate: _Candidate, analysis: AnalyzeRecord, pricing: Pricing, goal: Mapping[str, float],
+        least: Mapping[str, float], most: Mapping[str, float],
+    ) -> None:  # fmt: skip
+        self.job, self.candidate, self.analysis, self.pricing = job, candidate, analysis, pricing
+        self.goal, self.least, self.most = goal, least, most
+        self.left, self.seen = job.spec.rounds, dict[tuple[Any, ...], Try]()
+
+    def at(self, t: float, *, methods: bool) -> Try:
+        """Return the file at point ``t``, measured."""
+        spec = self.job.spec
+        asked = AllocateSpec(
+            analysis=str(self.candidate.folder / ANALYSIS), out="", strategy=spec.strategy, bits=spec.bits, target=spec.target
+        )
+        allocated = decide(asked, self.analysis, self.pricing, budgets_at(t, self.goal, self.least, self.most))
+        return self._once(allocated, methods=methods, label=_label(t, methods=methods))
+
+    def baseline(self) -> Try:
+        """Return the file with 8 bits everywhere: what the searched ones are held against."""
+        options = uniform(self.candidate.outline, WIDE)
+        names = {v.name for v in self.analysis.layers}
+        allocated = AllocateRecord(
+            schema=SCHEMA, verb="allocate", spec={}, model=self.analysis.model, metric=self.analysis.metric, budgets={},
+            costs=self.pricing.totals({n: options[n] if n in names else HALF for n in options}), full=self.pricing.full(),
+            loss=sum(v.loss[WIDE.label] for v in self.analysis.layers),
+            layers=[AllocatedLayer(name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group) for v in self.analysis.layers],
+            front=[], environment=environment(),
+        )  # fmt: skip
+        return self._once(allocated, methods=False, label="uniform w8a8")
+
+    def _once(self, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
+        key = (tuple(v.option for v in allocated.layers), methods)
+        if key not in self.seen:
+            self.left -= 1
+            self.seen[key] = self.job.measure(self.candidate, allocated, methods=methods, label=label)
+        return self.seen[key]
+
+
+def _label(t: float, *, methods: bool) -> str:
+    where = (
+        "at the budgets" if t == AS_ASKED else "without budgets" if t == NONE else f"{'tightened' if t < AS_ASKED else 'loosened'} {t:.3f}"
+    )
+    return f"{where}, methods" if methods else where
+
+
+def _widths(allocated: AllocateRecord) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for layer in allocated.layers:
+        counts[layer.option] = counts.get(layer.option, 0) + 1
+    return dict(sorted(counts.items(), key=lambda c: read_option(c[0])))
+
+
+def _check(spec: SearchSpec, options: list[Option]) -> None:
+    """Refuse what contradicts itself, before anything is loaded.
+
+    Raises:
+        UsageError: names what contradicts what.
+    """
+    if bool(spec.model) == bool(spec.candidates):
+        raise UsageError("trtq search needs a MODEL or --candidates", "it got both" if spec.model else "it got neither")
+    if spec.candidates and spec.checkpoint:
+        raise UsageError("--checkpoint does not go with --candidates", mend="Write each as MODEL=CHECKPOINT")
+    if not spec.budget and spec.min_accuracy is None:
+        raise UsageError("There is nothing to search for", "neither a budget nor an accuracy was given", "Add --budget size=0.2")
+    if spec.minimize and spec.min_accuracy is None:
+        raise UsageError("--minimize needs --min-accuracy", "the narrowest widths are always the smallest", "Add --min-accuracy -1.0")
+    if spec.minimize and spec.minimize not in NAMES and not spec.minimize.startswith(f"{LATENCY}@"):
+        raise UsageError(
+            f"Cannot minimize {spec.minimize!r}", f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE", suggest(spec.minimize, NAMES)
+        )
+    if spec.target:
+        require_kernels(options, spec.target)
