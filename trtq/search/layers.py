@@ -43,7 +43,8 @@ class Coding:
         if self.scale is None:
             return x
         if self.kind != "uniform":
-            return fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
+            rounded: torch.Tensor = fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
+            return rounded
         if x.shape not in scratch:
             scratch[x.shape] = torch.empty_like(x)
         values = scratch[x.shape]
@@ -70,12 +71,12 @@ class Layer:
     codings: dict[str, Coding]
 
     def call(
-        self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str, scratch: dict[torch.Size, torch.Tensor]
+        self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str, scratch: dict[torch.Size, torch.Tensor] | None = None
     ) -> torch.Tensor:
-        """Return the layer's output on ``arguments`` (those of its call) with both operands quantized."""
+        """Return the layer's output on ``arguments`` (those of its call) with both operands quantized; ``scratch`` is overwritten."""
         coding, target = self.codings[label], self.node.target
         assert callable(target)
-        result: torch.Tensor = target(coding.quantize_input(arguments[0], scratch), coding.weight, *arguments[2:], **keywords)
+        result: torch.Tensor = target(coding.quantize_input(arguments[0], {} if scratch is None else scratch), coding.weight, *arguments[2:], **keywords)
         return result
 
 
