@@ -202,6 +202,41 @@ def test_the_plan_s_own_kernels(cnn_out: Path, tmp_path: Path):
         cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="rtx3080", engine=str(engine)))
 
 
+def test_a_measured_profile_corrects_the_prediction(images, tmp_path, cnn_out: Path):
+    plain = cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="xavier")).latency
+    assert plain is not None
+    first, second = plain.kernels[:2]
+    rows = [
+        {"count": 500}, {"name": f"{first.name}/Conv + relu/Relu", "timeMs": 100.0, "averageMs": 3 * first.ms, "percentage": 50.0},
+        {"name": f"[ONNX Layer: {second.name}/Conv]", "timeMs": 50.0, "averageMs": 3 * (plain.ms - first.ms), "percentage": 50.0},
+    ]  # fmt: skip
+    profile = tmp_path / "p.json"
+    profile.write_text(json.dumps(rows))
+    found = cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="xavier", profile=str(profile)))
+    assert found.latency is not None
+    assert found.latency.correction is not None
+    assert found.latency.correction.factor == pytest.approx(3.0)
+    assert [m.kernels for m in found.latency.correction.matched] == [[first.name], [second.name]]
+    assert found.latency.correction.unmatched == len(plain.kernels) - 2
+    assert "3.00 times the prediction (--correct xavier=3.000)" in found.summary
+    for text, error in (
+        ("{}", "is no layer profile"),
+        ('[{"count": 1}]', "averageMs"),
+        ('[{"name": "a", "averageMs": 1}]', "no layer profile"),
+    ):
+        profile.write_text(text)
+        with pytest.raises(ArtifactError, match=error):
+            cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="xavier", profile=str(profile)))
+    with pytest.raises(UsageError, match="--profile needs --device"):
+        cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), profile=str(profile)))
+    analysis(images, tmp_path, bits=["8", "fp16"])
+    values = {"analysis": str(tmp_path / "S.json"), "out": str(tmp_path / "A.json"), "budget": ("latency@xavier=1s",)}
+    once, thrice = allocate(AllocateSpec(**values)), allocate(AllocateSpec(**values, correct=("xavier=3",)))
+    assert thrice.costs["latency@xavier"] == pytest.approx(3 * once.costs["latency@xavier"])
+    with pytest.raises(UsageError, match="Cannot read --correct 'xavier=fast': expected DEVICE=FACTOR"):
+        allocate(AllocateSpec(**values, correct=("xavier=fast",)))
+
+
 # ---- latency budgets ----------------------------------------------------------------------------------------------------------
 
 

@@ -112,6 +112,10 @@ Budgets = Annotated[
         "model; repeatable."
     ),
 ]
+Correct = Annotated[
+    tuple[str, ...],
+    Doc(description="DEVICE=FACTOR on predicted latencies, the factor that trtq cost --profile found; repeatable."),
+]
 Target = Annotated[
     str | None, Doc(description="A device of the hardware table: widths it has no kernels for are refused, such as fp8 on orin.")
 ]
@@ -207,6 +211,7 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
     ] = ()
     budget: Budgets = ()
     target: Target = None
+    correct: Correct = ()
 
 
 class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -244,6 +249,7 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     strategy: Annotated[Literal["milp", "greedy"], Doc(description="How widths are chosen within budgets; see trtq allocate.")] = "milp"
     bits: Annotated[tuple[str, ...], Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas.")] = ("4", "6", "8")
     target: Target = None
+    correct: Correct = ()
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")] = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
@@ -296,6 +302,12 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     batch: Annotated[int, Meta(ge=1), Doc(description="Images a call, for the latency.")] = 1
     engine: Annotated[
         str | None, Doc(description="A TensorRT-RTX engine of the model: predict over its own fused kernels, too. Needs --device.")
+    ] = None
+    profile: Annotated[
+        str | None,
+        Doc(
+            description="Measured layer times on that device (trtexec --exportProfile): say how far the prediction is off. Needs --device."
+        ),
     ] = None
 
 

@@ -48,6 +48,8 @@ def command(as_json: bool, **values: Any) -> None:
         click.echo(f"\n{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
         for k in found.kernels:
             click.echo(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
+        for m in found.correction.matched if found.correction else ():
+            click.echo(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
         for note in found.notes:
             click.echo(f"  {note}")
         click.echo(f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to {found.fitted_to}")

@@ -12,7 +12,13 @@ import msgspec
 from trtq.errors import UsageError
 from trtq.recipe import Spec, option_name, plain_type, read_toml
 
-METAVARS = {"method": "NAME", "bits": "WIDTH", "budget": "NAME=VALUE"}  # of options that repeat
+METAVARS = {
+    "method": "NAME",
+    "bits": "WIDTH",
+    "budget": "NAME=VALUE",
+    "candidates": "MODEL[=CHECKPOINT]",
+    "correct": "DEVICE=FACTOR",
+}  # of options that repeat
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -76,7 +76,9 @@ class Layer:
         """Return the layer's output on ``arguments`` (those of its call) with both operands quantized; ``scratch`` is overwritten."""
         coding, target = self.codings[label], self.node.target
         assert callable(target)
-        result: torch.Tensor = target(coding.quantize_input(arguments[0], {} if scratch is None else scratch), coding.weight, *arguments[2:], **keywords)
+        result: torch.Tensor = target(
+            coding.quantize_input(arguments[0], {} if scratch is None else scratch), coding.weight, *arguments[2:], **keywords
+        )
         return result
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
+from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.recipe import AllocateSpec
 from trtq.search.allocate import STRATEGIES, Choice, summed
@@ -63,7 +64,7 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
     analysis = read_analysis(Path(spec.analysis))
-    pricing = Pricing(analysis.outline, latency_devices(spec.budget))
+    pricing = Pricing(analysis.outline, latency_devices(spec.budget), read_factors(spec.correct))
     budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
         raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")

@@ -15,6 +15,7 @@ from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.ops import WEIGHTED, Kernel, Op
+from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
 from trtq.cost.roofline import KernelTime, Widths, predict_all
 from trtq.data.preprocess import resolve_preprocess
@@ -56,6 +57,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
         source: of its figures.
         fitted_to: of the two fitted numbers.
         how: what the figure is.
+        correction: with --profile, how far it is off.
     """
 
     device: str
@@ -68,6 +70,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     fitted_to: str
     how: str = ROOFLINE
+    correction: Correction | None = None
 
 
 class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +107,10 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.latency is not None:
             said += f"; {self.latency.ms:.3f} ms on the {self.latency.title} in {len(self.latency.kernels)} kernels (predicted)"
+        if self.latency is not None and self.latency.correction is not None:
+            c = self.latency.correction
+            advice = f"--correct {self.latency.device}={c.factor:.3f}"
+            said += f"; the profile measured {c.measured_ms:.3f} ms, {c.factor:.2f} times the prediction ({advice})"
         if self.engine is not None:
             said += f"; over the plan's {len(self.engine.kernels)} kernels {self.engine.ms:.3f} ms (predicted)"
         return said
@@ -134,8 +141,9 @@ def cost(spec: CostSpec) -> CostRecord:
         TrtqError: the model cannot be loaded or captured, the allocation is of another one, or the device is unknown.
     """
     device = find_device(spec.device) if spec.device else None
-    if spec.engine and device is None:
-        raise UsageError("--engine needs --device", "a plan has no latency by itself", "Name the GPU it was built for: --device rtx3080")
+    for option in ("engine", "profile"):
+        if getattr(spec, option) and device is None:
+            raise UsageError(f"--{option} needs --device", "only a device gives a latency", f"Name the one the {option} is of")
     if spec.allocation and spec.bits is not None:
         raise UsageError("Give --bits or --allocation, not both", f"found --bits {spec.bits} and --allocation {spec.allocation}")
     counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
@@ -154,7 +162,7 @@ def cost(spec: CostSpec) -> CostRecord:
             "energy": sum(r.energy for r in rows) / max(sum(layer_energy(v, 32, 32) for v in layers), 1.0),
         },
         how=HOW, environment=environment(),
-        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec.batch),
+        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
         engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
     )  # fmt: skip
 
@@ -211,11 +219,13 @@ def _count(dims: Sequence[int]) -> int:
     return total
 
 
-def _latency(kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], batch: int) -> LatencyRecord:
+def _latency(kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], spec: CostSpec) -> LatencyRecord:
     notes = []
     if "int8" not in device.peaks and any(max(widths(k)) <= 8 for k in kernels):
         notes.append(f"the {device.title} has no INT8 kernels: quantized layers are predicted in FP16")
-    return _record(predict_all(kernels, device, widths, batch=batch)[0], device, batch, notes)
+    times = predict_all(kernels, device, widths, batch=spec.batch)[0]
+    record = _record(times, device, spec.batch, notes)
+    return msgspec.structs.replace(record, correction=correct(Path(spec.profile), times)) if spec.profile else record
 
 
 def _record(times: list[KernelTime], device: Device, batch: int, notes: list[str]) -> LatencyRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from trtq.cost.devices import Device, find_device
+from trtq.cost.devices import find_device
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
 from trtq.cost.roofline import predict
@@ -20,14 +20,16 @@ class Pricing:
     Args:
         outline: of the model.
         devices: for latency.
+        factors: on predicted latencies, by device.
 
     Raises:
         UsageError: a device that the hardware table does not have.
     """
 
-    def __init__(self, outline: Outline, devices: Iterable[str] = ()) -> None:
+    def __init__(self, outline: Outline, devices: Iterable[str] = (), factors: Mapping[str, float] | None = None) -> None:
         self.outline = outline
         self.devices = {f"{LATENCY}@{name}": find_device(name) for name in devices}
+        self.factors = {f"{LATENCY}@{find_device(name).name}": v for name, v in (factors or {}).items()}
         self.names = (*NAMES, *self.devices)
         self.kernels = {k.name: k for k in outline.kernels if k.name in outline.layers}
         self.others = [k for k in outline.kernels if k.name not in outline.layers]
@@ -41,15 +43,19 @@ class Pricing:
             return layer_bitops(counted, option.weight, option.input)
         if budget == "energy":
             return layer_energy(counted, option.weight, option.input)
-        return _milliseconds(self.kernels[name], self.devices[budget], option)
+        return self._milliseconds(self.kernels[name], budget, option)
 
     def fixed(self, budget: str, option: Option = HALF) -> float:
         """Return what the model costs besides its layers; ``option`` is what the rest runs in."""
         if budget == "size":
             return float(self.outline.other_bytes)
         if budget in self.devices:
-            return sum(_milliseconds(k, self.devices[budget], option) for k in self.others)
+            return sum(self._milliseconds(k, budget, option) for k in self.others)
         return 0.0
+
+    def _milliseconds(self, kernel: Kernel, budget: str, option: Option) -> float:
+        widths, precision = (option.weight, option.input), "fp8" if option.fp8 else None
+        return predict(kernel, self.devices[budget], widths, precision=precision).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[Option]) -> tuple[dict[str, float], dict[str, float]]:
         """Return the least and the most the model can cost at these widths, by budget name."""
@@ -64,10 +70,6 @@ class Pricing:
     def full(self) -> dict[str, float]:
         """Return the cost of the float model in FP32."""
         return {b: self.fixed(b, FULL) + sum(self.layer(n, FULL, b) for n in self.outline.layers) for b in self.names}
-
-
-def _milliseconds(kernel: Kernel, device: Device, option: Option) -> float:
-    return predict(kernel, device, (option.weight, option.input), precision="fp8" if option.fp8 else None).ms
 
 
 def require_kernels(options: Sequence[Option], target: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, read_json, write_bytes, write_json
+from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.graph.capture import capture
@@ -175,11 +176,11 @@ class _Job:
         self.tries, self.notes, self.images = list[Try](), list[str](), 0
         self.needed: dict[str, str] = {}
         self.reference: dict[str, Any] = {}
-        self.options = read_options(spec.bits)
+        self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
         self.labelled = self._labelled()
         self.candidates = list(self._candidates())
-        first = Pricing(self.candidates[0].outline, self._devices())
+        first = Pricing(self.candidates[0].outline, self._devices(), self.factors)
         self.minimize = spec.minimize or (None if spec.budget else "size")
         self.full = first.full()
         self.budgets = read_budgets(spec.budget, self.full)
@@ -217,7 +218,7 @@ class _Job:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
         left, why = [], ""
         for candidate in self.candidates:
-            least, _ = Pricing(candidate.outline, self._devices()).span(self.options)
+            least, _ = Pricing(candidate.outline, self._devices(), self.factors).span(self.options)
             over = next((b for b, limit in self.budgets.items() if least[b] > limit * (1 + 1e-9)), None)
             if over is None:
                 left.append(candidate)
@@ -240,7 +241,7 @@ class _Job:
     def search(self, candidate: _Candidate) -> None:
         """Walk the line of budgets of one model."""
         spec = self.spec
-        pricing = Pricing(candidate.outline, self._devices())
+        pricing = Pricing(candidate.outline, self._devices(), self.factors)
         analysis = self._analyze(candidate)
         least, most = pricing.span(self.options)
         goal = self.budgets or {str(self.minimize): most[str(self.minimize)]}
@@ -392,7 +393,7 @@ class _Job:
         candidate = next(c for c in self.candidates if c.name == chosen.model)
         analysis = candidate.analysis
         assert analysis is not None
-        pricing = Pricing(candidate.outline, self._devices())
+        pricing = Pricing(candidate.outline, self._devices(), self.factors)
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
         losses = {v.name: v.loss for v in analysis.layers}

@@ -1,0 +1,101 @@
+"""Measured layer times of an engine (``trtexec --exportProfile``), held against the roofline, and the factor between the two."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from trtq.cost.roofline import KernelTime
+from trtq.errors import ArtifactError, UsageError
+
+SEPARATORS = re.compile(r"\s*(?:\+|\|\||,)\s*|\[ONNX Layer: |\]")
+
+
+class Matched(msgspec.Struct, frozen=True, kw_only=True):
+    """One kernel with both times, in ms; a measured layer that holds several kernels stands beside their sum."""
+
+    kernels: list[str]
+    layer: str
+    predicted: float
+    measured: float
+
+
+class Correction(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a prediction is from a measured profile.
+
+    Attributes:
+        source: the profile.
+        iterations: it averages over.
+        measured_ms: sum over its layers.
+        predicted_ms: sum over the kernels.
+        factor: measured over predicted: what predictions for this device and kind of model are multiplied with.
+        matched: layers and kernels whose names meet.
+        unmatched: kernels without a layer.
+    """
+
+    source: str
+    iterations: int
+    measured_ms: float
+    predicted_ms: float
+    factor: float
+    matched: list[Matched]
+    unmatched: int
+
+
+def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
+    """Return the correction that a profile gives.
+
+    Raises:
+        ArtifactError: the file is missing, or no profile of trtexec.
+    """
+    try:
+        rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, str | float | int]])
+        count = next(int(r["count"]) for r in rows if "count" in r)
+        layers = [(str(r["name"]), float(r.get("averageMs", math.nan))) for r in rows if "name" in r]
+        if not layers or any(not math.isfinite(ms) or ms < 0 for _, ms in layers):
+            raise ValueError("its layers have no averageMs")
+    except FileNotFoundError as exc:
+        raise ArtifactError(f"Cannot read the profile {path}", "there is no such file") from exc
+    except (OSError, msgspec.MsgspecError, StopIteration, ValueError) as exc:
+        raise ArtifactError(
+            f"{path} is no layer profile", f"expected what trtexec --exportProfile writes ({exc or 'no count'})", "Make it with that option"
+        ) from exc
+    by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
+    for layer, ms in layers:
+        found = [n for n in dict.fromkeys(_names(layer)) if n in by_name and n not in used]
+        if found:
+            used.update(found)
+            matched.append(Matched(kernels=found, layer=layer, predicted=sum(by_name[n].ms for n in found), measured=ms))
+    measured, predicted = sum(ms for _, ms in layers), sum(t.ms for t in times)
+    return Correction(
+        source=str(path), iterations=count, measured_ms=measured, predicted_ms=predicted, factor=measured / predicted, matched=matched,
+        unmatched=len(times) - len(used),
+    )  # fmt: skip
+
+
+def _names(layer: str) -> list[str]:
+    """Return the names of the nodes that TensorRT joined into a layer, without their op."""
+    return [part.rpartition("/")[0] or part for part in SEPARATORS.split(layer) if part]
+
+
+def read_factors(texts: Sequence[str]) -> dict[str, float]:
+    """Return factors on predicted latencies by device, as in ``xavier=1.4``.
+
+    Raises:
+        UsageError: not DEVICE=FACTOR, or a factor that is not greater than 0.
+    """
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            factor = float(value)
+        except ValueError:
+            factor = 0.0
+        if not (math.isfinite(factor) and factor > 0):
+            raise UsageError(f"Cannot read --correct {text!r}", "expected DEVICE=FACTOR, greater than 0", "Write it like xavier=1.4")
+        found[name.strip().lower()] = factor
+    return found
