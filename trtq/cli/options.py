@@ -50,6 +50,8 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 settings["help"] = f"{text}  [required]"
             elif isinstance(default, (int, float, str)) and default != "":
                 settings["help"] = f"{text}  [default: {default}]"
+            elif isinstance(default, tuple) and default and all(isinstance(v, str) for v in default):
+                settings["help"] = f"{text}  [default: {','.join(default)}]"
             if get_origin(plain) is Literal:
                 settings["type"] = click.Choice([str(v) for v in get_args(plain)])
             elif plain in (int, float):
@@ -60,7 +62,9 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
             elif get_origin(plain) is tuple:
                 settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
             function = click.option(option_name(name), name, **settings)(function)
-        return click.argument(argument, metavar=argument.upper(), required=False)(function)
+        needed = defaults[argument] is msgspec.NODEFAULT
+        shown = argument.upper() if needed else f"[{argument.upper()}]"
+        return click.argument(argument, metavar=shown, required=False)(function)
 
     return add
 
