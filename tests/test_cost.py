@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,7 +17,7 @@ from trtq.cost.count import list_kernels, list_ops
 from trtq.cost.devices import devices, find_device
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.ops import Kernel, Op, fuse
-from trtq.cost.roofline import computes_in, predict
+from trtq.cost.roofline import Widths, computes_in, predict
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.engine.targets import DEVICES
 from trtq.errors import ArtifactError, EngineError, ExportError, UsageError
@@ -72,6 +73,15 @@ def test_an_unknown_device_suggests_the_nearest():
         find_device("xavyer")
 
 
+def test_slices_of_one_tensor_are_separate_reads():
+    ops = [
+        Op(name="qkv", kind="linear", macs=9, reads={"x": 4}, writes={"qkv": 12}),
+        Op(name="q", kind="alias", reads={"qkv": 12}, writes={"q": 4}), Op(name="k", kind="alias", reads={"qkv": 12}, writes={"k": 4}),
+        Op(name="qk", kind="matmul", macs=8, reads={"q": 4, "k": 4}, writes={"s": 2}),
+    ]  # fmt: skip
+    assert [(k.name, k.reads) for k in fuse(ops, ["s"])] == [("qkv", 4), ("qk", 8)]
+
+
 # ---- the roofline ------------------------------------------------------------------------------------------------------------
 
 
@@ -79,23 +89,23 @@ def test_the_roofline_by_hand():
     t4 = find_device("t4")
     launch, share = t4.launch * 1e3, t4.efficiency
     assert (t4.memory, share) == (0.8, 0.2)
-    dense = predict(kernel(macs=10**9, weights=10**3, reads=10**3, writes=10**3), t4, (8, 8))
+    dense = predict(kernel(macs=10**9, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
     assert (dense.precision, dense.bound) == ("int8", "launch")
-    dense = predict(kernel(macs=10**11, weights=10**3, reads=10**3, writes=10**3), t4, (8, 8))
+    dense = predict(kernel(macs=10**11, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
     assert (dense.ms, dense.bound) == (pytest.approx(2e11 / (130e12 * share) * 1e3 + launch), "compute")
-    moved = predict(kernel(macs=1, weights=10**8, reads=10**8, writes=10**8), t4, (32, 32))
+    moved = predict(kernel(macs=1, weights=10**8, reads=10**8, writes=10**8), t4, Widths(32, 32))
     assert (moved.ms, moved.bound) == (pytest.approx(12e8 / (320e9 * 0.8) * 1e3 + launch), "memory")
-    deep = predict(kernel(macs=10**10, depthwise=True), t4, (8, 8))
+    deep = predict(kernel(macs=10**10, depthwise=True), t4, Widths(8, 8))
     assert deep.ms == pytest.approx(2e10 / (8.1e12 * share) * 1e3 + launch)  # no tensor core multiplies one channel a group
 
 
 def test_what_a_device_computes_in():
-    assert computes_in(find_device("t4"), (4, 6)) == "int8"  # narrow widths lie in INT8 containers
-    assert computes_in(find_device("t4"), (4, 16)) == "fp16"
-    assert computes_in(find_device("nano"), (8, 8)) == "fp16"
-    assert computes_in(find_device("nano"), (32, 32)) == "fp32"
+    assert computes_in(find_device("t4"), Widths(4, 6)) == "int8"  # narrow widths lie in INT8 containers
+    assert computes_in(find_device("t4"), Widths(4, 16)) == "fp16"
+    assert computes_in(find_device("nano"), Widths(8, 8)) == "fp16"
+    assert computes_in(find_device("nano"), Widths(32, 32)) == "fp32"
     per_byte, launch = 1e3 / (320e9 * 0.8), find_device("t4").launch * 1e3
-    for widths, moved in (((4, 16), 5e8), ((8, 16), 1e9), ((16, 16), 2e9)):
+    for widths, moved in ((Widths(4, 16), 5e8), (Widths(8, 16), 1e9), (Widths(16, 16), 2e9)):
         assert predict(kernel(kind="linear", weights=10**9), find_device("t4"), widths).ms == pytest.approx(moved * per_byte + launch)
 
 
@@ -144,6 +154,45 @@ def test_an_onnx_file_counts_as_its_model(make, images, tmp_path):
     assert counts[0] == counts[1]
 
 
+def small_file(path: Path, nodes, inputs, held, output) -> Path:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones(s, np.int64 if n == "shape" else np.float32) if n != "shape" else np.array(s, np.int64), n)
+         for n, s in held.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_onnx_products_by_hand(tmp_path):
+    from onnx import helper
+
+    node = helper.make_node
+    for nodes, inputs, held, output, macs in (
+        ([node("MatMul", ["w", "x"], ["y"])], {"x": [1, 32, 10]}, {"w": [64, 32]}, "y", 64 * 32 * 10),
+        ([node("MatMul", ["x", "w"], ["y"])], {"x": [4, 10, 32]}, {"w": [4, 32, 16]}, "y", 10 * 32 * 16),
+        ([node("Gemm", ["x", "w", "b"], ["y"], transB=1)], {"x": [1, 32]}, {"w": [10, 32], "b": [10]}, "y", 320),
+        ([node("Gemm", ["x", "z", "b"], ["y"])], {"x": [1, 32], "z": [32, 10]}, {"b": [10]}, "y", 320),
+        ([node("Reshape", ["x", "shape"], ["f"]), node("Gemm", ["f", "w"], ["y"], transB=1)], {"x": [8, 3, 8, 8]},
+         {"shape": [8, 192], "w": [10, 192]}, "y", 1920),
+        ([node("Conv", ["x", "w"], ["y"], group=2)], {"x": [1, 4, 8, 8]}, {"w": [6, 2, 3, 3]}, "y", 6 * 36 * 18),
+    ):  # fmt: skip
+        ops = list_onnx_ops(onnx.load(small_file(tmp_path / "m.onnx", nodes, inputs, held, output)), "m")
+        assert sum(o.macs for o in ops) == macs, nodes
+
+
+def test_rows_and_kernels_agree_on_widths(images, tmp_path):
+    quantize(spec(images, tmp_path / "o", model=VIT))
+    record = cost(CostSpec(model=str(tmp_path / "o/model.qdq.onnx"), device="t4"))
+    linear = [(r.weight_bits, r.input_bits) for r in record.rows if r.layer.kind == "linear"]
+    assert set(linear) == {(8, 8)}
+    assert record.latency is not None
+    assert record.latency.precisions["int8"] >= len(linear)
+
+
 def test_cost_of_a_file_on_a_device(cnn_out: Path):
     fp32, qdq = (cost(CostSpec(model=str(cnn_out / f"model.{n}.onnx"), device="rtx3080")) for n in ("fp32", "qdq"))
     assert fp32.latency is not None
@@ -158,7 +207,7 @@ def test_cost_of_a_file_on_a_device(cnn_out: Path):
     assert "ms on the GeForce RTX 3080 10 GB in" in qdq.summary
     nano = cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="nano")).latency
     assert nano is not None
-    assert nano.notes == ["the Jetson Nano has no INT8 kernels: quantized layers are predicted in FP16"]
+    assert nano.notes == ["the Jetson Nano has no INT8 kernels: such layers are predicted in FP16"]
 
 
 def test_cost_refuses_what_makes_no_sense(cnn_out: Path, tmp_path: Path):
@@ -266,6 +315,18 @@ def pinned(folder: Path, **options: str) -> str:
         layer["option"] = options.get(layer["name"], layer["option"])
     path.write_text(json.dumps(held))
     return str(path)
+
+
+@pytest.mark.parametrize("model", [CNN, VIT])
+def test_a_model_of_fp8_alone(model, images, tmp_path):
+    record = analysis(images, tmp_path, model=model, bits=["fp8"])
+    allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.9",), bits=("fp8",)))
+    done = quantize(spec(images, tmp_path / "o", model=model, allocation=str(tmp_path / "A.json")))
+    assert done.parity.passed
+    assert sum(q.format == "fp8" for q in done.quantizers) >= 2 * len(record.layers)
+    assert cost(CostSpec(model=str(tmp_path / "o/model.qdq.onnx"), device="rtx4090")).latency.precisions["fp8"] >= len(record.layers)
+    old = cost(CostSpec(model=str(tmp_path / "o/model.qdq.onnx"), device="xavier")).latency
+    assert "the Jetson AGX Xavier has no FP8 kernels: such layers are predicted in FP16" in old.notes
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,10 @@ def test_candidates_share_the_budgets_of_the_first(images: Path, tmp_path: Path)
     record = search(wanted(images, tmp_path, model="", candidates=(",".join(names),), budget=("size=0.9",), min_accuracy=-100.0))
     assert {t.model for t in record.tries} == {names[0]}
     assert any("left out" in n and "large" in n for n in record.notes)
+    large = search(wanted(images, tmp_path, model="", candidates=tuple(reversed(names)), budget=("size=1KB",), min_accuracy=-100.0))
+    assert {t.model for t in large.tries} == {names[0]}
+    assert large.reference["model"] == names[1]  # the reference stays the first, though it is too big itself
+    assert large.reference["costs"]["size"] > 100_000
     both = search(wanted(images, tmp_path, model="", candidates=tuple(reversed(names)), budget=("size=0.5",), min_accuracy=-100.0))
     assert {t.model for t in both.tries} == set(names)
     assert both.reference["model"] == names[1]
@@ -176,6 +180,8 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
         ({"budget": ("latency@xavier=1us",)}, "The budget latency@xavier cannot be met"),
         ({"budget": ("latency@xaviar=1ms",)}, "Unknown device 'xaviar'"),
         ({"budget": ("size=0.2",), "bits": ("fp8", "8"), "target": "orin"}, "cannot run fp8"),
+        ({"budget": ("latency@xavier=0.9",), "bits": ("fp8", "8")}, "The Jetson AGX Xavier cannot run fp8"),
+        ({"budget": ("size=0.2",), "min_accuracy": 0.76}, "--min-accuracy 0.76 would be 0.76 %.*Write -0.76 for points"),
     ):
         with pytest.raises(UsageError, match=error):
             search(wanted(images, tmp_path, **changes))
@@ -185,8 +191,72 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
         (flat / f"{i}{path.suffix}").write_bytes(path.read_bytes())
     with pytest.raises(UsageError, match=r"Cannot hold an accuracy of 90 %: .* has no labels"):
         search(wanted(flat, tmp_path, budget=("size=0.3",), min_accuracy=90.0))
+    with pytest.raises(UsageError, match="Cannot compare --candidates: .* has no labels"):
+        search(wanted(flat, tmp_path, model="", candidates=(CNN,), budget=("size=0.3",)))
     record = search(wanted(flat, tmp_path, budget=("size=0.3",), min_accuracy=-100.0))
     assert record.reference["measure"] == "agreement"
+
+
+def test_a_budget_and_another_cost_to_minimize(images: Path, tmp_path: Path):
+    asked = {"budget": ("latency@xavier=1s",), "minimize": "size", "min_accuracy": -100.0, "bits": ("4,8",), "rounds": 5}
+    record = search(wanted(images, tmp_path, **asked))
+    chosen = next(t for t in record.tries if t.label == record.chosen)
+    assert chosen.costs["size"] == min(t.costs["size"] for t in record.tries)
+    assert chosen.widths["w4a4"] >= 3
+    assert all(t.within for t in record.tries)
+
+
+def test_rounds_are_a_limit(images: Path, tmp_path: Path):
+    record = search(wanted(images, tmp_path, budget=("size=0.2",), min_accuracy=0.0, rounds=1, methods="auto", bits=("2,8",)))
+    assert len(record.tries) <= 2  # one, besides 8 bits everywhere
+
+
+def test_other_images_are_measured_again(images: Path, tmp_path: Path):
+    val = write_classes(tmp_path / "val", 4, 6)
+    asked = {"val": str(val), "budget": ("size=0.2",), "min_accuracy": -100.0}
+    before = search(wanted(images, tmp_path, **asked))
+    folders = sorted(p for p in val.iterdir() if p.is_dir())
+    for source, target in ((folders[0], folders[1]), (folders[1], folders[0])):  # as many images, other labels
+        picture = sorted(p for p in source.iterdir() if not p.name.startswith("moved"))[0]
+        picture.rename(target / f"moved-{picture.name}")
+    after = search(wanted(images, tmp_path, **asked))
+    assert [t.folder for t in before.tries] != [t.folder for t in after.tries]
+
+
+def test_two_checkpoints_of_one_model_are_two_candidates(images: Path, tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    from trtq.testing.models import tiny_cnn
+
+    names = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        path = tmp_path / f"{seed}.safetensors"
+        save_file(tiny_cnn().state_dict(), str(path))
+        names.append(f"{CNN}={path}")
+    record = search(wanted(images, tmp_path, model="", candidates=tuple(names), budget=("size=0.3",), min_accuracy=-100.0))
+    chosen = next(t for t in record.tries if t.label == record.chosen)
+    assert len({t.label for t in record.tries}) == len(record.tries)
+    made = read(tmp_path / "out/quantize.json")["model"]["weights_sha256"]
+    assert read(tmp_path / "out/analysis.json")["model"]["weights_sha256"] == made
+    assert read(tmp_path / "out/evaluate.json")["top1"] == chosen.accuracy
+
+
+def test_layers_that_cannot_have_a_width_stay_out_of_the_search(images: Path, tmp_path: Path):
+    (tmp_path / "spiky.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Spiky(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)\n"
+        "        spike = torch.ones(1, 8, 30, 30)\n        spike[0, 0, 3, 3] = 1e6\n        self.register_buffer('spike', spike)\n\n"
+        "    def forward(self, x):\n        y = self.b(torch.relu(self.a(x)) * self.spike)\n        return self.head(y.mean((2, 3)))\n\n\n"
+        "def make():\n    torch.manual_seed(0)\n    return Spiky()\n"
+    )
+    for bits in ("4,8", "8,fp8", "8,w4a16"):
+        record = search(wanted(images, tmp_path / bits, model=f"{tmp_path / 'spiky.py'}:make", budget=("size=0.999",), bits=(bits,)))
+        analysis = read(tmp_path / bits / "out/analysis.json")
+        assert "b" not in [layer["name"] for layer in analysis["layers"]]
+        assert record.met
+        assert "b" in analysis["left_out"]
 
 
 # ---- advice -------------------------------------------------------------------------------------------------------------------------

@@ -69,6 +69,23 @@ def test_the_integer_program_finds_what_brute_force_finds_under_two_budgets(netw
     assert found.loss <= best + 2e-6 * spread + 1e-9
 
 
+def test_the_greedy_rule_stays_within_budgets_when_the_narrowest_width_is_not_the_cheapest():
+    labels = ("w4a16", "w8a8")  # in latency the first costs more
+    items = [
+        Choice(name=n, layers=(n,), sensitivity=s, loss={"w4a16": 1.0, "w8a8": 2.0}, costs={"latency@t4": {"w4a16": 2.0, "w8a8": 1.0}})
+        for n, s in (("a", 3.0), ("b", 2.0), ("c", 1.0))
+    ]  # fmt: skip
+    assert greedy(items, labels, {"latency@t4": 3.5}).costs["latency@t4"] <= 3.5
+    torn = [
+        Choice(
+            name="a", layers=("a",), sensitivity=1.0, loss={"x": 1.0, "y": 1.0},
+            costs={"p": {"x": 1.0, "y": 9.0}, "q": {"x": 9.0, "y": 1.0}},
+        )
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="The greedy strategy finds no start within the budgets"):
+        greedy(torn, ("x", "y"), {"p": 2.0, "q": 2.0})
+
+
 def test_dp_and_integer_program_agree_on_a_deep_network():
     generator = np.random.default_rng(0)
     items = choices(generator.gamma(1.0, 5.0, 60), generator.integers(100, 10_000, 60))

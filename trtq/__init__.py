@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         BuildSpec,
         CostSpec,
         EvaluateSpec,
+        FinetuneSpec,
         QuantizeSpec,
         Recipe,
         SearchSpec,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from trtq.verbs.blocks import BlocksRecord, blocks
     from trtq.verbs.cost import CostRecord, cost
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
+    from trtq.verbs.finetune import FinetuneRecord, finetune
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
@@ -69,6 +71,8 @@ _WHERE = {
     "EngineManifest": "trtq.engine.manifest",
     "EvaluateRecord": "trtq.verbs.evaluate",
     "EvaluateSpec": "trtq.recipe",
+    "FinetuneRecord": "trtq.verbs.finetune",
+    "FinetuneSpec": "trtq.recipe",
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
@@ -84,6 +88,7 @@ _WHERE = {
     "build": "trtq.engine.build",
     "cost": "trtq.verbs.cost",
     "evaluate": "trtq.verbs.evaluate",
+    "finetune": "trtq.verbs.finetune",
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
     "quantize": "trtq.verbs.quantize",
@@ -94,9 +99,9 @@ _WHERE = {
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
     "BlocksRecord", "BlocksSpec", "BuildSpec", "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord",
-    "EvaluateSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__",
-    "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate", "inspect", "load_recipe", "quantize", "run",
-    "search",
+    "EvaluateSpec", "FinetuneRecord", "FinetuneSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
+    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate",
+    "finetune", "inspect", "load_recipe", "quantize", "run", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -230,7 +230,7 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = ()
     budget: Budgets = ()
     min_accuracy: Annotated[
-        float | None,
+        Annotated[float, Meta(ge=-100, le=100)] | None,
         Doc(description="Top-1 to keep: 0 or below, points against the float model (-1.0); above 0, percent. Without labels: agreement."),
     ] = None
     minimize: Annotated[
@@ -244,7 +244,9 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = None
     val_class_index: Annotated[str | None, Doc(description="Like --class-index, for --val; default: the same.")] = None
     limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
-    rounds: Annotated[int, Meta(ge=1, le=100), Doc(description="Most allocations that are tried for one model.")] = 8
+    rounds: Annotated[
+        int, Meta(ge=1, le=100), Doc(description="Most allocations that are tried for one model, besides 8 bits everywhere.")
+    ] = 8
     metric: AnalyzeMetric = "jsd"
     strategy: Annotated[Literal["milp", "greedy"], Doc(description="How widths are chosen within budgets; see trtq allocate.")] = "milp"
     bits: Annotated[tuple[str, ...], Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas.")] = ("4", "6", "8")
@@ -275,8 +277,46 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
         str | None, Doc(description="Labelled images one may train on; default: --data, when it has labels and enough of them.")
     ] = None
     result: Annotated[
-        str | None, Doc(description="Folder of an earlier trtq run or search at INT8: its measured accuracy decides whether PTQ is enough.")
+        str | None, Doc(description="Folder of a trtq run at w8a8 with [evaluate]: its measured accuracy decides whether PTQ is enough.")
     ] = None
+
+
+class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Train a quantized model further, with its codes in place."""
+
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    encodings: Annotated[str, Doc(description="Where training starts: the encodings.safetensors of trtq quantize or search.")]
+    val: Annotated[str | None, Doc(description="Labelled images that every epoch and the result are measured on.")] = None
+    val_class_index: Annotated[str | None, Doc(description="Like --class-index, for --val; default: the same.")] = None
+    val_limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
+    epochs: Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")] = 3
+    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Train on this many images an epoch, drawn anew.")] = None
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images a step.")] = 64
+    accumulate: Annotated[int, Meta(ge=1), Doc(description="Steps whose gradients are added before the weights move.")] = 1
+    optimizer: Annotated[Literal["sgd", "adamw"], Doc(description="sgd: with momentum 0.9.")] = "sgd"
+    lr: Annotated[float, Meta(gt=0), Doc(description="Learning rate of weights and biases.")] = 1e-3
+    lr_amax: Annotated[float, Meta(gt=0), Doc(description="Learning rate of ranges, which are learned as logarithms (Adam).")] = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0), Doc(description="Of weights.")] = 0.0
+    schedule: Annotated[
+        Literal["cosine", "onecycle", "plateau", "constant"],
+        Doc(description="Of both learning rates; plateau divides them by ten when an epoch brought nothing."),
+    ] = "cosine"
+    learn_amax: Annotated[bool, Doc(description="Ranges learn, too (LSQ).")] = True
+    distill: Annotated[
+        float, Meta(ge=0, le=1), Doc(description="Share of the loss that asks for the float model's answers instead of the labels.")
+    ] = 0.5
+    temperature: Annotated[float, Meta(gt=0), Doc(description="Of the answers that are compared.")] = 2.0
+    ema: Annotated[float, Meta(ge=0, lt=1), Doc(description="Average the weights over steps with this decay; 0: do not.")] = 0.0
+    patience: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Doc(description="Stop when this many epochs in a row brought nothing on --val.")
+    ] = None
+    freeze: Annotated[tuple[str, ...], Doc(description="Layers whose weights stay: a shell pattern; repeatable.")] = ()
+    augment: Annotated[
+        Literal["flip-crop", "flip", "none"], Doc(description="flip-crop: mirrored at random, and moved by up to an eighth.")
+    ] = "flip-crop"
+    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = 20
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
+    seed: Annotated[int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")] = 0
 
 
 class CostSpec(Spec, frozen=True, kw_only=True):

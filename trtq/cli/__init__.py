@@ -20,6 +20,7 @@ COMMANDS = {
     "allocate": "Choose a width for every layer within budgets.",
     "advise": "Which way of quantizing fits a model, and what to type.",
     "search": "Find widths that meet every budget, and prove it.",
+    "finetune": "Train a quantized model further, its codes in place.",
     "cost": "Count MACs, weights, bytes, BitOps and energy of a model.",
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",

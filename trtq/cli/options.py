@@ -61,6 +61,11 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
                 settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
+            if plain is bool:
+                shown = f"{option_name(name)}/--no-{name.replace('_', '-')}"
+                settings["help"] = f"{text}  [default: {'on' if default else 'off'}]"
+                function = click.option(shown, name, **settings)(function)
+                continue
             function = click.option(option_name(name), name, **settings)(function)
         needed = defaults[argument] is msgspec.NODEFAULT
         shown = argument.upper() if needed else f"[{argument.upper()}]"

@@ -43,6 +43,7 @@ class _Reader:
         for held in graph.initializer:
             self.hold(held.name, list(held.dims), held.data_type)
         self.stored: dict[str, int] = {}  # bits of what a DequantizeLinear reads
+        self.fp8: set[str] = set()
 
     def hold(self, name: str, dims: list[int], kind: int) -> None:
         self.shapes[name], self.types[name] = dims, kind
@@ -65,7 +66,9 @@ def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
     Raises:
         ArtifactError: a size that the file leaves open.
     """
-    reader, found = _Reader(_with_shapes(model, path)), []
+    inferred = _with_shapes(model, path)
+    batch = _batch(inferred)
+    reader, found = _Reader(inferred), []
     for node in model.graph.node:
         if node.op_type == "Constant":
             _hold_constant(reader, node)
@@ -74,10 +77,14 @@ def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
             _fold(reader, node)
             continue
         if node.op_type == "DequantizeLinear":
-            reader.stored[node.output[0]] = BITS.get(reader.types.get(node.input[0], TensorProto.INT8), 8)
+            kind = reader.types.get(node.input[0], TensorProto.INT8)
+            reader.stored[node.output[0]] = BITS.get(kind, 8)
+            if kind == TensorProto.FLOAT8E4M3FN:
+                reader.fp8.add(node.output[0])
         elif KINDS.get(node.op_type) == "alias" and node.input[0] in reader.stored:
             reader.stored.update(dict.fromkeys(node.output, reader.stored[node.input[0]]))
-        found.append(_op(reader, node, path))
+            reader.fp8.update(node.output if node.input[0] in reader.fp8 else ())
+        found.append(_op(reader, node, path, batch))
     return found
 
 
@@ -93,14 +100,27 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     held = {i.name for i in copy.graph.initializer}
     for value in copy.graph.input:
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
+            if value.name in held or d.HasField("dim_value"):
+                continue
             if axis == 0:
                 d.dim_value = 1
-            elif value.name not in held and not d.HasField("dim_value"):
+            else:
                 raise ArtifactError(f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED)
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
-    return shape_inference.infer_shapes(copy, data_prop=True)
+    try:
+        return shape_inference.infer_shapes(copy, data_prop=True)
+    except shape_inference.InferenceError as exc:
+        raise ArtifactError(f"Cannot count {path}", str(exc).splitlines()[0], FIXED) from exc
+
+
+def _batch(model: onnx.ModelProto) -> int:
+    """Return the images a fixed file takes at once: its counts are divided by it."""
+    held = {i.name for i in model.graph.initializer}
+    given = next((i for i in model.graph.input if i.name not in held), None)
+    dims = _dims(given) if given is not None else []
+    return max(1, dims[0]) if len(dims) > 1 else 1
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
@@ -127,30 +147,28 @@ def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
             reader.stored[name] = bits
 
 
-def _op(reader: _Reader, node: onnx.NodeProto, path: str) -> Op:
+def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     kind = KINDS.get(node.op_type, node.op_type)
     attributes: Mapping[str, object] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    held = [n for n in node.input if n in reader.constant]
     activations = [n for n in node.input if n and n not in reader.constant]
-    weight = held[0] if held and kind in WEIGHTED else None
-    kind = "linear" if kind == "matmul" and weight is not None else kind
+    weight = next((n for n in node.input[:2] if n in reader.constant), None) if kind in WEIGHTED else None
+    kind = "linear" if kind == "matmul" and weight is not None else "matmul" if kind == "linear" and weight is None else kind
     for name in (*activations, *node.output):
         if kind in (*WEIGHTED, "norm", "softmax") and not reader.values(name):
             raise ArtifactError(f"Cannot count {path}", f"the shape of {name} at {node.name} is not known", FIXED)
-    produced = activations[0] if node.op_type == "ConvTranspose" else node.output[0]
-    per_value, shape = 0, reader.shapes.get(weight or "", [])
+    produced, shape = activations[0] if node.op_type == "ConvTranspose" else node.output[0], reader.shapes.get(weight or "", [])
+    per_value = 0
     if kind == "conv":
         per_value = math.prod(shape[1:])
-    elif kind == "linear":
-        per_value = reader.values(weight or "") // max(reader.shapes[node.output[0]][-1], 1)
-    elif kind == "matmul":
-        per_value = reader.shapes[node.input[0]][-1]
+    elif kind in ("linear", "matmul"):  # the axis both operands share: the left one's last, its first when Gemm turns it
+        per_value = reader.shapes[node.input[0]][0 if attributes.get("transA") else -1]
     groups = attributes.get("group", 1)
     return Op(
-        name=_name(node), kind=kind, macs=reader.values(produced) * per_value, weights=reader.values(weight or "") if weight else 0,
-        reads={n: reader.values(n) for n in activations}, writes={n: reader.values(n) for n in node.output if n},
+        name=_name(node), kind=kind, macs=reader.values(produced) * per_value // batch, weights=reader.values(weight) if weight else 0,
+        reads={n: reader.values(n) // batch for n in activations}, writes={n: reader.values(n) // batch for n in node.output if n},
         depthwise=kind == "conv" and isinstance(groups, int) and groups > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None, input_bits=min((reader.bits(n) for n in activations), default=None),
+        fp8=any(n in reader.fp8 for n in activations),
     )  # fmt: skip
 
 

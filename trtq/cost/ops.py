@@ -22,6 +22,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
         writes: values it writes, by the name of the tensor.
         depthwise: every group of the convolution has one input channel: no tensor core multiplies it.
         weight_bits, input_bits: what the file stores; None where the graph does not say.
+        fp8: those 8 bits are FP8.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     depthwise: bool = False
     weight_bits: int | None = None
     input_bits: int | None = None
+    fp8: bool = False
 
 
 class Kernel(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +43,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: of its first op.
         kind: of its first op.
-        macs, weights, depthwise, weight_bits, input_bits: of its first op.
+        macs, weights, depthwise, weight_bits, input_bits, fp8: of its first op.
         reads: values it reads from tensors that other kernels made, or that come from outside.
         writes: values it writes that other kernels read, or that go outside.
     """
@@ -55,6 +57,7 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
     depthwise: bool = False
     weight_bits: int | None = None
     input_bits: int | None = None
+    fp8: bool = False
 
 
 def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
@@ -83,27 +86,35 @@ def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
             index = len(members)
             members.append([op])
         made_by.update(dict.fromkeys(op.writes, index))
+    sizes = {t: v for group in members for op in group for t, v in op.writes.items()}
     leaving = {root.get(t, t) for t in outputs}
     readers: dict[str, set[int]] = {}
     for index, group in enumerate(members):
         for op in group:
             for t in op.reads:
                 readers.setdefault(root.get(t, t), set()).add(index)
-    return [_kernel(index, group, root, made_by, readers, leaving) for index, group in enumerate(members)]
+    return [_kernel(index, group, root, made_by, sizes, readers, leaving) for index, group in enumerate(members)]
 
 
 def _kernel(
-    index: int, group: Sequence[Op], root: Mapping[str, str], made_by: Mapping[str, int], readers: Mapping[str, set[int]], leaving: set[str]
+    index: int,
+    group: Sequence[Op],
+    root: Mapping[str, str],
+    made_by: Mapping[str, int],
+    sizes: Mapping[str, int],
+    readers: Mapping[str, set[int]],
+    leaving: set[str],
 ) -> Kernel:
-    read: dict[str, int] = {}
+    parts: dict[str, dict[str, int]] = {}  # two slices of one tensor are two reads, the same tensor twice is one
     for op in group:
         for t, values in op.reads.items():
             source = root.get(t, t)
             if made_by.get(source) != index:
-                read[source] = max(read.get(source, 0), values)
+                parts.setdefault(source, {})[t] = values
+    read = {source: min(sum(by_name.values()), sizes.get(source, sum(by_name.values()))) for source, by_name in parts.items()}
     written = {t: v for op in group for t, v in op.writes.items() if t in leaving or readers.get(t, set()) - {index}}
     head = group[0]
     return Kernel(
         name=head.name, kind=head.kind, macs=head.macs, weights=head.weights, reads=sum(read.values()), writes=sum(written.values()),
-        depthwise=head.depthwise, weight_bits=head.weight_bits, input_bits=head.input_bits,
+        depthwise=head.depthwise, weight_bits=head.weight_bits, input_bits=head.input_bits, fp8=head.fp8,
     )  # fmt: skip

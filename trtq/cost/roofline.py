@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from trtq.cost.devices import Device
 from trtq.cost.ops import WEIGHTED, Kernel
 
-Widths = tuple[int, int]
+
+class Widths(NamedTuple):
+    """Bits of weight and input, and whether they are FP8."""
+
+    weight: int
+    input: int
+    fp8: bool = False
+
+
 Bound = Literal["compute", "memory", "launch"]
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8}
 HOW = (
@@ -38,19 +46,20 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def computes_in(device: Device, widths: Widths) -> str:
-    """Return the precision a device multiplies operands of these widths in: INT8 needs both at 8 bits or less, and INT8 kernels.
+    """Return the precision a device multiplies operands of these widths in: INT8 and FP8 need both at 8 bits or less, and kernels.
 
     Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are unpacked and multiplied in FP16.
     """
-    widest = max(widths)
-    if widest <= 8 and "int8" in device.peaks:
-        return "int8"
+    widest = max(widths.weight, widths.input)
+    narrow = "fp8" if widths.fp8 else "int8"
+    if widest <= 8 and narrow in device.peaks:
+        return narrow
     return "fp16" if widest <= 16 else "fp32"
 
 
 def _weight_bits(widths: Widths, precision: str) -> int:
-    weight_only = widths[0] <= 8 < widths[1] and precision != "int8"
-    return BITS[precision] if not weight_only else 4 if widths[0] <= 4 else 8
+    weight_only = widths.weight <= 8 < widths.input
+    return BITS[precision] if not weight_only else 4 if widths.weight <= 4 else 8
 
 
 def predict(kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, precision: str | None = None) -> KernelTime:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trtq.cost.devices import Device
 from trtq.cost.ops import Kernel
-from trtq.cost.roofline import BITS, KernelTime, predict
+from trtq.cost.roofline import BITS, KernelTime, Widths, predict
 from trtq.engine.plan_text import KNOWN_VERSIONS
 
 TENSOR = re.compile(rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
@@ -66,7 +66,7 @@ class PlanKernel:
         counts = Kernel(
             name=self.name, kind=self.kind, macs=self.macs, weights=0, reads=self.bits // per, writes=0, depthwise=self.depthwise
         )
-        return predict(counts, device, (per, per), precision=self.precision if self.precision in device.peaks else "fp16")
+        return predict(counts, device, Widths(per, per), precision=self.precision if self.precision in device.peaks else "fp16")
 
 
 def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel] | None:

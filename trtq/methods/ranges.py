@@ -19,12 +19,12 @@ LAYER_NORM = torch.ops.aten.layer_norm.default
 
 def _attention_tensors(bench: Workbench) -> list[Quantizer]:
     """Queries, keys and values; never the probabilities, whose few large ones carry the result."""
-    found = [q for q in bench.placement.active if attention_of(q) is not None and not q.is_weight and q.format.has_kernel]
+    found = [q for q in bench.placement.active if attention_of(q) is not None and not q.is_weight and q.format.kind == "uniform"]
     return [q for q in found if not is_softmax(q.source)]
 
 
 def _layer_norm_outputs(bench: Workbench) -> list[Quantizer]:
-    return [q for q in bench.placement.active if q.source.target is LAYER_NORM and q.format.has_kernel]
+    return [q for q in bench.placement.active if q.source.target is LAYER_NORM and q.format.kind == "uniform"]
 
 
 def _range_again(bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int) -> dict[str, list[float]]:

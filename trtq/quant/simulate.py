@@ -14,10 +14,11 @@ from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, Quantizer
 
 
-def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings: Encodings) -> fx.GraphModule:
+def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings: Encodings, *, on_codes: bool = True) -> fx.GraphModule:
     """Return a copy of ``graph`` that computes with the codes of ``encodings``.
 
-    Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with ``graph``.
+    Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with ``graph``. Narrow weights are stored
+    on their codes, as the exported file has them, unless ``on_codes`` is False: training needs what lies between.
 
     Raises:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
@@ -32,7 +33,8 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
             scale = encodings.scale(quantizer.name)
             _check_shape(quantizer, scale, source)
             zero_point = encodings.zero_point(quantizer.name)
-            made[first] = _insert(simulated, quantizer, scale, zero_point, _on_codes(simulated, quantizer, scale, zero_point, source))
+            held = _on_codes(simulated, quantizer, scale, zero_point, source) if on_codes else source
+            made[first] = _insert(simulated, quantizer, scale, zero_point, held)
         _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
     simulated.graph.lint()
     simulated.recompile()

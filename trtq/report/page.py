@@ -104,6 +104,13 @@ def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
     commands = []
+    if run.search is not None:
+        spec = dict(run.search["search"]["spec"])
+        words = ["trtq", "search", *([spec.pop("model")] if spec.get("model") else [])]
+        spec.pop("model", None)
+        for name, value in spec.items():
+            words += _option(name, value)
+        return [shlex.join(words)]
     for record in (run.quantize, run.evaluate, *run.engines, *run.bench.values()):
         if record is None:
             continue

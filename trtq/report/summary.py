@@ -68,8 +68,7 @@ def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
     if not all((folder / n).is_file() for n in names.values()) or not run.quantize["spec"].get("allocation"):
         return None
     found = {k: read_json(folder / n) for k, n in names.items()}
-    same = found["allocation"]["model"].get("weights_sha256") == run.quantize["model"].get("weights_sha256")
-    return found if same else None
+    return found if found["search"].get("qdq_sha256") == run.quantize["files"]["model.qdq.onnx"]["sha256"] else None
 
 
 def _drop_strangers_(run: RunSummary) -> None:

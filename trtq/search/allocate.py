@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,24 @@ def percentile(choices: Sequence[Choice], labels: Sequence[str], budgets: Mappin
 
 
 def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
-    """Start at the narrowest widths; in order of sensitivity, give each group the widest that all budgets still allow (S2, Alg. 1).
+    """Start at the cheapest widths; in order of sensitivity, give each group the widest that all budgets still allow (S2, Alg. 1).
 
     Raises:
-        UsageError: a budget cannot be met.
+        UsageError: a budget cannot be met, or several pull the start into different widths.
     """
     require_possible(choices, budgets, labels)
-    options = {c.name: labels[0] for c in choices}
-    spent = {b: sum(c.costs[b][labels[0]] for c in choices) for b in budgets}
+
+    def share(choice: Choice, label: str) -> float:
+        return sum(choice.costs[b][label] / limit for b, limit in budgets.items())
+
+    options = {c.name: min(labels, key=partial(share, c)) for c in choices}
+    spent = {b: sum(c.costs[b][options[c.name]] for c in choices) for b in budgets}
+    over = next((b for b, limit in budgets.items() if spent[b] > limit * (1 + 1e-9)), None)
+    if over is not None:
+        raise UsageError(
+            "The greedy strategy finds no start within the budgets", f"{over} needs {spent[over]:.6g}, {budgets[over]:.6g} is allowed",
+            "Use --strategy milp",
+        )  # fmt: skip
     for c in sorted(choices, key=lambda c: (-c.sensitivity, c.name)):
         for label in reversed(labels):
             after = {b: spent[b] + c.costs[b][label] - c.costs[b][options[c.name]] for b in budgets}

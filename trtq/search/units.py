@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
         if self.world > 1:
             from torch import distributed
 
-            distributed.init_process_group("gloo", rank=self.rank, world_size=self.world)
+            distributed.init_process_group("gloo", rank=self.rank, world_size=self.world, timeout=timedelta(days=2))
             distributed.barrier()
             distributed.destroy_process_group()
 

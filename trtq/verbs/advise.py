@@ -15,7 +15,7 @@ from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
-from trtq.recipe import AdviseSpec
+from trtq.recipe import AdviseSpec, ModelInputSpec
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
 from trtq.search.options import HALF, Option
 from trtq.verbs.opening import open_model, open_preprocess
@@ -230,7 +230,7 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
 
 
 def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
-    model = [spec.model, *_options(spec, ("checkpoint", "checkpoint_match", "model_arg", "data", "class_index", "input_size", "preset"))]
+    model = [spec.model, *_options(spec, tuple(f for f in ModelInputSpec.__struct_fields__ if f != "model"))]
     accuracy = ["--min-accuracy", f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}"]
     budgets = [w for b in spec.budget for w in ("--budget", b)]
     if strategy.startswith("FP16"):
@@ -241,6 +241,7 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
     if strategy == "PTQ + Clipping":
         return [shlex.join(["trtq", "quantize", *model, "--calibrator", "mse", "--out", "out"])]
     widths = ["--bits", "8,fp16"] if (facts.bits or 0) >= 8 else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
+    widths += ["--target", spec.target] if spec.target else []
     if not spec.budget:
         accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
     return [shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])]
@@ -253,7 +254,7 @@ def _options(spec: AdviseSpec, names: tuple[str, ...]) -> list[str]:
         if isinstance(value, dict):
             words += [w for k, v in value.items() for w in (option, f"{k}={v}")]
         elif isinstance(value, tuple):
-            words += [option, "x".join(map(str, value))]
+            words += [option, ("x" if name == "input_size" else ",").join(f"{v:g}" for v in value)]
         elif value and value != "name":
             words += [option, str(value)]
     return words

@@ -16,7 +16,7 @@ from trtq.search.budgets import LATENCY, latency_devices, read_budgets
 from trtq.search.options import Option, read_option, read_options
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.verbs.analyze import AnalyzeRecord
-from trtq.verbs.pricing import Pricing, require_kernels
+from trtq.verbs.pricing import Pricing, require_fp8, require_kernels
 
 MOST_POINTS = 200
 
@@ -81,6 +81,7 @@ def decide(spec: AllocateSpec, analysis: AnalyzeRecord, pricing: Pricing, budget
         UsageError: a budget that cannot be met, or a width that was not analysed or that ``spec.target`` cannot run.
     """
     options = offered(spec.bits, spec.target, analysis, spec.analysis)
+    require_fp8(options, (d.name for d in pricing.devices.values()))
     choices, labels = make_choices(analysis, pricing, options), [o.label for o in options]
     fixed = {b: pricing.fixed(b) for b in budgets}
     for budget, rest in fixed.items():

@@ -127,6 +127,10 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         graph, options, batches(source, ranges, preprocess, size), calibrator=spec.calibrator, percentile=spec.percentile,
         progress=told.advance,
     )  # fmt: skip
+    layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
+    notes += dropped
+    for line in dropped:
+        told.note(line)
     if not layers:
         raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
     clock.lap("calibrate")
@@ -166,6 +170,17 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
     write_bytes(out.with_suffix(".svg"), figure.encode())
     return record
+
+
+def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list[str]]:
+    """Return the layers that have codes at every width, and a line for each that has not: it stays in float whatever is chosen."""
+    whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
+    kept = {layer.name for layer in whole}
+    lines = [
+        f"{layer.name} stays in float: outliers leave it no codes at {', '.join(o for o in labels if o not in layer.codings)}"
+        for layer in layers if layer.name not in kept
+    ]  # fmt: skip
+    return whole, lines
 
 
 def _depends(spec: AnalyzeSpec) -> str:

@@ -14,7 +14,7 @@ from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
 from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
-from trtq.cost.ops import WEIGHTED, Kernel, Op
+from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op
 from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
 from trtq.cost.roofline import KernelTime, Widths, predict_all
@@ -29,7 +29,7 @@ from trtq.recipe import CostSpec
 from trtq.verbs.allocation import read_allocation
 from trtq.verbs.opening import open_model
 
-FLOAT_BITS = {"fp32": (32, 32), "fp16": (16, 16)}
+FLOAT_BITS = {"fp32": Widths(32, 32), "fp16": Widths(16, 16)}
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,8 +147,8 @@ def cost(spec: CostSpec) -> CostRecord:
     if spec.allocation and spec.bits is not None:
         raise UsageError("Give --bits or --allocation, not both", f"found --bits {spec.bits} and --allocation {spec.allocation}")
     counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
-    widths = {op.name: counted.widths(op) for op in counted.ops}
-    rows = [_row(layer, *widths[layer.name]) for layer in count_layers(counted.ops)]
+    shown = [op for op in counted.ops if op.kind in COUNTED]
+    rows = [_row(layer, counted.widths(op)) for layer, op in zip(count_layers(shown), shown, strict=True)]
     layers = [r.layer for r in rows]
     return CostRecord(
         schema=SCHEMA, verb="cost", spec=msgspec.to_builtins(spec), model=counted.name, rows=rows,
@@ -167,7 +167,8 @@ def cost(spec: CostSpec) -> CostRecord:
     )  # fmt: skip
 
 
-def _row(layer: LayerCost, w: int, x: int) -> CostRow:
+def _row(layer: LayerCost, widths: Widths) -> CostRow:
+    w, x, _ = widths
     return CostRow(
         layer=layer, weight_bits=w, input_bits=x, bytes_moved=(layer.weights * w + (layer.reads + layer.writes) * x) / 8,
         bitops=layer_bitops(layer, w, x), energy=layer_energy(layer, w, x), picojoules=layer_picojoules(layer, w, x),
@@ -180,15 +181,15 @@ def _count_model(spec: CostSpec) -> _Counted:
     captured = capture(loaded.module, preprocess.input_size)
     chosen = read_allocation(Path(spec.allocation), weights_digest(captured.module)) if spec.allocation else {}
     bits = spec.bits or "fp32"
-    uniform = FLOAT_BITS.get(bits) or tuple(int(v) for v in bits[1:].split("a"))
+    uniform = FLOAT_BITS.get(bits) or Widths(int(bits[1]), int(bits[3]))
 
     def widths(op: Op | Kernel) -> Widths:
         if op.name in chosen:
-            return chosen[op.name].weight, chosen[op.name].input
+            return Widths(chosen[op.name].weight, chosen[op.name].input, chosen[op.name].fp8)
         # Only products have codes: FP16 is the narrowest the rest runs in. With an allocation the rest is INT8 or FP16, too.
         if spec.allocation:
-            return (8, 8) if op.kind == "matmul" else FLOAT_BITS["fp16"]
-        return (uniform[0], uniform[1]) if op.kind in WEIGHTED else (max(uniform[0], 16), max(uniform[1], 16))
+            return Widths(8, 8) if op.kind == "matmul" else FLOAT_BITS["fp16"]
+        return uniform if op.kind in WEIGHTED else Widths(max(uniform.weight, 16), max(uniform.input, 16))
 
     ops = list_ops(captured.module, captured.example)
     return _Counted(
@@ -206,7 +207,7 @@ def _count_onnx(spec: CostSpec) -> _Counted:
 
     def widths(op: Op | Kernel) -> Widths:
         x = op.input_bits or 32
-        return op.weight_bits or x, x
+        return Widths(op.weight_bits or x, x, op.fp8)
 
     parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
     return _Counted(name=spec.model, ops=ops, kernels=onnx_kernels(model, ops), widths=widths, parameters=parameters)
@@ -221,8 +222,9 @@ def _count(dims: Sequence[int]) -> int:
 
 def _latency(kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], spec: CostSpec) -> LatencyRecord:
     notes = []
-    if "int8" not in device.peaks and any(max(widths(k)) <= 8 for k in kernels):
-        notes.append(f"the {device.title} has no INT8 kernels: quantized layers are predicted in FP16")
+    for name, fp8 in (("int8", False), ("fp8", True)):
+        if name not in device.peaks and any(max(widths(k)[:2]) <= 8 and widths(k).fp8 is fp8 for k in kernels):
+            notes.append(f"the {device.title} has no {name.upper()} kernels: such layers are predicted in FP16")
     times = predict_all(kernels, device, widths, batch=spec.batch)[0]
     record = _record(times, device, spec.batch, notes)
     return msgspec.structs.replace(record, correction=correct(Path(spec.profile), times)) if spec.profile else record

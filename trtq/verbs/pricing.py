@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from trtq.cost.devices import find_device
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
-from trtq.cost.roofline import predict
+from trtq.cost.roofline import Widths, predict
 from trtq.errors import UsageError, suggest
 from trtq.search.budgets import LATENCY, NAMES
 from trtq.search.options import FULL, HALF, Option
@@ -54,8 +54,8 @@ class Pricing:
         return 0.0
 
     def _milliseconds(self, kernel: Kernel, budget: str, option: Option) -> float:
-        widths, precision = (option.weight, option.input), "fp8" if option.fp8 else None
-        return predict(kernel, self.devices[budget], widths, precision=precision).ms * self.factors.get(budget, 1.0)
+        widths = Widths(option.weight, option.input, option.fp8)
+        return predict(kernel, self.devices[budget], widths).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[Option]) -> tuple[dict[str, float], dict[str, float]]:
         """Return the least and the most the model can cost at these widths, by budget name."""
@@ -70,6 +70,16 @@ class Pricing:
     def full(self) -> dict[str, float]:
         """Return the cost of the float model in FP32."""
         return {b: self.fixed(b, FULL) + sum(self.layer(n, FULL, b) for n in self.outline.layers) for b in self.names}
+
+
+def require_fp8(options: Sequence[Option], devices: Iterable[str]) -> None:
+    """Refuse FP8 where a budget of latency names a device without it.
+
+    Raises:
+        UsageError: names the device, and what it has.
+    """
+    for name in devices:
+        require_kernels([o for o in options if o.fp8], name)
 
 
 def require_kernels(options: Sequence[Option], target: str) -> None:

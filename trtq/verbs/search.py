@@ -10,24 +10,37 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, read_json, write_bytes, write_json
+from trtq.artifact import (
+    SCHEMA,
+    digest_of,
+    ensure_writable_dir,
+    environment,
+    locked,
+    package_version,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
+from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.graph.capture import capture
-from trtq.quant.digest import weights_digest
+from trtq.quant.digest import structure_digest, weights_digest
 from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, ModelInputSpec, QuantizeSpec, SearchSpec
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, read_budgets
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
-from trtq.search.options import HALF, Option, read_option, read_options
+from trtq.search.options import Option, read_option, read_options
+from trtq.search.units import Shard
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline, weights_of
-from trtq.verbs.pricing import Pricing, require_kernels, uniform
+from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
@@ -37,6 +50,7 @@ TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
 )  # fmt: skip
 RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
 WIDE = Option(weight=8, input=8)
+LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 
 
 class Try(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +58,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         label: for figures.
-        model: which candidate.
+        model: of which candidate, and ``candidate``: its number.
         folder: where it lies, below the search's folder.
         widths: layers by width.
         methods: quantization methods that were applied.
@@ -60,6 +74,7 @@ class Try(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     model: str
+    candidate: int
     folder: str
     widths: dict[str, int]
     methods: list[str]
@@ -99,7 +114,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
         constraints: one by one.
         met: all of them hold.
         tries: in order.
-        chosen: label of the try whose files lie in the folder.
+        chosen: label of the try whose files lie in the folder; ``qdq_sha256`` is that of its model.
         notes: what a user must know.
     """
 
@@ -112,6 +127,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     met: bool
     tries: list[Try]
     chosen: str
+    qdq_sha256: str
     notes: list[str]
     seconds: float
     environment: dict[str, Any]
@@ -153,19 +169,26 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
 class _Candidate:
     """A model, what it could cost, and where its results go."""
 
-    def __init__(self, spec: SearchSpec, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
-        self.name, self.folder, self.label = name, folder, label
+    def __init__(self, spec: SearchSpec, number: int, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
+        self.number, self.name, self.folder, self.label = number, name, folder, label
         self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
         self.fields.update({"model": name, "checkpoint": checkpoint})
         loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
-        preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
-        captured = capture(loaded.module, preprocess.input_size)
-        self.weights = weights_digest(captured.module)
+        self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
+        self.captured = captured = capture(loaded.module, self.preprocess.input_size)
+        self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
         weights = weights_of(captured.module)
         if not weights:
             raise UsageError(f"There is nothing to search in {name}", "it has no convolution or linear with a constant weight")
         self.outline: Outline = outline(captured.module, captured.example, weights)
         self.analysis: AnalyzeRecord | None = None
+        self.needed: dict[str, str] = {}  # budgets that accuracy would need, as a person reads them
+
+    @property
+    def analysed(self) -> AnalyzeRecord:
+        """The analysis, once there is one."""
+        assert self.analysis is not None
+        return self.analysis
 
 
 class _Job:
@@ -174,17 +197,28 @@ class _Job:
     def __init__(self, spec: SearchSpec, told: Progress) -> None:
         self.spec, self.told, self.out = spec, told, Path(spec.out)
         self.tries, self.notes, self.images = list[Try](), list[str](), 0
-        self.needed: dict[str, str] = {}
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
         self.labelled = self._labelled()
         self.candidates = list(self._candidates())
-        first = Pricing(self.candidates[0].outline, self._devices(), self.factors)
-        self.minimize = spec.minimize or (None if spec.budget else "size")
-        self.full = first.full()
+        require_fp8(self.options, self._devices())
+        self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
+        self.full = Pricing(self.candidates[0].outline, self._devices(), self.factors).full()
         self.budgets = read_budgets(spec.budget, self.full)
+        self.images_sha256 = self._images()
         self._require_possible()
+
+    def _images(self) -> list[str]:
+        """Return digests of the images that calibrate and of those that accuracy is measured on, labels included."""
+        spec, (where, index) = self.spec, self._val()
+        data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+        val = open_source(where, Path(index) if index else None)
+        return [
+            data.digest(data.sample(max(spec.calib_images, spec.images), spec.seed)),
+            val.digest(range(len(val))),
+            digest_of(val.labels),
+        ]
 
     def _labelled(self) -> bool:
         where, index = self._val()
@@ -194,6 +228,12 @@ class _Job:
                 f"Cannot hold an accuracy of {self.spec.min_accuracy:g} %", f"{where} has no labels",
                 "Give points against the float model, such as --min-accuracy -1.0: without labels that is agreement",
             )  # fmt: skip
+        if not labelled and self.spec.candidates:
+            raise UsageError(
+                "Cannot compare --candidates",
+                f"{where} has no labels: each would agree with its own float model",
+                "Give labelled images with --val",
+            )
         return labelled
 
     def _val(self) -> tuple[str, str | None]:
@@ -206,13 +246,13 @@ class _Job:
     def _candidates(self) -> Iterator[_Candidate]:
         named = [c for text in self.spec.candidates for c in text.split(",") if c]
         if not named:
-            yield _Candidate(self.spec, self.spec.model, self.spec.checkpoint, self.out, "")
+            yield _Candidate(self.spec, 0, self.spec.model, self.spec.checkpoint, self.out, "")
             return
         for i, text in enumerate(named):
             model, _, checkpoint = text.partition("=")
-            label = model.rpartition(":")[2]
+            label = f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
             self.told.note(f"candidate {model}")
-            yield _Candidate(self.spec, model, checkpoint or None, self.out / "candidates" / f"{i}-{label}", label)
+            yield _Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
 
     def _require_possible(self) -> None:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
@@ -230,9 +270,20 @@ class _Job:
             if len(self.candidates) == 1:
                 raise UsageError(f"The budget {over} cannot be met", why, "Allow more, or offer narrower widths with --bits")
             self._note(f"left out: {why}")
+            if candidate.number == 0:
+                self._measure_reference(candidate)
         if not left:
             raise UsageError("No candidate can meet the budgets", why, "Allow more, or offer narrower widths with --bits")
         self.candidates = left
+
+    def _measure_reference(self, candidate: _Candidate) -> None:
+        """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
+        folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
+        model = export_onnx(candidate.captured.module, candidate.captured.example, dynamic_batch=candidate.captured.dynamic_batch, opset=20)
+        set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name})
+        path = save_onnx(model, folder / FP32)
+        scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit), self.told)
+        self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -240,38 +291,34 @@ class _Job:
 
     def search(self, candidate: _Candidate) -> None:
         """Walk the line of budgets of one model."""
-        spec = self.spec
-        pricing = Pricing(candidate.outline, self._devices(), self.factors)
-        analysis = self._analyze(candidate)
-        least, most = pricing.span(self.options)
-        goal = self.budgets or {str(self.minimize): most[str(self.minimize)]}
-        walk = _Walk(self, candidate, analysis, pricing, goal, least, most)
+        spec, walk = self.spec, _Walk(self, candidate, self._analyze(candidate))
         if WIDE in self.options:
             walk.baseline()
-        first = walk.at(AS_ASKED, methods=spec.methods == "always")
         helped = spec.methods == "always"
-        if not first.accurate and spec.methods == "auto":
+        first = walk.at(AS_ASKED, methods=helped)
+        if not first.accurate and spec.methods == "auto" and walk.left > 0:
             self._note(f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying the family's quantization methods")
             first, helped = walk.at(AS_ASKED, methods=True), True
         if first.accurate and self.minimize and spec.min_accuracy is not None:
-            smallest(lambda t: walk.at(t, methods=helped).accurate, 0.0, AS_ASKED, walk.left)
+            smallest(lambda t: walk.shrunk(t, first, methods=helped).accurate, 0.0, 1.0, walk.left)
         elif not first.accurate and self.budgets:
-            self._loosen(walk, helped, candidate)
+            self._loosen(walk, candidate, helped=helped)
 
-    def _loosen(self, walk: _Walk, helped: bool, candidate: _Candidate) -> None:
+    def _loosen(self, walk: _Walk, candidate: _Candidate, *, helped: bool) -> None:
         """Find by how much the budgets would have to give for accuracy to hold."""
-        if not walk.left or not walk.at(NONE, methods=helped).accurate:
-            self._note(
-                f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}"
-                if walk.left else f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need"
-            )  # fmt: skip
+        if walk.left <= 0:
+            self._note(f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need")
             return
-        t = smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left)
-        got = walk.at(t, methods=helped)
+        got = walk.at(NONE, methods=helped)
+        if not got.accurate:
+            self._note(f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}")
+            return
+        if walk.left > 0:
+            got = walk.at(smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left), methods=helped)
         over = {b: got.costs[b] for b, limit in self.budgets.items() if got.costs[b] > limit * (1 + 1e-9)}
         for b, v in over.items():
-            self.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for an accuracy of {got.change:+.2f} points"
-        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {self.needed[b]}" for b in over))
+            candidate.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for {got.change:+.2f} points"
+        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {candidate.needed[b]}" for b in over))
 
     def _analyze(self, candidate: _Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
@@ -285,10 +332,10 @@ class _Job:
         spec, where = self.spec, self._val()
         fields = {f: getattr(spec, f) for f in ("calibrator", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
         wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
-        val = open_source(where[0], Path(where[1]) if where[1] else None)
-        parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint")}
+        parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint", "data", "class_index")}
+        versions = [__version__, package_version("torch"), package_version("onnxruntime")]
         key = digest_of(
-            [[(v.name, v.option) for v in allocated.layers], parts, candidate.weights, where, spec.limit, len(val), __version__]
+            [[(v.name, v.option) for v in allocated.layers], parts, candidate.digests, self.images_sha256, spec.limit, versions]
         )
         folder = ensure_writable_dir(candidate.folder / TRIES / key[:12])
         write_json(folder / ALLOCATION, allocated)
@@ -322,7 +369,8 @@ class _Job:
         change = accuracy - float(self.reference["accuracy"])
         accurate = floor is None or (change >= floor - 1e-9 if floor <= 0 else accuracy >= floor)
         found = Try(
-            label=f"{candidate.label} {label}".strip(), model=candidate.name, folder=str(folder.relative_to(self.out)),
+            label=f"{candidate.label} {label}".strip(), model=candidate.name, candidate=candidate.number,
+            folder=str(folder.relative_to(self.out)),
             widths=_widths(allocated), methods=[m["name"] for m in made["methods"]], costs=dict(allocated.costs), accuracy=accuracy,
             change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
             within=all(allocated.costs[b] <= limit * (1 + 1e-9) for b, limit in self.budgets.items()), accurate=accurate,
@@ -336,25 +384,23 @@ class _Job:
         return found
 
     def settle(self, seconds: float) -> SearchRecord:
-        """Choose, move the chosen files to the folder, and drop the other models."""
+        """Choose, and copy the chosen files to the folder; every try stays below ``tries``."""
         chosen = self._best()
+        candidate = next(c for c in self.candidates if c.number == chosen.candidate)
         for name in RESULT:
-            source = self.out / chosen.folder / name
-            if source.is_file():
-                shutil.copyfile(source, self.out / f".{name}.new")
-                (self.out / f".{name}.new").replace(self.out / name)
-        analysis = next(c for c in self.candidates if c.name == chosen.model).folder / ANALYSIS
-        if analysis != self.out / ANALYSIS:
-            shutil.copyfile(analysis, self.out / ANALYSIS)
-        self._write_frontier(chosen)
-        constraints = self._constraints(chosen)
+            shutil.copyfile(self.out / chosen.folder / name, self.out / f".{name}.new")
+            (self.out / f".{name}.new").replace(self.out / name)
+        if candidate.folder != self.out:
+            shutil.copyfile(candidate.folder / ANALYSIS, self.out / ANALYSIS)
+        self._write_frontier(chosen, candidate)
+        constraints = self._constraints(chosen, candidate)
         return SearchRecord(
             schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), reference=self.reference, images=self.images,
-            constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label, notes=self.notes,
-            seconds=seconds, environment=environment(),
+            constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label,
+            qdq_sha256=sha256_file(self.out / QDQ), notes=self.notes, seconds=seconds, environment=environment(),
         )  # fmt: skip
 
-    def _write_frontier(self, chosen: Try) -> None:
+    def _write_frontier(self, chosen: Try, candidate: _Candidate) -> None:
         """Write frontier.json and one picture for each cost: what was measured, and the predicted frontier of the chosen model."""
         from trtq.report.figures import frontier_figure
 
@@ -371,7 +417,7 @@ class _Job:
             flags = dominated([(p["costs"][a], p["accuracy"]) for p in points])
             for p, flag in zip(points, flags, strict=True):
                 p["dominated"][a] = flag
-        predicted = self._predicted(chosen)
+        predicted = self._predicted(chosen, candidate)
         units = {a: self._unit(a)[1] for a in axes}
         write_json(
             self.out / FRONTIER,
@@ -388,12 +434,10 @@ class _Job:
             return 1e6, "MB of parameters, predicted"
         return (1.0, "ms, predicted") if budget.startswith(LATENCY) else (self.full[budget], "of the float model, predicted")
 
-    def _predicted(self, chosen: Try) -> dict[str, Any]:
+    def _predicted(self, chosen: Try, candidate: _Candidate) -> dict[str, Any]:
         """Return every allocation of the chosen model that the metric cannot better at its size, and the chosen one."""
-        candidate = next(c for c in self.candidates if c.name == chosen.model)
-        analysis = candidate.analysis
-        assert analysis is not None
-        pricing = Pricing(candidate.outline, self._devices(), self.factors)
+        analysis = candidate.analysed
+        pricing = Pricing(analysis.outline, self._devices(), self.factors)
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
         losses = {v.name: v.loss for v in analysis.layers}
@@ -409,19 +453,19 @@ class _Job:
         inside = good or [t for t in self.tries if t.within] or self.tries
         return max(inside, key=lambda t: (t.accuracy, t.agreement, -t.costs["size"]))
 
-    def _constraints(self, chosen: Try) -> list[Constraint]:
+    def _constraints(self, chosen: Try, candidate: _Candidate) -> list[Constraint]:
         found = [
             Constraint(
                 name=b, allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
                 got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of float, predicted)",
-                met=chosen.costs[b] <= limit * (1 + 1e-9), needed=self.needed.get(b),
+                met=chosen.costs[b] <= limit * (1 + 1e-9), needed=candidate.needed.get(b),
             )
             for b, limit in self.budgets.items()
         ]  # fmt: skip
         floor = self.spec.min_accuracy
         if floor is not None:
             allowed = f"{floor:g} points" if floor <= 0 else f"{floor:g} %"
-            more = "; ".join(f"{b} {v}" for b, v in self.needed.items()) or None
+            more = "; ".join(f"{b} {v}" for b, v in candidate.needed.items()) or None
             found.append(
                 Constraint(
                     name="accuracy", allowed=allowed,
@@ -435,32 +479,40 @@ class _Job:
 class _Walk:
     """Points on one candidate's line of budgets; a point with the widths of an earlier one costs nothing."""
 
-    def __init__(
-        self, job: _Job, candidate: _Candidate, analysis: AnalyzeRecord, pricing: Pricing, goal: Mapping[str, float],
-        least: Mapping[str, float], most: Mapping[str, float],
-    ) -> None:  # fmt: skip
-        self.job, self.candidate, self.analysis, self.pricing = job, candidate, analysis, pricing
-        self.goal, self.least, self.most = goal, least, most
+    def __init__(self, job: _Job, candidate: _Candidate, analysis: AnalyzeRecord) -> None:
+        self.job, self.candidate, self.analysis = job, candidate, analysis
+        self.pricing = Pricing(analysis.outline, job._devices(), job.factors)
+        self.least, self.most = self.pricing.span(job.options)
         self.left, self.seen = job.spec.rounds, dict[tuple[Any, ...], Try]()
 
     def at(self, t: float, *, methods: bool) -> Try:
-        """Return the file at point ``t``, measured."""
+        """Return the file at point ``t`` of the line, measured."""
+        label = _label(t) if self.job.budgets else "widest"
+        return self._measured(budgets_at(t, self.job.budgets, self.least, self.most), methods=methods, label=label)
+
+    def shrunk(self, t: float, first: Try, *, methods: bool) -> Try:
+        """Return the file within the budgets whose cost to minimize is at most the share ``t`` of the way up to that of ``first``."""
+        name = str(self.job.minimize)
+        limit = self.least[name] + t * (first.costs[name] - self.least[name])
+        return self._measured({**self.job.budgets, name: limit}, methods=methods, label=f"{name} at {shown(name, limit)}")
+
+    def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
         spec = self.job.spec
         asked = AllocateSpec(
             analysis=str(self.candidate.folder / ANALYSIS), out="", strategy=spec.strategy, bits=spec.bits, target=spec.target
         )
-        allocated = decide(asked, self.analysis, self.pricing, budgets_at(t, self.goal, self.least, self.most))
-        return self._once(allocated, methods=methods, label=_label(t, methods=methods))
+        allocated = decide(asked, self.analysis, self.pricing, budgets)
+        self.left -= 1
+        return self._once(allocated, methods=methods, label=f"{label}, methods" if methods else label)
 
     def baseline(self) -> Try:
         """Return the file with 8 bits everywhere: what the searched ones are held against."""
-        options = uniform(self.candidate.outline, WIDE)
-        names = {v.name for v in self.analysis.layers}
+        layers = self.analysis.layers
         allocated = AllocateRecord(
             schema=SCHEMA, verb="allocate", spec={}, model=self.analysis.model, metric=self.analysis.metric, budgets={},
-            costs=self.pricing.totals({n: options[n] if n in names else HALF for n in options}), full=self.pricing.full(),
-            loss=sum(v.loss[WIDE.label] for v in self.analysis.layers),
-            layers=[AllocatedLayer(name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group) for v in self.analysis.layers],
+            costs=self.pricing.totals(uniform(self.analysis.outline, WIDE)), full=self.pricing.full(),
+            loss=sum(v.loss[WIDE.label] for v in layers),
+            layers=[AllocatedLayer(name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group) for v in layers],
             front=[], environment=environment(),
         )  # fmt: skip
         return self._once(allocated, methods=False, label="uniform w8a8")
@@ -468,16 +520,12 @@ class _Walk:
     def _once(self, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
         key = (tuple(v.option for v in allocated.layers), methods)
         if key not in self.seen:
-            self.left -= 1
             self.seen[key] = self.job.measure(self.candidate, allocated, methods=methods, label=label)
         return self.seen[key]
 
 
-def _label(t: float, *, methods: bool) -> str:
-    where = (
-        "at the budgets" if t == AS_ASKED else "without budgets" if t == NONE else f"{'tightened' if t < AS_ASKED else 'loosened'} {t:.3f}"
-    )
-    return f"{where}, methods" if methods else where
+def _label(t: float) -> str:
+    return "at the budgets" if t == AS_ASKED else "without budgets" if t == NONE else f"loosened {t:.3f}"
 
 
 def _widths(allocated: AllocateRecord) -> dict[str, int]:
@@ -501,7 +549,17 @@ def _check(spec: SearchSpec, options: list[Option]) -> None:
         raise UsageError("There is nothing to search for", "neither a budget nor an accuracy was given", "Add --budget size=0.2")
     if spec.minimize and spec.min_accuracy is None:
         raise UsageError("--minimize needs --min-accuracy", "the narrowest widths are always the smallest", "Add --min-accuracy -1.0")
-    if spec.minimize and spec.minimize not in NAMES and not spec.minimize.startswith(f"{LATENCY}@"):
+    if Shard.from_environment().world > 1:
+        raise UsageError(
+            "trtq search runs in one process", "torchrun started several",
+            "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings takes its pieces up",
+        )  # fmt: skip
+    if spec.min_accuracy is not None and 0 < spec.min_accuracy < LOWEST:
+        raise UsageError(
+            f"--min-accuracy {spec.min_accuracy:g} would be {spec.min_accuracy:g} %", "above 0 it is a percentage of right answers",
+            f"Write {-spec.min_accuracy:g} for points against the float model, or a percentage such as 76",
+        )  # fmt: skip
+    if spec.minimize and spec.minimize.lower() not in NAMES and not spec.minimize.lower().startswith(f"{LATENCY}@"):
         raise UsageError(
             f"Cannot minimize {spec.minimize!r}", f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE", suggest(spec.minimize, NAMES)
         )

@@ -1,0 +1,213 @@
+"""Quantization-aware training: gradients by hand, resuming to the bit, and an exported model with the placement of PTQ."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import read, run_cli, spec
+from trtq import FinetuneSpec, finetune, quantize
+from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, UsageError
+from trtq.graph.capture import capture
+from trtq.methods.qat import LearnedFakeQuantize, TrainingGraph
+from trtq.methods.training import augment, rate
+from trtq.quant.encodings import Encodings
+from trtq.quant.simulate import insert_fake_quantize
+from trtq.testing.models import tiny_cnn
+
+CNN = "trtq.testing.models:tiny_cnn"
+
+
+@pytest.fixture(scope="module")
+def ptq(images: Path, tmp_path_factory) -> Path:
+    """A tiny model at 4 bits: what training starts from."""
+    out = tmp_path_factory.mktemp("ptq")
+    quantize(spec(images, out, bits="w4a4"))
+    return out
+
+
+def asked(images: Path, ptq: Path, out: Path, **changes):
+    values = {
+        "model": CNN, "data": str(images), "val": str(images), "out": str(out), "encodings": str(ptq / "encodings.safetensors"),
+        "input_size": "3x32x32", "preset": "imagenet", "epochs": 2, "batch_size": 8, "parity_images": 8,
+    }  # fmt: skip
+    return FinetuneSpec.make({**values, **changes})
+
+
+# ---- the op ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_of_input_and_step_by_hand():
+    made = LearnedFakeQuantize("q", torch.tensor(0.5), None, -2, 1, learn=True)
+    x = torch.tensor([0.6, -3.0, 2.0, -0.2], requires_grad=True)  # positions 1.2, -6, 4, -0.4
+    made(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 0.0, 0.0, 1.0]
+    # LSQ eq. 3: round(v) - v inside, the end code outside; then times the gradient scale and, for the logarithm, the step
+    wanted = ((1 - 1.2) + (-2) + 1 + (0 + 0.4)) / (4 * 1) ** 0.5 * 0.5
+    assert made.log_step.grad is not None
+    assert float(made.log_step.grad) == pytest.approx(wanted, rel=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0.01, 2.0))
+def test_the_op_computes_what_simulation_computes(values, step):
+    from trtq.quant.fake_quantize import fake_quantize
+
+    x, s = torch.tensor(values), torch.tensor(step)
+    made = LearnedFakeQuantize("q", s, None, -8, 7, learn=False)
+    torch.testing.assert_close(made(x), fake_quantize(x, made.log_step.exp(), None, None, -8, 7, "q"), rtol=0, atol=0)
+
+
+def test_steps_per_channel_learn_alone():
+    made = LearnedFakeQuantize("q", torch.tensor([0.1, 10.0]), 0, -8, 7, learn=True)
+    made(torch.full((2, 3), 5.0)).sum().backward()
+    assert made.log_step.grad is not None
+    assert made.log_step.grad.shape == (2,)
+    assert float(made.log_step.grad[0]) > 0  # clipped: a wider step would give more
+    assert float(made.log_step.grad[1]) != 0
+
+
+def test_training_starts_where_ptq_ended(ptq: Path):
+    captured = capture(tiny_cnn().eval(), (3, 32, 32))
+    encodings = Encodings.load(ptq / "encodings.safetensors")
+    started = TrainingGraph(captured.module, encodings, learn_amax=True)
+    x = captured.example
+    with torch.no_grad():
+        wanted = insert_fake_quantize(captured.module, started.placement, encodings)(x)
+        torch.testing.assert_close(started.module(x), wanted, rtol=1e-4, atol=1e-4)
+    assert len(started.weights) >= 6
+    assert set(started.learned().amax) == set(encodings.amax)
+
+
+def test_rates_and_augmentation():
+    assert rate("constant", 0.7) == 1.0
+    assert rate("onecycle", 0.3) == pytest.approx(1.0)
+    assert rate("cosine", 1.0) == pytest.approx(0.0)
+    x = torch.randn(6, 3, 16, 16)
+    once, twice = (augment(x, "flip-crop", torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(once, twice)
+    assert once.shape == x.shape
+    assert not torch.equal(once, x)
+    assert torch.equal(augment(x, "none", torch.Generator()), x)
+    flipped = augment(x, "flip", torch.Generator().manual_seed(0))
+    assert all(torch.equal(f, o) or torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True))
+
+
+# ---- the verb -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, ptq: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("qat")
+    record = finetune(asked(images, ptq, out, epochs=6, lr=0.02, distill=1.0, augment="none"))
+    assert record.history[-1]["loss"] < record.history[0]["loss"]
+    return out
+
+
+def test_training_brings_the_answers_back(trained: Path, ptq: Path):
+    record, before = read(trained / "finetune.json"), read(ptq / "quantize.json")
+    assert record["parity"]["passed"]
+    assert record["parity"]["quantization_sqnr_db"] > before["parity"]["quantization_sqnr_db"]
+    assert record["evaluation"]["onnx_sha256"] == record["files"]["model.qdq.onnx"]["sha256"]
+    assert record["trained"]["ranges"] > 0
+
+
+def test_placement_is_that_of_ptq(trained: Path, ptq: Path):
+    counted = []
+    for folder in (ptq, trained):
+        model = onnx.load(folder / "model.qdq.onnx")
+        counted.append([(n.op_type, n.name) for n in model.graph.node])
+    assert counted[0] == counted[1]
+    assert Encodings.load(trained / "encodings.safetensors").formats == Encodings.load(ptq / "encodings.safetensors").formats
+
+
+class Told:
+    """Sends this process SIGTERM after some images."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.done, self.notes = after, 0, list[str]()
+
+    def begin(self, label: str, total: int) -> None:
+        self.counting = label.startswith("Epoch")
+
+    def advance(self, count: int) -> None:
+        self.done += count if self.counting else 0
+        if self.after <= self.done < self.after + count:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "ema": 0.9, "schedule": "onecycle"}, {"accumulate": 2}])
+def test_a_stopped_run_ends_in_the_same_bits(changes, images: Path, ptq: Path, tmp_path: Path):
+    finetune(asked(images, ptq, tmp_path / "whole", **changes))
+    told = Told(24)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(asked(images, ptq, tmp_path / "cut", **changes), told)
+    assert any("the same command goes on from there" in n for n in told.notes)
+    assert not (tmp_path / "cut/finetune.json").exists()
+    record = finetune(asked(images, ptq, tmp_path / "cut", **changes))
+    assert any("going on from epoch 1, step" in n for n in record.notes)
+    digests = [Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")]
+    assert digests[0] == digests[1]
+
+
+def test_early_stopping_plateau_and_freezing(images: Path, ptq: Path, tmp_path: Path):
+    record = finetune(
+        asked(images, ptq, tmp_path / "a", epochs=5, lr=1e-9, lr_amax=1e-9, patience=1, schedule="plateau", freeze=("stem", "conv1"))
+    )
+    assert len(record.history) < 5
+    captured = capture(tiny_cnn().eval(), (3, 32, 32))
+    encodings = Encodings.load(ptq / "encodings.safetensors")
+    whole, part = (TrainingGraph(captured.module, encodings, learn_amax=False, freeze=f) for f in ((), ("stem",)))
+    assert len(part.weights) < len(whole.weights)
+    fixed = finetune(asked(images, ptq, tmp_path / "b", epochs=1, learn_amax=False))
+    before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path / "b"))
+    assert fixed.trained["ranges"] == 0
+    for name, amax in before.amax.items():
+        torch.testing.assert_close(after.amax[name], amax, rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_trained_says_why(images: Path, ptq: Path, tmp_path: Path):
+    with pytest.raises(EncodingsError, match="were made for another model"):
+        finetune(asked(images, ptq, tmp_path, model_arg={"num_classes": 7}))
+    with pytest.raises(UsageError, match="--freeze 'stm' matches no layer.*stem"):
+        finetune(asked(images, ptq, tmp_path, freeze=("stm",)))
+    with pytest.raises(CalibrationError, match="Nothing is left to train"):
+        finetune(asked(images, ptq, tmp_path, freeze=("*",), learn_amax=False))
+    with pytest.raises(CalibrationError, match=r"The loss is .* in epoch 1, step .*Lower --lr"):
+        finetune(asked(images, ptq, tmp_path / "nan", lr=3e38, distill=0.0, epochs=3))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(p for p in images.rglob("*") if p.is_file())[:9]):
+        (flat / f"{i}{path.suffix}").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="it has no labels.*or --distill 1 to learn from the float model"):
+        finetune(asked(flat, ptq, tmp_path))
+    with pytest.raises(DataError, match="Cannot measure accuracy on .*: it has no labels"):
+        finetune(asked(images, ptq, tmp_path, val=str(flat)))
+    assert finetune(asked(flat, ptq, tmp_path / "flat-out", val=None, distill=1.0, epochs=1)).history
+    finetune(asked(images, ptq, tmp_path / "once", epochs=1))
+    with pytest.raises(ArtifactError, match="is of another run: a setting, the weights, the encodings or the images differ"):
+        finetune(asked(images, ptq, tmp_path / "once", epochs=1, lr=0.5))
+    (tmp_path / "once/checkpoint/state.safetensors").write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match="Remove it to start again"):
+        finetune(asked(images, ptq, tmp_path / "once", epochs=1))
+
+
+def test_finetuning_on_the_command_line(images: Path, ptq: Path, tmp_path: Path):
+    done = run_cli(
+        "finetune", CNN, "--data", str(images), "--encodings", str(ptq / "encodings.safetensors"), "--input-size", "3x32x32", "--preset",
+        "imagenet", "--epochs", "1", "--batch-size", "16", "--no-learn-amax", "--parity-images", "8", "--out", str(tmp_path / "o"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 ranges; loss" in done.stdout
+    assert (tmp_path / "o/model.qdq.onnx").is_file()

@@ -1,0 +1,40 @@
+"""``trtq finetune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import FinetuneSpec
+
+
+@click.command("finetune")
+@spec_options(FinetuneSpec, argument="model", required=("encodings", "data", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Train MODEL further with the codes of its encodings in place, and export it as trtq quantize does.
+
+    Stopped (Ctrl-C, SIGTERM or a crash), the same command goes on from OUT/checkpoint.
+
+    \b
+    Example:
+      trtq finetune timm:resnet18 --checkpoint resnet18.safetensors --encodings ptq/encodings.safetensors \\
+        --data images/train --val images/val --epochs 3 --out qat
+    """
+    merged = collect(FinetuneSpec, values)
+    require(merged, ("model", "encodings", "data", "out"), "finetune", "model")
+    spec = FinetuneSpec.make(merged)
+    from trtq.verbs.finetune import finetune
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = finetune(spec, progress)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for name, file in record.files.items():
+        click.echo(f"  {Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB")

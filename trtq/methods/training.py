@@ -1,0 +1,140 @@
+"""What a training run keeps on disk, how its learning rate moves, and how its images vary: all of it a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from trtq.artifact import digest_of, write_bytes
+from trtq.errors import ArtifactError
+from trtq.version import __version__
+
+STATE = "state.safetensors"
+WARM_SHARE = 0.3  # of a one-cycle run
+
+
+class Position(msgspec.Struct, kw_only=True):
+    """Where a run is.
+
+    Attributes:
+        epoch, step: finished epochs, and finished steps of the one under way.
+        factor: of the learning rates, lowered by ``plateau``.
+        best: highest accuracy on the validation images so far.
+        stale: epochs since then.
+        total, count: loss and images of the epoch under way.
+        history: one row an epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    factor: float = 1.0
+    best: float = -1.0
+    stale: int = 0
+    total: float = 0.0
+    count: int = 0
+    history: list[dict[str, float]] = []
+
+
+def rate(schedule: str, done: float) -> float:
+    """Return the factor of the learning rate when the share ``done`` of the run is over.
+
+    >>> [round(rate("cosine", d), 3) for d in (0.0, 0.5, 1.0)], [round(rate("onecycle", d), 3) for d in (0.0, 0.3, 1.0)]
+    ([1.0, 0.5, 0.0], [0.04, 1.0, 0.0])
+    """
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    if schedule == "onecycle":  # Smith and Topin 2018: up from a twenty-fifth, then down to nothing
+        if done < WARM_SHARE:
+            return 0.04 + 0.96 * 0.5 * (1.0 - math.cos(math.pi * done / WARM_SHARE))
+        return 0.5 * (1.0 + math.cos(math.pi * (done - WARM_SHARE) / (1.0 - WARM_SHARE)))
+    return 1.0
+
+
+def augment(images: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:
+    """Return images [N, C, H, W] mirrored with even odds and, for ``flip-crop``, moved by up to an eighth; borders are mirrored in."""
+    if how == "none":
+        return images
+    flip = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flip[:, None, None, None], images.flip(3), images)
+    if how == "flip":
+        return images
+    height, width = images.shape[2:]
+    up, left = height // 8, width // 8
+    padded = torch.nn.functional.pad(images, (left, left, up, up), mode="reflect")
+    tops = torch.randint(0, 2 * up + 1, (len(images),), generator=generator)
+    lefts = torch.randint(0, 2 * left + 1, (len(images),), generator=generator)
+    return torch.stack([p[:, t : t + height, x : x + width] for p, t, x in zip(padded, tops.tolist(), lefts.tolist(), strict=True)])
+
+
+class RunState:
+    """Parameters, optimizers, averages and the position of a run, as one safetensors file written in one piece.
+
+    Args:
+        folder: of the checkpoint.
+        key: everything the result depends on; a state of another key is refused.
+        parameters: what learns.
+        optimizers: over them.
+        averages: moved beside the parameters; may be empty.
+    """
+
+    def __init__(
+        self, folder: Path, key: object, parameters: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer],
+        averages: Sequence[torch.Tensor],
+    ) -> None:  # fmt: skip
+        self.path, self.key = folder / STATE, digest_of([key, str(torch.__version__), __version__])
+        self.parameters, self.optimizers, self.averages = parameters, optimizers, averages
+
+    def save(self, position: Position) -> None:
+        """Write the state."""
+        tensors = {f"parameter.{i}": p.detach().contiguous() for i, p in enumerate(self.parameters)}
+        tensors |= {f"average.{i}": a.contiguous() for i, a in enumerate(self.averages)}
+        for o, optimizer in enumerate(self.optimizers):
+            for i, p in enumerate(_held(optimizer)):
+                state: Mapping[str, Any] = optimizer.state[p]
+                tensors |= {f"optimizer.{o}.{i}.{k}": v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+        meta = {"key": self.key, "position": msgspec.json.encode(position).decode()}
+        write_bytes(self.path, save(tensors, metadata=meta))
+
+    def load(self) -> Position | None:
+        """Take up what an earlier run left and return where it was, None when there is nothing.
+
+        Raises:
+            ArtifactError: the state is of another run, or torn.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as handle:
+                meta = handle.metadata() or {}
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+            position = msgspec.json.decode(meta["position"], type=Position)
+        except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
+            raise ArtifactError(f"Cannot read the checkpoint {self.path}", str(exc), "Remove it to start again") from exc
+        if meta.get("key") != self.key:
+            raise ArtifactError(
+                f"The checkpoint {self.path} is of another run", "a setting, the weights, the encodings or the images differ",
+                "Give another --out, or remove it to start again",
+            )  # fmt: skip
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters):
+                p.copy_(tensors[f"parameter.{i}"])
+            for i, a in enumerate(self.averages):
+                a.copy_(tensors[f"average.{i}"])
+            for o, optimizer in enumerate(self.optimizers):
+                for i, p in enumerate(_held(optimizer)):
+                    prefix = f"optimizer.{o}.{i}."
+                    found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                    if found:
+                        optimizer.state[p] = found
+        return position
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
