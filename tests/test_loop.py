@@ -285,7 +285,8 @@ def test_enough_labelled_images_and_few_bits_ask_for_training(images: Path, tmp_
     monkeypatch.setattr("trtq.verbs.advise.MANY", 30)
     record = asked(images, budget=("size=0.15",))
     assert (record.strategy, record.precision) == ("QAT Fine-Tuning", "INT8 / INT4")
-    assert any("fine-tuning is not part of this version" in n for n in record.notes)
+    assert [c.split()[1] for c in record.commands] == ["search", "finetune"]
+    assert "--encodings out/encodings.safetensors" in record.commands[1]
 
 
 def test_a_measured_int8_model_decides(images: Path, tmp_path: Path):

@@ -219,9 +219,7 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
     elif facts.bits < 8:
         notes.append("TensorRT has no kernels for convolutions below 8 bits: they run in INT8 containers, no faster than INT8")
     if taken.strategy.startswith("QAT"):
-        notes.append(
-            "fine-tuning is not part of this version: the commands search widths and learn rounding (reconstruct), the nearest to it"
-        )
+        notes.append("the search finds widths to start from; its exit code 3 (accuracy does not hold yet) is what training is for")
     if not facts.labels and facts.training == 0:
         notes.append("without labels accuracy is agreement with the float model")
     if device is None:
@@ -244,7 +242,11 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
     widths += ["--target", spec.target] if spec.target else []
     if not spec.budget:
         accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
-    return [shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])]
+    commands = [shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])]
+    if strategy.startswith("QAT"):
+        trained = ["--data", spec.train] if spec.train else []
+        commands.append(shlex.join(["trtq", "finetune", *model, *trained, "--encodings", "out/encodings.safetensors", "--out", "qat"]))
+    return commands
 
 
 def _options(spec: AdviseSpec, names: tuple[str, ...]) -> list[str]:

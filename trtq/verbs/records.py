@@ -114,7 +114,9 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
         """One line: what was quantized, what was not, and whether torch and ONNX Runtime agree."""
         p = self.parity
         width = WIDTHS.get(self.model["bits"], f"{self.model['bits'].upper()}, INT8 containers")
-        if not any(q.computes_in.startswith(("INT8", "FP8")) for q in self.quantizers):
+        if self.quantizers and all(q.format == "fp8" for q in self.quantizers):
+            width = "FP8"
+        elif not any(q.computes_in.startswith(("INT8", "FP8")) for q in self.quantizers):
             width = "codes that no engine has a kernel for (it computes in float)"
         sqnr = "exact" if p.quantization_sqnr_db is None else f"{p.quantization_sqnr_db:.1f} dB"
         return (
