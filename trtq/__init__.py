@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
-    from trtq.verbs.search import SearchRecord, search
+    from trtq.verbs.search import search
+    from trtq.verbs.search_record import SearchRecord
 
 _WHERE = {
     "AdviseRecord": "trtq.verbs.advise",
@@ -76,7 +77,7 @@ _WHERE = {
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
-    "SearchRecord": "trtq.verbs.search",
+    "SearchRecord": "trtq.verbs.search_record",
     "SearchSpec": "trtq.recipe",
     "StageResult": "trtq.pipeline",
     "TrtqError": "trtq.errors",

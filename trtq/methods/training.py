@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,22 @@ from trtq.artifact import digest_of, write_bytes
 from trtq.errors import ArtifactError
 from trtq.version import __version__
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 STATE = "state.safetensors"
 WARM_SHARE = 0.3  # of a one-cycle run
+
+
+def keep_freed_memory_() -> None:
+    """Ask glibc to keep freed memory instead of giving it back: a step allocates what the last one freed.
+
+    Clearing fresh pages took a fifth of a ResNet-20 step on a CPU, float or quantized. Other C libraries are left as they are.
+    """
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20)):
+        tune(option, value)
 
 
 class Position(msgspec.Struct, kw_only=True):

@@ -21,7 +21,7 @@ from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.methods.qat import TrainingGraph
-from trtq.methods.training import Position, RunState, augment, rate
+from trtq.methods.training import Position, RunState, augment, keep_freed_memory_, rate
 from trtq.quant.digest import weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.simulate import insert_fake_quantize
@@ -167,6 +167,7 @@ class _Job:
             KeyboardInterrupt: the process was told to stop.
         """
         spec, at = self.spec, self.position
+        keep_freed_memory_()
         with _stops() as stopped:
             while at.epoch < spec.epochs and not self._tired():
                 self._epoch(stopped)

@@ -26,9 +26,7 @@ from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
-from trtq.graph.capture import capture
-from trtq.quant.digest import structure_digest, weights_digest
-from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, ModelInputSpec, QuantizeSpec, SearchSpec
+from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, read_budgets
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
@@ -37,12 +35,12 @@ from trtq.search.units import Shard
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze
+from trtq.verbs.candidate import Candidate
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
-from trtq.verbs.opening import open_model, open_preprocess
-from trtq.verbs.outline import Outline, outline, weights_of
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.verbs.search_record import Constraint, SearchRecord, Try
 from trtq.version import __version__
 
 TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
@@ -51,97 +49,6 @@ TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
 RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
 WIDE = Option(weight=8, input=8)
 LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
-
-
-class Try(msgspec.Struct, frozen=True, kw_only=True):
-    """One allocation that became a file and was measured.
-
-    Attributes:
-        label: for figures.
-        model: of which candidate, and ``candidate``: its number.
-        folder: where it lies, below the search's folder.
-        widths: layers by width.
-        methods: quantization methods that were applied.
-        costs: predicted, by budget name.
-        accuracy: top-1 in percent, or agreement where there are no labels.
-        change: points against the reference.
-        agreement: with the model's own float file, percent.
-        sqnr_db: of the outputs.
-        within: every budget holds.
-        accurate: the accuracy holds.
-        onnx_bytes: of the exported file.
-    """
-
-    label: str
-    model: str
-    candidate: int
-    folder: str
-    widths: dict[str, int]
-    methods: list[str]
-    costs: dict[str, float]
-    accuracy: float
-    change: float
-    agreement: float
-    sqnr_db: float | None
-    within: bool
-    accurate: bool
-    onnx_bytes: int
-
-
-class Constraint(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked, and what the chosen model has.
-
-    Attributes:
-        name: of the budget, or ``accuracy``.
-        allowed, got: as a person reads them.
-        met: whether it holds.
-        needed: where it does not hold: what would have to be allowed, as far as that was found.
-    """
-
-    name: str
-    allowed: str
-    got: str
-    met: bool
-    needed: str | None
-
-
-class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``trtq search`` tried and chose.
-
-    Attributes:
-        reference: the float model that shares and accuracy refer to: name, accuracy in percent, what accuracy is, its costs.
-        images: how many accuracy was measured on; the choice was made on these very images.
-        constraints: one by one.
-        met: all of them hold.
-        tries: in order.
-        chosen: label of the try whose files lie in the folder; ``qdq_sha256`` is that of its model.
-        notes: what a user must know.
-    """
-
-    schema: int
-    verb: str
-    spec: dict[str, Any]
-    reference: dict[str, Any]
-    images: int
-    constraints: list[Constraint]
-    met: bool
-    tries: list[Try]
-    chosen: str
-    qdq_sha256: str
-    notes: list[str]
-    seconds: float
-    environment: dict[str, Any]
-
-    @property
-    def summary(self) -> str:
-        """One line for a person."""
-        got = next(t for t in self.tries if t.label == self.chosen)
-        state = "every constraint holds" if self.met else "NOT every constraint holds"
-        widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
-        return (
-            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % ({got.change:+.2f} points) on "
-            f"{self.images} images; {len(self.tries)} files measured"
-        )
 
 
 def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
@@ -166,31 +73,6 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     return record
 
 
-class _Candidate:
-    """A model, what it could cost, and where its results go."""
-
-    def __init__(self, spec: SearchSpec, number: int, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
-        self.number, self.name, self.folder, self.label = number, name, folder, label
-        self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
-        self.fields.update({"model": name, "checkpoint": checkpoint})
-        loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
-        self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
-        self.captured = captured = capture(loaded.module, self.preprocess.input_size)
-        self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
-        weights = weights_of(captured.module)
-        if not weights:
-            raise UsageError(f"There is nothing to search in {name}", "it has no convolution or linear with a constant weight")
-        self.outline: Outline = outline(captured.module, captured.example, weights)
-        self.analysis: AnalyzeRecord | None = None
-        self.needed: dict[str, str] = {}  # budgets that accuracy would need, as a person reads them
-
-    @property
-    def analysed(self) -> AnalyzeRecord:
-        """The analysis, once there is one."""
-        assert self.analysis is not None
-        return self.analysis
-
-
 class _Job:
     """One search: goals, candidates and everything that was measured."""
 
@@ -200,11 +82,11 @@ class _Job:
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
-        self.labelled = self._labelled()
+        self._require_labels()
         self.candidates = list(self._candidates())
-        require_fp8(self.options, self._devices())
+        require_fp8(self.options, self.devices())
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
-        self.full = Pricing(self.candidates[0].outline, self._devices(), self.factors).full()
+        self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
         self.budgets = read_budgets(spec.budget, self.full)
         self.images_sha256 = self._images()
         self._require_possible()
@@ -220,7 +102,7 @@ class _Job:
             digest_of(val.labels),
         ]
 
-    def _labelled(self) -> bool:
+    def _require_labels(self) -> None:
         where, index = self._val()
         labelled = open_source(where, Path(index) if index else None).labels is not None
         if not labelled and self.spec.min_accuracy is not None and self.spec.min_accuracy > 0:
@@ -234,31 +116,31 @@ class _Job:
                 f"{where} has no labels: each would agree with its own float model",
                 "Give labelled images with --val",
             )
-        return labelled
 
     def _val(self) -> tuple[str, str | None]:
         spec = self.spec
         return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
 
-    def _devices(self) -> list[str]:
+    def devices(self) -> list[str]:
+        """Return the devices that budgets of latency name."""
         return latency_devices([*self.spec.budget, *([self.spec.minimize] if self.spec.minimize else [])])
 
-    def _candidates(self) -> Iterator[_Candidate]:
+    def _candidates(self) -> Iterator[Candidate]:
         named = [c for text in self.spec.candidates for c in text.split(",") if c]
         if not named:
-            yield _Candidate(self.spec, 0, self.spec.model, self.spec.checkpoint, self.out, "")
+            yield Candidate(self.spec, 0, self.spec.model, self.spec.checkpoint, self.out, "")
             return
         for i, text in enumerate(named):
             model, _, checkpoint = text.partition("=")
             label = f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
             self.told.note(f"candidate {model}")
-            yield _Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
+            yield Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
 
     def _require_possible(self) -> None:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
         left, why = [], ""
         for candidate in self.candidates:
-            least, _ = Pricing(candidate.outline, self._devices(), self.factors).span(self.options)
+            least, _ = Pricing(candidate.outline, self.devices(), self.factors).span(self.options)
             over = next((b for b, limit in self.budgets.items() if least[b] > limit * (1 + 1e-9)), None)
             if over is None:
                 left.append(candidate)
@@ -276,7 +158,7 @@ class _Job:
             raise UsageError("No candidate can meet the budgets", why, "Allow more, or offer narrower widths with --bits")
         self.candidates = left
 
-    def _measure_reference(self, candidate: _Candidate) -> None:
+    def _measure_reference(self, candidate: Candidate) -> None:
         """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
         folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
         model = export_onnx(candidate.captured.module, candidate.captured.example, dynamic_batch=candidate.captured.dynamic_batch, opset=20)
@@ -289,7 +171,7 @@ class _Job:
         self.notes.append(text)
         self.told.note(text)
 
-    def search(self, candidate: _Candidate) -> None:
+    def search(self, candidate: Candidate) -> None:
         """Walk the line of budgets of one model."""
         spec, walk = self.spec, _Walk(self, candidate, self._analyze(candidate))
         if WIDE in self.options:
@@ -304,7 +186,7 @@ class _Job:
         elif not first.accurate and self.budgets:
             self._loosen(walk, candidate, helped=helped)
 
-    def _loosen(self, walk: _Walk, candidate: _Candidate, *, helped: bool) -> None:
+    def _loosen(self, walk: _Walk, candidate: Candidate, *, helped: bool) -> None:
         """Find by how much the budgets would have to give for accuracy to hold."""
         if walk.left <= 0:
             self._note(f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need")
@@ -320,14 +202,14 @@ class _Job:
             candidate.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for {got.change:+.2f} points"
         self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {candidate.needed[b]}" for b in over))
 
-    def _analyze(self, candidate: _Candidate) -> AnalyzeRecord:
+    def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
         fields = {**candidate.fields, "out": str(out / ANALYSIS), "bits": tuple(o.label for o in self.options)}
         same = ("metric", "images", "calib_images", "calibrator", "batch_size", "seed", "calib_cache")
         candidate.analysis = analyze(AnalyzeSpec(**fields, **{f: getattr(spec, f) for f in same}), self.told)
         return candidate.analysis
 
-    def measure(self, candidate: _Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
+    def measure(self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
         """Quantize and evaluate one allocation, or take up what an earlier run measured."""
         spec, where = self.spec, self._val()
         fields = {f: getattr(spec, f) for f in ("calibrator", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
@@ -352,7 +234,7 @@ class _Job:
             write_json(folder / EVALUATION, scored)
         return self._judge(candidate, allocated, folder, label)
 
-    def _judge(self, candidate: _Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
+    def _judge(self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
         scored = msgspec.convert(read_json(folder / EVALUATION), EvaluateRecord)
         made = read_json(folder / RECORD, kind="quantize record")
         self.images = scored.images
@@ -400,7 +282,7 @@ class _Job:
             qdq_sha256=sha256_file(self.out / QDQ), notes=self.notes, seconds=seconds, environment=environment(),
         )  # fmt: skip
 
-    def _write_frontier(self, chosen: Try, candidate: _Candidate) -> None:
+    def _write_frontier(self, chosen: Try, candidate: Candidate) -> None:
         """Write frontier.json and one picture for each cost: what was measured, and the predicted frontier of the chosen model."""
         from trtq.report.figures import frontier_figure
 
@@ -434,10 +316,10 @@ class _Job:
             return 1e6, "MB of parameters, predicted"
         return (1.0, "ms, predicted") if budget.startswith(LATENCY) else (self.full[budget], "of the float model, predicted")
 
-    def _predicted(self, chosen: Try, candidate: _Candidate) -> dict[str, Any]:
+    def _predicted(self, chosen: Try, candidate: Candidate) -> dict[str, Any]:
         """Return every allocation of the chosen model that the metric cannot better at its size, and the chosen one."""
         analysis = candidate.analysed
-        pricing = Pricing(analysis.outline, self._devices(), self.factors)
+        pricing = Pricing(analysis.outline, self.devices(), self.factors)
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
         losses = {v.name: v.loss for v in analysis.layers}
@@ -453,7 +335,7 @@ class _Job:
         inside = good or [t for t in self.tries if t.within] or self.tries
         return max(inside, key=lambda t: (t.accuracy, t.agreement, -t.costs["size"]))
 
-    def _constraints(self, chosen: Try, candidate: _Candidate) -> list[Constraint]:
+    def _constraints(self, chosen: Try, candidate: Candidate) -> list[Constraint]:
         found = [
             Constraint(
                 name=b, allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
@@ -479,9 +361,9 @@ class _Job:
 class _Walk:
     """Points on one candidate's line of budgets; a point with the widths of an earlier one costs nothing."""
 
-    def __init__(self, job: _Job, candidate: _Candidate, analysis: AnalyzeRecord) -> None:
+    def __init__(self, job: _Job, candidate: Candidate, analysis: AnalyzeRecord) -> None:
         self.job, self.candidate, self.analysis = job, candidate, analysis
-        self.pricing = Pricing(analysis.outline, job._devices(), job.factors)
+        self.pricing = Pricing(analysis.outline, job.devices(), job.factors)
         self.least, self.most = self.pricing.span(job.options)
         self.left, self.seen = job.spec.rounds, dict[tuple[Any, ...], Try]()
 

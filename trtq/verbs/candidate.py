@@ -1,0 +1,40 @@
+"""A model that a search considers: opened, captured and counted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from trtq.errors import UsageError
+from trtq.graph.capture import capture
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.recipe import ModelInputSpec, SearchSpec
+from trtq.verbs.analyze import AnalyzeRecord
+from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.outline import Outline, outline, weights_of
+
+
+class Candidate:
+    """A model, what it could cost, and where its results go."""
+
+    def __init__(self, spec: SearchSpec, number: int, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
+        self.number, self.name, self.folder, self.label = number, name, folder, label
+        self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
+        self.fields.update({"model": name, "checkpoint": checkpoint})
+        loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
+        self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
+        self.captured = captured = capture(loaded.module, self.preprocess.input_size)
+        self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
+        weights = weights_of(captured.module)
+        if not weights:
+            raise UsageError(f"There is nothing to search in {name}", "it has no convolution or linear with a constant weight")
+        self.outline: Outline = outline(captured.module, captured.example, weights)
+        self.analysis: AnalyzeRecord | None = None
+        self.needed: dict[str, str] = {}  # budgets that accuracy would need, as a person reads them
+
+    @property
+    def analysed(self) -> AnalyzeRecord:
+        """The analysis, once there is one."""
+        assert self.analysis is not None
+        return self.analysis

@@ -1,0 +1,98 @@
+"""What ``trtq search`` tried, and what it chose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Try(msgspec.Struct, frozen=True, kw_only=True):
+    """One allocation that became a file and was measured.
+
+    Attributes:
+        label: for figures.
+        model: of which candidate, and ``candidate``: its number.
+        folder: where it lies, below the search's folder.
+        widths: layers by width.
+        methods: quantization methods that were applied.
+        costs: predicted, by budget name.
+        accuracy: top-1 in percent, or agreement where there are no labels.
+        change: points against the reference.
+        agreement: with the model's own float file, percent.
+        sqnr_db: of the outputs.
+        within: every budget holds.
+        accurate: the accuracy holds.
+        onnx_bytes: of the exported file.
+    """
+
+    label: str
+    model: str
+    candidate: int
+    folder: str
+    widths: dict[str, int]
+    methods: list[str]
+    costs: dict[str, float]
+    accuracy: float
+    change: float
+    agreement: float
+    sqnr_db: float | None
+    within: bool
+    accurate: bool
+    onnx_bytes: int
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked, and what the chosen model has.
+
+    Attributes:
+        name: of the budget, or ``accuracy``.
+        allowed, got: as a person reads them.
+        met: whether it holds.
+        needed: where it does not hold: what would have to be allowed, as far as that was found.
+    """
+
+    name: str
+    allowed: str
+    got: str
+    met: bool
+    needed: str | None
+
+
+class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq search`` tried and chose.
+
+    Attributes:
+        reference: the float model that shares and accuracy refer to: name, accuracy in percent, what accuracy is, its costs.
+        images: how many accuracy was measured on; the choice was made on these very images.
+        constraints: one by one.
+        met: all of them hold.
+        tries: in order.
+        chosen: label of the try whose files lie in the folder; ``qdq_sha256`` is that of its model.
+        notes: what a user must know.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    reference: dict[str, Any]
+    images: int
+    constraints: list[Constraint]
+    met: bool
+    tries: list[Try]
+    chosen: str
+    qdq_sha256: str
+    notes: list[str]
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        got = next(t for t in self.tries if t.label == self.chosen)
+        state = "every constraint holds" if self.met else "NOT every constraint holds"
+        widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
+        return (
+            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % ({got.change:+.2f} points) on "
+            f"{self.images} images; {len(self.tries)} files measured"
+        )
