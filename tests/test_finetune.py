@@ -87,6 +87,23 @@ def test_training_starts_where_ptq_ended(ptq: Path):
     assert set(started.learned().amax) == set(encodings.amax)
 
 
+def test_training_goes_on_from_the_weights_a_method_made(images: Path, tmp_path: Path):
+    quantize(spec(images, tmp_path / "ptq", bits="w4a4", method=["reconstruct", "bias-correction"], method_arg={"reconstruct.steps": 5}))
+    encodings = Encodings.load(tmp_path / "ptq/encodings.safetensors")
+    assert encodings.constants
+    captured = capture(tiny_cnn().eval(), (3, 32, 32))
+    started = TrainingGraph(captured.module, encodings, learn_amax=True)
+    with torch.no_grad():
+        wanted = insert_fake_quantize(captured.module, started.placement, encodings)(captured.example)
+        torch.testing.assert_close(started.module(captured.example), wanted, rtol=1e-4, atol=1e-4)
+        for weight in started.weights.values():
+            weight.add_(0.05)
+        # What was trained is what is exported: under the names of the model, not under those of the training graph.
+        after = insert_fake_quantize(captured.module, started.placement, started.learned())(captured.example)
+        torch.testing.assert_close(after, started.module(captured.example), rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(after, wanted)
+
+
 def test_rates_and_augmentation():
     assert rate("constant", 0.7) == 1.0
     assert rate("onecycle", 0.3) == pytest.approx(1.0)

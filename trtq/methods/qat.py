@@ -122,7 +122,9 @@ class TrainingGraph:
     def __init__(self, graph: fx.GraphModule, encodings: Encodings, *, learn_amax: bool, freeze: Sequence[str] = ()) -> None:
         self.encodings, self.placement = encodings, placement_of(graph, encodings)
         owned = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-        self.module = insert_fake_quantize(owned, self.placement, encodings, on_codes=False)
+        self._names = _hold_constants_(owned, encodings)
+        bare = Encodings(amax=encodings.amax, formats=encodings.formats)
+        self.module = insert_fake_quantize(owned, self.placement, bare, on_codes=False)
         self.weights: dict[str, nn.Parameter] = {}
         self.quantizers: dict[str, LearnedFakeQuantize] = {}
         self._train_constants_(_frozen(self.module, freeze))
@@ -147,9 +149,9 @@ class TrainingGraph:
         for i, (target, node) in enumerate(wanted.items()):
             value = get_constant(self.module, original[target])
             assert value is not None
-            name = f"trained_{i}"
-            self.weights[target] = nn.Parameter(value.detach().clone())
-            self.module.register_parameter(name, self.weights[target])
+            name, own = f"trained_{i}", self._names.get(target, target)
+            self.weights[own] = nn.Parameter(value.detach().clone())
+            self.module.register_parameter(name, self.weights[own])
             node.target = name
 
     def _learn_(self, node: fx.Node, name: str, *, learn: bool) -> None:
@@ -182,6 +184,23 @@ class TrainingGraph:
             constants={**self.encodings.constants, **{k: v.clone() for k, v in held.items()}},
             left_in_float=self.encodings.left_in_float, origin=origin,
         )  # fmt: skip
+
+
+def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, str]:
+    """Put the constants of a method (rounded weights, corrected biases) into the graph; return their own names by those they now have."""
+    names: dict[str, str] = {}
+    held: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        value = encodings.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if value is None:
+            continue
+        own = str(node.target)
+        if own not in held:
+            held[own] = f"held_{len(held)}"
+            graph.register_buffer(held[own], value.detach().clone())
+            names[held[own]] = own
+        node.target = held[own]
+    return names
 
 
 def _frozen(graph: fx.GraphModule, patterns: Sequence[str]) -> set[str]:
