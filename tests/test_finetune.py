@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -218,6 +219,49 @@ def test_what_cannot_be_trained_says_why(images: Path, ptq: Path, tmp_path: Path
     (tmp_path / "once/checkpoint/state.safetensors").write_bytes(b"torn")
     with pytest.raises(ArtifactError, match="Remove it to start again"):
         finetune(asked(images, ptq, tmp_path / "once", epochs=1))
+
+
+def test_methods_that_put_ops_into_the_graph_are_refused(images: Path, tmp_path: Path):
+    vit = "trtq.testing.models:tiny_vit"
+    quantize(spec(images, tmp_path / "ptq", model=vit, method=["integer-softmax"], attention="float"))
+    with pytest.raises(EncodingsError, match=r"its methods \(integer-softmax\) put ops into the graph that training does not have"):
+        finetune(asked(images, tmp_path / "ptq", tmp_path / "o", model=vit))
+
+
+def test_requests_that_would_do_nothing_or_harm(images: Path, ptq: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="is where the encodings lie: training would overwrite what it starts from"):
+        finetune(asked(images, ptq, ptq))
+    with pytest.raises(UsageError, match="--patience needs --val"):
+        finetune(asked(images, ptq, tmp_path, val=None, patience=1))
+    with pytest.raises(UsageError, match="--schedule plateau needs --val"):
+        finetune(asked(images, ptq, tmp_path, val=None, schedule="plateau"))
+    with pytest.raises(UsageError, match=r"its output is \[.*\], and only classifiers, \[N, C\], are trained so far"):
+        finetune(asked(images, ptq, tmp_path, model="trtq:fcn_resnet18", model_arg={"num_classes": 4}))
+
+
+def test_frozen_layers_keep_their_weights_and_weight_ranges(ptq: Path):
+    captured = capture(tiny_cnn().eval(), (3, 32, 32))
+    graph = TrainingGraph(captured.module, Encodings.load(ptq / "encodings.safetensors"), learn_amax=True, freeze=("*",))
+    assert not graph.weights
+    learning = [n for n, q in graph.quantizers.items() if q.log_step.requires_grad]
+    assert learning
+    assert not any(n.endswith(".weight") for n in learning)
+
+
+def test_one_step_is_a_step(images: Path, ptq: Path, tmp_path: Path):
+    finetune(asked(images, ptq, tmp_path, epochs=1, batch_size=64, lr=0.01, lr_amax=0.01))
+    before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path))
+    assert any(float((after.amax[n] - before.amax[n]).abs().max()) > 1e-4 * float(before.amax[n].max()) for n in before.amax)
+
+
+def test_other_labels_are_another_run(images: Path, ptq: Path, tmp_path: Path):
+    names = sorted(p.name for p in images.iterdir() if p.is_dir())
+    index = tmp_path / "classes.json"
+    index.write_text(json.dumps(names))
+    finetune(asked(images, ptq, tmp_path / "o", epochs=1, class_index=str(index)))
+    index.write_text(json.dumps(names[::-1]))
+    with pytest.raises(ArtifactError, match="is of another run"):
+        finetune(asked(images, ptq, tmp_path / "o", epochs=1, class_index=str(index)))
 
 
 def test_finetuning_on_the_command_line(images: Path, ptq: Path, tmp_path: Path):

@@ -310,7 +310,8 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     patience: Annotated[
         Annotated[int, Meta(ge=1)] | None, Doc(description="Stop when this many epochs in a row brought nothing on --val.")
     ] = None
-    freeze: Annotated[tuple[str, ...], Doc(description="Layers whose weights stay: a shell pattern; repeatable.")] = ()
+    freeze: Annotated[tuple[str, ...], Doc(description="Layers whose weights and their ranges stay: a shell pattern; repeatable.")] = ()
+    weight_storage: Annotated[Literal["int8", "int4"], Doc(description="How weights of 4 bits are stored, as for trtq quantize.")] = "int8"
     augment: Annotated[
         Literal["flip-crop", "flip", "none"], Doc(description="flip-crop: mirrored at random, and moved by up to an eighth.")
     ] = "flip-crop"

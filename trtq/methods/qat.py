@@ -127,10 +127,12 @@ class TrainingGraph:
         self.module = insert_fake_quantize(owned, self.placement, bare, on_codes=False)
         self.weights: dict[str, nn.Parameter] = {}
         self.quantizers: dict[str, LearnedFakeQuantize] = {}
-        self._train_constants_(_frozen(self.module, freeze))
+        frozen = _frozen(self.module, freeze)
+        self._train_constants_(frozen)
         self._shared = shared_names(self.placement, encodings)
         for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
-            self._learn_(node, f"fake_quantize_{i}", learn=learn_amax)
+            still = any(node_name(user) in frozen for user in node.users) and operands(node)[0].op == "get_attr"
+            self._learn_(node, f"fake_quantize_{i}", learn=learn_amax and not still)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
 
@@ -138,15 +140,17 @@ class TrainingGraph:
         """Turn weights and biases of layers and norms into parameters of their own."""
         original = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
         wanted: dict[str, fx.Node] = {}
+        kept: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
         for node in self.module.graph.nodes:
             places = (1, 2) if node.target in WEIGHTED else (2, 3) if node.target in NORMS else ()
             for i in places:
                 given = operands(node)[i] if len(operands(node)) > i else None
                 if isinstance(given, fx.Node) and given.target is FAKE_QUANTIZE:
                     given = operands(given)[0]
-                if isinstance(given, fx.Node) and given.op == "get_attr" and node_name(node) not in frozen:
+                if isinstance(given, fx.Node) and given.op == "get_attr":
                     wanted[str(given.target)] = given
-        for i, (target, node) in enumerate(wanted.items()):
+                    kept |= {str(given.target)} if node_name(node) in frozen else set()
+        for i, (target, node) in enumerate((t, n) for t, n in wanted.items() if t not in kept):
             value = get_constant(self.module, original[target])
             assert value is not None
             name, own = f"trained_{i}", self._names.get(target, target)

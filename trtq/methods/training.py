@@ -42,6 +42,7 @@ class Position(msgspec.Struct, kw_only=True):
         epoch, step: finished epochs, and finished steps of the one under way.
         factor: of the learning rates, lowered by ``plateau``.
         best: highest accuracy on the validation images so far.
+        best_epoch: the one it was.
         stale: epochs since then.
         total, count: loss and images of the epoch under way.
         history: one row an epoch.
@@ -51,6 +52,7 @@ class Position(msgspec.Struct, kw_only=True):
     step: int = 0
     factor: float = 1.0
     best: float = -1.0
+    best_epoch: int = 0
     stale: int = 0
     total: float = 0.0
     count: int = 0

@@ -143,6 +143,7 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
             method.finish(bench, arguments)
     after = _apply(inputs, bench, [c for c in chosen if c[0].acts == "after"])
     encodings.constants = {**bench.folded, **encodings.constants}
+    encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(graph)}
     simulated = insert_fake_quantize(graph, placement, encodings)
     qdq = inputs.export(simulated, spec, precision="int8", encodings_sha256=encodings.digest())
     compared = list(inputs.images(spec.parity_images, spec.batch_size))

@@ -13,16 +13,16 @@ import msgspec
 import numpy as np
 import torch
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_json
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source, describe, open_source
-from trtq.errors import CalibrationError, DataError, EncodingsError
+from trtq.errors import CalibrationError, DataError, EncodingsError, UsageError
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.training import Position, RunState, augment, keep_freed_memory_, rate
-from trtq.quant.digest import weights_digest
+from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.recipe import EvaluateSpec, FinetuneSpec
@@ -34,6 +34,7 @@ from trtq.verbs.records import Clock, FileRecord
 
 RECORD, EVALUATION, CHECKPOINT = "finetune.json", "evaluate.json", "checkpoint"
 SAVE_EVERY = 50  # steps
+CLASSIFIER_AXES = 2
 
 
 class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +95,12 @@ class _Job:
     def __init__(self, spec: FinetuneSpec, told: Progress) -> None:
         self.spec, self.told, self.clock, self.notes = spec, told, Clock(), list[str]()
         self.out = Path(spec.out)
+        if Path(spec.encodings).resolve().parent == self.out.resolve():
+            why = "training would overwrite what it starts from"
+            raise UsageError(f"--out {spec.out} is where the encodings lie", why, "Give another folder")
+        if spec.val is None and (spec.patience is not None or spec.schedule == "plateau"):
+            asked = "--patience" if spec.patience is not None else "--schedule plateau"
+            raise UsageError(f"{asked} needs --val", "without it no epoch is better than another", "Give labelled images with --val")
         self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
         if self.source.labels is None and spec.distill < 1.0:
             raise DataError(
@@ -107,23 +114,31 @@ class _Job:
         for line in said:
             self.note(line)
         self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
+        self._require_classifier()
         self.encodings = Encodings.load(Path(spec.encodings))
-        weights = weights_digest(self.captured.module)
+        weights, structure = weights_digest(self.captured.module), structure_digest(self.captured.module)
         if self.encodings.origin.get("weights_sha256") != weights:
             raise EncodingsError(
                 f"The encodings {spec.encodings} were made for another model",
                 f"its weights are {str(self.encodings.origin.get('weights_sha256'))[:12]}, this model's are {weights[:12]}",
                 "Give the model and the checkpoint they were made with",
             )
+        if self.encodings.origin.get("structure_sha256", structure) != structure:
+            raise EncodingsError(
+                f"Cannot train from {spec.encodings}",
+                f"its methods ({self.encodings.origin.get('methods')}) put ops into the graph that training does not have",
+                "Quantize without qads and integer-softmax, and train from that",
+            )
         self.graph = TrainingGraph(self.captured.module, self.encodings, learn_amax=spec.learn_amax, freeze=spec.freeze)
         self.weights = list(self.graph.weights.values())
-        self.ranges = [q.log_step for q in self.graph.quantizers.values()] if spec.learn_amax else []
+        self.ranges = [q.log_step for q in self.graph.quantizers.values() if q.log_step.requires_grad]
         if not self.weights and not self.ranges:
             raise CalibrationError("Nothing is left to train", "every layer is frozen and ranges do not learn")
         self._optimizers()
-        settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "val", "val_class_index", "val_limit")}
-        images = self.source.digest(range(min(64, len(self.source))))
-        key = [settings, weights, self.encodings.digest(), len(self.source), images]
+        where = ("out", "checkpoint", "encodings", "parity_images", "opset")
+        settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
+        images = [_identity(self.source), _identity(self.val[0]) if self.val else None]
+        key = [settings, weights, self.encodings.digest(), images]
         folder = ensure_writable_dir(self.out / CHECKPOINT)
         self.state = RunState(folder, key, [*self.weights, *self.ranges, *self.best], self.optimizers, self.averages)
         self.position = self.state.load() or Position(history=[])
@@ -134,6 +149,15 @@ class _Job:
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.told.note(text)
+
+    def _require_classifier(self) -> None:
+        with torch.no_grad():
+            answer = self.captured.module(self.captured.example)
+        if not isinstance(answer, torch.Tensor) or answer.ndim != CLASSIFIER_AXES:
+            shape = list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            raise UsageError(f"Cannot train {self.spec.model}", f"its output is {shape}, and only classifiers, [N, C], are trained so far")
+        if not self.captured.dynamic_batch:
+            self.note(f"the graph has a fixed batch: every step is one image, not {self.spec.batch_size} (--accumulate adds steps)")
 
     def _validation(self) -> tuple[Source, list[int]] | None:
         spec = self.spec
@@ -150,9 +174,10 @@ class _Job:
         spec = self.spec
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.weights:
-            kind = torch.optim.SGD(self.weights, lr=spec.lr, momentum=0.9, weight_decay=spec.weight_decay) if spec.optimizer == "sgd" else (
-                torch.optim.AdamW(self.weights, lr=spec.lr, weight_decay=spec.weight_decay)
-            )  # fmt: skip
+            many, few = [w for w in self.weights if w.ndim > 1], [w for w in self.weights if w.ndim <= 1]  # biases and norms do not decay
+            groups = [{"params": g, "weight_decay": d} for g, d in ((many, spec.weight_decay), (few, 0.0)) if g]
+            sgd = spec.optimizer == "sgd"
+            kind = torch.optim.SGD(groups, lr=spec.lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=spec.lr)
             self.optimizers.append(kind)
         if self.ranges:
             self.optimizers.append(torch.optim.Adam(self.ranges, lr=spec.lr_amax))
@@ -228,7 +253,8 @@ class _Job:
             raise CalibrationError(f"The loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}", mend="Lower --lr or --lr-amax")
         torch.autograd.backward(loss / spec.accumulate)
         if (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps:
-            self._move((at.epoch + (at.step + 1) / steps) / spec.epochs)
+            first = at.step // spec.accumulate * spec.accumulate  # the share when this update began: the last one still counts
+            self._move((at.epoch + first / steps) / spec.epochs)
         return value
 
     def _move(self, done: float) -> None:
@@ -276,7 +302,7 @@ class _Job:
         """Keep the best epoch; without validation images it is the last one."""
         at = self.position
         if accuracy is None or accuracy > at.best:
-            at.best, at.stale = accuracy if accuracy is not None else at.best, 0
+            at.best, at.stale, at.best_epoch = accuracy if accuracy is not None else at.best, 0, at.epoch
             with self._averaged(), torch.no_grad():
                 for kept, p in zip(self.best, (*self.weights, *self.ranges), strict=True):
                     kept.copy_(p)
@@ -305,7 +331,8 @@ class _Job:
             self.captured.module, simulated, qdq, list(batches(self.source, compared, self.preprocess, size)), progress=self.told.advance
         )
         require_parity(parity)
-        (self.out / RECORD).unlink(missing_ok=True)
+        for name in (RECORD, EVALUATION):
+            (self.out / name).unlink(missing_ok=True)
         paths = {
             FP32: save_onnx(fp32, self.out / FP32),
             QDQ: save_onnx(qdq, self.out / QDQ),
@@ -317,19 +344,22 @@ class _Job:
             schema=SCHEMA, verb="finetune", spec=msgspec.to_builtins(self.spec),
             model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin}, data=describe(self.source),
             preprocess=self.preprocess, trained={"weights": len(self.weights), "ranges": len(self.ranges)}, history=self.position.history,
-            best_epoch=self._best_epoch(), parity=parity, evaluation=evaluation,
+            best_epoch=self.position.best_epoch, parity=parity, evaluation=evaluation,
             files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, notes=self.notes,
             seconds=self.clock.seconds, environment=environment(),
         )  # fmt: skip
         write_json(self.out / RECORD, record)
         return record
 
-    def _best_epoch(self) -> int:
-        scores = [row.get("accuracy") for row in self.position.history]
-        return scores.index(max(s for s in scores if s is not None)) if scores[0] is not None else len(scores) - 1
-
     def _export(self, graph: torch.fx.GraphModule, **metadata: str) -> Any:
-        model = export_onnx(graph, self.captured.example, dynamic_batch=self.captured.dynamic_batch, opset=self.spec.opset, note=self.note)
+        model = export_onnx(
+            graph,
+            self.captured.example,
+            dynamic_batch=self.captured.dynamic_batch,
+            opset=self.spec.opset,
+            int4=self.spec.weight_storage == "int4",
+            note=self.note,
+        )
         set_metadata_(model, {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights, **metadata})
         return model
 
@@ -346,6 +376,11 @@ class _Job:
         write_json(self.out / EVALUATION, found)
         self.clock.lap("evaluate")
         return found
+
+
+def _identity(source: Source) -> list[object]:
+    """Return what tells two sources apart without reading every image: names, labels, and the content of 64 images."""
+    return [digest_of(source.ids), digest_of(source.labels), source.digest(range(0, len(source), max(1, len(source) // 64)))]
 
 
 def _divergence(answer: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

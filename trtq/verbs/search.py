@@ -63,6 +63,7 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     told, started = progress or Silent(), time.monotonic()
     job = _Job(spec, told)
     with locked(ensure_writable_dir(job.out) / ".trtq.lock", waiting=told.note):
+        job.require_possible()
         for candidate in job.candidates:
             job.search(candidate)
         record = job.settle(round(time.monotonic() - started, 3))
@@ -89,7 +90,6 @@ class _Job:
         self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
         self.budgets = read_budgets(spec.budget, self.full)
         self.images_sha256 = self._images()
-        self._require_possible()
 
     def _images(self) -> list[str]:
         """Return digests of the images that calibrate and of those that accuracy is measured on, labels included."""
@@ -136,7 +136,7 @@ class _Job:
             self.told.note(f"candidate {model}")
             yield Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
 
-    def _require_possible(self) -> None:
+    def require_possible(self) -> None:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
         left, why = [], ""
         for candidate in self.candidates:
@@ -164,7 +164,12 @@ class _Job:
         model = export_onnx(candidate.captured.module, candidate.captured.example, dynamic_batch=candidate.captured.dynamic_batch, opset=20)
         set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name})
         path = save_onnx(model, folder / FP32)
-        scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit), self.told)
+        exclude = None
+        if not self.spec.val:  # the images that calibrate the others are left out here, too
+            source = open_source(where, Path(index) if index else None)
+            seen = [source.content(i) for i in source.sample(self.spec.calib_images, self.spec.seed)]
+            exclude = str(write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}}))
+        scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
         self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
 
     def _note(self, text: str) -> None:
@@ -217,7 +222,15 @@ class _Job:
         parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint", "data", "class_index")}
         versions = [__version__, package_version("torch"), package_version("onnxruntime")]
         key = digest_of(
-            [[(v.name, v.option) for v in allocated.layers], parts, candidate.digests, self.images_sha256, spec.limit, versions]
+            [
+                [(v.name, v.option) for v in allocated.layers],
+                parts,
+                candidate.digests,
+                self.images_sha256,
+                bool(spec.val),
+                spec.limit,
+                versions,
+            ]
         )
         folder = ensure_writable_dir(candidate.folder / TRIES / key[:12])
         write_json(folder / ALLOCATION, allocated)
