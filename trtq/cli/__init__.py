@@ -21,7 +21,7 @@ COMMANDS = {
     "advise": "Which way of quantizing fits a model, and what to type.",
     "search": "Find widths that meet every budget, and prove it.",
     "finetune": "Train a quantized model further, its codes in place.",
-    "cost": "Count MACs, weights, bytes, BitOps and energy of a model.",
+    "cost": "Count MACs, bytes, BitOps and energy; predict latency.",
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
