@@ -64,6 +64,21 @@ def option_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
+def option_words(field: str, value: Any) -> list[str]:
+    """Return the words of a command line that set a field to a plain value (as in a record); none for one that is empty."""
+    if value is None or value in ({}, [], ""):
+        return []
+    option = option_name(field)
+    if isinstance(value, dict):
+        return [w for k, v in value.items() for w in (option, f"{k}={v}")]
+    if isinstance(value, list):
+        if all(isinstance(v, str) for v in value):
+            return [w for v in value for w in (option, v)]
+        sep = {"input_size": "x", "batch": ":"}.get(field, ",")
+        return [option, sep.join(f"{v:g}" for v in value)]
+    return [option, str(value)]
+
+
 def plain_type(kind: Any) -> Any:
     """Return a field's type without its metadata and without None."""
     if get_origin(kind) is Annotated:

@@ -12,7 +12,7 @@ from torch import fx
 
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.graph.naming import MATMULS, is_softmax, node_name
-from trtq.graph.normalize import CONVS, get_constant, operands
+from trtq.graph.normalize import CONVS, conv_groups, get_constant, operands
 
 aten = torch.ops.aten
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
@@ -126,15 +126,8 @@ def _op(graph: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, torch.Siz
     return Op(
         name=node_name(node), kind=kind, macs=shapes[produced].numel() // batch * per_value,
         weights=0 if weight is None else weight.numel(), reads=reads, writes={node.name: shapes[node].numel() // batch},
-        depthwise=kind == "conv" and weight is not None and weight.shape[1] == 1 and weight.shape[0] > 1 and _groups(node) > 1,
+        depthwise=kind == "conv" and weight is not None and weight.shape[1] == 1 and weight.shape[0] > 1 and conv_groups(node) > 1,
     )  # fmt: skip
-
-
-def _groups(node: fx.Node) -> int:
-    position = 8 if node.target is aten.convolution.default else 6
-    arguments = operands(node)
-    groups = arguments[position] if len(arguments) > position else node.kwargs.get("groups", 1)
-    return groups if isinstance(groups, int) else 1
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:

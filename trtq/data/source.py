@@ -77,6 +77,12 @@ class Source(ABC):
         return [int(i) for i in np.random.default_rng(seed).permutation(len(self))[:count]]
 
 
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` of ``count`` positions, evenly over them, so that in a sorted list every class keeps its share."""
+    picks = np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+    return [int(i) for i in picks]
+
+
 def _arrange(source: Source, files: Sequence[str], class_index: Path | None) -> None:
     """Fill ids, labels and classes from relative posix paths: folders on the first level are classes."""
     files = [f for f in files if not any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(f).parts)]

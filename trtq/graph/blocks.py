@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from trtq.graph.naming import SOFTMAXES
-from trtq.graph.normalize import CONVS, operands
+from trtq.graph.normalize import CONVS, conv_groups, operands
 
 aten = torch.ops.aten
 Family = Literal["cnn", "mobile", "vit", "windowed", "hybrid"]
@@ -64,6 +64,6 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
 
 
 def _is_depthwise(node: fx.Node) -> bool:
-    given = operands(node)
-    groups = given[8] if node.target is aten.convolution.default else given[6] if len(given) > 6 else 1
-    return int(groups) > 1 and int(groups) == int(given[0].meta["val"].shape[1])
+    groups = conv_groups(node)
+    channels = int(operands(node)[0].meta["val"].shape[1])
+    return groups > 1 and groups == channels

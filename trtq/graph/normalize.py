@@ -43,6 +43,13 @@ def operands(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
+def conv_groups(node: fx.Node) -> int:
+    """Return the groups of a convolution call, 1 where it does not say."""
+    position, given = 8 if node.target is aten.convolution.default else 6, operands(node)
+    groups = given[position] if len(given) > position else node.kwargs.get("groups", 1)
+    return groups if isinstance(groups, int) else 1
+
+
 def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
     """Return the tensor a ``get_attr`` node stands for, or None for any other node."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trtq.artifact import write_bytes
+from trtq.recipe import option_words
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.version import __version__
@@ -53,13 +54,11 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
 def _search(records: dict[str, Any]) -> dict[str, Any]:
     """The section of a search: constraints, frontiers, and why each layer has its width."""
     search, frontier, allocation, analysis = (records[k] for k in ("search", "frontier", "allocation", "analysis"))
-    budgets = allocation["budgets"]
     full = search["reference"]["costs"]
-    scale = {a: 1e6 if a == "size" else 1.0 if unit.startswith("ms") else full[a] for a, unit in frontier["units"].items()}
     figures = [
         frontier_figure(
             frontier["points"], axis, measure=frontier["measure"], chosen=frontier["chosen"],
-            limit=budgets[axis] / scale[axis] if axis in budgets else None, unit=unit,
+            limit=frontier["limits"].get(axis), unit=unit,
         )
         for axis, unit in frontier["units"].items()
     ]  # fmt: skip
@@ -104,34 +103,15 @@ def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
     commands = []
-    if run.search is not None:
-        spec = dict(run.search["search"]["spec"])
-        words = ["trtq", "search", *([spec.pop("model")] if spec.get("model") else [])]
-        spec.pop("model", None)
-        for name, value in spec.items():
-            words += _option(name, value)
-        return [shlex.join(words)]
-    for record in (run.quantize, run.evaluate, *run.engines, *run.bench.values()):
+    records = (run.search["search"],) if run.search else (run.quantize, run.evaluate, *run.engines, *run.bench.values())
+    for record in records:
         if record is None:
             continue
         spec = dict(record["spec"])
-        first = {"quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[record["verb"]]
-        words = ["trtq", record["verb"], str(spec.pop(first))]
+        first = {"search": "model", "quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[record["verb"]]
+        given = spec.pop(first)  # a search of candidates names no model
+        words = ["trtq", record["verb"], *([str(given)] if given else [])]
         for name, value in spec.items():
-            words += _option(name, value)
+            words += option_words(name, value)
         commands.append(shlex.join(words))
     return commands
-
-
-def _option(name: str, value: Any) -> list[str]:
-    option = f"--{name.replace('_', '-')}"
-    if value is None or value in ({}, [], ""):
-        return []
-    if isinstance(value, dict):
-        return [w for k, v in value.items() for w in (option, f"{k}={v}")]
-    if isinstance(value, list):
-        if all(isinstance(v, str) for v in value):
-            return [w for v in value for w in (option, v)]
-        sep = {"input_size": "x", "batch": ":"}.get(name, ",")
-        return [option, sep.join(f"{v:g}" for v in value)]
-    return [option, str(value)]

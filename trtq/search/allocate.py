@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from trtq.errors import UsageError
+from trtq.search.budgets import over, within
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -79,7 +80,7 @@ def require_possible(choices: Sequence[Choice], budgets: Mapping[str, float], la
     """
     for budget, limit in budgets.items():
         least = sum(min(c.costs[budget][o] for o in labels) for c in choices)
-        if least > limit * (1 + 1e-9):
+        if over({budget: least}, {budget: limit}):
             raise UsageError(
                 f"The budget {budget} cannot be met", f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
                 f"Allow {least / limit:.2f} times as much, or offer narrower widths with --bits",
@@ -118,16 +119,16 @@ def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[st
 
     options = {c.name: min(labels, key=partial(share, c)) for c in choices}
     spent = {b: sum(c.costs[b][options[c.name]] for c in choices) for b in budgets}
-    over = next((b for b, limit in budgets.items() if spent[b] > limit * (1 + 1e-9)), None)
-    if over is not None:
+    for broken in over(spent, budgets):
         raise UsageError(
-            "The greedy strategy finds no start within the budgets", f"{over} needs {spent[over]:.6g}, {budgets[over]:.6g} is allowed",
+            "The greedy strategy finds no start within the budgets",
+            f"{broken} needs {spent[broken]:.6g}, {budgets[broken]:.6g} is allowed",
             "Use --strategy milp",
         )  # fmt: skip
     for c in sorted(choices, key=lambda c: (-c.sensitivity, c.name)):
         for label in reversed(labels):
             after = {b: spent[b] + c.costs[b][label] - c.costs[b][options[c.name]] for b in budgets}
-            if all(after[b] <= budgets[b] * (1 + 1e-9) for b in budgets):
+            if within(after, budgets):
                 options[c.name], spent = label, after
                 break
     return summed(choices, options)

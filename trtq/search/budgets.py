@@ -16,6 +16,16 @@ UNITS = {
 FORM = re.compile(r"^([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*([A-Za-z]*)$")
 
 
+def within(costs: Mapping[str, float], budgets: Mapping[str, float]) -> bool:
+    """Whether every budget holds, but for rounding."""
+    return not over(costs, budgets)
+
+
+def over(costs: Mapping[str, float], budgets: Mapping[str, float]) -> list[str]:
+    """Return the budgets that costs exceed by more than rounding."""
+    return [b for b, limit in budgets.items() if costs[b] > limit * (1 + 1e-9)]
+
+
 def latency_devices(texts: Sequence[str]) -> list[str]:
     """Return the devices that budgets of latency name, each once."""
     names = [text.partition("=")[0].strip().lower() for text in texts]

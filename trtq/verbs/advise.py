@@ -15,8 +15,8 @@ from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
-from trtq.recipe import AdviseSpec, ModelInputSpec
-from trtq.search.budgets import LATENCY, latency_devices, read_budgets
+from trtq.recipe import AdviseSpec, ModelInputSpec, option_words
+from trtq.search.budgets import LATENCY, latency_devices, read_budgets, within
 from trtq.search.options import HALF, Option
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline, weights_of
@@ -191,7 +191,7 @@ def _bits(spec: AdviseSpec, counts: Outline) -> int | None:
     budgets = read_budgets(spec.budget, pricing.full())
     for option in (HALF, *(Option(weight=b, input=b) for b in WIDTHS)):
         costs = pricing.totals(uniform(counts, option))
-        if all(costs[b] <= limit * (1 + 1e-9) for b, limit in budgets.items()):
+        if within(costs, budgets):
             return option.weight
     return None
 
@@ -228,7 +228,9 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
 
 
 def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
-    model = [spec.model, *_options(spec, tuple(f for f in ModelInputSpec.__struct_fields__ if f != "model"))]
+    given = msgspec.to_builtins(spec)
+    named = (f.name for f in msgspec.structs.fields(ModelInputSpec) if f.name != "model" and given[f.name] != f.default)
+    model = [spec.model, *(w for name in named for w in option_words(name, given[name]))]
     accuracy = ["--min-accuracy", f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}"]
     budgets = [w for b in spec.budget for w in ("--budget", b)]
     if strategy.startswith("FP16"):
@@ -247,16 +249,3 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
         trained = ["--data", spec.train] if spec.train else []
         commands.append(shlex.join(["trtq", "finetune", *model, *trained, "--encodings", "out/encodings.safetensors", "--out", "qat"]))
     return commands
-
-
-def _options(spec: AdviseSpec, names: tuple[str, ...]) -> list[str]:
-    words: list[str] = []
-    for name in names:
-        value, option = getattr(spec, name), f"--{name.replace('_', '-')}"
-        if isinstance(value, dict):
-            words += [w for k, v in value.items() for w in (option, f"{k}={v}")]
-        elif isinstance(value, tuple):
-            words += [option, ("x" if name == "input_size" else ",").join(f"{v:g}" for v in value)]
-        elif value and value != "name":
-            words += [option, str(value)]
-    return words

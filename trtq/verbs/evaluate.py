@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from trtq.artifact import SCHEMA, environment, read_json, sha256_file
 from trtq.data.metrics import Scores
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
-from trtq.data.source import Source, describe, open_source
+from trtq.data.source import Source, describe, open_source, spread
 from trtq.errors import DataError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import input_shape, open_session, run_batch
@@ -181,8 +180,4 @@ def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[in
         raise DataError(
             f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images"
         )
-    if spec.limit is not None and spec.limit < len(indices):
-        # Evenly over the sorted list, so that every class keeps its share.
-        picks = np.linspace(0, len(indices) - 1, spec.limit).round().astype(int)
-        indices = [indices[i] for i in picks]
-    return indices
+    return [indices[i] for i in spread(len(indices), spec.limit)]

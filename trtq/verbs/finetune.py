@@ -15,7 +15,7 @@ import torch
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_json
 from trtq.data.preprocess import Preprocess, batches
-from trtq.data.source import Source, describe, open_source
+from trtq.data.source import Source, describe, open_source, spread
 from trtq.errors import CalibrationError, DataError, EncodingsError, UsageError
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
@@ -167,20 +167,19 @@ class _Job:
         val = open_source(spec.val, Path(index) if index else None)
         if val.labels is None:
             raise DataError(f"Cannot measure accuracy on {spec.val}", "it has no labels", "Give a folder of class folders")
-        count = min(spec.val_limit or len(val), len(val))
-        return val, [int(i) for i in np.linspace(0, len(val) - 1, count).round()]
+        return val, spread(len(val), spec.val_limit)
 
     def _optimizers(self) -> None:
         spec = self.spec
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.weights:
             many, few = [w for w in self.weights if w.ndim > 1], [w for w in self.weights if w.ndim <= 1]  # biases and norms do not decay
-            groups = [{"params": g, "weight_decay": d} for g, d in ((many, spec.weight_decay), (few, 0.0)) if g]
+            groups = [{"params": g, "weight_decay": d, "base": spec.lr} for g, d in ((many, spec.weight_decay), (few, 0.0)) if g]
             sgd = spec.optimizer == "sgd"
             kind = torch.optim.SGD(groups, lr=spec.lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=spec.lr)
             self.optimizers.append(kind)
         if self.ranges:
-            self.optimizers.append(torch.optim.Adam(self.ranges, lr=spec.lr_amax))
+            self.optimizers.append(torch.optim.Adam([{"params": self.ranges, "base": spec.lr_amax}], lr=spec.lr_amax))
         self.averages = [w.detach().clone() for w in self.weights] if spec.ema else []
         self.best = [p.detach().clone() for p in (*self.weights, *self.ranges)]
 
@@ -261,9 +260,8 @@ class _Job:
         spec = self.spec
         factor = rate(spec.schedule, done) * self.position.factor
         for optimizer in self.optimizers:
-            base = spec.lr_amax if isinstance(optimizer, torch.optim.Adam) and not isinstance(optimizer, torch.optim.AdamW) else spec.lr
             for group in optimizer.param_groups:
-                group["lr"] = base * factor
+                group["lr"] = group["base"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -27,7 +27,7 @@ from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
-from trtq.search.budgets import LATENCY, NAMES, latency_devices, read_budgets
+from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, read_budgets, within
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
@@ -83,6 +83,7 @@ class _Job:
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
+        self.val = open_source(*self._val_paths())
         self._require_labels()
         self.candidates = list(self._candidates())
         require_fp8(self.options, self.devices())
@@ -93,9 +94,8 @@ class _Job:
 
     def _images(self) -> list[str]:
         """Return digests of the images that calibrate and of those that accuracy is measured on, labels included."""
-        spec, (where, index) = self.spec, self._val()
+        spec, val = self.spec, self.val
         data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
-        val = open_source(where, Path(index) if index else None)
         return [
             data.digest(data.sample(max(spec.calib_images, spec.images), spec.seed)),
             val.digest(range(len(val))),
@@ -103,8 +103,7 @@ class _Job:
         ]
 
     def _require_labels(self) -> None:
-        where, index = self._val()
-        labelled = open_source(where, Path(index) if index else None).labels is not None
+        where, labelled = self.val.name, self.val.labels is not None
         if not labelled and self.spec.min_accuracy is not None and self.spec.min_accuracy > 0:
             raise UsageError(
                 f"Cannot hold an accuracy of {self.spec.min_accuracy:g} %", f"{where} has no labels",
@@ -120,6 +119,10 @@ class _Job:
     def _val(self) -> tuple[str, str | None]:
         spec = self.spec
         return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
+
+    def _val_paths(self) -> tuple[str, Path | None]:
+        where, index = self._val()
+        return where, Path(index) if index else None
 
     def devices(self) -> list[str]:
         """Return the devices that budgets of latency name."""
@@ -141,16 +144,17 @@ class _Job:
         left, why = [], ""
         for candidate in self.candidates:
             least, _ = Pricing(candidate.outline, self.devices(), self.factors).span(self.options)
-            over = next((b for b, limit in self.budgets.items() if least[b] > limit * (1 + 1e-9)), None)
-            if over is None:
+            broken = over(least, self.budgets)
+            if not broken:
                 left.append(candidate)
                 continue
+            first = broken[0]
             why = (
-                f"{candidate.name} needs {shown(over, least[over])} at its narrowest widths, {shown(over, self.budgets[over])} is allowed: "
-                f"{least[over] / self.budgets[over]:.2f} times as much"
+                f"{candidate.name} needs {shown(first, least[first])} at its narrowest widths, "
+                f"{shown(first, self.budgets[first])} is allowed: {least[first] / self.budgets[first]:.2f} times as much"
             )
             if len(self.candidates) == 1:
-                raise UsageError(f"The budget {over} cannot be met", why, "Allow more, or offer narrower widths with --bits")
+                raise UsageError(f"The budget {first} cannot be met", why, "Allow more, or offer narrower widths with --bits")
             self._note(f"left out: {why}")
             if candidate.number == 0:
                 self._measure_reference(candidate)
@@ -166,8 +170,7 @@ class _Job:
         path = save_onnx(model, folder / FP32)
         exclude = None
         if not self.spec.val:  # the images that calibrate the others are left out here, too
-            source = open_source(where, Path(index) if index else None)
-            seen = [source.content(i) for i in source.sample(self.spec.calib_images, self.spec.seed)]
+            seen = [self.val.content(i) for i in self.val.sample(self.spec.calib_images, self.spec.seed)]
             exclude = str(write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}}))
         scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
         self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
@@ -202,10 +205,10 @@ class _Job:
             return
         if walk.left > 0:
             got = walk.at(smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left), methods=helped)
-        over = {b: got.costs[b] for b, limit in self.budgets.items() if got.costs[b] > limit * (1 + 1e-9)}
-        for b, v in over.items():
+        for b in over(got.costs, self.budgets):
+            v = got.costs[b]
             candidate.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for {got.change:+.2f} points"
-        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {candidate.needed[b]}" for b in over))
+        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {v}" for b, v in candidate.needed.items()))
 
     def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
@@ -268,7 +271,7 @@ class _Job:
             folder=str(folder.relative_to(self.out)),
             widths=_widths(allocated), methods=[m["name"] for m in made["methods"]], costs=dict(allocated.costs), accuracy=accuracy,
             change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
-            within=all(allocated.costs[b] <= limit * (1 + 1e-9) for b, limit in self.budgets.items()), accurate=accurate,
+            within=within(allocated.costs, self.budgets), accurate=accurate,
             onnx_bytes=made["files"][QDQ]["bytes"],
         )  # fmt: skip
         self.told.note(
@@ -314,13 +317,20 @@ class _Job:
                 p["dominated"][a] = flag
         predicted = self._predicted(chosen, candidate)
         units = {a: self._unit(a)[1] for a in axes}
+        limits = {a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets}
         write_json(
             self.out / FRONTIER,
-            {"measure": self.reference["measure"], "units": units, "chosen": chosen.label, "points": points, "predicted": predicted},
+            {
+                "measure": self.reference["measure"],
+                "units": units,
+                "limits": limits,
+                "chosen": chosen.label,
+                "points": points,
+                "predicted": predicted,
+            },
         )
         for a in axes:
-            limit = self.budgets[a] / self._unit(a)[0] if a in self.budgets else None
-            figure = frontier_figure(points, a, measure=self.reference["measure"], chosen=chosen.label, limit=limit, unit=units[a])
+            figure = frontier_figure(points, a, measure=self.reference["measure"], chosen=chosen.label, limit=limits.get(a), unit=units[a])
             write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
 
     def _unit(self, budget: str) -> tuple[float, str]:
@@ -353,7 +363,7 @@ class _Job:
             Constraint(
                 name=b, allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
                 got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of float, predicted)",
-                met=chosen.costs[b] <= limit * (1 + 1e-9), needed=candidate.needed.get(b),
+                met=not over(chosen.costs, {b: limit}), needed=candidate.needed.get(b),
             )
             for b, limit in self.budgets.items()
         ]  # fmt: skip
