@@ -17,9 +17,11 @@ from tests.conftest import read, run_cli, spec
 from trtq import FinetuneSpec, finetune, quantize
 from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, UsageError
 from trtq.graph.capture import capture
-from trtq.methods.qat import LearnedFakeQuantize, TrainingGraph
-from trtq.methods.training import augment, rate
+from trtq.methods.learned import LearnedFakeQuantize
+from trtq.methods.qat import TrainingGraph
+from trtq.methods.training import Draws, rate
 from trtq.quant.encodings import Encodings
+from trtq.quant.formats import Format
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_cnn
 
@@ -46,7 +48,7 @@ def asked(images: Path, ptq: Path, out: Path, **changes):
 
 
 def test_gradients_of_input_and_step_by_hand():
-    made = LearnedFakeQuantize("q", torch.tensor(0.5), None, -2, 1, learn=True)
+    made = LearnedFakeQuantize("q", torch.tensor(0.5), Format(bits=2), learn=True)
     x = torch.tensor([0.6, -3.0, 2.0, -0.2], requires_grad=True)  # positions 1.2, -6, 4, -0.4
     made(x).sum().backward()
     assert x.grad is not None
@@ -63,12 +65,12 @@ def test_the_op_computes_what_simulation_computes(values, step):
     from trtq.quant.fake_quantize import fake_quantize
 
     x, s = torch.tensor(values), torch.tensor(step)
-    made = LearnedFakeQuantize("q", s, None, -8, 7, learn=False)
+    made = LearnedFakeQuantize("q", s, Format(bits=4), learn=False)
     torch.testing.assert_close(made(x), fake_quantize(x, made.log_step.exp(), None, None, -8, 7, "q"), rtol=0, atol=0)
 
 
 def test_steps_per_channel_learn_alone():
-    made = LearnedFakeQuantize("q", torch.tensor([0.1, 10.0]), 0, -8, 7, learn=True)
+    made = LearnedFakeQuantize("q", torch.tensor([0.1, 10.0]), Format(bits=4, axis=0), learn=True)
     made(torch.full((2, 3), 5.0)).sum().backward()
     assert made.log_step.grad is not None
     assert made.log_step.grad.shape == (2,)
@@ -110,12 +112,20 @@ def test_rates_and_augmentation():
     assert rate("onecycle", 0.3) == pytest.approx(1.0)
     assert rate("cosine", 1.0) == pytest.approx(0.0)
     x = torch.randn(6, 3, 16, 16)
-    once, twice = (augment(x, "flip-crop", torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(once, twice)
-    assert once.shape == x.shape
-    assert not torch.equal(once, x)
-    assert torch.equal(augment(x, "none", torch.Generator()), x)
-    flipped = augment(x, "flip", torch.Generator().manual_seed(0))
+    masks = (x[:, 0] * 10).round().long()  # so that a mask can be recognised
+
+    def vary(how: str, seed: int, picks=range(6)):
+        return Draws(how, 6, (16, 16), torch.Generator().manual_seed(seed)).vary(x[list(picks)], masks[list(picks)], picks)
+
+    once, twice = vary("flip-crop", 3), vary("flip-crop", 3)
+    assert torch.equal(once[0], twice[0])
+    assert once[0].shape == x.shape
+    assert not torch.equal(once[0], x)
+    assert torch.equal((once[0][:, 0] * 10).round().long(), once[1])  # masks move with their images
+    part = vary("flip-crop", 3, [1, 3, 5])  # a process that has only these
+    assert torch.equal(part[0], once[0][[1, 3, 5]])
+    assert torch.equal(vary("none", 0)[0], x)
+    flipped = vary("flip", 0)[0]
     assert all(torch.equal(f, o) or torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True))
 
 

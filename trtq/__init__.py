@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from trtq.verbs.blocks import BlocksRecord, blocks
     from trtq.verbs.cost import CostRecord, cost
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
-    from trtq.verbs.finetune import FinetuneRecord, finetune
+    from trtq.verbs.finetune import finetune
+    from trtq.verbs.finetune_record import FinetuneRecord
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
@@ -72,7 +73,7 @@ _WHERE = {
     "EngineManifest": "trtq.engine.manifest",
     "EvaluateRecord": "trtq.verbs.evaluate",
     "EvaluateSpec": "trtq.recipe",
-    "FinetuneRecord": "trtq.verbs.finetune",
+    "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",

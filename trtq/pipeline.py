@@ -201,7 +201,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
     spec = EvaluateSpec(
         onnx=str(out / QDQ), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
         class_index=wanted.class_index or (base.class_index if same else None),
-        exclude=str(out / RECORD) if wanted.held_out else None,
+        exclude=str(out / RECORD) if wanted.held_out else None, masks=wanted.masks, ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
     )  # fmt: skip
 
@@ -217,7 +217,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
         files = {n: _digest_or_none(str(out / n)) for n in (QDQ, FP32)}
         return {
             "settings": msgspec.to_builtins(spec), **files, "images": fingerprint(spec.data),
-            "class index": _digest_or_none(spec.class_index),
+            "masks": fingerprint(spec.masks) if spec.masks else None, "class index": _digest_or_none(spec.class_index),
         }  # fmt: skip
 
     def work() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,30 +29,68 @@ def predictions(logits: Array) -> npt.NDArray[np.int64]:
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 
+def confusion(found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int) -> npt.NDArray[np.int64]:
+    """Return how often each class (row) was taken for each (column), [classes, classes]; ``ignore`` counts for nothing."""
+    seen = wanted != ignore
+    return np.bincount(wanted[seen] * classes + found[seen], minlength=classes * classes).reshape(classes, classes)
+
+
+def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the intersection over union of each class in percent, NaN for a class that is nowhere.
+
+    >>> overlap(np.array([[3, 1], [0, 4]])).tolist()
+    [75.0, 80.0]
+    """
+    both = np.diag(counts)
+    union = counts.sum(0) + counts.sum(1) - both
+    return np.where(union > 0, 100.0 * both / np.maximum(union, 1), np.nan)
+
+
+def mean_overlap(counts: npt.NDArray[np.int64]) -> float:
+    """Return the mean intersection over union (mIoU) of the classes that are somewhere, percent."""
+    values = overlap(counts)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
+def hit_rate(counts: npt.NDArray[np.int64]) -> float:
+    """Return the share of right answers, percent: top-1 of images, accuracy of pixels."""
+    return 100.0 * float(np.trace(counts)) / max(int(counts.sum()), 1)
+
+
 @dataclass(slots=True)
 class Scores:
     """Counts over batches of logits.
 
     Attributes:
         images: how many images were seen.
+        labelled: how many of them had a label.
         top1, top5: how many labels were first, or among the first five.
         agree, compared: how many predictions equal the reference's, of how many (pixels for dense outputs).
         signal, noise: sums of squares against the reference.
+        confusion: of pixels; None without masks.
+        ignore: the class index that counts for nothing.
     """
 
     images: int = 0
+    labelled: int = 0
     top1: int = 0
     top5: int = 0
     agree: int = 0
     compared: int = 0
     signal: float = 0.0
     noise: float = 0.0
+    confusion: npt.NDArray[np.int64] | None = None
+    ignore: int = -100
 
-    def add(self, logits: Array, labels: Sequence[int] | None, reference: Array | None) -> None:
-        """Count one batch; ``logits`` and ``reference`` are [N, classes] or [N, classes, H, W]."""
+    def add(self, logits: Array, labels: npt.NDArray[np.int64] | None, reference: Array | None) -> None:
+        """Count one batch; ``logits`` and ``reference`` are [N, classes] with labels [N], or [N, classes, H, W] with [N, H, W]."""
         self.images += len(logits)
-        if labels is not None and logits.ndim == 2:
-            wanted = np.asarray(labels)[:, None]
+        if labels is not None and labels.ndim == 3:
+            found = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
+            self.confusion = found if self.confusion is None else self.confusion + found
+        elif labels is not None and logits.ndim == 2:
+            wanted = labels[:, None]
+            self.labelled += len(labels)
             best = np.argsort(-logits, axis=1, kind="stable")[:, : min(5, logits.shape[1])]
             self.top1 += int((best[:, :1] == wanted).sum())
             self.top5 += int((best == wanted).sum())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from trtq.data.source import Source
 from trtq.errors import UsageError
 
+T = TypeVar("T")
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,25 +51,31 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def apply(self, image: Image.Image) -> torch.Tensor:
         """Return the image as float32, shape [C, H, W]."""
-        channels, height, width = self.input_size
+        channels = self.input_size[0]
         if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values at 255
             image = Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
-        image = image.convert("L" if channels == 1 else "RGB")
-        method = RESAMPLING[self.interpolation]
+        image = self._place(image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation])
+        pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
+        return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+
+    def apply_mask(self, mask: np.ndarray) -> torch.Tensor:
+        """Return a mask of class indices, resized and cropped as its image is, int64 [H, W]; no two classes are mixed."""
+        placed = self._place(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.asarray(placed).astype(np.int64))
+
+    def _place(self, image: Image.Image, method: Image.Resampling) -> Image.Image:
+        """Resize and crop."""
+        _, height, width = self.input_size
         if self.resize is not None:
             w, h = image.size
             ratio = self.resize / min(w, h)
             size = (max(1, int(w * ratio)), max(1, int(h * ratio)))
             size = (self.resize, size[1]) if w <= h else (size[0], self.resize)
             image = image if image.size == size else image.resize(size, method)
-            target = (self.crop, self.crop) if self.crop else (width, height)
-            image = _centre_crop(image, target)
-        if image.size != (width, height):
-            image = image.resize((width, height), method)
-        pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
-        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels))
-        return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
+            image = _centre_crop(image, (self.crop, self.crop) if self.crop else (width, height))
+        return image if image.size == (width, height) else image.resize((width, height), method)
 
 
 def _centre_crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -146,15 +153,25 @@ def batches(source: Source, indices: Sequence[int], preprocess: Preprocess, batc
     Raises:
         DataError: an image is damaged.
     """
-    done: queue.Queue[torch.Tensor | BaseException | None] = queue.Queue(maxsize=1)
+    parts = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return ahead(parts, lambda part: torch.stack([preprocess.apply(source.image(i)) for i in part]))
+
+
+def ahead(parts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], T]) -> Iterator[T]:
+    """Yield what ``decode`` makes of each part; the next is made meanwhile.
+
+    Raises:
+        Exception: what ``decode`` raised.
+    """
+    done: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
     def work() -> None:
         try:
-            for start in range(0, len(indices), batch_size):
+            for part in parts:
                 if stop.is_set():
                     return
-                done.put(torch.stack([preprocess.apply(source.image(i)) for i in indices[start : start + batch_size]]))
+                done.put((decode(part),))
             done.put(None)
         except BaseException as exc:  # handed to the consumer, which raises it
             done.put(exc)
@@ -168,7 +185,7 @@ def batches(source: Source, indices: Sequence[int], preprocess: Preprocess, batc
                 return
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item[0]
     finally:
         stop.set()
         while thread.is_alive():  # the worker may wait for room in the queue

@@ -374,6 +374,7 @@ def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shif
         args = list(operands(source))
         args[2:3] = [constant]
         source.args = tuple(args)
+    source.meta["batch_norm"] = True  # training may take it up again
     return source
 
 

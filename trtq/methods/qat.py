@@ -1,15 +1,10 @@
-"""Quantization-aware training: a captured graph whose weights, biases and ranges learn with the codes in place.
-
-Straight-through gradients inside the range; ranges by LSQ (Esser et al. 2020, eq. 3 and section 2.2), learned as logarithms so that
-they stay positive.
-"""
+"""Quantization-aware training: a captured graph whose weights, biases and ranges learn with the codes in place."""
 
 from __future__ import annotations
 
 import copy
 import fnmatch
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,64 +12,15 @@ from torch import fx, nn
 
 from trtq.errors import EncodingsError, UsageError, suggest
 from trtq.graph.naming import WEIGHTED, node_name
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.methods.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
+from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 
 aten = torch.ops.aten
 NORMS = (aten.layer_norm.default, aten.group_norm.default)
-
-
-class _LearnedStep(torch.autograd.Function):
-    """Round to codes; gradients of the input and of the step (LSQ eq. 3), the latter times ``grad_scale``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float) -> torch.Tensor:
-        ctx.save_for_backward(x, step)
-        ctx.rest = axis, qmin, qmax, grad_scale
-        s = along_axis(step, x.ndim, axis)
-        return torch.div(x, s).round_().clamp_(qmin, qmax).mul_(s)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (grad,), (x, step) = grads, ctx.saved_tensors
-        axis, qmin, qmax, grad_scale = ctx.rest
-        v = torch.div(x, along_axis(step, x.ndim, axis))
-        codes = v.round().clamp_(qmin, qmax)
-        # half a code beyond the ends still rounds onto them: inside
-        inside = (v >= qmin - 0.5) & (v <= qmax + 0.5)
-        into_step = None
-        if ctx.needs_input_grad[1]:
-            off = codes.sub_(v * inside).mul_(grad)
-            dims = [d for d in range(x.ndim) if axis is None or d != axis % x.ndim]
-            into_step = (off.sum() if axis is None else off.sum(dims)).mul_(grad_scale)
-        return grad * inside, into_step, None, None, None, None
-
-
-class LearnedFakeQuantize(nn.Module):
-    """The op of simulation with a step that learns.
-
-    Args:
-        name: of the quantizer.
-        step: float32, [] or [C].
-        axis: of the step.
-        qmin, qmax: codes.
-        learn: whether the step learns.
-    """
-
-    def __init__(self, name: str, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, *, learn: bool) -> None:
-        super().__init__()
-        self.quantizer, self.axis, self.qmin, self.qmax = name, axis, qmin, qmax
-        self.log_step = nn.Parameter(step.detach().clone().log(), requires_grad=learn)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x`` on its codes."""
-        values = x.numel() / max(1, self.log_step.numel())
-        grad_scale = 1.0 / math.sqrt(values * max(1, self.qmax))  # LSQ section 2.2
-        result: torch.Tensor = _LearnedStep.apply(x, self.log_step.exp(), self.axis, self.qmin, self.qmax, grad_scale)
-        return result
 
 
 def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
@@ -106,7 +52,11 @@ class TrainingGraph:
         graph: captured; not changed.
         encodings: where training starts.
         learn_amax: ranges learn, too.
-        freeze: shell patterns of layers whose weights and biases stay.
+        freeze: shell patterns of layers whose weights, biases and ranges stay.
+        only: names of the layers that learn; None: all.
+        keep_norms: the BatchNorm of a convolution is taken up again behind it (Krishnamoorthi 2018, section 3.2.2), and folded again by
+            :meth:`learned`. Call :meth:`settle_norms_` before the first step.
+        codebook: bits of a codebook in the place of every uniform format of a weight; None: none.
 
     Raises:
         EncodingsError: the encodings do not fit the graph.
@@ -117,9 +67,14 @@ class TrainingGraph:
         placement: of the encodings.
         weights: trained constants by their name in ``graph``.
         quantizers: by name of the (first) quantizer.
+        norms: kept BatchNorms by the name of their convolution.
+        codebooks: by quantizer name.
     """
 
-    def __init__(self, graph: fx.GraphModule, encodings: Encodings, *, learn_amax: bool, freeze: Sequence[str] = ()) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, encodings: Encodings, *, learn_amax: bool, freeze: Sequence[str] = (),
+        only: Collection[str] | None = None, keep_norms: bool = False, codebook: int | None = None,
+    ) -> None:  # fmt: skip
         self.encodings, self.placement = encodings, placement_of(graph, encodings)
         owned = fx.GraphModule(graph, copy.deepcopy(graph.graph))
         self._names = _hold_constants_(owned, encodings)
@@ -127,14 +82,50 @@ class TrainingGraph:
         self.module = insert_fake_quantize(owned, self.placement, bare, on_codes=False)
         self.weights: dict[str, nn.Parameter] = {}
         self.quantizers: dict[str, LearnedFakeQuantize] = {}
-        frozen = _frozen(self.module, freeze)
+        self.norms: dict[str, KeptNorm] = {}
+        self.codebooks: dict[str, LearnedCodebook] = {}
+        self._folds: dict[str, tuple[str, str, str | None]] = {}
+        frozen = _frozen(self.module, freeze, only)
         self._train_constants_(frozen)
+        if keep_norms:
+            self._keep_norms_()
         self._shared = shared_names(self.placement, encodings)
         for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
-            still = any(node_name(user) in frozen for user in node.users) and operands(node)[0].op == "get_attr"
-            self._learn_(node, f"fake_quantize_{i}", learn=learn_amax and not still)
+            readers = _readers(node)
+            still = readers <= frozen or (only is not None and not readers & set(only))
+            self._learn_(node, f"fake_quantize_{i}", learn=learn_amax and not still, codebook=None if still else codebook)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Weights, biases and the factors of kept BatchNorms, in a fixed order."""
+        return [*self.weights.values(), *(p for norm in self.norms.values() for p in norm.parameters())]
+
+    @property
+    def ranges(self) -> list[nn.Parameter]:
+        """What the ranges are learned as."""
+        return [q.log_step for q in self.quantizers.values() if q.log_step.requires_grad]
+
+    @property
+    def moving(self) -> list[torch.Tensor]:
+        """What training moves without a gradient: running statistics and codebooks."""
+        return [b for part in (*self.norms.values(), *self.codebooks.values()) for b in part.buffers()]
+
+    def widen_(self, bits: int) -> None:
+        """Let every narrower quantizer take ``bits`` bits for a while; its own again with 0."""
+        for made in self.quantizers.values():
+            made.widen_(bits or made.format.bits)
+
+    def settle_norms_(self, batches: Iterable[torch.Tensor]) -> None:
+        """Give kept BatchNorms the statistics of what they see on ``batches``; the graph computes what it did before."""
+        for norm in self.norms.values():
+            norm.seen = []
+        with torch.no_grad():
+            for batch in batches:
+                self.module(batch)
+        for norm in self.norms.values():
+            norm.settle_()
 
     def _train_constants_(self, frozen: set[str]) -> None:
         """Turn weights and biases of layers and norms into parameters of their own."""
@@ -144,9 +135,7 @@ class TrainingGraph:
         for node in self.module.graph.nodes:
             places = (1, 2) if node.target in WEIGHTED else (2, 3) if node.target in NORMS else ()
             for i in places:
-                given = operands(node)[i] if len(operands(node)) > i else None
-                if isinstance(given, fx.Node) and given.target is FAKE_QUANTIZE:
-                    given = operands(given)[0]
+                given = _behind_codes(operands(node)[i]) if len(operands(node)) > i else None
                 if isinstance(given, fx.Node) and given.op == "get_attr":
                     wanted[str(given.target)] = given
                     kept |= {str(given.target)} if node_name(node) in frozen else set()
@@ -158,36 +147,123 @@ class TrainingGraph:
             self.module.register_parameter(name, self.weights[own])
             node.target = name
 
-    def _learn_(self, node: fx.Node, name: str, *, learn: bool) -> None:
-        x, scale, _, axis, qmin, qmax, quantizer, _ = operands(node)
-        step = get_constant(self.module, scale)
+    def _keep_norms_(self) -> None:
+        """Put a BatchNorm behind every trained convolution that had one, where folding it again is exact."""
+        own = {id(p): name for name, p in self.weights.items()}
+
+        def trained(node: object) -> str | None:
+            value = getattr(self.module, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+            return own.get(id(value))
+
+        for node in list(self.module.graph.nodes):
+            if not node.meta.get("batch_norm") or node.target not in CONVS:
+                continue
+            weight, bias = trained(_behind_codes(operands(node)[1])), trained(operands(node)[2])
+            codes = operands(node)[1] if operands(node)[1].target is FAKE_QUANTIZE else None
+            if weight is None or bias is None or (codes is not None and operands(codes)[3] != 0):
+                continue  # a range for the whole tensor would not follow a factor a channel
+            if len(operands(node)[2].users) > 1 or len(_behind_codes(operands(node)[1]).users) > 1:
+                continue
+            norm, name = KeptNorm(self.weights.pop(bias)), f"kept_norm_{len(self.norms)}"
+            self.module.add_submodule(name, norm)
+            node.update_arg(2, None)
+            with self.module.graph.inserting_after(node):
+                call = self.module.graph.call_module(name, (node,))
+            call.meta.update({k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")})
+            node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+            self.norms[node_name(node)] = norm
+            self._folds[node_name(node)] = weight, bias, str(operands(codes)[6]) if codes is not None else None
+
+    def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
+        x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
+        step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
         assert step is not None
-        made = LearnedFakeQuantize(str(quantizer), step, axis, qmin, qmax, learn=learn)
+        weight = _parameter(self.module, x)
+        made: LearnedCodebook | LearnedFakeQuantize
+        if codebook is not None and weight is not None:
+            made = self.codebooks[str(quantizer)] = LearnedCodebook(weight, step * fmt.qmax, fmt.axis, codebook)
+        else:
+            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(str(quantizer), step, fmt, learn=learn)
         self.module.add_submodule(name, made)
-        self.quantizers[str(quantizer)] = made
         with self.module.graph.inserting_before(node):
             call = self.module.graph.call_module(name, (x,))
         call.meta.update(node.meta)
         node.replace_all_uses_with(call)
 
-    def learned(self, values: Mapping[str, torch.Tensor] | None = None) -> Encodings:
-        """Return the encodings as they are now.
-
-        Args:
-            values: of the trained constants, in place of the present ones (an average of them).
-        """
-        amax = dict(self.encodings.amax)
+    def learned(self) -> Encodings:
+        """Return the encodings as they are now: kept BatchNorms folded, codebook weights as constants on their values."""
+        amax, formats, left = dict(self.encodings.amax), dict(self.encodings.formats), dict(self.encodings.left_in_float)
         for q in self.placement.active:
             made = self.quantizers.get(self._shared[q.name])
             if made is not None:
-                amax[q.name] = made.log_step.detach().exp() * q.format.qmax
-        held = {k: v.detach() for k, v in self.weights.items()} | dict(values or {})
+                amax[q.name] = made.log_step.detach().exp().cpu() * made.qmax
+        values = {k: v.detach().cpu().clone() for k, v in self.weights.items()}
+        for layer, norm in self.norms.items():
+            weight, bias, quantizer = self._folds[layer]
+            factor, values[bias] = (v.cpu() for v in norm.folded())
+            values[weight] = values[weight] * factor.reshape([-1] + [1] * (values[weight].ndim - 1))
+            if quantizer in self.quantizers:
+                assert quantizer is not None
+                amax[quantizer] = amax[quantizer] * factor
+        for q in self.placement.active:
+            book = self.codebooks.get(self._shared[q.name])
+            if book is not None:
+                self._write_codebook_(q.name, str(q.source.target), book, values)
+                formats.pop(q.name), amax.pop(q.name)
+                left[q.name] = f"a codebook of {len(book.values)} values: simulated, no engine has a kernel for it"
         origin = {**self.encodings.origin, "methods": f"{self.encodings.origin.get('methods', '')} qat".strip()}
         return Encodings(
-            amax=amax, amin=self.encodings.amin, formats=self.encodings.formats,
-            constants={**self.encodings.constants, **{k: v.clone() for k, v in held.items()}},
-            left_in_float=self.encodings.left_in_float, origin=origin,
+            amax=amax, amin=self.encodings.amin, formats=formats, constants={**self.encodings.constants, **values},
+            left_in_float=left, origin=origin,
         )  # fmt: skip
+
+    def _write_codebook_(self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]) -> None:
+        """Put the weight on its values; the factor of a folded BatchNorm is applied behind them, as it is to the range of codes."""
+        snapped = book.snapped(self.weights[weight].detach()).cpu()
+        fold = next((layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer), None)
+        factor = self.norms[fold].folded()[0].cpu() if fold is not None else None
+        values[weight] = snapped if factor is None else snapped * factor.reshape([-1] + [1] * (snapped.ndim - 1))
+
+    def first_non_finite(self, images: torch.Tensor) -> str:
+        """Return what is NaN or infinite first: a trained value, or what a node computes on ``images``."""
+        for name, value in self.weights.items():
+            if not bool(torch.isfinite(value).all()):
+                return f"the weight {name}"
+        for name, quantizer in self.quantizers.items():
+            if not bool(torch.isfinite(quantizer.log_step.exp()).all()):
+                return f"the range of {name}"
+        found = _FirstNonFinite(self.module)
+        with torch.no_grad():
+            found.run(images)
+        return found.name or "the loss itself"
+
+
+class _FirstNonFinite(fx.Interpreter):
+    """Runs a graph until something is not finite."""
+
+    name = ""
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if not self.name and isinstance(result, torch.Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
+            self.name = f"the output of {node_name(n)}" if n.op != "placeholder" else "the input"
+        return result
+
+
+def _behind_codes(node: object) -> Any:
+    """Return what a fake-quantize call reads, or the operand itself."""
+    return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
+
+
+def _parameter(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
+    """Return the trained constant that ``node`` reads, None for activations and for constants that stay."""
+    value = getattr(graph, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+    return value if isinstance(value, nn.Parameter) and value.requires_grad else None
+
+
+def _readers(node: fx.Node) -> set[str]:
+    """Return the names of what reads a quantizer, through zero pads."""
+    return {r for user in node.users for r in (_readers(user) if user.target in PADS else {node_name(user)})}
 
 
 def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, str]:
@@ -207,9 +283,9 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
     return names
 
 
-def _frozen(graph: fx.GraphModule, patterns: Sequence[str]) -> set[str]:
+def _frozen(graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None) -> set[str]:
     names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
-    found: set[str] = set()
+    found = set() if only is None else set(names) - set(only)
     for pattern in patterns:
         hits = [n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")]
         if not hits:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ class Position(msgspec.Struct, kw_only=True):
         best_epoch: the one it was.
         stale: epochs since then.
         total, count: loss and images of the epoch under way.
+        scale, growth: of the gradient scaler, with fp16.
         history: one row an epoch.
     """
 
@@ -56,6 +59,8 @@ class Position(msgspec.Struct, kw_only=True):
     stale: int = 0
     total: float = 0.0
     count: int = 0
+    scale: float = 1.0
+    growth: int = 0
     history: list[dict[str, float]] = []
 
 
@@ -74,20 +79,55 @@ def rate(schedule: str, done: float) -> float:
     return 1.0
 
 
-def augment(images: torch.Tensor, how: str, generator: torch.Generator) -> torch.Tensor:
-    """Return images [N, C, H, W] mirrored with even odds and, for ``flip-crop``, moved by up to an eighth; borders are mirrored in."""
-    if how == "none":
-        return images
-    flip = torch.rand(len(images), generator=generator) < 0.5
-    images = torch.where(flip[:, None, None, None], images.flip(3), images)
-    if how == "flip":
-        return images
-    height, width = images.shape[2:]
-    up, left = height // 8, width // 8
-    padded = torch.nn.functional.pad(images, (left, left, up, up), mode="reflect")
-    tops = torch.randint(0, 2 * up + 1, (len(images),), generator=generator)
-    lefts = torch.randint(0, 2 * left + 1, (len(images),), generator=generator)
-    return torch.stack([p[:, t : t + height, x : x + width] for p, t, x in zip(padded, tops.tolist(), lefts.tolist(), strict=True)])
+class Draws:
+    """How the images of one step vary: mirrored with even odds and, for ``flip-crop``, moved by up to an eighth.
+
+    Args:
+        how: ``flip-crop``, ``flip`` or ``none``.
+        count: images of the step, over all processes.
+        size: (height, width).
+        generator: what is drawn from; the same draws in every process.
+    """
+
+    def __init__(self, how: str, count: int, size: Sequence[int], generator: torch.Generator) -> None:
+        self.how, (self.height, self.width) = how, size
+        self.flips = torch.rand(count, generator=generator) < 0.5
+        self.tops, self.lefts = (torch.randint(0, 2 * (n // 8) + 1, (count,), generator=generator).tolist() for n in size)
+
+    def vary(self, images: torch.Tensor, masks: torch.Tensor | None, picks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return images [N, C, H, W] and masks [N, H, W] varied alike; what moves in from outside is mirrored.
+
+        Args:
+            images: float32.
+            masks: int64; labels [N] stay what they are.
+            picks: the places of these images among those that were drawn for.
+        """
+        if self.how == "none":
+            return images, masks
+        dense = masks is not None and masks.ndim == 3
+        both = torch.cat([images, masks[:, None].to(images.dtype)], dim=1) if dense and masks is not None else images
+        both = torch.where(self.flips[list(picks)][:, None, None, None], both.flip(3), both)
+        if self.how == "flip-crop":
+            up, left = self.height // 8, self.width // 8
+            padded = torch.nn.functional.pad(both, (left, left, up, up), mode="reflect")
+            corners = [(self.tops[i], self.lefts[i]) for i in picks]
+            both = torch.stack([p[:, t : t + self.height, x : x + self.width] for p, (t, x) in zip(padded, corners, strict=True)])
+        return (both[:, :-1].contiguous(), both[:, -1].round().long()) if dense else (both, masks)
+
+
+@contextmanager
+def stops() -> Iterator[list[int]]:
+    """Yield a list that SIGTERM fills; the run then ends after its step. Elsewhere than in the main thread nothing is caught."""
+    stopped: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    except ValueError:
+        yield stopped
+        return
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class RunState:
@@ -110,12 +150,12 @@ class RunState:
 
     def save(self, position: Position) -> None:
         """Write the state."""
-        tensors = {f"parameter.{i}": p.detach().contiguous() for i, p in enumerate(self.parameters)}
-        tensors |= {f"average.{i}": a.contiguous() for i, a in enumerate(self.averages)}
+        tensors = {f"parameter.{i}": p.detach().cpu().contiguous() for i, p in enumerate(self.parameters)}
+        tensors |= {f"average.{i}": a.cpu().contiguous() for i, a in enumerate(self.averages)}
         for o, optimizer in enumerate(self.optimizers):
             for i, p in enumerate(_held(optimizer)):
                 state: Mapping[str, Any] = optimizer.state[p]
-                tensors |= {f"optimizer.{o}.{i}.{k}": v.contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+                tensors |= {f"optimizer.{o}.{i}.{k}": v.cpu().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
         meta = {"key": self.key, "position": msgspec.json.encode(position).decode()}
         write_bytes(self.path, save(tensors, metadata=meta))
 
@@ -125,6 +165,36 @@ class RunState:
         Raises:
             ArtifactError: the state is of another run, or torn.
         """
+        found = self._read()
+        if found is None:
+            return None
+        position, tensors = found
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters):
+                p.copy_(tensors[f"parameter.{i}"])
+            for i, a in enumerate(self.averages):
+                a.copy_(tensors[f"average.{i}"])
+            for o, optimizer in enumerate(self.optimizers):
+                for i, p in enumerate(_held(optimizer)):
+                    prefix = f"optimizer.{o}.{i}."
+                    # The count of steps stays on the CPU, where the optimizer keeps it.
+                    state = {
+                        k.removeprefix(prefix): v if v.ndim == 0 else v.to(p.device) for k, v in tensors.items() if k.startswith(prefix)
+                    }
+                    if state:
+                        optimizer.state[p] = state
+        return position
+
+    def peek(self) -> Position | None:
+        """Return where an earlier run was, None when there is nothing.
+
+        Raises:
+            ArtifactError: the state is of another run, or torn.
+        """
+        found = self._read()
+        return found[0] if found is not None else None
+
+    def _read(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
         if not self.path.is_file():
             return None
         try:
@@ -139,18 +209,7 @@ class RunState:
                 f"The checkpoint {self.path} is of another run", "a setting, the weights, the encodings or the images differ",
                 "Give another --out, or remove it to start again",
             )  # fmt: skip
-        with torch.no_grad():
-            for i, p in enumerate(self.parameters):
-                p.copy_(tensors[f"parameter.{i}"])
-            for i, a in enumerate(self.averages):
-                a.copy_(tensors[f"average.{i}"])
-            for o, optimizer in enumerate(self.optimizers):
-                for i, p in enumerate(_held(optimizer)):
-                    prefix = f"optimizer.{o}.{i}."
-                    found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                    if found:
-                        optimizer.state[p] = found
-        return position
+        return position, tensors
 
 
 def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

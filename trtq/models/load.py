@@ -130,16 +130,26 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     return lambda **kw: models.get_model(name, weights=None, **{**extra, **kw})
 
 
-def _own_factory(name: str) -> Callable[..., nn.Module]:
+def import_named(name: str, what: str) -> Any:
+    """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
+
+    Args:
+        name: as the user wrote it.
+        what: it is for, as errors call it.
+
+    Raises:
+        ModelError: the module cannot be imported, or has no callable of that name.
+    """
     where, _, attr = name.rpartition(":")
+    forms = "timm:NAME, torchvision:NAME, trtq:fcn_resnet18, " if what == "model" else ""
     try:
         if where.endswith(".py"):
             path = Path(where).resolve()
             if not path.is_file():
-                raise ModelError(f"Cannot load the model {name!r}", f"there is no file {where}")
+                raise ModelError(f"Cannot load the {what} {name!r}", f"there is no file {where}")
             spec = importlib.util.spec_from_file_location(path.stem, path)
             if spec is None or spec.loader is None:
-                raise ModelError(f"Cannot load the model {name!r}", f"{where} is not a Python file")
+                raise ModelError(f"Cannot load the {what} {name!r}", f"{where} is not a Python file")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
             if str(path.parent) not in sys.path:  # a file imports its neighbours
@@ -154,16 +164,21 @@ def _own_factory(name: str) -> Callable[..., nn.Module]:
         raise
     except Exception as exc:
         raise ModelError(
-            f"Cannot load the model {name!r}",
+            f"Cannot load the {what} {name!r}",
             f"importing {where} raised {type(exc).__name__}: {exc}",
-            "Known sources: timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory",
+            f"Known forms: {forms}package.module:NAME, path/to/file.py:NAME",
         ) from exc
-    factory = getattr(module, attr, None)
+    found = getattr(module, attr, None)
+    if not callable(found):
+        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise ModelError(f"Cannot load the {what} {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names))
+    return found
+
+
+def _own_factory(name: str) -> Callable[..., nn.Module]:
+    factory = import_named(name, "model")
     if isinstance(factory, nn.Module):  # a model, ready-made
         ready: nn.Module = factory
         return lambda: ready
-    if not callable(factory):
-        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise ModelError(f"Cannot load the model {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names))
     result: Callable[..., nn.Module] = factory
     return result

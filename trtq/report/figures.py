@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 INK = "#7a8290"  # readable on white and on near-black
 INPUT, WEIGHT, WARN = "#2f7ed8", "#d9822b", "#d64545"
@@ -133,3 +134,26 @@ def histogram_figure(quantizer: dict[str, Any]) -> str:
         axes.set_xlim(0, limit)
         _ink(axes)
     return _svg(figure, f"Histogram of {quantizer['name']}")
+
+
+def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
+    """Return loss and score of every epoch; the loss on the left axis, the score (percent) on the right one."""
+    with mpl.rc_context(FONT):
+        figure = Figure(figsize=(7.5, 3))
+        axes = figure.subplots()
+        epochs = range(1, len(history) + 1)
+        axes.plot(epochs, [h["loss"] for h in history], "o-", ms=4, lw=1.2, color=WEIGHT)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("training loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=INK, alpha=0.25)
+        _ink(axes)
+        axes.yaxis.label.set_color(WEIGHT)
+        if all("score" in h for h in history):
+            right = axes.twinx()
+            right.plot(epochs, [h["score"] for h in history], "o-", ms=4, lw=1.2, color=INPUT)
+            right.set_ylabel(f"{measure}, %, codes in place")
+            _ink(right)
+            right.spines["right"].set_visible(True)
+            right.yaxis.label.set_color(INPUT)
+    return _svg(figure, "Loss and score of every epoch")

@@ -93,6 +93,8 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     rows = []
     if e["top1"] is not None:
         rows.append(("Top-1 accuracy", f"{e['reference_top1']:.2f} %", f"{e['top1']:.2f} %", how))
+    if e.get("miou") is not None:
+        rows.append(("Mean intersection over union", f"{e['reference_miou']:.2f} %", f"{e['miou']:.2f} %", how))
     rows.append(("Agreement with FP32", "", f"{e['agreement']:.2f} %", how))
     rows.append(("SQNR of the outputs", "", "exact" if e["sqnr_db"] is None else f"{e['sqnr_db']:.2f} dB", how))
     return rows
@@ -151,9 +153,10 @@ def _verdict(run: RunSummary) -> str:
     if run.simulated:
         container = " (simulated: engines compute it in float)"
     parts = [f"{q['model']['name']} in {run.width}{container}" + (f" with {', '.join(methods)}" if methods else "")]
-    if e is not None and e["top1"] is not None:
-        change = e["top1"] - e["reference_top1"]
-        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of top-1 on {e['images']} images)")
+    measure = next((m for m in ("miou", "top1") if e is not None and e.get(m) is not None), None)
+    if e is not None and measure is not None:
+        change, name = e[measure] - e[f"reference_{measure}"], {"miou": "mIoU", "top1": "top-1"}[measure]
+        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of {name} on {e['images']} images)")
     elif e is not None:
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
     else:

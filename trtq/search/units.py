@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
-from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 
 from trtq.artifact import digest_of, write_json
+from trtq.workers import Workers
 
 EVERY_S = 5.0
-
-
-class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of several processes this is; torchrun says so in the environment."""
-
-    rank: int = 0
-    world: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Shard:
-        """Return what ``torchrun`` set, one process without it."""
-        return cls(rank=int(os.environ.get("RANK", "0")), world=int(os.environ.get("WORLD_SIZE", "1")))
-
-    def wait(self) -> None:
-        """Wait until every process is here (torch.distributed with gloo); at once when there is one."""
-        if self.world > 1:
-            from torch import distributed
-
-            distributed.init_process_group("gloo", rank=self.rank, world_size=self.world, timeout=timedelta(days=2))
-            distributed.barrier()
-            distributed.destroy_process_group()
 
 
 class Units:
@@ -42,13 +20,13 @@ class Units:
     Args:
         folder: None keeps nothing on disk.
         key: everything the numbers depend on.
-        shard: with several processes each keeps a file of its own, and reads those of all.
+        workers: with several processes each keeps a file of its own, and reads those of all.
     """
 
-    def __init__(self, folder: Path | None, key: object, shard: Shard | None = None) -> None:
-        self.key, self.shard, self.folder = digest_of(key), shard or Shard(), folder
+    def __init__(self, folder: Path | None, key: object, workers: Workers | None = None) -> None:
+        self.key, self.workers, self.folder = digest_of(key), workers or Workers(), folder
         self.stem = f"analysis-{self.key[:32]}"
-        self.path = folder / f"{self.stem}{f'.{self.shard.rank}' if self.shard.world > 1 else ''}.json" if folder else None
+        self.path = folder / f"{self.stem}{f'.{self.workers.rank}' if self.workers.world > 1 else ''}.json" if folder else None
         self.done: dict[str, list[float]] = {}
         self.others: dict[str, list[float]] = {}
         self.read()
@@ -73,7 +51,7 @@ class Units:
 
     def is_mine(self, name: str) -> bool:
         """Whether this process does the piece; every piece belongs to one of them."""
-        return zlib.crc32(name.encode()) % self.shard.world == self.shard.rank
+        return zlib.crc32(name.encode()) % self.workers.world == self.workers.rank
 
     def put(self, name: str, values: list[float]) -> None:
         """Keep the numbers of a piece; they reach the disk every few seconds and with :meth:`flush`."""
@@ -90,6 +68,7 @@ class Units:
     def collect(self) -> None:
         """Wait for the other processes and take over what they did: from here on every piece that is left is this process's."""
         self.flush()
-        self.shard.wait()
+        with self.workers.joined():
+            self.workers.wait()
         self.read()
-        self.shard = Shard()
+        self.workers = Workers()

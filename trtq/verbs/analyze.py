@@ -23,13 +23,14 @@ from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.options import read_options
 from trtq.search.sensitivity import Sensitivity, Study
-from trtq.search.units import Shard, Units
+from trtq.search.units import Units
 from trtq.verbs.attempt import cache_folder
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock
 from trtq.version import __version__
+from trtq.workers import Workers
 
 
 class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,15 +141,15 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__), __version__]
-    shard = Shard.from_environment()
-    units = Units(folder, depends, shard)
+    workers = Workers.from_environment()
+    units = Units(folder, depends, workers)
     if units.found:
         told.note(f"{units.found} pieces of this analysis were done before and are taken up")
     study = Study(
         graph=graph, layers=layers, batches=lambda: list(zip(images, targets, strict=True)), units=units, begin=told.begin,
         advance=told.advance, arguments={"probes": spec.probes, "trials": spec.trials, "epsilon": spec.epsilon, "seed": spec.seed},
     )  # fmt: skip
-    if shard.world > 1 and spec.metric in IN_PIECES:
+    if workers.world > 1 and spec.metric in IN_PIECES:
         METRICS[spec.metric](study)  # this process's pieces
         units.collect()
     found, said = METRICS[spec.metric](study)
@@ -162,7 +163,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         other_bytes=counted.other_bytes, kernels=counted.kernels,
         said=said, notes=notes, seconds=clock.seconds, environment=environment(),
     )  # fmt: skip
-    if shard.rank:
+    if workers.rank:
         return record
     write_json(out, record)
     from trtq.report.figures import sensitivity_figure  # matplotlib is slow to import, and only this line needs it

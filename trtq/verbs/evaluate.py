@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from trtq.artifact import SCHEMA, environment, read_json, sha256_file
-from trtq.data.metrics import Scores
+from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
+from trtq.data.targets import Targets, open_targets
 from trtq.errors import DataError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import input_shape, open_session, run_batch
@@ -27,6 +29,10 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         agreement: percent of predictions equal to the reference's; None without a reference.
         sqnr_db: logits of the reference over the difference, dB; None without a reference or without difference.
         reference_top1: the reference's own accuracy on the same images.
+        miou: mean intersection over union of pixels, percent; None without masks.
+        pixel_accuracy: share of right pixels, percent.
+        iou: by class index, percent; None for a class that is nowhere.
+        reference_miou: the reference's own.
         calibration_images: how many of the images were used for calibration; None when that is not known.
         runtime: what computed the outputs.
     """
@@ -40,6 +46,10 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     top1: float | None
     top5: float | None
     reference_top1: float | None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    iou: list[float | None] | None = None
+    reference_miou: float | None = None
     agreement: float | None
     sqnr_db: float | None
     calibration_images: int | None
@@ -50,13 +60,30 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
 
     @property
+    def measure(self) -> str:
+        """What :attr:`score` is: ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference."""
+        return "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
+
+    @property
+    def score(self) -> float | None:
+        """The number by which models are compared, percent."""
+        return self.miou if self.miou is not None else self.top1 if self.top1 is not None else self.agreement
+
+    @property
+    def reference_score(self) -> float | None:
+        """The reference's own; None when agreement is all there is."""
+        return self.reference_miou if self.miou is not None else self.reference_top1
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
         parts = [f"{self.images} images"]
         if self.top1 is not None:
             parts.append(f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %")
-        if self.reference_top1 is not None:
-            parts.append(f"reference top-1 {self.reference_top1:.2f} %")
+        if self.miou is not None:
+            parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
+        if self.reference_score is not None:
+            parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
         if self.agreement is not None:
             sqnr = "no difference" if self.sqnr_db is None else f"SQNR {self.sqnr_db:.2f} dB"
             parts.append(f"agreement {self.agreement:.2f} %, {sqnr}")
@@ -83,49 +110,20 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     indices = _choose(source, spec, used)
     known = path.parent / "quantize.json"
-    overlap = None
+    shared = None
     if not spec.exclude and known.is_file():
         seen = _calibration_images(known)
-        overlap = sum(source.content(i) in seen for i in indices) if seen else None
-        if overlap:
-            said.append(f"{overlap} of these images were used for calibration (--exclude {known} leaves them out)")
+        shared = sum(source.content(i) in seen for i in indices) if seen else None
+        if shared:
+            said.append(f"{shared} of these images were used for calibration (--exclude {known} leaves them out)")
     for line in said:
         notes.append(line)
         progress.note(line)
 
-    def note_classes(found: int, outputs: int) -> None:
-        if found != outputs:
-            notes.append(
-                f"{source.name} has {found} classes, the model {outputs}: accuracy is right only if these are its first (--class-index)"
-            )
-            progress.note(notes[-1])
-
-    scores, reference_scores = Scores(), Scores()
-    progress.begin("Evaluating in ONNX Runtime (CPU)", len(indices))
-    done = 0
-    for batch in batches(source, indices, preprocess, spec.batch_size):
-        array = batch.numpy()
-        labels = [source.labels[i] for i in indices[done : done + len(array)]] if source.labels is not None else None
-        logits = run_batch(session, array)[0]
-        other = run_batch(reference, array)[0] if reference is not None else None
-        if other is not None and other.shape != logits.shape:
-            raise UsageError(
-                f"Cannot compare {spec.onnx} with {spec.reference}", f"outputs {list(logits.shape)} and {list(other.shape)} differ"
-            )
-        if labels is not None and logits.ndim == 2 and max(labels) >= logits.shape[1]:
-            raise DataError(
-                f"The labels of {source.name} do not fit {spec.onnx}",
-                f"the highest class index is {max(labels)}, the model has {logits.shape[1]} classes",
-                "Give the class order with --class-index",
-            )
-        if done == 0 and spec.class_index is None and labels is not None and logits.ndim == 2:
-            note_classes(len(source.classes), logits.shape[1])
-        scores.add(logits, labels, other)
-        if other is not None:
-            reference_scores.add(other, labels, None)
-        done += len(array)
-        progress.advance(len(array))
-    labelled = source.labels is not None and scores.images > 0 and logits.ndim == 2
+    targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
+    scores, other = _run(spec, session, reference, source, preprocess, indices, targets, notes, progress)
+    pixels = scores.confusion
+    labelled = scores.labelled > 0
     return EvaluateRecord(
         schema=SCHEMA,
         verb="evaluate",
@@ -135,16 +133,60 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         images=scores.images,
         top1=_percent(scores.top1, scores.images) if labelled else None,
         top5=_percent(scores.top5, scores.images) if labelled else None,
-        reference_top1=_percent(reference_scores.top1, scores.images) if labelled and reference is not None else None,
+        reference_top1=_percent(other.top1, scores.images) if labelled and other is not None else None,
+        miou=None if pixels is None else round(mean_overlap(pixels), 4),
+        pixel_accuracy=None if pixels is None else round(hit_rate(pixels), 4),
+        iou=None if pixels is None else [round(v, 4) if math.isfinite(v) else None for v in overlap(pixels).tolist()],
+        reference_miou=None if other is None or other.confusion is None else round(mean_overlap(other.confusion), 4),
         agreement=None if scores.agreement is None else round(scores.agreement, 4),
         sqnr_db=None if scores.sqnr_db is None else round(scores.sqnr_db, 3),
-        calibration_images=0 if spec.exclude else overlap,
+        calibration_images=0 if spec.exclude else shared,
         data=describe(source),
         preprocess=preprocess,
         runtime="ONNX Runtime, CPU, Q/DQ computed as written",
         notes=notes,
         environment=environment(),
     )
+
+
+def _run(
+    spec: EvaluateSpec, session: Any, reference: Any, source: Source, preprocess: Preprocess, indices: list[int], targets: Targets | None,
+    notes: list[str], progress: Progress,
+) -> tuple[Scores, Scores | None]:  # fmt: skip
+    """Run the images through the file and the reference and count."""
+    ignore = targets.ignore if targets is not None else -100
+    scores, others = Scores(ignore=ignore), Scores(ignore=ignore) if reference is not None else None
+    progress.begin("Evaluating in ONNX Runtime (CPU)", len(indices))
+    done = 0
+    for batch in batches(source, indices, preprocess, spec.batch_size):
+        array = batch.numpy()
+        logits = run_batch(session, array)[0]
+        other = run_batch(reference, array)[0] if reference is not None else None
+        if other is not None and other.shape != logits.shape:
+            raise UsageError(
+                f"Cannot compare {spec.onnx} with {spec.reference}", f"outputs {list(logits.shape)} and {list(other.shape)} differ"
+            )
+        wanted = None
+        if targets is not None and logits.ndim == (4 if targets.dense else 2):
+            chosen = targets.of(indices[done : done + len(array)])
+            targets.require_fit(chosen, logits.shape[1], spec.onnx)
+            wanted = chosen.numpy()
+            if done == 0 and not targets.dense and spec.class_index is None and len(source.classes) != logits.shape[1]:
+                found = f"{source.name} has {len(source.classes)} classes, the model {logits.shape[1]}"
+                notes.append(f"{found}: accuracy is right only if these are its first (--class-index)")
+                progress.note(notes[-1])
+        elif targets is not None and targets.dense:
+            raise UsageError(f"Cannot hold {spec.onnx} against masks", f"its output is {list(logits.shape)}, not [N, classes, H, W]")
+        if wanted is not None and wanted.ndim == 3 and wanted.shape[1:] != logits.shape[2:]:
+            raise UsageError(
+                f"Cannot hold {spec.onnx} against masks", f"its output is {list(logits.shape[2:])}, the masks are {list(wanted.shape[1:])}"
+            )
+        scores.add(logits, wanted, other)
+        if others is not None and other is not None:
+            others.add(other, wanted, None)
+        done += len(array)
+        progress.advance(len(array))
+    return scores, others
 
 
 def _percent(count: int, total: int) -> float:

@@ -31,7 +31,6 @@ from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, read_budg
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
-from trtq.search.units import Shard
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze
@@ -42,6 +41,7 @@ from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.verbs.search_record import Constraint, SearchRecord, Try
 from trtq.version import __version__
+from trtq.workers import Workers
 
 TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
     "tries", "analysis.json", "allocation.json", "evaluate.json", "search.json", "frontier.json",
@@ -454,7 +454,7 @@ def _check(spec: SearchSpec, options: list[Option]) -> None:
         raise UsageError("There is nothing to search for", "neither a budget nor an accuracy was given", "Add --budget size=0.2")
     if spec.minimize and spec.min_accuracy is None:
         raise UsageError("--minimize needs --min-accuracy", "the narrowest widths are always the smallest", "Add --min-accuracy -1.0")
-    if Shard.from_environment().world > 1:
+    if Workers.from_environment().world > 1:
         raise UsageError(
             "trtq search runs in one process", "torchrun started several",
             "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings takes its pieces up",
