@@ -10,6 +10,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import FinetuneSpec
+from trtq.workers import Workers
 
 
 @click.command("finetune")
@@ -24,14 +25,21 @@ def command(as_json: bool, **values: Any) -> None:
     Example:
       trtq finetune timm:resnet18 --checkpoint resnet18.safetensors --encodings ptq/encodings.safetensors \\
         --data images/train --val images/val --epochs 3 --out qat
+      trtq finetune trtq:fcn_resnet18 --model-arg num_classes=11 --checkpoint fcn.safetensors --input-size 3x240x320 \\
+        --encodings ptq/encodings.safetensors --data camvid.zip/train --masks camvid.zip/trainannot \\
+        --val camvid.zip/val --val-masks camvid.zip/valannot --ignore-index 11 --class-weights median --out qat
+      torchrun --nproc_per_node 4 -m trtq finetune ...
     """
     merged = collect(FinetuneSpec, values)
     require(merged, ("model", "encodings", "data", "out"), "finetune", "model")
     spec = FinetuneSpec.make(merged)
     from trtq.verbs.finetune import finetune
 
-    with ConsoleProgress(quiet=as_json) as progress:
+    quiet = as_json or Workers.from_environment().rank > 0
+    with ConsoleProgress(quiet=quiet) as progress:
         record = finetune(spec, progress)
+    if Workers.from_environment().rank:
+        return  # of several processes the first speaks
     if as_json:
         print_json(record)
         return

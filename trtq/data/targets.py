@@ -41,24 +41,22 @@ class Targets:
         """Return what tells two sets of targets apart."""
         return digest_of(self.source.labels)
 
-    def require_fit(self, wanted: torch.Tensor, classes: int, model: str) -> None:
-        """Refuse classes that a model does not have.
+    def expect(self, classes: int, model: str) -> None:
+        """Refuse classes that a model does not have: labels now, masks when they are read.
 
         Raises:
             DataError: names both numbers.
         """
-        known = wanted[wanted != self.ignore]
-        highest = int(known.max()) if known.numel() else 0
+        assert self.source.labels is not None
+        self._check(max(self.source.labels), classes, model)
+
+    def _check(self, highest: int, classes: int, model: str) -> None:
         if highest < classes:
             return
-        mend = (
-            "Give --ignore-index for the index that means nothing, or another model"
-            if self.dense
-            else "Give the class order with --class-index"
-        )
+        mend = "the index that means nothing with --ignore-index, or another model" if self.dense else "the class order with --class-index"
         raise DataError(
             f"The {'masks' if self.dense else 'labels'} of {self.source.name} do not fit {model}",
-            f"the highest class index is {highest}, the model has {classes} classes", mend,
+            f"the highest class index is {highest}, the model has {classes} classes", f"Give {mend}",
         )  # fmt: skip
 
 
@@ -79,6 +77,7 @@ class PixelTargets(Targets):
 
     def __init__(self, source: Source, masks: str, preprocess: Preprocess, ignore: int) -> None:
         super().__init__(source)
+        self.expected: tuple[int, str] | None = None
         self.masks, self.preprocess, self.ignore = open_source(masks), preprocess, ignore
         names = self.masks.ids
         if any(_bare(n).endswith("_labelTrainIds") for n in names):
@@ -95,7 +94,14 @@ class PixelTargets(Targets):
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of the images' pixels, int64 [N, H, W]."""
-        return torch.stack([self.preprocess.apply_mask(self._mask(i)) for i in indices])
+        found = torch.stack([self.preprocess.apply_mask(self._mask(i)) for i in indices])
+        if self.expected is not None:
+            known = found[found != self.ignore]
+            self._check(int(known.max()) if known.numel() else 0, *self.expected)
+        return found
+
+    def expect(self, classes: int, model: str) -> None:  # noqa: D102
+        self.expected = classes, model
 
     def _mask(self, index: int) -> np.ndarray:
         image = self.masks.image(self.places[index])

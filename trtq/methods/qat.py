@@ -96,6 +96,9 @@ class TrainingGraph:
             self._learn_(node, f"fake_quantize_{i}", learn=learn_amax and not still, codebook=None if still else codebook)
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
+        learning = {id(p) for p in (*self.trained, *self.ranges)}
+        for p in self.module.parameters():  # the model's own weights lie beside those that replaced them
+            p.requires_grad_(id(p) in learning)
 
     @property
     def trained(self) -> list[nn.Parameter]:

@@ -31,6 +31,23 @@ class TinyCNN(nn.Module):
         return self.head(self.drop(x))  # type: ignore[no-any-return]
 
 
+class TinySegmenter(nn.Module):
+    """Two strided convolutions, one at low resolution, logits of every pixel."""
+
+    def __init__(self, num_classes: int = 3, width: int = 12) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits [N, num_classes, H, W]."""
+        y = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        return nn.functional.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class TinyBlock(nn.Module):
     """Attention and MLP around LayerNorms, as a ViT has them."""
 
@@ -114,6 +131,11 @@ def _randomize_(module: nn.Module) -> nn.Module:
 def tiny_cnn(num_classes: int = 4) -> nn.Module:
     """Return a :class:`TinyCNN`."""
     return _randomize_(TinyCNN(num_classes))
+
+
+def tiny_segmenter(num_classes: int = 3) -> nn.Module:
+    """Return a :class:`TinySegmenter`."""
+    return _randomize_(TinySegmenter(num_classes))
 
 
 def tiny_vit(num_classes: int = 4, outlier: float = 0.0) -> nn.Module:

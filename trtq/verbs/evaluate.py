@@ -168,9 +168,8 @@ def _run(
             )
         wanted = None
         if targets is not None and logits.ndim == (4 if targets.dense else 2):
-            chosen = targets.of(indices[done : done + len(array)])
-            targets.require_fit(chosen, logits.shape[1], spec.onnx)
-            wanted = chosen.numpy()
+            targets.expect(logits.shape[1], spec.onnx)
+            wanted = targets.of(indices[done : done + len(array)]).numpy()
             if done == 0 and not targets.dense and spec.class_index is None and len(source.classes) != logits.shape[1]:
                 found = f"{source.name} has {len(source.classes)} classes, the model {logits.shape[1]}"
                 notes.append(f"{found}: accuracy is right only if these are its first (--class-index)")

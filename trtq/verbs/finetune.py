@@ -156,8 +156,7 @@ class _Job:
                 raise UsageError(
                     f"Cannot train {self.spec.model} on masks", sizes, "Let the model bring its answer to the size of its input"
                 )
-            if not targets.dense:
-                targets.require_fit(torch.tensor(targets.source.labels), answer.shape[1], self.spec.model)
+            targets.expect(answer.shape[1], self.spec.model)
         return int(answer.shape[1])
 
     def _require_own_encodings(self) -> str:
@@ -196,7 +195,7 @@ class _Job:
         ranked = sorted(record["layers"], key=lambda layer: -loss(layer))
         chosen = ranked[: max(1, round(self.spec.worst * len(ranked)))]
         self.note(f"{len(chosen)} of {len(ranked)} layers train, the worst by {record['metric']}; the others stay as they are")
-        return {name for layer in chosen for name in layer["group"]}
+        return {str(layer["name"]) for layer in chosen}
 
     def _trainer(self, classes: int, weights: str) -> Trainer:
         spec, dense = self.spec, self.train.targets is not None and self.train.targets.dense

@@ -1,0 +1,168 @@
+"""Segmentation: masks beside images, mIoU, training on pixels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import read, run_cli, spec
+from trtq import EvaluateSpec, FinetuneSpec, evaluate, finetune, load_recipe, quantize, run
+from trtq.data.metrics import confusion, hit_rate, mean_overlap, overlap
+from trtq.data.preprocess import resolve_preprocess
+from trtq.data.source import open_source
+from trtq.data.targets import PixelTargets, open_targets
+from trtq.errors import DataError, UsageError
+from trtq.testing.images import write_scenes
+
+NET = "trtq.testing.models:tiny_segmenter"
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> tuple[Path, Path]:
+    return write_scenes(tmp_path_factory.mktemp("scenes"), 24)
+
+
+@pytest.fixture(scope="module")
+def ptq(scenes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("ptq")
+    quantize(spec(scenes[0], out, model=NET, bits="w4a4"))
+    return out
+
+
+def asked(scenes, ptq: Path, out: Path, **changes):
+    images, masks = map(str, scenes)
+    values = {
+        "model": NET, "data": images, "masks": masks, "val": images, "val_masks": masks, "out": str(out),
+        "encodings": str(ptq / "encodings.safetensors"), "input_size": "3x32x32", "preset": "imagenet", "epochs": 2, "batch_size": 8,
+        "parity_images": 8,
+    }  # fmt: skip
+    return FinetuneSpec.make({**values, **changes})
+
+
+def test_overlaps_by_hand():
+    wanted, found = np.array([[0, 0, 1], [1, 2, 9]]), np.array([[0, 1, 1], [1, 0, 2]])
+    counts = confusion(found, wanted, 4, 9)
+    assert counts.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(overlap(counts), [100 / 3, 200 / 3, 0.0, np.nan])
+    assert mean_overlap(counts) == pytest.approx(100 / 3)
+    assert hit_rate(counts) == pytest.approx(60.0)
+    assert mean_overlap(np.zeros((2, 2), dtype=np.int64)) == 0.0
+
+
+def test_masks_follow_their_images(tmp_path: Path):
+    """A mask painted into the red channel of its image stays equal to it through resizing and cropping."""
+    picture = np.zeros((60, 90, 3), dtype=np.uint8)
+    picture[:, :, 0] = np.arange(6).repeat(15)[None] * 40
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(np.arange(6, dtype=np.uint8).repeat(15)[None].repeat(60, 0)).save(tmp_path / "m.png")
+    for size, extra in (((3, 32, 32), {"resize": 36}), ((3, 30, 45), {}), ((3, 32, 32), {"resize": 48, "crop": 40})):
+        preprocess, _ = resolve_preprocess(input_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest", **extra)
+        image = preprocess.apply(Image.open(tmp_path / "a.png"))
+        mask = preprocess.apply_mask(np.asarray(Image.open(tmp_path / "m.png")))
+        assert torch.equal((image[0] * 255 / 40).round().long(), mask)
+        assert len(mask.unique()) > 1
+
+
+def test_pairs_are_found_by_name(tmp_path: Path):
+    images, masks = write_scenes(tmp_path, 3)
+    preprocess, _ = resolve_preprocess(input_size=(3, 32, 32), preset="imagenet")
+    assert PixelTargets(open_source(str(images)), str(masks), preprocess, 255).of([0, 2]).shape == (2, 32, 32)
+    city, truth = tmp_path / "leftImg8bit", tmp_path / "gtFine"
+    for town in ("aachen", "bochum"):
+        for folder, ends in ((city, ("leftImg8bit",)), (truth, ("gtFine_labelIds", "gtFine_labelTrainIds", "gtFine_color"))):
+            (folder / town).mkdir(parents=True)
+            for i, end in enumerate(ends):
+                Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(folder / town / f"{town}_000_{end}.png")
+    found = open_targets(open_source(str(city)), str(truth), preprocess, 255)
+    assert found is not None
+    assert int(found.of([0]).max()) == 1  # labelTrainIds, not labelIds or color
+    (masks / "001.png").unlink()
+    with pytest.raises(DataError, match=r"001.png of .* has no mask in .*: 1 of 3 images have none. A mask has the name of its image"):
+        open_targets(open_source(str(images)), str(masks), preprocess, 255)
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(masks / "001.png")
+    coloured = open_targets(open_source(str(images)), str(masks), preprocess, 255)
+    assert coloured is not None
+    with pytest.raises(DataError, match=r"The mask 001.png of .* holds colours: its mode is RGB"):
+        coloured.of([1])
+
+
+def test_training_on_pixels(scenes, ptq: Path, tmp_path: Path):
+    record = finetune(asked(scenes, ptq, tmp_path, epochs=6, lr=0.2, batch_norm="kept", distill=0.0, class_weights="median"))
+    assert record.measure == "mIoU"
+    assert record.history[-1]["score"] > record.history[0]["score"]
+    assert record.history[-1]["score"] > 60
+    e = record.evaluation
+    assert e is not None
+    assert e.miou == pytest.approx(record.history[record.best_epoch]["score"], abs=1.0)
+    assert e.top1 is None
+    assert e.iou is not None and len(e.iou) == 3
+    assert "mIoU" in record.summary
+    assert record.parity.passed
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
+    # the exported file says the same on its own, and the mean of the classes is the mean
+    again = evaluate(
+        EvaluateSpec(
+            onnx=str(tmp_path / "model.qdq.onnx"), reference=str(tmp_path / "model.fp32.onnx"), data=str(scenes[0]), masks=str(scenes[1])
+        )
+    )
+    assert again.miou == e.miou
+    assert again.miou == pytest.approx(np.mean(again.iou), abs=1e-3)
+    assert "reference mIoU" in again.summary
+
+
+def test_targets_that_do_not_fit(scenes, ptq: Path, images: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="--val needs --val-masks"):
+        finetune(asked(scenes, ptq, tmp_path, val_masks=None))
+    with pytest.raises(UsageError, match="--val-masks needs --val"):
+        asked(scenes, ptq, tmp_path, val=None)
+    with pytest.raises(UsageError, match=r"on these targets: its output is \[2, 3, 32, 32\]. Give --masks and --val-masks"):
+        finetune(asked((images, None), ptq, tmp_path, masks=None, val=None, val_masks=None))
+    with pytest.raises(UsageError, match=r"on these targets: its output is \[2, 4\]. Leave --masks out"):
+        finetune(asked(scenes, ptq, tmp_path, model="trtq.testing.models:tiny_cnn"))
+    with pytest.raises(DataError, match=r"the highest class index is 255, the model has 3 classes. Give the index that means nothing with --ignore-index"):
+        finetune(asked(scenes, ptq, tmp_path, ignore_index=7, distill=0.0))
+    with pytest.raises(UsageError, match=r"Cannot hold .* against masks: its output is \[8, 4\]"):
+        flat = tmp_path / "flat"
+        quantize(spec(images, flat))
+        evaluate(EvaluateSpec(onnx=str(flat / "model.qdq.onnx"), data=str(scenes[0]), masks=str(scenes[1]), batch_size=8))
+    with pytest.raises(DataError, match="the highest class index is 255, the model has 3 classes"):
+        evaluate(EvaluateSpec(onnx=str(ptq / "model.qdq.onnx"), data=str(scenes[0]), masks=str(scenes[1]), ignore_index=9))
+
+
+def test_a_recipe_with_masks(scenes, tmp_path: Path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = "3x32x32"\npreset = "imagenet"\n'
+        f'calib_images = 8\ncalib_cache = "{tmp_path}/c"\n[evaluate]\nmasks = "{scenes[1]}"\n'
+    )
+    run(load_recipe(recipe))
+    assert read(tmp_path / "o/evaluate.json")["miou"] is not None
+    page = (tmp_path / "o/report.html").read_text()
+    assert "Mean intersection over union" in page
+    assert "points of mIoU" in page
+
+
+def test_masks_on_the_command_line(scenes, ptq: Path):
+    done = run_cli(
+        "evaluate", str(ptq / "model.qdq.onnx"), "--reference", str(ptq / "model.fp32.onnx"), "--data", str(scenes[0]), "--masks",
+        str(scenes[1]), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pixel_accuracy"] > 0
+
+
+@pytest.mark.data
+def test_camvid_pairs(trtq_data: Path):
+    preprocess, _ = resolve_preprocess(input_size=(3, 240, 320), preset="imagenet")
+    source = open_source(f"{trtq_data}/camvid.zip/test")
+    targets = open_targets(source, f"{trtq_data}/camvid.zip/testannot", preprocess, 11)
+    assert targets is not None
+    assert len(source) == 117
+    values = targets.of([0, 50, 116])
+    assert values.shape == (3, 240, 320)
+    assert set(values.unique().tolist()) <= set(range(12))
