@@ -65,16 +65,12 @@ def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
         return {"agreement": r.agreement, "sqnr": r.sqnr_db, "top1": r.top1, "images": r.images, "seconds": spent}
 
 
-def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
-    """Run in a process of ModelOpt's own."""
+def modelopt_config(model: torch.nn.Module, bits: str, algorithm: str) -> dict[str, object]:
+    """Return ModelOpt's settings for every conv and linear at ``bits``, the first and the last at 8."""
     import copy
 
     import modelopt.torch.quantization as mtq
-    from ptq_accuracy import prepare, score_in_torch
 
-    from trtq.data.preprocess import batches
-
-    model, preprocess, source, indices = prepare(name)
     weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
     layers = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     base = mtq.INT8_SMOOTHQUANT_CFG if algorithm == "smoothquant" else mtq.INT8_DEFAULT_CFG
@@ -88,6 +84,20 @@ def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
         rules.append({"quantizer_name": f"{layer}.weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}})
         rules.append({"quantizer_name": f"{layer}.input_quantizer", "cfg": {"num_bits": 8, "axis": None}})
     config["algorithm"] = algorithm
+    return config
+
+
+def modelopt_row(name: str, bits: str, algorithm: str) -> dict[str, object]:
+    """Run in a process of ModelOpt's own."""
+    import copy
+
+    import modelopt.torch.quantization as mtq
+    from ptq_accuracy import prepare, score_in_torch
+
+    from trtq.data.preprocess import batches
+
+    model, preprocess, source, indices = prepare(name)
+    config = modelopt_config(model, bits, algorithm)
     calibration = list(batches(source, indices, preprocess, 32))
     quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
     return score_in_torch(name, quantized, model, preprocess, source, indices, LIMIT)

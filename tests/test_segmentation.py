@@ -124,7 +124,9 @@ def test_targets_that_do_not_fit(scenes, ptq: Path, images: Path, tmp_path: Path
         finetune(asked((images, None), ptq, tmp_path, masks=None, val=None, val_masks=None))
     with pytest.raises(UsageError, match=r"on these targets: its output is \[2, 4\]. Leave --masks out"):
         finetune(asked(scenes, ptq, tmp_path, model="trtq.testing.models:tiny_cnn"))
-    with pytest.raises(DataError, match=r"the highest class index is 255, the model has 3 classes. Give the index that means nothing with --ignore-index"):
+    with pytest.raises(
+        DataError, match=r"the highest class index is 255, the model has 3 classes. Give the index that means nothing with --ignore-index"
+    ):
         finetune(asked(scenes, ptq, tmp_path, ignore_index=7, distill=0.0))
     with pytest.raises(UsageError, match=r"Cannot hold .* against masks: its output is \[8, 4\]"):
         flat = tmp_path / "flat"
@@ -145,6 +147,33 @@ def test_a_recipe_with_masks(scenes, tmp_path: Path):
     page = (tmp_path / "o/report.html").read_text()
     assert "Mean intersection over union" in page
     assert "points of mIoU" in page
+
+
+def test_a_recipe_that_trains(scenes, tmp_path: Path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = "3x32x32"\npreset = "imagenet"\n'
+        f'calib_images = 8\ncalib_cache = "{tmp_path}/c"\n[finetune]\nmasks = "{scenes[1]}"\n'
+        f"epochs = 2\nbatch_size = 8\nparity_images = 8\n"
+        f'[evaluate]\nmasks = "{scenes[1]}"\nheld_out = false\n'
+    )
+    loaded = load_recipe(recipe)
+    first = run(loaded)
+    assert [r.name for r in first] == ["quantize", "finetune", "evaluate", "report"]
+    made, scored = read(tmp_path / "o/finetune/finetune.json"), read(tmp_path / "o/evaluate.json")
+    assert scored["onnx_sha256"] == made["files"]["model.qdq.onnx"]["sha256"]
+    page = (tmp_path / "o/report.html").read_text()
+    assert "<h2>Training</h2>" in page
+    assert "with training" in page
+    assert "trtq finetune" in page
+    assert "--no-compile" in page
+    assert not any(r.ran for r in run(loaded))
+    recipe.write_text(recipe.read_text().replace("epochs = 2", "epochs = 1"))
+    again = run(load_recipe(recipe))
+    assert {r.name: r.ran for r in again} == {"quantize": False, "finetune": True, "evaluate": True, "report": True}
+    with pytest.raises(UsageError, match=r"\[finetune\] cannot set model: the chain does"):
+        recipe.write_text(recipe.read_text().replace("epochs = 1", 'epochs = 1\nmodel = "x"'))
+        load_recipe(recipe)
 
 
 def test_masks_on_the_command_line(scenes, ptq: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_version
 from trtq.errors import ArtifactError, TrtqError, UsageError
-from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, Recipe
+from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, FinetuneSpec, Recipe
 from trtq.verbs.evaluate import evaluate
+from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
+from trtq.verbs.finetune import RECORD as TRAINED
 from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
@@ -105,7 +108,7 @@ def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) 
     for stage in stages:
         inputs = stage.inputs()
         key = digest_of({"inputs": inputs, "trtq": __version__, "schema": SCHEMA})
-        feeds = [s for s in stale if s == "quantize" or stage.name == "report"]
+        feeds = [s for s in stale if s in ("quantize", "finetune") or stage.name == "report"]
         why = f"{feeds[0]} runs before it" if feeds and dry_run else _why_stale(stage, inputs, key, out)
         if why is None:
             summary = str(_state(stage, out).get("summary", "")) if not dry_run else ""
@@ -151,14 +154,18 @@ def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> 
 
 def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
     """Return the stages of ``recipe`` in order."""
-    qdq, fp32, record = out / QDQ, out / FP32, out / RECORD
+    fp32 = out / FP32
     stages = [_quantize_stage(recipe, out, progress)]
-    records = [record]
+    records = [out / RECORD]
+    if recipe.finetune is not None:
+        stages.append(_finetune_stage(recipe.finetune, progress))
+        records.append(Path(recipe.finetune.out) / TRAINED)
+    qdq = _shipped(recipe, out)
     if recipe.evaluate is not None:
-        stages.append(_evaluate_stage(recipe, out, progress))
+        stages.append(_evaluate_stage(recipe, out, qdq, progress))
         records.append(out / "evaluate.json")
     for wanted in recipe.build:
-        stages.append(_build_stage(wanted, out))
+        stages.append(_build_stage(wanted, out, qdq))
         records.append(manifest_path(stages[-1].outputs[0]))
     if recipe.bench is not None:
         for label, path in (("fp32", fp32), ("qdq", qdq)):
@@ -193,13 +200,39 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
     return Stage("quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, RECORD)), work)
 
 
-def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
+def _shipped(recipe: Recipe, out: Path) -> Path:
+    """Return the Q/DQ file that the stages after training work on."""
+    return (Path(recipe.finetune.out) if recipe.finetune is not None else out) / QDQ
+
+
+def _finetune_stage(spec: FinetuneSpec, progress: Progress) -> Stage:
+    folder = Path(spec.out)
+
+    def inputs() -> dict[str, Any]:
+        where = {n: getattr(spec, n) for n in ("data", "val", "masks", "val_masks")}
+        return {
+            "settings": msgspec.to_builtins(spec), "encodings": _digest_or_none(spec.encodings),
+            "weights": _digest_or_none(spec.checkpoint), "model code": _model_code(spec.model),
+            "own loss": _model_code(spec.loss) if spec.loss else None,
+            "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d) if d else None for n, d in where.items()},
+            "class index": [_digest_or_none(spec.class_index), _digest_or_none(spec.val_class_index)],
+        }  # fmt: skip
+
+    def work() -> str:
+        if (folder / CHECKPOINT).is_dir() and (folder / TRAINED).is_file():
+            shutil.rmtree(folder / CHECKPOINT)  # of a run that has ended; one that was interrupted goes on
+        return finetune(spec, progress).summary
+
+    return Stage("finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work)
+
+
+def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
     assert wanted is not None
     same = wanted.data in ("", base.data)
     names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
-        onnx=str(out / QDQ), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
+        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
         class_index=wanted.class_index or (base.class_index if same else None),
         exclude=str(out / RECORD) if wanted.held_out else None, masks=wanted.masks, ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
@@ -214,7 +247,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
         )  # fmt: skip
 
     def inputs() -> dict[str, Any]:
-        files = {n: _digest_or_none(str(out / n)) for n in (QDQ, FP32)}
+        files = {p.name: _digest_or_none(str(p)) for p in (qdq, out / FP32)}
         return {
             "settings": msgspec.to_builtins(spec), **files, "images": fingerprint(spec.data),
             "masks": fingerprint(spec.masks) if spec.masks else None, "class index": _digest_or_none(spec.class_index),
@@ -228,12 +261,12 @@ def _evaluate_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
     return Stage("evaluate", inputs, (out / "evaluate.json",), work)
 
 
-def _build_stage(wanted: BuildStage, out: Path) -> Stage:
+def _build_stage(wanted: BuildStage, out: Path, qdq: Path) -> Stage:
     parse_target(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
         name += f"-{wanted.precision}"
-    source, engine = out / (QDQ if wanted.source == "qdq" else FP32), out / f"{name}.engine"
+    source, engine = qdq if wanted.source == "qdq" else out / FP32, out / f"{name}.engine"
     spec = BuildSpec(
         onnx=str(source), target=wanted.target, backend=wanted.backend, precision=wanted.precision, batch=wanted.batch, out=str(engine)
     )

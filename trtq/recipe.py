@@ -69,6 +69,8 @@ def option_words(field: str, value: Any) -> list[str]:
     if value is None or value in ({}, [], ""):
         return []
     option = option_name(field)
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
     if isinstance(value, dict):
         return [w for k, v in value.items() for w in (option, f"{k}={v}")]
     if isinstance(value, list):
@@ -548,10 +550,11 @@ class BenchStage(Spec, frozen=True, kw_only=True):
 
 
 class Recipe(Spec, frozen=True, kw_only=True):
-    """The whole chain: quantize, evaluate, build for each target, bench, report."""
+    """The whole chain: quantize, finetune, evaluate, build for each target, bench, report."""
 
     out: str
     quantize: QuantizeSpec
+    finetune: FinetuneSpec | None = None
     evaluate: EvaluateStage | None = None
     build: tuple[BuildStage, ...] = ()
     bench: BenchStage | None = None
@@ -573,6 +576,17 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"Cannot read the recipe {path}", str(exc)) from exc
 
 
+def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any]) -> FinetuneSpec:
+    """Return what ``[finetune]`` asks for; model, images and preprocessing are those of ``[quantize]`` unless it says otherwise."""
+    fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
+    wrong = next((k for k in (*fixed, "model", "checkpoint") if k in table), None)
+    if wrong is not None:
+        raise UsageError(f"[finetune] cannot set {wrong}", "the chain does: it goes on from [quantize]", "Leave it out")
+    own = ("seed", "opset", "parity_images", "weight_storage")
+    same = {n: getattr(base, n) for n in (*ModelInputSpec.__struct_fields__, *own) if n != "class_index" or "data" not in table}
+    return FinetuneSpec.make({**same, **table, **fixed})
+
+
 def load_recipe(path: Path) -> Recipe:
     """Return the recipe in a TOML file; relative paths stay relative to the current folder.
 
@@ -580,11 +594,11 @@ def load_recipe(path: Path) -> Recipe:
         UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out of range.
     """
     tables = read_toml(path)
-    known = ("out", "title", "quantize", "evaluate", "build", "bench")
+    known = ("out", "title", "quantize", "finetune", "evaluate", "build", "bench")
     for key in tables:
         if key not in known:
             raise UsageError(f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known))
-    for key in ("quantize", "evaluate", "bench"):
+    for key in ("quantize", "finetune", "evaluate", "bench"):
         if key in tables and not isinstance(tables[key], dict):
             raise UsageError(f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]")
     if not all(isinstance(b, dict) for b in (tables.get("build") or []) if not isinstance(tables["build"], dict)):
@@ -601,6 +615,8 @@ def load_recipe(path: Path) -> Recipe:
         "quantize": QuantizeSpec.make({**tables["quantize"], "out": out}),
         "build": tuple(BuildStage.make(b) for b in builds),
     }
+    if "finetune" in tables:
+        stages["finetune"] = _finetune_of(stages["quantize"], tables["finetune"])
     if "evaluate" in tables:
         stages["evaluate"] = EvaluateStage.make(tables["evaluate"])
     if "bench" in tables:

@@ -60,7 +60,7 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 shown = "K=V" if get_origin(plain) is dict else METAVARS.get(name, "PATTERN")
                 settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
-                settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}.get(name, "R,G,B")
+                settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX", "lower_bits": "N,N,..."}.get(name, "R,G,B")
             if plain is bool:
                 shown = f"{option_name(name)}/--no-{name.replace('_', '-')}"
                 settings["help"] = f"{text}  [default: {'on' if default else 'off'}]"

@@ -267,10 +267,12 @@ class KeptNorm(nn.Module):
             values = x.double()
             self.seen.append(torch.cat([values.sum(dims), values.square().sum(dims), values.new_full((1,), x.numel() / x.shape[1])]))
             return x + along_axis(self.start, x.ndim, 1)
-        if not self.training:
-            factor = self.log_weight.exp() / (self.var + EPSILON).sqrt()
-            return x * along_axis(factor, x.ndim, 1) + along_axis(self.bias - self.mean * factor, x.ndim, 1)
-        mean, var, count = _batch_statistics(x)
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            result: torch.Tensor = nn.functional.batch_norm(
+                x, self.mean, self.var, self.log_weight.exp(), self.bias, self.training, self.momentum, EPSILON
+            )
+            return result
+        mean, var, count = _shared_statistics(x)
         with torch.no_grad():
             self.mean.lerp_(mean.detach(), self.momentum)
             self.var.lerp_(var.detach() * count / max(count - 1.0, 1.0), self.momentum)
@@ -297,12 +299,9 @@ class KeptNorm(nn.Module):
         return factor, (self.bias - self.mean * factor).detach()
 
 
-def _batch_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _shared_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return mean and biased variance of each channel over the batch of all processes, and how many values each is over."""
     dims = [d for d in range(x.ndim) if d != 1]
-    if not (distributed.is_available() and distributed.is_initialized()):
-        var, mean = torch.var_mean(x, dims, correction=0)
-        return mean, var, x.numel() / x.shape[1]
     from torch.distributed.nn.functional import all_reduce  # the one that gradients pass through
 
     count = torch.full((1,), x.numel() / x.shape[1], device=x.device)

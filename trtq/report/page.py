@@ -8,7 +8,7 @@ from typing import Any
 
 from trtq.artifact import write_bytes
 from trtq.recipe import option_words
-from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure
+from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.version import __version__
 
@@ -19,6 +19,7 @@ LABELS = {
     "simulated": "simulation only: no kernel anywhere",
 }
 WORST = 6
+TRAINING_SETTINGS = ("epochs", "limit", "batch_size", "lr", "lr_amax", "schedule", "distill", "batch_norm", "augment", "class_weights")
 TEMPLATE = "page.html.j2"
 
 
@@ -47,8 +48,16 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         commands=_commands(run),
         labels=LABELS,
         search=_search(run.search) if run.search else None,
+        training=_training(run.training) if run.training else None,
     )
     return write_bytes(page, text.encode())
+
+
+def _training(record: dict[str, Any]) -> dict[str, Any]:
+    """The section of a training: curves, what learned, how it was run."""
+    spec = record["spec"]
+    changed = [w for name, value in spec.items() if name in TRAINING_SETTINGS for w in option_words(name, value)]
+    return {**record, "figure": training_figure(record["history"], record["measure"]), "settings": shlex.join(changed)}
 
 
 def _search(records: dict[str, Any]) -> dict[str, Any]:
@@ -103,12 +112,14 @@ def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
     commands = []
-    records = (run.search["search"],) if run.search else (run.quantize, run.evaluate, *run.engines, *run.bench.values())
+    records = (run.search["search"],) if run.search else (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
     for record in records:
         if record is None:
             continue
         spec = dict(record["spec"])
-        first = {"search": "model", "quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[record["verb"]]
+        first = {"search": "model", "quantize": "model", "finetune": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[
+            record["verb"]
+        ]
         given = spec.pop(first)  # a search of candidates names no model
         words = ["trtq", record["verb"], *([str(given)] if given else [])]
         for name, value in spec.items():

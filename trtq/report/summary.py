@@ -25,6 +25,7 @@ class RunSummary:
         simulated: no tensor of it runs on integer kernels.
         rows: label, FP32, INT8 and how it was measured.
         verdict: one sentence.
+        training: finetune/finetune.json, when it started from the encodings here; what was evaluated and built is then its result.
         search: search.json with frontier.json, allocation.json and analysis.json, when the files here are what a search chose.
     """
 
@@ -36,6 +37,7 @@ class RunSummary:
     simulated: bool = False
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     verdict: str = ""
+    training: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
 
 
@@ -52,6 +54,8 @@ def summarize_run(folder: Path) -> RunSummary:
         engines=[read_json(p) for p in sorted(folder.glob("*.engine.json"))],
         bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
     )
+    trained = folder / "finetune/finetune.json"
+    run.training = read_json(trained) if trained.is_file() else None
     _drop_strangers_(run)
     run.search = _search(folder, run)
     bits = run.quantize["model"]["bits"]
@@ -73,7 +77,10 @@ def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
 
 def _drop_strangers_(run: RunSummary) -> None:
     """Keep only what was made from the files this quantize.json vouches for: a folder may hold leftovers of another run."""
-    files = {f["sha256"] for f in run.quantize["files"].values()}
+    own = run.quantize["files"]
+    if run.training is not None and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]:
+        run.training = None
+    files = {f["sha256"] for record in (run.quantize, run.training) if record is not None for f in record["files"].values()}
     run.engines = [m for m in run.engines if m["onnx_sha256"] in files]
     run.bench = {k: b for k, b in run.bench.items() if b["file_sha256"] in files}
     if run.evaluate is not None and run.evaluate["onnx_sha256"] not in files:
@@ -148,7 +155,7 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
 
 def _verdict(run: RunSummary) -> str:
     q, e = run.quantize, run.evaluate
-    methods = [m["name"] for m in q["methods"]]
+    methods = [m["name"] for m in q["methods"]] + (["training"] if run.training is not None else [])
     container = "" if run.width == "INT8" else " (in INT8 containers)"
     if run.simulated:
         container = " (simulated: engines compute it in float)"

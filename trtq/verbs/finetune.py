@@ -254,7 +254,8 @@ class _Job:
         record = FinetuneRecord(
             schema=SCHEMA, verb="finetune", spec=msgspec.to_builtins(spec),
             model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin}, data=describe(self.source),
-            preprocess=self.preprocess, measure=self.trainer.measure, history=at.history, best_epoch=at.best_epoch,
+            preprocess=self.preprocess, encodings_sha256=sha256_file(Path(spec.encodings)),
+            measure=self.trainer.measure, history=at.history, best_epoch=at.best_epoch,
             trained={
                 "weights": len(graph.weights), "ranges": len(graph.ranges), "norms": len(graph.norms), "codebooks": len(graph.codebooks),
             },

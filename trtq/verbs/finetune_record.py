@@ -16,6 +16,7 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``trtq finetune`` did; written as finetune.json.
 
     Attributes:
+        encodings_sha256: of the file that training started from.
         trained: how many weights and biases, ranges, kept BatchNorms and codebooks learned.
         measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch with the codes in place.
         history: by epoch: loss, learning rate, score, images per second on the device named in ``training``.
@@ -32,6 +33,7 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
     model: dict[str, Any]
     data: dict[str, Any]
     preprocess: Preprocess
+    encodings_sha256: str
     trained: dict[str, int]
     measure: str
     history: list[dict[str, float]]
