@@ -12,7 +12,13 @@ from trtq.cli import COMMANDS, cli
 from trtq.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "engines/README.md", ROOT / "docs/methods.md", ROOT / "docs/mixed-precision.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "engines/README.md",
+    ROOT / "docs/methods.md",
+    ROOT / "docs/mixed-precision.md",
+    ROOT / "docs/qat.md",
+]
 
 
 def commands():

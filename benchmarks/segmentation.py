@@ -1,0 +1,173 @@
+"""FCN-ResNet18 on CamVid at 240x320: FP32, then PTQ and QAT at INT8 and at the thesis's 4MP-A8 and 4MP-A6 (S4 Tables 4.7 and 4.8).
+
+Usage: python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors [--epochs 3] --out benchmarks/results/segmentation.md
+WEIGHTS come from train_fcn.py. 4MP: widths of 8 and 4 bits by gradient sensitivity and the Pareto front, at the thesis's own compression
+(7.84 times); A8 and A6 are the bits of activations. mIoU of the exported file in ONNX Runtime on the 117 test images, void left out;
+training sees the 367 train images and nothing else, and the last epoch is taken. Predictions side by side are written beside FILE as .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+S4_COMPRESSION = 7.84  # Table 4.8, FCN-ResNet18 4MP
+# The usual colours of CamVid's 11 classes, and black for void.
+PALETTE = np.array(
+    [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0], [192, 128, 128], [64, 64, 128], [64, 0, 128],
+     [64, 64, 0], [0, 128, 192], [0, 0, 0]], dtype=np.uint8
+)  # fmt: skip
+SHOWN = (5, 40, 90)  # test images
+
+
+def base(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "model": "trtq:fcn_resnet18", "model_arg": {"num_classes": 11}, "checkpoint": str(args.weights), "input_size": "3x240x320",
+        "preset": "imagenet", "data": f"{args.camvid}/train",
+    }  # fmt: skip
+
+
+def allocation(args: argparse.Namespace, folder: Path, activations: int) -> str:
+    """Return the file of a 4MP allocation with activations of so many bits."""
+    from trtq import AllocateSpec, AnalyzeSpec, allocate, analyze
+
+    ranking, out = folder / f"S{activations}.json", folder / f"A{activations}.json"
+    analyze(
+        AnalyzeSpec.make(
+            {**base(args), "metric": "gradient", "targets": "model", "images": 8, "trials": 4, "calib_images": 64, "out": str(ranking),
+             "bits": [f"w4a{activations}", f"w8a{activations}"], "calib_cache": str(folder / "cache")}
+        )
+    )  # fmt: skip
+    allocate(
+        AllocateSpec.make({"analysis": str(ranking), "strategy": "pareto", "budget": [f"size={1 / S4_COMPRESSION:.4f}"], "out": str(out)})
+    )
+    return str(out)
+
+
+def measured(args: argparse.Namespace, folder: Path) -> Any:
+    from trtq import EvaluateSpec, evaluate
+
+    return evaluate(
+        EvaluateSpec(
+            onnx=str(folder / "model.qdq.onnx"), reference=str(folder / "model.fp32.onnx"), data=f"{args.camvid}/test",
+            masks=f"{args.camvid}/testannot", ignore_index=11, batch_size=8,
+        )
+    )  # fmt: skip
+
+
+def answers(args: argparse.Namespace, file: Path) -> list[np.ndarray]:
+    from trtq.data.preprocess import batches, resolve_preprocess
+    from trtq.data.source import open_source
+    from trtq.export.ort import open_session, run_batch
+
+    preprocess, _ = resolve_preprocess(input_size=(3, 240, 320), preset="imagenet")
+    session, source = open_session(file), open_source(f"{args.camvid}/test")
+    return [run_batch(session, b.numpy())[0][0].argmax(0) for b in batches(source, SHOWN, preprocess, 1)]
+
+
+def picture(args: argparse.Namespace, columns: dict[str, list[np.ndarray]], path: Path) -> None:
+    """Draw image, truth and every model's predictions, one row an image."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with zipfile.ZipFile(args.camvid) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith("test/"))
+        images = [np.asarray(Image.open(io.BytesIO(archive.read(names[i]))).resize((320, 240))) for i in SHOWN]
+        truth = [
+            PALETTE[
+                np.asarray(
+                    Image.open(io.BytesIO(archive.read(f"testannot/{Path(names[i]).stem}.png"))).resize(
+                        (320, 240), Image.Resampling.NEAREST
+                    )
+                )
+            ]
+            for i in SHOWN
+        ]
+    shown = {"image": images, "truth": truth} | {k: [PALETTE[a] for a in v] for k, v in columns.items()}
+    figure = Figure(figsize=(1.9 * len(shown), 1.5 * len(SHOWN)))
+    axes = figure.subplots(len(SHOWN), len(shown), squeeze=False)
+    for c, (label, pictures) in enumerate(shown.items()):
+        axes[0][c].set_title(label, fontsize=8)
+        for r, pixels in enumerate(pictures):
+            axes[r][c].imshow(pixels)
+            axes[r][c].set_axis_off()
+    figure.subplots_adjust(left=0, right=1, top=0.93, bottom=0, wspace=0.02, hspace=0.03)
+    figure.savefig(path, dpi=75)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--camvid", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    from trtq import FinetuneSpec, QuantizeSpec, finetune, quantize
+
+    head = "| widths | what | mIoU % | points against FP32 | pixels right % | agreement % | weights MB | |"
+    lines, columns = [head, "|---|---|---|---|---|---|---|---|"], {}
+
+    def emit(text: str) -> None:
+        lines.append(text)
+        print(text, flush=True)
+
+    for label, activations in (("INT8", None), ("4MP-A8", 8), ("4MP-A6", 6)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            chosen = {"allocation": allocation(args, folder, activations)} if activations else {}
+            record = quantize(
+                QuantizeSpec.make(
+                    {
+                        **base(args),
+                        **chosen,
+                        "out": str(folder / "ptq"),
+                        "preset_quant": "none",
+                        "calib_images": 128,
+                        "calib_cache": str(folder / "cache"),
+                    }
+                )
+            )
+            bits = {q.layer: int(q.format.lstrip("uint").split("[")[0]) for q in record.quantizers if q.role == "weight"}
+            values = record.model["weight_values"]
+            size = sum(n * bits.get(layer, 32) / 8 for layer, n in values.items()) / 1e6
+            if label == "INT8":
+                r = measured(args, folder / "ptq")
+                emit(f"| FP32 | | {r.reference_miou:.2f} | | | | {4 * sum(values.values()) / 1e6:.2f} | |")
+                columns["FP32"] = answers(args, folder / "ptq/model.fp32.onnx")
+            r = measured(args, folder / "ptq")
+            emit(
+                f"| {label} | PTQ | {r.miou:.2f} | {r.miou - r.reference_miou:+.2f} | {r.pixel_accuracy:.2f} | {r.agreement:.2f} | {size:.2f} | |"
+            )
+            columns[f"{label} PTQ"] = answers(args, folder / "ptq/model.qdq.onnx")
+            trained = finetune(
+                FinetuneSpec.make(
+                    {**base(args), "masks": f"{args.camvid}/trainannot", "ignore_index": 11, "class_weights": "log", "epochs": args.epochs,
+                     "batch_size": 8, "lr": args.lr, "out": str(folder / "qat"), "encodings": str(folder / "ptq/encodings.safetensors")}
+                )
+            )  # fmt: skip
+            r = measured(args, folder / "qat")
+            note = f"{args.epochs} epochs of 367 images, {trained.seconds['train']:.0f} s"
+            emit(
+                f"| {label} | QAT | {r.miou:.2f} | {r.miou - r.reference_miou:+.2f} | {r.pixel_accuracy:.2f} | {r.agreement:.2f} | {size:.2f} | {note} |"
+            )
+            columns[f"{label} QAT"] = answers(args, folder / "qat/model.qdq.onnx")
+    picture(args, columns, args.out.with_suffix(".png"))
+    usage = f"python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors --epochs {args.epochs} --lr {args.lr:g}"
+    args.out.write_text(
+        f"# FCN-ResNet18 on CamVid at 240x320\n\n`{usage}`\n\n"
+        + "\n".join(lines)
+        + f"\n\n![Predictions side by side]({args.out.stem}.png)\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
