@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.engine.trtexec import FLAGS, command, newest_opset, parse_version
+from trtq.engine.trtexec import command, parse_version
+from trtq.engine.versions import FLAGS, newest_opset
 from trtq.errors import EngineError, MissingExtraError
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 

@@ -20,6 +20,7 @@ else:
 T = TypeVar("T", bound="Spec")
 Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
 Preset = Literal["imagenet", "cifar10", "half"]
+OPSET = 20  # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
 Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
 
 
@@ -473,10 +474,18 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
         tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); repeatable.")
     ] = ()
     opset: Annotated[
-        int,
-        Meta(ge=13, le=21),
-        Doc(description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later."),
-    ] = 20
+        Annotated[int, Meta(ge=13, le=21)] | None,
+        Doc(
+            description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later; default: "
+            "what --target reads, else 20."
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        Doc(
+            description="A device the files are for, @ a TensorRT version (xavier, nano@8.2): chooses the opset, refuses INT8 where there is none."
+        ),
+    ] = None
     seed: Annotated[
         int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")
     ] = 0
@@ -504,11 +513,19 @@ class BuildSpec(Spec, frozen=True, kw_only=True):
     """Build a TensorRT engine from an ONNX file."""
 
     onnx: Annotated[str, Doc(description="The ONNX file.")]
-    target: Annotated[str, Doc(description="A device (rtx3080, rtx4090, rtx5090, t4, ...) or a compute capability (sm86).")]
+    target: Annotated[
+        str,
+        Doc(
+            description="A device (trtq targets lists them) or a compute capability (sm86), @ a TensorRT version where it matters: nano@8.2."
+        ),
+    ]
     out: Annotated[str, Doc(description="The engine file; its manifest is written beside it as FILE.engine.json.")]
     backend: Annotated[Backend, Doc(description="Builder; auto takes tensorrt-rtx where it covers the target, else tensorrt.")] = "auto"
     precision: Annotated[Literal["fp32", "fp16"], Doc(description="Precision of what is not quantized.")] = "fp32"
     batch: Annotated[tuple[int, int, int] | None, Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32.")] = None
+    fallback: Annotated[
+        bool, Doc(description="Where the device lacks what the model needs (INT8 on a Nano), build what it can instead, and record it.")
+    ] = False
 
 
 class BenchSpec(Spec, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
+    "targets": "The devices and TensorRT versions that --target knows.",
     "inspect": "Explain any artefact.",
     "doctor": "Versions, devices, sensors, what is missing and how to get it.",
 }

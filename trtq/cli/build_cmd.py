@@ -13,20 +13,25 @@ from trtq.recipe import BuildSpec
 
 @click.command("build")
 @spec_options(BuildSpec, argument="onnx", required=("target", "out"))
+@click.option("--dry-run", is_flag=True, help="Print the one command line (trtexec) or the Python that would build it; build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def command(as_json: bool, **values: Any) -> None:
+def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     """Build a TensorRT engine from ONNX for a device, here, without that device where the backend can.
 
     \b
     Example:
       trtq build out/model.qdq.onnx --target rtx4090 --out engines/rtx4090.engine
+      trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec --dry-run --out xavier.engine
     """
     merged = collect(BuildSpec, values)
     require(merged, ("onnx", "target", "out"), "build", "onnx")
     spec = BuildSpec.make(merged)
-    from trtq.engine.build import build
+    from trtq.engine import build as builder
 
-    manifest = build(spec)
+    if dry_run:
+        click.echo(builder.dry_run(spec))
+        return
+    manifest = builder.build(spec)
     if as_json:
         print_json(manifest)
     else:

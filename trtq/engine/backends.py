@@ -6,12 +6,11 @@ import importlib.util
 
 import onnx
 
-from trtq.engine.targets import RTX_AHEAD_OF_TIME, Target
+from trtq.engine.targets import NO_INT8, RTX_AHEAD_OF_TIME, Target
 from trtq.errors import EngineError, MissingExtraError
 from trtq.recipe import BuildSpec
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-NO_INT8 = (53, 60, 62)
 FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")
 
@@ -81,7 +80,7 @@ def refuse_missing_kernels(model: onnx.ModelProto, target: Target, pairs: int) -
     if pairs and target.sm in NO_INT8:
         raise EngineError(
             f"Cannot build a Q/DQ model for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
-            "Build the float model in half precision: model.fp32.onnx with --precision fp16",
+            "Add --fallback for the FP16 engine of the same model, or build model.fp32.onnx with --precision fp16",
         )  # fmt: skip
     if target.sm < FIRST_FP8 and any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in model.graph.initializer):
         raise EngineError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,10 +30,12 @@ from trtq.engine.backends import MODULES, choose_backend, refuse_missing_kernels
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.targets import Target, parse_target
-from trtq.engine.trtexec import build_with_trtexec, find_trtexec, is_strongly_typed, newest_opset, probe_version
-from trtq.errors import EngineError, UsageError
+from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_version
+from trtq.engine.versions import Version, newest_opset, offers, shown
+from trtq.errors import EngineError, TrtqError, UsageError
 from trtq.export.half import convert_to_half
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.strip import strip_qdq
 from trtq.recipe import BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -46,10 +49,9 @@ def build(spec: BuildSpec) -> EngineManifest:
             with module names).
         MissingExtraError: the backend is not installed.
     """
-    target, path, out = parse_target(spec.target), Path(spec.onnx), Path(spec.out)
-    model = load_onnx(path)
+    path, out = Path(spec.onnx), Path(spec.out)
+    target, model, spec, fallback = prepare(spec)
     pairs = count_qdq(model)
-    refuse_missing_kernels(model, target, pairs)
     backend = choose_backend(spec, target, quantized=pairs > 0)
     refuse_silent_failures(model, pairs, backend, target, spec)
     run = _run_trtexec(model, target, spec, pairs) if backend == "trtexec" else None
@@ -75,10 +77,86 @@ def build(spec: BuildSpec) -> EngineManifest:
             target={"name": target.name, "device": target.device, "capability": target.capability},
             precision=spec.precision, quantized_tensors=pairs, batch=batch, tensors=done["tensors"], onnx_sha256=sha256_file(path),
             onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"), model=metadata.get("model"),
-            builder_log=log, audit=audit, quantized_convolutions=wanted, seconds=seconds, environment=environment(),
+            builder_log=log, audit=audit, quantized_convolutions=wanted, fallback=fallback, seconds=seconds,
+            environment=environment(),
         )  # fmt: skip
         write_json(manifest_path(out), manifest)
     return manifest
+
+
+def prepare(spec: BuildSpec) -> tuple[Target, onnx.ModelProto, BuildSpec, str]:
+    """Return the target, the model and the settings to build with, and why they are not those that were asked for ("" when they are).
+
+    Raises:
+        EngineError: the device lacks what the model needs, and ``spec.fallback`` does not allow the alternative.
+    """
+    target, model = parse_target(spec.target), load_onnx(Path(spec.onnx))
+    pairs = count_qdq(model)
+    if spec.fallback and pairs and "INT8" not in target.arithmetic:
+        why = f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: FP16 of the same model"
+        return target, strip_qdq(model), msgspec.structs.replace(spec, precision="fp16"), why
+    refuse_missing_kernels(model, target, pairs)
+    return target, model, spec, ""
+
+
+def dry_run(spec: BuildSpec) -> str:
+    """Return the one command line, or the Python, that would build the engine; nothing is built, and no builder need be here.
+
+    Raises:
+        EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
+        UsageError: trtexec's version is not known.
+    """
+    target, model, spec, fallback = prepare(spec)
+    pairs, batch = count_qdq(model), _batch(model, spec.batch)
+    # What is built is not always the file itself: the changes are named, the paths are those the user gave.
+    half = spec.precision == "fp16"
+    if spec.backend == "trtexec":
+        version = target.release or _version_here(spec.target)
+        _require_readable(model, version, spec)
+        line = command(
+            version, executable="trtexec", onnx=Path(spec.onnx), engine=Path(spec.out), shapes=_shapes(model, batch), quantized=pairs > 0,
+            half=half,
+        )  # fmt: skip
+        typed = half and offers("typed", version)
+        said = [
+            t
+            for t, yes in ((f"# {fallback}; Q/DQ pairs removed first", fallback), ("# types written into the graph first (FP16)", typed))
+            if yes
+        ]
+        return "\n".join([*said, shlex.join(line)])
+    backend = choose_backend(spec, target, quantized=pairs > 0) if spec.backend == "auto" else spec.backend
+    request = _request(backend, target, batch, Path(spec.onnx), Path(spec.out))
+    return f"import json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(request))}))"
+
+
+def _version_here(target: str) -> Version:
+    try:
+        return probe_version(find_trtexec())
+    except TrtqError as exc:
+        raise UsageError(
+            "Cannot tell which trtexec would run",
+            f"{target} names no TensorRT version and there is no trtexec here",
+            f"Write {target}@10.16",
+        ) from exc
+
+
+def _require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) -> None:
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset > newest_opset(version):
+        raise EngineError(
+            f"TensorRT {shown(version)} cannot read {spec.onnx}",
+            f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
+            f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
+        )
+
+
+def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> dict[str, list[list[int]]]:
+    """Return min, opt and max shape of every dynamic input."""
+    return {
+        i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
+        for i in model.graph.input
+        if not i.type.tensor_type.shape.dim[0].HasField("dim_value")
+    }
 
 
 def quantized_convolutions(model: onnx.ModelProto) -> int:
@@ -128,28 +206,29 @@ def _run_trtexec(
     """Check that the trtexec here can build ``model``, and return what builds it for a batch range."""
     executable = find_trtexec()
     version = probe_version(executable)
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if opset > newest_opset(version):
+    if target.version is not None and target.version != version:
         raise EngineError(
-            f"TensorRT {version[0]}.{version[1]} cannot read {spec.onnx}",
-            f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
-            f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
-        )
+            f"Cannot build for {spec.target} here", f"{executable} is of TensorRT {shown(version)}, not {shown(target.version)}",
+            "Build on the machine with that version, or leave the version out of --target",
+        )  # fmt: skip
+    _require_readable(model, version, spec)
     half = spec.precision == "fp16"
     # Before TensorRT 10 the builder chooses where FP16 pays; from then on the types stand in the graph.
-    typed = convert_to_half(model) if half and is_strongly_typed(version) else model
+    typed = convert_to_half(model) if half and offers("typed", version) else model
 
     def run(batch: tuple[int, int, int]) -> tuple[bytes, dict[str, Any], list[str]]:
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
             source, plan = Path(folder) / "model.onnx", Path(folder) / "plan"
             _save(typed, source)
-            shapes = {
-                i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
-                for i in typed.graph.input
-                if not i.type.tensor_type.shape.dim[0].HasField("dim_value")
-            }
             made, log, line = build_with_trtexec(
-                source, plan, executable=executable, version=version, target=target, shapes=shapes, quantized=pairs > 0, half=half
+                source,
+                plan,
+                executable=executable,
+                version=version,
+                target=target,
+                shapes=_shapes(typed, batch),
+                quantized=pairs > 0,
+                half=half,
             )
         tensors = [
             {"name": v.name, "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type), "mode": mode,
@@ -175,20 +254,20 @@ def _run_worker(
     with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:
         source, plan, request = (Path(folder) / n for n in ("model.onnx", "plan", "request.json"))
         _save(model, source)
-        request.write_text(
-            json.dumps(
-                {
-                    "module": MODULES[backend], "onnx": str(source), "out": str(plan), "batch": list(batch),
-                    "sm": target.sm if backend == "tensorrt-rtx" else None,
-                }
-            )
-        )  # fmt: skip
+        request.write_text(json.dumps(_request(backend, target, batch, source, plan)))
         process = subprocess.run([sys.executable, "-m", "trtq.engine.worker", str(request)], capture_output=True, text=True, check=False)
         events = [json.loads(ln) for ln in process.stdout.splitlines() if ln.startswith("{")]
         done = next((e for e in events if e["event"] == "done"), None)
         if process.returncode == 0 and done is not None and plan.is_file():
             return plan.read_bytes(), done, [f"{e['severity']}: {e['text']}" for e in events if e["event"] == "log"]
         raise _explain_failure(process, events, target)
+
+
+def _request(backend: str, target: Target, batch: tuple[int, int, int], source: Path, plan: Path) -> dict[str, Any]:
+    return {
+        "module": MODULES[backend], "onnx": str(source), "out": str(plan), "batch": list(batch),
+        "sm": target.sm if backend == "tensorrt-rtx" else None,
+    }  # fmt: skip
 
 
 def _explain_failure(process: subprocess.CompletedProcess[str], events: list[dict[str, Any]], target: Target) -> EngineError:

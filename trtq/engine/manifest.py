@@ -27,6 +27,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         builder_log: warnings of the builder.
         audit: what the plan itself says about its precision; None where that cannot be read.
         quantized_convolutions: how many the Q/DQ model asks for.
+        fallback: why this is not what was asked for, "" when it is.
     """
 
     schema: int
@@ -47,6 +48,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     builder_log: list[str]
     audit: PlanAudit | None
     quantized_convolutions: int
+    fallback: str = ""
     seconds: float
     environment: dict[str, Any]
 
@@ -58,7 +60,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
         return (
             f"{self.engine_bytes / 1e6:.2f} MB for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
-            f"{self.coverage}, {self.seconds:.1f} s"
+            f"{self.coverage}, {self.seconds:.1f} s{f'; fell back: {self.fallback}' if self.fallback else ''}"
         )
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from trtq.engine.versions import LAST, OF_BOARDS, OLDEST, Version, newest_opset, shown
 from trtq.errors import UsageError, suggest
+from trtq.recipe import OPSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +19,33 @@ class Target:
         name: as asked for.
         sm: compute capability times ten, such as 86.
         device: what people call it.
+        version: of TensorRT, when the target names one (``orin@10.3``).
     """
 
     name: str
     sm: int
     device: str
+    version: Version | None = None
+
+    @property
+    def release(self) -> Version | None:
+        """The TensorRT to write for: the one that was named, else that of the board's JetPack; None where any may be installed."""
+        return self.version or OF_BOARDS.get(self.sm)
+
+    @property
+    def opset(self) -> int:
+        """The opset of the ONNX files for it."""
+        return min(newest_opset(self.release), OPSET) if self.release is not None else OPSET
+
+    @property
+    def arithmetic(self) -> tuple[str, ...]:
+        """Number formats it multiplies in beside FP32."""
+        return tuple(name for name, has in ARITHMETIC if has(self.sm))
+
+    @property
+    def dla(self) -> bool:
+        """Whether it has deep-learning accelerators beside the GPU."""
+        return self.name in WITH_DLA
 
     @property
     def capability(self) -> str:
@@ -47,20 +72,31 @@ DEVICES: dict[str, tuple[int, str]] = {
     "rtx5090": (120, "GeForce RTX 5090"),
 }  # fmt: skip
 
+NO_INT8 = (53, 60, 62)
+# By compute capability (facts: support matrices of TensorRT 8.5 to 11.4).
+ARITHMETIC: tuple[tuple[str, Callable[[int], bool]], ...] = (
+    ("FP16", lambda sm: sm != 61), ("INT8", lambda sm: sm not in NO_INT8), ("BF16", lambda sm: sm >= 80), ("FP8", lambda sm: sm >= 89),
+    ("FP4", lambda sm: sm >= 100),
+)  # fmt: skip
+WITH_DLA = ("xavier", "xavier-nx", "orin", "orin-nx")
+
 # Compute capabilities TensorRT-RTX 1.7 builds for ahead of time, without a GPU.
 RTX_AHEAD_OF_TIME = (75, 80, 86, 89, 120)
 
 
 def parse_target(text: str) -> Target:
-    """Return the target ``text`` names: a device, or a compute capability such as ``sm86`` or ``sm_86``.
+    """Return the target ``text`` names: a device or a compute capability (``sm86``, ``sm_86``), with or without ``@`` a TensorRT version.
 
     Raises:
-        UsageError: unknown (the nearest are suggested).
+        UsageError: unknown (the nearest are suggested), or a TensorRT that has no kernels for it.
 
-    >>> parse_target("rtx3080").capability, parse_target("sm_120").capability
-    ('8.6', '12.0')
+    >>> parse_target("rtx3080").capability, parse_target("sm_120").capability, parse_target("nano").release
+    ('8.6', '12.0', (8, 2))
+    >>> parse_target("orin@10.3").opset, parse_target("xavier").opset, parse_target("nano@8.2").arithmetic
+    (20, 16, ('FP16',))
     """
-    name = text.strip().lower().replace(" ", "")
+    name, at, release = text.strip().lower().replace(" ", "").partition("@")
+    version = _version(release, text) if at else None
     match = re.fullmatch(r"sm_?(\d{2,3})", name)
     if match:
         sm = int(match.group(1))
@@ -68,8 +104,25 @@ def parse_target(text: str) -> Target:
         if device is None:
             known = sorted({s for s, _ in DEVICES.values()})
             raise UsageError(f"Unknown target {text!r}", mend=f"Known compute capabilities: {', '.join(f'sm{s}' for s in known)}")
-        return Target(name=f"sm{sm}", sm=sm, device=f"compute capability {sm // 10}.{sm % 10}")
-    if name not in DEVICES:
+        name, device = f"sm{sm}", f"compute capability {sm // 10}.{sm % 10}"
+    elif name in DEVICES:
+        sm, device = DEVICES[name]
+    else:
         raise UsageError(f"Unknown target {text!r}", mend=suggest(name, DEVICES))
-    sm, device = DEVICES[name]
-    return Target(name=name, sm=sm, device=device)
+    last = LAST.get(sm)
+    if version is not None and last is not None and version > last:
+        raise UsageError(
+            f"Cannot build for {device} with TensorRT {shown(version)}", f"the last release with kernels for it is {shown(last)}",
+            f"Write {name}@{shown(last)}",
+        )  # fmt: skip
+    return Target(name=name, sm=sm, device=device, version=version)
+
+
+def _version(text: str, whole: str) -> Version:
+    match = re.fullmatch(r"(\d+)\.(\d+)(\.\d+)*", text)
+    if match is None:
+        raise UsageError(f"Cannot read the TensorRT version of {whole!r}", f"found {text!r}", "Write it like orin@10.3")
+    version = int(match.group(1)), int(match.group(2))
+    if version < OLDEST:
+        raise UsageError(f"Cannot build for {whole}", f"trtq knows TensorRT from {shown(OLDEST)} on", "Install a newer TensorRT")
+    return version

@@ -14,19 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trtq.engine.targets import Target
+from trtq.engine.versions import FLAGS, Version, offers, shown, within
 from trtq.errors import EngineError, MissingExtraError
 
-Version = tuple[int, int]
 WORKSPACE_MIB = 1024
 USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
-# Flag: first and last version that accept it (None: still there in 11). facts: sampleOptions.cpp of the releases 8.0.1 to 11.1.
-FLAGS: Mapping[str, tuple[Version, Version | None]] = {
-    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None), "optShapes": ((8, 0), None),
-    "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)), "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)),
-    "int8": ((8, 0), (10, 16)), "workspace": ((8, 0), (9, 3)), "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
-}  # fmt: skip
-# From the first version on: the newest opset of which its parser reads what trtq writes (LayerNormalization, opset 17, from 8.6 on).
-OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 17), ((10, 0), 20), ((11, 0), 25))
 
 
 def find_trtexec() -> str:
@@ -64,23 +56,6 @@ def parse_version(text: str) -> Version:
     return number // unit, number % unit // 100
 
 
-def is_strongly_typed(version: Version) -> bool:
-    """Whether types come from the graph alone: an option of 10, the only way of 11."""
-    return version >= (10, 0)
-
-
-def newest_opset(version: Version) -> int:
-    """Return the newest opset this version's parser reads.
-
-    Raises:
-        EngineError: older than TensorRT 8.0.
-    """
-    known = [opset for first, opset in OPSETS if version >= first]
-    if not known:
-        raise EngineError(f"TensorRT {version[0]}.{version[1]} is too old", "trtq knows trtexec from 8.0 on", "Install a newer TensorRT")
-    return known[-1]
-
-
 def command(
     version: Version,
     *,
@@ -90,6 +65,7 @@ def command(
     shapes: Mapping[str, Sequence[Sequence[int]]],
     quantized: bool,
     half: bool,
+    calibration: Path | None = None,
 ) -> list[str]:
     """Return the command line that builds ``onnx`` with this version of trtexec.
 
@@ -101,6 +77,7 @@ def command(
         shapes: min, opt and max shape of every dynamic input, empty for a static model.
         quantized: the model has Q/DQ pairs.
         half: let what is not quantized run in FP16 (a flag before TensorRT 10, types in the graph from then on).
+        calibration: a calibration cache for a model without Q/DQ pairs; its ranges make it INT8.
 
     Raises:
         EngineError: a flag that this version does not have would be needed.
@@ -109,19 +86,23 @@ def command(
     for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
         if shapes:
             given.append((name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in shapes.items())))
-    if not is_strongly_typed(version):
-        given += [("int8", None)] * quantized + [("fp16", None)] * half
+    if not offers("typed", version):
+        given += [("int8", None)] * (quantized or calibration is not None) + [("fp16", None)] * half
     elif version < (11, 0):  # a deprecated no-op from 11 on
         given.append(("stronglyTyped", None))
+    if calibration is not None:
+        given.append(("calib", str(calibration)))
     if version < (8, 4):  # its default of 16 MiB leaves most convolutions without a kernel; later ones take what the device has
         given.append(("workspace", str(WORKSPACE_MIB)))
     if version >= FLAGS["profilingVerbosity"][0]:
         given.append(("profilingVerbosity", "detailed"))
     given.append(("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None))
     for name, _ in given:
-        first, last = FLAGS[name]
-        if version < first or (last is not None and version > last):
-            raise EngineError(f"trtexec {version[0]}.{version[1]} has no --{name}", f"it exists from {first} to {last or 'today'}")
+        if not within(FLAGS[name], version):
+            first, last = FLAGS[name]
+            raise EngineError(
+                f"trtexec {shown(version)} has no --{name}", f"it exists from {shown(first)} to {shown(last) if last else 'today'}"
+            )
     return [executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
 
 

@@ -16,9 +16,9 @@ from trtq.artifact import write_atomic
 from trtq.errors import ExportError
 from trtq.export.lowering import lower
 from trtq.export.writer import UnsupportedOpError
+from trtq.recipe import OPSET
 
 logger = logging.getLogger(__name__)
-OPSET = 20  # ONNX Runtime and TensorRT 10, 11 and RTX read it
 OLDEST_OF_TORCH = 18
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")

@@ -11,14 +11,18 @@ import sys
 from pathlib import Path
 
 # Independent of trtq.engine.trtexec on purpose: from facts, the flags a build may use, by the digits of the version.
+ALWAYS = "onnx saveEngine minShapes optShapes maxShapes"
 ACCEPTED = {
-    "v8001": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace",
-    "v8201": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace profilingVerbosity",
-    "v8502": "onnx saveEngine minShapes optShapes maxShapes buildOnly fp16 int8 workspace profilingVerbosity memPoolSize",
-    "v8601": "onnx saveEngine minShapes optShapes maxShapes buildOnly skipInference fp16 int8 workspace profilingVerbosity memPoolSize",
-    "v100300": "onnx saveEngine minShapes optShapes maxShapes skipInference fp16 int8 stronglyTyped profilingVerbosity memPoolSize",
-    "v101600": "onnx saveEngine minShapes optShapes maxShapes skipInference fp16 int8 stronglyTyped profilingVerbosity memPoolSize",
-    "v110100": "onnx saveEngine minShapes optShapes maxShapes skipInference stronglyTyped profilingVerbosity memPoolSize",
+    version: f"{ALWAYS} {more}"
+    for version, more in {
+        "v8001": "buildOnly fp16 int8 calib workspace",
+        "v8201": "buildOnly fp16 int8 calib workspace profilingVerbosity",
+        "v8502": "buildOnly fp16 int8 calib workspace profilingVerbosity memPoolSize",
+        "v8601": "buildOnly skipInference fp16 int8 calib workspace profilingVerbosity memPoolSize",
+        "v100300": "skipInference fp16 int8 calib stronglyTyped profilingVerbosity memPoolSize",
+        "v101600": "skipInference fp16 int8 calib stronglyTyped profilingVerbosity memPoolSize",
+        "v110100": "skipInference stronglyTyped profilingVerbosity memPoolSize",
+    }.items()
 }
 
 

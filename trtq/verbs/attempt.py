@@ -18,6 +18,8 @@ from torch import fx
 from trtq.artifact import digest_of, ensure_writable_dir, package_version
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
+from trtq.engine.targets import parse_target
+from trtq.engine.versions import newest_opset, shown
 from trtq.errors import CalibrationError, UsageError
 from trtq.export.onnx_file import export_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
@@ -32,7 +34,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.recipe import QuantizeSpec
+from trtq.recipe import OPSET, QuantizeSpec
 from trtq.verbs.allocation import read_allocation
 from trtq.verbs.progress import Progress
 from trtq.verbs.records import Clock, MethodRecord
@@ -74,7 +76,7 @@ class Inputs:
     def export(self, graph: fx.GraphModule, spec: QuantizeSpec, **metadata: str) -> onnx.ModelProto:
         """Return ``graph`` as ONNX, with the metadata later verbs read."""
         model = export_onnx(
-            graph, self.captured.example, dynamic_batch=self.captured.dynamic_batch, opset=spec.opset,
+            graph, self.captured.example, dynamic_batch=self.captured.dynamic_batch, opset=opset_of(spec),
             int4=spec.weight_storage == "int4", note=self.note,
         )  # fmt: skip
         origin = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
@@ -99,6 +101,23 @@ class Attempt:
     measured: dict[str, QuantizerStats]
 
 
+def opset_of(spec: QuantizeSpec) -> int:
+    """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
+
+    Raises:
+        UsageError: the target's TensorRT does not read what was asked for.
+    """
+    if spec.target is None:
+        return spec.opset or OPSET
+    target = parse_target(spec.target)
+    if spec.opset is not None and target.release is not None and spec.opset > newest_opset(target.release):
+        raise UsageError(
+            f"Cannot write opset {spec.opset} for {target.device}",
+            f"TensorRT {shown(target.release)} reads up to {newest_opset(target.release)}", "Leave --opset out",
+        )  # fmt: skip
+    return spec.opset or target.opset
+
+
 def check_spec(spec: QuantizeSpec) -> None:
     """Refuse what contradicts itself, before anything is loaded.
 
@@ -106,10 +125,16 @@ def check_spec(spec: QuantizeSpec) -> None:
         UsageError: names what contradicts what.
     """
     choose(spec.method, spec.method_arg)
-    if spec.weight_storage == "int4" and spec.opset < INT4_OPSET:
+    target = parse_target(spec.target) if spec.target is not None else None
+    if target is not None and "INT8" not in target.arithmetic:
+        raise UsageError(
+            f"Cannot quantize for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
+            f"Quantize without --target, and build with trtq build ... --target {spec.target} --fallback: FP16 of the same model",
+        )  # fmt: skip
+    if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
         raise UsageError(
             "Cannot store weights as INT4",
-            f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {spec.opset}",
+            f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}",
             f"Give --opset {INT4_OPSET}",
         )
     if spec.allocation and spec.bits != "w8a8":

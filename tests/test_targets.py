@@ -1,0 +1,184 @@
+"""Targets and TensorRT versions: what each reads, what a device lacks, the one command line, the fallback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.conftest import run_cli, spec
+from trtq import BuildSpec, build, quantize
+from trtq.engine.build import dry_run
+from trtq.engine.listing import list_targets, reads
+from trtq.engine.targets import DEVICES, parse_target
+from trtq.engine.versions import FLAGS, offers, within
+from trtq.errors import EngineError, UsageError
+from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.ort import open_session, run_batch
+from trtq.export.strip import strip_qdq
+from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
+
+
+@pytest.fixture(scope="module")
+def old_files(images, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("old")
+    quantize(spec(images, out, target="xavier@8.2"))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "release", "opset", "formats"),
+    [
+        ("nano@8.2", (8, 2), 13, ("FP16",)), ("xavier@8.5", (8, 5), 16, ("FP16", "INT8")), ("xavier", (8, 5), 16, ("FP16", "INT8")),
+        ("orin@10.3", (10, 3), 20, ("FP16", "INT8", "BF16")), ("thor@10.13", (10, 13), 20, ("FP16", "INT8", "BF16", "FP8", "FP4")),
+        ("t4@10.16", (10, 16), 20, ("FP16", "INT8")), ("rtx3080@11.4", (11, 4), 20, ("FP16", "INT8", "BF16")),
+        ("h200@11.4", (11, 4), 20, ("FP16", "INT8", "BF16", "FP8")), ("sm86@10.0", (10, 0), 20, ("FP16", "INT8", "BF16")),
+        ("rtx4090", None, 20, ("FP16", "INT8", "BF16", "FP8")),
+    ],
+)  # fmt: skip
+def test_targets_of_every_generation(text, release, opset, formats):
+    target = parse_target(text)
+    assert (target.release, target.opset, target.arithmetic) == (release, opset, formats)
+
+
+def test_targets_that_do_not_exist():
+    with pytest.raises(UsageError, match=r"Unknown target 'oring'. .*orin"):
+        parse_target("oring")
+    with pytest.raises(
+        UsageError, match=r"Cannot build for Jetson Nano with TensorRT 8.5: the last release with kernels for it is 8.2. Write nano@8.2"
+    ):
+        parse_target("nano@8.5")
+    with pytest.raises(UsageError, match=r"Cannot read the TensorRT version of 'orin@ten': found 'ten'. Write it like orin@10.3"):
+        parse_target("orin@ten")
+    with pytest.raises(UsageError, match=r"Cannot build for t4@7.1: trtq knows TensorRT from 8.0 on"):
+        parse_target("t4@7.1")
+
+
+def test_the_table_of_versions_is_consistent():
+    for name, (first, last) in FLAGS.items():
+        assert last is None or first <= last, name
+    # A release has a way to say INT8, a way to build without running, and a way to give it memory.
+    for version in ((8, 0), (8, 2), (8, 5), (8, 6), (10, 3), (10, 16), (11, 4)):
+        assert within(FLAGS["int8"], version) or offers("typed", version)
+        assert within(FLAGS["buildOnly"], version) or within(FLAGS["skipInference"], version)
+        assert within(FLAGS["workspace"], version) or within(FLAGS["memPoolSize"], version)
+
+
+def test_listing(tmp_path: Path):
+    rows = list_targets()
+    assert [r.name for r in rows] == list(DEVICES)
+    assert reads(list_targets("xavier")[0]) == "TensorRT 8.5: opset 16 (reads up to 16), precision by flags"
+    assert reads(list_targets("h200@11.4")[0]) == "TensorRT 11.4: opset 20 (reads up to 25), types in the graph"
+    done = run_cli("targets", "nano")
+    assert "multiplies in FP32, FP16\n" in done.stdout
+    assert "8.2 is the last release with kernels for it" in done.stdout
+    assert "calibration cache" in done.stdout
+    assert len(json.loads(run_cli("targets", "--json").stdout)) == len(DEVICES)
+    assert "Jetson AGX Orin" in run_cli("targets").stdout
+    assert run_cli("targets", "nope").returncode == 2
+
+
+def test_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path: Path):
+    with pytest.raises(
+        UsageError, match=r"Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic.*--fallback: FP16"
+    ):
+        quantize(spec(images, tmp_path / "o", target="nano"))
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(UsageError, match=r"Cannot write opset 17 for Jetson AGX Xavier: TensorRT 8.5 reads up to 16"):
+        quantize(spec(images, tmp_path / "o", target="xavier", opset=17))
+
+
+def test_the_target_chooses_the_opset(old_files: Path):
+    assert onnx.load(old_files / "model.qdq.onnx").opset_import[0].version == 13
+
+
+def test_what_goes_in_front_of_the_codes_comes_back(cnn_out: Path, images: Path, tmp_path: Path):
+    plain = strip_qdq(load_onnx(cnn_out / "model.qdq.onnx"))
+    assert count_qdq(plain) == 0
+    onnx.checker.check_model(plain)
+    x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    wanted = run_batch(open_session(cnn_out / "model.fp32.onnx"), x)[0]
+    np.testing.assert_allclose(run_batch(open_session(plain), x)[0], wanted, rtol=1e-4, atol=1e-5)
+    # weights stored as codes come back as the values of their codes
+    out = tmp_path / "int4"
+    quantize(spec(images, out, bits="w4a8", weight_storage="int4", opset=21))
+    stored = strip_qdq(load_onnx(out / "model.qdq.onnx"))
+    assert count_qdq(stored) == 0
+    assert np.isfinite(run_batch(open_session(stored), x)[0]).all()
+
+
+def test_the_nano_gets_its_fp16_engine(old_files: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8201", sm="5.3")))
+    asked = {"onnx": f"{old_files}/model.qdq.onnx", "target": "nano", "backend": "trtexec", "out": f"{tmp_path}/e.engine"}
+    with pytest.raises(
+        EngineError, match=r"Cannot build a Q/DQ model for Jetson Nano: .*no INT8 arithmetic. Add --fallback for the FP16 engine"
+    ):
+        build(BuildSpec(**asked))
+    made = build(BuildSpec(**asked, fallback=True))
+    assert made.quantized_tensors == 0
+    assert made.precision == "fp16"
+    assert made.fallback == "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model"
+    assert "fell back: Jetson Nano" in made.summary
+    assert "--fp16" in made.builder["command"]
+    assert "--int8" not in made.builder["command"]
+
+
+def test_the_version_in_the_target_must_be_the_one_here(old_files: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
+    with pytest.raises(EngineError, match=r"Cannot build for xavier@8.4 here: .*trtexec is of TensorRT 8.5, not 8.4"):
+        build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="xavier@8.4", backend="trtexec", out=f"{tmp_path}/e.engine"))
+
+
+RELEASES = {
+    "v8001": "8.0", "v8201": "8.2", "v8502": "8.5", "v8601": "8.6", "v100300": "10.3", "v101600": "10.16", "v110100": "11.1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ACCEPTED)
+def test_a_dry_run_prints_the_one_line_and_that_release_takes_it(version, old_files: Path, tmp_path: Path):
+    import shlex
+    import subprocess
+
+    text = dry_run(
+        BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target=f"sm86@{RELEASES[version]}", backend="trtexec", out=f"{tmp_path}/e.engine")
+    )
+    (line,) = text.splitlines()
+    words = shlex.split(line)
+    assert words[0] == "trtexec"
+    done = subprocess.run([str(write_fake_trtexec(tmp_path, version, sm="8.6")), *words[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert not (tmp_path / "e.engine.json").exists()
+
+
+def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: Path):
+    asked = ["--backend", "trtexec", "--dry-run", "--out", f"{tmp_path}/e.engine"]
+    done = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "xavier@8.2", *asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        f"trtexec --onnx={old_files}/model.qdq.onnx --saveEngine={tmp_path}/e.engine --minShapes=input:1x3x32x32 "
+        f"--optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32 --int8 --workspace=1024 --profilingVerbosity=detailed --buildOnly\n"
+    )
+    nano = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "nano", "--fallback", *asked)
+    assert nano.stdout.startswith(
+        "# Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model; Q/DQ pairs removed first\n"
+    )
+    assert "--fp16" in nano.stdout
+    newer = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "xavier@8.2", *asked)
+    assert newer.returncode != 0
+    assert "TensorRT 8.2 cannot read" in newer.stderr
+    unknown = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "rtx3080", *asked, env={"PATH": "/nowhere"})
+    assert "rtx3080 names no TensorRT version and there is no trtexec here. Write rtx3080@10.16" in unknown.stderr
+
+
+def test_the_python_that_a_dry_run_prints_builds_the_engine(cnn_out: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    import subprocess
+    import sys
+
+    plan = tmp_path / "e.engine"
+    text = dry_run(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="rtx3080", backend="tensorrt-rtx", out=str(plan)))
+    subprocess.run([sys.executable, "-c", text], check=True, capture_output=True)
+    assert plan.stat().st_size > 1000

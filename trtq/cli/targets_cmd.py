@@ -1,0 +1,39 @@
+"""``trtq targets``."""
+
+from __future__ import annotations
+
+import click
+
+from trtq.cli.display import print_json
+
+
+@click.command("targets")
+@click.argument("target", metavar="[TARGET]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def command(target: str | None, as_json: bool) -> None:
+    """List the devices that --target knows, or say what is known of one, such as nano, xavier@8.5 or rtx3080@11.4.
+
+    \b
+    Example:
+      trtq targets orin@10.3
+    """
+    from trtq.engine.listing import list_targets, reads
+
+    rows = list_targets(target)
+    if as_json:
+        print_json(rows)
+        return
+    if target is not None:
+        (row,) = rows
+        click.echo(f"{row.device}, compute capability {row.capability}")
+        click.echo(f"  multiplies in FP32, {', '.join(row.formats)}" + (", and has DLA" if row.dla else ""))
+        click.echo(f"  {reads(row)}" + (f"; {row.last} is the last release with kernels for it" if row.last else ""))
+        if row.features:
+            click.echo(f"  this release has: {', '.join(row.features)}")
+        click.echo(f"  built {'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}")
+        return
+    width = max(len(r.name) for r in rows)
+    click.echo(f"{'target':{width}}  {'SM':>5}  {'TensorRT':8}  {'formats':25}  device")
+    for row in rows:
+        formats = ", ".join(row.formats)
+        click.echo(f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  {row.device}")

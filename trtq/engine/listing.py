@@ -1,0 +1,67 @@
+"""What is known of every target, as rows for a person or a program."""
+
+from __future__ import annotations
+
+import msgspec
+
+from trtq.engine.targets import DEVICES, RTX_AHEAD_OF_TIME, Target, parse_target
+from trtq.engine.versions import FEATURES, LAST, newest_opset, offers, shown
+
+
+class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One target.
+
+    Attributes:
+        name: for ``--target``.
+        device: what people call it.
+        capability: compute capability.
+        tensorrt: the release it is written for; None where any may be installed.
+        last: the last release with kernels for it; None while it is still supported.
+        formats: what it multiplies in beside FP32.
+        dla: has deep-learning accelerators.
+        opset: of the ONNX files for it.
+        typed: types stand in the graph; None where that depends on the release.
+        features: of the release; empty where any may be installed.
+        here: can be built for ahead of time, without that GPU.
+    """
+
+    name: str
+    device: str
+    capability: str
+    tensorrt: str | None
+    last: str | None
+    formats: tuple[str, ...]
+    dla: bool
+    opset: int
+    typed: bool | None
+    features: tuple[str, ...]
+    here: bool
+
+
+def describe(target: Target) -> TargetRow:
+    """Return the row of a target."""
+    release, last = target.release, LAST.get(target.sm)
+    return TargetRow(
+        name=target.name, device=target.device, capability=target.capability, tensorrt=shown(release) if release else None,
+        last=shown(last) if last else None, formats=target.arithmetic, dla=target.dla, opset=target.opset,
+        typed=offers("typed", release) if release else None,
+        features=tuple(f for f in FEATURES if offers(f, release)) if release else (), here=target.sm in RTX_AHEAD_OF_TIME,
+    )  # fmt: skip
+
+
+def list_targets(asked: str | None = None) -> list[TargetRow]:
+    """Return the rows of every device, or of one target.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    return [describe(parse_target(name)) for name in ([asked] if asked is not None else DEVICES)]
+
+
+def reads(row: TargetRow) -> str:
+    """Return what a target is written for, in words."""
+    if row.tensorrt is None:
+        return f"any TensorRT: opset {row.opset}, types in the graph from 10 on"
+    newest = newest_opset(tuple(int(v) for v in row.tensorrt.split(".")))  # type: ignore[arg-type]
+    kind = "types in the graph" if row.typed else "precision by flags"
+    return f"TensorRT {row.tensorrt}: opset {row.opset} (reads up to {newest}), {kind}"

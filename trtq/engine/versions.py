@@ -1,0 +1,71 @@
+"""What each release of TensorRT reads, offers and takes on its command line: one table, never a trial.
+
+Sources: the tags 8.0.1 to 11.1 of NVIDIA's open-source repository (sampleOptions.cpp, the ONNX parser, NvInfer.h), release notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trtq.errors import EngineError
+
+Version = tuple[int, int]
+Span = tuple[Version, Version | None]
+OLDEST: Version = (8, 0)
+
+# Flag of trtexec: first and last version that accept it (None: still there in 11).
+FLAGS: Mapping[str, Span] = {
+    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None), "optShapes": ((8, 0), None),
+    "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)), "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)),
+    "int8": ((8, 0), (10, 16)), "calib": ((8, 0), (10, 16)), "workspace": ((8, 0), (9, 3)), "memPoolSize": ((8, 4), None),
+    "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
+}  # fmt: skip
+
+# What else depends on the release. "typed": types stand in the graph; an option of 10, the only way of 11.
+FEATURES: Mapping[str, Span] = {
+    "typed": ((10, 0), None), "calibration cache": ((8, 0), (10, 16)), "layer report": ((8, 2), None),
+    "LayerNormalization": ((8, 6), None), "Gelu": ((10, 0), None), "HardSwish": ((8, 4), None), "stored INT8 weights": ((10, 0), None),
+    "INT4 weights": ((10, 1), None), "FP8": ((10, 0), None), "FP4": ((10, 8), None),
+}  # fmt: skip
+
+# From the first version on: the newest opset of which its parser reads what trtq writes (LayerNormalization, opset 17, from 8.6 on).
+OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 17), ((10, 0), 20), ((11, 0), 25))
+
+# The TensorRT of the newest JetPack each board has had for most of its life (facts: JetPack 4.6.1+, 5.1.x, 6.1+, 7.0).
+OF_BOARDS: Mapping[int, Version] = {53: (8, 2), 62: (8, 2), 72: (8, 5), 87: (10, 3), 110: (10, 13)}
+# The last release with kernels for a compute capability, where there was one.
+LAST: Mapping[int, Version] = {53: (8, 2), 60: (8, 6), 61: (8, 6), 62: (8, 2), 70: (10, 4), 72: (8, 5)}
+
+
+def shown(version: Version) -> str:
+    """Return ``8.5`` for (8, 5)."""
+    return f"{version[0]}.{version[1]}"
+
+
+def within(span: Span, version: Version) -> bool:
+    """Whether a version lies in a span, both ends included."""
+    first, last = span
+    return first <= version and (last is None or version <= last)
+
+
+def offers(feature: str, version: Version) -> bool:
+    """Whether a release has a feature of the table.
+
+    >>> offers("calibration cache", (10, 16)), offers("calibration cache", (11, 0)), offers("typed", (8, 6))
+    (True, False, False)
+    """
+    return within(FEATURES[feature], version)
+
+
+def newest_opset(version: Version) -> int:
+    """Return the newest opset this version's parser reads.
+
+    Raises:
+        EngineError: older than TensorRT 8.0.
+    """
+    known = [opset for first, opset in OPSETS if version >= first]
+    if not known:
+        raise EngineError(
+            f"TensorRT {shown(version)} is too old", f"trtq knows TensorRT from {shown(OLDEST)} on", "Install a newer TensorRT"
+        )
+    return known[-1]
