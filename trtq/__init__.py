@@ -34,7 +34,9 @@ if TYPE_CHECKING:
         BuildSpec,
         CostSpec,
         EvaluateSpec,
+        ExportCalibSpec,
         FinetuneSpec,
+        ImportCalibSpec,
         QuantizeSpec,
         Recipe,
         SearchSpec,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from trtq.verbs.allocation import AllocateRecord
     from trtq.verbs.analyze import AnalyzeRecord, analyze
     from trtq.verbs.blocks import BlocksRecord, blocks
+    from trtq.verbs.calibration import CalibrationRecord, export_calib, import_calib
     from trtq.verbs.cost import CostRecord, cost
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
     from trtq.verbs.finetune import finetune
@@ -67,14 +70,17 @@ _WHERE = {
     "BlocksRecord": "trtq.verbs.blocks",
     "BlocksSpec": "trtq.recipe",
     "BuildSpec": "trtq.recipe",
+    "CalibrationRecord": "trtq.verbs.calibration",
     "CostRecord": "trtq.verbs.cost",
     "CostSpec": "trtq.recipe",
     "Encodings": "trtq.quant.encodings",
     "EngineManifest": "trtq.engine.manifest",
     "EvaluateRecord": "trtq.verbs.evaluate",
     "EvaluateSpec": "trtq.recipe",
+    "ExportCalibSpec": "trtq.recipe",
     "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
+    "ImportCalibSpec": "trtq.recipe",
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
@@ -90,7 +96,9 @@ _WHERE = {
     "build": "trtq.engine.build",
     "cost": "trtq.verbs.cost",
     "evaluate": "trtq.verbs.evaluate",
+    "export_calib": "trtq.verbs.calibration",
     "finetune": "trtq.verbs.finetune",
+    "import_calib": "trtq.verbs.calibration",
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
     "quantize": "trtq.verbs.quantize",
@@ -100,10 +108,11 @@ _WHERE = {
 
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
-    "BlocksRecord", "BlocksSpec", "BuildSpec", "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord",
-    "EvaluateSpec", "FinetuneRecord", "FinetuneSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
-    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate",
-    "finetune", "inspect", "load_recipe", "quantize", "run", "search",
+    "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec", "Encodings", "EngineManifest",
+    "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec", "QuantizeRecord",
+    "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate",
+    "analyze", "bench", "blocks", "build", "cost", "evaluate", "export_calib", "finetune", "import_calib", "inspect",
+    "load_recipe", "quantize", "run", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

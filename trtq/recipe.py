@@ -523,9 +523,36 @@ class BuildSpec(Spec, frozen=True, kw_only=True):
     backend: Annotated[Backend, Doc(description="Builder; auto takes tensorrt-rtx where it covers the target, else tensorrt.")] = "auto"
     precision: Annotated[Literal["fp32", "fp16"], Doc(description="Precision of what is not quantized.")] = "fp32"
     batch: Annotated[tuple[int, int, int] | None, Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32.")] = None
+    calibration: Annotated[
+        str | None,
+        Doc(description="A calibration cache, for implicit INT8 of a float file: trtexec up to 10.16 (trtq export-calib writes one)."),
+    ] = None
     fallback: Annotated[
         bool, Doc(description="Where the device lacks what the model needs (INT8 on a Nano), build what it can instead, and record it.")
     ] = False
+
+
+class ExportCalibSpec(Spec, frozen=True, kw_only=True):
+    """Write the ranges of a Q/DQ file as a calibration cache of TensorRT."""
+
+    onnx: Annotated[str, Doc(description="The Q/DQ file.")]
+    target: Annotated[str, Doc(description="The device, @ the TensorRT version that will read it: xavier@8.5.")]
+    out: Annotated[str, Doc(description="The cache file; OUT.json says what is in it and what is not.")]
+    network: Annotated[
+        str | None, Doc(description="The float ONNX that will be built with it; default: model.fp32.onnx beside the Q/DQ file.")
+    ] = None
+    release_number: Annotated[
+        Annotated[int, Meta(ge=8000, le=999999)] | None,
+        Doc(description="The number in the header, down to the patch (8502 for 8.5.2): other releases ignore the cache; default: patch 0."),
+    ] = None
+
+
+class ImportCalibSpec(Spec, frozen=True, kw_only=True):
+    """Make a Q/DQ file from a calibration cache of TensorRT and the float ONNX it was made for."""
+
+    cache: Annotated[str, Doc(description="The calibration cache, such as calibration.cache.")]
+    onnx: Annotated[str, Doc(description="The float ONNX file it was calibrated with.")]
+    out: Annotated[str, Doc(description="Folder for the results.")]
 
 
 class BenchSpec(Spec, frozen=True, kw_only=True):

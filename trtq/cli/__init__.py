@@ -25,6 +25,8 @@ COMMANDS = {
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
+    "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
+    "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",
     "targets": "The devices and TensorRT versions that --target knows.",
     "inspect": "Explain any artefact.",
     "doctor": "Versions, devices, sensors, what is missing and how to get it.",
@@ -42,7 +44,7 @@ class LazyGroup(click.Group):
         """Return the subcommand, None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"trtq.cli.{cmd_name}_cmd").command
+        command: click.Command = importlib.import_module(f"trtq.cli.{cmd_name.replace('-', '_')}_cmd").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

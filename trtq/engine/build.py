@@ -33,6 +33,7 @@ from trtq.engine.targets import Target, parse_target
 from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_version
 from trtq.engine.versions import Version, newest_opset, offers, shown
 from trtq.errors import EngineError, TrtqError, UsageError
+from trtq.export.calibration_cache import ENTROPY_2, read_cache
 from trtq.export.half import convert_to_half
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.export.strip import strip_qdq
@@ -52,6 +53,8 @@ def build(spec: BuildSpec) -> EngineManifest:
     path, out = Path(spec.onnx), Path(spec.out)
     target, model, spec, fallback = prepare(spec)
     pairs = count_qdq(model)
+    if spec.calibration is not None and spec.backend != "trtexec":
+        raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
     backend = choose_backend(spec, target, quantized=pairs > 0)
     refuse_silent_failures(model, pairs, backend, target, spec)
     run = _run_trtexec(model, target, spec, pairs) if backend == "trtexec" else None
@@ -115,7 +118,7 @@ def dry_run(spec: BuildSpec) -> str:
         _require_readable(model, version, spec)
         line = command(
             version, executable="trtexec", onnx=Path(spec.onnx), engine=Path(spec.out), shapes=_shapes(model, batch), quantized=pairs > 0,
-            half=half,
+            half=half, calibration=_calibration(spec, version, pairs),
         )  # fmt: skip
         typed = half and offers("typed", version)
         said = [
@@ -148,6 +151,34 @@ def _require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec)
             f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
             f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
         )
+
+
+def _calibration(spec: BuildSpec, version: Version, pairs: int) -> Path | None:
+    """Return the calibration cache to build with, once it is known that this trtexec will read it.
+
+    Raises:
+        EngineError: TensorRT would ignore it and take ranges from random numbers.
+    """
+    if spec.calibration is None:
+        return None
+    path, where = Path(spec.calibration), f"Cannot build {spec.onnx} with {spec.calibration}"
+    if pairs:
+        raise EngineError(where, "it has Q/DQ pairs, and TensorRT then reads no cache", "Give the float file, or leave --calibration out")
+    if not offers("calibration cache", version):
+        mend = f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} --out DIR"
+        raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
+    try:
+        cache = read_cache(path.read_text(encoding="utf-8"), spec.calibration)
+    except OSError as exc:
+        raise EngineError(where, exc.strerror or str(exc)) from exc
+    if cache.version != version or cache.algorithm != ENTROPY_2:
+        device = spec.target.partition("@")[0]
+        raise EngineError(
+            where,
+            f"it is of TensorRT {shown(cache.version)}, {cache.algorithm}; {shown(version)} ignores it and calibrates on random numbers",
+            f"Write it for this release: trtq export-calib MODEL.qdq.onnx --target {device}@{shown(version)} --out CACHE",
+        )
+    return path.resolve()
 
 
 def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> dict[str, list[list[int]]]:
@@ -212,6 +243,7 @@ def _run_trtexec(
             "Build on the machine with that version, or leave the version out of --target",
         )  # fmt: skip
     _require_readable(model, version, spec)
+    cache = _calibration(spec, version, pairs)
     half = spec.precision == "fp16"
     # Before TensorRT 10 the builder chooses where FP16 pays; from then on the types stand in the graph.
     typed = convert_to_half(model) if half and offers("typed", version) else model
@@ -229,6 +261,7 @@ def _run_trtexec(
                 shapes=_shapes(typed, batch),
                 quantized=pairs > 0,
                 half=half,
+                calibration=cache,
             )
         tensors = [
             {"name": v.name, "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type), "mode": mode,

@@ -107,14 +107,25 @@ def command(
 
 
 def build_with_trtexec(
-    onnx: Path, engine: Path, *, executable: str, version: Version, target: Target, shapes: Mapping[str, Any], quantized: bool, half: bool
+    onnx: Path,
+    engine: Path,
+    *,
+    executable: str,
+    version: Version,
+    target: Target,
+    shapes: Mapping[str, Any],
+    quantized: bool,
+    half: bool,
+    calibration: Path | None = None,
 ) -> tuple[bytes, list[str], list[str]]:
     """Run trtexec and return the plan, the warnings, and the command line.
 
     Raises:
         EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
     """
-    line = command(version, executable=executable, onnx=onnx, engine=engine, shapes=shapes, quantized=quantized, half=half)
+    line = command(
+        version, executable=executable, onnx=onnx, engine=engine, shapes=shapes, quantized=quantized, half=half, calibration=calibration
+    )
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     log = done.stdout.splitlines() + done.stderr.splitlines()
     errors = [ln for ln in log if re.search(r"\] \[[EF]\] ", ln) or ln.startswith(("Unknown option", "&&&& FAILED"))]

@@ -1,0 +1,38 @@
+"""``trtq export-calib``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import ExportCalibSpec
+
+
+@click.command("export-calib")
+@spec_options(ExportCalibSpec, argument="onnx", required=("target", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Write the ranges of the Q/DQ file ONNX as a calibration cache, for implicit INT8 on TensorRT up to 10.16.
+
+    \b
+    Example:
+      trtq export-calib out/model.qdq.onnx --target xavier@8.5 --out out/calibration.cache
+    """
+    merged = collect(ExportCalibSpec, values)
+    require(merged, ("onnx", "target", "out"), "export-calib", "onnx")
+    spec = ExportCalibSpec.make(merged)
+    from trtq.verbs.calibration import export_calib
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = export_calib(spec, progress)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for what, why in list(record.missing.items())[:10]:
+        click.echo(f"  {what}: {why}")
+    if record.unused:
+        click.echo(f"  unused: {', '.join(record.unused[:10])}")

@@ -1,0 +1,38 @@
+"""``trtq import-calib``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import ImportCalibSpec
+
+
+@click.command("import-calib")
+@spec_options(ImportCalibSpec, argument="cache", required=("onnx", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Make a Q/DQ file, which TensorRT 11 reads, from an old calibration CACHE and its float ONNX.
+
+    \b
+    Example:
+      trtq import-calib calibration.cache --onnx model.onnx --out out
+    """
+    merged = collect(ImportCalibSpec, values)
+    require(merged, ("cache", "onnx", "out"), "import-calib", "cache")
+    spec = ImportCalibSpec.make(merged)
+    from trtq.verbs.calibration import import_calib
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = import_calib(spec, progress)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for what, why in list(record.missing.items())[:10]:
+        click.echo(f"  {what}: {why}")
+    if record.unused:
+        click.echo(f"  unused: {', '.join(record.unused[:10])}")

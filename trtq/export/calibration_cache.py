@@ -1,0 +1,117 @@
+"""TensorRT's calibration cache: one text line a tensor, read by releases up to 10.16, gone in 11.
+
+``TRT-<version>-<algorithm>`` and then ``<tensor>: <hex>``: the bits of a big-endian float32 without leading zeros, whose value is the
+scale, amax / 127. Only activations stand in it; TensorRT takes the ranges of weights from the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from trtq.errors import EncodingsError
+
+ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration")
+HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
+ENTROPY_2 = ALGORITHMS[0]  # the only one trtexec reads
+
+
+class CalibrationCacheText(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cache says.
+
+    Attributes:
+        version: (major, minor) of the TensorRT that wrote it.
+        algorithm: of its calibrator.
+        scales: by tensor name, float32 values; 0 for a tensor that was never active.
+    """
+
+    version: tuple[int, int]
+    algorithm: str
+    scales: dict[str, float]
+
+
+def cache_number(version: tuple[int, int]) -> int:
+    """Return the number in the header: major * 1000 + minor * 100 up to 9, major * 10000 + minor * 100 from 10 on.
+
+    >>> cache_number((8, 5)), cache_number((10, 3))
+    (8500, 100300)
+    """
+    return version[0] * (1000 if version[0] < 10 else 10000) + version[1] * 100
+
+
+def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTROPY_2) -> str:
+    """Return the text of a cache.
+
+    Args:
+        scales: by tensor name.
+        number: in the header, of the exact release: TensorRT ignores a cache of another one.
+        algorithm: of the calibrator it is called after.
+
+    Raises:
+        EncodingsError: a name has a line break, or a scale is not a finite number of at least 0.
+
+    >>> print(write_cache({"input": 1 / 127}, 8502), end="")
+    TRT-8502-EntropyCalibration2
+    input: 3c010204
+    """
+    lines = [f"TRT-{number}-{algorithm}"]
+    for name, scale in scales.items():
+        if "\n" in name or "\r" in name:
+            raise EncodingsError(
+                "Cannot write a calibration cache", f"the tensor name {name!r} has a line break", "Rename it in the ONNX file"
+            )
+        if not math.isfinite(scale) or scale < 0:
+            raise EncodingsError("Cannot write a calibration cache", f"the scale of {name} is {scale}", "Calibrate it again")
+        lines.append(f"{name}: {struct.unpack('>I', struct.pack('>f', scale))[0]:x}")
+    return "\n".join(lines) + "\n"
+
+
+def read_cache(text: str, name: str) -> CalibrationCacheText:
+    """Return what a cache says.
+
+    Args:
+        text: of the file.
+        name: for messages.
+
+    Raises:
+        EncodingsError: a wrong header, a line without a colon, or hex that is no usable number; names the line.
+    """
+    lines = text.splitlines()
+    header = HEADER.fullmatch(lines[0].strip()) if lines else None
+    if header is None or header.group(2) not in ALGORITHMS:
+        found = lines[0][:60] if lines else "nothing"
+        raise EncodingsError(
+            f"{name} is no calibration cache of TensorRT",
+            f"its first line is {found!r}",
+            "Expected TRT-8502-EntropyCalibration2 or the like",
+        )
+    number = int(header.group(1))
+    unit = 1000 if number < 10000 else 10000
+    scales: dict[str, float] = {}
+    for i, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        tensor, colon, digits = line.rpartition(":")
+        digits = digits.strip()
+        if not colon or not tensor or not re.fullmatch(r"[0-9a-fA-F]{1,8}", digits):
+            raise EncodingsError(f"Cannot read line {i} of {name}", f"found {line[:80]!r}", "Expected NAME: and up to eight hex digits")
+        value = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
+        if not math.isfinite(value) or value < 0:
+            raise EncodingsError(f"Cannot use line {i} of {name}", f"its scale is {value}", "A scale is a finite number of at least 0")
+        if tensor in scales and scales[tensor] != value:
+            raise EncodingsError(f"Cannot use {name}", f"line {i} names {tensor} again with another scale", "Remove one of the two lines")
+        scales[tensor] = value
+    return CalibrationCacheText(version=(number // unit, number % unit // 100), algorithm=header.group(2), scales=scales)
+
+
+def amax_of(scale: float) -> float:
+    """Return the range of a scale, such that ``amax / 127`` in float32 is that scale again, bit by bit."""
+    wanted, levels = np.float32(scale), np.float32(127.0)
+    amax = np.float32(wanted * levels)
+    near = (amax, np.nextafter(amax, np.float32(0)), np.nextafter(amax, np.float32(np.inf)))
+    return float(next((a for a in near if np.float32(a / levels) == wanted), amax))

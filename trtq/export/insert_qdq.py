@@ -1,0 +1,163 @@
+"""Q/DQ pairs into an ONNX file of any origin, from ranges that are given: where TensorRT's implicit quantization would have used them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from trtq.errors import ExportError
+
+COMPUTE = ("Conv", "Gemm", "MatMul")
+OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
+
+
+@dataclass(slots=True)
+class Inserted:
+    """What was done.
+
+    Attributes:
+        model: with Q/DQ pairs.
+        activations: scale by tensor name, of the tensors that got a pair.
+        weights: amax of each output channel, by weight name.
+        axes: the axis of those channels, by weight name.
+        missing: layers left in float, and why.
+        unused: ranges that nothing reads.
+    """
+
+    model: onnx.ModelProto
+    activations: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    axes: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+
+def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
+    """Return a copy of ``model`` with Q/DQ pairs where the ranges allow it.
+
+    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the shortcut of every Add
+    behind a quantized Conv. Weights get the largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127,
+    zero point 0.
+
+    Args:
+        model: float; not changed.
+        scales: by tensor name; 0 stands for a tensor that was never active.
+
+    Raises:
+        ExportError: it has Q/DQ pairs already, or its opset has no scale per channel.
+    """
+    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node):
+        raise ExportError("Cannot quantize this ONNX file", "it has Q/DQ pairs already", "Give the float file that was calibrated")
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset < OLDEST_PER_CHANNEL:
+        raise ExportError(
+            "Cannot quantize this ONNX file", f"its opset is {opset}, and scales per channel exist from {OLDEST_PER_CHANNEL} on",
+            "Convert it: onnx.version_converter.convert_version(model, 13)",
+        )  # fmt: skip
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    work = _Work(Inserted(model=result), scales)
+    for node in result.graph.node:
+        if node.op_type in COMPUTE:
+            work.layer(node)
+    for node in result.graph.node:
+        if node.op_type == "Add":
+            work.shortcut(node)
+    work.finish()
+    return work.done
+
+
+class _Work:
+    """One insertion."""
+
+    def __init__(self, done: Inserted, scales: Mapping[str, float]) -> None:
+        self.done, self.scales, self.graph = done, scales, done.model.graph
+        self.constants = {i.name: i for i in self.graph.initializer}
+        self.made: dict[str, str] = {}  # the dequantized name of a tensor or a weight
+        self.pairs: dict[str, list[onnx.NodeProto]] = {}
+        self.quantized: set[str] = set()  # outputs of quantized convolutions
+        self.before = [list(n.input) for n in self.graph.node]
+
+    def layer(self, node: onnx.NodeProto) -> None:
+        """Quantize input and weight of one layer, or say why not."""
+        name, data, weight = node.name or node.output[0], node.input[0], node.input[1]
+        held = self.constants.get(weight)
+        if held is None:
+            self.done.missing[name] = "both operands are activations: TensorRT's implicit INT8 does not quantize them"
+            return
+        if data in self.constants:
+            self.done.missing[name] = "its input is a constant"
+            return
+        if self.scales.get(data, 0.0) <= 0.0:
+            why = "was never active in calibration" if data in self.scales else "has no range"
+            self.done.missing[name] = f"its input {data} {why}"
+            return
+        values = numpy_helper.to_array(held)
+        axis = 0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else values.ndim - 1
+        node.input[0], node.input[1] = self.activation(data), self.weight(weight, values, axis)
+        if node.op_type == "Conv":
+            self.quantized.add(node.output[0])
+
+    def shortcut(self, node: onnx.NodeProto) -> None:
+        """Quantize the other operand of an Add behind a quantized convolution: the sum then fuses into it."""
+        behind = [i for i, n in enumerate(node.input) if n in self.quantized]
+        if len(behind) != 1:
+            return
+        other = 1 - behind[0]
+        name = node.input[other]
+        if name not in self.constants and self.scales.get(name, 0.0) > 0.0:
+            node.input[other] = self.activation(name)
+
+    def activation(self, name: str) -> str:
+        """Return the dequantized name of a tensor; every reader shares one pair."""
+        if name not in self.made:
+            scale = np.float32(self.scales[name])
+            self.made[name] = self._pair(name, scale, np.zeros((), dtype=np.int8), None)
+            self.done.activations[name] = float(scale)
+        return self.made[name]
+
+    def weight(self, name: str, values: np.ndarray, axis: int) -> str:
+        """Return the dequantized name of a weight."""
+        key = f"{name}@{axis}"
+        if key not in self.made:
+            amax = np.abs(values).max(axis=tuple(d for d in range(values.ndim) if d != axis)).astype(np.float32)
+            amax = np.where(amax > 0, amax, np.float32(1.0))  # a channel of zeros: any scale holds it
+            scale = (amax / np.float32(127.0)).astype(np.float32)
+            self.made[key] = self._pair(name, scale, np.zeros(scale.shape, dtype=np.int8), axis, tag="" if axis == 0 else f".{axis}")
+            self.done.weights[name], self.done.axes[name] = amax, axis
+        return self.made[key]
+
+    def _pair(self, name: str, scale: np.ndarray, zero: np.ndarray, axis: int | None, *, tag: str = "") -> str:
+        base = f"{name}{tag}"
+        self.graph.initializer.extend(
+            [numpy_helper.from_array(np.asarray(scale), f"{base}/scale"), numpy_helper.from_array(zero, f"{base}/zero")]
+        )
+        rest = [f"{base}/scale", f"{base}/zero"]
+        pair = [
+            helper.make_node("QuantizeLinear", [name, *rest], [f"{base}/codes"], name=f"{base}/QuantizeLinear"),
+            helper.make_node("DequantizeLinear", [f"{base}/codes", *rest], [f"{base}/values"], name=f"{base}/DequantizeLinear"),
+        ]
+        for node in pair if axis is not None else ():
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.pairs.setdefault(name, []).extend(pair)
+        return f"{base}/values"
+
+    def finish(self) -> None:
+        """Put every pair behind what it reads, in an order that every parser takes."""
+        given = {i.name for i in self.graph.input} | set(self.constants)
+        nodes = [p for name, pair in self.pairs.items() if name in given for p in pair]
+        for node in self.graph.node:
+            nodes.append(node)
+            nodes += [p for name in node.output for p in self.pairs.get(name, [])]
+        copies = []
+        for node in nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+        self.done.unused = [name for name in self.scales if name not in self.done.activations]

@@ -1,0 +1,166 @@
+"""``trtq export-calib`` and ``trtq import-calib``: TensorRT's calibration caches out of Q/DQ files, and Q/DQ files out of caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from onnx import numpy_helper
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.engine.targets import parse_target
+from trtq.engine.versions import offers, shown
+from trtq.errors import EncodingsError, ExportError, UsageError
+from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
+from trtq.export.insert_qdq import insert_qdq
+from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.quant.encodings import Encodings
+from trtq.quant.formats import INT8, Format
+from trtq.recipe import ExportCalibSpec, ImportCalibSpec
+from trtq.verbs.progress import Progress, Silent
+from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
+from trtq.verbs.records import FileRecord
+
+RECORD = "import.json"
+PLACES = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
+
+
+class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and what could not be.
+
+    Attributes:
+        header: of the cache.
+        tensors: how many ranges are in use.
+        missing: tensors (export) or layers (import) without a range, with the reason: they run in float.
+        unused: ranges that nothing reads.
+        files: written, by name.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    header: str
+    tensors: int
+    missing: dict[str, str]
+    unused: list[str]
+    notes: list[str]
+    files: dict[str, FileRecord]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        what = "tensors have no range" if self.verb == "export-calib" else "layers stay in float"
+        return f"{self.header}: {self.tensors} ranges in use, {len(self.missing)} {what}, {len(self.unused)} ranges unused"
+
+
+def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> CalibrationRecord:
+    """Write the calibration cache of a Q/DQ file, for implicit INT8 of the float file on TensorRT up to 10.16, and ``OUT.json`` about it.
+
+    Raises:
+        UsageError: the target's TensorRT reads no caches, or names no version.
+        ExportError: the file has no pairs, or the float file is not beside it.
+    """
+    told, target, path = progress or Silent(), parse_target(spec.target), Path(spec.onnx)
+    release = target.release
+    if release is None:
+        raise UsageError(
+            f"{spec.target} names no TensorRT version", "a cache is read by the very release in its header and ignored by others",
+            f"Write {spec.target}@8.6, or what runs there",
+        )  # fmt: skip
+    if not offers("calibration cache", release):
+        raise UsageError(
+            f"TensorRT {shown(release)} reads no calibration caches", "11 removed them with every calibrator",
+            f"Build from {path} itself: its Q/DQ pairs carry the same scales",
+        )  # fmt: skip
+    if "INT8" not in target.arithmetic:
+        raise UsageError(f"Cannot use INT8 on {target.device}", f"compute capability {target.capability} has no INT8 arithmetic")
+    network = Path(spec.network) if spec.network else path.with_name(FP32)
+    quantized, plain = load_onnx(path), load_onnx(network)
+    constants = {i.name: i for i in quantized.graph.initializer}
+    known = {i.name for i in plain.graph.input} | {n for node in plain.graph.node for n in node.output}
+    scales: dict[str, float] = {}
+    unused, notes = list[str](), list[str]()
+    for node in quantized.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] in constants:
+            continue
+        name, scale = node.input[0], float(numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
+        if name not in known:
+            unused.append(name)
+            continue
+        if scales.get(name, scale) != scale:
+            notes.append(f"{name} has two scales, {scales[name]:.6g} and {scale:.6g}; a cache holds one: the larger")
+        scales[name] = max(scale, scales.get(name, 0.0))
+    if not scales:
+        raise ExportError(f"There are no ranges in {path}", "no tensor of the float file has a pair", "Give the Q/DQ file of trtq quantize")
+    missing = {
+        node.output[0]: f"the output of {node.name or node.op_type}: no pair reads it"
+        for node in plain.graph.node
+        if node.op_type in PLACES and node.output[0] not in scales
+    }
+    number = spec.release_number or cache_number(release)
+    out = Path(spec.out)
+    ensure_writable_dir(out.parent)
+    write_bytes(out, write_cache(scales, number).encode())
+    record = CalibrationRecord(
+        schema=SCHEMA, verb="export-calib", spec=msgspec.to_builtins(spec), header=f"TRT-{number}-{ENTROPY_2}", tensors=len(scales),
+        missing=missing, unused=unused, notes=notes, files={out.name: FileRecord(sha256=sha256_file(out), bytes=out.stat().st_size)},
+        environment=environment(),
+    )  # fmt: skip
+    write_json(out.with_name(out.name + ".json"), record)
+    for line in notes:
+        told.note(line)
+    return record
+
+
+def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> CalibrationRecord:
+    """Write Q/DQ and float ONNX, encodings and ``import.json`` from a calibration cache and the float ONNX it was made for.
+
+    Raises:
+        EncodingsError: the cache is damaged, or names none of the file's tensors.
+        ExportError: the ONNX file cannot be quantized.
+    """
+    told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
+    try:
+        text = Path(spec.cache).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EncodingsError(f"Cannot read the calibration cache {spec.cache}", str(exc)) from exc
+    cache, plain = read_cache(text, spec.cache), load_onnx(Path(spec.onnx))
+    done = insert_qdq(plain, cache.scales)
+    if not done.activations:
+        first = next(iter(cache.scales), "nothing")
+        raise EncodingsError(
+            f"{spec.cache} was not made for {spec.onnx}", f"no layer of it reads a tensor with a range; the cache names {first}",
+            "Give the ONNX file it was calibrated with: tensor names must be the same",
+        )  # fmt: skip
+    formats: dict[str, Format] = dict.fromkeys(done.activations, INT8)
+    amax = {name: torch.tensor(amax_of(scale), dtype=torch.float32) for name, scale in done.activations.items()}
+    for name, values in done.weights.items():
+        formats[name], amax[name] = Format(axis=done.axes[name]), torch.from_numpy(values)
+    origin = {"onnx_sha256": sha256_file(Path(spec.onnx)), "cache_sha256": sha256_file(Path(spec.cache)), "methods": "import-calib"}
+    encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
+    _carry_over_(plain, done.model, encodings)
+    with locked(out / ".trtq.lock", waiting=told.note):
+        (out / RECORD).unlink(missing_ok=True)
+        paths = {
+            QDQ: save_onnx(done.model, out / QDQ),
+            FP32: save_onnx(plain, out / FP32),
+            ENCODINGS: encodings.save(out / ENCODINGS),
+        }
+        header = f"TRT {shown(cache.version)} {cache.algorithm}"
+        record = CalibrationRecord(
+            schema=SCHEMA, verb="import-calib", spec=msgspec.to_builtins(spec), header=header, tensors=len(done.activations),
+            missing=done.missing, unused=done.unused, notes=[], environment=environment(),
+            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()},
+        )  # fmt: skip
+        write_json(out / RECORD, record)
+    return record
+
+
+def _carry_over_(plain: onnx.ModelProto, quantized: onnx.ModelProto, encodings: Encodings) -> None:
+    """Add the digest of the encodings to the Q/DQ file; what the float file says of its images is there already."""
+    if "encodings_sha256" not in get_metadata(plain):
+        set_metadata_(quantized, {"encodings_sha256": encodings.digest()})
