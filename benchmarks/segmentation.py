@@ -25,6 +25,10 @@ PALETTE = np.array(
      [64, 64, 0], [0, 128, 192], [0, 0, 0]], dtype=np.uint8
 )  # fmt: skip
 SHOWN = (5, 40, 90)  # test images
+# Bits of activations in a 4MP allocation, None without one; FP32 is the same training with no codes in place.
+SETTINGS: dict[str, int | None] = {"FP32": None, "INT8": None, "4MP-A8": 8, "4MP-A6": 6}
+# Bits of activations in a 4MP allocation, None without one; FP32 is the same training with no codes in place.
+SETTINGS: dict[str, int | None] = {"FP32": None, "INT8": None, "4MP-A8": 8, "4MP-A6": 6}
 
 
 def base(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,14 +106,22 @@ def picture(args: argparse.Namespace, columns: dict[str, list[np.ndarray]], path
     figure.savefig(path, dpi=75)
 
 
+def row(label: str, what: str, r: Any, size: float, note: str) -> str:
+    points = r.miou - r.reference_miou
+    return f"| {label} | {what} | {r.miou:.2f} | {points:+.2f} | {r.pixel_accuracy:.2f} | {r.agreement:.2f} | {size:.2f} | {note} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--camvid", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--only", nargs="*", default=[*SETTINGS])
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    from qat import without_codes
+
     from trtq import FinetuneSpec, QuantizeSpec, finetune, quantize
 
     head = "| widths | what | mIoU % | points against FP32 | pixels right % | agreement % | weights MB | |"
@@ -119,7 +131,8 @@ def main() -> None:
         lines.append(text)
         print(text, flush=True)
 
-    for label, activations in (("INT8", None), ("4MP-A8", 8), ("4MP-A6", 6)):
+    for label in args.only:
+        activations = SETTINGS[label]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             chosen = {"allocation": allocation(args, folder, activations)} if activations else {}
@@ -138,29 +151,28 @@ def main() -> None:
             bits = {q.layer: int(q.format.lstrip("uint").split("[")[0]) for q in record.quantizers if q.role == "weight"}
             values = record.model["weight_values"]
             size = sum(n * bits.get(layer, 32) / 8 for layer, n in values.items()) / 1e6
-            if label == "INT8":
-                r = measured(args, folder / "ptq")
+            start, codes = folder / "ptq/encodings.safetensors", label != "FP32"
+            r = measured(args, folder / "ptq")
+            if label == args.only[0]:
                 emit(f"| FP32 | | {r.reference_miou:.2f} | | | | {4 * sum(values.values()) / 1e6:.2f} | |")
                 columns["FP32"] = answers(args, folder / "ptq/model.fp32.onnx")
-            r = measured(args, folder / "ptq")
-            emit(
-                f"| {label} | PTQ | {r.miou:.2f} | {r.miou - r.reference_miou:+.2f} | {r.pixel_accuracy:.2f} | {r.agreement:.2f} | {size:.2f} | |"
-            )
-            columns[f"{label} PTQ"] = answers(args, folder / "ptq/model.qdq.onnx")
+            if codes:
+                emit(row(label, "PTQ", r, size, ""))
+                columns[f"{label} PTQ"] = answers(args, folder / "ptq/model.qdq.onnx")
+            else:
+                start, size = without_codes(start, folder / "none"), 4 * sum(values.values()) / 1e6
             trained = finetune(
                 FinetuneSpec.make(
                     {**base(args), "masks": f"{args.camvid}/trainannot", "ignore_index": 11, "class_weights": "log", "epochs": args.epochs,
-                     "batch_size": 8, "lr": args.lr, "out": str(folder / "qat"), "encodings": str(folder / "ptq/encodings.safetensors")}
+                     "batch_size": 8, "lr": args.lr, "out": str(folder / "qat"), "encodings": str(start)}
                 )
             )  # fmt: skip
-            r = measured(args, folder / "qat")
             note = f"{args.epochs} epochs of 367 images, {trained.seconds['train']:.0f} s"
-            emit(
-                f"| {label} | QAT | {r.miou:.2f} | {r.miou - r.reference_miou:+.2f} | {r.pixel_accuracy:.2f} | {r.agreement:.2f} | {size:.2f} | {note} |"
-            )
-            columns[f"{label} QAT"] = answers(args, folder / "qat/model.qdq.onnx")
+            emit(row(label, "QAT" if codes else "trained", measured(args, folder / "qat"), size, note))
+            if codes:
+                columns[f"{label} QAT"] = answers(args, folder / "qat/model.qdq.onnx")
     picture(args, columns, args.out.with_suffix(".png"))
-    usage = f"python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors --epochs {args.epochs} --lr {args.lr:g}"
+    usage = f"python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors --epochs {args.epochs} --lr {args.lr:g} --only {' '.join(args.only)}"
     args.out.write_text(
         f"# FCN-ResNet18 on CamVid at 240x320\n\n`{usage}`\n\n"
         + "\n".join(lines)

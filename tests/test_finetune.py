@@ -314,7 +314,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.mark.parametrize("more", [{}, {"batch-norm": "kept", "batch-size": "7", "accumulate": "2"}])
+@pytest.mark.parametrize("more", [{}, {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"}])
 def test_two_processes_learn_what_one_learns(more, images: Path, ptq: Path, tmp_path: Path):
     for name, processes in (("one", 1), ("two", 2)):
         done = start(*words(images, ptq, tmp_path / name, **more), processes=processes)
@@ -349,6 +349,39 @@ def test_a_killed_run_ends_in_the_same_bits(images: Path, ptq: Path, tmp_path: P
     assert last.returncode == 0, err
     assert "going on from epoch" in err
     digests = [Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")]
+    assert digests[0] == digests[1]
+
+
+def test_accumulated_updates_are_those_of_the_whole_batch(images: Path, ptq: Path, tmp_path: Path):
+    base = {
+        "epochs": 1,
+        "limit": 24,
+        "augment": "none",
+        "lr": 0.05,
+        "distill": 0.0,
+        "learn_amax": False,
+        "schedule": "constant",
+        "val": None,
+    }
+    whole = finetune(asked(images, ptq, tmp_path / "a", batch_size=24, **base))
+    parts = finetune(asked(images, ptq, tmp_path / "b", batch_size=8, accumulate=8, **base))  # 3 steps, one update
+    assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-4)
+    first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("a", "b"))
+    for name, value in first.constants.items():
+        torch.testing.assert_close(second.constants[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_falling_widths_resume_to_the_bit(images: Path, ptq: Path, tmp_path: Path):
+    changes = {"epochs": 4, "lower_bits": (8, 6), "learn_amax": False}
+    finetune(asked(images, ptq, tmp_path / "whole", **changes))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(asked(images, ptq, tmp_path / "cut", **changes), Told(32 * 2 + 8))  # in the third epoch
+    finetune(asked(images, ptq, tmp_path / "cut", **changes))
+    ranges, digests = Encodings.load(ptq / "encodings.safetensors").amax, []
+    for name in ("whole", "cut"):
+        found = Encodings.load(tmp_path / name / "encodings.safetensors")
+        assert all(torch.equal(found.amax[n], a) for n, a in ranges.items())
+        digests.append(found.digest())
     assert digests[0] == digests[1]
 
 

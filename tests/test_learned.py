@@ -24,6 +24,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_cnn
+from trtq.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +43,35 @@ def encodings(ptq: Path) -> Encodings:
 
 
 def test_wider_codes_for_a_while_come_back_to_the_same_step():
+    x = torch.linspace(-3, 3, 101)
     for fmt in (Format(bits=4), Format(bits=3, lowest=0), Format(bits=4, lowest=-1)):
         made = LearnedFakeQuantize("q", torch.tensor(0.5), fmt, learn=True)
+        before = made(x).detach()
         made.widen_(8)
         assert made.qmax - made.qmin == 255
         reach = 9.89 / {4: 5.03, 3: 3.89}[fmt.bits]
-        assert float(made.log_step.detach().exp()) * made.qmax == pytest.approx(0.5 * fmt.qmax * reach, rel=1e-5)
+        assert 0.5 * made.factor * made.qmax == pytest.approx(0.5 * fmt.qmax * reach, rel=1e-5)
+        assert len(made(x).unique()) > len(before.unique())
+        assert float(made.amax) == pytest.approx(0.5 * fmt.qmax)  # what is written is the range at the own width
         made.widen_(fmt.bits)
-        assert (made.qmin, made.qmax) == (fmt.qmin, fmt.qmax)
-        assert float(made.log_step.detach().exp()) == pytest.approx(0.5, rel=1e-5)
+        assert (made.qmin, made.qmax, made.factor) == (fmt.qmin, fmt.qmax, 1.0)
+        assert torch.equal(made(x).detach(), before)
     eight = LearnedFakeQuantize("q", torch.tensor(0.5), Format(bits=8), learn=True)
     eight.widen_(4)  # never narrower than its own
-    assert (eight.qmin, float(eight.log_step.detach().exp())) == (-128, pytest.approx(0.5))
+    assert (eight.qmin, eight.factor) == (-128, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_a_range_does_not_cancel(dtype):
+    """Nothing is clipped, and the gradient follows the input: two large sums would leave noise, or in 16 bits nothing."""
+    torch.manual_seed(0)
+    x = torch.rand(4096).mul(100).to(dtype).requires_grad_()
+    made = LearnedFakeQuantize("q", torch.tensor(1.0), Format(bits=8), learn=True)
+    (made(x) * x.detach()).sum().backward()
+    v = x.detach().double()
+    wanted = float(((v.round() - v) * v).sum()) / math.sqrt(4096 * 127)
+    assert made.log_step.grad is not None
+    assert float(made.log_step.grad) == pytest.approx(wanted, rel=1e-4 if dtype == torch.float32 else 0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -195,6 +213,20 @@ def test_a_graph_with_kept_norms_is_what_it_exports(encodings: Encodings):
     assert not torch.allclose(after, plain, atol=1e-2)
 
 
+def test_averages_start_from_the_first_statistics(images: Path, ptq: Path, tmp_path: Path):
+    still = {"epochs": 1, "lr": 1e-9, "lr_amax": 1e-9, "batch_norm": "kept"}
+    plain, averaged = (finetune(asked(images, ptq, tmp_path / f"{e}", **still, ema=e)) for e in (0.0, 0.999))
+    assert averaged.parity.quantization_sqnr_db == pytest.approx(plain.parity.quantization_sqnr_db, abs=1.0)
+
+
+def test_a_last_batch_of_one_image_and_a_large_seed(images: Path, tmp_path: Path):
+    quantize(spec(images, tmp_path / "ptq", seed=20240101))
+    made = finetune(asked(images, tmp_path / "ptq", tmp_path / "o", epochs=1, batch_size=31, batch_norm="kept", seed=20240101))
+    assert made.history
+    norm = KeptNorm(torch.zeros(2))
+    norm(torch.ones(1, 2, 1, 1))  # one value a channel has no variance: the running one serves
+
+
 def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(images: Path, ptq: Path, tmp_path: Path):
     record = finetune(asked(images, ptq, tmp_path / "k", epochs=4, lr=0.05, batch_norm="kept", freeze_bn=3, distill=0.0))
     assert record.trained["norms"] == 3
@@ -244,6 +276,10 @@ def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
     assert moved
     assert all(n.startswith(worst) for n in moved), (worst, moved)
     assert len(after.constants) <= 2
+    kept = {n for n in before.amax if torch.equal(before.amax[n], after.amax[n])}
+    assert kept >= set(before.amax) - moved - {n for n in before.amax if n.startswith(worst)}  # to the bit
+    with pytest.raises(UsageError, match="--worst needs --sensitivity"):
+        asked(images, ptq, tmp_path, worst=0.5)
     with pytest.raises(ArtifactError, match="Cannot rank layers by .*: trtq analyze did not write it"):
         other = tmp_path / "other.json"
         other.write_text(json.dumps({"verb": "allocate"}))
@@ -295,6 +331,12 @@ def test_class_weights():
     assert class_weights("none", wanted, 3, 9) is None
 
 
+def test_weights_of_classes_that_nothing_would_read(images: Path, ptq: Path, tmp_path: Path):
+    for changes in ({"distill": 1.0}, {"loss": "a:b"}):
+        with pytest.raises(UsageError, match="--class-weights needs the cross-entropy"):
+            asked(images, ptq, tmp_path, class_weights="log", **changes)
+
+
 def test_a_loss_of_ones_own(images: Path, ptq: Path, tmp_path: Path):
     mine = tmp_path / "mine.py"
     mine.write_text(
@@ -325,6 +367,21 @@ def test_a_graph_moves_as_a_whole():
         assert choose_device("auto").type == "cpu"
         with pytest.raises(UsageError, match=r"Cannot train on cuda:1: torch sees 0 GPUs. Give --device cpu"):
             choose_device("cuda:1")
+    with pytest.raises(UsageError, match=r"Cannot train on cuda:0 with torchrun: 2 processes would share one GPU"):
+        choose_device("cuda:0", Workers(rank=0, world=2))
+
+
+def test_a_codebook_leaves_parameters_that_no_layer_trains(tmp_path: Path, images: Path):
+    mine = tmp_path / "net.py"
+    mine.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.c = nn.Conv2d(3, 8, 3, stride=4)\n"
+        "        self.w = nn.Parameter(torch.randn(8, 4))\n"
+        "    def forward(self, x):\n        return torch.relu(self.c(x)).mean((2, 3)) @ self.w\n"
+    )
+    quantize(spec(images, tmp_path / "ptq", model=f"{mine}:Net"))
+    assert finetune(asked(images, tmp_path / "ptq", tmp_path / "o", model=f"{mine}:Net", epochs=1, codebook=3)).trained["codebooks"] >= 1
 
 
 def test_sixteen_bits_of_arithmetic(images: Path, ptq: Path, tmp_path: Path):

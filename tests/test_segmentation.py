@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import read, run_cli, spec
 from trtq import EvaluateSpec, FinetuneSpec, evaluate, finetune, load_recipe, quantize, run
 from trtq.data.metrics import confusion, hit_rate, mean_overlap, overlap
-from trtq.data.preprocess import resolve_preprocess
+from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import open_source
 from trtq.data.targets import PixelTargets, open_targets
 from trtq.errors import DataError, UsageError
@@ -63,9 +63,15 @@ def test_masks_follow_their_images(tmp_path: Path):
     for size, extra in (((3, 32, 32), {"resize": 36}), ((3, 30, 45), {}), ((3, 32, 32), {"resize": 48, "crop": 40})):
         preprocess, _ = resolve_preprocess(input_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest", **extra)
         image = preprocess.apply(Image.open(tmp_path / "a.png"))
-        mask = preprocess.apply_mask(np.asarray(Image.open(tmp_path / "m.png")))
+        mask = preprocess.apply_mask(np.asarray(Image.open(tmp_path / "m.png")), 255)
         assert torch.equal((image[0] * 255 / 40).round().long(), mask)
         assert len(mask.unique()) > 1
+
+
+def test_what_a_crop_adds_counts_for_nothing():
+    preprocess = Preprocess(input_size=(3, 32, 64), mean=(0.0,) * 3, std=(1.0,) * 3, resize=32, crop=None)
+    wide = preprocess.apply_mask(np.full((36, 48), 7, dtype=np.uint8), 255)  # 4:3 into 2:1: both sides are added
+    assert sorted(wide.unique().tolist()) == [7, 255]
 
 
 def test_pairs_are_found_by_name(tmp_path: Path):
@@ -171,8 +177,23 @@ def test_a_recipe_that_trains(scenes, tmp_path: Path):
     recipe.write_text(recipe.read_text().replace("epochs = 2", "epochs = 1"))
     again = run(load_recipe(recipe))
     assert {r.name: r.ran for r in again} == {"quantize": False, "finetune": True, "evaluate": True, "report": True}
+    # Without [finetune] the report is about the PTQ file again.
+    plain = recipe.with_name("p.toml")
+    text = recipe.read_text()
+    plain.write_text(text[: text.index("[finetune]")] + text[text.index("[evaluate]") :])
+    run(load_recipe(plain))
+    assert "<h2>Training</h2>" not in (tmp_path / "o/report.html").read_text()
+    # Images that training saw are no test, unless one says so.
+    recipe.write_text(text.replace("held_out = false", ""))
+    with pytest.raises(UsageError, match="The recipe evaluates on images that training saw"):
+        run(load_recipe(recipe))
+    recipe.write_text(
+        text.replace("held_out = false", "").replace("epochs = 1", f'epochs = 1\nval = "{scenes[0]}"\nval_masks = "{scenes[1]}"')
+    )
+    run(load_recipe(recipe))
+    assert read(tmp_path / "o/evaluate.json")["spec"]["masks"] == str(scenes[1])
     with pytest.raises(UsageError, match=r"\[finetune\] cannot set model: the chain does"):
-        recipe.write_text(recipe.read_text().replace("epochs = 1", 'epochs = 1\nmodel = "x"'))
+        recipe.write_text(text.replace("epochs = 1", 'epochs = 1\nmodel = "x"'))
         load_recipe(recipe)
 
 

@@ -220,7 +220,9 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress) -> Stage:
 
     def work() -> str:
         if (folder / CHECKPOINT).is_dir() and (folder / TRAINED).is_file():
-            shutil.rmtree(folder / CHECKPOINT)  # of a run that has ended; one that was interrupted goes on
+            # Of a run that has ended; one that was interrupted goes on, and the next to be interrupted must not look like this one.
+            shutil.rmtree(folder / CHECKPOINT)
+            (folder / TRAINED).unlink()
         return finetune(spec, progress).summary
 
     return Stage("finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work)
@@ -229,12 +231,22 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress) -> Stage:
 def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
     assert wanted is not None
+    trained, masks = recipe.finetune, wanted.masks
     same = wanted.data in ("", base.data)
+    data, index = wanted.data or base.data, wanted.class_index or (base.class_index if same else None)
+    if trained is not None and data == trained.data and wanted.held_out:
+        if wanted.data or trained.val is None:
+            raise UsageError(
+                "The recipe evaluates on images that training saw", f"[finetune] learns from {trained.data}",
+                "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
+            )  # fmt: skip
+        data, masks, same = trained.val, masks or trained.val_masks, False
+        index = wanted.class_index or trained.val_class_index or base.class_index
     names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
-        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=wanted.data or base.data,
-        class_index=wanted.class_index or (base.class_index if same else None),
-        exclude=str(out / RECORD) if wanted.held_out else None, masks=wanted.masks, ignore_index=wanted.ignore_index,
+        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=data,
+        class_index=index,
+        exclude=str(out / RECORD) if wanted.held_out else None, masks=masks, ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
     )  # fmt: skip
 

@@ -349,8 +349,9 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
         str | None, Doc(description="What trtq analyze wrote: train the layers that --worst ranks by it, and leave the others as they are.")
     ] = None
     worst: Annotated[
-        float, Meta(gt=0, le=1), Doc(description="Share of the layers to train, the most sensitive first. Needs --sensitivity.")
-    ] = 0.25
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Doc(description="Share of the layers to train, the most sensitive first; default: 0.25. Needs --sensitivity."),
+    ] = None
     batch_norm: Annotated[
         Literal["folded", "kept"],
         Doc(
@@ -397,6 +398,11 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
         for needed, name, given in (
             (self.batch_norm == "kept", "--batch-norm kept", "--freeze-bn" if self.freeze_bn is not None else None),
             (self.val is not None, "--val", "--val-masks" if self.val_masks else None),
+            (self.sensitivity is not None, "--sensitivity", "--worst" if self.worst is not None else None),
+            (
+                self.loss is None and self.distill < 1.0, "the cross-entropy: no --loss, and --distill below 1",
+                "--class-weights" if self.class_weights != "none" else None,
+            ),
         ):  # fmt: skip
             if given is not None and not needed:
                 raise UsageError(f"{given} needs {name}")

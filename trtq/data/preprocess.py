@@ -60,10 +60,15 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tensor = torch.from_numpy(np.ascontiguousarray(pixels))
         return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
 
-    def apply_mask(self, mask: np.ndarray) -> torch.Tensor:
-        """Return a mask of class indices, resized and cropped as its image is, int64 [H, W]; no two classes are mixed."""
-        placed = self._place(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.asarray(placed).astype(np.int64))
+    def apply_mask(self, mask: np.ndarray, ignore: int) -> torch.Tensor:
+        """Return a mask of class indices, resized and cropped as its image is, int64 [H, W].
+
+        No two classes are mixed; what a crop adds beyond the image is ``ignore``.
+        """
+        # Pillow fills with 0, which is a class: classes are counted from 1 on the way.
+        placed = self._place(Image.fromarray(mask.astype(np.int32) + 1), Image.Resampling.NEAREST)
+        found = torch.from_numpy(np.asarray(placed).astype(np.int64)) - 1
+        return torch.where(found < 0, ignore, found)
 
     def _place(self, image: Image.Image, method: Image.Resampling) -> Image.Image:
         """Resize and crop."""

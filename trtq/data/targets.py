@@ -94,7 +94,7 @@ class PixelTargets(Targets):
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of the images' pixels, int64 [N, H, W]."""
-        found = torch.stack([self.preprocess.apply_mask(self._mask(i)) for i in indices])
+        found = torch.stack([self.preprocess.apply_mask(self._mask(i), self.ignore) for i in indices])
         if self.expected is not None:
             known = found[found != self.ignore]
             self._check(int(known.max()) if known.numel() else 0, *self.expected)

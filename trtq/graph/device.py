@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from trtq.errors import UsageError
+from trtq.workers import Workers
 
 
 def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
@@ -18,20 +19,24 @@ def to_device_(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     return graph
 
 
-def choose_device(asked: str, local: int = 0) -> torch.device:
+def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Args:
         asked: what the user wrote; ``auto`` takes a GPU where there is one.
-        local: of this process among several on one machine: it takes the GPU of that number.
+        workers: of several processes on a machine each takes the GPU of its number.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or several processes would share one.
     """
+    workers = workers or Workers()
+    if ":" in asked and workers.world > 1:
+        why = f"{workers.world} processes would share one GPU"
+        raise UsageError(f"Cannot train on {asked} with torchrun", why, "Give --device cuda: each takes its own")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "cpu" or (asked == "auto" and not count):
         return torch.device("cpu")
-    number = int(asked.partition(":")[2] or local) if asked != "auto" else local
+    number = int(asked.partition(":")[2] or workers.local)
     if number >= count:
         raise UsageError(f"Cannot train on {asked}", f"torch sees {count} GPUs", "Give --device cpu, or see trtq doctor")
     return torch.device("cuda", number)

@@ -15,7 +15,6 @@ from torch import distributed, nn
 
 from trtq.quant.fake_quantize import along_axis
 from trtq.quant.formats import Format
-from trtq.quant.histogram import dense_view
 
 aten = torch.ops.aten
 # Best clipping points of a Laplace distribution in units of its scale, by bits (Banner et al. 2019, section 4): more codes reach further.
@@ -106,21 +105,14 @@ class _LearnedStep(torch.autograd.Function):
             into_x = aten.hardtanh_backward(grad, torch.div(x, step), qmin - 0.5, qmax + 0.5)
         into_step = None
         if ctx.needs_input_grad[1]:
-            # LSQ eq. 3 (the end code outside, what rounding did inside), as two sums over tensors that are there.
-            codes = made.take()
-            if axis is None:
-                into_step = _dot(grad, codes) - _dot(into_x, x)
-            else:
-                dims = [d for d in range(x.ndim) if d != axis % x.ndim]
-                into_step = (codes * grad).sub_(into_x * x).sum(dims)
-            into_step = into_step * ctx.grad_scale / made.step
+            # LSQ eq. 3: what rounding did inside, the end code outside. Two sums of small terms: those of grad * codes and grad * x
+            # apart would be large, and cancel.
+            codes = made.take().to(grad.dtype)
+            inner, outer = (codes - x).mul_(into_x), grad.sub(into_x).mul_(codes)
+            dims = [d for d in range(x.ndim) if axis is None or d != axis % x.ndim]
+            into_step = (inner.sum(dims, dtype=torch.float32) + outer.sum(dims, dtype=torch.float32)) * ctx.grad_scale / made.step
         made.held = ctx.origin = None  # what it keeps goes now, not when the whole graph does
         return into_x, into_step, None, None
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the sum of products; a dot product where both lie in memory in the same order."""
-    return torch.dot(dense_view(a), dense_view(b)) if a.stride() == b.stride() and a.dtype == b.dtype else (a * b).sum()
 
 
 def _composed(x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float) -> torch.Tensor:
@@ -144,14 +136,14 @@ class LearnedFakeQuantize(nn.Module):
     def __init__(self, name: str, step: torch.Tensor, fmt: Format, *, learn: bool) -> None:
         super().__init__()
         self.quantizer, self.format, self.axis = name, fmt, fmt.axis
-        self.qmin, self.qmax = fmt.qmin, fmt.qmax
+        self.qmin, self.qmax, self.factor = fmt.qmin, fmt.qmax, 1.0
         self.log_step = nn.Parameter(step.detach().clone().log(), requires_grad=learn)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x`` on its codes."""
         values = x.numel() / max(1, self.log_step.numel())
         grad_scale = 1.0 / math.sqrt(values * max(1, self.qmax))  # LSQ section 2.2
-        step = self.log_step.exp()
+        step = self.log_step.exp() * self.factor
         if torch.compiler.is_compiling():
             return _composed(x, step, self.axis, self.qmin, self.qmax, grad_scale)
         origin = _Origin(x.detach(), step.detach(), self.axis, self.qmin, self.qmax)
@@ -162,13 +154,17 @@ class LearnedFakeQuantize(nn.Module):
 
     def widen_(self, bits: int) -> None:
         """Take the codes of ``bits`` bits, or of the format's own where those are more; the range moves with the reach of the width."""
-        own, before = self.format.bits, self.qmax
+        own = self.format.bits
         width = max(bits, own)
-        lowest = self.format.qmin * (1 << (width - own))
-        reach = REACH[width] / REACH[(before - self.qmin).bit_length()]
-        self.qmin, self.qmax = lowest, lowest + (1 << width) - 1
-        with torch.no_grad():
-            self.log_step.add_(math.log(reach * before / self.qmax))
+        self.qmin = self.format.qmin * (1 << (width - own))
+        self.qmax = self.qmin + (1 << width) - 1
+        # What learns is the step of the own width, whatever the width of the moment.
+        self.factor = REACH[width] / REACH[own] * self.format.qmax / self.qmax
+
+    @property
+    def amax(self) -> torch.Tensor:
+        """The range at the format's own width."""
+        return self.log_step.detach().exp() * self.format.qmax
 
 
 class LearnedCodebook(nn.Module):
@@ -259,6 +255,7 @@ class KeptNorm(nn.Module):
         self.log_weight = nn.Parameter(torch.zeros_like(bias))  # a logarithm: the factor stays positive
         self.bias = nn.Parameter(bias.detach().clone())
         self.seen: list[torch.Tensor] | None = None
+        self.counts = True  # False: what this process sees now is a placeholder, and enters no statistics
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x`` [N, C, ...] normalised, or with its old bias while statistics are gathered."""
@@ -269,10 +266,10 @@ class KeptNorm(nn.Module):
             return x + along_axis(self.start, x.ndim, 1)
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             result: torch.Tensor = nn.functional.batch_norm(
-                x, self.mean, self.var, self.log_weight.exp(), self.bias, self.training, self.momentum, EPSILON
+                x, self.mean, self.var, self.log_weight.exp(), self.bias, self.training and x.numel() > x.shape[1], self.momentum, EPSILON
             )
             return result
-        mean, var, count = _shared_statistics(x)
+        mean, var, count = _shared_statistics(x, self.counts)
         with torch.no_grad():
             self.mean.lerp_(mean.detach(), self.momentum)
             self.var.lerp_(var.detach() * count / max(count - 1.0, 1.0), self.momentum)
@@ -299,13 +296,14 @@ class KeptNorm(nn.Module):
         return factor, (self.bias - self.mean * factor).detach()
 
 
-def _shared_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _shared_statistics(x: torch.Tensor, counts: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return mean and biased variance of each channel over the batch of all processes, and how many values each is over."""
-    dims = [d for d in range(x.ndim) if d != 1]
     from torch.distributed.nn.functional import all_reduce  # the one that gradients pass through
 
-    count = torch.full((1,), x.numel() / x.shape[1], device=x.device)
-    total: torch.Tensor = all_reduce(torch.cat([x.sum(dims), count]))  # type: ignore[no-untyped-call]
+    dims, weight = [d for d in range(x.ndim) if d != 1], float(counts)
+    values = x.float()
+    count = values.new_full((1,), weight * x.numel() / x.shape[1])
+    total: torch.Tensor = all_reduce(torch.cat([values.sum(dims) * weight, count]))  # type: ignore[no-untyped-call]
     mean = total[:-1] / total[-1]
-    squares: torch.Tensor = all_reduce((x - along_axis(mean, x.ndim, 1)).square().sum(dims))  # type: ignore[no-untyped-call]
+    squares: torch.Tensor = all_reduce((values - along_axis(mean, x.ndim, 1)).square().sum(dims) * weight)  # type: ignore[no-untyped-call]
     return mean, squares / total[-1], float(total[-1])

@@ -181,7 +181,8 @@ class TrainingGraph:
         x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
         step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
         assert step is not None
-        weight = _parameter(self.module, x)
+        held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
+        weight = next((w for w in self.weights.values() if w is held), None)
         made: LearnedCodebook | LearnedFakeQuantize
         if codebook is not None and weight is not None:
             made = self.codebooks[str(quantizer)] = LearnedCodebook(weight, step * fmt.qmax, fmt.axis, codebook)
@@ -198,8 +199,8 @@ class TrainingGraph:
         amax, formats, left = dict(self.encodings.amax), dict(self.encodings.formats), dict(self.encodings.left_in_float)
         for q in self.placement.active:
             made = self.quantizers.get(self._shared[q.name])
-            if made is not None:
-                amax[q.name] = made.log_step.detach().exp().cpu() * made.qmax
+            if made is not None and made.log_step.requires_grad:  # others stay what they were, to the bit
+                amax[q.name] = made.amax.cpu()
         values = {k: v.detach().cpu().clone() for k, v in self.weights.items()}
         for layer, norm in self.norms.items():
             weight, bias, quantizer = self._folds[layer]
@@ -256,12 +257,6 @@ class _FirstNonFinite(fx.Interpreter):
 def _behind_codes(node: object) -> Any:
     """Return what a fake-quantize call reads, or the operand itself."""
     return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
-
-
-def _parameter(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
-    """Return the trained constant that ``node`` reads, None for activations and for constants that stay."""
-    value = getattr(graph, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
-    return value if isinstance(value, nn.Parameter) and value.requires_grad else None
 
 
 def _readers(node: fx.Node) -> set[str]:

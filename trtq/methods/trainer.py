@@ -18,7 +18,7 @@ from trtq.data.metrics import confusion, hit_rate, mean_overlap
 from trtq.data.preprocess import Preprocess, ahead
 from trtq.data.source import Source
 from trtq.data.targets import Targets
-from trtq.errors import CalibrationError
+from trtq.errors import ArtifactError, CalibrationError
 from trtq.methods.learned import LeanMemory
 from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
@@ -86,15 +86,19 @@ class Trainer:
         self.device = next(iter(graph.module.parameters())).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.amp == "fp16")
         self._optimizers()
+        found = RunState.peek(folder, key)
+        self.position = found or Position(history=[])
+        self._begin(found is None)
+        # Only now: first statistics are part of what is averaged and kept.
         self.averages = [w.detach().clone() for w in graph.trained] if spec.ema else []
         self.kept = [*graph.trained, *graph.ranges, *graph.moving]  # what a result is made of
         self.best = [p.detach().clone() for p in self.kept]
-        held = [*self.kept, *self.best]
-        self.state = RunState(folder, key, held, self.optimizers, self.averages)
-        self.position = self.state.peek() or Position(history=[])
-        self._begin()
-        if self.state.load() is not None and self.scaler.is_enabled():
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": self.position.scale, "_growth_tracker": self.position.growth})
+        self.state = RunState(folder, key, [*self.kept, *self.best], self.optimizers, self.averages)
+        if found is not None:
+            self.state.load()
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": found.scale, "_growth_tracker": found.growth})
+        self._require_same_start()
         self.run: nn.Module = graph.module
         if workers.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -115,14 +119,30 @@ class Trainer:
         if self.graph.ranges:
             self.optimizers.append(torch.optim.Adam([{"params": self.graph.ranges, "base": spec.lr_amax}], lr=spec.lr_amax))
 
-    def _begin(self) -> None:
-        """Bring the graph to where the run is: the width of the epoch under way, and first statistics for kept BatchNorms."""
+    def _require_same_start(self) -> None:
+        """Refuse processes that found different checkpoints.
+
+        Raises:
+            ArtifactError: the folder is not the same one for all of them.
+        """
         at = self.position
-        self.graph.widen_(self._width(at.epoch))
-        if self.graph.norms and not (at.epoch or at.step):
+        mine = torch.tensor([float(at.epoch), float(at.step)], dtype=torch.float64, device=self.device)
+        total = self.workers.sum_(mine.clone())
+        if not torch.equal(total, mine * self.workers.world):
+            raise ArtifactError(
+                "The processes do not go on from the same checkpoint",
+                f"this one is at epoch {at.epoch + 1}, step {at.step}, others are not",
+                "Give an --out that every machine sees, and remove its checkpoint folder",
+            )  # fmt: skip
+
+    def _begin(self, fresh: bool) -> None:
+        """Bring the graph to where the run is: the width of the epoch under way, and first statistics for kept BatchNorms."""
+        self.graph.widen_(self._width(self.position.epoch))
+        if self.graph.norms and fresh:
             chosen = self.train_on.source.sample(NORM_IMAGES, self.spec.seed)
             parts = [chosen[i : i + self.batch] for i in range(0, len(chosen), self.batch)]
-            self.graph.settle_norms_(images.to(self.device) for images, _ in self.train_on.walk(parts))
+            with self._enough_memory():
+                self.graph.settle_norms_(images.to(self.device) for images, _ in self.train_on.walk(parts))
 
     def _width(self, epoch: int) -> int:
         """Return the bits that narrower quantizers take in an epoch, 0 for their own."""
@@ -141,6 +161,17 @@ class Trainer:
         with stops() as stopped:
             while at.epoch < self.spec.epochs and not self._tired():
                 self._epoch(stopped)
+                if self._told(stopped):  # after the last step that looks
+                    self._stop()
+
+    def _told(self, stopped: list[int]) -> bool:
+        """Whether one of the processes was told to stop."""
+        return bool(self.workers.sum_(torch.tensor(float(bool(stopped)), device=self.device)) > 0)
+
+    def _stop(self) -> None:
+        at = self.position
+        self.told.note(f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there")
+        raise KeyboardInterrupt
 
     def take_best_(self) -> None:
         """Put the best epoch's values into the graph."""
@@ -180,8 +211,7 @@ class Trainer:
             if told_to_stop or at.step % SAVE_EVERY < spec.accumulate:
                 self._save(images)
             if told_to_stop:
-                self.told.note(f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there")
-                raise KeyboardInterrupt
+                self._stop()
         self._close_epoch(seen / max(time.perf_counter() - began, 1e-9))
 
     def _close_epoch(self, speed: float) -> None:
@@ -223,7 +253,9 @@ class Trainer:
         """Learn from one batch; return its loss over all processes, and whether one of them was told to stop."""
         spec, at = self.spec, self.position
         mine = list(self.workers.share(range(len(part))))
-        seed = (spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step
+        seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
+        for norm in self.graph.norms.values():
+            norm.counts = bool(mine)
         drawn = Draws(spec.augment, len(part), images.shape[2:], torch.Generator().manual_seed(seed))
         images, wanted = drawn.vary(images, wanted, mine or [0])
         images = images.to(self.device, memory_format=torch.channels_last)
@@ -246,9 +278,9 @@ class Trainer:
                     f"first not finite: {self.graph.first_non_finite(images)}",
                     f"Lower --lr or --lr-amax{self._checkpoint()}",
                 )
-            torch.autograd.backward(self.scaler.scale(loss / spec.accumulate))
-        if updates:
-            first = at.step // spec.accumulate * spec.accumulate  # the share when this update began: the last one still counts
+            first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
+            torch.autograd.backward(self.scaler.scale(loss / min(spec.accumulate, steps - first)))
+        if updates:  # at the share when it began: the last one still counts
             self._move((at.epoch + first / steps) / spec.epochs)
         return value, any_stopped
 
@@ -302,7 +334,7 @@ class Trainer:
         mine, ignore = list(self.workers.share(indices)), examples.targets.ignore
         counts = np.zeros((self.classes, self.classes), dtype=np.int64)
         self._mode(False)
-        with self._averaged(), torch.no_grad():
+        with self._enough_memory(), self._averaged(), torch.no_grad():
             for images, wanted in examples.walk([mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]):
                 assert wanted is not None
                 answer = self.graph.module(images.to(self.device, memory_format=torch.channels_last))

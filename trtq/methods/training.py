@@ -145,7 +145,7 @@ class RunState:
         self, folder: Path, key: object, parameters: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer],
         averages: Sequence[torch.Tensor],
     ) -> None:  # fmt: skip
-        self.path, self.key = folder / STATE, digest_of([key, str(torch.__version__), __version__])
+        self.path, self.key = folder / STATE, _key(key)
         self.parameters, self.optimizers, self.averages = parameters, optimizers, averages
 
     def save(self, position: Position) -> None:
@@ -165,7 +165,7 @@ class RunState:
         Raises:
             ArtifactError: the state is of another run, or torn.
         """
-        found = self._read()
+        found = _read(self.path, self.key)
         if found is None:
             return None
         position, tensors = found
@@ -185,31 +185,37 @@ class RunState:
                         optimizer.state[p] = state
         return position
 
-    def peek(self) -> Position | None:
+    @staticmethod
+    def peek(folder: Path, key: object) -> Position | None:
         """Return where an earlier run was, None when there is nothing.
 
         Raises:
             ArtifactError: the state is of another run, or torn.
         """
-        found = self._read()
+        found = _read(folder / STATE, _key(key))
         return found[0] if found is not None else None
 
-    def _read(self) -> tuple[Position, dict[str, torch.Tensor]] | None:
-        if not self.path.is_file():
-            return None
-        try:
-            with safe_open(self.path, framework="pt") as handle:
-                meta = handle.metadata() or {}
-                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-            position = msgspec.json.decode(meta["position"], type=Position)
-        except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
-            raise ArtifactError(f"Cannot read the checkpoint {self.path}", str(exc), "Remove it to start again") from exc
-        if meta.get("key") != self.key:
-            raise ArtifactError(
-                f"The checkpoint {self.path} is of another run", "a setting, the weights, the encodings or the images differ",
-                "Give another --out, or remove it to start again",
-            )  # fmt: skip
-        return position, tensors
+
+def _key(key: object) -> str:
+    return digest_of([key, str(torch.__version__), __version__])
+
+
+def _read(path: Path, key: str) -> tuple[Position, dict[str, torch.Tensor]] | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as handle:
+            meta = handle.metadata() or {}
+            tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+        position = msgspec.json.decode(meta["position"], type=Position)
+    except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
+        raise ArtifactError(f"Cannot read the checkpoint {path}", str(exc), "Remove it to start again") from exc
+    if meta.get("key") != key:
+        raise ArtifactError(
+            f"The checkpoint {path} is of another run", "a setting, the weights, the encodings or the images differ",
+            "Give another --out, or remove it to start again",
+        )  # fmt: skip
+    return position, tensors
 
 
 def _held(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -80,6 +80,11 @@ def _drop_strangers_(run: RunSummary) -> None:
     own = run.quantize["files"]
     if run.training is not None and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]:
         run.training = None
+    used = {m["onnx_sha256"] for m in (*run.engines, *([run.evaluate] if run.evaluate else []))} | {
+        b["file_sha256"] for b in run.bench.values()
+    }
+    if own["model.qdq.onnx"]["sha256"] in used:  # what was measured is the file before training: the training is of another run
+        run.training = None
     files = {f["sha256"] for record in (run.quantize, run.training) if record is not None for f in record["files"].values()}
     run.engines = [m for m in run.engines if m["onnx_sha256"] in files]
     run.bench = {k: b for k, b in run.bench.items() if b["file_sha256"] in files}

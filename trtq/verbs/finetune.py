@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     workers = Workers.from_environment()
     first = workers.rank == 0
     told = (progress or Silent()) if first else Silent()
-    device = choose_device(spec.device, workers.local)
+    device = choose_device(spec.device, workers)
     out = ensure_writable_dir(Path(spec.out))
     with locked(out / ".trtq.lock", waiting=told.note) if first else nullcontext(), workers.joined(gpu=device.type == "cuda"):
         job = _Job(spec, told, workers, device)
@@ -111,7 +112,8 @@ class _Job:
         if not self.graph.trained and not self.graph.ranges:
             raise CalibrationError("Nothing is left to train", "every layer is frozen and ranges do not learn")
         if spec.batch_norm == "kept" and not self.graph.norms:
-            raise UsageError("Cannot keep BatchNorms", "no trained convolution had one in front of which its codes are per channel")
+            why = "no trained convolution had one behind it and has weight ranges per channel"
+            raise UsageError("Cannot keep BatchNorms", why, "Leave --batch-norm kept out")
         to_device_(self.graph.module, device)
         self.trainer = self._trainer(classes, weights)
         at = self.trainer.position
@@ -185,15 +187,19 @@ class _Job:
         if record.get("verb") != "analyze" or record.get("model", {}).get("weights_sha256") != weights:
             why = "it is of another model" if record.get("verb") == "analyze" else "trtq analyze did not write it"
             raise ArtifactError(f"Cannot rank layers by {self.spec.sensitivity}", why, "Analyse this model, with its checkpoint")
-        formats = self.encodings.formats
+        formats, unranked = self.encodings.formats, list[str]()
 
         def loss(layer: dict[str, Any]) -> float:
             weight, given = formats.get(f"{layer['name']}.weight"), formats.get(f"{layer['name']}.input")
             own = Option(weight=weight.bits, input=given.bits if given is not None else 16).label if weight is not None else None
+            if own not in layer["loss"]:
+                unranked.append(str(own))
             return float(layer["loss"].get(own, layer["loss"][record["bits"][0]]))
 
         ranked = sorted(record["layers"], key=lambda layer: -loss(layer))
-        chosen = ranked[: max(1, round(self.spec.worst * len(ranked)))]
+        chosen = ranked[: max(1, round((self.spec.worst or 0.25) * len(ranked)))]
+        if unranked:
+            self.note(f"{len(unranked)} layers have a width that was not analysed ({unranked[0]}): ranked at {record['bits'][0]}")
         self.note(f"{len(chosen)} of {len(ranked)} layers train, the worst by {record['metric']}; the others stay as they are")
         return {str(layer["name"]) for layer in chosen}
 
@@ -213,10 +219,11 @@ class _Job:
         seen = [(e.source, e.targets) for e in (self.train, self.val[0] if self.val else None) if e is not None]
         images = [[_identity(source), targets.identity() if targets is not None else None] for source, targets in seen]
         ranked = sha256_file(Path(spec.sensitivity)) if spec.sensitivity else None
+        key = [settings, weights, self.encodings.digest(), images, ranked, _code(self.own)]
         return Trainer(
             spec, self.graph, to_device_(self.captured.module, self.device), objective, train=self.train, val=self.val,
             batch=spec.batch_size if self.captured.dynamic_batch else 1, classes=classes, workers=self.workers,
-            key=[settings, weights, self.encodings.digest(), images, ranked], folder=ensure_writable_dir(self.out / CHECKPOINT),
+            key=key, folder=ensure_writable_dir(self.out / CHECKPOINT),
             told=self.told,
         )  # fmt: skip
 
@@ -296,6 +303,15 @@ class _Job:
         write_json(self.out / EVALUATION, found)
         self.clock.lap("evaluate")
         return found
+
+
+def _code(own: object) -> str | None:
+    """Return the digest of the file a user's own loss is written in, None where there is none."""
+    try:
+        path = getsourcefile(own)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    return sha256_file(Path(path)) if path else None
 
 
 def _identity(source: Source) -> list[object]:
