@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         ExportCalibSpec,
         FinetuneSpec,
         ImportCalibSpec,
+        ImportCheckpointSpec,
         QuantizeSpec,
         Recipe,
         SearchSpec,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
     from trtq.verbs.finetune import finetune
     from trtq.verbs.finetune_record import FinetuneRecord
+    from trtq.verbs.import_checkpoint import ImportRecord, import_checkpoint
     from trtq.verbs.inspect import inspect
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
@@ -81,6 +83,8 @@ _WHERE = {
     "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
     "ImportCalibSpec": "trtq.recipe",
+    "ImportCheckpointSpec": "trtq.recipe",
+    "ImportRecord": "trtq.verbs.import_checkpoint",
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
@@ -99,6 +103,7 @@ _WHERE = {
     "export_calib": "trtq.verbs.calibration",
     "finetune": "trtq.verbs.finetune",
     "import_calib": "trtq.verbs.calibration",
+    "import_checkpoint": "trtq.verbs.import_checkpoint",
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
     "quantize": "trtq.verbs.quantize",
@@ -109,10 +114,10 @@ _WHERE = {
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
     "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec", "Encodings", "EngineManifest",
-    "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec", "QuantizeRecord",
-    "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate",
-    "analyze", "bench", "blocks", "build", "cost", "evaluate", "export_calib", "finetune", "import_calib", "inspect",
-    "load_recipe", "quantize", "run", "search",
+    "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec",
+    "ImportCheckpointSpec", "ImportRecord", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
+    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate",
+    "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -561,6 +561,18 @@ class ImportCalibSpec(Spec, frozen=True, kw_only=True):
     out: Annotated[str, Doc(description="Folder for the results.")]
 
 
+class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Take over the ranges of a model that another tool quantized."""
+
+    ranges: Annotated[
+        str, Doc(description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, .safetensors), or AIMET's NAME_torch.encodings.")
+    ]
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
+
+
 class BenchSpec(Spec, frozen=True, kw_only=True):
     """Latency of an ONNX file in ONNX Runtime."""
 

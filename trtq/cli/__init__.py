@@ -27,6 +27,7 @@ COMMANDS = {
     "methods": "The quantization methods: where each runs, its arguments.",
     "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
     "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",
+    "import-checkpoint": "Ranges of pytorch-quantization, ModelOpt or AIMET taken over.",
     "targets": "The devices and TensorRT versions that --target knows.",
     "inspect": "Explain any artefact.",
     "doctor": "Versions, devices, sensors, what is missing and how to get it.",

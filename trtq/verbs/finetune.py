@@ -15,17 +15,14 @@ from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import open_targets
 from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, UsageError
-from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
-from trtq.export.parity import check_parity, require_parity
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.methods.objective import Objective, class_weights
-from trtq.methods.qat import TrainingGraph, placement_of
+from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
 from trtq.models.load import import_named
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
-from trtq.quant.simulate import insert_fake_quantize
 from trtq.recipe import EvaluateSpec, FinetuneSpec
 from trtq.report.figures import training_figure
 from trtq.search.options import Option
@@ -33,8 +30,9 @@ from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.progress import Progress, Silent
-from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
+from trtq.verbs.quantize import FP32, QDQ
 from trtq.verbs.records import Clock, FileRecord
+from trtq.verbs.shipping import ship
 from trtq.workers import Workers
 
 RECORD, EVALUATION, CHECKPOINT, CURVES = "finetune.json", "evaluate.json", "checkpoint", "curves.svg"
@@ -235,29 +233,17 @@ class _Job:
         """
         self.trainer.take_best_()
         to_device_(self.captured.module, torch.device("cpu"))
-        encodings = self.graph.learned()
-        simulated = insert_fake_quantize(self.captured.module, placement_of(self.captured.module, encodings), encodings)
-        fp32 = self._export(self.captured.module, precision="fp32")
-        qdq = self._export(simulated, precision="int8", encodings_sha256=encodings.digest())
-        compared = self.source.sample(self.spec.parity_images, self.spec.seed)
-        self.told.begin("Comparing torch and ONNX Runtime", len(compared))
-        size = 16 if self.captured.dynamic_batch else 1
-        parity, _ = check_parity(
-            self.captured.module, simulated, qdq, list(batches(self.source, compared, self.preprocess, size)), progress=self.told.advance
-        )
-        require_parity(parity)
-        for name in (RECORD, EVALUATION):
-            (self.out / name).unlink(missing_ok=True)
-        at = self.trainer.position
-        paths = {
-            FP32: save_onnx(fp32, self.out / FP32),
-            QDQ: save_onnx(qdq, self.out / QDQ),
-            ENCODINGS: encodings.save(self.out / ENCODINGS),
-            CURVES: write_bytes(self.out / CURVES, training_figure(at.history, self.trainer.measure).encode()),
-        }
+        encodings, spec, size = self.graph.learned(), self.spec, 16 if self.captured.dynamic_batch else 1
+        compared = list(batches(self.source, self.source.sample(spec.parity_images, spec.seed), self.preprocess, size))
+        parity, paths = ship(
+            self.captured, encodings, compared, self.out, opset=spec.opset, int4=spec.weight_storage == "int4",
+            origin={"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights},
+            records=(RECORD, EVALUATION), told=self.told, note=self.note,
+        )  # fmt: skip
+        at, graph = self.trainer.position, self.graph
+        paths[CURVES] = write_bytes(self.out / CURVES, training_figure(at.history, self.trainer.measure).encode())
         self.clock.lap("export")
         evaluation = self._evaluate()
-        graph, spec = self.graph, self.spec
         record = FinetuneRecord(
             schema=SCHEMA, verb="finetune", spec=msgspec.to_builtins(spec),
             model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin}, data=describe(self.source),
@@ -276,18 +262,6 @@ class _Job:
         )  # fmt: skip
         write_json(self.out / RECORD, record)
         return record
-
-    def _export(self, graph: torch.fx.GraphModule, **metadata: str) -> Any:
-        model = export_onnx(
-            graph,
-            self.captured.example,
-            dynamic_batch=self.captured.dynamic_batch,
-            opset=self.spec.opset,
-            int4=self.spec.weight_storage == "int4",
-            note=self.note,
-        )
-        set_metadata_(model, {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights, **metadata})
-        return model
 
     def _evaluate(self) -> EvaluateRecord | None:
         spec = self.spec

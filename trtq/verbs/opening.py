@@ -6,10 +6,22 @@ from pathlib import Path
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.models.load import LoadedModel, load_model
-from trtq.recipe import AdviseSpec, AnalyzeSpec, BlocksSpec, CostSpec, FinetuneSpec, ModelInputSpec, QuantizeSpec, SearchSpec
+from trtq.recipe import (
+    AdviseSpec,
+    AnalyzeSpec,
+    BlocksSpec,
+    CostSpec,
+    FinetuneSpec,
+    ImportCheckpointSpec,
+    ModelInputSpec,
+    QuantizeSpec,
+    SearchSpec,
+)
 
 
-def open_model(spec: QuantizeSpec | AnalyzeSpec | AdviseSpec | FinetuneSpec | SearchSpec | CostSpec | BlocksSpec) -> LoadedModel:
+def open_model(
+    spec: QuantizeSpec | AnalyzeSpec | AdviseSpec | FinetuneSpec | SearchSpec | CostSpec | BlocksSpec | ImportCheckpointSpec,
+) -> LoadedModel:
     """Return the model of a spec with its weights.
 
     Raises:

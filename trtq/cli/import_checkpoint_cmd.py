@@ -1,0 +1,36 @@
+"""``trtq import-checkpoint``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import ImportCheckpointSpec
+
+
+@click.command("import-checkpoint")
+@spec_options(ImportCheckpointSpec, argument="model", required=("ranges", "data", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Take over the ranges that pytorch-quantization, ModelOpt or AIMET found for MODEL, and export as trtq quantize does.
+
+    \b
+    Example:
+      trtq import-checkpoint timm:resnet18 --ranges resnet18_int8.pth --data images/val --out out
+    """
+    merged = collect(ImportCheckpointSpec, values)
+    require(merged, ("model", "ranges", "data", "out"), "import-checkpoint", "model")
+    spec = ImportCheckpointSpec.make(merged)
+    from trtq.verbs.import_checkpoint import import_checkpoint
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = import_checkpoint(spec, progress)
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for name, why in list(record.unused.items())[:10]:
+        click.echo(f"  unused {name}: {why}")

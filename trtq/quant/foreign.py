@@ -1,0 +1,129 @@
+"""Ranges that other tools left in their files: pytorch-quantization, ModelOpt, AIMET."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from trtq.errors import EncodingsError
+from trtq.models.checkpoint import read_state_dict
+
+# layer._input_quantizer._amax (pytorch-quantization), layer.input_quantizer._amax (ModelOpt); other quantizers of theirs are listed.
+RANGE = re.compile(r"(?P<layer>.+)\.(?P<old>_?)(?P<role>\w+?)_quantizer\.(?P<what>.+)")
+ROLES = ("input", "weight")
+
+
+class Foreign(msgspec.Struct, kw_only=True):
+    """What was read.
+
+    Attributes:
+        tool: whose file it is.
+        amax: float32 [] or [C], by ``layer.input`` and ``layer.weight``.
+        bits: by the same names; 8 where the file does not say.
+        weights: the model's own tensors, without those of quantizers; empty for AIMET.
+        unread: names in the file that trtq has no place for, and why.
+        notes: what a user must know.
+    """
+
+    tool: str
+    amax: dict[str, torch.Tensor] = {}
+    bits: dict[str, int] = {}
+    weights: dict[str, torch.Tensor] = {}
+    unread: dict[str, str] = {}
+    notes: list[str] = []
+
+
+def read_foreign(path: Path) -> Foreign:
+    """Return the ranges in a checkpoint of pytorch-quantization or ModelOpt, or in AIMET's ``.encodings`` (with module names).
+
+    Raises:
+        ModelError: a checkpoint cannot be read.
+        EncodingsError: there are no ranges in it, or one is no positive number.
+    """
+    return _aimet(path) if path.suffix in (".json", ".encodings") else _checkpoint(path)
+
+
+def _checkpoint(path: Path) -> Foreign:
+    found, old = Foreign(tool="", amax={}, bits={}, weights={}, unread={}, notes=[]), False
+    for name, value in read_state_dict(path).items():
+        match = RANGE.fullmatch(name)
+        if match is None:
+            found.weights[name] = value
+            continue
+        old = old or bool(match["old"])
+        if match["what"] not in ("_amax", "amax"):
+            continue  # their masks, scales before smoothing and the like
+        if match["role"] not in ROLES:
+            found.unread[name] = f"trtq quantizes inputs and weights of layers, not the {match['role']} of one"
+            continue
+        _put(found, f"{match['layer']}.{match['role']}", value.float().reshape(-1), name, path)
+    found.tool = "pytorch-quantization" if old else "ModelOpt"
+    if not found.amax:
+        raise EncodingsError(
+            f"There are no ranges in {path}", "no tensor is called LAYER.input_quantizer._amax",
+            "Give the state dict of the quantized model: torch.save(model.state_dict(), FILE)",
+        )  # fmt: skip
+    found.notes.append("a state dict does not say how many bits its quantizers have: 8 are assumed")
+    return found
+
+
+def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -> None:
+    if not bool(torch.isfinite(value).all()) or not bool((value >= 0).all()) or not value.numel():
+        raise EncodingsError(f"Cannot use {key} of {path}", "a range must be finite and not below 0", "Calibrate it again")
+    # A channel of zeros, or a tensor that was never active: any range holds it.
+    value = torch.where(value > 0, value, torch.ones_like(value))
+    found.amax[name], found.bits[name] = value[0] if value.numel() == 1 else value, 8
+
+
+def _aimet(path: Path) -> Foreign:
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as exc:
+        raise EncodingsError(f"Cannot read the encodings {path}", str(exc)) from exc
+    if not isinstance(data, dict) or not isinstance(data.get("activation_encodings"), dict):
+        raise EncodingsError(
+            f"{path} holds no encodings of AIMET", "it has no activation_encodings by name", "Give the file NAME_torch.encodings"
+        )
+    found = Foreign(tool="AIMET", amax={}, bits={}, weights={}, unread={}, notes=[])
+    for layer, sides in data["activation_encodings"].items():
+        inputs = sides.get("input") if isinstance(sides, dict) else None
+        if not inputs:
+            found.unread[layer] = "it has a range of its output only; TensorRT takes those of inputs"
+            continue
+        _aimet_range(found, f"{layer}.input", [next(iter(inputs.values()))], path)
+    for name, values in data.get("param_encodings", {}).items():
+        if name.endswith(".weight"):
+            _aimet_range(found, name, values, path)
+        else:
+            found.unread[name] = "biases stay in float"
+    if not found.amax:
+        raise EncodingsError(f"There are no ranges in {path}", "no layer has one of its input or weight")
+    return found
+
+
+def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
+    """AIMET's ranges may lie anywhere around 0: the largest magnitude is what symmetric codes must reach."""
+    widths = {int(v.get("bitwidth", 8)) for v in values}
+    if widths - set(range(2, 9)):
+        found.unread[name] = f"it has {max(widths)} bits"
+        return
+    try:
+        ends = torch.tensor([[float(v["min"]), float(v["max"])] for v in values])
+    except (KeyError, TypeError, ValueError) as exc:
+        raise EncodingsError(f"Cannot read {name} of {path}", f"no numbers for min and max ({exc})") from exc
+    bits = max(widths)
+    # The lowest of its symmetric codes is one further out than the highest: min = -128 steps, max = 127.
+    steps = torch.maximum(ends[:, 1] / (2 ** (bits - 1) - 1), -ends[:, 0] / 2 ** (bits - 1))
+    if any(
+        str(v.get("is_symmetric", "True")) == "False" and not math.isclose(abs(float(v["min"])), float(v["max"]), rel_tol=0.02)
+        for v in values
+    ):
+        found.notes.append(f"{name} was asymmetric; TensorRT's codes are symmetric and reach its largest magnitude")
+    _put(found, name, steps * (2 ** (bits - 1) - 1), name, path)
+    found.bits[name] = bits
