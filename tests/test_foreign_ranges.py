@@ -96,7 +96,8 @@ def test_training_goes_on_from_imported_ranges(images: Path, tmp_path: Path):
     import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o"))
     values = {
         "model": CNN, "checkpoint": f"{tmp_path}/o/weights.safetensors", "data": str(images),
-        "encodings": f"{tmp_path}/o/encodings.safetensors", "out": str(tmp_path / "qat"), "input_size": "3x32x32", "preset": "imagenet", "epochs": 1, "batch_size": 8, "parity_images": 8,
+        "encodings": f"{tmp_path}/o/encodings.safetensors", "out": str(tmp_path / "qat"), "input_size": "3x32x32",
+        "preset": "imagenet", "epochs": 1, "batch_size": 8, "parity_images": 8,
     }  # fmt: skip
     assert finetune(FinetuneSpec.make(values)).parity.passed
 

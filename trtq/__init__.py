@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         FinetuneSpec,
         ImportCalibSpec,
         ImportCheckpointSpec,
+        LintSpec,
         QuantizeSpec,
         Recipe,
         SearchSpec,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from trtq.verbs.finetune_record import FinetuneRecord
     from trtq.verbs.import_checkpoint import ImportRecord, import_checkpoint
     from trtq.verbs.inspect import inspect
+    from trtq.verbs.lint import LintRecord, run_lint
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
     from trtq.verbs.search import search
@@ -85,6 +87,8 @@ _WHERE = {
     "ImportCalibSpec": "trtq.recipe",
     "ImportCheckpointSpec": "trtq.recipe",
     "ImportRecord": "trtq.verbs.import_checkpoint",
+    "LintRecord": "trtq.verbs.lint",
+    "LintSpec": "trtq.recipe",
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
@@ -107,6 +111,7 @@ _WHERE = {
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
     "quantize": "trtq.verbs.quantize",
+    "run_lint": "trtq.verbs.lint",
     "run": "trtq.pipeline",
     "search": "trtq.verbs.search",
 }
@@ -115,9 +120,10 @@ __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
     "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec", "Encodings", "EngineManifest",
     "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec",
-    "ImportCheckpointSpec", "ImportRecord", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
-    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost", "evaluate",
-    "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "search",
+    "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord",
+    "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost",
+    "evaluate", "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run",
+    "run_lint", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -538,6 +538,16 @@ class BuildSpec(Spec, frozen=True, kw_only=True):
     ] = False
 
 
+class LintSpec(Spec, frozen=True, kw_only=True):
+    """Look for what TensorRT would refuse in an ONNX file, or silently compute in float."""
+
+    onnx: Annotated[str, Doc(description="An ONNX file of any origin.")]
+    target: Annotated[str, Doc(description="The device that will read it, @ a TensorRT version: rtx3080, orin@10.3.")]
+    fix: Annotated[
+        str | None, Doc(description="Write a copy here in which what is mechanical is repaired; values stay what they were.")
+    ] = None
+
+
 class ExportCalibSpec(Spec, frozen=True, kw_only=True):
     """Write the ranges of a Q/DQ file as a calibration cache of TensorRT."""
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
+    "lint": "What TensorRT would refuse in an ONNX file, or compute in float.",
     "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
     "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",
     "import-checkpoint": "Ranges of pytorch-quantization, ModelOpt or AIMET taken over.",

@@ -1,0 +1,304 @@
+"""Lint: for every rule one small wrong graph and one right one, and repairs that change no value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.conftest import run_cli
+from trtq import LintSpec, run_lint
+from trtq.engine.targets import parse_target
+from trtq.errors import UsageError
+from trtq.export.lint import RULES, lint, repair
+from trtq.export.ort import open_session, run_batch
+from trtq.verbs.lint import reader_of
+
+RNG = np.random.default_rng(0)
+
+
+class Build:
+    """A graph, node by node."""
+
+    def __init__(self, opset: int = 13, size: int | None = 8) -> None:
+        self.opset, self.size, self.nodes, self.constants = opset, size, [], []
+
+    def const(self, name: str, value: np.ndarray) -> str:
+        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, name: str | None = None, **attributes) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output if name is None else name, **attributes))
+        return output
+
+    def pair(self, x: str, tag: str, scale=0.05, zero=None, axis: int | None = None, zeros: bool = True) -> str:
+        scale = np.asarray(scale, dtype=np.float32)
+        rest = [self.const(f"{tag}_s", scale)]
+        if zeros:
+            rest.append(self.const(f"{tag}_z", np.full(scale.shape, np.int8(0) if zero is None else zero)))
+        more = {} if axis is None else {"axis": axis}
+        return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, *rest], f"{tag}_q", **more), *rest], f"{tag}_dq", **more)
+
+    def conv(self, x: str, tag: str, *, axis: int | None = 0, channels: int = 3, scale=None, quantized: bool = True) -> str:
+        weight = self.const(f"{tag}_w", RNG.standard_normal((4, channels, 3, 3)).astype(np.float32))
+        count = channels if axis == 1 else 4
+        given = self.pair(weight, f"{tag}_w", scale=np.full(count, 0.03) if scale is None else scale, axis=axis) if quantized else weight
+        return self.node("Conv", [x, given], tag, pads=[1, 1, 1, 1])
+
+    def model(self, output: str) -> onnx.ModelProto:
+        self.node("Identity", [output], "y")
+        graph = helper.make_graph(
+            self.nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, self.size, self.size])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "c", "h", "w"])], self.constants,
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+
+
+def plain(axis: int | None = 0, **more) -> onnx.ModelProto:
+    b = Build(**more)
+    return b.model(b.conv(b.pair("x", "in"), "c", axis=axis))
+
+
+def with_op(kind: str, **attributes) -> onnx.ModelProto:
+    b = Build(opset=20)
+    return b.model(b.node(kind, ["x"], "o", **attributes))
+
+
+def zero_point(value) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in", zero=value), "c"))
+
+
+def activation(scale, axis=None) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in", scale=scale, axis=axis), "c"))
+
+
+def no_zero(zeros: bool) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in", zeros=zeros), "c"))
+
+
+def scalar_axis(axis) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in", axis=axis), "c"))
+
+
+def bias(kind: str) -> onnx.ModelProto:
+    b = Build()
+    x, weight = (
+        b.pair("x", "in"),
+        b.pair(b.const("w", RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)), "w", scale=np.full(4, 0.03), axis=0),
+    )
+    if kind == "int32":
+        codes = b.const("b", np.arange(4, dtype=np.int32) * 100)
+        given = b.node("DequantizeLinear", [codes, b.const("bs", np.full(4, 0.0015, dtype=np.float32))], "b_dq", axis=0)
+    else:
+        given = b.const("b", np.arange(4, dtype=np.float32))
+    return b.model(b.node("Conv", [x, weight, given], "c", pads=[1, 1, 1, 1]))
+
+
+def stored(form: str) -> onnx.ModelProto:
+    b = Build()
+    x = b.pair("x", "in")
+    if form.startswith("codes"):
+        codes = b.const("w", RNG.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8))
+        rest = [b.const("ws", np.linspace(0.01, 0.04, 4).astype(np.float32)), b.const("wz", np.zeros(4, dtype=np.int8))]
+        rest = rest[:1] if "no zero" in form else rest
+        return b.model(b.node("Conv", [x, b.node("DequantizeLinear", [codes, *rest], "w_dq", axis=0)], "c", pads=[1, 1, 1, 1]))
+    return b.model(b.conv(x, "c"))
+
+
+def concat(second: float, behind: bool = False) -> onnx.ModelProto:
+    b = Build()
+    joined = b.node("Concat", [b.pair("x", "a", scale=0.05), b.pair("x", "b", scale=second)], "j", axis=1)
+    return b.model(b.conv(b.pair(joined, "p") if behind else joined, "c", channels=6))
+
+
+def pooled(pair_behind: bool) -> onnx.ModelProto:
+    b = Build()
+    pool = b.node("AveragePool", [b.pair("x", "in")], "p", kernel_shape=[2, 2])
+    return b.model(b.conv(b.pair(pool, "q") if pair_behind else pool, "c"))
+
+
+def transposed(quantized: bool) -> onnx.ModelProto:
+    b = Build()
+    weight = b.const("w", RNG.standard_normal((3, 4, 2, 2)).astype(np.float32))
+    x, given = (b.pair("x", "in"), b.pair(weight, "w", scale=np.full(4, 0.03), axis=1)) if quantized else ("x", weight)
+    return b.model(b.node("ConvTranspose", [x, given], "t"))
+
+
+def residual(pair: bool) -> onnx.ModelProto:
+    b = Build()
+    stem = b.node("Relu", [b.conv(b.pair("x", "in"), "stem")], "r")
+    branch = b.conv(b.pair(stem, "mid"), "c", channels=4)
+    return b.model(b.node("Add", [branch, b.pair(stem, "short") if pair else stem], "sum"))
+
+
+def fused(inside: bool) -> onnx.ModelProto:
+    b = Build()
+    c = b.conv(b.pair("x", "in"), "c")
+    return b.model(b.node("Relu", [b.pair(c, "mid")], "r") if inside else b.pair(b.node("Relu", [c], "r"), "out"))
+
+
+def softmax(pair: bool) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.node("Softmax", [b.pair("x", "in") if pair else "x"], "s", axis=1))
+
+
+def names(second: str) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.node("Relu", [b.node("Relu", ["x"], "a", name="first")], "b", name=second))
+
+
+def scale_of(value) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in", scale=value), "c"))
+
+
+def computed_scale() -> onnx.ModelProto:
+    b = Build()
+    s = b.node("ReduceMax", ["x"], "s", keepdims=0)
+    z = b.const("z", np.int8(0))
+    return b.model(b.node("DequantizeLinear", [b.node("QuantizeLinear", ["x", s, z], "q"), s, z], "dq"))
+
+
+def constant(value: float) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.node("Mul", ["x", b.const("k", np.float32(value))], "m"))
+
+
+def bare_axis() -> onnx.ModelProto:
+    """Scales for each channel without an axis: ONNX means axis 1."""
+    b = Build()
+    return b.model(b.conv(b.pair("x", "in"), "c", axis=None, scale=np.full(3, 0.03)))
+
+
+CASES = {
+    "L01": (lambda: with_op("Relu"), plain, "xavier@8.5"),
+    "L02": (lambda: with_op("Gelu"), lambda: with_op("Relu"), "sm86@8.6"),
+    "L03": (lambda: zero_point(np.uint8(128)), lambda: zero_point(np.int8(0)), "rtx3080"),
+    "L04": (lambda: activation(np.full(3, 0.05), 1), lambda: activation(0.05), "rtx3080"),
+    "L05": (lambda: plain(axis=1), lambda: plain(axis=0), "rtx3080"),
+    "L06": (bare_axis, plain, "rtx3080"),
+    "L07": (lambda: scalar_axis(1), lambda: scalar_axis(None), "sm86@8.0"),
+    "L08": (lambda: stored("codes, no zero"), lambda: no_zero(True), "xavier@8.5"),
+    "L09": (lambda: bias("int32"), lambda: bias("float"), "rtx3080"),
+    "L10": (lambda: stored("codes"), lambda: stored("float"), "xavier@8.5"),
+    "L11": (lambda: concat(0.1), lambda: concat(0.05), "rtx3080"),
+    "L12": (lambda: pooled(False), lambda: pooled(True), "rtx3080"),
+    "L13": (lambda: transposed(True), lambda: transposed(False), "rtx3080"),
+    "L14": (lambda: residual(False), lambda: residual(True), "rtx3080"),
+    "L15": (lambda: fused(True), lambda: fused(False), "rtx3080"),
+    "L16": (lambda: softmax(True), lambda: softmax(False), "rtx3080"),
+    "L17": (lambda: plain(size=None), plain, "rtx3080"),
+    "L18": (lambda: names("first"), lambda: names("second"), "rtx3080"),
+    "L19": (lambda: scale_of(-0.1), lambda: scale_of(0.1), "rtx3080"),
+    "L20": (lambda: constant(1e6), lambda: constant(10.0), "rtx3080"),
+    "L21": (plain, lambda: constant(1.0), "nano"),
+}  # fmt: skip
+
+
+def found(model: onnx.ModelProto, target: str) -> set[str]:
+    return {f.rule for f in lint(model, reader_of(parse_target(target)))}
+
+
+def test_every_rule_has_a_case():
+    assert sorted(CASES) == [r for r, *_ in RULES]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_wrong_graph_and_a_right_one(rule):
+    wrong, right, target = CASES[rule]
+    assert rule in found(wrong(), target)
+    assert rule not in found(right(), target)
+
+
+@pytest.mark.parametrize("rule", [r for r, _, _, fix in RULES if fix is not None])
+def test_repairs_change_no_value(rule):
+    wrong, _, target = CASES[rule]
+    model, reader = wrong(), reader_of(parse_target(target))
+    before = model.SerializeToString()
+    fixed, done = repair(model, reader)
+    assert model.SerializeToString() == before
+    assert done[rule] >= 1
+    assert rule not in {f.rule for f in lint(fixed, reader)}
+    onnx.checker.check_model(fixed, full_check=True)
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    if rule == "L18":  # ONNX Runtime refuses the file before
+        model = names("second")
+    got, wanted = (run_batch(open_session(m), x)[0] for m in (fixed, model))
+    if rule == "L13":  # what was quantized is float again: near, not equal
+        assert np.abs(got - wanted).max() < 0.5
+    else:
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_more_wrong_graphs():
+    assert "L03" in found(zero_point(np.int8(3)), "rtx3080")
+    assert not any(f.repairable for f in lint(zero_point(np.int8(3)), reader_of(parse_target("rtx3080"))) if f.rule == "L03")
+    assert "L11" not in found(concat(0.1, behind=True), "rtx3080")
+    assert "L19" in found(computed_scale(), "rtx3080")
+    assert "L18" in found(names('a"b'), "rtx3080")
+    for kind in ("ConvInteger", "QLinearConv"):
+        model = with_op("Relu")
+        model.graph.node[0].op_type = kind
+        assert "L02" in found(model, "rtx3080@11.4")
+    # what one release rejects another takes
+    assert "L08" not in found(stored("codes, no zero"), "orin@10.3")
+    bare = [f for f in lint(no_zero(False), reader_of(parse_target("orin@10.3"))) if f.rule == "L08"]
+    assert len(bare) == 1  # a Q without a zero point means UINT8 to ONNX, whoever reads it: nothing mechanical
+    assert not bare[0].repairable
+    assert "L10" not in found(stored("codes"), "rtx3080@11.4")
+    assert "L07" not in found(scalar_axis(1), "xavier@8.2")
+
+
+def test_what_trtq_writes_passes(cnn_out: Path):
+    for target in ("rtx3080@11.4", "orin@10.3", "h200"):
+        record = run_lint(LintSpec(onnx=f"{cnn_out}/model.qdq.onnx", target=target))
+        assert record.passed, record.findings
+        assert not record.findings
+
+
+def test_on_the_command_line(tmp_path: Path):
+    onnx.save(stored("codes"), tmp_path / "m.onnx")
+    wrong = run_cli("lint", str(tmp_path / "m.onnx"), "--target", "xavier")
+    assert wrong.returncode == 1
+    assert "L10 error" in wrong.stdout
+    assert "[--fix]" in wrong.stdout
+    assert "for Jetson AGX Xavier, TensorRT 8.5: 1 would not build" in wrong.stdout
+    fixed = run_cli("lint", str(tmp_path / "m.onnx"), "--target", "xavier", "--fix", str(tmp_path / "f.onnx"), "--json")
+    assert fixed.returncode == 0, fixed.stdout
+    assert json.loads(fixed.stdout)["repaired"] == {"L10": 1}
+    with pytest.raises(UsageError, match="--fix would overwrite the file it reads"):
+        run_lint(LintSpec(onnx=str(tmp_path / "m.onnx"), target="xavier", fix=str(tmp_path / "m.onnx")))
+
+
+def test_a_file_of_onnx_runtimes_own_quantizer(cnn_out: Path, tmp_path: Path):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [{"input": RNG.standard_normal((4, 3, 32, 32)).astype(np.float32)} for _ in range(2)]
+
+        def get_next(self):
+            return self.left.pop() if self.left else None
+
+    made = tmp_path / "ort.onnx"
+    quantize_static(
+        str(cnn_out / "model.fp32.onnx"), str(made), Images(), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, per_channel=True,
+    )  # fmt: skip
+    record = run_lint(LintSpec(onnx=str(made), target="xavier"))
+    rules = {f.rule for f in record.findings}
+    assert {"L03", "L09", "L10"} <= rules  # asymmetric activations, INT32 biases, stored weights: its defaults
+    assert not record.passed
+    fixed = run_lint(LintSpec(onnx=str(made), target="xavier", fix=str(tmp_path / "fixed.onnx")))
+    assert {"L09", "L10"}.isdisjoint({f.rule for f in fixed.findings})
+    x = RNG.standard_normal((4, 3, 32, 32)).astype(np.float32)
+    got, wanted = (run_batch(open_session(p), x)[0] for p in (tmp_path / "fixed.onnx", made))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,37 @@
+"""``trtq lint``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import LintSpec
+
+
+@click.command("lint")
+@spec_options(LintSpec, argument="onnx", required=("target",))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Say what TensorRT would refuse in ONNX, or accept and silently compute in float.
+
+    Works on files of any tool. Exit code 1 when something would not build or not compute in INT8, 0 otherwise.
+
+    \b
+    Example:
+      trtq lint model.onnx --target xavier@8.5 --fix repaired.onnx
+    """
+    merged = collect(LintSpec, values)
+    require(merged, ("onnx", "target"), "lint", "onnx")
+    from trtq.verbs.lint import run_lint
+
+    record = run_lint(LintSpec.make(merged))
+    if as_json:
+        print_json(record)
+    else:
+        for f in record.findings:
+            click.echo(f"{f.rule} {f.severity:5} {f.where}: {f.why}. {f.mend}{'  [--fix]' if f.repairable else ''}")
+        click.echo(record.summary)
+    click.get_current_context().exit(0 if record.passed else 1)

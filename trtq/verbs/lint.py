@@ -1,0 +1,83 @@
+"""``trtq lint``: numbered rules over an ONNX file of any origin, for one target."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, sha256_file
+from trtq.engine.targets import Target, parse_target
+from trtq.engine.versions import newest_opset, shown
+from trtq.errors import UsageError
+from trtq.export.lint import Finding, Reader, lint, repair
+from trtq.export.onnx_file import load_onnx, save_onnx
+from trtq.recipe import LintSpec
+
+NEWEST_OPSET = 25  # where the target names no release
+
+
+class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rules found.
+
+    Attributes:
+        reader: who the file was read for.
+        findings: in the order of the rules; with ``fix``, those that are left.
+        repaired: places by rule.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    onnx_sha256: str
+    reader: str
+    findings: list[Finding]
+    repaired: dict[str, int]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it builds, and no layer computes in float that was to compute in INT8."""
+        return not any(f.severity in ("error", "float") for f in self.findings)
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        counts = Counter[str](f.severity for f in self.findings)
+        words = {"error": "would not build", "float": "would compute in float", "slow": "cost speed"}
+        said = ", ".join(f"{counts[k]} {v}" for k, v in words.items() if counts[k]) or "nothing found"
+        fixed = f"; repaired {sum(self.repaired.values())} places ({', '.join(self.repaired)})" if self.repaired else ""
+        return f"for {self.reader}: {said}{fixed}"
+
+
+def run_lint(spec: LintSpec) -> LintRecord:
+    """Look at an ONNX file, and repair a copy when asked.
+
+    Raises:
+        ExportError: it cannot be read, or the repaired copy is not valid.
+        UsageError: the target is unknown, or the copy would take the file's place.
+    """
+    target, path = parse_target(spec.target), Path(spec.onnx)
+    model, reader = load_onnx(path), reader_of(target)
+    repaired: dict[str, int] = {}
+    if spec.fix is not None:
+        out = Path(spec.fix)
+        if out.resolve() == path.resolve():
+            raise UsageError("--fix would overwrite the file it reads", mend="Give another path")
+        ensure_writable_dir(out.parent, option="--fix")
+        model, repaired = repair(model, reader)
+        save_onnx(model, out)
+    return LintRecord(
+        schema=SCHEMA, verb="lint", spec=msgspec.to_builtins(spec), onnx_sha256=sha256_file(path), reader=reader.name,
+        findings=lint(model, reader), repaired=repaired,
+    )  # fmt: skip
+
+
+def reader_of(target: Target) -> Reader:
+    """Return what a target reads."""
+    release = target.release
+    name = f"{target.device}, TensorRT {shown(release)}" if release is not None else f"{target.device}, TensorRT 10 and later"
+    return Reader(
+        version=release, opset=newest_opset(release) if release is not None else NEWEST_OPSET, int8="INT8" in target.arithmetic, name=name
+    )
