@@ -170,6 +170,9 @@ class Told:
     def begin(self, label: str, total: int) -> None:
         self.counting = label.startswith("Epoch")
 
+    def status(self, text: str) -> None:
+        assert text.startswith("loss ")
+
     def advance(self, count: int) -> None:
         self.done += count if self.counting else 0
         if self.after <= self.done < self.after + count:

@@ -17,11 +17,13 @@ class ConsoleProgress:
         self.quiet = quiet
         self._bar: Any = None
         self._label, self._total, self._done, self._start, self._told = "", 0, 0, 0.0, 0.0
+        self._status = ""
 
     def begin(self, label: str, total: int) -> None:
         """Start a loop of ``total`` images."""
         self.close()
         self._label, self._total, self._done, self._start, self._told = label, total, 0, time.monotonic(), time.monotonic()
+        self._status = ""
         if self.quiet:
             return
         if sys.stderr.isatty():
@@ -42,13 +44,17 @@ class ConsoleProgress:
         self._done += count
         rate = self._done / max(time.monotonic() - self._start, 1e-6)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s")
+            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s{self._status}")
             if self._done >= self._total:
                 self.close()
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
-            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f}/s, {left:.0f} s left", err=True)
+            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left", err=True)
+
+    def status(self, text: str) -> None:
+        """Show ``text`` beside the rate from now on."""
+        self._status = f", {text}" if text else ""
 
     def note(self, text: str) -> None:
         """Print a line a user should read."""

@@ -37,6 +37,7 @@ class Listener(Protocol):
 
     def begin(self, label: str, total: int) -> None: ...  # noqa: D102
     def advance(self, count: int) -> None: ...  # noqa: D102
+    def status(self, text: str) -> None: ...  # noqa: D102
     def note(self, text: str) -> None: ...  # noqa: D102
 
 
@@ -205,6 +206,7 @@ class Trainer:
                 loss, told_to_stop = self._step(images, wanted, part, len(parts), bool(stopped))
             at.total, at.count, at.step = at.total + loss * len(part), at.count + len(part), at.step + 1
             seen += len(part)
+            self.told.status(f"loss {at.total / at.count:.4f}")
             self.told.advance(len(part))
             if at.step % spec.accumulate:
                 continue  # gradients are half added: nothing is kept here

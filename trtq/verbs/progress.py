@@ -14,6 +14,9 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """``count`` more items are done."""
 
+    def status(self, text: str) -> None:
+        """How the loop is doing, such as its loss; the next one takes its place."""
+
     def note(self, text: str) -> None:
         """A line a user should read: a skip, a fallback, a choice made for them."""
 
@@ -25,6 +28,9 @@ class Silent:
         """Ignore."""
 
     def advance(self, count: int) -> None:
+        """Ignore."""
+
+    def status(self, text: str) -> None:
         """Ignore."""
 
     def note(self, text: str) -> None:
