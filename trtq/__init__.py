@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         AdviseSpec,
         AllocateSpec,
         AnalyzeSpec,
+        AuditSpec,
         BenchSpec,
         BlocksSpec,
         BuildSpec,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from trtq.verbs.allocate import allocate
     from trtq.verbs.allocation import AllocateRecord
     from trtq.verbs.analyze import AnalyzeRecord, analyze
+    from trtq.verbs.audit import AuditRecord, audit
     from trtq.verbs.blocks import BlocksRecord, blocks
     from trtq.verbs.calibration import CalibrationRecord, export_calib, import_calib
     from trtq.verbs.cost import CostRecord, cost
@@ -69,6 +71,8 @@ _WHERE = {
     "AllocateSpec": "trtq.recipe",
     "AnalyzeRecord": "trtq.verbs.analyze",
     "AnalyzeSpec": "trtq.recipe",
+    "AuditRecord": "trtq.verbs.audit",
+    "AuditSpec": "trtq.recipe",
     "BenchRecord": "trtq.bench.latency",
     "BenchSpec": "trtq.recipe",
     "BlocksRecord": "trtq.verbs.blocks",
@@ -99,6 +103,7 @@ _WHERE = {
     "advise": "trtq.verbs.advise",
     "allocate": "trtq.verbs.allocate",
     "analyze": "trtq.verbs.analyze",
+    "audit": "trtq.verbs.audit",
     "bench": "trtq.bench.latency",
     "blocks": "trtq.verbs.blocks",
     "build": "trtq.engine.build",
@@ -117,13 +122,13 @@ _WHERE = {
 }
 
 __all__ = [
-    "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "BenchRecord", "BenchSpec",
-    "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec", "Encodings", "EngineManifest",
-    "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec",
-    "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord",
-    "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "bench", "blocks", "build", "cost",
-    "evaluate", "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run",
-    "run_lint", "search",
+    "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "AuditRecord", "AuditSpec",
+    "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec",
+    "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec",
+    "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec",
+    "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit",
+    "bench", "blocks", "build", "cost", "evaluate", "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect",
+    "load_recipe", "quantize", "run", "run_lint", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -548,6 +548,18 @@ class LintSpec(Spec, frozen=True, kw_only=True):
     ] = None
 
 
+class AuditSpec(Spec, frozen=True, kw_only=True):
+    """Compare what an ONNX file asks for with what an engine computes in."""
+
+    file: Annotated[
+        str, Doc(description="An engine that trtq built with TensorRT-RTX, or the .json of trtexec --exportLayerInfo (8.2 to 11).")
+    ]
+    onnx: Annotated[str, Doc(description="The ONNX file it was built from.")]
+    target: Annotated[
+        str | None, Doc(description="A device, @ a TensorRT version: name the rule that probably keeps a module in float.")
+    ] = None
+
+
 class ExportCalibSpec(Spec, frozen=True, kw_only=True):
     """Write the ranges of a Q/DQ file as a calibration cache of TensorRT."""
 

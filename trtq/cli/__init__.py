@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "Run the chain of a recipe, skipping what is up to date.",
     "blocks": "The convolutional and the transformer parts of a model.",
     "methods": "The quantization methods: where each runs, its arguments.",
+    "audit": "What an engine computes in, against what was asked for.",
     "lint": "What TensorRT would refuse in an ONNX file, or compute in float.",
     "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
     "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",

@@ -164,7 +164,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         per_value = reader.shapes[node.input[0]][0 if attributes.get("transA") else -1]
     groups = attributes.get("group", 1)
     return Op(
-        name=_name(node), kind=kind, macs=reader.values(produced) * per_value // batch, weights=reader.values(weight) if weight else 0,
+        name=op_name(node), kind=kind, macs=reader.values(produced) * per_value // batch, weights=reader.values(weight) if weight else 0,
         reads={n: reader.values(n) // batch for n in activations}, writes={n: reader.values(n) // batch for n in node.output if n},
         depthwise=kind == "conv" and isinstance(groups, int) and groups > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None, input_bits=min((reader.bits(n) for n in activations), default=None),
@@ -172,5 +172,6 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     )  # fmt: skip
 
 
-def _name(node: onnx.NodeProto) -> str:
+def op_name(node: onnx.NodeProto) -> str:
+    """Return the name that a node has in every count: its own, without the kind of op that trtq ends it with."""
     return node.name.removesuffix(f"/{node.op_type}") or node.output[0]

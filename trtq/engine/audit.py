@@ -1,0 +1,179 @@
+"""What an engine computes in, module by module: from TensorRT's own layer report, or from the rows inside a TensorRT-RTX plan.
+
+Layer reports differ between 8.2 and 11 (facts: keys, type texts, fused names); layers are found again by the names of their ONNX
+nodes, inside fused names and metadata, never by equality.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from trtq.engine.plan_kernels import read_plan_kernels
+from trtq.errors import EngineError
+
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+UNKNOWN = "unknown"
+# Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16 contains float16 contains float.
+TYPES = (("int8", "int8"), ("fp8", "fp8"), ("bf16", "bf16"), ("bfloat", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("float16", "fp16"),
+         ("fp32", "fp32"), ("float", "fp32"))  # fmt: skip
+FOREIGN = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
+
+
+class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of an engine.
+
+    Attributes:
+        name: as the engine calls it.
+        precision: type of its inputs and weights; ``unknown`` where the report has names alone.
+        text: everything in which the names of its ONNX nodes may stand.
+        moves: it only changes a layout or a type.
+    """
+
+    name: str
+    precision: str
+    text: str
+    moves: bool = False
+
+
+class ModuleRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One convolution or product of the ONNX file.
+
+    Attributes:
+        node: its name there.
+        requested: ``int8`` or ``fp8`` where both operands have Q/DQ pairs, else ``float``.
+        actual: what the engine computes it in; None when no layer of the engine names it.
+        layer: of the engine.
+        macs: for one image; 0 where they cannot be counted.
+        why: what probably keeps it from what was requested.
+    """
+
+    node: str
+    requested: str
+    actual: str | None
+    layer: str
+    macs: int
+    why: str = ""
+
+    @property
+    def short(self) -> bool:
+        """Whether it computes in something else than requested."""
+        return self.requested != "float" and self.actual not in (self.requested, None, UNKNOWN)
+
+
+def classify(text: str) -> str:
+    """Return the precision that a type text of any release means.
+
+    >>> classify("Thirty-two wide channel vectorized row major Int8 format"), classify("BFloat16"), classify("Float16"), classify("Float")
+    ('int8', 'bf16', 'fp16', 'fp32')
+    """
+    lowered = text.lower()
+    return next((kind for word, kind in TYPES if word in lowered), UNKNOWN)
+
+
+def read_layer_info(path: Path) -> list[LayerRow]:
+    """Return the layers of a report of ``trtexec --exportLayerInfo`` or the engine inspector, 8.2 to 11.
+
+    Raises:
+        EngineError: it is no such report.
+    """
+    try:
+        data = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError) as exc:
+        raise EngineError(f"Cannot read the layer report {path}", str(exc)) from exc
+    layers = data.get("Layers") if isinstance(data, dict) else None
+    if not isinstance(layers, list) or not layers:
+        raise EngineError(
+            f"{path} is no layer report of TensorRT", 'it has no list called "Layers"', "Make it with trtexec --exportLayerInfo"
+        )
+    return [_row(layer) for layer in layers]
+
+
+def _row(layer: Any) -> LayerRow:
+    if not isinstance(layer, dict):  # built without --profilingVerbosity=detailed
+        return LayerRow(name=str(layer), precision=UNKNOWN, text=str(layer), moves=str(layer).startswith("Reformat"))
+    name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
+    weights = layer.get("Weights")
+    types = [classify(_type(t)) for t in layer.get("Inputs", ()) if isinstance(t, dict)]
+    if isinstance(weights, dict) and weights.get("Type"):
+        types.append(classify(str(weights["Type"])))
+    known = [t for t in types if t != UNKNOWN]
+    # A layer with an INT8 input and FP16 weights is not an INT8 layer: the widest of them decides.
+    order = ("fp32", "bf16", "fp16", "fp8", "int8")
+    precision = min(known, key=order.index) if known else UNKNOWN
+    moves = kind in ("Reformat", "NoOp", "Quantize", "Dequantize", "Shuffle") or name.startswith("Reformatting")
+    return LayerRow(name=name, precision=precision, text=f"{name} {layer.get('Metadata', '')}", moves=moves)
+
+
+def _type(tensor: Mapping[str, Any]) -> str:
+    """Return the type text of a tensor: one field up to 10, two from 11 on."""
+    return str(tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("DataType") or "")
+
+
+def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
+    """Return the layers of a TensorRT-RTX plan, None where its undocumented rows are not as known."""
+    kernels = read_plan_kernels(plan, version, 1)
+    if kernels is None:
+        return None
+    return [LayerRow(name=k.name, precision=k.precision, text=k.name, moves=False) for k in kernels]
+
+
+def requests(model: onnx.ModelProto) -> dict[str, str]:
+    """Return, by node name, what every convolution and product is asked to compute in."""
+    made = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    fp8 = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT8E4M3FN}
+
+    def kind(node: onnx.NodeProto) -> str:
+        pairs = [made.get(name) for name in node.input[:2]]
+        if not all(pairs):
+            return "float"
+        return "fp8" if any(p is not None and len(p.input) > 2 and p.input[2] in fp8 for p in pairs) else "int8"
+
+    return {n.name or n.output[0]: kind(n) for n in model.graph.node if n.op_type in COMPUTE}
+
+
+def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str, int], reasons: Mapping[str, str]) -> list[ModuleRow]:
+    """Return a row for every convolution and product of an ONNX file.
+
+    Args:
+        model: with Q/DQ pairs or without.
+        layers: of the engine.
+        macs: by node name.
+        reasons: by node name, what probably keeps it in float.
+    """
+    order = {n.name or n.output[0]: i for i, n in enumerate(model.graph.node)}
+    spans = [(layer, _spans(layer.text, order)) for layer in layers if not layer.moves]
+    rows = []
+    for node, requested in requests(model).items():
+        layer, direct = _named(node, spans, order[node])
+        # A region says of its inputs what they are, not of every product inside.
+        actual = None if layer is None else layer.precision if direct else UNKNOWN
+        rows.append(
+            ModuleRow(
+                node=node, requested=requested, actual=actual, layer=layer.name if layer is not None else "", macs=macs.get(node, 0),
+                why=reasons.get(node, ""),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _spans(text: str, order: Mapping[str, int]) -> list[tuple[int, int]]:
+    """Return the ranges of nodes that a Myelin region names by its first and last."""
+    return [(order[a], order[b]) for a, b in FOREIGN.findall(text) if a in order and b in order]
+
+
+def _named(node: str, layers: Iterable[tuple[LayerRow, list[tuple[int, int]]]], position: int) -> tuple[LayerRow | None, bool]:
+    """Return the layer whose text has the node's name as a whole (True), or whose region spans it (False)."""
+    whole = re.compile(rf"(?<![\w./-]){re.escape(node)}(?![\w./-])")
+    spanned = None
+    for layer, spans in layers:
+        if whole.search(layer.text):
+            return layer, True
+        if any(first <= position <= last for first, last in spans):
+            spanned = spanned or layer
+    return spanned, False
