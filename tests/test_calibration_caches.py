@@ -188,6 +188,28 @@ def test_what_cannot_be_exported(ptq: Path, tmp_path: Path):
 # ---- into a build ----------------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_cache_cannot_hold(images: Path, tmp_path: Path):
+    vit = "trtq.testing.models:tiny_vit"
+    quantize(spec(images, tmp_path / "s", model=vit, model_arg={"outlier": 30.0}, method=["smooth"], opset=17))
+    asked = ExportCalibSpec(onnx=f"{tmp_path}/s/model.qdq.onnx", target="rtx3080@8.6", out=f"{tmp_path}/c")
+    with pytest.raises(ExportError, match="smooth folded factors into it"):
+        export_calib(asked)
+    (tmp_path / "s/encodings.safetensors").unlink()
+    with pytest.raises(EncodingsError, match="Cannot read the encodings .*there is no such file"):  # then it cannot be known
+        export_calib(asked)
+    model = onnx.load(tmp_path / "s/model.fp32.onnx")
+    onnx.save(model, tmp_path / "s/plain.onnx")
+    wrong = linear(True)
+    wrong.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x2"]))
+    wrong.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]))
+    wrong.graph.initializer.extend([numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.uint8(0), "z")])
+    onnx.save(wrong, tmp_path / "u8.onnx")
+    with pytest.raises(ExportError, match="Cannot write the range of x into a cache: a cache holds ranges of INT8 codes around 0"):
+        export_calib(
+            ExportCalibSpec(onnx=f"{tmp_path}/u8.onnx", network=f"{tmp_path}/s/plain.onnx", target="rtx3080@8.6", out=f"{tmp_path}/c")
+        )
+
+
 def test_a_build_reads_the_cache_of_its_own_release_and_no_other(ptq: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
     cache = tmp_path / "c"
@@ -207,11 +229,23 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(ptq: Path, tmp_
         build(BuildSpec(**{**asked, "backend": "auto"}))
     with pytest.raises(EngineError, match="it has Q/DQ pairs, and TensorRT then reads no cache"):
         build(BuildSpec(**{**asked, "onnx": f"{ptq}/model.qdq.onnx"}))
-    cache.write_text(cache.read_text().replace("8502", "8401"))
-    with pytest.raises(
-        EngineError, match="it is of TensorRT 8.4, EntropyCalibration2; 8.5 ignores it and calibrates on random numbers.*xavier@8.5"
-    ):
+    text = cache.read_text()
+    for other in ("8401", "8500"):  # another release, and another patch of the same
+        cache.write_text(text.replace("8502", other))
+        wanted = f"it is of TRT-{other}, EntropyCalibration2; TRT-8502 ignores it and calibrates on random numbers.*--release-number 8502"
+        with pytest.raises(EngineError, match=wanted):
+            build(BuildSpec(**asked))
+    cache.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EngineError, match="Cannot build .* with"):
         build(BuildSpec(**asked))
+    # On 10 a cache needs a weakly typed build: the flag, and no types in the graph.
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.7")))
+    export_calib(ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="orin@10.3", out=str(cache), release_number=100300))
+    ten = build(BuildSpec(**{**asked, "target": "orin"}, precision="fp16")).builder["command"]
+    assert "--int8" in ten
+    assert "--fp16" in ten
+    assert "--stronglyTyped" not in ten
+    cache.write_text(text)
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v110100", sm="8.6")))
     with pytest.raises(EngineError, match="TensorRT 11.1 reads no calibration caches.*trtq import-calib"):
         build(BuildSpec(**{**asked, "target": "rtx3080"}))

@@ -150,6 +150,15 @@ def test_files_without_ranges(images: Path, tmp_path: Path):
         read_foreign(tmp_path / "a.encodings")
 
 
+def test_smoothing_that_a_state_dict_hides_is_refused(tmp_path: Path):
+    _, state = quantized_state("")
+    torch.save({**state, "head.input_quantizer._pre_quant_scale": torch.ones(32)}, tmp_path / "one.pth")
+    assert read_foreign(tmp_path / "one.pth").amax
+    torch.save({**state, "head.input_quantizer._pre_quant_scale": torch.full((32,), 2.0)}, tmp_path / "two.pth")
+    with pytest.raises(EncodingsError, match="head.input_quantizer._pre_quant_scale: SmoothQuant or AWQ divided weights by it"):
+        read_foreign(tmp_path / "two.pth")
+
+
 def test_aimet(images: Path, tmp_path: Path):
     model = tiny_cnn().eval()
 
@@ -197,3 +206,25 @@ def test_on_the_command_line(images: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "10 ranges of pytorch-quantization in use" in done.stdout
     assert read(tmp_path / "o/import.json")["parity"]["passed"]
+
+
+def test_aimet_ranges_of_folded_weights_are_not_folded_again(images: Path, tmp_path: Path):
+    from trtq.graph.capture import capture
+    from trtq.graph.normalize import get_constant
+
+    torch.manual_seed(0)
+    graph = capture(tiny_cnn().eval(), (3, 32, 32)).module
+    folded = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
+    stem = next(v for k, v in folded.items() if k.startswith("stem") and v is not None and v.ndim == 4)
+
+    def one(v: float) -> dict[str, object]:
+        return {"bitwidth": 8, "min": -128 / 127 * v, "max": v, "is_symmetric": "True"}
+
+    data = {
+        "activation_encodings": {"stem": {"input": {"0": one(3.0)}}},
+        "param_encodings": {"stem.weight": [one(v) for v in stem.abs().flatten(1).amax(1).tolist()]},
+    }
+    (tmp_path / "q.encodings").write_text(json.dumps(data))
+    import_checkpoint(asked(images, tmp_path / "q.encodings", tmp_path / "o"))
+    got = Encodings.load(tmp_path / "o/encodings.safetensors").amax["stem.weight"]
+    torch.testing.assert_close(got, stem.abs().flatten(1).amax(1), rtol=1e-4, atol=0)

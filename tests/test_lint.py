@@ -150,6 +150,11 @@ def softmax(pair: bool) -> onnx.ModelProto:
     return b.model(b.node("Softmax", [b.pair("x", "in") if pair else "x"], "s", axis=1))
 
 
+def half(which: str) -> onnx.ModelProto:
+    b = Build()
+    return b.model(b.conv("x" if which == "weight" else b.pair("x", "in"), "c", quantized=which != "input"))
+
+
 def names(second: str) -> onnx.ModelProto:
     b = Build()
     return b.model(b.node("Relu", [b.node("Relu", ["x"], "a", name="first")], "b", name=second))
@@ -200,6 +205,7 @@ CASES = {
     "L19": (lambda: scale_of(-0.1), lambda: scale_of(0.1), "rtx3080"),
     "L20": (lambda: constant(1e6), lambda: constant(10.0), "rtx3080"),
     "L21": (plain, lambda: constant(1.0), "nano"),
+    "L22": (lambda: half("input"), lambda: half("both"), "rtx3080"),
 }  # fmt: skip
 
 
@@ -248,6 +254,8 @@ def test_more_wrong_graphs():
         model = with_op("Relu")
         model.graph.node[0].op_type = kind
         assert "L02" in found(model, "rtx3080@11.4")
+    assert "L22" in found(half("weight"), "rtx3080")
+    assert "L03" in found(zero_point(np.int16(0)), "rtx3080")
     # what one release rejects another takes
     assert "L08" not in found(stored("codes, no zero"), "orin@10.3")
     bare = [f for f in lint(no_zero(False), reader_of(parse_target("orin@10.3"))) if f.rule == "L08"]
@@ -302,3 +310,42 @@ def test_a_file_of_onnx_runtimes_own_quantizer(cnn_out: Path, tmp_path: Path):
     x = RNG.standard_normal((4, 3, 32, 32)).astype(np.float32)
     got, wanted = (run_batch(open_session(p), x)[0] for p in (tmp_path / "fixed.onnx", made))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_repairs_that_once_went_wrong(tmp_path: Path):
+    """Two scales on one set of codes; notes of shapes that no longer hold; names that clash after cleaning; codes in blocks."""
+    b = Build()
+    codes = b.const("w", RNG.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8))
+    zero = b.const("z", np.int8(0))
+    both = [b.node("DequantizeLinear", [codes, b.const(f"s{i}", np.float32(s)), zero], f"w{i}") for i, s in enumerate((0.01, 0.04))]
+    total = b.node("Add", [b.node("Conv", ["x", both[0]], "c0"), b.node("Conv", ["x", both[1]], "c1")], "sum")
+    model = onnx.shape_inference.infer_shapes(b.model(total))
+    fixed, done = repair(model, reader_of(parse_target("xavier")))
+    assert done["L10"] == 2
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(*(run_batch(open_session(m), x)[0] for m in (fixed, model)), rtol=1e-5, atol=1e-5)
+    inferred = onnx.shape_inference.infer_shapes(zero_point(np.uint8(128)))
+    onnx.checker.check_model(repair(inferred, reader_of(parse_target("rtx3080")))[0], full_check=True)
+    b = Build()
+    clash = b.model(b.node("Relu", [b.node("Relu", ["x"], "a", name='a"b')], "b", name='a"b'))
+    assert [n.name for n in repair(clash, reader_of(parse_target("rtx3080")))[0].graph.node[:2]] == ["a_b", "a_b_1"]
+    b = Build(opset=21)
+    stored = b.const("w", RNG.integers(-127, 127, (4, 4)).astype(np.int8))
+    dq = b.node("DequantizeLinear", [stored, b.const("s", np.full((2, 4), 0.1, dtype=np.float32))], "dq", block_size=2, axis=0)
+    blocks = b.model(b.node("MatMul", ["x", dq], "m"))
+    found_in_blocks = lint(blocks, reader_of(parse_target("xavier")))
+    assert not any(f.repairable for f in found_in_blocks if f.rule == "L10")
+    repair(blocks, reader_of(parse_target("xavier")))
+
+
+def test_fp8_needs_its_hardware(images, tmp_path: Path):
+    from tests.conftest import spec
+    from trtq import AllocateSpec, AnalyzeSpec, allocate, analyze, quantize
+
+    values = {"model": "trtq.testing.models:tiny_cnn", "data": str(images), "input_size": "3x32x32", "preset": "imagenet"}
+    analyze(AnalyzeSpec.make({**values, "out": str(tmp_path / "S.json"), "metric": "l2", "images": 8, "calib_images": 16, "bits": ["fp8"]}))
+    allocate(AllocateSpec.make({"analysis": str(tmp_path / "S.json"), "out": str(tmp_path / "A.json"), "budget": ["size=0.9"]}))
+    quantize(spec(images, tmp_path / "o", allocation=str(tmp_path / "A.json")))
+    model = onnx.load(tmp_path / "o/model.qdq.onnx")
+    assert "L21" in found(model, "rtx3080")
+    assert "L21" not in found(model, "rtx4090")

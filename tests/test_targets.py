@@ -15,7 +15,7 @@ from trtq.engine.build import dry_run
 from trtq.engine.listing import list_targets, reads
 from trtq.engine.targets import DEVICES, parse_target
 from trtq.engine.versions import FLAGS, offers, within
-from trtq.errors import EngineError, UsageError
+from trtq.errors import EngineError, ExportError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_qdq
@@ -51,6 +51,10 @@ def test_targets_that_do_not_exist():
         UsageError, match=r"Cannot build for Jetson Nano with TensorRT 8.5: the last release with kernels for it is 8.2. Write nano@8.2"
     ):
         parse_target("nano@8.5")
+    with pytest.raises(
+        UsageError, match=r"Cannot build for GeForce RTX 5090 with TensorRT 8.6: the first release with kernels for it is 10.8"
+    ):
+        parse_target("rtx5090@8.6")
     with pytest.raises(UsageError, match=r"Cannot read the TensorRT version of 'orin@ten': found 'ten'. Write it like orin@10.3"):
         parse_target("orin@ten")
     with pytest.raises(UsageError, match=r"Cannot build for t4@7.1: trtq knows TensorRT from 8.0 on"):
@@ -70,7 +74,7 @@ def test_the_table_of_versions_is_consistent():
 def test_listing(tmp_path: Path):
     rows = list_targets()
     assert [r.name for r in rows] == list(DEVICES)
-    assert reads(list_targets("xavier")[0]) == "TensorRT 8.5: opset 16 (reads up to 16), precision by flags"
+    assert reads(list_targets("xavier")[0]) == "TensorRT 8.5: opset 16 (reads up to 17), precision by flags"
     assert reads(list_targets("h200@11.4")[0]) == "TensorRT 11.4: opset 20 (reads up to 25), types in the graph"
     done = run_cli("targets", "nano")
     assert "multiplies in FP32, FP16\n" in done.stdout
@@ -87,8 +91,17 @@ def test_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path
     ):
         quantize(spec(images, tmp_path / "o", target="nano"))
     assert not (tmp_path / "o").exists()
-    with pytest.raises(UsageError, match=r"Cannot write opset 17 for Jetson AGX Xavier: TensorRT 8.5 reads up to 16"):
+    with pytest.raises(
+        UsageError, match=r"Cannot write opset 17 for Jetson AGX Xavier: TensorRT 8.5 has every op that trtq writes up to opset 16"
+    ):
         quantize(spec(images, tmp_path / "o", target="xavier", opset=17))
+
+
+def test_int4_for_a_release_that_has_it(images: Path, tmp_path: Path):
+    quantize(spec(images, tmp_path / "o", target="orin@10.3", bits="w4a8", weight_storage="int4"))
+    assert onnx.load(tmp_path / "o/model.qdq.onnx").opset_import[0].version == 21
+    with pytest.raises(UsageError, match="Cannot store weights as INT4"):
+        quantize(spec(images, tmp_path / "p", target="xavier", bits="w4a8", weight_storage="int4"))
 
 
 def test_the_target_chooses_the_opset(old_files: Path):
@@ -102,6 +115,14 @@ def test_what_goes_in_front_of_the_codes_comes_back(cnn_out: Path, images: Path,
     x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
     wanted = run_batch(open_session(cnn_out / "model.fp32.onnx"), x)[0]
     np.testing.assert_allclose(run_batch(open_session(plain), x)[0], wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExportError, match="something stands between its two halves"):
+        between = load_onnx(cnn_out / "model.qdq.onnx")
+        dq = next(n for n in between.graph.node if n.op_type == "DequantizeLinear" and n.name == "conv1.input/DequantizeLinear")
+        q = dq.input[0]
+        place = list(between.graph.node).index(dq)
+        between.graph.node.insert(place, onnx.helper.make_node("Identity", [q], ["between"]))
+        dq.input[0] = "between"
+        strip_qdq(between)
     # weights stored as codes come back as the values of their codes
     out = tmp_path / "int4"
     quantize(spec(images, out, bits="w4a8", weight_storage="int4", opset=21))
@@ -162,9 +183,12 @@ def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: 
         f"--optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32 --int8 --workspace=1024 --profilingVerbosity=detailed --buildOnly\n"
     )
     nano = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "nano", "--fallback", *asked)
-    assert nano.stdout.startswith(
-        "# Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model; Q/DQ pairs removed first\n"
-    )
+    assert nano.stdout.startswith("# Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model\n")
+    assert f"--onnx={tmp_path}/e.onnx" in nano.stdout
+    assert count_qdq(load_onnx(tmp_path / "e.onnx")) == 0  # what the line builds from
+    typed = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "orin@10.3", "--precision", "fp16", *asked)
+    assert "# FP16 stands in the graph" in typed.stdout
+    assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in load_onnx(tmp_path / "e.onnx").graph.initializer)
     assert "--fp16" in nano.stdout
     newer = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "xavier@8.2", *asked)
     assert newer.returncode != 0

@@ -88,7 +88,7 @@ def test_no_trtexec_and_one_of_no_known_version(old_files, tmp_path, monkeypatch
 def test_versions_and_flags():
     assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
     assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
-    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 16, 20, 25]
+    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 21, 25]
     with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
         newest_opset((7, 2))
     line = command((8, 4), executable="t", onnx=Path("m"), engine=Path("e"), shapes={}, quantized=False, half=True)

@@ -26,7 +26,7 @@ from trtq.data.source import open_source
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
-from trtq.engine.trtexec import find_trtexec, probe_version
+from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, FinetuneSpec, Recipe
 from trtq.verbs.evaluate import evaluate
@@ -296,7 +296,7 @@ def _trtexec_or_none() -> str | None:
     """Return which trtexec there is; what is wrong with it is said when the stage runs."""
     try:
         path = find_trtexec()
-        return f"{path} {probe_version(path)}"
+        return f"{path} {probe_number(path)}"
     except TrtqError:
         return None
 

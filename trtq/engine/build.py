@@ -29,11 +29,11 @@ from trtq.artifact import (
 from trtq.engine.backends import MODULES, choose_backend, refuse_missing_kernels, refuse_silent_failures
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_version
+from trtq.engine.targets import RTX_AHEAD_OF_TIME, Target, parse_target
+from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_number, version_of
 from trtq.engine.versions import Version, newest_opset, offers, shown
 from trtq.errors import EngineError, TrtqError, UsageError
-from trtq.export.calibration_cache import ENTROPY_2, read_cache
+from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.export.strip import strip_qdq
@@ -53,8 +53,7 @@ def build(spec: BuildSpec) -> EngineManifest:
     path, out = Path(spec.onnx), Path(spec.out)
     target, model, spec, fallback = prepare(spec)
     pairs = count_qdq(model)
-    if spec.calibration is not None and spec.backend != "trtexec":
-        raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
+    _require_trtexec(spec)
     backend = choose_backend(spec, target, quantized=pairs > 0)
     refuse_silent_failures(model, pairs, backend, target, spec)
     run = _run_trtexec(model, target, spec, pairs) if backend == "trtexec" else None
@@ -105,36 +104,59 @@ def prepare(spec: BuildSpec) -> tuple[Target, onnx.ModelProto, BuildSpec, str]:
 def dry_run(spec: BuildSpec) -> str:
     """Return the one command line, or the Python, that would build the engine; nothing is built, and no builder need be here.
 
+    A model that must be changed first (pairs removed, types written into the graph) is written beside ``spec.out``, and named.
+
     Raises:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
         UsageError: trtexec's version is not known.
     """
     target, model, spec, fallback = prepare(spec)
-    pairs, batch = count_qdq(model), _batch(model, spec.batch)
-    # What is built is not always the file itself: the changes are named, the paths are those the user gave.
-    half = spec.precision == "fp16"
+    pairs, batch, half, said = count_qdq(model), _batch(model, spec.batch), spec.precision == "fp16", [fallback] if fallback else []
+    _require_trtexec(spec)
     if spec.backend == "trtexec":
         version = target.release or _version_here(spec.target)
         _require_readable(model, version, spec)
+        cache = _calibration(spec, version, pairs, None)
+        if half and offers("typed", version) and cache is None:
+            model, said = convert_to_half(model), [*said, "FP16 stands in the graph"]
+        source = _changed(spec, model, said)
         line = command(
-            version, executable="trtexec", onnx=Path(spec.onnx), engine=Path(spec.out), shapes=_shapes(model, batch), quantized=pairs > 0,
-            half=half, calibration=_calibration(spec, version, pairs),
+            version, executable="trtexec", onnx=source, engine=Path(spec.out), shapes=_shapes(model, batch), quantized=pairs > 0,
+            half=half, calibration=cache,
         )  # fmt: skip
-        typed = half and offers("typed", version)
-        said = [
-            t
-            for t, yes in ((f"# {fallback}; Q/DQ pairs removed first", fallback), ("# types written into the graph first (FP16)", typed))
-            if yes
-        ]
-        return "\n".join([*said, shlex.join(line)])
-    backend = choose_backend(spec, target, quantized=pairs > 0) if spec.backend == "auto" else spec.backend
-    request = _request(backend, target, batch, Path(spec.onnx), Path(spec.out))
-    return f"import json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(request))}))"
+        return "\n".join([*(f"# {s}" for s in said), shlex.join(line)])
+    backend: str = spec.backend
+    if backend == "auto":
+        backend = "tensorrt-rtx" if target.sm in RTX_AHEAD_OF_TIME and not (pairs and target.sm == 75) else "tensorrt"
+    refuse_silent_failures(model, pairs, backend, target, spec)
+    if half:
+        model, said = convert_to_half(model), [*said, "FP16 stands in the graph"]
+    request = _request(backend, target, batch, _changed(spec, model, said), Path(spec.out))
+    code = f"import json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(request))}))"
+    return "\n".join([*(f"# {s}" for s in said), code])
+
+
+def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:
+    """Return the file to build from: the user's own, or the changed model, written beside the engine."""
+    if not said:
+        return Path(spec.onnx)
+    path = Path(spec.out).with_suffix(".onnx")
+    if path.resolve() == Path(spec.onnx).resolve():
+        raise UsageError(f"--out {spec.out} would put the changed model over {spec.onnx}", mend="Give another --out")
+    ensure_writable_dir(path.parent)
+    _save(model, path)
+    said.append(f"the model that is built from was written to {path}")
+    return path
+
+
+def _require_trtexec(spec: BuildSpec) -> None:
+    if spec.calibration is not None and spec.backend != "trtexec":
+        raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
 
 
 def _version_here(target: str) -> Version:
     try:
-        return probe_version(find_trtexec())
+        return version_of(probe_number(find_trtexec()))
     except TrtqError as exc:
         raise UsageError(
             "Cannot tell which trtexec would run",
@@ -153,8 +175,8 @@ def _require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec)
         )
 
 
-def _calibration(spec: BuildSpec, version: Version, pairs: int) -> Path | None:
-    """Return the calibration cache to build with, once it is known that this trtexec will read it.
+def _calibration(spec: BuildSpec, version: Version, pairs: int, number: int | None) -> Path | None:
+    """Return the calibration cache to build with, once it is known that this trtexec (``number``, where it is here) will read it.
 
     Raises:
         EngineError: TensorRT would ignore it and take ranges from random numbers.
@@ -169,15 +191,16 @@ def _calibration(spec: BuildSpec, version: Version, pairs: int) -> Path | None:
         raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
     try:
         cache = read_cache(path.read_text(encoding="utf-8"), spec.calibration)
-    except OSError as exc:
-        raise EngineError(where, exc.strerror or str(exc)) from exc
-    if cache.version != version or cache.algorithm != ENTROPY_2:
-        device = spec.target.partition("@")[0]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EngineError(where, str(exc)) from exc
+    if cache.version != version or cache.algorithm != ENTROPY_2 or (number is not None and cache.number != number):
+        here = number if number is not None else cache_number(version)
+        release = f"{spec.target.partition('@')[0]}@{shown(version)} --release-number {here}"
+        again = f"trtq export-calib MODEL.qdq.onnx --target {release} --out CACHE"
         raise EngineError(
-            where,
-            f"it is of TensorRT {shown(cache.version)}, {cache.algorithm}; {shown(version)} ignores it and calibrates on random numbers",
-            f"Write it for this release: trtq export-calib MODEL.qdq.onnx --target {device}@{shown(version)} --out CACHE",
-        )
+            where, f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and calibrates on random numbers",
+            f"Write it for this release: {again}",
+        )  # fmt: skip
     return path.resolve()
 
 
@@ -236,17 +259,18 @@ def _run_trtexec(
 ) -> Callable[[tuple[int, int, int]], tuple[bytes, dict[str, Any], list[str]]]:
     """Check that the trtexec here can build ``model``, and return what builds it for a batch range."""
     executable = find_trtexec()
-    version = probe_version(executable)
+    number = probe_number(executable)
+    version = version_of(number)
     if target.version is not None and target.version != version:
         raise EngineError(
             f"Cannot build for {spec.target} here", f"{executable} is of TensorRT {shown(version)}, not {shown(target.version)}",
             "Build on the machine with that version, or leave the version out of --target",
         )  # fmt: skip
     _require_readable(model, version, spec)
-    cache = _calibration(spec, version, pairs)
+    cache = _calibration(spec, version, pairs, number)
     half = spec.precision == "fp16"
     # Before TensorRT 10 the builder chooses where FP16 pays; from then on the types stand in the graph.
-    typed = convert_to_half(model) if half and offers("typed", version) else model
+    typed = convert_to_half(model) if half and offers("typed", version) and cache is None else model
 
     def run(batch: tuple[int, int, int]) -> tuple[bytes, dict[str, Any], list[str]]:
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:

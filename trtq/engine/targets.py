@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trtq.engine.versions import LAST, OF_BOARDS, OLDEST, Version, newest_opset, shown
+from trtq.engine.versions import FIRST, LAST, OF_BOARDS, OLDEST, WRITES, Version, newest_opset, shown
 from trtq.errors import UsageError, suggest
 from trtq.recipe import OPSET
 
@@ -35,7 +35,7 @@ class Target:
     @property
     def opset(self) -> int:
         """The opset of the ONNX files for it."""
-        return min(newest_opset(self.release), OPSET) if self.release is not None else OPSET
+        return newest_opset(self.release, WRITES) if self.release is not None else OPSET
 
     @property
     def arithmetic(self) -> tuple[str, ...]:
@@ -114,6 +114,12 @@ def parse_target(text: str) -> Target:
         raise UsageError(
             f"Cannot build for {device} with TensorRT {shown(version)}", f"the last release with kernels for it is {shown(last)}",
             f"Write {name}@{shown(last)}",
+        )  # fmt: skip
+    earliest = FIRST.get(sm)
+    if version is not None and earliest is not None and version < earliest:
+        raise UsageError(
+            f"Cannot build for {device} with TensorRT {shown(version)}", f"the first release with kernels for it is {shown(earliest)}",
+            f"Write {name}@{shown(earliest)} or later",
         )  # fmt: skip
     return Target(name=name, sm=sm, device=device, version=version)
 

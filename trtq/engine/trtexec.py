@@ -37,6 +37,18 @@ def find_trtexec() -> str:
     )
 
 
+def parse_number(text: str) -> int:
+    """Return the number in trtexec's first line, such as 8502: what the header of a calibration cache must name.
+
+    Raises:
+        EngineError: there is no such line.
+    """
+    match = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+    if match is None:
+        raise EngineError("Cannot tell which version of trtexec this is", f"its first line is {text.strip().splitlines()[:1]}")
+    return int(match.group(1))
+
+
 def parse_version(text: str) -> Version:
     """Return (major, minor) from trtexec's first line: ``[TensorRT v8502]``, ``[TensorRT v100300] [b26]``.
 
@@ -48,12 +60,7 @@ def parse_version(text: str) -> Version:
     >>> parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec"), parse_version("[TensorRT v101303]")
     ((8, 5), (10, 13))
     """
-    match = re.search(r"\[TensorRT v(\d{4,6})\]", text)
-    if match is None:
-        raise EngineError("Cannot tell which version of trtexec this is", f"its first line is {text.strip().splitlines()[:1]}")
-    number = int(match.group(1))
-    unit = 1000 if number < 10000 else 10000
-    return number // unit, number % unit // 100
+    return version_of(parse_number(text))
 
 
 def command(
@@ -86,7 +93,7 @@ def command(
     for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
         if shapes:
             given.append((name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in shapes.items())))
-    if not offers("typed", version):
+    if not offers("typed", version) or calibration is not None:  # ranges from a cache exist in weakly typed networks only
         given += [("int8", None)] * (quantized or calibration is not None) + [("fp16", None)] * half
     elif version < (11, 0):  # a deprecated no-op from 11 on
         given.append(("stronglyTyped", None))
@@ -141,8 +148,8 @@ def build_with_trtexec(
     return engine.read_bytes(), [ln for ln in log if "] [W] " in ln], line
 
 
-def probe_version(executable: str) -> Version:
-    """Return the version of ``executable``, from the first line it prints.
+def probe_number(executable: str) -> int:
+    """Return the number of ``executable``, down to the patch, from the first line it prints.
 
     Raises:
         EngineError: it cannot be started, or prints no version.
@@ -151,4 +158,14 @@ def probe_version(executable: str) -> Version:
         done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise EngineError(f"Cannot run {executable}", str(exc)) from exc
-    return parse_version(done.stdout + done.stderr)
+    return parse_number(done.stdout + done.stderr)
+
+
+def version_of(number: int) -> Version:
+    """Return (major, minor) of such a number.
+
+    >>> version_of(8502), version_of(100300)
+    ((8, 5), (10, 3))
+    """
+    unit = 1000 if number < 10000 else 10000
+    return number // unit, number % unit // 100

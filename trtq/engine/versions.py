@@ -28,11 +28,15 @@ FEATURES: Mapping[str, Span] = {
     "INT4 weights": ((10, 1), None), "FP8": ((10, 0), None), "FP4": ((10, 8), None),
 }  # fmt: skip
 
-# From the first version on: the newest opset of which its parser reads what trtq writes (LayerNormalization, opset 17, from 8.6 on).
-OPSETS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 17), ((10, 0), 20), ((11, 0), 25))
+# From the first version on: the newest opset its parser reads (21 from 10 on for the INT4 type), and the newest in which every op that trtq
+# writes exists there (LayerNormalization, opset 17, from 8.6 on).
+READS: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 17), ((10, 0), 21), ((11, 0), 25))
+WRITES: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 17), ((10, 0), 20))
 
 # The TensorRT of the newest JetPack each board has had for most of its life (facts: JetPack 4.6.1+, 5.1.x, 6.1+, 7.0).
 OF_BOARDS: Mapping[int, Version] = {53: (8, 2), 62: (8, 2), 72: (8, 5), 87: (10, 3), 110: (10, 13)}
+# The first release with kernels for newer hardware, and the last one for older.
+FIRST: Mapping[int, Version] = {87: (8, 4), 89: (8, 5), 90: (8, 5), 100: (10, 8), 110: (10, 13), 120: (10, 8)}
 # The last release with kernels for a compute capability, where there was one.
 LAST: Mapping[int, Version] = {53: (8, 2), 60: (8, 6), 61: (8, 6), 62: (8, 2), 70: (10, 4), 72: (8, 5)}
 
@@ -57,13 +61,13 @@ def offers(feature: str, version: Version) -> bool:
     return within(FEATURES[feature], version)
 
 
-def newest_opset(version: Version) -> int:
-    """Return the newest opset this version's parser reads.
+def newest_opset(version: Version, table: tuple[tuple[Version, int], ...] = READS) -> int:
+    """Return the newest opset this version's parser reads, or with ``WRITES`` the one that trtq writes for it.
 
     Raises:
         EngineError: older than TensorRT 8.0.
     """
-    known = [opset for first, opset in OPSETS if version >= first]
+    known = [opset for first, opset in table if version >= first]
     if not known:
         raise EngineError(
             f"TensorRT {shown(version)} is too old", f"trtq knows TensorRT from {shown(OLDEST)} on", "Install a newer TensorRT"

@@ -25,11 +25,13 @@ class CalibrationCacheText(msgspec.Struct, frozen=True, kw_only=True):
     """What a cache says.
 
     Attributes:
-        version: (major, minor) of the TensorRT that wrote it.
+        number: of the release that wrote it, down to the patch, such as 8502.
+        version: (major, minor) of it.
         algorithm: of its calibrator.
         scales: by tensor name, float32 values; 0 for a tensor that was never active.
     """
 
+    number: int
     version: tuple[int, int]
     algorithm: str
     scales: dict[str, float]
@@ -106,7 +108,7 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
         if tensor in scales and scales[tensor] != value:
             raise EncodingsError(f"Cannot use {name}", f"line {i} names {tensor} again with another scale", "Remove one of the two lines")
         scales[tensor] = value
-    return CalibrationCacheText(version=(number // unit, number % unit // 100), algorithm=header.group(2), scales=scales)
+    return CalibrationCacheText(number=number, version=(number // unit, number % unit // 100), algorithm=header.group(2), scales=scales)
 
 
 def amax_of(scale: float) -> float:

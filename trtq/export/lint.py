@@ -14,10 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from trtq.errors import ExportError
+
 Severity = Literal["error", "float", "slow"]  # does not build | builds, but computes in float | builds, but loses speed
 Version = tuple[int, int]
 HALF_LARGEST = 65504.0
 COMPUTE = ("Conv", "Gemm", "MatMul")
+SYMMETRIC = ("int8", "int4", "float8_e4m3fn")  # types of codes around 0 that TensorRT has
 TRANSPARENT = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "MaxPool")
 # First release whose parser has the op; None: none has.
 OPS: dict[str, Version | None] = {
@@ -54,13 +57,13 @@ class Reader:
     Attributes:
         version: of TensorRT; None: any from 10 on.
         opset: the newest it reads.
-        int8: whether the hardware has INT8 arithmetic.
+        formats: what the hardware multiplies in beside FP32: INT8, FP8 and so on.
         name: for messages.
     """
 
     version: Version | None
     opset: int
-    int8: bool
+    formats: tuple[str, ...]
     name: str
 
     def before(self, version: Version) -> bool:
@@ -73,7 +76,7 @@ class View:
     """A model with what rules ask for."""
 
     model: onnx.ModelProto
-    reader: Reader
+    reader: Reader = field(default_factory=lambda: Reader(version=None, opset=0, formats=("INT8",), name="any"))
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
     producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
     readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
@@ -160,7 +163,7 @@ def _ops(view: View) -> Iterator[Finding]:
 def _zero_points(view: View) -> Iterator[Finding]:
     for node in view.nodes("QuantizeLinear", "DequantizeLinear"):
         zero = view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if zero is None or zero.dtype == np.int32 or (not np.any(zero.astype(np.float32)) and zero.dtype != np.uint8):
+        if zero is None or zero.dtype == np.int32 or (not np.any(zero.astype(np.float32)) and str(zero.dtype) in SYMMETRIC):
             continue
         shift = zero.dtype == np.uint8 and bool(np.all(zero == 128))
         why = f"its zero point is {zero.dtype} {int(np.asarray(zero).reshape(-1)[0])}; TensorRT's codes are INT8 around 0"
@@ -261,10 +264,10 @@ def _no_zero_point(view: View) -> Iterator[Finding]:
         if node.op_type == "QuantizeLinear" and not any(a.name == "output_dtype" for a in node.attribute):
             why = "no zero point: ONNX means UINT8 codes from 0 then, TensorRT INT8 around 0"
             yield Finding(rule="L08", severity="error", where=named(node), why=why, mend="Quantize to INT8 with a zero point of 0")
-        elif view.reader.before((8, 6)) and _stored_int8(view, node):
-            why = "no zero point, which TensorRT needs up to 8.5"
+        elif node.op_type == "DequantizeLinear" and view.reader.before((8, 6)):
+            why, stored = "no zero point, which TensorRT needs up to 8.5", _stored_int8(view, node)
             mend = "Write INT8 zeros of the scale's shape"
-            yield Finding(rule="L08", severity="error", where=named(node), why=why, mend=mend, repairable=True)
+            yield Finding(rule="L08", severity="error", where=named(node), why=why, mend=mend, repairable=stored)
 
 
 def _stored_int8(view: View, node: onnx.NodeProto) -> bool:
@@ -299,7 +302,7 @@ def _fix_int32_bias(view: View) -> int:
         n for n in view.nodes("DequantizeLinear") if (h := view.constants.get(n.input[0])) is not None and h.data_type == TensorProto.INT32
     ]
     for node in found:
-        _replace(view, node, _dequantized(view, node))
+        _replace(view, node, dequantized(view, node))
     return len(found)
 
 
@@ -309,22 +312,24 @@ def _stored_weights(view: View) -> Iterator[Finding]:
     for node in view.nodes("DequantizeLinear"):
         held = view.constants.get(node.input[0])
         if held is not None and held.data_type in (TensorProto.INT8, TensorProto.UINT8):
-            why = "stored INT8 weights with a DequantizeLinear alone, which TensorRT rejects before 10"
-            yield Finding(
-                rule="L10", severity="error", where=named(node), why=why, mend="Float weights in front of Q and DQ", repairable=True
+            why, mend = (
+                "stored INT8 weights with a DequantizeLinear alone, which TensorRT rejects before 10",
+                "Float weights in front of Q and DQ",
             )
+            yield Finding(rule="L10", severity="error", where=named(node), why=why, mend=mend, repairable=not _in_blocks(node))
 
 
 def _fix_stored_weights(view: View) -> int:
     done = 0
     for node in view.nodes("DequantizeLinear"):
         held = view.constants.get(node.input[0])
-        if held is not None and held.data_type == TensorProto.UINT8:  # no INT8 codes hold it: its values stay, its pair goes
-            _replace(view, node, _dequantized(view, node))
-            done += 1
-        if held is None or held.data_type != TensorProto.INT8:
+        if held is None or _in_blocks(node) or held.data_type not in (TensorProto.INT8, TensorProto.UINT8):
             continue
-        name = _constant(view, f"{node.input[0]}/float", _dequantized(view, node))
+        if held.data_type == TensorProto.UINT8:  # no INT8 codes hold it: its values stay, its pair goes
+            _replace(view, node, dequantized(view, node))
+            done += 1
+            continue
+        name = _constant(view, f"{node.output[0]}/float", dequantized(view, node))
         made = helper.make_node(
             "QuantizeLinear", [name, *node.input[1:]], [f"{node.output[0]}/codes"], name=f"{node.name or node.output[0]}/Q"
         )
@@ -374,7 +379,7 @@ def _fix_transposed(view: View) -> int:
                 node.input[i] = found[0].input[0]
                 done += 1
             elif found is not None:
-                node.input[i] = _constant(view, f"{name}/float", _dequantized(view, found[1]))
+                node.input[i] = _constant(view, f"{name}/float", dequantized(view, found[1]))
                 done += 1
     return done
 
@@ -441,10 +446,10 @@ def _fix_names(view: View) -> int:
     seen: set[str] = set()
     done = 0
     for node in view.nodes():
-        wanted = node.name.replace('"', "_").replace("\\", "_")
+        wanted = clean = node.name.replace('"', "_").replace("\\", "_")
         k = 1
         while wanted and wanted in seen:
-            wanted, k = f"{node.name}_{k}", k + 1
+            wanted, k = f"{clean}_{k}", k + 1
         done += wanted != node.name
         node.name = wanted
         seen.add(wanted)
@@ -467,18 +472,42 @@ def _half(view: View) -> Iterator[Finding]:
         if held.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
             values = numpy_helper.to_array(held).astype(np.float64)
             largest = float(np.abs(values[~np.isinf(values)]).max()) if np.isfinite(values).any() else 0.0
-            if largest > HALF_LARGEST or (held.data_type == TensorProto.FLOAT16 and not np.isfinite(values).all()):
-                why = f"a constant of magnitude {largest:.3g}: in FP16 it is infinite"
-                yield Finding(rule="L20", severity="error", where=name, why=why, mend="Keep what reads it in FP32, or clip it at 65504")
+            if held.data_type == TensorProto.FLOAT16 and not np.isfinite(values).all():
+                why = "an FP16 constant that is infinite"
+                yield Finding(rule="L20", severity="error", where=name, why=why, mend="Keep what reads it in FP32")
+            elif largest > HALF_LARGEST:
+                why = f"a constant of magnitude {largest:.3g}: what reads it cannot compute in FP16"
+                yield Finding(rule="L20", severity="slow", where=name, why=why, mend="Clip it at 65504 if it is a bound")
 
 
 def _hardware(view: View) -> Iterator[Finding]:
-    pairs = len(view.nodes("QuantizeLinear"))
-    if pairs and not view.reader.int8:
-        why = f"{pairs} pairs, and {view.reader.name} has no INT8 arithmetic: the build fails"
+    pairs = len(view.nodes("QuantizeLinear", "DequantizeLinear"))
+    if pairs and "INT8" not in view.reader.formats:
+        why = f"Q/DQ pairs, and {view.reader.name} has no INT8 arithmetic: the build fails"
         yield Finding(
             rule="L21", severity="error", where="the file", why=why, mend="Build FP16 of the same model: trtq build ... --fallback"
         )
+    fp8 = any(h.data_type == TensorProto.FLOAT8E4M3FN for h in view.constants.values())
+    if fp8 and "FP8" not in view.reader.formats:
+        why = f"FP8 codes, and {view.reader.name} has no FP8 arithmetic"
+        yield Finding(
+            rule="L21", severity="error", where="the file", why=why, mend="Quantize to INT8, or build for compute capability 8.9 and later"
+        )
+
+
+def _halves(view: View) -> Iterator[Finding]:
+    for node in view.nodes(*COMPUTE):
+        pairs = [view.pair(name) is not None for name in node.input[:2]]
+        four = any(h.data_type in (TensorProto.INT4, TensorProto.UINT4) for n in node.input[:2] if (h := _codes(view, n)) is not None)
+        if len(pairs) == 2 and pairs[0] != pairs[1] and not four:
+            which = ("input", "weight")[pairs.index(True)] if node.input[1] in view.constants or pairs[1] else "one operand"
+            why = f"only its {which} has a pair: it computes in float"
+            yield Finding(rule="L22", severity="float", where=named(node), why=why, mend="Quantize both operands, or neither")
+
+
+def _codes(view: View, name: str) -> onnx.TensorProto | None:
+    found = view.pair(name)
+    return view.constants.get(found[1].input[0]) if found is not None else None
 
 
 RULES: tuple[tuple[str, str, Check, Fix | None], ...] = (
@@ -502,7 +531,8 @@ RULES: tuple[tuple[str, str, Check, Fix | None], ...] = (
     ("L18", "node names that clash or break reports", _names, _fix_names),
     ("L19", "scale that is no positive constant", _scales, None),
     ("L20", "constant beyond FP16", _half, None),
-    ("L21", "Q/DQ for hardware without INT8", _hardware, None),
+    ("L21", "codes that the hardware does not multiply in", _hardware, None),
+    ("L22", "layer with a pair on one operand only", _halves, None),
 )
 
 
@@ -519,7 +549,8 @@ def repair(model: onnx.ModelProto, reader: Reader) -> tuple[onnx.ModelProto, dic
     for rule, _, check, fix in RULES:
         if fix is not None and any(f.repairable for f in check(View(result, reader))):
             done[rule] = fix(View(result, reader))
-    _drop_unread_(result)
+    if done:
+        drop_unread_(result)
     return result, done
 
 
@@ -531,18 +562,31 @@ def _constant(view: View, name: str, value: np.ndarray) -> str:
     return name
 
 
-def _dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
+def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
+    """Return the values of stored codes, float32.
+
+    Raises:
+        ExportError: they have a scale for each block.
+    """
     codes, scale = view.value(node.input[0]), view.value(node.input[1])
-    assert codes is not None and scale is not None
+    assert codes is not None
+    if scale is None or _in_blocks(node):
+        raise ExportError(f"Cannot read the codes of {named(node)}", "their scales are computed, or one for each block", "Export it again")
     zero = view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     axis = axis_of(node)
-    shape = (
-        [-1 if d == (1 if axis is None else axis) % codes.ndim else 1 for d in range(codes.ndim)] if scale.size > 1 else [1] * codes.ndim
-    )
-    held = codes.astype(np.float32) - (
-        0.0 if zero is None else zero.astype(np.float32).reshape(shape if zero.size > 1 else [1] * codes.ndim)
-    )
-    return (held * scale.astype(np.float32).reshape(shape)).astype(np.float32)
+    shape = [-1 if d == (1 if axis is None else axis) % codes.ndim else 1 for d in range(codes.ndim)]
+
+    def along(value: np.ndarray) -> np.ndarray:
+        held = value.astype(np.float32)
+        return held.reshape(shape) if held.size > 1 else held.reshape([1] * codes.ndim)
+
+    held = codes.astype(np.float32) - (0.0 if zero is None else along(zero))
+    result: np.ndarray = (held * along(scale)).astype(np.float32)
+    return result
+
+
+def _in_blocks(node: onnx.NodeProto) -> bool:
+    return any(a.name == "block_size" and a.i for a in node.attribute)
 
 
 def _replace(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
@@ -555,10 +599,11 @@ def _replace(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
     view.model.graph.node.remove(node)
 
 
-def _drop_unread_(model: onnx.ModelProto) -> None:
+def drop_unread_(model: onnx.ModelProto) -> None:
+    """Remove nodes, constants and notes of shapes that nothing reads any more; what branches read counts, too."""
     graph, outputs = model.graph, {o.name for o in model.graph.output}
     while True:
-        read = {n for node in graph.node for n in node.input} | outputs
+        read = {n for node in graph.node for n in _inputs(node)} | outputs
         dead = [n for n in graph.node if not any(o in read for o in n.output)]
         if not dead:
             break
@@ -567,3 +612,14 @@ def _drop_unread_(model: onnx.ModelProto) -> None:
     kept = [i for i in graph.initializer if i.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+    del graph.value_info[:]  # types may have changed, and parsers infer them again
+
+
+def _inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads, inside its branches, too."""
+    yield from node.input
+    for attribute in node.attribute:
+        for branch in (attribute.g, *attribute.graphs):
+            for inner in branch.node:
+                yield from _inputs(inner)
+            yield from (o.name for o in branch.output)

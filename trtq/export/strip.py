@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from trtq.errors import ExportError
+from trtq.export.lint import View, dequantized, drop_unread_, named
+from trtq.export.onnx_file import QDQ
+
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without its Q/DQ pairs; weights are what went into their pair, or the values of codes that were stored."""
+    """Return ``model`` without its Q/DQ pairs; weights are what went into their pair, or the values of codes that were stored.
+
+    Raises:
+        ExportError: something stands between the two halves of a pair, or codes are stored in blocks.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph = result.graph
-    quantized = {n.output[0]: n for n in graph.node if n.op_type == "QuantizeLinear"}
-    constants = {i.name: i for i in graph.initializer}
+    graph, view = result.graph, View(result)
     instead: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
             continue
-        if node.op_type != "DequantizeLinear":
+        pair = view.pair(node.output[0]) if node.op_type == "DequantizeLinear" else None
+        if pair is None:
             kept.append(node)
-        elif node.input[0] in quantized:
-            instead[node.output[0]] = quantized[node.input[0]].input[0]
-        elif node.input[0] in constants:  # stored as codes
-            values = _values(constants[node.input[0]], constants[node.input[1]], node)
-            graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
+        elif pair[0] is not None:
+            instead[node.output[0]] = pair[0].input[0]
+        elif node.input[0] in view.constants:  # stored as codes
+            graph.initializer.append(numpy_helper.from_array(dequantized(view, node), node.output[0]))
         else:
-            kept.append(node)
+            raise ExportError(
+                f"Cannot take the Q/DQ pairs out at {named(node)}", "something stands between its two halves", "Give the float file instead"
+            )
     for node in kept:
         for i in range(len(node.input)):
             while node.input[i] in instead:
@@ -37,19 +44,7 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
             kept.append(onnx.helper.make_node("Identity", [instead[output.name]], [output.name]))
     del graph.node[:]
     graph.node.extend(kept)
-    read = {name for n in kept for name in n.input}
-    left = [i for i in graph.initializer if i.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(left)
-    known = read | {o.name for o in graph.output}
-    shapes = [v for v in graph.value_info if v.name in known]
-    del graph.value_info[:]
-    graph.value_info.extend(shapes)
+    drop_unread_(result)
+    if any(n.op_type in QDQ for n in graph.node):
+        raise ExportError("Cannot take the Q/DQ pairs out", "some are inside a branch of an If or a Loop", "Give the float file instead")
     return result
-
-
-def _values(codes: onnx.TensorProto, scale: onnx.TensorProto, node: onnx.NodeProto) -> np.ndarray:
-    held, step = numpy_helper.to_array(codes).astype(np.float32), numpy_helper.to_array(scale).astype(np.float32)
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-    shape = [-1 if d == axis % held.ndim else 1 for d in range(held.ndim)] if step.ndim else []
-    return held * (step.reshape(shape) if shape else step)

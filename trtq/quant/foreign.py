@@ -57,8 +57,13 @@ def _checkpoint(path: Path) -> Foreign:
             found.weights[name] = value
             continue
         old = old or bool(match["old"])
+        if match["what"].endswith("pre_quant_scale") and not bool((value == 1).all()):
+            raise EncodingsError(
+                f"Cannot take {path} over", f"{name}: SmoothQuant or AWQ divided weights by it, and multiplies inputs",
+                "Quantize again without smoothing, or with trtq quantize --method smooth",
+            )  # fmt: skip
         if match["what"] not in ("_amax", "amax"):
-            continue  # their masks, scales before smoothing and the like
+            continue  # masks, counters and the like
         if match["role"] not in ROLES:
             found.unread[name] = f"trtq quantizes inputs and weights of layers, not the {match['role']} of one"
             continue

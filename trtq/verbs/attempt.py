@@ -19,7 +19,7 @@ from trtq.artifact import digest_of, ensure_writable_dir, package_version
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
 from trtq.engine.targets import parse_target
-from trtq.engine.versions import newest_opset, shown
+from trtq.engine.versions import offers, shown
 from trtq.errors import CalibrationError, UsageError
 from trtq.export.onnx_file import export_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
@@ -110,12 +110,13 @@ def opset_of(spec: QuantizeSpec) -> int:
     if spec.target is None:
         return spec.opset or OPSET
     target = parse_target(spec.target)
-    if spec.opset is not None and target.release is not None and spec.opset > newest_opset(target.release):
-        raise UsageError(
-            f"Cannot write opset {spec.opset} for {target.device}",
-            f"TensorRT {shown(target.release)} reads up to {newest_opset(target.release)}", "Leave --opset out",
-        )  # fmt: skip
-    return spec.opset or target.opset
+    newest = target.opset
+    if spec.weight_storage == "int4" and (target.release is None or offers("INT4 weights", target.release)):
+        newest = INT4_OPSET
+    if spec.opset is not None and target.release is not None and spec.opset > newest:
+        why = f"TensorRT {shown(target.release)} has every op that trtq writes up to opset {newest}"
+        raise UsageError(f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out")
+    return spec.opset or newest
 
 
 def check_spec(spec: QuantizeSpec) -> None:

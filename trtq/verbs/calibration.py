@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx
 import torch
-from onnx import numpy_helper
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.engine.targets import parse_target
@@ -16,6 +16,7 @@ from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError
 from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
+from trtq.export.lint import View
 from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
@@ -25,6 +26,7 @@ from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 from trtq.verbs.records import FileRecord
 
 RECORD = "import.json"
+FOLDING = ("smooth", "qads", "equalize", "repq")
 PLACES = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
@@ -80,14 +82,21 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         raise UsageError(f"Cannot use INT8 on {target.device}", f"compute capability {target.capability} has no INT8 arithmetic")
     network = Path(spec.network) if spec.network else path.with_name(FP32)
     quantized, plain = load_onnx(path), load_onnx(network)
-    constants = {i.name: i for i in quantized.graph.initializer}
+    view = View(quantized)
+    _require_unfolded(path, quantized)
     known = {i.name for i in plain.graph.input} | {n for node in plain.graph.node for n in node.output}
     scales: dict[str, float] = {}
     unused, notes = list[str](), list[str]()
     for node in quantized.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in constants:
+        if node.op_type != "QuantizeLinear" or node.input[0] in view.constants:
             continue
-        name, scale = node.input[0], float(numpy_helper.to_array(constants[node.input[1]]).reshape(-1)[0])
+        name, held, zero = node.input[0], view.value(node.input[1]), view.value(node.input[2]) if len(node.input) > 2 else None
+        if held is None or held.size != 1 or zero is None or str(zero.dtype) != "int8" or zero.any():
+            raise ExportError(
+                f"Cannot write the range of {name} into a cache", "a cache holds ranges of INT8 codes around 0, one for a tensor",
+                "Give a file of symmetric INT8: trtq lint names what is not",
+            )  # fmt: skip
+        scale = float(held.reshape(-1)[0])
         if name not in known:
             unused.append(name)
             continue
@@ -102,6 +111,8 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         if node.op_type in PLACES and node.output[0] not in scales
     }
     number = spec.release_number or cache_number(release)
+    if spec.release_number is None:
+        notes.append(f"the header says TRT-{number}: a release with another patch ignores it (--release-number, such as {number + 2})")
     out = Path(spec.out)
     ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(scales, number).encode())
@@ -114,6 +125,24 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     for line in notes:
         told.note(line)
     return record
+
+
+def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
+    """Refuse a Q/DQ file whose encodings say that factors were folded into it: tensors of the float file have other ranges.
+
+    Raises:
+        ExportError: names the methods.
+        EncodingsError: the file is trtq's, and its encodings do not lie beside it.
+    """
+    if "encodings_sha256" not in get_metadata(model):
+        return  # of another tool
+    methods = str(Encodings.load(path.with_name(ENCODINGS)).origin.get("methods", ""))
+    found = [m for m in FOLDING if m in re.split(r"[ ,]+", methods)]
+    if found:
+        raise ExportError(
+            f"The ranges of {path} are not those of its float file", f"{', '.join(found)} folded factors into it",
+            "Quantize with --preset-quant none or without that method, and export that",
+        )  # fmt: skip
 
 
 def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> CalibrationRecord:

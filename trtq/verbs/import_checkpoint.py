@@ -100,7 +100,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             captured, encodings, images, out, origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
             opset=spec.opset, int4=False, records=(RECORD,), told=told, note=note,
         )  # fmt: skip
-        if (out / WEIGHTS).is_file():
+        if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
             schema=SCHEMA, verb="import-checkpoint", spec=msgspec.to_builtins(spec), tool=found.tool, quantizers=len(encodings.amax),
@@ -127,7 +127,7 @@ def _encodings(
             left[q.name] = f"{found.tool} has no range for it"
         elif q.is_weight:
             taken.add(name)
-            value = _folded(q, found.amax[name], before, graph)
+            value = _folded(q, found.amax[name], before, graph, either=found.tool == "AIMET")
             if value is None:
                 left[q.name] = "capture changed this weight by more than a factor a channel: its range is of another tensor"
             else:
@@ -152,14 +152,23 @@ def _encodings(
     return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin), unused
 
 
-def _folded(q: Quantizer, amax: torch.Tensor, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule) -> torch.Tensor | None:
-    """Return the range of a weight after BatchNorm was folded into it, float32 [C]; None where it is no multiple of the one before."""
+def _folded(
+    q: Quantizer, amax: torch.Tensor, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, *, either: bool
+) -> torch.Tensor | None:
+    """Return the range of a weight after BatchNorm was folded into it, float32 [C]; None where it is no multiple of the one before.
+
+    With ``either`` the range may be of the folded weight already: it is taken for the one whose values it fits.
+    """
     now, was = get_constant(graph, q.source), before.get(f"{q.layer}.weight")
     if now is None or was is None or was.shape != now.shape or (amax.ndim and amax.numel() != now.shape[0]):
         return None
     flat, old = now.reshape(len(now), -1).double(), was.reshape(len(was), -1).double()
     factor = (flat * old).sum(1) / old.square().sum(1).clamp_min(1e-30)
     off = (flat - factor[:, None] * old).norm() / flat.norm().clamp_min(1e-30)
+    if either:
+        largest = torch.stack([w.abs().amax(1) for w in (flat, old)]).clamp_min(1e-30)
+        off_by = (amax.double().clamp_min(1e-30) / largest).log().abs().mean(1)
+        factor = torch.ones_like(factor) if off_by[0] < off_by[1] else factor
     result = (factor.abs() * amax.double()).float().expand(len(now)).clone()
     return torch.where(result > 0, result, torch.ones_like(result)) if float(off) <= EXACT else None
 

@@ -79,5 +79,5 @@ def reader_of(target: Target) -> Reader:
     release = target.release
     name = f"{target.device}, TensorRT {shown(release)}" if release is not None else f"{target.device}, TensorRT 10 and later"
     return Reader(
-        version=release, opset=newest_opset(release) if release is not None else NEWEST_OPSET, int8="INT8" in target.arithmetic, name=name
+        version=release, opset=newest_opset(release) if release is not None else NEWEST_OPSET, formats=target.arithmetic, name=name
     )
