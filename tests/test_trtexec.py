@@ -10,10 +10,14 @@ import pytest
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.engine.trtexec import command, parse_version
+from trtq.engine.trtexec import command, parse_number, version_of
 from trtq.engine.versions import FLAGS, newest_opset
 from trtq.errors import EngineError, MissingExtraError
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
+
+
+def release_of(text: str) -> tuple[int, int]:
+    return version_of(parse_number(text))
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +36,13 @@ def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_pa
     made = build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="orin", backend="trtexec", precision=precision, out=str(out)))
     line = made.builder["command"]
     assert made.builder["backend"] == "trtexec"
-    assert made.builder["version"] == ".".join(map(str, parse_version(f"[TensorRT {version}]")))
+    assert made.builder["version"] == ".".join(map(str, release_of(f"[TensorRT {version}]")))
     assert f"--saveEngine={out}" in line
     assert "--minShapes=input:1x3x32x32 --optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32" in line
-    old = parse_version(f"[TensorRT {version}]") < (10, 0)
+    old = release_of(f"[TensorRT {version}]") < (10, 0)
     assert ("--int8" in line) == old
     assert ("--fp16" in line) == (old and precision == "fp16")
-    assert ("--workspace=1024" in line) == (parse_version(f"[TensorRT {version}]") < (8, 4))
+    assert ("--workspace=1024" in line) == (release_of(f"[TensorRT {version}]") < (8, 4))
     assert made.builder_log == ["[11/21/2026-10:00:00] [W] [TRT] a warning of the library"]
     assert "INT8 coverage unknown for this builder" in made.summary
 
@@ -86,8 +90,8 @@ def test_no_trtexec_and_one_of_no_known_version(old_files, tmp_path, monkeypatch
 
 
 def test_versions_and_flags():
-    assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
-    assert parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
+    assert release_of("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
+    assert release_of("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
     assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 21, 25]
     with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
         newest_opset((7, 2))
@@ -95,6 +99,6 @@ def test_versions_and_flags():
     assert line == ["t", "--onnx=m", "--saveEngine=e", "--fp16", "--profilingVerbosity=detailed", "--buildOnly"]
     # Every flag of the table is one that the stand-in's releases at both ends of its range know.
     for version, accepted in ACCEPTED.items():
-        number = parse_version(f"[TensorRT {version}]")
+        number = release_of(f"[TensorRT {version}]")
         within = {f for f, (first, last) in FLAGS.items() if number >= first and (last is None or number <= last)}
         assert within <= set(accepted.split())

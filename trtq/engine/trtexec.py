@@ -38,7 +38,9 @@ def find_trtexec() -> str:
 
 
 def parse_number(text: str) -> int:
-    """Return the number in trtexec's first line, such as 8502: what the header of a calibration cache must name.
+    """Return the number in trtexec's first line: ``[TensorRT v8502]``, ``[TensorRT v100300] [b26]``; caches name it in their header.
+
+    Four digits are major * 1000 + minor * 100 + patch, five or six major * 10000 + minor * 100 + patch.
 
     Raises:
         EngineError: there is no such line.
@@ -47,20 +49,6 @@ def parse_number(text: str) -> int:
     if match is None:
         raise EngineError("Cannot tell which version of trtexec this is", f"its first line is {text.strip().splitlines()[:1]}")
     return int(match.group(1))
-
-
-def parse_version(text: str) -> Version:
-    """Return (major, minor) from trtexec's first line: ``[TensorRT v8502]``, ``[TensorRT v100300] [b26]``.
-
-    Four digits are major * 1000 + minor * 100 + patch, five or six major * 10000 + minor * 100 + patch.
-
-    Raises:
-        EngineError: there is no such line.
-
-    >>> parse_version("&&&& RUNNING TensorRT.trtexec [TensorRT v8502] # trtexec"), parse_version("[TensorRT v101303]")
-    ((8, 5), (10, 13))
-    """
-    return version_of(parse_number(text))
 
 
 def command(

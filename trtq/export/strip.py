@@ -6,7 +6,7 @@ import onnx
 from onnx import numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.lint import View, dequantized, drop_unread_, named
+from trtq.export.lint_view import View, dequantized, drop_unread_, named
 from trtq.export.onnx_file import QDQ
 
 

@@ -16,7 +16,7 @@ from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError
 from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
-from trtq.export.lint import View
+from trtq.export.lint_view import View
 from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format

@@ -12,7 +12,8 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, sha256_file
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import newest_opset, shown
 from trtq.errors import UsageError
-from trtq.export.lint import Finding, Reader, lint, repair
+from trtq.export.lint import lint, repair
+from trtq.export.lint_view import Finding, Reader
 from trtq.export.onnx_file import load_onnx, save_onnx
 from trtq.recipe import LintSpec
 
