@@ -170,7 +170,7 @@ def test_bulk_rms_leaves_outliers_and_zeros_out():
 def test_scores_by_hand():
     scores = Scores()
     logits = np.array([[3.0, 1.0, 0.0], [0.0, 1.0, 2.0]], dtype=np.float32)
-    scores.add(logits, [0, 0], logits.copy())
+    scores.add(logits, np.array([0, 0]), logits.copy())
     assert (scores.top1, scores.top5, scores.agreement, scores.sqnr_db) == (1, 2, 100.0, None)
     dense = Scores()
     dense.add(np.zeros((1, 2, 2, 2), dtype=np.float32), None, np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 0]]]], dtype=np.float32))
