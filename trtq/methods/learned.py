@@ -15,6 +15,7 @@ from torch import distributed, nn
 
 from trtq.quant.fake_quantize import along_axis
 from trtq.quant.formats import Format
+from trtq.quant.histogram import dense_view
 
 aten = torch.ops.aten
 # Best clipping points of a Laplace distribution in units of its scale, by bits (Banner et al. 2019, section 4): more codes reach further.
@@ -107,10 +108,15 @@ class _LearnedStep(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # LSQ eq. 3: what rounding did inside, the end code outside. Two sums of small terms: those of grad * codes and grad * x
             # apart would be large, and cancel.
-            codes = made.take().to(grad.dtype)
-            inner, outer = (codes - x).mul_(into_x), grad.sub(into_x).mul_(codes)
-            dims = [d for d in range(x.ndim) if axis is None or d != axis % x.ndim]
-            into_step = (inner.sum(dims, dtype=torch.float32) + outer.sum(dims, dtype=torch.float32)) * ctx.grad_scale / made.step
+            codes, outside = made.take(), grad - into_x
+            if axis is None and grad.dtype == x.dtype == torch.float32 and grad.stride() == x.stride():
+                outer = torch.dot(dense_view(outside), dense_view(codes))
+                inner = torch.dot(dense_view(into_x), dense_view(codes.sub_(x)))
+            else:
+                dims = [d for d in range(x.ndim) if axis is None or d != axis % x.ndim]
+                outer = (outside * codes).sum(dims, dtype=torch.float32)
+                inner = codes.sub_(x).mul(into_x).sum(dims, dtype=torch.float32)
+            into_step = (inner + outer) * ctx.grad_scale / made.step
         made.held = ctx.origin = None  # what it keeps goes now, not when the whole graph does
         return into_x, into_step, None, None
 
