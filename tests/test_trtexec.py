@@ -10,9 +10,10 @@ import pytest
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.engine.trtexec import command, parse_number, version_of
+from trtq.engine.trtexec import command, parse_number
 from trtq.engine.versions import FLAGS, newest_opset
 from trtq.errors import EngineError, MissingExtraError
+from trtq.export.calibration_cache import version_of
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -73,6 +74,16 @@ class ConsoleProgress:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def print_record(record: Any, *, as_json: bool, lines: Iterable[str] = ()) -> None:
+    """Print a record as JSON, or its summary and ``lines`` about it."""
+    if as_json:
+        print_json(record)
+        return
+    click.echo(record.summary)
+    for line in lines:
+        click.echo(f"  {line}")
 
 
 def print_json(value: Any) -> None:

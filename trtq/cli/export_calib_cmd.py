@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import ExportCalibSpec
 
@@ -28,11 +28,4 @@ def command(as_json: bool, **values: Any) -> None:
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = export_calib(spec, progress)
-    if as_json:
-        print_json(record)
-        return
-    click.echo(record.summary)
-    for what, why in list(record.missing.items())[:10]:
-        click.echo(f"  {what}: {why}")
-    if record.unused:
-        click.echo(f"  unused: {', '.join(record.unused[:10])}")
+    print_record(record, as_json=as_json, lines=record.leftovers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import FinetuneSpec
 from trtq.workers import Workers
@@ -40,9 +40,5 @@ def command(as_json: bool, **values: Any) -> None:
         record = finetune(spec, progress)
     if Workers.from_environment().rank:
         return  # of several processes the first speaks
-    if as_json:
-        print_json(record)
-        return
-    click.echo(record.summary)
-    for name, file in record.files.items():
-        click.echo(f"  {Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB")
+    files = (f"{Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB" for name, file in record.files.items())
+    print_record(record, as_json=as_json, lines=files)

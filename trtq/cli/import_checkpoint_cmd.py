@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import ImportCheckpointSpec
 
@@ -28,9 +28,5 @@ def command(as_json: bool, **values: Any) -> None:
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = import_checkpoint(spec, progress)
-    if as_json:
-        print_json(record)
-        return
-    click.echo(record.summary)
-    for name, why in list(record.unused.items())[:10]:
-        click.echo(f"  unused {name}: {why}")
+    unused = (f"unused {name}: {why}" for name, why in list(record.unused.items())[:10])
+    print_record(record, as_json=as_json, lines=unused)

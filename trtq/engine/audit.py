@@ -16,6 +16,7 @@ import onnx
 
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError
+from trtq.export.onnx_file import quantized_nodes
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 UNKNOWN = "unknown"
@@ -125,16 +126,12 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:
     """Return, by node name, what every convolution and product is asked to compute in."""
-    made = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    zeros = {n.output[0]: n.input[2] for n in model.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2}
     fp8 = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT8E4M3FN}
-
-    def kind(node: onnx.NodeProto) -> str:
-        pairs = [made.get(name) for name in node.input[:2]]
-        if not all(pairs):
-            return "float"
-        return "fp8" if any(p is not None and len(p.input) > 2 and p.input[2] in fp8 for p in pairs) else "int8"
-
-    return {n.name or n.output[0]: kind(n) for n in model.graph.node if n.op_type in COMPUTE}
+    found = {n.name or n.output[0]: "float" for n in model.graph.node if n.op_type in COMPUTE}
+    for node in quantized_nodes(model, *COMPUTE):
+        found[node.name or node.output[0]] = "fp8" if any(zeros.get(name) in fp8 for name in node.input[:2]) else "int8"
+    return found
 
 
 def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str, int], reasons: Mapping[str, str]) -> list[ModuleRow]:

@@ -30,12 +30,12 @@ from trtq.engine.backends import MODULES, choose_backend, refuse_missing_kernels
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.targets import RTX_AHEAD_OF_TIME, Target, parse_target
-from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_number, version_of
+from trtq.engine.trtexec import build_with_trtexec, command, find_trtexec, probe_number
 from trtq.engine.versions import Version, newest_opset, offers, shown
 from trtq.errors import EngineError, TrtqError, UsageError
-from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
+from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache, version_of
 from trtq.export.half import convert_to_half
-from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx, opset_of, quantized_nodes
 from trtq.export.strip import strip_qdq
 from trtq.recipe import BuildSpec
 
@@ -117,7 +117,7 @@ def dry_run(spec: BuildSpec) -> str:
         version = target.release or _version_here(spec.target)
         _require_readable(model, version, spec)
         cache = _calibration(spec, version, pairs, None)
-        if half and offers("typed", version) and cache is None:
+        if _typed(spec, version, cache):
             model, said = convert_to_half(model), [*said, "FP16 stands in the graph"]
         source = _changed(spec, model, said)
         line = command(
@@ -165,8 +165,13 @@ def _version_here(target: str) -> Version:
         ) from exc
 
 
+def _typed(spec: BuildSpec, version: Version, cache: Path | None) -> bool:
+    """Whether FP16 must stand in the graph: before TensorRT 10, and beside a calibration cache, the builder chooses where it pays."""
+    return spec.precision == "fp16" and offers("typed", version) and cache is None
+
+
 def _require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) -> None:
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if opset > newest_opset(version):
         raise EngineError(
             f"TensorRT {shown(version)} cannot read {spec.onnx}",
@@ -215,8 +220,7 @@ def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> dict[str, li
 
 def quantized_convolutions(model: onnx.ModelProto) -> int:
     """Return how many Conv nodes read both operands from a DequantizeLinear."""
-    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    return sum(n.op_type == "Conv" and set(n.input[:2]) <= made for n in model.graph.node)
+    return len(quantized_nodes(model, "Conv"))
 
 
 def _require_int8(audit: PlanAudit | None, convolutions: int, pairs: int, target: Target) -> None:
@@ -269,8 +273,7 @@ def _run_trtexec(
     _require_readable(model, version, spec)
     cache = _calibration(spec, version, pairs, number)
     half = spec.precision == "fp16"
-    # Before TensorRT 10 the builder chooses where FP16 pays; from then on the types stand in the graph.
-    typed = convert_to_half(model) if half and offers("typed", version) and cache is None else model
+    typed = convert_to_half(model) if _typed(spec, version, cache) else model
 
     def run(batch: tuple[int, int, int]) -> tuple[bytes, dict[str, Any], list[str]]:
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as folder:

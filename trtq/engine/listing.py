@@ -20,6 +20,7 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
         formats: what it multiplies in beside FP32.
         dla: has deep-learning accelerators.
         opset: of the ONNX files for it.
+        reads: the newest opset its parser reads; None where any may be installed.
         typed: types stand in the graph; None where that depends on the release.
         features: of the release; empty where any may be installed.
         here: can be built for ahead of time, without that GPU.
@@ -33,6 +34,7 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
     formats: tuple[str, ...]
     dla: bool
     opset: int
+    reads: int | None
     typed: bool | None
     features: tuple[str, ...]
     here: bool
@@ -44,6 +46,7 @@ def describe(target: Target) -> TargetRow:
     return TargetRow(
         name=target.name, device=target.device, capability=target.capability, tensorrt=shown(release) if release else None,
         last=shown(last) if last else None, formats=target.arithmetic, dla=target.dla, opset=target.opset,
+        reads=newest_opset(release) if release else None,
         typed=offers("typed", release) if release else None,
         features=tuple(f for f in FEATURES if offers(f, release)) if release else (), here=target.sm in RTX_AHEAD_OF_TIME,
     )  # fmt: skip
@@ -62,6 +65,5 @@ def reads(row: TargetRow) -> str:
     """Return what a target is written for, in words."""
     if row.tensorrt is None:
         return f"any TensorRT: opset {row.opset}, types in the graph from 10 on"
-    newest = newest_opset(tuple(int(v) for v in row.tensorrt.split(".")))  # type: ignore[arg-type]
     kind = "types in the graph" if row.typed else "precision by flags"
-    return f"TensorRT {row.tensorrt}: opset {row.opset} (reads up to {newest}), {kind}"
+    return f"TensorRT {row.tensorrt}: opset {row.opset} (reads up to {row.reads}), {kind}"

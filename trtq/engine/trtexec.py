@@ -147,13 +147,3 @@ def probe_number(executable: str) -> int:
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise EngineError(f"Cannot run {executable}", str(exc)) from exc
     return parse_number(done.stdout + done.stderr)
-
-
-def version_of(number: int) -> Version:
-    """Return (major, minor) of such a number.
-
-    >>> version_of(8502), version_of(100300)
-    ((8, 5), (10, 3))
-    """
-    unit = 1000 if number < 10000 else 10000
-    return number // unit, number % unit // 100

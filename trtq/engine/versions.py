@@ -35,7 +35,7 @@ WRITES: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 
 
 # The TensorRT of the newest JetPack each board has had for most of its life (facts: JetPack 4.6.1+, 5.1.x, 6.1+, 7.0).
 OF_BOARDS: Mapping[int, Version] = {53: (8, 2), 62: (8, 2), 72: (8, 5), 87: (10, 3), 110: (10, 13)}
-# The first release with kernels for newer hardware, and the last one for older.
+# The first release with kernels for a compute capability, where there was an older one without.
 FIRST: Mapping[int, Version] = {87: (8, 4), 89: (8, 5), 90: (8, 5), 100: (10, 8), 110: (10, 13), 120: (10, 8)}
 # The last release with kernels for a compute capability, where there was one.
 LAST: Mapping[int, Version] = {53: (8, 2), 60: (8, 6), 61: (8, 6), 62: (8, 2), 70: (10, 4), 72: (8, 5)}

@@ -46,6 +46,16 @@ def cache_number(version: tuple[int, int]) -> int:
     return version[0] * (1000 if version[0] < 10 else 10000) + version[1] * 100
 
 
+def version_of(number: int) -> tuple[int, int]:
+    """Return (major, minor) of such a number, as it stands in headers and in trtexec's first line.
+
+    >>> version_of(8502), version_of(100300)
+    ((8, 5), (10, 3))
+    """
+    unit = 1000 if number < 10000 else 10000
+    return number // unit, number % unit // 100
+
+
 def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTROPY_2) -> str:
     """Return the text of a cache.
 
@@ -93,7 +103,6 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
             "Expected TRT-8502-EntropyCalibration2 or the like",
         )
     number = int(header.group(1))
-    unit = 1000 if number < 10000 else 10000
     scales: dict[str, float] = {}
     for i, line in enumerate(lines[1:], start=2):
         if not line.strip():
@@ -108,7 +117,7 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
         if tensor in scales and scales[tensor] != value:
             raise EncodingsError(f"Cannot use {name}", f"line {i} names {tensor} again with another scale", "Remove one of the two lines")
         scales[tensor] = value
-    return CalibrationCacheText(number=number, version=(number // unit, number % unit // 100), algorithm=header.group(2), scales=scales)
+    return CalibrationCacheText(number=number, version=version_of(number), algorithm=header.group(2), scales=scales)
 
 
 def amax_of(scale: float) -> float:

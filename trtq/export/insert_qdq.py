@@ -10,8 +10,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtq.errors import ExportError
+from trtq.export.lint_view import COMPUTE, weight_axis
+from trtq.export.onnx_file import opset_of
 
-COMPUTE = ("Conv", "Gemm", "MatMul")
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
 
 
@@ -52,7 +53,7 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     """
     if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node):
         raise ExportError("Cannot quantize this ONNX file", "it has Q/DQ pairs already", "Give the float file that was calibrated")
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if opset < OLDEST_PER_CHANNEL:
         raise ExportError(
             "Cannot quantize this ONNX file", f"its opset is {opset}, and scales per channel exist from {OLDEST_PER_CHANNEL} on",
@@ -80,7 +81,6 @@ class _Work:
         self.made: dict[str, str] = {}  # the dequantized name of a tensor or a weight
         self.pairs: dict[str, list[onnx.NodeProto]] = {}
         self.quantized: set[str] = set()  # outputs of quantized convolutions
-        self.before = [list(n.input) for n in self.graph.node]
 
     def layer(self, node: onnx.NodeProto) -> None:
         """Quantize input and weight of one layer, or say why not."""
@@ -97,8 +97,7 @@ class _Work:
             self.done.missing[name] = f"its input {data} {why}"
             return
         values = numpy_helper.to_array(held)
-        axis = 0 if node.op_type == "Conv" or any(a.name == "transB" and a.i for a in node.attribute) else values.ndim - 1
-        node.input[0], node.input[1] = self.activation(data), self.weight(weight, values, axis)
+        node.input[0], node.input[1] = self.activation(data), self.weight(weight, values, weight_axis(node, values.ndim))
         if node.op_type == "Conv":
             self.quantized.add(node.output[0])
 

@@ -11,10 +11,22 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtq.export.lint_view import Finding, Version, View, add_named, axis_of, dequantized, in_blocks, named, replace_node_
+from trtq.export.lint_view import (
+    COMPUTE,
+    Finding,
+    Version,
+    View,
+    add_named,
+    axis_of,
+    dequantized,
+    in_blocks,
+    named,
+    replace_node_,
+    weight_axis,
+)
+from trtq.export.onnx_file import opset_of
 
 HALF_LARGEST = 65504.0
-COMPUTE = ("Conv", "Gemm", "MatMul")
 SYMMETRIC = ("int8", "int4", "float8_e4m3fn")  # types of codes around 0 that TensorRT has
 # First release whose parser has the op; None: none has.
 OPS: dict[str, Version | None] = {
@@ -28,7 +40,7 @@ Fix = Callable[[View], int]
 
 
 def _opset(view: View) -> Iterator[Finding]:
-    found = next((o.version for o in view.model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    found = opset_of(view.model)
     if found > view.reader.opset:
         why = f"opset {found}; {view.reader.name} reads up to {view.reader.opset}"
         yield Finding(rule="L01", severity="error", where="the file", why=why, mend=f"Export it with opset {view.reader.opset}")
@@ -95,8 +107,7 @@ def _weight_axes(view: View) -> Iterator[Finding]:
         if scale is None or held is None or scale.size <= 1:
             continue
         axis = axis_of(found[1])
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        wanted = 0 if node.op_type == "Conv" or transposed else held.ndim - 1
+        wanted = weight_axis(node, held.ndim)
         if axis is not None and axis % held.ndim != wanted:
             why = f"its weight has scales along axis {axis}, and {node.op_type} takes axis {wanted}: it runs in float"
             yield Finding(rule="L05", severity="float", where=named(node), why=why, mend=f"Quantize the weight along axis {wanted}")

@@ -37,6 +37,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     repairable: bool = False
 
 
+COMPUTE = ("Conv", "Gemm", "MatMul")
+
+
 @dataclass(slots=True)
 class Reader:
     """Who will read the file.
@@ -107,6 +110,12 @@ class View:
 def named(node: onnx.NodeProto) -> str:
     """Return a node's name for messages."""
     return node.name or f"{node.op_type} -> {node.output[0]}"
+
+
+def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
+    """Return the axis of a layer's weight that its output channels lie along."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else ndim - 1
 
 
 def axis_of(node: onnx.NodeProto) -> int | None:

@@ -102,6 +102,17 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the opset of ONNX's own domain, 0 where the file names none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
+    """Return the nodes of these kinds that read their first two operands from a DequantizeLinear."""
+    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    return [n for n in model.graph.node if n.op_type in kinds and set(n.input[:2]) <= made]
+
+
 def count_qdq(model: onnx.ModelProto) -> int:
     """Return the number of QuantizeLinear nodes."""
     return sum(n.op_type == "QuantizeLinear" for n in model.graph.node)

@@ -22,7 +22,7 @@ from trtq.errors import ArtifactError, CalibrationError
 from trtq.methods.learned import LeanMemory
 from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
-from trtq.methods.training import Draws, Position, RunState, keep_freed_memory_, rate, stops
+from trtq.methods.training import Draws, Position, RunState, keep_freed_memory_, rate, read_state, stops
 from trtq.recipe import FinetuneSpec
 from trtq.workers import Workers
 
@@ -87,8 +87,8 @@ class Trainer:
         self.device = next(iter(graph.module.parameters())).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.amp == "fp16")
         self._optimizers()
-        found = RunState.peek(folder, key)
-        self.position = found or Position(history=[])
+        found = read_state(folder, key)
+        self.position = found[0] if found is not None else Position(history=[])
         self._begin(found is None)
         # Only now: first statistics are part of what is averaged and kept.
         self.averages = [w.detach().clone() for w in graph.trained] if spec.ema else []
@@ -96,9 +96,10 @@ class Trainer:
         self.best = [p.detach().clone() for p in self.kept]
         self.state = RunState(folder, key, [*self.kept, *self.best], self.optimizers, self.averages)
         if found is not None:
-            self.state.load()
+            self.state.take_up(found[1])
             if self.scaler.is_enabled():
-                self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": found.scale, "_growth_tracker": found.growth})
+                at = self.position
+                self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": at.scale, "_growth_tracker": at.growth})
         self._require_same_start()
         self.run: nn.Module = graph.module
         if workers.world > 1:

@@ -159,16 +159,8 @@ class RunState:
         meta = {"key": self.key, "position": msgspec.json.encode(position).decode()}
         write_bytes(self.path, save(tensors, metadata=meta))
 
-    def load(self) -> Position | None:
-        """Take up what an earlier run left and return where it was, None when there is nothing.
-
-        Raises:
-            ArtifactError: the state is of another run, or torn.
-        """
-        found = _read(self.path, self.key)
-        if found is None:
-            return None
-        position, tensors = found
+    def take_up(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put what :func:`read_state` found in the place of the present values."""
         with torch.no_grad():
             for i, p in enumerate(self.parameters):
                 p.copy_(tensors[f"parameter.{i}"])
@@ -183,24 +175,19 @@ class RunState:
                     }
                     if state:
                         optimizer.state[p] = state
-        return position
-
-    @staticmethod
-    def peek(folder: Path, key: object) -> Position | None:
-        """Return where an earlier run was, None when there is nothing.
-
-        Raises:
-            ArtifactError: the state is of another run, or torn.
-        """
-        found = _read(folder / STATE, _key(key))
-        return found[0] if found is not None else None
 
 
 def _key(key: object) -> str:
     return digest_of([key, str(torch.__version__), __version__])
 
 
-def _read(path: Path, key: str) -> tuple[Position, dict[str, torch.Tensor]] | None:
+def read_state(folder: Path, key: object) -> tuple[Position, dict[str, torch.Tensor]] | None:
+    """Return where an earlier run was and what it left, None when there is nothing.
+
+    Raises:
+        ArtifactError: the state is of another run, or torn.
+    """
+    path = folder / STATE
     if not path.is_file():
         return None
     try:
@@ -210,7 +197,7 @@ def _read(path: Path, key: str) -> tuple[Position, dict[str, torch.Tensor]] | No
         position = msgspec.json.decode(meta["position"], type=Position)
     except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
         raise ArtifactError(f"Cannot read the checkpoint {path}", str(exc), "Remove it to start again") from exc
-    if meta.get("key") != key:
+    if meta.get("key") != _key(key):
         raise ArtifactError(
             f"The checkpoint {path} is of another run", "a setting, the weights, the encodings or the images differ",
             "Give another --out, or remove it to start again",

@@ -53,6 +53,12 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
 
     @property
+    def leftovers(self) -> list[str]:
+        """A line for each of the first ten that have no range, and one for ranges that nothing reads."""
+        unused = [f"unused: {', '.join(self.unused[:10])}"] if self.unused else []
+        return [*(f"{what}: {why}" for what, why in list(self.missing.items())[:10]), *unused]
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
         what = "tensors have no range" if self.verb == "export-calib" else "layers stay in float"

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, read_json, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, read_json, sha256_file, write_bytes, write_json
 from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import open_targets
@@ -215,7 +215,7 @@ class _Job:
         where = ("out", "checkpoint", "encodings", "parity_images", "opset", "device", "compile")
         settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
         seen = [(e.source, e.targets) for e in (self.train, self.val[0] if self.val else None) if e is not None]
-        images = [[_identity(source), targets.identity() if targets is not None else None] for source, targets in seen]
+        images = [[source.identity(), targets.identity() if targets is not None else None] for source, targets in seen]
         ranked = sha256_file(Path(spec.sensitivity)) if spec.sensitivity else None
         key = [settings, weights, self.encodings.digest(), images, ranked, _code(self.own)]
         return Trainer(
@@ -286,8 +286,3 @@ def _code(own: object) -> str | None:
     except TypeError:
         return None
     return sha256_file(Path(path)) if path else None
-
-
-def _identity(source: Source) -> list[object]:
-    """Return what tells two sources apart without reading every image: names, labels, and the content of 64 images."""
-    return [digest_of(source.ids), digest_of(source.labels), source.digest(range(0, len(source), max(1, len(source) // 64)))]

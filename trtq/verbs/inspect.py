@@ -43,13 +43,12 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _onnx(path: Path) -> dict[str, Any]:
-    from trtq.export.onnx_file import get_metadata, load_onnx
+    from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
 
     model = load_onnx(path)
     ops = Counter(n.op_type for n in model.graph.node)
-    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    compute = [n for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm", "ConvTranspose")]
-    quantized = [n for n in compute if set(n.input[:2]) <= made]
+    kinds = ("Conv", "MatMul", "Gemm", "ConvTranspose")
+    compute, quantized = [n for n in model.graph.node if n.op_type in kinds], quantized_nodes(model, *kinds)
     return {
         "kind": "Q/DQ ONNX" if ops["QuantizeLinear"] else "ONNX",
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
