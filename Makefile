@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv demo test test-slow lint lock clean
+.PHONY: venv demo test test-slow types lint lock clean
 
 venv: $(STAMP)
 
@@ -25,7 +25,18 @@ test: venv lint
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
 
-lint: venv
+# Types of TensorRT's Python API. They depend on TensorRT itself, so they come without dependencies and beside the environment; and as published
+# they do not parse: a parameter is called "in", and one without a default follows others.
+types: .types/tensorrt/__init__.pyi
+.types/tensorrt/__init__.pyi: $(STAMP)
+	rm -rf .types
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target .types/published tensorrt-stubs==10.13.0.35.1
+	mkdir -p $(@D)
+	sed -e 's/\bin: /in_: /g' -e 's/channel_axis: int) -> IScaleLayer/channel_axis: int = ...) -> IScaleLayer/' \
+	    .types/published/tensorrt_bindings/tensorrt.pyi > $@.new
+	mv $@.new $@
+
+lint: venv types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -34,4 +45,4 @@ lock:  ## after changing a dependency
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .types runs

@@ -15,11 +15,11 @@ import pytest
 from tests.conftest import read, run_cli
 from trtq import BenchSpec, BuildSpec, EvaluateSpec, bench, build, evaluate, inspect
 from trtq.data.source import open_source
-from trtq.engine.build import quantized_convolutions
 from trtq.engine.manifest import read_manifest
 from trtq.engine.targets import DEVICES, parse_target
 from trtq.errors import ArtifactError, BenchError, DataError, EngineError, ExportError, MissingExtraError, UsageError
 from trtq.export.half import convert_to_half
+from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import input_shape, open_session, run_batch
 from trtq.testing.images import write_classes, write_images
 
@@ -80,7 +80,7 @@ def test_build_int8(cnn_out, tmp_path, target):
     assert manifest.batch == (1, 2, 4)
     assert manifest.tensors[0]["name"] == "input"
     assert msgspec.to_builtins(read_manifest(engine)) == msgspec.json.decode(msgspec.json.encode(manifest)) | {"batch": (1, 2, 4)}
-    assert "4 of 4 quantized convolutions in INT8" in inspect(engine)["summary"]
+    assert "quantized layers in INT8" in inspect(engine)["summary"]
 
 
 @pytest_rtx
@@ -104,9 +104,9 @@ def test_nothing_silent_on_turing(cnn_out, tmp_path):
 def test_full_tensorrt_builds_for_its_own_gpu_only(cnn_out, tmp_path, monkeypatch):
     import torch
 
-    from trtq.engine import backends
+    from trtq.engine import choose
 
-    monkeypatch.setattr(backends, "is_installed", lambda module: True)
+    monkeypatch.setattr(choose, "is_installed", lambda module: True)
     asked = BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="h200", backend="tensorrt", out=f"{tmp_path}/e.engine")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="full TensorRT builds on the GPU it builds for, and there is none"):
@@ -168,7 +168,7 @@ def test_half_keeps_what_the_model_says(cnn_out):
         onnx.checker.check_model(half, full_check=True)
         full, other = (run_batch(open_session(m), x)[0] for m in (model, half))
         assert 10 * np.log10((full**2).sum() / ((full - other) ** 2).sum()) > floor
-    assert quantized_convolutions(half) == 0  # a cast stands between the pair and its convolution
+    assert quantized_nodes(half, "Conv") == []  # a cast stands between the pair and its convolution
     big = onnx.load(cnn_out / "model.fp32.onnx")
     tensor = next(i for i in big.graph.initializer if i.name == "conv1.weight")
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1e8), tensor.name))

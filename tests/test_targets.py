@@ -154,7 +154,8 @@ def test_the_version_in_the_target_must_be_the_one_here(old_files: Path, tmp_pat
 
 
 RELEASES = {
-    "v8001": "8.0", "v8201": "8.2", "v8502": "8.5", "v8601": "8.6", "v100300": "10.3", "v101600": "10.16", "v110100": "11.1",
+    "v8001": "8.0", "v8201": "8.2", "v8401": "8.4", "v8502": "8.5", "v8601": "8.6", "v9300": "9.3", "v100000": "10.0", "v100300": "10.3",
+    "v100700": "10.7", "v101300": "10.13", "v101600": "10.16", "v110000": "11.0", "v110100": "11.1",
 }  # fmt: skip
 
 
@@ -183,11 +184,12 @@ def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: 
         f"--optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32 --int8 --workspace=1024 --profilingVerbosity=detailed --buildOnly\n"
     )
     nano = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "nano", "--fallback", *asked)
-    assert nano.stdout.startswith("# Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model\n")
+    assert "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model" in nano.stderr
     assert f"--onnx={tmp_path}/e.onnx" in nano.stdout
     assert count_qdq(load_onnx(tmp_path / "e.onnx")) == 0  # what the line builds from
     typed = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "orin@10.3", "--precision", "fp16", *asked)
-    assert "# FP16 stands in the graph" in typed.stdout
+    assert "FP16 stands in the graph" in typed.stderr
+    assert len(typed.stdout.splitlines()) == len(nano.stdout.splitlines()) == 1
     assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in load_onnx(tmp_path / "e.onnx").graph.initializer)
     assert "--fp16" in nano.stdout
     newer = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "xavier@8.2", *asked)

@@ -10,10 +10,13 @@ import pytest
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.engine.trtexec import command, parse_number
+from trtq.engine.settings import Settings
+from trtq.engine.targets import parse_target
+from trtq.engine.trtexec import TrtexecBuilder, parse_number
 from trtq.engine.versions import FLAGS, newest_opset
 from trtq.errors import EngineError, MissingExtraError
 from trtq.export.calibration_cache import version_of
+from trtq.progress import Silent
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 
 
@@ -96,7 +99,8 @@ def test_versions_and_flags():
     assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 21, 25]
     with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
         newest_opset((7, 2))
-    line = command((8, 4), executable="t", onnx=Path("m"), engine=Path("e"), shapes={}, quantized=False, half=True)
+    settings = Settings(target=parse_target("xavier"), shapes={}, quantized=False, half=True)
+    line = TrtexecBuilder("t", (8, 4), Silent()).command(Path("m"), Path("e"), settings)
     assert line == ["t", "--onnx=m", "--saveEngine=e", "--fp16", "--profilingVerbosity=detailed", "--buildOnly"]
     # Every flag of the table is one that the stand-in's releases at both ends of its range know.
     for version, accepted in ACCEPTED.items():

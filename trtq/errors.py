@@ -11,6 +11,9 @@ TrtqError
 ├── ExportError           the ONNX file cannot be written or is not valid
 │   └── ParityError        what torch simulates is not what ONNX Runtime computes
 ├── EngineError           an engine cannot be built, read or trusted
+│   ├── BuilderMemoryError  the builder ran out of memory, or was killed for it
+│   ├── MissingKernelError  the builder has no implementation for one node
+│   └── AgreementError      what was built does not compute what the ONNX file says
 ├── BenchError            nothing valid could be measured
 └── ArtifactError         a file trtq wrote is missing, damaged or in use
 """
@@ -83,6 +86,26 @@ class ParityError(ExportError):
 
 class EngineError(TrtqError):
     """An engine cannot be built, read or trusted."""
+
+
+class BuilderMemoryError(EngineError):
+    """The builder ran out of memory, or was killed for it."""
+
+
+class MissingKernelError(EngineError):
+    """The builder has no implementation for one node.
+
+    Args:
+        node: as the builder names it: one node, or several that it wanted to fuse.
+    """
+
+    def __init__(self, what: str, why: str = "", mend: str = "", *, node: str = "") -> None:
+        super().__init__(what, why, mend)
+        self.node = node
+
+
+class AgreementError(EngineError):
+    """What was built does not compute what the ONNX file says."""
 
 
 class BenchError(TrtqError):

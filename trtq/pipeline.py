@@ -28,11 +28,11 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
-from trtq.recipe import BenchSpec, BenchStage, BuildSpec, BuildStage, EvaluateSpec, FinetuneSpec, Recipe
+from trtq.progress import Progress, Silent
+from trtq.recipe import BenchSpec, BenchStage, BuildOptions, BuildSpec, BuildStage, EvaluateSpec, FinetuneSpec, Recipe
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
 from trtq.verbs.finetune import RECORD as TRAINED
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
 
@@ -165,7 +165,7 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
         stages.append(_evaluate_stage(recipe, out, qdq, progress))
         records.append(out / "evaluate.json")
     for wanted in recipe.build:
-        stages.append(_build_stage(wanted, out, qdq))
+        stages.append(_build_stage(wanted, out, qdq, progress))
         records.append(manifest_path(stages[-1].outputs[0]))
     if recipe.bench is not None:
         for label, path in (("fp32", fp32), ("qdq", qdq)):
@@ -273,23 +273,25 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) ->
     return Stage("evaluate", inputs, (out / "evaluate.json",), work)
 
 
-def _build_stage(wanted: BuildStage, out: Path, qdq: Path) -> Stage:
+def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress) -> Stage:
     parse_target(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
         name += f"-{wanted.precision}"
     source, engine = qdq if wanted.source == "qdq" else out / FP32, out / f"{name}.engine"
-    spec = BuildSpec(
-        onnx=str(source), target=wanted.target, backend=wanted.backend, precision=wanted.precision, batch=wanted.batch, out=str(engine)
-    )
+    options = {n: getattr(wanted, n) for n in BuildOptions.__struct_fields__}
+    spec = BuildSpec(onnx=str(source), target=wanted.target, out=str(engine), **options)
 
     def inputs() -> dict[str, Any]:
         versions: dict[str, Any] = {n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")}
         if wanted.backend == "trtexec":
             versions["trtexec"] = _trtexec_or_none()
-        return {"settings": msgspec.to_builtins(spec), source.name: _digest_or_none(str(source)), "builder version": versions}
+        return {
+            "settings": msgspec.to_builtins(spec), source.name: _digest_or_none(str(source)), "builder version": versions,
+            "images": fingerprint(spec.data) if spec.data else None,
+        }  # fmt: skip
 
-    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec).summary)
+    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec, progress).summary)
 
 
 def _trtexec_or_none() -> str | None:

@@ -515,7 +515,41 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16
 
 
-class BuildSpec(Spec, frozen=True, kw_only=True):
+class BuildOptions(Spec, frozen=True, kw_only=True):
+    """How an engine is built, whatever it is built from."""
+
+    backend: Annotated[Backend, Doc(description="Builder; auto takes tensorrt-rtx where it covers the target, else tensorrt.")] = "auto"
+    precision: Annotated[Literal["fp32", "fp16"], Doc(description="Precision of what is not quantized.")] = "fp32"
+    batch: Annotated[tuple[int, int, int] | None, Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32.")] = None
+    fallback: Annotated[
+        bool,
+        Doc(
+            description="Where the device or the builder lacks what the model needs (INT8 on a Nano, a kernel for one layer), build what it can "
+            "instead, and record it."
+        ),
+    ] = False
+    workspace: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Most scratch memory of a kernel, MiB; halved by itself when the builder runs out. Default: what the device has."),
+    ] = None
+    optimization_level: Annotated[
+        Annotated[int, Meta(ge=0, le=5)] | None, Doc(description="Builder optimization level; default: TensorRT's own, 3.")
+    ] = None
+    timing_cache: Annotated[
+        str | None, Doc(description="Timing cache to read and write: the next build is fast, and takes the same kernels.")
+    ] = None
+    dla: Annotated[Annotated[int, Meta(ge=0, le=1)] | None, Doc(description="Build for this DLA core of Xavier or Orin.")] = None
+    gpu_fallback: Annotated[bool, Doc(description="With --dla: what the DLA cannot do runs on the GPU.")] = True
+    version_compatible: Annotated[bool, Doc(description="The engine also loads in later releases of the same major version.")] = False
+    hardware_compatible: Annotated[
+        Literal["none", "ampere+"], Doc(description="ampere+: the engine also loads on other GPUs from compute capability 8.0 on.")
+    ] = "none"
+    strip_weights: Annotated[bool, Doc(description="Leave the weights out of the engine; refit it before use.")] = False
+    data: Annotated[str | None, Doc(description="Images (as for quantize): what was built is held against the ONNX file on them.")] = None
+    check_images: Annotated[int, Meta(ge=1), Doc(description="How many of them.")] = 32
+
+
+class BuildSpec(BuildOptions, frozen=True, kw_only=True):
     """Build a TensorRT engine from an ONNX file."""
 
     onnx: Annotated[str, Doc(description="The ONNX file.")]
@@ -526,16 +560,10 @@ class BuildSpec(Spec, frozen=True, kw_only=True):
         ),
     ]
     out: Annotated[str, Doc(description="The engine file; its manifest is written beside it as FILE.engine.json.")]
-    backend: Annotated[Backend, Doc(description="Builder; auto takes tensorrt-rtx where it covers the target, else tensorrt.")] = "auto"
-    precision: Annotated[Literal["fp32", "fp16"], Doc(description="Precision of what is not quantized.")] = "fp32"
-    batch: Annotated[tuple[int, int, int] | None, Doc(description="MIN:OPT:MAX for a dynamic batch; default 1:8:32.")] = None
     calibration: Annotated[
         str | None,
         Doc(description="A calibration cache, for implicit INT8 of a float file: trtexec up to 10.16 (trtq export-calib writes one)."),
     ] = None
-    fallback: Annotated[
-        bool, Doc(description="Where the device lacks what the model needs (INT8 on a Nano), build what it can instead, and record it.")
-    ] = False
 
 
 class LintSpec(Spec, frozen=True, kw_only=True):
@@ -614,13 +642,10 @@ class EvaluateStage(InputSpec, frozen=True, kw_only=True):
     ignore_index: IgnoreIndex = 255
 
 
-class BuildStage(Spec, frozen=True, kw_only=True):
+class BuildStage(BuildOptions, frozen=True, kw_only=True):
     """One ``[[build]]`` table of a recipe."""
 
     target: str
-    backend: Backend = "auto"
-    precision: Literal["fp32", "fp16"] = "fp32"
-    batch: tuple[int, int, int] | None = None
     source: Literal["qdq", "fp32"] = "qdq"
 
 

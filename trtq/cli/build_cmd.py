@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import print_json
+from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import BuildSpec
 
@@ -28,13 +28,16 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     spec = BuildSpec.make(merged)
     from trtq.engine import build as builder
 
-    if dry_run:
-        click.echo(builder.dry_run(spec))
-        return
-    manifest = builder.build(spec)
+    with ConsoleProgress(quiet=as_json) as progress:
+        if dry_run:
+            click.echo(builder.dry_run(spec, progress))
+            return
+        manifest = builder.build(spec, progress)
     if as_json:
         print_json(manifest)
     else:
         click.echo(f"{spec.out}: {manifest.summary}")
+        for row in manifest.coverage.short[:5] if manifest.coverage is not None else ():
+            click.echo(f"  in float: {row.node}{f' ({row.why})' if row.why else ''}")
         for line in manifest.builder_log[:5]:
             click.echo(f"  builder: {line}")

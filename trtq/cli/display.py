@@ -21,7 +21,7 @@ class ConsoleProgress:
         self._status = ""
 
     def begin(self, label: str, total: int) -> None:
-        """Start a loop of ``total`` images."""
+        """Start a loop of ``total`` items; 0: nobody knows how many."""
         self.close()
         self._label, self._total, self._done, self._start, self._told = label, total, 0, time.monotonic(), time.monotonic()
         self._status = ""
@@ -36,9 +36,9 @@ class ConsoleProgress:
                 TimeRemainingColumn(), console=Console(stderr=True),
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task(label, total=total, rate="")
+            self._task = self._bar.add_task(label, total=total or None, rate="")
         else:
-            click.echo(f"{label}: {total} to do", err=True)
+            click.echo(f"{label}: {total} to do" if total else label, err=True)
 
     def advance(self, count: int) -> None:
         """``count`` more are done."""
@@ -46,12 +46,13 @@ class ConsoleProgress:
         rate = self._done / max(time.monotonic() - self._start, 1e-6)
         if self._bar is not None:
             self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s{self._status}")
-            if self._done >= self._total:
+            if 0 < self._total <= self._done:
                 self.close()
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
-            click.echo(f"{self._label}: {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left", err=True)
+            done = f": {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left" if self._total else self._status
+            click.echo(f"{self._label}{done}", err=True)
 
     def status(self, text: str) -> None:
         """Show ``text`` beside the rate from now on."""

@@ -84,13 +84,25 @@ def read_layer_info(path: Path) -> list[LayerRow]:
         EngineError: it is no such report.
     """
     try:
-        data = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as exc:
+        return parse_layer_info(path.read_bytes(), str(path))
+    except OSError as exc:
         raise EngineError(f"Cannot read the layer report {path}", str(exc)) from exc
+
+
+def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
+    """Return the layers of a report that was read.
+
+    Raises:
+        EngineError: it is no such report.
+    """
+    try:
+        data = msgspec.json.decode(report)
+    except msgspec.DecodeError as exc:
+        raise EngineError(f"Cannot read the layer report {name}", str(exc)) from exc
     layers = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(layers, list) or not layers:
         raise EngineError(
-            f"{path} is no layer report of TensorRT", 'it has no list called "Layers"', "Make it with trtexec --exportLayerInfo"
+            f"{name} is no layer report of TensorRT", 'it has no list called "Layers"', "Make it with trtexec --exportLayerInfo"
         )
     return [_row(layer) for layer in layers]
 

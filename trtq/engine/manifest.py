@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import sha256_file
+from trtq.engine.agreement import AgreementRecord
+from trtq.engine.coverage import Coverage
+from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
 from trtq.errors import EngineError
 
@@ -28,6 +31,12 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         audit: what the plan itself says about its precision; None where that cannot be read.
         quantized_convolutions: how many the Q/DQ model asks for.
         fallback: why this is not what was asked for, "" when it is.
+        coverage: what of the Q/DQ graph computes in codes; None where the builder does not say.
+        agreement: what was compared on images; None without any.
+        float_nodes: nodes in FP32 beside FP16, and why.
+        attempts: builds that gave no engine before this one.
+        workspace: of the build that did, MiB; None for what the device has.
+        notes: what a user was told.
     """
 
     schema: int
@@ -49,6 +58,12 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     audit: PlanAudit | None
     quantized_convolutions: int
     fallback: str = ""
+    coverage: Coverage | None = None
+    agreement: AgreementRecord | None = None
+    float_nodes: dict[str, str] = {}
+    attempts: list[AttemptRow] = []
+    workspace: int | None = None
+    notes: list[str] = []
     seconds: float
     environment: dict[str, Any]
 
@@ -60,17 +75,18 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
         return (
             f"{self.engine_bytes / 1e6:.2f} MB for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
-            f"{self.coverage}, {self.seconds:.1f} s{f'; fell back: {self.fallback}' if self.fallback else ''}"
+            f"{self._covered}, {self.seconds:.1f} s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
+            f"{f'; fell back: {self.fallback}' if self.fallback else ''}{f'; {self.agreement.summary}' if self.agreement else ''}"
         )
 
     @property
-    def coverage(self) -> str:
-        """How many convolutions the plan says it computes in INT8, where that can be known."""
+    def _covered(self) -> str:
+        """How many layers compute in INT8, where that can be known."""
         if not self.quantized_tensors:
             return ""
-        if self.audit is None:
-            return ", INT8 coverage unknown for this builder"
-        return f", {self.audit.convolutions.get('int8', 0)} of {self.quantized_convolutions} quantized convolutions in INT8"
+        if self.coverage is not None:
+            return f", {self.coverage.summary}"
+        return ", INT8 coverage unknown for this builder"
 
 
 def manifest_path(engine: Path) -> Path:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from trtq.engine.failures import explain
+from trtq.engine.settings import Built, Settings
 from trtq.engine.targets import Target
 from trtq.engine.versions import FLAGS, Version, offers, shown, within
 from trtq.errors import EngineError, MissingExtraError
+from trtq.progress import Progress
 
 WORKSPACE_MIB = 1024
 USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
@@ -51,81 +55,111 @@ def parse_number(text: str) -> int:
     return int(match.group(1))
 
 
-def command(
-    version: Version,
-    *,
-    executable: str,
-    onnx: Path,
-    engine: Path,
-    shapes: Mapping[str, Sequence[Sequence[int]]],
-    quantized: bool,
-    half: bool,
-    calibration: Path | None = None,
-) -> list[str]:
-    """Return the command line that builds ``onnx`` with this version of trtexec.
+class TrtexecBuilder:
+    """Builds with the trtexec of one release.
 
     Args:
-        version: of the trtexec that will run it.
         executable: its path.
-        onnx: the model; for a strongly typed version already in the types it shall have.
-        engine: where the plan goes.
-        shapes: min, opt and max shape of every dynamic input, empty for a static model.
-        quantized: the model has Q/DQ pairs.
-        half: let what is not quantized run in FP16 (a flag before TensorRT 10, types in the graph from then on).
-        calibration: a calibration cache for a model without Q/DQ pairs; its ranges make it INT8.
-
-    Raises:
-        EngineError: a flag that this version does not have would be needed.
+        version: of it; any, where a command line is all that is wanted.
+        told: receives what it says meanwhile.
     """
-    given: list[tuple[str, str | None]] = [("onnx", str(onnx)), ("saveEngine", str(engine))]
-    for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
-        if shapes:
-            given.append((name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in shapes.items())))
-    if not offers("typed", version) or calibration is not None:  # ranges from a cache exist in weakly typed networks only
-        given += [("int8", None)] * (quantized or calibration is not None) + [("fp16", None)] * half
-    elif version < (11, 0):  # a deprecated no-op from 11 on
-        given.append(("stronglyTyped", None))
-    if calibration is not None:
-        given.append(("calib", str(calibration)))
-    if version < (8, 4):  # its default of 16 MiB leaves most convolutions without a kernel; later ones take what the device has
-        given.append(("workspace", str(WORKSPACE_MIB)))
-    if version >= FLAGS["profilingVerbosity"][0]:
-        given.append(("profilingVerbosity", "detailed"))
-    given.append(("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None))
-    for name, _ in given:
-        if not within(FLAGS[name], version):
-            first, last = FLAGS[name]
-            raise EngineError(
-                f"trtexec {shown(version)} has no --{name}", f"it exists from {shown(first)} to {shown(last) if last else 'today'}"
-            )
-    return [executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
+
+    name = "trtexec"
+
+    def __init__(self, executable: str, version: Version, told: Progress) -> None:
+        self.executable, self.version, self.told = executable, version, told
+
+    def build(self, source: Path, settings: Settings) -> Built:
+        """Run trtexec.
+
+        Raises:
+            EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
+        """
+        with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
+            plan, report = Path(name) / "plan", Path(name) / "layers.json"
+            report_there = report if within(FLAGS["exportLayerInfo"], self.version) else None
+            line = self.command(source, plan, settings, report=report_there)
+            log, code = self._watch(line)
+            if code or not plan.is_file():
+                errors = [ln for ln in log if re.search(r"\] \[[EF]\] ", ln) or ln.startswith("Unknown option")]
+                where = f"trtexec cannot build the engine for {settings.target.device}"
+                raise explain(where, errors, code, last=f"exit status {code}")
+            _require_device(log, settings.target)
+            command = shlex.join(line).replace(str(plan), "ENGINE").replace(str(report), "LAYERS")
+            layers = report.read_bytes() if report.is_file() else None
+            log = [ln for ln in log if "] [W] " in ln]
+            return Built(plan=plan.read_bytes(), version=shown(self.version), tensors=[], log=log, command=command, layers=layers)
+
+    def _watch(self, line: list[str]) -> tuple[list[str], int]:
+        """Run a command line, tell what the library says meanwhile, and return all lines and the exit status."""
+        log: list[str] = []
+        self.told.begin("trtexec", 0)
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+            assert process.stdout is not None
+            for text in process.stdout:
+                log.append(text.rstrip("\n"))
+                if "] [I] " in text:
+                    self.told.status(text.partition("] [I] ")[2].strip()[:80])
+                    self.told.advance(0)
+            return log, process.wait()
+
+    def show(self, source: Path, out: Path, settings: Settings) -> str:
+        """Return the command line that would build ``out``."""
+        return shlex.join(self.command(source, out, settings))
+
+    def command(self, source: Path, out: Path, settings: Settings, *, report: Path | None = None) -> list[str]:
+        """Return the command line that builds ``source`` with this version of trtexec.
+
+        Raises:
+            EngineError: a flag that this version does not have would be needed.
+        """
+        options, version = settings.options, self.version
+        given: list[tuple[str, str | None]] = [("onnx", str(source)), ("saveEngine", str(out))]
+        for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
+            if settings.shapes:
+                given.append((name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in settings.shapes.items())))
+        given += self._precision(settings)
+        if settings.calibration is not None:
+            given.append(("calib", str(settings.calibration)))
+        if version < (8, 4):  # its default of 16 MiB leaves most convolutions without a kernel; later ones take what the device has
+            given.append(("workspace", str(settings.workspace or WORKSPACE_MIB)))
+        elif settings.workspace is not None:  # a plain number of MiB means the same in every release, a suffix does not
+            given.append(("memPoolSize", f"workspace:{settings.workspace}"))
+        if options.timing_cache is not None:
+            given.append(("timingCacheFile", options.timing_cache))
+        if options.optimization_level is not None:
+            given.append(("builderOptimizationLevel", str(options.optimization_level)))
+        if options.dla is not None:
+            given += [("useDLACore", str(options.dla)), *([("allowGPUFallback", None)] if options.gpu_fallback else [])]
+        given += [("versionCompatible", None)] * options.version_compatible + [("stripWeights", None)] * options.strip_weights
+        if options.hardware_compatible != "none":
+            given.append(("hardwareCompatibilityLevel", options.hardware_compatible))
+        if version >= FLAGS["profilingVerbosity"][0]:
+            given.append(("profilingVerbosity", "detailed"))
+        if report is not None:
+            given.append(("exportLayerInfo", str(report)))
+        given.append(("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None))
+        for name, _ in given:
+            if not within(FLAGS[name], version):
+                first, last = FLAGS[name]
+                raise EngineError(
+                    f"trtexec {shown(version)} has no --{name}", f"it exists from {shown(first)} to {shown(last) if last else 'today'}"
+                )
+        return [self.executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
+
+    def _precision(self, settings: Settings) -> list[tuple[str, str | None]]:
+        """Return what says the precision: flags in weakly typed networks, nothing where types stand in the graph."""
+        if settings.typed(self.version):  # a deprecated no-op from 11 on
+            return [("stronglyTyped", None)] if self.version < (11, 0) else []
+        int8 = settings.quantized or settings.calibration is not None
+        given: list[tuple[str, str | None]] = [*[("int8", None)] * int8, *[("fp16", None)] * settings.half]
+        kept = [n for n in settings.float_nodes if not set(n) & set(",:*")]  # these would end a name, or stand for others
+        if settings.half and kept and offers("precision by layer", self.version):
+            given += [("precisionConstraints", "obey"), ("layerPrecisions", ",".join(f"{n}:fp32" for n in kept))]
+        return given
 
 
-def build_with_trtexec(
-    onnx: Path,
-    engine: Path,
-    *,
-    executable: str,
-    version: Version,
-    target: Target,
-    shapes: Mapping[str, Any],
-    quantized: bool,
-    half: bool,
-    calibration: Path | None = None,
-) -> tuple[bytes, list[str], list[str]]:
-    """Run trtexec and return the plan, the warnings, and the command line.
-
-    Raises:
-        EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
-    """
-    line = command(
-        version, executable=executable, onnx=onnx, engine=engine, shapes=shapes, quantized=quantized, half=half, calibration=calibration
-    )
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    log = done.stdout.splitlines() + done.stderr.splitlines()
-    errors = [ln for ln in log if re.search(r"\] \[[EF]\] ", ln) or ln.startswith(("Unknown option", "&&&& FAILED"))]
-    if done.returncode or not engine.is_file():
-        raise EngineError(f"trtexec cannot build the engine for {target.device}", "; ".join(errors[:5]) or f"exit status {done.returncode}")
+def _require_device(log: Sequence[str], target: Target) -> None:
     found = next((m.group(1) for ln in log if (m := re.search(r"Compute Capability: (\d+\.\d+)", ln))), None)
     if found is not None and found != target.capability:
         raise EngineError(
@@ -133,7 +167,6 @@ def build_with_trtexec(
             f"trtexec builds for the GPU it runs on, compute capability {found}; the target has {target.capability}",
             f"Build on that device, or say what this is: --target sm{found.replace('.', '')}",
         )
-    return engine.read_bytes(), [ln for ln in log if "] [W] " in ln], line
 
 
 def probe_number(executable: str) -> int:

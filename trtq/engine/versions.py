@@ -1,4 +1,4 @@
-"""What each release of TensorRT reads, offers and takes on its command line: one table, never a trial.
+"""What each release of TensorRT reads, offers, takes on its command line and has in its Python API: one table, never a trial.
 
 Sources: the tags 8.0.1 to 11.1 of NVIDIA's open-source repository (sampleOptions.cpp, the ONNX parser, NvInfer.h), release notes.
 """
@@ -15,18 +15,36 @@ OLDEST: Version = (8, 0)
 
 # Flag of trtexec: first and last version that accept it (None: still there in 11).
 FLAGS: Mapping[str, Span] = {
-    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None), "optShapes": ((8, 0), None),
-    "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)), "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)),
-    "int8": ((8, 0), (10, 16)), "calib": ((8, 0), (10, 16)), "workspace": ((8, 0), (9, 3)), "memPoolSize": ((8, 4), None),
-    "stronglyTyped": ((9, 1), None), "profilingVerbosity": ((8, 2), None),
+    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "loadEngine": ((8, 0), None), "minShapes": ((8, 0), None),
+    "optShapes": ((8, 0), None), "maxShapes": ((8, 0), None), "shapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)),
+    "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)), "int8": ((8, 0), (10, 16)), "calib": ((8, 0), (10, 16)),
+    "workspace": ((8, 0), (9, 3)), "memPoolSize": ((8, 4), None), "stronglyTyped": ((9, 1), None),
+    "precisionConstraints": ((8, 2), (10, 16)), "layerPrecisions": ((8, 4), (10, 16)), "timingCacheFile": ((8, 0), None),
+    "builderOptimizationLevel": ((8, 6), None), "useDLACore": ((8, 0), None), "allowGPUFallback": ((8, 0), None),
+    "versionCompatible": ((8, 6), None), "hardwareCompatibilityLevel": ((8, 6), None), "stripWeights": ((10, 0), None),
+    "profilingVerbosity": ((8, 2), None), "exportLayerInfo": ((8, 2), None),
 }  # fmt: skip
 
 # What else depends on the release. "typed": types stand in the graph; an option of 10, the only way of 11.
 FEATURES: Mapping[str, Span] = {
     "typed": ((10, 0), None), "calibration cache": ((8, 0), (10, 16)), "layer report": ((8, 2), None),
     "LayerNormalization": ((8, 6), None), "Gelu": ((10, 0), None), "HardSwish": ((8, 4), None), "stored INT8 weights": ((10, 0), None),
-    "INT4 weights": ((10, 1), None), "FP8": ((10, 0), None), "FP4": ((10, 8), None),
+    "INT4 weights": ((10, 1), None), "FP8": ((10, 0), None), "FP4": ((10, 8), None), "DLA": ((8, 0), (10, 7)),
+    "optimization level": ((8, 6), None), "version-compatible engines": ((8, 6), None), "hardware-compatible engines": ((8, 6), None),
+    "engines without weights": ((10, 0), None), "precision by layer": ((8, 4), (10, 16)),
 }  # fmt: skip
+
+# A name of the Python API that trtq calls, by its last part: first and last version that have it (pyCore.cpp, pyGraph.cpp of the tags).
+API: Mapping[str, Span] = {
+    "EXPLICIT_BATCH": ((8, 0), (10, 16)), "STRONGLY_TYPED": ((9, 1), None), "FP16": ((8, 0), (10, 16)), "INT8": ((8, 0), (10, 16)),
+    "OBEY_PRECISION_CONSTRAINTS": ((8, 2), (10, 16)), "precision": ((8, 0), (10, 16)), "VERSION_COMPATIBLE": ((8, 6), None),
+    "STRIP_PLAN": ((10, 0), None), "max_workspace_size": ((8, 0), (9, 3)), "set_memory_pool_limit": ((8, 4), None),
+    "builder_optimization_level": ((8, 6), None), "hardware_compatibility_level": ((8, 6), None), "progress_monitor": ((9, 1), None),
+    "set_compute_capability": ((11, 0), None), "create_engine_inspector": ((8, 2), None), "profiling_verbosity": ((8, 2), None),
+    "num_io_tensors": ((8, 5), None), "num_bindings": ((8, 0), (9, 3)),
+}  # fmt: skip
+# TensorRT for RTX counts from 1 and has the API of this release.
+LIKE_RTX: Version = (11, 0)
 
 # From the first version on: the newest opset its parser reads (21 from 10 on for the INT4 type), and the newest in which every op that trtq
 # writes exists there (LayerNormalization, opset 17, from 8.6 on).
@@ -59,6 +77,15 @@ def offers(feature: str, version: Version) -> bool:
     (True, False, False)
     """
     return within(FEATURES[feature], version)
+
+
+def has_api(name: str, version: Version) -> bool:
+    """Whether a release's Python API has a name of the table.
+
+    >>> has_api("FP16", (10, 3)), has_api("FP16", (11, 4)), has_api("progress_monitor", (8, 6))
+    (True, False, False)
+    """
+    return within(API[name], version)
 
 
 def newest_opset(version: Version, table: tuple[tuple[Version, int], ...] = READS) -> int:

@@ -1,85 +1,197 @@
 """The builder process: one ONNX file in, one plan out. It runs apart, because a bad graph can crash a native builder.
 
-Usage: ``python -m trtq.engine.worker REQUEST.json``. Writes one JSON object a line to standard output:
-``{"event": "log", ...}``, ``{"event": "error", ...}`` and, at the end, ``{"event": "done", ...}``.
+Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker REQUEST.json``, where MODULE is ``tensorrt`` or ``tensorrt_rtx``: one API.
+Writes one JSON object a line to standard output: ``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``.
+What only some releases have is called when the version table says so; mypy checks the calls against the types of 10.13.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from trtq.engine.versions import LIKE_RTX, Version, has_api
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = importlib.import_module(os.environ.get("TRTQ_TENSORRT", "tensorrt"))
+
+CACHE_PREFIX = "timing cache"
+
+
+def version_of_module() -> Version:
+    """Return the release whose API the module has."""
+    if trt.__name__ == "tensorrt_rtx":
+        return LIKE_RTX
+    major, minor = _number().split(".")[:2]
+    return int(major), int(minor)
+
+
+def _number() -> str:
+    return str(getattr(trt, "__version__"))  # noqa: B009 - the published types leave it out
 
 
 def _emit(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)
 
 
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+class _Logger(trt.ILogger):
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Pass on what a user should read."""
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
+            _emit("log", severity=str(severity).rsplit(".", 1)[-1].lower(), text=msg)
+
+
+def _monitor() -> Any:
+    """Return a progress monitor; the class exists from 9.1 on only."""
+
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            trt.IProgressMonitor.__init__(self)
 
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
-                _emit("log", severity=str(severity).rsplit(".", 1)[-1].lower(), text=msg)
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                _emit("phase", name=phase_name, steps=num_steps)
 
-    return Logger()
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            _emit("step", name=phase_name, step=step)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            _emit("phase end", name=phase_name)
+
+    return Monitor()
 
 
-def _parse(trt: Any, network: Any, logger: Any, model: bytes) -> bool:
+def _create_network(builder: trt.Builder, version: Version, *, typed: bool) -> trt.INetworkDefinition:
+    flags, mask = trt.NetworkDefinitionCreationFlag, 0
+    if version < (10, 0) and has_api("EXPLICIT_BATCH", version):  # 0 means an implicit batch there
+        mask |= 1 << int(getattr(flags, "EXPLICIT_BATCH"))  # noqa: B009
+    if typed and has_api("STRONGLY_TYPED", version):
+        mask |= 1 << int(flags.STRONGLY_TYPED)
+    return builder.create_network(mask)
+
+
+def _parse(network: trt.INetworkDefinition, logger: trt.ILogger, model: bytes) -> bool:
     parser = trt.OnnxParser(network, logger)
     if parser.parse(model):
         return True
     for i in range(parser.num_errors):
         error = parser.get_error(i)
-        _emit("error", kind="parser", node=error.node_name(), op=error.node_operator(), text=error.desc())
+        has_name = hasattr(error, "node_name")  # from 10 on; before, only the number of the node
+        node = error.node_name() if has_name else f"node {error.node()}"
+        _emit("error", kind="parser", node=node, op=error.node_operator() if has_name else "", text=error.desc())
     return False
 
 
-def _profile(builder: Any, network: Any, config: Any, batch: list[int]) -> None:
-    """One optimisation profile for a dynamic batch; static inputs need none."""
-    profile, dynamic = builder.create_optimization_profile(), False
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shape = list(tensor.shape)
-        if -1 in shape:
-            dynamic = True
-            profile.set_shape(tensor.name, *[tuple(b if d == -1 else d for d in shape) for b in batch])
-    if dynamic:
+def _configure(
+    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, asked: dict[str, Any], version: Version
+) -> None:
+    flags = trt.BuilderFlag
+    if not asked["typed"]:  # the builder chooses the precision of what is not quantized
+        for name in ("FP16", "INT8"):
+            if asked[name.lower()] and has_api(name, version):
+                config.set_flag(getattr(flags, name))
+        if asked["float_nodes"] and asked["fp16"] and has_api("OBEY_PRECISION_CONSTRAINTS", version):
+            config.set_flag(getattr(flags, "OBEY_PRECISION_CONSTRAINTS"))  # noqa: B009
+            kept = set(asked["float_nodes"])
+            for i in range(network.num_layers):
+                layer = network.get_layer(i)
+                if layer.name in kept:
+                    layer.precision = trt.float32
+    if asked["sm"] is not None and has_api("set_compute_capability", version):
+        ahead: Any = config  # TensorRT for RTX: no GPU needs to be here
+        ahead.num_compute_capabilities = 1
+        ahead.set_compute_capability(getattr(getattr(trt, "ComputeCapability"), f"SM{asked['sm']}"), 0)  # noqa: B009
+    if asked["workspace"] is not None:
+        size = asked["workspace"] << 20
+        if has_api("set_memory_pool_limit", version):
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+        else:
+            setattr(config, "max_workspace_size", size)  # noqa: B010
+    if asked["level"] is not None and has_api("builder_optimization_level", version):
+        config.builder_optimization_level = asked["level"]
+    if asked["version_compatible"] and has_api("VERSION_COMPATIBLE", version):
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if asked["hardware"] == "ampere+" and has_api("hardware_compatibility_level", version):
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if asked["strip_weights"] and has_api("STRIP_PLAN", version):
+        config.set_flag(flags.STRIP_PLAN)
+    if asked["dla"] is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, asked["dla"]
+        if asked["gpu_fallback"]:
+            config.set_flag(flags.GPU_FALLBACK)
+    if asked["report"] and has_api("profiling_verbosity", version):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if has_api("progress_monitor", version):
+        config.progress_monitor = _monitor()
+    if asked["shapes"]:
+        profile = builder.create_optimization_profile()
+        for name, sizes in asked["shapes"].items():
+            profile.set_shape(name, *(trt.Dims(list(s)) for s in sizes))
         config.add_optimization_profile(profile)
+
+
+def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
+    held = path.read_bytes() if path.is_file() else b""
+    cache = config.create_timing_cache(held)
+    if held and (cache is None or not config.set_timing_cache(cache, False)):
+        text = f"the {CACHE_PREFIX} {path} is damaged, or of another GPU or TensorRT: it is made anew"
+        _emit("log", severity="warning", text=text)
+        cache, held = config.create_timing_cache(b""), b""
+    if not held and cache is not None:
+        config.set_timing_cache(cache, False)
+
+
+def _tensors(network: trt.INetworkDefinition) -> list[dict[str, Any]]:
+    inputs = [("input", network.get_input(i)) for i in range(network.num_inputs)]
+    outputs = [("output", network.get_output(i)) for i in range(network.num_outputs)]
+    found = []
+    for mode, t in (*inputs, *outputs):
+        shape = [t.shape[k] for k in range(len(t.shape))]
+        found.append({"name": t.name, "dtype": str(t.dtype).rsplit(".", 1)[-1], "shape": shape, "mode": mode})
+    return found
+
+
+def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> None:
+    """Write TensorRT's own report of the layers; that takes the GPU the engine is for."""
+    if not has_api("create_engine_inspector", version):
+        return
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is not None:
+        out.write_text(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def build(request: dict[str, Any]) -> bool:
     """Build as ``request`` says; True when the plan was written."""
-    trt = importlib.import_module(request["module"])
-    logger = _make_logger(trt)
+    version, logger = version_of_module(), _Logger()
     builder = trt.Builder(logger)
-    flags = trt.NetworkDefinitionCreationFlag
-    # Strong typing is the only mode of TensorRT 11 and RTX, and an option of 10.
-    network = builder.create_network(1 << int(flags.STRONGLY_TYPED))
-    if not _parse(trt, network, logger, Path(request["onnx"]).read_bytes()):
+    network = _create_network(builder, version, typed=request["typed"])
+    if not _parse(network, logger, Path(request["onnx"]).read_bytes()):
         return False
     config = builder.create_builder_config()
-    if request["sm"] is not None:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{request['sm']}"), 0)
-    _profile(builder, network, config, request["batch"])
-    tensors = [
-        {"name": t.name, "dtype": str(t.dtype).rsplit(".", 1)[-1], "shape": list(t.shape), "mode": mode}
-        for mode, t in [
-            *(("input", network.get_input(i)) for i in range(network.num_inputs)),
-            *(("output", network.get_output(i)) for i in range(network.num_outputs)),
-        ]
-    ]
-    layers = network.num_layers
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    _configure(builder, network, config, request, version)
+    if request["timing_cache"] is not None:
+        _read_timing_cache(config, Path(request["timing_cache"]))
+    tensors, layers = _tensors(network), network.num_layers
+    made = builder.build_serialized_network(network, config)
+    if made is None:
         return False
-    Path(request["out"]).write_bytes(bytes(plan))
-    _emit("done", version=trt.__version__, tensors=tensors, network_layers=layers)
+    plan = bytes(made)
+    Path(request["out"]).write_bytes(plan)
+    if request["timing_cache_out"] is not None and (cache := config.get_timing_cache()) is not None:
+        Path(request["timing_cache_out"]).write_bytes(bytes(cache.serialize()))
+    if request["report"]:
+        _report(plan, logger, version, Path(request["report"]))
+    _emit("done", version=_number(), tensors=tensors, network_layers=layers)
     return True
 
 

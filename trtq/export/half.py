@@ -1,63 +1,134 @@
-"""A strongly typed FP16 graph from a float32 one: weights and activations in half, inputs, outputs and Q/DQ in float32."""
+"""A strongly typed FP16 graph from a float32 one: what is safe in half, the rest, inputs, outputs and Q/DQ in float32."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.onnx_file import QDQ
+from trtq.export.onnx_file import QDQ, opset_of
 
 HALF_MAX = 65504.0
-# Operands that the ONNX standard wants in float32 whatever the data type: scales and regions of interest of Resize.
-FLOAT_OPERANDS = {"Resize": (1, 2), "Upsample": (1,)}
+HALF = "tensor(float16)"
 
 
-def convert_to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Return ``model`` with FP16 weights and computation.
 
     Inputs and outputs stay float32. Each Q/DQ pair stays float32 between two casts, so that its scale is the calibrated number
     to the last bit; TensorRT fuses the casts into the INT8 kernels around them.
 
+    Args:
+        model: float32, with or without Q/DQ pairs.
+        keep: names of the nodes that compute in float32 (``half_ranges.find_float_nodes``).
+
     Raises:
-        ExportError: a weight does not fit FP16; names it.
+        ExportError: a weight of another node does not fit FP16 (it is named), or the graph has branches.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph = result.graph
-    keep = _float_operands(graph)
-    half_names: dict[str, str] = {}
-    extra: list[onnx.TensorProto] = []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        half = _to_half(tensor)
-        if tensor.name not in keep:
-            tensor.CopyFrom(half)
-        elif keep[tensor.name]:  # some consumers want float32, others half: both exist
-            half.name = half_names[tensor.name] = f"{tensor.name}_fp16"
-            extra.append(half)
-    graph.initializer.extend(extra)
-    floats = {i.name for i in graph.input if i.type.tensor_type.elem_type == TensorProto.FLOAT}
-    floats |= {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT}
-    _retype(graph, floats, half_names)
-    del graph.value_info[:]
+    _Retyping(result, keep).run()
     return result
 
 
-def _float_operands(graph: onnx.GraphProto) -> dict[str, bool]:
-    """Return the names that some node reads as float32, and whether another node reads them, too."""
-    wanted: set[str] = set()
-    other: set[str] = set()
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            in_float = node.op_type in QDQ or i in FLOAT_OPERANDS.get(node.op_type, ())
-            (wanted if in_float else other).add(name)
-    return {name: name in other for name in wanted}
+def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
+    """Return, for each operand and each result of a node, whether ONNX has it in FP16; an unknown op has nothing in it."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    except onnx.defs.SchemaError:
+        return [False] * len(node.input), [False] * len(node.output)
+    return _allowed(schema.inputs, len(node.input)), _allowed(schema.outputs, len(node.output))
 
 
-def _to_half(tensor: onnx.TensorProto) -> onnx.TensorProto:
+def _allowed(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[bool]:
+    return [HALF in formal[min(i, len(formal) - 1)].types for i in range(count)]  # the last may stand for any number
+
+
+class _Retyping:
+    """Rewrites a model so that each node reads the type it computes in."""
+
+    def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
+        self.model, self.graph, self.keep, self.opset = model, model.graph, set(keep), opset_of(model)
+        for node in self.graph.node:
+            if any(a.HasField("g") or a.graphs for a in node.attribute):
+                raise ExportError(
+                    f"Cannot write FP16 types into {node.name or node.op_type}",
+                    "it has branches of its own",
+                    "Build with --precision fp32",
+                )
+        _inline_constants(self.graph)
+        self.weights = {i.name: i for i in self.graph.initializer}
+        self.types = elem_types(model)  # as they were: float32 where a choice is to be made
+        self.half = set[str]()  # computed tensors that are FP16 now
+        self.cast = dict[tuple[str, int], str]()
+        self.nodes = list[onnx.NodeProto]()
+
+    def run(self) -> None:
+        """Rewrite the nodes, then what goes in and out."""
+        outputs = {o.name for o in self.graph.output}
+        renamed: dict[str, str] = {}
+        for node in self.graph.node:
+            in_float = node.op_type in QDQ or node.name in self.keep
+            reads, gives = operand_types(node, self.opset)
+            for i, given in enumerate(node.input):
+                name = renamed.get(given, given)
+                if self.types.get(name) == TensorProto.FLOAT:
+                    node.input[i] = self.provide(name, TensorProto.FLOAT if in_float or not reads[i] else TensorProto.FLOAT16)
+            if not in_float:
+                _attributes_to_half(node)
+            for i, name in enumerate(node.output):
+                if self.types.get(name) != TensorProto.FLOAT or in_float or not gives[i]:
+                    continue
+                if name in outputs:  # the graph's output keeps its name and type
+                    renamed[name] = node.output[i] = f"{name}_fp16"
+                    self.types[node.output[i]] = TensorProto.FLOAT
+                self.half.add(node.output[i])
+            self.nodes.append(node)
+        for name, made in renamed.items():
+            self.nodes.append(helper.make_node("Cast", [made], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))
+        del self.graph.node[:]
+        self.graph.node.extend(self.nodes)
+        read = {n for node in self.nodes for n in node.input} | outputs
+        kept = [t for t in self.weights.values() if t.name in read]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+        del self.graph.value_info[:]
+
+    def provide(self, name: str, kind: int) -> str:
+        """Return the name of ``name`` in this type: itself, a second copy of a weight, or a cast of it."""
+        if (TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT) == kind:
+            return name
+        if (name, kind) not in self.cast:
+            suffix = "fp16" if kind == TensorProto.FLOAT16 else "fp32"
+            new = self.cast[name, kind] = f"{name}_{suffix}"
+            if name in self.weights:
+                self.weights[new] = _to_half(self.weights[name], new)
+            else:
+                self.nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind))
+        return self.cast[name, kind]
+
+
+def elem_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the element type of every tensor that ONNX's inference knows."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    known = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
+    return known | {i.name: i.data_type for i in graph.initializer}
+
+
+def _inline_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes into initializers: one place for every constant."""
+    for node in [n for n in graph.node if n.op_type == "Constant"]:
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        if value is not None:
+            value.name = node.output[0]
+            graph.initializer.append(value)
+            graph.node.remove(node)
+
+
+def _to_half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     array = numpy_helper.to_array(tensor)
     largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
     if largest > HALF_MAX:
@@ -65,75 +136,12 @@ def _to_half(tensor: onnx.TensorProto) -> onnx.TensorProto:
             f"The weight {tensor.name} does not fit FP16", f"its largest value is {largest:.4g}, FP16 ends at {HALF_MAX:g}",
             "Build with --precision fp32",
         )  # fmt: skip
-    return numpy_helper.from_array(array.astype(np.float16), tensor.name)
+    return numpy_helper.from_array(array.astype(np.float16), name)
 
 
-def _retype(graph: onnx.GraphProto, floats: set[str], half_names: dict[str, str]) -> None:
-    """Rewrite the node list so that each node reads the type it needs; ``floats`` grows with what is float32."""
-    nodes: list[onnx.NodeProto] = []
-    halves: dict[str, str] = {}
-    back: dict[str, str] = {}
-    outputs = {o.name for o in graph.output if o.type.tensor_type.elem_type == TensorProto.FLOAT}
-    known_half = {i.name for i in graph.initializer if i.data_type == TensorProto.FLOAT16}
-
-    def cast(name: str, to: int, suffix: str) -> str:
-        new = f"{name}_{suffix}"
-        nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=to))
-        return new
-
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if node.op_type in QDQ or i in FLOAT_OPERANDS.get(node.op_type, ()):
-                if name in known_half:
-                    back[name] = back.get(name) or cast(name, TensorProto.FLOAT, "fp32")
-                    node.input[i] = back[name]
-            elif name in half_names:
-                node.input[i] = half_names[name]
-            elif name in floats:
-                halves[name] = halves.get(name) or cast(name, TensorProto.FLOAT16, "fp16")
-                node.input[i] = halves[name]
-        if node.op_type == "DequantizeLinear":
-            floats.add(node.output[0])
-        elif node.op_type == "Cast":
-            attribute = next(a for a in node.attribute if a.name == "to")
-            if attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.FLOAT16
-            if attribute.i == TensorProto.FLOAT16:
-                known_half.add(node.output[0])
-        else:
-            _constants_to_half(node)
-            known_half.update(n for n in node.output if _may_be_half(node, known_half, halves, half_names))
-        for i, name in enumerate(node.output):
-            if name in outputs and name in known_half:
-                node.output[i] = f"{name}_fp16"
-        nodes.append(node)
-    for name in outputs:
-        if name in known_half:
-            nodes.append(helper.make_node("Cast", [f"{name}_fp16"], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))
-    _rename_reads(nodes, {n: f"{n}_fp16" for n in outputs if n in known_half})
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _rename_reads(nodes: list[onnx.NodeProto], renamed: dict[str, str]) -> None:
-    for node in nodes:
-        for i, name in enumerate(node.input):
-            if name in renamed:
-                node.input[i] = renamed[name]
-
-
-def _may_be_half(node: onnx.NodeProto, known: set[str], halves: dict[str, str], half_names: dict[str, str]) -> bool:
-    """Whether the data a node passes on is FP16: some operand is, and the op returns the type of its data."""
-    if node.op_type in ("Shape", "Size", "ArgMax", "ArgMin", "Equal", "Greater", "Less", "QuantizeLinear", "Not", "And", "IsNaN"):
-        return False
-    made = set(halves.values()) | set(half_names.values())
-    if node.op_type in ("Constant", "ConstantOfShape"):
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        return value is not None and value.data_type == TensorProto.FLOAT16
-    return any(n in known or n in made for n in node.input)
-
-
-def _constants_to_half(node: onnx.NodeProto) -> None:
+def _attributes_to_half(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
-        if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_to_half(attribute.t))
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.FLOAT16
+        elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(_to_half(attribute.t, attribute.t.name))

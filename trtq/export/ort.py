@@ -12,6 +12,8 @@ import onnx
 from trtq.data.metrics import Array
 from trtq.errors import ExportError
 
+SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
+
 
 def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, provider: str = "CPU", device_id: int = 0) -> Any:
     """Return an ``onnxruntime.InferenceSession``.
@@ -20,7 +22,7 @@ def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, prov
         model: a file, or a model in memory.
         as_written: compute every Q/DQ pair in float exactly as the file says (what the parity gate and accuracy need). False
             lets ONNX Runtime fuse pairs into its own integer kernels and rewrite biases to int32 (what its latency means).
-        provider: ``CPU`` or ``CUDA``.
+        provider: ``CPU``, ``CUDA``, ``TensorRT`` or ``NvTensorRTRTX``; the last two build an engine of their own.
         device_id: which GPU.
 
     Raises:
@@ -36,7 +38,7 @@ def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, prov
         rewrites = ["ReluQuantRewrite", "ClipQuantRewrite"]
     else:
         rewrites = []
-    name = f"{provider}ExecutionProvider"
+    name = f"{SPELLED.get(provider, provider)}ExecutionProvider"
     if name not in ort.get_available_providers():
         raise ExportError(
             f"ONNX Runtime here cannot run on {provider}",
@@ -45,7 +47,7 @@ def open_session(model: Path | onnx.ModelProto, *, as_written: bool = True, prov
         )
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        settings = {"device_id": device_id} if provider == "CUDA" else {}
+        settings = {"device_id": device_id} if provider != "CPU" else {}
         session = ort.InferenceSession(source, options, providers=[(name, settings)], disabled_optimizers=rewrites)
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.lint_view import View, dequantized, drop_unread_, named
+from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
 from trtq.export.onnx_file import QDQ
 
 
@@ -47,4 +49,25 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     drop_unread_(result)
     if any(n.op_type in QDQ for n in graph.node):
         raise ExportError("Cannot take the Q/DQ pairs out", "some are inside a branch of an If or a Loop", "Give the float file instead")
+    return result
+
+
+def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """Return ``model`` in which these nodes read what went into their Q/DQ pairs; other readers of the pairs keep them."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    view = View(result)
+    for node in result.graph.node:
+        if node.name not in nodes:
+            continue
+        for i, name in enumerate(node.input):
+            pair = view.pair(name)
+            if pair is not None and pair[0] is not None:
+                node.input[i] = pair[0].input[0]
+            elif pair is not None and pair[1].input[0] in view.constants:  # stored as codes
+                made = f"{name}/float"
+                if made not in view.constants:
+                    add_named(view, made, dequantized(view, pair[1]))
+                node.input[i] = made
+    drop_unread_(result)
     return result

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from trtq.methods.learned import LeanMemory
 from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.training import Draws, Position, RunState, keep_freed_memory_, rate, read_state, stops
+from trtq.progress import Progress
 from trtq.recipe import FinetuneSpec
 from trtq.workers import Workers
 
@@ -30,15 +30,6 @@ SAVE_EVERY = 50  # steps
 NORM_IMAGES = 256  # that kept BatchNorms get their first statistics from
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
-
-
-class Listener(Protocol):
-    """Receives what happens."""
-
-    def begin(self, label: str, total: int) -> None: ...  # noqa: D102
-    def advance(self, count: int) -> None: ...  # noqa: D102
-    def status(self, text: str) -> None: ...  # noqa: D102
-    def note(self, text: str) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +71,7 @@ class Trainer:
     def __init__(
         self, spec: FinetuneSpec, graph: TrainingGraph, teacher: fx.GraphModule, objective: Objective, *, train: Examples,
         val: tuple[Examples, list[int]] | None, batch: int, classes: int, workers: Workers, key: object, folder: Path,
-        told: Listener,
+        told: Progress,
     ) -> None:  # fmt: skip
         self.spec, self.graph, self.teacher, self.objective = spec, graph, teacher, objective
         self.train_on, self.val, self.batch, self.classes, self.workers, self.told = train, val, batch, classes, workers, told

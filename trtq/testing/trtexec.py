@@ -2,28 +2,44 @@
 
 ``write_fake_trtexec(folder, "v8502", sm="8.7")`` puts an executable called ``trtexec`` there. It accepts the build flags that
 release accepts, prints its first and last line and its device section, and fails on a flag of another release as trtexec does.
+What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB),
+``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give).
 """
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import stat
 import sys
 from pathlib import Path
 
-# Independent of trtq.engine.trtexec on purpose: from facts, the flags a build may use, by the digits of the version.
-ALWAYS = "onnx saveEngine minShapes optShapes maxShapes"
+# Independent of trtq.engine.versions on purpose: from facts, the flags a build may use, by the digits of the version.
+ALWAYS = "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore allowGPUFallback"
+WEAK = "fp16 int8 calib"
+OLD, LATER = f"{WEAK} buildOnly workspace", "profilingVerbosity exportLayerInfo memPoolSize"
+NEW = f"skipInference {LATER} builderOptimizationLevel versionCompatible hardwareCompatibilityLevel"
+BY_LAYER = "precisionConstraints layerPrecisions"
 ACCEPTED = {
     version: f"{ALWAYS} {more}"
     for version, more in {
-        "v8001": "buildOnly fp16 int8 calib workspace",
-        "v8201": "buildOnly fp16 int8 calib workspace profilingVerbosity",
-        "v8502": "buildOnly fp16 int8 calib workspace profilingVerbosity memPoolSize",
-        "v8601": "buildOnly skipInference fp16 int8 calib workspace profilingVerbosity memPoolSize",
-        "v100300": "skipInference fp16 int8 calib stronglyTyped profilingVerbosity memPoolSize",
-        "v101600": "skipInference fp16 int8 calib stronglyTyped profilingVerbosity memPoolSize",
-        "v110100": "skipInference stronglyTyped profilingVerbosity memPoolSize",
+        "v8001": OLD,
+        "v8201": f"{OLD} profilingVerbosity exportLayerInfo precisionConstraints",
+        "v8401": f"{OLD} {LATER} {BY_LAYER}",
+        "v8502": f"{OLD} {LATER} {BY_LAYER}",
+        "v8601": f"{OLD} {NEW} {BY_LAYER}",
+        "v9300": f"{OLD} {NEW} {BY_LAYER} stronglyTyped",
+        "v100000": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
+        "v100300": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
+        "v100700": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
+        "v101300": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
+        "v101600": f"{WEAK} {NEW} {BY_LAYER} stronglyTyped stripWeights",
+        "v110000": f"{NEW} stronglyTyped stripWeights",
+        "v110100": f"{NEW} stronglyTyped stripWeights",
     }.items()
 }
+DEFAULT_WORKSPACE = 8192
 
 
 def write_fake_trtexec(folder: Path, version: str, *, sm: str = "8.7") -> Path:
@@ -53,12 +69,46 @@ def main(version: str, sm: str) -> int:
         print("=== Model Options ===\n" + "\n".join(f"Unknown option: {u}" for u in unknown) + f"\n&&&& FAILED {tail}")
         return 1
     print("[11/21/2026-10:00:00] [I] === Device Information ===")
-    print(f"[11/21/2026-10:00:00] [I] Compute Capability: {sm}")
+    print(f"[11/21/2026-10:00:00] [I] Compute Capability: {sm}", flush=True)
     print("[11/21/2026-10:00:00] [W] [TRT] a warning of the library", file=sys.stderr)
-    if b"refuse-me" in Path(given["onnx"]).read_bytes():
-        print("[11/21/2026-10:00:01] [E] [TRT] ModelImporter.cpp:726: While parsing node number 0 [Conv -> 'x']: no", file=sys.stderr)
+    error, layers = trouble(Path(given["onnx"]).read_bytes(), _workspace(given))
+    if error:
+        print(f"[11/21/2026-10:00:01] [E] {error}", file=sys.stderr)
         print(f"&&&& FAILED {tail}")
         return 1
+    if layers is not None and "exportLayerInfo" in given:
+        Path(given["exportLayerInfo"]).write_bytes(layers)
+    if "timingCacheFile" in given:
+        with Path(given["timingCacheFile"]).open("ab") as cache:
+            cache.write(b"timings ")
     Path(given["saveEngine"]).write_bytes(b"not an engine: " + " ".join(sorted(given)).encode())
     print(f"&&&& PASSED {tail}")
     return 0
+
+
+def _workspace(given: dict[str, str]) -> int:
+    pools = dict(p.split(":") for p in given.get("memPoolSize", "").split(",") if p)
+    return int(given.get("workspace") or pools.get("workspace") or DEFAULT_WORKSPACE)
+
+
+def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
+    """Return the error that a builder has with a model ("" for none), and the layer report that it asks for.
+
+    The process is killed where the model asks for that.
+    """
+    import onnx
+
+    graph = onnx.load_from_string(model)
+    asked = graph.doc_string
+    if "refuse-me" in asked:
+        return "[TRT] ModelImporter.cpp:726: While parsing node number 0 [Conv -> 'x']: no", None
+    most = re.search(r"memory:(\d+)", asked)
+    if most is not None and workspace > int(most.group(1)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+    for name in re.findall(r"no-kernel:(\S+)", asked):
+        node = next(n for n in graph.graph.node if n.name == name)
+        if set(node.input) & made:
+            return f"Error Code 10: Internal Error (Could not find any implementation for node {name} + relu.)", None
+    report = re.search(r"layers:(\S+)", asked)
+    return "", Path(report.group(1)).read_bytes() if report is not None else None

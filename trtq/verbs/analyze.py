@@ -17,6 +17,7 @@ from trtq.data.source import Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
+from trtq.progress import Progress, Silent
 from trtq.quant.digest import weights_digest
 from trtq.recipe import AnalyzeSpec
 from trtq.search.layers import Layer, groups, prepare_layers
@@ -27,7 +28,6 @@ from trtq.search.units import Units
 from trtq.verbs.attempt import cache_folder
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock
 from trtq.version import __version__
 from trtq.workers import Workers

@@ -27,6 +27,7 @@ from trtq.graph.capture import CapturedGraph
 from trtq.methods.base import Method, Workbench
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import LoadedModel
+from trtq.progress import Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
 from trtq.quant.digest import structure_digest, weights_digest
@@ -36,7 +37,6 @@ from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.recipe import OPSET, QuantizeSpec
 from trtq.verbs.allocation import read_allocation
-from trtq.verbs.progress import Progress
 from trtq.verbs.records import Clock, MethodRecord
 from trtq.version import __version__
 

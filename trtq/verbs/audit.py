@@ -13,12 +13,12 @@ from trtq.artifact import SCHEMA, sha256_file
 from trtq.cost.onnx_file import list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
 from trtq.engine.manifest import read_manifest
+from trtq.engine.reader import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.lint import lint
 from trtq.export.onnx_file import load_onnx
 from trtq.recipe import AuditSpec
-from trtq.verbs.lint import reader_of
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):

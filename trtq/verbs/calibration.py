@@ -18,10 +18,10 @@ from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 from trtq.recipe import ExportCalibSpec, ImportCalibSpec
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 from trtq.verbs.records import FileRecord
 

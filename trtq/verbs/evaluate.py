@@ -16,8 +16,8 @@ from trtq.data.targets import Targets, open_targets
 from trtq.errors import DataError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import input_shape, open_session, run_batch
+from trtq.progress import Progress, Silent
 from trtq.recipe import EvaluateSpec
-from trtq.verbs.progress import Progress, Silent
 
 
 class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
 from trtq.models.load import import_named
+from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.recipe import EvaluateSpec, FinetuneSpec
@@ -29,7 +30,6 @@ from trtq.search.options import Option
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
 from trtq.verbs.opening import open_model, open_preprocess
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import FP32, QDQ
 from trtq.verbs.records import Clock, FileRecord
 from trtq.verbs.shipping import ship

@@ -16,6 +16,7 @@ from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
+from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.foreign import Foreign, read_foreign
@@ -23,7 +24,6 @@ from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer, place
 from trtq.recipe import ImportCheckpointSpec
 from trtq.verbs.opening import open_model, open_preprocess
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import FileRecord
 from trtq.verbs.shipping import ship
 

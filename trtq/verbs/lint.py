@@ -9,15 +9,13 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, sha256_file
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import newest_opset, shown
+from trtq.engine.reader import reader_of
+from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import lint, repair
-from trtq.export.lint_view import Finding, Reader
+from trtq.export.lint_view import Finding
 from trtq.export.onnx_file import load_onnx, save_onnx
 from trtq.recipe import LintSpec
-
-NEWEST_OPSET = 25  # where the target names no release
 
 
 class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,12 +71,3 @@ def run_lint(spec: LintSpec) -> LintRecord:
         schema=SCHEMA, verb="lint", spec=msgspec.to_builtins(spec), onnx_sha256=sha256_file(path), reader=reader.name,
         findings=lint(model, reader), repaired=repaired,
     )  # fmt: skip
-
-
-def reader_of(target: Target) -> Reader:
-    """Return what a target reads."""
-    release = target.release
-    name = f"{target.device}, TensorRT {shown(release)}" if release is not None else f"{target.device}, TensorRT 10 and later"
-    return Reader(
-        version=release, opset=newest_opset(release) if release is not None else NEWEST_OPSET, formats=target.arithmetic, name=name
-    )

@@ -15,6 +15,7 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha2
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import UsageError
+from trtq.export.half_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
 from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, require_parity
 from trtq.export.runs import where_it_runs
@@ -22,6 +23,7 @@ from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, PRESETS, Preset, add, start
+from trtq.progress import Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
@@ -30,7 +32,6 @@ from trtq.quant.simulate import shared_names
 from trtq.recipe import QuantizeSpec
 from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec, fitting
 from trtq.verbs.opening import open_model, open_preprocess
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord
 
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
@@ -152,6 +153,11 @@ class _Job:
                 f"torch and ONNX Runtime drift apart to {parity.margin_db:.1f} dB below the quantization error (usual: "
                 f"{USUAL_MARGIN_DB:g} dB or more): step by step their codes are equal but for ties, which multiply in a deep model"
             )
+        looked_at = [b.numpy() for b in inputs.images(IMAGES, self.spec.batch_size)]
+        for said in dict.fromkeys(mark_float_nodes_(model, looked_at) for model in (fp32, done.qdq)):
+            if said:
+                self.note(said)
+        self.clock.lap("half ranges")
         staging = ensure_writable_dir(self.out / STAGING)
         paths = {
             FP32: save_onnx(fp32, staging / FP32),

@@ -26,6 +26,7 @@ from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
+from trtq.progress import Progress, Silent
 from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, read_budgets, within
 from trtq.search.frontier import dominated
@@ -37,7 +38,6 @@ from trtq.verbs.analyze import AnalyzeRecord, analyze
 from trtq.verbs.candidate import Candidate
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
-from trtq.verbs.progress import Progress, Silent
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.verbs.search_record import Constraint, SearchRecord, Try
 from trtq.version import __version__

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from trtq.export.half_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
 from trtq.graph.capture import CapturedGraph
 from trtq.methods.qat import placement_of
+from trtq.progress import Progress
 from trtq.quant.encodings import Encodings
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.verbs.progress import Progress
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 
 
@@ -52,6 +53,10 @@ def ship(
     told.begin("Comparing torch and ONNX Runtime", sum(map(len, images)))
     parity, _ = check_parity(captured.module, simulated, qdq, images, progress=told.advance)
     require_parity(parity)
+    looked_at = [b.numpy()[:IMAGES] for b in images[:1]]
+    for said in dict.fromkeys(mark_float_nodes_(model, looked_at) for model in made):
+        if said:
+            note(said)
     for name in records:
         (out / name).unlink(missing_ok=True)
     return parity, {FP32: save_onnx(fp32, out / FP32), QDQ: save_onnx(qdq, out / QDQ), ENCODINGS: encodings.save(out / ENCODINGS)}

@@ -6,11 +6,17 @@ import importlib.util
 
 import onnx
 
+from trtq.engine.python_api import PythonBuilder, installed_version
+from trtq.engine.settings import Builder
 from trtq.engine.targets import NO_INT8, RTX_AHEAD_OF_TIME, Target
-from trtq.errors import EngineError, MissingExtraError
+from trtq.engine.trtexec import TrtexecBuilder, find_trtexec, probe_number
+from trtq.engine.versions import LIKE_RTX, Version, newest_opset, shown
+from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
+from trtq.export.calibration_cache import version_of
+from trtq.export.onnx_file import opset_of
+from trtq.progress import Progress, Silent
 from trtq.recipe import BuildSpec
 
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")
 
@@ -21,36 +27,80 @@ def is_installed(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def choose_backend(spec: BuildSpec, target: Target, *, quantized: bool) -> str:
-    """Return the backend to use; ``auto`` prefers the one that needs no GPU.
+def _wanted(spec: BuildSpec, target: Target, *, quantized: bool) -> str:
+    """Return the backend to use; ``auto`` prefers the one that needs no GPU."""
+    if spec.backend != "auto":
+        return spec.backend
+    covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and is_installed("tensorrt"))
+    return "tensorrt-rtx" if covered and (is_installed("tensorrt_rtx") or not is_installed("tensorrt")) else "tensorrt"
+
+
+def open_builder(spec: BuildSpec, target: Target, told: Progress, *, quantized: bool) -> tuple[Builder, int | None]:
+    """Return the builder to use here, and trtexec's number down to the patch where it is one.
 
     Raises:
         EngineError: the backend does not cover the target, or this machine's GPU is another.
         MissingExtraError: it is not installed.
     """
-    rtx, full = is_installed("tensorrt_rtx"), is_installed("tensorrt")
-    wanted: str = spec.backend
-    if wanted == "auto":
-        covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and full)
-        wanted = "tensorrt-rtx" if covered and (rtx or not full) else "tensorrt"
-    if wanted == "tensorrt-rtx":
+    name = _wanted(spec, target, quantized=quantized)
+    if name == "trtexec":
+        executable = find_trtexec()
+        number = probe_number(executable)
+        _require_release(spec, target, version_of(number), executable)
+        return TrtexecBuilder(executable, version_of(number), told), number
+    if name == "tensorrt-rtx":
         if target.sm not in RTX_AHEAD_OF_TIME:
             raise EngineError(
                 f"TensorRT-RTX does not build for {target.device} (sm{target.sm})",
                 f"it covers {', '.join(f'sm{s}' for s in RTX_AHEAD_OF_TIME)}",
                 "Build on that device with full TensorRT: --backend tensorrt",
             )
-        if not rtx:
+        if not is_installed("tensorrt_rtx"):
             raise MissingExtraError("The backend tensorrt-rtx is not installed", mend="Install it: pip install 'trtq[rtx]'")
-    if wanted == "tensorrt":
-        if not full:
-            raise MissingExtraError(
-                f"Building for {target.device} (sm{target.sm}) needs full TensorRT, which is not installed here",
-                "TensorRT-RTX builds ahead of time only for " + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
-                "On the machine with that GPU: pip install 'trtq[tensorrt]'",
-            )
-        require_local_gpu(target)
-    return wanted
+        return PythonBuilder(name, installed_version(name), told), None
+    if not is_installed("tensorrt"):
+        raise MissingExtraError(
+            f"Building for {target.device} (sm{target.sm}) needs full TensorRT, which is not installed here",
+            "TensorRT-RTX builds ahead of time only for " + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
+            "On the machine with that GPU: pip install 'trtq[tensorrt]'",
+        )
+    require_local_gpu(target)
+    version = installed_version(name)
+    _require_release(spec, target, version, "the module tensorrt")
+    return PythonBuilder(name, version, told), None
+
+
+def imagine_builder(spec: BuildSpec, target: Target, *, quantized: bool) -> Builder:
+    """Return the builder a dry run speaks of; it need not be here.
+
+    Raises:
+        UsageError: trtexec's version is not known.
+    """
+    name: str = spec.backend
+    if name == "auto":
+        name = "tensorrt-rtx" if target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75) else "tensorrt"
+    if name == "trtexec":
+        return TrtexecBuilder("trtexec", target.release or _version_here(spec.target), Silent())
+    return PythonBuilder(name, LIKE_RTX if name == "tensorrt-rtx" else target.release or LIKE_RTX, Silent())
+
+
+def _version_here(target: str) -> Version:
+    try:
+        return version_of(probe_number(find_trtexec()))
+    except TrtqError as exc:
+        raise UsageError(
+            "Cannot tell which trtexec would run",
+            f"{target} names no TensorRT version and there is no trtexec here",
+            f"Write {target}@10.16",
+        ) from exc
+
+
+def _require_release(spec: BuildSpec, target: Target, version: Version, what: str) -> None:
+    if target.version is not None and target.version != version:
+        raise EngineError(
+            f"Cannot build for {spec.target} here", f"{what} is of TensorRT {shown(version)}, not {shown(target.version)}",
+            "Build on the machine with that version, or leave the version out of --target",
+        )  # fmt: skip
 
 
 def require_local_gpu(target: Target) -> None:
@@ -72,6 +122,21 @@ def require_local_gpu(target: Target) -> None:
             f"This machine's GPU is not {target.device}",
             f"full TensorRT builds for the GPU it runs on, compute capability {major}.{minor}; the target has {target.capability}",
             f"Build on that device, or say what this is: --target sm{major}{minor}",
+        )
+
+
+def require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) -> None:
+    """Refuse a file whose opset the parser of this release does not know.
+
+    Raises:
+        EngineError: names the opsets.
+    """
+    opset = opset_of(model)
+    if opset > newest_opset(version):
+        raise EngineError(
+            f"TensorRT {shown(version)} cannot read {spec.onnx}",
+            f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
+            f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
         )
 
 

@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Receives what happens."""
 
     def begin(self, label: str, total: int) -> None:
-        """A loop of ``total`` items starts."""
+        """A loop of ``total`` items starts; 0 where nobody knows how many."""
 
     def advance(self, count: int) -> None:
         """``count`` more items are done."""

@@ -1,0 +1,387 @@
+"""Builders of every generation: the Python API (against a stand-in with the names of each release), trtexec, memory, missing kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.conftest import run_cli, spec
+from trtq import BuildSpec, build, quantize
+from trtq.artifact import locked
+from trtq.engine import choose
+from trtq.engine.manifest import read_manifest
+from trtq.engine.open_engine import open_engine, require_same
+from trtq.engine.runner import EngineRunner, OnnxRunner
+from trtq.errors import AgreementError, BuilderMemoryError, EngineError, ExportError, MissingKernelError, UsageError
+from trtq.export.ort import open_session, run_batch
+from trtq.testing.tensorrt import names_of, read_fake_plan, write_fake_tensorrt
+from trtq.testing.trtexec import write_fake_trtexec
+
+RELEASES = ("8.5.2", "8.6.1", "9.3.0", "10.0.1", "10.3.0", "10.13.3", "10.16.1", "11.4.0")
+
+
+@pytest.fixture(scope="module")
+def files(images, tmp_path_factory) -> Path:
+    """The tiny CNN in opset 13, which every release reads."""
+    out = tmp_path_factory.mktemp("old")
+    quantize(spec(images, out, opset=13))
+    return out
+
+
+@pytest.fixture
+def tensorrt(tmp_path, monkeypatch):
+    """Return a function that puts a TensorRT of some release and a GPU of the target here."""
+    import torch
+
+    def make(version: str, capability: tuple[int, int] = (8, 6)) -> None:
+        folder = write_fake_tensorrt(tmp_path / f"fake-{version}", version)
+        monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.syspath_prepend(str(folder))
+        sys.modules.pop("tensorrt", None)
+        monkeypatch.setattr(choose, "is_installed", lambda module: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    yield make
+    sys.modules.pop("tensorrt", None)
+
+
+def asked(files: Path, out: Path, **more) -> BuildSpec:
+    given = {"onnx": f"{files}/model.qdq.onnx", "target": "sm86", "backend": "tensorrt", "out": str(out / "e.engine"), **more}
+    return BuildSpec(**given)
+
+
+def with_note(files: Path, folder: Path, note: str) -> Path:
+    """Return a copy of the Q/DQ file that the stand-ins stumble over."""
+    model = onnx.load(files / "model.qdq.onnx")
+    model.doc_string = note
+    onnx.save(model, folder / "model.qdq.onnx")
+    return folder
+
+
+# ---- the Python API of each release ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_pain_4_every_release_is_asked_in_its_own_words(version, precision, files, tmp_path, tensorrt):
+    """Up to 9 flags say the precision; from 10 on it stands in the graph, and no flag that is gone is touched."""
+    tensorrt(version)
+    made = build(asked(files, tmp_path, precision=precision, workspace=512, batch=(1, 2, 4)))
+    head, model = read_fake_plan((tmp_path / "e.engine").read_bytes())
+    release = tuple(int(v) for v in version.split(".")[:2])
+    old = release < (10, 0)
+    assert (made.builder["backend"], made.builder["version"]) == ("tensorrt", version)
+    assert head["workspace"] == 512
+    assert head["shapes"] == {"input": [[1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32]]}
+    assert head["flags"].get("INT8", False) == old
+    assert head["flags"].get("FP16", False) == (old and precision == "fp16")
+    assert head["creation"].get("STRONGLY_TYPED", False) == (not old)
+    assert head["creation"].get("EXPLICIT_BATCH", False) == old
+    halves = [i for i in onnx.load_from_string(model).graph.initializer if i.data_type == onnx.TensorProto.FLOAT16]
+    assert bool(halves) == (not old and precision == "fp16")
+    assert made.tensors[0] == {"name": "input", "dtype": "FLOAT", "shape": [-1, 3, 32, 32], "mode": "input"}
+
+
+def test_what_a_release_does_not_have_is_refused_before_it_builds(files, tmp_path, tensorrt):
+    tensorrt("8.5.2")
+    for option, value, feature in (
+        ("optimization_level", 5, "optimization level"), ("version_compatible", True, "version-compatible engines"),
+        ("hardware_compatible", "ampere+", "hardware-compatible engines"), ("strip_weights", True, "engines without weights"),
+    ):  # fmt: skip
+        name = option.replace("_", "-")
+        with pytest.raises(EngineError, match=f"Cannot build with --{name}: TensorRT 8.5 has no {feature}. Leave --{name} out"):
+            build(asked(files, tmp_path, **{option: value}))
+    with pytest.raises(EngineError, match="Cannot build for DLA core 0: compute capability 8.6 has no DLA"):
+        build(asked(files, tmp_path, dla=0))
+    tensorrt("10.3.0", (7, 5))
+    with pytest.raises(EngineError, match=r"--hardware-compatible ampere\+: Tesla T4 has compute capability 7.5, below 8.0"):
+        build(asked(files, tmp_path, target="t4", hardware_compatible="ampere+"))
+
+
+def test_options_reach_the_builder(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    cache = tmp_path / "timing.cache"
+    build(asked(files, tmp_path, optimization_level=1, version_compatible=True, strip_weights=True, timing_cache=str(cache)))
+    head, _ = read_fake_plan((tmp_path / "e.engine").read_bytes())
+    assert head["level"] == 1
+    assert head["flags"]["VERSION_COMPATIBLE"] and head["flags"]["STRIP_PLAN"]
+    assert cache.read_bytes() == b"timings "
+    build(asked(files, tmp_path, timing_cache=str(cache)))
+    assert cache.read_bytes() == b"timings timings "  # read, and more was learned
+
+
+def test_a_damaged_timing_cache_is_made_anew_and_that_is_said(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"\x00 garbage")
+    made = build(asked(files, tmp_path, timing_cache=str(cache)))
+    assert any("is damaged, or of another GPU or TensorRT: it is made anew" in line for line in made.builder_log)
+    assert cache.read_bytes() == b"timings "
+
+
+def test_a_release_that_is_not_the_one_asked_for(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    with pytest.raises(EngineError, match="Cannot build for sm86@10.16 here: the module tensorrt is of TensorRT 10.3, not 10.16"):
+        build(asked(files, tmp_path, target="sm86@10.16"))
+
+
+def test_a_tensorrt_that_does_not_load(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    (tmp_path / "fake-10.3.0/tensorrt/__init__.py").write_text("raise ImportError('libnvinfer.so.10 is not there')")
+    with pytest.raises(EngineError, match="Cannot tell which TensorRT is installed: ImportError: libnvinfer.so.10 is not there"):
+        build(asked(files, tmp_path))
+
+
+def test_the_stand_in_has_the_names_of_its_release_alone():
+    assert hasattr(names_of("8.5.2")["BuilderFlag"], "FP16")
+    assert not hasattr(names_of("11.4.0")["BuilderFlag"], "FP16")
+    assert "IProgressMonitor" not in names_of("8.6.1")
+    config = names_of("10.0.0")["Builder"](None).create_builder_config()
+    with pytest.raises(AttributeError, match="config of TensorRT 10.0.0 has no max_workspace_size"):
+        config.max_workspace_size = 1
+    with pytest.raises(AttributeError, match="has no set_memory_pool_limit"):
+        names_of("8.2.1")["Builder"](None).create_builder_config().set_memory_pool_limit
+
+
+def test_progress_comes_from_the_builder(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    seen = []
+
+    class Told:
+        def begin(self, label, total):
+            seen.append((label, total))
+
+        def advance(self, count):
+            seen.append(count)
+
+        def status(self, text): ...
+
+        def note(self, text): ...
+
+    build(asked(files, tmp_path), Told())
+    assert seen == [("TensorRT: Building", 2), 1]
+
+
+def test_a_parser_that_refuses_says_all_it_has(files, tmp_path, tensorrt, monkeypatch):
+    tensorrt("8.6.1")
+    from trtq.engine import versions
+
+    # A table that is wrong about the explicit batch of 8.x: what TensorRT then says reaches the user.
+    wrong = tmp_path / "sitecustomize.py"
+    wrong.write_text("from trtq.engine import versions\nversions.API = {**versions.API, 'EXPLICIT_BATCH': ((10, 0), (10, 16))}\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    with pytest.raises(EngineError, match="the ONNX parser refuses node 0: Network must have an explicit batch"):
+        build(asked(files, tmp_path))
+    assert versions.API["EXPLICIT_BATCH"][0] == (8, 0)
+
+
+# ---- pains 18, 26: no kernel, no memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "trtexec"])
+def test_pain_26_a_builder_killed_for_memory_gets_less_of_it(backend, files, tmp_path, tensorrt, monkeypatch):
+    tensorrt("10.3.0")
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.6")))
+    with_note(files, tmp_path, "memory:600")
+    made = build(asked(tmp_path, tmp_path, backend=backend))
+    assert [a.workspace for a in made.attempts] == [None, 4096, 2048, 1024]
+    assert made.workspace == 512
+    assert "4 attempts before" in made.summary
+    assert all("the system killed it, most likely for the memory it took" in a.error for a in made.attempts)
+
+
+def test_pain_26_nothing_helps(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    with_note(files, tmp_path, "memory:10")
+    with pytest.raises(
+        BuilderMemoryError,
+        match=r"tried workspaces of 256 MiB, 128 MiB, 64 MiB. Give it less with --workspace, close other programs, or add swap",
+    ):
+        build(asked(tmp_path, tmp_path, workspace=256))
+    assert not (tmp_path / "e.engine").exists()
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "trtexec"])
+def test_pain_18_a_node_without_a_kernel_loses_its_pairs_and_only_it(backend, files, tmp_path, tensorrt, monkeypatch):
+    tensorrt("10.3.0")
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.6")))
+    name = next(n.name for n in onnx.load(files / "model.qdq.onnx").graph.node if n.op_type == "Conv" and "conv1" in n.name)
+    with_note(files, tmp_path, f"no-kernel:{name}")
+    with pytest.raises(MissingKernelError, match=r"Could not find any implementation for node .*--fallback"):
+        build(asked(tmp_path, tmp_path, backend=backend))
+    made = build(asked(tmp_path, tmp_path, backend=backend, fallback=True))
+    assert made.fallback == f"without Q/DQ pairs, for want of a kernel: {name}"
+    assert [a.without for a in made.attempts] == [[]]
+    if backend == "tensorrt":
+        _, model = read_fake_plan((tmp_path / "e.engine").read_bytes())
+        graph = onnx.load_from_string(model).graph
+        made_by = {o: n for n in graph.node for o in n.output}
+        dequantized = [n.name for n in graph.node if n.op_type == "Conv" and made_by[n.input[0]].op_type == "DequantizeLinear"]
+        before = [n.name for n in onnx.load(files / "model.qdq.onnx").graph.node if n.op_type == "Conv"]
+        assert dequantized == [n for n in before if n != name]
+
+
+# ---- runners: both APIs, and what must not be loaded ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0", "11.4.0"])
+def test_engines_run_through_the_api_of_their_release(version, files, tmp_path, tensorrt):
+    tensorrt(version)
+    x = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    wanted = run_batch(open_session(files / "model.qdq.onnx"), x)[0]
+    names = names_of(version)
+    builder, logger = names["Builder"](names["Logger"]()), names["Logger"]()
+    network = builder.create_network(1)
+    assert names["OnnxParser"](network, logger).parse((files / "model.qdq.onnx").read_bytes())
+    profile = builder.create_optimization_profile()
+    profile.set_shape("input", [1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32])
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    runner = EngineRunner(plan, "tensorrt", device="cpu")
+    assert runner.input_shape == [None, 3, 32, 32]
+    np.testing.assert_allclose(next(iter(runner.run(x).values())), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(EngineError, match=r"does not take input \[8, 3, 32, 32\]: it is outside the profile"):
+        runner.run(np.zeros((8, 3, 32, 32), np.float32))
+    with pytest.raises(EngineError, match=rf"TensorRT {version} cannot load the engine"):
+        EngineRunner(b"something else", "tensorrt", device="cpu")
+
+
+def test_onnx_runtime_providers_that_are_not_here(files):
+    for provider, spelled in (("CUDA", "CUDA"), ("TensorRT", "TensorRT"), ("NvTensorRTRTX", "NvTensorRTRTX")):
+        with pytest.raises(ExportError, match=f"ONNX Runtime here cannot run on {spelled}: it offers .*CPUExecutionProvider"):
+            OnnxRunner(files / "model.qdq.onnx", provider=provider)
+
+
+def test_pain_17_an_engine_of_another_version_or_gpu_is_explained_before_it_is_loaded(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path))
+    engine, manifest = tmp_path / "e.engine", read_manifest(tmp_path / "e.engine")
+    with pytest.raises(
+        EngineError,
+        match=r"e.engine is not for the TensorRT here: it was built with 10.3.0, here is 10.7.0, plans do not travel. "
+        r"Build it again: trtq build .*model.qdq.onnx --target sm86 --out .*e.engine, or add --rebuild",
+    ):
+        require_same(engine, manifest, "10.7.0", "8.6")
+    with pytest.raises(EngineError, match=r"not for the GPU here: .*\(compute capability 8.6\), here is 8.9. .*--target sm89"):
+        require_same(engine, manifest, "10.3.0", "8.9")
+    require_same(engine, manifest, "10.3.0", "8.6")
+    loose = build(asked(files, tmp_path, version_compatible=True, hardware_compatible="ampere+"))
+    require_same(engine, loose, "10.16.0", "9.0")
+    with pytest.raises(EngineError, match="here is 11.4.0"):
+        require_same(engine, loose, "11.4.0", "8.6")
+
+
+def test_a_foreign_engine_is_not_loaded_without_trust(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path))
+    engine = tmp_path / "e.engine"
+    (tmp_path / "foreign.engine").write_bytes(engine.read_bytes())
+    with pytest.raises(EngineError, match="has no manifest"):
+        open_engine(tmp_path / "foreign.engine", device="cpu")
+    assert open_engine(tmp_path / "foreign.engine", trust=True, device="cpu").input_shape == [None, 3, 32, 32]
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\x00")  # one byte flipped: no trust helps where a manifest speaks
+    with pytest.raises(EngineError, match="belongs to another engine"):
+        open_engine(engine, trust=True, device="cpu")
+
+
+def test_no_gpu_and_no_tensorrt(files, tmp_path, tensorrt, monkeypatch):
+    import torch
+
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="Cannot run the engine e.engine here: it needs its NVIDIA GPU, and torch finds none"):
+        open_engine(tmp_path / "e.engine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if "fake-" not in p])
+    sys.modules.pop("tensorrt", None)
+    sys.path_importer_cache.clear()
+    with pytest.raises(UsageError, match="the module tensorrt is not installed. pip install tensorrt"):
+        open_engine(tmp_path / "e.engine")
+
+
+# ---- pain 3: the agreement gate ----------------------------------------------------------------------------------------------
+
+
+def test_agreement_without_a_gpu_runs_what_exists_and_says_so(files, images, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    made = build(asked(files, tmp_path, backend="auto", precision="fp16", data=str(images), check_images=8))
+    (one,) = made.agreement.comparisons
+    assert one.runner == "what was built, in ONNX Runtime"
+    assert one.passed and one.sqnr_db > 15.0
+    assert any("torch's simulation agreed with the file on" in m for m in made.agreement.missing)
+    assert any("the engine did not run: it needs its NVIDIA GPU" in m for m in made.agreement.missing)
+    same = build(asked(files, tmp_path, backend="auto", data=str(images), check_images=8))
+    assert same.agreement.comparisons == []
+    assert "nothing but the file itself ran" in same.summary
+
+
+def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(files, images, tmp_path, tensorrt, monkeypatch):
+    """The builder below doubles the scale of one layer: the shipped engine computes something else than the file."""
+    tensorrt("10.3.0")
+    monkeypatch.setattr("trtq.engine.build.EngineRunner", lambda plan, module: EngineRunner(plan, module, device="cpu"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    good = build(asked(files, tmp_path, data=str(images), check_images=8))
+    assert [c.runner for c in good.agreement.comparisons] == ["engine"]
+    assert good.agreement.comparisons[0].agreement == 100.0
+    kept = (tmp_path / "e.engine").read_bytes()
+    broken = tmp_path / "fake-10.3.0/sitecustomize.py"
+    broken.write_text(
+        "import numpy as np, onnx\n"
+        "from onnx import numpy_helper\n"
+        "import trtq.testing.tensorrt as fake\n"
+        "right = fake._Parser.parse\n"
+        "def parse(self, model):\n"
+        "    done = right(self, model)\n"
+        "    graph = self.network.model.graph\n"
+        "    pair = next(n for n in graph.node if n.name == 'conv1.input/DequantizeLinear')\n"
+        "    scale = next(t for t in graph.initializer if t.name == pair.input[1])\n"
+        "    graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(2), 'doubled'))\n"
+        "    pair.input[1] = 'doubled'\n"
+        "    return done\n"
+        "fake._Parser.parse = parse\n"
+    )
+    with pytest.raises(AgreementError, match=r"does not compute what the ONNX file says: engine: .*they part first at conv1.input"):
+        build(asked(files, tmp_path, data=str(images), check_images=8))
+    assert (tmp_path / "e.engine").read_bytes() == kept  # the engine that was right stays
+
+
+def test_agreement_needs_to_know_the_preprocessing(files, images, tmp_path):
+    model = onnx.load(files / "model.qdq.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(UsageError, match="the file does not say how images become its input. Leave --data out"):
+        build(asked(files, tmp_path, onnx=f"{tmp_path}/foreign.onnx", backend="auto", data=str(images)))
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_builds_of_one_engine_at_once(files, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    line = [sys.executable, "-m", "trtq", "build", f"{files}/model.qdq.onnx", "--target", "rtx3080", "--out", f"{tmp_path}/e.engine"]
+    both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], outs
+    read_manifest(tmp_path / "e.engine")
+    with locked(tmp_path / ".e.engine.lock"):
+        late = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert "Another trtq is at work here (.e.engine.lock); waiting for it to end" in late.stderr.readline()
+    assert late.communicate(timeout=120) and late.returncode == 0
+
+
+def test_the_python_of_a_dry_run_names_the_module(files, tmp_path):
+    done = run_cli(
+        "build", f"{files}/model.qdq.onnx", "--target", "h200@11.4", "--backend", "tensorrt", "--dry-run", "--out", f"{tmp_path}/e"
+    )
+    assert done.stdout.startswith('import os\nos.environ["TRTQ_TENSORRT"] = "tensorrt"\n')
+    asked_for = json.loads(json.loads(done.stdout.partition("json.loads(")[2].rpartition("))")[0]))
+    assert asked_for["typed"] is True
+    assert asked_for["sm"] is None

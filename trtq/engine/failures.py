@@ -1,0 +1,36 @@
+"""What a builder's last words mean: out of memory, no kernel for a node, or something else."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
+
+MEMORY = re.compile(
+    r"out of memory|OutOfMemory|bad_alloc|insufficient memory|failed to allocate|Requested amount of GPU memory", re.IGNORECASE
+)
+NO_KERNEL = re.compile(r"[Cc]ould not find any implementation for node (.+?)(?: due to .*)?\.?(?: In \w+ at .*|\])?$")
+
+
+def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -> EngineError:
+    """Return the error for a builder that ended without an engine.
+
+    Args:
+        where: what failed.
+        errors: its error lines.
+        returncode: of its process; negative: the signal that ended it.
+        last: the last line it wrote, for a builder that gave no error.
+    """
+    text = "; ".join(dict.fromkeys(errors[:5]))
+    killed = signal.Signals(-returncode).name if returncode < 0 else "SIGKILL" if returncode == 137 else ""
+    missing = next((m.group(1) for line in errors if (m := NO_KERNEL.search(line))), None)
+    if killed == "SIGKILL" or any(MEMORY.search(line) for line in errors):
+        why = "the system killed it, most likely for the memory it took" if killed == "SIGKILL" else text
+        return BuilderMemoryError(where, why, "Give it less with --workspace, close other programs, or add swap")
+    if missing is not None:
+        mend = "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize again with --high-precision for its layer"
+        return MissingKernelError(where, text, mend, node=missing)
+    if killed:
+        return EngineError(where, f"the builder crashed ({killed})" + (f" after: {text}" if text else ""))
+    return EngineError(where, text or last or "the builder gave no reason")

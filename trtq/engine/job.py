@@ -1,0 +1,179 @@
+"""From a build spec to what a builder reads: the target, the model as it will be built, the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from trtq.engine.choose import refuse_missing_kernels, require_readable
+from trtq.engine.settings import Settings, Shapes, require_offered
+from trtq.engine.targets import Target, parse_target
+from trtq.engine.versions import Version, offers, shown
+from trtq.errors import EngineError, UsageError
+from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
+from trtq.export.half import convert_to_half
+from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
+from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.strip import strip_at, strip_qdq
+from trtq.recipe import BuildOptions, BuildSpec
+
+DEFAULT_BATCH = (1, 8, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One build, before a builder is chosen.
+
+    Attributes:
+        spec: as asked for, or as the fallback made it.
+        target: parsed.
+        model: the file, without its pairs where the fallback took them out.
+        pairs: Q/DQ pairs of ``model``.
+        batch: min, opt, max.
+        float_nodes: nodes that compute in float32 beside FP16, and why; empty when nothing becomes FP16.
+        fallback: why this is not what was asked for, "" when it is.
+        notes: what a user should know.
+    """
+
+    spec: BuildSpec
+    target: Target
+    model: onnx.ModelProto
+    pairs: int
+    batch: tuple[int, int, int]
+    float_nodes: dict[str, str]
+    fallback: str
+    notes: list[str]
+
+    @property
+    def half(self) -> bool:
+        """Whether what is not quantized may run in FP16."""
+        return self.spec.precision == "fp16"
+
+    def settings(self, version: Version, number: int | None = None) -> Settings:
+        """Return what the builder of this release is told, once it is known that it can.
+
+        Args:
+            version: of the builder.
+            number: of the trtexec that is here, down to the patch.
+
+        Raises:
+            EngineError: this release cannot read the file, or lacks an option.
+        """
+        require_readable(self.model, version, self.spec)
+        options = BuildOptions(**{n: getattr(self.spec, n) for n in BuildOptions.__struct_fields__})
+        require_offered(options, version, self.target)
+        if self.spec.dla is not None and self.pairs:
+            raise EngineError(
+                f"Cannot build {self.spec.onnx} for the DLA", "it takes no Q/DQ pairs, in no release",
+                "Export a calibration cache (trtq export-calib) and build the float file with --calibration",
+            )  # fmt: skip
+        return Settings(
+            target=self.target, shapes=_shapes(self.model, self.batch), quantized=self.pairs > 0, half=self.half, options=options,
+            calibration=_calibration(self.spec, version, self.pairs, number), float_nodes=tuple(self.float_nodes),
+            workspace=self.spec.workspace,
+        )  # fmt: skip
+
+    def source(self, settings: Settings, version: Version, without: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the model as it is built: nodes in ``without`` lose their pairs, FP16 stands in the graph where the release wants it."""
+        model = strip_at(self.model, without) if without else self.model
+        return convert_to_half(model, self.float_nodes) if self.half and settings.typed(version) else model
+
+
+def prepare(spec: BuildSpec) -> Job:
+    """Read the file and check what can be checked without a builder.
+
+    Raises:
+        EngineError: the device lacks what the model needs, and ``spec.fallback`` does not allow the alternative.
+    """
+    if spec.calibration is not None and spec.backend != "trtexec":
+        raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
+    target, model, fallback = parse_target(spec.target), load_onnx(Path(spec.onnx)), ""
+    if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
+        fallback = f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: FP16 of the same model"
+        model, spec = strip_qdq(model), msgspec.structs.replace(spec, precision="fp16")
+    pairs = count_qdq(model)
+    refuse_missing_kernels(model, target, pairs)
+    notes: list[str] = []
+    float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
+    return Job(
+        spec=spec, target=target, model=model, pairs=pairs, batch=_batch(model, spec.batch), float_nodes=float_nodes, fallback=fallback,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
+    stored = get_metadata(model).get(FLOAT_NODES)
+    there = {n.name for n in model.graph.node}
+    found = {k: v for k, v in stored.items() if k in there} if stored is not None else constants_beyond_half(model)
+    if stored is None:
+        notes.append(
+            "FP16: the file does not say which tensors leave its range, only constants were looked at (trtq export looks at images)"
+        )
+    if found:
+        notes.append(f"{len(found)} nodes stay in FP32: {', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}")
+    return found
+
+
+def _calibration(spec: BuildSpec, version: Version, pairs: int, number: int | None) -> Path | None:
+    """Return the calibration cache to build with, once it is known that this trtexec (``number``, where it is here) will read it.
+
+    Raises:
+        EngineError: TensorRT would ignore it and take ranges from random numbers.
+    """
+    if spec.calibration is None:
+        return None
+    path, where = Path(spec.calibration), f"Cannot build {spec.onnx} with {spec.calibration}"
+    if pairs:
+        raise EngineError(where, "it has Q/DQ pairs, and TensorRT then reads no cache", "Give the float file, or leave --calibration out")
+    if not offers("calibration cache", version):
+        mend = f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} --out DIR"
+        raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
+    try:
+        cache = read_cache(path.read_text(encoding="utf-8"), spec.calibration)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EngineError(where, str(exc)) from exc
+    if cache.version != version or cache.algorithm != ENTROPY_2 or (number is not None and cache.number != number):
+        here = number if number is not None else cache_number(version)
+        release = f"{spec.target.partition('@')[0]}@{shown(version)} --release-number {here}"
+        again = f"trtq export-calib MODEL.qdq.onnx --target {release} --out CACHE"
+        raise EngineError(
+            where, f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and calibrates on random numbers",
+            f"Write it for this release: {again}",
+        )  # fmt: skip
+    return path.resolve()
+
+
+def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
+    """Return min, opt and max shape of every dynamic input."""
+    return {
+        i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
+        for i in model.graph.input
+        if not i.type.tensor_type.shape.dim[0].HasField("dim_value")
+    }
+
+
+def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    for value in model.graph.input:
+        for i, d in enumerate(value.type.tensor_type.shape.dim):
+            if i and not d.HasField("dim_value"):
+                raise EngineError(
+                    f"Cannot build with the dynamic axis {i} of input {value.name}",
+                    "only the batch may be dynamic",
+                    "Export it with a fixed image size",
+                )
+    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if dim.HasField("dim_value"):
+        fixed = dim.dim_value
+        if wanted is not None and wanted != (fixed, fixed, fixed):
+            raise UsageError(
+                f"Cannot build with --batch {':'.join(map(str, wanted))}", f"the model has a fixed batch of {fixed}", "Leave --batch out"
+            )
+        return (fixed, fixed, fixed)
+    low, opt, high = wanted or DEFAULT_BATCH
+    if not 1 <= low <= opt <= high:
+        raise UsageError(f"Cannot build with --batch {low}:{opt}:{high}", "expected 1 <= MIN <= OPT <= MAX", "Write it like 1:8:32")
+    return (low, opt, high)

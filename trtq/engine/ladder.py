@@ -1,0 +1,107 @@
+"""Building until it succeeds: less scratch memory when the builder runs out, one node less in INT8 when it has no kernel for it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from trtq.artifact import explain_os_error
+from trtq.engine.job import Job
+from trtq.engine.settings import Builder, Built, Settings
+from trtq.errors import BuilderMemoryError, MissingKernelError
+from trtq.export.lint_view import COMPUTE, View
+from trtq.progress import Progress
+
+WORKSPACES = (4096, 2048, 1024, 512, 256, 128, 64)
+MAX_EXCLUDED = 8
+
+
+class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the builder that gave no engine.
+
+    Attributes:
+        workspace: MiB, None for what the device has.
+        without: nodes that had lost their pairs.
+        error: why it ended.
+    """
+
+    workspace: int | None
+    without: list[str]
+    error: str
+
+
+@dataclass(kw_only=True)
+class Climb:
+    """An engine, and what it took.
+
+    Attributes:
+        built: by the last attempt.
+        source: the model it was built from.
+        attempts: before it.
+        without: nodes that lost their pairs.
+        workspace: of the last attempt, MiB.
+    """
+
+    built: Built
+    source: onnx.ModelProto
+    attempts: list[AttemptRow] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    workspace: int | None = None
+
+
+def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Climb:
+    """Build, and again with less where the builder's error says what would help.
+
+    Raises:
+        EngineError: nothing helped; the attempts are in the text.
+    """
+    attempts: list[AttemptRow] = []
+    without: list[str] = []
+    while True:
+        source = job.source(settings, builder.version, without)
+        try:
+            return Climb(
+                built=build_model(builder, source, settings),
+                source=source,
+                attempts=attempts,
+                without=without,
+                workspace=settings.workspace,
+            )
+        except BuilderMemoryError as exc:
+            attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
+            smaller = next((w for w in WORKSPACES if settings.workspace is None or w < settings.workspace), None)
+            if smaller is None or job.spec.workspace == WORKSPACES[-1]:
+                tried = ", ".join("all there is" if a.workspace is None else f"{a.workspace} MiB" for a in attempts)
+                raise BuilderMemoryError(exc.what, f"{exc.why}; tried workspaces of {tried}", exc.mend) from exc
+            told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
+            settings = replace(settings, workspace=smaller)
+        except MissingKernelError as exc:
+            found = [n for n in nodes_in(exc.node, source) if n not in without]
+            if not job.spec.fallback or not found or len(without) >= MAX_EXCLUDED:
+                raise
+            attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
+            without += found
+            told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}")
+
+
+def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
+    """Return the quantized convolutions and products that a builder's name for a (fused) node holds."""
+    view = View(model)
+    quantized = [n.name for n in model.graph.node if n.op_type in COMPUTE and any(view.pair(i) is not None for i in n.input)]
+    return [n for n in quantized if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w./-])", text)]
+
+
+def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
+    """Write a model to a file of its own and build it."""
+    with tempfile.TemporaryDirectory(prefix="trtq-onnx-") as folder:
+        path = Path(folder) / "model.onnx"
+        try:
+            onnx.save(model, path)
+        except OSError as exc:
+            raise explain_os_error(exc, path) from exc
+        return builder.build(path, settings)

@@ -1,0 +1,64 @@
+"""An engine file, ready to run: first its manifest is held against the file, this TensorRT and this GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtq.engine.manifest import EngineManifest, read_manifest
+from trtq.engine.python_api import MODULES
+from trtq.engine.runner import EngineRunner, require_runtime
+from trtq.errors import EngineError
+
+AMPERE = 80
+
+
+def open_engine(path: Path, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
+    """Return an engine ready to run, after its manifest was held against the file, this TensorRT and this GPU.
+
+    Loading an engine can run code that is in it: without a manifest that names this very file, ``trust`` is needed.
+
+    Raises:
+        EngineError: another file, version or GPU than the manifest says (with the command that builds it here), or no manifest.
+        UsageError: there is no GPU, or no TensorRT.
+    """
+    manifest = None if trust and not path.with_name(path.name + ".json").is_file() else read_manifest(path)
+    module = MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
+    where = f"Cannot run the engine {path.name} here"
+    trt = require_runtime(where, module, device)
+    if manifest is not None:
+        require_same(path, manifest, str(trt.__version__), _capability(device))
+    return EngineRunner(path.read_bytes(), module, device=device, label=f"engine {path.name}")
+
+
+def require_same(path: Path, manifest: EngineManifest, version: str, capability: str | None) -> None:
+    """Explain an engine of another TensorRT or another GPU before TensorRT sees it.
+
+    Raises:
+        EngineError: what it was built with, what is here, and the command that builds it here.
+    """
+    built, mine = manifest.builder["version"], manifest.target["capability"]
+    spec = manifest.spec
+    again = f"trtq build {spec['onnx']} --target {{}} --out {path}"
+    loose = bool(spec.get("version_compatible")) and built.split(".")[0] == version.split(".", maxsplit=1)[0]
+    short = min(built.count("."), version.count(".")) + 1
+    if not loose and built.split(".")[:short] != version.split(".")[:short]:
+        raise EngineError(
+            f"The engine {path.name} is not for the TensorRT here", f"it was built with {built}, here is {version}, plans do not travel",
+            f"Build it again: {again.format(manifest.target['name'])}, or add --rebuild",
+        )  # fmt: skip
+    wide = spec.get("hardware_compatible") == "ampere+" and capability is not None and int(capability.replace(".", "")) >= AMPERE
+    if capability is not None and capability != mine and not wide:
+        raise EngineError(
+            f"The engine {path.name} is not for the GPU here",
+            f"it was built for {manifest.target['device']} (compute capability {mine}), here is {capability}",
+            f"Build it again: {again.format('sm' + capability.replace('.', ''))}, or add --rebuild",
+        )
+
+
+def _capability(device: str) -> str | None:
+    import torch
+
+    if not device.startswith("cuda"):
+        return None
+    major, minor = torch.cuda.get_device_capability(torch.device(device))
+    return f"{major}.{minor}"

@@ -1,0 +1,138 @@
+"""TensorRT and TensorRT for RTX through their Python API: one class, two modules, always in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from trtq.artifact import write_bytes
+from trtq.engine.failures import explain
+from trtq.engine.settings import Built, Settings
+from trtq.engine.versions import LIKE_RTX, Version
+from trtq.errors import EngineError, UsageError
+from trtq.progress import Progress
+
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+
+
+class PythonBuilder:
+    """Builds through ``tensorrt`` (8.5 to 11) or ``tensorrt_rtx``.
+
+    Args:
+        name: ``tensorrt`` or ``tensorrt-rtx``.
+        version: of the API; ``installed_version`` asks the module.
+        told: receives progress.
+    """
+
+    def __init__(self, name: str, version: Version, told: Progress) -> None:
+        self.name, self.version, self.told = name, version, told
+
+    def build(self, source: Path, settings: Settings) -> Built:
+        """Build in a new process.
+
+        Raises:
+            EngineError: the parser or the builder refuses (their words, with node names), or the process crashed.
+        """
+        with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
+            folder = Path(name)
+            asked = self._request(source, folder / "plan", settings, folder)
+            (folder / "request.json").write_text(json.dumps(asked))
+            events, code, stderr = self._watch(folder / "request.json")
+            done = next((e for e in events if e["event"] == "done"), None)
+            if code == 0 and done is not None and (folder / "plan").is_file():
+                if settings.options.timing_cache is not None and (folder / "timing.cache").is_file():
+                    write_bytes(Path(settings.options.timing_cache), (folder / "timing.cache").read_bytes())
+                layers = folder / "layers.json"
+                return Built(
+                    plan=(folder / "plan").read_bytes(), version=str(done["version"]), tensors=done["tensors"],
+                    log=[f"{e['severity']}: {e['text']}" for e in events if e["event"] == "log"],
+                    layers=layers.read_bytes() if layers.is_file() else None,
+                )  # fmt: skip
+            raise _failure(events, code, stderr, settings)
+
+    def show(self, source: Path, out: Path, settings: Settings) -> str:
+        """Return the Python that would build ``out``."""
+        asked = self._request(source, out, settings, None)
+        setting = f'import os\nos.environ["TRTQ_TENSORRT"] = "{MODULES[self.name]}"'
+        return f"{setting}\nimport json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(asked))}))"
+
+    def _request(self, source: Path, out: Path, settings: Settings, folder: Path | None) -> dict[str, Any]:
+        """Return what the worker reads; without a folder for them, nothing beside the plan is written."""
+        options, rtx = settings.options, self.name == "tensorrt-rtx"
+        if rtx and options.timing_cache is not None:
+            raise UsageError(
+                "Cannot use a timing cache with TensorRT for RTX", "it has no effect there, and setting one needs a GPU",
+                "Leave --timing-cache out",
+            )  # fmt: skip
+        return {
+            "onnx": str(source), "out": str(out), "shapes": {k: [list(s) for s in v] for k, v in settings.shapes.items()},
+            "sm": settings.target.sm if rtx else None, "typed": settings.typed(self.version), "fp16": settings.half,
+            "int8": settings.quantized, "float_nodes": list(settings.float_nodes), "workspace": settings.workspace,
+            "level": options.optimization_level, "version_compatible": options.version_compatible,
+            "hardware": options.hardware_compatible, "strip_weights": options.strip_weights, "dla": options.dla,
+            "gpu_fallback": options.gpu_fallback, "timing_cache": options.timing_cache,
+            "timing_cache_out": str(folder / "timing.cache") if folder is not None and options.timing_cache else options.timing_cache,
+            # A report takes the GPU the plan is for; a plan of TensorRT for RTX says the same by itself.
+            "report": str(folder / "layers.json") if folder is not None and not rtx else None,
+        }  # fmt: skip
+
+    def _watch(self, request: Path) -> tuple[list[dict[str, Any]], int, str]:
+        """Run the worker, pass its progress on, and return its events, exit status and error output."""
+        environ = os.environ | {"TRTQ_TENSORRT": MODULES[self.name]}
+        events: list[dict[str, Any]] = []
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "trtq.engine.worker", str(request)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environ,
+                errors="replace",
+            ) as process,
+        ):  # fmt: skip
+            assert process.stdout is not None
+            current = ""
+            for line in process.stdout:
+                if not line.startswith("{"):
+                    continue
+                event = json.loads(line)
+                if event["event"] == "phase":
+                    current = event["name"]
+                    self.told.begin(f"TensorRT: {current}", event["steps"])
+                elif event["event"] == "step" and event["name"] == current:
+                    self.told.advance(1)
+                elif event["event"] in ("log", "error", "done"):
+                    events.append(event)
+            code = process.wait()
+            errors.seek(0)
+            return events, code, errors.read()
+
+
+def installed_version(name: str) -> Version:
+    """Return the release whose Python API is installed here, asked in another process: loading TensorRT takes memory that stays.
+
+    Raises:
+        EngineError: it cannot be told.
+    """
+    if name == "tensorrt-rtx":
+        return LIKE_RTX
+    done = subprocess.run(
+        [sys.executable, "-c", "import tensorrt; print(tensorrt.__version__)"], capture_output=True, text=True, check=False
+    )
+    parts = done.stdout.strip().split(".")
+    if done.returncode or len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+        said = done.stderr.strip().splitlines()
+        raise EngineError("Cannot tell which TensorRT is installed", said[-1] if said else f"it says {done.stdout.strip()!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _failure(events: list[dict[str, Any]], code: int, stderr: str, settings: Settings) -> EngineError:
+    where = f"Cannot build the engine for {settings.target.device} (sm{settings.target.sm})"
+    parser = [f"{e['node'] or e['op']}: {e['text']}" for e in events if e["event"] == "error"]
+    if parser:
+        return EngineError(where, "the ONNX parser refuses " + "; ".join(parser))
+    errors = [str(e["text"]) for e in events if e["event"] == "log" and "error" in e["severity"]]
+    lines = stderr.strip().splitlines()
+    return explain(where, errors, code, last=lines[-1] if lines else "")

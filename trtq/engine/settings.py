@@ -1,0 +1,105 @@
+"""What a builder is told, whichever builder it is, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from trtq.engine.targets import Target
+from trtq.engine.versions import Version, offers, shown
+from trtq.errors import EngineError
+from trtq.recipe import BuildOptions
+
+Shapes = Mapping[str, Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One build.
+
+    Attributes:
+        target: for which device.
+        shapes: min, opt and max shape of every dynamic input, empty for a static model.
+        quantized: the model has Q/DQ pairs.
+        half: what is not quantized may run in FP16.
+        options: what the user chose beside that.
+        calibration: a cache whose ranges make a model without pairs INT8.
+        float_nodes: nodes that must compute in float32 where ``half`` leaves the choice to the builder.
+        workspace: most scratch memory of a kernel, MiB.
+    """
+
+    target: Target
+    shapes: Shapes
+    quantized: bool
+    half: bool
+    options: BuildOptions = field(default_factory=BuildOptions)
+    calibration: Path | None = None
+    float_nodes: tuple[str, ...] = ()
+    workspace: int | None = None
+
+    def typed(self, version: Version) -> bool:
+        """Whether types stand in the graph; ranges from a cache exist in weakly typed networks only."""
+        return offers("typed", version) and self.calibration is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine, and what its builder said.
+
+    Attributes:
+        plan: the engine file's bytes.
+        version: of the builder.
+        tensors: name, dtype, shape and mode of inputs and outputs.
+        log: warnings.
+        command: the command line, for a builder that has one.
+        layers: the builder's own report of the layers, JSON; None where it gives none.
+    """
+
+    plan: bytes
+    version: str
+    tensors: list[dict[str, Any]]
+    log: list[str]
+    command: str = ""
+    layers: bytes | None = None
+
+
+class Builder(Protocol):
+    """Makes an engine of an ONNX file, in a process of its own."""
+
+    name: str
+    version: Version
+
+    def build(self, source: Path, settings: Settings) -> Built:
+        """Build; raises EngineError with the builder's words."""
+
+    def show(self, source: Path, out: Path, settings: Settings) -> str:
+        """Return what would run: a command line, or Python."""
+
+
+# Option of BuildOptions: the feature of the version table it needs.
+NEEDS: Mapping[str, str] = {
+    "optimization_level": "optimization level", "version_compatible": "version-compatible engines",
+    "hardware_compatible": "hardware-compatible engines", "strip_weights": "engines without weights", "dla": "DLA",
+}  # fmt: skip
+
+
+def require_offered(options: BuildOptions, version: Version, target: Target) -> None:
+    """Refuse what this release or this device does not have, before anything is built.
+
+    Raises:
+        EngineError: names the option and the releases that have it.
+    """
+    unset = BuildOptions()
+    for name, feature in NEEDS.items():
+        if getattr(options, name) != getattr(unset, name) and not offers(feature, version):
+            option = f"--{name.replace('_', '-')}"
+            raise EngineError(f"Cannot build with {option}", f"TensorRT {shown(version)} has no {feature}", f"Leave {option} out")
+    if options.dla is not None and not target.dla:
+        raise EngineError(f"Cannot build for DLA core {options.dla}", f"{target.device} has no DLA", "Leave --dla out")
+    if options.hardware_compatible == "ampere+" and target.sm < 80:
+        raise EngineError(
+            "Cannot build with --hardware-compatible ampere+", f"{target.device} has compute capability {target.capability}, below 8.0",
+            "Leave --hardware-compatible out",
+        )  # fmt: skip

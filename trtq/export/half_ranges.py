@@ -1,0 +1,238 @@
+"""Which nodes must stay in float32 when the rest becomes FP16: measured on images, node by node.
+
+Every node is computed twice on the same float32 tensors: as written, and as it would run with its operands and result rounded to
+FP16. A node stays in float32 when a range comes too near to the end of FP16, or when the rounding alone costs it more than a set
+SQNR; so do the nodes that make its operands, since a difference of large numbers is lost before it is computed. What is kept then runs
+through in float32 from the tensors at its border, and is measured again until nothing is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trtq.data.metrics import ratio_db
+from trtq.errors import ExportError
+from trtq.export.half import HALF_MAX, elem_types, operand_types
+from trtq.export.onnx_file import QDQ, opset_of, set_metadata_
+from trtq.export.ort import open_session
+
+MIN_SQNR_DB = 30.0
+HEADROOM = 4.0  # images that were not seen reach further
+SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
+MAX_ROUNDS = 50
+FLOAT_NODES = "float_nodes"  # metadata of an ONNX file: nodes that FP16 would harm, and why
+IMAGES = 16  # that files are looked at with when they are written
+
+
+def find_float_nodes(model: onnx.ModelProto, batches: Iterable[np.ndarray], *, min_sqnr_db: float = MIN_SQNR_DB) -> dict[str, str]:
+    """Return, by node name, why a node must compute in float32 beside FP16 ones.
+
+    Args:
+        model: float32 ONNX with one image input, with or without Q/DQ pairs; nodes without a name are never kept.
+        batches: preprocessed images, float32 [N, C, H, W].
+        min_sqnr_db: least SQNR of a node's result with operands and result in FP16.
+
+    Raises:
+        ExportError: ONNX Runtime cannot compute the model.
+    """
+    images = list(batches)
+    found = constants_beyond_half(model, min_sqnr_db)
+    for _ in range(MAX_ROUNDS):
+        more = _measure(model, found, images, min_sqnr_db)
+        if not more:
+            return found
+        found |= more
+    return found
+
+
+def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> str:
+    """Write into a model's metadata which nodes must stay in float32 beside FP16; return what a user should know, "" for nothing."""
+    try:
+        found = find_float_nodes(model, batches)
+    except ExportError as exc:
+        return f"which tensors leave the range of FP16 is not known: {exc}"
+    set_metadata_(model, {FLOAT_NODES: found})
+    if not found:
+        return ""
+    first, why = next(iter(found.items()))
+    return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
+
+
+def constants_beyond_half(model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_DB) -> dict[str, str]:
+    """Return the nodes that read a float constant which FP16 has not or loses, and why; no images are needed."""
+    weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
+    for node in model.graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is not None and value.data_type == TensorProto.FLOAT:
+            weights[node.output[0]] = numpy_helper.to_array(value)
+    bad: dict[str, str] = {}
+    for name, array in weights.items():
+        finite = array[np.isfinite(array)]
+        largest = float(np.abs(finite).max(initial=0.0))
+        if largest > HALF_MAX:
+            bad[name] = f"its constant {name} reaches {largest:.3g}, FP16 ends at {HALF_MAX:g}"
+        elif (lost := _loss(finite)) < min_sqnr_db:
+            bad[name] = f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
+    opset, result = opset_of(model), dict[str, str]()
+    for node in model.graph.node:
+        reads, _ = operand_types(node, opset)
+        why = next((bad[n] for n, half in zip(node.input, reads, strict=True) if half and n in bad), None)
+        if why is not None and node.op_type not in QDQ and node.name:
+            result[node.name] = why
+    return result
+
+
+def _loss(values: np.ndarray) -> float:
+    return ratio_db(float(np.sum(values**2, dtype=np.float64)), float(np.sum((values - values.astype(np.float16)) ** 2, dtype=np.float64)))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Sums over all images of one node's results."""
+
+    amax: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
+    whole: float = 0.0  # largest sum of magnitudes that a reduction adds up
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self.amax = max(self.amax, values["amax"])
+        self.signal += values["signal"]
+        self.noise += values["noise"]
+        self.whole = max(self.whole, values.get("mean", 0.0) * values.get("many", 1.0) / values.get("few", 1.0))
+
+
+def _measure(model: onnx.ModelProto, keep: Mapping[str, str], images: list[np.ndarray], floor: float) -> dict[str, str]:
+    """Return the nodes to add to ``keep``."""
+    shadow = _Shadow(model, keep)
+    session = open_session(shadow.build())
+    name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
+    for batch in images:
+        got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
+        for node, parts in shadow.taps.items():
+            seen.setdefault(node, _Seen()).add({k: float(np.asarray(got[v]).max()) for k, v in parts.items()})
+    found: dict[str, str] = {}
+    for node, at in seen.items():
+        sqnr = ratio_db(at.signal, at.noise)
+        for reach, said in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
+            if not reach * HEADROOM <= HALF_MAX and node not in keep and node not in found:
+                found[node] = f"{said} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
+        if sqnr >= floor or not at.signal > 0.0:
+            continue
+        why = f"FP16 would leave it {sqnr:.1f} dB" if math.isfinite(sqnr) else "FP16 would make it NaN or infinite"
+        for other in (node, *shadow.makers(node)):
+            if other not in keep and other not in found:
+                found[other] = why if other == node else f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}"
+    return found
+
+
+class _Shadow:
+    """A model with every node's FP16 twin beside it, and numbers about the two as outputs."""
+
+    def __init__(self, model: onnx.ModelProto, keep: Mapping[str, str]) -> None:
+        self.model, self.keep, self.opset = onnx.ModelProto(), keep, opset_of(model)
+        self.model.CopyFrom(model)
+        self.types = elem_types(model)
+        self.producer = {o: n for n in model.graph.node for o in n.output}
+        self.constants = {i.name for i in model.graph.initializer} | {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+        self.extra: list[onnx.NodeProto] = []
+        self.taps: dict[str, dict[str, str]] = {}
+        self.made: dict[tuple[str, ...], str] = {}
+        self.wanted: list[str] = []
+        self.twins = set[str]()
+
+    def build(self) -> onnx.ModelProto:
+        """Return the model; ``taps`` then names, for each node, the outputs that tell about it."""
+        for node in self.model.graph.node:
+            reads, gives = operand_types(node, self.opset)
+            first = node.output[0] if node.output else ""
+            if (
+                node.op_type in (*QDQ, "Constant")
+                or not node.name
+                or not gives
+                or not gives[0]
+                or self.types.get(first) != TensorProto.FLOAT
+            ):
+                continue
+            self._twin(node, reads)
+        graph = self.model.graph
+        graph.node.extend(self.extra)
+        del graph.output[:]
+        del graph.value_info[:]
+        self.wanted = list(dict.fromkeys(v for parts in self.taps.values() for v in parts.values()))
+        graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.wanted)
+        return self.model
+
+    def makers(self, node: str) -> list[str]:
+        """Return the nodes whose results a node reads in FP16, Q/DQ left out."""
+        found = next(n for n in self.model.graph.node if n.name == node)
+        return [
+            p.name for i in found.input
+            if (p := self.producer.get(i)) is not None and p.op_type not in (*QDQ, "Constant") and p.name
+            and self.types.get(i) == TensorProto.FLOAT
+        ]  # fmt: skip
+
+    def _twin(self, node: onnx.NodeProto, reads: list[bool]) -> None:
+        kept, out = node.name in self.keep, node.output[0]
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name = f"{node.name}/shadow"
+        for i, name in enumerate(node.input):
+            if name and self.types.get(name) == TensorProto.FLOAT and reads[i]:
+                twin.input[i] = self._operand(name, kept)
+        for i, name in enumerate(node.output):
+            twin.output[i] = f"{name}/shadow" if name else ""
+        if not kept:
+            for attribute in twin.attribute:  # what it makes of nothing, or casts to
+                if node.op_type == "Cast" and attribute.name == "to":
+                    attribute.i = TensorProto.FLOAT16
+                elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
+                    attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16)))
+        self.extra.append(twin)
+        self.twins.update(twin.output)
+        result = f"{out}/shadow" if kept else self._op("Cast", f"{out}/shadow", to=TensorProto.FLOAT)
+        self.taps[node.name] = {
+            "amax": self._all("ReduceMax", self._op("Abs", out)),
+            "signal": self._all("ReduceSumSquare", out),
+            "noise": self._all("ReduceSumSquare", self._op("Sub", out, result)),
+        }
+        if node.op_type in SUMS:
+            whole = onnx.NodeProto()
+            whole.CopyFrom(node)
+            whole.name, whole.input[0], whole.output[0] = f"{node.name}/whole", self._op("Abs", node.input[0]), f"{out}/whole"
+            self.extra.append(whole)
+            self.taps[node.name]["mean"] = self._all("ReduceMax", f"{out}/whole")
+            if node.op_type != "ReduceSum":
+                self.taps[node.name] |= {"many": self._op("Size", node.input[0]), "few": self._op("Size", out)}
+
+    def _operand(self, name: str, kept: bool) -> str:
+        """Return what a node reads: float32 where the tensor is kept in it, else rounded to FP16, in the type that the node computes in."""
+        maker = self.producer.get(name)
+        exact = maker is None or maker.op_type in QDQ or name in self.constants
+        if maker is not None and maker.name in self.keep and f"{name}/shadow" in self.twins:
+            held = f"{name}/shadow"
+        elif exact and kept:
+            return name
+        elif kept:
+            return self._op("Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
+        else:
+            held = name
+        return held if kept else self._op("Cast", held, to=TensorProto.FLOAT16)
+
+    def _all(self, kind: str, name: str) -> str:
+        return self._op(kind, name, keepdims=0)
+
+    def _op(self, kind: str, name: str, second: str = "", **attributes: Any) -> str:
+        key = (kind, name, second, *map(str, attributes.values()))
+        if key not in self.made:
+            self.made[key] = f"trtq/measured_{len(self.made)}"
+            inputs = [name, second] if second else [name]
+            self.extra.append(helper.make_node(kind, inputs, [self.made[key]], **attributes))
+        return self.made[key]
