@@ -148,7 +148,7 @@ def test_the_stand_in_has_the_names_of_its_release_alone():
     with pytest.raises(AttributeError, match="config of TensorRT 10.0.0 has no max_workspace_size"):
         config.max_workspace_size = 1
     with pytest.raises(AttributeError, match="has no set_memory_pool_limit"):
-        names_of("8.2.1")["Builder"](None).create_builder_config().set_memory_pool_limit
+        names_of("8.2.1")["Builder"](None).create_builder_config().set_memory_pool_limit("workspace", 1)
 
 
 def test_progress_comes_from_the_builder(files, tmp_path, tensorrt):
@@ -201,10 +201,7 @@ def test_pain_26_a_builder_killed_for_memory_gets_less_of_it(backend, files, tmp
 def test_pain_26_nothing_helps(files, tmp_path, tensorrt):
     tensorrt("10.3.0")
     with_note(files, tmp_path, "memory:10")
-    with pytest.raises(
-        BuilderMemoryError,
-        match=r"tried workspaces of 256 MiB, 128 MiB, 64 MiB. Give it less with --workspace, close other programs, or add swap",
-    ):
+    with pytest.raises(BuilderMemoryError, match=r"tried workspaces of 256 MiB, 128 MiB, 64 MiB. Give it less .*, or add swap"):
         build(asked(tmp_path, tmp_path, workspace=256))
     assert not (tmp_path / "e.engine").exists()
 

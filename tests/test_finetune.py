@@ -241,7 +241,7 @@ def test_what_cannot_be_trained_says_why(images: Path, ptq: Path, tmp_path: Path
 def test_methods_that_put_ops_into_the_graph_are_refused(images: Path, tmp_path: Path):
     vit = "trtq.testing.models:tiny_vit"
     quantize(spec(images, tmp_path / "ptq", model=vit, method=["integer-softmax"], attention="float"))
-    with pytest.raises(EncodingsError, match=r"its methods \(integer-softmax\) put ops into the graph that training does not have"):
+    with pytest.raises(EncodingsError, match=r"its methods \(integer-softmax\) put ops into the graph that the model itself does not have"):
         finetune(asked(images, tmp_path / "ptq", tmp_path / "o", model=vit))
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         CostSpec,
         EvaluateSpec,
         ExportCalibSpec,
+        ExportSpec,
         FinetuneSpec,
         ImportCalibSpec,
         ImportCheckpointSpec,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from trtq.verbs.calibration import CalibrationRecord, export_calib, import_calib
     from trtq.verbs.cost import CostRecord, cost
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
+    from trtq.verbs.export import ExportRecord, export_profiles
     from trtq.verbs.finetune import finetune
     from trtq.verbs.finetune_record import FinetuneRecord
     from trtq.verbs.import_checkpoint import ImportRecord, import_checkpoint
@@ -86,6 +88,8 @@ _WHERE = {
     "EvaluateRecord": "trtq.verbs.evaluate",
     "EvaluateSpec": "trtq.recipe",
     "ExportCalibSpec": "trtq.recipe",
+    "ExportRecord": "trtq.verbs.export",
+    "ExportSpec": "trtq.recipe",
     "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
     "ImportCalibSpec": "trtq.recipe",
@@ -110,6 +114,7 @@ _WHERE = {
     "cost": "trtq.verbs.cost",
     "evaluate": "trtq.verbs.evaluate",
     "export_calib": "trtq.verbs.calibration",
+    "export_profiles": "trtq.verbs.export",
     "finetune": "trtq.verbs.finetune",
     "import_calib": "trtq.verbs.calibration",
     "import_checkpoint": "trtq.verbs.import_checkpoint",
@@ -124,11 +129,11 @@ _WHERE = {
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "AuditRecord", "AuditSpec",
     "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec",
-    "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "FinetuneRecord", "FinetuneSpec",
-    "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec",
-    "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit",
-    "bench", "blocks", "build", "cost", "evaluate", "export_calib", "finetune", "import_calib", "import_checkpoint", "inspect",
-    "load_recipe", "quantize", "run", "run_lint", "search",
+    "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "ExportRecord", "ExportSpec",
+    "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec",
+    "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise",
+    "allocate", "analyze", "audit", "bench", "blocks", "build", "cost", "evaluate", "export_calib", "export_profiles", "finetune",
+    "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "run_lint", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -623,6 +623,23 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
 
 
+class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """One set of encodings as ONNX for several targets."""
+
+    encodings: Annotated[str, Doc(description="encodings.safetensors of trtq quantize, finetune, search or an import.")]
+    target: Annotated[tuple[str, ...], Doc(description="A device, @ a TensorRT version where it matters; repeatable.")]
+    out: Annotated[str, Doc(description="Folder for the files, one for each target, named after it.")]
+    precision: Annotated[
+        Literal["fp32", "fp16"], Doc(description="Of what is not quantized. fp16: in FP32 where the images show that FP16 would harm.")
+    ] = "fp16"
+    half_sqnr: Annotated[
+        Annotated[float, Meta(gt=0)], Doc(description="fp16: a tensor that would keep less than this SQNR stays in FP32, dB.")
+    ] = 30.0
+    images: Annotated[int, Meta(ge=1), Doc(description="Images that ranges are taken from and the files are compared on.")] = 16
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
+    fallback: Annotated[bool, Doc(description="For a device without INT8, write the float model, and record it.")] = False
+
+
 class BenchSpec(Spec, frozen=True, kw_only=True):
     """Latency of an ONNX file in ONNX Runtime."""
 

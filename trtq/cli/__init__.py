@@ -27,6 +27,7 @@ COMMANDS = {
     "methods": "The quantization methods: where each runs, its arguments.",
     "audit": "What an engine computes in, against what was asked for.",
     "lint": "What TensorRT would refuse in an ONNX file, or compute in float.",
+    "export": "One set of encodings as ONNX for several targets.",
     "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
     "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",
     "import-checkpoint": "Ranges of pytorch-quantization, ModelOpt or AIMET taken over.",

@@ -18,6 +18,7 @@ METAVARS = {
     "budget": "NAME=VALUE",
     "candidates": "MODEL[=CHECKPOINT]",
     "correct": "DEVICE=FACTOR",
+    "target": "DEVICE",
 }  # of options that repeat
 
 F = TypeVar("F", bound=Callable[..., Any])

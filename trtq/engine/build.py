@@ -87,12 +87,19 @@ def _manifest(job: Job, builder: Builder, found: Climb, seconds: float) -> Engin
         schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(built.plan), engine_bytes=len(built.plan),
         builder={"backend": builder.name, "version": built.version, **said},
         target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
-        precision=spec.precision, quantized_tensors=job.pairs, batch=job.batch, tensors=built.tensors or _tensors(found.source),
+        precision=_precision(found.source, spec), quantized_tensors=job.pairs, batch=job.batch,
+        tensors=built.tensors or _tensors(found.source),
         onnx_sha256=sha256_file(path), onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"), builder_log=built.log, audit=None, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])), float_nodes=job.float_nodes, attempts=found.attempts,
         workspace=found.workspace, notes=job.notes, seconds=seconds, environment=environment(),
     )  # fmt: skip
+
+
+def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
+    """Return what is not quantized computes in: what the types of the file say, where they say FP16."""
+    typed = any(i.data_type == onnx.TensorProto.FLOAT16 for i in source.graph.initializer)
+    return "fp16" if typed else spec.precision
 
 
 def _tensors(model: onnx.ModelProto) -> list[dict[str, Any]]:

@@ -94,8 +94,10 @@ class View:
         return numpy_helper.to_array(found) if found is not None else None
 
     def pair(self, name: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto] | None:
-        """Return (Q, DQ) that make a tensor, Q None for stored codes; None when it is not dequantized."""
+        """Return (Q, DQ) that make a tensor, Q None for stored codes; None when it is not dequantized. A cast may stand behind the pair."""
         dq = self.producer.get(name)
+        while dq is not None and dq.op_type == "Cast":
+            dq = self.producer.get(dq.input[0])
         if dq is None or dq.op_type != "DequantizeLinear":
             return None
         q = self.producer.get(dq.input[0])

@@ -108,8 +108,11 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
-    """Return the nodes of these kinds that read their first two operands from a DequantizeLinear."""
-    made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    """Return the nodes of these kinds that read their first two operands from a DequantizeLinear, a cast to FP16 between or not."""
+    made: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and node.input[0] in made):
+            made.add(node.output[0])
     return [n for n in model.graph.node if n.op_type in kinds and set(n.input[:2]) <= made]
 
 

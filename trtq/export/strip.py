@@ -61,13 +61,14 @@ def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
         if node.name not in nodes:
             continue
         for i, name in enumerate(node.input):
-            pair = view.pair(name)
+            pair, cast = view.pair(name), view.producer.get(name)
+            reader, at = (cast, 0) if cast is not None and cast.op_type == "Cast" else (node, i)  # a cast behind the pair stays
             if pair is not None and pair[0] is not None:
-                node.input[i] = pair[0].input[0]
+                reader.input[at] = pair[0].input[0]
             elif pair is not None and pair[1].input[0] in view.constants:  # stored as codes
-                made = f"{name}/float"
+                made = f"{pair[1].output[0]}/float"
                 if made not in view.constants:
                     add_named(view, made, dequantized(view, pair[1]))
-                node.input[i] = made
+                reader.input[at] = made
     drop_unread_(result)
     return result

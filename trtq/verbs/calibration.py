@@ -88,34 +88,8 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         raise UsageError(f"Cannot use INT8 on {target.device}", f"compute capability {target.capability} has no INT8 arithmetic")
     network = Path(spec.network) if spec.network else path.with_name(FP32)
     quantized, plain = load_onnx(path), load_onnx(network)
-    view = View(quantized)
     _require_unfolded(path, quantized)
-    known = {i.name for i in plain.graph.input} | {n for node in plain.graph.node for n in node.output}
-    scales: dict[str, float] = {}
-    unused, notes = list[str](), list[str]()
-    for node in quantized.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in view.constants:
-            continue
-        name, held, zero = node.input[0], view.value(node.input[1]), view.value(node.input[2]) if len(node.input) > 2 else None
-        if held is None or held.size != 1 or zero is None or str(zero.dtype) != "int8" or zero.any():
-            raise ExportError(
-                f"Cannot write the range of {name} into a cache", "a cache holds ranges of INT8 codes around 0, one for a tensor",
-                "Give a file of symmetric INT8: trtq lint names what is not",
-            )  # fmt: skip
-        scale = float(held.reshape(-1)[0])
-        if name not in known:
-            unused.append(name)
-            continue
-        if scales.get(name, scale) != scale:
-            notes.append(f"{name} has two scales, {scales[name]:.6g} and {scale:.6g}; a cache holds one: the larger")
-        scales[name] = max(scale, scales.get(name, 0.0))
-    if not scales:
-        raise ExportError(f"There are no ranges in {path}", "no tensor of the float file has a pair", "Give the Q/DQ file of trtq quantize")
-    missing = {
-        node.output[0]: f"the output of {node.name or node.op_type}: no pair reads it"
-        for node in plain.graph.node
-        if node.op_type in PLACES and node.output[0] not in scales
-    }
+    scales, missing, unused, notes = ranges_for(quantized, plain, spec.onnx)
     number = spec.release_number or cache_number(release)
     if spec.release_number is None:
         notes.append(f"the header says TRT-{number}: a release with another patch ignores it (--release-number, such as {number + 2})")
@@ -131,6 +105,44 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     for line in notes:
         told.note(line)
     return record
+
+
+def ranges_for(
+    quantized: onnx.ModelProto, plain: onnx.ModelProto, name: str
+) -> tuple[dict[str, float], dict[str, str], list[str], list[str]]:
+    """Return the scales of a Q/DQ file by the tensors of its float file, float tensors without one and why, scales of no tensor, and notes.
+
+    Raises:
+        ExportError: there are no pairs, or a scale is not one that a cache can hold.
+    """
+    view = View(quantized)
+    known = {i.name for i in plain.graph.input} | {n for node in plain.graph.node for n in node.output}
+    scales: dict[str, float] = {}
+    unused, notes = list[str](), list[str]()
+    for node in quantized.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] in view.constants:
+            continue
+        tensor, held, zero = node.input[0], view.value(node.input[1]), view.value(node.input[2]) if len(node.input) > 2 else None
+        if held is None or held.size != 1 or zero is None or str(zero.dtype) != "int8" or zero.any():
+            raise ExportError(
+                f"Cannot write the range of {tensor} into a cache", "a cache holds ranges of INT8 codes around 0, one for a tensor",
+                "Give a file of symmetric INT8: trtq lint names what is not",
+            )  # fmt: skip
+        scale = float(held.reshape(-1)[0])
+        if tensor not in known:
+            unused.append(tensor)
+            continue
+        if scales.get(tensor, scale) != scale:
+            notes.append(f"{tensor} has two scales, {scales[tensor]:.6g} and {scale:.6g}; a cache holds one: the larger")
+        scales[tensor] = max(scale, scales.get(tensor, 0.0))
+    if not scales:
+        raise ExportError(f"There are no ranges in {name}", "no tensor of the float file has a pair", "Give the Q/DQ file of trtq quantize")
+    missing = {
+        node.output[0]: f"the output of {node.name or node.op_type}: no pair reads it"
+        for node in plain.graph.node
+        if node.op_type in PLACES and node.output[0] not in scales
+    }
+    return scales, missing, unused, notes
 
 
 def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:

@@ -14,7 +14,7 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, read
 from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import open_targets
-from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, UsageError
+from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.methods.objective import Objective, class_weights
@@ -22,14 +22,13 @@ from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
 from trtq.models.load import import_named
 from trtq.progress import Progress, Silent
-from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.recipe import EvaluateSpec, FinetuneSpec
 from trtq.report.figures import training_figure
 from trtq.search.options import Option
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
-from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.opening import open_model, open_preprocess, require_own
 from trtq.verbs.quantize import FP32, QDQ
 from trtq.verbs.records import Clock, FileRecord
 from trtq.verbs.shipping import ship
@@ -102,7 +101,7 @@ class _Job:
         self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
         classes = self._require_fit()
         self.encodings = Encodings.load(Path(spec.encodings))
-        weights = self._require_own_encodings()
+        weights = require_own(self.encodings, self.captured.module, spec.encodings, "train from")
         self.graph = TrainingGraph(
             self.captured.module, self.encodings, learn_amax=spec.learn_amax, freeze=spec.freeze, only=self._worst(weights),
             keep_norms=spec.batch_norm == "kept", codebook=spec.codebook,
@@ -158,24 +157,6 @@ class _Job:
                 )
             targets.expect(answer.shape[1], self.spec.model)
         return int(answer.shape[1])
-
-    def _require_own_encodings(self) -> str:
-        """Return the digest of the weights, once the encodings are known to be of this model."""
-        weights, structure = weights_digest(self.captured.module), structure_digest(self.captured.module)
-        origin = self.encodings.origin
-        if origin.get("weights_sha256") != weights:
-            raise EncodingsError(
-                f"The encodings {self.spec.encodings} were made for another model",
-                f"its weights are {str(origin.get('weights_sha256'))[:12]}, this model's are {weights[:12]}",
-                "Give the model and the checkpoint they were made with",
-            )
-        if origin.get("structure_sha256", structure) != structure:
-            raise EncodingsError(
-                f"Cannot train from {self.spec.encodings}",
-                f"its methods ({origin.get('methods')}) put ops into the graph that training does not have",
-                "Quantize without qads and integer-softmax, and train from that",
-            )
-        return weights
 
     def _worst(self, weights: str) -> set[str] | None:
         """Return the layers that an analysis ranks worst at the width they have; None without one."""

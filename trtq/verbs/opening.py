@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import fx
+
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.errors import EncodingsError
 from trtq.models.load import LoadedModel, load_model
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.quant.encodings import Encodings
 from trtq.recipe import (
     AdviseSpec,
     AnalyzeSpec,
     BlocksSpec,
     CostSpec,
+    ExportSpec,
     FinetuneSpec,
     ImportCheckpointSpec,
     ModelInputSpec,
@@ -20,7 +26,8 @@ from trtq.recipe import (
 
 
 def open_model(
-    spec: QuantizeSpec | AnalyzeSpec | AdviseSpec | FinetuneSpec | SearchSpec | CostSpec | BlocksSpec | ImportCheckpointSpec,
+    spec: QuantizeSpec | AnalyzeSpec | AdviseSpec | FinetuneSpec | SearchSpec | CostSpec | BlocksSpec
+    | ImportCheckpointSpec | ExportSpec,
 ) -> LoadedModel:
     """Return the model of a spec with its weights.
 
@@ -38,3 +45,25 @@ def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preproce
         input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
         interpolation=spec.interpolation, hints=loaded.input_hints,
     )  # fmt: skip
+
+
+def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: str) -> str:
+    """Return the digest of a graph's weights, once the encodings are known to be of this model.
+
+    Raises:
+        EncodingsError: they are of other weights, or their methods put ops into the graph that capturing the model does not give.
+    """
+    weights, structure, origin = weights_digest(graph), structure_digest(graph), encodings.origin
+    if origin.get("weights_sha256") != weights:
+        raise EncodingsError(
+            f"The encodings {path} were made for another model",
+            f"its weights are {str(origin.get('weights_sha256'))[:12]}, this model's are {weights[:12]}",
+            "Give the model and the checkpoint they were made with",
+        )
+    if origin.get("structure_sha256", structure) != structure:
+        raise EncodingsError(
+            f"Cannot {doing} {path}",
+            f"its methods ({origin.get('methods')}) put ops into the graph that the model itself does not have",
+            f"Quantize without qads and integer-softmax, and {doing} that",
+        )
+    return weights

@@ -1,0 +1,32 @@
+"""``trtq export``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import ExportSpec
+
+
+@click.command("export")
+@spec_options(ExportSpec, argument="model", required=("encodings", "target", "data", "out"))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
+def command(as_json: bool, **values: Any) -> None:
+    """Write one set of encodings of MODEL as ONNX for several targets: OUT/TARGET.onnx, the same scales in each.
+
+    \b
+    Example:
+      trtq export timm:resnet18 --checkpoint resnet18.safetensors --encodings out/encodings.safetensors --data images/train \\
+        --target xavier@8.5 --target orin@10.3 --target rtx4090 --out profiles
+    """
+    merged = collect(ExportSpec, values)
+    require(merged, ("model", "encodings", "target", "data", "out"), "export", "model")
+    spec = ExportSpec.make(merged)
+    from trtq.verbs.export import export_profiles
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = export_profiles(spec, progress)
+    print_record(record, as_json=as_json, lines=[p.line for p in record.profiles])
