@@ -36,6 +36,7 @@ from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.settings import Builder, Settings
 from trtq.errors import TrtqError, UsageError
+from trtq.export.half import has_half
 from trtq.export.onnx_file import get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
@@ -98,8 +99,7 @@ def _manifest(job: Job, builder: Builder, found: Climb, seconds: float) -> Engin
 
 def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
     """Return what is not quantized computes in: what the types of the file say, where they say FP16."""
-    typed = any(i.data_type == onnx.TensorProto.FLOAT16 for i in source.graph.initializer)
-    return "fp16" if typed else spec.precision
+    return "fp16" if has_half(source) else spec.precision
 
 
 def _tensors(model: onnx.ModelProto) -> list[dict[str, Any]]:

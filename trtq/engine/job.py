@@ -15,7 +15,7 @@ from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import Version, offers, shown
 from trtq.errors import EngineError, UsageError
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
-from trtq.export.half import convert_to_half
+from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.export.strip import strip_at, strip_qdq
@@ -106,6 +106,9 @@ def prepare(spec: BuildSpec) -> Job:
 
 
 def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
+    if has_half(model):
+        notes.append("FP16: the file has types of its own, they stay")
+        return {}
     stored = get_metadata(model).get(FLOAT_NODES)
     there = {n.name for n in model.graph.node}
     found = {k: v for k, v in stored.items() if k in there} if stored is not None else constants_beyond_half(model)

@@ -19,7 +19,7 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
     """Return ``model`` with FP16 weights and computation.
 
     Inputs and outputs stay float32. Each Q/DQ pair stays float32 between two casts, so that its scale is the calibrated number
-    to the last bit; TensorRT fuses the casts into the INT8 kernels around them.
+    to the last bit; TensorRT fuses the casts into the INT8 kernels around them. A file that has FP16 types is returned as it is.
 
     Args:
         model: float32, with or without Q/DQ pairs.
@@ -30,8 +30,14 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _Retyping(result, keep).run()
+    if not has_half(model):
+        _Retyping(result, keep).run()
     return result
+
+
+def has_half(model: onnx.ModelProto) -> bool:
+    """Whether FP16 types stand in a file already: it then says itself what computes in what."""
+    return any(i.data_type == TensorProto.FLOAT16 for i in model.graph.initializer)
 
 
 def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
@@ -65,6 +71,7 @@ class _Retyping:
         self.half = set[str]()  # computed tensors that are FP16 now
         self.cast = dict[tuple[str, int], str]()
         self.nodes = list[onnx.NodeProto]()
+        self.taken = {n for node in self.graph.node for n in (*node.input, *node.output)} | set(self.weights)
 
     def run(self) -> None:
         """Rewrite the nodes, then what goes in and out."""
@@ -83,7 +90,7 @@ class _Retyping:
                 if self.types.get(name) != TensorProto.FLOAT or in_float or not gives[i]:
                     continue
                 if name in outputs:  # the graph's output keeps its name and type
-                    renamed[name] = node.output[i] = f"{name}_fp16"
+                    renamed[name] = node.output[i] = self.unique(f"{name}_fp16")
                     self.types[node.output[i]] = TensorProto.FLOAT
                 self.half.add(node.output[i])
             self.nodes.append(node)
@@ -97,13 +104,20 @@ class _Retyping:
         self.graph.initializer.extend(kept)
         del self.graph.value_info[:]
 
+    def unique(self, name: str) -> str:
+        """Return a name that no tensor has yet."""
+        while name in self.taken:
+            name = f"{name}_"
+        self.taken.add(name)
+        return name
+
     def provide(self, name: str, kind: int) -> str:
         """Return the name of ``name`` in this type: itself, a second copy of a weight, or a cast of it."""
         if (TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT) == kind:
             return name
         if (name, kind) not in self.cast:
             suffix = "fp16" if kind == TensorProto.FLOAT16 else "fp32"
-            new = self.cast[name, kind] = f"{name}_{suffix}"
+            new = self.cast[name, kind] = self.unique(f"{name}_{suffix}")
             if name in self.weights:
                 self.weights[new] = _to_half(self.weights[name], new)
             else:

@@ -1,0 +1,177 @@
+"""FP16 graphs: what stays in float32 and why, and that the types fit everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.conftest import spec
+from trtq import BuildSpec, build, quantize
+from trtq.export.half import HALF_MAX, convert_to_half, elem_types, operand_types
+from trtq.export.half_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
+from trtq.export.onnx_file import export_onnx, get_metadata, load_onnx
+from trtq.export.ort import open_session
+from trtq.graph.capture import capture
+
+
+class Large(torch.nn.Module):
+    """A residual stream around ``level``, then LayerNorm: pain 8."""
+
+    def __init__(self, level: float = 1400.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch = torch.nn.Conv2d(3, 16, 4, 4)
+        self.norm = torch.nn.LayerNorm(16)
+        self.head = torch.nn.Linear(16, 10)
+        self.level = level
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2) + self.level
+        return self.head(self.norm(x).mean(1))
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return an FP16 model in float32 that rounds every FP16 result: ONNX Runtime computes chains of FP16 ops without rounding between."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    types, nodes = elem_types(model), []
+    for tensor in result.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in result.graph.node:
+        for a in node.attribute:
+            if node.op_type == "Cast" and a.name == "to" and a.i == TensorProto.FLOAT16:
+                a.i = TensorProto.FLOAT
+        halves = [i for i, o in enumerate(node.output) if types.get(o) == TensorProto.FLOAT16]
+        nodes.append(node)
+        for i in halves:
+            name = node.output[i]
+            node.output[i] = f"{name}/exact"
+            nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    return result
+
+
+def sqnr(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()))
+
+
+def answers(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    return open_session(model).run(None, {"input": x})[0]
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+def test_pain_8_a_layer_norm_of_large_values_keeps_its_answers_in_fp16(opset):
+    captured = capture(Large(), (3, 32, 32))
+    model = export_onnx(captured.module, captured.example, dynamic_batch=True, opset=opset)
+    x = np.random.default_rng(0).standard_normal((16, 3, 32, 32)).astype(np.float32)
+    wanted = answers(model, x)
+    kept = find_float_nodes(model, [x])
+    assert any("norm" in n for n in kept)
+    assert any("add" in n for n in kept)  # a difference of large numbers is lost before it is computed
+    if opset == 13:
+        assert "ln.layer_norm/Mul" in kept or any("reaches" in why or "reach" in why for why in kept.values())
+    plain, safe = (rounded(convert_to_half(model, names)) for names in ((), kept))
+    assert sqnr(wanted, answers(safe, x)) > 40.0
+    assert (answers(safe, x).argmax(1) == wanted.argmax(1)).all()
+    lost = answers(plain, x)
+    assert not np.isfinite(lost).all() or sqnr(wanted, lost) < 20.0  # without the islands it is lost
+    onnx.checker.check_model(convert_to_half(model, kept), full_check=True)
+
+
+def test_small_values_need_no_islands():
+    captured = capture(Large(0.5), (3, 32, 32))
+    model = export_onnx(captured.module, captured.example, dynamic_batch=True, opset=20)
+    assert find_float_nodes(model, [np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)]) == {}
+
+
+def make(nodes, weights=(), shape=(1, 4)) -> onnx.ModelProto:
+    out = nodes[-1].output[0]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(v), n) for n, v in weights],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_is_added_up_counts_even_when_the_mean_is_small():
+    """10,000 values of 10 have a mean of 10 and a sum of 100,000, beyond FP16."""
+    model = make([helper.make_node("ReduceMean", ["input"], ["y"], name="mean", axes=[1])], shape=(1, 10000))
+    kept = find_float_nodes(model, [np.full((1, 10000), 10.0, np.float32)])
+    assert kept == {"mean": "what it adds up reaches 1e+05 on the images seen, FP16 ends at 65504"}
+    assert find_float_nodes(model, [np.full((1, 10000), 0.1, np.float32)]) == {}
+
+
+def test_a_range_that_comes_too_near_the_end_counts():
+    model = make([helper.make_node("Mul", ["input", "w"], ["y"], name="mul")], [("w", 1000.0)])
+    x = np.array([[1.0, 2.0, 3.0, 17.0]], np.float32)
+    assert find_float_nodes(model, [x]) == {"mul": "its values reach 1.7e+04 on the images seen, FP16 ends at 65504"}
+    assert find_float_nodes(model, [x * 0.9]) == {}  # four times 15,300 still fits
+
+
+def test_constants_that_fp16_has_not():
+    nodes = [helper.make_node("Add", ["input", "eps"], ["a"], name="add"), helper.make_node("Mul", ["a", "big"], ["y"], name="mul")]
+    found = constants_beyond_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]))
+    assert found["add"].startswith("its constant eps keeps 0.0 dB in FP16")
+    assert found["mul"] == "its constant big reaches 1e+06, FP16 ends at 65504"
+    half = convert_to_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]), found)
+    assert {i.name: i.data_type for i in half.graph.initializer} == {"eps": TensorProto.FLOAT, "big": TensorProto.FLOAT}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(-3.0, 6.0))
+def test_nothing_is_kept_where_fp16_is_right_and_something_where_it_is_not(power):
+    """A Mul by 10^power: kept exactly when four times its largest value passes the end, or the constant does not survive rounding."""
+    factor = np.float32(10.0**power)
+    model = make([helper.make_node("Mul", ["input", "w"], ["y"], name="mul")], [("w", factor)])
+    x = np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)
+    assert bool(find_float_nodes(model, [x])) == bool(3.0 * factor * 4.0 > HALF_MAX)
+
+
+def test_operand_types_come_from_the_standard():
+    resize = helper.make_node("Resize", ["x", "", "scales"], ["y"])
+    assert operand_types(resize, 17) == ([True, True, False], [True])
+    own = helper.make_node("Mine", ["x"], ["y"], domain="com.me")
+    assert operand_types(own, 17) == ([False], [False])
+
+
+def test_a_file_that_is_typed_already_stays_what_it_is(cnn_out):
+    model = load_onnx(cnn_out / "model.qdq.onnx")
+    once = convert_to_half(model)
+    assert convert_to_half(once) == once
+
+
+def test_quantize_writes_what_it_saw_and_build_keeps_to_it(images: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    quantize(spec(images, tmp_path / "q", model="tests.test_half:large"))
+    stored = get_metadata(load_onnx(tmp_path / "q/model.fp32.onnx"))[FLOAT_NODES]
+    assert any("norm" in n for n in stored)
+    assert IMAGES == 16
+    made = build(BuildSpec(onnx=f"{tmp_path}/q/model.fp32.onnx", target="rtx3080", precision="fp16", out=f"{tmp_path}/e.engine"))
+    assert made.float_nodes == stored
+    assert f"{len(stored)} nodes stay in FP32" in made.notes[0]
+    read = (tmp_path / "q/quantize.json").read_text()
+    assert "in FP16 engines" in read
+
+
+def large() -> torch.nn.Module:
+    return Large()
+
+
+def test_a_file_that_does_not_say_is_looked_at_for_constants_alone(cnn_out: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    model = load_onnx(cnn_out / "model.fp32.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    made = build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="rtx3080", precision="fp16", out=f"{tmp_path}/e.engine"))
+    said = "FP16: the file does not say which tensors leave its range, only constants were looked at (trtq export looks at images)"
+    assert made.notes == [said]
