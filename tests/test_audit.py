@@ -80,6 +80,59 @@ def test_a_report_of_11(cnn_out: Path, tmp_path: Path):
     assert [m.actual for m in record.modules] == ["int8"] * 4 + ["fp16"]
 
 
+def middle_report(streams: bool) -> dict[str, object]:
+    """As 10.3 and 10.13 write it: short texts in one field, the ONNX names in the metadata, kernels of Myelin with names of their own."""
+    rows = []
+    for i, node in enumerate(NODES):
+        kind = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(node, "Int8")
+        more = {"StreamId": 0} if streams else {}
+        rows.append(layer(f"__myl_{i}" if streams else f"{node} + fused", kind, kind, Metadata=f"[ONNX Layer: {node}]", **more))
+    return {"Layers": [{"Name": "Reformatting CopyNode", "LayerType": "Reformat", "Inputs": []}, *rows], "Bindings": ["input", "output"]}
+
+
+def eleven() -> dict[str, object]:
+    report = new_report()
+    for row, node in zip(report["Layers"], NODES, strict=True):
+        row["Inputs"][0]["Datatype"] = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(node, "Int8")
+    return report
+
+
+def test_pain_6_every_release_gives_the_same_coverage_for_the_same_graph(cnn_out: Path, tmp_path: Path):
+    reports = {"8.5": old_report(), "10.3": middle_report(False), "10.13": middle_report(True), "11": eleven()}
+    got = {v: audit(asked(r, cnn_out, tmp_path)) for v, r in reports.items()}
+    assert len({tuple((m.node, m.actual) for m in r.modules) for r in got.values()}) == 1
+    assert len({tuple(r.shares.items()) for r in got.values()}) == 1
+    unknown = middle_report(True)
+    unknown["Layers"].append({"Name": "x", "LayerType": "NewInTwelve", "Inputs": [{"Format/Datatype": "Q3"}], "Field": {"a": 1}})
+    record = audit(asked(unknown, cnn_out, tmp_path))  # kept and counted, never fatal
+    assert record.layers == 7
+    assert record.shares == got["10.13"].shares
+
+
+@pytest.mark.parametrize("kind", ["Row major linear FP32", "Half"])
+def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(kind, images: Path, tmp_path: Path, monkeypatch):
+    """Pain 4, too: exit code 0 and an FP32 engine called INT8 is what must not be."""
+    import onnx
+
+    from trtq.testing.trtexec import write_fake_trtexec
+
+    quantize(spec(images, tmp_path / "q", opset=13))
+    report = tmp_path / "layers.json"
+    report.write_text(json.dumps({"Layers": [layer(f"{n} + fused", kind, kind) for n in NODES]}))
+    model = onnx.load(tmp_path / "q/model.qdq.onnx")
+    model.doc_string = f"layers:{report}"
+    onnx.save(model, tmp_path / "m.onnx")
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300")))
+    wanted = BuildSpec(onnx=f"{tmp_path}/m.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine")
+    with pytest.raises(EngineError, match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first layer in float"):
+        build(wanted)
+    assert not (tmp_path / "e.engine").exists()
+    report.write_text(json.dumps(old_report()))
+    made = build(wanted)
+    assert (made.coverage.asked, made.coverage.got, [m.node for m in made.coverage.short]) == (5, 3, ["depthwise/Conv", "head/MatMul"])
+    assert "3 of 5 quantized layers in INT8" in made.summary
+
+
 def test_names_are_matched_whole_and_regions_are_unknown_inside(cnn_out: Path, tmp_path: Path):
     report = {
         "Layers": [

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
 from tests.conftest import run_cli, spec
-from trtq import BuildSpec, build, quantize
+from trtq import BuildSpec, EvaluateSpec, build, evaluate, quantize
 from trtq.artifact import locked
 from trtq.engine import choose
+from trtq.engine import open_engine as opening
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
 from trtq.engine.runner import EngineRunner, OnnxRunner
@@ -273,6 +276,42 @@ def test_pain_17_an_engine_of_another_version_or_gpu_is_explained_before_it_is_l
     require_same(engine, loose, "10.16.0", "9.0")
     with pytest.raises(EngineError, match="here is 11.4.0"):
         require_same(engine, loose, "11.4.0", "8.6")
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Engines of the stand-in compute in host memory."""
+    for name in ("open_engine", "rebuild_engine"):
+        monkeypatch.setattr(f"trtq.verbs.evaluate.{name}", partial(getattr(opening, name), device="cpu"))
+
+
+def test_accuracy_of_an_engine_is_that_of_its_file(files, images, tmp_path, tensorrt, on_cpu):
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path, batch=(1, 4, 8)))
+    found = evaluate(EvaluateSpec(onnx=f"{tmp_path}/e.engine", data=str(images), reference=f"{files}/model.qdq.onnx"))
+    assert (found.runtime, found.images, found.agreement) == ("engine e.engine", 32, 100.0)
+    assert found.preprocess.input_size == (3, 32, 32)  # from the manifest
+    assert found.top1 == evaluate(EvaluateSpec(onnx=f"{files}/model.qdq.onnx", data=str(images))).top1
+
+
+def test_pain_17_rebuild_gives_a_working_engine_beside_the_original(files, images, tmp_path, tensorrt, on_cpu):
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path))
+    engine, sidecar = tmp_path / "e.engine", tmp_path / "e.engine.json"
+    changed = json.loads(sidecar.read_text())
+    changed["builder"]["version"] = "10.7.0"
+    sidecar.write_text(json.dumps(changed))
+    before = engine.read_bytes(), sidecar.read_bytes()
+    wanted = EvaluateSpec(onnx=str(engine), data=str(images), reference=f"{files}/model.qdq.onnx")
+    with pytest.raises(EngineError, match=r"it was built with 10.7.0, here is 10.3.0, plans do not travel. .*--rebuild"):
+        evaluate(wanted)
+    found = evaluate(msgspec.structs.replace(wanted, rebuild=True))
+    assert (found.agreement, found.runtime) == (100.0, "engine e.sm86.rebuilt.engine")
+    assert (engine.read_bytes(), sidecar.read_bytes()) == before
+    changed["onnx_sha256"] = "0" * 64
+    sidecar.write_text(json.dumps(changed))
+    with pytest.raises(EngineError, match="Cannot build e.engine again: .*model.qdq.onnx, which it was built from, is another file by now"):
+        evaluate(msgspec.structs.replace(wanted, rebuild=True))
 
 
 def test_a_foreign_engine_is_not_loaded_without_trust(files, tmp_path, tensorrt):

@@ -219,14 +219,14 @@ def test_every_rule_has_a_case():
 
 
 @pytest.mark.parametrize("rule", CASES)
-def test_a_wrong_graph_and_a_right_one(rule):
+def test_pain_7_a_wrong_graph_and_a_right_one(rule):
     wrong, right, target = CASES[rule]
     assert rule in found(wrong(), target)
     assert rule not in found(right(), target)
 
 
 @pytest.mark.parametrize("rule", [r for r, _, _, fix in RULES if fix is not None])
-def test_repairs_change_no_value(rule):
+def test_pain_19_repairs_change_no_value(rule):
     wrong, _, target = CASES[rule]
     model, reader = wrong(), reader_of(parse_target(target))
     before = model.SerializeToString()
@@ -243,6 +243,28 @@ def test_repairs_change_no_value(rule):
         assert np.abs(got - wanted).max() < 0.5
     else:
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def broken() -> onnx.ModelProto:
+    """Return what several tools do at once: an axis beside a single scale, stored codes without a zero point, an INT32 bias."""
+    b = Build()
+    x = b.pair("x", "in", axis=1)
+    codes = b.const("w", RNG.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8))
+    weight = b.node("DequantizeLinear", [codes, b.const("ws", np.linspace(0.01, 0.04, 4).astype(np.float32))], "w_dq", axis=0)
+    held = b.const("b", np.arange(4, dtype=np.int32) * 100)
+    bias = b.node("DequantizeLinear", [held, b.const("bs", np.full(4, 0.0015, dtype=np.float32))], "b_dq", axis=0)
+    return b.model(b.node("Conv", [x, weight, bias], "c", pads=[1, 1, 1, 1]))
+
+
+def test_pain_19_all_violations_of_a_file_are_listed_in_one_pass_and_repaired():
+    model, reader = broken(), reader_of(parse_target("xavier@8.0"))
+    assert {"L07", "L08", "L09", "L10"} <= {f.rule for f in lint(model, reader)}
+    fixed, done = repair(model, reader)
+    assert {"L07", "L09", "L10"} <= set(done)
+    assert not {"L07", "L08", "L09", "L10"} & {f.rule for f in lint(fixed, reader)}
+    x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    got, wanted = (run_batch(open_session(m), x)[0] for m in (fixed, model))
+    np.testing.assert_allclose(got, wanted, atol=0.05)  # one step of the input's codes
 
 
 def test_more_wrong_graphs():

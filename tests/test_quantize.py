@@ -132,7 +132,7 @@ def test_high_precision_and_dead_activations_are_listed_with_their_reason(images
     }  # fmt: skip
 
 
-def test_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_path):
+def test_pain_16_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_path):
     said = lambda **k: quantize(spec(images, tmp_path, **k)).calibration["cache"]  # noqa: E731
     assert said() == "not used: there is no entry yet"
     assert said().startswith("used: ")
@@ -152,7 +152,7 @@ def test_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_p
     assert said().startswith("used: ")
 
 
-def test_weights_that_change_by_one_value_miss_the_cache(images, tmp_path):
+def test_pain_16_weights_that_change_by_one_value_miss_the_cache(images, tmp_path):
     model = tiny_cnn()
     for i, value in enumerate((0.0, 1e-3)):
         with torch.no_grad():

@@ -85,7 +85,7 @@ def test_listing(tmp_path: Path):
     assert run_cli("targets", "nope").returncode == 2
 
 
-def test_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path: Path):
+def test_pain_27_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path: Path):
     with pytest.raises(
         UsageError, match=r"Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic.*--fallback: FP16"
     ):

@@ -504,10 +504,16 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
 
 
 class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
-    """Accuracy of an ONNX file in ONNX Runtime, and its agreement with another file."""
+    """Accuracy of an ONNX file or an engine, and its agreement with another ONNX file."""
 
-    onnx: Annotated[str, Doc(description="The ONNX file.")]
+    onnx: Annotated[str, Doc(description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for.")]
     reference: Annotated[str | None, Doc(description="ONNX file to compare predictions and logits with.")] = None
+    provider: Annotated[
+        Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"],
+        Doc(description="Of ONNX Runtime, for an ONNX file; the last two build an engine of their own."),
+    ] = "CPU"
+    trust: Annotated[bool, Doc(description="Load an engine that has no manifest: loading one can run code that is in it.")] = False
+    rebuild: Annotated[bool, Doc(description="Build an engine of another TensorRT or GPU again, beside it, from the file it came from.")] = False
     limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Evaluate at most this many images, drawn evenly.")] = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255

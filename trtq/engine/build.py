@@ -91,7 +91,8 @@ def _manifest(job: Job, builder: Builder, found: Climb, seconds: float) -> Engin
         precision=_precision(found.source, spec), quantized_tensors=job.pairs, batch=job.batch,
         tensors=built.tensors or _tensors(found.source),
         onnx_sha256=sha256_file(path), onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
-        model=metadata.get("model"), builder_log=built.log, audit=None, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
+        model=metadata.get("model"), preprocess=metadata.get("preprocess"),
+        builder_log=built.log, audit=None, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])), float_nodes=job.float_nodes, attempts=found.attempts,
         workspace=found.workspace, notes=job.notes, seconds=seconds, environment=environment(),
     )  # fmt: skip

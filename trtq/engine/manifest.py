@@ -27,6 +27,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
         onnx_sha256, encodings_sha256: what it was built from.
+        preprocess: how images become its input, as the ONNX file says.
         builder_log: warnings of the builder.
         audit: what the plan itself says about its precision; None where that cannot be read.
         quantized_convolutions: how many the Q/DQ model asks for.
@@ -54,6 +55,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     onnx_bytes: int
     encodings_sha256: str | None
     model: str | None
+    preprocess: dict[str, Any] | None = None
     builder_log: list[str]
     audit: PlanAudit | None
     quantized_convolutions: int

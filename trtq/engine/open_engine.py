@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trtq.artifact import sha256_file
+from trtq.engine.build import build
 from trtq.engine.manifest import EngineManifest, read_manifest
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
+from trtq.progress import Progress
+from trtq.recipe import BuildSpec
 
 AMPERE = 80
 
@@ -27,7 +31,28 @@ def open_engine(path: Path, *, trust: bool = False, device: str = "cuda") -> Eng
     trt = require_runtime(where, module, device)
     if manifest is not None:
         require_same(path, manifest, str(trt.__version__), _capability(device))
-    return EngineRunner(path.read_bytes(), module, device=device, label=f"engine {path.name}")
+    batch = (manifest.batch[0], manifest.batch[2]) if manifest is not None else None
+    return EngineRunner(path.read_bytes(), module, device=device, label=f"engine {path.name}", batch=batch)
+
+
+def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> Path:
+    """Build the engine of ``path`` again for the TensorRT and the GPU here, beside it, and return where; the original stays.
+
+    Raises:
+        EngineError: the ONNX file it was built from is gone, or another one by now.
+    """
+    manifest = read_manifest(path)
+    source, capability = Path(manifest.spec["onnx"]), _capability(device)
+    if not source.is_file() or sha256_file(source) != manifest.onnx_sha256:
+        state = "another file by now" if source.is_file() else "not there"
+        raise EngineError(
+            f"Cannot build {path.name} again", f"{source}, which it was built from, is {state}", "Build from the file you have: trtq build"
+        )
+    target = manifest.target["name"] if capability in (None, manifest.target["capability"]) else f"sm{capability.replace('.', '')}"
+    out = path.with_name(f"{path.stem}.{target.partition('@')[0]}.rebuilt{path.suffix}")
+    given = {k: v for k, v in manifest.spec.items() if k in BuildSpec.__struct_fields__}
+    build(BuildSpec.make({**given, "target": target.partition("@")[0], "out": str(out)}), progress)
+    return out
 
 
 def require_same(path: Path, manifest: EngineManifest, version: str, capability: str | None) -> None:

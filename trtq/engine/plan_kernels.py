@@ -48,6 +48,7 @@ class PlanKernel:
         precision: the type of its first operand.
         macs: multiply-accumulates of the whole batch.
         bits: read and written, weights included.
+        written: of them, the results.
         depthwise: a grouped convolution of one channel a group, as it runs.
         unknown: it multiplies, and its row does not say how much.
     """
@@ -57,6 +58,7 @@ class PlanKernel:
     precision: str
     macs: int
     bits: int
+    written: int
     depthwise: bool
     unknown: bool
 
@@ -119,6 +121,7 @@ def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> 
     depthwise = kind == "corrltn" and groups is not None and int(groups.group(1)) > 1 and int(groups.group(1)) == shape[0]
     return PlanKernel(
         name=name, kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(kind, kind),
-        precision=TYPES.get(reads[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)), depthwise=depthwise,
+        precision=TYPES.get(reads[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)),
+        written=sum(t.bits for t in writes), depthwise=depthwise,
         unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from trtq.data.metrics import Array
 from trtq.engine.versions import LIKE_RTX, Version, has_api
 from trtq.errors import EngineError, UsageError
-from trtq.export.ort import input_shape, open_session, run_batch
+from trtq.export.ort import input_shape, open_session, padded, run_batch
 
 Provider = Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"]
 
@@ -118,15 +118,18 @@ class EngineRunner:
         module: ``tensorrt`` or ``tensorrt_rtx``.
         device: where the buffers lie, for torch.
         label: what this is, for records.
+        batch: smallest and largest batch of its profile; larger ones run in parts, smaller ones are filled up.
 
     Raises:
         EngineError: TensorRT cannot load it.
     """
 
-    def __init__(self, plan: bytes, module: str, *, device: str = "cuda", label: str = "engine") -> None:
+    def __init__(
+        self, plan: bytes, module: str, *, device: str = "cuda", label: str = "engine", batch: tuple[int, int] | None = None
+    ) -> None:
         import torch
 
-        self.torch, self.device, self.label = torch, torch.device(device), label
+        self.torch, self.device, self.label, self.batch = torch, torch.device(device), label, batch
         trt = importlib.import_module(module)
         self.version = module_version(trt)
         self.calls = _by_name(trt) if has_api("num_io_tensors", self.version) else _by_bindings()
@@ -153,6 +156,11 @@ class EngineRunner:
         Raises:
             EngineError: the batch is outside the engine's profile, or it fails.
         """
+        low, high = self.batch or (len(batch), len(batch))
+        made = [self._run(padded(batch[i : i + high], low)) for i in range(0, len(batch), high)]
+        return {n: np.concatenate([m[n] for m in made])[: len(batch)] for n in made[0]}
+
+    def _run(self, batch: Array) -> dict[str, Array]:
         torch, loaded, name = self.torch, self.loaded, self.inputs[0]
         given = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device, self.types[name])
         if self.calls.set_shape(loaded.engine, loaded.context, name, tuple(batch.shape)) is False:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def run_batch(session: Any, batch: Array) -> list[Array]:
     try:
         if fixed is None or fixed == len(batch):
             return [np.asarray(o) for o in session.run(None, {name: batch})]
-        parts = [session.run(None, {name: p}) for p in _parts(batch, fixed)]
+        parts = [session.run(None, {name: p}) for p in (padded(batch[i : i + fixed], fixed) for i in range(0, len(batch), fixed))]
     except Exception as exc:
         raise ExportError(
             f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
@@ -88,9 +87,6 @@ def run_batch(session: Any, batch: Array) -> list[Array]:
     return [np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)] for i in range(len(parts[0]))]
 
 
-def _parts(batch: Array, size: int) -> Iterator[Array]:
-    for start in range(0, len(batch), size):
-        part = batch[start : start + size]
-        if len(part) < size:  # a fixed batch takes no less: repeat the last image and drop its answers
-            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        yield part
+def padded(batch: Array, size: int) -> Array:
+    """Return at least ``size`` images: what takes no fewer gets the last one again, and its answers are dropped."""
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]) if len(batch) < size else batch

@@ -1,4 +1,4 @@
-"""``trtq evaluate``: accuracy of an ONNX file in ONNX Runtime, and how it compares with another."""
+"""``trtq evaluate``: accuracy of an ONNX file or an engine, and how it compares with another file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import Targets, open_targets
-from trtq.errors import DataError, UsageError
+from trtq.engine.manifest import manifest_path, read_manifest
+from trtq.engine.open_engine import open_engine, rebuild_engine
+from trtq.engine.runner import OnnxRunner, Runner
+from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
-from trtq.export.ort import input_shape, open_session, run_batch
 from trtq.progress import Progress, Silent
 from trtq.recipe import EvaluateSpec
 
@@ -91,7 +93,7 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
-    """Run images through an ONNX file and count.
+    """Run images through an ONNX file or an engine and count.
 
     The Q/DQ pairs are computed as the file says, in float: what TensorRT's explicit quantization means, not ONNX Runtime's own
     integer kernels.
@@ -102,11 +104,10 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     progress = progress or Silent()
     notes: list[str] = []
     path = Path(spec.onnx)
-    metadata = get_metadata(load_onnx(path))
-    session = open_session(path)
-    reference = open_session(Path(spec.reference)) if spec.reference else None
+    runner, metadata, path = _open(spec, path, progress)
+    reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
-    preprocess, said = _preprocess(spec, metadata, input_shape(session))
+    preprocess, said = _preprocess(spec, metadata, runner.input_shape)
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     indices = _choose(source, spec, used)
     known = path.parent / "quantize.json"
@@ -121,7 +122,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         progress.note(line)
 
     targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
-    scores, other = _run(spec, session, reference, source, preprocess, indices, targets, notes, progress)
+    scores, other = _run(spec, runner, reference, source, preprocess, indices, targets, notes, progress)
     pixels = scores.confusion
     labelled = scores.labelled > 0
     return EvaluateRecord(
@@ -143,25 +144,47 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         calibration_images=0 if spec.exclude else shared,
         data=describe(source),
         preprocess=preprocess,
-        runtime="ONNX Runtime, CPU, Q/DQ computed as written",
+        runtime=runner.label if is_engine(path) else f"{runner.label}, Q/DQ computed as written",
         notes=notes,
         environment=environment(),
     )
 
 
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine by its name."""
+    return path.suffix in (".engine", ".plan")
+
+
+def _open(spec: EvaluateSpec, path: Path, progress: Progress) -> tuple[Runner, dict[str, Any], Path]:
+    """Return what runs the file, what it says of its images, and the file that really runs."""
+    if not is_engine(path):
+        metadata = get_metadata(load_onnx(path))
+        return OnnxRunner(path, provider=spec.provider), metadata, path
+    try:
+        runner = open_engine(path, trust=spec.trust)
+    except EngineError as exc:
+        if not spec.rebuild or not manifest_path(path).is_file():
+            raise
+        progress.note(f"{exc.what}: {exc.why}; building it again")
+        path = rebuild_engine(path, progress)
+        runner = open_engine(path)
+    known = read_manifest(path).preprocess if manifest_path(path).is_file() else None
+    return runner, {"preprocess": known} if known is not None else {}, path
+
+
 def _run(
-    spec: EvaluateSpec, session: Any, reference: Any, source: Source, preprocess: Preprocess, indices: list[int], targets: Targets | None,
-    notes: list[str], progress: Progress,
+    spec: EvaluateSpec, runner: Runner, reference: Runner | None, source: Source, preprocess: Preprocess, indices: list[int],
+    targets: Targets | None, notes: list[str], progress: Progress,
 ) -> tuple[Scores, Scores | None]:  # fmt: skip
     """Run the images through the file and the reference and count."""
     ignore = targets.ignore if targets is not None else -100
     scores, others = Scores(ignore=ignore), Scores(ignore=ignore) if reference is not None else None
-    progress.begin("Evaluating in ONNX Runtime (CPU)", len(indices))
+    progress.begin(f"Evaluating: {runner.label}", len(indices))
     done = 0
     for batch in batches(source, indices, preprocess, spec.batch_size):
         array = batch.numpy()
-        logits = run_batch(session, array)[0]
-        other = run_batch(reference, array)[0] if reference is not None else None
+        logits = next(iter(runner.run(array).values()))
+        other = next(iter(reference.run(array).values())) if reference is not None else None
         if other is not None and other.shape != logits.shape:
             raise UsageError(
                 f"Cannot compare {spec.onnx} with {spec.reference}", f"outputs {list(logits.shape)} and {list(other.shape)} differ"

@@ -1,0 +1,226 @@
+"""What trtexec printed and exported, 8.0 to 11: times, percentiles, sizes, memory, warnings; what a release does not print is None.
+
+Anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits, exponents, ``nan``). Source: sampleReporting.cpp,
+trtexec.cpp and sampleEngines.cpp of the tags; lines of the library itself come from public logs, so their wording is matched loosely.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from trtq.engine.versions import Version
+from trtq.errors import BenchError
+
+NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
+STAMP = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([IWEFV])\] ?")
+STATS = re.compile(rf"(min|max|mean|median) = {NUMBER} ms")
+PERCENTILE = re.compile(rf"percentile\(({NUMBER[1:-1]})%\) = {NUMBER} ms")
+ROWS = {
+    "latency": "Latency", "end_to_end": "End-to-End Host Latency", "enqueue": "Enqueue Time", "h2d": "H2D Latency",
+    "gpu_compute": "GPU Compute Time", "d2h": "D2H Latency",
+}  # fmt: skip
+# Label of a single number: name here, unit (ms and MiB become seconds and bytes).
+SINGLES = (
+    ("throughput_qps", rf"^Throughput: {NUMBER} qps", 1.0), ("walltime_s", rf"^Total Host Walltime: {NUMBER} s", 1.0),
+    ("compute_s", rf"^Total GPU Compute Time: {NUMBER} s", 1.0), ("built_s", rf"^Engine built in {NUMBER} sec", 1.0),
+    ("loaded_s", rf"^Engine loaded in {NUMBER} sec", 1.0), ("deserialized_s", rf"^Engine deserialized in {NUMBER} sec", 1.0),
+    ("warmup_queries", rf"^Warmup completed {NUMBER} queries over", 1.0), ("queries", rf"^Timing trace has {NUMBER} queries over", 1.0),
+    ("engine_bytes", rf"^(?:Created|Loaded) engine with size: {NUMBER} MiB", 2.0**20),
+    ("engine_bytes", rf"Loaded engine size: {NUMBER} MiB", 2.0**20),
+    ("host_persistent_bytes", rf"Total Host Persistent Memory: {NUMBER}(?: bytes)?", 1.0),
+    ("device_persistent_bytes", rf"Total Device Persistent Memory: {NUMBER}(?: bytes)?", 1.0),
+    ("scratch_bytes", rf"(?:Total|Max) Scratch Memory: {NUMBER}(?: bytes)?", 1.0),
+    ("activation_bytes", rf"Total Activation Memory: {NUMBER}(?: bytes)?", 1.0),
+    ("weights_bytes", rf"Total Weights Memory: {NUMBER}(?: bytes)?", 1.0),
+    ("context_bytes", rf"Created execution context with device memory size: {NUMBER} MiB", 2.0**20),
+)  # fmt: skip
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the performance summary, milliseconds.
+
+    Attributes:
+        percentiles: by the percentage asked for, as printed.
+    """
+
+    min: float
+    max: float
+    mean: float
+    median: float
+    percentiles: dict[str, float]
+
+
+class TrtexecLog(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run of trtexec said.
+
+    Attributes:
+        passed: its last line says so.
+        version: down to the patch, such as 10.3.0; None where no line names it.
+        device, capability: of the GPU; None where no line names it.
+        rows: the summary by name (``latency``, ``gpu_compute``, ...); empty when nothing was measured.
+        numbers: single numbers by name, seconds, bytes and counts.
+        warnings, errors: its own lines, without stamps.
+        advice: why its numbers should be doubted, from its ``* `` lines.
+        cuda_graph: whether it said that a graph was captured.
+    """
+
+    passed: bool
+    version: str | None
+    device: str | None
+    capability: str | None
+    rows: dict[str, Row]
+    numbers: dict[str, float]
+    warnings: list[str]
+    errors: list[str]
+    advice: list[str]
+    cuda_graph: bool
+
+    @property
+    def transfers(self) -> bool | None:
+        """Whether copies are part of the latency; None when nothing was measured."""
+        rows = [self.rows[n] for n in ("h2d", "d2h") if n in self.rows]
+        return any(r.median > 0 for r in rows) if rows else None
+
+
+def read_log(text: str) -> TrtexecLog:
+    """Return what a run printed, standard output and error together."""
+    rows: dict[str, Row] = {}
+    numbers: dict[str, float] = {}
+    said: dict[str, list[str]] = {"W": [], "E": [], "F": []}
+    advice, version, device, capability = list[str](), None, None, None
+    found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+    if found:
+        version = _dotted(int(found.group(1)))
+    for line in text.splitlines():
+        stamp = STAMP.match(line)
+        body = line[stamp.end() :].strip() if stamp else line.strip()
+        if stamp and stamp.group(1) in said:
+            said[stamp.group(1)].append(body)
+        if body.startswith("* "):
+            advice.append(body[2:])
+        if (named := re.match(r"(?:\[TRT\] )?TensorRT version: (\d+\.\d+\.\d+)", body)) is not None:
+            version = named.group(1)
+        device = _after(body, "Selected Device: ") or device
+        capability = _after(body, "Compute Capability: ") or capability
+        for name, label in ROWS.items():
+            row = _row(body, label)
+            if row is not None:
+                rows[name] = row
+        for name, pattern, unit in SINGLES:
+            hit = re.search(pattern, body)
+            if hit is not None and name not in numbers:
+                numbers[name] = float(hit.group(1)) * unit
+    return TrtexecLog(
+        passed="&&&& PASSED" in text, version=version, device=device, capability=capability, rows=rows, numbers=numbers,
+        warnings=said["W"], errors=[*said["E"], *said["F"]], advice=advice,
+        cuda_graph=bool(re.search(r"Successfully captured CUDA graph|CUDA graph capture succeeded", text)),
+    )  # fmt: skip
+
+
+def _dotted(number: int) -> str:
+    unit = 1000 if number < 10000 else 10000
+    return f"{number // unit}.{number % unit // 100}.{number % 100}"
+
+
+def _after(body: str, label: str) -> str | None:
+    return body[len(label) :].strip() if body.startswith(label) else None
+
+
+def _row(body: str, label: str) -> Row | None:
+    """Return a row of the summary; the explanations repeat the labels, followed by prose."""
+    if not body.startswith(f"{label}: "):
+        return None
+    values = {k: float(v) for k, v in STATS.findall(body)}
+    if not {"min", "max", "mean", "median"} <= set(values):
+        return None
+    return Row(percentiles={p: float(v) for p, v in PERCENTILE.findall(body)}, **values)
+
+
+class Times(msgspec.Struct, frozen=True, kw_only=True):
+    """Single inferences of ``--exportTimes``, milliseconds.
+
+    Attributes:
+        compute: GPU time of each.
+        latency: copies and GPU time of each.
+        left_out: records of the warm-up, which releases up to 8.4 leave in the file.
+    """
+
+    compute: list[float]
+    latency: list[float]
+    left_out: int
+
+
+def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Times:
+    """Return the times of a file of ``--exportTimes``.
+
+    Args:
+        text: of the file.
+        version: of the trtexec that wrote it: up to 8.4 the warm-up is in it.
+        warmup_ms: that was asked for.
+
+    Raises:
+        BenchError: it is no such file.
+    """
+    records = _records(text, "--exportTimes", ("computeMs", "latencyMs"))
+    kept = [r for r in records if version >= (8, 5) or float(r.get("startComputeMs", math.inf)) >= warmup_ms]
+    return Times(
+        compute=[float(r["computeMs"]) for r in kept], latency=[float(r["latencyMs"]) for r in kept], left_out=len(records) - len(kept)
+    )
+
+
+class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of ``--exportProfile``, milliseconds; ``median_ms`` from 8.4 on."""
+
+    name: str
+    average_ms: float
+    median_ms: float | None
+    percent: float
+
+
+def read_profile(text: str) -> tuple[int, list[LayerTime]]:
+    """Return the number of iterations and the layers of a file of ``--exportProfile``.
+
+    Names are not escaped by trtexec: a quote or a backslash in one is read as it stands.
+
+    Raises:
+        BenchError: it is no such file.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError:
+        data = _leniently(text)
+    if not isinstance(data, list) or not data or "count" not in data[0]:
+        raise BenchError("This is no file of trtexec --exportProfile", "its first entry has no count")
+    layers = [
+        LayerTime(
+            name=str(d["name"]), average_ms=float(d["averageMs"]), percent=float(d["percentage"]),
+            median_ms=float(d["medianMs"]) if "medianMs" in d else None,
+        )
+        for d in data[1:]
+    ]  # fmt: skip
+    return int(data[0]["count"]), layers
+
+
+def _leniently(text: str) -> list[dict[str, Any]]:
+    """Read a profile whose names hold quotes or backslashes: the name reaches to the next key."""
+    count = re.search(r'"count"\s*:\s*(\d+)', text)
+    found: list[dict[str, Any]] = [{"count": int(count.group(1))}] if count else []
+    for name, rest in re.findall(r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL):
+        values = re.findall(rf'"(\w+)"\s*:\s*{NUMBER}', rest)
+        found.append({"name": name, **{k: float(v) for k, v in values}})
+    return found
+
+
+def _records(text: str, option: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise BenchError(f"This is no file of trtexec {option}", str(exc)) from exc
+    if not isinstance(data, list) or not all(isinstance(d, dict) and all(k in d for k in keys) for d in data):
+        raise BenchError(f"This is no file of trtexec {option}", f"expected a list of records with {', '.join(keys)}")
+    return data
