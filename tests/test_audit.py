@@ -124,7 +124,7 @@ def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(kind, images: Path,
     onnx.save(model, tmp_path / "m.onnx")
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300")))
     wanted = BuildSpec(onnx=f"{tmp_path}/m.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine")
-    with pytest.raises(EngineError, match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first layer in float"):
+    with pytest.raises(EngineError, match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first"):
         build(wanted)
     assert not (tmp_path / "e.engine").exists()
     report.write_text(json.dumps(old_report()))

@@ -16,8 +16,9 @@ from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
 from trtq.export.half import HALF_MAX, convert_to_half, elem_types, operand_types
 from trtq.export.half_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
-from trtq.export.onnx_file import export_onnx, get_metadata, load_onnx
+from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import open_session
+from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
 
 

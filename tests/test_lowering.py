@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from trtq.export.lowering import lower
-from trtq.export.onnx_file import export_onnx
 from trtq.export.ort import open_session
+from trtq.export.to_onnx import export_onnx
 from trtq.export.writer import UnsupportedOpError
 from trtq.graph.capture import capture, trace
 from trtq.graph.functional import make_functional_

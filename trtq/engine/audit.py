@@ -7,6 +7,7 @@ nodes, inside fused names and metadata, never by equality.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trtq.errors import EngineError
 from trtq.export.onnx_file import quantized_nodes
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PRODUCTS = ("conv", "linear", "matmul")
 UNKNOWN = "unknown"
 # Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16 contains float16 contains float.
 TYPES = (("int8", "int8"), ("fp8", "fp8"), ("bf16", "bf16"), ("bfloat", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("float16", "fp16"),
@@ -34,12 +36,14 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
         precision: type of its inputs and weights; ``unknown`` where the report has names alone.
         text: everything in which the names of its ONNX nodes may stand.
         moves: it only changes a layout or a type.
+        product: it is known to be a convolution or a product.
     """
 
     name: str
     precision: str
     text: str
     moves: bool = False
+    product: bool = False
 
 
 class ModuleRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +137,7 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
         return None
-    return [LayerRow(name=k.name, precision=k.precision, text=k.name, moves=False) for k in kernels]
+    return [LayerRow(name=k.name, precision=k.precision, text=k.name, product=k.kind in PRODUCTS) for k in kernels]
 
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:
@@ -169,6 +173,12 @@ def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str,
             )
         )  # fmt: skip
     return rows
+
+
+def unnamed_products(layers: Sequence[LayerRow], rows: Sequence[ModuleRow]) -> dict[str, int]:
+    """Return the products of an engine that no row was matched with, by precision: merged ones and fused attention lose the names."""
+    named = {r.layer for r in rows}
+    return dict(Counter(layer.precision for layer in layers if layer.product and layer.name not in named))
 
 
 def _spans(text: str, order: Mapping[str, int]) -> list[tuple[int, int]]:

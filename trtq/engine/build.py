@@ -24,8 +24,6 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.data.preprocess import Preprocess, batches
-from trtq.data.source import open_source
 from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
 from trtq.engine.choose import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.coverage import cover, require_codes
@@ -118,6 +116,9 @@ def _images(job: Job) -> list[Any]:
     Raises:
         UsageError: the file does not say how.
     """
+    from trtq.data.preprocess import Preprocess, batches  # torch takes seconds to load: a build without images does without
+    from trtq.data.source import open_source
+
     spec, stored = job.spec, get_metadata(job.model).get("preprocess")
     if stored is None:
         raise UsageError(

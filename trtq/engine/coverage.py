@@ -7,7 +7,7 @@ import contextlib
 import msgspec
 import onnx
 
-from trtq.engine.audit import LayerRow, ModuleRow, match, parse_layer_info, read_plan_layers
+from trtq.engine.audit import LayerRow, ModuleRow, match, parse_layer_info, read_plan_layers, unnamed_products
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.reader import reader_of
 from trtq.engine.settings import Built
@@ -25,6 +25,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         got: of them, those that compute in codes.
         unknown: of them, those that no layer names, or inside a region that does not say.
         short: the others, with what probably keeps them in float.
+        unnamed: products of the engine under names of their own (merged, fused attention), by precision: some of the unknown ones.
     """
 
     source: str
@@ -32,11 +33,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     got: int
     unknown: int
     short: list[ModuleRow]
+    unnamed: dict[str, int] = {}
 
     @property
     def summary(self) -> str:
         """A few words for a person."""
-        return f"{self.got} of {self.asked} quantized layers in INT8" + (f" ({self.unknown} cannot be told)" if self.unknown else "")
+        other = ", ".join(f"{v} {k}" for k, v in self.unnamed.items())
+        rest = f"; products without a name: {other}" if other else ""
+        return f"{self.got} of {self.asked} quantized layers in INT8" + (f" ({self.unknown} cannot be told{rest})" if self.unknown else "")
 
 
 def cover(model: onnx.ModelProto, built: Built, backend: str, target: Target) -> tuple[Coverage | None, PlanAudit | None]:
@@ -61,7 +65,8 @@ def cover(model: onnx.ModelProto, built: Built, backend: str, target: Target) ->
         modules = [msgspec.structs.replace(m, why=reasons.get(m.node, "")) for m in modules]
     short = [m for m in modules if m.short]
     got = sum(m.actual == m.requested for m in modules)
-    return Coverage(source=source, asked=len(modules), got=got, unknown=len(modules) - got - len(short), short=short), plan_rows
+    unknown, unnamed = len(modules) - got - len(short), unnamed_products(rows, modules)
+    return Coverage(source=source, asked=len(modules), got=got, unknown=unknown, short=short, unnamed=unnamed), plan_rows
 
 
 def require_codes(coverage: Coverage | None, rows: PlanAudit | None, pairs: int, target: Target) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from trtq.cost.devices import Device
 from trtq.cost.ops import Kernel
 from trtq.cost.roofline import BITS, KernelTime, Widths, predict
-from trtq.engine.plan_text import KNOWN_VERSIONS
+from trtq.engine.plan_text import KNOWN_VERSIONS, text_of
 
 TENSOR = re.compile(rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
 ROW = re.compile(
@@ -81,6 +81,7 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
     """
     if not version.startswith(KNOWN_VERSIONS):
         return None
+    plan = text_of(plan)
     tensors = {m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)}
     found = []
     for match in ROW.finditer(plan):

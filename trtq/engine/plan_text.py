@@ -29,10 +29,18 @@ class PlanAudit(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "operation rows inside the TensorRT-RTX plan (undocumented format)"
 
 
+def text_of(plan: bytes) -> bytes:
+    """Return the readable part of a plan: from the first tensor row to the zero byte after the last. The rest is kernels and weights."""
+    first, last = plan.find(b"tensor={"), plan.rfind(b"tensor={")
+    end = plan.find(b"\0", last) if last >= 0 else 0
+    return plan[first : end if end >= 0 else len(plan)] if first >= 0 else b""
+
+
 def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
     """Return the counts of a plan, or None when the version is unknown or the rows are not as expected."""
     if not version.startswith(KNOWN_VERSIONS):
         return None
+    plan = text_of(plan)
     types = {m.group(1): m.group(2).decode() for m in TENSOR.finditer(plan)}
     counts: dict[bytes, Counter[str]] = {b"corrltn": Counter(), b"fully_connected": Counter()}
     for match in OPERATION.finditer(plan):

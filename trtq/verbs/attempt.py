@@ -21,8 +21,9 @@ from trtq.data.source import Source
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import CalibrationError, UsageError
-from trtq.export.onnx_file import export_onnx, set_metadata_
+from trtq.export.onnx_file import set_metadata_
 from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
+from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph
 from trtq.methods.base import Method, Workbench
 from trtq.methods.registry import choose, require_fit

@@ -25,10 +25,11 @@ from trtq.export.half import convert_to_half
 from trtq.export.half_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import count_qdq, export_onnx, save_onnx, set_metadata_
+from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
 from trtq.export.ort import open_session, run_batch
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
+from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
 from trtq.methods.qat import placement_of
 from trtq.progress import Progress, Silent

@@ -25,7 +25,8 @@ from trtq.artifact import (
 from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
-from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
+from trtq.export.onnx_file import save_onnx, set_metadata_
+from trtq.export.to_onnx import export_onnx
 from trtq.progress import Progress, Silent
 from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, read_budgets, within

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from trtq.export.half_ranges import IMAGES, mark_float_nodes_
-from trtq.export.onnx_file import export_onnx, save_onnx, set_metadata_
+from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
+from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph
 from trtq.methods.qat import placement_of
 from trtq.progress import Progress
