@@ -137,7 +137,10 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
         return None
-    return [LayerRow(name=k.name, precision=k.precision, text=k.name, product=k.kind in PRODUCTS) for k in kernels]
+    rows = [
+        LayerRow(name=k.name, precision=k.precision, text=" ".join((k.name, *k.layers)), product=k.kind in PRODUCTS) for k in kernels
+    ]
+    return sorted(rows, key=lambda r: not r.product)  # a pointwise kernel can carry the name of the product it follows
 
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:

@@ -23,6 +23,7 @@ GROUPS = re.compile(rb"nbr_groups=(\d+)")
 SIZES = {"float": 32, "half": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "int32": 32, "int64": 64, "bool": 8, "uint8": 8}
 TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
 PRODUCTS = ("corrltn", "fully_connected", "_gemm_mha_v2")
+FROM_ONNX = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class PlanKernel:
         written: of them, the results.
         depthwise: a grouped convolution of one channel a group, as it runs.
         unknown: it multiplies, and its row does not say how much.
+        layers: names of the ONNX nodes in it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PlanKernel:
     written: int
     depthwise: bool
     unknown: bool
+    layers: tuple[str, ...] = ()
 
     def time(self, device: Device) -> KernelTime:
         """Return the roofline's time of the kernel; the counts are of the whole batch already."""
@@ -106,10 +109,12 @@ def _listed(row: bytes, *keys: bytes) -> list[bytes]:
 
 
 def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> PlanKernel | None:
+    if kind == "function" and name in PRODUCTS:  # fused attention is a generated kernel
+        kind = name
     reads = [tensors[n] for n in _listed(row, b"input_args", b"input") if n in tensors]
     writes = [tensors[n] for n in _listed(row, b"output_args", b"output") if n in tensors]
     reads = [t for t in reads if t.kind != "int64"]  # sizes, not values
-    if not reads or not writes:
+    if not writes or (not reads and kind != "function"):  # a generated kernel may only fill a tensor
         return None
     macs, groups = 0, GROUPS.search(row)
     if kind == "corrltn" and len(reads) > 1:
@@ -122,7 +127,8 @@ def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> 
     depthwise = kind == "corrltn" and groups is not None and int(groups.group(1)) > 1 and int(groups.group(1)) == shape[0]
     return PlanKernel(
         name=name, kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(kind, kind),
-        precision=TYPES.get(reads[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)),
+        precision=TYPES.get((*reads, *writes)[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)),
         written=sum(t.bits for t in writes), depthwise=depthwise,
         unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
+        layers=tuple(n.decode(errors="replace") for n in FROM_ONNX.findall(row)),
     )  # fmt: skip
