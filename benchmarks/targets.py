@@ -86,7 +86,7 @@ def render(results: list[dict[str, Any]], machine: str) -> str:
         "# Every model for every target",
         "",
         f"Made by `benchmarks/targets.py` on {machine}. {CALIBRATION} calibration images, one set of encodings for each model; 16 images for the",
-        "comparison, in ONNX Runtime on the CPU, Q/DQ computed as written. Weights are random but for EfficientNet-Lite0 and FCN-ResNet18 (trained",
+        "comparison, in ONNX Runtime on the CPU, Q/DQ computed as written, every FP16 result rounded. Weights are random but for EfficientNet-Lite0 and FCN-ResNet18 (trained",
         "on CamVid): agreement is with torch's simulation of the same encodings. Nano has no INT8: its file is the float model (`--fallback`).",
         "",
         "## Files",

@@ -229,6 +229,113 @@ def test_pain_18_a_node_without_a_kernel_loses_its_pairs_and_only_it(backend, fi
         assert dequantized == [n for n in before if n != name]
 
 
+def test_a_kernel_that_lacks_scratch_memory_is_no_missing_kernel(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    with_note(files, tmp_path, "starved:conv1/Conv")
+    with pytest.raises(EngineError, match="insufficient workspace.*Give the builder more scratch memory: --workspace") as found:
+        build(asked(tmp_path, tmp_path, workspace=16, fallback=True))
+    assert not isinstance(found.value, MissingKernelError)
+
+
+def test_files_without_node_names_lose_the_pairs_of_one_node_alone(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    model = onnx.load(files / "model.qdq.onnx")
+    for node in model.graph.node:
+        node.name = ""
+    number = next(i for i, n in enumerate(model.graph.node) if n.op_type == "Conv")
+    model.doc_string = f"no-kernel:Conv_{number}"
+    onnx.save(model, tmp_path / "model.qdq.onnx")
+    made = build(asked(tmp_path, tmp_path, fallback=True))
+    assert made.fallback == f"without Q/DQ pairs, for want of a kernel: Conv_{number}"
+    whole = sum(n.op_type == "QuantizeLinear" for n in model.graph.node)
+    assert made.quantized_tensors == whole - 2
+
+
+def test_the_ladder_of_old_releases_starts_where_they_do(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8201", sm="7.2")))
+    with_note(files, tmp_path, "memory:300")
+    made = build(asked(tmp_path, tmp_path, backend="trtexec", target="xavier"))
+    assert [a.workspace for a in made.attempts] == [1024, 512]
+    assert made.builder["command"].startswith(f"{tmp_path}/trtexec --onnx={tmp_path}/model.qdq.onnx --saveEngine={tmp_path}/e.engine")
+    assert "--workspace=256" in made.builder["command"]
+    assert made.builder["version"] == "8.2.1"
+
+
+def test_what_cannot_be_kept_in_fp32_is_said_and_not_claimed(images, tmp_path, monkeypatch):
+    quantize(spec(images, tmp_path / "q", model="tests.test_half:large", opset=13))
+    wanted = {
+        "onnx": f"{tmp_path}/q/model.fp32.onnx",
+        "target": "xavier",
+        "backend": "trtexec",
+        "precision": "fp16",
+    }
+    for version, kept in (("v8201", False), ("v8502", True)):
+        monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version, sm="7.2")))
+        made = build(BuildSpec(**wanted, out=f"{tmp_path}/e.engine"))
+        assert bool(made.float_nodes) == kept
+        assert ("--layerPrecisions=" in made.builder["command"]) == kept
+        assert ("--layerOutputTypes=" in made.builder["command"]) == kept
+        assert any("this builder cannot keep" in n and "--precision fp32 is safe" in n for n in made.notes) != kept
+
+
+def test_constants_that_are_listed_as_inputs_are_none(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    model = onnx.load(files / "model.fp32.onnx")
+    weights = [onnx.helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in model.graph.initializer]
+    inputs = [*weights, *model.graph.input]  # weights first, as some tools write IR 3
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(model, tmp_path / "m.onnx")
+    for precision in ("fp32", "fp16"):
+        made = build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", precision=precision))
+        assert [t["name"] for t in made.tensors] == ["input", "output"]
+        assert made.batch == (1, 8, 32)
+
+
+def test_an_open_batch_that_is_written_as_minus_one(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    model = onnx.load(files / "model.qdq.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    onnx.save(model, tmp_path / "m.onnx")
+    assert build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", batch=(1, 2, 4))).batch == (1, 2, 4)
+
+
+def test_weights_in_a_file_beside_are_part_of_the_digest(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    model, seen = onnx.load(files / "model.qdq.onnx"), set()
+    for value in (0.0, 1.0):
+        for t in model.graph.initializer:
+            if t.name == "conv1.weight":
+                t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(t) + np.float32(value), t.name))
+        onnx.save(onnx.load_from_string(model.SerializeToString()), tmp_path / "m.onnx", save_as_external_data=True, location="m.data",
+                  size_threshold=0)  # fmt: skip
+        seen.add(build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx")).onnx_sha256)
+        (tmp_path / "m.data").unlink()
+    assert len(seen) == 2
+
+
+def test_what_tensorrt_for_rtx_does_not_have(files, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    for option, value in (("hardware_compatible", "ampere+"), ("version_compatible", True), ("strip_weights", True), ("dla", 0)):
+        name = option.replace("_", "-")
+        with pytest.raises(EngineError, match=f"Cannot build with --{name}: TensorRT for RTX has no .*Leave --{name} out"):
+            build(asked(files, tmp_path, backend="tensorrt-rtx", **{option: value}))
+    with pytest.raises(UsageError, match="Cannot use a timing cache with TensorRT for RTX"):
+        build(asked(files, tmp_path, backend="tensorrt-rtx", timing_cache=f"{tmp_path}/c"))
+
+
+def test_a_dla_takes_no_pairs_and_no_fp32(files, tmp_path, tensorrt):
+    tensorrt("8.5.2", (7, 2))
+    with pytest.raises(EngineError, match="for the DLA: it takes no Q/DQ pairs, in no release. Export a calibration cache"):
+        build(asked(files, tmp_path, target="xavier", dla=0))
+    plain = {"onnx": f"{files}/model.fp32.onnx", "target": "xavier", "dla": 0}
+    with pytest.raises(EngineError, match="for the DLA in FP32: it computes in FP16 and INT8 alone: everything would run on the GPU"):
+        build(asked(files, tmp_path, **plain))
+    build(asked(files, tmp_path, **plain, precision="fp16"))
+    head, _ = read_fake_plan((tmp_path / "e.engine").read_bytes())
+    assert head["flags"]["FP16"] and head["flags"]["GPU_FALLBACK"]
+
+
 # ---- runners: both APIs, and what must not be loaded ------------------------------------------------------------------------
 
 
@@ -266,7 +373,7 @@ def test_pain_17_an_engine_of_another_version_or_gpu_is_explained_before_it_is_l
     with pytest.raises(
         EngineError,
         match=r"e.engine is not for the TensorRT here: it was built with 10.3.0, here is 10.7.0, plans do not travel. "
-        r"Build it again: trtq build .*model.qdq.onnx --target sm86 --out .*e.engine, or add --rebuild",
+        r"Build it again: trtq build .*model.qdq.onnx --target sm86 --out .*e.engine --backend tensorrt, or add --rebuild",
     ):
         require_same(engine, manifest, "10.7.0", "8.6")
     with pytest.raises(EngineError, match=r"not for the GPU here: .*\(compute capability 8.6\), here is 8.9. .*--target sm89"):
@@ -274,6 +381,8 @@ def test_pain_17_an_engine_of_another_version_or_gpu_is_explained_before_it_is_l
     require_same(engine, manifest, "10.3.0", "8.6")
     loose = build(asked(files, tmp_path, version_compatible=True, hardware_compatible="ampere+"))
     require_same(engine, loose, "10.16.0", "9.0")
+    with pytest.raises(EngineError, match="here is 10.0.1, .*--version-compatible --hardware-compatible ampere"):
+        require_same(engine, loose, "10.0.1", "8.6")  # later releases, not earlier ones
     with pytest.raises(EngineError, match="here is 11.4.0"):
         require_same(engine, loose, "11.4.0", "8.6")
 
@@ -350,7 +459,7 @@ def test_agreement_without_a_gpu_runs_what_exists_and_says_so(files, images, tmp
     pytest.importorskip("tensorrt_rtx")
     made = build(asked(files, tmp_path, backend="auto", precision="fp16", data=str(images), check_images=8))
     (one,) = made.agreement.comparisons
-    assert one.runner == "what was built, in ONNX Runtime"
+    assert one.runner == "what was built, in ONNX Runtime, every FP16 result rounded"
     assert one.passed and one.sqnr_db > 15.0
     assert any("torch's simulation agreed with the file on" in m for m in made.agreement.missing)
     assert any("the engine did not run: it needs its NVIDIA GPU" in m for m in made.agreement.missing)
@@ -362,7 +471,7 @@ def test_agreement_without_a_gpu_runs_what_exists_and_says_so(files, images, tmp
 def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(files, images, tmp_path, tensorrt, monkeypatch):
     """The builder below doubles the scale of one layer: the shipped engine computes something else than the file."""
     tensorrt("10.3.0")
-    monkeypatch.setattr("trtq.engine.build.EngineRunner", lambda plan, module: EngineRunner(plan, module, device="cpu"))
+    monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     good = build(asked(files, tmp_path, data=str(images), check_images=8))
     assert [c.runner for c in good.agreement.comparisons] == ["engine"]
@@ -387,6 +496,57 @@ def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(files, images, tmp_p
     with pytest.raises(AgreementError, match=r"does not compute what the ONNX file says: engine: .*they part first at conv1.input"):
         build(asked(files, tmp_path, data=str(images), check_images=8))
     assert (tmp_path / "e.engine").read_bytes() == kept  # the engine that was right stays
+
+
+def test_the_engine_that_ships_is_the_one_that_runs(files, images, tmp_path, tensorrt, monkeypatch):
+    """A builder whose first plan is wrong and whose second is right: what was compared must be the first."""
+    tensorrt("10.3.0")
+    monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
+    flag = tmp_path / "built-once"
+    (tmp_path / "fake-10.3.0/sitecustomize.py").write_text(
+        "import pathlib, onnx\n"
+        "from onnx import numpy_helper\n"
+        "import trtq.testing.tensorrt as fake\n"
+        "right = fake._Parser.parse\n"
+        "def parse(self, model):\n"
+        "    done = right(self, model)\n"
+        f"    flag = pathlib.Path({str(flag)!r})\n"
+        "    if not flag.exists():\n"
+        "        flag.touch()\n"
+        "        t = next(t for t in self.network.model.graph.initializer if t.name == 'head.weight')\n"
+        "        t.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(t), t.name))\n"
+        "    return done\n"
+        "fake._Parser.parse = parse\n"
+    )
+    with pytest.raises(AgreementError, match="engine: .*they part first at the output, after the last of them"):
+        build(asked(files, tmp_path, data=str(images), check_images=10, batch=(4, 8, 8)))
+    assert not (tmp_path / "e.engine").exists()
+
+
+def test_fp16_that_overflows_does_not_pass(files, images, tmp_path):
+    """ONNX Runtime computes chains of FP16 ops in float32 and shows no overflow: the gate rounds every result."""
+    pytest.importorskip("tensorrt_rtx")
+    model = onnx.load(files / "model.fp32.onnx")
+    big = onnx.numpy_helper.from_array(np.float32(3e4), "big")
+    small = onnx.numpy_helper.from_array(np.float32(1 / 3e4), "small")
+    model.graph.initializer.extend([big, small])
+    first = model.graph.node[0]
+    up = [onnx.helper.make_node("Mul", ["input", "big"], ["u"], name="up"), onnx.helper.make_node("Mul", ["u", "big"], ["v"], name="up2")]
+    down = [onnx.helper.make_node("Mul", ["v", "small"], ["w"], name="d"), onnx.helper.make_node("Mul", ["w", "small"], ["x2"], name="d2")]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name == "input":
+                node.input[i] = "x2"
+    nodes = [*up, *down, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for entry in list(model.metadata_props):
+        if entry.key == "trtq.float_nodes":
+            model.metadata_props.remove(entry)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert first.op_type
+    with pytest.raises(AgreementError, match="every FP16 result rounded: an output is missing, NaN or infinite.*they part first at"):
+        build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", backend="auto", precision="fp16", data=str(images)))
 
 
 def test_agreement_needs_to_know_the_preprocessing(files, images, tmp_path):

@@ -92,7 +92,7 @@ def test_what_is_no_cache():
 def test_there_and_back_to_the_same_scales_and_answers(ptq: Path, tmp_path: Path):
     cache = tmp_path / "calibration.cache"
     record = export_calib(ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache)))
-    assert cache.read_text().startswith("TRT-8500-EntropyCalibration2\ninput: ")
+    assert cache.read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     assert record.tensors == len(scales_of(ptq / "model.qdq.onnx"))
     assert read_cache(cache.read_text(), "c").scales == scales_of(ptq / "model.qdq.onnx")
     assert any("conv1/Conv.out" in name for name in record.missing)  # inside a fusion: no pair reads it

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.export.half import HALF_MAX, convert_to_half, elem_types, operand_types
+from trtq.export.half import HALF_MAX, convert_to_half, operand_types, rounded
 from trtq.export.half_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import open_session
@@ -38,30 +38,6 @@ class Large(torch.nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
-def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return an FP16 model in float32 that rounds every FP16 result: ONNX Runtime computes chains of FP16 ops without rounding between."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    types, nodes = elem_types(model), []
-    for tensor in result.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    for node in result.graph.node:
-        for a in node.attribute:
-            if node.op_type == "Cast" and a.name == "to" and a.i == TensorProto.FLOAT16:
-                a.i = TensorProto.FLOAT
-        halves = [i for i, o in enumerate(node.output) if types.get(o) == TensorProto.FLOAT16]
-        nodes.append(node)
-        for i in halves:
-            name = node.output[i]
-            node.output[i] = f"{name}/exact"
-            nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
-            nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    return result
-
-
 def sqnr(wanted: np.ndarray, got: np.ndarray) -> float:
     return float(10 * np.log10((wanted**2).sum() / ((wanted - got) ** 2).sum()))
 
@@ -71,21 +47,20 @@ def answers(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("opset", [13, 20])
-def test_pain_8_a_layer_norm_of_large_values_keeps_its_answers_in_fp16(opset):
-    captured = capture(Large(), (3, 32, 32))
+@pytest.mark.parametrize("level", [900.0, 1400.0])
+def test_pain_8_a_layer_norm_of_large_values_keeps_its_answers_in_fp16(opset, level):
+    captured = capture(Large(level), (3, 32, 32))
     model = export_onnx(captured.module, captured.example, dynamic_batch=True, opset=opset)
     x = np.random.default_rng(0).standard_normal((16, 3, 32, 32)).astype(np.float32)
     wanted = answers(model, x)
     kept = find_float_nodes(model, [x])
     assert any("norm" in n for n in kept)
     assert any("add" in n for n in kept)  # a difference of large numbers is lost before it is computed
-    if opset == 13:
-        assert "ln.layer_norm/Mul" in kept or any("reaches" in why or "reach" in why for why in kept.values())
     plain, safe = (rounded(convert_to_half(model, names)) for names in ((), kept))
     assert sqnr(wanted, answers(safe, x)) > 40.0
     assert (answers(safe, x).argmax(1) == wanted.argmax(1)).all()
     lost = answers(plain, x)
-    assert not np.isfinite(lost).all() or sqnr(wanted, lost) < 20.0  # without the islands it is lost
+    assert not np.isfinite(lost).all() or sqnr(wanted, lost) < 25.0  # without the islands it is lost
     onnx.checker.check_model(convert_to_half(model, kept), full_check=True)
 
 
@@ -102,6 +77,39 @@ def make(nodes, weights=(), shape=(1, 4)) -> onnx.ModelProto:
         [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(v), n) for n, v in weights],
     )  # fmt: skip
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_range_far_beyond_fp16_behind_ops_that_only_move():
+    nodes = [helper.make_node("Mul", ["input", "w"], ["a"], name="mul"), helper.make_node("Flatten", ["a"], ["y"], name="flat")]
+    model = make(nodes, [("w", 1e5)])
+    assert set(find_float_nodes(model, [np.ones((1, 4), np.float32)])) == {"mul", "flat"}
+
+
+def test_every_form_of_a_constant_gets_the_type_of_its_readers():
+    nodes = [
+        helper.make_node("Constant", [], ["c"], name="c", value_float=2.0),
+        helper.make_node("Constant", [], ["d"], name="d", value_floats=[1.0] * 4),
+        helper.make_node("Mul", ["input", "c"], ["a"], name="mul"), helper.make_node("Add", ["a", "d"], ["b"], name="add"),
+        helper.make_node("Shape", ["b"], ["s"], name="shape"), helper.make_node("ConstantOfShape", ["s"], ["z"], name="zeros"),
+        helper.make_node("EyeLike", ["b"], ["e"], name="eye", dtype=1), helper.make_node("Add", ["b", "z"], ["f"], name="add2"),
+        helper.make_node("Add", ["f", "e"], ["y"], name="add3"),
+    ]  # fmt: skip
+    model = make(nodes, shape=(4, 4))
+    half = convert_to_half(model)
+    x = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    np.testing.assert_allclose(answers(half, x), answers(model, x), rtol=2e-3, atol=2e-3)  # ONNX Runtime takes the types
+
+
+def test_an_op_that_inference_does_not_know_stays_in_float_with_what_reads_it():
+    nodes = [
+        helper.make_node("Mine", ["input"], ["m"], name="mine", domain="com.me"),
+        helper.make_node("Add", ["m", "w"], ["y"], name="add"),
+    ]
+    model = make(nodes, [("w", 1.0)])
+    model.opset_import.append(helper.make_opsetid("com.me", 1))
+    half = convert_to_half(model)
+    assert {i.name: i.data_type for i in half.graph.initializer} == {"w": TensorProto.FLOAT}
+    assert not [n for n in half.graph.node if n.op_type == "Cast"]
 
 
 def test_what_is_added_up_counts_even_when_the_mean_is_small():

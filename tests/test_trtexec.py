@@ -40,14 +40,14 @@ def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_pa
     made = build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="orin", backend="trtexec", precision=precision, out=str(out)))
     line = made.builder["command"]
     assert made.builder["backend"] == "trtexec"
-    assert made.builder["version"] == ".".join(map(str, release_of(f"[TensorRT {version}]")))
+    assert made.builder["version"].split(".")[:2] == [str(v) for v in release_of(f"[TensorRT {version}]")]
     assert f"--saveEngine={out}" in line
     assert "--minShapes=input:1x3x32x32 --optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32" in line
     old = release_of(f"[TensorRT {version}]") < (10, 0)
     assert ("--int8" in line) == old
     assert ("--fp16" in line) == (old and precision == "fp16")
     assert ("--workspace=1024" in line) == (release_of(f"[TensorRT {version}]") < (8, 4))
-    assert made.builder_log == ["[11/21/2026-10:00:00] [W] [TRT] a warning of the library"]
+    assert made.builder_log == ["[TRT] a warning of the library"]
     assert "INT8 coverage unknown for this builder" in made.summary
 
 

@@ -1,8 +1,9 @@
 """After a build: does what was built compute what the ONNX file says? On the same images, with what can run here.
 
-The yardstick is the file in ONNX Runtime, every Q/DQ pair as written. Held against it: the model that was really built (FP16 types,
-pairs taken out), in ONNX Runtime, and the engine, where its GPU is. A difference must stay below the quantization error of the file
-itself, or 30 dB below the signal for a float file. When it does not, tensors on the way are compared, and the first that differs is named.
+The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Held against it: the model that was really built (FP16 types,
+pairs taken out), in ONNX Runtime with every FP16 result rounded, and the engine, where its GPU is. A difference must stay below the
+quantization error of the file itself, or 30 dB below the signal for a float file. When it does not, tensors on the way are compared, and
+the first that differs is named.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtq.data.metrics import Array, predictions, ratio_db
+from trtq.engine.audit import COMPUTE
 from trtq.engine.runner import OnnxRunner, Runner
-from trtq.errors import AgreementError
+from trtq.errors import AgreementError, TrtqError
+from trtq.export.half import has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq
 from trtq.export.strip import strip_qdq
 
-FLOAT_SQNR_DB = 30.0
+FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
 PARTING_DB = 10.0
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+Outputs = dict[str, Array]
 Opener = Callable[[onnx.ModelProto], Runner]
 
 
@@ -34,7 +37,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         runner: what ran.
         agreement: share of equal predictions, percent.
-        sqnr_db: signal to difference; None when there is none.
+        sqnr_db: signal to difference; None when there is none, or when an output is missing or not finite.
+        finite: every output is there and finite.
         margin_db: how far the difference lies below the file's own quantization error; None for a float file.
         parts_at: the first tensor that differs, "" when it agrees.
         passed: within the margin.
@@ -43,6 +47,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     runner: str
     agreement: float
     sqnr_db: float | None
+    finite: bool
     margin_db: float | None
     parts_at: str
     passed: bool
@@ -67,37 +72,46 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> str:
         """A few words for a person."""
         said = [
-            f"{c.runner}: {c.agreement:.1f} % equal predictions, " + ("no difference" if c.sqnr_db is None else f"{c.sqnr_db:.1f} dB")
+            f"{c.runner}: {c.agreement:.1f} % equal predictions, " + (f"{c.sqnr_db:.1f} dB" if c.sqnr_db is not None else "no difference")
             for c in self.comparisons
         ]
         return "; ".join([*(said or ["nothing but the file itself ran"]), *self.missing])
 
 
 def check_agreement(
-    model: onnx.ModelProto, source: onnx.ModelProto, images: Sequence[Array], *, engine: Opener | None, missing: Sequence[str]
-) -> AgreementRecord:
+    model: onnx.ModelProto, source: onnx.ModelProto, images: Sequence[Array], *, engine: Runner | None, rebuild: Opener,
+    missing: Sequence[str], yardstick: str,
+) -> AgreementRecord:  # fmt: skip
     """Compare on the same images.
 
     Args:
         model: the ONNX file.
         source: the model that was built.
         images: batches, float32 [N, C, H, W].
-        engine: makes an engine of a model like ``source`` and returns what runs it; None where no engine can run.
+        engine: runs the very engine that was built; None where it cannot run.
+        rebuild: builds a model like ``source`` with other outputs and runs it, to find where an engine parts.
         missing: why something is not compared, for the record.
+        yardstick: what ``model`` is, for the record.
     """
-    yardstick = OnnxRunner(model)
-    wanted = [_answer(yardstick, b) for b in images]
-    error = _quantization_error(model, images, wanted)
-    opened: list[tuple[str, Opener]] = []
+    wanted = answers(OnnxRunner(model), images)
+    error = quantization_error(model, images, wanted)
+    runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
-        opened.append(("what was built, in ONNX Runtime", OnnxRunner))
+        said = "what was built, in ONNX Runtime" + (", every FP16 result rounded" if has_half(source) else "")
+        runners.append((said, _rounding(source), _rounding))
     if engine is not None:
-        opened.append(("engine", engine))
-    comparisons = [_compare(name, opener, model, source, images, wanted, error) for name, opener in opened]
-    return AgreementRecord(
-        images=sum(map(len, images)), yardstick="the ONNX file in ONNX Runtime, pairs computed as written", comparisons=comparisons,
-        missing=list(missing),
-    )  # fmt: skip
+        runners.append(("engine", engine, rebuild))
+    comparisons = []
+    for name, runner, opener in runners:
+        found = compare(name, wanted, answers(runner, images), error)
+        if not found.passed:
+            found = msgspec.structs.replace(found, parts_at=_located(opener, model, source, images[0]))
+        comparisons.append(found)
+    return AgreementRecord(images=sum(map(len, images)), yardstick=yardstick, comparisons=comparisons, missing=list(missing))
+
+
+def _rounding(model: onnx.ModelProto) -> Runner:
+    return OnnxRunner(rounded(model) if has_half(model) else model)
 
 
 def require_agreement(record: AgreementRecord) -> None:
@@ -108,7 +122,9 @@ def require_agreement(record: AgreementRecord) -> None:
     """
     for c in record.comparisons:
         if not c.passed:
-            far = "it is NaN or infinite" if c.sqnr_db is None else f"the difference is {-c.sqnr_db:.1f} dB of the signal"
+            far = "an output is missing, NaN or infinite"
+            if c.sqnr_db is not None:
+                far = f"the difference is {-c.sqnr_db:.1f} dB of the signal"
             own = "" if c.margin_db is None else f", {-c.margin_db:.1f} dB above the quantization error of the file itself"
             raise AgreementError(
                 "The engine does not compute what the ONNX file says", f"{c.runner}: {far}{own}; they part first at {c.parts_at}",
@@ -116,40 +132,52 @@ def require_agreement(record: AgreementRecord) -> None:
             )  # fmt: skip
 
 
-def _answer(runner: Runner, batch: Array) -> Array:
-    return next(iter(runner.run(batch).values())).astype(np.float64)
+def answers(runner: Runner, images: Sequence[Array]) -> Outputs:
+    """Return every output by name over all images, float64."""
+    made = [runner.run(b) for b in images]
+    return {n: np.concatenate([m[n] for m in made]).astype(np.float64) for n in made[0]}
 
 
-def _quantization_error(model: onnx.ModelProto, images: Sequence[Array], wanted: Sequence[Array]) -> float | None:
-    """Return the SQNR of the file against itself without pairs, dB; None for a float file."""
-    if not count_qdq(model):
-        return None
-    plain = OnnxRunner(strip_qdq(model))
-    full = [_answer(plain, b) for b in images]
-    return ratio_db(sum(float(np.sum(f**2)) for f in full), sum(float(np.sum((f - w) ** 2)) for f, w in zip(full, wanted, strict=True)))
+def quantization_error(model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs) -> float | None:
+    """Return the SQNR of the file against itself without pairs, dB, of its worst output; None for a float file."""
+    return worst_sqnr(answers(OnnxRunner(strip_qdq(model)), images), wanted) if count_qdq(model) else None
 
 
-def _compare(
-    name: str, opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, images: Sequence[Array], wanted: Sequence[Array],
-    error: float | None,
-) -> Comparison:  # fmt: skip
-    runner = opener(source)
-    got = [_answer(runner, b) for b in images]
-    sqnr = _sqnr(wanted, got)
-    floor = FLOAT_SQNR_DB if error is None else min(error, FLOAT_SQNR_DB)
-    passed = sqnr >= floor
-    equal = np.concatenate([predictions(w) == predictions(g) for w, g in zip(wanted, got, strict=True)])
+def worst_sqnr(wanted: Outputs, got: Outputs) -> float:
+    """Return the least SQNR over the outputs, by name; minus infinity where one is missing, or not finite where it should be."""
+    return min((_sqnr(w, got[n]) if n in got and got[n].shape == w.shape else -math.inf) for n, w in wanted.items())
+
+
+def compare(name: str, wanted: Outputs, got: Outputs, error: float | None) -> Comparison:
+    """Hold outputs against the yardstick's.
+
+    Args:
+        name: of what gave ``got``, for the record.
+        wanted: of the yardstick.
+        got: by the same names.
+        error: the file's own quantization error as SQNR, dB; None for a float file.
+    """
+    sqnr, first = worst_sqnr(wanted, got), next(iter(wanted))
+    floor = FLOAT_SQNR_DB if error is None else min(max(error, LEAST_SQNR_DB), FLOAT_SQNR_DB)
+    comparable = sqnr > -math.inf  # the same shapes, and finite
+    equal = float((predictions(wanted[first]) == predictions(got[first])).mean()) if comparable else 0.0
     return Comparison(
-        runner=name, agreement=100.0 * float(equal.mean()), sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
-        margin_db=round(sqnr - error, 3) if error is not None and math.isfinite(sqnr - error) else None,
-        parts_at="" if passed else first_parting(opener, model, source, images[0]), passed=passed,
+        runner=name, agreement=100.0 * equal, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, finite=comparable,
+        margin_db=round(sqnr - error, 3) if error is not None and math.isfinite(sqnr - error) else None, parts_at="", passed=sqnr >= floor,
     )  # fmt: skip
 
 
-def _sqnr(wanted: Sequence[Array], got: Sequence[Array]) -> float:
-    with np.errstate(all="ignore"):
-        noise = sum(float(np.sum((w - g) ** 2)) for w, g in zip(wanted, got, strict=True))
-    return ratio_db(sum(float(np.sum(w**2)) for w in wanted), noise) if math.isfinite(noise) else -math.inf
+def _sqnr(wanted: Array, got: Array) -> float:
+    if not (np.isfinite(wanted).all() and np.isfinite(got).all()):
+        return -math.inf
+    return ratio_db(float(np.sum(wanted**2)), float(np.sum((wanted - got) ** 2)))
+
+
+def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array) -> str:
+    try:
+        return first_parting(opener, model, source, batch)
+    except TrtqError as exc:  # what is wrong was found; that its place was not is no reason to hide it
+        return f"a tensor that could not be found ({exc.what})"
 
 
 def first_parting(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array) -> str:
@@ -168,7 +196,7 @@ def first_parting(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProt
     ours, theirs = (run(_tapped(m, list(taps))).run(batch) for run, m in ((OnnxRunner, model), (opener, source)))
     best = math.inf
     for tensor, name in taps.items():
-        sqnr = _sqnr([ours[tensor].astype(np.float64)], [theirs[tensor].astype(np.float64)])
+        sqnr = _sqnr(ours[tensor].astype(np.float64), theirs[tensor].astype(np.float64))
         if sqnr < FLOAT_SQNR_DB and sqnr < best - PARTING_DB:
             return str(name)
         best = min(best, sqnr)

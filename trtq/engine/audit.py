@@ -137,9 +137,7 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
         return None
-    rows = [
-        LayerRow(name=k.name, precision=k.precision, text=" ".join((k.name, *k.layers)), product=k.kind in PRODUCTS) for k in kernels
-    ]
+    rows = [LayerRow(name=k.name, precision=k.precision, text=" ".join((k.name, *k.layers)), product=k.kind in PRODUCTS) for k in kernels]
     return sorted(rows, key=lambda r: not r.product)  # a pointwise kernel can carry the name of the product it follows
 
 

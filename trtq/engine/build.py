@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,6 @@ from trtq.artifact import (
     locked,
     read_json,
     sha256_bytes,
-    sha256_file,
     write_bytes,
     write_json,
 )
@@ -33,9 +31,10 @@ from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.settings import Builder, Settings
+from trtq.engine.versions import release_of_module, shown
 from trtq.errors import TrtqError, UsageError
 from trtq.export.half import has_half
-from trtq.export.onnx_file import get_metadata, quantized_nodes
+from trtq.export.onnx_file import count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
 from trtq.recipe import BuildSpec
@@ -55,7 +54,10 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         told.note(line)
     builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
-    settings = job.settings(builder.version, number)
+    settings = job.settings(builder, number)
+    unkept = job.unkept(settings)
+    for line in unkept:
+        told.note(line)
     images = _images(job) if spec.data is not None else None
     ensure_writable_dir(out.parent)
     with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
@@ -72,26 +74,29 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
         manifest_path(out).unlink(missing_ok=True)
         fresh.replace(out)
-        manifest = _manifest(job, builder, found, seconds)
-        manifest = msgspec.structs.replace(manifest, audit=rows, coverage=coverage, agreement=agreement)
+        manifest = _manifest(job, builder, settings, found, seconds)
+        manifest = msgspec.structs.replace(manifest, audit=rows, coverage=coverage, agreement=agreement, notes=[*job.notes, *unkept])
         write_json(manifest_path(out), manifest)
     return manifest
 
 
-def _manifest(job: Job, builder: Builder, found: Climb, seconds: float) -> EngineManifest:
+def _manifest(job: Job, builder: Builder, settings: Settings, found: Climb, seconds: float) -> EngineManifest:
     spec, built, metadata, path = job.spec, found.built, get_metadata(job.model), Path(job.spec.onnx)
-    said = {"command": built.command.replace("ENGINE", spec.out)} if built.command else {"module": MODULES.get(builder.name, "")}
+    last = replace(settings, workspace=found.workspace)
+    by_command = builder.name == "trtexec"
+    said = {"command": builder.show(path, Path(spec.out), last)} if by_command else {"module": MODULES[builder.name]}
     without = [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"] if found.without else []
     return EngineManifest(
         schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(built.plan), engine_bytes=len(built.plan),
         builder={"backend": builder.name, "version": built.version, **said},
         target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
-        precision=_precision(found.source, spec), quantized_tensors=job.pairs, batch=job.batch,
+        precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source), batch=job.batch,
         tensors=built.tensors or _tensors(found.source),
-        onnx_sha256=sha256_file(path), onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
+        onnx_sha256=job.onnx_sha256, onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"), preprocess=metadata.get("preprocess"),
         builder_log=built.log, audit=None, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
-        fallback="; ".join(filter(None, [job.fallback, *without])), float_nodes=job.float_nodes, attempts=found.attempts,
+        fallback="; ".join(filter(None, [job.fallback, *without])), attempts=found.attempts,
+        float_nodes={n: job.float_nodes[n] for n in settings.float_nodes}, numbers=built.numbers,
         workspace=found.workspace, notes=job.notes, seconds=seconds, environment=environment(),
     )  # fmt: skip
 
@@ -133,39 +138,52 @@ def _images(job: Job) -> list[Any]:
 
 
 def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]) -> AgreementRecord:
-    missing = [_torch_said(job)]
-    opener, why = _engine_opener(builder, replace(settings, workspace=found.workspace))
-    if opener is None:
+    last, module = replace(settings, workspace=found.workspace), MODULES.get(builder.name, "tensorrt")
+    span, missing, engine = (job.batch[0], job.batch[2]), [_torch_said(job)], None
+
+    def opened(plan: bytes) -> EngineRunner:
+        return EngineRunner(plan, module, batch=span)
+
+    why = _why_not(job, builder, module)
+    if why:
         missing.append(f"the engine did not run: {why}")
-    return check_agreement(job.model, found.source, images, engine=opener, missing=missing)
+    else:
+        engine = opened(found.built.plan)
+    return check_agreement(
+        job.model, found.source, images, engine=engine, missing=missing, rebuild=lambda m: opened(build_model(builder, m, last).plan),
+        yardstick="the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written",
+    )  # fmt: skip
+
+
+def _why_not(job: Job, builder: Builder, module: str) -> str:
+    """Return why the engine cannot run in this process, "" when it can."""
+    if job.spec.strip_weights:
+        return "it has no weights"
+    try:
+        trt = require_runtime("the engine", module, "cuda")
+    except UsageError as exc:
+        return exc.why
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    if f"{major}.{minor}" != job.target.capability:
+        return f"the GPU here has compute capability {major}.{minor}"
+    here = release_of_module(trt)
+    return f"the Python module is of TensorRT {shown(here)}" if here != builder.version else ""
 
 
 def _torch_said(job: Job) -> str:
     """Return what the record beside the file says of torch's simulation."""
-    record, digest = Path(job.spec.onnx).parent / "quantize.json", sha256_file(Path(job.spec.onnx))
-    try:
-        data = read_json(record)
-        known = any(f.get("sha256") == digest for f in data["files"].values())
-        parity = data["parity"]
+    for name in ("quantize.json", "finetune.json", "import.json"):
+        try:
+            data = read_json(Path(job.spec.onnx).parent / name)
+            known = any(f.get("sha256") == job.onnx_sha256 for f in data["files"].values())
+            images = data["parity"]["images"]
+        except (TrtqError, KeyError, TypeError, AttributeError):
+            continue
         if known:
-            return f"torch's simulation agreed with the file on {parity['images']} images when it was written"
-    except (TrtqError, KeyError, TypeError, AttributeError):
-        pass
+            return f"torch's simulation agreed with the file on {images} images when it was written"
     return "torch's simulation is not compared: no record beside the file speaks of it"
-
-
-def _engine_opener(builder: Builder, settings: Settings) -> tuple[Callable[[onnx.ModelProto], Any] | None, str]:
-    """Return what builds a model and runs the engine here, or why that cannot be."""
-    module = MODULES.get(builder.name, "tensorrt")
-    try:
-        require_runtime("the engine", module, "cuda")
-    except UsageError as exc:
-        return None, exc.why
-
-    def opened(model: onnx.ModelProto) -> EngineRunner:
-        return EngineRunner(build_model(builder, model, settings).plan, module)
-
-    return opened, ""
 
 
 def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
@@ -180,12 +198,12 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     told, job = progress or Silent(), prepare(spec)
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
-    settings, said = job.settings(builder.version), [job.fallback] if job.fallback else []
+    settings, said = job.settings(builder), [job.fallback] if job.fallback else []
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
         said.append("FP16 stands in the graph")
     source = _changed(spec, model, said) if said else Path(spec.onnx)
-    for line in (*job.notes, *said):
+    for line in (*job.notes, *job.unkept(settings), *said):
         told.note(line)
     return builder.show(source, Path(spec.out), settings)
 

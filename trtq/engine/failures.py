@@ -28,6 +28,8 @@ def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -
     if killed == "SIGKILL" or any(MEMORY.search(line) for line in errors):
         why = "the system killed it, most likely for the memory it took" if killed == "SIGKILL" else text
         return BuilderMemoryError(where, why, "Give it less with --workspace, close other programs, or add swap")
+    if missing is not None and "insufficient workspace" in text:
+        return EngineError(where, text, "Give the builder more scratch memory: --workspace")
     if missing is not None:
         mend = "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize again with --high-precision for its layer"
         return MissingKernelError(where, text, mend, node=missing)

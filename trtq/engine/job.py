@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import onnx
 
 from trtq.engine.choose import refuse_missing_kernels, require_readable
-from trtq.engine.settings import Settings, Shapes, require_offered
+from trtq.engine.settings import Builder, Settings, Shapes, require_offered
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import Version, offers, shown
 from trtq.errors import EngineError, UsageError
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.onnx_file import count_qdq, digest_onnx, get_metadata, load_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.recipe import BuildOptions, BuildSpec
 
@@ -33,8 +33,9 @@ class Job:
         target: parsed.
         model: the file, without its pairs where the fallback took them out.
         pairs: Q/DQ pairs of ``model``.
+        onnx_sha256: of the file, as it was read.
         batch: min, opt, max.
-        float_nodes: nodes that compute in float32 beside FP16, and why; empty when nothing becomes FP16.
+        float_nodes: nodes that must compute in float32 beside FP16, and why; empty when nothing becomes FP16.
         fallback: why this is not what was asked for, "" when it is.
         notes: what a user should know.
     """
@@ -43,6 +44,7 @@ class Job:
     target: Target
     model: onnx.ModelProto
     pairs: int
+    onnx_sha256: str
     batch: tuple[int, int, int]
     float_nodes: dict[str, str]
     fallback: str
@@ -53,29 +55,46 @@ class Job:
         """Whether what is not quantized may run in FP16."""
         return self.spec.precision == "fp16"
 
-    def settings(self, version: Version, number: int | None = None) -> Settings:
-        """Return what the builder of this release is told, once it is known that it can.
+    def settings(self, builder: Builder, number: int | None = None) -> Settings:
+        """Return what this builder is told, once it is known that it can.
 
         Args:
-            version: of the builder.
+            builder: the one to use, or imagined.
             number: of the trtexec that is here, down to the patch.
 
         Raises:
             EngineError: this release cannot read the file, or lacks an option.
         """
-        require_readable(self.model, version, self.spec)
+        require_readable(self.model, builder.version, self.spec)
         options = BuildOptions(**{n: getattr(self.spec, n) for n in BuildOptions.__struct_fields__})
-        require_offered(options, version, self.target)
-        if self.spec.dla is not None and self.pairs:
+        require_offered(options, builder, self.target)
+        if self.spec.dla is not None:
+            self._require_fit_for_dla()
+        made = Settings(
+            target=self.target, shapes=_shapes(self.model, self.batch), quantized=self.pairs > 0, half=self.half, options=options,
+            calibration=_calibration(self.spec, builder.version, self.pairs, number), workspace=self.spec.workspace,
+        )  # fmt: skip
+        typed = made.typed(builder.version)
+        return replace(made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n)))
+
+    def _require_fit_for_dla(self) -> None:
+        if self.pairs:
             raise EngineError(
                 f"Cannot build {self.spec.onnx} for the DLA", "it takes no Q/DQ pairs, in no release",
                 "Export a calibration cache (trtq export-calib) and build the float file with --calibration",
             )  # fmt: skip
-        return Settings(
-            target=self.target, shapes=_shapes(self.model, self.batch), quantized=self.pairs > 0, half=self.half, options=options,
-            calibration=_calibration(self.spec, version, self.pairs, number), float_nodes=tuple(self.float_nodes),
-            workspace=self.spec.workspace,
-        )  # fmt: skip
+        if not self.half and self.spec.calibration is None:
+            why = "it computes in FP16 and INT8 alone: everything would run on the GPU"
+            raise EngineError(f"Cannot build {self.spec.onnx} for the DLA in FP32", why, "Add --precision fp16, or --calibration")
+
+    def unkept(self, settings: Settings) -> list[str]:
+        """Return what a user must know about nodes that should stay in FP32 and cannot."""
+        lost = [n for n in self.float_nodes if n not in settings.float_nodes]
+        if not lost:
+            return []
+        more = ", ..." if len(lost) > 3 else ""
+        names = f"{', '.join(lost[:3])}{more}"
+        return [f"this builder cannot keep {len(lost)} nodes in FP32 that FP16 harms ({names}): --precision fp32 is safe"]
 
     def source(self, settings: Settings, version: Version, without: Collection[str] = ()) -> onnx.ModelProto:
         """Return the model as it is built: nodes in ``without`` lose their pairs, FP16 stands in the graph where the release wants it."""
@@ -91,7 +110,9 @@ def prepare(spec: BuildSpec) -> Job:
     """
     if spec.calibration is not None and spec.backend != "trtexec":
         raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
-    target, model, fallback = parse_target(spec.target), load_onnx(Path(spec.onnx)), ""
+    target, path, fallback = parse_target(spec.target), Path(spec.onnx), ""
+    model = load_onnx(path)
+    digest = digest_onnx(path)
     if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
         fallback = f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: FP16 of the same model"
         model, spec = strip_qdq(model), msgspec.structs.replace(spec, precision="fp16")
@@ -100,8 +121,8 @@ def prepare(spec: BuildSpec) -> Job:
     notes: list[str] = []
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
-        spec=spec, target=target, model=model, pairs=pairs, batch=_batch(model, spec.batch), float_nodes=float_nodes, fallback=fallback,
-        notes=notes,
+        spec=spec, target=target, model=model, pairs=pairs, onnx_sha256=digest, batch=_batch(model, spec.batch), float_nodes=float_nodes,
+        fallback=fallback, notes=notes,
     )  # fmt: skip
 
 
@@ -153,24 +174,27 @@ def _calibration(spec: BuildSpec, version: Version, pairs: int, number: int | No
 def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
     """Return min, opt and max shape of every dynamic input."""
     return {
-        i.name: [[d.dim_value or b for d in i.type.tensor_type.shape.dim] for b in batch]
+        i.name: [[d.dim_value if _is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch]
         for i in model.graph.input
-        if not i.type.tensor_type.shape.dim[0].HasField("dim_value")
+        if i.type.tensor_type.shape.dim and not _is_fixed(i.type.tensor_type.shape.dim[0])
     }
 
 
 def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
     for value in model.graph.input:
         for i, d in enumerate(value.type.tensor_type.shape.dim):
-            if i and not d.HasField("dim_value"):
+            if i and not _is_fixed(d):
                 raise EngineError(
                     f"Cannot build with the dynamic axis {i} of input {value.name}",
                     "only the batch may be dynamic",
                     "Export it with a fixed image size",
                 )
-    dim = model.graph.input[0].type.tensor_type.shape.dim[0]
-    if dim.HasField("dim_value"):
-        fixed = dim.dim_value
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    if not dims:
+        where = f"Cannot build with the input {model.graph.input[0].name}"
+        raise EngineError(where, "it has no shape", "Export it with a fixed image size")
+    if _is_fixed(dims[0]):
+        fixed = dims[0].dim_value
         if wanted is not None and wanted != (fixed, fixed, fixed):
             raise UsageError(
                 f"Cannot build with --batch {':'.join(map(str, wanted))}", f"the model has a fixed batch of {fixed}", "Leave --batch out"
@@ -180,3 +204,8 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
     if not 1 <= low <= opt <= high:
         raise UsageError(f"Cannot build with --batch {low}:{opt}:{high}", "expected 1 <= MIN <= OPT <= MAX", "Write it like 1:8:32")
     return (low, opt, high)
+
+
+def _is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an axis has a size; some tools write -1 for an open one."""
+    return dim.HasField("dim_value") and dim.dim_value > 0

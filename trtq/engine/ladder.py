@@ -62,6 +62,7 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
     """
     attempts: list[AttemptRow] = []
     without: list[str] = []
+    settings = replace(settings, workspace=settings.workspace or builder.workspace)
     while True:
         source = job.source(settings, builder.version, without)
         try:
@@ -75,7 +76,7 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
         except BuilderMemoryError as exc:
             attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
             smaller = next((w for w in WORKSPACES if settings.workspace is None or w < settings.workspace), None)
-            if smaller is None or job.spec.workspace == WORKSPACES[-1]:
+            if smaller is None:
                 tried = ", ".join("all there is" if a.workspace is None else f"{a.workspace} MiB" for a in attempts)
                 raise BuilderMemoryError(exc.what, f"{exc.why}; tried workspaces of {tried}", exc.mend) from exc
             told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")

@@ -34,7 +34,8 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         fallback: why this is not what was asked for, "" when it is.
         coverage: what of the Q/DQ graph computes in codes; None where the builder does not say.
         agreement: what was compared on images; None without any.
-        float_nodes: nodes in FP32 beside FP16, and why.
+        float_nodes: nodes that were kept in FP32 beside FP16, and why.
+        numbers: times and sizes that trtexec printed, seconds and bytes.
         attempts: builds that gave no engine before this one.
         workspace: of the build that did, MiB; None for what the device has.
         notes: what a user was told.
@@ -63,6 +64,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     coverage: Coverage | None = None
     agreement: AgreementRecord | None = None
     float_nodes: dict[str, str] = {}
+    numbers: dict[str, float] = {}
     attempts: list[AttemptRow] = []
     workspace: int | None = None
     notes: list[str] = []

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from trtq.artifact import sha256_file
+import msgspec
+
 from trtq.engine.build import build
 from trtq.engine.manifest import EngineManifest, read_manifest
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
+from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
-from trtq.recipe import BuildSpec
+from trtq.recipe import BuildSpec, option_name
 
 AMPERE = 80
 
@@ -43,7 +48,7 @@ def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> P
     """
     manifest = read_manifest(path)
     source, capability = Path(manifest.spec["onnx"]), _capability(device)
-    if not source.is_file() or sha256_file(source) != manifest.onnx_sha256:
+    if not source.is_file() or digest_onnx(source) != manifest.onnx_sha256:
         state = "another file by now" if source.is_file() else "not there"
         raise EngineError(
             f"Cannot build {path.name} again", f"{source}, which it was built from, is {state}", "Build from the file you have: trtq build"
@@ -63,21 +68,37 @@ def require_same(path: Path, manifest: EngineManifest, version: str, capability:
     """
     built, mine = manifest.builder["version"], manifest.target["capability"]
     spec = manifest.spec
-    again = f"trtq build {spec['onnx']} --target {{}} --out {path}"
-    loose = bool(spec.get("version_compatible")) and built.split(".")[0] == version.split(".", maxsplit=1)[0]
+    here, there = _numbers(version), _numbers(built)
+    loose = bool(spec.get("version_compatible")) and here[:1] == there[:1] and here >= there
     short = min(built.count("."), version.count(".")) + 1
     if not loose and built.split(".")[:short] != version.split(".")[:short]:
         raise EngineError(
             f"The engine {path.name} is not for the TensorRT here", f"it was built with {built}, here is {version}, plans do not travel",
-            f"Build it again: {again.format(manifest.target['name'])}, or add --rebuild",
+            f"Build it again: {_again(path, spec, manifest.target['name'])}, or add --rebuild",
         )  # fmt: skip
     wide = spec.get("hardware_compatible") == "ampere+" and capability is not None and int(capability.replace(".", "")) >= AMPERE
     if capability is not None and capability != mine and not wide:
         raise EngineError(
             f"The engine {path.name} is not for the GPU here",
             f"it was built for {manifest.target['device']} (compute capability {mine}), here is {capability}",
-            f"Build it again: {again.format('sm' + capability.replace('.', ''))}, or add --rebuild",
+            f"Build it again: {_again(path, spec, 'sm' + capability.replace('.', ''))}, or add --rebuild",
         )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(v) for v in version.split(".") if v.isdigit())
+
+
+def _again(path: Path, spec: Mapping[str, Any], target: str) -> str:
+    """Return the command that builds an engine like this one for a target."""
+    unset = {f.name: f.default for f in msgspec.structs.fields(BuildSpec)}
+    line = ["trtq", "build", str(spec["onnx"]), "--target", target, "--out", str(path)]
+    for name, value in spec.items():
+        if name not in ("onnx", "target", "out", "data") and name in unset and value != unset[name] and value is not None:
+            shown = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            option = option_name(name) if value is not False else f"--no-{name.replace('_', '-')}"
+            line += [option] if isinstance(value, bool) else [option, shown]
+    return shlex.join(line)
 
 
 def _capability(device: str) -> str | None:

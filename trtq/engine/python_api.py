@@ -13,7 +13,7 @@ from typing import Any
 from trtq.artifact import write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
-from trtq.engine.versions import LIKE_RTX, Version
+from trtq.engine.versions import LIKE_RTX, Version, has_api
 from trtq.errors import EngineError, UsageError
 from trtq.progress import Progress
 
@@ -31,6 +31,7 @@ class PythonBuilder:
 
     def __init__(self, name: str, version: Version, told: Progress) -> None:
         self.name, self.version, self.told = name, version, told
+        self.workspace: int | None = None
 
     def build(self, source: Path, settings: Settings) -> Built:
         """Build in a new process.
@@ -54,6 +55,10 @@ class PythonBuilder:
                     layers=layers.read_bytes() if layers.is_file() else None,
                 )  # fmt: skip
             raise _failure(events, code, stderr, settings)
+
+    def keeps(self, node: str) -> bool:
+        """Whether a node can be kept in float32: all can, by name."""
+        return has_api("OBEY_PRECISION_CONSTRAINTS", self.version) and bool(node)
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the Python that would build ``out``."""
@@ -95,9 +100,12 @@ class PythonBuilder:
             assert process.stdout is not None
             current = ""
             for line in process.stdout:
-                if not line.startswith("{"):
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # a native library wrote this
+                if not isinstance(event, dict) or "event" not in event:
                     continue
-                event = json.loads(line)
                 if event["event"] == "phase":
                     current = event["name"]
                     self.told.begin(f"TensorRT: {current}", event["steps"])

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from trtq.data.metrics import Array
-from trtq.engine.versions import LIKE_RTX, Version, has_api
+from trtq.engine.versions import has_api, release_of_module
 from trtq.errors import EngineError, UsageError
 from trtq.export.ort import input_shape, open_session, padded, run_batch
 
@@ -44,7 +44,8 @@ class OnnxRunner:
 
     def __init__(self, model: Any, *, provider: Provider = "CPU", as_written: bool = True) -> None:
         self.session = open_session(model, as_written=as_written, provider=provider)
-        self.label = f"ONNX Runtime ({provider})"
+        own = "; an engine of its own" if provider in ("TensorRT", "NvTensorRTRTX") else ", Q/DQ computed as written" if as_written else ""
+        self.label = f"ONNX Runtime ({provider}){own}"
         self.names = [o.name for o in self.session.get_outputs()]
 
     @property
@@ -107,7 +108,6 @@ class _Loaded:
     runtime: Any
     engine: Any
     context: Any
-    keep: list[Any] = field(default_factory=list)
 
 
 class EngineRunner:
@@ -131,10 +131,12 @@ class EngineRunner:
 
         self.torch, self.device, self.label, self.batch = torch, torch.device(device), label, batch
         trt = importlib.import_module(module)
-        self.version = module_version(trt)
+        self.version = release_of_module(trt)
         self.calls = _by_name(trt) if has_api("num_io_tensors", self.version) else _by_bindings()
         logger = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(logger)
+        if has_api("engine_host_code_allowed", self.version):
+            runtime.engine_host_code_allowed = True  # version-compatible plans hold code; whoever calls this trusts the plan
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"TensorRT {trt.__version__} cannot load the {label}", "see what it wrote", "Build it again here: trtq build")
@@ -177,14 +179,6 @@ class EngineRunner:
         if stream is not None:
             stream.synchronize()
         return {n: b.float().cpu().numpy() for n, b in buffers.items() if n not in self.inputs}
-
-
-def module_version(trt: Any) -> Version:
-    """Return the release whose API a module has."""
-    if trt.__name__ == "tensorrt_rtx":
-        return LIKE_RTX
-    major, minor = str(trt.__version__).split(".")[:2]
-    return int(major), int(minor)
 
 
 def require_runtime(where: str, module: str, device: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trtq.engine.targets import Target
-from trtq.engine.versions import Version, offers, shown
+from trtq.engine.versions import NOT_IN_RTX, Version, offers, shown
 from trtq.errors import EngineError
 from trtq.recipe import BuildOptions
 
@@ -53,7 +53,7 @@ class Built:
         version: of the builder.
         tensors: name, dtype, shape and mode of inputs and outputs.
         log: warnings.
-        command: the command line, for a builder that has one.
+        numbers: times and sizes that trtexec printed, seconds and bytes.
         layers: the builder's own report of the layers, JSON; None where it gives none.
     """
 
@@ -61,7 +61,7 @@ class Built:
     version: str
     tensors: list[dict[str, Any]]
     log: list[str]
-    command: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
     layers: bytes | None = None
 
 
@@ -70,9 +70,13 @@ class Builder(Protocol):
 
     name: str
     version: Version
+    workspace: int | None  # MiB, of a build that names none; None for what the device has
 
     def build(self, source: Path, settings: Settings) -> Built:
         """Build; raises EngineError with the builder's words."""
+
+    def keeps(self, node: str) -> bool:
+        """Whether a node can be kept in float32 where the builder chooses precisions."""
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return what would run: a command line, or Python."""
@@ -85,7 +89,7 @@ NEEDS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def require_offered(options: BuildOptions, version: Version, target: Target) -> None:
+def require_offered(options: BuildOptions, builder: Builder, target: Target) -> None:
     """Refuse what this release or this device does not have, before anything is built.
 
     Raises:
@@ -93,9 +97,11 @@ def require_offered(options: BuildOptions, version: Version, target: Target) -> 
     """
     unset = BuildOptions()
     for name, feature in NEEDS.items():
-        if getattr(options, name) != getattr(unset, name) and not offers(feature, version):
-            option = f"--{name.replace('_', '-')}"
-            raise EngineError(f"Cannot build with {option}", f"TensorRT {shown(version)} has no {feature}", f"Leave {option} out")
+        rtx = builder.name == "tensorrt-rtx"
+        there = feature not in NOT_IN_RTX if rtx else offers(feature, builder.version)
+        if getattr(options, name) != getattr(unset, name) and not there:
+            option, who = f"--{name.replace('_', '-')}", "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}"
+            raise EngineError(f"Cannot build with {option}", f"{who} has no {feature}", f"Leave {option} out")
     if options.dla is not None and not target.dla:
         raise EngineError(f"Cannot build for DLA core {options.dla}", f"{target.device} has no DLA", "Leave --dla out")
     if options.hardware_compatible == "ampere+" and target.sm < 80:

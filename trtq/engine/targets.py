@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trtq.engine.versions import FIRST, LAST, OF_BOARDS, OLDEST, WRITES, Version, newest_opset, shown
+from trtq.engine.versions import FIRST, LAST, OF_BOARDS, OLDEST, PATCHES, WRITES, Version, newest_opset, shown
 from trtq.errors import UsageError, suggest
 from trtq.recipe import OPSET
 
@@ -31,6 +31,11 @@ class Target:
     def release(self) -> Version | None:
         """The TensorRT to write for: the one that was named, else that of the board's JetPack; None where any may be installed."""
         return self.version or OF_BOARDS.get(self.sm)
+
+    @property
+    def patch(self) -> int:
+        """The patch of ``release`` that the board's JetPack ships; 0 where any may be installed."""
+        return PATCHES.get(self.release, 0) if self.release is not None and OF_BOARDS.get(self.sm) == self.release else 0
 
     @property
     def opset(self) -> int:

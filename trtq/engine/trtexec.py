@@ -11,12 +11,12 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.targets import Target
+from trtq.engine.trtexec_log import read_log
 from trtq.engine.versions import FLAGS, Version, offers, shown, within
 from trtq.errors import EngineError, MissingExtraError
 from trtq.progress import Progress
@@ -68,6 +68,8 @@ class TrtexecBuilder:
 
     def __init__(self, executable: str, version: Version, told: Progress) -> None:
         self.executable, self.version, self.told = executable, version, told
+        # Its default of 16 MiB before 8.4 leaves most convolutions without a kernel; later ones take what the device has.
+        self.workspace = WORKSPACE_MIB if version < (8, 4) else None
 
     def build(self, source: Path, settings: Settings) -> Built:
         """Run trtexec.
@@ -79,29 +81,30 @@ class TrtexecBuilder:
             plan, report = Path(name) / "plan", Path(name) / "layers.json"
             report_there = report if within(FLAGS["exportLayerInfo"], self.version) else None
             line = self.command(source, plan, settings, report=report_there)
-            log, code = self._watch(line)
+            text, code = self._watch(line)
+            log = read_log(text)
             if code or not plan.is_file():
-                errors = [ln for ln in log if re.search(r"\] \[[EF]\] ", ln) or ln.startswith("Unknown option")]
+                unknown = [ln for ln in text.splitlines() if ln.startswith("Unknown option")]
                 where = f"trtexec cannot build the engine for {settings.target.device}"
-                raise explain(where, errors, code, last=f"exit status {code}")
-            _require_device(log, settings.target)
-            command = shlex.join(line).replace(str(plan), "ENGINE").replace(str(report), "LAYERS")
-            layers = report.read_bytes() if report.is_file() else None
-            log = [ln for ln in log if "] [W] " in ln]
-            return Built(plan=plan.read_bytes(), version=shown(self.version), tensors=[], log=log, command=command, layers=layers)
+                raise explain(where, [*log.errors, *unknown], code, last=f"exit status {code}")
+            _require_device(log.capability, settings.target)
+            return Built(
+                plan=plan.read_bytes(), version=log.version or shown(self.version), tensors=[], log=log.warnings, numbers=log.numbers,
+                layers=report.read_bytes() if report.is_file() else None,
+            )  # fmt: skip
 
-    def _watch(self, line: list[str]) -> tuple[list[str], int]:
-        """Run a command line, tell what the library says meanwhile, and return all lines and the exit status."""
+    def _watch(self, line: list[str]) -> tuple[str, int]:
+        """Run a command line, tell what the library says meanwhile, and return all it wrote and the exit status."""
         log: list[str] = []
         self.told.begin("trtexec", 0)
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
             assert process.stdout is not None
             for text in process.stdout:
-                log.append(text.rstrip("\n"))
+                log.append(text)
                 if "] [I] " in text:
                     self.told.status(text.partition("] [I] ")[2].strip()[:80])
                     self.told.advance(0)
-            return log, process.wait()
+            return "".join(log), process.wait()
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the command line that would build ``out``."""
@@ -121,7 +124,7 @@ class TrtexecBuilder:
         given += self._precision(settings)
         if settings.calibration is not None:
             given.append(("calib", str(settings.calibration)))
-        if version < (8, 4):  # its default of 16 MiB leaves most convolutions without a kernel; later ones take what the device has
+        if version < (8, 4):
             given.append(("workspace", str(settings.workspace or WORKSPACE_MIB)))
         elif settings.workspace is not None:  # a plain number of MiB means the same in every release, a suffix does not
             given.append(("memPoolSize", f"workspace:{settings.workspace}"))
@@ -153,14 +156,17 @@ class TrtexecBuilder:
             return [("stronglyTyped", None)] if self.version < (11, 0) else []
         int8 = settings.quantized or settings.calibration is not None
         given: list[tuple[str, str | None]] = [*[("int8", None)] * int8, *[("fp16", None)] * settings.half]
-        kept = [n for n in settings.float_nodes if not set(n) & set(",:*")]  # these would end a name, or stand for others
-        if settings.half and kept and offers("precision by layer", self.version):
-            given += [("precisionConstraints", "obey"), ("layerPrecisions", ",".join(f"{n}:fp32" for n in kept))]
+        if settings.half and settings.float_nodes:
+            layers = ",".join(f"{n}:fp32" for n in settings.float_nodes)
+            given += [("precisionConstraints", "obey"), ("layerPrecisions", layers), ("layerOutputTypes", layers)]
         return given
 
+    def keeps(self, node: str) -> bool:
+        """Whether the command line can keep a node in float32: from 8.4 on, and by a name without what separates names."""
+        return offers("precision by layer", self.version) and not set(node) & set(",:*")
 
-def _require_device(log: Sequence[str], target: Target) -> None:
-    found = next((m.group(1) for ln in log if (m := re.search(r"Compute Capability: (\d+\.\d+)", ln))), None)
+
+def _require_device(found: str | None, target: Target) -> None:
     if found is not None and found != target.capability:
         raise EngineError(
             f"This machine's GPU is not {target.device}",

@@ -6,6 +6,7 @@ Sources: the tags 8.0.1 to 11.1 of NVIDIA's open-source repository (sampleOption
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from trtq.errors import EngineError
 
@@ -15,11 +16,12 @@ OLDEST: Version = (8, 0)
 
 # Flag of trtexec: first and last version that accept it (None: still there in 11).
 FLAGS: Mapping[str, Span] = {
-    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "loadEngine": ((8, 0), None), "minShapes": ((8, 0), None),
-    "optShapes": ((8, 0), None), "maxShapes": ((8, 0), None), "shapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)),
+    "onnx": ((8, 0), None), "saveEngine": ((8, 0), None), "minShapes": ((8, 0), None),
+    "optShapes": ((8, 0), None), "maxShapes": ((8, 0), None), "buildOnly": ((8, 0), (9, 3)),
     "skipInference": ((8, 6), None), "fp16": ((8, 0), (10, 16)), "int8": ((8, 0), (10, 16)), "calib": ((8, 0), (10, 16)),
     "workspace": ((8, 0), (9, 3)), "memPoolSize": ((8, 4), None), "stronglyTyped": ((9, 1), None),
-    "precisionConstraints": ((8, 2), (10, 16)), "layerPrecisions": ((8, 4), (10, 16)), "timingCacheFile": ((8, 0), None),
+    "precisionConstraints": ((8, 2), (10, 16)), "layerPrecisions": ((8, 4), (10, 16)),
+    "layerOutputTypes": ((8, 4), (10, 16)), "timingCacheFile": ((8, 0), None),
     "builderOptimizationLevel": ((8, 6), None), "useDLACore": ((8, 0), None), "allowGPUFallback": ((8, 0), None),
     "versionCompatible": ((8, 6), None), "hardwareCompatibilityLevel": ((8, 6), None), "stripWeights": ((10, 0), None),
     "profilingVerbosity": ((8, 2), None), "exportLayerInfo": ((8, 2), None),
@@ -37,14 +39,15 @@ FEATURES: Mapping[str, Span] = {
 # A name of the Python API that trtq calls, by its last part: first and last version that have it (pyCore.cpp, pyGraph.cpp of the tags).
 API: Mapping[str, Span] = {
     "EXPLICIT_BATCH": ((8, 0), (10, 16)), "STRONGLY_TYPED": ((9, 1), None), "FP16": ((8, 0), (10, 16)), "INT8": ((8, 0), (10, 16)),
-    "OBEY_PRECISION_CONSTRAINTS": ((8, 2), (10, 16)), "precision": ((8, 0), (10, 16)), "VERSION_COMPATIBLE": ((8, 6), None),
+    "OBEY_PRECISION_CONSTRAINTS": ((8, 2), (10, 16)), "set_output_type": ((8, 0), (10, 16)), "VERSION_COMPATIBLE": ((8, 6), None),
     "STRIP_PLAN": ((10, 0), None), "max_workspace_size": ((8, 0), (9, 3)), "set_memory_pool_limit": ((8, 4), None),
     "builder_optimization_level": ((8, 6), None), "hardware_compatibility_level": ((8, 6), None), "progress_monitor": ((9, 1), None),
     "set_compute_capability": ((11, 0), None), "create_engine_inspector": ((8, 2), None), "profiling_verbosity": ((8, 2), None),
-    "num_io_tensors": ((8, 5), None), "num_bindings": ((8, 0), (9, 3)),
+    "num_io_tensors": ((8, 5), None), "num_bindings": ((8, 0), (9, 3)), "engine_host_code_allowed": ((8, 6), None),
 }  # fmt: skip
 # TensorRT for RTX counts from 1 and has the API of this release.
 LIKE_RTX: Version = (11, 0)
+NOT_IN_RTX = ("version-compatible engines", "hardware-compatible engines", "engines without weights", "DLA")
 
 # From the first version on: the newest opset its parser reads (21 from 10 on for the INT4 type), and the newest in which every op that trtq
 # writes exists there (LayerNormalization, opset 17, from 8.6 on).
@@ -53,6 +56,8 @@ WRITES: tuple[tuple[Version, int], ...] = (((8, 0), 13), ((8, 4), 16), ((8, 6), 
 
 # The TensorRT of the newest JetPack each board has had for most of its life (facts: JetPack 4.6.1+, 5.1.x, 6.1+, 7.0).
 OF_BOARDS: Mapping[int, Version] = {53: (8, 2), 62: (8, 2), 72: (8, 5), 87: (10, 3), 110: (10, 13)}
+# The patch of what JetPack ships: calibration caches are read by the very release alone.
+PATCHES: Mapping[Version, int] = {(8, 2): 1, (8, 5): 2}
 # The first release with kernels for a compute capability, where there was an older one without.
 FIRST: Mapping[int, Version] = {87: (8, 4), 89: (8, 5), 90: (8, 5), 100: (10, 8), 110: (10, 13), 120: (10, 8)}
 # The last release with kernels for a compute capability, where there was one.
@@ -86,6 +91,14 @@ def has_api(name: str, version: Version) -> bool:
     (True, False, False)
     """
     return within(API[name], version)
+
+
+def release_of_module(module: Any) -> Version:
+    """Return the release whose Python API a module has."""
+    if module.__name__ == "tensorrt_rtx":
+        return LIKE_RTX
+    major, minor = str(module.__version__).split(".")[:2]
+    return int(major), int(minor)
 
 
 def newest_opset(version: Version, table: tuple[tuple[Version, int], ...] = READS) -> int:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtq.engine.versions import LIKE_RTX, Version, has_api
+from trtq.engine.versions import Version, has_api, release_of_module
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -22,14 +22,6 @@ else:
     trt = importlib.import_module(os.environ.get("TRTQ_TENSORRT", "tensorrt"))
 
 CACHE_PREFIX = "timing cache"
-
-
-def version_of_module() -> Version:
-    """Return the release whose API the module has."""
-    if trt.__name__ == "tensorrt_rtx":
-        return LIKE_RTX
-    major, minor = _number().split(".")[:2]
-    return int(major), int(minor)
 
 
 def _number() -> str:
@@ -107,6 +99,8 @@ def _configure(
                 layer = network.get_layer(i)
                 if layer.name in kept:
                     layer.precision = trt.float32
+                    for k in range(layer.num_outputs):
+                        layer.set_output_type(k, trt.float32)
     if asked["sm"] is not None and has_api("set_compute_capability", version):
         ahead: Any = config  # TensorRT for RTX: no GPU needs to be here
         ahead.num_compute_capabilities = 1
@@ -165,14 +159,17 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
     """Write TensorRT's own report of the layers; that takes the GPU the engine is for."""
     if not has_api("create_engine_inspector", version):
         return
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(logger)
+    if has_api("engine_host_code_allowed", version):
+        runtime.engine_host_code_allowed = True  # version-compatible plans hold code; this one was made a moment ago
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is not None:
         out.write_text(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def build(request: dict[str, Any]) -> bool:
     """Build as ``request`` says; True when the plan was written."""
-    version, logger = version_of_module(), _Logger()
+    version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)
     network = _create_network(builder, version, typed=request["typed"])
     if not _parse(network, logger, Path(request["onnx"]).read_bytes()):

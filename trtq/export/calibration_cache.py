@@ -37,13 +37,13 @@ class CalibrationCacheText(msgspec.Struct, frozen=True, kw_only=True):
     scales: dict[str, float]
 
 
-def cache_number(version: tuple[int, int]) -> int:
-    """Return the number in the header: major * 1000 + minor * 100 up to 9, major * 10000 + minor * 100 from 10 on.
+def cache_number(version: tuple[int, int], patch: int = 0) -> int:
+    """Return the number in the header: major * 1000 + minor * 100 + patch up to 9, major * 10000 + minor * 100 + patch from 10 on.
 
-    >>> cache_number((8, 5)), cache_number((10, 3))
-    (8500, 100300)
+    >>> cache_number((8, 5), 2), cache_number((10, 3))
+    (8502, 100300)
     """
-    return version[0] * (1000 if version[0] < 10 else 10000) + version[1] * 100
+    return version[0] * (1000 if version[0] < 10 else 10000) + version[1] * 100 + patch
 
 
 def version_of(number: int) -> tuple[int, int]:

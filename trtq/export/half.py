@@ -78,7 +78,7 @@ class _Retyping:
         outputs = {o.name for o in self.graph.output}
         renamed: dict[str, str] = {}
         for node in self.graph.node:
-            in_float = node.op_type in QDQ or node.name in self.keep
+            in_float = node.op_type in QDQ or node.name in self.keep or self._is_opaque(node)
             reads, gives = operand_types(node, self.opset)
             for i, given in enumerate(node.input):
                 name = renamed.get(given, given)
@@ -103,6 +103,10 @@ class _Retyping:
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
         del self.graph.value_info[:]
+
+    def _is_opaque(self, node: onnx.NodeProto) -> bool:
+        """Whether a node's types cannot be chosen: it has one written into it, or reads what inference knows nothing of."""
+        return any(a.name == "dtype" for a in node.attribute) or any(n and n not in self.types for n in node.input)
 
     def unique(self, name: str) -> str:
         """Return a name that no tensor has yet."""
@@ -133,13 +137,61 @@ def elem_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _inline_constants(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes into initializers: one place for every constant."""
+    """Turn Constant nodes into initializers: one place for every constant. What is filled with nothing is filled with float zeros."""
     for node in [n for n in graph.node if n.op_type == "Constant"]:
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        value = constant_of(node)
         if value is not None:
-            value.name = node.output[0]
             graph.initializer.append(value)
             graph.node.remove(node)
+    for node in graph.node:
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32))))
+
+
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the tensor of a Constant node, in whichever form it is written; None for text and sparse ones."""
+    for a in node.attribute:
+        if a.name == "value":
+            made = onnx.TensorProto()
+            made.CopyFrom(a.t)
+            made.name = node.output[0]
+            return made
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in a.name else np.int64
+            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0])
+    return None
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float32 model that rounds every result which ``model`` has in FP16, as hardware does.
+
+    ONNX Runtime's CPU computes chains of FP16 ops in float32 and rounds only behind them: it shows neither their overflow nor their loss.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    types, nodes = elem_types(model), []
+    for tensor in result.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for node in result.graph.node:
+        for a in node.attribute:
+            if node.op_type == "Cast" and a.name == "to" and a.i == TensorProto.FLOAT16:
+                a.i = TensorProto.FLOAT
+            elif a.name == "value" and a.t.data_type == TensorProto.FLOAT16:
+                a.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(a.t).astype(np.float32)))
+        nodes.append(node)
+        for i, name in enumerate(node.output):
+            if types.get(name) == TensorProto.FLOAT16:
+                node.output[i] = f"{name}/exact"
+                nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    del result.graph.value_info[:]
+    for value in (*result.graph.input, *result.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return result
 
 
 def _to_half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:

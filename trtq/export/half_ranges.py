@@ -2,8 +2,8 @@
 
 Every node is computed twice on the same float32 tensors: as written, and as it would run with its operands and result rounded to
 FP16. A node stays in float32 when a range comes too near to the end of FP16, or when the rounding alone costs it more than a set
-SQNR; so do the nodes that make its operands, since a difference of large numbers is lost before it is computed. What is kept then runs
-through in float32 from the tensors at its border, and is measured again until nothing is added.
+SQNR. What is kept then runs in float32 on rounded operands and is measured again; where that does not help, the nodes that make its
+operands are kept, too, since a difference of large numbers is lost before it is computed; and so on, until nothing is added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.data.metrics import ratio_db
 from trtq.errors import ExportError
-from trtq.export.half import HALF_MAX, elem_types, operand_types
+from trtq.export.half import HALF_MAX, constant_of, elem_types, operand_types
 from trtq.export.onnx_file import QDQ, opset_of, set_metadata_
 from trtq.export.ort import open_session
 
@@ -69,7 +69,7 @@ def constants_beyond_half(model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_
     """Return the nodes that read a float constant which FP16 has not or loses, and why; no images are needed."""
     weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
     for node in model.graph.node:
-        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        value = constant_of(node) if node.op_type == "Constant" else None
         if value is not None and value.data_type == TensorProto.FLOAT:
             weights[node.output[0]] = numpy_helper.to_array(value)
     bad: dict[str, str] = {}
@@ -115,21 +115,27 @@ def _measure(model: onnx.ModelProto, keep: Mapping[str, str], images: list[np.nd
     session = open_session(shadow.build())
     name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
     for batch in images:
-        got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
+        try:
+            got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
+        except Exception as exc:  # ONNX Runtime's exceptions share no public base
+            raise ExportError("ONNX Runtime cannot compute the model beside its FP16 twin", str(exc).splitlines()[0][:200]) from exc
         for node, parts in shadow.taps.items():
             seen.setdefault(node, _Seen()).add({k: float(np.asarray(got[v]).max()) for k, v in parts.items()})
     found: dict[str, str] = {}
     for node, at in seen.items():
-        sqnr = ratio_db(at.signal, at.noise)
+        sqnr = ratio_db(at.signal, at.noise) if math.isfinite(at.noise) else -math.inf
         for reach, said in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
             if not reach * HEADROOM <= HALF_MAX and node not in keep and node not in found:
                 found[node] = f"{said} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
         if sqnr >= floor or not at.signal > 0.0:
             continue
         why = f"FP16 would leave it {sqnr:.1f} dB" if math.isfinite(sqnr) else "FP16 would make it NaN or infinite"
-        for other in (node, *shadow.makers(node)):
-            if other not in keep and other not in found:
-                found[other] = why if other == node else f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}"
+        if node not in keep:
+            found.setdefault(node, why)
+            continue
+        for other in shadow.makers(node):  # float32 alone did not help it: its operands were rounded
+            if other not in keep:
+                found.setdefault(other, f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}")
     return found
 
 
@@ -189,15 +195,9 @@ class _Shadow:
                 twin.input[i] = self._operand(name, kept)
         for i, name in enumerate(node.output):
             twin.output[i] = f"{name}/shadow" if name else ""
-        if not kept:
-            for attribute in twin.attribute:  # what it makes of nothing, or casts to
-                if node.op_type == "Cast" and attribute.name == "to":
-                    attribute.i = TensorProto.FLOAT16
-                elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-                    attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16)))
         self.extra.append(twin)
         self.twins.update(twin.output)
-        result = f"{out}/shadow" if kept else self._op("Cast", f"{out}/shadow", to=TensorProto.FLOAT)
+        result = f"{out}/shadow" if kept else self._rounded(f"{out}/shadow")
         self.taps[node.name] = {
             "amax": self._all("ReduceMax", self._op("Abs", out)),
             "signal": self._all("ReduceSumSquare", out),
@@ -213,18 +213,16 @@ class _Shadow:
                 self.taps[node.name] |= {"many": self._op("Size", node.input[0]), "few": self._op("Size", out)}
 
     def _operand(self, name: str, kept: bool) -> str:
-        """Return what a node reads: float32 where the tensor is kept in it, else rounded to FP16, in the type that the node computes in."""
+        """Return what a node reads, float32: the tensor as a kept node makes it, or rounded to FP16."""
         maker = self.producer.get(name)
-        exact = maker is None or maker.op_type in QDQ or name in self.constants
         if maker is not None and maker.name in self.keep and f"{name}/shadow" in self.twins:
-            held = f"{name}/shadow"
-        elif exact and kept:
-            return name
-        elif kept:
-            return self._op("Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
-        else:
-            held = name
-        return held if kept else self._op("Cast", held, to=TensorProto.FLOAT16)
+            return f"{name}/shadow" if kept else self._rounded(f"{name}/shadow")
+        exact = maker is None or maker.op_type in QDQ or name in self.constants
+        return name if exact and kept else self._rounded(name)
+
+    def _rounded(self, name: str) -> str:
+        """Return a tensor after a visit to FP16. The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ones."""
+        return self._op("Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
 
     def _all(self, kind: str, name: str) -> str:
         return self._op(kind, name, keepdims=0)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import onnx
 
-from trtq.artifact import write_atomic
+from trtq.artifact import sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ExportError
 
 METADATA_PREFIX = "trtq."
@@ -58,7 +58,36 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise ExportError(f"Cannot read {path}", f"it is not an ONNX file ({type(exc).__name__})") from exc
     if not model.graph.node:
         raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
+    _tidy_(model)
     return model
+
+
+def _tidy_(model: onnx.ModelProto) -> None:
+    """Take constants out of the inputs, where files of IR 3 list them, and give every node a name: ours go by names."""
+    constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in model.graph.node}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    if len(inputs) < len(model.graph.input):
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, 4)  # from which on constants need not be inputs
+    for i, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{i}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+
+
+def digest_onnx(path: Path) -> str:
+    """Return the SHA-256 of a file, and of the files its tensors lie in where they lie outside."""
+    own = sha256_file(path)
+    try:
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+    except Exception:  # no ONNX file: its own bytes are all there is
+        return own
+    outside = sorted({e.value for t in tensors for e in t.external_data if e.key == "location"})
+    return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
 
 
 def opset_of(model: onnx.ModelProto) -> int:

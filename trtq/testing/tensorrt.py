@@ -103,10 +103,15 @@ class _Of:
 class _Layer(_Of):
     KIND = "layer"
     name: str
+    num_outputs = 1
 
     def __init__(self, release: _Release, name: str) -> None:
         super().__init__(release)
         object.__setattr__(self, "name", name)
+
+    def set_output_type(self, index: int, kind: str) -> None:
+        if not self.release.has("layer.precision"):
+            raise AttributeError(f"layers of TensorRT {self.release.version} have no set_output_type")
 
 
 class _Network:

@@ -20,7 +20,7 @@ ALWAYS = "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timing
 WEAK = "fp16 int8 calib"
 OLD, LATER = f"{WEAK} buildOnly workspace", "profilingVerbosity exportLayerInfo memPoolSize"
 NEW = f"skipInference {LATER} builderOptimizationLevel versionCompatible hardwareCompatibilityLevel"
-BY_LAYER = "precisionConstraints layerPrecisions"
+BY_LAYER = "precisionConstraints layerPrecisions layerOutputTypes"
 ACCEPTED = {
     version: f"{ALWAYS} {more}"
     for version, more in {
@@ -105,6 +105,8 @@ def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
     most = re.search(r"memory:(\d+)", asked)
     if most is not None and workspace > int(most.group(1)):
         os.kill(os.getpid(), signal.SIGKILL)
+    if "starved:" in asked:
+        return "Error Code 10: Could not find any implementation for node conv1/Conv due to insufficient workspace. See verbose log", None
     made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
     for name in re.findall(r"no-kernel:(\S+)", asked):
         node = next(n for n in graph.graph.node if n.name == name)

@@ -17,7 +17,7 @@ from trtq.engine.reader import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.lint import lint
-from trtq.export.onnx_file import load_onnx
+from trtq.export.onnx_file import digest_onnx, load_onnx
 from trtq.recipe import AuditSpec
 
 
@@ -94,7 +94,7 @@ def _layers(path: Path, source: Path, notes: list[str]) -> tuple[list[LayerRow],
         return read_layer_info(path), f"TensorRT's layer report {path.name}"
     engine = path.with_suffix("") if path.name.endswith(".engine.json") else path
     manifest = read_manifest(engine)
-    if manifest.onnx_sha256 != sha256_file(source):
+    if manifest.onnx_sha256 != digest_onnx(source):
         raise EngineError(
             f"{engine} was not built from {source}",
             f"it was built from a file with SHA-256 {manifest.onnx_sha256[:12]}",

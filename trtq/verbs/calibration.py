@@ -90,9 +90,9 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     quantized, plain = load_onnx(path), load_onnx(network)
     _require_unfolded(path, quantized)
     scales, missing, unused, notes = ranges_for(quantized, plain, spec.onnx)
-    number = spec.release_number or cache_number(release)
+    number = spec.release_number or cache_number(release, target.patch)
     if spec.release_number is None:
-        notes.append(f"the header says TRT-{number}: a release with another patch ignores it (--release-number, such as {number + 2})")
+        notes.append(f"the header says TRT-{number}: a release with another patch ignores it (--release-number, such as {number + 1})")
     out = Path(spec.out)
     ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(scales, number).encode())

@@ -144,7 +144,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         calibration_images=0 if spec.exclude else shared,
         data=describe(source),
         preprocess=preprocess,
-        runtime=runner.label if is_engine(path) else f"{runner.label}, Q/DQ computed as written",
+        runtime=runner.label,
         notes=notes,
         environment=environment(),
     )

@@ -13,20 +13,20 @@ import torch
 from torch import fx
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
-from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
+from trtq.engine.agreement import Comparison, answers, compare, worst_sqnr
 from trtq.engine.reader import reader_of
+from trtq.engine.runner import OnnxRunner
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import ExportError, UsageError
 from trtq.export.calibration_cache import cache_number, write_cache
-from trtq.export.half import convert_to_half
+from trtq.export.half import convert_to_half, has_half, rounded
 from trtq.export.half_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
 from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
-from trtq.export.ort import open_session, run_batch
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
@@ -57,9 +57,9 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         kind: what of it is quantized and what types stand in it.
         pairs: Q/DQ pairs.
         scales_ulp: how far its scales lie from the encodings', units in the last place.
-        float_nodes: nodes in FP32 beside FP16, and why.
+        float_nodes: nodes that must stay in FP32 beside FP16, and why; types say so from 10 on, the builder before.
         findings: of the lint rules for this target.
-        agreement: share of predictions equal to torch's simulation, percent, in ONNX Runtime on the CPU.
+        agreement: share of predictions equal to torch's simulation, percent, in ONNX Runtime on the CPU, every FP16 result rounded.
         sqnr_db: signal to the difference from it; None when there is none.
         cache: the calibration cache beside it, "" for none.
         fallback: why it is not what the encodings say, "" when it is.
@@ -159,7 +159,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         for target in targets:
             rows.append(writer.write(target, encodings, out))
             told.advance(1)
-        names = [n for r in rows for n in (r.file, r.cache) if n]
+        names = [n for r in rows for n in (r.file, *((r.cache, r.cache.replace(".cache", ".fp32.onnx")) if r.cache else ()))]
         files = {n: FileRecord(sha256=sha256_file(out / n), bytes=(out / n).stat().st_size) for n in (*names, ENCODINGS)}
         record = ExportRecord(
             schema=SCHEMA, verb="export", spec=msgspec.to_builtins(spec), encodings_sha256=encodings.digest(), profiles=rows,
@@ -193,7 +193,7 @@ class _Writer:
         self.spec, self.plain, self.simulated, self.example, self.dynamic = spec, plain, simulated, example, dynamic
         self.images, self.origin, self.note = [b.numpy() for b in images], origin, note
         with torch.inference_mode():
-            self.answers = {q: [g(b).double().numpy() for b in images] for q, g in ((True, simulated), (False, plain))}
+            self.answers = {q: np.concatenate([g(b).double().numpy() for b in images]) for q, g in ((True, simulated), (False, plain))}
         self.made: dict[tuple[int, bool, bool], tuple[onnx.ModelProto, dict[str, str]]] = {}
 
     def write(self, target: Target, encodings: Encodings, out: Path) -> ProfileRow:
@@ -210,11 +210,11 @@ class _Writer:
             kept = {}
         final = convert_to_half(model, kept) if profile.half else model
         name = re.sub(r"[^\w.-]", "-", target.name if target.version is None else f"{target.name}-{shown(target.version)}")
-        save_onnx(final, out / f"{name}.onnx")
         compared, ulp = furthest_scale(final, encodings)
         if profile.quantized and not compared:
             raise ExportError(f"Cannot compare the scales of {name}.onnx", "no pair of it names its quantizer")
-        agreement, sqnr = self.compare(final, quantized=profile.quantized)
+        found = self.compare(final, name, quantized=profile.quantized)
+        save_onnx(final, out / f"{name}.onnx")
         reader = reader_of(target)
         cache = "" if typed or fallback else self.cache(final, target, encodings, out, name)
         types = f"{'FP16' if profile.half else 'FP32'} types in the graph" if typed else "precision by flags"
@@ -222,7 +222,8 @@ class _Writer:
         return ProfileRow(
             target=target.name if target.version is None else f"{target.name}@{shown(target.version)}", file=f"{name}.onnx",
             reader=reader.name, opset=profile.opset, kind=f"{words}, {types}",
-            pairs=count_qdq(final), scales_ulp=ulp, float_nodes=kept, findings=lint(final, reader), agreement=agreement, sqnr_db=sqnr,
+            pairs=count_qdq(final), scales_ulp=ulp, float_nodes=kept, findings=lint(final, reader),
+            agreement=found.agreement, sqnr_db=found.sqnr_db,
             cache=cache, fallback=fallback,
         )  # fmt: skip
 
@@ -237,15 +238,21 @@ class _Writer:
             self.made[key] = model, kept
         return self.made[key]
 
-    def compare(self, model: onnx.ModelProto, *, quantized: bool) -> tuple[float, float | None]:
-        """Return equal predictions (percent) and SQNR of a file in ONNX Runtime against torch."""
-        session = open_session(model)
-        got: list[Array] = [run_batch(session, b)[0].astype(np.float64) for b in self.images]
-        wanted = self.answers[quantized]
-        equal = np.concatenate([predictions(w) == predictions(g) for w, g in zip(wanted, got, strict=True)])
-        noise = sum(float(np.sum((w - g) ** 2)) for w, g in zip(wanted, got, strict=True))
-        sqnr = ratio_db(sum(float(np.sum(w**2)) for w in wanted), noise)
-        return 100.0 * float(equal.mean()), round(sqnr, 3) if np.isfinite(sqnr) else None
+    def compare(self, model: onnx.ModelProto, name: str, *, quantized: bool) -> Comparison:
+        """Hold a file in ONNX Runtime, every FP16 result rounded, against torch.
+
+        Raises:
+            ExportError: it computes something else; nothing of it was written.
+        """
+        runner = OnnxRunner(rounded(model) if has_half(model) else model)
+        got = answers(runner, self.images)
+        wanted = {"output": self.answers[quantized]}
+        error = worst_sqnr({"output": self.answers[False]}, wanted) if quantized else None
+        found = compare(f"{name}.onnx", wanted, got, error)
+        if not found.passed:
+            far = "NaN or infinite" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB from torch's simulation"
+            raise ExportError(f"{name}.onnx does not compute what was simulated", f"its answers are {far}", "Export with --precision fp32")
+        return found
 
     def cache(self, model: onnx.ModelProto, target: Target, encodings: Encodings, out: Path, name: str) -> str:
         """Write the calibration cache and the float file it is for; "" where the ranges do not fit one."""
@@ -258,7 +265,9 @@ class _Writer:
         scales, _, _, said = ranges_for(model, plain, f"{name}.onnx")
         for line in said:
             self.note(f"{name}: {line}")
-        write_bytes(out / f"{name}.cache", write_cache(scales, cache_number(target.release)).encode())
+        number = cache_number(target.release, target.patch)
+        write_bytes(out / f"{name}.cache", write_cache(scales, number).encode())
+        self.note(f"{name}.cache is for TRT-{number} alone: another patch of it ignores the file (trtq export-calib --release-number)")
         return f"{name}.cache"
 
 
