@@ -1,9 +1,9 @@
 """After a build: does what was built compute what the ONNX file says? On the same images, with what can run here.
 
 The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Held against it: the model that was really built (FP16 types,
-pairs taken out), in ONNX Runtime with every FP16 result rounded, and the engine, where its GPU is. A difference must stay below the
-quantization error of the file itself, or 30 dB below the signal for a float file. When it does not, tensors on the way are compared, and
-the first that differs is named.
+pairs taken out), in ONNX Runtime with every FP16 result rounded, and the engine, where its GPU is. A difference may be 6 dB above the
+quantization error of the file itself, and must lie 30 dB below the signal for a float file. When it does not, tensors on the way are
+compared, and the first that differs is named.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from trtq.export.onnx_file import count_qdq
 from trtq.export.strip import strip_qdq
 
 FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
+# FP16 between two quantizers moves a value near the end of the range by 3 % of a code: as many codes flip, each by a whole step, which is a
+# third of the quantization noise for every layer, and flips make flips.
+SLACK_DB = 6.0
 PARTING_DB = 10.0
 Outputs = dict[str, Array]
 Opener = Callable[[onnx.ModelProto], Runner]
@@ -158,7 +161,7 @@ def compare(name: str, wanted: Outputs, got: Outputs, error: float | None) -> Co
         error: the file's own quantization error as SQNR, dB; None for a float file.
     """
     sqnr, first = worst_sqnr(wanted, got), next(iter(wanted))
-    floor = FLOAT_SQNR_DB if error is None else min(max(error, LEAST_SQNR_DB), FLOAT_SQNR_DB)
+    floor = FLOAT_SQNR_DB if error is None else min(max(error - SLACK_DB, LEAST_SQNR_DB), FLOAT_SQNR_DB)
     comparable = sqnr > -math.inf  # the same shapes, and finite
     equal = float((predictions(wanted[first]) == predictions(got[first])).mean()) if comparable else 0.0
     return Comparison(
