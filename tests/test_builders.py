@@ -22,7 +22,7 @@ from trtq.engine import open_engine as opening
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
 from trtq.engine.runner import EngineRunner, OnnxRunner
-from trtq.errors import AgreementError, BuilderMemoryError, EngineError, ExportError, MissingKernelError, UsageError
+from trtq.errors import AgreementError, ArtifactError, BuilderMemoryError, EngineError, ExportError, MissingKernelError, UsageError
 from trtq.export.ort import open_session, run_batch
 from trtq.testing.tensorrt import names_of, read_fake_plan, write_fake_tensorrt
 from trtq.testing.trtexec import write_fake_trtexec
@@ -581,3 +581,38 @@ def test_the_python_of_a_dry_run_names_the_module(files, tmp_path):
     asked_for = json.loads(json.loads(done.stdout.partition("json.loads(")[2].rpartition("))")[0]))
     assert asked_for["typed"] is True
     assert asked_for["sm"] is None
+
+
+def test_a_full_disk_keeps_the_engine_of_before(files, tmp_path, small_disk, tensorrt):
+    tensorrt("10.3.0")
+    engine = small_disk / "e.engine"
+    engine.write_bytes(b"the one of before")
+    with pytest.raises(ArtifactError, match="No space left"):
+        build(asked(files, small_disk))
+    assert engine.read_bytes() == b"the one of before"
+    assert not (small_disk / "e.engine.json").exists()
+
+
+def test_truncated_engines(files, tmp_path, tensorrt):
+    tensorrt("10.3.0")
+    build(asked(files, tmp_path))
+    engine = tmp_path / "e.engine"
+    engine.write_bytes(engine.read_bytes()[:100])
+    with pytest.raises(EngineError, match=r"e.engine.json belongs to another engine: it describes \d+ bytes .*, e.engine has 100 bytes"):
+        open_engine(engine, device="cpu")
+    (tmp_path / "e.engine.json").unlink()
+    with pytest.raises(EngineError, match=r"TensorRT 10.3.0 cannot load the engine e.engine"):
+        open_engine(engine, device="cpu", trust=True)
+
+
+def test_all_errors_of_the_parser_with_their_nodes(files, tmp_path):
+    """The real parser: an op of nobody's, named after its module."""
+    pytest.importorskip("tensorrt_rtx")
+    model = onnx.load(files / "model.fp32.onnx")
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type, node.domain = "MyRelu", "com.me"
+    model.opset_import.append(onnx.helper.make_opsetid("com.me", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(EngineError, match=r"the ONNX parser refuses relu/Relu \(MyRelu\): .*; relu_1/Relu \(MyRelu\): .*; relu_2/Relu"):
+        build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", backend="auto"))

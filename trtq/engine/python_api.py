@@ -138,7 +138,7 @@ def installed_version(name: str) -> Version:
 
 def _failure(events: list[dict[str, Any]], code: int, stderr: str, settings: Settings) -> EngineError:
     where = f"Cannot build the engine for {settings.target.device} (sm{settings.target.sm})"
-    parser = [f"{e['node'] or e['op']}: {e['text']}" for e in events if e["event"] == "error"]
+    parser = [f"{e['node']}{' (' + e['op'] + ')' if e['op'] else ''}: {e['text']}" for e in events if e["event"] == "error"]
     if parser:
         return EngineError(where, "the ONNX parser refuses " + "; ".join(parser))
     errors = [str(e["text"]) for e in events if e["event"] == "log" and "error" in e["severity"]]

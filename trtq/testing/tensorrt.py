@@ -253,9 +253,10 @@ class _Runtime:
         self.release = release
 
     def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        if not plan.startswith(MAGIC):
+        try:
+            head, model = read_fake_plan(plan)
+        except ValueError:
             return None
-        head, model = read_fake_plan(plan)
         return _Engine(self.release, head, model) if head["version"] == self.release.version else None
 
 
