@@ -18,12 +18,13 @@ DOCUMENTS = [
     ROOT / "docs/methods.md",
     ROOT / "docs/mixed-precision.md",
     ROOT / "docs/qat.md",
+    ROOT / "docs/targets.md",
 ]
 
 
 def commands():
     for path in DOCUMENTS:
-        text = path.read_text()
+        text = re.sub(r"\\\n\s+", "", path.read_text())  # a line that goes on is one command
         found = re.findall(r"^    (trtq [^\n]+)$", text, re.M) + re.findall(r"`(trtq (?:build|quantize|run|evaluate|bench) [^`]+)`", text)
         yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
 
