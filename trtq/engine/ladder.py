@@ -65,9 +65,10 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
     settings = replace(settings, workspace=settings.workspace or builder.workspace)
     while True:
         source = job.source(settings, builder.version, without)
+        data = job.data if source is job.model else None
         try:
             return Climb(
-                built=build_model(builder, source, settings),
+                built=build_model(builder, source, settings, data),
                 source=source,
                 attempts=attempts,
                 without=without,
@@ -97,12 +98,12 @@ def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     return [n for n in quantized if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w./-])", text)]
 
 
-def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
-    """Write a model to a file of its own and build it."""
+def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings, data: bytes | None = None) -> Built:
+    """Write a model (``data`` is it, where that is known) to a file of its own and build it."""
     with tempfile.TemporaryDirectory(prefix="trtq-onnx-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            onnx.save(model, path)
+            path.write_bytes(data if data is not None else model.SerializeToString())
         except OSError as exc:
             raise explain_os_error(exc, path) from exc
         return builder.build(path, settings)

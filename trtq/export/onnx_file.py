@@ -50,44 +50,67 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         ExportError: missing or not an ONNX file.
     """
+    return read_onnx(path)[0]
+
+
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes | None, str]:
+    """Return the model in ``path``, its bytes where they are the whole of that model, and the digest of what was read.
+
+    Raises:
+        ExportError: missing or not an ONNX file.
+    """
     try:
-        model = onnx.load(path)
+        data = path.read_bytes()
+        model = onnx.load_from_string(data)
+        outside = _outside(model)
+        if outside:
+            onnx.load_external_data_for_model(model, str(path.parent))
     except FileNotFoundError as exc:
         raise ExportError(f"Cannot read {path}", "there is no such file") from exc
     except Exception as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
         raise ExportError(f"Cannot read {path}", f"it is not an ONNX file ({type(exc).__name__})") from exc
     if not model.graph.node:
         raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
-    _tidy_(model)
-    return model
+    changed = _tidy_(model)
+    return model, None if changed or outside else data, _digest(path, data, outside)
 
 
-def _tidy_(model: onnx.ModelProto) -> None:
-    """Take constants out of the inputs, where files of IR 3 list them, and give every node a name: ours go by names."""
+def digest_onnx(path: Path) -> str:
+    """Return the SHA-256 of a file, and of the files its tensors lie in where they lie outside."""
+    data = path.read_bytes()
+    try:
+        outside = _outside(onnx.load_from_string(data))
+    except Exception:  # no ONNX file: its own bytes are all there is
+        outside = []
+    return _digest(path, data, outside)
+
+
+def _outside(model: onnx.ModelProto) -> list[str]:
+    return sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
+
+
+def _digest(path: Path, data: bytes, outside: list[str]) -> str:
+    own = sha256_bytes(data)
+    return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
+
+
+def _tidy_(model: onnx.ModelProto) -> bool:
+    """Take constants out of the inputs, where files of IR 3 list them, and name every node; return whether that did anything."""
+    changed = False
     constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in model.graph.node}
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-        model.ir_version = max(model.ir_version, 4)  # from which on constants need not be inputs
+        model.ir_version, changed = max(model.ir_version, 4), True  # from which on constants need not be inputs
     for i, node in enumerate(model.graph.node):
         if not node.name:
             name = f"{node.op_type}_{i}"
             while name in taken:
                 name += "_"
-            node.name = name
+            node.name, changed = name, True
             taken.add(name)
-
-
-def digest_onnx(path: Path) -> str:
-    """Return the SHA-256 of a file, and of the files its tensors lie in where they lie outside."""
-    own = sha256_file(path)
-    try:
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
-    except Exception:  # no ONNX file: its own bytes are all there is
-        return own
-    outside = sorted({e.value for t in tensors for e in t.external_data if e.key == "location"})
-    return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
+    return changed
 
 
 def opset_of(model: onnx.ModelProto) -> int:
