@@ -173,9 +173,8 @@ def _verdict(run: RunSummary) -> str:
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
     else:
         parts.append(f"keeps {q['parity']['agreement']:.1f} % of its predictions on {q['parity']['images']} calibration images")
-    covered = [m for m in run.engines if m["quantized_tensors"] and m.get("audit")]
+    covered = [m for m in run.engines if m["quantized_tensors"] and m.get("coverage")]
     if covered:
-        done = min(m["audit"]["convolutions"].get("int8", 0) for m in covered)
-        asked = covered[0]["quantized_convolutions"]
-        parts.append(f"and its engines compute {done} of {asked} quantized convolutions in INT8")
+        least = min((m["coverage"] for m in covered), key=lambda c: c["got"])
+        parts.append(f"and its engines compute {least['got']} of {least['asked']} quantized layers in INT8")
     return " ".join(parts) + "."
