@@ -8,16 +8,15 @@ result is rounded (``trtq.export.half.rounded``): ONNX Runtime's CPU would compu
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from apart import print_result, run_apart
 
 NAMES = ("efficientnet_lite0", "resnet20", "mobilevit_xxs", "vit", "vit_outliers_1000", "vit_outliers_10000", "vit_outliers_100000")
 TOOLS = ("everywhere", "trtq", "AutoCast")
@@ -96,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         tool, name, opset = args.one
-        print("RESULT " + json.dumps(run_one(tool, name, int(opset))))
+        print_result(run_one(tool, name, int(opset)))
         return
     from trtq.artifact import cpu_name
 
@@ -115,10 +114,7 @@ def main() -> None:
             for tool in TOOLS:
                 python = args.modelopt_python if tool == "AutoCast" else sys.executable
                 line = [python, __file__, "--one", tool, name, str(opset), "--modelopt-python", python, "--out", str(args.out)]
-                done = subprocess.run(line, capture_output=True, text=True, check=False)
-                row = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
-                last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                r = json.loads(row[7:]) if row else {"error": last[:120]}
+                r = run_apart(line)
                 if "error" in r:
                     lines.append(f"| {name} | {opset} | {tool} | | | | {r['error'][:140]} | |")
                 else:

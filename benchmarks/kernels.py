@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from apart import print_result, run_apart
 from targets import MODELS
 
 IMAGES = 16
@@ -132,7 +131,7 @@ def main() -> None:
                 result = run_one(*args.one, os.environ["TRTQ_DATA"])
             except Exception as exc:
                 result = {"error": f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"}
-        print("RESULT " + json.dumps(result))
+        print_result(result)
         return
     from trtq.artifact import cpu_name, package_version
 
@@ -141,10 +140,7 @@ def main() -> None:
         for tool in args.tools:
             python = sys.executable if tool == "trtq" else args.modelopt_python
             line = [python, __file__, "--one", tool, name, "--modelopt-python", python, "--out", str(args.out)]
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
-            row = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
-            last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-            found.setdefault(name, {})[tool] = json.loads(row[7:]) if row else {"error": f"died: {last[0]}"}
+            found.setdefault(name, {})[tool] = run_apart(line)
             print(name, tool, found[name][tool], flush=True)
             machine = f"{cpu_name()}, TensorRT-RTX {package_version('tensorrt-rtx-cu13')}"
             args.out.write_text(render(found, machine))

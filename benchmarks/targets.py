@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from apart import print_result, run_apart
 
 MODELS = {
     "resnet18": "timm:resnet18", "resnet50": "timm:resnet50", "mobilenetv2": "timm:mobilenetv2_100",
@@ -140,16 +140,13 @@ def main() -> None:
                 result = run_one(args.models[0], data, args.segmenter)
             except Exception as exc:
                 result = {"model": args.models[0], "error": f"{type(exc).__name__}: {exc}"}
-        print("RESULT " + json.dumps(result))
+        print_result(result)
         return
     results = []
     for name in args.models:
         more = ["--segmenter", args.segmenter] if args.segmenter else []
         line = [sys.executable, __file__, "--one", "--models", name, "--out", str(args.out), *more]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        found = next((ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")), None)
-        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
-        results.append(json.loads(found[7:]) if found else {"model": name, "error": f"died: {last[0]}"})
+        results.append({"model": name, **run_apart(line)})
         print(name, results[-1].get("error", "done"), f"{results[-1].get('quantize_s', 0):.0f} s, {results[-1].get('export_s', 0):.0f} s", flush=True)
         from trtq.artifact import cpu_name, package_version
 

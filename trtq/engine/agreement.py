@@ -20,7 +20,7 @@ from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.engine.audit import COMPUTE
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
-from trtq.export.half import has_half, rounded
+from trtq.export.half import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq
 from trtq.export.strip import strip_qdq
@@ -101,7 +101,7 @@ def check_agreement(
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
         said = "what was built, in ONNX Runtime" + (", every FP16 result rounded" if has_half(source) else "")
-        runners.append((said, _rounding(source), _rounding))
+        runners.append((said, run_rounded(source), run_rounded))
     if engine is not None:
         runners.append(("engine", engine, rebuild))
     comparisons = []
@@ -113,7 +113,8 @@ def check_agreement(
     return AgreementRecord(images=sum(map(len, images)), yardstick=yardstick, comparisons=comparisons, missing=list(missing))
 
 
-def _rounding(model: onnx.ModelProto) -> Runner:
+def run_rounded(model: onnx.ModelProto) -> Runner:
+    """Return a model in ONNX Runtime, every FP16 result rounded as hardware does."""
     return OnnxRunner(rounded(model) if has_half(model) else model)
 
 
@@ -209,7 +210,7 @@ def first_parting(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProt
 def _tapped(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
+    types = elem_types(model)
     known = {o.name for o in model.graph.output}
     result.graph.output.extend(helper.make_tensor_value_info(t, types.get(t, TensorProto.FLOAT), None) for t in tensors if t not in known)
     return result

@@ -55,8 +55,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings = job.settings(builder, number)
-    unkept = job.unkept(settings)
-    for line in unkept:
+    for line in job.unkept(settings):
         told.note(line)
     images = _images(job) if spec.data is not None else None
     ensure_writable_dir(out.parent)
@@ -74,13 +73,12 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
         manifest_path(out).unlink(missing_ok=True)
         fresh.replace(out)
-        manifest = _manifest(job, builder, settings, found, seconds)
-        manifest = msgspec.structs.replace(manifest, audit=rows, coverage=coverage, agreement=agreement, notes=[*job.notes, *unkept])
+        manifest = _manifest(job, builder, settings, found, seconds=seconds, audit=rows, coverage=coverage, agreement=agreement)
         write_json(manifest_path(out), manifest)
     return manifest
 
 
-def _manifest(job: Job, builder: Builder, settings: Settings, found: Climb, seconds: float) -> EngineManifest:
+def _manifest(job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any) -> EngineManifest:
     spec, built, metadata, path = job.spec, found.built, get_metadata(job.model), Path(job.spec.onnx)
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
@@ -94,10 +92,10 @@ def _manifest(job: Job, builder: Builder, settings: Settings, found: Climb, seco
         tensors=built.tensors or _tensors(found.source),
         onnx_sha256=job.onnx_sha256, onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"), preprocess=metadata.get("preprocess"),
-        builder_log=built.log, audit=None, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
+        builder_log=built.log, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
         fallback="; ".join(filter(None, [job.fallback, *without])), attempts=found.attempts,
         float_nodes={n: job.float_nodes[n] for n in settings.float_nodes}, numbers=built.numbers,
-        workspace=found.workspace, notes=job.notes, seconds=seconds, environment=environment(),
+        workspace=found.workspace, notes=[*job.notes, *job.unkept(settings)], environment=environment(), **looked,
     )  # fmt: skip
 
 

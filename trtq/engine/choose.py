@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 import onnx
 
@@ -27,12 +28,12 @@ def is_installed(module: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _wanted(spec: BuildSpec, target: Target, *, quantized: bool) -> str:
-    """Return the backend to use; ``auto`` prefers the one that needs no GPU."""
+def _wanted(spec: BuildSpec, target: Target, there: Callable[[str], bool], *, quantized: bool) -> str:
+    """Return the backend to use, where ``there`` says which modules are; ``auto`` prefers the one that needs no GPU."""
     if spec.backend != "auto":
         return spec.backend
-    covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and is_installed("tensorrt"))
-    return "tensorrt-rtx" if covered and (is_installed("tensorrt_rtx") or not is_installed("tensorrt")) else "tensorrt"
+    covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and there("tensorrt"))
+    return "tensorrt-rtx" if covered and (there("tensorrt_rtx") or not there("tensorrt")) else "tensorrt"
 
 
 def open_builder(spec: BuildSpec, target: Target, told: Progress, *, quantized: bool) -> tuple[Builder, int | None]:
@@ -42,7 +43,7 @@ def open_builder(spec: BuildSpec, target: Target, told: Progress, *, quantized: 
         EngineError: the backend does not cover the target, or this machine's GPU is another.
         MissingExtraError: it is not installed.
     """
-    name = _wanted(spec, target, quantized=quantized)
+    name = _wanted(spec, target, is_installed, quantized=quantized)
     if name == "trtexec":
         executable = find_trtexec()
         number = probe_number(executable)
@@ -76,9 +77,7 @@ def imagine_builder(spec: BuildSpec, target: Target, *, quantized: bool) -> Buil
     Raises:
         UsageError: trtexec's version is not known.
     """
-    name: str = spec.backend
-    if name == "auto":
-        name = "tensorrt-rtx" if target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75) else "tensorrt"
+    name = _wanted(spec, target, lambda _: True, quantized=quantized)
     if name == "trtexec":
         return TrtexecBuilder("trtexec", target.release or _version_here(spec.target), Silent())
     return PythonBuilder(name, LIKE_RTX if name == "tensorrt-rtx" else target.release or LIKE_RTX, Silent())

@@ -9,11 +9,10 @@ import onnx
 
 from trtq.engine.audit import LayerRow, ModuleRow, match, parse_layer_info, read_plan_layers, unnamed_products
 from trtq.engine.plan_text import PlanAudit, audit_plan
-from trtq.engine.reader import reader_of
+from trtq.engine.reader import why_float
 from trtq.engine.settings import Built
 from trtq.engine.targets import Target
 from trtq.errors import EngineError
-from trtq.export.lint import lint
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +57,7 @@ def cover(model: onnx.ModelProto, built: Built, backend: str, target: Target) ->
         return None, plan_rows
     modules = [m for m in match(model, rows, {}, {}) if m.requested != "float"]
     if any(m.short for m in modules):
-        reasons: dict[str, str] = {}
-        for finding in lint(model, reader_of(target)):
-            if finding.severity == "float":
-                reasons.setdefault(finding.where, f"{finding.rule}: {finding.why}")
+        reasons = why_float(model, target)
         modules = [msgspec.structs.replace(m, why=reasons.get(m.node, "")) for m in modules]
     short = [m for m in modules if m.short]
     got = sum(m.actual == m.requested for m in modules)

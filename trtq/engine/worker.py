@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 else:
     trt = importlib.import_module(os.environ.get("TRTQ_TENSORRT", "tensorrt"))
 
-CACHE_PREFIX = "timing cache"
-
 
 def _number() -> str:
     return str(getattr(trt, "__version__"))  # noqa: B009 - the published types leave it out
@@ -58,7 +56,7 @@ def _monitor() -> Any:
             return True
 
         def phase_finish(self, phase_name: str) -> None:
-            _emit("phase end", name=phase_name)
+            pass  # its steps have said so
 
     return Monitor()
 
@@ -138,7 +136,7 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
     held = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(held)
     if held and (cache is None or not config.set_timing_cache(cache, False)):
-        text = f"the {CACHE_PREFIX} {path} is damaged, or of another GPU or TensorRT: it is made anew"
+        text = f"the timing cache {path} is damaged, or of another GPU or TensorRT: it is made anew"
         _emit("log", severity="warning", text=text)
         cache, held = config.create_timing_cache(b""), b""
     if not held and cache is not None:

@@ -13,11 +13,10 @@ from trtq.artifact import SCHEMA, sha256_file
 from trtq.cost.onnx_file import list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
 from trtq.engine.manifest import read_manifest
-from trtq.engine.reader import reader_of
+from trtq.engine.reader import why_float
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
-from trtq.export.lint import lint
-from trtq.export.onnx_file import digest_onnx, load_onnx
+from trtq.export.onnx_file import read_onnx
 from trtq.recipe import AuditSpec
 
 
@@ -68,14 +67,11 @@ def audit(spec: AuditSpec) -> AuditRecord:
         EngineError: the file is no engine of trtq's or no layer report, or the engine was built from another ONNX file.
         ExportError: the ONNX file cannot be read.
     """
-    path, source_file = Path(spec.file), Path(spec.onnx)
-    model, notes = load_onnx(source_file), list[str]()
-    layers, source = _layers(path, source_file, notes)
+    path, notes = Path(spec.file), list[str]()
+    model, _, digest = read_onnx(Path(spec.onnx))
+    layers, source = _layers(path, spec.onnx, digest, notes)
     macs = _macs(model, spec.onnx, notes)
-    reasons: dict[str, str] = {}
-    for finding in lint(model, reader_of(parse_target(spec.target))) if spec.target else ():
-        if finding.severity == "float":
-            reasons.setdefault(finding.where, f"{finding.rule}: {finding.why}")
+    reasons = why_float(model, parse_target(spec.target)) if spec.target else {}
     modules = match(model, layers, macs, reasons)
     if all(layer.precision == UNKNOWN for layer in layers):
         notes.append("the report has layer names alone: build with --profilingVerbosity=detailed to know precisions")
@@ -83,18 +79,18 @@ def audit(spec: AuditSpec) -> AuditRecord:
     for m in modules:
         shares[m.actual or "folded"] += m.macs
     return AuditRecord(
-        schema=SCHEMA, verb="audit", spec=msgspec.to_builtins(spec), engine_sha256=sha256_file(path), onnx_sha256=sha256_file(source_file),
+        schema=SCHEMA, verb="audit", spec=msgspec.to_builtins(spec), engine_sha256=sha256_file(path), onnx_sha256=digest,
         source=source, modules=modules, shares={k: round(100.0 * v / total, 2) for k, v in shares.most_common()} if total else {},
         moving=sum(layer.moves for layer in layers), layers=len(layers), notes=notes,
     )  # fmt: skip
 
 
-def _layers(path: Path, source: Path, notes: list[str]) -> tuple[list[LayerRow], str]:
+def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[list[LayerRow], str]:
     if path.suffix == ".json" and not path.name.endswith(".engine.json"):
         return read_layer_info(path), f"TensorRT's layer report {path.name}"
     engine = path.with_suffix("") if path.name.endswith(".engine.json") else path
     manifest = read_manifest(engine)
-    if manifest.onnx_sha256 != digest_onnx(source):
+    if manifest.onnx_sha256 != digest:
         raise EngineError(
             f"{engine} was not built from {source}",
             f"it was built from a file with SHA-256 {manifest.onnx_sha256[:12]}",

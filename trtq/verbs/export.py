@@ -15,14 +15,13 @@ from torch import fx
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
-from trtq.engine.agreement import Comparison, answers, compare, worst_sqnr
+from trtq.engine.agreement import Comparison, answers, compare, run_rounded, worst_sqnr
 from trtq.engine.reader import reader_of
-from trtq.engine.runner import OnnxRunner
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import ExportError, UsageError
 from trtq.export.calibration_cache import cache_number, write_cache
-from trtq.export.half import convert_to_half, has_half, rounded
+from trtq.export.half import convert_to_half
 from trtq.export.half_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
@@ -200,16 +199,15 @@ class _Writer:
         """Write the file of a target, and its cache where that release reads one."""
         fallback = "" if "INT8" in target.arithmetic else f"{target.device} has no INT8 arithmetic: the float model"
         typed = target.release is None or offers("typed", target.release)
-        profile = Profile(
-            opset=target.opset, quantized=not fallback, half=typed and self.spec.precision == "fp16", int4=_int4(target, encodings)
-        )
-        if profile.int4:
-            profile = Profile(opset=INT4_OPSET, quantized=True, half=profile.half, int4=True)
+        int4 = _int4(target, encodings)
+        half = typed and self.spec.precision == "fp16"
+        profile = Profile(opset=INT4_OPSET if int4 else target.opset, quantized=not fallback, half=half, int4=int4)
         model, kept = self.float32(profile)
         if self.spec.precision != "fp16":
             kept = {}
         final = convert_to_half(model, kept) if profile.half else model
-        name = re.sub(r"[^\w.-]", "-", target.name if target.version is None else f"{target.name}-{shown(target.version)}")
+        label = target.name if target.version is None else f"{target.name}@{shown(target.version)}"
+        name = re.sub(r"[^\w.-]", "-", label)
         compared, ulp = furthest_scale(final, encodings)
         if profile.quantized and not compared:
             raise ExportError(f"Cannot compare the scales of {name}.onnx", "no pair of it names its quantizer")
@@ -220,8 +218,7 @@ class _Writer:
         types = f"{'FP16' if profile.half else 'FP32'} types in the graph" if typed else "precision by flags"
         words = "INT8 Q/DQ, INT4 weights" if profile.int4 else "Q/DQ pairs" if profile.quantized else "float"
         return ProfileRow(
-            target=target.name if target.version is None else f"{target.name}@{shown(target.version)}", file=f"{name}.onnx",
-            reader=reader.name, opset=profile.opset, kind=f"{words}, {types}",
+            target=label, file=f"{name}.onnx", reader=reader.name, opset=profile.opset, kind=f"{words}, {types}",
             pairs=count_qdq(final), scales_ulp=ulp, float_nodes=kept, findings=lint(final, reader),
             agreement=found.agreement, sqnr_db=found.sqnr_db,
             cache=cache, fallback=fallback,
@@ -244,8 +241,7 @@ class _Writer:
         Raises:
             ExportError: it computes something else; nothing of it was written.
         """
-        runner = OnnxRunner(rounded(model) if has_half(model) else model)
-        got = answers(runner, self.images)
+        got = answers(run_rounded(model), self.images)
         wanted = {"output": self.answers[quantized]}
         error = worst_sqnr({"output": self.answers[False]}, wanted) if quantized else None
         found = compare(f"{name}.onnx", wanted, got, error)
