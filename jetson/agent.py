@@ -6,7 +6,9 @@ Usage: python agent.py parse-tegrastats < LOG
 ``swap_used_mb``, ``gr3d_pct``, ``cpu``, ``temps_c``, ``rails_mw``. What a line does not say is null or empty; no line raises.
 """
 
+import glob
 import json
+import os
 import re
 import sys
 from typing import Any, Dict, List, Optional, Tuple
@@ -88,6 +90,43 @@ def total_power(rails: Dict[str, List[int]]) -> Tuple[Optional[int], str]:
     if not rails:
         return None, "the line has no power rails"
     return None, "no total among the rails " + ", ".join(sorted(rails))
+
+
+def read_rails(root: str = "/") -> Dict[str, int]:
+    """Return the power of every rail that the INA3221 monitors have in sysfs, mW by name; empty where there are none.
+
+    Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes, older ones ``iio`` with milliwatts. Rails
+    labelled NC and the sum of shunts (channel 7) are none.
+    """
+    rails = {}  # type: Dict[str, int]
+    for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*"))):
+        if _text(os.path.join(folder, "name")) != "ina3221":
+            continue
+        for channel in range(1, 4):
+            label = _text(os.path.join(folder, "in%d_label" % channel))
+            volts, amperes = (_number(os.path.join(folder, "%s%d_input" % (kind, channel))) for kind in ("in", "curr"))
+            if label and "NC" not in label.split() and volts is not None and amperes is not None:
+                rails[label] = volts * amperes // 1000
+    # sys/bus/i2c/drivers/ina3221x/0-0040/iio:device0
+    for folder in sorted(glob.glob(os.path.join(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*"))):
+        for channel in range(3):
+            label, power = (_text(os.path.join(folder, "rail_name_%d" % channel)), _number(os.path.join(folder, "in_power%d_input" % channel)))
+            if label and "NC" not in label.split() and power is not None:
+                rails[label] = power
+    return rails
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path) as handle:
+            return handle.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _number(path: str) -> Optional[int]:
+    text = _text(path)
+    return int(text) if text.lstrip("-").isdigit() else None
 
 
 def main(arguments: List[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trtq.deploy.agent import parse_tegrastats, total_power
+from trtq.agent import parse_tegrastats, total_power
 
 AGENT = Path(__file__).parent.parent / "jetson/agent.py"
 EMPTY = {"ram_used_mb": None, "ram_total_mb": None, "swap_used_mb": None, "gr3d_pct": None, "cpu": None, "temps_c": {}, "rails_mw": {}}

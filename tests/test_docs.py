@@ -69,5 +69,5 @@ def test_the_example_method_runs(images, tmp_path, monkeypatch):
     plain = quantize(spec(images, tmp_path / "a"))
     wide = quantize(spec(images, tmp_path / "b", method=["widen"], method_arg={"widen.factor": 1.5}))
     before, after = ({q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (plain, wide))
-    assert all(after[name] == pytest.approx(1.5 * before[name]) for name in before)
+    assert all(after[name] == pytest.approx(1.5 * before[name], rel=2e-3) for name in before)  # scales go to the next FP16 number
     assert wide.methods[0].did == {"factor": 1.5}

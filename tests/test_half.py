@@ -184,3 +184,39 @@ def test_a_file_that_does_not_say_is_looked_at_for_constants_alone(cnn_out: Path
     made = build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="rtx3080", precision="fp16", out=f"{tmp_path}/e.engine"))
     said = "FP16: the file does not say which tensors leave its range, only constants were looked at (trtq export looks at images)"
     assert made.notes == [said]
+
+
+@pytest.mark.parametrize("scale", [2.0**-6, 0.0123, 2e-6])
+def test_a_pair_is_fp16_where_fp16_has_its_scale(scale):
+    nodes = [
+        helper.make_node("Mul", ["input", "one"], ["a"], name="mul"), helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"), helper.make_node("Add", ["d", "one"], ["y"], name="add"),
+    ]  # fmt: skip
+    model = make(nodes, [("one", 1.0), ("s", scale)])
+    model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "z"))
+    model.opset_import[0].version = 20
+    half = convert_to_half(model)
+    held = {i.name: numpy_helper.to_array(i) for i in half.graph.initializer}
+    for node in half.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            found = held[node.input[1]]
+            assert found.dtype == (np.float16 if scale == 2.0**-6 else np.float32)
+            assert found.astype(np.float32) == np.float32(scale)  # the number itself never changes
+    answers(half, np.ones((1, 4), np.float32))  # ONNX Runtime takes the types
+    kept = convert_to_half(model, ["mul", "add"])  # what makes the data and what reads the values stay in float: so does the pair
+    assert not any(i.data_type == TensorProto.FLOAT16 for i in kept.graph.initializer)
+
+
+def test_quantize_settles_scales_on_numbers_that_fp16_has(cnn_out: Path):
+    model = load_onnx(cnn_out / "model.qdq.onnx")
+    half = convert_to_half(model)
+    held = {i.name: numpy_helper.to_array(i) for i in half.graph.initializer}
+    scales = [held[n.input[1]] for n in half.graph.node if n.op_type == "DequantizeLinear"]
+    assert scales
+    assert all(s.dtype == np.float16 for s in scales)
+    codes = {
+        n.name: numpy_helper.to_array(next(i for i in m.graph.initializer if i.name == n.input[0]))
+        for m in (model, half) for n in m.graph.node
+        if n.op_type == "QuantizeLinear" and any(i.name == n.input[0] for i in m.graph.initializer)
+    }  # fmt: skip
+    assert all(v.dtype == np.float32 for v in codes.values())  # the codes of weights are made from float32

@@ -16,6 +16,7 @@ from trtq.data.metrics import Scores, predictions, ratio_db
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
 from trtq.quant.calibrators import Moments, bias_floor, entropy_amax, mse_amax, percentile_amax, weight_amax
+from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.formats import Format
 from trtq.quant.histogram import NUM_BINS, Histogram
@@ -188,3 +189,20 @@ def test_median_interval_covers_the_median_in_about_95_percent():
         _, low, high = median_interval(sample.tolist())
         hits += low <= math.log(2) <= high
     assert 0.93 <= hits / 600 <= 0.985
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8), st.sampled_from([Format(), Format(bits=4), Format(kind="fp8")]))
+def test_settled_scales_are_fp16_numbers_within_a_thousandth_or_what_they_were(values, fmt):
+    amax = torch.tensor(values, dtype=torch.float32)
+    held = Encodings(amax={"x": amax}, formats={"x": fmt})
+    was = held.scale("x")
+    held.settle_()
+    now = held.scale("x")
+    in_half = now.to(torch.float16).to(torch.float32) == now
+    assert bool(in_half.all()) or torch.equal(now, was)
+    assert bool(((now - was).abs() <= 2.0**-10 * was).all())
+    again = held.amax["x"].clone()
+    held.settle_()
+    assert torch.equal(held.amax["x"], again)  # settled is settled
+    if bool(((was >= 2.0**-14) & (was <= 65504)).all()):
+        assert bool(in_half.all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -18,8 +18,9 @@ HALF = "tensor(float16)"
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Return ``model`` with FP16 weights and computation.
 
-    Inputs and outputs stay float32. Each Q/DQ pair stays float32 between two casts, so that its scale is the calibrated number
-    to the last bit; TensorRT fuses the casts into the INT8 kernels around them. A file that has FP16 types is returned as it is.
+    Inputs and outputs stay float32. Scales stay the calibrated numbers to the last bit: a Q/DQ pair is FP16 where FP16 has its scale
+    (``Encodings.settle_`` sees to that), so that INT8 kernels hand over FP16, and float32 between two casts where it has not. The codes
+    of weights are always those of float32. A file that has FP16 types is returned as it is.
 
     Args:
         model: float32, with or without Q/DQ pairs.
@@ -38,6 +39,11 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
 def has_half(model: onnx.ModelProto) -> bool:
     """Whether FP16 types stand in a file already: it then says itself what computes in what."""
     return any(i.data_type == TensorProto.FLOAT16 for i in model.graph.initializer)
+
+
+def has_in_half(scale: np.ndarray) -> bool:
+    """Whether FP16 has each of these scales, and the 128 codes beside it."""
+    return bool(scale.max(initial=0.0) * 128 <= HALF_MAX and (scale.astype(np.float16).astype(np.float32) == scale).all())
 
 
 def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
@@ -72,13 +78,14 @@ class _Retyping:
         self.cast = dict[tuple[str, int], str]()
         self.nodes = list[onnx.NodeProto]()
         self.taken = {n for node in self.graph.node for n in (*node.input, *node.output)} | set(self.weights)
+        self.kept_reads = {n for node in self.graph.node if node.name in self.keep for n in node.input}
 
     def run(self) -> None:
         """Rewrite the nodes, then what goes in and out."""
         outputs = {o.name for o in self.graph.output}
         renamed: dict[str, str] = {}
         for node in self.graph.node:
-            in_float = node.op_type in QDQ or node.name in self.keep or self._is_opaque(node)
+            in_float = node.name in self.keep or self._is_opaque(node) or (node.op_type in QDQ and self._is_float_pair(node, renamed))
             reads, gives = operand_types(node, self.opset)
             for i, given in enumerate(node.input):
                 name = renamed.get(given, given)
@@ -103,6 +110,15 @@ class _Retyping:
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
         del self.graph.value_info[:]
+
+    def _is_float_pair(self, node: onnx.NodeProto, renamed: Mapping[str, str]) -> bool:
+        """Whether a node of a Q/DQ pair works in float32: its scale, its data or its reader does."""
+        held = self.weights.get(node.input[1])
+        if held is None or not has_in_half(numpy_helper.to_array(held)):
+            return True
+        if node.op_type == "QuantizeLinear":
+            return renamed.get(node.input[0], node.input[0]) not in self.half
+        return node.output[0] in self.kept_reads
 
     def _is_opaque(self, node: onnx.NodeProto) -> bool:
         """Whether a node's types cannot be chosen: it has one written into it, or reads what inference knows nothing of."""

@@ -216,10 +216,12 @@ class TrainingGraph:
                 formats.pop(q.name), amax.pop(q.name)
                 left[q.name] = f"a codebook of {len(book.values)} values: simulated, no engine has a kernel for it"
         origin = {**self.encodings.origin, "methods": f"{self.encodings.origin.get('methods', '')} qat".strip()}
-        return Encodings(
+        result = Encodings(
             amax=amax, amin=self.encodings.amin, formats=formats, constants={**self.encodings.constants, **values},
             left_in_float=left, origin=origin,
         )  # fmt: skip
+        result.settle_()
+        return result
 
     def _write_codebook_(self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]) -> None:
         """Put the weight on its values; the factor of a folded BatchNorm is applied behind them, as it is to the range of codes."""

@@ -169,6 +169,7 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
         if method.finish is not None:
             method.finish(bench, arguments)
     after = _apply(inputs, bench, [c for c in chosen if c[0].acts == "after"])
+    encodings.settle_()
     encodings.constants = {**bench.folded, **encodings.constants}
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(graph)}
     simulated = insert_fake_quantize(graph, placement, encodings)

@@ -1,0 +1,1 @@
+../jetson/agent.py

@@ -1,1 +1,0 @@
-../../jetson/agent.py
