@@ -110,7 +110,8 @@ def read_rails(root: str = "/") -> Dict[str, int]:
     # sys/bus/i2c/drivers/ina3221x/0-0040/iio:device0
     for folder in sorted(glob.glob(os.path.join(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*"))):
         for channel in range(3):
-            label, power = (_text(os.path.join(folder, "rail_name_%d" % channel)), _number(os.path.join(folder, "in_power%d_input" % channel)))
+            label = _text(os.path.join(folder, "rail_name_%d" % channel))
+            power = _number(os.path.join(folder, "in_power%d_input" % channel))
             if label and "NC" not in label.split() and power is not None:
                 rails[label] = power
     return rails

@@ -9,7 +9,7 @@ import trtq
 from tests.conftest import run_cli
 from trtq.cli import COMMANDS
 from trtq.cli.options import spec_options
-from trtq.recipe import BenchSpec, BuildSpec, EvaluateSpec, QuantizeSpec, option_name
+from trtq.recipe import BenchSpec, BuildSpec, CompareSpec, EvaluateSpec, GateSpec, QuantizeSpec, option_name
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "timm", "matplotlib", "rich", "tensorrt_rtx", "tensorrt", "PIL")
 
@@ -46,11 +46,13 @@ def test_unknown_attribute_is_an_attribute_error():
 
 
 @pytest.mark.parametrize(
-    ("command", "spec"), [("quantize", QuantizeSpec), ("evaluate", EvaluateSpec), ("build", BuildSpec), ("bench", BenchSpec)]
+    ("command", "spec"),
+    [("quantize", QuantizeSpec), ("evaluate", EvaluateSpec), ("build", BuildSpec), ("bench", BenchSpec), ("compare", CompareSpec),
+     ("gate", GateSpec)],
 )
 def test_every_field_of_a_spec_is_an_option(command, spec):
     text = run_cli(command, "--help").stdout
-    argument = {"quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[command]
+    argument = {"quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file", "compare": "file", "gate": "record"}[command]
     for name in spec.__struct_fields__:
         if name != argument:
             assert option_name(name) in text

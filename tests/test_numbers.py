@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtq.bench.latency import median_interval
 from trtq.data.metrics import Scores, predictions, ratio_db
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
@@ -179,16 +178,6 @@ def test_scores_by_hand():
     assert dense.agreement == 100.0
     assert ratio_db(25.0, 0.25) == pytest.approx(20.0)
     assert predictions(np.array([0.5, -0.5])).tolist() == [1, 0]
-
-
-def test_median_interval_covers_the_median_in_about_95_percent():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(600):
-        sample = rng.exponential(1.0, 41)
-        _, low, high = median_interval(sample.tolist())
-        hits += low <= math.log(2) <= high
-    assert 0.93 <= hits / 600 <= 0.985
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8), st.sampled_from([Format(), Format(bits=4), Format(kind="fp8")]))

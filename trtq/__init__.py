@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 from trtq.version import __version__
 
 if TYPE_CHECKING:
-    from trtq.bench.latency import BenchRecord, bench
+    from trtq.bench.contest import CompareRecord, compare
+    from trtq.bench.gate import GateRecord, gate
+    from trtq.bench.harness import bench
+    from trtq.bench.record import BenchRecord
     from trtq.engine.build import build
     from trtq.engine.manifest import EngineManifest
     from trtq.errors import TrtqError
@@ -33,11 +36,13 @@ if TYPE_CHECKING:
         BenchSpec,
         BlocksSpec,
         BuildSpec,
+        CompareSpec,
         CostSpec,
         EvaluateSpec,
         ExportCalibSpec,
         ExportSpec,
         FinetuneSpec,
+        GateSpec,
         ImportCalibSpec,
         ImportCheckpointSpec,
         LintSpec,
@@ -75,12 +80,14 @@ _WHERE = {
     "AnalyzeSpec": "trtq.recipe",
     "AuditRecord": "trtq.verbs.audit",
     "AuditSpec": "trtq.recipe",
-    "BenchRecord": "trtq.bench.latency",
+    "BenchRecord": "trtq.bench.record",
     "BenchSpec": "trtq.recipe",
     "BlocksRecord": "trtq.verbs.blocks",
     "BlocksSpec": "trtq.recipe",
     "BuildSpec": "trtq.recipe",
     "CalibrationRecord": "trtq.verbs.calibration",
+    "CompareRecord": "trtq.bench.contest",
+    "CompareSpec": "trtq.recipe",
     "CostRecord": "trtq.verbs.cost",
     "CostSpec": "trtq.recipe",
     "Encodings": "trtq.quant.encodings",
@@ -92,6 +99,8 @@ _WHERE = {
     "ExportSpec": "trtq.recipe",
     "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
+    "GateRecord": "trtq.bench.gate",
+    "GateSpec": "trtq.recipe",
     "ImportCalibSpec": "trtq.recipe",
     "ImportCheckpointSpec": "trtq.recipe",
     "ImportRecord": "trtq.verbs.import_checkpoint",
@@ -108,14 +117,16 @@ _WHERE = {
     "allocate": "trtq.verbs.allocate",
     "analyze": "trtq.verbs.analyze",
     "audit": "trtq.verbs.audit",
-    "bench": "trtq.bench.latency",
+    "bench": "trtq.bench.harness",
     "blocks": "trtq.verbs.blocks",
     "build": "trtq.engine.build",
+    "compare": "trtq.bench.contest",
     "cost": "trtq.verbs.cost",
     "evaluate": "trtq.verbs.evaluate",
     "export_calib": "trtq.verbs.calibration",
     "export_profiles": "trtq.verbs.export",
     "finetune": "trtq.verbs.finetune",
+    "gate": "trtq.bench.gate",
     "import_calib": "trtq.verbs.calibration",
     "import_checkpoint": "trtq.verbs.import_checkpoint",
     "inspect": "trtq.verbs.inspect",
@@ -128,12 +139,13 @@ _WHERE = {
 
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "AuditRecord", "AuditSpec",
-    "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CostRecord", "CostSpec",
-    "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "ExportRecord", "ExportSpec",
-    "FinetuneRecord", "FinetuneSpec", "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec",
-    "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise",
-    "allocate", "analyze", "audit", "bench", "blocks", "build", "cost", "evaluate", "export_calib", "export_profiles", "finetune",
-    "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "run_lint", "search",
+    "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CompareRecord", "CompareSpec",
+    "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "ExportRecord",
+    "ExportSpec", "FinetuneRecord", "FinetuneSpec", "GateRecord", "GateSpec", "ImportCalibSpec", "ImportCheckpointSpec",
+    "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
+    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit", "bench", "blocks", "build", "compare",
+    "cost", "evaluate", "export_calib", "export_profiles", "finetune", "gate", "import_calib", "import_checkpoint", "inspect",
+    "load_recipe", "quantize", "run", "run_lint", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -61,7 +61,9 @@ target = "rtx4090"
 source = "fp32"
 
 [bench]
-seconds = 2
+duration = 2
+min_samples = 100
+max_duration = 10
 """
 
 

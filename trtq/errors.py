@@ -15,6 +15,7 @@ TrtqError
 │   ├── MissingKernelError  the builder has no implementation for one node
 │   └── AgreementError      what was built does not compute what the ONNX file says
 ├── BenchError            nothing valid could be measured
+│   └── MeterError         a sensor is not there, or does not answer
 └── ArtifactError         a file trtq wrote is missing, damaged or in use
 """
 
@@ -110,6 +111,10 @@ class AgreementError(EngineError):
 
 class BenchError(TrtqError):
     """Nothing valid could be measured."""
+
+
+class MeterError(BenchError):
+    """A sensor is not there, or does not answer."""
 
 
 class ArtifactError(TrtqError):

@@ -21,7 +21,7 @@ from trtq.artifact import (
     sha256_file,
     write_json,
 )  # fmt: skip
-from trtq.bench.latency import bench
+from trtq.bench.harness import bench
 from trtq.data.source import open_source
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
@@ -304,7 +304,10 @@ def _trtexec_or_none() -> str | None:
 
 
 def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path) -> Stage:
-    spec = BenchSpec(file=str(path), device=wanted.device, batch=wanted.batch, seconds=wanted.seconds, min_samples=wanted.min_samples)
+    spec = BenchSpec(
+        file=(str(path),), device=wanted.device, batch=(wanted.batch,), duration=wanted.duration, min_samples=wanted.min_samples,
+        max_duration=wanted.max_duration, verdict=wanted.verdict,
+    )  # fmt: skip
     target = out / f"bench.{label}.json"
 
     def inputs() -> dict[str, Any]:

@@ -1,163 +1,176 @@
-"""Latency of an ONNX file in ONNX Runtime: warm up until stable, then enough calls for a median with an interval."""
+"""Latency: one request at a time. GPU time, time in the launch and time from end to end are three figures, never one."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from trtq.artifact import SCHEMA, environment, sha256_file
-from trtq.errors import BenchError, UsageError
-from trtq.export.ort import input_shape, open_session, static_batch
-from trtq.recipe import BenchSpec
+from trtq.bench.card import Watch
+from trtq.bench.record import Timing
+from trtq.bench.sampling import BLOCK_S, Samples, StopRule, Warmup, said, sample, warm_up
+from trtq.bench.statistics import Values, drift, effective_samples, outliers, quantile
+from trtq.bench.workload import Workload
 
-MIN_WARMUP_CALLS, MAX_WARMUP_S, STABLE_WITHIN = 5, 10.0, 0.05
-Z95 = 1.959963984540054
-
-
-class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``trtq bench`` measured.
-
-    Attributes:
-        device: ``CPU (ONNX Runtime)`` or ``cuda:N (ONNX Runtime)``; never an engine's latency.
-        median_ms, low_ms, high_ms: median of a call and its 95 % order-statistic interval, milliseconds.
-        p95_ms: None below 72 samples, from which a two-sided interval for it exists (facts: order statistics).
-        images_per_s: batch over median.
-        samples, warmup_calls, warmup_stable: how it was taken.
-        valid, reasons: False with the reasons when the numbers should not be used.
-    """
-
-    schema: int
-    verb: str
-    spec: dict[str, Any]
-    file_sha256: str
-    device: str
-    batch: int
-    input_shape: list[int]
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    p95_ms: float | None
-    min_ms: float
-    max_ms: float
-    images_per_s: float
-    samples: int
-    warmup_calls: int
-    warmup_stable: bool
-    valid: bool
-    reasons: list[str]
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-
-    @property
-    def summary(self) -> str:
-        """One line for a person."""
-        tail = "n/a (too few samples)" if self.p95_ms is None else f"{self.p95_ms:.3f} ms"
-        verdict = "VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}"
-        return (
-            f"{self.device}, batch {self.batch}: median {self.median_ms:.3f} ms [{self.low_ms:.3f}, {self.high_ms:.3f}], p95 {tail}, "
-            f"{self.images_per_s:.1f} images/s, {self.samples} samples, {verdict}"
-        )
+PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+ENOUGH = 50  # independent samples: under it the interval itself is not to be trusted
+WIDE = 0.10
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and its 95 % order-statistic confidence interval (normal approximation to the binomial ranks).
-
-    >>> median_interval(list(range(1, 101)))
-    (50.5, 40, 61)
-    """
-    ordered = sorted(samples)
-    n = len(ordered)
-    half = Z95 * math.sqrt(n) / 2.0
-    low = max(0, math.floor(n / 2.0 - half) - 1)
-    high = min(n - 1, math.ceil(n / 2.0 + half))
-    return float(np.median(ordered)), ordered[low], ordered[high]
-
-
-def bench(spec: BenchSpec) -> BenchRecord:
-    """Measure the latency of one call on random input.
-
-    Raises:
-        UsageError: unknown device.
-        BenchError: an engine file, which needs its GPU.
-        ExportError: the file cannot be loaded, or the device is not there.
-    """
-    path = Path(spec.file)
-    provider, index, device = _device(spec.device)
-    if path.suffix == ".engine":
-        from trtq.engine.manifest import read_manifest
-
-        manifest = read_manifest(path)
-        raise BenchError(
-            f"Cannot run the engine {path.name} here",
-            f"it was built for {manifest.target['device']} (compute capability {manifest.target['capability']}), and trtq does not "
-            "run engines on a GPU yet",
-            f"Time the ONNX file on this CPU instead, as a CPU latency: trtq bench {manifest.spec['onnx']}",
-        )
-    session = open_session(path, as_written=False, provider=provider, device_id=index)
-    fixed = static_batch(session)
-    if fixed is not None and fixed != spec.batch:
-        raise UsageError(f"Cannot run {path.name} with --batch {spec.batch}", f"its batch is fixed at {fixed}", f"Use --batch {fixed}")
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(isinstance(v, int) for v in inputs[0].shape[1:]):
-        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-        raise BenchError(f"Cannot make input for {path.name}", f"expected one float32 image input with a fixed size, found {found}")
-    shape = [spec.batch, *[int(v) for v in input_shape(session)[1:]]]
-    data = {session.get_inputs()[0].name: np.random.default_rng(0).standard_normal(shape, dtype=np.float32)}
-    warmup, stable = _warm_up(lambda: session.run(None, data))
-    samples = _sample(lambda: session.run(None, data), spec.seconds, spec.min_samples)
-    median, low, high = median_interval(samples)
-    reasons = [] if stable else [f"latency did not settle within {STABLE_WITHIN:.0%} in {MAX_WARMUP_S:g} s of warm-up"]
-    if (high - low) / median > 0.1:
-        reasons.append(f"the 95 % interval of the median is {(high - low) / median:.0%} wide: the machine was busy")
-    return BenchRecord(
-        schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec), file_sha256=sha256_file(path), device=device, batch=spec.batch,
-        input_shape=shape, median_ms=median, low_ms=low, high_ms=high,
-        p95_ms=float(np.quantile(samples, 0.95)) if len(samples) >= 72 else None, min_ms=min(samples), max_ms=max(samples),
-        images_per_s=1e3 * spec.batch / median, samples=len(samples), warmup_calls=warmup, warmup_stable=stable, valid=not reasons,
-        reasons=reasons, settings={"runtime": "ONNX Runtime, its own graph optimisation and integer kernels", "copies": "inside"},
-        environment=environment(),
+def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCENTILES) -> Timing:
+    """Return what single times say; nothing is left out of them."""
+    ms: Values = samples.ms
+    return Timing(
+        kind=kind, median=quantile(ms, 0.5), percentiles=[quantile(ms, q) for q in percentiles], min=float(ms.min()), max=float(ms.max()),
+        mean=float(ms.mean()), samples=len(ms), effective=effective_samples(ms), outliers=outliers(ms),
+        drift=drift(samples.block_medians()), blocks=samples.block_medians(), stopped=samples.stopped,
     )  # fmt: skip
 
 
-def _device(text: str) -> tuple[str, int, str]:
-    if text == "cpu":
-        return "CPU", 0, "CPU (ONNX Runtime)"
-    name, _, index = text.partition(":")
-    if name == "cuda" and (index or "0").isdigit():
-        return "CUDA", int(index or 0), f"cuda:{index or 0} (ONNX Runtime)"
-    raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
+def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
+    """Return why a timing should not be used."""
+    found = []
+    if samples.failed:
+        found.append(f"a request failed after {len(samples.ns)} good ones ({samples.failed}): what was measured until then is kept")
+    if not warmup.stable:
+        found.append(f"the time of a request did not settle within 1 % in {warmup.calls} requests of warm-up")
+    middle = timing.median
+    if middle.value is None or middle.low is None or middle.high is None:
+        found.append(f"{timing.samples} samples are too few for an interval of the median")
+    elif (middle.high - middle.low) / middle.value > WIDE:
+        found.append(f"the 95 % interval of the median is {(middle.high - middle.low) / middle.value:.0%} wide: the machine was busy")
+    if timing.drift.found:
+        found.append(f"the time drifted by {timing.drift.change:+.1%} over the run (Mann-Kendall p = {timing.drift.p:.3f})")
+    if timing.samples >= ENOUGH > timing.effective:
+        found.append(f"{timing.samples} samples tell as much as {timing.effective} independent ones: measure longer (--duration)")
+    return found
 
 
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) / 1e6
+def measure_latency(workload: Workload, rule: StopRule, watch: Watch) -> tuple[dict[str, Samples], Warmup]:
+    """Return the times of single requests by kind: ``e2e``, and ``gpu`` and ``enqueue`` where the device can tell them apart."""
+    warmup = warm_up(workload.call)
+    watch.look()
+    if warmup.failed:
+        return {"e2e": nothing(warmup)}, warmup
+    found = {"e2e": sample(workload.call, warmup.call_s, rule)}
+    watch.look()
+    if workload.apart and not found["e2e"].failed:
+        found |= _apart(workload, rule, warmup)
+        watch.look()
+    return found, warmup
 
 
-def _warm_up(call: Callable[[], object]) -> tuple[int, bool]:
-    """Call until the medians of two consecutive windows agree, at most ``MAX_WARMUP_S`` seconds."""
-    times: list[float] = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < MAX_WARMUP_S:
-        times.append(_timed(call))
-        half = len(times) // 2
-        if half >= MIN_WARMUP_CALLS and len(times) % 2 == 0:
-            window = max(MIN_WARMUP_CALLS, half // 2)
-            late, before = np.median(times[-window:]), np.median(times[-2 * window : -window])
-            if abs(late - before) <= STABLE_WITHIN * before:
-                return len(times), True
-    return len(times), False
+def nothing(warmup: Warmup) -> Samples:
+    """Return the samples of a run whose warm-up failed: none, and why."""
+    return Samples(np.zeros(0, dtype=np.int64), [], "a call failed", f"in the warm-up, after {warmup.calls} good requests: {warmup.failed}")
 
 
-def _sample(call: Callable[[], object], seconds: float, min_samples: int) -> list[float]:
-    samples: list[float] = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(samples) < min_samples:
-        samples.append(_timed(call))
-    return samples
+def _apart(workload: Workload, rule: StopRule, warmup: Warmup) -> dict[str, Samples]:
+    """Return GPU time and enqueue time of launches without copies, in as many blocks as their rule asks for."""
+    gpu, enqueue, blocks = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), list[int]()
+    per_block = max(1, round(BLOCK_S / max(warmup.call_s, 1e-6)))
+    began, stopped, failed = time.perf_counter(), "", ""
+    while not stopped:
+        try:
+            times = workload.split(per_block)
+        except (Exception, KeyboardInterrupt) as exc:
+            failed = stopped = said(exc)
+            break
+        blocks.append(len(gpu))
+        gpu, enqueue = np.concatenate([gpu, times[0]]), np.concatenate([enqueue, times[1]])
+        seconds = time.perf_counter() - began
+        if seconds >= rule.limit_s:
+            stopped = f"{rule.limit_s:g} s had passed"
+        elif seconds >= rule.seconds and len(gpu) >= rule.samples:
+            stopped = "enough samples and time"
+    return {k: Samples(v, list(blocks), stopped, failed) for k, v in (("gpu", gpu), ("enqueue", enqueue)) if len(v)}
+
+
+def paced(workload: Workload, rate: float, rule: StopRule) -> tuple[Samples, Warmup, float]:
+    """Serve ``rate`` requests a second with idle time between them, as a camera does.
+
+    Returns:
+        the times of requests, the warm-up, and the share of requests that were due before the one before them had ended.
+    """
+    warmup = warm_up(workload.call)
+    if warmup.failed:
+        return nothing(warmup), warmup, 0.0
+    period, times, late = 1.0 / rate, list[int](), 0
+    began = due = time.perf_counter()
+    failed = ""
+    while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
+        wait = due - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        else:
+            late += 1
+        start = time.perf_counter_ns()
+        try:
+            workload.call()
+        except (Exception, KeyboardInterrupt) as exc:
+            failed = said(exc)
+            break
+        times.append(time.perf_counter_ns() - start)
+        due += period
+    size = max(1, round(BLOCK_S * rate))
+    ns = np.asarray(times, dtype=np.int64)
+    stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
+    return Samples(ns, list(range(0, len(ns), size)), stopped, failed), warmup, max(0, late - 1) / max(1, len(times))
+
+
+def cold(workload: Workload, rule: StopRule, *, cache_bytes: int | None = None) -> tuple[Samples, Warmup, str]:
+    """Time requests with the caches emptied before each: the last-level cache of a CPU, the L2 of a GPU.
+
+    Returns:
+        the times, the warm-up, and what was emptied.
+    """
+    warmup = warm_up(workload.call)
+    if warmup.failed:
+        return nothing(warmup), warmup, "nothing"
+    empty, what = _emptier(workload, cache_bytes)
+    times: list[int] = []
+    began, failed = time.perf_counter(), ""
+    while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
+        empty()
+        start = time.perf_counter_ns()
+        try:
+            workload.call()
+        except (Exception, KeyboardInterrupt) as exc:
+            failed = said(exc)
+            break
+        times.append(time.perf_counter_ns() - start)
+    ns = np.asarray(times, dtype=np.int64)
+    stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
+    return Samples(ns, list(range(0, len(ns), max(1, len(ns) // 10))), stopped, failed), warmup, what
+
+
+def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], Any], str]:
+    if workload.device.startswith("cuda"):
+        import torch
+
+        size = cache_bytes or int(torch.cuda.get_device_properties(workload.device).L2_cache_size)
+        scratch = torch.empty(2 * size, dtype=torch.uint8, device=workload.device)
+
+        def flush() -> None:
+            scratch.zero_()
+            torch.cuda.synchronize()
+
+        return flush, f"L2 of the GPU, by writing {2 * size / 1e6:.0f} MB"
+    size = cache_bytes or last_level_cache()
+    held = np.zeros(2 * size, dtype=np.uint8)
+    return lambda: held.__iadd__(1), f"last-level cache of the CPU, by writing {2 * size / 1e6:.0f} MB"
+
+
+def last_level_cache(root: Path = Path("/")) -> int:
+    """Return the size of the CPU's largest cache, bytes; 64 MB where the system does not tell."""
+    sizes = [64_000_000]
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = []
+    for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text[:-1].isdigit() and text[-1] in units:
+            found.append(int(text[:-1]) * units[text[-1]])
+    return max(found or sizes)

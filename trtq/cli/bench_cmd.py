@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from trtq.cli.display import print_json
+from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.recipe import BenchSpec
 
@@ -15,19 +15,22 @@ from trtq.recipe import BenchSpec
 @spec_options(BenchSpec, argument="file")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:
-    """Latency of FILE in ONNX Runtime; the result says on which device it ran.
+    """Latency, throughput, load time, memory and energy of each FILE, with the machine they were taken on.
+
+    What cannot be measured here is named with the reason, never a zero. Exit code 3: measured, but not valid.
 
     \b
     Example:
-      trtq bench out/model.qdq.onnx
+      trtq bench out/model.qdq.onnx --load --memory --energy --out out/bench
+      trtq bench engines/rtx4090.engine --device cuda:0 --batch 1,8,32 --lock-clocks
     """
     merged = collect(BenchSpec, values)
     require(merged, ("file",), "bench", "file")
-    from trtq.bench.latency import bench
+    from trtq.bench.harness import bench
 
-    record = bench(BenchSpec.make(merged))
-    if as_json:
-        print_json(record)
-    else:
-        click.echo(record.summary)
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = bench(BenchSpec.make(merged), progress)
+    missing = {f"{name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
+    notes = [n for row in record.rows for n in row.notes]
+    print_record(record, as_json=as_json, lines=[*dict.fromkeys(notes), *(f"n/a: {m}" for m in sorted(missing))])
     return 0 if record.valid else 3

@@ -51,8 +51,8 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 settings["help"] = f"{text}  [required]"
             elif isinstance(default, (int, float, str)) and default != "":
                 settings["help"] = f"{text}  [default: {default}]"
-            elif isinstance(default, tuple) and default and all(isinstance(v, str) for v in default):
-                settings["help"] = f"{text}  [default: {','.join(default)}]"
+            elif isinstance(default, tuple) and default and Ellipsis in get_args(plain):
+                settings["help"] = f"{text}  [default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in default)}]"
             if get_origin(plain) is Literal:
                 settings["type"] = click.Choice([str(v) for v in get_args(plain)])
             elif plain in (int, float):
@@ -61,16 +61,18 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 shown = "K=V" if get_origin(plain) is dict else METAVARS.get(name, "PATTERN")
                 settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
-                settings["metavar"] = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX", "lower_bits": "N,N,..."}.get(name, "R,G,B")
+                many = name not in ("mean", "std") and Ellipsis in get_args(plain)
+                usual = "N,N,..." if many else "MIN:OPT:MAX" if name == "batch" else "R,G,B"
+                settings["metavar"] = {"input_size": "CxHxW"}.get(name, usual)
             if plain is bool:
                 shown = f"{option_name(name)}/--no-{name.replace('_', '-')}"
                 settings["help"] = f"{text}  [default: {'on' if default else 'off'}]"
                 function = click.option(shown, name, **settings)(function)
                 continue
             function = click.option(option_name(name), name, **settings)(function)
-        needed = defaults[argument] is msgspec.NODEFAULT
-        shown = argument.upper() if needed else f"[{argument.upper()}]"
-        return click.argument(argument, metavar=shown, required=False)(function)
+        needed, many = defaults[argument] is msgspec.NODEFAULT, get_origin(plain_type(hints[argument])) is tuple
+        shown = f"{argument.upper()}{'...' if many else ''}" if needed else f"[{argument.upper()}]"
+        return click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(function)
 
     return add
 

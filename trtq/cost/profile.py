@@ -66,7 +66,7 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
         ) from exc
     by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
     for layer, ms in layers:
-        found = [n for n in dict.fromkeys(_names(layer)) if n in by_name and n not in used]
+        found = [n for n in dict.fromkeys(layer_names(layer)) if n in by_name and n not in used]
         if found:
             used.update(found)
             matched.append(Matched(kernels=found, layer=layer, predicted=sum(by_name[n].ms for n in found), measured=ms))
@@ -77,7 +77,7 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
     )  # fmt: skip
 
 
-def _names(layer: str) -> list[str]:
+def layer_names(layer: str) -> list[str]:
     """Return the names of the nodes that TensorRT joined into a layer, without their op."""
     return [part.rpartition("/")[0] or part for part in SEPARATORS.split(layer) if part]
 

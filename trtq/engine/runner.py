@@ -130,7 +130,7 @@ class EngineRunner:
         import torch
 
         self.torch, self.device, self.label, self.batch = torch, torch.device(device), label, batch
-        trt = importlib.import_module(module)
+        self.trt = trt = importlib.import_module(module)
         self.version = release_of_module(trt)
         self.calls = _by_name(trt) if has_api("num_io_tensors", self.version) else _by_bindings()
         logger = trt.Logger(trt.Logger.ERROR)
@@ -163,22 +163,57 @@ class EngineRunner:
         return {n: np.concatenate([m[n] for m in made])[: len(batch)] for n in made[0]}
 
     def _run(self, batch: Array) -> dict[str, Array]:
-        torch, loaded, name = self.torch, self.loaded, self.inputs[0]
-        given = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device, self.types[name])
-        if self.calls.set_shape(loaded.engine, loaded.context, name, tuple(batch.shape)) is False:
-            raise EngineError(f"The {self.label} does not take input {list(batch.shape)}", "it is outside the profile it was built with")
-        buffers = {}
-        for n in self.names:
-            shape = self.calls.shape(loaded.engine, loaded.context, n)
-            buffers[n] = given if n == name else torch.empty(shape, dtype=self.types[n], device=self.device)
+        torch = self.torch
+        given = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device, self.types[self.inputs[0]])
+        bound = self.bind(given)
         stream = torch.cuda.Stream() if self.device.type == "cuda" else None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream())
-        if not self.calls.execute(loaded.context, {n: b.data_ptr() for n, b in buffers.items()}, stream.cuda_stream if stream else 0):
-            raise EngineError(f"The {self.label} failed on input {list(batch.shape)}", "TensorRT says so and no more")
+        bound.launch(stream.cuda_stream if stream else 0)
         if stream is not None:
             stream.synchronize()
-        return {n: b.float().cpu().numpy() for n, b in buffers.items() if n not in self.inputs}
+        return {n: b.float().cpu().numpy() for n, b in bound.buffers.items() if n not in self.inputs}
+
+    def bind(self, given: Any, context: Any = None) -> Bound:
+        """Return the engine with buffers for one batch, ready to launch as often as wanted.
+
+        Args:
+            given: the input on this device, a torch tensor of the engine's type; the shape is taken from it.
+            context: an execution context of its own, for several launches at once.
+
+        Raises:
+            EngineError: the batch is outside the engine's profile.
+        """
+        engine, context, name = self.loaded.engine, context or self.loaded.context, self.inputs[0]
+        if self.calls.set_shape(engine, context, name, tuple(given.shape)) is False:
+            raise EngineError(f"The {self.label} does not take input {list(given.shape)}", "it is outside the profile it was built with")
+        buffers = {}
+        for n in self.names:
+            shape = self.calls.shape(engine, context, n)
+            buffers[n] = given if n == name else self.torch.empty(shape, dtype=self.types[n], device=self.device)
+        return Bound(self, context, buffers)
+
+    def new_context(self) -> Any:
+        """Return one more execution context; it must not outlive this runner."""
+        return self.loaded.engine.create_execution_context()
+
+
+class Bound:
+    """An engine with its buffers: shapes and addresses are set once."""
+
+    def __init__(self, runner: EngineRunner, context: Any, buffers: dict[str, Any]) -> None:
+        self.runner, self.context, self.buffers = runner, context, buffers
+        self.addresses = {n: b.data_ptr() for n, b in buffers.items()}
+
+    def launch(self, stream: int) -> None:
+        """Enqueue one inference on a CUDA stream (its handle).
+
+        Raises:
+            EngineError: TensorRT refuses.
+        """
+        if not self.runner.calls.execute(self.context, self.addresses, stream):
+            shape = list(self.buffers[self.runner.inputs[0]].shape)
+            raise EngineError(f"The {self.runner.label} failed on input {shape}", "TensorRT says so and no more")
 
 
 def require_runtime(where: str, module: str, device: str) -> Any:

@@ -121,7 +121,7 @@ def _commands(run: RunSummary) -> list[str]:
             record["verb"]
         ]
         given = spec.pop(first)  # a search of candidates names no model
-        words = ["trtq", record["verb"], *([str(given)] if given else [])]
+        words = ["trtq", record["verb"], *(given if isinstance(given, list) else [str(given)] if given else [])]
         for name, value in spec.items():
             words += option_words(name, value)
         commands.append(shlex.join(words))

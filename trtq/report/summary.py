@@ -81,13 +81,13 @@ def _drop_strangers_(run: RunSummary) -> None:
     if run.training is not None and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]:
         run.training = None
     used = {m["onnx_sha256"] for m in (*run.engines, *([run.evaluate] if run.evaluate else []))} | {
-        b["file_sha256"] for b in run.bench.values()
+        b["rows"][0]["file_sha256"] for b in run.bench.values()
     }
     if own["model.qdq.onnx"]["sha256"] in used:  # what was measured is the file before training: the training is of another run
         run.training = None
     files = {f["sha256"] for record in (run.quantize, run.training) if record is not None for f in record["files"].values()}
     run.engines = [m for m in run.engines if m["onnx_sha256"] in files]
-    run.bench = {k: b for k, b in run.bench.items() if b["file_sha256"] in files}
+    run.bench = {k: b for k, b in run.bench.items() if b["rows"][0]["file_sha256"] in files}
     if run.evaluate is not None and run.evaluate["onnx_sha256"] not in files:
         run.evaluate = None
 
@@ -146,16 +146,24 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     if not run.bench:
         return []
 
-    def cell(key: str) -> str:
-        b = run.bench.get(key)
-        return f"{b['median_ms']:.2f} ms" + ("" if b["valid"] else " (NOT VALID)") if b else ""
+    rows = {key: record["rows"][0] for key, record in run.bench.items()}
 
-    any_record = next(iter(run.bench.values()))
-    how = (
-        f"median per call, batch {any_record['batch']}, on the {any_record['device']}, {any_record['environment']['cpu']}: "
-        "says nothing about a GPU"
-    )
-    return [(f"{any_record['device'].split(' ')[0]} latency", cell("fp32"), cell("qdq"), how)]
+    def cell(key: str) -> str:
+        row = rows.get(key)
+        median = row["e2e"]["median"] if row is not None and row.get("e2e") else None
+        if row is None or median is None or median["value"] is None:
+            return ""
+        return f"{median['value']:.2f} ms [{median['low']:.2f}, {median['high']:.2f}]" + ("" if row["valid"] else " (NOT VALID)")
+
+    first, card = next(iter(rows.values())), next(iter(run.bench.values()))["card"]
+    how = f"median and 95 % interval, batch {first['batch']}, on the {first['device']}, {card['cpu']}: says nothing about a GPU"
+    found = [(f"{first['device'].split(' ')[0]} latency", cell("fp32"), cell("qdq"), how)]
+    for record in run.bench.values():
+        for v in record["verdicts"]:
+            said = f"{v['outcome']}: x {v['ratio']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" + ("" if v["valid"] else " (NOT VALID)")
+            how = f"{v['second']} against {v['first']}, {v['pairs']} blocks each taking turns, noise floor {v['floor']:.1%}, {v['device']}"
+            found.append(("INT8 against float", "", said, how))
+    return found
 
 
 def _verdict(run: RunSummary) -> str:

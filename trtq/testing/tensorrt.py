@@ -65,6 +65,7 @@ def names_of(version: str) -> dict[str, Any]:
         "LayerInformationFormat": types.SimpleNamespace(JSON="json"), "TensorIOMode": types.SimpleNamespace(INPUT="in", OUTPUT="out"),
         "MemoryPoolType": types.SimpleNamespace(WORKSPACE="workspace"), "nptype": np.dtype,
         "HardwareCompatibilityLevel": types.SimpleNamespace(AMPERE_PLUS="ampere+"), "IProgressMonitor": type("IProgressMonitor", (), {}),
+        "IProfiler": type("IProfiler", (), {}),
     }  # fmt: skip
     return {name: value for name, value in module.items() if has(name)}
 
@@ -273,6 +274,8 @@ class _Engine:
         self.outputs = {o.name: o for o in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]
         self.release, self.head = release, head
+        self.layers = [n.name for n in onnx.load_from_string(model).graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+        self.device_memory_size_v2 = 4096
         if release.has("engine.names"):
             self.num_io_tensors = len(self.names)
             self.get_tensor_name = self.names.__getitem__
@@ -298,6 +301,7 @@ class _Engine:
 class _Context:
     def __init__(self, engine: _Engine) -> None:
         self.engine, self.addresses, self.shape = engine, dict[str, int](), tuple[int, ...]()
+        self.profiler: Any = None
         names = engine.names
         if engine.release.has("engine.names"):
             self.set_input_shape = lambda name, shape: self._set(shape)
@@ -330,6 +334,9 @@ class _Context:
         made = self.engine.session.run(list(self.engine.outputs), {name: given})
         for out, value in zip(self.engine.outputs, made, strict=True):
             _memory(at[out], value.shape, self.engine._dtype(out))[...] = value
+        if self.profiler is not None:
+            for layer in self.engine.layers:
+                self.profiler.report_layer_time(layer, 0.5)
         return True
 
 

@@ -40,7 +40,7 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ("onnxruntime", "evaluate, bench, the parity gate", "pip install onnxruntime"),
     ("tensorrt-rtx-cu13", "build without a GPU for sm75, sm80, sm86, sm89, sm120", "pip install 'trtq[rtx]'"),
     ("tensorrt", "build on and for this machine's GPU", "pip install 'trtq[tensorrt]'"),
-    ("nvidia-ml-py", "GPU power, clocks and memory", "pip install 'trtq[nvml]'"),
+    ("nvidia-ml-py", "GPU power, clocks and memory", "pip install nvidia-ml-py"),
     ("scikit-learn", "the data set 'digits'", "pip install scikit-learn"),
 )
 

@@ -1,0 +1,102 @@
+"""``trtq compare``: files that take turns on one device, or two records held against each other."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
+from trtq.bench.card import differences, open_gpu, take_card
+from trtq.bench.gate import read_record
+from trtq.bench.record import Verdict, shown
+from trtq.bench.verdict import judge_files
+from trtq.bench.workload import is_engine, parse_device
+from trtq.errors import UsageError
+from trtq.progress import Progress, Silent
+from trtq.recipe import CompareSpec
+
+RECORD = "compare.json"
+
+
+class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on each file against the first; of two records, ``differences`` and the ratio of their medians in ``notes``."""
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    verdicts: list[Verdict]
+    differences: list[str]
+    notes: list[str]
+    card: dict[str, Any]
+    valid: bool
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line a verdict."""
+        return "\n".join([*(v.summary for v in self.verdicts), *(f"differs: {d}" for d in self.differences), *self.notes])
+
+
+def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
+    """Compare.
+
+    Raises:
+        UsageError: fewer than two files, or files and records mixed.
+        ArtifactError: a record lacks what a comparison needs.
+        EngineError, ExportError, BenchError: a file cannot be loaded or timed.
+    """
+    told, began = progress or Silent(), time.perf_counter()
+    paths = [Path(f) for f in spec.file]
+    if len(paths) < 2:
+        raise UsageError("trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help")
+    records = [p for p in paths if p.suffix == ".json"]
+    if records and (len(records) != len(paths) or len(paths) != 2):
+        raise UsageError("Cannot compare records with files", "give two records, or files that can take turns")
+    out = ensure_writable_dir(Path(spec.out)) if spec.out else None
+    verdicts: list[Verdict] = []
+    unlike, notes = list[str](), list[str]()
+    parse_device(spec.device)
+    device = "cuda:0" if spec.device == "cpu" and any(is_engine(p) for p in paths) else spec.device
+    gpu, _ = open_gpu(device)
+    valid = True
+    if records:
+        unlike, notes, valid = _records(*paths)
+    else:
+        for other in paths[1:]:
+            told.begin(f"{paths[0].name} and {other.name} take turns", 0)
+            verdicts.append(
+                judge_files(
+                    paths[0], other, device=device, batch=spec.batch, trust=spec.trust, gpu=gpu, margin=spec.margin, block_s=spec.block,
+                    max_rounds=spec.max_rounds, profile=spec.profile,
+                )
+            )  # fmt: skip
+        valid = all(v.valid for v in verdicts)
+    record = CompareRecord(
+        schema=SCHEMA, verb="compare", spec=msgspec.to_builtins(spec), verdicts=verdicts, differences=unlike, notes=notes,
+        card=take_card(device, gpu=gpu), valid=valid, seconds=round(time.perf_counter() - began, 3), environment=environment(),
+    )  # fmt: skip
+    if out is not None:
+        write_json(out / RECORD, record)
+    return record
+
+
+def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
+    """Return in what two records differ, what their medians say, and whether both are valid on machines that are alike."""
+    a, b = read_record(first), read_record(second)
+    unlike = [f"card, {d}" for d in differences(a.card, b.card)]
+    packages = a.environment.get("packages", {}), b.environment.get("packages", {})
+    unlike += [f"package, {d}" for d in differences(*packages)]
+    notes = []
+    for x in a.rows:
+        for y in b.rows:
+            if (x.mode, x.batch) != (y.mode, y.batch) or x.e2e is None or y.e2e is None:
+                continue
+            unlike += [f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)]
+            ratio = "n/a" if not x.median_ms or y.median_ms is None else f"x {y.median_ms / x.median_ms:.4f}"
+            what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}"
+            notes.append(f"{what}: {shown(x.e2e.median)} to {shown(y.e2e.median)}, {ratio}; from two runs, which did not take turns")
+    return unlike, notes, a.valid and b.valid and not unlike

@@ -1,0 +1,174 @@
+"""Energy per image: a steady load, a sensor read beside it, windows long enough for the sensor, idle power subtracted.
+
+Only what lies between two ticks of a counter (or between readings of power) counts, so neither the start nor the end of the load is in a
+window; images are counted over the very same stretch of time.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trtq.bench.meters.protocol import Meter
+from trtq.bench.record import Energy
+from trtq.errors import MeterError
+
+MIN_WINDOW_S, MIN_TICKS, MIN_READINGS = 10.0, 50, 200
+INTERVAL_S, JITTER = 0.01, 0.2
+SETTLE_S = 2.0  # a sensor that averages over a second has forgotten the idle time by then
+MAX_GAP = 10  # intervals without a reading
+
+
+@dataclass(slots=True)
+class Track:
+    """Readings of a meter and when they came, seconds of the monotonic clock."""
+
+    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    failed: str = ""
+
+
+class Recorder:
+    """Reads a meter beside a load, in a thread, at jittered intervals so that it cannot keep step with the load."""
+
+    def __init__(self, meter: Meter, interval_s: float = INTERVAL_S) -> None:
+        self.meter, self.interval_s, self.track = meter, interval_s, Track()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        draw = random.Random(0)  # noqa: S311
+        while not self._stop.is_set():
+            try:
+                value = self.meter.read()
+            except MeterError as exc:
+                self.track.failed = exc.why or exc.what
+                return
+            self.track.times.append(time.perf_counter())
+            self.track.values.append(value)
+            self._stop.wait(self.interval_s * draw.uniform(1 - JITTER, 1 + JITTER))
+
+    def __enter__(self) -> Recorder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Mean power over a stretch: watts, its ends in seconds, and how many readings made it."""
+
+    watts: float
+    start: float
+    end: float
+    readings: int
+
+
+def mean_power(track: Track, *, counter: bool, start: float, end: float, interval_s: float = INTERVAL_S) -> Power:
+    """Return the mean power between two times.
+
+    A counter gives (last tick - first tick) over the time between those ticks; power is integrated by the trapezoid rule.
+
+    Raises:
+        MeterError: the meter died, went backwards, paused, or ticked less than twice.
+    """
+    times, values = np.asarray(track.times), np.asarray(track.values)
+    inside = (times >= start) & (times <= end)
+    if track.failed:
+        raise MeterError("The meter stopped in the middle of a window", track.failed)
+    if counter:
+        if bool((np.diff(values) < 0).any()):
+            raise MeterError("The energy counter went backwards", "the driver was loaded again, or it wrapped around", "Measure again")
+        ticks = np.flatnonzero(inside[1:] & (np.diff(values) > 0)) + 1
+        if len(ticks) < 2:
+            raise MeterError("The energy counter did not move", f"{len(ticks)} ticks in {end - start:.2f} s", "Measure longer")
+        first, last = ticks[0], ticks[-1]
+        length = float(times[last] - times[first])
+        return Power(float(values[last] - values[first]) / length, float(times[first]), float(times[last]), len(ticks))
+    times, values = times[inside], values[inside]
+    if len(times) < 2:
+        raise MeterError("There are no readings in the window", f"{len(times)} in {end - start:.2f} s", "Measure longer")
+    if float(np.diff(times).max()) > MAX_GAP * interval_s:
+        raise MeterError(
+            "The readings of power have a gap", f"{np.diff(times).max():.2f} s without one, asked every {interval_s:g} s",
+            "Measure on a machine with nothing else to do",
+        )  # fmt: skip
+    length = float(times[-1] - times[0])
+    return Power(float(np.trapezoid(values, times)) / length, float(times[0]), float(times[-1]), len(times))
+
+
+def measure_energy(
+    call: Callable[[], object], images: int, meter: Meter, *, window_s: float = MIN_WINDOW_S, repeats: int = 5, cooldown_s: float = 5.0,
+    settle_s: float = SETTLE_S, interval_s: float = INTERVAL_S, told: Callable[[str], None] = lambda _: None,
+) -> Energy:  # fmt: skip
+    """Return the energy of one image.
+
+    Args:
+        call: serves one request.
+        images: in a request.
+        meter: what is read.
+        window_s: length of a window, seconds; under 10 the result is marked as not valid.
+        repeats: windows.
+        cooldown_s: pause between them.
+        settle_s: load before a window begins.
+        interval_s: between two readings.
+        told: hears what goes on.
+
+    Raises:
+        MeterError: the meter died, went backwards or did not move.
+    """
+
+    def idle() -> Power:
+        told(f"Idle power, model loaded: {window_s:g} s")
+        with Recorder(meter, interval_s) as recorder:
+            began = time.perf_counter()
+            time.sleep(window_s)
+        return mean_power(recorder.track, counter=meter.counter, start=began, end=time.perf_counter(), interval_s=interval_s)
+
+    before = idle()
+    powers, rates, lengths, readings = list[float](), list[float](), list[float](), list[int]()
+    for i in range(repeats):
+        if i and cooldown_s:
+            time.sleep(cooldown_s)
+        told(f"Energy under load, window {i + 1} of {repeats}: {window_s:g} s")
+        done: list[float] = []
+        with Recorder(meter, interval_s) as recorder:
+            began = time.perf_counter() + settle_s
+            while (now := time.perf_counter()) < began + window_s:
+                call()
+                done.append(time.perf_counter())
+        found = mean_power(recorder.track, counter=meter.counter, start=began, end=now, interval_s=interval_s)
+        powers.append(found.watts)
+        rates.append(images * _requests(done, found.start, found.end) / (found.end - found.start))
+        lengths.append(found.end - found.start)
+        readings.append(found.readings)
+    after = idle()
+    idle_w = (before.watts + after.watts) / 2.0
+    gross = np.asarray(powers) / np.asarray(rates)
+    net = (np.asarray(powers) - idle_w) / np.asarray(rates)
+    reasons, least = [], MIN_TICKS if meter.counter else MIN_READINGS
+    if window_s < MIN_WINDOW_S:
+        reasons.append(f"too short to measure: windows of {window_s:g} s, the sensor needs {MIN_WINDOW_S:g} s")
+    elif min(readings) < least:
+        reasons.append(f"too short to measure: {min(readings)} {'ticks' if meter.counter else 'readings'} in a window, needs {least}")
+    return Energy(
+        meter=meter.name, scope=meter.scope, method="counter" if meter.counter else "power integrated", gross_j=float(np.median(gross)),
+        net_j=float(np.median(net)), low_j=float(gross.min()), high_j=float(gross.max()), power_w=float(np.median(powers)), idle_w=idle_w,
+        images_per_s=float(np.median(rates)), window_s=min(lengths), repeats=repeats, readings=min(readings), valid=not reasons,
+        reasons=reasons, limits=list(meter.limits),
+    )  # fmt: skip
+
+
+def _requests(done: list[float], start: float, end: float) -> float:
+    """Return how many requests ended between two times; the ones under way at either end count by the share that lies inside."""
+    ends = np.asarray(done)
+    counted = np.arange(1, len(ends) + 1, dtype=np.float64)
+    return float(np.interp(end, ends, counted) - np.interp(start, ends, counted))

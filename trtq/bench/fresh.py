@@ -1,0 +1,148 @@
+"""A new process that loads a model and answers: what a start costs, and what it holds. Run as ``python -m trtq.bench.fresh``.
+
+It reads one JSON object from its command line and prints one. Nothing heavy is imported before it has to be.
+"""
+
+from __future__ import annotations
+
+import time
+
+ENTERED = time.perf_counter_ns()
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+
+def main() -> int:
+    """Load, answer twice, print."""
+    asked = json.loads(sys.argv[1])
+    path, device, batch = Path(asked["file"]), asked["device"], int(asked["batch"])
+    from trtq.bench.workload import open_workload, parse_device
+
+    parse_device(device)
+    started: int = asked["started"]  # perf_counter_ns is CLOCK_MONOTONIC: one clock for all processes
+    laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
+    memory = Memory(device) if asked["memory"] else None
+    _import_runtime(path)
+    last = time.perf_counter_ns()
+    laps.append(("imports", last - ENTERED))
+    if memory is not None:
+        memory.look("before")
+    with path.open("rb") as handle:
+        while handle.read(1 << 20):
+            pass
+    last = _lap(laps, "read", last)
+    workload = open_workload(path, device=device, batch=batch, graph=False, trust=True)
+    last = _lap(laps, "deserialize and context", last)
+    workload.call()
+    last = _lap(laps, "first answer", last)
+    workload.call()
+    second = time.perf_counter_ns() - last
+    answer: dict[str, Any] = {"laps": laps, "second": second}
+    if memory is not None:
+        for _ in range(8):
+            workload.call()
+        memory.look("after")
+        answer["memory"] = memory.account(workload)
+    print(json.dumps(answer))
+    return 0
+
+
+def _lap(laps: list[tuple[str, int]], name: str, last: int) -> int:
+    now = time.perf_counter_ns()
+    laps.append((name, now - last))
+    return now
+
+
+def _import_runtime(path: Path) -> None:
+    """Import what runs the file, so that its import does not count as loading the file."""
+    from trtq.bench.workload import is_engine
+
+    if is_engine(path):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+    else:
+        import onnxruntime  # noqa: F401
+
+
+class Memory:
+    """Looks at this process and its GPU, before and after."""
+
+    def __init__(self, device: str) -> None:
+        from trtq.bench.card import open_gpu
+        from trtq.bench.meters.jetson import is_jetson
+
+        self.gpu, self.why = open_gpu(device)
+        self.shared = is_jetson()
+        self.seen: dict[str, dict[str, int | None]] = {}
+
+    def look(self, name: str) -> None:
+        """Remember what is held now."""
+        held = status()
+        used = self.gpu.memory_used() if self.gpu is not None else None
+        self.seen[name] = {"rss": held["VmRSS"], "peak": held["VmHWM"], "device": used}
+
+    def account(self, workload: Any) -> dict[str, Any]:
+        """Return the growth, the engine's own account, and where each figure comes from."""
+        before, after = self.seen["before"], self.seen["after"]
+        engine = getattr(getattr(workload, "runner", None), "loaded", None)
+        weights, activations = account_of(engine.engine) if engine is not None else (None, None)
+        io = sum(v.nbytes for v in workload.answer()) + 4 * _product(workload.shape)
+        sources = {
+            "process": "VmRSS of a fresh process: after ten requests less before the file was read",
+            "process_peak": "VmHWM of the same process less VmRSS before the file was read",
+            "io": "sum of inputs and outputs",
+        }
+        device = None
+        if before["device"] is not None and after["device"] is not None:
+            device = after["device"] - before["device"]
+            sources["device"] = "NVML, growth of the memory in use on the GPU by all processes"
+        elif self.shared:
+            sources["device"] = "n/a: GPU and CPU share this memory, and the process holds it already"
+        else:
+            sources["device"] = f"n/a: {self.why}"
+        for name, value in (("weights", weights), ("activations", activations)):
+            said = "the engine's own account" if value is not None else "n/a: this runtime keeps no account of it"
+            sources[name] = said
+        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
+        return {
+            "weights": weights, "activations": activations, "io": io, "process": after["rss"] - before["rss"],
+            "process_peak": after["peak"] - before["rss"], "device": device, "sources": sources,
+        }  # fmt: skip
+
+
+def account_of(engine: Any) -> tuple[int | None, int | None]:
+    """Return the bytes of an engine's weights and of its activations; None where this TensorRT does not say."""
+    activations = getattr(engine, "device_memory_size_v2", None)
+    if activations is None:
+        activations = getattr(engine, "device_memory_size", None)
+    weights = None
+    stat = getattr(engine, "get_engine_stat", None)
+    if stat is not None:
+        import importlib
+
+        module = importlib.import_module(type(engine).__module__.partition(".")[0])
+        weights = int(stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return weights, None if activations is None else int(activations)
+
+
+def status(text: str | None = None) -> dict[str, int]:
+    """Return VmRSS and VmHWM of this process, bytes."""
+    text = text if text is not None else Path("/proc/self/status").read_text()
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")}
+
+
+def _product(shape: list[int]) -> int:
+    made = 1
+    for d in shape:
+        made *= d
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""``trtq gate``: may this be merged? A record held against its baseline; 0 yes, 1 no, 3 not to be told from these records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from trtq.artifact import SCHEMA, environment, explain_os_error, read_json
+from trtq.bench.card import differences, incomplete
+from trtq.bench.record import BenchRecord, BenchRow
+from trtq.errors import ArtifactError, UsageError
+from trtq.recipe import GateSpec
+
+EXIT = {"passed": 0, "failed": 1, "not valid": 3}
+Outcome = Literal["passed", "failed", "not valid"]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One comparison: what, the baseline, the candidate, the change with its interval where there is one, the limit."""
+
+    what: str
+    baseline: str
+    candidate: str
+    change: str
+    limit: str
+    outcome: Outcome
+    why: str = ""
+
+
+class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gate saw; ``outcome`` is the worst of its checks, and reasons make it not valid whatever they say."""
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    checks: list[Check]
+    reasons: list[str]
+    notes: list[str]
+    outcome: Outcome
+    environment: dict[str, Any]
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 3."""
+        return EXIT[self.outcome]
+
+    @property
+    def summary(self) -> str:
+        """A table in Markdown."""
+        lines = [f"### trtq gate: {self.outcome}", ""]
+        if self.checks:
+            lines += ["| what | baseline | candidate | change | limit | outcome |", "|---|---|---|---|---|---|"]
+            lines += [
+                f"| {c.what} | {c.baseline} | {c.candidate} | {c.change} | {c.limit} | {c.outcome}{f': {c.why}' if c.why else ''} |"
+                for c in self.checks
+            ]
+        lines += ["", *(f"- not valid: {r}" for r in self.reasons), *(f"- {n}" for n in self.notes)]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def read_record(path: Path) -> BenchRecord:
+    """Return a record of ``trtq bench``.
+
+    Raises:
+        ArtifactError: it is none, or its machine card is not complete.
+    """
+    held = read_json(path, kind="bench record")
+    if held.get("verb") != "bench":
+        raise ArtifactError(
+            f"{path} is no record of trtq bench", f"its verb is {held.get('verb')!r}", "Make one: trtq bench FILE --out DIR"
+        )
+    try:
+        record = msgspec.convert(held, BenchRecord)
+    except msgspec.ValidationError as exc:
+        raise ArtifactError(f"Cannot read the bench record {path}", str(exc), "Make it again: trtq bench FILE --out DIR") from exc
+    lacking = incomplete(record.card)
+    if lacking:
+        raise ArtifactError(
+            f"{path} cannot be compared",
+            f"its machine card says nothing of {', '.join(lacking)}",
+            "Make it again: trtq bench FILE --out DIR",
+        )
+    return record
+
+
+def share(text: str, option: str) -> float:
+    """Return 0.03 for ``3%`` or ``0.03``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        value = float(text.rstrip("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        value = -1.0
+    if value < 0.0:
+        raise UsageError(f"Cannot read {option} {text!r}", "expected a share", "Write it like 3% or 0.03")
+    return value
+
+
+def gate(spec: GateSpec) -> GateRecord:
+    """Hold a record against its baseline.
+
+    Raises:
+        ArtifactError: a record is missing, or lacks what a comparison needs.
+        UsageError: a limit cannot be read.
+    """
+    limits = {"slowdown": share(spec.max_slowdown, "--max-slowdown")}
+    for name in ("energy", "memory"):
+        given = getattr(spec, f"max_{name}")
+        if given is not None:
+            limits[name] = share(given, f"--max-{name}")
+    candidate, baseline = read_record(Path(spec.record)), read_record(Path(spec.baseline))
+    reasons = [
+        f"{name}, {r.file}: {why}"
+        for name, rec in (("candidate", candidate), ("baseline", baseline))
+        for r in rec.rows
+        for why in r.reasons
+    ]
+    unlike = differences(baseline.card, candidate.card)
+    reasons += [f"the machines differ: {text}" for text in unlike]
+    pairs = _pair(baseline, candidate)
+    if not pairs:
+        reasons.append("the records have no row of the same mode and batch")
+    checks: list[Check] = []
+    for before, after in pairs:
+        checks += _row_checks(before, after, limits)
+    if spec.max_accuracy_drop is not None:
+        checks.append(_accuracy(spec))
+    notes = [] if candidate.card.get("host") == baseline.card.get("host") else ["the two records come from two hosts"]
+    notes.append("two runs at two times: trtq compare lets the files take turns, which is the stronger test")
+    worst: Outcome = "failed" if any(c.outcome == "failed" for c in checks) else "passed"
+    if reasons or (worst == "passed" and any(c.outcome == "not valid" for c in checks)):
+        worst = "not valid"
+    made = GateRecord(
+        schema=SCHEMA, verb="gate", spec=msgspec.to_builtins(spec), checks=checks, reasons=reasons, notes=notes, outcome=worst,
+        environment=environment(),
+    )  # fmt: skip
+    if spec.summary:
+        try:
+            with Path(spec.summary).open("a", encoding="utf-8") as handle:
+                handle.write(made.summary)
+        except OSError as exc:
+            raise explain_os_error(exc, Path(spec.summary), option="--summary") from exc
+    return made
+
+
+def _pair(baseline: BenchRecord, candidate: BenchRecord) -> list[tuple[BenchRow, BenchRow]]:
+    """Return rows of the same mode and batch, in order; files may have other names."""
+    left = list(baseline.rows)
+    found = []
+    for row in candidate.rows:
+        other = next((r for r in left if (r.mode, r.batch, r.kind) == (row.mode, row.batch, row.kind)), None)
+        if other is not None:
+            left.remove(other)
+            found.append((other, row))
+    return found
+
+
+def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) -> list[Check]:
+    label = f"{Path(after.file).name}, {after.mode}, batch {after.batch}"
+    checks = []
+    kind = "gpu" if before.gpu is not None and after.gpu is not None else "e2e"
+    old, new = getattr(before, kind), getattr(after, kind)
+    if old is not None and new is not None:
+        a, b = old.median, new.median
+        if None in (a.value, a.low, a.high, b.value, b.low, b.high):
+            checks.append(_check(f"{label}: {kind} median", "n/a", "n/a", "n/a", limits["slowdown"], "not valid", "too few samples"))
+        else:
+            low, high = b.low / a.high - 1.0, b.high / a.low - 1.0
+            outcome: Outcome = "failed" if low > limits["slowdown"] else "passed" if high <= limits["slowdown"] else "not valid"
+            why = "the limit lies inside the interval: measure longer" if outcome == "not valid" else ""
+            checks.append(
+                _check(f"{label}: {kind} median", f"{a.value:.3f} ms", f"{b.value:.3f} ms",
+                       f"{b.value / a.value - 1.0:+.2%} [{low:+.2%}, {high:+.2%}]", limits["slowdown"], outcome, why)
+            )  # fmt: skip
+    elif before.throughput is not None and after.throughput is not None:
+        x, y = before.throughput.images_per_s, after.throughput.images_per_s
+        outcome = "passed" if x / y - 1.0 <= limits["slowdown"] else "failed"
+        checks.append(_check(f"{label}: throughput", f"{x:.1f} /s", f"{y:.1f} /s", f"{y / x - 1.0:+.2%}", limits["slowdown"], outcome))
+    for name, unit, scale in (("energy", "mJ an image", 1e3), ("memory", "MB", 1e-6)):
+        if name not in limits:
+            continue
+        least, most = _figure(before, name), _figure(after, name)
+        if least is None or most is None:
+            who = "baseline" if least is None else "candidate"
+            checks.append(_check(f"{label}: {name}", "n/a", "n/a", "n/a", limits[name], "not valid", f"the {who} has no {name}"))
+            continue
+        change = most / least - 1.0
+        outcome = "passed" if change <= limits[name] else "failed"
+        shown = f"{scale * least:.3g} {unit}", f"{scale * most:.3g} {unit}"
+        checks.append(_check(f"{label}: {name}", *shown, f"{change:+.2%}", limits[name], outcome))
+    return checks
+
+
+def _figure(row: BenchRow, name: str) -> float | None:
+    if name == "energy":
+        return row.energy.gross_j if row.energy is not None else None
+    return float(row.memory.process) if row.memory is not None else None
+
+
+def _check(what: str, baseline: str, candidate: str, change: str, limit: float, outcome: Outcome, why: str = "") -> Check:
+    return Check(what=what, baseline=baseline, candidate=candidate, change=change, limit=f"{limit:+.1%}", outcome=outcome, why=why)
+
+
+def _accuracy(spec: GateSpec) -> Check:
+    """Compare the records of ``trtq evaluate``."""
+    assert spec.max_accuracy_drop is not None
+    if spec.accuracy is None:
+        raise UsageError(
+            "--max-accuracy-drop needs --accuracy", "a bench record has no accuracy in it", "trtq evaluate FILE --data ... --json > A.json"
+        )
+    new = read_json(Path(spec.accuracy), kind="evaluation")
+    old = read_json(Path(spec.baseline_accuracy), kind="evaluation") if spec.baseline_accuracy else None
+    for measure, unit in (("miou", "mIoU"), ("top1", "top-1")):
+        after = new.get(measure)
+        before = old.get(measure) if old is not None else new.get(f"reference_{measure}")
+        if after is None or before is None:
+            continue
+        outcome: Outcome = "passed" if before - after <= spec.max_accuracy_drop else "failed"
+        why = ""
+        if old is not None and (old.get("images"), old.get("data")) != (new.get("images"), new.get("data")):
+            outcome, why = "not valid", "the two evaluations saw other images"
+        return Check(
+            what=f"{unit} on {new.get('images')} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
+            change=f"{after - before:+.2f}", limit=f"-{spec.max_accuracy_drop:g}", outcome=outcome, why=why,
+        )  # fmt: skip
+    raise ArtifactError(
+        f"There is no accuracy in {spec.accuracy}", "neither top-1 nor mIoU of both sides", "Evaluate with labels and --reference"
+    )

@@ -1,0 +1,155 @@
+"""Every record ever made here: one SQLite file, one row for each file, batch and mode."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import sha256_bytes
+from trtq.bench.record import BenchRecord
+from trtq.errors import ArtifactError
+
+TABLE = """
+CREATE TABLE IF NOT EXISTS rows (
+    id TEXT PRIMARY KEY, time TEXT NOT NULL, file TEXT NOT NULL, file_sha256 TEXT NOT NULL, device TEXT NOT NULL, mode TEXT NOT NULL,
+    batch INTEGER NOT NULL, median_ms REAL, images_per_s REAL, joule REAL, process_bytes INTEGER, valid INTEGER NOT NULL,
+    host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL
+)"""
+COLUMNS = ("time", "file", "device", "mode", "batch", "median_ms", "images_per_s", "joule", "process_bytes", "valid", "machine")
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the history; ``joule`` is gross, for an image."""
+
+    time: str
+    file: str
+    device: str
+    mode: str
+    batch: int
+    median_ms: float | None
+    images_per_s: float | None
+    joule: float | None
+    process_bytes: int | None
+    valid: bool
+    machine: str
+
+
+def history_path() -> Path:
+    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder."""
+    given = os.environ.get("TRTQ_HISTORY")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "trtq/history.sqlite"
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        link = sqlite3.connect(path, timeout=30.0)
+    except (OSError, sqlite3.Error) as exc:
+        raise ArtifactError(f"Cannot open the history {path}", str(exc), "Set TRTQ_HISTORY to a file that can be written") from exc
+    try:
+        with link:
+            link.execute(TABLE)
+            yield link
+    except sqlite3.Error as exc:
+        raise ArtifactError(f"Cannot use the history {path}", str(exc), "Move it away: a new one is made") from exc
+    finally:
+        link.close()
+
+
+def remember(record: BenchRecord, path: Path | None = None) -> None:
+    """Add a record; one that is there already is not added twice.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
+    card = msgspec.json.encode(record.card)
+    gpu = record.card.get("gpu") or record.card.get("jetson") or {}
+    machine = str(gpu.get("name") or gpu.get("model") or record.card.get("cpu"))
+    with _open(path or history_path()) as link:
+        for row in record.rows:
+            text = msgspec.json.encode(row)
+            link.execute(
+                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    sha256_bytes(text + card + str(record.environment["time"]).encode()), record.environment["time"], row.file,
+                    row.file_sha256, row.device, row.mode, row.batch, row.median_ms,
+                    row.throughput.images_per_s if row.throughput else None, row.energy.gross_j if row.energy else None,
+                    row.memory.process if row.memory else None, int(row.valid), record.card.get("host"), machine, text.decode(),
+                    card.decode(),
+                ),
+            )  # fmt: skip
+
+
+def recall(
+    *, file: str | None = None, device: str | None = None, mode: str | None = None, since: str | None = None, valid: bool = False,
+    path: Path | None = None,
+) -> list[Entry]:  # fmt: skip
+    """Return what was measured here, the oldest first.
+
+    Args:
+        file: a pattern with * and ?, of the file's name.
+        device: the same, as records label it.
+        mode: of ``trtq bench``.
+        since: a date such as 2026-11-01.
+        valid: leave out what is not valid.
+        path: of the history.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    from fnmatch import fnmatch
+
+    with _open(path or history_path()) as link:
+        found = link.execute(f"SELECT {', '.join(COLUMNS)} FROM rows ORDER BY time, file, batch").fetchall()  # noqa: S608
+    entries = [Entry(**_named(values)) for values in found]
+    return [
+        e for e in entries
+        if (file is None or fnmatch(Path(e.file).name, file) or fnmatch(e.file, file)) and (device is None or fnmatch(e.device, device))
+        and (mode is None or e.mode == mode) and (since is None or e.time >= since) and (e.valid or not valid)
+    ]  # fmt: skip
+
+
+def _named(values: tuple[Any, ...]) -> dict[str, Any]:
+    made = dict(zip(COLUMNS, values, strict=True))
+    return {**made, "valid": bool(made["valid"])}
+
+
+def plot(entries: list[Entry], out: Path) -> Path:
+    """Draw the medians over time, one line for each file, device, mode and batch; hollow points are not valid."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import datetime
+
+    import matplotlib.pyplot as plt
+
+    from trtq.artifact import write_atomic
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    series: dict[tuple[str, str, str, int], list[Entry]] = {}
+    for e in entries:
+        if e.median_ms is not None:
+            series.setdefault((Path(e.file).name, e.device, e.mode, e.batch), []).append(e)
+    for (name, device, mode, batch), held in series.items():
+        times: Any = [datetime.datetime.fromisoformat(e.time) for e in held]
+        values: Any = [e.median_ms for e in held]
+        (line,) = axes.plot(times, values, label=f"{name}, {device}, {mode}, batch {batch}")
+        for e, t, v in zip(held, times, values, strict=True):
+            axes.plot(t, v, "o", color=line.get_color(), markerfacecolor=line.get_color() if e.valid else "none")
+    axes.set(ylabel="median of a request, ms", title="Latency over time")
+    axes.set_ylim(bottom=0)
+    if series:
+        axes.legend(fontsize=8)
+    figure.autofmt_xdate()
+    write_atomic(out, lambda tmp: figure.savefig(tmp, format=out.suffix[1:] or "png"))
+    plt.close(figure)
+    return out

@@ -1,0 +1,160 @@
+"""Time per layer, by the module it came from, beside what the cost model predicts. Shares count: a profiler slows everything down."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from trtq.bench.record import LayerTime
+from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload, is_engine
+from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.profile import layer_names
+from trtq.engine.manifest import manifest_path, read_manifest
+from trtq.errors import BenchError, TrtqError
+from trtq.export.onnx_file import QDQ, load_onnx
+
+RUNS = 20
+
+
+def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[list[LayerTime], str]:
+    """Return the layers, the slowest first, and why there is no prediction beside them ("" where there is one).
+
+    Raises:
+        BenchError: the runtime gives no profile.
+    """
+    if isinstance(workload, EngineWorkload):
+        times = {name: (ms / runs, "layer") for name, ms in workload.profile(runs).items()}
+        module_of: Callable[[str, str], str] = lambda name, _: next(iter(layer_names(name)), name)  # noqa: E731
+    else:
+        assert isinstance(workload, OnnxWorkload)
+        times, module_of = profile_onnx(workload, runs), onnx_modules(load_onnx(path))
+    if not times:
+        raise BenchError(f"There is no layer profile of {path.name}", "the runtime reported no layers")
+    predicted, why = _predicted(path, workload.shape[0])
+    total = sum(ms for ms, _ in times.values())
+    rows = []
+    for name, (ms, kind) in times.items():
+        parts = layer_names(name)
+        guesses = [predicted[p] for p in parts if p in predicted]
+        rows.append(
+            LayerTime(
+                name=name,
+                module=module_of(name, kind),
+                kind=kind,
+                ms=ms,
+                share=ms / total if total else 0.0,
+                predicted_ms=sum(guesses) if guesses else None,
+            )
+        )
+    return sorted(rows, key=lambda r: -r.ms), why
+
+
+def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, str]]:
+    """Return the time and the op of each node that ONNX Runtime ran, ms a request, from its own profiler in a session of its own."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        session = ort.InferenceSession(str(workload.path), options, providers=workload.session.get_providers())
+        for _ in range(5):
+            session.run(None, workload.given)
+        for _ in range(runs):
+            session.run(None, workload.given)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return read_onnx_profile(events, runs, skip=5)
+
+
+# What ONNX Runtime appends to the name of a node that it makes from others.
+MADE = re.compile(r"(\.out_nchwc|_nchwc|/duplicated|_bias_dq|/MatMulAddFusion|_token_\d+)+$")
+
+
+def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
+    """Return what tells the module of a node that ONNX Runtime ran, by its name and op.
+
+    A convolution fused with its activation carries the activation's name: the convolution before it counts. A Q/DQ pair belongs to the
+    layer whose operand it quantizes.
+    """
+    nodes = {n.name: n for n in model.graph.node}
+    producer = {o: n for n in model.graph.node for o in n.output}
+
+    def module_of(name: str, kind: str) -> str:
+        node = nodes.get(MADE.sub("", name))
+        if node is None:
+            return name.rpartition("/")[0] or name
+        while "Conv" in kind and node.op_type not in ("Conv", *QDQ) and node.input and node.input[0] in producer:
+            node = producer[node.input[0]]
+        module: str = node.name.rpartition("/")[0] or node.name
+        layer = module.rpartition(".")[0] or module
+        return layer if node.op_type in QDQ else module
+
+    return module_of
+
+
+def read_onnx_profile(events: Sequence[Mapping[str, Any]], runs: int, *, skip: int) -> dict[str, tuple[float, str]]:
+    """Return ms a request and op by node name, without the first ``skip`` requests."""
+    seen: dict[str, int] = {}
+    times: dict[str, tuple[float, str]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
+            continue
+        node = name.removesuffix("_kernel_time")
+        seen[node] = seen.get(node, 0) + 1
+        if seen[node] <= skip:
+            continue
+        before = times.get(node, (0.0, ""))[0]
+        times[node] = (before + float(event["dur"]) / 1e3 / runs, str(event.get("args", {}).get("op_name", "")))
+    return times
+
+
+def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
+    """Return the roofline's times by layer name for the device an engine was built for."""
+    if not is_engine(path):
+        return {}, "no prediction: the cost model has no CPU"
+    if not manifest_path(path).is_file():
+        return {}, "no prediction: the engine has no manifest"
+    from trtq.cost.devices import find_device
+    from trtq.cost.roofline import Widths, predict_all
+
+    manifest = read_manifest(path)
+    try:
+        device = find_device(manifest.target["name"].partition("@")[0])
+        model: onnx.ModelProto = load_onnx(Path(manifest.spec["onnx"]))
+        ops = list_onnx_ops(model, manifest.spec["onnx"])
+    except TrtqError as exc:
+        return {}, f"no prediction: {exc.what}"
+
+    def widths(op: Any) -> Widths:
+        x = op.input_bits or (16 if manifest.precision == "fp16" else 32)
+        return Widths(op.weight_bits or x, x, op.fp8)
+
+    times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)[0]
+    return {t.name: t.ms for t in times}, ""
+
+
+def what_ate(first: Sequence[LayerTime], second: Sequence[LayerTime], most: int = 5) -> list[LayerTime]:
+    """Return the layers of ``second`` whose module takes more time there than in ``first``, the largest loss first; ``ms`` is that loss."""
+    before: dict[str, float] = {}
+    after: dict[str, LayerTime] = {}
+    for row in first:
+        before[row.module] = before.get(row.module, 0.0) + row.ms
+    summed: dict[str, float] = {}
+    for row in second:
+        summed[row.module] = summed.get(row.module, 0.0) + row.ms
+        after.setdefault(row.module, row)
+    total = sum(summed.values()) or 1.0
+    lost = [
+        LayerTime(name=after[m].name, module=m, kind=after[m].kind, ms=ms - before.get(m, 0.0), share=(ms - before.get(m, 0.0)) / total)
+        for m, ms in summed.items()
+        if ms > before.get(m, 0.0)
+    ]
+    return sorted(lost, key=lambda r: -r.ms)[:most]

@@ -1,0 +1,47 @@
+"""A Jetson's power rails, read by the same file that runs on the board; NVML is never asked there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtq.agent import read_rails, total_power
+from trtq.errors import MeterError
+
+LINES = Path("etc/nv_tegra_release")
+
+
+def is_jetson(root: Path = Path("/")) -> bool:
+    """Whether this machine is a Jetson."""
+    return (root / LINES).is_file()
+
+
+class JetsonRails:
+    """The total of the INA3221 monitors: the input rail where there is one, else the sum that the record names.
+
+    Args:
+        root: of the file system; another one in tests.
+
+    Raises:
+        MeterError: no monitors, or no total among their rails.
+    """
+
+    name, counter = "INA3221", False
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        _, self.scope = self._total()
+        self.limits = [
+            "the carrier board is not in it", "one step of the sensor is 40 to 150 mW",
+            "the CPU that feeds the GPU is in it: that is what the board draws",
+        ]  # fmt: skip
+
+    def _total(self) -> tuple[int, str]:
+        rails = {name: [mw, mw] for name, mw in read_rails(str(self.root)).items()}
+        total, what = total_power(rails)
+        if total is None:
+            raise MeterError("Cannot meter this board", "there are no INA3221 monitors in sysfs" if not rails else what)
+        return total, what
+
+    def read(self) -> float:
+        """Return watts."""
+        return self._total()[0] / 1e3

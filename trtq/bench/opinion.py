@@ -1,0 +1,56 @@
+"""trtexec as a second opinion on an engine: the same settings, spelled out for the release that will read them."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from trtq.bench.record import SecondOpinion, Timing
+from trtq.engine.trtexec import find_trtexec, probe_number
+from trtq.engine.trtexec_log import read_log
+from trtq.engine.versions import FLAGS, Version, shown, within
+from trtq.errors import BenchError
+from trtq.export.calibration_cache import version_of
+
+WARMUP_MS, SECONDS = 1000, 5
+
+
+def command(executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True) -> list[str]:
+    """Return the line that times an engine, copies included and launches as a graph or not, whatever this release does by itself.
+
+    Before 11.0 copies are timed and graphs are off unless asked for, from 11.0 on the other way round (facts: defaults by version).
+    """
+    given: list[tuple[str, str | None]] = [("loadEngine", str(engine)), ("warmUp", str(WARMUP_MS)), ("duration", str(SECONDS))]
+    if shapes:
+        given.append(("shapes", shapes))
+    wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
+    given += [(name, None) for name in wanted if within(FLAGS[name], version)]
+    return [executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
+
+
+def second_opinion(engine: Path, ours: Timing | None, *, shapes: str = "", graph: bool = True) -> SecondOpinion:
+    """Run trtexec on an engine and hold its GPU time against ours.
+
+    Raises:
+        MissingExtraError: there is no trtexec.
+        BenchError: it fails, or printed no times.
+    """
+    executable = find_trtexec()
+    version = version_of(probe_number(executable))
+    line = command(executable, version, engine, shapes=shapes, graph=graph)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, errors="replace")
+    log = read_log(done.stdout + done.stderr)
+    if done.returncode or "gpu_compute" not in log.rows:
+        why = log.errors[-1] if log.errors else f"exit status {done.returncode}, no line of GPU times"
+        raise BenchError(f"trtexec {shown(version)} gives no second opinion on {engine.name}", why[:300])
+    gpu, latency = log.rows["gpu_compute"].median, log.rows["latency"].median if "latency" in log.rows else log.rows["gpu_compute"].median
+    mine = ours.median.value if ours is not None else None
+    notes = list(log.advice)
+    if graph and not log.cuda_graph:
+        notes.append("it did not capture a graph")
+    return SecondOpinion(
+        version=shown(version), command=shlex.join(line), gpu_ms=gpu, latency_ms=latency,
+        difference=gpu / mine - 1.0 if mine else None,
+        note="; ".join(notes) or "its latency is the sum of copies and GPU time, not an elapsed time",
+    )  # fmt: skip

@@ -1,0 +1,317 @@
+"""What ``trtq bench`` writes: figures with the way they were taken, and reasons where there are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trtq.bench.statistics import Drift, Outliers, Quantile
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """Times of single requests.
+
+    Attributes:
+        kind: ``e2e`` (host clock, from input to answer in host memory), ``gpu`` (event pair around the launch), ``enqueue`` (host time in
+            the launch).
+        unit: ``ms``.
+        median, percentiles: with 95 % intervals between order statistics.
+        min, max, mean: diagnosis: the least and the most grow with the number of samples.
+        samples, effective: taken, and how many independent ones tell as much.
+        outliers, drift: they stay in every figure.
+        blocks: medians of the blocks, in the order they were taken.
+        stopped: which rule ended the run.
+        file: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was written.
+    """
+
+    kind: str
+    unit: str = "ms"
+    median: Quantile
+    percentiles: list[Quantile]
+    min: float
+    max: float
+    mean: float
+    samples: int
+    effective: int
+    outliers: Outliers
+    drift: Drift
+    blocks: list[float]
+    stopped: str
+    file: str = ""
+
+
+class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests served at the same time.
+
+    Attributes:
+        scenario: ``closed`` (as many in flight as streams), ``single``, ``multi``, ``offline``, ``server``: patterns of MLPerf Inference at
+            durations of our own, which are no MLPerf results.
+        streams: requests in flight.
+        images_per_s: images whose answers arrived, over the time between the first start and the last answer.
+        queries: served; ``samples_per_query`` images each times the batch.
+        seconds: measured.
+        latency: of a query from when it was due, ms, where the scenario asks for one.
+        bound_ms, met: of ``server``.
+        early_stopping_ms: MLPerf's estimate of the scenario's quantile; None with too few queries.
+        rate: queries a second that ``server`` was offered.
+        note: what to know about it.
+    """
+
+    scenario: str
+    streams: int
+    images_per_s: float
+    queries: int
+    samples_per_query: int
+    seconds: float
+    latency: Quantile | None = None
+    early_stopping_ms: float | None = None
+    bound_ms: float | None = None
+    met: bool | None = None
+    rate: float | None = None
+    note: str = ""
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a start, ms: the median over new processes, and the range."""
+
+    name: str
+    median: float
+    low: float
+    high: float
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """A start in a new process, up to the first answer.
+
+    Attributes:
+        cache: ``warm`` (the file is in the page cache) or ``cold`` (it was dropped from it).
+        phases: start of Python with its imports, reading, deserializing, context, first answer.
+        total: from the start of the process to the first answer, ms: the phases add up to it.
+        second: the next request, ms.
+        processes: how many starts.
+        lazy: how CUDA loads modules, where it does.
+    """
+
+    cache: str
+    phases: list[Phase]
+    total: Phase
+    second: Phase
+    processes: int
+    lazy: str
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a fresh process holds, bytes; each with its source in ``sources``.
+
+    Attributes:
+        weights, activations: by the engine's own account.
+        io: inputs and outputs.
+        process: growth of the process from before the file was read to after the requests, and its peak.
+        device: growth of what the GPU's processes hold; None on a CPU, and on boards whose GPU shares the CPU's memory, where the process
+            holds it already.
+    """
+
+    weights: int | None
+    activations: int | None
+    io: int
+    process: int
+    process_peak: int
+    device: int | None
+    sources: dict[str, str]
+
+
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy per request.
+
+    Attributes:
+        meter, scope: what was read, and what it covers: ``GPU board``, ``CPU package``, a Jetson's input rail.
+        method: ``counter`` or ``power integrated``.
+        gross_j, net_j: per image, median over repeats; net is without the idle power.
+        low_j, high_j: range of the repeats, gross.
+        power_w, idle_w: mean power under load, and with the model loaded and nothing to do.
+        images_per_s: in the same windows.
+        window_s, repeats, readings: length of a window, how many, and ticks of the counter or power readings in the shortest.
+        valid, limits: False with the reason where the window was too short; what the sensor cannot see.
+    """
+
+    meter: str
+    scope: str
+    method: str
+    gross_j: float
+    net_j: float
+    low_j: float
+    high_j: float
+    power_w: float
+    idle_w: float
+    images_per_s: float
+    window_s: float
+    repeats: int
+    readings: int
+    valid: bool
+    reasons: list[str]
+    limits: list[str]
+
+
+class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer of the profile, ms a request: shares count, sums do not (a profiler slows things down)."""
+
+    name: str
+    module: str
+    kind: str
+    ms: float
+    share: float
+    predicted_ms: float | None = None
+
+
+class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True):
+    """trtexec on the same engine with the same settings: its medians, ms, and how far ours lies from it."""
+
+    version: str
+    command: str
+    gpu_ms: float
+    latency_ms: float
+    difference: float | None
+    note: str
+
+
+class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One file with one batch on one device in one mode.
+
+    Attributes:
+        device: as the workload labels itself.
+        unavailable: by figure, why there is none; never a zero.
+        valid, reasons: False with the reasons when the figures should not be used.
+        state: clocks, temperatures and load before and after.
+    """
+
+    file: str
+    file_sha256: str
+    file_bytes: int
+    kind: str
+    device: str
+    mode: str
+    batch: int
+    input_shape: list[int]
+    e2e: Timing | None = None
+    gpu: Timing | None = None
+    enqueue: Timing | None = None
+    throughput: Throughput | None = None
+    load: list[Load] = []
+    memory: Memory | None = None
+    energy: Energy | None = None
+    layers: list[LayerTime] = []
+    trtexec: SecondOpinion | None = None
+    repeats: list[float] = []
+    unavailable: dict[str, str] = {}
+    warmup_calls: int = 0
+    settings: dict[str, Any]
+    state: dict[str, Any] = {}
+    valid: bool
+    reasons: list[str]
+    notes: list[str] = []
+
+    @property
+    def median_ms(self) -> float | None:
+        """Median of a request from end to end."""
+        return self.e2e.median.value if self.e2e is not None else None
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        parts = [f"{self.device}, {self.mode}, batch {self.batch}"]
+        for timing in (self.e2e, self.gpu, self.enqueue):
+            if timing is not None:
+                parts.append(f"{timing.kind} {shown(timing.median)}")
+        if self.e2e is not None:
+            parts += [f"p{100 * p.q:g} {shown(p, samples=self.e2e.effective)}" for p in self.e2e.percentiles if p.q > 0.5]
+            parts.append(f"{self.e2e.samples} samples")
+        if self.throughput is not None:
+            t = self.throughput
+            parts.append(f"{t.scenario}: {t.images_per_s:.1f} images/s with {t.streams} in flight")
+        for load in self.load:
+            parts.append(f"first answer {load.total.median:.0f} ms after the start ({load.cache})")
+        if self.memory is not None:
+            parts.append(f"{self.memory.process / 1e6:.0f} MB of process memory")
+        if self.energy is not None:
+            parts.append(f"{1e3 * self.energy.gross_j:.3g} mJ an image ({self.energy.scope}, gross)")
+        parts.append("VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}")
+        return ", ".join(parts)
+
+
+def shown(value: Quantile, *, samples: int | None = None) -> str:
+    """Return a quantile with its interval in ms, or why there is none; ``samples`` is the number of independent ones."""
+    if value.value is None or value.low is None or value.high is None:
+        return "n/a" if samples is None else f"n/a (worth {samples} independent samples, needs {value.needs})"
+    return f"{value.value:.3f} ms [{value.low:.3f}, {value.high:.3f}]"
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Two files taking turns on one device.
+
+    Attributes:
+        ratio, low, high: time of the second over time of the first, with its 95 % interval.
+        floor: how far from 1 the first against a second copy of itself came, interval included.
+        outcome: ``faster``, ``slower`` or ``no measurable difference``: of the second file.
+        advice: what follows, in a sentence.
+        pairs: blocks of each.
+        ate: layers that took more time than in the first file, ms, where both have a profile.
+    """
+
+    first: str
+    second: str
+    device: str
+    first_ms: float
+    second_ms: float
+    ratio: float
+    low: float
+    high: float
+    floor: float
+    outcome: str
+    advice: str
+    pairs: int
+    valid: bool
+    reasons: list[str]
+    ate: list[LayerTime] = []
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        said = f"{self.second} is {self.outcome} than {self.first}" if self.outcome in ("faster", "slower") else (
+            f"{self.second} and {self.first}: {self.outcome}"
+        )  # fmt: skip
+        valid = "" if self.valid else f"; NOT VALID: {'; '.join(self.reasons)}"
+        return (
+            f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.first_ms:.3f} to {self.second_ms:.3f} ms, "
+            f"{self.device}; {self.pairs} blocks each taking turns; noise floor {self.floor:.2%}). {self.advice}{valid}"
+        )
+
+
+class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one call of ``trtq bench`` measured; written as bench.json.
+
+    Attributes:
+        rows: one for each file and batch.
+        verdicts: of INT8 files against their float baseline, measured taking turns in the same run.
+        card: the machine.
+        command: the line that repeats it.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    command: str
+    rows: list[BenchRow]
+    verdicts: list[Verdict]
+    card: dict[str, Any]
+    valid: bool
+    notes: list[str]
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """The lines of every row and verdict."""
+        many = len({r.file for r in self.rows}) > 1
+        lines = [f"{r.file + ': ' if many else ''}{r.summary}" for r in self.rows]
+        return "\n".join([*lines, *(v.summary for v in self.verdicts)])

@@ -1,0 +1,206 @@
+"""Timing calls: warm up until stable, then blocks until the median is known well enough. The loop itself does nothing else."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trtq.bench.statistics import Values, quantile
+
+WARMUP_CALLS, WARMUP_S, WARMUP_LIMIT_S, WARMUP_WINDOW, STABLE_WITHIN = 50, 1.0, 30.0, 20, 0.01
+BLOCK_S, MIN_BLOCKS, NARROW, MOST_IN_BLOCK = 0.5, 5, 0.005, 100_000
+Clock = Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What came before the first sample.
+
+    Attributes:
+        calls: how many.
+        stable: whether the medians of the last two windows agreed within 1 %.
+        call_s: median of the last window, seconds.
+        first_s: the very first call.
+        failed: what a call raised; nothing is measured then.
+    """
+
+    calls: int
+    stable: bool
+    call_s: float
+    first_s: float
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class Samples:
+    """Times of single calls, nanoseconds, in the order they were taken.
+
+    Attributes:
+        ns: int64.
+        blocks: the index at which each block starts.
+        stopped: which rule ended the run.
+        failed: what a call raised; what was measured before it is kept.
+    """
+
+    ns: np.ndarray
+    blocks: list[int] = field(default_factory=list)
+    stopped: str = ""
+    failed: str = ""
+
+    @property
+    def ms(self) -> Values:
+        """Milliseconds, float64."""
+        return self.ns / 1e6
+
+    def block_medians(self) -> list[float]:
+        """Return the median of each block, milliseconds."""
+        return [float(np.median(part)) / 1e6 for part in np.split(self.ns, self.blocks[1:]) if len(part)]
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """When enough was measured.
+
+    Attributes:
+        seconds: shortest measured time.
+        samples: fewest calls.
+        limit_s: longest measured time; whichever figure is not reached by then is said.
+        narrow: relative half width of the median's interval that is wanted.
+    """
+
+    seconds: float = 3.0
+    samples: int = 500
+    limit_s: float = 60.0
+    narrow: float = NARROW
+
+
+@contextmanager
+def quiet_interpreter() -> Iterator[None]:
+    """Keep the garbage collector out of a timed loop."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()
+
+
+def time_block(call: Callable[[], object], times: np.ndarray, clock: Clock = time.perf_counter_ns) -> None:
+    """Fill ``times`` (int64) with the nanoseconds of one call each; what a call raises goes on.
+
+    The loop costs about 0.1 us a call; ``loop_overhead`` measures it.
+    """
+    slots: memoryview[int] = memoryview(times)  # type: ignore[arg-type]  # a third of the time of writing into the array
+    for i in range(len(slots)):
+        start = clock()
+        call()
+        slots[i] = clock() - start
+
+
+def loop_overhead(calls: int = 100_000) -> float:
+    """Return what the loop adds to a call that does nothing, microseconds."""
+    times = np.zeros(calls, dtype=np.int64)
+    start = time.perf_counter_ns()
+    with quiet_interpreter():
+        time_block(_nothing, times)
+    whole = time.perf_counter_ns() - start
+    start = time.perf_counter_ns()
+    with quiet_interpreter():
+        for _ in range(calls):
+            _nothing()
+    return (whole - (time.perf_counter_ns() - start)) / calls / 1e3
+
+
+def said(exc: BaseException) -> str:
+    """Return an exception in one line."""
+    return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else 'interrupted'}"[:300]
+
+
+def _nothing() -> None:
+    return None
+
+
+def warm_up(
+    call: Callable[[], object], *, calls: int = WARMUP_CALLS, seconds: float = WARMUP_S, limit_s: float = WARMUP_LIMIT_S,
+    clock: Clock = time.perf_counter_ns,
+) -> Warmup:  # fmt: skip
+    """Call until enough calls and time have passed and two windows of 20 agree within 1 %, at most ``limit_s``."""
+    times: list[int] = []
+    began = clock()
+    while True:
+        start = clock()
+        try:
+            call()
+        except (Exception, KeyboardInterrupt) as exc:
+            return Warmup(calls=len(times), stable=False, call_s=0.0, first_s=0.0, failed=said(exc))
+        now = clock()
+        times.append(now - start)
+        if len(times) < 2 * WARMUP_WINDOW and (now - began) / 1e9 < limit_s:
+            continue
+        late, before = np.median(times[-WARMUP_WINDOW:]), np.median(times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW] or times)
+        stable = bool(abs(late - before) <= STABLE_WITHIN * before)
+        ready = len(times) >= calls and (now - began) / 1e9 >= seconds and stable
+        if ready or (now - began) / 1e9 >= limit_s:
+            return Warmup(calls=len(times), stable=stable and ready, call_s=float(late) / 1e9, first_s=times[0] / 1e9)
+
+
+def sample(
+    call: Callable[[], object], expected_s: float, rule: StopRule, *, block_s: float = BLOCK_S, clock: Clock = time.perf_counter_ns
+) -> Samples:
+    """Time blocks of calls until ``rule`` is met; an exception or Ctrl-C ends the run and keeps what was measured.
+
+    Args:
+        call: what is timed.
+        expected_s: a call's time, from the warm-up: it decides how many calls make a block.
+        rule: when to stop.
+        block_s: length of a block, seconds; nothing but calls happens inside.
+        clock: nanoseconds.
+    """
+    per_block = min(MOST_IN_BLOCK, max(1, round(block_s / max(expected_s, 1e-7))))
+    capacity = max(rule.samples, per_block)
+    times, filled = np.zeros(capacity, dtype=np.int64), 0
+    blocks: list[int] = []
+    began, stopped, failed = clock(), "", ""
+    with quiet_interpreter():
+        while not stopped:
+            if filled + per_block > len(times):
+                times = np.concatenate([times, np.zeros(max(len(times), per_block), dtype=np.int64)])
+            block = times[filled : filled + per_block]
+            block[:] = -1
+            try:
+                time_block(call, block, clock)
+            except (Exception, KeyboardInterrupt) as exc:
+                failed = said(exc)
+            taken = int((block >= 0).sum())
+            if taken:
+                blocks.append(filled)
+                filled += taken
+            stopped = "a call failed" if failed else _ended(times[:filled], len(blocks), (clock() - began) / 1e9, rule)
+    return Samples(ns=times[:filled].copy(), blocks=blocks, stopped=stopped, failed=failed)
+
+
+def _ended(ns: np.ndarray, blocks: int, seconds: float, rule: StopRule) -> str:
+    """Return which rule ends the run here, "" for none."""
+    if seconds >= rule.limit_s:
+        return f"{rule.limit_s:g} s had passed"
+    if seconds < rule.seconds or len(ns) < rule.samples or blocks < MIN_BLOCKS:
+        return ""
+    width = half_width(ns.astype(np.float64))
+    return f"the median is known within {rule.narrow:.1%}" if width is not None and width <= rule.narrow else ""
+
+
+def half_width(samples: Values) -> float | None:
+    """Return half the width of the median's interval as a share of the median, None with too few samples."""
+    found = quantile(samples, 0.5)
+    if found.value is None or found.low is None or found.high is None or found.value <= 0.0:
+        return None
+    return (found.high - found.low) / 2.0 / found.value

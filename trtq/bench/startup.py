@@ -1,0 +1,105 @@
+"""Load time and memory, each from new processes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from trtq.bench.record import Load, Memory, Phase
+from trtq.errors import BenchError
+
+PROCESSES = 5
+
+
+def measure_load(
+    path: Path, *, device: str, batch: int, cache: Literal["warm", "cold"] = "warm", processes: int = PROCESSES
+) -> Load:  # fmt: skip
+    """Return the phases of a start, each the median over new processes.
+
+    Raises:
+        BenchError: a process fails, or the file stays in the page cache though it should be cold.
+    """
+    runs = []
+    for _ in range(processes):
+        if cache == "cold":
+            drop_from_cache(path)
+        else:
+            path.read_bytes()
+        runs.append(_start(path, device=device, batch=batch, memory=False))
+    names = [name for name, _ in runs[0]["laps"]]
+    times = np.asarray([[ns / 1e6 for _, ns in r["laps"]] for r in runs])
+    lazy = os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later") if device != "cpu" else "no CUDA"
+    return Load(
+        cache=cache, phases=[_phase(n, times[:, i]) for i, n in enumerate(names)], total=_phase("total", times.sum(axis=1)),
+        second=_phase("second answer", np.asarray([r["second"] / 1e6 for r in runs])), processes=processes, lazy=lazy,
+    )  # fmt: skip
+
+
+def measure_memory(path: Path, *, device: str, batch: int) -> Memory:
+    """Return what a fresh process holds.
+
+    Raises:
+        BenchError: the process fails.
+    """
+    return Memory(**_start(path, device=device, batch=batch, memory=True)["memory"])
+
+
+def _phase(name: str, ms: Any) -> Phase:
+    return Phase(name=name, median=float(np.median(ms)), low=float(ms.min()), high=float(ms.max()))
+
+
+def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, Any]:
+    asked = {"file": str(path), "device": device, "batch": batch, "memory": memory, "started": time.perf_counter_ns()}
+    done = subprocess.run(
+        [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)], capture_output=True, text=True, check=False, timeout=600
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise BenchError(f"A new process cannot load {path.name}", said[:300])
+    made: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return made
+
+
+def drop_from_cache(path: Path) -> None:
+    """Take a file out of the page cache, without root, and look whether it is out.
+
+    Raises:
+        BenchError: the system keeps it.
+    """
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    left = cached_share(path)
+    if left > 0.01:
+        raise BenchError(
+            f"Cannot measure a cold start of {path.name}", f"{left:.0%} of it stays in the page cache",
+            "Put it on a local disk that is not a memory file system",
+        )  # fmt: skip
+
+
+def cached_share(path: Path) -> float:
+    """Return the share of a file's pages that are in memory (mincore)."""
+    size = path.stat().st_size
+    if not size:
+        return 0.0
+    pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    with path.open("r+b" if os.access(path, os.W_OK) else "rb") as handle:
+        access = mmap.ACCESS_COPY  # a private map: ctypes asks for one it may write to
+        with mmap.mmap(handle.fileno(), size, access=access) as held:
+            flags = (ctypes.c_ubyte * pages)()
+            anchor = ctypes.c_char.from_buffer(held)
+            address = ctypes.addressof(anchor)
+            failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), flags)
+            del anchor
+    if failed:
+        raise BenchError(f"Cannot tell whether {path.name} is in the page cache", os.strerror(ctypes.get_errno()))
+    return sum(f & 1 for f in flags) / pages

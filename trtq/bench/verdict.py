@@ -1,0 +1,87 @@
+"""Does INT8 win? A quantized file against its float baseline, taking turns on one device, and the layers that ate the gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trtq.artifact import read_json
+from trtq.bench.card import Watch
+from trtq.bench.compare import BLOCK_S, MARGIN, MAX_ROUNDS, take_turns
+from trtq.bench.layers import profile_layers, what_ate
+from trtq.bench.meters.nvml import Gpu
+from trtq.bench.record import LayerTime, Verdict
+from trtq.bench.workload import is_engine, open_workload
+from trtq.engine.manifest import manifest_path
+from trtq.errors import TrtqError
+from trtq.export.onnx_file import count_qdq, load_onnx
+
+FLOAT_BESIDE = "model.fp32.onnx"
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether a file computes in codes: an ONNX file with Q/DQ pairs, an engine whose manifest counts some."""
+    if not is_engine(path):
+        return count_qdq(load_onnx(path)) > 0
+    beside = manifest_path(path)
+    return beside.is_file() and bool(read_json(beside, kind="engine manifest").get("quantized_tensors"))
+
+
+def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, str]:
+    """Return the float file that a quantized one has to beat, or None and how to get one.
+
+    For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16 engine for the same target in its folder.
+    """
+    if given is not None:
+        return Path(given), ""
+    if not is_engine(path):
+        beside = path.with_name(FLOAT_BESIDE)
+        return (beside, "") if beside.is_file() and beside != path else (None, f"no {FLOAT_BESIDE} beside it; name one with --baseline")
+    manifest = read_json(manifest_path(path), kind="engine manifest")
+    target = manifest["target"]["name"]
+    for other in sorted(path.parent.glob(f"*{path.suffix}")):
+        if other == path or not manifest_path(other).is_file():
+            continue
+        found = read_json(manifest_path(other), kind="engine manifest")
+        if not found["quantized_tensors"] and found["precision"] == "fp16" and found["target"] == manifest["target"]:
+            return other, ""
+    source = Path(str(manifest["spec"]["onnx"])).with_name(FLOAT_BESIDE)
+    out = path.with_name(f"{path.stem}.fp16{path.suffix}")
+    return None, f"no FP16 engine for it beside it; build one: trtq build {source} --target {target} --precision fp16 --out {out}"
+
+
+def judge_files(
+    first: Path, second: Path, *, device: str, batch: int = 1, trust: bool = False, gpu: Gpu | None = None, margin: float = MARGIN,
+    block_s: float = BLOCK_S, max_rounds: int = MAX_ROUNDS, profile: bool = True,
+) -> Verdict:  # fmt: skip
+    """Let two files take turns and say what follows for the second.
+
+    Raises:
+        EngineError, ExportError, BenchError: a file cannot be loaded or timed.
+    """
+    loaded = [open_workload(p, device=device, batch=batch, trust=trust) for p in (first, first, second)]
+    watch = Watch(device, gpu)
+    turns = take_turns(*(w.call for w in loaded), block_s=block_s, max_rounds=max_rounds, margin=margin)
+    watch.look()
+    quantized = is_quantized(second) and not is_quantized(first)
+    ate, note = list[LayerTime](), ""
+    if profile and turns.outcome != "faster":
+        try:
+            ate = what_ate(profile_layers(loaded[0], first)[0], profile_layers(loaded[2], second)[0])
+        except TrtqError as exc:
+            note = f"Which layers ate the gain is not known: {exc.what}."
+    reasons = watch.reasons()
+    keep = "FP16" if is_engine(first) else "the float file"
+    advice = ""
+    if quantized and turns.outcome != "faster":
+        worst = ", ".join(f"{r.module} (+{r.ms:.3f} ms)" for r in ate[:3])
+        advice = f"Keep {keep}: INT8 does not win on this device{f'; the gain was eaten by {worst}' if worst else ''}."
+    elif quantized:
+        advice = f"INT8 wins: {1.0 - turns.ratio:.1%} less time on this device."
+    advice = " ".join(t for t in (advice, note) if t)
+    if turns.floor > 5 * MARGIN:
+        reasons = [*reasons, f"a copy of the first file came out {turns.floor:.1%} apart from it: the machine was busy"]
+    return Verdict(
+        first=first.name, second=second.name, device=loaded[2].label, first_ms=turns.first_ms, second_ms=turns.second_ms, ratio=turns.ratio,
+        low=turns.low, high=turns.high, floor=turns.floor, outcome=turns.outcome, advice=advice, pairs=turns.rounds, valid=not reasons,
+        reasons=reasons, ate=ate,
+    )  # fmt: skip

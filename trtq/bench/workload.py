@@ -1,0 +1,261 @@
+"""What is timed: one request, from the input in host memory to the answer in host memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from trtq.data.metrics import Array
+from trtq.engine.open_engine import open_engine
+from trtq.engine.runner import EngineRunner
+from trtq.errors import BenchError, UsageError
+from trtq.export.ort import input_shape, open_session, static_batch
+
+SEED = 0
+
+
+class Workload(Protocol):
+    """One model, loaded, with its input.
+
+    Attributes:
+        label: what runs it and on what: ``CPU (ONNX Runtime)``. A CPU's figures are never called anything else.
+        device: ``cpu`` or ``cuda:N``.
+        shape: of the input, [N, C, H, W].
+        settings: what changes the meaning of its times: transfers, wait, graph.
+        apart: whether GPU time and enqueue time can be told from the host's: then ``split`` works.
+        why_whole: why not, where they cannot.
+    """
+
+    label: str
+    device: str
+    shape: list[int]
+    settings: dict[str, Any]
+    apart: bool
+    why_whole: str
+
+    def call(self) -> None:
+        """Serve one request and wait for the answer."""
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Run ``count`` inferences one after another; return GPU time and the host's time in the launch, nanoseconds, int64 [count]."""
+
+    def again(self) -> Workload:
+        """Return a second request that can run at the same time as this one."""
+
+    def answer(self) -> list[Array]:
+        """Return what the last call computed."""
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine by its name."""
+    return path.suffix in (".engine", ".plan")
+
+
+def open_workload(path: Path, *, device: str = "cpu", batch: int = 1, graph: bool = True, trust: bool = False) -> Workload:
+    """Load an ONNX file into ONNX Runtime or an engine into TensorRT, with random input.
+
+    Args:
+        path: FILE.onnx or FILE.engine.
+        device: ``cpu`` or ``cuda:N``; engines run on ``cuda:N`` alone.
+        batch: images in a request.
+        graph: launch an engine as a CUDA graph, where that is possible.
+        trust: run an engine without a manifest.
+
+    Raises:
+        UsageError: no such device, or a batch that the file does not take.
+        BenchError: the file's inputs are not one image tensor, or an engine is asked to run on a CPU.
+        EngineError, ExportError: it cannot be loaded.
+    """
+    provider, index = parse_device(device)
+    if not path.is_file():
+        raise BenchError(f"Cannot read {path}", "there is no such file")
+    if is_engine(path):
+        if provider == "CPU":
+            device = "cuda:0"  # an engine has no other place to run
+        return EngineWorkload(open_engine(path, trust=trust, device=device), batch, graph=graph)
+    return OnnxWorkload(path, batch, provider=provider, index=index)
+
+
+def parse_device(text: str) -> tuple[str, int]:
+    """Return ONNX Runtime's provider and the index of a device.
+
+    Raises:
+        UsageError: it is neither ``cpu`` nor ``cuda:N``.
+    """
+    name, _, index = text.partition(":")
+    if text == "cpu":
+        return "CPU", 0
+    if name == "cuda" and (index or "0").isdigit():
+        return "CUDA", int(index or 0)
+    if name == "ssh":
+        raise UsageError(f"Cannot measure on {text}", "trtq does not reach boards over SSH yet", "Run trtq bench on the board itself")
+    raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
+
+
+def random_input(shape: Sequence[int], dtype: Any = np.float32) -> Array:
+    """Return the input of every run: standard normal from a fixed seed, so that no value is 0 and runs repeat."""
+    return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32).astype(dtype)
+
+
+class OnnxWorkload:
+    """An ONNX file in ONNX Runtime, with its own graph optimisation and integer kernels.
+
+    Raises:
+        UsageError: its batch is fixed at another number.
+        BenchError: it has not one float32 image input.
+    """
+
+    apart = False
+    why_whole = "ONNX Runtime launches on a stream of its own: only the whole request can be timed"
+
+    def __init__(self, path: Path, batch: int, *, provider: str = "CPU", index: int = 0, session: Any = None) -> None:
+        self.session = session or open_session(path, as_written=False, provider=provider, device_id=index)
+        fixed = static_batch(self.session)
+        if fixed is not None and fixed != batch:
+            raise UsageError(f"Cannot run {path.name} with --batch {batch}", f"its batch is fixed at {fixed}", f"Use --batch {fixed}")
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(isinstance(v, int) for v in inputs[0].shape[1:]):
+            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            raise BenchError(f"Cannot make input for {path.name}", f"expected one float32 image input with a fixed size, found {found}")
+        self.path, self.provider, self.index = path, provider, index
+        self.device = "cpu" if provider == "CPU" else f"cuda:{index}"
+        self.label = f"{'CPU' if provider == 'CPU' else self.device} (ONNX Runtime)"
+        if provider == "CPU":
+            self.why_whole = "the request runs on the CPU: there is no GPU time in it"
+        self.shape = [batch, *(int(v) for v in input_shape(self.session)[1:])]
+        self.settings = {"runtime": "ONNX Runtime, its own graph optimisation and integer kernels", "transfers": "included"}
+        self.given = {inputs[0].name: random_input(self.shape)}
+        self.made: list[Array] = []
+
+    def call(self) -> None:
+        """Serve one request."""
+        self.made = self.session.run(None, self.given)
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        """Refuse: see ``why_whole``."""
+        raise BenchError(f"Cannot time the parts of {self.path.name}", self.why_whole)
+
+    def again(self) -> OnnxWorkload:
+        """Return a second request on the same session."""
+        return OnnxWorkload(self.path, self.shape[0], provider=self.provider, index=self.index, session=self.session)
+
+    def answer(self) -> list[Array]:
+        """Return what the last call computed."""
+        return [np.asarray(v) for v in self.made]
+
+
+class EngineWorkload:
+    """An engine on its GPU: pinned host buffers, copies and inference on one stream, one request in flight.
+
+    Args:
+        runner: the engine.
+        batch: images in a request.
+        graph: launch a captured CUDA graph; ``settings`` says whether that came about.
+        context: an execution context of its own.
+        cuda: streams, events and graphs; torch's, or a stand-in.
+    """
+
+    def __init__(self, runner: EngineRunner, batch: int, *, graph: bool = True, context: Any = None, cuda: Any = None) -> None:
+        import time
+
+        self.runner, self.graph_wanted, self.clock = runner, graph, time.perf_counter_ns
+        torch, open_shape = runner.torch, runner.input_shape
+        self.cuda: Any = cuda if cuda is not None else torch.cuda if runner.device.type == "cuda" else None
+        self.label, self.device = f"{runner.device} (TensorRT, {runner.label})", str(runner.device)
+        self.shape = [batch, *(int(v) for v in open_shape[1:])]
+        pinned = runner.device.type == "cuda"
+        host = torch.from_numpy(random_input(self.shape)).to(runner.types[runner.inputs[0]])
+        self.host = host.pin_memory() if pinned else host
+        self.bound = runner.bind(self.host.to(runner.device), context)
+        outputs = {n: b for n, b in self.bound.buffers.items() if n not in runner.inputs}
+        self.outputs = {n: torch.empty_like(b, device="cpu", pin_memory=pinned) for n, b in outputs.items()}
+        self.stream: Any = self.cuda.Stream() if self.cuda is not None else None
+        self.apart = self.cuda is not None
+        self.why_whole = "" if self.apart else "there are no CUDA events on this device"
+        self.graph: Any = None
+        why = self._capture() if graph and self.cuda is not None else "not asked for" if not graph else "no CUDA here"
+        self.settings = {
+            "runtime": "TensorRT", "transfers": "included in e2e, not in GPU time", "wait": "stream synchronize",
+            "graph": "used" if self.graph is not None else f"not used: {why}",
+        }  # fmt: skip
+
+    def _capture(self) -> str:
+        """Capture one launch as a CUDA graph; return why that did not come about."""
+        try:
+            self._enqueue()  # TensorRT finishes what it does lazily before a capture
+            self.stream.synchronize()
+            graph = self.cuda.CUDAGraph()
+            with self.cuda.graph(graph, stream=self.stream):
+                self.bound.launch(self.stream.cuda_stream)
+            self.graph = graph
+        except Exception as exc:  # whatever CUDA raises: the launch works without
+            return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+        return ""
+
+    def _enqueue(self) -> None:
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.bound.launch(self.stream.cuda_stream if self.stream is not None else 0)
+
+    def call(self) -> None:
+        """Copy in, infer, copy out, wait."""
+        name = self.runner.inputs[0]
+        with self.cuda.stream(self.stream) if self.cuda is not None else contextlib.nullcontext():
+            self.bound.buffers[name].copy_(self.host, non_blocking=True)
+            self._enqueue()
+            for n, held in self.outputs.items():
+                held.copy_(self.bound.buffers[n], non_blocking=True)
+        if self.stream is not None:
+            self.stream.synchronize()
+
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Run ``count`` inferences without copies; an event pair around each, on its stream."""
+        gpu, enqueue = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+        clock, begin, end = self.clock, self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
+        with self.cuda.stream(self.stream):
+            for i in range(count):
+                begin.record(self.stream)
+                start = clock()
+                self._enqueue()
+                enqueue[i] = clock() - start
+                end.record(self.stream)
+                end.synchronize()
+                gpu[i] = round(begin.elapsed_time(end) * 1e6)
+        return gpu, enqueue
+
+    def profile(self, runs: int) -> dict[str, float]:
+        """Return the time of each layer by TensorRT's own profiler, ms, summed over ``runs`` requests in a context of their own."""
+        times: dict[str, float] = {}
+        base = self.runner.trt.IProfiler
+
+        class Collector(base):  # type: ignore[misc,valid-type]
+            def __init__(self) -> None:
+                super().__init__()
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times[layer_name] = times.get(layer_name, 0.0) + ms
+
+        context = self.runner.new_context()
+        bound = self.runner.bind(self.host.to(self.runner.device), context)
+        handle = self.stream.cuda_stream if self.stream is not None else 0
+        for _ in range(3):
+            bound.launch(handle)
+        context.profiler = Collector()
+        for _ in range(runs):
+            bound.launch(handle)
+            if self.stream is not None:
+                self.stream.synchronize()
+        return times
+
+    def again(self) -> EngineWorkload:
+        """Return a second request with a context and a stream of its own."""
+        return EngineWorkload(self.runner, self.shape[0], graph=self.graph_wanted, context=self.runner.new_context(), cuda=self.cuda)
+
+    def answer(self) -> list[Array]:
+        """Return what the last call computed."""
+        return [v.float().numpy() for v in self.outputs.values()]

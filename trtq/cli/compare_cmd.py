@@ -1,0 +1,34 @@
+"""``trtq compare``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import CompareSpec
+
+
+@click.command("compare")
+@spec_options(CompareSpec, argument="file")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> int:
+    """Let files take turns on one device: faster, slower or no measurable difference, against the first FILE.
+
+    A second copy of the first file takes its turn, too: what it shows against itself is the noise floor. Exit code 3: not valid.
+
+    \b
+    Example:
+      trtq compare out/model.fp32.onnx out/model.qdq.onnx
+      trtq compare monday/bench.json friday/bench.json
+    """
+    merged = collect(CompareSpec, values)
+    require(merged, ("file",), "compare", "file")
+    from trtq.bench.contest import compare
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = compare(CompareSpec.make(merged), progress)
+    print_record(record, as_json=as_json)
+    return 0 if record.valid else 3

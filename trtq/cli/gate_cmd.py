@@ -1,0 +1,32 @@
+"""``trtq gate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import GateSpec
+
+
+@click.command("gate")
+@spec_options(GateSpec, argument="record", required=("baseline",))
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> int:
+    """Hold RECORD against a baseline, for a CI runner: prints a Markdown table.
+
+    Exit code 0: within the limits; 1: surely not; 3: these records cannot tell (not valid, other machines, or an interval over the limit).
+
+    \b
+    Example:
+      trtq gate bench/bench.json --baseline main/bench.json --max-slowdown 3%
+    """
+    merged = collect(GateSpec, values)
+    require(merged, ("record", "baseline"), "gate", "record")
+    from trtq.bench.gate import gate
+
+    record = gate(GateSpec.make(merged))
+    print_record(record, as_json=as_json)
+    return record.exit_code

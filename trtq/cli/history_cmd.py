@@ -1,0 +1,45 @@
+"""``trtq history``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_json
+
+
+@click.command("history")
+@click.option("--file", metavar="PATTERN", help="Of the file's name, with * and ?.")
+@click.option("--device", metavar="PATTERN", help="As records label it, such as 'CPU*'.")
+@click.option("--mode", help="latency, throughput, paced or cold.")
+@click.option("--since", metavar="DATE", help="Such as 2026-11-01.")
+@click.option("--valid", is_flag=True, help="Leave out what is not valid.")
+@click.option("--plot", metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def command(plot: str | None, as_json: bool, **given: Any) -> None:
+    """Every record that trtq bench made on this account, the oldest first.
+
+    They lie in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
+
+    \b
+    Example:
+      trtq history --file 'model.qdq.onnx' --since 2026-11-01 --plot latency.png
+    """
+    from trtq.bench import history
+
+    entries = history.recall(**given)
+    if plot is not None:
+        history.plot(entries, Path(plot))
+    if as_json:
+        print_json(entries)
+        return
+    for e in entries:
+        parts = [f"{e.median_ms:.3f} ms" if e.median_ms is not None else "", f"{e.images_per_s:.1f} images/s" if e.images_per_s else ""]
+        parts += [f"{1e3 * e.joule:.3g} mJ" if e.joule else "", f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else ""]
+        figures = ", ".join(p for p in parts if p)
+        what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
+        click.echo(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
+    if not entries:
+        click.echo(f"nothing yet in {history.history_path()}")
