@@ -17,13 +17,14 @@ import pytest
 
 from tests.conftest import read, run_cli
 from trtq import BenchSpec, CompareSpec, GateSpec, bench, compare, gate
+from trtq.artifact import sha256_file
 from trtq.bench import card as cards
 from trtq.bench import harness
 from trtq.bench.card import Watch, differences, incomplete, take_card
 from trtq.bench.clocks import locked_clocks
 from trtq.bench.compare import judge, take_turns
 from trtq.bench.energy import Recorder, Track, mean_power, measure_energy
-from trtq.bench.fresh import account_of, status
+from trtq.bench.fresh import account_of, shared_memory_used, status
 from trtq.bench.history import plot, recall
 from trtq.bench.latency import last_level_cache
 from trtq.bench.layers import read_onnx_profile, what_ate
@@ -96,7 +97,6 @@ def test_warm_up_goes_on_until_two_windows_agree():
     assert found.stable
     assert found.call_s == 1e-3
     assert 90 < found.calls < 120
-    assert found.first_s == 0.01
     growing = Ticks(*(int(1e6 * 1.01**i) for i in range(3000)))
     assert not warm_up(growing.work, limit_s=2.0, clock=growing).stable
 
@@ -150,7 +150,8 @@ def test_bench_on_a_cpu_is_labelled_cpu_and_has_every_figure(record):
     ]  # fmt: skip
     for row in made.rows:
         assert row.device == "CPU (ONNX Runtime)"
-        assert row.e2e.median.low <= row.e2e.median.value <= row.e2e.median.high
+        if row.e2e.median.low is not None:  # a busy machine may leave too few independent samples, and the row says so
+            assert row.e2e.median.low <= row.e2e.median.value <= row.e2e.median.high
         assert row.gpu is None
         assert row.unavailable["gpu"] == "the request runs on the CPU: there is no GPU time in it"
         assert row.input_shape == [row.batch, 3, 32, 32]
@@ -200,16 +201,17 @@ def test_throughput(cnn_out, scenario):
     assert found.images_per_s > 0
     assert found.scenario == scenario
     assert ("no MLPerf result" in found.note) is (scenario != "closed")
+    assert found.warmup_calls >= 50
     if scenario == "server":
-        assert found.met
         assert found.rate > 0
+        assert found.met is (found.latency.high is not None and found.latency.high <= 1000.0)
 
 
 def test_a_server_that_cannot_meet_its_bound_says_so(cnn_out):
     spec = BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="throughput", scenario="server", latency_bound=1e-6, **QUICK)
     row = bench(spec).rows[0]
     assert not row.valid
-    assert "no rate that was tried keeps the 99th percentile under 1e-06 ms" in row.reasons
+    assert any("no rate that was tried surely keeps the 99th percentile under 1e-06 ms" in r for r in row.reasons)
     with pytest.raises(BenchError, match="needs a bound"):
         bench(msgspec.structs.replace(spec, latency_bound=None))
 
@@ -219,8 +221,10 @@ def test_arrivals_do_not_wait_for_answers():
         def call(self) -> None:
             time.sleep(0.02)
 
-    latency = offered([Slow()], np.arange(10) * 0.005)  # twice as many as it can serve: the queue grows
+    latency, span, failed = offered([Slow()], np.arange(10) * 0.005)  # more than it can serve: the queue grows
     assert latency[-1] > 5 * latency[0] > 0.0
+    assert span >= 0.2
+    assert not failed
 
 
 @pytest.mark.parametrize("mode", ["paced", "cold"])
@@ -270,15 +274,19 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
     assert row.e2e.samples > 0
 
 
-def test_ctrl_c_keeps_the_record(cnn_out, tmp_path):
-    line = [sys.executable, "-m", "trtq", "bench", f"{cnn_out}/model.qdq.onnx", "--duration", "60", "--out", str(tmp_path / "b")]
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
+    files = [f"{cnn_out}/model.qdq.onnx", f"{cnn_out}/model.fp32.onnx"]
+    line = [sys.executable, "-m", "trtq", "bench", *files, "--mode", mode, "--duration", "60", "--load", "--out", str(tmp_path / "b")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(6.0)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
     assert "NOT VALID: a request failed after" in out
-    assert "KeyboardInterrupt" in read(tmp_path / "b/bench.json")["rows"][0]["reasons"][0]
+    rows = read(tmp_path / "b/bench.json")["rows"]
+    assert len(rows) == 1
+    assert any("KeyboardInterrupt" in reason for reason in rows[0]["reasons"])
 
 
 def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
@@ -291,6 +299,8 @@ def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
         bench(BenchSpec(file=(str(tmp_path / "no.onnx"),)))
     with pytest.raises(UsageError, match="needs a file"):
         bench(BenchSpec(file=()))
+    with pytest.raises(BenchError, match="Cannot read the baseline no.onnx: there is no such file"):
+        bench(BenchSpec(file=(file,), baseline="no.onnx"))
     with pytest.raises(ExportError, match="cannot run on CUDA"):
         bench(BenchSpec(file=(file,), device="cuda:0"))
 
@@ -331,10 +341,47 @@ def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypa
     assert "not in the history" in told[0]
 
 
-def test_repeats_show_the_spread(cnn_out):
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), repeat=3, **QUICK)).rows[0]
+@pytest.mark.parametrize("mode", ["latency", "throughput", "paced"])
+def test_repeats_show_the_spread(cnn_out, mode):
+    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, repeat=3, **QUICK)).rows[0]
     assert len(row.repeats) == 3
-    assert row.repeats[0] == row.median_ms
+    assert row.repeats[0] == pytest.approx(row.median_ms if mode != "throughput" else row.throughput.images_per_s)
+    assert any(n.startswith("3 repeats: ") for n in row.notes)
+
+
+def test_a_file_that_fails_after_its_latency_keeps_it(cnn_out, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error 700")
+
+    monkeypatch.setattr(harness, "measure_memory", fails)
+    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), memory=True, **QUICK)).rows[0]
+    assert row.e2e.samples > 0
+    assert "memory: RuntimeError: CUDA error 700" in row.reasons
+    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="cold", energy=True, **QUICK)).rows[0]
+    assert row.unavailable["energy"].startswith("Energy is not measured in this mode")
+
+
+def test_files_of_one_name_keep_their_own_samples(cnn_out, tmp_path):
+    for name, source in (("a", "fp32"), ("b", "qdq")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.onnx").write_bytes((cnn_out / f"model.{source}.onnx").read_bytes())
+    made = bench(BenchSpec(file=(str(tmp_path / "a/m.onnx"), str(tmp_path / "b/m.onnx")), out=str(tmp_path / "out"), **QUICK))
+    first, second = (r.e2e for r in made.rows)
+    assert first.file != second.file
+    for timing in (first, second):
+        assert sha256_file(tmp_path / "out" / timing.file) == timing.file_sha256
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_anything_is_measured(cnn_out, tmp_path):
+    import onnx
+
+    model = onnx.load(cnn_out / "model.fp32.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "fixed.onnx")
+    start = time.perf_counter()
+    with pytest.raises(UsageError, match="its batch is fixed at 1. Use --batch 1"):
+        bench(BenchSpec(file=(str(tmp_path / "fixed.onnx"),), batch=(1, 4), **QUICK))
+    assert time.perf_counter() - start < 1.0
 
 
 # ---- startup and memory ------------------------------------------------------------------------------------------------
@@ -373,19 +420,22 @@ def test_pain_35_an_engines_own_account():
     assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == {"VmRSS": 10240, "VmHWM": 20480}
 
 
-def test_pain_35_shared_memory_is_not_counted_twice(monkeypatch):
+def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch):
     from trtq.bench import fresh
     from trtq.bench.meters import jetson
 
     monkeypatch.setattr(jetson, "is_jetson", lambda *_: True)
-    held = fresh.Memory("cpu")
+    used = iter([10 << 20, 30 << 20])
+    monkeypatch.setattr(fresh, "shared_memory_used", lambda: next(used))
+    held = fresh.Memory("cuda:0")
     held.look("before")
     held.look("after")
-    workload = type("W", (), {"answer": lambda self: [np.zeros(10, np.float32)], "shape": [1, 3, 4, 4]})()
+    workload = type("W", (), {"io_bytes": 232})()
     made = held.account(workload)
-    assert made["device"] is None
-    assert "share this memory" in made["sources"]["device"]
-    assert made["io"] == 40 + 4 * 48
+    assert made["device"] == 20 << 20
+    assert "GPU and CPU share this memory, the process is in it" in made["sources"]["device"]
+    assert made["io"] == 232
+    assert shared_memory_used("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n") == 60 * 1024
 
 
 # ---- meters ------------------------------------------------------------------------------------------------------------
@@ -445,9 +495,63 @@ def test_energy_of_a_known_load(tmp_path, kind):
     assert found.power_w == pytest.approx(200.0, rel=0.05)
     assert found.gross_j == pytest.approx(200.0 / found.images_per_s, rel=0.05)
     assert found.net_j == pytest.approx(0.0, abs=0.1 * found.gross_j)  # the same power when idle: nothing is left
+    assert found.load == "one request after another"
     assert not found.valid
-    assert "too short to measure: windows of 1 s" in found.reasons[0]
+    assert "too short to measure: windows of 1 s, the sensor needs 10 s" in found.reasons[0]
     assert any("within 5 %" in limit for limit in found.limits)
+
+
+class Known:
+    """Draws 60 W and 300 W more while it works; the reading is the mean of the last second."""
+
+    name, scope, counter, min_window_s, limits = "a meter", "a thing", False, 10.0, []
+
+    def __init__(self) -> None:
+        self.worked: list[tuple[float, float]] = []
+
+    def work(self) -> None:
+        start = time.perf_counter()
+        time.sleep(0.01)
+        self.worked.append((start, time.perf_counter()))
+
+    def read(self) -> float:
+        now = time.perf_counter()
+        busy = sum(max(0.0, min(b, now) - max(a, now - 1.0)) for a, b in list(self.worked)[-200:])
+        return 60.0 + 300.0 * min(busy, 1.0)
+
+
+def test_idle_power_is_that_without_the_load_before_it():
+    meter = Known()
+    found = measure_energy(meter.work, 1, meter, window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3)
+    assert found.idle_w == pytest.approx(60.0, rel=0.02)
+    assert found.power_w == pytest.approx(360.0, rel=0.05)
+    assert found.net_j / found.gross_j == pytest.approx(300.0 / 360.0, rel=0.03)
+
+
+def test_energy_at_a_rate_counts_the_idle_time_between():
+    meter = Known()
+    found = measure_energy(meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0)
+    assert found.load == "20 requests a second"
+    assert found.images_per_s == pytest.approx(20.0, rel=0.1)
+    assert found.power_w == pytest.approx(60.0 + 300.0 * 0.2, rel=0.1)
+
+
+def test_two_meters_that_disagree_are_not_believed(tmp_path):
+    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0, tick_s=0.02)), uuid="GPU-0")
+
+    class Other(Known):
+        def read(self) -> float:
+            return 260.0
+
+    found = measure_energy(lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.1, check=Other())
+    assert any("NVML energy counter and a meter are 30% apart" in r for r in found.reasons)
+
+
+def test_a_sensor_that_looks_part_of_the_time_needs_longer_windows(tmp_path):
+    module = load_fake_nvml(write_fake_nvml(tmp_path))
+    assert Gpu(nvml=module, uuid="GPU-0").meter().min_window_s == 10.0
+    module.nvmlDeviceGetName = lambda handle: "NVIDIA H200"
+    assert Gpu(nvml=module, uuid="GPU-0").meter().min_window_s == 20.0
 
 
 def test_a_meter_that_dies_in_the_middle(tmp_path):
@@ -498,6 +602,10 @@ def rapl(root: Path, energy: int, *, wraps: int = 1_000_000) -> Path:
     zone = root / "sys/class/powercap/intel-rapl:0"
     (root / "sys/class/powercap/intel-rapl:0:0").mkdir(parents=True, exist_ok=True)  # a part of the package: not counted
     zone.mkdir(parents=True, exist_ok=True)
+    (zone / "name").write_text("package-0\n")
+    whole = root / "sys/class/powercap/intel-rapl:1"  # the platform, with the package in it: not counted either
+    whole.mkdir(parents=True, exist_ok=True)
+    (whole / "name").write_text("psys\n")
     (zone / "energy_uj").write_text(f"{energy}\n")
     (zone / "max_energy_range_uj").write_text(f"{wraps}\n")
     return zone
@@ -597,6 +705,19 @@ def test_what_makes_a_run_not_valid(tmp_path):
     ]
     assert watched(tmp_path, {}, {"reasons": 0x4 | 0x1}) == ["the GPU is being slowed down: power cap"]
     assert watched(tmp_path, {}, {"processes": [os.getpid(), 4242]}) == ["1 other processes on the GPU"]
+    assert watched(tmp_path, {}, {"processes": [4242]}) == []  # in a container this process has another number there
+    assert watched(tmp_path, {}, {"processes": [4242, 4243]}) == ["1 other processes on the GPU"]
+
+
+def test_what_cannot_be_watched_is_said(tmp_path):
+    missing = ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetClockInfo"]
+    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, missing=missing)), uuid="GPU-0")
+    watch = Watch("cuda:0", gpu)
+    found = watch.unwatched()
+    assert found["watching the SM clock"] == "this board does not report it"
+    assert "watching the clock event reasons" in found
+    assert "watching the power cap" in found
+    assert take_card("cuda:0", gpu=gpu)["missing"]["SM clock"] == "this board does not report it"
 
 
 def test_clocks_that_move_and_a_machine_that_sleeps(tmp_path, monkeypatch):
@@ -604,7 +725,8 @@ def test_clocks_that_move_and_a_machine_that_sleeps(tmp_path, monkeypatch):
     watch = Watch("cuda:0", Gpu(nvml=load_fake_nvml(held), uuid="GPU-0"))
     for clock in (1980, 1500):
         held.write_text(json.dumps({**json.loads(held.read_text()), "clock": clock}))
-        watch.look()
+        watch.between()
+    watch.look()  # idle again: whatever the clock is now
     assert watch.reasons() == ["the SM clock moved between 1500 and 1980 MHz"]
     slept = iter([0.0, 30.0])
     monkeypatch.setattr(cards, "_slept", lambda: next(slept))
@@ -637,10 +759,11 @@ def test_clocks_come_back_even_after_a_kill(tmp_path, monkeypatch):
         "import time\nfrom trtq.bench.clocks import locked_clocks\nfrom trtq.bench.meters.nvml import Gpu\n"
         "with locked_clocks(Gpu(uuid='GPU-0')) as said:\n    print(said, flush=True)\n    time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout.readline() == "locked at 1980 MHz\n"
         assert read(held)["locked"] == [1980, 1980]
-        process.kill()
+        os.killpg(process.pid, signal.SIGHUP)  # a closed terminal; the guardian is not in the group
+        process.wait()
     until = time.monotonic() + 20
     while read(held)["locked"] is not None and time.monotonic() < until:
         time.sleep(0.05)
@@ -679,7 +802,7 @@ def test_three_times_of_an_engine_are_three_figures(runner):
     workload.call()
     gpu, enqueue = workload.split(20)
     assert gpu.shape == enqueue.shape == (20,)
-    assert (gpu >= enqueue).all()  # events lie around the launch
+    assert (gpu >= enqueue).mean() > 0.9  # events lie around the launch
     assert workload.answer()[0].shape == (2, 4)
     assert np.isfinite(workload.answer()[0]).all()
 
@@ -741,6 +864,8 @@ def test_a_second_opinion(tmp_path, monkeypatch, version, record):
     found = second_opinion(tmp_path / "e.engine", ours)
     assert (found.gpu_ms, found.latency_ms) == (2.0, 2.2)
     assert found.difference == pytest.approx(0.25)
+    assert "--shapes" not in found.command
+    assert "--shapes=input:8x3x32x32" in second_opinion(tmp_path / "e.engine", ours, shapes="input:8x3x32x32").command
     assert "--loadEngine=" in found.command
 
 
@@ -769,7 +894,7 @@ def test_what_ate_the_gain_is_sorted_by_loss():
     assert [(r.module, r.ms) for r in found] == [("new", 3.0), ("b", 0.5)]
 
 
-def rounds(rng: np.random.Generator, gap: float, *, n: int = 60, noise: float = 0.02) -> np.ndarray:
+def rounds(rng: np.random.Generator, gap: float, *, n: int = 80, noise: float = 0.02) -> np.ndarray:
     """Medians of blocks: a machine that drifts and has bursts, and a true gap."""
     drifting = np.exp(np.cumsum(rng.normal(0.0, 0.01, n)))[:, None]
     bursts = np.where(rng.random((n, 3)) < 0.05, 1.5, 1.0)
@@ -810,11 +935,28 @@ def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, 
     monkeypatch.setattr(verdict, "is_quantized", lambda path: path.name == "model.qdq.onnx")
     (tmp_path / "float.onnx").write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
     files = (str(tmp_path / "float.onnx"), f"{cnn_out}/model.qdq.onnx")
-    spec = CompareSpec(file=files, block=0.05, max_rounds=16, margin=0.5, out=str(tmp_path))
+    spec = CompareSpec(file=files, block=0.03, max_rounds=20, margin=0.5, out=str(tmp_path))
     found = compare(spec).verdicts[0]
     assert found.outcome == "no measurable difference"
     assert found.advice.startswith("Keep the float file: INT8 does not win on this device")
-    assert read(tmp_path / "compare.json")["verdicts"][0]["pairs"] >= 12
+    assert read(tmp_path / "compare.json")["verdicts"][0]["pairs"] == 20
+
+
+@pytest.mark.parametrize(("noise", "half", "reasons"), [(0.001, 0.001, 0), (0.08, 0.001, 1), (0.001, 0.2, 1)])
+def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(cnn_out, monkeypatch, noise, half, reasons):
+    from trtq.bench import verdict
+    from trtq.bench.compare import Turns
+
+    turns = Turns(
+        first_ms=1.0, second_ms=1.0, ratio=1.0, low=1.0 - half, high=1.0 + half, same=1.0, noise=noise, floor=max(noise, 0.08),
+        outcome="no measurable difference", rounds=20, stopped="",
+    )  # fmt: skip
+    monkeypatch.setattr(verdict, "take_turns", lambda *_, **__: turns)
+    monkeypatch.setattr(verdict.Watch, "reasons", lambda self: [])
+    path = cnn_out / "model.fp32.onnx"
+    found = verdict.judge_files(path, path, device="cpu", margin=0.08, profile=False)
+    assert len(found.reasons) == reasons
+    assert found.valid is (reasons == 0)
 
 
 def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, monkeypatch):
@@ -924,7 +1066,34 @@ def test_gate_is_not_valid_on_another_machine_or_a_record_that_is_not(record, tm
     made = gate(GateSpec(record=str(bad), baseline=str(base)))
     assert made.exit_code == 3
     assert any("the machine was busy" in r for r in made.reasons)
-    assert gate(GateSpec(record=str(put(tmp_path / "d", record[0], row={"batch": 7})), baseline=str(base))).exit_code == 3
+    made = gate(GateSpec(record=str(put(tmp_path / "d", record[0], row={"batch": 7})), baseline=str(base)))
+    assert made.exit_code == 3
+    assert any("the candidate has no row for model.fp32.onnx, latency, batch 1" in r for r in made.reasons)
+    other = put(tmp_path / "e", record[0], row={"input_shape": [1, 3, 64, 64]})
+    assert any("input_shape" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons)
+    held = read(base)["environment"]
+    other = put(tmp_path / "f", record[0], environment={**held, "packages": {**held["packages"], "onnxruntime": "0.1"}})
+    assert any("the packages differ: onnxruntime" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons)
+
+
+def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
+    """INT8 got slower and the float file faster: in order of the rows nothing would have changed."""
+
+    def two(folder: str, order: list[tuple[str, float]]) -> Path:
+        path = put(tmp_path / folder, record[0])
+        held = read(path)
+        row = held["rows"][0]
+        held["rows"] = []
+        for name, ms in order:
+            median = {**row["e2e"]["median"], "value": ms, "low": ms - 0.01, "high": ms + 0.01}
+            held["rows"].append({**row, "file": name, "e2e": {**row["e2e"], "median": median}})
+        path.write_text(json.dumps(held))
+        return path
+
+    base, new = two("a", [("fp32.onnx", 10.0), ("int8.onnx", 5.0)]), two("b", [("int8.onnx", 9.0), ("fp32.onnx", 5.1)])
+    made = gate(GateSpec(record=str(new), baseline=str(base)))
+    assert [c.outcome for c in made.checks] == ["passed", "failed"]
+    assert made.exit_code == 1
 
 
 def test_gate_on_memory_energy_and_accuracy(record, tmp_path):

@@ -677,7 +677,10 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     mlperf_like: Annotated[bool, Doc(description="600 s, as MLPerf's rules ask.")] = False
     cuda_graph: Annotated[bool, Doc(description="Launch engines as CUDA graphs where that is possible; the record says what came of it.")] = True
     energy: Annotated[bool, Doc(description="Energy per image: 5 windows under load, idle power before and after.")] = False
-    energy_window: Annotated[Annotated[float, Meta(gt=0)], Doc(description="Length of such a window, seconds; under 10 is marked as too short.")] = 10.0
+    energy_window: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Doc(description="Length of such a window, seconds; default: what the sensor needs, 10 or 20. A shorter one is marked."),
+    ] = None
     energy_repeats: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Windows under load.")] = 5
     load: Annotated[bool, Doc(description="Time up to the first answer in new processes, page cache warm and cold.")] = False
     memory: Annotated[bool, Doc(description="Memory of a new process, and the engine's own account.")] = False
@@ -698,8 +701,8 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     device: Annotated[str, Doc(description="cpu or cuda:N.")] = "cpu"
     batch: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Images in a request.")] = 1
     margin: Annotated[Annotated[float, Meta(ge=0, lt=1)], Doc(description="A smaller difference is none, as a share.")] = 0.01
-    block: Annotated[Annotated[float, Meta(gt=0)], Doc(description="Length of a turn, seconds.")] = 0.25
-    max_rounds: Annotated[Annotated[int, Meta(ge=12)], Doc(description="Most turns of each file.")] = 80
+    block: Annotated[Annotated[float, Meta(gt=0)], Doc(description="Length of a turn, seconds.")] = 0.05
+    max_rounds: Annotated[Annotated[int, Meta(ge=12)], Doc(description="Most turns of each file.")] = 400
     profile: Annotated[bool, Doc(description="Name the layers that take more time than in the first file.")] = True
     trust: Annotated[bool, Doc(description="Run engines that have no manifest.")] = False
     out: Annotated[str, Doc(description="Folder for compare.json.")] = ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from trtq.artifact import cpu_name
 from trtq.bench.meters.jetson import LINES, is_jetson
-from trtq.bench.meters.nvml import Gpu
+from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu
 from trtq.errors import MeterError
 
 # Without these a record cannot be held against another one: present, or with the reason why not in "missing".
@@ -57,6 +57,7 @@ def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) ->
         card["jetson"] = _jetson(root, missing)
     elif gpu is not None:
         card["gpu"] = {**gpu.card(), "locked_clocks": None}
+        gpu.state()  # what it does not say goes into "missing", too
         missing["locked_clocks"] = "clocks were not locked by trtq"
         missing |= {NAMES.get(k, k): v for k, v in gpu.missing.items()}
     elif device != "cpu":
@@ -88,8 +89,11 @@ def incomplete(card: Mapping[str, Any]) -> list[str]:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Return, in words, the fields in which two cards differ and should not; load and reasons may."""
-    free = {"load", "missing", "container"}
+    """Return, in words, the fields in which two cards differ and should not.
+
+    The load, the reasons for what is missing, and a Jetson's clocks at that moment may differ.
+    """
+    free = {"load", "missing", "container", "clocks"}
     found = []
     for key in sorted((set(a) | set(b)) - free):
         left, right = a.get(key), b.get(key)
@@ -106,6 +110,7 @@ class Watch:
     Args:
         device: ``cpu`` or ``cuda:N``.
         gpu: through NVML, where there is one.
+        root: of the file system; another one in tests.
     """
 
     def __init__(self, device: str, gpu: Gpu | None = None, *, root: Path = Path("/")) -> None:
@@ -113,12 +118,20 @@ class Watch:
         self.states: list[dict[str, Any]] = []
         self.look()
 
-    def look(self) -> None:
-        """Take a reading; between blocks, never inside."""
-        state: dict[str, Any] = {"at": time.perf_counter(), "slept": _slept(), "cpu": _cpu_seconds(self.root)}
+    def look(self, *, loaded: bool = False) -> None:
+        """Take a reading: between blocks, never inside.
+
+        Args:
+            loaded: whether the device has been at work just now: only then do its clocks say something.
+        """
+        state: dict[str, Any] = {"at": time.perf_counter(), "slept": _slept(), "cpu": _cpu_seconds(self.root), "loaded": loaded}
         if self.gpu is not None:
             state["gpu"] = self.gpu.state()
         self.states.append(state)
+
+    def between(self) -> None:
+        """Take a reading while the device is at work."""
+        self.look(loaded=True)
 
     def reasons(self) -> list[str]:
         """Return why figures taken between the first and the last reading are not valid."""
@@ -133,20 +146,27 @@ class Watch:
         if self.gpu is None:
             return found
         states = [s["gpu"] for s in self.states]
-        for name in THROTTLED:
+        for name in THROTTLE_FIELDS.values():
             before, after = states[0]["throttled_ns"].get(name), states[-1]["throttled_ns"].get(name)
             if before is not None and after is not None and after > before:
                 found.append(f"the GPU was slowed down for {(after - before) / 1e9:.2f} s: {name}")
         for text in dict.fromkeys(t for s in states for t in s["throttle_reasons"] or ()):
             if not any(text in f for f in found):
                 found.append(f"the GPU is being slowed down: {text}")
-        clocks = [s["sm_clock_mhz"] for s in states[1:] if s["sm_clock_mhz"] is not None]
+        clocks = [s["gpu"]["sm_clock_mhz"] for s in self.states if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None]
         if len(clocks) > 1 and max(clocks) > (1 + MAX_SPREAD) * min(clocks):
             found.append(f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz")
-        strangers = sorted({p for s in states for p in s["processes"] or ()} - {os.getpid()})
+        strangers = _strangers([s["processes"] for s in states if s["processes"] is not None])
         if strangers:
-            found.append(f"{len(strangers)} other processes on the GPU")
+            found.append(f"{strangers} other processes on the GPU")
         return found
+
+    def unwatched(self) -> dict[str, str]:
+        """Return, by what could not be watched, why."""
+        if self.gpu is None:
+            return {}
+        names = ("SM clock", "clock event reasons", "processes", *THROTTLE_FIELDS.values())
+        return {f"watching the {n}": self.gpu.missing[n] for n in names if n in self.gpu.missing}
 
     def others(self) -> float | None:
         """Return the share of all cores that others used, None where the system does not tell."""
@@ -161,11 +181,20 @@ class Watch:
         others = self.others()
         made: dict[str, Any] = {"other_processes_cpu": None if others is None else round(others, 4)}
         if self.gpu is not None:
-            made |= {"before": self.states[0]["gpu"], "after": self.states[-1]["gpu"]}
+            clocks = [s["gpu"]["sm_clock_mhz"] for s in self.states if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None]
+            made |= {"before": self.states[0]["gpu"], "after": self.states[-1]["gpu"], "sm_clocks_under_load_mhz": sorted(set(clocks))}
         return made
 
 
-THROTTLED = ("power cap", "software thermal limit", "hardware thermal limit", "power brake")
+def _strangers(seen: list[list[int]]) -> int:
+    """Return how many processes other than this one were on the GPU.
+
+    Inside a container the driver names processes as the host does, and this one is not found: a single process is then taken for it.
+    """
+    found = {p for pids in seen for p in pids}
+    if os.getpid() in found:
+        return len(found) - 1
+    return max(0, max((len(pids) for pids in seen), default=0) - 1)
 
 
 def open_gpu(device: str) -> tuple[Gpu | None, str]:

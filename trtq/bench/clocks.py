@@ -32,7 +32,7 @@ def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
         return
     # The guardian is there before the lock is, so that there is no moment without one.
     with subprocess.Popen(
-        [sys.executable, "-m", "trtq.bench.clocks", uuid], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "trtq.bench.clocks", uuid], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as guardian:
         assert guardian.stdin is not None and guardian.stdout is not None
         if guardian.stdout.readline().strip() != READY:
@@ -53,7 +53,8 @@ def guard(uuid: str) -> int:
     """Wait until whoever started this process ends, then free the clocks."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; this one has still to work
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what ends the other one must not end this one: it has still to work
+        signal.signal(number, signal.SIG_IGN)
     gpu = Gpu(uuid=uuid)
     print(READY, flush=True)
     sys.stdin.read()

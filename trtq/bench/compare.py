@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trtq.bench.sampling import quiet_interpreter, time_block, warm_up
+from trtq.bench.sampling import quiet_interpreter, said, time_block, warm_up
 from trtq.bench.statistics import Values, bootstrap
 from trtq.errors import BenchError
 
 Outcome = Literal["faster", "slower", "no measurable difference"]
-BLOCK_S, DISCARD, TRIM = 0.25, 0.10, 0.3
-MIN_ROUNDS, MAX_ROUNDS, NARROW, MARGIN = 12, 80, 0.004, 0.01
+BLOCK_S, DISCARD, TRIM = 0.05, 0.10, 0.3
+MIN_ROUNDS, MAX_ROUNDS, NARROW, MARGIN = 20, 400, 0.004, 0.01
 Call = Callable[[], object]
 
 
@@ -30,7 +30,8 @@ class Turns:
     Attributes:
         first_ms, second_ms: medians over blocks.
         ratio, low, high: time of the second over time of the first, 95 %.
-        same, floor: the first against its copy: ratio, and how far from 1 its interval reaches, at least the margin.
+        same, noise: the first against its copy: ratio, and how far from 1 its interval reaches.
+        floor: that, at least the margin.
         outcome: of the second.
         rounds: blocks of each.
         stopped: which rule ended it.
@@ -42,6 +43,7 @@ class Turns:
     low: float
     high: float
     same: float
+    noise: float
     floor: float
     outcome: Outcome
     rounds: int
@@ -51,6 +53,7 @@ class Turns:
 def take_turns(
     first: Call, copy: Call, second: Call, *, block_s: float = BLOCK_S, min_rounds: int = MIN_ROUNDS, max_rounds: int = MAX_ROUNDS,
     narrow: float = NARROW, margin: float = MARGIN, seed: int = 0, clock: Callable[[], int] = time.perf_counter_ns,
+    between: Callable[[], object] = lambda: None,
 ) -> Turns:  # fmt: skip
     """Time blocks of three calls in random order until the ratio is known well enough.
 
@@ -65,9 +68,10 @@ def take_turns(
         margin: a smaller difference is none.
         seed: of the order and of the bootstrap.
         clock: nanoseconds.
+        between: called now and then between blocks, outside of all times.
 
     Raises:
-        BenchError: a request fails in the warm-up.
+        BenchError: a request fails.
     """
     calls = (first, copy, second)
     warmed = [warm_up(c, calls=10, seconds=block_s, limit_s=5.0, clock=clock) for c in calls]
@@ -83,36 +87,42 @@ def take_turns(
             medians = [0.0, 0.0, 0.0]
             for i in rng.permutation(3):
                 times = np.zeros(sizes[i], dtype=np.int64)
-                time_block(calls[i], times, clock)
+                try:
+                    time_block(calls[i], times, clock)
+                except Exception as exc:
+                    raise BenchError(f"A request failed after {len(rows)} turns of each file", said(exc)) from exc
                 medians[i] = float(np.median(times[max(1, int(DISCARD * sizes[i])) :])) / 1e6
             rows.append(medians)
-            if len(rows) >= min_rounds and len(rows) % 4 == 0:
+            if len(rows) % 8 == 0:
+                between()
+            if len(rows) >= min_rounds and len(rows) % 10 == 0:
                 found = judge(np.asarray(rows), margin=margin, seed=seed)
                 if (found[2] - found[1]) / 2.0 <= narrow:
                     stopped = f"the ratio is known within {narrow:.1%}"
                     break
     table = np.asarray(rows)
-    ratio, low, high, same, floor, outcome = judge(table, margin=margin, seed=seed)
+    ratio, low, high, same, noise, outcome = judge(table, margin=margin, seed=seed)
     return Turns(
         first_ms=float(np.median(table[:, :2])), second_ms=float(np.median(table[:, 2])), ratio=ratio, low=low, high=high, same=same,
-        floor=floor, outcome=outcome, rounds=len(rows), stopped=stopped,
+        noise=noise, floor=max(margin, noise), outcome=outcome, rounds=len(rows), stopped=stopped,
     )  # fmt: skip
 
 
 def judge(rows: Values, *, margin: float = MARGIN, seed: int = 0) -> tuple[float, float, float, float, float, Outcome]:
-    """Return ratio, its interval, the copy's ratio, the floor and the outcome from block medians [N, 3]: first, copy, second."""
+    """Return ratio, its interval, the copy's ratio, the noise and the outcome from block medians [N, 3]: first, copy, second."""
     logs = np.log(rows)
     against = logs[:, 2] - logs[:, :2].mean(axis=1)
     itself = logs[:, 1] - logs[:, 0]
     ratio, same = math.exp(_middle(against)), math.exp(_middle(itself))
     low, high = (math.exp(v) for v in bootstrap(against, _middle, seed=seed))
-    floor = max(margin, *(abs(math.exp(v) - 1.0) for v in bootstrap(itself, _middle, seed=seed)))
+    noise = max(abs(math.exp(v) - 1.0) for v in bootstrap(itself, _middle, seed=seed))
+    floor = max(margin, noise)
     outcome: Outcome = "no measurable difference"
     if low > 1.0 + floor:
         outcome = "slower"
     elif high < 1.0 / (1.0 + floor):
         outcome = "faster"
-    return ratio, low, high, same, floor, outcome
+    return ratio, low, high, same, noise, outcome
 
 
 def _middle(values: Values, axis: int = -1) -> Any:

@@ -6,11 +6,13 @@ window; images are counted over the very same stretch of time.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +20,10 @@ from trtq.bench.meters.protocol import Meter
 from trtq.bench.record import Energy
 from trtq.errors import MeterError
 
-MIN_WINDOW_S, MIN_TICKS, MIN_READINGS = 10.0, 50, 200
-INTERVAL_S, JITTER = 0.01, 0.2
+MIN_TICKS, MIN_READINGS, MAX_APART = 50, 200, 0.05
+INTERVAL_S, JITTER = 0.005, 0.2
 SETTLE_S = 2.0  # a sensor that averages over a second has forgotten the idle time by then
-MAX_GAP = 10  # intervals without a reading
+MAX_GAP = 20  # intervals without a reading: a thread of Python beside a busy one comes late now and then
 
 
 @dataclass(slots=True)
@@ -106,8 +108,9 @@ def mean_power(track: Track, *, counter: bool, start: float, end: float, interva
 
 
 def measure_energy(
-    call: Callable[[], object], images: int, meter: Meter, *, window_s: float = MIN_WINDOW_S, repeats: int = 5, cooldown_s: float = 5.0,
-    settle_s: float = SETTLE_S, interval_s: float = INTERVAL_S, told: Callable[[str], None] = lambda _: None,
+    call: Callable[[], object], images: int, meter: Meter, *, window_s: float | None = None, repeats: int = 5, cooldown_s: float = 5.0,
+    settle_s: float = SETTLE_S, rate: float | None = None, interval_s: float = INTERVAL_S, check: Meter | None = None,
+    told: Callable[[str], None] = lambda _: None,
 ) -> Energy:  # fmt: skip
     """Return the energy of one image.
 
@@ -115,56 +118,79 @@ def measure_energy(
         call: serves one request.
         images: in a request.
         meter: what is read.
-        window_s: length of a window, seconds; under 10 the result is marked as not valid.
+        window_s: length of a window, seconds; default: what the meter needs. A shorter one is marked as not valid.
         repeats: windows.
         cooldown_s: pause between them.
-        settle_s: load before a window begins.
+        settle_s: what a window waits for when the load begins or ends, until the sensor has forgotten what was before.
+        rate: requests a second; None for one after another.
         interval_s: between two readings.
+        check: a second meter of the same, read beside; more than 5 % apart is not valid.
         told: hears what goes on.
 
     Raises:
         MeterError: the meter died, went backwards or did not move.
     """
+    window_s = window_s or meter.min_window_s
 
-    def idle() -> Power:
+    def idle() -> float:
         told(f"Idle power, model loaded: {window_s:g} s")
+        time.sleep(settle_s)
         with Recorder(meter, interval_s) as recorder:
             began = time.perf_counter()
             time.sleep(window_s)
-        return mean_power(recorder.track, counter=meter.counter, start=began, end=time.perf_counter(), interval_s=interval_s)
+        return mean_power(recorder.track, counter=meter.counter, start=began, end=time.perf_counter(), interval_s=interval_s).watts
 
     before = idle()
-    powers, rates, lengths, readings = list[float](), list[float](), list[float](), list[int]()
+    powers, rates, lengths, readings, apart = list[float](), list[float](), list[float](), list[int](), 0.0
     for i in range(repeats):
-        if i and cooldown_s:
-            time.sleep(cooldown_s)
+        time.sleep(cooldown_s if i else 0.0)
         told(f"Energy under load, window {i + 1} of {repeats}: {window_s:g} s")
-        done: list[float] = []
-        with Recorder(meter, interval_s) as recorder:
+        with Recorder(meter, interval_s) as recorder, _maybe(check, interval_s) as other:
             began = time.perf_counter() + settle_s
-            while (now := time.perf_counter()) < began + window_s:
-                call()
-                done.append(time.perf_counter())
+            done, now = _load(call, began + window_s, rate)
         found = mean_power(recorder.track, counter=meter.counter, start=began, end=now, interval_s=interval_s)
+        if check is not None and other is not None:
+            second = mean_power(other.track, counter=check.counter, start=began, end=now, interval_s=interval_s).watts
+            apart = max(apart, abs(second / found.watts - 1.0))
         powers.append(found.watts)
         rates.append(images * _requests(done, found.start, found.end) / (found.end - found.start))
         lengths.append(found.end - found.start)
         readings.append(found.readings)
-    after = idle()
-    idle_w = (before.watts + after.watts) / 2.0
+    idle_w = (before + idle()) / 2.0
     gross = np.asarray(powers) / np.asarray(rates)
     net = (np.asarray(powers) - idle_w) / np.asarray(rates)
     reasons, least = [], MIN_TICKS if meter.counter else MIN_READINGS
-    if window_s < MIN_WINDOW_S:
-        reasons.append(f"too short to measure: windows of {window_s:g} s, the sensor needs {MIN_WINDOW_S:g} s")
+    if window_s < meter.min_window_s:
+        reasons.append(f"too short to measure: windows of {window_s:g} s, the sensor needs {meter.min_window_s:g} s")
     elif min(readings) < least:
         reasons.append(f"too short to measure: {min(readings)} {'ticks' if meter.counter else 'readings'} in a window, needs {least}")
+    if apart > MAX_APART:
+        reasons.append(f"{meter.name} and {check.name if check else ''} are {apart:.0%} apart")
+    load = "one request after another" if rate is None else f"{rate:g} requests a second"
     return Energy(
-        meter=meter.name, scope=meter.scope, method="counter" if meter.counter else "power integrated", gross_j=float(np.median(gross)),
-        net_j=float(np.median(net)), low_j=float(gross.min()), high_j=float(gross.max()), power_w=float(np.median(powers)), idle_w=idle_w,
-        images_per_s=float(np.median(rates)), window_s=min(lengths), repeats=repeats, readings=min(readings), valid=not reasons,
-        reasons=reasons, limits=list(meter.limits),
+        meter=meter.name, scope=meter.scope, method="counter" if meter.counter else "power integrated", load=load,
+        gross_j=float(np.median(gross)), net_j=float(np.median(net)), low_j=float(gross.min()), high_j=float(gross.max()),
+        power_w=float(np.median(powers)), idle_w=idle_w, images_per_s=float(np.median(rates)), window_s=min(lengths), repeats=repeats,
+        readings=min(readings), valid=not reasons, reasons=reasons, limits=list(meter.limits),
     )  # fmt: skip
+
+
+def _maybe(meter: Meter | None, interval_s: float) -> Any:
+    return Recorder(meter, interval_s) if meter is not None else contextlib.nullcontext()
+
+
+def _load(call: Callable[[], object], until: float, rate: float | None) -> tuple[list[float], float]:
+    """Serve requests until a time; return when each ended, and when the last did."""
+    done: list[float] = []
+    due = time.perf_counter()
+    while (now := time.perf_counter()) < until:
+        if rate is not None:
+            due += 1.0 / rate
+            if due > now:
+                time.sleep(due - now)
+        call()
+        done.append(time.perf_counter())
+    return done, now
 
 
 def _requests(done: list[float], start: float, end: float) -> float:

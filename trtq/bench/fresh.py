@@ -9,6 +9,7 @@ import time
 
 ENTERED = time.perf_counter_ns()
 
+import contextlib  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -81,9 +82,12 @@ class Memory:
         self.seen: dict[str, dict[str, int | None]] = {}
 
     def look(self, name: str) -> None:
-        """Remember what is held now."""
+        """Remember what is held now; the peak counts from the first look."""
+        if not self.seen:
+            with contextlib.suppress(OSError):  # a kernel without it: the peak may be that of the imports
+                Path("/proc/self/clear_refs").write_text("5")
         held = status()
-        used = self.gpu.memory_used() if self.gpu is not None else None
+        used = shared_memory_used() if self.shared else self.gpu.memory_used() if self.gpu is not None else None
         self.seen[name] = {"rss": held["VmRSS"], "peak": held["VmHWM"], "device": used}
 
     def account(self, workload: Any) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class Memory:
         before, after = self.seen["before"], self.seen["after"]
         engine = getattr(getattr(workload, "runner", None), "loaded", None)
         weights, activations = account_of(engine.engine) if engine is not None else (None, None)
-        io = sum(v.nbytes for v in workload.answer()) + 4 * _product(workload.shape)
+        io = int(workload.io_bytes)
         sources = {
             "process": "VmRSS of a fresh process: after ten requests less before the file was read",
             "process_peak": "VmHWM of the same process less VmRSS before the file was read",
@@ -100,9 +104,8 @@ class Memory:
         device = None
         if before["device"] is not None and after["device"] is not None:
             device = after["device"] - before["device"]
-            sources["device"] = "NVML, growth of the memory in use on the GPU by all processes"
-        elif self.shared:
-            sources["device"] = "n/a: GPU and CPU share this memory, and the process holds it already"
+            seen = "MemTotal less MemAvailable: GPU and CPU share this memory, the process is in it, and so are all others"
+            sources["device"] = f"growth of {seen if self.shared else 'the memory in use on the GPU by all processes, NVML'}"
         else:
             sources["device"] = f"n/a: {self.why}"
         for name, value in (("weights", weights), ("activations", activations)):
@@ -137,11 +140,12 @@ def status(text: str | None = None) -> dict[str, int]:
     return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")}
 
 
-def _product(shape: list[int]) -> int:
-    made = 1
-    for d in shape:
-        made *= d
-    return made
+def shared_memory_used(text: str | None = None) -> int:
+    """Return the memory that this machine has given out, bytes (MemTotal less MemAvailable)."""
+    text = text if text is not None else Path("/proc/meminfo").read_text()
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total - free
 
 
 if __name__ == "__main__":

@@ -122,9 +122,10 @@ def gate(spec: GateSpec) -> GateRecord:
     ]
     unlike = differences(baseline.card, candidate.card)
     reasons += [f"the machines differ: {text}" for text in unlike]
-    pairs = _pair(baseline, candidate)
-    if not pairs:
-        reasons.append("the records have no row of the same mode and batch")
+    packages = baseline.environment.get("packages", {}), candidate.environment.get("packages", {})
+    reasons += [f"the packages differ: {text}" for text in differences(*({k: v for k, v in p.items() if k != "trtq"} for p in packages))]
+    pairs, why = _pair(baseline, candidate)
+    reasons += why
     checks: list[Check] = []
     for before, after in pairs:
         checks += _row_checks(before, after, limits)
@@ -148,16 +149,32 @@ def gate(spec: GateSpec) -> GateRecord:
     return made
 
 
-def _pair(baseline: BenchRecord, candidate: BenchRecord) -> list[tuple[BenchRow, BenchRow]]:
-    """Return rows of the same mode and batch, in order; files may have other names."""
-    left = list(baseline.rows)
-    found = []
-    for row in candidate.rows:
-        other = next((r for r in left if (r.mode, r.batch, r.kind) == (row.mode, row.batch, row.kind)), None)
-        if other is not None:
-            left.remove(other)
-            found.append((other, row))
-    return found
+def _pair(baseline: BenchRecord, candidate: BenchRecord) -> tuple[list[tuple[BenchRow, BenchRow]], list[str]]:
+    """Return rows that can be compared, and what keeps others from it.
+
+    Rows belong together by the file's name, mode and batch; where either record has one file alone, its name may differ.
+    """
+    one = len({r.file for r in baseline.rows}) == 1 and len({r.file for r in candidate.rows}) == 1
+
+    def key(row: BenchRow) -> tuple[str, str, int]:
+        return "" if one else Path(row.file).name, row.mode, row.batch
+
+    new = {key(r): r for r in candidate.rows}
+    found, why = [], []
+    for row in baseline.rows:
+        other, label = new.get(key(row)), f"{Path(row.file).name}, {row.mode}, batch {row.batch}"
+        if other is None:
+            why.append(f"the candidate has no row for {label}")
+            continue
+        unlike = differences({"input_shape": row.input_shape, "device": row.device, **_stable(row.settings)},
+                             {"input_shape": other.input_shape, "device": other.device, **_stable(other.settings)})  # fmt: skip
+        why += [f"the rows of {label} differ: {d}" for d in unlike if not d.startswith("device: ") or row.kind != "engine"]
+        found.append((row, other))
+    return found, why
+
+
+def _stable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in settings.items() if k != "loop_overhead_us"}
 
 
 def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) -> list[Check]:

@@ -13,7 +13,7 @@ import msgspec
 
 from trtq.artifact import sha256_bytes
 from trtq.bench.record import BenchRecord
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, UsageError
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS rows (
@@ -124,7 +124,11 @@ def _named(values: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def plot(entries: list[Entry], out: Path) -> Path:
-    """Draw the medians over time, one line for each file, device, mode and batch; hollow points are not valid."""
+    """Draw the medians over time, one line for each file, device, mode and batch; hollow points are not valid.
+
+    Raises:
+        UsageError: the ending names no kind of picture.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -134,6 +138,9 @@ def plot(entries: list[Entry], out: Path) -> Path:
 
     from trtq.artifact import write_atomic
 
+    known = ("png", "svg", "pdf")
+    if out.suffix[1:] not in known:
+        raise UsageError(f"Cannot draw {out}", f"its ending is {out.suffix!r}", f"Use .{', .'.join(known)}")
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     series: dict[tuple[str, str, str, int], list[Entry]] = {}
     for e in entries:
@@ -150,6 +157,6 @@ def plot(entries: list[Entry], out: Path) -> Path:
     if series:
         axes.legend(fontsize=8)
     figure.autofmt_xdate()
-    write_atomic(out, lambda tmp: figure.savefig(tmp, format=out.suffix[1:] or "png"))
+    write_atomic(out, lambda tmp: figure.savefig(tmp, format=out.suffix[1:]))
     plt.close(figure)
     return out

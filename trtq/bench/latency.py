@@ -11,13 +11,14 @@ import numpy as np
 
 from trtq.bench.card import Watch
 from trtq.bench.record import Timing
-from trtq.bench.sampling import BLOCK_S, Samples, StopRule, Warmup, said, sample, warm_up
+from trtq.bench.sampling import BLOCK_S, Samples, StopRule, Warmup, quiet_interpreter, said, sample, warm_up
 from trtq.bench.statistics import Values, drift, effective_samples, outliers, quantile
 from trtq.bench.workload import Workload
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 ENOUGH = 50  # independent samples: under it the interval itself is not to be trusted
 WIDE = 0.10
+COLD_BLOCK = 25
 
 
 def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCENTILES) -> Timing:
@@ -55,10 +56,10 @@ def measure_latency(workload: Workload, rule: StopRule, watch: Watch) -> tuple[d
     watch.look()
     if warmup.failed:
         return {"e2e": nothing(warmup)}, warmup
-    found = {"e2e": sample(workload.call, warmup.call_s, rule)}
+    found = {"e2e": sample(workload.call, warmup.call_s, rule, between=watch.between)}
     watch.look()
     if workload.apart and not found["e2e"].failed:
-        found |= _apart(workload, rule, warmup)
+        found |= _apart(workload, rule, warmup, watch)
         watch.look()
     return found, warmup
 
@@ -68,28 +69,30 @@ def nothing(warmup: Warmup) -> Samples:
     return Samples(np.zeros(0, dtype=np.int64), [], "a call failed", f"in the warm-up, after {warmup.calls} good requests: {warmup.failed}")
 
 
-def _apart(workload: Workload, rule: StopRule, warmup: Warmup) -> dict[str, Samples]:
+def _apart(workload: Workload, rule: StopRule, warmup: Warmup, watch: Watch) -> dict[str, Samples]:
     """Return GPU time and enqueue time of launches without copies, in as many blocks as their rule asks for."""
     gpu, enqueue, blocks = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), list[int]()
     per_block = max(1, round(BLOCK_S / max(warmup.call_s, 1e-6)))
     began, stopped, failed = time.perf_counter(), "", ""
-    while not stopped:
-        try:
-            times = workload.split(per_block)
-        except (Exception, KeyboardInterrupt) as exc:
-            failed = stopped = said(exc)
-            break
-        blocks.append(len(gpu))
-        gpu, enqueue = np.concatenate([gpu, times[0]]), np.concatenate([enqueue, times[1]])
-        seconds = time.perf_counter() - began
-        if seconds >= rule.limit_s:
-            stopped = f"{rule.limit_s:g} s had passed"
-        elif seconds >= rule.seconds and len(gpu) >= rule.samples:
-            stopped = "enough samples and time"
-    return {k: Samples(v, list(blocks), stopped, failed) for k, v in (("gpu", gpu), ("enqueue", enqueue)) if len(v)}
+    with quiet_interpreter():
+        while not stopped:
+            try:
+                times = workload.split(per_block)
+            except (Exception, KeyboardInterrupt) as exc:
+                failed, stopped = said(exc), "a call failed"
+                break
+            blocks.append(len(gpu))
+            gpu, enqueue = np.concatenate([gpu, times[0]]), np.concatenate([enqueue, times[1]])
+            watch.between()
+            seconds = time.perf_counter() - began
+            if seconds >= rule.limit_s:
+                stopped = f"{rule.limit_s:g} s had passed"
+            elif seconds >= rule.seconds and len(gpu) >= rule.samples:
+                stopped = "enough samples and time"
+    return {k: Samples(v, list(blocks), stopped, failed) for k, v in (("gpu", gpu), ("enqueue", enqueue))}
 
 
-def paced(workload: Workload, rate: float, rule: StopRule) -> tuple[Samples, Warmup, float]:
+def paced(workload: Workload, rate: float, rule: StopRule, watch: Watch) -> tuple[Samples, Warmup, float]:
     """Serve ``rate`` requests a second with idle time between them, as a camera does.
 
     Returns:
@@ -98,7 +101,7 @@ def paced(workload: Workload, rate: float, rule: StopRule) -> tuple[Samples, War
     warmup = warm_up(workload.call)
     if warmup.failed:
         return nothing(warmup), warmup, 0.0
-    period, times, late = 1.0 / rate, list[int](), 0
+    period, times, late, per_look = 1.0 / rate, list[int](), 0, max(1, round(rate * BLOCK_S))
     began = due = time.perf_counter()
     failed = ""
     while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
@@ -114,14 +117,17 @@ def paced(workload: Workload, rate: float, rule: StopRule) -> tuple[Samples, War
             failed = said(exc)
             break
         times.append(time.perf_counter_ns() - start)
+        if len(times) % per_look == 0:
+            watch.between()
         due += period
+    watch.between()
     size = max(1, round(BLOCK_S * rate))
     ns = np.asarray(times, dtype=np.int64)
     stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
     return Samples(ns, list(range(0, len(ns), size)), stopped, failed), warmup, max(0, late - 1) / max(1, len(times))
 
 
-def cold(workload: Workload, rule: StopRule, *, cache_bytes: int | None = None) -> tuple[Samples, Warmup, str]:
+def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int | None = None) -> tuple[Samples, Warmup, str]:
     """Time requests with the caches emptied before each: the last-level cache of a CPU, the L2 of a GPU.
 
     Returns:
@@ -142,9 +148,12 @@ def cold(workload: Workload, rule: StopRule, *, cache_bytes: int | None = None) 
             failed = said(exc)
             break
         times.append(time.perf_counter_ns() - start)
+        if len(times) % COLD_BLOCK == 0:
+            watch.between()
+    watch.between()
     ns = np.asarray(times, dtype=np.int64)
     stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
-    return Samples(ns, list(range(0, len(ns), max(1, len(ns) // 10))), stopped, failed), warmup, what
+    return Samples(ns, list(range(0, len(ns), COLD_BLOCK)), stopped, failed), warmup, what
 
 
 def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], Any], str]:
@@ -156,7 +165,7 @@ def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], 
 
         def flush() -> None:
             scratch.zero_()
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(workload.device)
 
         return flush, f"L2 of the GPU, by writing {2 * size / 1e6:.0f} MB"
     size = cache_bytes or last_level_cache()

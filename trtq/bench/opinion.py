@@ -13,7 +13,7 @@ from trtq.engine.versions import FLAGS, Version, shown, within
 from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
 
-WARMUP_MS, SECONDS = 1000, 5
+WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
 
 
 def command(executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True) -> list[str]:
@@ -39,7 +39,10 @@ def second_opinion(engine: Path, ours: Timing | None, *, shapes: str = "", graph
     executable = find_trtexec()
     version = version_of(probe_number(executable))
     line = command(executable, version, engine, shapes=shapes, graph=graph)
-    done = subprocess.run(line, capture_output=True, text=True, check=False, errors="replace")
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S)
+    except subprocess.TimeoutExpired as exc:
+        raise BenchError(f"trtexec {shown(version)} gives no second opinion on {engine.name}", f"no answer in {LIMIT_S} s") from exc
     log = read_log(done.stdout + done.stderr)
     if done.returncode or "gpu_compute" not in log.rows:
         why = log.errors[-1] if log.errors else f"exit status {done.returncode}, no line of GPU times"

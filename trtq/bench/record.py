@@ -22,7 +22,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         outliers, drift: they stay in every figure.
         blocks: medians of the blocks, in the order they were taken.
         stopped: which rule ended the run.
-        file: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was written.
+        file, file_sha256: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was written.
     """
 
     kind: str
@@ -39,6 +39,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     blocks: list[float]
     stopped: str
     file: str = ""
+    file_sha256: str = ""
 
 
 class Throughput(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +56,8 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
         bound_ms, met: of ``server``.
         early_stopping_ms: MLPerf's estimate of the scenario's quantile; None with too few queries.
         rate: queries a second that ``server`` was offered.
+        failed: what ended it early; the rest is what was measured until then.
+        warmup_calls, stable: of the warm-up.
         note: what to know about it.
     """
 
@@ -69,6 +72,9 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
     bound_ms: float | None = None
     met: bool | None = None
     rate: float | None = None
+    failed: str = ""
+    warmup_calls: int = 0
+    stable: bool = True
     note: str = ""
 
 
@@ -108,8 +114,8 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
         weights, activations: by the engine's own account.
         io: inputs and outputs.
         process: growth of the process from before the file was read to after the requests, and its peak.
-        device: growth of what the GPU's processes hold; None on a CPU, and on boards whose GPU shares the CPU's memory, where the process
-            holds it already.
+        device: growth of what all processes hold on the GPU, or of the one memory that GPU and CPU share on a Jetson: that is then in it
+            whole, and not to be added to ``process``. None on a CPU.
     """
 
     weights: int | None
@@ -127,6 +133,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         meter, scope: what was read, and what it covers: ``GPU board``, ``CPU package``, a Jetson's input rail.
         method: ``counter`` or ``power integrated``.
+        load: how requests came: one after another, or at a rate.
         gross_j, net_j: per image, median over repeats; net is without the idle power.
         low_j, high_j: range of the repeats, gross.
         power_w, idle_w: mean power under load, and with the model loaded and nothing to do.
@@ -138,6 +145,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     meter: str
     scope: str
     method: str
+    load: str
     gross_j: float
     net_j: float
     low_j: float
@@ -151,6 +159,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     reasons: list[str]
     limits: list[str]
+    state: dict[str, Any] = {}
 
 
 class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +231,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
         parts = [f"{self.device}, {self.mode}, batch {self.batch}"]
         for timing in (self.e2e, self.gpu, self.enqueue):
             if timing is not None:
-                parts.append(f"{timing.kind} {shown(timing.median)}")
+                parts.append(f"{timing.kind} {shown(timing.median, samples=timing.effective)}")
         if self.e2e is not None:
             parts += [f"p{100 * p.q:g} {shown(p, samples=self.e2e.effective)}" for p in self.e2e.percentiles if p.q > 0.5]
             parts.append(f"{self.e2e.samples} samples")
@@ -235,14 +244,18 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"{self.memory.process / 1e6:.0f} MB of process memory")
         if self.energy is not None:
             parts.append(f"{1e3 * self.energy.gross_j:.3g} mJ an image ({self.energy.scope}, gross)")
+        if "graph" in self.settings:
+            parts.append(f"CUDA graph {self.settings['graph']}")
         parts.append("VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}")
         return ", ".join(parts)
 
 
 def shown(value: Quantile, *, samples: int | None = None) -> str:
     """Return a quantile with its interval in ms, or why there is none; ``samples`` is the number of independent ones."""
-    if value.value is None or value.low is None or value.high is None:
-        return "n/a" if samples is None else f"n/a (worth {samples} independent samples, needs {value.needs})"
+    if value.low is None or value.high is None:
+        worth = "" if samples is None else f"worth {samples} independent samples, "
+        missing = f"n/a ({worth}needs {value.needs})"
+        return missing if value.value is None else f"{value.value:.3f} ms [{missing}]"
     return f"{value.value:.3f} ms [{value.low:.3f}, {value.high:.3f}]"
 
 

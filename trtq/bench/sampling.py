@@ -25,14 +25,12 @@ class Warmup:
         calls: how many.
         stable: whether the medians of the last two windows agreed within 1 %.
         call_s: median of the last window, seconds.
-        first_s: the very first call.
         failed: what a call raised; nothing is measured then.
     """
 
     calls: int
     stable: bool
     call_s: float
-    first_s: float
     failed: str = ""
 
 
@@ -141,7 +139,7 @@ def warm_up(
         try:
             call()
         except (Exception, KeyboardInterrupt) as exc:
-            return Warmup(calls=len(times), stable=False, call_s=0.0, first_s=0.0, failed=said(exc))
+            return Warmup(calls=len(times), stable=False, call_s=0.0, failed=said(exc))
         now = clock()
         times.append(now - start)
         if len(times) < 2 * WARMUP_WINDOW and (now - began) / 1e9 < limit_s:
@@ -150,12 +148,13 @@ def warm_up(
         stable = bool(abs(late - before) <= STABLE_WITHIN * before)
         ready = len(times) >= calls and (now - began) / 1e9 >= seconds and stable
         if ready or (now - began) / 1e9 >= limit_s:
-            return Warmup(calls=len(times), stable=stable and ready, call_s=float(late) / 1e9, first_s=times[0] / 1e9)
+            return Warmup(calls=len(times), stable=stable and ready, call_s=float(late) / 1e9)
 
 
 def sample(
-    call: Callable[[], object], expected_s: float, rule: StopRule, *, block_s: float = BLOCK_S, clock: Clock = time.perf_counter_ns
-) -> Samples:
+    call: Callable[[], object], expected_s: float, rule: StopRule, *, block_s: float = BLOCK_S, clock: Clock = time.perf_counter_ns,
+    between: Callable[[], object] = lambda: None,
+) -> Samples:  # fmt: skip
     """Time blocks of calls until ``rule`` is met; an exception or Ctrl-C ends the run and keeps what was measured.
 
     Args:
@@ -164,6 +163,7 @@ def sample(
         rule: when to stop.
         block_s: length of a block, seconds; nothing but calls happens inside.
         clock: nanoseconds.
+        between: called after each block, outside of all times.
     """
     per_block = min(MOST_IN_BLOCK, max(1, round(block_s / max(expected_s, 1e-7))))
     capacity = max(rule.samples, per_block)
@@ -184,6 +184,7 @@ def sample(
             if taken:
                 blocks.append(filled)
                 filled += taken
+                between()
             stopped = "a call failed" if failed else _ended(times[:filled], len(blocks), (clock() - began) / 1e9, rule)
     return Samples(ns=times[:filled].copy(), blocks=blocks, stopped=stopped, failed=failed)
 

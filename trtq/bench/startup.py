@@ -18,6 +18,7 @@ from trtq.bench.record import Load, Memory, Phase
 from trtq.errors import BenchError
 
 PROCESSES = 5
+LIMIT_S = 600
 
 
 def measure_load(
@@ -59,9 +60,11 @@ def _phase(name: str, ms: Any) -> Phase:
 
 def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, Any]:
     asked = {"file": str(path), "device": device, "batch": batch, "memory": memory, "started": time.perf_counter_ns()}
-    done = subprocess.run(
-        [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)], capture_output=True, text=True, check=False, timeout=600
-    )
+    try:
+        line = [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired as exc:
+        raise BenchError(f"A new process cannot load {path.name}", f"it had not answered after {LIMIT_S} s") from exc
     if done.returncode:
         said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise BenchError(f"A new process cannot load {path.name}", said[:300])

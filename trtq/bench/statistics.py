@@ -22,7 +22,9 @@ EARLY_CONFIDENCE = 0.99  # MLPerf's early stopping
 
 
 class Quantile(msgspec.Struct, frozen=True, kw_only=True):
-    """A quantile of the samples with its 95 % interval; all None where there are too few samples for the interval.
+    """A quantile of the samples with its 95 % interval; None where there are too few samples for the interval.
+
+    The median's value is always there: half of the samples lie on either side of it, whatever is known about the next run.
 
     Attributes:
         q: 0 to 1.
@@ -118,7 +120,8 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
         effective = max(1, round(n / spread)) if enough else 0
     found = ranks(effective, q, alpha=alpha)
     if found is None:
-        return Quantile(q=q, value=None, low=None, high=None, needs=needs)
+        middle = float(np.median(ordered)) if q == 0.5 and n else None
+        return Quantile(q=q, value=middle, low=None, high=None, needs=needs)
     low, high = found
     # Ranks among n: the same distance in standard deviations from q n, rounded outwards; wider while the dependence itself is uncertain.
     stretch = n / effective * _uncertainty(effective, n)

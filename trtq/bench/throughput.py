@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from trtq.bench.record import Throughput
-from trtq.bench.sampling import warm_up
+from trtq.bench.sampling import said, warm_up
 from trtq.bench.statistics import Values, early_stopping, quantile
 from trtq.bench.workload import Workload
 from trtq.errors import BenchError
@@ -23,13 +24,14 @@ SAMPLES_PER_QUERY = {"multi": 8}
 MLPERF_SECONDS = 600.0
 NO_RESULT = "the pattern is MLPerf Inference's; this is no MLPerf result"
 TRIALS = 8
+LOOK_S = 0.5
 
 
 def measure_throughput(
     workload: Workload, *, scenario: Scenario = "closed", streams: int = 2, seconds: float = 3.0, bound_ms: float | None = None,
-    seed: int = 0,
+    seed: int = 0, between: Callable[[], object] = lambda: None,
 ) -> Throughput:  # fmt: skip
-    """Serve requests for ``seconds`` after a warm-up.
+    """Serve requests for ``seconds`` after a warm-up; a failure or Ctrl-C ends it early and stands in ``failed``.
 
     Args:
         workload: the model.
@@ -40,134 +42,184 @@ def measure_throughput(
         seconds: measured, for each rate that ``server`` tries.
         bound_ms: of ``server``.
         seed: of the arrivals.
+        between: called about twice a second meanwhile.
 
     Raises:
-        BenchError: ``server`` without a bound, or a request fails.
+        BenchError: ``server`` without a bound, or not one request succeeds.
     """
-    failed = warm_up(workload.call).failed
-    if failed:
-        raise BenchError("A request failed in the warm-up", failed)
+    if scenario == "server" and bound_ms is None:
+        raise BenchError("The scenario server needs a bound", "it asks for the highest rate that meets one", "Give --latency-bound MS")
+    warmup = warm_up(workload.call)
+    if warmup.failed:
+        raise BenchError("A request failed in the warm-up", warmup.failed)
     if scenario in ("single", "multi"):
-        return _one_after_another(workload, scenario, seconds)
-    slots = [workload, *(workload.again() for _ in range(streams - 1))]
-    for slot in slots[1:]:
-        slot.call()
-    if scenario == "server":
-        if bound_ms is None:
-            raise BenchError("The scenario server needs a bound", "it asks for the highest rate that meets one", "Give --latency-bound MS")
-        return _server(slots, seconds, bound_ms, seed)
-    starts, ends = _flood(slots, seconds)
-    span = max(ends) - min(starts)
-    images = workload.shape[0] * len(ends)
-    note = f"every request waits from the start; {NO_RESULT}" if scenario == "offline" else ""
-    return Throughput(
-        scenario=scenario, streams=streams, images_per_s=images / span, queries=len(ends), samples_per_query=1, seconds=span, note=note
-    )
+        made = _one_after_another(workload, scenario, seconds, between)
+    else:
+        slots = [workload, *(workload.again() for _ in range(streams - 1))]
+        for slot in slots[1:]:
+            slot.call()
+        if scenario == "server":
+            assert bound_ms is not None
+            made = _server(slots, seconds, bound_ms, seed, between)
+        else:
+            made = _flooded(slots, scenario, seconds, between)
+    return msgspec.structs.replace(made, warmup_calls=warmup.calls, stable=warmup.stable)
 
 
-def _one_after_another(workload: Workload, scenario: Scenario, seconds: float) -> Throughput:
+def throughput_doubts(made: Throughput) -> list[str]:
+    """Return why a throughput should not be used."""
+    found = []
+    if made.failed:
+        found.append(f"a request failed after {made.queries} good ones ({made.failed}): what was measured until then is kept")
+    if not made.stable:
+        found.append(f"the time of a request did not settle within 1 % in {made.warmup_calls} requests of warm-up")
+    if made.scenario == "server" and not made.met:
+        assert made.latency is not None
+        why = "" if made.latency.value is not None else f" ({made.queries} queries, its interval needs {made.latency.needs}: --duration)"
+        found.append(f"no rate that was tried surely keeps the 99th percentile under {made.bound_ms:g} ms{why}")
+    return found
+
+
+def _one_after_another(workload: Workload, scenario: Scenario, seconds: float, between: Callable[[], object]) -> Throughput:
     q, many = QUANTILES[scenario], SAMPLES_PER_QUERY.get(scenario, 1)
     times: list[float] = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    began = looked = time.perf_counter()
+    failed = ""
+    while time.perf_counter() - began < seconds and not failed:
         start = time.perf_counter()
-        for _ in range(many):
-            workload.call()
+        try:
+            for _ in range(many):
+                workload.call()
+        except (Exception, KeyboardInterrupt) as exc:
+            failed = said(exc)
+            break
         times.append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() - looked > LOOK_S:
+            between()
+            looked = time.perf_counter()
     span = time.perf_counter() - began
+    if not times:
+        raise BenchError("Not one query was served", failed or f"none ended within {seconds:g} s")
     found = np.asarray(times)
     return Throughput(
         scenario=scenario, streams=1, images_per_s=workload.shape[0] * many * len(times) / span, queries=len(times), samples_per_query=many,
-        seconds=span, latency=quantile(found, q), early_stopping_ms=early_stopping(found, q),
+        seconds=span, latency=quantile(found, q), early_stopping_ms=early_stopping(found, q), failed=failed,
         note=f"{NO_RESULT}{'' if seconds >= MLPERF_SECONDS else f', which takes {MLPERF_SECONDS:g} s'}",
     )  # fmt: skip
 
 
-def _flood(slots: Sequence[Workload], seconds: float) -> tuple[list[float], list[float]]:
-    """Keep every slot busy; return when requests started and ended."""
+class _Crew:
+    """Workers that stop together: when one fails, when time is up, or on Ctrl-C."""
+
+    def __init__(self, between: Callable[[], object]) -> None:
+        self.stop, self.failed, self.between = threading.Event(), "", between
+
+    def run(self, works: Sequence[Callable[[], None]]) -> None:
+        """Run all at once until they end."""
+
+        def guarded(work: Callable[[], None]) -> None:
+            try:
+                work()
+            except Exception as exc:
+                self.failed = self.failed or said(exc)
+                self.stop.set()
+
+        threads = [threading.Thread(target=guarded, args=(w,)) for w in works]
+        for t in threads:
+            t.start()
+        for t in threads:
+            while t.is_alive():
+                try:
+                    t.join(LOOK_S)
+                    self.between()
+                except KeyboardInterrupt as exc:
+                    self.failed = self.failed or said(exc)
+                    self.stop.set()
+
+
+def _flood(slots: Sequence[Workload], seconds: float, between: Callable[[], object]) -> tuple[list[float], list[float], str]:
+    """Keep every slot busy; return when requests started and ended, and what failed."""
     starts: list[float] = []
     ends: list[float] = []
-    until = time.perf_counter() + seconds
+    until, crew = time.perf_counter() + seconds, _Crew(between)
 
     def serve(slot: Workload) -> None:
-        while time.perf_counter() < until:
+        while time.perf_counter() < until and not crew.stop.is_set():
             start = time.perf_counter()
             slot.call()
             starts.append(start)
             ends.append(time.perf_counter())
 
-    _in_threads([partial(serve, slot) for slot in slots])
-    return starts, ends
+    crew.run([partial(serve, slot) for slot in slots])
+    if not ends:
+        raise BenchError("Not one request was served", crew.failed or f"none ended within {seconds:g} s")
+    return starts, ends, crew.failed
 
 
-def _in_threads(works: Sequence[Callable[[], None]]) -> None:
-    """Run all at once, and raise what the first of them raised."""
-    failed: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as exc:
-            failed.append(exc)
-
-    threads = [threading.Thread(target=guarded, args=(w,), daemon=True) for w in works]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    if failed:
-        raise BenchError("A request failed under load", f"{type(failed[0]).__name__}: {failed[0]}"[:300]) from failed[0]
+def _flooded(slots: Sequence[Workload], scenario: Scenario, seconds: float, between: Callable[[], object]) -> Throughput:
+    starts, ends, failed = _flood(slots, seconds, between)
+    span = max(ends) - min(starts)
+    note = f"every request waits from the start; {NO_RESULT}" if scenario == "offline" else ""
+    return Throughput(
+        scenario=scenario, streams=len(slots), images_per_s=slots[0].shape[0] * len(ends) / span, queries=len(ends), samples_per_query=1,
+        seconds=span, note=note, failed=failed,
+    )  # fmt: skip
 
 
-def offered(slots: Sequence[Workload], arrivals: Values) -> Values:
-    """Offer requests at given times, seconds from now; return the latency of each from when it was due, ms.
+def offered(slots: Sequence[Workload], arrivals: Values, between: Callable[[], object] = lambda: None) -> tuple[Values, float, str]:
+    """Offer requests at given times, seconds from now.
 
     Arrivals do not wait for answers: a server that falls behind is seen to.
+
+    Returns:
+        the latency of each served one from when it was due, ms; the seconds until the last answer; and what failed.
     """
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    latency = np.zeros(len(arrivals))
-    began = time.perf_counter() + 0.01
+    latency = np.full(len(arrivals), np.nan)
+    began, crew = time.perf_counter() + 0.01, _Crew(between)
 
     def offer() -> None:
         for i, at in enumerate(arrivals):
-            pause = began + at - time.perf_counter()
-            if pause > 0:
-                time.sleep(pause)
+            crew.stop.wait(max(0.0, began + at - time.perf_counter()))
+            if crew.stop.is_set():
+                break
             waiting.put(i)
         for _ in slots:
             waiting.put(None)
 
     def serve(slot: Workload) -> None:
-        while (i := waiting.get()) is not None:
+        while (i := waiting.get()) is not None and not crew.stop.is_set():
             slot.call()
             latency[i] = 1e3 * (time.perf_counter() - began - arrivals[i])
 
-    _in_threads([offer, *(partial(serve, slot) for slot in slots)])
-    return latency
+    crew.run([offer, *(partial(serve, slot) for slot in slots)])
+    return latency[np.isfinite(latency)], time.perf_counter() - began, crew.failed
 
 
-def _server(slots: Sequence[Workload], seconds: float, bound_ms: float, seed: int) -> Throughput:
-    """Return the highest rate of eight tried whose 99th percentile meets the bound."""
-    starts, ends = _flood(slots, min(seconds, 2.0))
+def _server(slots: Sequence[Workload], seconds: float, bound_ms: float, seed: int, between: Callable[[], object]) -> Throughput:
+    """Return the highest rate of eight tried whose 99th percentile surely meets the bound."""
+    starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
     low, high = 0.0, len(ends) / (max(ends) - min(starts))
     best: Throughput | None = None
     last: Throughput | None = None
     for trial in range(TRIALS):
         rate = high * 0.9 if trial == 0 else (low + high) / 2.0
         gaps = np.random.default_rng(seed + trial).exponential(1.0 / rate, max(1, round(rate * seconds)))
-        latency = offered(slots, np.cumsum(gaps))
-        seen = float(np.quantile(latency, QUANTILES["server"]))
-        met = seen <= bound_ms
+        latency, span, failed = offered(slots, np.cumsum(gaps), between)
+        if not len(latency):
+            raise BenchError("Not one request was served", failed)
+        tail, early = quantile(latency, QUANTILES["server"]), early_stopping(latency, QUANTILES["server"])
+        met = tail.high is not None and tail.high <= bound_ms
         last = Throughput(
-            scenario="server", streams=len(slots), images_per_s=rate * slots[0].shape[0], queries=len(latency), samples_per_query=1,
-            seconds=seconds, latency=quantile(latency, QUANTILES["server"]), early_stopping_ms=early_stopping(latency, QUANTILES["server"]),
-            bound_ms=bound_ms, met=met, rate=rate, note=f"Poisson arrivals, {TRIALS} rates tried; {NO_RESULT}",
+            scenario="server", streams=len(slots), images_per_s=len(latency) * slots[0].shape[0] / span, queries=len(latency),
+            samples_per_query=1, seconds=span, latency=tail, early_stopping_ms=early, bound_ms=bound_ms, met=met, rate=rate, failed=failed,
+            note=f"Poisson arrivals, {TRIALS} rates tried; {NO_RESULT}",
         )  # fmt: skip
+        if failed:
+            return last
         if met:
             low, best = rate, last
         else:
             high = rate
-    if best is not None:
-        return best
     assert last is not None
-    return last
+    return best if best is not None else last

@@ -16,6 +16,7 @@ from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
 
 FLOAT_BESIDE = "model.fp32.onnx"
+NOISY, UNKNOWN = 0.05, 0.02
 
 
 def is_quantized(path: Path) -> bool:
@@ -50,17 +51,17 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
 
 
 def judge_files(
-    first: Path, second: Path, *, device: str, batch: int = 1, trust: bool = False, gpu: Gpu | None = None, margin: float = MARGIN,
-    block_s: float = BLOCK_S, max_rounds: int = MAX_ROUNDS, profile: bool = True,
+    first: Path, second: Path, *, device: str, batch: int = 1, trust: bool = False, graph: bool = True, gpu: Gpu | None = None,
+    margin: float = MARGIN, block_s: float = BLOCK_S, max_rounds: int = MAX_ROUNDS, profile: bool = True,
 ) -> Verdict:  # fmt: skip
     """Let two files take turns and say what follows for the second.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
-    loaded = [open_workload(p, device=device, batch=batch, trust=trust) for p in (first, first, second)]
-    watch = Watch(device, gpu)
-    turns = take_turns(*(w.call for w in loaded), block_s=block_s, max_rounds=max_rounds, margin=margin)
+    loaded = [open_workload(p, device=device, batch=batch, graph=graph, trust=trust) for p in (first, first, second)]
+    watch = Watch(loaded[0].device, gpu)
+    turns = take_turns(*(w.call for w in loaded), block_s=block_s, max_rounds=max_rounds, margin=margin, between=watch.between)
     watch.look()
     quantized = is_quantized(second) and not is_quantized(first)
     ate, note = list[LayerTime](), ""
@@ -78,8 +79,11 @@ def judge_files(
     elif quantized:
         advice = f"INT8 wins: {1.0 - turns.ratio:.1%} less time on this device."
     advice = " ".join(t for t in (advice, note) if t)
-    if turns.floor > 5 * MARGIN:
-        reasons = [*reasons, f"a copy of the first file came out {turns.floor:.1%} apart from it: the machine was busy"]
+    if turns.noise > NOISY:
+        reasons = [*reasons, f"a copy of the first file came out up to {turns.noise:.1%} apart from it: the machine was busy"]
+    half = (turns.high - turns.low) / 2.0
+    if turns.outcome not in ("faster", "slower") and half > max(2 * margin, UNKNOWN):
+        reasons = [*reasons, f"the ratio is known within {half:.1%} only"]
     return Verdict(
         first=first.name, second=second.name, device=loaded[2].label, first_ms=turns.first_ms, second_ms=turns.second_ms, ratio=turns.ratio,
         low=turns.low, high=turns.high, floor=turns.floor, outcome=turns.outcome, advice=advice, pairs=turns.rounds, valid=not reasons,

@@ -28,6 +28,7 @@ class Workload(Protocol):
         settings: what changes the meaning of its times: transfers, wait, graph.
         apart: whether GPU time and enqueue time can be told from the host's: then ``split`` works.
         why_whole: why not, where they cannot.
+        io_bytes: of the input and the outputs, on the device.
     """
 
     label: str
@@ -36,6 +37,10 @@ class Workload(Protocol):
     settings: dict[str, Any]
     apart: bool
     why_whole: str
+
+    @property
+    def io_bytes(self) -> int:
+        """Of the input and the outputs."""
 
     def call(self) -> None:
         """Serve one request and wait for the answer."""
@@ -139,6 +144,11 @@ class OnnxWorkload:
         """Refuse: see ``why_whole``."""
         raise BenchError(f"Cannot time the parts of {self.path.name}", self.why_whole)
 
+    @property
+    def io_bytes(self) -> int:
+        """Of the input and the outputs of the last call."""
+        return sum(v.nbytes for v in (*self.given.values(), *self.answer()))
+
     def again(self) -> OnnxWorkload:
         """Return a second request on the same session."""
         return OnnxWorkload(self.path, self.shape[0], provider=self.provider, index=self.index, session=self.session)
@@ -166,6 +176,9 @@ class EngineWorkload:
         torch, open_shape = runner.torch, runner.input_shape
         self.cuda: Any = cuda if cuda is not None else torch.cuda if runner.device.type == "cuda" else None
         self.label, self.device = f"{runner.device} (TensorRT, {runner.label})", str(runner.device)
+        if not all(isinstance(v, int) for v in open_shape[1:]):
+            raise BenchError(f"Cannot make input for the {runner.label}", f"expected an image input with a fixed size, found {open_shape}")
+        self.is_dynamic = open_shape[0] is None
         self.shape = [batch, *(int(v) for v in open_shape[1:])]
         pinned = runner.device.type == "cuda"
         host = torch.from_numpy(random_input(self.shape)).to(runner.types[runner.inputs[0]])
@@ -227,6 +240,11 @@ class EngineWorkload:
                 end.synchronize()
                 gpu[i] = round(begin.elapsed_time(end) * 1e6)
         return gpu, enqueue
+
+    @property
+    def io_bytes(self) -> int:
+        """Of the input and the outputs on the GPU."""
+        return sum(int(b.numel() * b.element_size()) for b in self.bound.buffers.values())
 
     def profile(self, runs: int) -> dict[str, float]:
         """Return the time of each layer by TensorRT's own profiler, ms, summed over ``runs`` requests in a context of their own."""

@@ -67,14 +67,14 @@ class _Calls:
     dtype: Callable[[Any, str], Any]
     shape: Callable[[Any, Any, str], tuple[int, ...]]
     set_shape: Callable[[Any, Any, str, tuple[int, ...]], Any]
+    place: Callable[[Any, Mapping[str, int]], Any]
     execute: Callable[[Any, Mapping[str, int], int], bool]
 
 
 def _by_name(trt: Any) -> _Calls:
-    def execute(context: Any, addresses: Mapping[str, int], stream: int) -> bool:
+    def place(context: Any, addresses: Mapping[str, int]) -> None:
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
-        return bool(context.execute_async_v3(stream))
 
     return _Calls(
         names=lambda engine: [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)],
@@ -82,7 +82,8 @@ def _by_name(trt: Any) -> _Calls:
         dtype=lambda engine, name: engine.get_tensor_dtype(name),
         shape=lambda _, context, name: tuple(context.get_tensor_shape(name)),
         set_shape=lambda _, context, name, shape: context.set_input_shape(name, shape),
-        execute=execute,
+        place=place,
+        execute=lambda context, _, stream: bool(context.execute_async_v3(stream)),
     )
 
 
@@ -96,6 +97,7 @@ def _by_bindings() -> _Calls:
         dtype=lambda engine, name: engine.get_binding_dtype(index(engine, name)),
         shape=lambda engine, context, name: tuple(context.get_binding_shape(index(engine, name))),
         set_shape=lambda engine, context, name, shape: context.set_binding_shape(index(engine, name), shape),
+        place=lambda *_: None,
         execute=lambda context, addresses, stream: bool(context.execute_async_v2(list(addresses.values()), stream)),
     )
 
@@ -133,6 +135,8 @@ class EngineRunner:
         self.trt = trt = importlib.import_module(module)
         self.version = release_of_module(trt)
         self.calls = _by_name(trt) if has_api("num_io_tensors", self.version) else _by_bindings()
+        if self.device.type == "cuda" and torch.cuda.is_available():
+            torch.cuda.set_device(self.device)  # TensorRT, streams and events take the current one
         logger = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(logger)
         if has_api("engine_host_code_allowed", self.version):
@@ -204,6 +208,7 @@ class Bound:
     def __init__(self, runner: EngineRunner, context: Any, buffers: dict[str, Any]) -> None:
         self.runner, self.context, self.buffers = runner, context, buffers
         self.addresses = {n: b.data_ptr() for n, b in buffers.items()}
+        runner.calls.place(context, self.addresses)
 
     def launch(self, stream: int) -> None:
         """Enqueue one inference on a CUDA stream (its handle).

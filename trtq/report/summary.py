@@ -52,7 +52,7 @@ def summarize_run(folder: Path) -> RunSummary:
         quantize=read_json(folder / "quantize.json", kind="quantize record"),
         evaluate=read_json(evaluation) if evaluation.is_file() else None,
         engines=[read_json(p) for p in sorted(folder.glob("*.engine.json"))],
-        bench={k: read_json(p) for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file()},
+        bench={k: r for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file() and (r := read_json(p)).get("rows")},
     )
     trained = folder / "finetune/finetune.json"
     run.training = read_json(trained) if trained.is_file() else None
@@ -153,7 +153,8 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
         median = row["e2e"]["median"] if row is not None and row.get("e2e") else None
         if row is None or median is None or median["value"] is None:
             return ""
-        return f"{median['value']:.2f} ms [{median['low']:.2f}, {median['high']:.2f}]" + ("" if row["valid"] else " (NOT VALID)")
+        interval = "" if median["low"] is None else f" [{median['low']:.2f}, {median['high']:.2f}]"
+        return f"{median['value']:.2f} ms{interval}" + ("" if row["valid"] else " (NOT VALID)")
 
     first, card = next(iter(rows.values())), next(iter(run.bench.values()))["card"]
     how = f"median and 95 % interval, batch {first['batch']}, on the {first['device']}, {card['cpu']}: says nothing about a GPU"

@@ -11,8 +11,13 @@ LINES = Path("etc/nv_tegra_release")
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this machine is a Jetson."""
-    return (root / LINES).is_file()
+    """Whether this machine is a Jetson: by its release file, or by its device tree where a container hides that."""
+    if (root / LINES).is_file():
+        return True
+    try:
+        return "nvidia,tegra" in (root / "proc/device-tree/compatible").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 class JetsonRails:
@@ -25,7 +30,7 @@ class JetsonRails:
         MeterError: no monitors, or no total among their rails.
     """
 
-    name, counter = "INA3221", False
+    name, counter, min_window_s = "INA3221", False, 20.0
 
     def __init__(self, root: Path = Path("/")) -> None:
         self.root = root

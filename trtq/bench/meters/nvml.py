@@ -69,12 +69,8 @@ class Gpu:
 
     def __init__(self, device: str = "cuda:0", *, nvml: Any = None, uuid: str | None = None) -> None:
         self.nvml = nvml if nvml is not None else load_nvml()
-        uuid = uuid or _uuid_of(device)
         try:
-            if uuid is not None:
-                self.handle = self.nvml.nvmlDeviceGetHandleByUUID(uuid)
-            else:
-                self.handle = self.nvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+            self.handle = self.nvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of(device))
         except self.nvml.NVMLError as exc:
             raise MeterError(f"NVML does not know {device}", explain_nvml(exc)) from exc
         self.missing: dict[str, str] = {}
@@ -166,6 +162,7 @@ class NvmlCounter:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.min_window_s = _window_of(gpu)
         self.limits = [
             "refreshed about every 100 ms", "within 5 % of an external meter, by card",
             "A100 and H100 sample a quarter of the time: a load that repeats every 100 ms can be misread",
@@ -187,6 +184,7 @@ class NvmlPower:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.min_window_s = _window_of(gpu)
         self.instant = gpu.field(POWER_INSTANT, "instant power") is not None
         seen = "instant power, itself an average over 25 to 100 ms" if self.instant else "on recent boards an average over 1 s"
         self.limits = [seen, "within 5 % of an external meter, by card", "the host's CPU, memory and power supply are not in it"]
@@ -202,6 +200,14 @@ class NvmlPower:
         return float(value) / 1e3
 
 
+PART_TIME = ("A100", "H100", "H200", "GH200", "V100")  # they look at a quarter or a half of the time
+
+
+def _window_of(gpu: Gpu) -> float:
+    name = str(gpu.ask("name", lambda: gpu.nvml.nvmlDeviceGetName(gpu.handle)))
+    return 20.0 if any(p in name for p in PART_TIME) else 10.0
+
+
 def _thousandth(value: Any) -> float | None:
     return value / 1e3 if value is not None else None
 
@@ -210,11 +216,15 @@ def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
-def _uuid_of(device: str) -> str | None:
-    """Return the UUID of torch's GPU; None where torch cannot say, and NVML's own order stands in."""
-    import sys
+def _uuid_of(device: str) -> str:
+    """Return the UUID of CUDA's GPU of that number: NVML counts them in another order, and does not see CUDA_VISIBLE_DEVICES.
 
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return None
-    return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
+    Raises:
+        MeterError: CUDA has no such GPU.
+    """
+    import torch
+
+    try:
+        return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
+    except (AssertionError, RuntimeError, AttributeError) as exc:
+        raise MeterError(f"NVML cannot be asked about {device}", f"CUDA does not name that GPU ({str(exc).splitlines()[0][:100]})") from exc

@@ -19,10 +19,11 @@ class Rapl:
         MeterError: no counters, or only root may read them.
     """
 
-    name, scope, counter = "RAPL", "CPU package", True
+    name, scope, counter, min_window_s = "RAPL", "CPU package", True, 10.0
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self.zones = sorted(z for z in (root / ZONES).glob("intel-rapl:*") if z.name.count(":") == 1)
+        # A zone called psys holds the whole platform, packages included.
+        self.zones = sorted(z for z in (root / ZONES).glob("intel-rapl:*") if _name(z).startswith("package"))
         if not self.zones:
             raise MeterError("Cannot meter this CPU", "it has no RAPL counters, or this machine is virtual and hides them")
         self.wraps = {z: _number(z / "max_energy_range_uj") for z in self.zones}
@@ -42,6 +43,13 @@ class Rapl:
             self.total += (step if step >= 0 else step + self.wraps[zone]) / 1e6
             self.seen[zone] = now
         return self.total
+
+
+def _name(zone: Path) -> str:
+    try:
+        return (zone / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _number(path: Path) -> int:
