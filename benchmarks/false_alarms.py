@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 PLANTED = 0.03
-BLOCK_S, MAX_ROUNDS = 0.02, 150
+BLOCK_S, MAX_LOADS = 0.01, 32
 
 
 def planted(call: Any, share: float) -> Any:
@@ -51,15 +51,17 @@ def main() -> None:
         captured = capture(load_model(args.model).module, (3, 64, 64))
         path = Path(folder) / "m.onnx"
         save_onnx(export_onnx(captured.module, captured.example, dynamic_batch=True, opset=20), path)
+
+        def load() -> Any:
+            return open_workload(path).call
+
         watch, rows = Watch("cpu"), {"same": [], "planted": []}
         for kind, count in (("same", args.same), ("planted", args.planted)):
             for i in range(count):
-                first, copy, second = (open_workload(path) for _ in range(3))
-                call = second.call if kind == "same" else planted(second.call, PLANTED)
                 start = time.perf_counter()
-                found = take_turns(first.call, copy.call, call, block_s=BLOCK_S, max_rounds=MAX_ROUNDS, seed=i)
-                rows[kind].append({"outcome": found.outcome, "ratio": found.ratio, "low": found.low, "high": found.high, "floor": found.floor,
-                                   "rounds": found.rounds, "s": time.perf_counter() - start})  # fmt: skip
+                found = take_turns(load, load if kind == "same" else (lambda: planted(load(), PLANTED)), block_s=BLOCK_S, max_groups=MAX_LOADS, seed=i)
+                rows[kind].append({"outcome": found.outcome, "ratio": found.ratio, "low": found.low, "high": found.high, "noise": found.noise,
+                                   "loads": found.groups, "s": time.perf_counter() - start})  # fmt: skip
                 if (i + 1) % 10 == 0:
                     print(kind, i + 1, json.dumps(rows[kind][-1]), flush=True)
                     watch.look()
@@ -70,10 +72,10 @@ def render(rows: dict[str, list[dict[str, Any]]], model: str, machine: str, othe
     lines = [
         "# False alarms of trtq compare",
         "",
-        f"Made by `benchmarks/false_alarms.py` on {machine}, {model} at 64x64, CPU; blocks of {BLOCK_S:g} s, at most {MAX_ROUNDS} of each. Other",
+        f"Made by `benchmarks/false_alarms.py` on {machine}, {model} at 64x64, CPU; turns of {BLOCK_S:g} s, at most {MAX_LOADS} loads of each. Other",
         f"processes used {others:.0%} of the CPU meanwhile." if others is not None else "",
         "",
-        "| second file | runs | faster | slower | no measurable difference | ratio, median (5 % to 95 %) | half width, median | floor, median | rounds, median | s a run |",
+        "| second file | runs | faster | slower | no measurable difference | ratio, median (5 % to 95 %) | half width, median | noise, median | loads of each, median | s a run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = {"same": "the same, loaded once more", "planted": f"the same and {PLANTED:.0%} of waiting"}
@@ -86,7 +88,7 @@ def render(rows: dict[str, list[dict[str, Any]]], model: str, machine: str, othe
         lines.append(
             f"| {names[kind]} | {len(found)} | {outcomes.count('faster')} | {outcomes.count('slower')} | "
             f"{outcomes.count('no measurable difference')} | {np.median(ratio):.4f} ({np.quantile(ratio, 0.05):.4f} to {np.quantile(ratio, 0.95):.4f}) | "
-            f"{half:.4f} | {np.median([r['floor'] for r in found]):.4f} | {np.median([r['rounds'] for r in found]):.0f} | "
+            f"{half:.4f} | {np.median([r['noise'] for r in found]):.4f} | {np.median([r['loads'] for r in found]):.0f} | "
             f"{np.median([r['s'] for r in found]):.1f} |"
         )
     return "\n".join(lines) + "\n"

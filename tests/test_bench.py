@@ -894,38 +894,62 @@ def test_what_ate_the_gain_is_sorted_by_loss():
     assert [(r.module, r.ms) for r in found] == [("new", 3.0), ("b", 0.5)]
 
 
-def rounds(rng: np.random.Generator, gap: float, *, n: int = 80, noise: float = 0.02) -> np.ndarray:
-    """Medians of blocks: a machine that drifts and has bursts, and a true gap."""
-    drifting = np.exp(np.cumsum(rng.normal(0.0, 0.01, n)))[:, None]
-    bursts = np.where(rng.random((n, 3)) < 0.05, 1.5, 1.0)
-    return drifting * bursts * np.exp(rng.normal(0.0, noise, (n, 3))) * np.asarray([1.0, 1.0, 1.0 + gap])
+def groups(rng: np.random.Generator, gap: float, *, n: int = 32) -> np.ndarray:
+    """Logarithms of ratios: loads that differ by 1 % each, turns that differ by 0.4 %, a burst of something else in one of twelve."""
+    first, copy, second = rng.normal(0.0, 0.01, (3, n))
+    noise, bursts = rng.normal(0.0, 0.004, (2, n)), (rng.random(n) < 0.08) * rng.normal(0.0, 0.1, n)
+    return np.stack([second + np.log1p(gap) - (first + copy) / 2 + noise[0] + bursts, copy - first + noise[1]], axis=1)
 
 
 def test_pain_13_equal_is_called_equal_and_a_gap_is_found():
     rng = np.random.default_rng(0)
-    same = [judge(rounds(rng, 0.0))[5] for _ in range(200)]
-    slower = [judge(rounds(rng, 0.05))[5] for _ in range(100)]
-    faster = [judge(rounds(rng, -0.05))[5] for _ in range(100)]
+    same = [judge(groups(rng, 0.0))[4] for _ in range(200)]
+    slower = [judge(groups(rng, 0.05))[4] for _ in range(100)]
+    small = [judge(groups(rng, 0.03))[4] for _ in range(100)]
+    faster = [judge(groups(rng, -0.05))[4] for _ in range(100)]
     assert same.count("no measurable difference") >= 190
     assert slower.count("slower") >= 95
+    assert small.count("slower") >= 90
     assert faster.count("faster") >= 95
+
+
+def test_the_interval_of_the_ratio_holds_the_truth():
+    rng = np.random.default_rng(1)
+    found = [judge(groups(rng, 0.03, n=16)) for _ in range(400)]
+    assert 0.92 <= np.mean([low <= 1.03 <= high for _, low, high, _, _ in found]) <= 0.995
 
 
 def test_turns_find_a_planted_slowdown_by_a_simulated_clock():
     rng = np.random.default_rng(1)
     clock = Ticks(0)
 
-    def call(ms: float):
-        def run() -> None:
-            clock.now += int(1e6 * ms * rng.lognormal(0.0, 0.05))
+    def opener(ms: float):
+        def load():
+            lies = rng.lognormal(0.0, 0.01)  # each load lies elsewhere in memory
 
-        return run
+            def run() -> None:
+                clock.now += int(1e6 * ms * lies * rng.lognormal(0.0, 0.05))
 
-    found = take_turns(call(1.0), call(1.0), call(1.03), block_s=0.05, clock=clock)
+            return run
+
+        return load
+
+    found = take_turns(opener(1.0), opener(1.03), block_s=0.02, clock=clock)
     assert found.outcome == "slower"
     assert found.low <= 1.03 <= found.high
     assert found.ratio == pytest.approx(1.03, abs=0.01)
-    assert take_turns(call(1.0), call(1.0), call(1.0), block_s=0.05, clock=clock).outcome == "no measurable difference"
+    assert take_turns(opener(1.0), opener(1.0), block_s=0.02, clock=clock).outcome == "no measurable difference"
+
+
+def test_a_request_that_fails_while_taking_turns():
+    calls = iter(range(10_000))
+
+    def fails() -> None:
+        if next(calls) > 2000:
+            raise RuntimeError("gone")
+
+    with pytest.raises(BenchError, match="A request failed.*RuntimeError: gone"):
+        take_turns(lambda: lambda: None, lambda: fails, block_s=0.001)
 
 
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
@@ -935,11 +959,11 @@ def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, 
     monkeypatch.setattr(verdict, "is_quantized", lambda path: path.name == "model.qdq.onnx")
     (tmp_path / "float.onnx").write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
     files = (str(tmp_path / "float.onnx"), f"{cnn_out}/model.qdq.onnx")
-    spec = CompareSpec(file=files, block=0.03, max_rounds=20, margin=0.5, out=str(tmp_path))
+    spec = CompareSpec(file=files, block=0.02, max_loads=8, margin=0.5, out=str(tmp_path))
     found = compare(spec).verdicts[0]
     assert found.outcome == "no measurable difference"
     assert found.advice.startswith("Keep the float file: INT8 does not win on this device")
-    assert read(tmp_path / "compare.json")["verdicts"][0]["pairs"] == 20
+    assert read(tmp_path / "compare.json")["verdicts"][0]["loads"] == 8
 
 
 @pytest.mark.parametrize(("noise", "half", "reasons"), [(0.001, 0.001, 0), (0.08, 0.001, 1), (0.001, 0.2, 1)])
@@ -948,8 +972,8 @@ def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(cnn_out, mo
     from trtq.bench.compare import Turns
 
     turns = Turns(
-        first_ms=1.0, second_ms=1.0, ratio=1.0, low=1.0 - half, high=1.0 + half, same=1.0, noise=noise, floor=max(noise, 0.08),
-        outcome="no measurable difference", rounds=20, stopped="",
+        first_ms=1.0, second_ms=1.0, ratio=1.0, low=1.0 - half, high=1.0 + half, noise=noise, outcome="no measurable difference", groups=8,
+        stopped="",
     )  # fmt: skip
     monkeypatch.setattr(verdict, "take_turns", lambda *_, **__: turns)
     monkeypatch.setattr(verdict.Watch, "reasons", lambda self: [])
@@ -967,12 +991,12 @@ def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, 
 
     def judge_files(a: Path, b: Path, **given):
         seen.append((a.name, b.name))
-        return real(a, b, **{**given, "max_rounds": 12}, block_s=0.03)
+        return real(a, b, **{**given, "max_groups": 8}, block_s=0.02)
 
     monkeypatch.setattr(harness, "judge_files", judge_files)
     made = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **{**QUICK, "verdict": True}))
     assert seen == [("model.fp32.onnx", "model.qdq.onnx")]
-    assert made.verdicts[0].pairs == 12
+    assert made.verdicts[0].loads == 8
     assert "taking turns" in made.summary
 
 

@@ -702,7 +702,7 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     batch: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Images in a request.")] = 1
     margin: Annotated[Annotated[float, Meta(ge=0, lt=1)], Doc(description="A smaller difference is none, as a share.")] = 0.01
     block: Annotated[Annotated[float, Meta(gt=0)], Doc(description="Length of a turn, seconds.")] = 0.05
-    max_rounds: Annotated[Annotated[int, Meta(ge=12)], Doc(description="Most turns of each file.")] = 400
+    max_loads: Annotated[Annotated[int, Meta(ge=8)], Doc(description="Most times that each file is loaded and timed.")] = 32
     profile: Annotated[bool, Doc(description="Name the layers that take more time than in the first file.")] = True
     trust: Annotated[bool, Doc(description="Run engines that have no manifest.")] = False
     out: Annotated[str, Doc(description="Folder for compare.json.")] = ""

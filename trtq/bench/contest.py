@@ -71,7 +71,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
             verdicts.append(
                 judge_files(
                     paths[0], other, device=device, batch=spec.batch, trust=spec.trust, gpu=gpu, margin=spec.margin, block_s=spec.block,
-                    max_rounds=spec.max_rounds, profile=spec.profile,
+                    max_groups=spec.max_loads, profile=spec.profile,
                 )
             )  # fmt: skip
         valid = all(v.valid for v in verdicts)

@@ -37,7 +37,7 @@ from trtq.recipe import BenchSpec, option_words
 
 RECORD = "bench.json"
 PACED_SAMPLES = 100
-VERDICT_ROUNDS = 200  # half a minute; trtq compare takes more
+VERDICT_LOADS = 16  # half a minute; trtq compare takes more
 CUDA = "cuda:0"  # where engines run when the device is not named
 
 
@@ -109,7 +109,7 @@ def _verdict(spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], tol
     return [
         judge_files(
             baseline, path, device=spec.device, batch=spec.batch[0], trust=spec.trust, graph=spec.cuda_graph, gpu=gpu,
-            max_rounds=VERDICT_ROUNDS,
+            max_groups=VERDICT_LOADS,
         )
     ]  # fmt: skip
 

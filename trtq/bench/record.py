@@ -264,10 +264,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         ratio, low, high: time of the second over time of the first, with its 95 % interval.
-        floor: how far from 1 the first against a second copy of itself came, interval included.
+        noise: how far from 1 the first came against a second load of itself, interval included.
         outcome: ``faster``, ``slower`` or ``no measurable difference``: of the second file.
         advice: what follows, in a sentence.
-        pairs: blocks of each.
+        loads: how often each was loaded and timed (the first twice as often).
         ate: layers that took more time than in the first file, ms, where both have a profile.
     """
 
@@ -279,10 +279,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float
     low: float
     high: float
-    floor: float
+    noise: float
     outcome: str
     advice: str
-    pairs: int
+    loads: int
     valid: bool
     reasons: list[str]
     ate: list[LayerTime] = []
@@ -294,10 +294,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.second} and {self.first}: {self.outcome}"
         )  # fmt: skip
         valid = "" if self.valid else f"; NOT VALID: {'; '.join(self.reasons)}"
-        return (
-            f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({self.first_ms:.3f} to {self.second_ms:.3f} ms, "
-            f"{self.device}; {self.pairs} blocks each taking turns; noise floor {self.floor:.2%}). {self.advice}{valid}"
-        )
+        times = f"{self.first_ms:.3f} to {self.second_ms:.3f} ms, {self.device}"
+        how = f"{self.loads} loads of each taking turns; the first against itself up to {self.noise:.1%}"
+        return f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; {how}). {self.advice}{valid}"
 
 
 class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):

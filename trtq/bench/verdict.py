@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from trtq.artifact import read_json
 from trtq.bench.card import Watch
-from trtq.bench.compare import BLOCK_S, MARGIN, MAX_ROUNDS, take_turns
+from trtq.bench.compare import BLOCK_S, MARGIN, MAX_GROUPS, Call, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import LayerTime, Verdict
@@ -52,22 +53,27 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
 
 def judge_files(
     first: Path, second: Path, *, device: str, batch: int = 1, trust: bool = False, graph: bool = True, gpu: Gpu | None = None,
-    margin: float = MARGIN, block_s: float = BLOCK_S, max_rounds: int = MAX_ROUNDS, profile: bool = True,
+    margin: float = MARGIN, block_s: float = BLOCK_S, max_groups: int = MAX_GROUPS, profile: bool = True,
 ) -> Verdict:  # fmt: skip
     """Let two files take turns and say what follows for the second.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
-    loaded = [open_workload(p, device=device, batch=batch, graph=graph, trust=trust) for p in (first, first, second)]
-    watch = Watch(loaded[0].device, gpu)
-    turns = take_turns(*(w.call for w in loaded), block_s=block_s, max_rounds=max_rounds, margin=margin, between=watch.between)
+
+    def opener(path: Path) -> Callable[[], Call]:
+        return lambda: open_workload(path, device=device, batch=batch, graph=graph, trust=trust).call
+
+    probe = open_workload(second, device=device, batch=batch, graph=graph, trust=trust)
+    watch = Watch(probe.device, gpu)
+    turns = take_turns(opener(first), opener(second), block_s=block_s, max_groups=max_groups, margin=margin, between=watch.between)
     watch.look()
     quantized = is_quantized(second) and not is_quantized(first)
     ate, note = list[LayerTime](), ""
     if profile and turns.outcome != "faster":
         try:
-            ate = what_ate(profile_layers(loaded[0], first)[0], profile_layers(loaded[2], second)[0])
+            times = [profile_layers(open_workload(p, device=device, batch=batch, graph=False, trust=trust), p)[0] for p in (first, second)]
+            ate = what_ate(times[0], times[1])
         except TrtqError as exc:
             note = f"Which layers ate the gain is not known: {exc.what}."
     reasons = watch.reasons()
@@ -85,7 +91,7 @@ def judge_files(
     if turns.outcome not in ("faster", "slower") and half > max(2 * margin, UNKNOWN):
         reasons = [*reasons, f"the ratio is known within {half:.1%} only"]
     return Verdict(
-        first=first.name, second=second.name, device=loaded[2].label, first_ms=turns.first_ms, second_ms=turns.second_ms, ratio=turns.ratio,
-        low=turns.low, high=turns.high, floor=turns.floor, outcome=turns.outcome, advice=advice, pairs=turns.rounds, valid=not reasons,
+        first=first.name, second=second.name, device=probe.label, first_ms=turns.first_ms, second_ms=turns.second_ms, ratio=turns.ratio,
+        low=turns.low, high=turns.high, noise=turns.noise, outcome=turns.outcome, advice=advice, loads=turns.groups, valid=not reasons,
         reasons=reasons, ate=ate,
     )  # fmt: skip

@@ -162,7 +162,7 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     for record in run.bench.values():
         for v in record["verdicts"]:
             said = f"{v['outcome']}: x {v['ratio']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" + ("" if v["valid"] else " (NOT VALID)")
-            how = f"{v['second']} against {v['first']}, {v['pairs']} blocks each taking turns, noise floor {v['floor']:.1%}, {v['device']}"
+            how = f"{v['second']} against {v['first']}, {v['loads']} loads of each taking turns, noise {v['noise']:.1%}, {v['device']}"
             found.append(("INT8 against float", "", said, how))
     return found
 
