@@ -62,7 +62,7 @@ def judge_files(
     """
 
     def opener(path: Path) -> Callable[[], Call]:
-        return lambda: open_workload(path, device=device, batch=batch, graph=graph, trust=trust).call
+        return lambda: open_workload(path, device=device, batch=batch, graph=graph, trust=trust, taking_turns=True).call
 
     probe = open_workload(second, device=device, batch=batch, graph=graph, trust=trust)
     watch = Watch(probe.device, gpu)

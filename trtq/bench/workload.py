@@ -60,7 +60,9 @@ def is_engine(path: Path) -> bool:
     return path.suffix in (".engine", ".plan")
 
 
-def open_workload(path: Path, *, device: str = "cpu", batch: int = 1, graph: bool = True, trust: bool = False) -> Workload:
+def open_workload(
+    path: Path, *, device: str = "cpu", batch: int = 1, graph: bool = True, trust: bool = False, taking_turns: bool = False
+) -> Workload:  # fmt: skip
     """Load an ONNX file into ONNX Runtime or an engine into TensorRT, with random input.
 
     Args:
@@ -69,6 +71,7 @@ def open_workload(path: Path, *, device: str = "cpu", batch: int = 1, graph: boo
         batch: images in a request.
         graph: launch an engine as a CUDA graph, where that is possible.
         trust: run an engine without a manifest.
+        taking_turns: others run between its requests (:func:`trtq.export.ort.open_session`).
 
     Raises:
         UsageError: no such device, or a batch that the file does not take.
@@ -82,7 +85,7 @@ def open_workload(path: Path, *, device: str = "cpu", batch: int = 1, graph: boo
         if provider == "CPU":
             device = "cuda:0"  # an engine has no other place to run
         return EngineWorkload(open_engine(path, trust=trust, device=device), batch, graph=graph)
-    return OnnxWorkload(path, batch, provider=provider, index=index)
+    return OnnxWorkload(path, batch, provider=provider, index=index, taking_turns=taking_turns)
 
 
 def parse_device(text: str) -> tuple[str, int]:
@@ -117,8 +120,10 @@ class OnnxWorkload:
     apart = False
     why_whole = "ONNX Runtime launches on a stream of its own: only the whole request can be timed"
 
-    def __init__(self, path: Path, batch: int, *, provider: str = "CPU", index: int = 0, session: Any = None) -> None:
-        self.session = session or open_session(path, as_written=False, provider=provider, device_id=index)
+    def __init__(
+        self, path: Path, batch: int, *, provider: str = "CPU", index: int = 0, session: Any = None, taking_turns: bool = False
+    ) -> None:
+        self.session = session or open_session(path, as_written=False, provider=provider, device_id=index, taking_turns=taking_turns)
         fixed = static_batch(self.session)
         if fixed is not None and fixed != batch:
             raise UsageError(f"Cannot run {path.name} with --batch {batch}", f"its batch is fixed at {fixed}", f"Use --batch {fixed}")
