@@ -278,8 +278,11 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
 def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
     files = [f"{cnn_out}/model.qdq.onnx", f"{cnn_out}/model.fp32.onnx"]
     line = [sys.executable, "-m", "trtq", "bench", *files, "--mode", mode, "--duration", "60", "--load", "--out", str(tmp_path / "b")]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(6.0)
+    # A shell's background jobs ignore SIGINT, and so would what this test starts.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
+        assert "batch 1" in process.stderr.readline()
+        time.sleep(4.0)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert process.returncode == 3, err
