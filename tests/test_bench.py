@@ -280,7 +280,7 @@ def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
     line = [sys.executable, "-m", "trtq", "bench", *files, "--mode", mode, "--duration", "60", "--load", "--out", str(tmp_path / "b")]
     # A shell's background jobs ignore SIGINT, and so would what this test starts.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:  # noqa: PLW1509
         assert "batch 1" in process.stderr.readline()
         time.sleep(4.0)
         process.send_signal(signal.SIGINT)
