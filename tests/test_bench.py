@@ -274,6 +274,7 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
     assert row.e2e.samples > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
     files = [f"{cnn_out}/model.qdq.onnx", f"{cnn_out}/model.fp32.onnx"]
@@ -344,6 +345,7 @@ def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypa
     assert "not in the history" in told[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["latency", "throughput", "paced"])
 def test_repeats_show_the_spread(cnn_out, mode):
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, repeat=3, **QUICK)).rows[0]
@@ -531,6 +533,7 @@ def test_idle_power_is_that_without_the_load_before_it():
     assert found.net_j / found.gross_j == pytest.approx(300.0 / 360.0, rel=0.03)
 
 
+@pytest.mark.slow
 def test_energy_at_a_rate_counts_the_idle_time_between():
     meter = Known()
     found = measure_energy(meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0)
