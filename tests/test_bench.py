@@ -1062,6 +1062,8 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
     assert not found.valid
     assert any("governor: None and powersave" in d for d in found.differences)
     assert compare(CompareSpec(file=(str(a), str(a)))).valid
+    later = put(tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}})  # what a run was like is no setting
+    assert compare(CompareSpec(file=(str(a), str(later)))).differences == []
     with pytest.raises(UsageError, match="Cannot compare records with files"):
         compare(CompareSpec(file=(str(a), "x.onnx")))
     with pytest.raises(UsageError, match="needs two files"):

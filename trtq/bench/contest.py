@@ -13,7 +13,7 @@ from trtq.bench.card import differences, open_gpu, take_card
 from trtq.bench.gate import read_record
 from trtq.bench.record import Verdict, shown
 from trtq.bench.verdict import judge_files
-from trtq.bench.workload import is_engine, parse_device
+from trtq.bench.workload import device_for, parse_device
 from trtq.errors import UsageError
 from trtq.progress import Progress, Silent
 from trtq.recipe import CompareSpec
@@ -60,7 +60,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     verdicts: list[Verdict] = []
     unlike, notes = list[str](), list[str]()
     parse_device(spec.device)
-    device = "cuda:0" if spec.device == "cpu" and any(is_engine(p) for p in paths) else spec.device
+    device = device_for(spec.device, *paths)
     gpu, _ = open_gpu(device)
     valid = True
     if records:

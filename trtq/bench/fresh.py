@@ -59,7 +59,7 @@ def _lap(laps: list[tuple[str, int]], name: str, last: int) -> int:
 
 def _import_runtime(path: Path) -> None:
     """Import what runs the file, so that its import does not count as loading the file."""
-    from trtq.bench.workload import is_engine
+    from trtq.engine.open_engine import is_engine
 
     if is_engine(path):
         import torch

@@ -166,15 +166,11 @@ def _pair(baseline: BenchRecord, candidate: BenchRecord) -> tuple[list[tuple[Ben
         if other is None:
             why.append(f"the candidate has no row for {label}")
             continue
-        unlike = differences({"input_shape": row.input_shape, "device": row.device, **_stable(row.settings)},
-                             {"input_shape": other.input_shape, "device": other.device, **_stable(other.settings)})  # fmt: skip
+        unlike = differences({"input_shape": row.input_shape, "device": row.device, **row.settings},
+                             {"input_shape": other.input_shape, "device": other.device, **other.settings})  # fmt: skip
         why += [f"the rows of {label} differ: {d}" for d in unlike if not d.startswith("device: ") or row.kind != "engine"]
         found.append((row, other))
     return found, why
-
-
-def _stable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in settings.items() if k != "loop_overhead_us"}
 
 
 def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) -> list[Check]:

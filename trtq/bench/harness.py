@@ -30,7 +30,8 @@ from trtq.bench.sampling import Samples, StopRule, Warmup, loop_overhead, said
 from trtq.bench.startup import measure_load, measure_memory
 from trtq.bench.throughput import MLPERF_SECONDS, measure_throughput, throughput_doubts
 from trtq.bench.verdict import find_baseline, is_quantized, judge_files
-from trtq.bench.workload import EngineWorkload, Workload, is_engine, open_workload, parse_device
+from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workload, parse_device
+from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.recipe import BenchSpec, option_words
@@ -38,7 +39,6 @@ from trtq.recipe import BenchSpec, option_words
 RECORD = "bench.json"
 PACED_SAMPLES = 100
 VERDICT_LOADS = 16  # half a minute; trtq compare takes more
-CUDA = "cuda:0"  # where engines run when the device is not named
 
 
 def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
@@ -62,7 +62,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
         for batch in spec.batch:
             open_workload(path, device=spec.device, batch=batch, graph=False, trust=spec.trust)
     out = ensure_writable_dir(Path(spec.out)) if spec.out else None
-    device = CUDA if spec.device == "cpu" and any(is_engine(p) for p in paths) else spec.device
+    device = device_for(spec.device, *paths)
     gpu, why_no_gpu = open_gpu(device)
     card = take_card(device, gpu=gpu)
     notes = [] if gpu is not None or device == "cpu" else [f"clocks, power and throttling are not watched: {why_no_gpu}"]
@@ -72,7 +72,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
         stopped = False
         for path, batch in itertools.product(paths, spec.batch):
             if not stopped:
-                row = _Row(spec, path, batch, CUDA if is_engine(path) and spec.device == "cpu" else spec.device, gpu, why_no_gpu, out, told)
+                row = _Row(spec, path, batch, device_for(spec.device, path), gpu, why_no_gpu, out, told)
                 rows.append(row.measure())
                 stopped = row.interrupted
         for path in paths if spec.verdict and spec.mode == "latency" and not stopped else ():
@@ -132,8 +132,8 @@ def _clocks(spec: BenchSpec, gpu: Gpu | None, card: dict[str, Any]) -> Iterator[
         card["missing"]["locked_clocks"] = "there is no GPU whose clocks could be held"
         yield
         return
-    with locked_clocks(gpu) as said:
-        card["gpu"]["locked_clocks"] = said
+    with locked_clocks(gpu) as came_of_it:
+        card["gpu"]["locked_clocks"] = came_of_it
         card["missing"].pop("locked_clocks", None)
         yield
 
@@ -173,8 +173,9 @@ class _Row:
             file=str(self.path), file_sha256=self.sha256, file_bytes=self.path.stat().st_size,
             kind="engine" if is_engine(self.path) else "onnx", device=workload.label, mode=spec.mode, batch=self.batch,
             input_shape=workload.shape, unavailable=self.unavailable, warmup_calls=self.warmup_calls,
-            settings={**workload.settings, **self._settings(), "loop_overhead_us": round(loop_overhead(10_000), 3)},
-            state=watch.summary(), valid=not self.reasons, reasons=self.reasons, notes=self.notes, **self.found,
+            settings={**workload.settings, **self._settings()},
+            state={**watch.summary(), "loop_overhead_us": round(loop_overhead(10_000), 3)},
+            valid=not self.reasons, reasons=self.reasons, notes=self.notes, **self.found,
         )  # fmt: skip
 
     def _open(self) -> Workload:

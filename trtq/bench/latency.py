@@ -101,30 +101,19 @@ def paced(workload: Workload, rate: float, rule: StopRule, watch: Watch) -> tupl
     warmup = warm_up(workload.call)
     if warmup.failed:
         return nothing(warmup), warmup, 0.0
-    period, times, late, per_look = 1.0 / rate, list[int](), 0, max(1, round(rate * BLOCK_S))
-    began = due = time.perf_counter()
-    failed = ""
-    while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
-        wait = due - time.perf_counter()
-        if wait > 0:
-            time.sleep(wait)
+    due, late = time.perf_counter(), 0
+
+    def wait() -> None:
+        nonlocal due, late
+        left = due - time.perf_counter()
+        if left > 0:
+            time.sleep(left)
         else:
             late += 1
-        start = time.perf_counter_ns()
-        try:
-            workload.call()
-        except (Exception, KeyboardInterrupt) as exc:
-            failed = said(exc)
-            break
-        times.append(time.perf_counter_ns() - start)
-        if len(times) % per_look == 0:
-            watch.between()
-        due += period
-    watch.between()
-    size = max(1, round(BLOCK_S * rate))
-    ns = np.asarray(times, dtype=np.int64)
-    stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
-    return Samples(ns, list(range(0, len(ns), size)), stopped, failed), warmup, max(0, late - 1) / max(1, len(times))
+        due += 1.0 / rate
+
+    found = _one_by_one(workload, rule, watch, wait, max(1, round(BLOCK_S * rate)))
+    return found, warmup, max(0, late - 1) / max(1, len(found.ns))
 
 
 def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int | None = None) -> tuple[Samples, Warmup, str]:
@@ -137,10 +126,15 @@ def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int |
     if warmup.failed:
         return nothing(warmup), warmup, "nothing"
     empty, what = _emptier(workload, cache_bytes)
+    return _one_by_one(workload, rule, watch, empty, COLD_BLOCK), warmup, what
+
+
+def _one_by_one(workload: Workload, rule: StopRule, watch: Watch, before: Callable[[], object], per_block: int) -> Samples:
+    """Time single requests with something untimed before each, until ``rule`` is met or a request fails."""
     times: list[int] = []
     began, failed = time.perf_counter(), ""
     while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
-        empty()
+        before()
         start = time.perf_counter_ns()
         try:
             workload.call()
@@ -148,12 +142,11 @@ def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int |
             failed = said(exc)
             break
         times.append(time.perf_counter_ns() - start)
-        if len(times) % COLD_BLOCK == 0:
+        if len(times) % per_block == 0:
             watch.between()
     watch.between()
-    ns = np.asarray(times, dtype=np.int64)
     stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
-    return Samples(ns, list(range(0, len(ns), COLD_BLOCK)), stopped, failed), warmup, what
+    return Samples(np.asarray(times, dtype=np.int64), list(range(0, len(times), per_block)), stopped, failed)
 
 
 def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], Any], str]:

@@ -12,10 +12,11 @@ from typing import Any
 import onnx
 
 from trtq.bench.record import LayerTime
-from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload, is_engine
+from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
+from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError
 from trtq.export.onnx_file import QDQ, digest_onnx, load_onnx
 

@@ -11,8 +11,9 @@ from trtq.bench.compare import BLOCK_S, MARGIN, MAX_GROUPS, Call, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import LayerTime, Verdict
-from trtq.bench.workload import is_engine, open_workload
+from trtq.bench.workload import open_workload
 from trtq.engine.manifest import manifest_path
+from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trtq.data.metrics import Array
-from trtq.engine.open_engine import open_engine
+from trtq.engine.open_engine import is_engine, open_engine
 from trtq.engine.runner import EngineRunner
 from trtq.errors import BenchError, UsageError
 from trtq.export.ort import input_shape, open_session, static_batch
@@ -55,9 +55,9 @@ class Workload(Protocol):
         """Return what the last call computed."""
 
 
-def is_engine(path: Path) -> bool:
-    """Whether a file is an engine by its name."""
-    return path.suffix in (".engine", ".plan")
+def device_for(device: str, *paths: Path) -> str:
+    """Return where files run: an engine has no other place than a GPU, whatever was asked for."""
+    return "cuda:0" if device == "cpu" and any(is_engine(p) for p in paths) else device
 
 
 def open_workload(
@@ -82,9 +82,7 @@ def open_workload(
     if not path.is_file():
         raise BenchError(f"Cannot read {path}", "there is no such file")
     if is_engine(path):
-        if provider == "CPU":
-            device = "cuda:0"  # an engine has no other place to run
-        return EngineWorkload(open_engine(path, trust=trust, device=device), batch, graph=graph)
+        return EngineWorkload(open_engine(path, trust=trust, device=device_for(device, path)), batch, graph=graph)
     return OnnxWorkload(path, batch, provider=provider, index=index, taking_turns=taking_turns)
 
 
@@ -104,9 +102,9 @@ def parse_device(text: str) -> tuple[str, int]:
     raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
 
 
-def random_input(shape: Sequence[int], dtype: Any = np.float32) -> Array:
+def random_input(shape: Sequence[int]) -> Array:
     """Return the input of every run: standard normal from a fixed seed, so that no value is 0 and runs repeat."""
-    return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32).astype(dtype)
+    return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32)
 
 
 class OnnxWorkload:

@@ -21,6 +21,11 @@ from trtq.recipe import BuildSpec, option_name
 AMPERE = 80
 
 
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine by its name."""
+    return path.suffix in (".engine", ".plan")
+
+
 def open_engine(path: Path, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
     """Return an engine ready to run, after its manifest was held against the file, this TensorRT and this GPU.
 

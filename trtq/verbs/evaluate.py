@@ -14,7 +14,7 @@ from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import Targets, open_targets
 from trtq.engine.manifest import manifest_path, read_manifest
-from trtq.engine.open_engine import open_engine, rebuild_engine
+from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
@@ -148,11 +148,6 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         notes=notes,
         environment=environment(),
     )
-
-
-def is_engine(path: Path) -> bool:
-    """Whether a file is an engine by its name."""
-    return path.suffix in (".engine", ".plan")
 
 
 def _open(spec: EvaluateSpec, path: Path, progress: Progress) -> tuple[Runner, dict[str, Any], Path]:
