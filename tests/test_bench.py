@@ -310,11 +310,11 @@ def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
 
 
 def test_the_command_line(cnn_out, tmp_path):
-    args = ["--duration", "0.3", "--min-samples", "50", "--max-duration", "2", "--percentiles", "50,99.9", "--no-verdict"]
+    args = ["--duration", "0.3", "--min-samples", "50", "--max-duration", "2", "--percentiles", "50,99.999", "--no-verdict"]
     done = run_cli("bench", f"{cnn_out}/model.qdq.onnx", *args, "--out", str(tmp_path / "b"))
     assert done.returncode in (0, 3), done.stderr
     assert "CPU (ONNX Runtime), latency, batch 1, e2e " in done.stdout
-    assert "p99.9 n/a (worth " in done.stdout
+    assert "p99.999 n/a (worth " in done.stdout
     assert "needs 3688)" in done.stdout
     assert "n/a: gpu: the request runs on the CPU" in done.stdout
     seen = run_cli("history", "--file", "model.qdq*", "--plot", str(tmp_path / "h.png"))
