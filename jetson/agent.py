@@ -1,17 +1,43 @@
 """What runs on a Jetson: one file, Python 3.6 to 3.13, standard library alone, no root.
 
 Usage: python agent.py parse-tegrastats < LOG
+       python agent.py VERB ARGUMENTS
 
 ``parse-tegrastats`` reads lines of tegrastats on standard input and writes one JSON object for each: ``ram_used_mb``, ``ram_total_mb``,
 ``swap_used_mb``, ``gr3d_pct``, ``cpu``, ``temps_c``, ``rails_mw``. What a line does not say is null or empty; no line raises.
+
+The other verbs (``VERBS`` at the end) are for ``trtq deploy``: ARGUMENTS is a JSON object in URL-safe base64, so that no shell finds anything to
+expand in it. They answer with JSON lines behind ``@trtq``; what a login script prints before has no such mark. The first line says which copy of
+this file answers: a workstation with another one replaces it. All files lie in one folder that has a marker of our own, work is done detached in
+``jobs/KEY``: the link may go at any moment, and whoever asks for the same KEY again finds it.
 """
 
+import base64
+import ctypes
+import errno
+import fcntl
 import glob
+import gzip
+import hashlib
+import importlib
+import importlib.util
 import json
 import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
-from typing import Any, Dict, List, Optional, Tuple
+import threading
+import time
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
+
+PROTOCOL = 1
+MARK = "@trtq "
+MARKER = ".trtq-agent"  # in folders that are ours: nothing outside one is ever removed
+# Another root in tests, or where a container has the board's own mounted.
+ROOT = os.environ.get("TRTQ_ROOT", "/")
+CHUNK = 1 << 20
 
 RAM = re.compile(r"(?<!\S)RAM\s+(\d+)/(\d+)MB")  # not IRAM
 SWAP = re.compile(r"(?<!\S)SWAP\s+(\d+)/(\d+)MB")
@@ -100,6 +126,11 @@ def read_rails(root: str = "/") -> Dict[str, int]:
     """
     rails = {}  # type: Dict[str, int]
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*"))):
+        if _text(os.path.join(folder, "name")) == "ina238":  # Thor's developer kit: the whole board, microwatts
+            power = _number(os.path.join(folder, "power1_input"))
+            if power is not None:
+                rails["VIN"] = power // 1000
+            continue
         if _text(os.path.join(folder, "name")) != "ina3221":
             continue
         for channel in range(1, 4):
@@ -130,14 +161,1327 @@ def _number(path: str) -> Optional[int]:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
+# What can be asked of the board.
+
+BOARDS = (  # in this order: "orin" is in "orin nano"
+    ("thor", "thor"), ("orin nano", "orin-nano"), ("orin nx", "orin-nx"), ("orin", "orin"), ("xavier nx", "xavier-nx"), ("xavier", "xavier"),
+    ("jetson-agx", "xavier"), ("tx2", "tx2"), ("quill", "tx2"), ("tx1", "tx1"), ("nano", "nano"),
+)  # fmt: skip
+# By SoC: compute capability, the boards by MemTotal in GiB from the largest down.
+SOCS = {
+    "tegra210": ("5.3", ((0, "nano"),)), "tegra186": ("6.2", ((0, "tx2"),)), "tegra194": ("7.2", ((17, "xavier"), (9, "xavier"), (0, "xavier-nx"))),
+    "tegra234": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))), "tegra23x": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
+    "tegra264": ("11.0", ((0, "thor"),)), "tegra26x": ("11.0", ((0, "thor"),)),
+}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]  # fmt: skip
+JETPACKS = {
+    "32.1.0": "4.2", "32.2.0": "4.2.1", "32.2.1": "4.2.2", "32.2.3": "4.2.3", "32.3.1": "4.3", "32.4.2": "4.4", "32.4.3": "4.4", "32.4.4": "4.4.1",
+    "32.5.0": "4.5", "32.5.1": "4.5.1", "32.5.2": "4.5.1", "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3",
+    "32.7.4": "4.6.4", "32.7.5": "4.6.5", "32.7.6": "4.6.6", "34.1.0": "5.0", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1",
+    "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.0": "5.1.4", "35.6.1": "5.1.5", "35.6.2": "5.1.5", "35.6.3": "5.1.5",
+    "35.6.4": "5.1.6", "35.6.5": "5.1.7", "36.2.0": "6.0", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2", "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
+}  # fmt: skip
+GENERATIONS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
+TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/usr/bin/trtexec", "/usr/local/bin/trtexec", "/opt/tensorrt/bin/trtexec")
+TOOL_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin")
+SUDOERS = "on the board: sudo visudo -f /etc/sudoers.d/trtq, with the line: {user} ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks"
+
+
+class Refused(Exception):
+    """What the board cannot or must not do; ``mend`` is what a person can do about it."""
+
+    def __init__(self, why: str, mend: str = "") -> None:
+        Exception.__init__(self, why)
+        self.mend = mend
+
+
+def at(path: str) -> str:
+    """Return where a path of the board lies."""
+    return path if ROOT == "/" else os.path.join(ROOT, path.lstrip("/"))
+
+
+def tool(name: str) -> Optional[str]:
+    """Return the path of one of the board's programs; the PATH of a session without a terminal lacks /usr/sbin."""
+    for folder in TOOL_FOLDERS:
+        path = at(os.path.join(folder, name))
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return shutil.which(name) if ROOT == "/" else None
+
+
+def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
+    """Run a program without a shell and without input; return its status (127: not there, 124: too slow) and all it printed."""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s, env=environ()
+        )
+    except subprocess.TimeoutExpired as exc:
+        return 124, (exc.output or b"").decode("utf-8", "replace")
+    except OSError as exc:
+        return 127, str(exc)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def environ() -> Dict[str, str]:
+    """Return the environment of the board's programs: numbers with points, the libraries of CUDA."""
+    made = dict(os.environ, LC_ALL="C")
+    cuda = "/usr/local/cuda/lib64"
+    if os.path.isdir(cuda):
+        made["LD_LIBRARY_PATH"] = ":".join([p for p in made.get("LD_LIBRARY_PATH", "").split(":") if p] + [cuda])
+    return made
+
+
+def as_root(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
+    """Run a program as root without ever asking for a password."""
+    if os.geteuid() == 0 and ROOT == "/":
+        return run(argv, limit_s)
+    sudo = tool("sudo")
+    if sudo is None:
+        return 127, "there is no sudo"
+    return run([sudo, "-n"] + argv, limit_s)
+
+
+def identify() -> Dict[str, Any]:
+    """Return what the board is and which software it has, from files that need no root."""
+    model = _text(at("/proc/device-tree/model")).strip("\0 \n")
+    compatible = [c for c in _text(at("/proc/device-tree/compatible")).split("\0") if c]
+    soc = next((m.group(0) for m in (re.search(r"tegra\d\d[\dx]", c) for c in compatible) if m), None)
+    memory = meminfo()
+    total_gib = memory.get("MemTotal", 0) / 2.0**30
+    name = next((short for text, short in BOARDS if text in model.lower()), None)
+    if name is None and soc in SOCS:  # other makers' carriers change the model text
+        name = next(short for least, short in SOCS[soc][1] if total_gib >= least)
+    l4t = _l4t()
+    return {
+        "model": model or None, "compatible": compatible, "soc": soc, "board": name, "capability": SOCS[soc][0] if soc in SOCS else None,
+        "l4t": l4t, "jetpack": jetpack_of(l4t), "kernel": os.uname().release, "machine": os.uname().machine,
+        "python": "%d.%d.%d" % sys.version_info[:3], "python_path": sys.executable,
+        "agent": os.path.realpath(__file__),
+        "tensorrt": _libnvinfer(), "trtexec": find_trtexec(), "tensorrt_python": _has_module("tensorrt"),
+    }  # fmt: skip
+
+
+def _l4t() -> Optional[str]:
+    first = _text(at("/etc/nv_tegra_release")).split("\n")[0]
+    found = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", first)
+    if found is not None:
+        return (found.group(1) + "." + found.group(2) + ".0")[: None if found.group(2).count(".") == 0 else -2]
+    query = tool("dpkg-query")
+    if query is not None:
+        code, text = run([query, "-W", "-f", "${Version}", "nvidia-l4t-core"])
+        if code == 0 and re.match(r"\d+\.\d+", text):
+            return text.split("-")[0]
+    return None
+
+
+def jetpack_of(l4t: Optional[str]) -> Optional[str]:
+    """Return the JetPack of an L4T release; ``6.x`` where only the generation is known, None where not even that."""
+    if l4t is None:
+        return None
+    generation = GENERATIONS.get(int(l4t.split(".")[0]))
+    return JETPACKS.get(l4t) or (generation + ".x" if generation else None)
+
+
+def _libnvinfer() -> Optional[str]:
+    """Return the version of the TensorRT library that is installed: its file name says it."""
+    for pattern in ("/usr/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/local/lib", "/usr/lib"):
+        found = [re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", p) for p in glob.glob(os.path.join(at(pattern), "libnvinfer.so.*"))]
+        versions = [m.group(1) for m in found if m is not None]
+        if versions:
+            return max(versions, key=lambda v: [int(x) for x in v.split(".")])
+    return None
+
+
+def find_trtexec() -> Optional[Dict[str, Any]]:
+    """Return path and number (8201, 100300) of trtexec; its number is None where it does not start."""
+    for place in [os.environ.get("TRTQ_TRTEXEC", "")] + [at(p) for p in TRTEXEC] + [(shutil.which("trtexec") or "") if ROOT == "/" else ""]:
+        if place and os.path.isfile(place):
+            code, text = run([place, "--help"], 120.0)
+            found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+            return {
+                "path": place,
+                "number": int(found.group(1)) if found else None,
+                "said": "" if found else (text.strip()[-300:] or "status %d" % code),
+            }
+    return None
+
+
+def _has_module(name: str) -> bool:
+    """Whether the system's Python can import a module, without importing it: that takes seconds and hundreds of MB for TensorRT."""
+    return importlib.util.find_spec(name) is not None
+
+
+def meminfo() -> Dict[str, int]:
+    """Return /proc/meminfo in bytes."""
+    return {m.group(1): int(m.group(2)) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB", _text(at("/proc/meminfo")), re.MULTILINE)}
+
+
+def boot_id() -> str:
+    """Return what differs after every start of the board; its clock may stand in 1970."""
+    return _text(at("/proc/sys/kernel/random/boot_id"))
+
+
+def temperatures() -> Dict[str, float]:
+    """Return degrees Celsius by thermal zone; a zone that cannot be read (-256) and the constant one of the PMIC are left out."""
+    found = {}  # type: Dict[str, float]
+    for zone in sorted(glob.glob(at("/sys/class/thermal/thermal_zone*"))):
+        name = _text(os.path.join(zone, "type")).replace("-thermal", "").replace("_thermal", "").replace("-therm", "")
+        value = _number(os.path.join(zone, "temp"))
+        if name and value is not None and value > UNREADABLE_C * 1000 and not name.upper().startswith("PMIC"):
+            found[name] = value / 1000.0
+    return found
+
+
+def throttling() -> Dict[str, int]:
+    """Return the over-current counters, and the alerts that are on: what is above its value from before has throttled."""
+    found = {}  # type: Dict[str, int]
+    for device in glob.glob(at("/sys/class/thermal/cooling_device*")):
+        name = _text(os.path.join(device, "type"))
+        if "throttle-alert" in name:
+            found[name] = found.get(name, 0) + (_number(os.path.join(device, "cur_state")) or 0)
+    for folder in glob.glob(at("/sys/class/hwmon/hwmon*")):
+        if _text(os.path.join(folder, "name")) == "soctherm_oc":
+            for path in glob.glob(os.path.join(folder, "oc*_event_cnt")):
+                found[os.path.basename(path)] = _number(path) or 0
+    return found
+
+
+def clocks() -> Dict[str, Any]:
+    """Return the CPU's governor and the clocks' limits: Hz for the GPU, kHz for the CPUs; pinned where least and most are one."""
+    gpu = {}  # type: Dict[str, Any]
+    for node in sorted(glob.glob(at("/sys/class/devfreq/*"))):
+        if re.search(r"\.(gpu|gp10b|gv11b|ga10b)$|gpu-gpc", node):
+            gpu = {"name": os.path.basename(node)}
+            for key in ("min_freq", "max_freq", "cur_freq"):
+                gpu[key] = _number(os.path.join(node, key))
+            break
+    cpu = {}  # type: Dict[str, Any]
+    folder = at("/sys/devices/system/cpu/cpu0/cpufreq")
+    if os.path.isdir(folder):
+        cpu = {"governor": _text(os.path.join(folder, "scaling_governor"))}
+        for key in ("scaling_min_freq", "scaling_max_freq", "scaling_cur_freq"):
+            cpu[key] = _number(os.path.join(folder, key))
+    pinned = bool(gpu) and gpu["min_freq"] is not None and gpu["min_freq"] == gpu["max_freq"]
+    return {"gpu": gpu, "cpu": cpu, "pinned": pinned}
+
+
+def gpu_load() -> Optional[float]:
+    """Return the GPU's load in percent; Thor's kernel does not tell it."""
+    for path in ("/sys/devices/gpu.0/load", "/sys/devices/platform/gpu.0/load", "/sys/devices/platform/17000000.gpu/load"):
+        value = _number(at(path))
+        if value is not None:
+            return value / 10.0
+    return None
+
+
+def power_mode() -> Dict[str, Any]:
+    """Return the board's power mode and the modes it has, ``{"id": 0, "name": "MAXN", "modes": {"MAXN": 0}}``; id None where it is unknown."""
+    modes = {
+        m.group(2): int(m.group(1)) for m in re.finditer(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _text(at("/etc/nvpmodel.conf")))
+    }
+    path, name, number = tool("nvpmodel"), None, None  # type: Optional[str], Optional[str], Optional[int]
+    if path is not None:
+        lines = run([path, "-q"], 20.0)[1].splitlines()
+        for i, line in enumerate(lines):
+            found = re.search(r"NV Power Mode:\s*(\S+)", line)
+            if found is not None:
+                name = found.group(1)
+                number = next((int(x) for x in lines[i + 1 :] if x.strip().isdigit()), None)
+    if number is None:
+        stored = re.search(r"pmode:(\d+)", _text(at("/var/lib/nvpmodel/status")))
+        number = int(stored.group(1)) if stored else None
+        name = name or next((n for n, i in modes.items() if i == number), None)
+    return {"id": number, "name": name, "modes": modes}
+
+
+def read_power() -> Tuple[Optional[int], str, str]:
+    """Return the board's power in mW, what that is, and where it was read: INA3221 monitors in sysfs, else one line of tegrastats."""
+    rails = read_rails(ROOT)
+    source = "INA3221 in sysfs"
+    if not rails:
+        source = "tegrastats"
+        lines = list(tegrastats_lines(200, 2))
+        rails_now = parse_tegrastats(lines[-1])["rails_mw"] if lines else {}
+        total, what = total_power(rails_now)
+    else:
+        total, what = total_power({k: [v, v] for k, v in rails.items()})
+    return total, what, source
+
+
+def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
+    """Yield lines of tegrastats; the child that writes them is ours and ends with this."""
+    path = tool("tegrastats")
+    if path is None:
+        return
+    try:
+        child = subprocess.Popen(
+            [path, "--interval", str(interval_ms)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
+        )
+    except OSError:
+        return
+    try:
+        assert child.stdout is not None
+        for raw in child.stdout:
+            yield raw.decode("utf-8", "replace")
+            count -= 1
+            if count == 0:
+                return
+    finally:
+        child.kill()
+        child.wait()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with the one that started it: a build must not outlive the agent that watches it."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        pass
+
+
+def probe(home: str) -> Dict[str, Any]:
+    """Return everything a workstation needs to know before it sends work, and what is missing with the command that mends it."""
+    found = identify()
+    memory, disk, power = meminfo(), os.statvfs(home), power_mode()
+    total, what, source = read_power()
+    may = as_root(["true"], 10.0)[0] == 0
+    groups = _groups()
+    found.update(
+        {
+            "home": home, "memory": {k: memory.get(k) for k in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")},
+            "disk": {"free": disk.f_bavail * disk.f_frsize, "inodes": disk.f_favail}, "power_mode": power, "clocks": clocks(),
+            "power": {"mw": total, "what": what, "source": source}, "temperatures": temperatures(), "throttling": throttling(),
+            "root": may, "user": _user(), "groups": groups, "boot_id": boot_id(), "time": time.time(), "desktop": _desktop(),
+            "container": os.path.exists(at("/.dockerenv")),
+            "tools": {n: tool(n) for n in ("tegrastats", "nvpmodel", "jetson_clocks")},
+        }
+    )  # fmt: skip
+    found["missing"] = _missing(found)
+    return found
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _groups() -> List[str]:
+    import grp
+
+    names = []
+    for number in os.getgroups():
+        try:
+            names.append(grp.getgrgid(number).gr_name)
+        except KeyError:
+            names.append(str(number))
+    return sorted(names)
+
+
+def _desktop() -> bool:
+    """Whether a desktop runs: it takes 250 to 865 MB of the memory that the GPU shares."""
+    for path in glob.glob("/proc/[0-9]*/comm") if ROOT == "/" else glob.glob(at("/proc/[0-9]*/comm")):
+        if _text(path) in ("gnome-shell", "Xorg", "compiz", "lxsession"):
+            return True
+    return False
+
+
+def _missing(found: Dict[str, Any]) -> List[Dict[str, str]]:
+    """Return what is not as it should be, each with what it costs and the command that mends it."""
+    said = []  # type: List[Dict[str, str]]
+
+    def add(what: str, mend: str) -> None:
+        said.append({"what": what, "mend": mend})
+
+    user = found["user"]
+    if found["trtexec"] is None and not found["tensorrt_python"]:
+        packages = "nvidia-jetpack" if found["tensorrt"] is None else "libnvinfer-bin"
+        add("neither trtexec nor TensorRT's Python module: nothing can be built here", "on the board: sudo apt-get install " + packages)
+    elif found["trtexec"] is None:
+        add(
+            "no trtexec: engines are built through Python, and no latency can be measured",
+            "on the board: sudo apt-get install libnvinfer-bin",
+        )
+    elif found["trtexec"]["number"] is None:
+        add("trtexec does not start: " + found["trtexec"]["said"], "on the board: " + found["trtexec"]["path"] + " --help")
+    if not found["tensorrt_python"]:
+        add("no TensorRT for Python: no accuracy can be measured here", "on the board: sudo apt-get install python3-libnvinfer")
+    if not found["root"]:
+        add("no sudo without a password: power mode and clocks stay as they are, and are recorded", SUDOERS.format(user=user))
+    if found["power"]["mw"] is None:
+        add(
+            "no power figure: " + found["power"]["what"],
+            "none: this board has no monitor of its whole power" if found["board"] == "nano" else "",
+        )
+    if os.geteuid() != 0 and ROOT == "/" and "video" not in found["groups"]:
+        add(
+            "the user is not in the group video: CUDA will not start",
+            "on the board: sudo usermod -aG video,render %s, then log in again" % user,
+        )
+    if found["desktop"] and (found["memory"]["MemTotal"] or 0) < 9 * 2**30:
+        add("a desktop runs: it takes memory that builds need", "on the board: sudo systemctl isolate multi-user.target")
+    if found["disk"]["free"] < 2**30:
+        add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "trtq device clean NAME, or give trtq device add another --workdir")
+    if found["time"] < 1600000000:
+        add(
+            "the clock stands in %s: only intervals of it are used" % time.strftime("%Y", time.gmtime(found["time"])),
+            "on the board: sudo timedatectl set-ntp true",
+        )
+    return said
+
+
+# Files: whole or not there.
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write beside, flush, rename."""
+    beside = "%s.%d.%d.new" % (path, os.getpid(), threading.get_ident())
+    with open(beside, "w") as handle:
+        json.dump(value, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(beside, path)
+
+
+def read_json(path: str) -> Optional[Dict[str, Any]]:
+    """Return a JSON object, None where there is none or half of one."""
+    try:
+        with open(path) as handle:
+            value = json.load(handle)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def sha256(path: str) -> str:
+    """Return the digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        for block in iter(lambda: handle.read(CHUNK), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def open_home(path: str) -> str:
+    """Make our folder where it is not there, prove that it can be written, and return its path without links."""
+    home = os.path.realpath(os.path.expanduser(path))
+    try:
+        for folder in ("files", "engines", "jobs"):
+            os.makedirs(os.path.join(home, folder), mode=0o700, exist_ok=True)
+        with open(os.path.join(home, MARKER), "a"):
+            pass
+        trial = os.path.join(home, ".trial.%d" % os.getpid())
+        with open(trial, "w") as handle:
+            handle.write("x")
+        os.unlink(trial)
+    except OSError as exc:
+        raise Refused("cannot write to %s: %s" % (home, exc.strerror), _room(exc))
+    return home
+
+
+def _room(exc: OSError) -> str:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space on the board's disk (trtq device clean NAME removes what trtq left there), or give trtq device add another --workdir"
+    return "Give trtq device add a --workdir that can be written" if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else ""
+
+
+class Lock:
+    """An exclusive lock on a file that the system frees with its process; its text says who has it."""
+
+    def __init__(self, path: str, owner: str = "") -> None:
+        self.path, self.owner = path, owner
+        self.handle = open(path, "a+")
+
+    def take(self, wait: bool = True) -> bool:
+        """Take it; return False where another has it and ``wait`` is off."""
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (IOError, OSError) as exc:
+            if exc.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        self.handle.truncate(0)
+        self.handle.write(self.owner)
+        self.handle.flush()
+        return True
+
+    def holder(self) -> str:
+        """Return who has it."""
+        return _text(self.path)
+
+    def free(self) -> None:
+        """Give it back."""
+        self.handle.truncate(0)
+        self.handle.close()
+
+
+def put(home: str, name: str, size: int, digest: str, offset: int, source: BinaryIO) -> Dict[str, Any]:
+    """Take a file from standard input, from ``offset`` on; what came before a cut stays and the next upload goes on behind it."""
+    path = inside(home, name)
+    part = "%s.part.%s" % (path, digest[:16])
+    lock = Lock(part + ".lock")
+    if not lock.take(wait=False):
+        raise Refused("another upload of the same file is under way", "Wait for it, then run the same command again")
+    try:
+        have = os.path.getsize(part) if os.path.exists(part) else 0
+        if offset > have:
+            raise Refused("the upload would begin at %d, %d bytes are there" % (offset, have))
+        hasher = hashlib.sha256()
+        with open(part, "r+b" if os.path.exists(part) else "w+b") as handle:
+            left = offset
+            while left:
+                block = handle.read(min(CHUNK, left))
+                hasher.update(block)
+                left -= len(block)
+            handle.truncate(offset)
+            free = os.statvfs(home)
+            if free.f_bavail * free.f_frsize < size - offset:
+                raise Refused(
+                    "%s needs %d MB, %d are free" % (home, (size - offset) // 10**6 + 1, free.f_bavail * free.f_frsize // 10**6),
+                    _room(OSError(errno.ENOSPC, "")),
+                )
+            got = offset
+            while got < size:
+                block = source.read(min(CHUNK, size - got))
+                if not block:
+                    break
+                handle.write(block)
+                hasher.update(block)
+                got += len(block)
+            handle.flush()
+            os.fsync(handle.fileno())
+        if got < size:
+            return {"state": "cut", "have": got}
+        if hasher.hexdigest() != digest:
+            os.unlink(part)
+            return {"state": "damaged", "have": 0}
+        os.replace(part, path)
+        return {"state": "stored", "have": size, "path": path}
+    finally:
+        lock.free()
+        try:
+            os.unlink(part + ".lock")
+        except OSError:
+            pass
+
+
+def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
+    """Return how much of a file is here: the whole of it counts only with the right digest."""
+    path = inside(home, name)
+    part = "%s.part.%s" % (path, digest[:16])
+    if os.path.isfile(path) and os.path.getsize(path) == size and sha256(path) == digest:
+        return {"state": "stored", "have": size, "path": path}
+    return {"state": "part", "have": min(os.path.getsize(part), size) if os.path.exists(part) else 0, "path": path}
+
+
+def inside(home: str, name: str) -> str:
+    """Return the path of ``name`` in our folder; one that would leave it is refused."""
+    path = os.path.realpath(os.path.join(home, name))
+    if not path.startswith(home + os.sep):
+        raise Refused("%s lies outside of %s" % (name, home))
+    return path
+
+
+# Work: one folder a job, done by a process of its own that outlives the link.
+
+
+def alive(pid: Optional[int], started: Optional[str]) -> bool:
+    """Whether the very process still runs: numbers are used again."""
+    return pid is not None and started is not None and process_start(pid) == started
+
+
+def process_start(pid: int) -> Optional[str]:
+    """Return when a process started, in ticks since the boot; None for one that is gone or a zombie."""
+    try:
+        with open("/proc/%d/stat" % pid) as handle:
+            fields = handle.read().rpartition(")")[2].split()
+    except (OSError, IOError):
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def status(home: str, key: str) -> Dict[str, Any]:
+    """Return how a job stands.
+
+    ``none`` (never asked for), ``waiting`` (for the board), ``running``, ``done`` (its result is there), ``lost`` (it ended without one: ``why``).
+    """
+    folder = inside(home, os.path.join("jobs", key))
+    state, result = read_json(os.path.join(folder, "state.json")), read_json(os.path.join(folder, "result.json"))
+    if result is not None:
+        return {"state": "done", "key": key, "result": result}
+    if state is None:
+        return {"state": "none", "key": key}
+    if alive(state["pid"], state["started"]) and state["boot"] == boot_id():
+        return dict(state, key=key)
+    why = (
+        "the board was started again meanwhile" if state["boot"] != boot_id() else "its process was killed (out of memory, or by somebody)"
+    )
+    return {"state": "lost", "key": key, "why": why, "step": state.get("step")}
+
+
+def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
+    """Start a job, unless it is under way or was done well; two who ask at once get the same one."""
+    folder = inside(home, os.path.join("jobs", key))
+    lock = Lock(folder + ".lock")
+    lock.take()
+    try:
+        now = status(home, key)
+        if now["state"] in ("waiting", "running") or (now["state"] == "done" and now["result"]["ok"] and not job.get("again")):
+            return now
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+        os.makedirs(folder)
+        write_json(os.path.join(folder, "job.json"), job)
+        line = [sys.executable, os.path.realpath(__file__), "work", encode({"home": home, "key": key})]
+        with open(os.path.join(folder, "log.txt"), "ab") as log, open(os.devnull, "rb") as nothing:
+            # A session of its own and no descriptor of the link's: it does not end with it, and sshd does not wait for it.
+            child = subprocess.Popen(line, stdin=nothing, stdout=log, stderr=log, cwd=folder, start_new_session=True, close_fds=True)
+        write_json(
+            os.path.join(folder, "state.json"),
+            {"state": "waiting", "pid": child.pid, "started": process_start(child.pid), "boot": boot_id(), "step": None},
+        )
+        with open(os.path.join(folder, "go"), "w"):
+            pass
+        return status(home, key)
+    finally:
+        lock.free()
+
+
+def wait(home: str, key: str, offset: int, seconds: float) -> Dict[str, Any]:
+    """Pass on what the job writes, from ``offset`` of its log on, until it ends or the time is over; return how it stands."""
+    folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
+    said = None
+    while True:
+        now = status(home, key)  # before the log: what was written until a result came is passed on
+        try:
+            with open(os.path.join(folder, "log.txt"), "rb") as log:
+                log.seek(offset)
+                text = log.read(1 << 16)
+        except (OSError, IOError):
+            text = b""
+        offset += len(text)
+        if text or now.get("step") != said:
+            said = now.get("step")
+            emit("log", text=text.decode("utf-8", "replace"), offset=offset, step=said)
+        if (now["state"] in ("done", "lost", "none") or time.monotonic() > until) and len(text) < 1 << 16:
+            return dict(now, offset=offset)
+        if not text:
+            time.sleep(0.1)
+
+
+def stop(home: str, key: str) -> Dict[str, Any]:
+    """End a job: what it set on the board is set back."""
+    state = status(home, key)
+    if state["state"] in ("waiting", "running"):
+        os.kill(state["pid"], signal.SIGTERM)
+        until = time.monotonic() + 15.0
+        while alive(state["pid"], state["started"]) and time.monotonic() < until:
+            time.sleep(0.1)
+        if alive(state["pid"], state["started"]):
+            os.killpg(state["pid"], signal.SIGKILL)
+    return status(home, key)
+
+
+class Watch(threading.Thread):
+    """Samples the board beside a job: power, memory, temperature, GPU clock and load, throttling; and keeps the job's state fresh."""
+
+    COLUMNS = ("t", "mw", "ram_bytes", "temp_c", "gpu_hz", "gpu_load")
+
+    def __init__(self, interval_s: float, beat: Callable[[], None]) -> None:
+        threading.Thread.__init__(self)
+        self.daemon = True
+        self.interval_s, self.beat, self.rows, self.over = interval_s, beat, [], threading.Event()  # type: float, Callable[[], None], List[List[Any]], threading.Event
+        self.least_free = meminfo().get("MemAvailable")
+        self.swap = meminfo().get("SwapFree")
+        self.alerts = throttling()
+        self.throttled = {}  # type: Dict[str, int]
+        self.scope, self.failed = "", ""
+        self.line = {}  # type: Dict[str, Any]
+        self.sysfs = bool(read_rails(ROOT))
+        self.source = "INA3221 in sysfs" if self.sysfs else "tegrastats"
+        self.nodes = [p for p in glob.glob(at("/sys/class/devfreq/*")) if re.search(r"\.(gpu|gp10b|gv11b|ga10b)$|gpu-gpc", p)][:1]
+        if not self.sysfs and tool("tegrastats") is not None:
+            other = threading.Thread(target=self._follow)
+            other.daemon = True
+            other.start()
+
+    def _follow(self) -> None:
+        """Read tegrastats beside: its first line holds averages since before the job and is left out."""
+        for i, text in enumerate(tegrastats_lines(max(int(self.interval_s * 1000), 100), 0)):
+            if self.over.is_set():
+                return
+            if i:
+                self.line = dict(parse_tegrastats(text), fresh=True)
+        self.failed = self.failed or ("" if self.over.is_set() else "tegrastats ended in the middle")
+
+    def _power(self) -> Optional[int]:
+        if self.sysfs:
+            total, what = total_power({k: [v, v] for k, v in read_rails(ROOT).items()})
+        elif self.line.pop("fresh", False):
+            total, what = total_power(self.line["rails_mw"])
+        else:
+            return None
+        self.scope = what
+        return total
+
+    def run(self) -> None:
+        """Sample until the job ends."""
+        last = 0.0
+        while not self.over.is_set():
+            now = time.monotonic()
+            memory, warm = meminfo(), temperatures()
+            free = memory.get("MemAvailable")
+            load = gpu_load()
+            if load is None and self.line:
+                load = self.line.get("gr3d_pct")
+            self.rows.append([
+                round(now, 4), self._power(), memory["MemTotal"] - free if free is not None and "MemTotal" in memory else None,
+                max(warm.values()) if warm else None, _number(os.path.join(self.nodes[0], "cur_freq")) if self.nodes else None, load,
+            ])  # fmt: skip
+            if free is not None:
+                self.least_free = min(free, self.least_free if self.least_free is not None else free)
+            for name, count in throttling().items():
+                if count > self.alerts.get(name, 0):
+                    self.throttled[name] = max(count - self.alerts.get(name, 0), self.throttled.get(name, 0))
+            if now - last > 1.0:
+                self.beat()
+                last = now
+            self.over.wait(self.interval_s)
+
+    def end(self) -> Dict[str, Any]:
+        """Stop, and return what was seen."""
+        self.over.set()
+        self.join(10.0)
+        swapped = (self.swap or 0) - (meminfo().get("SwapFree") or 0)
+        warm = [r[3] for r in self.rows if r[3] is not None]
+        return {
+            "columns": list(self.COLUMNS), "rows": self.rows, "scope": self.scope, "source": self.source, "failed": self.failed,
+            "least_free": self.least_free, "swapped": max(swapped, 0), "throttled": self.throttled,
+            "hottest_c": max(warm) if warm else None,
+        }  # fmt: skip
+
+
+def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
+    """Set power mode and clocks where asked to; return the descriptor whose closing sets them back, None where nothing was set.
+
+    What was there before is on the disk before anything changes, and a process of its own waits for this one's end, however it comes.
+    """
+    set_back(home)  # what a job before this left, if the power went before its guard could act
+    if mode is None and not pin:
+        return None
+    if as_root(["true"], 10.0)[0] != 0:
+        raise Refused("power mode and clocks need root, and sudo asks for a password here", SUDOERS.format(user=_user()))
+    before = power_mode()
+    if mode is not None and mode not in before["modes"]:
+        raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
+    plan = {"mode": before["id"], "store": None, "boot": boot_id()}
+    jetson_clocks = tool("jetson_clocks")
+    if pin and jetson_clocks is None:
+        raise Refused("there is no jetson_clocks here", "on the board: sudo apt-get install nvidia-l4t-tools")
+    if pin and not clocks()["pinned"]:  # a store of pinned clocks would keep them pinned
+        plan["store"] = os.path.join(home, "clocks.conf")
+        if os.path.exists(plan["store"]):
+            as_root(["rm", "-f", plan["store"]])
+        code, text = as_root([jetson_clocks or "", "--store", plan["store"]], 60.0)
+        if code:
+            raise Refused("jetson_clocks cannot store the clocks: " + text.strip()[-200:])
+    write_json(os.path.join(home, "restore.json"), plan)
+    end = _guard(home)
+    try:
+        if mode is not None and before["modes"][mode] != before["id"]:
+            number = before["modes"][mode]
+            _, text = as_root([tool("nvpmodel") or "nvpmodel", "-m", str(number)], 60.0)
+            if power_mode()["id"] != number:
+                again = "it needs a restart of the board" if "eboot" in text else text.strip()[-200:]
+                raise Refused(
+                    "cannot set the power mode %s: %s" % (mode, again),
+                    "on the board: sudo nvpmodel -m %d, and answer it; then deploy again" % number,
+                )
+        if pin:
+            code, text = as_root([jetson_clocks or ""], 60.0)
+            if code:
+                raise Refused("jetson_clocks fails: " + text.strip()[-200:])
+    except BaseException:
+        os.close(end)
+        _await_guard(home)
+        raise
+    return end
+
+
+def _guard(home: str) -> int:
+    """Fork a process that sets everything back when the descriptor that is returned gets closed, by whatever."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            os.close(write)
+            os.read(read, 1)
+            set_back(home)
+        finally:
+            os._exit(0)
+    os.close(read)
+    os.set_inheritable(write, False)
+    return write
+
+
+def _await_guard(home: str) -> bool:
+    """Wait until everything is set back; return whether it is."""
+    until = time.monotonic() + 120.0
+    while os.path.exists(os.path.join(home, "restore.json")) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not os.path.exists(os.path.join(home, "restore.json"))
+
+
+def set_back(home: str) -> None:
+    """Set clocks and power mode back to what ``restore.json`` says; it goes when that is so."""
+    lock = Lock(os.path.join(home, "restore.lock"))
+    lock.take()
+    try:
+        path = os.path.join(home, "restore.json")
+        plan = read_json(path)
+        if plan is None:
+            return
+        if plan["store"] and plan["boot"] == boot_id():  # a restart has let the clocks go
+            as_root([tool("jetson_clocks") or "jetson_clocks", "--restore", plan["store"]], 60.0)
+        if plan["mode"] is not None and power_mode()["id"] != plan["mode"]:
+            as_root([tool("nvpmodel") or "nvpmodel", "-m", str(plan["mode"])], 60.0)
+        if plan["mode"] is None or power_mode()["id"] == plan["mode"]:
+            os.unlink(path)
+    finally:
+        lock.free()
+
+
+class Ended(BaseException):
+    """Somebody asked this job to end."""
+
+
+def _end(number: int, _: Any) -> None:
+    raise Ended("signal %d" % number)
+
+
+def work(home: str, key: str) -> int:
+    """Do a job: its steps one after another, the board to itself, everything set back at the end."""
+    folder = inside(home, os.path.join("jobs", key))
+    while not os.path.exists(os.path.join(folder, "go")):  # until the one who started this has written who does it
+        time.sleep(0.01)
+    job = read_json(os.path.join(folder, "job.json")) or {}
+    signal.signal(signal.SIGTERM, _end)
+    state = {"state": "waiting", "pid": os.getpid(), "started": process_start(os.getpid()), "boot": boot_id(), "step": None, "beat": 0}  # type: Dict[str, Any]
+
+    beating = threading.Lock()  # the watch does, too
+
+    def beat(**values: Any) -> None:
+        with beating:
+            state.update(values)
+            state["beat"] += 1
+            write_json(os.path.join(folder, "state.json"), state)
+
+    result = {"ok": False, "steps": [], "why": "", "mend": ""}  # type: Dict[str, Any]
+    lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))
+    guard, watch = None, None
+    try:
+        while not lock.take(wait=False):
+            holder = read_json(lock.path) or {}
+            beat(state="waiting", step="waiting for another job here (of %s)" % (holder.get("owner") or "somebody"))
+            time.sleep(0.3)
+        beat(state="running", step="preparing")
+        _require_room(home, job.get("needs_bytes", 0))
+        guard = set_up_power(home, job.get("mode"), bool(job.get("pin")))
+        result["before"] = _card()
+        watch = Watch(job.get("sample_s", 0.2), beat)
+        watch.start()
+        for step in job["steps"]:
+            beat(step=step["name"])
+            time.sleep(step.get("idle_s", 0.0))
+            found = run_step(step, folder)
+            result["steps"].append(found)
+            if found["rc"] != 0:
+                result["why"] = "%s ended with status %d" % (step["name"], found["rc"])
+                break
+        else:
+            result["ok"] = True
+            beat(step="idle power")
+            time.sleep(job.get("rest_s", 0.0))
+    except Refused as exc:
+        result.update(why=str(exc), mend=exc.mend)
+    except Ended as exc:
+        result["why"] = "it was ended (%s)" % exc
+    except OSError as exc:
+        result.update(why="%s: %s" % (exc.strerror, exc.filename or folder), mend=_room(exc))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if watch is not None:
+            seen = watch.end()
+            rows = seen.pop("rows")
+            result["watch"] = seen
+            _try(lambda: _write_rows(os.path.join(folder, "watch.json.gz"), seen["columns"], rows))
+            seen["samples"] = len(rows)
+            result["after"] = _card()
+        if guard is not None:
+            os.close(guard)
+            if not _await_guard(home):
+                result["ok"], result["why"] = False, "power mode and clocks could not be set back"
+            result["restored"] = power_mode()["name"]
+        _try(lambda: write_json(os.path.join(folder, "result.json"), result))
+        lock.free()
+    return 0
+
+
+def _try(action: Callable[[], None]) -> None:
+    """Do what may fail on a full disk without hiding what came before."""
+    try:
+        action()
+    except OSError as exc:
+        sys.stderr.write("%s\n" % exc)
+
+
+def _write_rows(path: str, columns: List[str], rows: List[List[Any]]) -> None:
+    with gzip.open(path, "wt") as handle:
+        json.dump({"columns": columns, "rows": rows}, handle)
+
+
+def _card() -> Dict[str, Any]:
+    """Return the state of the board that a figure depends on."""
+    memory = meminfo()
+    return {
+        "power_mode": power_mode()["name"], "clocks": clocks(), "temperatures": temperatures(), "memory_available": memory.get("MemAvailable"),
+        "swap_free": memory.get("SwapFree"), "load": os.getloadavg()[0], "boot": boot_id(), "uptime": time.monotonic(),
+    }  # fmt: skip
+
+
+def _require_room(home: str, size: int) -> None:
+    free = os.statvfs(home)
+    if free.f_bavail * free.f_frsize < size:
+        raise Refused(
+            "%s needs %d MB, %d are free" % (home, size // 10**6 + 1, free.f_bavail * free.f_frsize // 10**6),
+            _room(OSError(errno.ENOSPC, "")),
+        )
+
+
+def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
+    """Run one program of a job, its output into the job's log; note when lines with the asked-for texts came, and keep what it made."""
+    marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]
+    argv = step["argv"]
+    for path in step.get("fresh", []):
+        if os.path.exists(path):
+            os.unlink(path)
+    for path, copy in step.get("copies", []):
+        if os.path.exists(path):
+            shutil.copyfile(path, copy)
+    with open(os.path.join(folder, "log.txt"), "ab") as log:
+        log.write(("### %s: %s\n" % (step["name"], " ".join(argv))).encode())
+        begin, offset = time.monotonic(), log.tell()
+        try:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=environ(),
+                preexec_fn=die_with_parent,
+            )
+        except OSError as exc:
+            log.write(("cannot start %s: %s\n" % (argv[0], exc.strerror)).encode())
+            return {
+                "name": step["name"],
+                "rc": 127,
+                "seconds": 0.0,
+                "marks": {},
+                "files": {},
+                "log": [offset, log.tell()],
+                "begin": begin,
+                "end": begin,
+            }
+        try:
+            assert child.stdout is not None
+            for raw in child.stdout:
+                log.write(raw)
+                log.flush()
+                if sought:
+                    text = raw.decode("utf-8", "replace")
+                    for name in [n for n, part in sought.items() if part in text]:
+                        marks[name] = round(time.monotonic(), 4)
+                        del sought[name]
+            code = child.wait()
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        log.flush()
+        end = log.tell()
+    files = {}
+    if code == 0:
+        for beside, path in step.get("makes", []):
+            if os.path.exists(beside):
+                with open(beside, "rb") as made:
+                    os.fsync(made.fileno())
+                if path.endswith(".gz"):
+                    _pack(beside, path)
+                else:
+                    os.replace(beside, path)
+                files[path] = {"sha256": sha256(path), "bytes": os.path.getsize(path)}
+    now = time.monotonic()
+    return {
+        "name": step["name"],
+        "rc": code,
+        "seconds": round(now - begin, 4),
+        "marks": marks,
+        "files": files,
+        "log": [offset, end],
+        "begin": round(begin, 4),
+        "end": round(now, 4),
+    }
+
+
+def _pack(path: str, to: str) -> None:
+    with open(path, "rb") as source, gzip.open(to + ".new", "wb") as packed:
+        shutil.copyfileobj(source, packed)
+    os.replace(to + ".new", to)
+    os.unlink(path)
+
+
+def clean(home: str, everything: bool) -> Dict[str, Any]:
+    """Remove what trtq left: uploads and jobs that have ended, with ``everything`` the engines, too; return the bytes that went."""
+    if not os.path.isfile(os.path.join(home, MARKER)):
+        raise Refused("%s has no marker of trtq: nothing there is removed" % home)
+    gone, kept = 0, []
+    for key in os.listdir(os.path.join(home, "jobs")):
+        folder = os.path.join(home, "jobs", key)
+        if os.path.isdir(folder):
+            if status(home, key)["state"] in ("waiting", "running"):
+                kept.append(key)
+                continue
+            gone += _size(folder)
+            shutil.rmtree(folder)
+        elif not os.path.isdir(folder[: -len(".lock")]):
+            os.unlink(folder)
+    for name in ["files"] + (["engines"] if everything and not kept else []):
+        folder = os.path.join(home, name)
+        for entry in os.listdir(folder) if not kept else []:
+            path = os.path.join(folder, entry)
+            gone += _size(path)
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+    return {"bytes": gone, "kept": kept}
+
+
+def _size(path: str) -> int:
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(folder, f)) for folder, _, files in os.walk(path) for f in files)
+
+
+def listing(home: str) -> Dict[str, Any]:
+    """Return the engines and the jobs that are here."""
+    engines = [
+        {
+            "file": name,
+            "bytes": os.path.getsize(os.path.join(home, "engines", name)),
+            "manifest": read_json(os.path.join(home, "engines", name + ".json")),
+        }
+        for name in sorted(os.listdir(os.path.join(home, "engines")))
+        if name.endswith(".engine")
+    ]
+    jobs = []
+    for key in sorted(os.listdir(os.path.join(home, "jobs"))):
+        folder = os.path.join(home, "jobs", key)
+        if os.path.isdir(folder):
+            now, job = status(home, key), read_json(os.path.join(folder, "job.json")) or {}
+            jobs.append(
+                {
+                    "key": key,
+                    "state": now["state"],
+                    "title": job.get("title", ""),
+                    "owner": job.get("owner", ""),
+                    "why": now.get("why") or now.get("result", {}).get("why", ""),
+                }
+            )
+    return {"engines": engines, "jobs": jobs, "files": os.listdir(os.path.join(home, "files"))}
+
+
+# TensorRT through the Python that the board has.
+
+
+def build_engine(asked: Dict[str, Any]) -> int:
+    """Build an engine through TensorRT's Python module, as ``trtq build`` asks its own worker to; for boards without trtexec."""
+    trt = importlib.import_module("tensorrt")  # type: Any
+
+    apis = set(asked["apis"])  # the names of the Python API that this release has, from the workstation's table
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    flags = 0
+    if "EXPLICIT_BATCH" in apis:
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    if asked["typed"] and "STRONGLY_TYPED" in apis:
+        flags |= 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    with open(asked["onnx"], "rb") as handle:
+        parsed = parser.parse(handle.read())
+    if not parsed:
+        for i in range(parser.num_errors):
+            error = parser.get_error(i)
+            print("[E] [TRT] ModelImporter.cpp: While parsing node number %d: %s" % (error.node(), error.desc()))
+        return 1
+    config = builder.create_builder_config()
+    if asked["workspace"] is not None:
+        if "set_memory_pool_limit" in apis:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, asked["workspace"] << 20)
+        else:
+            config.max_workspace_size = asked["workspace"] << 20
+    if not asked["typed"]:
+        for name in ("FP16", "INT8"):
+            if asked[name.lower()] and name in apis:
+                config.set_flag(getattr(trt.BuilderFlag, name))
+    if "profiling_verbosity" in apis:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if asked["level"] is not None and "builder_optimization_level" in apis:
+        config.builder_optimization_level = asked["level"]
+    if asked["shapes"]:
+        profile = builder.create_optimization_profile()
+        for name, (least, usual, most) in asked["shapes"].items():
+            profile.set_shape(name, least, usual, most)
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        print("[E] [TRT] the builder gave no engine")
+        return 1
+    with open(asked["out"], "wb") as handle:
+        handle.write(bytes(plan))
+    if asked["report"] and "create_engine_inspector" in apis:
+        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        with open(asked["report"], "w") as handle:
+            handle.write(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    return 0
+
+
+SIZES = {"FLOAT": 4, "HALF": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "BOOL": 1, "BF16": 2}
+
+
+class Cuda:
+    """What of CUDA's runtime library is needed, through ctypes: pycuda is on no board by itself."""
+
+    def __init__(self) -> None:
+        folders = ["", "/usr/local/cuda/lib64/", "/usr/lib/aarch64-linux-gnu/"]
+        names = [os.environ.get("TRTQ_CUDART", "")] + [
+            f + n for f in folders for n in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so.10.2")
+        ]
+        for name in filter(None, names):
+            try:
+                self.library = ctypes.CDLL(name)
+                break
+            except OSError:
+                continue
+        else:
+            raise Refused("there is no libcudart here", "on the board: sudo apt-get install nvidia-jetpack")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function; raise where it does not succeed."""
+        code = getattr(self.library, name)(*arguments)
+        if code:
+            raise Refused("%s fails with CUDA error %d" % (name, code))
+
+    def allocate(self, size: int) -> int:
+        """Return the address of ``size`` bytes of the GPU's memory."""
+        place = ctypes.c_void_p()
+        self.call("cudaMalloc", ctypes.byref(place), ctypes.c_size_t(size))
+        return place.value or 0
+
+    def copy(self, to: Any, source: Any, size: int, *, up: bool) -> None:
+        """Copy bytes to the GPU or from it."""
+        self.call(
+            "cudaMemcpy",
+            ctypes.c_void_p(to) if isinstance(to, int) else to,
+            ctypes.c_void_p(source) if isinstance(source, int) else source,
+            ctypes.c_size_t(size),
+            ctypes.c_int(1 if up else 2),
+        )
+
+
+def infer(asked: Dict[str, Any]) -> int:
+    """Run an engine on inputs from a file (float32, one after another) and write what it answers, float32, batch by batch.
+
+    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch"}``; every answer goes to ``output`` in the order of the engine's outputs.
+    """
+    trt = importlib.import_module("tensorrt")  # type: Any
+
+    cuda, logger = Cuda(), trt.Logger(trt.Logger.ERROR)
+    with open(asked["engine"], "rb") as handle:
+        engine = trt.Runtime(logger).deserialize_cuda_engine(handle.read())
+    if engine is None:
+        raise Refused("TensorRT cannot read the engine")
+    context = engine.create_execution_context()
+    named = hasattr(engine, "num_io_tensors")  # from 8.5 on
+    names = (
+        [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        if named
+        else [engine.get_binding_name(i) for i in range(engine.num_bindings)]
+    )
+    is_input = [engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT if named else engine.binding_is_input(n) for n in names]
+    kinds = [str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1] for n in names]
+    if sum(is_input) != 1 or any(k != "FLOAT" for k in kinds):
+        raise Refused(
+            "only engines with one float32 input and float32 outputs can be run here, this one has %s"
+            % ", ".join("%s %s" % p for p in zip(names, kinds))
+        )
+    item = 4
+    for d in asked["shape"]:
+        item *= d
+    addresses, sizes, described = {}, {}, []  # type: Dict[str, int], Dict[str, int], List[Dict[str, Any]]
+    shape = [asked["batch"]] + asked["shape"]
+    first = names[is_input.index(True)]
+    if named:
+        context.set_input_shape(first, shape)
+    elif -1 in list(engine.get_binding_shape(first)):
+        context.set_binding_shape(names.index(first), shape)
+    for i, name in enumerate(names):
+        dims = list(context.get_tensor_shape(name) if named else context.get_binding_shape(i))
+        size = SIZES[kinds[i]]
+        for d in dims:
+            size *= d
+        addresses[name], sizes[name] = cuda.allocate(size), size
+        if not is_input[i]:
+            described.append({"name": name, "shape": dims[1:]})
+        if named:
+            context.set_tensor_address(name, addresses[name])
+    times = []
+    with open(asked["input"], "rb") as source, open(asked["output"], "wb") as out:
+        left = asked["count"]
+        while left > 0:
+            block = source.read(item * min(asked["batch"], left))
+            real = len(block) // item
+            begin = time.perf_counter()
+            block += b"\0" * (item * asked["batch"] - len(block))  # the last batch is filled up, its filling not kept
+            cuda.copy(addresses[first], block, len(block), up=True)
+            done = (
+                context.execute_async_v3(0) if hasattr(context, "execute_async_v3") else context.execute_v2([addresses[n] for n in names])
+            )
+            cuda.call("cudaDeviceSynchronize")
+            if not done:
+                raise Refused("TensorRT failed to run the engine")
+            for name, inward in zip(names, is_input):
+                if not inward:
+                    answer = ctypes.create_string_buffer(sizes[name])
+                    cuda.copy(answer, addresses[name], sizes[name], up=False)
+                    out.write(answer.raw[: sizes[name] // asked["batch"] * real])
+            times.append(round(1e3 * (time.perf_counter() - begin), 4))
+            left -= real
+    print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": asked["batch"], "ms": times}))
+    return 0
+
+
+# The protocol.
+
+
+def encode(value: Any) -> str:
+    """Return a JSON value as text in which no shell finds anything to expand."""
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
+
+
+def emit(event: str, **values: Any) -> None:
+    """Answer with one line."""
+    sys.stdout.write(MARK + json.dumps(dict(values, event=event)) + "\n")
+    sys.stdout.flush()
+
+
+def _engine(home: str, asked: Dict[str, Any]) -> None:
+    """Answer with the manifest of an engine, once it is known to be the manifest of this very file."""
+    path = inside(home, asked["name"])
+    manifest = read_json(path + ".json")
+    whole = manifest is not None and os.path.isfile(path) and sha256(path) == manifest.get("engine_sha256")
+    emit("engine", manifest=manifest if whole else None, path=path)
+
+
+def _get(home: str, asked: Dict[str, Any]) -> None:
+    path = inside(home, asked["name"])
+    if not os.path.isfile(path):
+        raise Refused("there is no %s" % path)
+    size = os.path.getsize(path)
+    emit("file", size=size, sha256=sha256(path))
+    with open(path, "rb") as handle:
+        handle.seek(asked["offset"])
+        for block in iter(lambda: handle.read(CHUNK), b""):
+            sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
+
+
+def _logs(home: str, asked: Dict[str, Any]) -> None:
+    folder = inside(home, os.path.join("jobs", asked["key"]))
+    emit("logs", text=_text(os.path.join(folder, "log.txt")))
+
+
+def _manifest(home: str, asked: Dict[str, Any]) -> None:
+    write_json(inside(home, asked["name"]), asked["value"])
+    emit("written")
+
+
+def _remove(home: str, asked: Dict[str, Any]) -> None:
+    for name in asked["names"]:
+        if os.path.isfile(inside(home, name)):
+            os.unlink(inside(home, name))
+    emit("removed")
+
+
+VERBS = {
+    "probe": lambda home, a: emit("board", **probe(home)),
+    "have": lambda home, a: emit("have", **have(home, a["name"], a["size"], a["sha256"])),
+    "put": lambda home, a: emit("put", **put(home, a["name"], a["size"], a["sha256"], a["offset"], sys.stdin.buffer)),
+    "get": _get,
+    "engine": _engine,
+    "start": lambda home, a: emit("job", **start(home, a["key"], a["job"])),
+    "status": lambda home, a: emit("job", **status(home, a["key"])),
+    "wait": lambda home, a: emit("job", **wait(home, a["key"], a["offset"], a["seconds"])),
+    "stop": lambda home, a: emit("job", **stop(home, a["key"])),
+    "clean": lambda home, a: emit("cleaned", **clean(home, a["everything"])),
+    "list": lambda home, a: emit("listing", **listing(home)),
+    "logs": _logs,
+    "manifest": _manifest,
+    "remove": _remove,
+}  # type: Dict[str, Callable[[str, Dict[str, Any]], None]]
+INSIDE = {"work": lambda a: work(a["home"], a["key"]), "build-engine": build_engine, "infer": infer}  # type: Dict[str, Callable[[Dict[str, Any]], int]]
+STALE = 3
+
+
 def main(arguments: List[str]) -> int:
     """Run one command; return the exit status."""
     if arguments == ["parse-tegrastats"]:
         for raw in sys.stdin.buffer:
             print(json.dumps(parse_tegrastats(raw.decode("utf-8", "replace"))), flush=True)
         return 0
-    sys.stderr.write("usage: agent.py parse-tegrastats < LOG\n")
-    return 2
+    if len(arguments) != 2 or arguments[0] not in list(VERBS) + list(INSIDE):
+        sys.stderr.write("usage: agent.py parse-tegrastats < LOG, or agent.py %s ARGUMENTS\n" % "|".join(list(VERBS) + list(INSIDE)))
+        return 2
+    verb, asked = arguments[0], json.loads(base64.urlsafe_b64decode(arguments[1]).decode())
+    try:
+        if verb in INSIDE:
+            return INSIDE[verb](asked)
+        mine = sha256(os.path.realpath(__file__))
+        emit("hello", protocol=PROTOCOL, agent=mine, python="%d.%d" % sys.version_info[:2])
+        if asked["agent"] != mine:
+            emit("stale")
+            return STALE
+        VERBS[verb](open_home(asked["home"]), asked)
+        return 0
+    except Refused as exc:
+        emit("refused", why=str(exc), mend=exc.mend)
+        sys.stderr.write("%s\n" % exc)
+        return 1
+    except OSError as exc:
+        emit(
+            "refused",
+            why="%s: %s" % (exc.strerror, exc.filename),
+            mend=_room(exc),
+        )
+        return 1
 
 
 if __name__ == "__main__":

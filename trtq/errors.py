@@ -16,6 +16,11 @@ TrtqError
 │   └── AgreementError      what was built does not compute what the ONNX file says
 ├── BenchError            nothing valid could be measured
 │   └── MeterError         a sensor is not there, or does not answer
+├── DeviceError           a board cannot be used
+│   ├── SshError           it cannot be reached as things are
+│   │   ├── LinkError       it cannot be reached now, and may be later
+│   │   └── HostKeyError    its host key is unknown or has changed
+│   └── BoardError         it refuses, or lacks what is needed
 └── ArtifactError         a file trtq wrote is missing, damaged or in use
 """
 
@@ -115,6 +120,26 @@ class BenchError(TrtqError):
 
 class MeterError(BenchError):
     """A sensor is not there, or does not answer."""
+
+
+class DeviceError(TrtqError):
+    """A board cannot be used."""
+
+
+class SshError(DeviceError):
+    """It cannot be reached as things are."""
+
+
+class LinkError(SshError):
+    """It cannot be reached now, and may be later."""
+
+
+class HostKeyError(SshError):
+    """Its host key is unknown or has changed."""
+
+
+class BoardError(DeviceError):
+    """It refuses, or lacks what is needed."""
 
 
 class ArtifactError(TrtqError):

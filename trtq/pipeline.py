@@ -102,6 +102,16 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
         return _walk(stages, out, progress, dry_run=False)
 
 
+def ready(recipe: Recipe, progress: Progress | None = None) -> Path:
+    """Run the chain of ``recipe`` up to the Q/DQ file and return that file: what is built and measured happens elsewhere.
+
+    Raises:
+        TrtqError: a stage failed; the results of the stages before it are kept.
+    """
+    run(msgspec.structs.replace(recipe, build=(), bench=None), progress)
+    return _shipped(recipe, Path(recipe.out))
+
+
 def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
     results: list[StageResult] = []
     stale: list[str] = []

@@ -16,12 +16,30 @@ from trtq.export.calibration_cache import version_of
 WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
 
 
-def command(executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True) -> list[str]:
+def command(
+    executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True, warmup_ms: int = WARMUP_MS,
+    seconds: float = SECONDS, requests: int | None = None, times: Path | None = None,
+) -> list[str]:  # fmt: skip
     """Return the line that times an engine, copies included and launches as a graph or not, whatever this release does by itself.
 
     Before 11.0 copies are timed and graphs are off unless asked for, from 11.0 on the other way round (facts: defaults by version).
+
+    Args:
+        executable: trtexec.
+        version: of it.
+        engine: to load.
+        shapes: of a dynamic batch.
+        graph: launch as a CUDA graph.
+        warmup_ms: of requests that do not count.
+        seconds: the least it shall last.
+        requests: the least there shall be.
+        times: file for the times of single requests.
     """
-    given: list[tuple[str, str | None]] = [("loadEngine", str(engine)), ("warmUp", str(WARMUP_MS)), ("duration", str(SECONDS))]
+    given: list[tuple[str, str | None]] = [("loadEngine", str(engine)), ("warmUp", str(warmup_ms)), ("duration", f"{seconds:g}")]
+    if requests is not None:
+        given.append(("iterations", str(requests)))
+    if times is not None:
+        given.append(("exportTimes", str(times)))
     if shapes:
         given.append(("shapes", shapes))
     wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]

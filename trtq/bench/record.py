@@ -222,8 +222,9 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def median_ms(self) -> float | None:
-        """Median of a request from end to end."""
-        return self.e2e.median.value if self.e2e is not None else None
+        """Median of a request from end to end; on a board, where only trtexec runs, of its GPU time."""
+        timing = self.e2e or self.gpu
+        return timing.median.value if timing is not None else None
 
     @property
     def summary(self) -> str:
@@ -232,9 +233,10 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
         for timing in (self.e2e, self.gpu, self.enqueue):
             if timing is not None:
                 parts.append(f"{timing.kind} {shown(timing.median, samples=timing.effective)}")
-        if self.e2e is not None:
-            parts += [f"p{100 * p.q:g} {shown(p, samples=self.e2e.effective)}" for p in self.e2e.percentiles if p.q > 0.5]
-            parts.append(f"{self.e2e.samples} samples")
+        timing = self.e2e or self.gpu
+        if timing is not None:
+            parts += [f"p{100 * p.q:g} {shown(p, samples=timing.effective)}" for p in timing.percentiles if p.q > 0.5]
+            parts.append(f"{timing.samples} samples")
         if self.throughput is not None:
             t = self.throughput
             parts.append(f"{t.scenario}: {t.images_per_s:.1f} images/s with {t.streams} in flight")

@@ -32,8 +32,10 @@ def _description(kind: Any) -> str:
     return ""
 
 
-def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Add one option per field of ``spec``; ``argument`` becomes the positional argument.
+def spec_options(
+    spec: type[Spec], *, argument: str, required: tuple[str, ...] = (), first: str | None = None
+) -> Callable[[F], F]:  # fmt: skip
+    """Add one option per field of ``spec``; ``argument`` becomes the positional argument, behind ``first`` where there is one.
 
     Options left out stay out of the values, so that a recipe file or the spec's default can fill them.
     """
@@ -42,7 +44,7 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
         hints = get_type_hints(spec, include_extras=True)
         defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
         for name in reversed(spec.__struct_fields__):
-            if name == argument:
+            if name in (argument, first):
                 continue
             plain, text = plain_type(hints[name]), _description(hints[name])
             default = defaults[name]
@@ -71,8 +73,9 @@ def spec_options(spec: type[Spec], *, argument: str, required: tuple[str, ...] =
                 continue
             function = click.option(option_name(name), name, **settings)(function)
         needed, many = defaults[argument] is msgspec.NODEFAULT, get_origin(plain_type(hints[argument])) is tuple
-        shown = f"{argument.upper()}{'...' if many else ''}" if needed else f"[{argument.upper()}]"
-        return click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(function)
+        shown = f"{argument.upper()}{'...' if many else ''}" if needed else f"[{argument.upper()}]{'...' if many else ''}"
+        function = click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(function)
+        return function if first is None else click.argument(first, metavar=first.upper(), required=False)(function)
 
     return add
 

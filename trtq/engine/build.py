@@ -18,7 +18,6 @@ from trtq.artifact import (
     explain_os_error,
     locked,
     read_json,
-    sha256_bytes,
     write_bytes,
     write_json,
 )
@@ -73,19 +72,20 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
         manifest_path(out).unlink(missing_ok=True)
         fresh.replace(out)
-        manifest = _manifest(job, builder, settings, found, seconds=seconds, audit=rows, coverage=coverage, agreement=agreement)
+        manifest = describe(job, builder, settings, found, seconds=seconds, audit=rows, coverage=coverage, agreement=agreement)
         write_json(manifest_path(out), manifest)
     return manifest
 
 
-def _manifest(job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any) -> EngineManifest:
+def describe(job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any) -> EngineManifest:
+    """Return the manifest of an engine that was just built; ``looked`` has what was found out about it."""
     spec, built, metadata, path = job.spec, found.built, get_metadata(job.model), Path(job.spec.onnx)
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
     said = {"command": builder.show(path, Path(spec.out), last)} if by_command else {"module": MODULES[builder.name]}
     without = [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"] if found.without else []
     return EngineManifest(
-        schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=sha256_bytes(built.plan), engine_bytes=len(built.plan),
+        schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=built.sha256, engine_bytes=built.size,
         builder={"backend": builder.name, "version": built.version, **said},
         target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
         precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source), batch=job.batch,

@@ -41,7 +41,7 @@ class PythonBuilder:
         """
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
             folder = Path(name)
-            asked = self._request(source, folder / "plan", settings, folder)
+            asked = self.request(source, folder / "plan", settings, folder)
             (folder / "request.json").write_text(json.dumps(asked))
             events, code, stderr = self._watch(folder / "request.json")
             done = next((e for e in events if e["event"] == "done"), None)
@@ -62,12 +62,12 @@ class PythonBuilder:
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the Python that would build ``out``."""
-        asked = self._request(source, out, settings, None)
+        asked = self.request(source, out, settings, None)
         setting = f'import os\nos.environ["TRTQ_TENSORRT"] = "{MODULES[self.name]}"'
         return f"{setting}\nimport json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(asked))}))"
 
-    def _request(self, source: Path, out: Path, settings: Settings, folder: Path | None) -> dict[str, Any]:
-        """Return what the worker reads; without a folder for them, nothing beside the plan is written."""
+    def request(self, source: Path, out: Path, settings: Settings, folder: Path | None) -> dict[str, Any]:
+        """Return what a worker reads, here or on a board; without a folder for them, nothing beside the plan is written."""
         options, rtx = settings.options, self.name == "tensorrt-rtx"
         if rtx and options.timing_cache is not None:
             raise UsageError(

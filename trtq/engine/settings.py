@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from trtq.artifact import sha256_bytes
 from trtq.engine.targets import Target
 from trtq.engine.versions import NOT_IN_RTX, Version, offers, shown
 from trtq.errors import EngineError
@@ -55,6 +56,7 @@ class Built:
         log: warnings.
         numbers: times and sizes that trtexec printed, seconds and bytes.
         layers: the builder's own report of the layers, JSON; None where it gives none.
+        away: digest and size of an engine that stays on the board where it was built; ``plan`` is empty then.
     """
 
     plan: bytes
@@ -63,6 +65,17 @@ class Built:
     log: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
     layers: bytes | None = None
+    away: tuple[str, int] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the engine, wherever it is."""
+        return self.away[0] if self.away is not None else sha256_bytes(self.plan)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the engine."""
+        return self.away[1] if self.away is not None else len(self.plan)
 
 
 class Builder(Protocol):

@@ -95,7 +95,7 @@ def read_log(text: str) -> TrtexecLog:
     advice, version, device, capability = list[str](), None, None, None
     found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
     if found:
-        version = _dotted(int(found.group(1)))
+        version = dotted(int(found.group(1)))
     for line in text.splitlines():
         stamp = STAMP.match(line)
         body = line[stamp.end() :].strip() if stamp else line.strip()
@@ -122,7 +122,12 @@ def read_log(text: str) -> TrtexecLog:
     )  # fmt: skip
 
 
-def _dotted(number: int) -> str:
+def dotted(number: int) -> str:
+    """Return the version behind trtexec's number.
+
+    >>> dotted(8201), dotted(100300)
+    ('8.2.1', '10.3.0')
+    """
     unit = 1000 if number < 10000 else 10000
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
 

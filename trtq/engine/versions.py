@@ -26,7 +26,8 @@ FLAGS: Mapping[str, Span] = {
     "versionCompatible": ((8, 6), None), "hardwareCompatibilityLevel": ((8, 6), None), "stripWeights": ((10, 0), None),
     "profilingVerbosity": ((8, 2), None), "exportLayerInfo": ((8, 2), None), "loadEngine": ((8, 0), None), "shapes": ((8, 0), None),
     "duration": ((8, 0), None), "warmUp": ((8, 0), None), "useCudaGraph": ((8, 0), (10, 16)), "noCudaGraph": ((11, 0), None),
-    "useSpinWait": ((8, 0), (10, 16)), "includeDataTransfers": ((11, 0), None),
+    "useSpinWait": ((8, 0), (10, 16)), "includeDataTransfers": ((11, 0), None), "iterations": ((8, 0), None),
+    "exportTimes": ((8, 0), None),
 }  # fmt: skip
 
 # What else depends on the release. "typed": types stand in the graph; an option of 10, the only way of 11.

@@ -4,20 +4,27 @@
 release accepts, prints its first and last line and its device section, and fails on a flag of another release as trtexec does.
 Given an engine to load it prints a performance summary: 2 ms of GPU time, 0.1 ms of copies each way where they are asked for.
 What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB),
-``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give).
+``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes).
+``write_board_trtexec`` puts a copy onto a stand-in board, for any Python 3 and without trtq; it shows the load in the
+board's rails and memory meanwhile.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import stat
 import sys
+import time
 from pathlib import Path
 
 # Independent of trtq.engine.versions on purpose: from facts, the flags a build may use, by the digits of the version.
-ALWAYS = "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore allowGPUFallback warmUp duration"
+ALWAYS = (
+    "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore allowGPUFallback warmUp duration "
+    "iterations exportTimes"
+)
 WEAK = "fp16 int8 calib useCudaGraph useSpinWait noDataTransfers"
 STRONG = "noCudaGraph noSpinWait includeDataTransfers"
 OLD, LATER = f"{WEAK} buildOnly workspace", "profilingVerbosity exportLayerInfo memPoolSize"
@@ -58,6 +65,14 @@ def write_fake_trtexec(folder: Path, version: str, *, sm: str = "8.7") -> Path:
     return path
 
 
+def write_board_trtexec(path: Path, version: str, *, sm: str) -> Path:
+    """Write a copy that needs neither trtq nor its environment; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/python3\n{Path(__file__).read_text()}\n\nraise SystemExit(main({version!r}, {sm!r}))\n")
+    path.chmod(0o755)
+    return path
+
+
 def main(version: str, sm: str) -> int:
     """Play trtexec with the arguments of this process."""
     tail = f"TensorRT.trtexec [TensorRT {version}] # {' '.join(sys.argv)}"
@@ -74,9 +89,19 @@ def main(version: str, sm: str) -> int:
     print(f"[11/21/2026-10:00:00] [I] Compute Capability: {sm}", flush=True)
     print("[11/21/2026-10:00:00] [W] [TRT] a warning of the library", file=sys.stderr)
     if "loadEngine" in given:
-        _time(given, strong=version.startswith("v11"))
+        if "TRTQ_ROOT" in os.environ and not Path(given["loadEngine"]).read_bytes().startswith(b"not an engine"):
+            print("[11/21/2026-10:00:01] [E] [TRT] 1: [stdArchiveReader.cpp] Magic tag does not match", file=sys.stderr)
+            print(f"&&&& FAILED {tail}")
+            return 1
+        with _Busy():
+            _time(given, version)
         print(f"&&&& PASSED {tail}")
         return 0
+    if b"QuantizeLinear" in Path(given["onnx"]).read_bytes() and sm in ("5.3", "6.2"):
+        said = "Networks with QuantizeLayer/DequantizeLayer layers require hardware with Int8 support."
+        print(f"[11/21/2026-10:00:01] [E] Error[9]: Error Code 9: Internal Error ({said})", file=sys.stderr)
+        print(f"&&&& FAILED {tail}")
+        return 1
     error, layers = trouble(Path(given["onnx"]).read_bytes(), _workspace(given))
     if error:
         print(f"[11/21/2026-10:00:01] [E] {error}", file=sys.stderr)
@@ -92,17 +117,69 @@ def main(version: str, sm: str) -> int:
     return 0
 
 
-def _time(given: dict[str, str], *, strong: bool) -> None:
-    """Print a performance summary as releases from 8.4 on do."""
+class _Busy:
+    """Makes a stand-in board's sensors show the load: a file that tegrastats looks at, the rails and the memory in its files."""
+
+    def __enter__(self) -> None:
+        self.root = os.environ.get("TRTQ_ROOT")
+        if self.root is None:
+            return
+        self.quiet = {}
+        table = Path(self.root) / "busy.json"
+        for name, text in (json.loads(table.read_text()) if table.exists() else {}).items():
+            path = Path(self.root) / name
+            self.quiet[path] = path.read_text()
+            _replace(path, text)
+        (Path(self.root) / "busy").write_text("")
+
+    def __exit__(self, *_: object) -> None:
+        if self.root is not None:
+            for path, text in self.quiet.items():
+                _replace(path, text)
+            (Path(self.root) / "busy").unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _time(given: dict[str, str], version: str) -> None:
+    """Run for as long as asked and print a performance summary in the form of the release."""
+    number = int(version[1:])
+    strong = version.startswith("v11")
     copies = "includeDataTransfers" in given if strong else "noDataTransfers" not in given
     graph = "noCudaGraph" not in given if strong else "useCudaGraph" in given
     copy = 0.1 if copies else 0.0
-    if graph:
-        print("[11/21/2026-10:00:00] [I] Successfully captured CUDA graph for the current execution context")
+    info = "[11/21/2026-10:00:00] [I] "
+    warmup, seconds, least = float(given.get("warmUp", 200)) / 1e3, float(given.get("duration", 3)), int(given.get("iterations", 10))
+    count = max(least, int(seconds / 0.002))
+    print(f"{info}Engine loaded in 0.05 sec.", flush=True)
+    if number >= 8400:
+        print(f"{info}Engine deserialized in 0.02 sec.")
+    if graph and number >= 10000:
+        print(f"{info}Successfully captured CUDA graph for the current execution context")
+    print(f"{info}Starting inference", flush=True)
+    if "TRTQ_ROOT" in os.environ:
+        time.sleep(0.1 * warmup + seconds)
+    print(f"{info}Warmup completed {int(warmup / 0.002)} queries over {1e3 * warmup:g} ms")
+    print(f"{info}Timing trace has {count} queries over {seconds:g} s")
+    print(f"{info}=== Performance summary ===\n{info}Throughput: {1 / (0.002 + 2 * copy / 1e3):g} qps")
     rows = {"Latency": 2.0 + 2 * copy, "H2D Latency": copy, "GPU Compute Time": 2.0, "D2H Latency": copy}
+    if number < 8400:
+        rows["End-to-End Host Latency"] = 3.9
+    shown = (99,) if number < 8500 else (90, 95, 99)
     for name, ms in rows.items():
-        tail = f"percentile(90%) = {ms} ms, percentile(95%) = {ms} ms, percentile(99%) = {ms} ms"
-        print(f"[11/21/2026-10:00:00] [I] {name}: min = {ms} ms, max = {ms} ms, mean = {ms} ms, median = {ms} ms, {tail}")
+        tail = ", ".join(f"percentile({p}%) = {ms} ms" for p in shown)
+        print(f"{info}{name}: min = {ms} ms, max = {ms} ms, mean = {ms} ms, median = {ms} ms, {tail}")
+    if "exportTimes" in given:
+        before = int(warmup / 0.002) if number < 8500 else 0  # the warm-up is in the file up to 8.4
+        records = [
+            {"startComputeMs": round(i * 2.0, 3), "computeMs": 2.0 + 0.01 * ((i * 7919) % 13), "latencyMs": 2.0 + 2 * copy}
+            for i in range(before + count)
+        ]
+        Path(given["exportTimes"]).write_text(json.dumps(records))
 
 
 def _workspace(given: dict[str, str]) -> int:
@@ -115,21 +192,28 @@ def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
 
     The process is killed where the model asks for that.
     """
-    import onnx
+    try:
+        import onnx
 
-    graph = onnx.load_from_string(model)
-    asked = graph.doc_string
+        graph = onnx.load_from_string(model)
+        asked = graph.doc_string
+    except ImportError:  # on a stand-in board: a doc_string stands in the file as it is
+        graph, asked = None, model.decode("latin-1")
     if "refuse-me" in asked:
         return "[TRT] ModelImporter.cpp:726: While parsing node number 0 [Conv -> 'x']: no", None
+    slow = re.search(r"seconds:(\d+(?:\.\d+)?)", asked)
+    if slow is not None:
+        time.sleep(float(slow.group(1)))
     most = re.search(r"memory:(\d+)", asked)
     if most is not None and workspace > int(most.group(1)):
         os.kill(os.getpid(), signal.SIGKILL)
     if "starved:" in asked:
         return "Error Code 10: Could not find any implementation for node conv1/Conv due to insufficient workspace. See verbose log", None
-    made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
-    for name in re.findall(r"no-kernel:(\S+)", asked):
-        node = next(n for n in graph.graph.node if n.name == name)
-        if set(node.input) & made:
-            return f"Error Code 10: Internal Error (Could not find any implementation for node {name} + relu.)", None
+    if graph is not None:
+        made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
+        for name in re.findall(r"no-kernel:(\S+)", asked):
+            node = next(n for n in graph.graph.node if n.name == name)
+            if set(node.input) & made:
+                return f"Error Code 10: Internal Error (Could not find any implementation for node {name} + relu.)", None
     report = re.search(r"layers:(\S+)", asked)
     return "", Path(report.group(1)).read_bytes() if report is not None else None

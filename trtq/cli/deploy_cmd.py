@@ -1,0 +1,63 @@
+"""``trtq deploy``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtq.cli.display import ConsoleProgress, print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.progress import Progress
+from trtq.recipe import DeploySpec, load_recipe
+
+
+@click.command("deploy")
+@spec_options(DeploySpec, argument="model", first="device")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> int:
+    """Build MODEL on DEVICE, measure it there, and keep the engine there with its manifest.
+
+    What is there and has not changed is neither sent nor built nor measured again. Exit code 3: measured, but not valid.
+
+    \b
+    Example:
+      trtq deploy nano recipe.toml
+      trtq deploy orin out/model.qdq.onnx --power-mode MAXN --lock-clocks --energy --data images/val
+    """
+    merged = collect(DeploySpec, values)
+    require(merged, ("device", "model"), "deploy", "model")
+    spec = DeploySpec.make(merged)
+    from trtq.verbs.deploy import deploy
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        record = deploy(with_file(spec, progress), progress)
+    missing = {f"n/a: {name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
+    notes = [n for row in record.rows for n in row.notes]
+    print_record(
+        record, as_json=as_json, lines=[*dict.fromkeys(notes), *sorted(missing), f"{record.sent} bytes sent, {record.received} received"]
+    )
+    return 0 if record.valid else 3
+
+
+def with_file(spec: DeploySpec, progress: Progress) -> DeploySpec:
+    """Return the spec with the Q/DQ file of a recipe in its place."""
+    import msgspec
+
+    from trtq.deploy.devices import find_device
+
+    find_device(spec.device)  # before minutes of quantizing
+    made = onnx_of(spec.model, progress)
+    out = spec.out or (f"runs/deploy/{spec.device}/{Path(spec.model).stem}" if made != spec.model else "")
+    return msgspec.structs.replace(spec, model=made, out=out)
+
+
+def onnx_of(model: str, progress: Progress) -> str:
+    """Return an ONNX file: of a recipe, the Q/DQ file that its chain makes."""
+    if not model.endswith(".toml"):
+        return model
+    recipe = load_recipe(Path(model))
+    from trtq.pipeline import ready
+
+    return str(ready(recipe, progress))

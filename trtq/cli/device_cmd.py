@@ -1,0 +1,188 @@
+"""``trtq device``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import msgspec
+
+from trtq.cli.display import ConsoleProgress, print_json
+
+
+@click.group("device")
+def command() -> None:
+    """Boards that trtq builds and measures on, over the system's SSH.
+
+    \b
+    Example:
+      trtq device add nano jetson@192.168.55.1
+      trtq device probe nano
+    """
+
+
+@command.command("add")
+@click.argument("name")
+@click.argument("address", metavar="USER@HOST[:PORT]")
+@click.option("--identity", default="", help="Private key file; default: what your SSH configuration and agent offer.")
+@click.option("--jump", default="", help="Host to go through, as for ssh -J.")
+@click.option("--workdir", default="", help="Folder on the board for models and engines; default: .trtq in the home of the user there.")
+@click.option("--accept-key", default="", metavar="SHA256:...", help="Accept a new host key with this fingerprint, without asking.")
+def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_key: str) -> None:
+    """Name a board. A host key that is new is shown and must be accepted once; one that has changed stops."""
+    from trtq.deploy.devices import WORKDIR, parse_device, remember_device
+
+    device = parse_device(name, address, identity=identity, jump=jump, workdir=workdir or WORKDIR)
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.board import probe
+
+    with ConsoleProgress() as progress:
+        agent = Agent(device, progress)
+        _meet(agent, accept_key)
+        try:
+            board = probe(agent)
+        finally:
+            agent.close()
+    remember_device(device)
+    click.echo("\n".join([f"{name} is added.", *board.lines]))
+
+
+def _meet(agent, accept_key: str) -> None:  # type: ignore[no-untyped-def]
+    """Have a new host key accepted."""
+    from trtq.errors import HostKeyError
+
+    link = agent.link
+    try:
+        link.run("true")
+        return
+    except HostKeyError as exc:
+        if "has not been accepted" not in exc.why or "the host key of this host" not in exc.why:
+            raise
+    lines, shown = link.offered_key()
+    click.echo(f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen before:", err=True)
+    for line in shown:
+        click.echo(f"  {line}", err=True)
+    if accept_key:
+        if not any(accept_key in line.split() for line in shown):
+            raise HostKeyError(f"Cannot accept the host key of {agent.device.name}", f"none of them has the fingerprint {accept_key}")
+    elif not sys.stdin.isatty():
+        fingerprint = shown[0].split()[1] if shown else "SHA256:..."
+        raise HostKeyError(
+            f"The host key of {agent.device.name} must be accepted once", "there is no terminal to ask on",
+            f"Compare it with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add --accept-key {fingerprint}",
+        )  # fmt: skip
+    elif not click.confirm("Is it the board's own, and shall it be accepted?", err=True):
+        raise click.Abort
+    link.accept(lines)
+    link.run("true")
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+def list_(as_json: bool) -> None:
+    """List the boards that were added."""
+    from trtq.deploy.devices import known_devices
+
+    devices = known_devices()
+    if as_json:
+        print_json({n: msgspec.to_builtins(d) for n, d in devices.items()})
+        return
+    if not devices:
+        click.echo("none yet: trtq device add NAME user@host")
+    for name, device in devices.items():
+        port = f":{device.port}" if device.port else ""
+        click.echo(f"{name}: {device.address}{port}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
+
+
+@command.command("remove")
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget a board; nothing on it changes."""
+    from trtq.deploy.devices import forget_device
+
+    forget_device(name)
+    click.echo(f"{name} is forgotten; what lies on it stays")
+
+
+@command.command("probe")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def probe_(name: str, as_json: bool) -> None:
+    """Show board, software, power modes, rails, memory and disk, and what is missing with the command that mends it."""
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.board import probe
+    from trtq.deploy.devices import find_device
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        agent = Agent(find_device(name), progress)
+        try:
+            board = probe(agent)
+        finally:
+            agent.close()
+    if as_json:
+        print_json(board)
+    else:
+        click.echo("\n".join(board.lines))
+
+
+@command.command("shell")
+@click.argument("name")
+def shell(name: str) -> int:
+    """Open a shell on a board, with trtq's own way there."""
+    from trtq.deploy.devices import find_device
+    from trtq.deploy.ssh import Link
+
+    link = Link(find_device(name))
+    return subprocess.run(link.line(None, "-t", "-o", "RequestTTY=auto", "-o", "ControlPath=none"), check=False).returncode
+
+
+@command.command("logs")
+@click.argument("name")
+@click.argument("key", required=False)
+def logs(name: str, key: str | None) -> None:
+    """List the jobs on a board; with KEY (its first letters do), show what that job wrote."""
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.devices import find_device
+    from trtq.errors import UsageError
+
+    with ConsoleProgress() as progress:
+        agent = Agent(find_device(name), progress)
+        try:
+            found = agent.ask("list")
+            if key is None:
+                for entry in found["engines"]:
+                    model = (entry["manifest"] or {}).get("model") or ((entry["manifest"] or {}).get("spec") or {}).get(
+                        "onnx", "without a manifest"
+                    )
+                    click.echo(f"engine {entry['file']}: {entry['bytes'] / 1e6:.2f} MB, {model}")
+                for job in found["jobs"]:
+                    why = f" ({job['why']})" if job["why"] else ""
+                    click.echo(f"job {job['key']}: {job['title']}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
+                if not found["engines"] and not found["jobs"]:
+                    click.echo("nothing there yet")
+                return
+            fitting = [j["key"] for j in found["jobs"] if j["key"].startswith(key)]
+            if len(fitting) != 1:
+                raise UsageError(f"{len(fitting)} jobs on {name} begin with {key}", mend=f"See trtq device logs {name}")
+            click.echo(agent.ask("logs", key=fitting[0])["text"], nl=False)
+        finally:
+            agent.close()
+
+
+@command.command("clean")
+@click.argument("name")
+@click.option("--all", "everything", is_flag=True, help="The engines, too.")
+def clean(name: str, everything: bool) -> None:
+    """Remove uploads and jobs that have ended from a board; only inside the folder that trtq made there."""
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.devices import find_device
+
+    with ConsoleProgress() as progress:
+        agent = Agent(find_device(name), progress)
+        try:
+            found = agent.ask("clean", everything=everything)
+        finally:
+            agent.close()
+    kept = f"; {len(found['kept'])} jobs are still at work, so files and engines stay" if found["kept"] else ""
+    click.echo(f"{name}: {found['bytes'] / 1e6:.2f} MB removed{kept}")

@@ -1,0 +1,54 @@
+"""``trtq fleet``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from trtq.cli.deploy_cmd import onnx_of
+from trtq.cli.display import ConsoleProgress, print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import FleetSpec
+
+
+@click.group("fleet")
+def command() -> None:
+    """Several boards side by side, and the table of load time, latency and memory per model and device.
+
+    \b
+    Example:
+      trtq fleet deploy recipe.toml --devices nano,xavier,orin
+      trtq fleet bench
+    """
+
+
+def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
+    merged = collect(FleetSpec, values)
+    if needs_model:
+        require(merged, ("model",), "fleet deploy", "model")
+    spec = FleetSpec.make(merged)
+    from trtq.verbs.fleet import fleet
+
+    with ConsoleProgress(quiet=as_json) as progress:
+        made = tuple(onnx_of(m, progress) for m in spec.model)
+        record = fleet(msgspec.structs.replace(spec, model=made), progress)
+    print_record(record, as_json=as_json, lines=[f"Table: {spec.out}/fleet.json"])
+    return 1 if record.failed else 0 if record.valid else 3
+
+
+@command.command("deploy")
+@spec_options(FleetSpec, argument="model")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def deploy(as_json: bool, **values: Any) -> int:
+    """Build and measure each MODEL on every device at once; one that fails leaves the others alone. Exit code 1: one failed."""
+    return _run(values, as_json=as_json, needs_model=True)
+
+
+@command.command("bench")
+@spec_options(FleetSpec, argument="model")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def bench(as_json: bool, **values: Any) -> int:
+    """The table over whatever devices there are: without MODEL, of every engine that lies on them."""
+    return _run(values, as_json=as_json, needs_model=False)

@@ -1,0 +1,86 @@
+"""The engine on a board, run on real images: a runner like those here, through the TensorRT of the board's own Python."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trtq.agent import MARK, encode
+from trtq.artifact import digest_of, sha256_file
+from trtq.data.metrics import Array
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import Board
+from trtq.deploy.jobs import do
+from trtq.errors import BoardError
+
+BATCH = 8
+
+
+class BoardRunner:
+    """Runs an engine on a board; a whole set of images is one job.
+
+    Args:
+        agent: on the board.
+        board: as it was probed.
+        engine: path of the engine there, and its digest.
+        batch: most images at once: the largest batch the engine takes.
+
+    Raises:
+        BoardError: the board's Python has no TensorRT.
+    """
+
+    def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], batch: int) -> None:
+        if not board.tensorrt_python:
+            raise BoardError(
+                f"Cannot run images on {agent.device.name}", "its Python has no TensorRT",
+                "on the board: sudo apt-get install python3-libnvinfer"
+            )  # fmt: skip
+        self.agent, self.board, self.batch = agent, board, batch
+        self.path, self.sha256 = engine
+
+    def run(self, batch: Array) -> dict[str, Array]:
+        """Return every output by name; ``batch`` is float32 [N, C, H, W].
+
+        Raises:
+            BoardError: the engine does not run there.
+        """
+        home = self.board.home
+        with tempfile.TemporaryDirectory(prefix="trtq-images-") as folder:
+            local = Path(folder) / "images.bin"
+            np.ascontiguousarray(batch, dtype=np.float32).tofile(local)
+            digest = sha256_file(local)
+            name = f"files/{digest}.bin"
+            request = {
+                "engine": self.path, "input": f"{home}/{name}", "output": f"{home}/files/{digest}.out", "shape": list(batch.shape[1:]),
+                "count": len(batch), "batch": self.batch,
+            }  # fmt: skip
+            step = {"name": "images", "argv": [self.board.python_path, self.board.agent, "infer", encode(request)]}
+            key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]
+            self.agent.upload(local, name, digest)
+            lines: list[str] = []
+            self.agent.told.begin(f"Running {len(batch)} images on {self.agent.device.name}", 0)
+            result = do(self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True}, line=lines.append)
+            if not result["ok"]:
+                said = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
+                raise BoardError(f"Cannot run images on {self.agent.device.name}", (said[-1] if said else result["why"])[:400])
+            head: dict[str, Any] = next(json.loads(ln[len(MARK) :]) for ln in reversed(lines) if ln.startswith(MARK))
+            data = np.fromfile(self.agent.download(f"files/{digest}.out", Path(folder) / "answers.bin"), dtype=np.float32)
+            self.agent.ask("remove", names=[name, f"files/{digest}.out"])
+        return _split(data, head["outputs"], len(batch), self.batch)
+
+
+def _split(data: Array, outputs: list[dict[str, Any]], count: int, size: int) -> dict[str, Array]:
+    """Return outputs by name from what the agent wrote: batch by batch, in each batch one output after another."""
+    parts: dict[str, list[Array]] = {o["name"]: [] for o in outputs}
+    place = 0
+    for start in range(0, count, size):
+        n = min(size, count - start)
+        for o in outputs:
+            length = n * int(np.prod(o["shape"], dtype=np.int64))
+            parts[o["name"]].append(data[place : place + length].reshape(n, *o["shape"]))
+            place += length
+    return {k: np.concatenate(v) for k, v in parts.items()}

@@ -1,0 +1,175 @@
+"""What the agent found out about a board, and what follows for a build."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trtq.deploy.agent_client import Agent
+from trtq.engine.targets import Target, parse_target
+from trtq.engine.versions import OLDEST, Version, shown
+from trtq.errors import BoardError
+from trtq.export.calibration_cache import version_of
+
+GIB = 2**30
+# Scratch memory for kernels that leaves the builder room, MiB by MemTotal (facts: builds on boards of 2, 4 and 8 GB); None: what there is.
+WORKSPACES = ((2.5 * GIB, 128), (5 * GIB, 256), (9 * GIB, 1024))
+
+
+class Board(msgspec.Struct, frozen=True, kw_only=True):
+    """A probed board; what could not be told is None.
+
+    Attributes:
+        board: name of the target, such as ``orin-nano``.
+        trtexec: path, number (8201) and, where it did not start, what it said.
+        tensorrt: version of the library that is installed; ``tensorrt_python``: whether the system's Python has its module.
+        memory, disk: bytes.
+        power: the total in mW at that moment, what the figure is, where it was read.
+        root: whether sudo works without a password.
+        missing: what is not as it should be, each with the command that mends it.
+        time: of the board's clock, which may stand in 1970.
+    """
+
+    model: str | None
+    board: str | None
+    soc: str | None
+    capability: str | None
+    l4t: str | None
+    jetpack: str | None
+    kernel: str
+    machine: str
+    python: str
+    python_path: str
+    agent: str
+    tensorrt: str | None
+    trtexec: dict[str, Any] | None
+    tensorrt_python: bool
+    home: str
+    memory: dict[str, int | None]
+    disk: dict[str, int]
+    power_mode: dict[str, Any]
+    clocks: dict[str, Any]
+    power: dict[str, Any]
+    temperatures: dict[str, float]
+    throttling: dict[str, int]
+    root: bool
+    user: str
+    groups: list[str]
+    boot_id: str
+    time: float
+    desktop: bool
+    container: bool
+    tools: dict[str, str | None]
+    missing: list[dict[str, str]]
+    compatible: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """What to call it."""
+        return self.model or (f"a {self.soc} board" if self.soc else "a machine that is no Jetson")
+
+    @property
+    def number(self) -> int | None:
+        """The TensorRT that builds here, as trtexec numbers it; of the library where there is no trtexec."""
+        if self.trtexec is not None and self.trtexec["number"] is not None:
+            return int(self.trtexec["number"])
+        if self.tensorrt is None:
+            return None
+        major, minor, patch = map(int, self.tensorrt.split("."))
+        return major * (1000 if major < 10 else 10000) + minor * 100 + patch
+
+    @property
+    def release(self) -> Version:
+        """Major and minor version of that TensorRT.
+
+        Raises:
+            BoardError: there is none, or one older than trtq knows.
+        """
+        if self.number is None:
+            raise BoardError(
+                f"There is no TensorRT on {self.name}", "no libnvinfer, no trtexec", "on the board: sudo apt-get install nvidia-jetpack"
+            )
+        version = version_of(self.number)
+        if version < OLDEST:
+            raise BoardError(
+                f"Cannot build on {self.name}",
+                f"it has TensorRT {shown(version)} (JetPack {self.jetpack}), trtq knows it from {shown(OLDEST)} on",
+                "Flash JetPack 4.6 or later" if self.soc in ("tegra210", "tegra186") else "Flash a newer JetPack",
+            )  # fmt: skip
+        return version
+
+    @property
+    def target(self) -> Target:
+        """The board as a target to build for.
+
+        Raises:
+            BoardError: it is no Jetson.
+            UsageError: its TensorRT has no kernels for it.
+        """
+        if self.capability is None:
+            said = ", ".join(self.compatible[:3]) or "no device tree"
+            raise BoardError(
+                f"{self.name} cannot be deployed to", f"it is no Jetson that trtq knows ({said})", "trtq build builds on this machine"
+            )
+        name = self.board or f"sm{self.capability.replace('.', '')}"
+        return parse_target(f"{name}@{shown(self.release)}")
+
+    @property
+    def workspace(self) -> int | None:
+        """Scratch memory to build with, MiB; None for what there is."""
+        total = self.memory.get("MemTotal")
+        return next((mib for most, mib in WORKSPACES if total is not None and total < most), None)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The machine card of records."""
+        clocks = self.clocks.get("gpu") or {}
+        return {
+            "kind": "jetson", "host": self.user, "cpu": self.machine, "container": "docker" if self.container else "none seen",
+            "jetson": {"model": self.model, "soc": self.soc, "l4t": self.l4t, "jetpack": self.jetpack,
+                       "power_mode": self.power_mode["name"],
+                       "clocks": "pinned" if self.clocks["pinned"] else "not pinned", "gpu_max_hz": clocks.get("max_freq")},
+            "kernel": self.kernel, "memory_bytes": self.memory.get("MemTotal"), "tensorrt": self.tensorrt, "trtexec": self.number,
+            "python": self.python, "temperatures": self.temperatures,
+        }  # fmt: skip
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person should know, line by line."""
+        memory, watts = self.memory, self.power
+        swap = memory.get("SwapTotal")
+        mode = self.power_mode
+        made = [
+            f"{self.name}, {self.soc or 'unknown SoC'}, compute capability {self.capability or 'unknown'}",
+            f"JetPack {self.jetpack or 'unknown'} (L4T {self.l4t or 'unknown'}), kernel {self.kernel}, Python {self.python}",
+            f"TensorRT {self.tensorrt or 'unknown'}; trtexec {self.trtexec['path'] if self.trtexec else 'not there'}; Python module "
+            f"{'there' if self.tensorrt_python else 'not there'}",
+            f"memory {_gb(memory.get('MemAvailable'))} free of {_gb(memory.get('MemTotal'))}, swap {_gb(swap) if swap else 'none'}; "
+            f"disk {_gb(self.disk['free'])} free at {self.home}",
+            f"power mode {mode['name'] or 'unknown'}{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; clocks "
+            f"{'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo {'without password' if self.root else 'needs a password'}",
+            f"power n/a: {watts['what']}" if watts["mw"] is None else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
+        ]  # fmt: skip
+        if self.temperatures:
+            hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
+            made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")
+        made += [f"missing: {m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing]
+        return made
+
+
+def _gb(value: int | None) -> str:
+    return "unknown" if value is None else f"{value / 1e9:.2f} GB"
+
+
+def probe(agent: Agent) -> Board:
+    """Return what a board is.
+
+    Raises:
+        DeviceError: it cannot be reached, or its answer cannot be read.
+    """
+    answer = agent.ask("probe")
+    try:
+        return msgspec.convert({k: v for k, v in answer.items() if k != "event"}, Board)
+    except msgspec.ValidationError as exc:
+        raise BoardError(f"Cannot read what {agent.device.name} says of itself", str(exc)) from exc

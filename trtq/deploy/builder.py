@@ -1,0 +1,148 @@
+"""A board as a builder: the same protocol as the builders here, the engine stays there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import digest_of, sha256_file
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import Board
+from trtq.deploy.jobs import do
+from trtq.engine.failures import explain
+from trtq.engine.python_api import PythonBuilder
+from trtq.engine.settings import Built, Settings
+from trtq.engine.trtexec import TrtexecBuilder
+from trtq.engine.trtexec_log import dotted, read_log
+from trtq.engine.versions import API, FLAGS, has_api, shown, within
+from trtq.errors import BuilderMemoryError, EngineError
+from trtq.progress import Progress
+
+MARGIN_BYTES = 64 * 2**20
+
+
+class BoardBuilder:
+    """Builds with the trtexec of a board, or through its Python where there is none.
+
+    Args:
+        agent: on the board.
+        board: as it was probed.
+        engine: name of the engine in the work folder.
+        told: hears how it goes.
+        power: power mode and pinning of the job.
+    """
+
+    def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any]) -> None:
+        self.agent, self.board, self.engine, self.told, self.power = agent, board, engine, told, power
+        self.version = board.release
+        there = board.trtexec is not None and board.trtexec["number"] is not None
+        self.name = "trtexec" if there else "tensorrt"
+        self.executable = str(board.trtexec["path"]) if board.trtexec is not None and there else ""
+        self.spelled = TrtexecBuilder(self.executable, self.version, told)
+        self.workspace = board.workspace or self.spelled.workspace
+        self.uploads: list[str] = []
+
+    @property
+    def target_path(self) -> str:
+        """Where the engine will lie."""
+        return f"{self.board.home}/{self.engine}"
+
+    def build(self, source: Path, settings: Settings) -> Built:
+        """Send the model, build there, and fetch what the builder said.
+
+        Raises:
+            EngineError: the builder refuses (its error lines).
+            DeviceError: the board went away for good, or refuses.
+        """
+        digest, board = sha256_file(source), self.board
+        name = f"files/{digest}.onnx"
+        beside, report = f"{self.target_path}.new", f"{self.target_path}.layers"
+        cache = f"{board.home}/timing.{board.number}.cache"
+        options = msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new")
+        asked = replace(settings, options=options)
+        reports = within(FLAGS["exportLayerInfo"], self.version)
+        argv = self._argv(Path(f"{board.home}/{name}"), Path(beside), asked, Path(f"{report}.new") if reports else None)
+        step = {
+            "name": "build", "argv": argv, "fresh": [beside, f"{report}.new", f"{cache}.new"], "copies": [[cache, f"{cache}.new"]],
+            "makes": [[beside, self.target_path], [f"{report}.new", f"{report}.gz"], [f"{cache}.new", cache]],
+        }  # fmt: skip
+        size = source.stat().st_size
+        job = {
+            "title": f"the build of {self.engine.rpartition('/')[2][:12]}", "steps": [step], **self.power,
+            "needs_bytes": size + MARGIN_BYTES,
+        }  # fmt: skip
+        self.agent.upload(source, name, digest)
+        self.uploads.append(name)
+        lines: list[str] = []
+
+        def line(text: str) -> None:
+            lines.append(text)
+            if "] [I] " in text:
+                self.told.status(text.partition("] [I] ")[2].strip()[:80])
+                self.told.advance(0)
+
+        self.told.begin(f"Building on {self.agent.device.name}", 0)
+        key = digest_of({"argv": argv, "model": digest, "engine": self.engine, **self.power})[:32]
+        result = do(self.agent, key, job, line=line)
+        log = read_log("\n".join(lines))
+        who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
+        where = f"{who} cannot build the engine for {settings.target.device}"
+        ran = result["steps"][0]
+        if not result["ok"]:
+            unknown = [ln for ln in lines if ln.startswith("Unknown option")]
+            if not ran["rc"]:
+                raise EngineError(where, result["why"], result["mend"])
+            raise self._advised(explain(where, [*log.errors, *unknown], ran["rc"], last=lines[-1] if lines else result["why"]), result)
+        made = ran["files"].get(self.target_path)
+        if made is None:
+            raise EngineError(where, "it ended well and wrote no engine")
+        return Built(
+            plan=b"", version=log.version or (dotted(board.number) if board.number is not None else shown(self.version)),
+            tensors=[], log=log.warnings, numbers=log.numbers,
+            layers=self._layers(ran["files"].get(f"{report}.gz"), f"{self.engine}.layers.gz"), away=(made["sha256"], made["bytes"]),
+        )  # fmt: skip
+
+    def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
+        if self.executable:
+            return self.spelled.command(source, out, settings, report=report)
+        from trtq.agent import encode
+
+        plain = replace(settings, options=msgspec.structs.replace(settings.options, timing_cache=None))
+        request = PythonBuilder("tensorrt", self.version, self.told).request(source, out, plain, None)
+        request["report"] = str(report) if report is not None else None
+        request["apis"] = sorted(n for n in API if has_api(n, self.version))
+        return [self.board.python_path, self.board.agent, "build-engine", encode(request)]
+
+    def _layers(self, made: dict[str, Any] | None, name: str) -> bytes | None:
+        if made is None:
+            return None
+        import gzip
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
+            return gzip.decompress(self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"]).read_bytes())
+
+    def _advised(self, error: EngineError, result: dict[str, Any]) -> EngineError:
+        """Say what the board had, where memory was the reason."""
+        if not isinstance(error, BuilderMemoryError):
+            return error
+        least = (result.get("watch") or {}).get("least_free")
+        swap = self.board.memory.get("SwapTotal") or 0
+        had = f"; {least / 1e6:.0f} MB were free at the least" if least is not None else ""
+        mends = ["Stop the desktop there (sudo systemctl isolate multi-user.target)"] * self.board.desktop
+        mends += ["close what uses CUDA there", "give less with --workspace"]
+        if swap < 2 * 2**30:
+            mends.append(f"add swap for the host's part (there are {swap / 1e9:.1f} GB; pages of the GPU cannot be swapped)")
+        return BuilderMemoryError(error.what, f"{error.why}{had}", f"{', or '.join(mends)}")
+
+    def keeps(self, node: str) -> bool:
+        """Whether a node can be kept in float32."""
+        return bool(self.executable) and self.spelled.keeps(node)
+
+    def show(self, source: Path, out: Path, settings: Settings) -> str:
+        """Return the command line that would run on the board."""
+        return self.spelled.show(source, out, settings) if self.executable else json.dumps(self._argv(source, out, settings, None))

@@ -1,0 +1,139 @@
+"""The boards a user has named: one JSON file in the user's configuration folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from trtq.artifact import locked, write_json
+from trtq.errors import DeviceError, UsageError, suggest
+
+# What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
+USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.%\w]+\]"
+ADDRESS = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST})(?::(?P<port>\d{{1,5}}))?")
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+WORKDIR = ".trtq"
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A board and the way to it.
+
+    Attributes:
+        name: what the user calls it.
+        user, host, port: of its SSH server; what is empty or None is what the user's own SSH configuration says.
+        identity: private key file, "" for what SSH finds.
+        jump: host to go through, as for ``ssh -J``; "" for none.
+        workdir: folder on the board that is ours.
+    """
+
+    name: str
+    host: str
+    user: str = ""
+    port: int | None = None
+    identity: str = ""
+    jump: str = ""
+    workdir: str = WORKDIR
+
+    @property
+    def address(self) -> str:
+        """As it was typed."""
+        return f"{self.user}@{self.host}" * bool(self.user) or self.host
+
+
+def parse_device(name: str, address: str, *, identity: str = "", jump: str = "", workdir: str = WORKDIR) -> Device:
+    """Return the device that an address names.
+
+    Raises:
+        UsageError: a name, an address or a jump host that is none, or an identity file that is not there.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"Cannot call a device {name!r}", "a name has letters, digits, ., _ and -", "Call it like nano or lab-orin.local")
+    found = ADDRESS.fullmatch(address)
+    if found is None:
+        raise UsageError(
+            f"Cannot read the address {address!r}", "expected user@host or user@host:port", "Write it like jetson@192.168.55.1"
+        )
+    port = int(found["port"]) if found["port"] else None
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535")
+    for hop in filter(None, jump.split(",")):
+        if not ADDRESS.fullmatch(hop):
+            raise UsageError(f"Cannot read the jump host {hop!r}", "expected user@host or user@host:port", "Write it like me@gateway:2222")
+    key = ""
+    if identity:
+        key = str(Path(identity).expanduser().resolve())
+        if not Path(key).is_file():
+            raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
+    if not workdir or "\0" in workdir or workdir.startswith("-"):
+        raise UsageError(f"Cannot use --workdir {workdir!r}", "expected a folder on the board", "Write it like /mnt/nvme/trtq")
+    return Device(
+        name=name, host=found["host"].strip("[]"), user=found["user"] or "", port=port, identity=key, jump=jump, workdir=workdir
+    )  # fmt: skip
+
+
+def config_folder() -> Path:
+    """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder."""
+    given = os.environ.get("TRTQ_CONFIG")
+    return Path(given) if given else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "trtq"
+
+
+def known_devices() -> dict[str, Device]:
+    """Return the devices by name.
+
+    Raises:
+        DeviceError: the file is damaged.
+    """
+    path = config_folder() / "devices.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise DeviceError(f"Cannot read the devices in {path}", str(exc), "Mend the file, or move it away and add them again") from exc
+
+
+@contextlib.contextmanager
+def _changing() -> Iterator[dict[str, Device]]:
+    folder = config_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(folder / ".devices.lock"):
+        devices = known_devices()
+        yield devices
+        write_json(folder / "devices.json", devices)
+
+
+def remember_device(device: Device) -> None:
+    """Add a device, or replace the one of its name."""
+    with _changing() as devices:
+        devices[device.name] = device
+
+
+def forget_device(name: str) -> None:
+    """Remove a device; nothing on the board changes.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    find_device(name, addresses=False)
+    with _changing() as devices:
+        devices.pop(name, None)
+
+
+def find_device(name: str, *, addresses: bool = True) -> Device:
+    """Return the device called ``name``; with ``addresses``, ``user@host`` and host names work without being added.
+
+    Raises:
+        UsageError: there is none (the nearest are suggested).
+    """
+    devices = known_devices()
+    if name in devices:
+        return devices[name]
+    if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
+        return parse_device(re.sub(r"[^\w.-]", "-", name), name)
+    mend = suggest(name, devices) if devices else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
+    raise UsageError(f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend)

@@ -1,0 +1,52 @@
+"""Work on a board: started once, found again, and started once more when the board lost it."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from trtq.deploy.agent_client import Agent
+from trtq.errors import BoardError
+
+MOST_RESTARTS = 2
+
+
+def owner() -> str:
+    """Return who asks, as another workstation is told."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "somebody"
+    return f"{user}@{socket.gethostname()}"
+
+
+def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Return the result of a job, whoever started it; a job whose process or board went away is started again, twice at most.
+
+    Args:
+        agent: on the board.
+        key: of the job: the same work has the same key.
+        job: title, steps, power mode, pinning; see the agent.
+        line: receives every line that its programs write.
+
+    Raises:
+        BoardError: it was lost again and again, or the board refused.
+    """
+    for attempt in range(MOST_RESTARTS + 1):
+        agent.ask("start", key=key, job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0})
+        now = agent.follow(key, line)
+        if now["state"] == "done":
+            result: dict[str, Any] = now["result"]
+            if not result["ok"] and not result["steps"]:
+                mend = str(result["mend"]).replace("NAME", agent.device.name)
+                raise BoardError(f"{agent.device.name} cannot do {job['title']}", result["why"], mend)
+            return result
+        why = now.get("why", "somebody removed it")
+        if attempt < MOST_RESTARTS:
+            agent.told.note(f"{agent.device.name}: {job['title']} was lost: {why}; starting it again")
+    raise BoardError(
+        f"{agent.device.name} lost {job['title']} {MOST_RESTARTS + 1} times", why, "Look at its power supply and memory: trtq device probe "
+        f"{agent.device.name}",
+    )  # fmt: skip

@@ -1,0 +1,193 @@
+"""What a deployment left, and the table of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trtq.bench.record import BenchRow
+from trtq.engine.agreement import AgreementRecord
+from trtq.engine.manifest import EngineManifest
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine on images, on the board.
+
+    Attributes:
+        images: how many, and where they are from.
+        top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on the same images.
+        agreement: the engine held against the ONNX file.
+    """
+
+    images: int
+    data: str
+    top1: float | None
+    reference_top1: float | None
+    agreement: AgreementRecord
+
+
+class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on one board; written as deploy.json.
+
+    Attributes:
+        device: as the user calls it; ``board``: as it was probed.
+        onnx: the file that was sent.
+        engine: path on the board; ``fetched``: where a copy lies here, "" for none.
+        built: False when the very engine was there already.
+        manifest: of the engine.
+        rows: what was measured, one for each batch; ``measured``: False when these figures were there already.
+        accuracy: on images; None without any.
+        sent, received: bytes over the link.
+        restored: the power mode that was set back to, None where nothing had been set.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    key: str
+    device: str
+    address: str
+    board: dict[str, Any]
+    onnx: str
+    engine: str
+    fetched: str
+    built: bool
+    manifest: EngineManifest
+    rows: list[BenchRow]
+    measured: bool
+    accuracy: Accuracy | None
+    unavailable: dict[str, str]
+    notes: list[str]
+    sent: int
+    received: int
+    seconds: float
+    restored: str | None
+    environment: dict[str, Any]
+
+    @property
+    def valid(self) -> bool:
+        """Whether every figure may be used."""
+        return all(r.valid for r in self.rows)
+
+    @property
+    def summary(self) -> str:
+        """A few lines for a person."""
+        how = "built" if self.built else "was there already"
+        lines = [f"{self.device}: {self.engine} {how}: {self.manifest.summary}"]
+        lines += [f"{'' if self.measured else '(measured before) '}{r.summary}" for r in self.rows]
+        if self.accuracy is not None:
+            a = self.accuracy
+            top = (
+                f"top-1 {a.top1:.2f} % (the ONNX file {a.reference_top1:.2f} %), "
+                if a.top1 is not None and a.reference_top1 is not None
+                else ""
+            )
+            lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}")
+        return "\n".join(lines)
+
+
+class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model and batch on one device; what is None is named in ``why``.
+
+    Attributes:
+        precision: of the engine, such as ``INT8 + fp16``.
+        load_ms: from the start of a process until it infers; latency_ms: GPU time of a request, median with its 95 % interval.
+        memory_bytes: growth of the board's used memory.
+        millijoule: of an image, gross.
+    """
+
+    device: str
+    board: str
+    model: str
+    batch: int
+    precision: str
+    power_mode: str
+    load_ms: float | None = None
+    latency_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    memory_bytes: int | None = None
+    millijoule: float | None = None
+    engine_bytes: int | None = None
+    valid: bool = False
+    why: str = ""
+
+
+class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Several models on several devices; written as fleet.json.
+
+    Attributes:
+        rows: one for each device, model and batch; a device that failed has one that says why.
+        records: deploy.json of each, relative to this file.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    rows: list[FleetRow]
+    records: list[str]
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def failed(self) -> list[str]:
+        """The devices that gave nothing, each with the reason."""
+        return [f"{r.device}, {r.model}: {r.why}" for r in self.rows if r.latency_ms is None and r.why]
+
+    @property
+    def valid(self) -> bool:
+        """Whether every row may be used."""
+        return all(r.valid for r in self.rows)
+
+    @property
+    def summary(self) -> str:
+        """The table."""
+        head = (
+            "device",
+            "board",
+            "model",
+            "batch",
+            "precision",
+            "power mode",
+            "load, ms",
+            "latency, ms",
+            "memory, MB",
+            "mJ an image",
+            "valid",
+        )
+        body = [
+            (
+                r.device, r.board, r.model, str(r.batch), r.precision, r.power_mode, _shown(r.load_ms, ".0f"),
+                _shown(r.latency_ms, ".3f") + ("" if r.low_ms is None or r.high_ms is None else f" [{r.low_ms:.3f}, {r.high_ms:.3f}]"),
+                _shown(r.memory_bytes / 1e6 if r.memory_bytes is not None else None, ".0f"), _shown(r.millijoule, ".3g"),
+                "yes" if r.valid else "no",
+            ) for r in self.rows
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *body)]
+        return "\n".join([*lines, *(f"{r.device}, {r.model}: {r.why}" for r in self.rows if r.why)])
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow]) -> list[FleetRow]:
+    """Return the rows of the table for what was measured of one engine."""
+    precision = (f"INT8 + {manifest.precision}" if manifest.quantized_tensors else manifest.precision).replace("fp", "FP")
+    rows = []
+    for r in found:
+        timing, power = r.gpu, r.settings.get("power_mode")
+        rows.append(
+            FleetRow(
+                device=device, board=board, model=model, batch=r.batch,
+                precision=precision, power_mode=f"{power or 'unknown'}, clocks {r.settings.get('clocks')}",
+                load_ms=r.load[0].total.median if r.load else None, latency_ms=timing.median.value if timing else None,
+                low_ms=timing.median.low if timing else None, high_ms=timing.median.high if timing else None,
+                memory_bytes=r.memory.device if r.memory else None, millijoule=1e3 * r.energy.gross_j if r.energy else None,
+                engine_bytes=manifest.engine_bytes, valid=r.valid,
+                why="; ".join([*r.reasons, *([manifest.fallback] if manifest.fallback else [])]),
+            )
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,293 @@
+"""``trtq deploy``: one model on one board, built, measured and kept there, as often as asked and only as far as something changed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, write_json
+from trtq.bench.record import BenchRecord, BenchRow
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import Board, probe
+from trtq.deploy.builder import BoardBuilder
+from trtq.deploy.devices import find_device
+from trtq.deploy.record import Accuracy, DeployRecord
+from trtq.engine.build import describe
+from trtq.engine.coverage import cover, require_codes
+from trtq.engine.job import Job, prepare
+from trtq.engine.ladder import climb
+from trtq.engine.manifest import EngineManifest, manifest_path
+from trtq.errors import ArtifactError, BoardError, UsageError
+from trtq.export.strip import strip_at
+from trtq.progress import Progress, Silent
+from trtq.recipe import BuildSpec, DeployOptions, DeploySpec
+from trtq.verbs.profile_for import profile_for
+
+RECORD = "deploy.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an earlier deployment of the same thing left here."""
+
+    key: str = ""
+    rows: tuple[BenchRow, ...] = ()
+    bench_key: str = ""
+
+
+def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
+    """Build an ONNX file on a board, measure it there, and keep the engine there with its manifest.
+
+    A board without INT8 gets the FP16 engine of the same model. What is there and has not changed is neither built nor measured again.
+
+    Raises:
+        UsageError: an unknown device, or a setting that the board cannot have.
+        DeviceError: the board cannot be reached, or refuses.
+        EngineError: the builder there refuses, or the engine computes nothing in INT8.
+    """
+    told, began = progress or Silent(), time.perf_counter()
+    device = find_device(spec.device)
+    source = Path(spec.model)
+    if not source.is_file():
+        raise UsageError(f"Cannot deploy {spec.model}", "there is no such file", "Give an ONNX file or a recipe.toml")
+    agent = Agent(device, told, patience_s=spec.patience)
+    try:
+        board = probe(agent)
+        target = board.target
+        require_mode(spec, board)
+        out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{source.stem}"))
+        with locked(out / ".trtq.lock", waiting=told.note):
+            file = profile_for(source, target, spec.precision, told)
+            job = prepare(_build_spec(spec, file.path, target.name, board, out))
+            job = replace(job, fallback=job.fallback or file.fallback)
+            return _Deployment(spec, agent, board, job, out, [*file.notes, *job.notes], told, began).run()
+    finally:
+        agent.close()
+
+
+def require_mode(spec: DeployOptions, board: Board) -> None:
+    """Refuse a power mode or pinning that the board cannot have, before any work."""
+    if spec.power_mode is None and not spec.lock_clocks:
+        return
+    modes = board.power_mode["modes"]
+    if spec.power_mode is not None and modes and spec.power_mode not in modes:
+        raise UsageError(
+            f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}", f"Write --power-mode {next(iter(modes))}"
+        )
+    already = spec.power_mode in (None, board.power_mode["name"]) and (not spec.lock_clocks or board.clocks["pinned"])
+    if not board.root and not already:
+        raise BoardError(
+            f"Cannot set the power mode or the clocks of {board.name}", "sudo asks for a password there, and trtq never does",
+            next((m["mend"] for m in board.missing if "sudo" in m["what"]), ""),
+        )  # fmt: skip
+
+
+def power_of(spec: DeployOptions, board: Board) -> dict[str, Any]:
+    """Return what a job must set on the board: nothing where it is so already."""
+    return {
+        "mode": spec.power_mode if spec.power_mode != board.power_mode["name"] else None,
+        "pin": spec.lock_clocks and not board.clocks["pinned"],
+    }  # fmt: skip
+
+
+def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:
+    asked = f"{target}@{board.release[0]}.{board.release[1]}"
+    return BuildSpec(
+        onnx=str(onnx), target=asked, out=str(out / "engine"), backend="trtexec", precision=spec.precision, batch=spec.batch, fallback=True,
+        workspace=spec.workspace, optimization_level=spec.optimization_level, dla=spec.dla, gpu_fallback=spec.gpu_fallback,
+    )  # fmt: skip
+
+
+class _Deployment:
+    """One run of ``deploy`` once everything is known."""
+
+    def __init__(
+        self, spec: DeploySpec, agent: Agent, board: Board, job: Job, out: Path, notes: list[str], told: Progress, began: float
+    ) -> None:  # fmt: skip
+        self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = spec, agent, board, job, out, told, began
+        self.notes = list(dict.fromkeys(notes))
+        for line in self.notes:
+            told.note(line)
+        if job.fallback:
+            told.note(job.fallback)
+        self.power = power_of(spec, board)
+        mode = spec.power_mode or board.power_mode["name"]
+        # What an engine depends on: a plan is good for one release on one board in one mode.
+        self.key = digest_of(
+            {
+                "onnx": job.onnx_sha256, "spec": {k: v for k, v in msgspec.to_builtins(job.spec).items() if k not in ("onnx", "out")},
+                "tensorrt": board.number, "model": board.model, "capability": board.capability, "mode": mode,
+                "memory": round((board.memory.get("MemTotal") or 0) / 2**28), "pinned": spec.lock_clocks,
+            }
+        )  # fmt: skip
+        self.engine = f"engines/{self.key[:32]}.engine"
+
+    def run(self) -> DeployRecord:
+        """Do what is left to do."""
+        seen = self._seen()
+        manifest, built = self._manifest()
+        path = f"{self.board.home}/{self.engine}"
+        rows, measured, bench_key = self._bench(manifest, path, seen)
+        missing: dict[str, str] = {}
+        accuracy = None
+        if self.spec.data is not None:
+            try:
+                accuracy = self._accuracy(manifest, path)
+            except BoardError as exc:
+                missing["accuracy"] = exc.why or exc.what
+                self.told.note(f"accuracy n/a: {exc}")
+        fetched = ""
+        if self.spec.fetch_engine:
+            name = f"{Path(self.spec.model).stem}.{self.agent.device.name}.engine"
+            fetched = str(self.agent.download(self.engine, self.out / name, digest=manifest.engine_sha256))
+            write_json(manifest_path(Path(fetched)), manifest)
+        mode = self.board.power_mode["name"] if self.power["mode"] is not None or self.power["pin"] else None
+        record = DeployRecord(
+            schema=SCHEMA, verb="deploy", spec={**msgspec.to_builtins(self.spec), "bench_key": bench_key}, key=self.key,
+            device=self.agent.device.name, address=self.agent.device.address,
+            board=msgspec.to_builtins(self.board), onnx=self.job.spec.onnx,
+            engine=path, fetched=fetched, built=built, manifest=manifest, rows=rows, measured=measured, accuracy=accuracy,
+            unavailable=missing,
+            notes=self.notes, sent=self.agent.sent, received=self.agent.received, seconds=round(time.perf_counter() - self.began, 3),
+            restored=mode, environment=environment(),
+        )  # fmt: skip
+        write_json(self.out / RECORD, record)
+        if measured and rows:
+            self._remember(record)
+        return record
+
+    def _seen(self) -> Seen:
+        """Return what deploy.json of an earlier run says; nothing where it cannot be read."""
+        try:
+            record = msgspec.json.decode((self.out / RECORD).read_bytes(), type=DeployRecord)
+        except (OSError, msgspec.MsgspecError):
+            return Seen()
+        return Seen(record.key, tuple(record.rows), str(record.spec.get("bench_key", "")))
+
+    def _manifest(self) -> tuple[EngineManifest, bool]:
+        """Return the manifest of the engine on the board, built where it is not there."""
+        there = self.agent.ask("engine", name=self.engine)["manifest"]
+        if there is not None and not self.spec.again:
+            try:
+                return msgspec.convert(there, EngineManifest), False
+            except msgspec.ValidationError:
+                self.told.note("the manifest there is of another version of trtq: building again")
+        job, told = self.job, self.told
+        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power)
+        settings = job.settings(builder, self.board.number)
+        for line in job.unkept(settings):
+            told.note(line)
+            self.notes.append(line)
+        started = time.perf_counter()
+        found = climb(builder, job, settings, told)
+        asked = strip_at(job.model, found.without) if found.without else job.model
+        coverage, rows = cover(asked, found.built, builder.name, job.target)
+        require_codes(coverage, rows, job.pairs, job.target)
+        manifest = describe(
+            job, builder, settings, found, seconds=round(time.perf_counter() - started, 3), audit=rows, coverage=coverage, agreement=None
+        )
+        self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
+        if not self.spec.keep:
+            self.agent.ask("remove", names=builder.uploads)
+        return manifest, True
+
+    def _bench(self, manifest: EngineManifest, path: str, seen: Seen) -> tuple[list[BenchRow], bool, str]:
+        """Return the rows, whether they were measured now, and what they depend on."""
+        spec = self.spec
+        if not spec.bench:
+            return [], False, ""
+        key = digest_of(
+            {
+                "engine": manifest.engine_sha256, "mode": spec.power_mode or self.board.power_mode["name"], "pinned": spec.lock_clocks,
+                **{n: getattr(spec, n) for n in ("bench_batch", "duration", "min_samples", "energy", "cuda_graph")},
+            }
+        )  # fmt: skip
+        if seen.bench_key == key and seen.rows and not spec.again:
+            return list(seen.rows), False, key
+        from trtq.deploy.measure import measure
+
+        return measure(self.agent, self.board, manifest, path, spec, self.power, self.out), True, key
+
+    def _accuracy(self, manifest: EngineManifest, path: str) -> Accuracy:
+        """Run images on the board, and the ONNX file on the same images here."""
+        import numpy as np
+
+        from trtq.data.metrics import predictions
+        from trtq.data.preprocess import Preprocess, batches
+        from trtq.data.source import open_source
+        from trtq.deploy.accuracy import BATCH, BoardRunner
+        from trtq.engine.agreement import answers, check_agreement
+        from trtq.engine.runner import OnnxRunner
+        from trtq.export.onnx_file import get_metadata
+
+        spec, job = self.spec, self.job
+        stored = get_metadata(job.model).get("preprocess")
+        if stored is None:
+            raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
+        source = open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None)
+        low, _, high = manifest.batch
+        size = high if low == high else min(BATCH, high)
+        count = min(spec.images, len(source))
+        count -= count % size if low == high and count > size else 0
+        indices = source.sample(count, 0)
+        images = [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
+        runner = BoardRunner(self.agent, self.board, (path, manifest.engine_sha256), size)
+        got = runner.run(np.concatenate(images))
+        source_model = job.source(
+            job.settings(BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)), self.board.release
+        )
+        agreement = check_agreement(
+            job.model, source_model, images, engine=_Answered(got), rebuild=_not_there, missing=[],
+            yardstick="the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written",
+        )  # fmt: skip
+        top, reference = None, None
+        if source.labels is not None:
+            labels = np.asarray([source.labels[i] for i in indices])
+            name = next(iter(got))
+            top = 100.0 * float((predictions(got[name].astype(np.float64)) == labels).mean())
+            here = answers(OnnxRunner(job.model), images)
+            reference = 100.0 * float((predictions(here[next(iter(here))]) == labels).mean())
+        return Accuracy(images=len(indices), data=str(spec.data), top1=top, reference_top1=reference, agreement=agreement)
+
+    def _remember(self, record: DeployRecord) -> None:
+        """Put the rows into bench.json and the history, like those measured here."""
+        from trtq.bench.history import remember
+
+        said = " ".join(["trtq", "deploy", record.device, self.spec.model])
+        bench = BenchRecord(
+            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[], card=self.board.card,
+            valid=record.valid, notes=record.notes, seconds=record.seconds, environment=record.environment,
+        )  # fmt: skip
+        write_json(self.out / "bench.json", bench)
+        try:
+            remember(bench)
+        except ArtifactError as exc:
+            self.told.note(str(exc))
+
+
+class _Answered:
+    """A runner whose answers are there already, in the order of the batches."""
+
+    label = "the board"
+
+    def __init__(self, outputs: dict[str, Any]) -> None:
+        self.outputs, self.place = outputs, 0
+
+    def run(self, batch: Any) -> dict[str, Any]:
+        """Return the answers to the next batch."""
+        start = self.place
+        self.place += len(batch)
+        return {k: v[start : self.place] for k, v in self.outputs.items()}
+
+    @property
+    def input_shape(self) -> list[Any]:
+        """Nothing that is known here."""
+        return []
+
+
+def _not_there(_: Any) -> Any:
+    raise BoardError("tensors on the way are not looked at on boards")

@@ -1,0 +1,144 @@
+"""``trtq fleet``: several models on several boards side by side, one table; a board that fails leaves the others alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, write_json
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import probe
+from trtq.deploy.devices import Device, find_device, known_devices
+from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
+from trtq.engine.manifest import EngineManifest
+from trtq.errors import TrtqError, UsageError
+from trtq.progress import Progress, Silent
+from trtq.recipe import DeployOptions, DeploySpec, FleetSpec
+from trtq.verbs.deploy import RECORD, deploy, power_of, require_mode
+
+TABLE = "fleet.json"
+Done = tuple[list[FleetRow], list[str]]
+
+
+class _Beside:
+    """One board's notes among those of others: lines with its name, no bars."""
+
+    def __init__(self, name: str, told: Progress, lock: threading.Lock) -> None:
+        self.name, self.told, self.lock = name, told, lock
+
+    def begin(self, label: str, total: int) -> None:  # noqa: ARG002
+        """Say what starts."""
+        self.note(label)
+
+    def advance(self, count: int) -> None:
+        """Ignore."""
+
+    def status(self, text: str) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Pass a line on."""
+        with self.lock:
+            self.told.note(text if text.startswith(self.name) else f"{self.name}: {text}")
+
+
+def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
+    """Deploy every model to every device, or measure what lies there; write ``fleet.json`` and what each device left.
+
+    Raises:
+        UsageError: no device, or an unknown one.
+    """
+    told, began, lock = progress or Silent(), time.perf_counter(), threading.Lock()
+    devices = _devices(spec.devices)
+    missing = next((m for m in spec.model if not Path(m).is_file()), None)
+    if missing is not None:
+        raise UsageError(f"Cannot deploy {missing}", "there is no such file")
+    stems = [Path(m).stem for m in spec.model]
+    names = stems if len(set(stems)) == len(stems) else [f"{Path(m).parent.name}-{Path(m).stem}" for m in spec.model]
+    out = ensure_writable_dir(Path(spec.out))
+    with locked(out / ".trtq.lock", waiting=told.note):
+        work: Callable[[Device], Done] = lambda d: _one(d, spec, names, out, _Beside(d.name, told, lock))  # noqa: E731
+        with ThreadPoolExecutor(max_workers=len(devices)) as pool:
+            done = list(pool.map(work, devices))
+        record = FleetRecord(
+            schema=SCHEMA, verb="fleet", spec=msgspec.to_builtins(spec), rows=[r for rows, _ in done for r in rows],
+            records=[p for _, paths in done for p in paths], seconds=round(time.perf_counter() - began, 3), environment=environment(),
+        )  # fmt: skip
+        write_json(out / TABLE, record)
+    return record
+
+
+def _devices(text: str) -> list[Device]:
+    names = [n.strip() for n in text.split(",") if n.strip()] or list(known_devices())
+    if not names:
+        raise UsageError("There is no device", "none has been added yet", "Add one: trtq device add NAME user@host")
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--devices names {twice} twice")
+    return [find_device(n) for n in names]
+
+
+def _options(spec: FleetSpec) -> dict[str, Any]:
+    return {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
+
+
+def _one(device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress) -> Done:
+    """Do everything on one device; an error becomes a row that says it."""
+    rows, paths = list[FleetRow](), list[str]()
+    if not spec.model:
+        return _there(device, spec, out / device.name, told), []
+    for model, name in zip(spec.model, names, strict=True):
+        folder = f"{out}/{device.name}/{name}"
+        try:
+            record: DeployRecord = deploy(DeploySpec(device=device.name, model=model, out=folder, **_options(spec)), told)
+            rows += fleet_rows(device.name, str(record.board["model"]), name, record.manifest, record.rows)
+            paths.append(f"{device.name}/{name}/{RECORD}")
+        except TrtqError as exc:
+            told.note(str(exc))
+            rows.append(FleetRow(device=device.name, board="", model=name, batch=0, precision="", power_mode="", why=str(exc)))
+    return rows, paths
+
+
+def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> list[FleetRow]:
+    """Measure every engine that lies on a device."""
+    from trtq.deploy.measure import measure
+
+    rows: list[FleetRow] = []
+    agent = Agent(device, told, patience_s=spec.patience)
+    try:
+        board = probe(agent)
+        require_mode(spec, board)
+        for entry in agent.ask("list")["engines"]:
+            name = entry["file"]
+            try:
+                manifest = msgspec.convert(entry["manifest"], EngineManifest)
+                name = f"{manifest.model or Path(manifest.spec['onnx']).stem}"
+                place = ensure_writable_dir(folder / entry["file"][:12])
+                found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec, board), place)
+                rows += fleet_rows(device.name, board.name, name, manifest, found)
+            except (TrtqError, msgspec.ValidationError) as exc:
+                rows.append(FleetRow(device=device.name, board=board.name, model=name, batch=0, precision="", power_mode="", why=str(exc)))
+        if not rows:
+            rows.append(
+                FleetRow(
+                    device=device.name,
+                    board=board.name,
+                    model="",
+                    batch=0,
+                    precision="",
+                    power_mode="",
+                    why="no engine there yet: trtq deploy",
+                )
+            )
+    except TrtqError as exc:
+        told.note(str(exc))
+        rows.append(FleetRow(device=device.name, board="", model="", batch=0, precision="", power_mode="", why=str(exc)))
+    finally:
+        agent.close()
+    return rows

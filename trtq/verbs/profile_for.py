@@ -1,0 +1,88 @@
+"""The ONNX file that a board's TensorRT should read, made from the encodings where trtq made the file that was given."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trtq.artifact import read_json, sha256_file
+from trtq.engine.targets import Target
+from trtq.engine.versions import shown
+from trtq.errors import ArtifactError
+from trtq.progress import Progress
+from trtq.recipe import ExportSpec
+
+MADE_BY = "quantize.json"
+QDQ, ENCODINGS, EXPORTED = "model.qdq.onnx", "encodings.safetensors", "export.json"
+_ONE = threading.Lock()  # boards are deployed to side by side, capturing a model is done one at a time
+
+
+class Profiled(NamedTuple):
+    """The file to send; why it is not what was asked for, "" when it is; and what a user should know."""
+
+    path: Path
+    fallback: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+    """Return the file to send.
+
+    A Q/DQ file beside its record and encodings is exported for the target (opset, typed FP16 with the ranges of real images) once; the
+    next deployment finds it. A file of another origin goes as it is.
+    """
+    with _ONE:
+        return _profile_for(onnx, target, precision, told)
+
+
+def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+    record = _record(onnx)
+    if record is None:
+        return Profiled(onnx)
+    assert target.version is not None
+    label = f"{target.name}@{shown(target.version)}"
+    folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
+    name = f"{label.replace('@', '-')}.onnx"
+    source = {"onnx": record["files"][onnx.name]["sha256"], "encodings": record["files"][ENCODINGS]["sha256"]}
+    if _fresh(folder, name, source):
+        return _described(folder / name)
+    # Only now what needs torch: an unchanged deployment takes no seconds to import it.
+    from trtq.artifact import write_json
+    from trtq.verbs.export import export_profiles
+
+    told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
+    fields = set(ExportSpec.__struct_fields__)
+    given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
+    given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
+    export_profiles(ExportSpec.make({k: v for k, v in given.items() if k != "seed"}), told)
+    write_json(folder / "source.json", source)
+    return _described(folder / name)
+
+
+def _described(path: Path) -> Profiled:
+    row = read_json(path.parent / EXPORTED)["profiles"][0]
+    kept = f"{len(row['float_nodes'])} nodes in FP32" if row["float_nodes"] else "every node in the precision asked for"
+    return Profiled(path, row["fallback"], (f"{path.name}: opset {row['opset']}, {row['kind']}, {kept}",))
+
+
+def _record(onnx: Path) -> dict[str, Any] | None:
+    """Return the record of trtq quantize beside a Q/DQ file, where it speaks of this very file and the encodings are there."""
+    if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
+        return None
+    try:
+        record = read_json(onnx.parent / MADE_BY)
+        mine = record["files"]
+        whole = all(sha256_file(onnx.parent / n) == mine[n]["sha256"] for n in (QDQ, ENCODINGS))
+    except (ArtifactError, KeyError, TypeError, OSError):
+        return None
+    return record if whole else None
+
+
+def _fresh(folder: Path, name: str, source: dict[str, str]) -> bool:
+    try:
+        if read_json(folder / "source.json") != source:
+            return False
+        return bool(sha256_file(folder / name) == read_json(folder / EXPORTED)["files"][name]["sha256"])
+    except (ArtifactError, KeyError, TypeError, OSError):
+        return False
