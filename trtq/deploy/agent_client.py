@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from trtq import agent as source
-from trtq.artifact import sha256_bytes, sha256_file, write_atomic
+from trtq.artifact import explain_os_error, sha256_bytes, sha256_file, write_atomic
 from trtq.deploy.devices import Device
 from trtq.deploy.ssh import FAILED, Link
 from trtq.errors import BoardError, LinkError, SshError
@@ -61,7 +61,7 @@ class Agent:
         def gone(state: RetryCallState) -> None:
             why = state.outcome.exception() if state.outcome is not None else None
             self.told.note(f"{self.device.name}: {getattr(why, 'why', why)}; trying again")
-            self.link.close()
+            self.link.close(stale=True)
 
         first = Retrying(
             stop=stop_after_delay(self.patience_s if self._reached else 0.0), wait=wait_exponential(multiplier=0.3, max=10.0),
@@ -158,7 +158,7 @@ class Agent:
                 done = self._send(path, name, digest, size, int(there["have"]))
             except LinkError as exc:
                 self.told.note(f"{self.device.name}: {exc.why}; the upload goes on where it stopped")
-                self.link.close()
+                self.link.close(stale=True)
                 time.sleep(0.3)
                 continue
             if done["state"] == "damaged":
@@ -206,7 +206,11 @@ class Agent:
             return to
         part = to.with_name(f".{to.name}.part")
         part.unlink(missing_ok=True)
-        wanted = self._patiently(lambda: self._receive(name, part))
+        try:
+            wanted = self._patiently(lambda: self._receive(name, part))
+        except OSError as exc:
+            part.unlink(missing_ok=True)
+            raise explain_os_error(exc, to) from exc
         if sha256_file(part) != wanted or (digest is not None and wanted != digest):
             part.unlink()
             raise SshError(f"{name} of {self.device.name} did not arrive whole", "its SHA-256 is another one", "Run the same command again")

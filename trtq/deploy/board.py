@@ -149,7 +149,9 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
             f"disk {_gb(self.disk['free'])} free at {self.home}",
             f"power mode {mode['name'] or 'unknown'}{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; clocks "
             f"{'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo {'without password' if self.root else 'needs a password'}",
-            f"power n/a: {watts['what']}" if watts["mw"] is None else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
+            f"power n/a: {watts['what']}"
+            if watts["mw"] is None
+            else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
         ]  # fmt: skip
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])

@@ -329,5 +329,5 @@ def _user() -> str:
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", "--shell", "/bin/sh", "--no-create-home", USER], check=True, capture_output=True)  # noqa: S607
+        subprocess.run(["useradd", "--system", "--shell", "/bin/sh", "--no-create-home", "--home-dir", "/", USER], check=True, capture_output=True)  # noqa: S607
     return USER

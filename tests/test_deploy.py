@@ -1,0 +1,702 @@
+"""Boards over SSH: a real sshd on loopback, an unprivileged user, the real agent, and NVIDIA's programs played by stand-ins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.conftest import read, run_cli
+from tests.test_agent import old_python
+from trtq import agent as agent_code
+from trtq.artifact import sha256_file
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import probe
+from trtq.deploy.devices import find_device, parse_device, remember_device
+from trtq.deploy.jobs import do
+from trtq.deploy.ssh import Link
+from trtq.errors import BoardError, BuilderMemoryError, DeviceError, EngineError, LinkError, SshError, UsageError
+from trtq.progress import Silent
+from trtq.recipe import DeploySpec, FleetSpec
+from trtq.testing.board import KINDS, StandInBoard, find_sshd
+from trtq.testing.link import ShapedLink
+from trtq.verbs.deploy import deploy
+from trtq.verbs.fleet import fleet
+
+pytestmark = pytest.mark.skipif(find_sshd() is None, reason="no OpenSSH server here: make system installs it")
+QUICK = {"duration": 0.3, "min_samples": 50, "patience": 30.0}
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder that an unprivileged user can reach: pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="trtq-boards-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def python36(place: Path) -> str | None:
+    """A copy of Python 3.6 that an unprivileged user can start; None where there is none."""
+    found = old_python()
+    if found is None:
+        return None
+    prefix = Path(found).resolve().parent.parent
+    skip = shutil.ignore_patterns("test", "tests", "site-packages", "config-*", "idlelib", "lib2to3", "ensurepip", "__pycache__", "*.a")
+    shutil.copytree(prefix / "lib", place / "python36/lib", ignore=skip, symlinks=True)
+    (place / "python36/bin").mkdir()
+    shutil.copy(prefix / "bin/python3.6", place / "python36/bin/python3.6.bin")
+    start = place / "python36/bin/python3.6"  # its library lies where it was built for
+    start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{place}/python36/lib" exec "{start}.bin" "$@"\n')
+    start.chmod(0o755)
+    return str(place / "python36/bin/python3.6")
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRTQ_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("TRTQ_HISTORY", str(tmp_path / "history.sqlite"))
+    return tmp_path / "config"
+
+
+@contextlib.contextmanager
+def served(place: Path, kind: str, **given) -> Iterator[StandInBoard]:
+    board = StandInBoard(Path(tempfile.mkdtemp(dir=place, prefix=f"{kind}-")), kind, **given)
+    try:
+        with board.serving():
+            yield board
+    finally:
+        shutil.rmtree(board.folder, ignore_errors=True)
+
+
+def introduce(board: StandInBoard, name: str, *, port: int | None = None) -> None:
+    """Add a board whose key is accepted."""
+    address = board.address if port is None else f"{board.user}@127.0.0.1:{port}"
+    device = parse_device(name, address, identity=str(board.identity))
+    link = Link(device)
+    link.accept(link.offered_key()[0])
+    remember_device(device)
+
+
+@pytest.fixture(params=list(KINDS))
+def board(request: pytest.FixtureRequest, place: Path, python36: str | None) -> Iterator[StandInBoard]:
+    python = python36 if request.param == "nano" and python36 is not None else "/usr/bin/python3"
+    with served(place, request.param, python=python) as made:
+        introduce(made, request.param)
+        yield made
+
+
+@pytest.fixture()
+def orin(place: Path) -> Iterator[StandInBoard]:
+    with served(place, "orin") as made:
+        introduce(made, "orin")
+        yield made
+
+
+def name_of(board: StandInBoard) -> str:
+    return next(k for k, v in KINDS.items() if v is board.kind)
+
+
+def pooling(path: Path, doc: str = "", *, weights: int = 0, opset: int = 13) -> Path:
+    """A model that the board's TensorRT stand-in can compute: the mean of every channel."""
+    nodes = [helper.make_node("GlobalAveragePool", ["input"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["output"])]
+    held = [numpy_helper.from_array(np.random.default_rng(0).integers(0, 255, weights, dtype=np.uint8), "ballast")] if weights else []
+    if weights:
+        nodes.append(helper.make_node("Identity", ["ballast"], ["unused"]))
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["N", 3])], held,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7)
+    model.doc_string = doc
+    onnx.save(model, path)
+    return path
+
+
+def spec(board: StandInBoard, model: Path, out: Path, **given) -> DeploySpec:
+    return DeploySpec(device=name_of(board), model=str(model), out=str(out), **{**QUICK, **given})
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+# Every board, by way of the verbs.
+
+
+def test_each_board_is_probed_built_measured_and_left_as_it_was(board, cnn_out, tmp_path):
+    name = name_of(board)
+    done = run_cli("device", "probe", name, "--json")
+    found = json.loads(done.stdout)
+    said = {"nano": ("4.6.1", "5.3", "8.2.1", 2000, "rail POM_5V_IN"), "xavier": ("5.1", "7.2", "8.5.2", 4000, "sum of monitored rails GPU + CPU"),
+            "orin": ("6.2", "8.7", "10.3.0", 5000, "rail VDD_IN"), "thor": ("7.0", "11.0", "10.13.3", 30000, "rail VIN")}[name]  # fmt: skip
+    assert (found["jetpack"], found["capability"], found["tensorrt"], found["power"]["mw"]) == said[:4]
+    assert found["power"]["what"].startswith(said[4])
+    assert found["power"]["source"] == ("tegrastats" if name == "xavier" else "INA3221 in sysfs")
+    assert found["temperatures"] == {"GPU": 36.5}
+    if name == "nano" and board.folder.parent.joinpath("python36").is_dir():
+        assert found["python"].startswith("3.6")
+    model, mode = Path(shutil.copytree(cnn_out, tmp_path / "m")) / "model.qdq.onnx", board.kind.modes[1]
+    asked = ["--power-mode", mode, "--lock-clocks", "--duration", "0.3", "--min-samples", "50", "--out", str(tmp_path / "o")]
+    done = run_cli("deploy", name, str(model), *asked)
+    assert done.returncode in (0, 3), done.stderr
+    record = read(tmp_path / "o/deploy.json")
+    engine = Path(record["engine"])
+    assert sha256_file(engine) == record["manifest"]["engine_sha256"] == read(Path(f"{engine}.json"))["engine_sha256"]
+    row = record["rows"][0]
+    assert row["settings"]["power_mode"] == mode
+    assert row["settings"]["clocks"] == "pinned"
+    assert row["gpu"]["median"]["value"] == pytest.approx(2.06, abs=0.02)
+    assert row["memory"]["device"] == pytest.approx(0.1 * 1024 * board.kind.memory_kb, rel=0.01)
+    assert 0 < row["load"][0]["total"]["median"] < 5000
+    assert row["settings"]["latency_ms"] == pytest.approx(2.2)  # copies are in it, from 11 on, too
+    if name == "nano":
+        assert record["manifest"]["fallback"] == "Jetson Nano has no INT8 arithmetic: the float model"
+        assert "fell back: Jetson Nano has no INT8" in done.stdout
+        assert record["manifest"]["quantized_tensors"] == 0
+        assert b"fp16" in engine.read_bytes()
+    else:
+        assert record["manifest"]["quantized_tensors"] > 0
+    # Set, and set back.
+    assert (board.root / "var/lib/nvpmodel/changes").read_text().split() == ["1", "0", "1", "0"]  # for the build and for the measurement
+    assert (board.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
+    assert (board.root / f"sys/class/devfreq/{board.kind.gpu}/min_freq").read_text() == "114750000"
+    # The upload is gone, the engine stays; the figures are in the history.
+    assert list((board.home / ".trtq/files").iterdir()) == []
+    assert "engine" in run_cli("history").stdout
+    again = run_cli("deploy", name, str(model), *asked, "--json")
+    second = json.loads(again.stdout)
+    assert (second["built"], second["measured"]) == (False, False)
+    assert second["sent"] + second["received"] < 20_000
+
+
+def test_a_second_deployment_takes_no_time(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx", weights=3_000_000)
+    deploy(spec(orin, model, tmp_path / "o"))
+    began = time.perf_counter()
+    done = run_cli("deploy", "orin", str(model), "--duration", "0.3", "--min-samples", "50", "--out", str(tmp_path / "o"), "--json")
+    taken = time.perf_counter() - began
+    record = json.loads(done.stdout)
+    assert record["sent"] + record["received"] < 20_000
+    assert record["seconds"] < 2.0 and taken < 4.0  # the rest is the start of Python
+
+
+def test_energy_of_a_board(board, tmp_path):
+    if name_of(board) not in ("nano", "xavier"):
+        pytest.skip("one board with rails in sysfs and one with tegrastats tell all of it")
+    import trtq.deploy.measure as measuring
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "ENERGY_WINDOW_S", 2.0)
+        patch.setattr(measuring, "SETTLE_S", 0.5)
+        record = deploy(spec(board, pooling(tmp_path / "m.onnx"), tmp_path / "o", energy=True))
+    energy = record.rows[0].energy
+    busy, idle = {"nano": (6.0, 2.0), "xavier": (12.0, 4.0)}[name_of(board)]
+    assert energy is not None
+    assert energy.power_w == pytest.approx(busy, rel=0.05)
+    assert energy.idle_w == pytest.approx(idle, rel=0.05)
+    rate = 1000.0 / 2.2
+    assert energy.gross_j == pytest.approx(busy / rate, rel=0.06)
+    assert energy.net_j == pytest.approx((busy - idle) / rate, rel=0.06)
+    assert not energy.valid and "too short to measure" in energy.reasons[0]
+    assert ("a sum of monitored rails is less" in " ".join(energy.limits)) == (name_of(board) == "xavier")
+
+
+def test_the_images_of_a_board(orin, images, tmp_path):
+    if not orin.add_tensorrt():
+        pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
+    from trtq.data.preprocess import Preprocess
+    from trtq.export.onnx_file import set_metadata_
+
+    path = pooling(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    how = Preprocess(input_size=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=8, crop=8, interpolation="bilinear")
+    set_metadata_(model, {"preprocess": how})
+    onnx.save(model, path)
+    record = deploy(spec(orin, path, tmp_path / "o", data=str(images), images=19, precision="fp32"))
+    assert record.accuracy is not None
+    assert record.accuracy.images == 19
+    comparison = record.accuracy.agreement.comparisons[-1]
+    assert (comparison.runner, comparison.agreement, comparison.passed) == ("engine", 100.0, True)
+    assert record.accuracy.top1 == record.accuracy.reference_top1
+    assert [p.suffix for p in (orin.home / ".trtq/files").iterdir()] == []
+
+
+def test_no_tensorrt_for_python_is_said_and_is_no_failure(orin, images, tmp_path):
+    path = pooling(tmp_path / "m.onnx")
+    heard = Heard()
+    record = deploy(spec(orin, path, tmp_path / "o", data=str(images), bench=False), heard)
+    assert record.accuracy is None
+    assert "accuracy" in record.unavailable
+
+
+def test_the_fleet(place, cnn_out, tmp_path):
+    with served(place, "orin") as orin, served(place, "nano") as nano:
+        introduce(orin, "orin")
+        introduce(nano, "nano")
+        model = pooling(tmp_path / "m.onnx")
+        gone = parse_device("gone", "nobody@127.0.0.1:1")
+        remember_device(gone)
+        done = run_cli(
+            "fleet", "deploy", str(model), "--devices", "orin,nano,gone", "--duration", "0.3", "--min-samples", "50", "--out", str(tmp_path / "f")
+        )  # fmt: skip
+        assert done.returncode == 1
+        lines = done.stdout.splitlines()
+        assert lines[0].split()[:3] == ["device", "board", "model"]
+        assert sum("2.06" in ln for ln in lines) == 2
+        assert "gone, m: Cannot reach gone" in done.stdout
+        record = fleet(FleetSpec(devices="orin,nano", out=str(tmp_path / "g"), **QUICK))
+        assert [(r.device, r.valid, r.batch) for r in record.rows] == [("orin", True, 1), ("nano", True, 1)]
+        assert all(r.load_ms and r.memory_bytes for r in record.rows)
+
+
+# What goes wrong.
+
+
+def test_a_new_host_key_is_shown_and_accepted_once(place, tmp_path):
+    with served(place, "orin") as board:
+        asked = ["device", "add", "orin", board.address, "--identity", str(board.identity)]
+        done = run_cli(*asked)
+        assert done.returncode == 1
+        assert "must be accepted once: there is no terminal to ask on" in done.stderr
+        fingerprint = done.stderr.split("--accept-key ")[1].rstrip(".\n")
+        assert run_cli("deploy", "orin", "m.onnx").stderr.startswith("trtq: Unknown device 'orin': no device has been added yet")
+        wrong = run_cli(*asked, "--accept-key", "SHA256:somethingelse")
+        assert "none of them has the fingerprint SHA256:somethingelse" in wrong.stderr
+        done = run_cli(*asked, "--accept-key", fingerprint)
+        assert done.returncode == 0, done.stderr
+        assert "Orin Nano" in done.stdout
+        # Changed: flashed anew, or somebody else.
+        board.new_host_key()
+        board.switch_off()
+        board.switch_on()
+        done = run_cli("deploy", "orin", str(pooling(tmp_path / "m.onnx")))
+        assert done.returncode == 1
+        assert "its host key is not the one in" in done.stderr
+        assert "ssh-keygen -R '[127.0.0.1]" in done.stderr
+        assert "has been accepted" not in done.stdout
+
+
+def test_a_wrong_key_is_refused_without_a_prompt(orin, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other")], check=True)
+    remember_device(parse_device("orin", orin.address, identity=str(tmp_path / "other")))
+    with pytest.raises(SshError, match=r"refuses the login \(it offers publickey\); trtq never asks for passwords.*ssh-copy-id -p"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+
+
+def test_a_board_that_is_off(orin, tmp_path):
+    orin.switch_off()
+    with pytest.raises(LinkError, match=r"Cannot reach orin .*Connection refused.*Is the board on"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+
+
+def test_names_and_addresses():
+    for name, address, text in (
+        ("-x", "a@b", "Cannot call a device '-x'"), ("n", "-oProxyCommand=x", "Cannot read the address"), ("n", "a@b;c", "Cannot read the address"),
+        ("n", "a@b:99999", "a port lies between"), ("n", "a@b c", "Cannot read the address"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=text):
+            parse_device(name, address)
+    with pytest.raises(UsageError, match="Cannot read the jump host '-J'"):
+        parse_device("n", "a@b", jump="-J")
+    with pytest.raises(UsageError, match="--identity /no: there is no such file"):
+        parse_device("n", "a@b", identity="/no")
+    with pytest.raises(UsageError, match="Cannot use --workdir '-rf'"):
+        parse_device("n", "a@b", workdir="-rf")
+    assert find_device("me@board.local:2222").port == 2222
+    with pytest.raises(UsageError, match=r"Unknown device 'nano'.*trtq device add nano user@host"):
+        find_device("nano")
+
+
+def test_a_damaged_list_of_devices(config):
+    config.mkdir()
+    (config / "devices.json").write_text("{")
+    with pytest.raises(DeviceError, match="Cannot read the devices in"):
+        find_device("nano")
+
+
+def test_a_jump_host_and_a_stale_agent(place, tmp_path):
+    with served(place, "orin") as far, served(place, "nano") as gate:
+        shutil.copy(far.identity, tmp_path / "key")
+        key = (far.folder / "client_key.pub").read_text()
+        (gate.folder / "authorized_keys").write_text(key)
+        introduce(gate, "gate")
+        introduce(far, "far")
+        # The jump host is reached with what SSH finds: here a configuration of the user's.
+        home = tmp_path / "home/.ssh"
+        home.mkdir(parents=True)
+        (home / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {tmp_path}/key\n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(tmp_path / "home"))
+            remember_device(parse_device("far", far.address, identity=str(far.identity), jump=gate.address))
+            agent = Agent(find_device("far"), Silent())
+            assert probe(agent).board == "orin-nano"
+            there = far.home / ".trtq/agent.py"
+            there.write_text(there.read_text().replace("PROTOCOL = 1", "PROTOCOL = 0"))
+            assert probe(agent).board == "orin-nano"  # it was replaced
+            assert sha256_file(there) == agent.digest
+            agent.close()
+
+
+def test_no_sudo(place, tmp_path):
+    with served(place, "xavier", sudo=False) as board:
+        introduce(board, "xavier")
+        model = pooling(tmp_path / "m.onnx")
+        with pytest.raises(BoardError, match=r"Cannot set the power mode or the clocks of Jetson-AGX: sudo asks for a password there.*visudo"):
+            deploy(spec(board, model, tmp_path / "o", power_mode="MODE_15W"))
+        record = deploy(spec(board, model, tmp_path / "o"))  # all the rest works
+        assert record.rows[0].settings["clocks"] == "not pinned"
+        assert any("not pinned" in n for n in record.rows[0].notes)
+        assert (board.root / "var/lib/nvpmodel/changes").read_text() == ""
+
+
+def test_power_modes_that_cannot_be(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=r"has no power mode MAXN: it has 15W, 25W, MAXN_SUPER, 7W"):
+        deploy(spec(orin, model, tmp_path / "o", power_mode="MAXN"))
+    conf = orin.root / "etc/nvpmodel.conf"
+    conf.write_text(conf.read_text() + "NEEDS_REBOOT 7W\n")
+    with pytest.raises(BoardError, match=r"cannot set the power mode 7W: it needs a restart of the board.*sudo nvpmodel -m 3"):
+        deploy(spec(orin, model, tmp_path / "o", power_mode="7W", lock_clocks=True))
+    assert (orin.root / f"sys/class/devfreq/{orin.kind.gpu}/min_freq").read_text() == "114750000"
+
+
+def test_throttling_makes_it_not_valid(orin, tmp_path):
+    alert = orin.root / "sys/class/thermal/cooling_device0/cur_state"
+    busy = json.loads((orin.root / "busy.json").read_text())
+    (orin.root / "busy.json").write_text(json.dumps({**busy, str(alert.relative_to(orin.root)): "3"}))
+    done = run_cli("deploy", "orin", str(pooling(tmp_path / "m.onnx")), "--duration", "0.5", "--min-samples", "50", "--out", str(tmp_path / "o"))
+    assert done.returncode == 3
+    assert "NOT VALID: the board throttled meanwhile (gpu-throttle-alert 3" in done.stdout
+
+
+def test_pain_26_a_build_that_is_killed_for_memory_is_tried_with_less(orin, tmp_path):
+    record = deploy(spec(orin, pooling(tmp_path / "m.onnx", "memory:300"), tmp_path / "o"))
+    assert [a.workspace for a in record.manifest.attempts] == [1024, 512]
+    assert record.manifest.workspace == 256
+    with pytest.raises(BuilderMemoryError, match=r"tried workspaces of 1024 MiB, 512 MiB, .*64 MiB.*(close what uses CUDA|add swap)"):
+        deploy(spec(orin, pooling(tmp_path / "n.onnx", "memory:10"), tmp_path / "p"))
+
+
+def test_pain_27_int8_on_a_nano(place, cnn_out, tmp_path):
+    """A file of another toolkit, with pairs: they are taken out, and it is said."""
+    with served(place, "nano") as nano:
+        introduce(nano, "nano")
+        from trtq.recipe import QuantizeSpec
+        from trtq.verbs.quantize import quantize
+
+        old = read(cnn_out / "quantize.json")["spec"]
+        fields = {k: v for k, v in old.items() if k in QuantizeSpec.__struct_fields__ and v not in (None, [], {})}
+        quantize(QuantizeSpec.make({**fields, "opset": 13, "out": str(tmp_path / "q")}))
+        shutil.copy(tmp_path / "q/model.qdq.onnx", tmp_path / "foreign.onnx")
+        record = deploy(spec(nano, tmp_path / "foreign.onnx", tmp_path / "o"))
+        assert record.manifest.fallback.startswith("Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model")
+
+
+def test_the_builder_refuses(orin, tmp_path):
+    with pytest.raises(EngineError, match=r"trtexec on orin cannot build the engine for Jetson Orin Nano: .*While parsing node number 0"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx", "refuse-me"), tmp_path / "o"))
+    assert list((orin.home / ".trtq/engines").glob("*.engine")) == []
+
+
+def test_no_trtexec(orin, tmp_path):
+    (orin.root / "usr/src/tensorrt/bin/trtexec").unlink()
+    found = run_cli("device", "probe", "orin")
+    assert "missing: neither trtexec nor TensorRT's Python module: nothing can be built here; on the board: sudo apt-get install" in found.stdout
+    with pytest.raises(EngineError, match="TensorRT on orin cannot build"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+
+
+def test_a_machine_that_is_no_jetson(orin, tmp_path):
+    (orin.root / "proc/device-tree/compatible").write_text("acme,board")
+    (orin.root / "proc/device-tree/model").write_text("Acme One\0")
+    with pytest.raises(BoardError, match=r"Acme One cannot be deployed to: it is no Jetson that trtq knows \(acme,board\)"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+
+
+def test_a_jetpack_that_is_too_old(place, tmp_path):
+    with served(place, "nano") as nano:
+        introduce(nano, "nano")
+        trtexec = nano.root / "usr/src/tensorrt/bin/trtexec"
+        trtexec.write_text('#!/bin/sh\necho "&&&& RUNNING TensorRT.trtexec [TensorRT v7103] # trtexec"\n')
+        with pytest.raises(BoardError, match=r"it has TensorRT 7.1 \(JetPack 4.6.1\), trtq knows it from 8.0 on.*Flash JetPack 4.6"):
+            deploy(spec(nano, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+
+
+def test_a_clock_of_1970(orin, tmp_path):
+    (orin.folder / "python").mkdir(exist_ok=True)
+    (orin.folder / "python/sitecustomize.py").write_text("import time\ntime.time = lambda: 400.0\n")
+    found = run_cli("device", "probe", "orin")
+    assert "missing: the clock stands in 1970: only intervals of it are used" in found.stdout
+    assert deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o")).valid
+
+
+def test_disk_full_there(orin, tmp_path):
+    small = orin.folder / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k,mode=777", "tmpfs", str(small)], capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small tmpfs here")
+    try:
+        device = find_device("orin")
+        remember_device(msgspec.structs.replace(device, workdir=str(small / "w")))
+        model = pooling(tmp_path / "m.onnx", weights=2_000_000)
+        with pytest.raises(BoardError, match=r"orin refuses to put: .*needs \d+ MB, 0 are free. Free some space.*trtq device clean orin"):
+            deploy(spec(orin, model, tmp_path / "o"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_disk_full_here(orin, small_disk, tmp_path):
+    from trtq.errors import ArtifactError
+
+    with pytest.raises(ArtifactError, match="Free some space on the disk that holds"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), small_disk / "o", duration=30.0 / 3, min_samples=20000, again=True))
+
+
+def test_two_at_once_share_one_build(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx", "seconds:1.5")
+    line = [sys.executable, "-m", "trtq", "deploy", "orin", str(model), "--duration", "0.3", "--min-samples", "50", "--json", "--out"]
+    both = [subprocess.Popen([*line, str(tmp_path / str(i))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(2)]
+    done = [p.communicate(timeout=120) for p in both]
+    assert [p.returncode for p in both] == [0, 0], done
+    records = [json.loads(d[0]) for d in done]
+    assert records[0]["engine"] == records[1]["engine"]
+    assert records[0]["manifest"]["engine_sha256"] == records[1]["manifest"]["engine_sha256"]
+    agent = Agent(find_device("orin"), Silent())
+    assert sum(j["title"].startswith("the build") for j in agent.ask("list")["jobs"]) == 1
+    agent.close()
+
+
+def test_one_job_at_a_time_on_a_board(orin):
+    agent = Agent(find_device("orin"), Silent())
+    agent.ask("list")
+    slow = {"title": "a", "owner": "her@desk", "steps": [{"name": "s", "argv": ["sleep", "1.5"]}]}
+    agent.ask("start", key="aa", job=slow)
+    time.sleep(0.6)
+    agent.ask("start", key="bb", job={**slow, "title": "b", "steps": [{"name": "s", "argv": ["true"]}]})
+    time.sleep(0.6)
+    waiting = agent.ask("status", key="bb")
+    assert waiting["state"] == "waiting"
+    assert "another job here (of her@desk)" in waiting["step"]
+    assert agent.follow("bb", lambda _: None)["result"]["ok"]
+    agent.close()
+
+
+# The link and the power go.
+
+
+def _agent(port: int, board: StandInBoard) -> Agent:
+    introduce(board, "orin", port=port)
+    return Agent(find_device("orin"), Heard(), patience_s=30.0)
+
+
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow) if i >= 4 else i for i in range(20)])
+def test_the_link_is_cut_at_some_moment(tmp_path, seed, one_orin):
+    """Once during the upload, once during the build and once during the fetch: nothing is lost, and what arrives is right."""
+    draw, board, cuts = random.Random(seed), one_orin, []
+    with ShapedLink(board.port) as link:
+        agent = _agent(link.port, board)
+        payload = tmp_path / "payload"
+        payload.write_bytes(random.Random(seed).randbytes(2_000_000))
+        digest = sha256_file(payload)
+        probe(agent)
+
+        def cut_soon() -> None:
+            cuts.append(threading.Timer(draw.uniform(0.0, 0.9), link.cut))
+            cuts[-1].start()
+
+        link.rate = 3e6
+        cut_soon()
+        path = agent.upload(payload, f"files/{seed}.bin", digest)
+        cuts[-1].join()
+        step = {"name": "build", "argv": ["sh", "-c", f"for i in 1 2 3 4 5 6; do echo line $i; sleep 0.1; done; cp {path} {path}.new"],
+                "makes": [[f"{path}.new", f"{path}.out"]]}  # fmt: skip
+        lines: list[str] = []
+        cut_soon()
+        result = do(agent, f"{seed:032x}", {"title": "t", "steps": [step]}, line=lines.append)
+        cuts[-1].join()
+        cut_soon()
+        back = agent.download(f"files/{seed}.bin.out", tmp_path / "back", digest=result["steps"][0]["files"][f"{path}.out"]["sha256"])
+        cuts[-1].join()
+        assert sha256_file(back) == digest
+        assert [ln for ln in lines if ln.startswith("line")] == [f"line {i}" for i in range(1, 7)]
+        assert result["ok"]
+        agent.close()
+
+
+@pytest.fixture(scope="module")
+def one_orin(place: Path) -> Iterator[StandInBoard]:
+    """One board for many tests that leave it as it was."""
+
+    board = StandInBoard(Path(tempfile.mkdtemp(dir=place, prefix="orin-")), "orin")
+    with board.serving():
+        yield board
+    shutil.rmtree(board.folder, ignore_errors=True)
+
+
+def test_an_upload_goes_on_where_it_was_cut(orin, tmp_path):
+    with ShapedLink(orin.port) as link:
+        agent = _agent(link.port, orin)
+        payload = tmp_path / "payload"
+        payload.write_bytes(os.urandom(4_000_000))
+        probe(agent)
+        link.rate = 4e6
+        cutter = threading.Timer(0.7, link.cut)
+        cutter.start()
+        before = link.sent
+        agent.upload(payload, "files/p.bin", sha256_file(payload))
+        assert any("goes on where it stopped" in n for n in agent.told.notes)
+        assert link.sent - before < 1.35 * 4_000_000  # what had arrived was not sent again
+        assert sha256_file(orin.home / ".trtq/files/p.bin") == sha256_file(payload)
+        agent.close()
+
+
+def test_a_reboot_in_the_middle_of_a_build(orin, tmp_path):
+    model, heard = pooling(tmp_path / "m.onnx", "seconds:2"), Heard()
+    done: list = []
+    worker = threading.Thread(target=lambda: done.append(deploy(spec(orin, model, tmp_path / "o", power_mode="25W", lock_clocks=True), heard)))
+    worker.start()
+    _until(lambda: orin.processes("saveEngine"))
+    orin.reboot()
+    worker.join(90)
+    assert done and done[0].built
+    assert any("was lost: the board was started again meanwhile; starting it again" in n for n in heard.notes)
+    assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")  # of before the first try
+    assert (orin.root / f"sys/class/devfreq/{orin.kind.gpu}/min_freq").read_text() == "114750000"
+
+
+def test_an_agent_that_is_killed_takes_its_build_along_and_sets_all_back(orin, tmp_path):
+    model, heard = pooling(tmp_path / "m.onnx", "seconds:2"), Heard()
+    done: list = []
+    worker = threading.Thread(target=lambda: done.append(deploy(spec(orin, model, tmp_path / "o", power_mode="25W", lock_clocks=True), heard)))
+    worker.start()
+    _until(lambda: orin.processes("saveEngine"))
+    status, clock = orin.root / "var/lib/nvpmodel/status", orin.root / f"sys/class/devfreq/{orin.kind.gpu}/min_freq"
+    assert status.read_text().startswith("pmode:0001")
+    assert clock.read_text() == "921600000"
+    victim = next(p for p in orin.processes("agent.py") if b"work" in Path(f"/proc/{p}/cmdline").read_bytes() and _parent_of(p, orin))
+    os.kill(victim, signal.SIGKILL)
+    _until(lambda: not [p for p in orin.processes("saveEngine") if _parent(p) in (1, victim)])
+    worker.join(90)
+    assert done and done[0].built
+    assert any("its process was killed" in n for n in heard.notes)
+    assert status.read_text().startswith("pmode:0000")
+    assert clock.read_text() == "114750000"
+
+
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _parent_of(pid: int, board: StandInBoard) -> bool:
+    """Whether it is the worker: the parent of the build."""
+    return any(_parent(p) == pid for p in board.processes("saveEngine"))
+
+
+def _until(found, limit_s: float = 30.0) -> None:
+    until = time.monotonic() + limit_s
+    while not found():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_slow_link(orin, tmp_path):
+    with ShapedLink(orin.port, rate=1e6 / 8) as link:  # 1 Mbit/s
+        introduce(orin, "orin", port=link.port)
+        record = deploy(spec(orin, pooling(tmp_path / "m.onnx", weights=200_000), tmp_path / "o"))
+        assert record.valid
+
+
+def test_logs_clean_and_what_is_not_ours(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx")
+    deploy(spec(orin, model, tmp_path / "o", keep=True, fetch_engine=True))
+    assert sha256_file(tmp_path / "o/m.orin.engine") == read(tmp_path / "o/m.orin.engine.json")["engine_sha256"]
+    listed = run_cli("device", "logs", "orin").stdout
+    key = next(ln.split()[1].rstrip(":") for ln in listed.splitlines() if "the build of" in ln)
+    assert "--saveEngine=" in run_cli("device", "logs", "orin", key[:6]).stdout
+    assert "0 jobs on orin begin with zz" in run_cli("device", "logs", "orin", "zz").stderr
+    stranger = orin.home / "mine.txt"
+    stranger.write_text("x")
+    assert "removed" in run_cli("device", "clean", "orin").stdout
+    assert [p.name for p in (orin.home / ".trtq/files").iterdir()] == []
+    assert len(list((orin.home / ".trtq/engines").glob("*.engine"))) == 1
+    run_cli("device", "clean", "orin", "--all")
+    assert list((orin.home / ".trtq/engines").iterdir()) == []
+    assert stranger.read_text() == "x"
+    assert run_cli("device", "list").stdout.startswith(f"orin: {orin.user}@127.0.0.1:{orin.port}")
+    assert "is forgotten" in run_cli("device", "remove", "orin").stdout
+
+
+def test_a_file_outside_the_folder_is_refused(orin):
+    agent = Agent(find_device("orin"), Silent())
+    with pytest.raises(BoardError, match=r"\.\./x lies outside of"):
+        agent.ask("have", name="../x", size=1, sha256="0")
+    with pytest.raises(BoardError, match="Cannot fetch no of orin|there is no"):
+        agent.download("files/no", Path("/tmp/never"))
+    agent.close()
+
+
+def test_a_recipe_is_quantized_first(place, images, tmp_path):
+    with served(place, "orin") as orin:
+        introduce(orin, "orin")
+        recipe = tmp_path / "r.toml"
+        recipe.write_text(
+            f'out = "{tmp_path}/run"\n[quantize]\nmodel = "trtq.testing.models:tiny_cnn"\ndata = "{images}"\ninput_size = "3x32x32"\n'
+            f'preset = "imagenet"\ncalib_images = 16\npreset_quant = "none"\ncalib_cache = "{tmp_path}/c"\n[[build]]\ntarget = "rtx3080"\n[bench]\n'
+        )  # fmt: skip
+        done = run_cli("deploy", "orin", str(recipe), "--duration", "0.3", "--min-samples", "50", cwd=tmp_path)
+        assert done.returncode in (0, 3), done.stderr
+        assert "INT8 Q/DQ" in done.stdout
+        assert (tmp_path / "runs/deploy/orin/r/deploy.json").is_file()
+        assert not list((tmp_path / "run").glob("*.engine"))  # what [[build]] asks for is not built here
+
+
+def test_through_python_where_there_is_no_trtexec(orin):
+    """The request that TensorRT's own API is asked with, as the agent reads it."""
+    from trtq.deploy.builder import BoardBuilder
+    from trtq.engine.settings import Settings
+
+    (orin.root / "usr/src/tensorrt/bin/trtexec").unlink()
+    agent = Agent(find_device("orin"), Silent())
+    board = probe(agent)
+    agent.close()
+    builder = BoardBuilder(agent, board, "engines/x.engine", Silent(), {})
+    assert (builder.name, builder.version) == ("tensorrt", (10, 3))
+    settings = Settings(target=board.target, shapes={"input": [[1, 3, 8, 8]] * 3}, quantized=True, half=True)
+    line = json.loads(builder.show(Path("/m.onnx"), Path("/e"), settings))
+    assert line[2] == "build-engine"
+    import base64
+
+    asked = json.loads(base64.urlsafe_b64decode(line[3]))
+    assert asked["typed"] is True and "STRONGLY_TYPED" in asked["apis"] and asked["out"] == "/e"
+
+
+def test_what_the_agent_knows_of_releases():
+    assert agent_code.jetpack_of("36.4.3") == "6.2"
+    assert agent_code.jetpack_of("36.9.9") == "6.x"
+    assert agent_code.jetpack_of("99.0.0") is None
+    assert agent_code.jetpack_of(None) is None
+
