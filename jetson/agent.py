@@ -518,7 +518,7 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, str]]:
     if found["power"]["mw"] is None:
         add(
             "no power figure: " + found["power"]["what"],
-            "none: this board has no monitor of its whole power" if found["board"] == "nano" else "",
+            "",
         )
     if os.geteuid() != 0 and ROOT == "/" and "video" not in found["groups"]:
         add(

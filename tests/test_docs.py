@@ -17,6 +17,7 @@ DOCUMENTS = [
     ROOT / "engines/README.md",
     ROOT / "docs/methods.md",
     ROOT / "docs/mixed-precision.md",
+    ROOT / "docs/jetson.md",
     ROOT / "docs/qat.md",
     ROOT / "docs/targets.md",
 ]

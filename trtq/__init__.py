@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trtq.bench.gate import GateRecord, gate
     from trtq.bench.harness import bench
     from trtq.bench.record import BenchRecord
+    from trtq.deploy.record import DeployRecord, FleetRecord
     from trtq.engine.build import build
     from trtq.engine.manifest import EngineManifest
     from trtq.errors import TrtqError
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
         BuildSpec,
         CompareSpec,
         CostSpec,
+        DeploySpec,
         EvaluateSpec,
         ExportCalibSpec,
         ExportSpec,
         FinetuneSpec,
+        FleetSpec,
         GateSpec,
         ImportCalibSpec,
         ImportCheckpointSpec,
@@ -59,10 +62,12 @@ if TYPE_CHECKING:
     from trtq.verbs.blocks import BlocksRecord, blocks
     from trtq.verbs.calibration import CalibrationRecord, export_calib, import_calib
     from trtq.verbs.cost import CostRecord, cost
+    from trtq.verbs.deploy import deploy
     from trtq.verbs.evaluate import EvaluateRecord, evaluate
     from trtq.verbs.export import ExportRecord, export_profiles
     from trtq.verbs.finetune import finetune
     from trtq.verbs.finetune_record import FinetuneRecord
+    from trtq.verbs.fleet import fleet
     from trtq.verbs.import_checkpoint import ImportRecord, import_checkpoint
     from trtq.verbs.inspect import inspect
     from trtq.verbs.lint import LintRecord, run_lint
@@ -90,6 +95,8 @@ _WHERE = {
     "CompareSpec": "trtq.recipe",
     "CostRecord": "trtq.verbs.cost",
     "CostSpec": "trtq.recipe",
+    "DeployRecord": "trtq.deploy.record",
+    "DeploySpec": "trtq.recipe",
     "Encodings": "trtq.quant.encodings",
     "EngineManifest": "trtq.engine.manifest",
     "EvaluateRecord": "trtq.verbs.evaluate",
@@ -99,6 +106,8 @@ _WHERE = {
     "ExportSpec": "trtq.recipe",
     "FinetuneRecord": "trtq.verbs.finetune_record",
     "FinetuneSpec": "trtq.recipe",
+    "FleetRecord": "trtq.deploy.record",
+    "FleetSpec": "trtq.recipe",
     "GateRecord": "trtq.bench.gate",
     "GateSpec": "trtq.recipe",
     "ImportCalibSpec": "trtq.recipe",
@@ -122,10 +131,12 @@ _WHERE = {
     "build": "trtq.engine.build",
     "compare": "trtq.bench.contest",
     "cost": "trtq.verbs.cost",
+    "deploy": "trtq.verbs.deploy",
     "evaluate": "trtq.verbs.evaluate",
     "export_calib": "trtq.verbs.calibration",
     "export_profiles": "trtq.verbs.export",
     "finetune": "trtq.verbs.finetune",
+    "fleet": "trtq.verbs.fleet",
     "gate": "trtq.bench.gate",
     "import_calib": "trtq.verbs.calibration",
     "import_checkpoint": "trtq.verbs.import_checkpoint",
@@ -140,12 +151,12 @@ _WHERE = {
 __all__ = [
     "AdviseRecord", "AdviseSpec", "AllocateRecord", "AllocateSpec", "AnalyzeRecord", "AnalyzeSpec", "AuditRecord", "AuditSpec",
     "BenchRecord", "BenchSpec", "BlocksRecord", "BlocksSpec", "BuildSpec", "CalibrationRecord", "CompareRecord", "CompareSpec",
-    "CostRecord", "CostSpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec", "ExportCalibSpec", "ExportRecord",
-    "ExportSpec", "FinetuneRecord", "FinetuneSpec", "GateRecord", "GateSpec", "ImportCalibSpec", "ImportCheckpointSpec",
-    "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe", "SearchRecord", "SearchSpec",
-    "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit", "bench", "blocks", "build", "compare",
-    "cost", "evaluate", "export_calib", "export_profiles", "finetune", "gate", "import_calib", "import_checkpoint", "inspect",
-    "load_recipe", "quantize", "run", "run_lint", "search",
+    "CostRecord", "CostSpec", "DeployRecord", "DeploySpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec",
+    "ExportCalibSpec", "ExportRecord", "ExportSpec", "FinetuneRecord", "FinetuneSpec", "FleetRecord", "FleetSpec", "GateRecord", "GateSpec",
+    "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe",
+    "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit", "bench", "blocks",
+    "build", "compare", "cost", "deploy", "evaluate", "export_calib", "export_profiles", "finetune", "fleet", "gate", "import_calib",
+    "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "run_lint", "search",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -23,13 +23,27 @@ from trtq.artifact import (
 )  # fmt: skip
 from trtq.bench.harness import bench
 from trtq.data.source import open_source
+from trtq.deploy.devices import slug
+from trtq.deploy.record import DeployRecord
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchSpec, BenchStage, BuildOptions, BuildSpec, BuildStage, EvaluateSpec, FinetuneSpec, Recipe
+from trtq.recipe import (
+    BenchSpec,
+    BenchStage,
+    BuildOptions,
+    BuildSpec,
+    BuildStage,
+    DeploySpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    Recipe,
+)
+from trtq.report.page import write_page
+from trtq.verbs.deploy import deploy
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
 from trtq.verbs.finetune import RECORD as TRAINED
@@ -110,6 +124,19 @@ def ready(recipe: Recipe, progress: Progress | None = None) -> Path:
     """
     run(msgspec.structs.replace(recipe, build=(), bench=None), progress)
     return _shipped(recipe, Path(recipe.out))
+
+
+def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
+    """Run the chain of ``recipe`` up to the Q/DQ file, deploy that file, and put the board into the run's report.
+
+    Raises:
+        TrtqError: a stage failed, or the board did.
+    """
+    out = Path(recipe.out)
+    file = ready(recipe, progress)
+    record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
+    write_page(out, out / "report.html", title=recipe.title)
+    return record
 
 
 def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
@@ -338,8 +365,6 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
         return {"title": recipe.title, **{p.name: _digest_or_none(str(p)) for p in records}}
 
     def work() -> str:
-        from trtq.report.page import write_page
-
         return f"{write_page(out, page, title=recipe.title)}"
 
     return Stage("report", inputs, (page,), work)

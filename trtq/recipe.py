@@ -655,7 +655,7 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     """What to measure of ONNX files and engines, and for how long."""
 
     file: Annotated[tuple[str, ...], Doc(description=".onnx or .engine files.")]
-    device: Annotated[str, Doc(description="cpu or cuda:N; engines run on a GPU whatever stands here.")] = "cpu"
+    device: Annotated[str, Doc(description="cpu, cuda:N or ssh:NAME (a board: the file is built there); engines run on a GPU whatever stands here.")] = "cpu"
     mode: Annotated[
         Literal["latency", "throughput", "paced", "cold"],
         Doc(description="One request at a time; several in flight; at a fixed rate with idle time between; with emptied caches."),

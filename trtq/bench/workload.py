@@ -98,7 +98,7 @@ def parse_device(text: str) -> tuple[str, int]:
     if name == "cuda" and (index or "0").isdigit():
         return "CUDA", int(index or 0)
     if name == "ssh":
-        raise UsageError(f"Cannot measure on {text}", "trtq does not reach boards over SSH yet", "Run trtq bench on the board itself")
+        raise UsageError(f"Cannot measure on {text}", "this verb measures here", f"On the board: trtq deploy {index or 'NAME'} FILE.onnx")
     raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
 
 

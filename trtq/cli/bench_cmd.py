@@ -26,10 +26,14 @@ def command(as_json: bool, **values: Any) -> int:
     """
     merged = collect(BenchSpec, values)
     require(merged, ("file",), "bench", "file")
-    from trtq.bench.harness import bench
+    spec = BenchSpec.make(merged)
+    if spec.device.startswith("ssh:"):
+        from trtq.verbs.bench_there import bench_there as bench
+    else:
+        from trtq.bench.harness import bench
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = bench(BenchSpec.make(merged), progress)
+        record = bench(spec, progress)
     missing = {f"{name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
     notes = [n for row in record.rows for n in row.notes]
     print_record(record, as_json=as_json, lines=[*dict.fromkeys(notes), *(f"n/a: {m}" for m in sorted(missing))])

@@ -29,28 +29,23 @@ def command(as_json: bool, **values: Any) -> int:
     merged = collect(DeploySpec, values)
     require(merged, ("device", "model"), "deploy", "model")
     spec = DeploySpec.make(merged)
+    from trtq.deploy.devices import find_device
     from trtq.verbs.deploy import deploy
 
     with ConsoleProgress(quiet=as_json) as progress:
-        record = deploy(with_file(spec, progress), progress)
+        find_device(spec.device)  # before minutes of quantizing
+        if spec.model.endswith(".toml"):
+            from trtq.pipeline import deploy_recipe
+
+            record = deploy_recipe(load_recipe(Path(spec.model)), spec, progress)
+        else:
+            record = deploy(spec, progress)
     missing = {f"n/a: {name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
     notes = [n for row in record.rows for n in row.notes]
     print_record(
         record, as_json=as_json, lines=[*dict.fromkeys(notes), *sorted(missing), f"{record.sent} bytes sent, {record.received} received"]
     )
     return 0 if record.valid else 3
-
-
-def with_file(spec: DeploySpec, progress: Progress) -> DeploySpec:
-    """Return the spec with the Q/DQ file of a recipe in its place."""
-    import msgspec
-
-    from trtq.deploy.devices import find_device
-
-    find_device(spec.device)  # before minutes of quantizing
-    made = onnx_of(spec.model, progress)
-    out = spec.out or (f"runs/deploy/{spec.device}/{Path(spec.model).stem}" if made != spec.model else "")
-    return msgspec.structs.replace(spec, model=made, out=out)
 
 
 def onnx_of(model: str, progress: Progress) -> str:

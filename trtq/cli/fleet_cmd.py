@@ -34,7 +34,7 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
     with ConsoleProgress(quiet=as_json) as progress:
         made = tuple(onnx_of(m, progress) for m in spec.model)
         record = fleet(msgspec.structs.replace(spec, model=made), progress)
-    print_record(record, as_json=as_json, lines=[f"Table: {spec.out}/fleet.json"])
+    print_record(record, as_json=as_json, lines=[f"Table: {spec.out}/fleet.html"])
     return 1 if record.failed else 0 if record.valid else 3
 
 

@@ -7,14 +7,11 @@ from typing import Any
 import msgspec
 
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.profiles import profiles
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import OLDEST, Version, shown
 from trtq.errors import BoardError
 from trtq.export.calibration_cache import version_of
-
-GIB = 2**30
-# Scratch memory for kernels that leaves the builder room, MiB by MemTotal (facts: builds on boards of 2, 4 and 8 GB); None: what there is.
-WORKSPACES = ((2.5 * GIB, 128), (5 * GIB, 256), (9 * GIB, 1024))
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,8 +115,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def workspace(self) -> int | None:
         """Scratch memory to build with, MiB; None for what there is."""
-        total = self.memory.get("MemTotal")
-        return next((mib for most, mib in WORKSPACES if total is not None and total < most), None)
+        total, profile = self.memory.get("MemTotal"), profiles().get(self.board or "")
+        return None if total is None or profile is None else profile.workspace_for(total)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -156,6 +153,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
             made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")
+        profile = profiles().get(self.board or "")
+        made += [f"note: {n}" for n in (profile.notes if profile is not None else ())]
         made += [f"missing: {m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing]
         return made
 

@@ -82,6 +82,11 @@ def config_folder() -> Path:
     return Path(given) if given else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "trtq"
 
 
+def slug(text: str) -> str:
+    """Return a device's name as a file name."""
+    return re.sub(r"[^\w.-]", "-", text)
+
+
 def known_devices() -> dict[str, Device]:
     """Return the devices by name.
 
@@ -134,6 +139,6 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
     if name in devices:
         return devices[name]
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
-        return parse_device(re.sub(r"[^\w.-]", "-", name), name)
+        return parse_device(slug(name), name)
     mend = suggest(name, devices) if devices else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
     raise UsageError(f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend)

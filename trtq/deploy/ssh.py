@@ -184,7 +184,9 @@ class Link:
 
     def close(self, *, stale: bool = False) -> None:
         """Let the multiplexed connection end with its last command; a ``stale`` one, which would answer for the host, ends at once."""
-        subprocess.run(self.line(None, "-O", "exit" if stale else "stop"), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
+        subprocess.run(
+            self.line(None, "-O", "exit" if stale else "stop"), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20
+        )
 
 
 def _last(said: str) -> str:

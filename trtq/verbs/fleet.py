@@ -20,9 +20,10 @@ from trtq.engine.manifest import EngineManifest
 from trtq.errors import TrtqError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.recipe import DeployOptions, DeploySpec, FleetSpec
+from trtq.report.page import write_fleet_page
 from trtq.verbs.deploy import RECORD, deploy, power_of, require_mode
 
-TABLE = "fleet.json"
+TABLE, PAGE = "fleet.json", "fleet.html"
 Done = tuple[list[FleetRow], list[str]]
 
 
@@ -71,6 +72,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
             records=[p for _, paths in done for p in paths], seconds=round(time.perf_counter() - began, 3), environment=environment(),
         )  # fmt: skip
         write_json(out / TABLE, record)
+        write_fleet_page(msgspec.to_builtins(record), out / PAGE)
     return record
 
 
