@@ -23,14 +23,16 @@ import importlib
 import importlib.util
 import json
 import os
+import queue
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 PROTOCOL = 1
 MARK = "@trtq "
@@ -38,6 +40,7 @@ MARKER = ".trtq-agent"  # in folders that are ours: nothing outside one is ever 
 # Another root in tests, or where a container has the board's own mounted.
 ROOT = os.environ.get("TRTQ_ROOT", "/")
 CHUNK = 1 << 20
+BUSY_S, SILENT_S = 20.0, 60.0  # how long an upload waits for another one, and for its own link
 
 RAM = re.compile(r"(?<!\S)RAM\s+(\d+)/(\d+)MB")  # not IRAM
 SWAP = re.compile(r"(?<!\S)SWAP\s+(\d+)/(\d+)MB")
@@ -150,9 +153,9 @@ def read_rails(root: str = "/") -> Dict[str, int]:
 
 def _text(path: str) -> str:
     try:
-        with open(path) as handle:
+        with open(path, encoding="utf-8", errors="replace") as handle:  # over SSH the locale of JetPack 4 is plain ASCII
             return handle.read().strip()
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return ""
 
 
@@ -212,14 +215,23 @@ def tool(name: str) -> Optional[str]:
 def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
     """Run a program without a shell and without input; return its status (127: not there, 124: too slow) and all it printed."""
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s, env=environ()
-        )
-    except subprocess.TimeoutExpired as exc:
-        return 124, (exc.output or b"").decode("utf-8", "replace")
+        child = subprocess.Popen(as_bytes(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ())
     except OSError as exc:
         return 127, str(exc)
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+    try:
+        said = child.communicate(timeout=limit_s)[0]
+    except subprocess.TimeoutExpired:
+        try:
+            child.kill()  # one that runs as root is not ours to end, and is not waited for
+        except OSError:
+            pass
+        return 124, "no answer in %d s" % limit_s
+    return child.returncode, said.decode("utf-8", "replace")
+
+
+def as_bytes(argv: List[str]) -> List[bytes]:
+    """Return arguments as UTF-8 whatever the locale is."""
+    return [a.encode("utf-8", "surrogateescape") for a in argv]
 
 
 def environ() -> Dict[str, str]:
@@ -239,6 +251,12 @@ def as_root(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
     if sudo is None:
         return 127, "there is no sudo"
     return run([sudo, "-n"] + argv, limit_s)
+
+
+def may_set_power() -> bool:
+    """Whether sudo runs the two programs that set power mode and clocks without a password; it may be allowed them and nothing else."""
+    asked = [(tool("nvpmodel"), "-q"), (tool("jetson_clocks"), "--show")]
+    return all(path is not None and as_root([path, option], 20.0)[0] == 0 for path, option in asked)
 
 
 def identify() -> Dict[str, Any]:
@@ -423,6 +441,9 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
         )
     except OSError:
         return
+    late = threading.Timer(5.0 + count * interval_ms / 1000.0, child.kill) if count else None
+    if late is not None:
+        late.start()
     try:
         assert child.stdout is not None
         for raw in child.stdout:
@@ -431,6 +452,8 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
             if count == 0:
                 return
     finally:
+        if late is not None:
+            late.cancel()
         child.kill()
         child.wait()
 
@@ -445,10 +468,16 @@ def die_with_parent() -> None:
 
 def probe(home: str) -> Dict[str, Any]:
     """Return everything a workstation needs to know before it sends work, and what is missing with the command that mends it."""
+    lock = Lock(os.path.join(home, "board.lock"))
+    if lock.take(wait=False):  # nobody is at work: what an interrupted job left set is set back now
+        try:
+            set_back(home)
+        finally:
+            lock.free()
     found = identify()
     memory, disk, power = meminfo(), os.statvfs(home), power_mode()
     total, what, source = read_power()
-    may = as_root(["true"], 10.0)[0] == 0
+    may = may_set_power()
     groups = _groups()
     found.update(
         {
@@ -460,6 +489,10 @@ def probe(home: str) -> Dict[str, Any]:
             "tools": {n: tool(n) for n in ("tegrastats", "nvpmodel", "jetson_clocks")},
         }
     )  # fmt: skip
+    plan = read_json(os.path.join(home, "restore.json"))
+    if plan is not None:  # a job holds other settings meanwhile: what counts is what the board goes back to
+        found["power_mode"].update(id=plan["mode"], name=plan["name"])
+        found["clocks"]["pinned"] = found["clocks"]["pinned"] and not plan["store"]
     found["missing"] = _missing(found)
     return found
 
@@ -572,8 +605,12 @@ def sha256(path: str) -> str:
 def open_home(path: str) -> str:
     """Make our folder where it is not there, prove that it can be written, and return its path without links."""
     home = os.path.realpath(os.path.expanduser(path))
+    if os.path.isdir(home) and not os.path.exists(os.path.join(home, MARKER)) and set(os.listdir(home)) - {"agents"}:
+        raise Refused(
+            "%s is not empty, and trtq did not make it" % home, "Give trtq device add a --workdir of its own, such as %s/trtq" % path
+        )
     try:
-        for folder in ("files", "engines", "jobs"):
+        for folder in ("files", "engines", "jobs", "locks"):
             os.makedirs(os.path.join(home, folder), mode=0o700, exist_ok=True)
         with open(os.path.join(home, MARKER), "a"):
             pass
@@ -622,17 +659,29 @@ class Lock:
         self.handle.close()
 
 
-def put(home: str, name: str, size: int, digest: str, offset: int, source: BinaryIO) -> Dict[str, Any]:
-    """Take a file from standard input, from ``offset`` on; what came before a cut stays and the next upload goes on behind it."""
+def put(home: str, name: str, size: int, digest: str, offset: int, token: str, source: Any) -> Dict[str, Any]:
+    """Take a file from standard input, from ``offset`` on; what came before a cut stays and the next upload goes on behind it.
+
+    An upload that still waits for a link that is gone makes way for the next one with its ``token``; another's is waited for.
+    """
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
-    lock = Lock(part + ".lock")
-    if not lock.take(wait=False):
-        raise Refused("another upload of the same file is under way", "Wait for it, then run the same command again")
+    lock = Lock(os.path.join(home, "locks", digest[:16]), json.dumps({"token": token, "pid": os.getpid()}))
+    until = time.monotonic() + BUSY_S
+    while not lock.take(wait=False):
+        holder = read_json(lock.path) or {}
+        if holder.get("token") == token and holder.get("pid"):
+            try:
+                os.kill(holder["pid"], signal.SIGKILL)
+            except OSError:
+                pass
+        if time.monotonic() > until:
+            return {"state": "busy", "have": 0}
+        time.sleep(0.1)
     try:
         have = os.path.getsize(part) if os.path.exists(part) else 0
         if offset > have:
-            raise Refused("the upload would begin at %d, %d bytes are there" % (offset, have))
+            return {"state": "cut", "have": have}
         hasher = hashlib.sha256()
         with open(part, "r+b" if os.path.exists(part) else "w+b") as handle:
             left = offset
@@ -648,13 +697,20 @@ def put(home: str, name: str, size: int, digest: str, offset: int, source: Binar
                     _room(OSError(errno.ENOSPC, "")),
                 )
             got = offset
-            while got < size:
-                block = source.read(min(CHUNK, size - got))
-                if not block:
-                    break
-                handle.write(block)
-                hasher.update(block)
-                got += len(block)
+            blocks = queue.Queue(8)  # type: queue.Queue[bytes]
+            other = threading.Thread(target=_digest, args=(hasher, blocks))  # on a core of its own: the link does not wait for it
+            other.start()
+            try:
+                while got < size and select.select([source], [], [], SILENT_S)[0]:
+                    block = source.read1(min(CHUNK, size - got))
+                    if not block:
+                        break
+                    blocks.put(block)
+                    handle.write(block)
+                    got += len(block)
+            finally:
+                blocks.put(b"")
+                other.join()
             handle.flush()
             os.fsync(handle.fileno())
         if got < size:
@@ -666,10 +722,11 @@ def put(home: str, name: str, size: int, digest: str, offset: int, source: Binar
         return {"state": "stored", "have": size, "path": path}
     finally:
         lock.free()
-        try:
-            os.unlink(part + ".lock")
-        except OSError:
-            pass
+
+
+def _digest(hasher: Any, blocks: "queue.Queue[bytes]") -> None:
+    for block in iter(blocks.get, b""):
+        hasher.update(block)
 
 
 def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
@@ -715,15 +772,15 @@ def status(home: str, key: str) -> Dict[str, Any]:
     folder = inside(home, os.path.join("jobs", key))
     state, result = read_json(os.path.join(folder, "state.json")), read_json(os.path.join(folder, "result.json"))
     if result is not None:
-        return {"state": "done", "key": key, "result": result}
+        return {"state": "done", "key": key, "run": state["started"] if state else None, "result": result}
     if state is None:
         return {"state": "none", "key": key}
     if alive(state["pid"], state["started"]) and state["boot"] == boot_id():
-        return dict(state, key=key)
+        return dict(state, key=key, run=state["started"])
     why = (
         "the board was started again meanwhile" if state["boot"] != boot_id() else "its process was killed (out of memory, or by somebody)"
     )
-    return {"state": "lost", "key": key, "why": why, "step": state.get("step")}
+    return {"state": "lost", "key": key, "why": why, "step": state.get("step"), "run": state["started"]}
 
 
 def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
@@ -733,7 +790,7 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
     lock.take()
     try:
         now = status(home, key)
-        if now["state"] in ("waiting", "running") or (now["state"] == "done" and now["result"]["ok"] and not job.get("again")):
+        if now["state"] in ("waiting", "running") or (now["state"] == "done" and not job.get("again") and _whole(folder, now["result"])):
             return now
         if os.path.isdir(folder):
             shutil.rmtree(folder)
@@ -754,12 +811,23 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
         lock.free()
 
 
-def wait(home: str, key: str, offset: int, seconds: float) -> Dict[str, Any]:
-    """Pass on what the job writes, from ``offset`` of its log on, until it ends or the time is over; return how it stands."""
+def _whole(folder: str, result: Dict[str, Any]) -> bool:
+    """Whether a job went well and everything it made is still what it made."""
+    made = [(os.path.join(folder, path), file) for step in result["steps"] for path, file in step["files"].items()]
+    return result["ok"] and all(os.path.isfile(p) and os.path.getsize(p) == f["bytes"] and sha256(p) == f["sha256"] for p, f in made)
+
+
+def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -> Dict[str, Any]:
+    """Pass on what the job writes, from ``offset`` of its log on, until it ends or the time is over; return how it stands.
+
+    A job that was started again since ``run`` has another log: it is passed on from its beginning.
+    """
     folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
     said = None
     while True:
         now = status(home, key)  # before the log: what was written until a result came is passed on
+        if now.get("run") is not None and now["run"] != run:
+            run, offset = now["run"], 0
         try:
             with open(os.path.join(folder, "log.txt"), "rb") as log:
                 log.seek(offset)
@@ -769,7 +837,7 @@ def wait(home: str, key: str, offset: int, seconds: float) -> Dict[str, Any]:
         offset += len(text)
         if text or now.get("step") != said:
             said = now.get("step")
-            emit("log", text=text.decode("utf-8", "replace"), offset=offset, step=said)
+            emit("log", text=text.decode("utf-8", "replace"), offset=offset, step=said, run=run)
         if (now["state"] in ("done", "lost", "none") or time.monotonic() > until) and len(text) < 1 << 16:
             return dict(now, offset=offset)
         if not text:
@@ -848,10 +916,11 @@ class Watch(threading.Thread):
             if free is not None:
                 self.least_free = min(free, self.least_free if self.least_free is not None else free)
             for name, count in throttling().items():
-                if count > self.alerts.get(name, 0):
-                    self.throttled[name] = max(count - self.alerts.get(name, 0), self.throttled.get(name, 0))
+                before = self.alerts.get(name, 0) if name.endswith("_event_cnt") else 0  # a counter only grows, an alert is on or off
+                if count > before:
+                    self.throttled[name] = max(count - before, self.throttled.get(name, 0))
             if now - last > 1.0:
-                self.beat()
+                _try(self.beat)  # the disk may be full
                 last = now
             self.over.wait(self.interval_s)
 
@@ -874,29 +943,35 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
     What was there before is on the disk before anything changes, and a process of its own waits for this one's end, however it comes.
     """
     set_back(home)  # what a job before this left, if the power went before its guard could act
-    if mode is None and not pin:
-        return None
-    if as_root(["true"], 10.0)[0] != 0:
+    if os.path.exists(os.path.join(home, "restore.json")):
+        raise Refused(
+            "the power mode or the clocks that an earlier job set cannot be set back",
+            "on the board: sudo nvpmodel -q; a restart frees the clocks",
+        )
+    before, pinned = power_mode(), clocks()["pinned"]
+    switch = mode is not None and mode != before["name"]
+    if not switch and not (pin and not pinned):
+        return None  # it is as it is wanted
+    if not may_set_power():
         raise Refused("power mode and clocks need root, and sudo asks for a password here", SUDOERS.format(user=_user()))
-    before = power_mode()
     if mode is not None and mode not in before["modes"]:
         raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
-    plan = {"mode": before["id"], "store": None, "boot": boot_id()}
+    plan = {"mode": before["id"], "name": before["name"], "store": None, "boot": boot_id(), "clocks": _limits()}  # type: Dict[str, Any]
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
         raise Refused("there is no jetson_clocks here", "on the board: sudo apt-get install nvidia-l4t-tools")
-    if pin and not clocks()["pinned"]:  # a store of pinned clocks would keep them pinned
+    if pin and not pinned:  # a store of pinned clocks would keep them pinned
         plan["store"] = os.path.join(home, "clocks.conf")
-        if os.path.exists(plan["store"]):
-            as_root(["rm", "-f", plan["store"]])
+        if os.path.exists(plan["store"]):  # root wrote it, but the folder is ours
+            os.unlink(plan["store"])
         code, text = as_root([jetson_clocks or "", "--store", plan["store"]], 60.0)
         if code:
             raise Refused("jetson_clocks cannot store the clocks: " + text.strip()[-200:])
     write_json(os.path.join(home, "restore.json"), plan)
     end = _guard(home)
     try:
-        if mode is not None and before["modes"][mode] != before["id"]:
-            number = before["modes"][mode]
+        if switch:
+            number = before["modes"][str(mode)]
             _, text = as_root([tool("nvpmodel") or "nvpmodel", "-m", str(number)], 60.0)
             if power_mode()["id"] != number:
                 again = "it needs a restart of the board" if "eboot" in text else text.strip()[-200:]
@@ -904,7 +979,7 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
                     "cannot set the power mode %s: %s" % (mode, again),
                     "on the board: sudo nvpmodel -m %d, and answer it; then deploy again" % number,
                 )
-        if pin:
+        if pin:  # also where they were pinned: a new mode has other limits
             code, text = as_root([jetson_clocks or ""], 60.0)
             if code:
                 raise Refused("jetson_clocks fails: " + text.strip()[-200:])
@@ -913,6 +988,12 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
         _await_guard(home)
         raise
     return end
+
+
+def _limits() -> List[Optional[int]]:
+    """Return the least and the most clock of the GPU: equal where it is pinned."""
+    gpu = clocks()["gpu"]
+    return [gpu.get("min_freq"), gpu.get("max_freq")]
 
 
 def _guard(home: str) -> int:
@@ -950,11 +1031,16 @@ def set_back(home: str) -> None:
         plan = read_json(path)
         if plan is None:
             return
+        free = True
         if plan["store"] and plan["boot"] == boot_id():  # a restart has let the clocks go
             as_root([tool("jetson_clocks") or "jetson_clocks", "--restore", plan["store"]], 60.0)
+            free = _limits() == plan["clocks"]
         if plan["mode"] is not None and power_mode()["id"] != plan["mode"]:
             as_root([tool("nvpmodel") or "nvpmodel", "-m", str(plan["mode"])], 60.0)
-        if plan["mode"] is None or power_mode()["id"] == plan["mode"]:
+            free = free or _limits()[0] != _limits()[1]  # another mode, other limits
+        if free and (plan["mode"] is None or power_mode()["id"] == plan["mode"]):
+            if plan["store"] and os.path.exists(plan["store"]):
+                os.unlink(plan["store"])
             os.unlink(path)
     finally:
         lock.free()
@@ -986,6 +1072,8 @@ def work(home: str, key: str) -> int:
             write_json(os.path.join(folder, "state.json"), state)
 
     result = {"ok": False, "steps": [], "why": "", "mend": ""}  # type: Dict[str, Any]
+    spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
+    _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))
     guard, watch = None, None
     try:
@@ -1017,8 +1105,13 @@ def work(home: str, key: str) -> int:
         result["why"] = "it was ended (%s)" % exc
     except OSError as exc:
         result.update(why="%s: %s" % (exc.strerror, exc.filename or folder), mend=_room(exc))
+    except Exception as exc:  # said to the workstation, where somebody reads it
+        result["why"] = "%s: %s" % (type(exc).__name__, exc)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not result["ok"]:
+            _drop([p for step in job["steps"] for p in step.get("fresh", [])])
+        _drop([spare])
         if watch is not None:
             seen = watch.end()
             rows = seen.pop("rows")
@@ -1034,6 +1127,17 @@ def work(home: str, key: str) -> int:
         _try(lambda: write_json(os.path.join(folder, "result.json"), result))
         lock.free()
     return 0
+
+
+def _fill(path: str, size: int) -> None:
+    with open(path, "wb") as handle:
+        handle.write(b"\0" * size)
+
+
+def _drop(paths: List[str]) -> None:
+    for path in paths:
+        if os.path.exists(path):
+            os.unlink(path)
 
 
 def _try(action: Callable[[], None]) -> None:
@@ -1069,6 +1173,7 @@ def _require_room(home: str, size: int) -> None:
 
 def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     """Run one program of a job, its output into the job's log; note when lines with the asked-for texts came, and keep what it made."""
+    limit_s, over = step.get("limit_s"), []  # type: Optional[float], List[bool]
     marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]
     argv = step["argv"]
     for path in step.get("fresh", []):
@@ -1082,7 +1187,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
         begin, offset = time.monotonic(), log.tell()
         try:
             child = subprocess.Popen(
-                argv,
+                as_bytes(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -1102,6 +1207,10 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
                 "begin": begin,
                 "end": begin,
             }
+        late = None
+        if limit_s is not None:
+            late = threading.Timer(limit_s, lambda: (over.append(True), child.kill()))  # type: ignore[func-returns-value]
+            late.start()
         try:
             assert child.stdout is not None
             for raw in child.stdout:
@@ -1117,6 +1226,12 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
             child.kill()
             child.wait()
             raise
+        finally:
+            if late is not None:
+                late.cancel()
+        if over:
+            code = 124
+            log.write(("[E] no end in %d s: it was ended\n" % (limit_s or 0)).encode())
         log.flush()
         end = log.tell()
     files = {}
@@ -1425,21 +1540,32 @@ def _manifest(home: str, asked: Dict[str, Any]) -> None:
 
 
 def _remove(home: str, asked: Dict[str, Any]) -> None:
+    wanted = _wanted(home)
     for name in asked["names"]:
-        if os.path.isfile(inside(home, name)):
+        if os.path.isfile(inside(home, name)) and os.path.basename(name) not in wanted:
             os.unlink(inside(home, name))
     emit("removed")
+
+
+def _wanted(home: str) -> str:
+    """Return what jobs that wait or run will read."""
+    found = []
+    for key in os.listdir(os.path.join(home, "jobs")):
+        folder = os.path.join(home, "jobs", key)
+        if os.path.isdir(folder) and status(home, key)["state"] in ("waiting", "running"):
+            found += [a for step in (read_json(os.path.join(folder, "job.json")) or {"steps": []})["steps"] for a in step["argv"]]
+    return "\n".join(found)
 
 
 VERBS = {
     "probe": lambda home, a: emit("board", **probe(home)),
     "have": lambda home, a: emit("have", **have(home, a["name"], a["size"], a["sha256"])),
-    "put": lambda home, a: emit("put", **put(home, a["name"], a["size"], a["sha256"], a["offset"], sys.stdin.buffer)),
+    "put": lambda home, a: emit("put", **put(home, a["name"], a["size"], a["sha256"], a["offset"], a["token"], sys.stdin.buffer)),
     "get": _get,
     "engine": _engine,
     "start": lambda home, a: emit("job", **start(home, a["key"], a["job"])),
     "status": lambda home, a: emit("job", **status(home, a["key"])),
-    "wait": lambda home, a: emit("job", **wait(home, a["key"], a["offset"], a["seconds"])),
+    "wait": lambda home, a: emit("job", **wait(home, a["key"], a["offset"], a["seconds"], a["run"])),
     "stop": lambda home, a: emit("job", **stop(home, a["key"])),
     "clean": lambda home, a: emit("cleaned", **clean(home, a["everything"])),
     "list": lambda home, a: emit("listing", **listing(home)),
@@ -1458,9 +1584,10 @@ def main(arguments: List[str]) -> int:
             print(json.dumps(parse_tegrastats(raw.decode("utf-8", "replace"))), flush=True)
         return 0
     if len(arguments) != 2 or arguments[0] not in list(VERBS) + list(INSIDE):
-        sys.stderr.write("usage: agent.py parse-tegrastats < LOG, or agent.py %s ARGUMENTS\n" % "|".join(list(VERBS) + list(INSIDE)))
+        sys.stderr.write("usage: agent.py parse-tegrastats < LOG\n")
         return 2
-    verb, asked = arguments[0], json.loads(base64.urlsafe_b64decode(arguments[1]).decode())
+    text = base64.urlsafe_b64decode(arguments[1]) if arguments[1] != "-" else sys.stdin.buffer.read()  # one argument may have 128 KiB
+    verb, asked = arguments[0], json.loads(text.decode())
     try:
         if verb in INSIDE:
             return INSIDE[verb](asked)

@@ -31,7 +31,7 @@ from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, parse_device, remember_device
 from trtq.deploy.jobs import do
 from trtq.deploy.ssh import Link
-from trtq.errors import BoardError, BuilderMemoryError, DeviceError, EngineError, LinkError, SshError, UsageError
+from trtq.errors import BoardError, BuilderMemoryError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
 from trtq.progress import Silent
 from trtq.recipe import DeploySpec, FleetSpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
@@ -271,6 +271,126 @@ def test_the_fleet(place, cnn_out, tmp_path):
         record = fleet(FleetSpec(devices="orin,nano", out=str(tmp_path / "g"), **QUICK))
         assert [(r.device, r.valid, r.batch) for r in record.rows] == [("orin", True, 1), ("nano", True, 1)]
         assert all(r.load_ms and r.memory_bytes for r in record.rows)
+        page = (tmp_path / "f/fleet.html").read_text()
+        assert "2 devices, 1 models; 1 gave nothing" in page and "Cannot reach gone" in page
+        typed = f"{orin.user}@127.0.0.1:{orin.port}"
+        with pytest.MonkeyPatch.context() as patch:  # an address that was never added, with what the user's configuration says
+            (tmp_path / "home/.ssh").mkdir(parents=True)
+            (tmp_path / "home/.ssh/config").write_text(f"Host 127.0.0.1\n  IdentityFile {orin.identity}\n")
+            patch.setenv("HOME", str(tmp_path / "home"))
+            assert fleet(FleetSpec(model=(str(model),), devices=typed, out=str(tmp_path / "h"), **QUICK)).rows[0].latency_ms
+
+
+# What must not be taken for something else.
+
+
+@pytest.mark.slow
+def test_nothing_stale_is_taken_for_new(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx")
+    first = deploy(spec(orin, model, tmp_path / "o"))
+    for given in ({"duration": 0.4}, {"duration": 0.3}, {"lock_clocks": True}, {}):  # back and forth
+        assert deploy(spec(orin, model, tmp_path / "o", **given)).measured
+    engine = Path(first.engine)
+    before = engine.stat().st_mtime_ns
+    assert deploy(spec(orin, model, tmp_path / "o", again=True, bench=False)).built
+    assert engine.stat().st_mtime_ns > before
+    engine.unlink()
+    assert deploy(spec(orin, model, tmp_path / "o", bench=False)).built and engine.is_file()
+    engine.write_bytes(b"something else")
+    assert deploy(spec(orin, model, tmp_path / "o", bench=False)).built and engine.read_bytes().startswith(b"not an engine")
+    # Figures that are not valid are not used again.
+    alert = orin.root / "sys/class/thermal/cooling_device0/cur_state"
+    alert.write_text("2")
+    assert not deploy(spec(orin, model, tmp_path / "p")).valid  # on from the start
+    alert.write_text("0")
+    last = deploy(spec(orin, model, tmp_path / "p"))
+    assert last.measured and last.valid
+
+
+def test_a_pinned_clock_that_falls_is_throttling(orin, tmp_path):
+    busy = json.loads((orin.root / "busy.json").read_text())
+    (orin.root / "busy.json").write_text(json.dumps({**busy, f"sys/class/devfreq/{orin.kind.gpu}/cur_freq": "460800000"}))
+    record = deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", lock_clocks=True, duration=1.0))
+    assert "the GPU's pinned clock fell to 50% meanwhile: it throttled" in record.rows[0].reasons
+
+
+def test_a_board_that_is_pinned_already_stays_so(orin, tmp_path):
+    node = orin.root / f"sys/class/devfreq/{orin.kind.gpu}"
+    (node / "min_freq").write_text("921600000")
+    (node / "cur_freq").write_text("921600000")
+    record = deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", lock_clocks=True, power_mode="25W"))
+    assert (record.rows[0].settings["clocks"], record.rows[0].settings["power_mode"]) == ("pinned", "25W")
+    assert (node / "min_freq").read_text() == "921600000"
+
+
+def test_what_a_power_cut_left_set_is_set_back(orin, tmp_path):
+    asked = spec(orin, pooling(tmp_path / "m.onnx", "seconds:3"), tmp_path / "o", power_mode="25W", patience=0.0)
+    worker = threading.Thread(target=lambda: _quietly(asked))
+    worker.start()
+    _until(lambda: orin.processes("saveEngine"))
+    orin.reboot()
+    worker.join(60)
+    assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0001")
+    agent = Agent(find_device("orin"), Silent())
+    assert probe(agent).power_mode["name"] == "15W"
+    assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
+    agent.close()
+
+
+def _quietly(asked: DeploySpec) -> None:
+    with contextlib.suppress(DeviceError, EngineError):
+        deploy(asked)
+
+
+def test_requests_of_any_size(orin):
+    agent = Agent(find_device("orin"), Silent())
+    value = {"layers": ["x" * 100] * 5000}
+    agent.ask("manifest", name="engines/big.json", value=value)
+    assert read(orin.home / ".trtq/engines/big.json") == value
+    agent.close()
+
+
+def test_a_folder_that_is_somebodys_is_not_taken(orin, tmp_path):
+    theirs = orin.home / "data"
+    (theirs / "files").mkdir(parents=True)
+    (theirs / "files/thesis.tex").write_text("years of work")
+    orin._give_away()
+    remember_device(msgspec.structs.replace(find_device("orin"), workdir="data"))
+    done = run_cli("device", "clean", "orin", "--all")
+    assert "data is not empty, and trtq did not make it. Give trtq device add a --workdir of its own" in done.stderr
+    assert (theirs / "files/thesis.tex").is_file()
+
+
+def test_an_upload_whose_link_went_without_a_word_makes_way(orin, tmp_path):
+    """A pulled cable: the other end of the old upload still waits, and holds the file."""
+    payload = tmp_path / "payload"
+    payload.write_bytes(os.urandom(1_000_000))
+    with ShapedLink(orin.port) as link:
+        agent = _agent(link.port, orin)
+        probe(agent)
+        link.rate = 5e5
+        threading.Timer(0.8, link.freeze).start()
+        worker = threading.Thread(target=lambda: agent.upload(payload, "files/p.bin", sha256_file(payload)))
+        worker.start()
+        time.sleep(1.6)
+        link.drop_frozen()  # what keep-alive does after a minute, on this side alone
+        link.rate = None
+        worker.join(40)
+        assert not worker.is_alive()
+        assert sha256_file(orin.home / ".trtq/files/p.bin") == sha256_file(payload)
+        agent.close()
+
+
+def test_a_job_can_be_ended(orin):
+    agent = Agent(find_device("orin"), Silent())
+    agent.ask("start", key="abcdef", job={"title": "a", "steps": [{"name": "s", "argv": ["sleep", "60"]}]})
+    _until(lambda: agent.ask("status", key="abcdef")["state"] == "running")
+    assert "it was ended" in run_cli("device", "stop", "orin", "abc").stdout
+    late = {"title": "b", "steps": [{"name": "s", "argv": ["sleep", "60"], "limit_s": 0.5}]}
+    result, lines = do(agent, "beef", late)
+    assert (result["ok"], result["steps"][0]["rc"]) == (False, 124)
+    assert any("no end in 0 s: it was ended" in ln for ln in lines)
+    agent.close()
 
 
 # What goes wrong.
@@ -352,10 +472,14 @@ def test_a_jump_host_and_a_stale_agent(place, tmp_path):
         (home / "config").write_text(f"Host 127.0.0.1\n  IdentityFile {tmp_path}/key\n")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HOME", str(tmp_path / "home"))
-            remember_device(parse_device("far", far.address, identity=str(far.identity), jump=gate.address))
+            behind = parse_device("far", far.address, identity=str(far.identity), jump=gate.address)
+            remember_device(behind)
+            with pytest.raises(HostKeyError, match="the host key of this host has not been accepted yet.*--jump"):
+                probe(Agent(behind, Silent()))  # the same address behind a gateway is another board
+            Link(behind).accept(Link(behind).offered_key()[0])
             agent = Agent(find_device("far"), Silent())
             assert probe(agent).board == "orin-nano"
-            there = far.home / ".trtq/agent.py"
+            there = next((far.home / ".trtq/agents").glob("*/agent.py"))
             there.write_text(there.read_text().replace("PROTOCOL = 1", "PROTOCOL = 0"))
             assert probe(agent).board == "orin-nano"  # it was replaced
             assert sha256_file(there) == agent.digest
@@ -544,9 +668,8 @@ def test_the_link_is_cut_at_some_moment(tmp_path, seed, one_orin):
         cuts[-1].join()
         step = {"name": "build", "argv": ["sh", "-c", f"for i in 1 2 3 4 5 6; do echo line $i; sleep 0.1; done; cp {path} {path}.new"],
                 "makes": [[f"{path}.new", f"{path}.out"]]}  # fmt: skip
-        lines: list[str] = []
         cut_soon()
-        result = do(agent, f"{seed:032x}", {"title": "t", "steps": [step]}, line=lines.append)
+        result, lines = do(agent, f"{seed:032x}", {"title": "t", "steps": [step]})
         cuts[-1].join()
         cut_soon()
         back = agent.download(f"files/{seed}.bin.out", tmp_path / "back", digest=result["steps"][0]["files"][f"{path}.out"]["sha256"])
@@ -687,7 +810,9 @@ def test_a_recipe_is_quantized_first(place, images, tmp_path):
         done = run_cli("deploy", "orin", str(recipe), "--duration", "0.3", "--min-samples", "50", cwd=tmp_path)
         assert done.returncode in (0, 3), done.stderr
         assert "INT8 Q/DQ" in done.stdout
-        assert (tmp_path / "runs/deploy/orin/r/deploy.json").is_file()
+        assert (tmp_path / "run/deploy/orin/deploy.json").is_file()
+        page = (tmp_path / "run/report.html").read_text()
+        assert "<h2>Boards</h2>" in page and "Orin Nano" in page
         assert not list((tmp_path / "run").glob("*.engine"))  # what [[build]] asks for is not built here
 
 

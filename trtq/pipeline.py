@@ -15,6 +15,7 @@ from trtq.artifact import (
     cpu_name,
     digest_of,
     ensure_writable_dir,
+    fingerprint,
     locked,
     package_version,
     read_json,
@@ -381,16 +382,3 @@ def _model_code(name: str) -> str | None:
         return _digest_or_none(where)
     base = where.replace(".", "/")
     return _digest_or_none(f"{base}.py") or _digest_or_none(f"{base}/__init__.py")
-
-
-def fingerprint(data: str) -> str | None:
-    """Return a digest over path, size and time of every file behind ``data``: fast, and changed when a file is."""
-    path = Path(data.removeprefix("cifar10:")).expanduser()
-    if path.is_dir():
-        entries = sorted((p.relative_to(path).as_posix(), p.stat()) for p in path.rglob("*") if p.is_file())
-        return digest_of([(n, s.st_size, s.st_mtime_ns) for n, s in entries])
-    for candidate in (path, *path.parents):
-        if candidate.is_file():
-            stat = candidate.stat()
-            return digest_of([str(data), stat.st_size, stat.st_mtime_ns])
-    return None

@@ -18,7 +18,7 @@ WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
 
 def command(
     executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True, warmup_ms: int = WARMUP_MS,
-    seconds: float = SECONDS, requests: int | None = None, times: Path | None = None,
+    seconds: float = SECONDS, requests: int | None = None, times: str = "", dla: int | None = None,
 ) -> list[str]:  # fmt: skip
     """Return the line that times an engine, copies included and launches as a graph or not, whatever this release does by itself.
 
@@ -33,13 +33,16 @@ def command(
         warmup_ms: of requests that do not count.
         seconds: the least it shall last.
         requests: the least there shall be.
-        times: file for the times of single requests.
+        times: file for the times of single requests, "" for none.
+        dla: core that the engine was built for, None for the GPU.
     """
     given: list[tuple[str, str | None]] = [("loadEngine", str(engine)), ("warmUp", str(warmup_ms)), ("duration", f"{seconds:g}")]
     if requests is not None:
         given.append(("iterations", str(requests)))
-    if times is not None:
-        given.append(("exportTimes", str(times)))
+    if times:
+        given.append(("exportTimes", times))
+    if dla is not None:
+        given.append(("useDLACore", str(dla)))
     if shapes:
         given.append(("shapes", shapes))
     wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]

@@ -78,6 +78,17 @@ def _meet(agent, accept_key: str) -> None:  # type: ignore[no-untyped-def]
     link.run("true")
 
 
+def _key(agent, start: str) -> str:  # type: ignore[no-untyped-def]
+    """Return the one job whose key begins so."""
+    from trtq.errors import UsageError
+
+    fitting: list[str] = [j["key"] for j in agent.ask("list")["jobs"] if j["key"].startswith(start)]
+    if len(fitting) != 1:
+        name = agent.device.name
+        raise UsageError(f"{len(fitting)} jobs on {name} begin with {start}", mend=f"See trtq device logs {name}")
+    return fitting[0]
+
+
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def list_(as_json: bool) -> None:
@@ -144,7 +155,6 @@ def logs(name: str, key: str | None) -> None:
     """List the jobs on a board; with KEY (its first letters do), show what that job wrote."""
     from trtq.deploy.agent_client import Agent
     from trtq.deploy.devices import find_device
-    from trtq.errors import UsageError
 
     with ConsoleProgress() as progress:
         agent = Agent(find_device(name), progress)
@@ -162,12 +172,26 @@ def logs(name: str, key: str | None) -> None:
                 if not found["engines"] and not found["jobs"]:
                     click.echo("nothing there yet")
                 return
-            fitting = [j["key"] for j in found["jobs"] if j["key"].startswith(key)]
-            if len(fitting) != 1:
-                raise UsageError(f"{len(fitting)} jobs on {name} begin with {key}", mend=f"See trtq device logs {name}")
-            click.echo(agent.ask("logs", key=fitting[0])["text"], nl=False)
+            click.echo(agent.ask("logs", key=_key(agent, key))["text"], nl=False)
         finally:
             agent.close()
+
+
+@command.command("stop")
+@click.argument("name")
+@click.argument("key")
+def stop(name: str, key: str) -> None:
+    """End the job KEY (its first letters do) on a board; what it set there is set back."""
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.devices import find_device
+
+    with ConsoleProgress() as progress:
+        agent = Agent(find_device(name), progress)
+        try:
+            found = agent.ask("stop", key=_key(agent, key))
+        finally:
+            agent.close()
+    click.echo(f"{name}: {found['state']}{': ' + found['result']['why'] if found['state'] == 'done' and found['result']['why'] else ''}")
 
 
 @command.command("clean")

@@ -61,9 +61,8 @@ class BoardRunner:
             step = {"name": "images", "argv": [self.board.python_path, self.board.agent, "infer", encode(request)]}
             key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]
             self.agent.upload(local, name, digest)
-            lines: list[str] = []
             self.agent.told.begin(f"Running {len(batch)} images on {self.agent.device.name}", 0)
-            result = do(self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True}, line=lines.append)
+            result, lines = do(self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True})
             if not result["ok"]:
                 said = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
                 raise BoardError(f"Cannot run images on {self.agent.device.name}", (said[-1] if said else result["why"])[:400])

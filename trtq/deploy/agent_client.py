@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import secrets
 import subprocess
@@ -15,6 +14,7 @@ from typing import IO, Any, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from trtq import agent as source
+from trtq.agent import encode
 from trtq.artifact import explain_os_error, sha256_bytes, sha256_file, write_atomic
 from trtq.deploy.devices import Device
 from trtq.deploy.ssh import FAILED, Link
@@ -22,7 +22,12 @@ from trtq.errors import BoardError, LinkError, SshError
 from trtq.progress import Progress
 
 AGENT = Path(source.__file__).resolve()
-PLACE = ".trtq/agent.py"  # in the home of the user there, whatever the work folder is
+FOLDER = (
+    ".trtq/agents"  # in the home of the user there, whatever the work folder is; one folder below it for each copy, named by its digest
+)
+MOST_ARGUMENT = 60_000  # the kernel allows 128 KiB
+# Imported, so that Python keeps its byte code: a Nano compiles for half a second. No quotes but these, and nothing for any shell to expand.
+RUN = "python3 -c 'import sys; sys.path.insert(0, \"{0}\"); import agent; sys.exit(agent.main(sys.argv[1:]))'"
 MARK = source.MARK.encode()
 PATIENCE_S = 600.0  # a board takes a minute or two to start again
 WATCH_S = 20.0
@@ -43,6 +48,8 @@ class Agent:
         self.link = Link(device)
         self.code = AGENT.read_bytes()
         self.digest = sha256_bytes(self.code)
+        self.place = f"{FOLDER}/{self.digest[:16]}"
+        self.token = secrets.token_hex(8)  # an upload of ours makes way for the next of ours
         self.sent, self.received = 0, 0
         self._reached = False
 
@@ -77,8 +84,11 @@ class Agent:
 
     def _answers(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None = None) -> Iterator[dict[str, Any]]:
         """Yield what the agent answers after its hello; put it there where it is missing or another one."""
+        start = stdin.tell() if stdin is not None else 0
         for attempt in range(2):
             stale = False
+            if stdin is not None:
+                stdin.seek(start)
             for answer in self._lines(verb, {**asked, "agent": self.digest, "home": self.device.workdir}, stdin):
                 if answer["event"] in ("stale", "missing"):
                     stale = True
@@ -93,25 +103,34 @@ class Agent:
             if not stale:
                 return
             if attempt:
-                raise SshError(f"Cannot put the agent on {self.device.name}", "another one answers each time", f"Remove {PLACE} there")
+                raise SshError(f"Cannot put the agent on {self.device.name}", "another one answers each time", f"Remove {self.place} there")
             self.install()
 
     def _lines(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None) -> Iterator[dict[str, Any]]:
         """Run the agent and yield its lines; what login scripts print has no mark."""
-        command = f"python3 {PLACE} {verb} {base64.urlsafe_b64encode(json.dumps(asked).encode()).decode()}"
-        self.sent += len(command)
-        with tempfile.TemporaryFile() as errors:
+        text = encode(asked)
+        with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as large:
+            if len(text) > MOST_ARGUMENT:
+                assert stdin is None
+                large.write(json.dumps(asked).encode())
+                large.seek(0)
+                text, stdin = "-", large
+                self.sent += len(json.dumps(asked))
+            command = f"{RUN.format(self.place)} {verb} {text}"
+            self.sent += len(command)
             with self.link.popen(command, stdin=stdin if stdin is not None else subprocess.DEVNULL, stderr=errors) as process:
                 assert process.stdout is not None
-                heard = False
+                heard, over = False, False
                 try:
                     for raw in process.stdout:
                         self.received += len(raw)
                         if raw.startswith(MARK):
                             heard = True
                             yield _decode(raw, self.device.name)
+                    over = True
                 finally:
-                    process.kill() if process.poll() is None else None
+                    if not over:  # whoever listens has heard enough
+                        process.kill()
                 code = process.wait()
             errors.seek(0)
             said = errors.read().decode("utf-8", "replace")
@@ -120,7 +139,7 @@ class Agent:
         if not heard:
             if "python3: command not found" in said or "python3: not found" in said or code == 127:
                 raise BoardError(f"There is no python3 on {self.device.name}", _end(said), "on the board: sudo apt-get install python3")
-            if "agent.py" in said and ("No such file" in said or "can't open file" in said):
+            if "No module named" in said and "agent" in said:
                 yield {"event": "missing"}
                 return
         if code < 0 or (code and not heard):
@@ -132,8 +151,10 @@ class Agent:
         Raises:
             SshError: it cannot be written there.
         """
-        beside = f"{PLACE}.{secrets.token_hex(8)}"
-        command = f"sh -c 'umask 077; mkdir -p .trtq && cat > {beside} && sync && mv -f {beside} {PLACE} || {{ rm -f {beside}; exit 1; }}'"
+        path = f"{self.place}/agent.py"
+        beside = f"{path}.{secrets.token_hex(8)}"
+        write = f"umask 077; mkdir -p {self.place} && cat > {beside} && sync && mv -f {beside} {path} && rm -rf {self.place}/__pycache__"
+        command = f"sh -c '{write} || {{ rm -f {beside}; exit 1; }}'"
         try:
             self._patiently(lambda: self.link.run(command, data=self.code))
         except LinkError:
@@ -161,6 +182,10 @@ class Agent:
                 self.link.close(stale=True)
                 time.sleep(0.3)
                 continue
+            if done["state"] == "stored":
+                return str(done["path"])
+            if done["state"] == "busy":
+                self.told.note(f"{self.device.name}: somebody else sends the same file; waiting for it")
             if done["state"] == "damaged":
                 damaged += 1
                 if damaged == 3:
@@ -189,7 +214,9 @@ class Agent:
             watcher = threading.Thread(target=follow, daemon=True)
             watcher.start()
             try:
-                return self._once("put", {"name": name, "size": size, "sha256": digest, "offset": offset}, stdin=handle)
+                return self._once(
+                    "put", {"name": name, "size": size, "sha256": digest, "offset": offset, "token": self.token}, stdin=handle
+                )
             finally:
                 over.set()
                 watcher.join()
@@ -221,7 +248,7 @@ class Agent:
         """Fetch from where ``part`` ends; return the digest that the whole should have."""
         offset = part.stat().st_size if part.exists() else 0
         asked = {"name": name, "offset": offset, "agent": self.digest, "home": self.device.workdir}
-        command = f"python3 {PLACE} get {base64.urlsafe_b64encode(json.dumps(asked).encode()).decode()}"
+        command = f"{RUN.format(self.place)} get {encode(asked)}"
         with tempfile.TemporaryFile() as errors:
             with self.link.popen(command, stderr=errors) as process, part.open("ab") as out:
                 assert process.stdout is not None
@@ -231,6 +258,8 @@ class Agent:
                         answer = _decode(raw, self.device.name)
                         if answer["event"] == "refused":
                             raise BoardError(f"Cannot fetch {name} from {self.device.name}", answer["why"], answer["mend"])
+                        if answer["event"] == "stale":
+                            break
                         if answer["event"] == "file":
                             head = answer
                             break
@@ -244,26 +273,34 @@ class Agent:
             said = errors.read().decode("utf-8", "replace")
         if code == FAILED:
             raise self.link.explain(said)
+        if head is None:
+            self.install()  # somebody changed or removed it
         if head is None or got < head["size"]:
             raise LinkError(f"{self.device.name} stopped in the middle of {name}", _end(said) or "the connection ended")
         return str(head["sha256"])
 
-    def follow(self, key: str, line: Callable[[str], None]) -> dict[str, Any]:
-        """Wait for a job to end and pass on what it writes; return how it stands (``done``, ``lost`` or ``none``).
+    def follow(self, key: str, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Wait for a job to end and pass on what it writes; return how it stands (``done``, ``lost`` or ``none``), and its ``lines``.
 
-        The link may go meanwhile: the job does not, and this goes on behind the last line it heard.
+        The link may go meanwhile: the job does not, and this goes on behind the last line it heard. Of a job that somebody started again
+        meanwhile only the lines of its last run are kept.
         """
-        offset, rest = 0, ""
+        offset, rest, run = 0, "", None
+        lines: list[str] = []
         while True:
 
             def once() -> dict[str, Any]:
-                nonlocal offset, rest
+                nonlocal offset, rest, run
                 last: dict[str, Any] = {}
-                for answer in self._answers("wait", {"key": key, "offset": offset, "seconds": WATCH_S}):
+                for answer in self._answers("wait", {"key": key, "offset": offset, "seconds": WATCH_S, "run": run}):
                     if answer["event"] == "log":
+                        if answer["run"] != run:
+                            run, rest = answer["run"], ""
+                            lines.clear()
                         offset = answer["offset"]
                         *whole, rest = (rest + answer["text"]).split("\n")
                         for text in whole:
+                            lines.append(text)
                             line(text)
                         if answer["step"]:
                             self.told.status(str(answer["step"]))
@@ -275,7 +312,7 @@ class Agent:
 
             now = self._patiently(once)
             if now["state"] in ("done", "lost", "none"):
-                return now
+                return {**now, "lines": [*lines, rest] if rest else lines}
 
     def close(self) -> None:
         """End the connection."""

@@ -34,9 +34,10 @@ class BoardBuilder:
         engine: name of the engine in the work folder.
         told: hears how it goes.
         power: power mode and pinning of the job.
+        again: build even what was built before.
     """
 
-    def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any]) -> None:
+    def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any], *, again: bool = False) -> None:
         self.agent, self.board, self.engine, self.told, self.power = agent, board, engine, told, power
         self.version = board.release
         there = board.trtexec is not None and board.trtexec["number"] is not None
@@ -44,6 +45,7 @@ class BoardBuilder:
         self.executable = str(board.trtexec["path"]) if board.trtexec is not None and there else ""
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
         self.workspace = board.workspace or self.spelled.workspace
+        self.again = again
         self.uploads: list[str] = []
 
     @property
@@ -61,7 +63,8 @@ class BoardBuilder:
         digest, board = sha256_file(source), self.board
         name = f"files/{digest}.onnx"
         beside, report = f"{self.target_path}.new", f"{self.target_path}.layers"
-        cache = f"{board.home}/timing.{board.number}.cache"
+        how = digest_of({**self.power, "mode": board.power_mode["name"], "dla": settings.options.dla})[:8]  # times of other clocks mislead
+        cache = f"{board.home}/timing.{board.number}.{how}.cache"
         options = msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new")
         asked = replace(settings, options=options)
         reports = within(FLAGS["exportLayerInfo"], self.version)
@@ -73,21 +76,20 @@ class BoardBuilder:
         size = source.stat().st_size
         job = {
             "title": f"the build of {self.engine.rpartition('/')[2][:12]}", "steps": [step], **self.power,
-            "needs_bytes": size + MARGIN_BYTES,
+            "needs_bytes": 2 * size + MARGIN_BYTES, "again": self.again,
         }  # fmt: skip
         self.agent.upload(source, name, digest)
         self.uploads.append(name)
-        lines: list[str] = []
 
         def line(text: str) -> None:
-            lines.append(text)
             if "] [I] " in text:
                 self.told.status(text.partition("] [I] ")[2].strip()[:80])
                 self.told.advance(0)
 
         self.told.begin(f"Building on {self.agent.device.name}", 0)
         key = digest_of({"argv": argv, "model": digest, "engine": self.engine, **self.power})[:32]
-        result = do(self.agent, key, job, line=line)
+        result, lines = do(self.agent, key, job, line=line)
+        self.again = False
         log = read_log("\n".join(lines))
         who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
         where = f"{who} cannot build the engine for {settings.target.device}"

@@ -40,6 +40,13 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str = WORKDIR
 
     @property
+    def add_command(self) -> list[str]:
+        """The words that add it."""
+        address = self.address + (f":{self.port}" if self.port is not None else "")
+        more = [("--identity", self.identity), ("--jump", self.jump), ("--workdir", self.workdir if self.workdir != WORKDIR else "")]
+        return ["trtq", "device", "add", self.name, address, *(w for option, value in more if value for w in (option, value))]
+
+    @property
     def address(self) -> str:
         """As it was typed."""
         return f"{self.user}@{self.host}" * bool(self.user) or self.host

@@ -22,8 +22,10 @@ def owner() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Return the result of a job, whoever started it; a job whose process or board went away is started again, twice at most.
+def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None) -> tuple[dict[str, Any], list[str]]:
+    """Return the result of a job and the lines that its programs wrote, whoever started it.
+
+    A job whose process or board went away is started again, twice at most.
 
     Args:
         agent: on the board.
@@ -42,7 +44,7 @@ def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], Non
             if not result["ok"] and not result["steps"]:
                 mend = str(result["mend"]).replace("NAME", agent.device.name)
                 raise BoardError(f"{agent.device.name} cannot do {job['title']}", result["why"], mend)
-            return result
+            return result, now["lines"]
         why = now.get("why", "somebody removed it")
         if attempt < MOST_RESTARTS:
             agent.told.note(f"{agent.device.name}: {job['title']} was lost: {why}; starting it again")

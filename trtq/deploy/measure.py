@@ -18,6 +18,7 @@ from trtq.bench.statistics import Values
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board
 from trtq.deploy.jobs import do
+from trtq.deploy.profiles import profiles
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
 from trtq.errors import BoardError, UsageError
@@ -25,12 +26,15 @@ from trtq.recipe import DeployOptions
 
 LOADS, WARMUP_MS, BLOCK = 3, 2000, 50
 SETTLE_S, ENERGY_WINDOW_S, IDLE_S, SAMPLE_S = 2.0, 20.0, 1.5, 0.2
+STILL_PINNED = 0.9  # a dip of a per cent is sampling noise
 MIN_READINGS = 50  # INA3221 settles within some hundred ms; five a second over 20 s leave a hundred
+TIMES, SLOWEST_S = "times.json", 600.0
 MARKS = {"inference": "Starting inference", "end": "Performance summary"}
 
 
 def measure(
-    agent: Agent, board: Board, manifest: EngineManifest, path: str, options: DeployOptions, power: dict[str, Any], folder: Path
+    agent: Agent, board: Board, manifest: EngineManifest, path: str, options: DeployOptions, power: dict[str, Any], folder: Path,
+    nonce: str,
 ) -> list[BenchRow]:  # fmt: skip
     """Return a row for each batch of an engine on a board.
 
@@ -42,6 +46,7 @@ def measure(
         options: which batches, for how long, energy.
         power: power mode and pinning of the jobs.
         folder: where the times and the readings go.
+        nonce: of this measurement: one that was interrupted is found again by it, one that is done is never taken for a new one.
 
     Raises:
         BoardError: there is no trtexec, or the engine does not run.
@@ -61,13 +66,13 @@ def measure(
         shape = [batch, *given["shape"][1:]]
         shapes = f"{given['name']}:{'x'.join(map(str, shape))}" if least != most else ""
         found = bench.run(
-            shapes, batch, seconds=options.duration, requests=options.min_samples, energy=options.energy, graph=graph, again=options.again,
-            folder=folder,
+            shapes, batch, seconds=options.duration, requests=options.min_samples, energy=options.energy, graph=graph, dla=options.dla,
+            nonce=nonce, folder=folder,
         )  # fmt: skip
         rows.append(
             row_of(
                 board, *found, engine=path, sha256=manifest.engine_sha256, size=manifest.engine_bytes, batch=batch, shape=shape,
-                energy=options.energy, graph=graph,
+                energy=options.energy, graph=graph, mode=power["mode"] or board.power_mode["name"],
             )
         )  # fmt: skip
     return rows
@@ -92,7 +97,17 @@ class BoardBench:
         self.path, self.sha256 = engine
 
     def run(
-        self, shapes: str, batch: int, *, seconds: float, requests: int, energy: bool, graph: bool, again: bool, folder: Path
+        self,
+        shapes: str,
+        batch: int,
+        *,
+        seconds: float,
+        requests: int,
+        energy: bool,
+        graph: bool,
+        dla: int | None,
+        nonce: str,
+        folder: Path,
     ) -> tuple[dict[str, Any], TrtexecLog, list[TrtexecLog], Path, Path]:
         """Run the job (or find it done) and fetch what it gave.
 
@@ -101,37 +116,35 @@ class BoardBench:
         """
         number, trtexec = int(self.board.trtexec["number"]), str(self.board.trtexec["path"])  # type: ignore[index]
         version, engine = self.board.release, Path(self.path)
-        times = f"{self.path}.b{batch}.times"
         seconds = max(seconds, ENERGY_WINDOW_S + SETTLE_S) if energy else seconds
-        load = command(trtexec, version, engine, shapes=shapes, graph=False, warmup_ms=0, seconds=0, requests=1)
+        load = command(trtexec, version, engine, shapes=shapes, graph=False, warmup_ms=0, seconds=0, requests=1, dla=dla)
         timed = command(
-            trtexec, version, engine, shapes=shapes, graph=graph, warmup_ms=WARMUP_MS, seconds=seconds, requests=requests, times=Path(times)
+            trtexec, version, engine, shapes=shapes, graph=graph, warmup_ms=WARMUP_MS, seconds=seconds, requests=requests,
+            times=TIMES, dla=dla
         )  # fmt: skip
         idle = ENERGY_WINDOW_S if energy else IDLE_S
         steps: list[dict[str, Any]] = [
             {"name": f"load {i + 1} of {LOADS}", "argv": load, "marks": MARKS, "idle_s": IDLE_S if i == 0 else 0.0} for i in range(LOADS)
         ]
         steps.append(
-            {"name": "latency", "argv": timed, "marks": MARKS, "idle_s": idle, "fresh": [times], "makes": [[times, f"{times}.json.gz"]]}
+            {"name": "latency", "argv": timed, "marks": MARKS, "idle_s": idle, "makes": [[TIMES, f"{TIMES}.gz"]]}
         )  # fmt: skip
         job = {
             "title": f"the measurement at batch {batch}", "steps": steps, "rest_s": ENERGY_WINDOW_S + SETTLE_S if energy else 0.0,
-            "sample_s": SAMPLE_S, "again": again, **self.power,
+            "sample_s": SAMPLE_S, **self.power,
         }  # fmt: skip
-        key = digest_of({"steps": steps, "engine": self.sha256, "trtexec": number, "mode": self.board.power_mode["name"], **self.power})[
-            :32
-        ]
-        lines: list[str] = []
+        key = digest_of({"steps": steps, "engine": self.sha256, "trtexec": number, "nonce": nonce, **self.power})[:32]
+        for step in steps:
+            step["limit_s"] = 3 * seconds + SLOWEST_S
         self.agent.told.begin(f"Measuring on {self.agent.device.name}, batch {batch}", 0)
-        result = do(self.agent, key, job, line=lines.append)
+        result, lines = do(self.agent, key, job)
         logs = [read_log(t) for t in _by_step("\n".join(lines))]
         if not result["ok"]:
             failed = logs[-1] if logs else None
             why = failed.errors[0] if failed is not None and failed.errors else result["why"]
             raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], result["mend"])
-        made = result["steps"][-1]["files"][f"{times}.json.gz"]
-        name = f"{self.path}.b{batch}.times.json.gz"
-        local = self.agent.download(name, folder / f"times.b{batch}.json.gz", digest=made["sha256"])
+        made = result["steps"][-1]["files"][f"{TIMES}.gz"]
+        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"])
         readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz")
         return result, logs[-1], logs[:-1], local, readings
 
@@ -143,7 +156,7 @@ def _by_step(text: str) -> list[str]:
 
 def row_of(
     board: Board, result: dict[str, Any], log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
-    sha256: str, size: int, batch: int, shape: list[int], energy: bool, graph: bool,
+    sha256: str, size: int, batch: int, shape: list[int], energy: bool, graph: bool, mode: str | None,
 ) -> BenchRow:  # fmt: skip
     """Return the row of a record from what a board gave."""
     version = board.release
@@ -162,6 +175,14 @@ def row_of(
     before = result["before"]
     if not before["clocks"]["pinned"]:
         notes.append("clocks were not pinned (--lock-clocks)")
+    if mode is not None and before["power_mode"] != mode:
+        reasons.append(f"the board was in power mode {before['power_mode']}, not {mode}")
+    slow = _slowest_pinned(seen, timed, before["clocks"])
+    if slow is not None:
+        reasons.append(f"the GPU's pinned clock fell to {slow:.0%} meanwhile: it throttled")
+    profile = profiles().get(board.board or "")
+    if profile is not None and (watch["hottest_c"] or 0.0) >= profile.throttles_c:
+        reasons.append(f"it was {watch['hottest_c']:.0f} C hot: {profile.name} throttles from {profile.throttles_c:g} C on")
     if before["boot"] != result["after"]["boot"]:
         reasons.append("the board was started again meanwhile")
     missing = {
@@ -222,6 +243,17 @@ def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> 
     ]
 
 
+def _slowest_pinned(seen: dict[str, Values], timed: dict[str, Any], clocks: dict[str, Any]) -> float | None:
+    """Return how far the pinned GPU clock fell under load, as a share; None where it did not, or is not pinned."""
+    top = clocks["gpu"].get("max_freq")
+    inside = seen["gpu_hz"][(seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])]
+    inside = inside[~np.isnan(inside)]
+    if not clocks["pinned"] or not top or not len(inside):
+        return None
+    share = float(np.median(inside)) / top
+    return share if share < STILL_PINNED else None
+
+
 def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
@@ -261,7 +293,7 @@ def _energy(
     begin = timed["marks"]["inference"] + SETTLE_S
     end = timed["marks"].get("end", timed["end"]) - 0.2
     inside = there & (t >= begin) & (t <= end)
-    idle = there & (((t > timed["begin"] - ENERGY_WINDOW_S) & (t < timed["begin"] - 0.2)) | (t > timed["end"] + SETTLE_S))
+    idle = there & (((t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - 0.2)) | (t > timed["end"] + SETTLE_S))
     if inside.sum() < 2 or idle.sum() < 2:
         return None, f"{int(inside.sum())} readings under load and {int(idle.sum())} idle are too few"
     power = float(np.trapezoid(mw[inside], t[inside]) / (t[inside][-1] - t[inside][0])) / 1e3
@@ -274,6 +306,8 @@ def _energy(
         "the carrier board is not in it",
         "one step of the sensor is 40 to 150 mW",
         "idle power is that of the board without the model",
+        "one window: there is no range",
+        "trtexec spins on one CPU core while it waits: that power is in it",
     ]
     if watch["scope"].startswith("sum"):
         limits.append("a sum of monitored rails is less than what the board draws")

@@ -19,6 +19,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     workspace: list[tuple[float, int]]
     total: list[str]
     dla: int
+    throttles_c: float
     jetpacks: tuple[str, str]
     notes: list[str]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -11,7 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from trtq.artifact import write_bytes
+import msgspec
+
+from trtq.artifact import digest_of, write_bytes
 from trtq.deploy.devices import Device, config_folder
 from trtq.errors import HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
 
@@ -62,7 +65,9 @@ def _config() -> Path:
         "Host *", "  BatchMode yes", "  ConnectTimeout 10", "  ServerAliveInterval 15", "  ServerAliveCountMax 4", "  TCPKeepAlive yes",
         "  StrictHostKeyChecking yes", "  UpdateHostKeys no", f'  UserKnownHostsFile "{home / "known_hosts"}" "{known_hosts()}"',
         "  ControlMaster auto", f"  ControlPath {_socket_folder()}/%C", "  ControlPersist 60", "  ForwardAgent no", "  ForwardX11 no",
-        "  RequestTTY no", "  PermitLocalCommand no", "  LogLevel ERROR", "  Compression no",
+        "  RequestTTY no", "  PermitLocalCommand no",
+        "  ClearAllForwardings yes", "  IgnoreUnknown RemoteCommand", "  RemoteCommand none",
+        "  LogLevel ERROR", "  Compression no",
         f'Include "{home / "config"}"', "Include /etc/ssh/ssh_config",
     ]  # fmt: skip
     text = "\n".join(lines) + "\n"
@@ -82,11 +87,15 @@ class Link:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.ssh, self.config = require_ssh(), _config()
+        # By everything that leads there: older clients tell neither jump hosts nor identities apart by themselves.
+        self.socket = _socket_folder() / digest_of(msgspec.to_builtins(device))[:16]
 
     def line(self, command: str | None, *options: str) -> list[str]:
         """Return the command line of ssh; ``command`` is one of trtq's own fixed texts, never what a user typed."""
         device = self.device
-        line = [self.ssh, "-F", str(self.config), *options]
+        line = [self.ssh, "-F", str(self.config), *options, "-o", f"ControlPath={self.socket}"]
+        if device.jump:  # behind other gateways the same address is another board
+            line += ["-o", f"HostKeyAlias=trtq-{device.name}"]
         line += ["-p", str(device.port)] if device.port is not None else []
         line += ["-i", device.identity, "-o", "IdentitiesOnly=yes"] if device.identity else []
         line += ["-J", device.jump] if device.jump else []
@@ -120,23 +129,22 @@ class Link:
 
     def explain(self, said: str) -> TrtqError:
         """Return the error that OpenSSH's words mean."""
-        device, where = self.device, f"Cannot reach {self.device.name} ({self.device.address})"
+        device, add = self.device, shlex.join(self.device.add_command)
+        where = f"Cannot reach {self.device.name} ({self.device.address})"
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or ("Host key for" in said and "has changed" in said):
             entry = re.search(r"Offending \S+ key in (\S+?):(\d+)", said)
             place = f"{entry[1]}, line {entry[2]}" if entry else "the list of known hosts"
-            host = device.host if device.port in (None, 22) else f"[{device.host}]:{device.port}"
+            host = f"trtq-{device.name}" if device.jump else device.host if device.port in (None, 22) else f"[{device.host}]:{device.port}"
             return HostKeyError(
                 where, f"its host key is not the one in {place}: the board was flashed anew, or this is another machine",
                 "If you know why, remove the old key (ssh-keygen -R "
-                f"'{host}'{f' -f {entry[1]}' if entry else ''}), then: trtq device add {device.name} {device.address}",
+                f"'{host}'{f' -f {entry[1]}' if entry else ''}), then: {add}",
             )  # fmt: skip
         if "Host key verification failed" in said or "host key is known for" in said:
             unknown = re.search(r"host key is known for (\S+)", said)
-            other = unknown is not None and unknown[1].strip("[]").split("]")[0] != device.host
-            mend = f"Log in to {unknown[1] if unknown else ''} once with ssh and accept its key" if other else (
-                f"Look at its key and accept it: trtq device add {device.name} {device.address}"
-                f"{f':{device.port}' if device.port else ''}{f' --jump {device.jump}' if device.jump else ''}"
-            )  # fmt: skip
+            other = bool(device.jump) and unknown is not None and unknown[1].strip("[]").split("]")[0].lower() not in self._names()
+            named = unknown[1] if unknown is not None else ""
+            mend = f"Log in to {named} once with ssh and accept its key" if other else f"Look at its key and accept it: {add}"
             return HostKeyError(
                 where, f"the host key of {unknown[1] if other and unknown else 'this host'} has not been accepted yet", mend
             )
@@ -155,6 +163,12 @@ class Link:
             return SshError(where, "the private key can be read by others", f"chmod 600 {device.identity or '~/.ssh/id_*'}")
         # All else passes: a cut connection leaves whatever the board happened to write last.
         return LinkError(where, _last(said) or "the connection ended", "Is the board on, and in this network?")
+
+    def _names(self) -> set[str]:
+        """Return what OpenSSH may call the device: what was typed, what the user's configuration makes of it, and its alias."""
+        done = subprocess.run(self.line(None, "-G"), stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
+        resolved = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+        return {self.device.host.lower(), f"trtq-{self.device.name}".lower(), *([resolved[1].lower()] if resolved else [])}
 
     def offered_key(self) -> tuple[str, list[str]]:
         """Return the host keys that the device shows, as lines of known_hosts, and their fingerprints.

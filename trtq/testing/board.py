@@ -162,7 +162,7 @@ class StandInBoard:
             "busy.json": json.dumps({**kind.busy, "proc/meminfo": self._meminfo(0.5), f"{gpu}/cur_freq": "921600000"}),
         }  # fmt: skip
         if sudo:
-            files["etc/nopasswd"] = ""
+            files["etc/nopasswd"] = "nvpmodel jetson_clocks"
         for name, text in files.items():
             path = self.root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ class StandInBoard:
         login = self.folder / "login.sh"
         login.write_text(
             f"cd '{self.home}' || exit 1\nexport HOME='{self.home}' TRTQ_ROOT='{self.root}'\n"
-            f"export PATH='{binaries}':/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1\n"
+            f"export PATH='{binaries}':/usr/bin:/bin\n"
             f"export PYTHONPATH='{self.folder}/python' TRTQ_CUDART='{self.folder}/libcudart.so'\n"
             "echo 'Welcome to this board: login scripts may print what they like'\n"
             'exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'

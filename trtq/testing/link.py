@@ -28,6 +28,8 @@ class ShapedLink:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._open: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
+        self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -44,11 +46,24 @@ class ShapedLink:
     def cut(self) -> None:
         """Break every connection; new ones are taken at once."""
         with self._lock:
-            gone, self._open = self._open, set()
+            gone, self._open = self._open | self._frozen, set()
         for end in gone:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+    def freeze(self) -> None:
+        """Pass nothing on any more over the connections there are, and close none, as a pulled cable does."""
+        with self._lock:
+            self._frozen |= self._open
+
+    def drop_frozen(self) -> None:
+        """Let the client notice; the server does not."""
+        with self._lock:
+            gone = self._frozen & self._clients
+        for end in gone:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -63,6 +78,7 @@ class ShapedLink:
                 continue
             with self._lock:
                 self._open |= {client, server}
+                self._clients.add(client)
             for source, to in ((client, server), (server, client)):
                 threading.Thread(target=self._relay, args=(source, to, to is server), daemon=True).start()
 
@@ -71,8 +87,12 @@ class ShapedLink:
             while block := source.recv(CHUNK):
                 if self.rate is not None:
                     time.sleep(len(block) / self.rate)
+                if to in self._frozen:
+                    continue
                 to.sendall(block)
                 self.sent += len(block) * upwards
+        if source in self._frozen:
+            return  # the other end hears nothing of it
         for end in (source, to):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

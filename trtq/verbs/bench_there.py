@@ -51,7 +51,8 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     ]  # fmt: skip
     last = records[-1]
     return BenchRecord(
-        schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec), command=shlex.join(["trtq", "bench", *spec.file, "--device", spec.device]),
+        schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec),
+        command=shlex.join(["trtq", "bench", *spec.file, "--device", spec.device]),
         rows=[r for record in records for r in record.rows], verdicts=[], card={"kind": "jetson", "jetson": last.board},
         valid=all(r.valid for r in records), notes=[n for r in records for n in r.notes], seconds=round(time.perf_counter() - began, 3),
         environment=environment(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
-from trtq.deploy.devices import find_device
+from trtq.deploy.devices import find_device, slug
 from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import describe
 from trtq.engine.coverage import cover, require_codes
@@ -37,6 +38,8 @@ class Seen:
     key: str = ""
     rows: tuple[BenchRow, ...] = ()
     bench_key: str = ""
+    accuracy: Accuracy | None = None
+    images_key: str = ""
 
 
 def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
@@ -59,7 +62,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         board = probe(agent)
         target = board.target
         require_mode(spec, board)
-        out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{source.stem}"))
+        out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}"))
         with locked(out / ".trtq.lock", waiting=told.note):
             file = profile_for(source, target, spec.precision, told)
             job = prepare(_build_spec(spec, file.path, target.name, board, out))
@@ -67,6 +70,12 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
             return _Deployment(spec, agent, board, job, out, [*file.notes, *job.notes], told, began).run()
     finally:
         agent.close()
+
+
+def name_of(model: Path) -> str:
+    """Return what to call a model: many files are called model.qdq.onnx, so the folder is in it."""
+    folder = model.resolve().parent.name
+    return slug(f"{folder}-{model.stem}" if folder else model.stem)
 
 
 def require_mode(spec: DeployOptions, board: Board) -> None:
@@ -86,12 +95,9 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         )  # fmt: skip
 
 
-def power_of(spec: DeployOptions, board: Board) -> dict[str, Any]:
-    """Return what a job must set on the board: nothing where it is so already."""
-    return {
-        "mode": spec.power_mode if spec.power_mode != board.power_mode["name"] else None,
-        "pin": spec.lock_clocks and not board.clocks["pinned"],
-    }  # fmt: skip
+def power_of(spec: DeployOptions) -> dict[str, Any]:
+    """Return what a job wants of the board; the agent decides what must be set for it once the board is the job's own."""
+    return {"mode": spec.power_mode, "pin": spec.lock_clocks}
 
 
 def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:
@@ -114,14 +120,14 @@ class _Deployment:
             told.note(line)
         if job.fallback:
             told.note(job.fallback)
-        self.power = power_of(spec, board)
+        self.power = power_of(spec)
         mode = spec.power_mode or board.power_mode["name"]
         # What an engine depends on: a plan is good for one release on one board in one mode.
         self.key = digest_of(
             {
                 "onnx": job.onnx_sha256, "spec": {k: v for k, v in msgspec.to_builtins(job.spec).items() if k not in ("onnx", "out")},
                 "tensorrt": board.number, "model": board.model, "capability": board.capability, "mode": mode,
-                "memory": round((board.memory.get("MemTotal") or 0) / 2**28), "pinned": spec.lock_clocks,
+                "memory": round((board.memory.get("MemTotal") or 0) / 2**28), "pinned": spec.lock_clocks or board.clocks["pinned"],
             }
         )  # fmt: skip
         self.engine = f"engines/{self.key[:32]}.engine"
@@ -134,9 +140,11 @@ class _Deployment:
         rows, measured, bench_key = self._bench(manifest, path, seen)
         missing: dict[str, str] = {}
         accuracy = None
+        images_key = self._images_key(manifest)
         if self.spec.data is not None:
             try:
-                accuracy = self._accuracy(manifest, path)
+                known = seen.accuracy if seen.images_key == images_key and not self.spec.again else None
+                accuracy = known or self._accuracy(manifest, path)
             except BoardError as exc:
                 missing["accuracy"] = exc.why or exc.what
                 self.told.note(f"accuracy n/a: {exc}")
@@ -145,9 +153,10 @@ class _Deployment:
             name = f"{Path(self.spec.model).stem}.{self.agent.device.name}.engine"
             fetched = str(self.agent.download(self.engine, self.out / name, digest=manifest.engine_sha256))
             write_json(manifest_path(Path(fetched)), manifest)
-        mode = self.board.power_mode["name"] if self.power["mode"] is not None or self.power["pin"] else None
+        mode = self.board.power_mode["name"] if (built or measured) and (self.power["mode"] is not None or self.power["pin"]) else None
         record = DeployRecord(
-            schema=SCHEMA, verb="deploy", spec={**msgspec.to_builtins(self.spec), "bench_key": bench_key}, key=self.key,
+            schema=SCHEMA, verb="deploy", spec={**msgspec.to_builtins(self.spec), "bench_key": bench_key, "images_key": images_key},
+            key=self.key,
             device=self.agent.device.name, address=self.agent.device.address,
             board=msgspec.to_builtins(self.board), onnx=self.job.spec.onnx,
             engine=path, fetched=fetched, built=built, manifest=manifest, rows=rows, measured=measured, accuracy=accuracy,
@@ -166,7 +175,15 @@ class _Deployment:
             record = msgspec.json.decode((self.out / RECORD).read_bytes(), type=DeployRecord)
         except (OSError, msgspec.MsgspecError):
             return Seen()
-        return Seen(record.key, tuple(record.rows), str(record.spec.get("bench_key", "")))
+        said = {n: str(record.spec.get(n, "")) for n in ("bench_key", "images_key")}
+        return Seen(record.key, tuple(record.rows), said["bench_key"], record.accuracy, said["images_key"])
+
+    def _images_key(self, manifest: EngineManifest) -> str:
+        spec = self.spec
+        if spec.data is None:
+            return ""
+        index = sha256_file(Path(spec.class_index)) if spec.class_index and Path(spec.class_index).is_file() else None
+        return digest_of([manifest.engine_sha256, fingerprint(spec.data), spec.data, spec.images, index])
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
@@ -177,7 +194,7 @@ class _Deployment:
             except msgspec.ValidationError:
                 self.told.note("the manifest there is of another version of trtq: building again")
         job, told = self.job, self.told
-        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power)
+        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power, again=self.spec.again)
         settings = job.settings(builder, self.board.number)
         for line in job.unkept(settings):
             told.note(line)
@@ -206,11 +223,18 @@ class _Deployment:
                 **{n: getattr(spec, n) for n in ("bench_batch", "duration", "min_samples", "energy", "cuda_graph")},
             }
         )  # fmt: skip
-        if seen.bench_key == key and seen.rows and not spec.again:
+        if seen.bench_key == key and seen.rows and all(r.valid for r in seen.rows) and not spec.again:
             return list(seen.rows), False, key
         from trtq.deploy.measure import measure
 
-        return measure(self.agent, self.board, manifest, path, spec, self.power, self.out), True, key
+        # Of a measurement that was interrupted the job is found again; one that has ended is not taken for a new one.
+        under_way = self.out / ".measuring"
+        asked = under_way.read_text().split() if under_way.is_file() else []
+        nonce = asked[1] if asked[:1] == [key] and len(asked) == 2 else secrets.token_hex(8)
+        write_bytes(under_way, f"{key} {nonce}".encode())
+        rows = measure(self.agent, self.board, manifest, path, spec, self.power, self.out, nonce)
+        under_way.unlink()
+        return rows, True, key
 
     def _accuracy(self, manifest: EngineManifest, path: str) -> Accuracy:
         """Run images on the board, and the ONNX file on the same images here."""

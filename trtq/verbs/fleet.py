@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from trtq.errors import TrtqError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.recipe import DeployOptions, DeploySpec, FleetSpec
 from trtq.report.page import write_fleet_page
-from trtq.verbs.deploy import RECORD, deploy, power_of, require_mode
+from trtq.verbs.deploy import RECORD, deploy, name_of, power_of, require_mode
 
 TABLE, PAGE = "fleet.json", "fleet.html"
 Done = tuple[list[FleetRow], list[str]]
@@ -61,10 +62,14 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     if missing is not None:
         raise UsageError(f"Cannot deploy {missing}", "there is no such file")
     stems = [Path(m).stem for m in spec.model]
-    names = stems if len(set(stems)) == len(stems) else [f"{Path(m).parent.name}-{Path(m).stem}" for m in spec.model]
+    names = stems if len(set(stems)) == len(stems) else [name_of(Path(m)) for m in spec.model]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        why = "the table could not tell them apart"
+        raise UsageError(f"Two models would both be called {twice}", why, "Put them into folders of different names")
     out = ensure_writable_dir(Path(spec.out))
     with locked(out / ".trtq.lock", waiting=told.note):
-        work: Callable[[Device], Done] = lambda d: _one(d, spec, names, out, _Beside(d.name, told, lock))  # noqa: E731
+        work: Callable[[tuple[str, Device]], Done] = lambda d: _one(*d, spec, names, out, _Beside(d[1].name, told, lock))  # noqa: E731
         with ThreadPoolExecutor(max_workers=len(devices)) as pool:
             done = list(pool.map(work, devices))
         record = FleetRecord(
@@ -76,21 +81,22 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     return record
 
 
-def _devices(text: str) -> list[Device]:
+def _devices(text: str) -> list[tuple[str, Device]]:
+    """Return the devices, each with what it was called."""
     names = [n.strip() for n in text.split(",") if n.strip()] or list(known_devices())
     if not names:
         raise UsageError("There is no device", "none has been added yet", "Add one: trtq device add NAME user@host")
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise UsageError(f"--devices names {twice} twice")
-    return [find_device(n) for n in names]
+    return [(n, find_device(n)) for n in names]
 
 
 def _options(spec: FleetSpec) -> dict[str, Any]:
     return {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
 
 
-def _one(device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress) -> Done:
+def _one(typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress) -> Done:
     """Do everything on one device; an error becomes a row that says it."""
     rows, paths = list[FleetRow](), list[str]()
     if not spec.model:
@@ -98,7 +104,7 @@ def _one(device: Device, spec: FleetSpec, names: list[str], out: Path, told: Pro
     for model, name in zip(spec.model, names, strict=True):
         folder = f"{out}/{device.name}/{name}"
         try:
-            record: DeployRecord = deploy(DeploySpec(device=device.name, model=model, out=folder, **_options(spec)), told)
+            record: DeployRecord = deploy(DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told)
             rows += fleet_rows(device.name, str(record.board["model"]), name, record.manifest, record.rows)
             paths.append(f"{device.name}/{name}/{RECORD}")
         except TrtqError as exc:
@@ -122,7 +128,8 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
                 manifest = msgspec.convert(entry["manifest"], EngineManifest)
                 name = f"{manifest.model or Path(manifest.spec['onnx']).stem}"
                 place = ensure_writable_dir(folder / entry["file"][:12])
-                found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec, board), place)
+                nonce = secrets.token_hex(8)
+                found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec), place, nonce)
                 rows += fleet_rows(device.name, board.name, name, manifest, found)
             except (TrtqError, msgspec.ValidationError) as exc:
                 rows.append(FleetRow(device=device.name, board=board.name, model=name, batch=0, precision="", power_mode="", why=str(exc)))
