@@ -23,7 +23,6 @@ import importlib
 import importlib.util
 import json
 import os
-import queue
 import re
 import select
 import shutil
@@ -40,6 +39,7 @@ MARKER = ".trtq-agent"  # in folders that are ours: nothing outside one is ever 
 # Another root in tests, or where a container has the board's own mounted.
 ROOT = os.environ.get("TRTQ_ROOT", "/")
 CHUNK = 1 << 20
+F_SETPIPE_SZ = 1031  # of Linux; fcntl names it from Python 3.10 on
 BUSY_S, SILENT_S = 20.0, 60.0  # how long an upload waits for another one, and for its own link
 
 RAM = re.compile(r"(?<!\S)RAM\s+(\d+)/(\d+)MB")  # not IRAM
@@ -683,7 +683,7 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
         if offset > have:
             return {"state": "cut", "have": have}
         hasher = hashlib.sha256()
-        with open(part, "r+b" if os.path.exists(part) else "w+b") as handle:
+        with open(part, "r+b" if os.path.exists(part) else "w+b", buffering=0) as handle:
             left = offset
             while left:
                 block = handle.read(min(CHUNK, left))
@@ -697,21 +697,22 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
                     _room(OSError(errno.ENOSPC, "")),
                 )
             got = offset
-            blocks = queue.Queue(8)  # type: queue.Queue[bytes]
-            other = threading.Thread(target=_digest, args=(hasher, blocks))  # on a core of its own: the link does not wait for it
-            other.start()
+            descriptor, view = source.fileno(), memoryview(bytearray(CHUNK))
             try:
-                while got < size and select.select([source], [], [], SILENT_S)[0]:
-                    block = source.read1(min(CHUNK, size - got))
-                    if not block:
-                        break
-                    blocks.put(block)
-                    handle.write(block)
-                    got += len(block)
-            finally:
-                blocks.put(b"")
-                other.join()
-            handle.flush()
+                fcntl.fcntl(descriptor, F_SETPIPE_SZ, CHUNK)  # a pipe of 64 KiB has sshd and this wait for each other all the time
+            except (IOError, OSError):
+                pass
+            flusher = _Flusher(handle.fileno())
+            flusher.start()
+            while got < size and select.select([descriptor], [], [], SILENT_S)[0]:
+                count = os.readv(descriptor, [view[: min(CHUNK, size - got)]])
+                if not count:
+                    break
+                handle.write(view[:count])
+                hasher.update(view[:count])
+                got += count
+            flusher.over.set()
+            flusher.join()
             os.fsync(handle.fileno())
         if got < size:
             return {"state": "cut", "have": got}
@@ -724,9 +725,20 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
         lock.free()
 
 
-def _digest(hasher: Any, blocks: "queue.Queue[bytes]") -> None:
-    for block in iter(blocks.get, b""):
-        hasher.update(block)
+class _Flusher(threading.Thread):
+    """Has the disk write while the link brings more: at the end little is left to wait for."""
+
+    def __init__(self, descriptor: int) -> None:
+        threading.Thread.__init__(self)
+        self.daemon, self.descriptor, self.over = True, descriptor, threading.Event()
+
+    def run(self) -> None:
+        """Flush again and again."""
+        while not self.over.wait(0.1):
+            try:
+                os.fdatasync(self.descriptor)
+            except OSError:  # the last flush says it
+                return
 
 
 def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
