@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-MODELS = ("resnet18", "resnet50", "mobilevit_xxs", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+MODELS = ("resnet18", "resnet50", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224")
 DIRECT = """
 import sys
 import tensorrt_rtx as trt
