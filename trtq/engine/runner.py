@@ -6,6 +6,7 @@ Engines run through TensorRT's Python API: by tensor names from 8.5 on, by bindi
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -144,6 +145,7 @@ class EngineRunner:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"TensorRT {trt.__version__} cannot load the {label}", "see what it wrote", "Build it again here: trtq build")
+        self.deserialized_ns = time.perf_counter_ns()  # what comes after is the context
         self.loaded = _Loaded(logger, runtime, engine, engine.create_execution_context())
         self.names = self.calls.names(engine)
         self.inputs = [n for n in self.names if self.calls.is_input(engine, n)]
