@@ -194,6 +194,33 @@ def test_energy_without_a_meter_is_named_and_not_zero(record):
         assert made.rows[0].energy.gross_j > 0
 
 
+@pytest.mark.parametrize(("scenario", "least"), [("single", 64), ("multi", 662), ("offline", 24_576)])
+def test_mlperf_like_counts(scenario, least):
+    """Also when the time is long over."""
+    from trtq.bench.throughput import measure_throughput
+
+    class Quick:
+        shape = (64, 3, 8, 8)
+
+        def call(self) -> None:
+            time.sleep(1e-5)
+
+        def again(self):
+            return self
+
+    found = measure_throughput(Quick(), scenario=scenario, seconds=0.001, counts=True)
+    assert found.queries * (64 if scenario == "offline" else 1) >= least
+    assert found.seconds > 0.0005
+
+
+def test_comparisons_stand_in_the_history(cnn_out, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_HISTORY", str(tmp_path / "h.sqlite"))
+    files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
+    record = compare(CompareSpec(file=files, max_loads=8, block=0.005, profile=False))
+    [entry] = recall(mode="compare")
+    assert (entry.file, entry.median_ms, entry.batch) == (record.verdicts[0].second, record.verdicts[0].second_ms, 1)
+
+
 @pytest.mark.parametrize("scenario", ["closed", "single", "multi", "offline", "server"])
 def test_throughput(cnn_out, scenario):
     given = {**QUICK, "scenario": scenario, "latency_bound": 1000.0 if scenario == "server" else None}

@@ -674,7 +674,7 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     latency_bound: Annotated[
         Annotated[float, Meta(gt=0)] | None, Doc(description="Scenario server: the 99th percentile must stay under it, ms.")
     ] = None
-    mlperf_like: Annotated[bool, Doc(description="600 s, as MLPerf's rules ask.")] = False
+    mlperf_like: Annotated[bool, Doc(description="600 s and the number of queries that MLPerf's rules ask for.")] = False
     cuda_graph: Annotated[bool, Doc(description="Launch engines as CUDA graphs where that is possible; the record says what came of it.")] = True
     energy: Annotated[bool, Doc(description="Energy per image: 5 windows under load, idle power before and after.")] = False
     energy_window: Annotated[

@@ -11,10 +11,11 @@ import msgspec
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
 from trtq.bench.card import differences, open_gpu, take_card
 from trtq.bench.gate import read_record
+from trtq.bench.history import remember_verdicts
 from trtq.bench.record import Verdict, shown
 from trtq.bench.verdict import judge_files
 from trtq.bench.workload import device_for, parse_device
-from trtq.errors import UsageError
+from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.recipe import CompareSpec
 
@@ -81,6 +82,10 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     )  # fmt: skip
     if out is not None:
         write_json(out / RECORD, record)
+    try:
+        remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
+    except ArtifactError as exc:
+        told.note(str(exc))
     return record
 
 

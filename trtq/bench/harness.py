@@ -216,7 +216,7 @@ class _Row:
             try:
                 made = measure_throughput(
                     workload, scenario=spec.scenario, streams=spec.streams, seconds=self.rule.seconds, bound_ms=spec.latency_bound,
-                    between=watch.between,
+                    between=watch.between, counts=spec.mlperf_like,
                 )  # fmt: skip
             except BenchError as exc:
                 if first:

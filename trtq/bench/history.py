@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import sha256_bytes
-from trtq.bench.record import BenchRecord
+from trtq.bench.record import BenchRecord, Verdict
 from trtq.errors import ArtifactError, UsageError
 
 TABLE = """
@@ -85,6 +85,26 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
                     row.throughput.images_per_s if row.throughput else None, row.energy.gross_j if row.energy else None,
                     row.memory.process if row.memory else None, int(row.valid), record.card.get("host"), machine, text.decode(),
                     card.decode(),
+                ),
+            )  # fmt: skip
+
+
+def remember_verdicts(verdicts: Sequence[Verdict], batch: int, card: dict[str, Any], time: str, path: Path | None = None) -> None:
+    """Add what ``trtq compare`` found: a row of mode ``compare`` for the second file of each pair, the whole verdict in it.
+
+    Raises:
+        ArtifactError: the file cannot be written.
+    """
+    gpu = card.get("gpu") or {}
+    with _open(path or history_path()) as link:
+        for v in verdicts:
+            text = msgspec.json.encode(v)
+            link.execute(
+                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    sha256_bytes(text + time.encode()), time, v.second, "", v.device, "compare", batch, v.second_ms, None, None, None,
+                    int(v.valid), card.get("host"), str(gpu.get("name") or card.get("cpu")), text.decode(),
+                    msgspec.json.encode(card).decode(),
                 ),
             )  # fmt: skip
 

@@ -13,13 +13,13 @@ from trtq.cli.display import print_json
 @click.command("history")
 @click.option("--file", metavar="PATTERN", help="Of the file's name, with * and ?.")
 @click.option("--device", metavar="PATTERN", help="As records label it, such as 'CPU*'.")
-@click.option("--mode", help="latency, throughput, paced or cold.")
+@click.option("--mode", help="latency, throughput, paced, cold or compare.")
 @click.option("--since", metavar="DATE", help="Such as 2026-11-01.")
 @click.option("--valid", is_flag=True, help="Leave out what is not valid.")
 @click.option("--plot", metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
-    """Every record that trtq bench made on this account, the oldest first.
+    """Every record that trtq bench, compare and deploy made on this account, the oldest first.
 
     They lie in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
 
