@@ -272,7 +272,7 @@ def test_the_fleet(place, cnn_out, tmp_path):
         assert [(r.device, r.valid, r.batch) for r in record.rows] == [("orin", True, 1), ("nano", True, 1)]
         assert all(r.load_ms and r.memory_bytes for r in record.rows)
         page = (tmp_path / "f/fleet.html").read_text()
-        assert "2 devices, 1 models; 1 gave nothing" in page and "Cannot reach gone" in page
+        assert "2 devices, 1 model; 1 gave nothing" in page and "Cannot reach gone" in page
         typed = f"{orin.user}@127.0.0.1:{orin.port}"
         with pytest.MonkeyPatch.context() as patch:  # an address that was never added, with what the user's configuration says
             (tmp_path / "home/.ssh").mkdir(parents=True)

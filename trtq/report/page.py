@@ -69,9 +69,10 @@ def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
     rows = record["rows"]
     measured = [r for r in rows if r["latency_ms"] is not None]
     failed = len(rows) - len(measured)
-    verdict = f"{len({r['device'] for r in measured})} devices, {len({r['model'] for r in measured})} models"
+    counts = {what: len({r[what] for r in measured}) for what in ("device", "model")}
+    verdict = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
     if failed:
-        verdict += f"; {failed} gave nothing: the reason stands in the last column"
+        verdict += f"; {failed} gave nothing: the reason stands below it"
     elif not all(r["valid"] for r in rows):
         verdict += "; not every figure is valid"
     spec = dict(record["spec"])
