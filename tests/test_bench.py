@@ -325,7 +325,7 @@ def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
     file = f"{cnn_out}/model.qdq.onnx"
     with pytest.raises(UsageError, match="Unknown device 'gpu'. Use cpu or cuda:N"):
         bench(BenchSpec(file=(file,), device="gpu"))
-    with pytest.raises(UsageError, match="trtq does not reach boards over SSH yet"):
+    with pytest.raises(UsageError, match="this verb measures here. On the board: trtq deploy nano FILE.onnx"):
         bench(BenchSpec(file=(file,), device="ssh:nano"))
     with pytest.raises(BenchError, match="there is no such file"):
         bench(BenchSpec(file=(str(tmp_path / "no.onnx"),)))
