@@ -95,7 +95,7 @@ def introduce(board: StandInBoard, name: str, *, port: int | None = None) -> Non
     remember_device(device)
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=[pytest.param(k, marks=pytest.mark.slow) if k in ("xavier", "thor") else k for k in KINDS])
 def board(request: pytest.FixtureRequest, place: Path, python36: str | None) -> Iterator[StandInBoard]:
     python = python36 if request.param == "nano" and python36 is not None else "/usr/bin/python3"
     with served(place, request.param, python=python) as made:
@@ -204,9 +204,15 @@ def test_a_second_deployment_takes_no_time(orin, tmp_path):
     assert min(seconds) < 2.0
 
 
-def test_energy_of_a_board(board, tmp_path):
-    if name_of(board) not in ("nano", "xavier"):
-        pytest.skip("one board with rails in sysfs and one with tegrastats tell all of it")
+@pytest.mark.parametrize("kind", ["nano", pytest.param("xavier", marks=pytest.mark.slow)])
+def test_energy_of_a_board(place, kind, tmp_path):
+    """One board with rails in sysfs and one with tegrastats tell all of it."""
+    with served(place, kind) as board:
+        introduce(board, kind)
+        _check_energy(board, tmp_path)
+
+
+def _check_energy(board: StandInBoard, tmp_path: Path) -> None:
     import trtq.deploy.measure as measuring
 
     with pytest.MonkeyPatch.context() as patch:
@@ -308,6 +314,7 @@ def test_nothing_stale_is_taken_for_new(orin, tmp_path):
     assert last.measured and last.valid
 
 
+@pytest.mark.slow
 def test_a_pinned_clock_that_falls_is_throttling(orin, tmp_path):
     busy = json.loads((orin.root / "busy.json").read_text())
     (orin.root / "busy.json").write_text(json.dumps({**busy, f"sys/class/devfreq/{orin.kind.gpu}/cur_freq": "460800000"}))
@@ -604,6 +611,7 @@ def test_disk_full_there(orin, tmp_path):
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+@pytest.mark.slow
 def test_disk_full_here(orin, small_disk, tmp_path):
     from trtq.errors import ArtifactError
 
@@ -648,7 +656,7 @@ def _agent(port: int, board: StandInBoard) -> Agent:
     return Agent(find_device("orin"), Heard(), patience_s=30.0)
 
 
-@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow) if i >= 4 else i for i in range(20)])
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=pytest.mark.slow) if i >= 2 else i for i in range(20)])
 def test_the_link_is_cut_at_some_moment(tmp_path, seed, one_orin):
     """Once during the upload, once during the build and once during the fetch: nothing is lost, and what arrives is right."""
     draw, board, cuts = random.Random(seed), one_orin, []
@@ -763,6 +771,7 @@ def _until(found, limit_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_slow_link(orin, tmp_path):
     with ShapedLink(orin.port, rate=1e6 / 8) as link:  # 1 Mbit/s
         introduce(orin, "orin", port=link.port)
