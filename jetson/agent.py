@@ -151,6 +151,11 @@ def read_rails(root: str = "/") -> Dict[str, int]:
     return rails
 
 
+def sysfs_power(root: str = "/") -> Tuple[Optional[int], str]:
+    """Return the total of the monitors in sysfs, as ``total_power`` does."""
+    return total_power({name: [mw, mw] for name, mw in read_rails(root).items()})
+
+
 def _text(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as handle:  # over SSH the locale of JetPack 4 is plain ASCII
@@ -364,15 +369,20 @@ def throttling() -> Dict[str, int]:
     return found
 
 
+def gpu_node() -> Optional[str]:
+    """Return the folder of the GPU's clock; its name differs from board to board."""
+    nodes = sorted(glob.glob(at("/sys/class/devfreq/*")))
+    return next((n for n in nodes if re.search(r"\.(gpu|gp10b|gv11b|ga10b)$|gpu-gpc", n)), None)
+
+
 def clocks() -> Dict[str, Any]:
     """Return the CPU's governor and the clocks' limits: Hz for the GPU, kHz for the CPUs; pinned where least and most are one."""
     gpu = {}  # type: Dict[str, Any]
-    for node in sorted(glob.glob(at("/sys/class/devfreq/*"))):
-        if re.search(r"\.(gpu|gp10b|gv11b|ga10b)$|gpu-gpc", node):
-            gpu = {"name": os.path.basename(node)}
-            for key in ("min_freq", "max_freq", "cur_freq"):
-                gpu[key] = _number(os.path.join(node, key))
-            break
+    node = gpu_node()
+    if node is not None:
+        gpu = {"name": os.path.basename(node)}
+        for key in ("min_freq", "max_freq", "cur_freq"):
+            gpu[key] = _number(os.path.join(node, key))
     cpu = {}  # type: Dict[str, Any]
     folder = at("/sys/devices/system/cpu/cpu0/cpufreq")
     if os.path.isdir(folder):
@@ -414,16 +424,11 @@ def power_mode() -> Dict[str, Any]:
 
 def read_power() -> Tuple[Optional[int], str, str]:
     """Return the board's power in mW, what that is, and where it was read: INA3221 monitors in sysfs, else one line of tegrastats."""
-    rails = read_rails(ROOT)
-    source = "INA3221 in sysfs"
-    if not rails:
-        source = "tegrastats"
-        lines = list(tegrastats_lines(200, 2))
-        rails_now = parse_tegrastats(lines[-1])["rails_mw"] if lines else {}
-        total, what = total_power(rails_now)
-    else:
-        total, what = total_power({k: [v, v] for k, v in rails.items()})
-    return total, what, source
+    if read_rails(ROOT):
+        return sysfs_power(ROOT) + ("INA3221 in sysfs",)
+    lines = list(tegrastats_lines(200, 2))
+    total, what = total_power(parse_tegrastats(lines[-1])["rails_mw"] if lines else {})
+    return total, what, "tegrastats"
 
 
 def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
@@ -649,10 +654,6 @@ class Lock:
         self.handle.flush()
         return True
 
-    def holder(self) -> str:
-        """Return who has it."""
-        return _text(self.path)
-
     def free(self) -> None:
         """Give it back."""
         self.handle.truncate(0)
@@ -690,12 +691,7 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
                 hasher.update(block)
                 left -= len(block)
             handle.truncate(offset)
-            free = os.statvfs(home)
-            if free.f_bavail * free.f_frsize < size - offset:
-                raise Refused(
-                    "%s needs %d MB, %d are free" % (home, (size - offset) // 10**6 + 1, free.f_bavail * free.f_frsize // 10**6),
-                    _room(OSError(errno.ENOSPC, "")),
-                )
+            _require_room(home, size - offset)
             got = offset
             descriptor, view = source.fileno(), memoryview(bytearray(CHUNK))
             try:
@@ -886,7 +882,7 @@ class Watch(threading.Thread):
         self.line = {}  # type: Dict[str, Any]
         self.sysfs = bool(read_rails(ROOT))
         self.source = "INA3221 in sysfs" if self.sysfs else "tegrastats"
-        self.nodes = [p for p in glob.glob(at("/sys/class/devfreq/*")) if re.search(r"\.(gpu|gp10b|gv11b|ga10b)$|gpu-gpc", p)][:1]
+        self.node = gpu_node()
         if not self.sysfs and tool("tegrastats") is not None:
             other = threading.Thread(target=self._follow)
             other.daemon = True
@@ -903,7 +899,7 @@ class Watch(threading.Thread):
 
     def _power(self) -> Optional[int]:
         if self.sysfs:
-            total, what = total_power({k: [v, v] for k, v in read_rails(ROOT).items()})
+            total, what = sysfs_power(ROOT)
         elif self.line.pop("fresh", False):
             total, what = total_power(self.line["rails_mw"])
         else:
@@ -923,7 +919,7 @@ class Watch(threading.Thread):
                 load = self.line.get("gr3d_pct")
             self.rows.append([
                 round(now, 4), self._power(), memory["MemTotal"] - free if free is not None and "MemTotal" in memory else None,
-                max(warm.values()) if warm else None, _number(os.path.join(self.nodes[0], "cur_freq")) if self.nodes else None, load,
+                max(warm.values()) if warm else None, _number(os.path.join(self.node, "cur_freq")) if self.node else None, load,
             ])  # fmt: skip
             if free is not None:
                 self.least_free = min(free, self.least_free if self.least_free is not None else free)
@@ -1188,9 +1184,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     limit_s, over = step.get("limit_s"), []  # type: Optional[float], List[bool]
     marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]
     argv = step["argv"]
-    for path in step.get("fresh", []):
-        if os.path.exists(path):
-            os.unlink(path)
+    _drop(step.get("fresh", []))
     for path, copy in step.get("copies", []):
         if os.path.exists(path):
             shutil.copyfile(path, copy)

@@ -716,14 +716,18 @@ def test_an_upload_goes_on_where_it_was_cut(orin, tmp_path):
         agent.close()
 
 
-def test_a_reboot_in_the_middle_of_a_build(orin, tmp_path):
-    model, heard = pooling(tmp_path / "m.onnx", "seconds:2"), Heard()
-    done: list = []
-    worker = threading.Thread(
-        target=lambda: done.append(deploy(spec(orin, model, tmp_path / "o", power_mode="25W", lock_clocks=True), heard))
-    )
+def _while_building(board: StandInBoard, tmp_path: Path) -> tuple[threading.Thread, list, Heard]:
+    """A deployment in another mode with pinned clocks, its builder at work."""
+    asked = spec(board, pooling(tmp_path / "m.onnx", "seconds:2"), tmp_path / "o", power_mode="25W", lock_clocks=True)
+    done, heard = [], Heard()
+    worker = threading.Thread(target=lambda: done.append(deploy(asked, heard)))
     worker.start()
-    _until(lambda: orin.processes("saveEngine"))
+    _until(lambda: board.processes("saveEngine"))
+    return worker, done, heard
+
+
+def test_a_reboot_in_the_middle_of_a_build(orin, tmp_path):
+    worker, done, heard = _while_building(orin, tmp_path)
     orin.reboot()
     worker.join(90)
     assert done and done[0].built
@@ -733,13 +737,7 @@ def test_a_reboot_in_the_middle_of_a_build(orin, tmp_path):
 
 
 def test_an_agent_that_is_killed_takes_its_build_along_and_sets_all_back(orin, tmp_path):
-    model, heard = pooling(tmp_path / "m.onnx", "seconds:2"), Heard()
-    done: list = []
-    worker = threading.Thread(
-        target=lambda: done.append(deploy(spec(orin, model, tmp_path / "o", power_mode="25W", lock_clocks=True), heard))
-    )
-    worker.start()
-    _until(lambda: orin.processes("saveEngine"))
+    worker, done, heard = _while_building(orin, tmp_path)
     status, clock = orin.root / "var/lib/nvpmodel/status", orin.root / f"sys/class/devfreq/{orin.kind.gpu}/min_freq"
     assert status.read_text().startswith("pmode:0001")
     assert clock.read_text() == "921600000"

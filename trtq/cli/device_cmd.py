@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from trtq.cli.display import ConsoleProgress, print_json
+
+if TYPE_CHECKING:
+    from trtq.deploy.agent_client import Agent
 
 
 @click.group("device")
@@ -37,18 +43,24 @@ def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_
     from trtq.deploy.agent_client import Agent
     from trtq.deploy.board import probe
 
-    with ConsoleProgress() as progress:
-        agent = Agent(device, progress)
+    with ConsoleProgress() as progress, Agent(device, progress) as agent:
         _meet(agent, accept_key)
-        try:
-            board = probe(agent)
-        finally:
-            agent.close()
+        board = probe(agent)
     remember_device(device)
     click.echo("\n".join([f"{name} is added.", *board.lines]))
 
 
-def _meet(agent, accept_key: str) -> None:  # type: ignore[no-untyped-def]
+@contextmanager
+def _reached(name: str, *, quiet: bool = False) -> Iterator[Agent]:
+    """The agent on a named board, for one command."""
+    from trtq.deploy.agent_client import Agent
+    from trtq.deploy.devices import find_device
+
+    with ConsoleProgress(quiet=quiet) as progress, Agent(find_device(name), progress) as agent:
+        yield agent
+
+
+def _meet(agent: Agent, accept_key: str) -> None:
     """Have a new host key accepted."""
     from trtq.errors import HostKeyError
 
@@ -78,7 +90,7 @@ def _meet(agent, accept_key: str) -> None:  # type: ignore[no-untyped-def]
     link.run("true")
 
 
-def _key(agent, start: str) -> str:  # type: ignore[no-untyped-def]
+def _key(agent: Agent, start: str) -> str:
     """Return the one job whose key begins so."""
     from trtq.errors import UsageError
 
@@ -121,16 +133,10 @@ def remove(name: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def probe_(name: str, as_json: bool) -> None:
     """Show board, software, power modes, rails, memory and disk, and what is missing with the command that mends it."""
-    from trtq.deploy.agent_client import Agent
     from trtq.deploy.board import probe
-    from trtq.deploy.devices import find_device
 
-    with ConsoleProgress(quiet=as_json) as progress:
-        agent = Agent(find_device(name), progress)
-        try:
-            board = probe(agent)
-        finally:
-            agent.close()
+    with _reached(name, quiet=as_json) as agent:
+        board = probe(agent)
     if as_json:
         print_json(board)
     else:
@@ -153,28 +159,21 @@ def shell(name: str) -> int:
 @click.argument("key", required=False)
 def logs(name: str, key: str | None) -> None:
     """List the jobs on a board; with KEY (its first letters do), show what that job wrote."""
-    from trtq.deploy.agent_client import Agent
-    from trtq.deploy.devices import find_device
-
-    with ConsoleProgress() as progress:
-        agent = Agent(find_device(name), progress)
-        try:
-            found = agent.ask("list")
-            if key is None:
-                for entry in found["engines"]:
-                    model = (entry["manifest"] or {}).get("model") or ((entry["manifest"] or {}).get("spec") or {}).get(
-                        "onnx", "without a manifest"
-                    )
-                    click.echo(f"engine {entry['file']}: {entry['bytes'] / 1e6:.2f} MB, {model}")
-                for job in found["jobs"]:
-                    why = f" ({job['why']})" if job["why"] else ""
-                    click.echo(f"job {job['key']}: {job['title']}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
-                if not found["engines"] and not found["jobs"]:
-                    click.echo("nothing there yet")
-                return
-            click.echo(agent.ask("logs", key=_key(agent, key))["text"], nl=False)
-        finally:
-            agent.close()
+    with _reached(name) as agent:
+        found = agent.ask("list")
+        if key is None:
+            for entry in found["engines"]:
+                model = (entry["manifest"] or {}).get("model") or ((entry["manifest"] or {}).get("spec") or {}).get(
+                    "onnx", "without a manifest"
+                )
+                click.echo(f"engine {entry['file']}: {entry['bytes'] / 1e6:.2f} MB, {model}")
+            for job in found["jobs"]:
+                why = f" ({job['why']})" if job["why"] else ""
+                click.echo(f"job {job['key']}: {job['title']}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
+            if not found["engines"] and not found["jobs"]:
+                click.echo("nothing there yet")
+            return
+        click.echo(agent.ask("logs", key=_key(agent, key))["text"], nl=False)
 
 
 @command.command("stop")
@@ -182,15 +181,8 @@ def logs(name: str, key: str | None) -> None:
 @click.argument("key")
 def stop(name: str, key: str) -> None:
     """End the job KEY (its first letters do) on a board; what it set there is set back."""
-    from trtq.deploy.agent_client import Agent
-    from trtq.deploy.devices import find_device
-
-    with ConsoleProgress() as progress:
-        agent = Agent(find_device(name), progress)
-        try:
-            found = agent.ask("stop", key=_key(agent, key))
-        finally:
-            agent.close()
+    with _reached(name) as agent:
+        found = agent.ask("stop", key=_key(agent, key))
     click.echo(f"{name}: {found['state']}{': ' + found['result']['why'] if found['state'] == 'done' and found['result']['why'] else ''}")
 
 
@@ -199,14 +191,7 @@ def stop(name: str, key: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="The engines, too.")
 def clean(name: str, everything: bool) -> None:
     """Remove uploads and jobs that have ended from a board; only inside the folder that trtq made there."""
-    from trtq.deploy.agent_client import Agent
-    from trtq.deploy.devices import find_device
-
-    with ConsoleProgress() as progress:
-        agent = Agent(find_device(name), progress)
-        try:
-            found = agent.ask("clean", everything=everything)
-        finally:
-            agent.close()
+    with _reached(name) as agent:
+        found = agent.ask("clean", everything=everything)
     kept = f"; {len(found['kept'])} jobs are still at work, so files and engines stay" if found["kept"] else ""
     click.echo(f"{name}: {found['bytes'] / 1e6:.2f} MB removed{kept}")

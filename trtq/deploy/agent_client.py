@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +23,8 @@ from trtq.errors import BoardError, LinkError, SshError
 from trtq.progress import Progress
 
 AGENT = Path(source.__file__).resolve()
-FOLDER = (
-    ".trtq/agents"  # in the home of the user there, whatever the work folder is; one folder below it for each copy, named by its digest
-)
+# In the home of the user there, whatever the work folder is; one folder below it for each copy, named by its digest.
+FOLDER = ".trtq/agents"
 MOST_ARGUMENT = 60_000  # the kernel allows 128 KiB
 # Imported, so that Python keeps its byte code: a Nano compiles for half a second. No quotes but these, and nothing for any shell to expand.
 RUN = "python3 -c 'import sys; sys.path.insert(0, \"{0}\"); import agent; sys.exit(agent.main(sys.argv[1:]))'"
@@ -196,8 +196,6 @@ class Agent:
 
     def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> dict[str, Any]:
         """Let ssh read the file itself: nothing of ours stands between it and the link."""
-        import threading
-
         self.told.begin(f"Sending {path.name} to {self.device.name}, kB", (size - offset) // 1000)
         over = threading.Event()
         with path.open("rb", buffering=0) as handle:
@@ -313,6 +311,12 @@ class Agent:
             now = self._patiently(once)
             if now["state"] in ("done", "lost", "none"):
                 return {**now, "lines": [*lines, rest] if rest else lines}
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the connection."""

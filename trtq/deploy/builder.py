@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from trtq.agent import encode
 from trtq.artifact import digest_of, sha256_file
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board
@@ -111,8 +114,6 @@ class BoardBuilder:
     def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
         if self.executable:
             return self.spelled.command(source, out, settings, report=report)
-        from trtq.agent import encode
-
         plain = replace(settings, options=msgspec.structs.replace(settings.options, timing_cache=None))
         request = PythonBuilder("tensorrt", self.version, self.told).request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None
@@ -122,9 +123,6 @@ class BoardBuilder:
     def _layers(self, made: dict[str, Any] | None, name: str) -> bytes | None:
         if made is None:
             return None
-        import gzip
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
             return gzip.decompress(self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"]).read_bytes())
 

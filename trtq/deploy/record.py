@@ -100,9 +100,9 @@ class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     board: str
     model: str
-    batch: int
-    precision: str
-    power_mode: str
+    batch: int = 0
+    precision: str = ""
+    power_mode: str = ""
     load_ms: float | None = None
     latency_ms: float | None = None
     low_ms: float | None = None

@@ -59,12 +59,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     images = _images(job) if spec.data is not None else None
     ensure_writable_dir(out.parent)
     with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
-        started = time.perf_counter()
-        found = climb(builder, job, settings, told)
-        seconds = round(time.perf_counter() - started, 3)
-        asked = strip_at(job.model, found.without) if found.without else job.model
-        coverage, rows = cover(asked, found.built, builder.name, job.target)
-        require_codes(coverage, rows, job.pairs, job.target)
+        found, looked = build_and_look(builder, job, settings, told)
         agreement = None if images is None else _agree(job, builder, settings, found, images)
         if agreement is not None:
             require_agreement(agreement)
@@ -72,9 +67,29 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
         manifest_path(out).unlink(missing_ok=True)
         fresh.replace(out)
-        manifest = describe(job, builder, settings, found, seconds=seconds, audit=rows, coverage=coverage, agreement=agreement)
+        manifest = describe(job, builder, settings, found, agreement=agreement, **looked)
         write_json(manifest_path(out), manifest)
     return manifest
+
+
+def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> tuple[Climb, dict[str, Any]]:
+    """Build, and return with it what the manifest says of what came out: seconds, coverage, audit.
+
+    Raises:
+        EngineError: nothing helped, or the engine computes nothing in codes although the model asks for it.
+    """
+    started = time.perf_counter()
+    found = climb(builder, job, settings, told)
+    seconds = round(time.perf_counter() - started, 3)
+    asked = strip_at(job.model, found.without) if found.without else job.model
+    coverage, rows = cover(asked, found.built, builder.name, job.target)
+    require_codes(coverage, rows, job.pairs, job.target)
+    return found, {"seconds": seconds, "coverage": coverage, "audit": rows}
+
+
+def yardstick(job: Job) -> str:
+    """Return what the agreement gate holds an engine of this job against."""
+    return "the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written"
 
 
 def describe(job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any) -> EngineManifest:
@@ -149,7 +164,7 @@ def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images:
         engine = opened(found.built.plan)
     return check_agreement(
         job.model, found.source, images, engine=engine, missing=missing, rebuild=lambda m: opened(build_model(builder, m, last).plan),
-        yardstick="the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written",
+        yardstick=yardstick(job),
     )  # fmt: skip
 
 

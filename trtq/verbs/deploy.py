@@ -17,13 +17,10 @@ from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
 from trtq.deploy.devices import find_device, slug
 from trtq.deploy.record import Accuracy, DeployRecord
-from trtq.engine.build import describe
-from trtq.engine.coverage import cover, require_codes
+from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
-from trtq.engine.ladder import climb
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.errors import ArtifactError, BoardError, UsageError
-from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
 from trtq.recipe import BuildSpec, DeployOptions, DeploySpec
 from trtq.verbs.profile_for import profile_for
@@ -35,7 +32,6 @@ RECORD = "deploy.json"
 class Seen:
     """What an earlier deployment of the same thing left here."""
 
-    key: str = ""
     rows: tuple[BenchRow, ...] = ()
     bench_key: str = ""
     accuracy: Accuracy | None = None
@@ -57,8 +53,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     source = Path(spec.model)
     if not source.is_file():
         raise UsageError(f"Cannot deploy {spec.model}", "there is no such file", "Give an ONNX file or a recipe.toml")
-    agent = Agent(device, told, patience_s=spec.patience)
-    try:
+    with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
         require_mode(spec, board)
@@ -68,8 +63,6 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
             job = prepare(_build_spec(spec, file.path, target.name, board, out))
             job = replace(job, fallback=job.fallback or file.fallback)
             return _Deployment(spec, agent, board, job, out, [*file.notes, *job.notes], told, began).run()
-    finally:
-        agent.close()
 
 
 def name_of(model: Path) -> str:
@@ -176,7 +169,7 @@ class _Deployment:
         except (OSError, msgspec.MsgspecError):
             return Seen()
         said = {n: str(record.spec.get(n, "")) for n in ("bench_key", "images_key")}
-        return Seen(record.key, tuple(record.rows), said["bench_key"], record.accuracy, said["images_key"])
+        return Seen(tuple(record.rows), said["bench_key"], record.accuracy, said["images_key"])
 
     def _images_key(self, manifest: EngineManifest) -> str:
         spec = self.spec
@@ -199,14 +192,8 @@ class _Deployment:
         for line in job.unkept(settings):
             told.note(line)
             self.notes.append(line)
-        started = time.perf_counter()
-        found = climb(builder, job, settings, told)
-        asked = strip_at(job.model, found.without) if found.without else job.model
-        coverage, rows = cover(asked, found.built, builder.name, job.target)
-        require_codes(coverage, rows, job.pairs, job.target)
-        manifest = describe(
-            job, builder, settings, found, seconds=round(time.perf_counter() - started, 3), audit=rows, coverage=coverage, agreement=None
-        )
+        found, looked = build_and_look(builder, job, settings, told)
+        manifest = describe(job, builder, settings, found, agreement=None, **looked)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
         if not self.spec.keep:
             self.agent.ask("remove", names=builder.uploads)
@@ -266,7 +253,7 @@ class _Deployment:
         )
         agreement = check_agreement(
             job.model, source_model, images, engine=_Answered(got), rebuild=_not_there, missing=[],
-            yardstick="the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written",
+            yardstick=yardstick(job),
         )  # fmt: skip
         top, reference = None, None
         if source.labels is not None:

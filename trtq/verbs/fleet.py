@@ -109,7 +109,7 @@ def _one(typed: str, device: Device, spec: FleetSpec, names: list[str], out: Pat
             paths.append(f"{device.name}/{name}/{RECORD}")
         except TrtqError as exc:
             told.note(str(exc))
-            rows.append(FleetRow(device=device.name, board="", model=name, batch=0, precision="", power_mode="", why=str(exc)))
+            rows.append(FleetRow(device=device.name, board="", model=name, why=str(exc)))
     return rows, paths
 
 
@@ -132,22 +132,12 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
                 found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec), place, nonce)
                 rows += fleet_rows(device.name, board.name, name, manifest, found)
             except (TrtqError, msgspec.ValidationError) as exc:
-                rows.append(FleetRow(device=device.name, board=board.name, model=name, batch=0, precision="", power_mode="", why=str(exc)))
+                rows.append(FleetRow(device=device.name, board=board.name, model=name, why=str(exc)))
         if not rows:
-            rows.append(
-                FleetRow(
-                    device=device.name,
-                    board=board.name,
-                    model="",
-                    batch=0,
-                    precision="",
-                    power_mode="",
-                    why="no engine there yet: trtq deploy",
-                )
-            )
+            rows.append(FleetRow(device=device.name, board=board.name, model="", why="no engine there yet: trtq deploy"))
     except TrtqError as exc:
         told.note(str(exc))
-        rows.append(FleetRow(device=device.name, board="", model="", batch=0, precision="", power_mode="", why=str(exc)))
+        rows.append(FleetRow(device=device.name, board="", model="", why=str(exc)))
     finally:
         agent.close()
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trtq.agent import read_rails, total_power
+from trtq.agent import read_rails, sysfs_power
 from trtq.errors import MeterError
 
 LINES = Path("etc/nv_tegra_release")
@@ -41,10 +41,9 @@ class JetsonRails:
         ]  # fmt: skip
 
     def _total(self) -> tuple[int, str]:
-        rails = {name: [mw, mw] for name, mw in read_rails(str(self.root)).items()}
-        total, what = total_power(rails)
+        total, what = sysfs_power(str(self.root))
         if total is None:
-            raise MeterError("Cannot meter this board", "there are no INA3221 monitors in sysfs" if not rails else what)
+            raise MeterError("Cannot meter this board", what if read_rails(str(self.root)) else "there are no INA3221 monitors in sysfs")
         return total, what
 
     def read(self) -> float:
