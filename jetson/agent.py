@@ -34,6 +34,7 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 PROTOCOL = 1
+FULL_BYTES = 1 << 20
 MARK = "@trtq "
 MARKER = ".trtq-agent"  # in folders that are ours: nothing outside one is ever removed
 # Another root in tests, or where a container has the board's own mounted.
@@ -1102,6 +1103,8 @@ def work(home: str, key: str) -> int:
             result["steps"].append(found)
             if found["rc"] != 0:
                 result["why"] = "%s ended with status %d" % (step["name"], found["rc"])
+                if _free(home) < FULL_BYTES:  # a program that cannot write says so in its own words, or not at all
+                    result.update(why="%s, and the disk is full" % result["why"], mend=_room(OSError(errno.ENOSPC, "")))
                 break
         else:
             result["ok"] = True
@@ -1170,13 +1173,15 @@ def _card() -> Dict[str, Any]:
     }  # fmt: skip
 
 
+def _free(home: str) -> int:
+    found = os.statvfs(home)
+    return found.f_bavail * found.f_frsize
+
+
 def _require_room(home: str, size: int) -> None:
-    free = os.statvfs(home)
-    if free.f_bavail * free.f_frsize < size:
-        raise Refused(
-            "%s needs %d MB, %d are free" % (home, size // 10**6 + 1, free.f_bavail * free.f_frsize // 10**6),
-            _room(OSError(errno.ENOSPC, "")),
-        )
+    free = _free(home)
+    if free < size:
+        raise Refused("%s needs %d MB, %d are free" % (home, size // 10**6 + 1, free // 10**6), _room(OSError(errno.ENOSPC, "")))
 
 
 def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
@@ -1363,10 +1368,21 @@ def build_engine(asked: Dict[str, Any]) -> int:
         for name in ("FP16", "INT8"):
             if asked[name.lower()] and name in apis:
                 config.set_flag(getattr(trt.BuilderFlag, name))
+        if asked["float_nodes"] and asked["fp16"] and "OBEY_PRECISION_CONSTRAINTS" in apis:
+            config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+            for layer in [network.get_layer(i) for i in range(network.num_layers)]:
+                if layer.name in asked["float_nodes"]:
+                    layer.precision = trt.float32
+                    for k in range(layer.num_outputs):
+                        layer.set_output_type(k, trt.float32)
     if "profiling_verbosity" in apis:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if asked["level"] is not None and "builder_optimization_level" in apis:
         config.builder_optimization_level = asked["level"]
+    if asked["dla"] is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, asked["dla"]
+        if asked["gpu_fallback"]:
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if asked["shapes"]:
         profile = builder.create_optimization_profile()
         for name, (least, usual, most) in asked["shapes"].items():
@@ -1379,7 +1395,10 @@ def build_engine(asked: Dict[str, Any]) -> int:
     with open(asked["out"], "wb") as handle:
         handle.write(bytes(plan))
     if asked["report"] and "create_engine_inspector" in apis:
-        engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+        runtime = trt.Runtime(logger)
+        if asked["dla"] is not None:
+            runtime.DLA_core = asked["dla"]
+        engine = runtime.deserialize_cuda_engine(plan)
         with open(asked["report"], "w") as handle:
             handle.write(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
     return 0
@@ -1431,13 +1450,16 @@ class Cuda:
 def infer(asked: Dict[str, Any]) -> int:
     """Run an engine on inputs from a file (float32, one after another) and write what it answers, float32, batch by batch.
 
-    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch"}``; every answer goes to ``output`` in the order of the engine's outputs.
+    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``; every answer goes to ``output`` in the order of the engine's outputs.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 
     cuda, logger = Cuda(), trt.Logger(trt.Logger.ERROR)
+    runtime = trt.Runtime(logger)
+    if asked["dla"] is not None:
+        runtime.DLA_core = asked["dla"]
     with open(asked["engine"], "rb") as handle:
-        engine = trt.Runtime(logger).deserialize_cuda_engine(handle.read())
+        engine = runtime.deserialize_cuda_engine(handle.read())
     if engine is None:
         raise Refused("TensorRT cannot read the engine")
     context = engine.create_execution_context()

@@ -30,6 +30,7 @@ from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, parse_device, remember_device
 from trtq.deploy.jobs import do
+from trtq.deploy.record import DeployRecord
 from trtq.deploy.ssh import Link
 from trtq.errors import BoardError, BuilderMemoryError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
 from trtq.progress import Silent
@@ -234,14 +235,7 @@ def _check_energy(board: StandInBoard, tmp_path: Path) -> None:
 def test_the_images_of_a_board(orin, images, tmp_path):
     if not orin.add_tensorrt():
         pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
-    from trtq.data.preprocess import Preprocess
-    from trtq.export.onnx_file import set_metadata_
-
-    path = pooling(tmp_path / "m.onnx")
-    model = onnx.load(path)
-    how = Preprocess(input_size=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=8, crop=8, interpolation="bilinear")
-    set_metadata_(model, {"preprocess": how})
-    onnx.save(model, path)
+    path = _with_preprocessing(pooling(tmp_path / "m.onnx"))
     record = deploy(spec(orin, path, tmp_path / "o", data=str(images), images=19, precision="fp32"))
     assert record.accuracy is not None
     assert record.accuracy.images == 19
@@ -566,8 +560,9 @@ def test_no_trtexec(orin, tmp_path):
         "missing: neither trtexec nor TensorRT's Python module: nothing can be built here; on the board: sudo apt-get install"
         in found.stdout
     )
-    with pytest.raises(EngineError, match="TensorRT on orin cannot build"):
+    with pytest.raises(BoardError, match=r"Cannot build on orin: it has neither trtexec nor TensorRT's Python module.*apt-get install"):
         deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+    assert not list((orin.home / ".trtq/files").glob("*.onnx"))  # it was known before anything was sent
 
 
 def test_a_machine_that_is_no_jetson(orin, tmp_path):
@@ -607,6 +602,29 @@ def test_disk_full_there(orin, tmp_path):
         model = pooling(tmp_path / "m.onnx", weights=2_000_000)
         with pytest.raises(BoardError, match=r"orin refuses to put: .*needs \d+ MB, 0 are free. Free some space.*trtq device clean orin"):
             deploy(spec(orin, model, tmp_path / "o"))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_disk_full_there_in_the_middle_of_a_build(orin, tmp_path):
+    """There was room for the model, and none for the engine; with more room the same command goes on."""
+    small = orin.folder / "small"
+    small.mkdir()
+    line = ["mount", "-t", "tmpfs", "-o", "size=80m,mode=777", "tmpfs", str(small)]
+    if subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small tmpfs here")
+    try:
+        remember_device(msgspec.structs.replace(find_device("orin"), workdir=str(small / "w")))
+        asked = spec(orin, pooling(tmp_path / "m.onnx", "megabytes:100"), tmp_path / "o", power_mode="25W")
+        said = r"Saving engine to file failed.*ended with status 1, and the disk is full. Free some space.*trtq device clean orin"
+        with pytest.raises(EngineError, match=said):
+            deploy(asked)
+        assert list((small / "w/engines").iterdir()) == []  # half an engine is none
+        assert (orin.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
+        subprocess.run([*line[:3], "-o", "remount,size=200m", "tmpfs", str(small)], check=True)
+        record = deploy(asked)
+        assert record.built and record.valid
+        assert sha256_file(Path(record.engine)) == record.manifest.engine_sha256
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
@@ -824,24 +842,121 @@ def test_a_recipe_is_quantized_first(place, images, tmp_path):
         assert not list((tmp_path / "run").glob("*.engine"))  # what [[build]] asks for is not built here
 
 
-def test_through_python_where_there_is_no_trtexec(orin):
-    """The request that TensorRT's own API is asked with, as the agent reads it."""
-    from trtq.deploy.builder import BoardBuilder
-    from trtq.engine.settings import Settings
+def _told(board: StandInBoard, record: DeployRecord) -> dict:
+    """What the board's builder was told, as its engine has it."""
+    return json.loads(Path(record.engine).read_bytes().partition(b": ")[2])
 
-    (orin.root / "usr/src/tensorrt/bin/trtexec").unlink()
-    agent = Agent(find_device("orin"), Silent())
-    board = probe(agent)
-    agent.close()
-    builder = BoardBuilder(agent, board, "engines/x.engine", Silent(), {})
-    assert (builder.name, builder.version) == ("tensorrt", (10, 3))
-    settings = Settings(target=board.target, shapes={"input": [[1, 3, 8, 8]] * 3}, quantized=True, half=True)
-    line = json.loads(builder.show(Path("/m.onnx"), Path("/e"), settings))
-    assert line[2] == "build-engine"
-    import base64
 
-    asked = json.loads(base64.urlsafe_b64decode(line[3]))
-    assert asked["typed"] is True and "STRONGLY_TYPED" in asked["apis"] and asked["out"] == "/e"
+@pytest.mark.parametrize("kind", ["nano", "xavier", "orin"])
+def test_a_build_through_python_where_there_is_no_trtexec(place, python36, images, kind, tmp_path):
+    """Each release's own words; what only trtexec can do is said, the images run."""
+    python = python36 if kind == "nano" and python36 is not None else "/usr/bin/python3"
+    with served(place, kind, python=python) as board:
+        introduce(board, kind)
+        if not board.add_tensorrt():
+            pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
+        (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
+        path = _with_preprocessing(pooling(tmp_path / "m.onnx"))
+        heard = Heard()
+        asked = spec(board, path, tmp_path / "o", workspace=64, batch=(1, 2, 4), data=str(images) if kind != "nano" else None, images=7)
+        record = deploy(asked, heard)
+        assert record.manifest.builder["backend"] == "tensorrt"
+        assert sha256_file(Path(record.engine)) == record.manifest.engine_sha256
+        told = _told(board, record)
+        typed = kind == "orin"
+        assert told["workspace"] == 64
+        assert told["creation"] == (["EXPLICIT_BATCH", "STRONGLY_TYPED"] if typed else ["EXPLICIT_BATCH"])
+        assert told["flags"] == ([] if typed else ["FP16"])
+        assert told["profiles"] == [{"input": [[1, 3, 8, 8], [2, 3, 8, 8], [4, 3, 8, 8]]}]
+        assert (record.rows, record.measured) == ([], False)
+        assert "latency n/a: there is no trtexec on the board (sudo apt-get install libnvinfer-bin)" in record.summary
+        if kind != "nano":
+            assert record.accuracy.agreement.comparisons[-1].agreement == 100.0
+        again = deploy(asked)
+        assert not again.built and again.sent + again.received < 20_000
+        with pytest.raises(EngineError, match="While parsing node number 0: no importer for this one"):
+            deploy(spec(board, pooling(tmp_path / "n.onnx", "refuse-me"), tmp_path / "p"))
+        with pytest.raises(EngineError, match=r"Error Code 1: Cuda Runtime"):
+            deploy(spec(board, pooling(tmp_path / "n.onnx", "no-gpu"), tmp_path / "p"))
+        record = deploy(spec(board, pooling(tmp_path / "n.onnx", "memory:300"), tmp_path / "p", workspace=1000))
+        assert [a.workspace for a in record.manifest.attempts] == [1000, 512]
+
+
+def _with_preprocessing(path: Path) -> Path:
+    from trtq.data.preprocess import Preprocess
+    from trtq.export.onnx_file import set_metadata_
+
+    model = onnx.load(path)
+    how = Preprocess(input_size=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), resize=8, crop=8, interpolation="bilinear")
+    set_metadata_(model, {"preprocess": how})
+    onnx.save(model, path)
+    return path
+
+
+def test_nodes_that_stay_in_float_through_python(place, tmp_path):
+    """A weakly typed release is told by name which layers FP16 would harm."""
+    with served(place, "xavier") as board:
+        introduce(board, "xavier")
+        if not board.add_tensorrt():
+            pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
+        (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
+        from trtq.export.half_ranges import FLOAT_NODES
+        from trtq.export.onnx_file import set_metadata_
+
+        model = onnx.load(pooling(tmp_path / "m.onnx"))
+        model.graph.node[0].name, model.graph.node[1].name = "node_pool", "node_flat"
+        set_metadata_(model, {FLOAT_NODES: {"node_pool": "its sum leaves FP16's range"}})
+        onnx.save(model, tmp_path / "m.onnx")
+        record = deploy(spec(board, tmp_path / "m.onnx", tmp_path / "o", bench=False, optimization_level=None))
+        told = _told(board, record)
+        assert (told["float"], told["flags"]) == (["node_pool"], ["FP16", "OBEY_PRECISION_CONSTRAINTS"])
+        assert record.manifest.float_nodes == {"node_pool": "its sum leaves FP16's range"}
+        # And a DLA: the core of the build is the core of the runtime, too.
+        record = deploy(spec(board, tmp_path / "m.onnx", tmp_path / "p", bench=False, dla=1, gpu_fallback=True))
+        told = _told(board, record)
+        assert (told["dla"], "GPU_FALLBACK" in told["flags"]) == (1, True)
+        assert read(tmp_path / "p/deploy.json")["manifest"]["spec"]["dla"] == 1
+
+
+@pytest.mark.parametrize("kind", ["orin", pytest.param("xavier", marks=pytest.mark.slow)])
+def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
+    """No release takes Q/DQ pairs there: the same scales go as a calibration cache of the very patch, the network weakly typed."""
+    from trtq.engine.versions import shown
+    from trtq.export.calibration_cache import read_cache
+
+    with served(place, kind) as board:
+        name = {"orin": "NVIDIA Jetson AGX Orin Developer Kit", "xavier": "Jetson-AGX"}[kind]
+        (board.root / "proc/device-tree/model").write_text(f"{name}\0")
+        introduce(board, kind)
+        model = Path(shutil.copytree(cnn_out, tmp_path / "m")) / "model.qdq.onnx"
+        quick = ["--duration", "0.3", "--min-samples", "50", "--out", str(tmp_path / "o")]
+        asked = ["deploy", kind, str(model), "--dla", "0", *quick, "--json"]
+        done = run_cli(*asked)
+        assert done.returncode in (0, 3), done.stderr
+        record = json.loads(done.stdout)
+        number = {"orin": "100300", "xavier": "8502"}[kind]
+        assert f"with their scales in a calibration cache for TRT-{number}" in done.stderr + " ".join(record["notes"])
+        told = Path(record["engine"]).read_bytes().decode().split(": ")[1].split()
+        assert {"useDLACore", "allowGPUFallback", "calib", "int8", "fp16"} <= set(told) and "stronglyTyped" not in told
+        assert record["rows"][0]["gpu"]["median"]["value"] == pytest.approx(2.06, abs=0.02)
+        cache = read_cache((tmp_path / f"o/dla/trt-{number}.cache").read_text(), "c")
+        assert shown(cache.version) == {"orin": "10.3", "xavier": "8.5"}[kind]
+        exported = onnx.load(next((tmp_path / "m").glob("for-*-fp32/*[0-9].onnx")))
+        held = {i.name: numpy_helper.to_array(i) for i in exported.graph.initializer}
+        scale = next(float(held[n.input[1]]) for n in exported.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "input")
+        assert cache.scales["input"] == pytest.approx(scale, rel=1e-6)
+        assert "INT8 by a calibration cache + fp16" in run_cli(*asked[:-1]).stdout
+        second = json.loads(run_cli(*asked).stdout)
+        assert (second["built"], second["sent"] + second["received"] < 20_000) == (False, True)
+        assert "FP32: it computes in FP16 and INT8 alone" not in done.stderr
+        (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
+        done = run_cli(*asked, "--again")
+        assert "Cannot build INT8 for the DLA of" in done.stderr and "there is no trtexec to read the calibration cache" in done.stderr
+
+
+def test_a_board_without_a_dla(orin, tmp_path):
+    with pytest.raises(EngineError, match="Cannot build for DLA core 0: Jetson Orin Nano has no DLA. Leave --dla out"):
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", dla=0))
 
 
 def test_what_the_agent_knows_of_releases():

@@ -28,18 +28,19 @@ class BoardRunner:
         board: as it was probed.
         engine: path of the engine there, and its digest.
         batch: most images at once: the largest batch the engine takes.
+        dla: core that the engine was built for, None for the GPU.
 
     Raises:
         BoardError: the board's Python has no TensorRT.
     """
 
-    def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], batch: int) -> None:
+    def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], batch: int, *, dla: int | None = None) -> None:
         if not board.tensorrt_python:
             raise BoardError(
                 f"Cannot run images on {agent.device.name}", "its Python has no TensorRT",
                 "on the board: sudo apt-get install python3-libnvinfer"
             )  # fmt: skip
-        self.agent, self.board, self.batch = agent, board, batch
+        self.agent, self.board, self.batch, self.dla = agent, board, batch, dla
         self.path, self.sha256 = engine
 
     def run(self, batch: Array) -> dict[str, Array]:
@@ -56,7 +57,7 @@ class BoardRunner:
             name = f"files/{digest}.bin"
             request = {
                 "engine": self.path, "input": f"{home}/{name}", "output": f"{home}/files/{digest}.out", "shape": list(batch.shape[1:]),
-                "count": len(batch), "batch": self.batch,
+                "count": len(batch), "batch": self.batch, "dla": self.dla,
             }  # fmt: skip
             step = {"name": "images", "argv": [self.board.python_path, self.board.agent, "infer", encode(request)]}
             key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]

@@ -22,7 +22,7 @@ from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec import TrtexecBuilder
 from trtq.engine.trtexec_log import dotted, read_log
 from trtq.engine.versions import API, FLAGS, has_api, shown, within
-from trtq.errors import BuilderMemoryError, EngineError
+from trtq.errors import BoardError, BuilderMemoryError, EngineError
 from trtq.progress import Progress
 
 MARGIN_BYTES = 64 * 2**20
@@ -38,12 +38,18 @@ class BoardBuilder:
         told: hears how it goes.
         power: power mode and pinning of the job.
         again: build even what was built before.
+
+    Raises:
+        BoardError: there is nothing to build with.
     """
 
     def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any], *, again: bool = False) -> None:
         self.agent, self.board, self.engine, self.told, self.power = agent, board, engine, told, power
         self.version = board.release
         there = board.trtexec is not None and board.trtexec["number"] is not None
+        if not there and not board.tensorrt_python:
+            mend = next((m["mend"] for m in board.missing if "trtexec" in m["what"]), "")
+            raise BoardError(f"Cannot build on {agent.device.name}", "it has neither trtexec nor TensorRT's Python module", mend)
         self.name = "trtexec" if there else "tensorrt"
         self.executable = str(board.trtexec["path"]) if board.trtexec is not None and there else ""
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
@@ -69,7 +75,11 @@ class BoardBuilder:
         how = digest_of({**self.power, "mode": board.power_mode["name"], "dla": settings.options.dla})[:8]  # times of other clocks mislead
         cache = f"{board.home}/timing.{board.number}.{how}.cache"
         options = msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new")
-        asked = replace(settings, options=options)
+        caches = {}
+        if settings.calibration is not None:
+            held = sha256_file(settings.calibration)
+            caches[f"files/{held}.cache"] = settings.calibration, held
+        asked = replace(settings, options=options, calibration=next((Path(f"{board.home}/{n}") for n in caches), None))
         reports = within(FLAGS["exportLayerInfo"], self.version)
         argv = self._argv(Path(f"{board.home}/{name}"), Path(beside), asked, Path(f"{report}.new") if reports else None)
         step = {
@@ -81,8 +91,9 @@ class BoardBuilder:
             "title": f"the build of {self.engine.rpartition('/')[2][:12]}", "steps": [step], **self.power,
             "needs_bytes": 2 * size + MARGIN_BYTES, "again": self.again,
         }  # fmt: skip
-        self.agent.upload(source, name, digest)
-        self.uploads.append(name)
+        for there, (path, held) in {name: (source, digest), **caches}.items():
+            self.agent.upload(path, there, held)
+            self.uploads.append(there)
 
         def line(text: str) -> None:
             if "] [I] " in text:
@@ -115,10 +126,13 @@ class BoardBuilder:
         if self.executable:
             return self.spelled.command(source, out, settings, report=report)
         plain = replace(settings, options=msgspec.structs.replace(settings.options, timing_cache=None))
-        request = PythonBuilder("tensorrt", self.version, self.told).request(source, out, plain, None)
+        request = self._python().request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None
         request["apis"] = sorted(n for n in API if has_api(n, self.version))
         return [self.board.python_path, self.board.agent, "build-engine", encode(request)]
+
+    def _python(self) -> PythonBuilder:
+        return PythonBuilder("tensorrt", self.version, self.told)
 
     def _layers(self, made: dict[str, Any] | None, name: str) -> bytes | None:
         if made is None:
@@ -127,7 +141,9 @@ class BoardBuilder:
             return gzip.decompress(self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"]).read_bytes())
 
     def _advised(self, error: EngineError, result: dict[str, Any]) -> EngineError:
-        """Say what the board had, where memory was the reason."""
+        """Say what the board had, where memory or the disk was the reason."""
+        if result["mend"]:
+            return EngineError(error.what, f"{error.why.rstrip('.')}; {result['why']}", result["mend"])
         if not isinstance(error, BuilderMemoryError):
             return error
         least = (result.get("watch") or {}).get("least_free")
@@ -141,7 +157,7 @@ class BoardBuilder:
 
     def keeps(self, node: str) -> bool:
         """Whether a node can be kept in float32."""
-        return bool(self.executable) and self.spelled.keeps(node)
+        return (self.spelled if self.executable else self._python()).keeps(node)
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the command line that would run on the board."""

@@ -41,9 +41,9 @@ def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], Non
         now = agent.follow(key, line)
         if now["state"] == "done":
             result: dict[str, Any] = now["result"]
+            result["mend"] = str(result["mend"]).replace("NAME", agent.device.name)
             if not result["ok"] and not result["steps"]:
-                mend = str(result["mend"]).replace("NAME", agent.device.name)
-                raise BoardError(f"{agent.device.name} cannot do {job['title']}", result["why"], mend)
+                raise BoardError(f"{agent.device.name} cannot do {job['title']}", result["why"], result["mend"])
             return result, now["lines"]
         why = now.get("why", "somebody removed it")
         if attempt < MOST_RESTARTS:

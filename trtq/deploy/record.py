@@ -84,6 +84,7 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
                 else ""
             )
             lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}")
+        lines += [f"{what} n/a: {why}" for what, why in self.unavailable.items()]
         return "\n".join(lines)
 
 
@@ -175,7 +176,8 @@ def _shown(value: float | None, form: str) -> str:
 
 def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow]) -> list[FleetRow]:
     """Return the rows of the table for what was measured of one engine."""
-    precision = (f"INT8 + {manifest.precision}" if manifest.quantized_tensors else manifest.precision).replace("fp", "FP")
+    codes = manifest.quantized_tensors or manifest.spec.get("calibration")
+    precision = (f"INT8 + {manifest.precision}" if codes else manifest.precision).replace("fp", "FP")
     rows = []
     for r in found:
         timing, power = r.gpu, r.settings.get("power_mode")

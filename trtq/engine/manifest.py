@@ -74,7 +74,8 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        kind = f"INT8 Q/DQ ({self.quantized_tensors} pairs) + {self.precision}" if self.quantized_tensors else self.precision
+        codes = f"INT8 Q/DQ ({self.quantized_tensors} pairs) + " if self.quantized_tensors else ""
+        kind = f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}{self.precision}"
         device = self.target["device"]
         where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
         return (

@@ -17,7 +17,8 @@ from trtq.engine.versions import Version
 from trtq.errors import BenchError
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-STAMP = re.compile(r"^\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] \[([IWEFV])\] ?")
+# trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the agent no date.
+STAMP = re.compile(r"^(?:\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] )?(?:\[TRT\] )?\[([IWEFV])\] ?")
 STATS = re.compile(rf"(min|max|mean|median) = {NUMBER} ms")
 PERCENTILE = re.compile(rf"percentile\(({NUMBER[1:-1]})%\) = {NUMBER} ms")
 ROWS = {

@@ -25,7 +25,14 @@ from trtq.testing.trtexec import write_board_trtexec
 SSHD = ("/usr/sbin/sshd", "/usr/local/sbin/sshd")
 USER = "trtq-board"
 HERE = Path(__file__).parent
-KIB = 1024
+# A runtime library of CUDA whose device is this machine's memory: for `gcc -shared -fPIC`.
+CUDART = """
+#include <stdlib.h>
+#include <string.h>
+int cudaMalloc(void **p, size_t n) { *p = malloc(n); return *p == 0 ? 2 : 0; }
+int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return kind == 1 || kind == 2 ? 0 : 21; }
+int cudaDeviceSynchronize(void) { return 0; }
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,14 +311,16 @@ class StandInBoard:
         self._give_away()
 
     def add_tensorrt(self) -> bool:
-        """Give the board's Python a TensorRT and a CUDA runtime; False where there is no C compiler for the latter."""
-        from trtq.testing.board_tensorrt import CUDART
+        """Give the board's Python the TensorRT of its release and a CUDA runtime; False where there is no C compiler for the latter."""
+        from trtq.testing.tensorrt import NAMES
 
         compiler = shutil.which("gcc") or shutil.which("cc")
         if compiler is None:
             return False
         (self.folder / "python").mkdir(exist_ok=True)
         shutil.copy(HERE / "board_tensorrt.py", self.folder / "python/tensorrt.py")
+        told = {"release": [int(v) for v in self.kind.library.split(".")[:2]], "names": NAMES}
+        (self.folder / "python/release.json").write_text(json.dumps(told))
         (self.folder / "cudart.c").write_text(CUDART)
         subprocess.run(
             [compiler, "-shared", "-fPIC", "-o", str(self.folder / "libcudart.so"), str(self.folder / "cudart.c")],

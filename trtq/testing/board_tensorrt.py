@@ -1,21 +1,32 @@
 """Stand-ins for TensorRT's Python module on a board without NVIDIA's software; Python 3.6, standard library alone.
 
 An engine is any file; it takes one float32 input [N, C, H, W] called ``input`` and answers with the mean of every channel, [N, C]:
-what a model of one global average pooling computes. Addresses are of ordinary memory, as ``CUDART`` below hands them out.
+what a model of one global average pooling computes. Addresses are of ordinary memory, as ``CUDART`` of :mod:`trtq.testing.board` hands them out.
+Its builder knows the names of the release that stands in ``release.json`` beside it, and writes what it was told into the engine. What a
+real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB).
 """
 
 import array
 import ctypes
+import json
+import os
+import re
+import signal
+import sys
 
-__version__ = "8.5.2.2"
-# A runtime library of CUDA whose device is this machine's memory: for `gcc -shared -fPIC`.
-CUDART = """
-#include <stdlib.h>
-#include <string.h>
-int cudaMalloc(void **p, size_t n) { *p = malloc(n); return *p == 0 ? 2 : 0; }
-int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return kind == 1 || kind == 2 ? 0 : 21; }
-int cudaDeviceSynchronize(void) { return 0; }
-"""
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "release.json")) as _handle:
+    _TOLD = json.load(_handle)  # {"release": [major, minor], "names": {name: [first, last]}}
+__version__ = "%d.%d.2.2" % tuple(_TOLD["release"])
+
+
+def _has(name):
+    first, last = _TOLD["names"].get(name, ([0, 0], [99, 0]))
+    return first <= _TOLD["release"] <= last
+
+
+def _members(kind, *names):
+    """An enumeration with the members of the release alone."""
+    return type(kind, (), {n: i for i, n in enumerate(n for n in names if _has("%s.%s" % (kind, n)))})
 
 
 class Logger:
@@ -23,6 +34,124 @@ class Logger:
 
     def __init__(self, severity):
         pass
+
+    def error(self, text):
+        """Write as TensorRT's own logger does."""
+        sys.stderr.write("[11/21/2026-10:00:01] [TRT] [E] %s\n" % text)
+
+
+NetworkDefinitionCreationFlag = _members("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
+BuilderFlag = _members("BuilderFlag", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "GPU_FALLBACK")
+DeviceType = _members("DeviceType", "GPU", "DLA")
+MemoryPoolType = _members("MemoryPoolType", "WORKSPACE")
+ProfilingVerbosity = _members("ProfilingVerbosity", "LAYER_NAMES_ONLY", "DETAILED")
+LayerInformationFormat = _members("LayerInformationFormat", "ONELINE", "JSON")
+float32 = "float32"
+
+
+class _Layer:
+    num_outputs = 1
+
+    def __init__(self, name):
+        self.name, self.precision, self.kinds = name, None, {}
+
+    def set_output_type(self, index, kind):
+        self.kinds[index] = kind
+
+
+class _Network:
+    def __init__(self, mask):
+        self.mask, self.model, self.layers = mask, b"", []
+
+    @property
+    def num_layers(self):
+        return len(self.layers)
+
+    def get_layer(self, index):
+        return self.layers[index]
+
+
+class _ParserError:
+    def node(self):
+        return 0
+
+    def desc(self):
+        return "no importer for this one"
+
+
+class OnnxParser:
+    def __init__(self, network, logger):
+        self.network, self.num_errors = network, 0
+
+    def parse(self, model):
+        self.network.model, self.num_errors = model, int(b"refuse-me" in model)
+        self.network.layers = [_Layer(n.decode()) for n in re.findall(b"node_[a-z]+", model)]
+        return not self.num_errors
+
+    def get_error(self, index):
+        return _ParserError()
+
+
+class _Config:
+    KNOWN = ("told", "max_workspace_size", "builder_optimization_level", "profiling_verbosity", "default_device_type", "DLA_core")
+
+    def __init__(self):
+        self.told = {"flags": [], "profiles": [], "workspace": None}
+
+    def __setattr__(self, name, value):
+        if name not in self.KNOWN or not _has("config.%s" % name):
+            raise AttributeError("IBuilderConfig of TensorRT %s has no %s" % (__version__, name))
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name):
+        if name == "set_memory_pool_limit" and _has("config.set_memory_pool_limit"):
+            return lambda pool, size: self.told.update(workspace=size >> 20)
+        raise AttributeError("IBuilderConfig of TensorRT %s has no %s" % (__version__, name))
+
+    def set_flag(self, flag):
+        self.told["flags"].append(flag)
+
+    def add_optimization_profile(self, profile):
+        self.told["profiles"].append(profile.shapes)
+
+
+class _Profile:
+    def __init__(self):
+        self.shapes = {}
+
+    def set_shape(self, name, least, usual, most):
+        self.shapes[name] = [least, usual, most]
+
+
+class Builder:
+    def __init__(self, logger):
+        self.logger = logger
+
+    def create_network(self, flags):
+        return _Network(flags)
+
+    def create_builder_config(self):
+        return _Config()
+
+    def create_optimization_profile(self):
+        return _Profile()
+
+    def build_serialized_network(self, network, config):
+        workspace = config.told["workspace"] or (getattr(config, "max_workspace_size", 0) >> 20) or 8192
+        most = re.search(b"memory:(\\d+)", network.model)
+        if most is not None and workspace > int(most.group(1)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if b"no-gpu" in network.model:
+            self.logger.error("1: [cudaResources.cpp::ScopedCudaStream::47] Error Code 1: Cuda Runtime (unknown error)")
+            return None
+        flags = {i: n for n, i in vars(BuilderFlag).items() if isinstance(i, int)}
+        creation = {i: n for n, i in vars(NetworkDefinitionCreationFlag).items() if isinstance(i, int)}
+        told = dict(
+            config.told, workspace=workspace, flags=sorted(flags[f] for f in config.told["flags"]),
+            creation=[n for i, n in sorted(creation.items()) if network.mask >> i & 1], float=sorted({la.name for la in network.layers if la.precision}),
+            dla=getattr(config, "DLA_core", None), level=getattr(config, "builder_optimization_level", None),
+        )  # fmt: skip
+        return b"not an engine: " + json.dumps(told).encode()
 
 
 class TensorIOMode:
@@ -66,10 +195,20 @@ class _Engine:
     def create_execution_context(self):
         return _Context()
 
+    def create_engine_inspector(self):
+        return _Inspector()
+
+
+class _Inspector:
+    def get_engine_information(self, kind):
+        return json.dumps({"Layers": [], "Bindings": ["input", "output"]})
+
 
 class Runtime:
     def __init__(self, logger):
         pass
 
     def deserialize_cuda_engine(self, plan):
-        return _Engine() if plan else None
+        _, _, told = plan.partition(b": {")
+        core = json.loads(b"{" + told).get("dla") if told else None
+        return _Engine() if plan and core == getattr(self, "DLA_core", None) else None

@@ -4,7 +4,8 @@
 release accepts, prints its first and last line and its device section, and fails on a flag of another release as trtexec does.
 Given an engine to load it prints a performance summary: 2 ms of GPU time, 0.1 ms of copies each way where they are asked for.
 What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB),
-``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes).
+``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes),
+``megabytes:N`` (of the engine).
 ``write_board_trtexec`` puts a copy onto a stand-in board, for any Python 3 and without trtq; it shows the load in the
 board's rails and memory meanwhile.
 """
@@ -89,8 +90,9 @@ def main(version: str, sm: str) -> int:
     print(f"[11/21/2026-10:00:00] [I] Compute Capability: {sm}", flush=True)
     print("[11/21/2026-10:00:00] [W] [TRT] a warning of the library", file=sys.stderr)
     if "loadEngine" in given:
-        if "TRTQ_ROOT" in os.environ and not Path(given["loadEngine"]).read_bytes().startswith(b"not an engine"):
-            print("[11/21/2026-10:00:01] [E] [TRT] 1: [stdArchiveReader.cpp] Magic tag does not match", file=sys.stderr)
+        error = _misfit(given)
+        if error:
+            print(f"[11/21/2026-10:00:01] [E] {error}", file=sys.stderr)
             print(f"&&&& FAILED {tail}")
             return 1
         with _Busy():
@@ -103,6 +105,7 @@ def main(version: str, sm: str) -> int:
         print(f"&&&& FAILED {tail}")
         return 1
     error, layers = trouble(Path(given["onnx"]).read_bytes(), _workspace(given))
+    error = error or _misasked(given, version, sm)
     if error:
         print(f"[11/21/2026-10:00:01] [E] {error}", file=sys.stderr)
         print(f"&&&& FAILED {tail}")
@@ -112,9 +115,43 @@ def main(version: str, sm: str) -> int:
     if "timingCacheFile" in given:
         with Path(given["timingCacheFile"]).open("ab") as cache:
             cache.write(b"timings ")
-    Path(given["saveEngine"]).write_bytes(b"not an engine: " + " ".join(sorted(given)).encode())
+    large = re.search(rb"megabytes:(\d+)", Path(given["onnx"]).read_bytes())
+    try:
+        with Path(given["saveEngine"]).open("wb") as engine:
+            engine.write(b"not an engine: " + " ".join(sorted(given)).encode() + b" \0" * (500_000 * int(large.group(1)) if large else 0))
+    except OSError:
+        print("[11/21/2026-10:00:02] [E] Saving engine to file failed.", file=sys.stderr)
+        print(f"&&&& FAILED {tail}")
+        return 1
     print(f"&&&& PASSED {tail}")
     return 0
+
+
+def _misfit(given: dict[str, str]) -> str:
+    """Return why a board's engine cannot be loaded, "" where it can."""
+    if "TRTQ_ROOT" not in os.environ:
+        return ""
+    engine = Path(given["loadEngine"]).read_bytes()
+    if not engine.startswith(b"not an engine"):
+        return "[TRT] 1: [stdArchiveReader.cpp] Magic tag does not match"
+    wanted = b"useDLACore" in engine
+    return "" if wanted == ("useDLACore" in given) else "[TRT] 3: Cannot deserialize engine with DLA core on a runtime without it"
+
+
+def _misasked(given: dict[str, str], version: str, sm: str) -> str:
+    """Return why a DLA or a calibration cache cannot be had, "" where nothing is wrong."""
+    if "useDLACore" in given:
+        if sm not in ("7.2", "8.7"):
+            return "Cannot create DLA engine, 0 not available"
+        if b"QuantizeLinear" in Path(given["onnx"]).read_bytes():
+            return "[TRT] 4: Q/DQ layers are not supported on DLA"
+        if not {"int8", "fp16"} & set(given):
+            return "[TRT] 4: Default DLA is enabled but neither FP16 nor INT8 mode is enabled"
+    if "calib" in given:  # the real one says nothing and draws random ranges; this one is stricter
+        head = Path(given["calib"]).read_text().splitlines()[0]
+        if head != f"TRT-{version[1:]}-EntropyCalibration2":
+            return f"the calibration cache is of {head}"
+    return ""
 
 
 class _Busy:

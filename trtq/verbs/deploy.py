@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnx
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
@@ -21,9 +22,10 @@ from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.errors import ArtifactError, BoardError, UsageError
+from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.progress import Progress, Silent
 from trtq.recipe import BuildSpec, DeployOptions, DeploySpec
-from trtq.verbs.profile_for import profile_for
+from trtq.verbs.profile_for import for_dla, profile_for
 
 RECORD = "deploy.json"
 
@@ -59,10 +61,29 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         require_mode(spec, board)
         out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}"))
         with locked(out / ".trtq.lock", waiting=told.note):
-            file = profile_for(source, target, spec.precision, told)
-            job = prepare(_build_spec(spec, file.path, target.name, board, out))
+            file = profile_for(source, target, spec.precision if spec.dla is None else "fp32", told)
+            asked = _build_spec(spec, file.path, target.name, board, out)
+            judged, notes = None, [*file.notes]
+            if spec.dla is not None and not file.fallback and count_qdq(given := load_onnx(file.path)):
+                judged = given
+                asked = _int8_on_dla(asked, board, out / "dla", notes)
+            job = prepare(asked)
             job = replace(job, fallback=job.fallback or file.fallback)
-            return _Deployment(spec, agent, board, job, out, [*file.notes, *job.notes], told, began).run()
+            return _Deployment(spec, agent, board, job, judged or job.model, out, [*notes, *job.notes], told, began).run()
+
+
+def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
+    """Ask for a Q/DQ file as a DLA takes it: the float file and a calibration cache with the same scales.
+
+    Raises:
+        BoardError: the board has no trtexec: only that reads caches here.
+    """
+    if board.trtexec is None or board.number is None:
+        mend = "on the board: sudo apt-get install libnvinfer-bin; or give the float file, which runs on the DLA in FP16"
+        raise BoardError(f"Cannot build INT8 for the DLA of {board.name}", "there is no trtexec to read the calibration cache", mend)
+    plain, cache = for_dla(Path(asked.onnx), board.number, folder)
+    notes.append(f"a DLA takes no Q/DQ pairs: the float file goes, with their scales in a calibration cache for TRT-{board.number}")
+    return msgspec.structs.replace(asked, onnx=str(plain), calibration=str(cache))
 
 
 def name_of(model: Path) -> str:
@@ -105,8 +126,10 @@ class _Deployment:
     """One run of ``deploy`` once everything is known."""
 
     def __init__(
-        self, spec: DeploySpec, agent: Agent, board: Board, job: Job, out: Path, notes: list[str], told: Progress, began: float
+        self, spec: DeploySpec, agent: Agent, board: Board, job: Job, judged: onnx.ModelProto, out: Path, notes: list[str], told: Progress,
+        began: float,
     ) -> None:  # fmt: skip
+        self.judged = judged  # what the engine's answers are held against
         self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = spec, agent, board, job, out, told, began
         self.notes = list(dict.fromkeys(notes))
         for line in self.notes:
@@ -118,7 +141,9 @@ class _Deployment:
         # What an engine depends on: a plan is good for one release on one board in one mode.
         self.key = digest_of(
             {
-                "onnx": job.onnx_sha256, "spec": {k: v for k, v in msgspec.to_builtins(job.spec).items() if k not in ("onnx", "out")},
+                "onnx": job.onnx_sha256,
+                "spec": {k: v for k, v in msgspec.to_builtins(job.spec).items() if k not in ("onnx", "out", "calibration")},
+                "calibration": sha256_file(Path(job.spec.calibration)) if job.spec.calibration else None,
                 "tensorrt": board.number, "model": board.model, "capability": board.capability, "mode": mode,
                 "memory": round((board.memory.get("MemTotal") or 0) / 2**28), "pinned": spec.lock_clocks or board.clocks["pinned"],
             }
@@ -130,8 +155,8 @@ class _Deployment:
         seen = self._seen()
         manifest, built = self._manifest()
         path = f"{self.board.home}/{self.engine}"
-        rows, measured, bench_key = self._bench(manifest, path, seen)
         missing: dict[str, str] = {}
+        rows, measured, bench_key = self._bench(manifest, path, seen, missing)
         accuracy = None
         images_key = self._images_key(manifest)
         if self.spec.data is not None:
@@ -199,10 +224,13 @@ class _Deployment:
             self.agent.ask("remove", names=builder.uploads)
         return manifest, True
 
-    def _bench(self, manifest: EngineManifest, path: str, seen: Seen) -> tuple[list[BenchRow], bool, str]:
+    def _bench(self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]) -> tuple[list[BenchRow], bool, str]:
         """Return the rows, whether they were measured now, and what they depend on."""
         spec = self.spec
         if not spec.bench:
+            return [], False, ""
+        if self.board.trtexec is None:
+            missing["latency"] = "there is no trtexec on the board (sudo apt-get install libnvinfer-bin)"
             return [], False, ""
         key = digest_of(
             {
@@ -246,13 +274,13 @@ class _Deployment:
         count -= count % size if low == high and count > size else 0
         indices = source.sample(count, 0)
         images = [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
-        runner = BoardRunner(self.agent, self.board, (path, manifest.engine_sha256), size)
+        runner = BoardRunner(self.agent, self.board, (path, manifest.engine_sha256), size, dla=spec.dla)
         got = runner.run(np.concatenate(images))
         source_model = job.source(
             job.settings(BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)), self.board.release
         )
         agreement = check_agreement(
-            job.model, source_model, images, engine=_Answered(got), rebuild=_not_there, missing=[],
+            self.judged, source_model, images, engine=_Answered(got), rebuild=_not_there, missing=[],
             yardstick=yardstick(job),
         )  # fmt: skip
         top, reference = None, None
@@ -260,7 +288,7 @@ class _Deployment:
             labels = np.asarray([source.labels[i] for i in indices])
             name = next(iter(got))
             top = 100.0 * float((predictions(got[name].astype(np.float64)) == labels).mean())
-            here = answers(OnnxRunner(job.model), images)
+            here = answers(OnnxRunner(self.judged), images)
             reference = 100.0 * float((predictions(here[next(iter(here))]) == labels).mean())
         return Accuracy(images=len(indices), data=str(spec.data), top1=top, reference_top1=reference, agreement=agreement)
 

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trtq.artifact import read_json, sha256_file
+from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_bytes, write_json
 from trtq.engine.targets import Target
 from trtq.engine.versions import shown
 from trtq.errors import ArtifactError
@@ -14,7 +14,7 @@ from trtq.progress import Progress
 from trtq.recipe import ExportSpec
 
 MADE_BY = "quantize.json"
-QDQ, ENCODINGS, EXPORTED = "model.qdq.onnx", "encodings.safetensors", "export.json"
+QDQ, ENCODINGS, EXPORTED, SOURCE = "model.qdq.onnx", "encodings.safetensors", "export.json", "source.json"
 _ONE = threading.Lock()  # boards are deployed to side by side, capturing a model is done one at a time
 
 
@@ -45,10 +45,9 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
     name = f"{label.replace('@', '-')}.onnx"
     source = {"onnx": record["files"][onnx.name]["sha256"], "encodings": record["files"][ENCODINGS]["sha256"]}
-    if _fresh(folder, name, source):
+    if _fresh(folder, source):
         return _described(folder / name)
     # Only now what needs torch: an unchanged deployment takes no seconds to import it.
-    from trtq.artifact import write_json
     from trtq.verbs.export import export_profiles
 
     told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
@@ -56,8 +55,37 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
     given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
     export_profiles(ExportSpec.make({k: v for k, v in given.items() if k != "seed"}), told)
-    write_json(folder / "source.json", source)
+    _sign(folder, source, name)
     return _described(folder / name)
+
+
+def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path]:
+    """Return the float file of a Q/DQ file and its ranges as a calibration cache: a DLA takes INT8 that way alone.
+
+    Args:
+        qdq: the file.
+        number: of the trtexec that will read the cache, down to the patch: it ignores those of others.
+        folder: where both go; the next deployment finds them.
+
+    Raises:
+        ExportError: the ranges do not fit a cache.
+    """
+    plain, cache = folder / "model.fp32.onnx", folder / f"trt-{number}.cache"
+    source = {"onnx": sha256_file(qdq), "number": number}
+    if not _fresh(folder, source):
+        from trtq.export.calibration_cache import write_cache
+        from trtq.export.onnx_file import load_onnx, save_onnx
+        from trtq.export.strip import strip_qdq
+        from trtq.verbs.calibration import ranges_for
+
+        ensure_writable_dir(folder)
+        model = load_onnx(qdq)
+        stripped = strip_qdq(model)
+        scales, _, _, _ = ranges_for(model, stripped, str(qdq))
+        save_onnx(stripped, plain)
+        write_bytes(cache, write_cache(scales, number).encode())
+        _sign(folder, source, plain.name, cache.name)
+    return plain, cache
 
 
 def _described(path: Path) -> Profiled:
@@ -79,10 +107,13 @@ def _record(onnx: Path) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _fresh(folder: Path, name: str, source: dict[str, str]) -> bool:
+def _sign(folder: Path, source: dict[str, Any], *names: str) -> None:
+    write_json(folder / SOURCE, {"made_from": source, "files": {n: sha256_file(folder / n) for n in names}})
+
+
+def _fresh(folder: Path, source: dict[str, Any]) -> bool:
     try:
-        if read_json(folder / "source.json") != source:
-            return False
-        return bool(sha256_file(folder / name) == read_json(folder / EXPORTED)["files"][name]["sha256"])
-    except (ArtifactError, KeyError, TypeError, OSError):
+        made = read_json(folder / SOURCE)
+        return bool(made["made_from"] == source) and all(sha256_file(folder / n) == d for n, d in made["files"].items())
+    except (ArtifactError, KeyError, TypeError, AttributeError, OSError):
         return False
