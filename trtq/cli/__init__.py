@@ -38,8 +38,10 @@ COMMANDS = {
     "deploy": "Build, measure and keep a model on a board.",
     "fleet": "Several boards side by side, one table.",
     "targets": "The devices and TensorRT versions that --target knows.",
+    "report": "One HTML page about a run, or about several side by side.",
     "inspect": "Explain any artefact.",
     "doctor": "Versions, devices, sensors, what is missing and how to get it.",
+    "demo": "A real model to INT8 engines, with a page to read; no GPU needed.",
 }
 
 

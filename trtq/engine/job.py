@@ -17,7 +17,7 @@ from trtq.errors import EngineError, UsageError
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import count_qdq, get_metadata, read_onnx
+from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.recipe import BuildOptions, BuildSpec
 
@@ -32,7 +32,7 @@ class Job:
         spec: as asked for, or as the fallback made it.
         target: parsed.
         model: the file, without its pairs where the fallback took them out.
-        data: the file's bytes, where they are ``model``: written as they are, they need not be made again.
+        stamp: of the file, where it is ``model`` as it stands: it can be built from without a copy, and must not change meanwhile.
         pairs: Q/DQ pairs of ``model``.
         onnx_sha256: of the file, as it was read.
         batch: min, opt, max.
@@ -44,7 +44,7 @@ class Job:
     spec: BuildSpec
     target: Target
     model: onnx.ModelProto
-    data: bytes | None
+    stamp: Stamp | None
     pairs: int
     onnx_sha256: str
     batch: tuple[int, int, int]
@@ -113,16 +113,16 @@ def prepare(spec: BuildSpec) -> Job:
     if spec.calibration is not None and spec.backend != "trtexec":
         raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
     target, path, fallback = parse_target(spec.target), Path(spec.onnx), ""
-    model, data, digest = read_onnx(path)
+    model, stamp, digest = read_onnx(path)
     if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
         fallback = f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: FP16 of the same model"
-        model, data, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
+        model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
     refuse_missing_kernels(model, target, pairs)
     notes: list[str] = []
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
-        spec=spec, target=target, model=model, data=data, pairs=pairs, onnx_sha256=digest,
+        spec=spec, target=target, model=model, stamp=stamp, pairs=pairs, onnx_sha256=digest,
         batch=_batch(model, spec.batch), float_nodes=float_nodes, fallback=fallback, notes=notes,
     )  # fmt: skip
 

@@ -13,8 +13,9 @@ import onnx
 from trtq.artifact import explain_os_error
 from trtq.engine.job import Job
 from trtq.engine.settings import Builder, Built, Settings
-from trtq.errors import BuilderMemoryError, MissingKernelError
+from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
 from trtq.export.lint_view import COMPUTE, View
+from trtq.export.onnx_file import stamp_of
 from trtq.progress import Progress
 
 WORKSPACES = (4096, 2048, 1024, 512, 256, 128, 64)
@@ -65,15 +66,13 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
     settings = replace(settings, workspace=settings.workspace or builder.workspace)
     while True:
         source = job.source(settings, builder.version, without)
-        data = job.data if source is job.model else None
+        path = Path(job.spec.onnx)
+        as_it_is = source is job.model and job.stamp is not None
         try:
-            return Climb(
-                built=build_model(builder, source, settings, data),
-                source=source,
-                attempts=attempts,
-                without=without,
-                workspace=settings.workspace,
-            )
+            built = builder.build(path, settings) if as_it_is else build_model(builder, source, settings)
+            if as_it_is and not _unchanged(path, job):
+                raise EngineError(f"{path} changed while the engine was built from it", "what was checked may not be what was built")
+            return Climb(built=built, source=source, attempts=attempts, without=without, workspace=settings.workspace)
         except BuilderMemoryError as exc:
             attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
             smaller = next((w for w in WORKSPACES if settings.workspace is None or w < settings.workspace), None)
@@ -91,6 +90,13 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
             told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}")
 
 
+def _unchanged(path: Path, job: Job) -> bool:
+    try:
+        return stamp_of(path) == job.stamp
+    except OSError:  # it is gone
+        return False
+
+
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     """Return the quantized convolutions and products that a builder's name for a (fused) node holds."""
     view = View(model)
@@ -98,12 +104,12 @@ def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     return [n for n in quantized if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w./-])", text)]
 
 
-def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings, data: bytes | None = None) -> Built:
-    """Write a model (``data`` is it, where that is known) to a file of its own and build it."""
+def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
+    """Write a model to a file of its own and build it."""
     with tempfile.TemporaryDirectory(prefix="trtq-onnx-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            path.write_bytes(data if data is not None else model.SerializeToString())
+            path.write_bytes(model.SerializeToString())
         except OSError as exc:
             raise explain_os_error(exc, path) from exc
         return builder.build(path, settings)

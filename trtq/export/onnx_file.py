@@ -14,6 +14,7 @@ from trtq.errors import ExportError
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
+Stamp = tuple[int, int, int]
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -53,14 +54,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return read_onnx(path)[0]
 
 
-def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes | None, str]:
-    """Return the model in ``path``, its bytes where they are the whole of that model, and the digest of what was read.
+def stamp_of(path: Path) -> Stamp:
+    """Return what changes when a file is written anew: inode, size, time."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
+    """Return the model in ``path``, the file's stamp where the file is that model as it stands, and the digest of what was read.
 
     Raises:
         ExportError: missing or not an ONNX file.
     """
     try:
-        data = path.read_bytes()
+        stamp, data = stamp_of(path), path.read_bytes()
         model = onnx.load_from_string(data)
         outside = _outside(model)
         if outside:
@@ -72,7 +79,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, bytes | None, str]:
     if not model.graph.node:
         raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
     changed = _tidy_(model)
-    return model, None if changed or outside else data, _digest(path, data, outside)
+    return model, None if changed or outside else stamp, _digest(path, data, outside)
 
 
 def digest_onnx(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from trtq.artifact import read_json, write_bytes
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
 from trtq.recipe import option_words
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
+from trtq.report.layers import layers_of
+from trtq.report.runs import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.version import __version__
 
@@ -40,6 +43,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
     import jinja2
 
     run = summarize_run(folder)
+    layers = layers_of(run)
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     quantizers = run.quantize["quantizers"]
     text = environment.get_template(TEMPLATE).render(
@@ -53,8 +57,37 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         search=_search(run.search) if run.search else None,
         training=_training(run.training) if run.training else None,
         boards=_boards(folder),
+        layers=layers,
+        strip_data=[[r.name, f"{r.precision}, computes in {r.runs}", r.sqnr_db, r.loss, r.share] for r in layers.rows],
+        histograms={q["name"]: [q["histogram"], q["histogram_limit"], q["amax"]] for q in quantizers if q["histogram"]},
+        skipped=_skipped(run),
+        notes=list(dict.fromkeys(n for record in _records(run) for n in record.get("notes", []))),
+        cards=_cards(run),
     )
     return write_bytes(page, text.encode())
+
+
+def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
+    """Write the comparison of several runs to ``page`` and return its verdict.
+
+    Args:
+        folders: each holds quantize.json and the other records.
+        page: the HTML file.
+        title: its heading.
+
+    Raises:
+        ArtifactError: a record is missing or damaged, or the page cannot be written.
+    """
+    import jinja2
+
+    runs = [summarize_run(f) for f in folders]
+    found = compare_runs(folders, runs)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    text = environment.get_template("runs.html.j2").render(
+        title=title, c=found, version=__version__, repeat=[(row.label, _commands(run)) for row, run in zip(found.rows, runs, strict=False)]
+    )
+    write_bytes(page, text.encode())
+    return found.verdict
 
 
 def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
@@ -83,6 +116,56 @@ def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
         title="Boards", rows=rows, verdict=verdict, command=shlex.join(words), made=record["environment"]["time"], version=__version__
     )
     return write_bytes(page, text.encode())
+
+
+def _records(run: RunSummary) -> list[dict[str, Any]]:
+    """The records of a run in the order of the chain."""
+    held = (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
+    return [r for r in held if r is not None]
+
+
+def _skipped(run: RunSummary) -> list[tuple[str, str]]:
+    """What has no figure or no codes, each with the reason: figures that could not be had, layers an engine keeps in float, fallbacks."""
+    rows = [row for b in run.bench.values() for row in b["rows"]]
+    found = [(f"{figure} of {row['file']}", why) for row in rows for figure, why in row["unavailable"].items()]
+    for m in run.engines:
+        device = m["target"]["device"]
+        if m.get("fallback"):
+            found.append((f"the engine for {device}", m["fallback"]))
+        short = (m.get("coverage") or {}).get("short", [])
+        found += [(f"INT8 for {s['node']} on {device}", s.get("why") or "no reason is known") for s in short]
+    reasons: dict[str, list[str]] = {}
+    for f in run.quantize["left_in_float"]:
+        reasons.setdefault(f["reason"], []).append(f["name"])
+    found += [(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} stay in float", why) for why, names in reasons.items()]
+    return list(dict.fromkeys(found))
+
+
+def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The machines: where the files were made, and where each was measured."""
+    environment = run.quantize["environment"]
+    made = [
+        ("CPU", f"{environment['cpu']}, {environment['cores']} cores"), ("system", environment["system"]),
+        ("Python", environment["python"]), *environment["packages"].items(), ("when", environment["time"]),
+    ]  # fmt: skip
+    cards = [("Where the files were made", made)]
+    for record in run.bench.values():
+        told = [(name.replace("_", " "), text) for name, value in record["card"].items() if (text := _said(value))]
+        if ("Where they were measured", told) not in cards:
+            cards.append(("Where they were measured", told))
+    for m in run.engines[:1]:
+        built = [("builder", f"{m['builder']['backend']} {m['builder']['version']}"), ("when", m["environment"]["time"])]
+        cards.append(("What built the engines", built))
+    return cards
+
+
+def _said(value: Any) -> str:
+    """A value of a machine card in a line, "" for nothing."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k.replace('_', ' ')} {text}" for k, v in value.items() if (text := _said(v)))
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_said, value)))
+    return "" if value in (None, "") else str(value)
 
 
 def _boards(folder: Path) -> list[dict[str, Any]]:

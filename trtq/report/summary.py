@@ -112,33 +112,36 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
-    counts = {q["name"]: q for q in run.quantize["quantizers"]}
+def weight_bytes(run: RunSummary) -> tuple[int, int]:
+    """Return the bytes of the weights as floats, and with a byte for each value of a quantized layer; zeros where they were not counted."""
+    counts = {q["name"] for q in run.quantize["quantizers"]}
     weights = run.quantize["model"].get("weight_values", {})
-    full = 4 * sum(weights.values())
-    small = sum(n * (1 if f"{layer}.weight" in counts else 4) for layer, n in weights.items())
-    rows = (
-        [
-            (
-                "Weights",
-                f"{full / 1e6:.2f} MB",
-                f"{small / 1e6:.2f} MB",
-                SIMULATED_SIZE if run.simulated else "computed: 4 bytes a value, 1 where the layer is quantized",
-            )
-        ]
-        if full
-        else []
-    )
+    return 4 * sum(weights.values()), sum(n * (1 if f"{layer}.weight" in counts else 4) for layer, n in weights.items())
+
+
+def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
+    """Return what accuracy is here (``mIoU`` or ``top-1``), the quantized file's and the float file's percent; None without labels."""
+    e = run.evaluate or {}
+    for key, name in (("miou", "mIoU"), ("top1", "top-1")):
+        if e.get(key) is not None and e.get(f"reference_{key}") is not None:
+            return name, e[key], e[f"reference_{key}"]
+    return None
+
+
+def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
+    full, small = weight_bytes(run)
+    how = SIMULATED_SIZE if run.simulated else INT8_SIZE
+    rows = [("Weights", f"{full / 1e6:.2f} MB", f"{small / 1e6:.2f} MB", how)] if full else []
     by_device: dict[str, dict[str, dict[str, Any]]] = {}
     for m in run.engines:
         by_device.setdefault(m["target"]["device"], {})["int8" if m["quantized_tensors"] else m["precision"]] = m
     for device, found in by_device.items():
         base = found.get("fp32") or found.get("fp16")
         label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""
-        small = f"{found['int8']['engine_bytes'] / 1e6:.2f} MB" if "int8" in found else ""
+        coded = f"{found['int8']['engine_bytes'] / 1e6:.2f} MB" if "int8" in found else ""
         builder = next(iter(found.values()))["builder"]
         place = "built without the GPU" if builder["backend"] == "tensorrt-rtx" else "built on that GPU"
-        rows.append((f"Engine for {device}", label, small, f"file size; {builder['backend']} {builder['version']}, {place}"))
+        rows.append((f"Engine for {device}", label, coded, f"file size; {builder['backend']} {builder['version']}, {place}"))
     return rows
 
 
@@ -174,10 +177,10 @@ def _verdict(run: RunSummary) -> str:
     if run.simulated:
         container = " (simulated: engines compute it in float)"
     parts = [f"{q['model']['name']} in {run.width}{container}" + (f" with {', '.join(methods)}" if methods else "")]
-    measure = next((m for m in ("miou", "top1") if e is not None and e.get(m) is not None), None)
+    measure = measure_of(run)
     if e is not None and measure is not None:
-        change, name = e[measure] - e[f"reference_{measure}"], {"miou": "mIoU", "top1": "top-1"}[measure]
-        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({change:+.2f} points of {name} on {e['images']} images)")
+        name, score, reference = measure
+        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({score - reference:+.2f} points of {name} on {e['images']} images)")
     elif e is not None:
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
     else:

@@ -1,0 +1,31 @@
+"""``trtq report``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from trtq.cli.display import print_record
+from trtq.cli.options import collect, require, spec_options
+from trtq.recipe import ReportSpec
+
+
+@click.command("report")
+@spec_options(ReportSpec, argument="run")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def command(as_json: bool, **values: Any) -> None:
+    """Write one HTML page about each RUN: verdict, trade-offs, every layer, machines, what was left out and why, the commands.
+
+    A RUN is a folder that trtq run, quantize, finetune or search wrote. Several are held against each other. The page needs no network.
+
+    \b
+    Example:
+      trtq report runs/demo
+      trtq report runs/int8 runs/mixed runs/qat --out compare.html
+    """
+    merged = collect(ReportSpec, values)
+    require(merged, ("run",), "report", "run")
+    from trtq.verbs.report import write_report
+
+    print_record(write_report(ReportSpec.make(merged)), as_json=as_json)

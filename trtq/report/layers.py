@@ -1,0 +1,173 @@
+"""One row a layer: what it computes in, what it loses, how sensitive it is and how much of the work it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from trtq.report.summary import RunSummary
+
+WIDTH, TRACK, GAP, LEFT = 1000.0, 34.0, 16.0, 2.0
+SHORT = {"int8": "INT8", "fp8": "FP8", "float": "float"}
+
+
+class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer.
+
+    Attributes:
+        precision: format of its weight (of its first operand where it has none), ``float`` where nothing is quantized.
+        runs: what an engine computes it in.
+        sqnr_db: lowest of its quantizers, dB; None where all are exact or there are none.
+        loss: of the sensitivity analysis at the narrowest width that was looked at; None without one.
+        share: of the work, 0 to 1; None where it is not known.
+    """
+
+    name: str
+    precision: str
+    runs: str
+    sqnr_db: float | None
+    loss: float | None
+    share: float | None
+
+    @property
+    def kind(self) -> str:
+        """Class of its colour: ``int8``, ``below``, ``fp8`` or ``float``."""
+        lower = self.precision.lower()
+        return lower if lower in SHORT else "below"
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, and what the figures are.
+
+    Attributes:
+        rows: quantized layers in the order the model runs them, then those left in float.
+        sensitivity: metric and width of ``loss``, "" where nothing was analyzed.
+        work: what ``share`` is a share of.
+    """
+
+    rows: list[LayerRow]
+    sensitivity: str
+    work: str
+
+    @property
+    def strip(self) -> str:
+        """All layers on one axis, as SVG."""
+        return draw_strip(self)
+
+
+def layers_of(run: RunSummary) -> Layers:
+    """Return the layers of a run: quantized ones, and those left in float."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for q in run.quantize["quantizers"]:
+        found.setdefault(q["layer"], []).append(q)
+    for f in run.quantize["left_in_float"]:
+        found.setdefault(f["layer"], [])
+    analysis = run.search["analysis"] if run.search else None
+    losses, sensitivity = {}, ""
+    if analysis is not None:
+        narrowest = analysis["bits"][0]
+        losses = {v["name"]: v["loss"].get(narrowest) for v in analysis["layers"]}
+        sensitivity = f"loss by {analysis['metric']} at {narrowest}"
+    shares, work = _shares(run)
+    rows = [
+        LayerRow(
+            name=name, precision=_precision(held), runs=" and ".join(sorted({q["computes_in"] for q in held})) or "float",
+            sqnr_db=min((q["sqnr_db"] for q in held if q["sqnr_db"] is not None), default=None), loss=losses.get(name),
+            share=shares.get(name),
+        )
+        for name, held in found.items()
+    ]  # fmt: skip
+    return Layers(rows=rows, sensitivity=sensitivity, work=work)
+
+
+def _precision(quantizers: Sequence[dict[str, Any]]) -> str:
+    if not quantizers:
+        return "float"
+    first = next((q for q in quantizers if q["role"] == "weight"), quantizers[0])
+    return SHORT.get(first["format"], str(first["format"]).upper())
+
+
+def _shares(run: RunSummary) -> tuple[dict[str, float], str]:
+    """Return the share of each layer: of measured time where there is a profile, else of counted work."""
+    for record in run.bench.values():
+        row = record["rows"][0]
+        if row.get("layers"):
+            shares: dict[str, float] = {}
+            for layer in row["layers"]:
+                shares[layer["module"]] = shares.get(layer["module"], 0.0) + layer["share"]
+            return shares, f"share of the time on the {row['device']}, profiled"
+    if run.search is not None:
+        macs = {v["name"]: v["cost"]["macs"] for v in run.search["analysis"]["layers"] if v.get("cost", {}).get("macs")}
+        if macs:
+            return _normalized(macs), "share of the multiply-adds, counted"
+    values = run.quantize["model"].get("weight_values", {})
+    return _normalized(values), "share of the weights, counted" if values else ""
+
+
+def _normalized(values: dict[str, float]) -> dict[str, float]:
+    total = sum(values.values())
+    return {k: v / total for k, v in values.items()} if total else {}
+
+
+def draw_strip(layers: Layers) -> str:
+    """Return precision, sensitivity, SQNR and share of the work of every layer on one axis; one path a colour, so a thousand stay light."""
+    rows, tracks = layers.rows, list[tuple[str, str]]()
+    step = WIDTH / max(len(rows), 1)
+    tracks.append(("precision", _blocks(rows, step)))
+    if layers.sensitivity:
+        tracks.append((f"{layers.sensitivity}, log scale", _bars([_log(r.loss) for r in rows], step, "loss")))
+    highest = max((r.sqnr_db for r in rows if r.sqnr_db is not None), default=None)
+    if highest is not None:
+        top = max(highest, 1.0)
+        label = f"lowest SQNR of its tensors, 0 to {top:.0f} dB"
+        tracks.append((label, _bars([None if r.sqnr_db is None else max(r.sqnr_db, 0.0) / top for r in rows], step, "sqnr")))
+    most = max((r.share for r in rows if r.share is not None), default=0.0)
+    if most:
+        label = f"{layers.work}, up to {100 * most:.1f} %"
+        tracks.append((label, _bars([None if r.share is None else r.share / most for r in rows], step, "share")))
+    height = len(tracks) * (TRACK + GAP)
+    parts = []
+    for i, (label, body) in enumerate(tracks):
+        top = i * (TRACK + GAP)
+        parts.append(
+            f'<text x="{LEFT:g}" y="{top + 11:g}">{_escaped(label)}</text><g transform="translate(0 {top + GAP:g})">'
+            f'<path class="base" d="M0 {TRACK:g}h{WIDTH:g}"/>{body}</g>'
+        )
+    return (
+        f'<svg class="strip" viewBox="0 0 {WIDTH:g} {height:g}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{len(rows)} layers: {_escaped("; ".join(t for t, _ in tracks))}. The table below has the numbers.">'
+        f'{"".join(parts)}<path class="cursor" d="" data-step="{step:g}" data-height="{height:g}"/></svg>'
+    )
+
+
+def _log(loss: float | None) -> float | None:
+    return None if loss is None or loss <= 0 else math.log10(loss)
+
+
+def _blocks(rows: Sequence[LayerRow], step: float) -> str:
+    paths: dict[str, list[str]] = {}
+    for i, row in enumerate(rows):
+        paths.setdefault(row.kind, []).append(f"M{i * step:.2f} 4h{step * 0.86:.2f}v{TRACK - 4:g}h-{step * 0.86:.2f}z")
+    return "".join(f'<path class="{kind}" d="{"".join(d)}"/>' for kind, d in paths.items())
+
+
+def _bars(values: Sequence[float | None], step: float, kind: str) -> str:
+    """Bars from the baseline up; values are shares of the track, or logarithms that are spread over it."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return ""
+    low = min(known) if kind == "loss" else 0.0
+    span = (max(known) - low) or 1.0
+    d = []
+    for i, v in enumerate(values):
+        if v is not None:
+            height = max(1.0, (TRACK - 2) * (0.06 + 0.94 * (v - low) / span if kind == "loss" else v))
+            d.append(f"M{i * step:.2f} {TRACK:g}h{step * 0.86:.2f}v-{height:.1f}h-{step * 0.86:.2f}z")
+    return f'<path class="{kind}" d="{"".join(d)}"/>'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

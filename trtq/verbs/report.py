@@ -1,0 +1,58 @@
+"""``trtq report``: one self-contained HTML page about a run, or about several side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment
+from trtq.errors import UsageError
+from trtq.recipe import ReportSpec
+from trtq.report.page import write_page, write_runs_page
+from trtq.report.summary import summarize_run
+
+
+class ReportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The page, and the sentence at its head."""
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    page: str
+    bytes: int
+    verdict: str
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        return f"{self.verdict} {self.page}, {self.bytes / 1e3:.0f} kB"
+
+
+def write_report(spec: ReportSpec) -> ReportRecord:
+    """Write the page.
+
+    Raises:
+        UsageError: no run is named, or one twice.
+        ArtifactError: a folder holds no quantize.json, a record is damaged, or the page cannot be written.
+    """
+    folders = [Path(r) for r in spec.run]
+    if not folders:
+        raise UsageError("There is nothing to report", "no run is named", "Name the folder that trtq run or trtq quantize wrote")
+    twice = next((f for f in folders if sum(f.resolve() == g.resolve() for g in folders) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is named twice")
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
+    page = Path(spec.out) if spec.out else default
+    ensure_writable_dir(page.parent)
+    if len(folders) == 1:
+        verdict = summarize_run(folders[0]).verdict
+        write_page(folders[0], page, title=spec.title or folders[0].resolve().name)
+    else:
+        verdict = write_runs_page(folders, page, title=spec.title or f"{len(folders)} runs")
+    return ReportRecord(
+        schema=SCHEMA, verb="report", spec=msgspec.to_builtins(spec), page=str(page), bytes=page.stat().st_size, verdict=verdict,
+        environment=environment(),
+    )  # fmt: skip
