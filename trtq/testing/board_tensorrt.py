@@ -14,8 +14,11 @@ import re
 import signal
 import sys
 
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "release.json")) as _handle:
-    _TOLD = json.load(_handle)  # {"release": [major, minor], "names": {name: [first, last]}}
+_TOLD = {"release": [8, 5], "names": {}}  # what the board's folder says instead: names with their first and last release
+_BESIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "release.json")
+if os.path.exists(_BESIDE):
+    with open(_BESIDE) as _handle:
+        _TOLD = json.load(_handle)
 __version__ = "%d.%d.2.2" % tuple(_TOLD["release"])
 
 
