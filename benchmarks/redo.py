@@ -1,0 +1,180 @@
+"""What the scripts of the papers share: the printed numbers, the models to redo them with, rows with a verdict, one page a paper."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomllib
+
+AGREE, DIFFERS, NOT = "agree", "differs", "not comparable"
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One printed figure or claim beside ours."""
+
+    what: str
+    paper: str
+    ours: str
+    verdict: str
+    why: str = ""
+
+
+@dataclass
+class Section:
+    """One table or figure of a paper."""
+
+    id: str
+    data: str
+    rows: list[Row] = field(default_factory=list)
+    picture: str = ""
+
+    def says(self, what: str, paper: str, ours: str, holds: bool, why: str = "") -> None:
+        """Add a claim that can be checked in direction or ratio."""
+        self.rows.append(Row(what, paper, ours, AGREE if holds else DIFFERS, why))
+
+    def shows(self, what: str, paper: str, ours: str, why: str) -> None:
+        """Add a figure that cannot be held against the printed one, with the reason."""
+        self.rows.append(Row(what, paper, ours, NOT, why))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that stands for the paper's: settings of quantize and of evaluate."""
+
+    name: str
+    own: dict[str, Any]
+    where: dict[str, Any]
+    limit: int
+
+    @property
+    def data(self) -> str:
+        """What a row was measured on."""
+        return f"{self.name}, {self.limit} images of {Path(self.where['data']).parent.name or ''}/{Path(self.where['data']).name}"
+
+    def quantized(self, folder: Path, **changes: Any) -> tuple[Any, Any]:
+        """Return the records of a quantization with nothing but what is asked, and of its evaluation."""
+        from trtq import QuantizeSpec, quantize
+
+        values = {
+            **self.own, "out": str(folder / "o"), "calib_cache": str(folder / "c"), "preset_quant": "none", "calibrator": "max",
+            "calib_images": 256, "parity_images": 16, "min_agreement": 0,
+        }  # fmt: skip
+        made = quantize(QuantizeSpec.make({**values, **changes}))
+        return made, self.evaluated(folder / "o")
+
+    def evaluated(self, folder: Path) -> Any:
+        """Return the record of the Q/DQ file in a folder."""
+        from trtq import EvaluateSpec, evaluate
+
+        files = {"onnx": str(folder / "model.qdq.onnx"), "reference": str(folder / "model.fp32.onnx")}
+        shared = {k: self.own[k] for k in ("input_size", "preset") if k in self.own}
+        return evaluate(EvaluateSpec.make({**self.where, **shared, **files, "batch_size": 50, "limit": self.limit}))
+
+    def analyzed(self, folder: Path, metric: str, bits: Sequence[str], **more: Any) -> Path:
+        """Return the file of a sensitivity analysis."""
+        from trtq import AnalyzeSpec, analyze
+
+        out = folder / f"{metric}-{'-'.join(bits)}.json"
+        own = {k: v for k, v in self.own.items() if k != "calib_images"}
+        analyze(
+            AnalyzeSpec.make({**own, "calib_images": 256, "out": str(out), "metric": metric, "bits": list(bits), "calib_cache": str(folder / "c"), **more})
+        )
+        return out
+
+
+def add_subject(parser: argparse.ArgumentParser, role: str, default: str) -> None:
+    """Add the flags that choose the model of a role."""
+    parser.add_argument(f"--{role}", default=default, help="a model of models.py, or anything with the flags below")
+    for flag, text in (
+        ("model", "timm:NAME, torchvision:NAME or file.py:function"), ("checkpoint", "its weights"), ("data", "images to calibrate on"),
+        ("eval", "images to evaluate on, in folders by class"), ("input-size", "such as 3x224x224"), ("class-index", "JSON list of folder names"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{role}-{flag}", default=None, help=text)
+
+
+def subject(args: argparse.Namespace, role: str) -> Subject:
+    """Return the model of a role."""
+    from models import evaluation, settings
+
+    given = {k: getattr(args, f"{role}_{k}") for k in ("model", "checkpoint", "data", "input_size", "class_index")}
+    if given["model"] is None:
+        name = getattr(args, role)
+        return Subject(name, settings(name), evaluation(name), args.images)
+    if given["data"] is None:
+        raise SystemExit(f"--{role}-model needs --{role}-data and --{role}-eval")
+    own = {k: v for k, v in given.items() if v is not None}
+    where = {"data": getattr(args, f"{role}_eval") or given["data"], **{k: own[k] for k in ("class_index",) if k in own}}
+    return Subject(given["model"], own, where, args.images)
+
+
+def printed(paper: str) -> dict[str, dict[str, Any]]:
+    """Return what a paper prints, by the id of the table or figure."""
+    return {t["id"]: t for t in tomllib.loads((HERE / f"papers/{paper}.toml").read_text())["table"]}
+
+
+def parser_of(doc: str) -> argparse.ArgumentParser:
+    """Return the flags that every script has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="*", default=[], help="ids such as 'Table 1'; default: all")
+    parser.add_argument("--images", type=int, default=2000, help="images to evaluate on")
+    parser.add_argument("--out", type=Path, required=True, help="the page; what was done before stays in it")
+    return parser
+
+
+def redo(paper: str, title: str, work: dict[str, Callable[[], Section]], args: argparse.Namespace) -> None:
+    """Do every table that is asked for and write the page after each: an interrupted run keeps what it has.
+
+    A table that is not asked for keeps the section that an earlier run wrote.
+    """
+    tables = printed(paper)
+    unknown = [t for t in args.tables if t not in work]
+    if unknown:
+        raise SystemExit(f"{', '.join(unknown)}: {paper} has {', '.join(work)}")
+    missing = [t for t in tables if t not in work]
+    assert not missing, missing
+    held = _sections(args.out)
+    for name, make in work.items():
+        if not args.tables or name in args.tables:
+            print(f"{paper} {name}", flush=True)
+            held[name] = _render(make(), tables[name])
+            _write(args.out, title, [held[n] for n in work if n in held])
+
+
+def _sections(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    parts = re.split(r"(?m)^## ", path.read_text())[1:]
+    return {p.partition(":")[0]: f"## {p.rstrip()}\n" for p in parts if not p.startswith("Verdicts")}
+
+
+def _render(section: Section, table: dict[str, Any]) -> str:
+    lines = [f"## {section.id}: {table['title']}", "", f"Paper: {table['data']}", "", f"Here: {section.data}.", ""]
+    lines += ["| what | paper | ours | verdict | why |", "|---|---|---|---|---|"]
+    lines += [f"| {r.what} | {r.paper} | {r.ours} | {r.verdict} | {r.why} |".replace("\n", " ") for r in section.rows]
+    if section.picture:
+        lines += ["", f"![{section.id}]({section.picture})"]
+    if table["problems"]:
+        lines += ["", "What the print leaves open or contradicts:", "", *(f"- {p}" for p in table["problems"])]
+    return "\n".join([*lines, ""])
+
+
+def _write(path: Path, title: str, sections: Sequence[str]) -> None:
+    counts = {v: sum(s.count(f"| {v} |") for s in sections) for v in (AGREE, DIFFERS, NOT)}
+    head = [f"# {title}", "", f"`python {' '.join(['benchmarks/' + Path(sys.argv[0]).name])} --out {path.name}`; CPU, accuracy of exported files in ONNX Runtime.", ""]
+    head += ["## Verdicts", "", "; ".join(f"{n} {v}" for v, n in counts.items()) + ".", ""]
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text("\n".join([*head, *sections]))
+    beside.replace(path)
+
+
+def points(value: float) -> str:
+    """Return a difference in points."""
+    return f"{value:+.2f}"
