@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-slow types lint lock clean
+.PHONY: venv system demo test test-slow types lint docs lock clean
 
 venv: $(STAMP)
 
@@ -29,7 +29,7 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-test: venv system lint
+test: venv system lint docs
 	$(BIN)/python -m pytest
 
 test-slow: venv system
@@ -52,8 +52,11 @@ lint: venv types
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile jetson/Dockerfile
 
+docs: venv  ## into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lock:  ## after changing a dependency
 	$(BIN)/uv pip compile --quiet --universal --no-annotate --no-emit-index-url --python-version 3.10 --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .types runs
+	rm -rf $(VENV) .types runs site

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ DOCUMENTS = [
     ROOT / "docs/jetson.md",
     ROOT / "docs/qat.md",
     ROOT / "docs/targets.md",
+    ROOT / "docs/report.md",
+    ROOT / "docs/troubleshooting.md",
 ]
 
 
@@ -56,6 +61,52 @@ def test_python_block_uses_public_names():
 def test_files_the_readme_names_exist():
     for name in re.findall(r"`((?:trtq|docs|engines|calib_cache|benchmarks)/[\w/.]*)`", (ROOT / "README.md").read_text()):
         assert (ROOT / name).exists(), name
+
+
+def blocks(page: str, language: str) -> list[tuple[str, str]]:
+    """Return title and text of the fenced blocks of a language."""
+    found = re.findall(rf"^```{language}(?: title=\"([^\"]+)\")?\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M)
+    return [(title, text) for title, text in found]
+
+
+def run_console(text: str, folder: Path) -> None:
+    """Run the lines with a $; what stands below each must be in its output, whatever the numbers."""
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+    for part in re.split(r"(?m)^\$ ", text)[1:]:
+        line, _, shown = part.partition("\n")
+        done = subprocess.run(shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        for expected in shown.splitlines():
+            pattern = re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(expected.strip()))
+            assert re.search(pattern, done.stdout), f"{line}\nexpected {expected}\ngot {done.stdout}"
+
+
+def test_the_tutorial_does_what_it_says(tmp_path):
+    """Every block of it, in order, in an empty folder."""
+    text = (ROOT / "docs/tutorial.md").read_text()
+    for title, body in blocks("tutorial.md", "python"):
+        (tmp_path / title).write_text(body)
+    for _, body in blocks("tutorial.md", "console"):
+        run_console(body, tmp_path)
+    assert (tmp_path / "compare.html").stat().st_size > 10_000
+    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks("tutorial.md", "python")) + len(blocks("tutorial.md", "console"))
+
+
+@pytest.mark.parametrize("page", ["index.md", "api.md"])
+def test_short_blocks_run(page, tmp_path):
+    for _, body in blocks(page, "python"):
+        subprocess.run([sys.executable, "-c", body], cwd=tmp_path, check=True, capture_output=True)
+    for _, body in blocks(page, "console"):
+        run_console(body, tmp_path)
+
+
+def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference():
+    import trtq
+
+    pages = set(re.findall(r": ([\w-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert pages == {p.name for p in (ROOT / "docs").glob("*.md")}
+    named = set(re.findall(r"^::: trtq[\w.]*\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M))
+    assert set(trtq.__all__) - named == {"TrtqError", "__version__"}  # the errors are there as a room
 
 
 def test_the_example_method_runs(images, tmp_path, monkeypatch):
