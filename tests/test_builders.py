@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -616,3 +617,28 @@ def test_all_errors_of_the_parser_with_their_nodes(files, tmp_path):
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(EngineError, match=r"the ONNX parser refuses relu/Relu \(MyRelu\): .*; relu_1/Relu \(MyRelu\): .*; relu_2/Relu"):
         build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", backend="auto"))
+
+
+# ---- the file that is built from -------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_built_from_where_it_lies_and_must_not_change(files, tmp_path, monkeypatch):
+    """No copy is made of a file that needs no change; one that changes meanwhile gives no engine, and the old engine stays."""
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="8.7")))
+    with_note(files, tmp_path, "seconds:1.5")
+    given = partial(asked, tmp_path, tmp_path, backend="trtexec", target="orin@8.5", precision="fp32")
+    made = build(given())
+    assert f"--onnx={tmp_path}/model.qdq.onnx" in made.builder["command"]
+    before = (tmp_path / "e.engine").read_bytes()
+    path = tmp_path / "model.qdq.onnx"
+    timer = threading.Timer(0.8, lambda: path.write_bytes(path.read_bytes() + b""))
+    timer.start()
+    with pytest.raises(EngineError, match="model.qdq.onnx changed while the engine was built from it: what was checked may not be what"):
+        build(given())
+    timer.join()
+    assert (tmp_path / "e.engine").read_bytes() == before
+    timer = threading.Timer(0.8, path.unlink)
+    timer.start()
+    with pytest.raises(EngineError, match="changed while the engine was built"):
+        build(given())
+    timer.join()

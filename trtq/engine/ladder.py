@@ -66,12 +66,9 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
     settings = replace(settings, workspace=settings.workspace or builder.workspace)
     while True:
         source = job.source(settings, builder.version, without)
-        path = Path(job.spec.onnx)
         as_it_is = source is job.model and job.stamp is not None
         try:
-            built = builder.build(path, settings) if as_it_is else build_model(builder, source, settings)
-            if as_it_is and not _unchanged(path, job):
-                raise EngineError(f"{path} changed while the engine was built from it", "what was checked may not be what was built")
+            built = _build_file(builder, job, settings) if as_it_is else build_model(builder, source, settings)
             return Climb(built=built, source=source, attempts=attempts, without=without, workspace=settings.workspace)
         except BuilderMemoryError as exc:
             attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
@@ -90,11 +87,24 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
             told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}")
 
 
-def _unchanged(path: Path, job: Job) -> bool:
+def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
+    """Build from the file where it lies; it must be the one that was read."""
+    path, error = Path(job.spec.onnx), None
     try:
-        return stamp_of(path) == job.stamp
+        built = builder.build(path, settings)
+    except EngineError as exc:
+        error = exc
+    try:
+        same = stamp_of(path) == job.stamp
     except OSError:  # it is gone
-        return False
+        same = False
+    if not same:
+        raise EngineError(
+            f"{path} changed while the engine was built from it", "what was checked may not be what was built", "Build it again"
+        ) from error
+    if error is not None:
+        raise error
+    return built
 
 
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
