@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import tomllib
 
 AGREE, DIFFERS, NOT = "agree", "differs", "not comparable"
 HERE = Path(__file__).parent
+MIOU_NOISE = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ class Section:
     def says(self, what: str, paper: str, ours: str, holds: bool, why: str = "") -> None:
         """Add a claim that can be checked in direction or ratio."""
         self.rows.append(Row(what, paper, ours, AGREE if holds else DIFFERS, why))
+
+    def better(self, what: str, paper: str, ours: str, difference: float, noise: float, why: str = "") -> None:
+        """Add a claim that one figure is above another; within the noise of the images it is not decided.
+
+        Args:
+            what: the claim.
+            paper: its figures.
+            ours: ours.
+            difference: points that the claim wants above 0.
+            noise: points, as ``noise_of`` gives them.
+            why: what else to know.
+        """
+        if abs(difference) <= noise:
+            self.rows.append(Row(what, paper, ours, NOT, "; ".join(filter(None, [f"{difference:+.2f} lies within the noise of {noise:.2f} points", why]))))
+        else:
+            self.says(what, paper, ours, difference > 0, "; ".join(filter(None, [f"noise {noise:.2f} points", why])))
 
     def shows(self, what: str, paper: str, ours: str, why: str) -> None:
         """Add a figure that cannot be held against the printed one, with the reason."""
@@ -108,10 +127,10 @@ def subject(args: argparse.Namespace, role: str) -> Subject:
     if given["model"] is None:
         name = getattr(args, role)
         return Subject(name, settings(name), evaluation(name), args.images)
-    if given["data"] is None:
-        raise SystemExit(f"--{role}-model needs --{role}-data and --{role}-eval")
+    if given["data"] is None or getattr(args, f"{role}_eval") is None:
+        raise SystemExit(f"--{role}-model needs --{role}-data and --{role}-eval: accuracy is not measured on the images of calibration")
     own = {k: v for k, v in given.items() if v is not None}
-    where = {"data": getattr(args, f"{role}_eval") or given["data"], **{k: own[k] for k in ("class_index",) if k in own}}
+    where = {"data": getattr(args, f"{role}_eval"), **{k: own[k] for k in ("class_index",) if k in own}}
     return Subject(given["model"], own, where, args.images)
 
 
@@ -144,7 +163,7 @@ def redo(paper: str, title: str, work: dict[str, Callable[[], Section]], args: a
     for name, make in work.items():
         if not args.tables or name in args.tables:
             print(f"{paper} {name}", flush=True)
-            held[name] = _render(make(), tables[name])
+            held[name] = _render(make(), tables[name], shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
             _write(args.out, title, [held[n] for n in work if n in held])
 
 
@@ -155,8 +174,8 @@ def _sections(path: Path) -> dict[str, str]:
     return {p.partition(":")[0]: f"## {p.rstrip()}\n" for p in parts if not p.startswith("Verdicts")}
 
 
-def _render(section: Section, table: dict[str, Any]) -> str:
-    lines = [f"## {section.id}: {table['title']}", "", f"Paper: {table['data']}", "", f"Here: {section.data}.", ""]
+def _render(section: Section, table: dict[str, Any], command: str) -> str:
+    lines = [f"## {section.id}: {table['title']}", "", f"Paper: {table['data']}", "", f"Here: {section.data}. `{command}`", ""]
     lines += ["| what | paper | ours | verdict | why |", "|---|---|---|---|---|"]
     lines += [f"| {r.what} | {r.paper} | {r.ours} | {r.verdict} | {r.why} |".replace("\n", " ") for r in section.rows]
     if section.picture:
@@ -168,11 +187,23 @@ def _render(section: Section, table: dict[str, Any]) -> str:
 
 def _write(path: Path, title: str, sections: Sequence[str]) -> None:
     counts = {v: sum(s.count(f"| {v} |") for s in sections) for v in (AGREE, DIFFERS, NOT)}
-    head = [f"# {title}", "", f"`python {' '.join(['benchmarks/' + Path(sys.argv[0]).name])} --out {path.name}`; CPU, accuracy of exported files in ONNX Runtime.", ""]
+    head = [f"# {title}", "", "Made on a CPU; accuracy is of exported files in ONNX Runtime. Each table names the command that made it.", ""]
     head += ["## Verdicts", "", "; ".join(f"{n} {v}" for v, n in counts.items()) + ".", ""]
     beside = path.with_name(f".{path.name}.new")
     beside.write_text("\n".join([*head, *sections]))
     beside.replace(path)
+
+
+def noise_of(*records: Any) -> float:
+    """Return two standard errors of a difference of accuracies, points: paired images, discordant at most where one of the files leaves float.
+
+    Files A and B can differ only on images where A or B differs from the float model: at most d = (1 - agreement A) + (1 - agreement B)
+    of n; the difference of right answers then has a variance of at most d / n. Of mIoU no such bound is known: half a point.
+    """
+    if records[0].miou is not None:
+        return MIOU_NOISE
+    apart = sum(1.0 - r.agreement / 100.0 for r in records)
+    return 200.0 * math.sqrt(max(apart, 1.0 / records[0].images) / records[0].images)
 
 
 def points(value: float) -> str:

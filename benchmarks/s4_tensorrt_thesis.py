@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from redo import Section, Subject, add_subject, parser_of, points, printed, redo, subject
+from redo import Section, Subject, add_subject, noise_of, parser_of, points, printed, redo, subject
 
 MIXES = {"4MP": ("4", "8"), "2MP": ("2", "4", "8")}
 ACTIVATIONS = (8, 6, 4)
@@ -162,10 +162,10 @@ def implicit(labs: list[Lab], table: str) -> Section:
         if "FP16" in rows:
             section.shows(f"{lab.label}, FP16: points", points(-rows["FP16"][4]), "", "no FP16 arithmetic on this CPU: benchmarks/results/half.md has rounded files")
         if lab.training["epochs"]:
-            section.says(f"{lab.label}: QAT beats PTQ", "yes" if rows else "not in the text", f"{points(qat)} and {points(ptq)}", qat > ptq,
-                         "the float model was not trained beside it: benchmarks/results/qat.md has that control")  # fmt: skip
+            section.better(f"{lab.label}: QAT beats PTQ", "yes" if rows else "not in the text", f"{points(qat)} and {points(ptq)}", qat - ptq,
+                           noise_of(lab.ptq()[1], lab.qat()), "the float model was not trained beside it: benchmarks/results/qat.md has that control")  # fmt: skip
         if "PTQ" in rows:
-            section.says(f"{lab.label}: PTQ loses more than 8 points", points(-rows["PTQ"][4]), points(ptq), ptq < -8.0,
+            section.better(f"{lab.label}: PTQ loses more than 8 points", points(-rows["PTQ"][4]), points(ptq), -8.0 - ptq, noise_of(lab.ptq()[1]),
                          "entropy ranges of implicit INT8 there, mse ranges and Q/DQ pairs here")  # fmt: skip
     return section
 
@@ -180,14 +180,15 @@ def mixed(labs: list[Lab], table: str) -> Section:
             section.shows(f"{lab.label} {key[0]}-A{key[1]}: points", points(-rows[key][5]), points(value), "another model, other data")
         for mix in MIXES:
             ratio, theirs = lab.ratio(mix), rows[mix, 8][6]
-            section.says(f"{lab.label} {mix}: compression", f"{theirs:.2f}", f"{ratio:.2f}", ratio >= theirs * 0.98, "the thesis's own ratio was the budget; agree: reached")
-            a, b, c = (ours[mix, v] for v in ACTIVATIONS)
-            section.says(f"{lab.label} {mix}: narrower activations lose more", " / ".join(points(-rows[mix, v][5]) for v in ACTIVATIONS),
-                         f"{points(a)} / {points(b)} / {points(c)}", a >= b >= c)  # fmt: skip
-            section.says(f"{lab.label} {mix}: activations of 4 bits cost most of it", "yes", points(c - b), c - b < b - a)
-        section.says(f"{lab.label}: 4MP keeps more than 2MP at A8", f"{points(-rows['4MP', 8][5])} and {points(-rows['2MP', 8][5])}",
-                     f"{points(ours['4MP', 8])} and {points(ours['2MP', 8])}", ours["4MP", 8] >= ours["2MP", 8])  # fmt: skip
-        section.says(f"{lab.label}: 4MP-A8 loses less than a point", points(-rows["4MP", 8][5]), points(ours["4MP", 8]), ours["4MP", 8] > -1.0)
+            section.shows(f"{lab.label} {mix}: compression", f"{theirs:.2f}", f"{ratio:.2f}", "the thesis's own ratio was the budget")
+            for wide, narrow in ((8, 6), (6, 4)):
+                section.better(f"{lab.label} {mix}: A{wide} keeps more than A{narrow}", " / ".join(points(-rows[mix, v][5]) for v in (wide, narrow)),
+                               f"{points(ours[mix, wide])} / {points(ours[mix, narrow])}", ours[mix, wide] - ours[mix, narrow],
+                               noise_of(lab.qat(mix, wide), lab.qat(mix, narrow)))  # fmt: skip
+        section.better(f"{lab.label}: 4MP keeps more than 2MP at A8", f"{points(-rows['4MP', 8][5])} and {points(-rows['2MP', 8][5])}",
+                       f"{points(ours['4MP', 8])} and {points(ours['2MP', 8])}", ours["4MP", 8] - ours["2MP", 8],
+                       noise_of(lab.qat("4MP", 8), lab.qat("2MP", 8)))  # fmt: skip
+        section.better(f"{lab.label}: 4MP-A8 loses less than a point", points(-rows["4MP", 8][5]), points(ours["4MP", 8]), ours["4MP", 8] + 1.0, noise_of(lab.qat("4MP", 8)))
     return section
 
 
@@ -289,15 +290,20 @@ def summary(labs: list[Lab], name: str) -> Section:
         return section
     for lab in labs:
         if name == "Fig. 4.14":
-            section.says(f"{lab.label}: 2MP is smaller than 4MP", "yes", f"{lab.ratio('4MP'):.2f} and {lab.ratio('2MP'):.2f}", lab.ratio("2MP") > lab.ratio("4MP"))
+            section.shows(f"{lab.label}: compression of 4MP and 2MP", " and ".join(f"{v:.2f}" for v in COMPRESSION[lab.label].values()),
+                          f"{lab.ratio('4MP'):.2f} and {lab.ratio('2MP'):.2f}", "the thesis's own ratios were the budgets")  # fmt: skip
             continue
         found = {f"{m}-A{a}": lab.change(lab.qat(m, a)) for m in MIXES for a in ACTIVATIONS}
         worst, best = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
         text = f"best {best} ({points(found[best])}), worst {worst} ({points(found[worst])})"
-        section.says(f"{lab.label}: the worst is 2MP-A4" if name == "Fig. 4.13" else f"{lab.label}: the largest compression at 4-bit activations costs most", "yes", text, worst == "2MP-A4")
+        claim = "the worst is 2MP-A4" if name == "Fig. 4.13" else "the largest compression at 4-bit activations costs most"
+        rest = max((k for k in found if k != "2MP-A4"), key=lambda k: -found[k])  # the worst of the others
+        noise = noise_of(lab.qat("2MP", 4), lab.qat(rest[:3], int(rest[-1])))
+        section.better(f"{lab.label}: {claim}", "yes", text, found[rest] - found["2MP-A4"], noise)
     if name == "Fig. 4.13" and len(labs) > 1:
         a, b = (v.change(v.qat("4MP", 6)) for v in labs[:2])
-        section.says("MobileNetV2 suffers more than ResNet50 at 4MP-A6", "-6.77 and -0.77", f"{points(b)} and {points(a)}", b < a, "mobilevit_xxs and ResNet-20 here")
+        noise = noise_of(labs[0].qat("4MP", 6), labs[1].qat("4MP", 6))
+        section.better("MobileNetV2 suffers more than ResNet50 at 4MP-A6", "-6.77 and -0.77", f"{points(b)} and {points(a)}", a - b, noise, "mobilevit_xxs and ResNet-20 here")
     return section
 
 

@@ -23,7 +23,16 @@ from trtq.engine import open_engine as opening
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
 from trtq.engine.runner import EngineRunner, OnnxRunner
-from trtq.errors import AgreementError, ArtifactError, BuilderMemoryError, EngineError, ExportError, MissingKernelError, UsageError
+from trtq.errors import (
+    AgreementError,
+    ArtifactError,
+    BuilderMemoryError,
+    EngineError,
+    ExportError,
+    MissingExtraError,
+    MissingKernelError,
+    UsageError,
+)
 from trtq.export.ort import open_session, run_batch
 from trtq.testing.tensorrt import names_of, read_fake_plan, write_fake_tensorrt
 from trtq.testing.trtexec import write_fake_trtexec
@@ -642,3 +651,21 @@ def test_a_file_is_built_from_where_it_lies_and_must_not_change(files, tmp_path,
     with pytest.raises(EngineError, match="changed while the engine was built"):
         build(given())
     timer.join()
+
+
+def test_what_rtx_is_not(files, tmp_path):
+    """A release of TensorRT in the target is no wish that TensorRT for RTX can meet."""
+    with pytest.raises(EngineError, match=r"Cannot build for rtx4090@8.6 with TensorRT-RTX: its engines load .* alone, not in TensorRT 8.6"):
+        build(BuildSpec(onnx=f"{files}/model.qdq.onnx", target="rtx4090@8.6", backend="tensorrt-rtx", out=str(tmp_path / "e.engine")))
+    with pytest.raises(MissingExtraError, match=r"Building for rtx4090@10.3 .* needs full TensorRT.*TensorRT-RTX has releases of its own"):
+        build(BuildSpec(onnx=f"{files}/model.qdq.onnx", target="rtx4090@10.3", out=str(tmp_path / "e.engine")))
+
+
+def test_a_cache_of_another_model(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
+    (tmp_path / "c.cache").write_text("TRT-8502-EntropyCalibration2\nfoo: 3c010a14\nbar: 3c010a14\n")
+    with pytest.raises(EngineError, match=r"the cache names no tensor of the model \(it has foo, bar\). Give the ONNX file that the cache"):
+        build(BuildSpec(
+            onnx=f"{files}/model.fp32.onnx", target="xavier@8.5", backend="trtexec", calibration=str(tmp_path / "c.cache"),
+            out=str(tmp_path / "e.engine"),
+        ))  # fmt: skip

@@ -935,7 +935,7 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
         assert done.returncode in (0, 3), done.stderr
         record = json.loads(done.stdout)
         number = {"orin": "100300", "xavier": "8502"}[kind]
-        assert f"with their scales in a calibration cache for TRT-{number}" in done.stderr + " ".join(record["notes"])
+        assert f"with the scales of activations in a calibration cache for TRT-{number}" in done.stderr + " ".join(record["notes"])
         told = Path(record["engine"]).read_bytes().decode().split(": ")[1].split()
         assert {"useDLACore", "allowGPUFallback", "calib", "int8", "fp16"} <= set(told) and "stronglyTyped" not in told
         assert record["rows"][0]["gpu"]["median"]["value"] == pytest.approx(2.06, abs=0.02)
@@ -952,6 +952,25 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
         (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
         done = run_cli(*asked, "--again")
         assert "Cannot build INT8 for the DLA of" in done.stderr and "there is no trtexec to read the calibration cache" in done.stderr
+
+
+def test_a_trtexec_that_does_not_start(orin, cnn_out, tmp_path):
+    """It counts as none: built through Python, latency n/a, earlier figures of the same engine kept; INT8 on a DLA is refused."""
+    if not orin.add_tensorrt():
+        pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
+    model = pooling(tmp_path / "m.onnx")
+    first = deploy(spec(orin, model, tmp_path / "o"))
+    trtexec = orin.root / "usr/src/tensorrt/bin/trtexec"
+    trtexec.write_text("#!/bin/sh\necho 'error while loading shared libraries' >&2\nexit 127\n")
+    again = deploy(spec(orin, model, tmp_path / "o"))
+    assert (again.built, again.measured, again.rows) == (False, False, first.rows)
+    assert "latency n/a: there is no trtexec" in again.summary
+    other = deploy(spec(orin, pooling(tmp_path / "n.onnx", "another"), tmp_path / "p"))
+    assert (other.manifest.builder["backend"], other.rows) == ("tensorrt", [])
+    (orin.root / "proc/device-tree/model").write_text("NVIDIA Jetson AGX Orin Developer Kit\0")
+    qdq = Path(shutil.copytree(cnn_out, tmp_path / "q")) / "model.qdq.onnx"
+    with pytest.raises(BoardError, match=r"Cannot build INT8 for the DLA of .*there is no trtexec to read the calibration cache"):
+        deploy(spec(orin, qdq, tmp_path / "d", dla=0))
 
 
 def test_a_board_without_a_dla(orin, tmp_path):

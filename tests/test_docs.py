@@ -70,15 +70,18 @@ def blocks(page: str, language: str) -> list[tuple[str, str]]:
 
 
 def run_console(text: str, folder: Path) -> None:
-    """Run the lines with a $; what stands below each must be in its output, whatever the numbers."""
+    """Run the lines with a $; what stands below each must be in its output: counts as they are, measured figures within 5 %."""
     environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
     for part in re.split(r"(?m)^\$ ", text)[1:]:
         line, _, shown = part.partition("\n")
         done = subprocess.run(shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         for expected in shown.splitlines():
-            pattern = re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", re.escape(expected.strip()))
-            assert re.search(pattern, done.stdout), f"{line}\nexpected {expected}\ngot {done.stdout}"
+            figure = r"(\\d+\\.\\d+)"
+            found = re.search(re.sub(r"\d+\\\.\d+", figure, re.escape(expected.strip())), done.stdout)
+            assert found is not None, f"{line}\nexpected {expected}\ngot {done.stdout}"
+            shown_figures = [float(v) for v in re.findall(r"\d+\.\d+", expected)]
+            assert [float(v) for v in found.groups()] == pytest.approx(shown_figures, rel=0.05), f"{line}\ngot {done.stdout}"
 
 
 def test_the_tutorial_does_what_it_says(tmp_path):

@@ -210,10 +210,39 @@ def test_several_runs_side_by_side(run_folder: Path, images: Path, tmp_path: Pat
         assert word in text
     assert page.locator("figure svg").count() >= 1
     page.locator("#run-table th button", has_text="weights").click()
-    assert "float" in page.locator("#run-table tbody tr").last.text_content()
+    order = page.locator("#run-table tbody tr td:first-child").all_text_contents()
+    assert order[0] == "w4" and order[-1].startswith("float")  # codes count at their width, not at a byte each
     # Two of the same kind are comparable.
     write_report(ReportSpec(run=(str(tmp_path / "w8"), str(tmp_path / "w4")), out=str(tmp_path / "two.html")))
     assert "different images" not in (tmp_path / "two.html").read_text()
+
+
+def test_what_the_second_run_measured_of_the_float_model_is_kept(run_folder: Path, images: Path, tmp_path: Path):
+    """The order of the folders changes nothing."""
+    from trtq.report.runs import compare_runs
+    from trtq.report.summary import summarize_run
+
+    quantize(spec(images, tmp_path / "w8"))
+    folders = [run_folder, tmp_path / "w8"]
+    rows = [compare_runs(order, [summarize_run(f) for f in order]).rows[-1] for order in (folders, folders[::-1])]
+    assert rows[0] == rows[1] and rows[0].width == "float"
+
+
+def test_names_are_text_and_nothing_else(run_folder: Path, tmp_path: Path, opened):
+    """A shared record may hold any name."""
+    shutil.copytree(run_folder, tmp_path / "evil $x$")
+    path = tmp_path / "evil $x$/quantize.json"
+    record = read(path)
+    bad = '</script><img src=x onerror="console.error(1)">" onload="console.error(2)'
+    for q in record["quantizers"]:
+        q["name"], q["layer"] = f"{bad}{q['name']}", f"{bad}{q['layer']}"
+    path.write_text(json.dumps(record))
+    page = opened(Path(write_report(ReportSpec(run=(str(tmp_path / "evil $x$"),))).page))
+    assert page.locator("img").count() == 0
+    page.locator("button.hist").first.click()
+    assert bad in page.locator("tr.detail svg").get_attribute("aria-label")
+    write_report(ReportSpec(run=(str(run_folder), str(tmp_path / "evil $x$")), out=str(tmp_path / "two.html")))
+    opened(tmp_path / "two.html")
 
 
 def test_what_cannot_be_reported(run_folder: Path, tmp_path: Path):
@@ -222,8 +251,11 @@ def test_what_cannot_be_reported(run_folder: Path, tmp_path: Path):
         write_report(ReportSpec(run=()))
     with pytest.raises(UsageError, match="is named twice"):
         write_report(ReportSpec(run=(str(run_folder), f"{run_folder}/.")))
-    with pytest.raises(ArtifactError, match=r"Cannot read the quantize record .*quantize.json: there is no such file"):
+    with pytest.raises(UsageError, match=r"Cannot report on .*: it holds no quantize.json. Name a folder that trtq run, quantize"):
         write_report(ReportSpec(run=(str(tmp_path),)))
+    with pytest.raises(UsageError, match=r"Cannot report on .*nowhere: there is no such folder"):
+        write_report(ReportSpec(run=(str(tmp_path / "nowhere"),)))
+    assert not (tmp_path / "nowhere").exists()
     (tmp_path / "quantize.json").write_text("{")
     with pytest.raises(ArtifactError, match="it is not whole JSON"):
         write_report(ReportSpec(run=(str(tmp_path),)))

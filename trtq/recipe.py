@@ -518,6 +518,7 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
     exclude: Annotated[str | None, Doc(description="A quantize.json: leave out the images it was calibrated on.")] = None
+    out: Annotated[str, Doc(description="Folder for evaluate.json: that of the run, and trtq report shows the accuracy.")] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16
 
 

@@ -67,10 +67,15 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         return self.model or (f"a {self.soc} board" if self.soc else "a machine that is no Jetson")
 
     @property
+    def has_trtexec(self) -> bool:
+        """Whether there is a trtexec that starts."""
+        return self.trtexec is not None and self.trtexec["number"] is not None
+
+    @property
     def number(self) -> int | None:
         """The TensorRT that builds here, as trtexec numbers it; of the library where there is no trtexec."""
-        if self.trtexec is not None and self.trtexec["number"] is not None:
-            return int(self.trtexec["number"])
+        if self.has_trtexec:
+            return int(self.trtexec["number"])  # type: ignore[index]
         if self.tensorrt is None:
             return None
         major, minor, patch = map(int, self.tensorrt.split("."))

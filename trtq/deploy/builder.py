@@ -46,12 +46,12 @@ class BoardBuilder:
     def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any], *, again: bool = False) -> None:
         self.agent, self.board, self.engine, self.told, self.power = agent, board, engine, told, power
         self.version = board.release
-        there = board.trtexec is not None and board.trtexec["number"] is not None
+        there = board.has_trtexec
         if not there and not board.tensorrt_python:
             mend = next((m["mend"] for m in board.missing if "trtexec" in m["what"]), "")
             raise BoardError(f"Cannot build on {agent.device.name}", "it has neither trtexec nor TensorRT's Python module", mend)
         self.name = "trtexec" if there else "tensorrt"
-        self.executable = str(board.trtexec["path"]) if board.trtexec is not None and there else ""
+        self.executable = str(board.trtexec["path"]) if there else ""  # type: ignore[index]
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
         self.workspace = board.workspace or self.spelled.workspace
         self.again = again
@@ -125,6 +125,11 @@ class BoardBuilder:
     def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
         if self.executable:
             return self.spelled.command(source, out, settings, report=report)
+        if settings.calibration is not None:
+            raise EngineError(
+                f"TensorRT on {self.agent.device.name} cannot build INT8 from a cache", "its Python module is not given one here",
+                "On the board: sudo apt-get install libnvinfer-bin",
+            )  # fmt: skip
         plain = replace(settings, options=msgspec.structs.replace(settings.options, timing_cache=None))
         request = self._python().request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None

@@ -89,7 +89,7 @@ class BoardBench:
     """
 
     def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], power: dict[str, Any]) -> None:
-        if board.trtexec is None or board.trtexec["number"] is None:
+        if not board.has_trtexec:
             raise BoardError(
                 f"Cannot measure on {agent.device.name}", "there is no trtexec", "on the board: sudo apt-get install libnvinfer-bin"
             )

@@ -176,8 +176,7 @@ def _shown(value: float | None, form: str) -> str:
 
 def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow]) -> list[FleetRow]:
     """Return the rows of the table for what was measured of one engine."""
-    codes = manifest.quantized_tensors or manifest.spec.get("calibration")
-    precision = (f"INT8 + {manifest.precision}" if codes else manifest.precision).replace("fp", "FP")
+    precision = (f"INT8 + {manifest.precision}" if manifest.has_codes else manifest.precision).replace("fp", "FP")
     rows = []
     for r in found:
         timing, power = r.gpu, r.settings.get("power_mode")

@@ -32,7 +32,7 @@ def _wanted(spec: BuildSpec, target: Target, there: Callable[[str], bool], *, qu
     """Return the backend to use, where ``there`` says which modules are; ``auto`` prefers the one that needs no GPU."""
     if spec.backend != "auto":
         return spec.backend
-    covered = target.sm in RTX_AHEAD_OF_TIME and not (quantized and target.sm == 75 and there("tensorrt"))
+    covered = target.sm in RTX_AHEAD_OF_TIME and target.version is None and not (quantized and target.sm == 75 and there("tensorrt"))
     return "tensorrt-rtx" if covered and (there("tensorrt_rtx") or not there("tensorrt")) else "tensorrt"
 
 
@@ -50,6 +50,12 @@ def open_builder(spec: BuildSpec, target: Target, told: Progress, *, quantized: 
         _require_release(spec, target, version_of(number), executable)
         return TrtexecBuilder(executable, version_of(number), told), number
     if name == "tensorrt-rtx":
+        if target.version is not None:
+            raise EngineError(
+                f"Cannot build for {spec.target} with TensorRT-RTX",
+                f"its engines load in TensorRT-RTX alone, not in TensorRT {shown(target.version)}",
+                f"Write --target {spec.target.partition('@')[0]}, or build there with --backend tensorrt",
+            )  # fmt: skip
         if target.sm not in RTX_AHEAD_OF_TIME:
             raise EngineError(
                 f"TensorRT-RTX does not build for {target.device} (sm{target.sm})",
@@ -61,8 +67,9 @@ def open_builder(spec: BuildSpec, target: Target, told: Progress, *, quantized: 
         return PythonBuilder(name, installed_version(name), told), None
     if not is_installed("tensorrt"):
         raise MissingExtraError(
-            f"Building for {target.device} (sm{target.sm}) needs full TensorRT, which is not installed here",
-            "TensorRT-RTX builds ahead of time only for " + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
+            f"Building for {spec.target} (sm{target.sm}) needs full TensorRT, which is not installed here",
+            "TensorRT-RTX has releases of its own (no @ in the target) and builds ahead of time only for "
+            + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
             "On the machine with that GPU: pip install 'trtq[tensorrt]'",
         )
     require_local_gpu(target)

@@ -74,7 +74,7 @@ class Job:
             self._require_fit_for_dla()
         made = Settings(
             target=self.target, shapes=_shapes(self.model, self.batch), quantized=self.pairs > 0, half=self.half, options=options,
-            calibration=_calibration(self.spec, builder.version, self.pairs, number), workspace=self.spec.workspace,
+            calibration=_calibration(self.spec, self.model, builder.version, self.pairs, number), workspace=self.spec.workspace,
         )  # fmt: skip
         typed = made.typed(builder.version)
         return replace(made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n)))
@@ -143,7 +143,7 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _calibration(spec: BuildSpec, version: Version, pairs: int, number: int | None) -> Path | None:
+def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pairs: int, number: int | None) -> Path | None:
     """Return the calibration cache to build with, once it is known that this trtexec (``number``, where it is here) will read it.
 
     Raises:
@@ -169,6 +169,11 @@ def _calibration(spec: BuildSpec, version: Version, pairs: int, number: int | No
             where, f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and calibrates on random numbers",
             f"Write it for this release: {again}",
         )  # fmt: skip
+    known = {i.name for i in model.graph.input} | {o for n in model.graph.node for o in n.output}
+    if not known & set(cache.scales):
+        first = ", ".join(list(cache.scales)[:3])
+        why = f"the cache names no tensor of the model (it has {first})"
+        raise EngineError(where, why, "Give the ONNX file that the cache was made for")
     return path.resolve()
 
 

@@ -72,6 +72,11 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
 
     @property
+    def has_codes(self) -> bool:
+        """Whether it was built with INT8 scales: pairs in the file, or a calibration cache beside it."""
+        return bool(self.quantized_tensors or self.spec.get("calibration"))
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
         codes = f"INT8 Q/DQ ({self.quantized_tensors} pairs) + " if self.quantized_tensors else ""

@@ -74,6 +74,12 @@ def load_model(
         ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does not fit, NaN weights.
     """
     kind, _, rest = name.partition(":")
+    if not rest and name.endswith(".onnx"):
+        raise ModelError(
+            f"Cannot load the model {name!r}", "it is an ONNX file, and quantization starts from the PyTorch model",
+            "Give that; with ranges of an old calibration cache: trtq import-calib CACHE --onnx FILE; "
+            "for an FP16 engine: trtq build FILE --precision fp16",
+        )  # fmt: skip
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ def _svg(figure: Figure, title: str) -> str:
     with mpl.rc_context(FONT):
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Title": title})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
 def _ink(axes: Any) -> None:
@@ -91,7 +92,9 @@ def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str
             axes.plot(x, y, "o", ms=5, color=color, alpha=0.5 if p["dominated"][axis] else 1.0)
             if p["label"] == chosen:
                 axes.plot(x, y, "o", ms=12, mfc="none", color=WEIGHT, mew=1.5)
-            axes.annotate(p["label"], (x, y), xytext=(6, 5 if i % 2 else -11), textcoords="offset points", fontsize=7, color=color)
+            place = (6, 5 if i % 2 else -11)
+            text: dict[str, Any] = {"fontsize": 7, "color": color, "parse_math": False}  # a label may hold a dollar
+            axes.annotate(p["label"], (x, y), xytext=place, textcoords="offset points", **text)
         if limit is not None:
             axes.axvline(limit, color=WARN, lw=1, ls="--")
         axes.margins(x=0.22, y=0.15)

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.report.summary import RunSummary
+from trtq.report.summary import RunSummary, bits_of
 
 WIDTH, TRACK, GAP, LEFT = 1000.0, 34.0, 16.0, 2.0
 SHORT = {"int8": "INT8", "fp8": "FP8", "float": "float"}
@@ -35,8 +35,9 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def kind(self) -> str:
         """Class of its colour: ``int8``, ``below``, ``fp8`` or ``float``."""
-        lower = self.precision.lower()
-        return lower if lower in SHORT else "below"
+        if self.precision in SHORT.values():
+            return self.precision.lower()
+        return "int8" if bits_of(self.precision.lower()) == 8 else "below"
 
 
 class Layers(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,18 +88,20 @@ def _precision(quantizers: Sequence[dict[str, Any]]) -> str:
     if not quantizers:
         return "float"
     first = next((q for q in quantizers if q["role"] == "weight"), quantizers[0])
-    return SHORT.get(first["format"], str(first["format"]).upper())
+    label = str(first["format"])
+    return SHORT.get(label, label.upper() if label.startswith(("int", "uint")) else label)
 
 
 def _shares(run: RunSummary) -> tuple[dict[str, float], str]:
     """Return the share of each layer: of measured time where there is a profile, else of counted work."""
-    for record in run.bench.values():
-        row = record["rows"][0]
+    for key in ("qdq", "fp32"):  # of the quantized file, where both were profiled
+        row = run.bench[key]["rows"][0] if key in run.bench else {}
         if row.get("layers"):
             shares: dict[str, float] = {}
             for layer in row["layers"]:
                 shares[layer["module"]] = shares.get(layer["module"], 0.0) + layer["share"]
-            return shares, f"share of the time on the {row['device']}, profiled"
+            what = "" if key == "qdq" else "the float file's "
+            return shares, f"share of {what}time on the {row['device']}, profiled"
     if run.search is not None:
         macs = {v["name"]: v["cost"]["macs"] for v in run.search["analysis"]["layers"] if v.get("cost", {}).get("macs")}
         if macs:

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from trtq.report.figures import frontier_figure
-from trtq.report.summary import RunSummary, measure_of, weight_bytes
+from trtq.report.summary import RunSummary, has_codes, measure_of, weight_bytes
 
 AGREEMENT = "agreement with float"
-UNITS = {"weights": "MB, computed", "engine": "MB, file size", "latency": "ms, median"}
+UNITS = {"weights": "MB of packed codes, computed", "engine": "MB, file size", "latency": "ms, median"}
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +92,9 @@ def _row(label: str, run: RunSummary, measure: str) -> RunRow:
     agreement = (e or q["parity"])["agreement"]
     found = measure_of(run)
     accuracy = agreement if measure == AGREEMENT else found[1] if found else None
-    costs = {"weights": weight_bytes(run)[1] / 1e6} if weight_bytes(run)[1] else {}
-    costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if m["quantized_tensors"]}
+    packed = weight_bytes(run, packed=True)[1]
+    costs = {"weights": packed / 1e6} if packed else {}
+    costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if has_codes(m)}
     latency, valid = _latency(run, "qdq")
     names = ", ".join(m["name"] for m in q["methods"]) + (", training" if run.training else "")
     return RunRow(
@@ -110,14 +111,19 @@ def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
         found = measure_of(run)
         full = weight_bytes(run)[0]
         costs = {"weights": full / 1e6} if full else {}
-        costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if not m["quantized_tensors"]}
+        costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if not has_codes(m)}
         latency, valid = _latency(run, "fp32")
         accuracy = 100.0 if measure == AGREEMENT else found[2] if found else None
         row = RunRow(
             label=f"float {model['name']}", model=model["name"], width="float", methods="", accuracy=accuracy, agreement=100.0,
             costs={**costs, **latency}, valid=valid,
         )  # fmt: skip
-        rows.setdefault(f"{model['name']} {model['weights_sha256']}", row)
+        key = f"{model['name']} {model['weights_sha256']}"
+        known = rows.get(key, row)  # what an earlier run did not measure, a later one may have
+        rows[key] = msgspec.structs.replace(
+            known, costs={**row.costs, **known.costs}, accuracy=row.accuracy if known.accuracy is None else known.accuracy,
+            valid=known.valid and row.valid,
+        )  # fmt: skip
     return list(rows.values())
 
 
@@ -159,7 +165,10 @@ def _doubts(runs: Sequence[RunSummary], measure: str) -> list[str]:
     found = []
 
     def seen(run: RunSummary) -> Any:
-        return (run.evaluate["data"], run.evaluate["images"]) if run.evaluate else ("calibration images", run.quantize["parity"]["images"])
+        if run.evaluate is not None:
+            left_out = run.evaluate["spec"].get("exclude") and run.quantize["data"].get("ids_digest")
+            return run.evaluate["data"], run.evaluate["images"], run.evaluate["spec"].get("limit"), left_out
+        return "calibration images", run.quantize["parity"]["images"], run.quantize["data"]
 
     if len({str(seen(r)) for r in runs}) > 1:
         found.append("The runs were measured on different images: their accuracies are not comparable.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,31 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def weight_bytes(run: RunSummary) -> tuple[int, int]:
-    """Return the bytes of the weights as floats, and with a byte for each value of a quantized layer; zeros where they were not counted."""
-    counts = {q["name"] for q in run.quantize["quantizers"]}
+def has_codes(manifest: dict[str, Any]) -> bool:
+    """Whether an engine was built with INT8 scales: pairs in the file, or a calibration cache beside it."""
+    return bool(manifest["quantized_tensors"] or manifest["spec"].get("calibration"))
+
+
+def bits_of(label: str) -> int:
+    """Return the width that a format's label names.
+
+    >>> [bits_of(v) for v in ("int8", "int4[-1,14]", "log2-8", "asymmetric-6", "fp8")]
+    [8, 4, 8, 6, 8]
+    """
+    found = re.match(r"[a-z]+2?-?(\d)", label)
+    return int(found.group(1)) if found is not None else 8
+
+
+def weight_bytes(run: RunSummary, *, packed: bool = False) -> tuple[float, float]:
+    """Return the bytes of the weights as floats, and with codes for quantized layers; zeros where they were not counted.
+
+    Args:
+        run: its quantizers name the formats.
+        packed: codes take their own width; else the byte that an INT8 container has for each.
+    """
+    widths = {q["layer"]: bits_of(q["format"]) if packed else 8 for q in run.quantize["quantizers"] if q["role"] == "weight"}
     weights = run.quantize["model"].get("weight_values", {})
-    return 4 * sum(weights.values()), sum(n * (1 if f"{layer}.weight" in counts else 4) for layer, n in weights.items())
+    return 4.0 * sum(weights.values()), sum(n * widths.get(layer, 32) / 8 for layer, n in weights.items())
 
 
 def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
@@ -134,7 +155,7 @@ def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     rows = [("Weights", f"{full / 1e6:.2f} MB", f"{small / 1e6:.2f} MB", how)] if full else []
     by_device: dict[str, dict[str, dict[str, Any]]] = {}
     for m in run.engines:
-        by_device.setdefault(m["target"]["device"], {})["int8" if m["quantized_tensors"] else m["precision"]] = m
+        by_device.setdefault(m["target"]["device"], {})["int8" if has_codes(m) else m["precision"]] = m
     for device, found in by_device.items():
         base = found.get("fp32") or found.get("fp16")
         label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""

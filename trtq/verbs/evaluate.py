@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, read_json, sha256_file
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
 from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
@@ -20,6 +20,8 @@ from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.progress import Progress, Silent
 from trtq.recipe import EvaluateSpec
+
+RECORD = "evaluate.json"
 
 
 class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +91,8 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.agreement is not None:
             sqnr = "no difference" if self.sqnr_db is None else f"SQNR {self.sqnr_db:.2f} dB"
             parts.append(f"agreement {self.agreement:.2f} %, {sqnr}")
+        if len(parts) == 1:
+            parts.append("no labels, no masks and no reference: there is nothing to compare with (--reference, --masks)")
         return "; ".join(parts)
 
 
@@ -125,7 +129,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     scores, other = _run(spec, runner, reference, source, preprocess, indices, targets, notes, progress)
     pixels = scores.confusion
     labelled = scores.labelled > 0
-    return EvaluateRecord(
+    record = EvaluateRecord(
         schema=SCHEMA,
         verb="evaluate",
         spec=msgspec.to_builtins(spec),
@@ -148,6 +152,9 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         notes=notes,
         environment=environment(),
     )
+    if spec.out:
+        write_json(ensure_writable_dir(Path(spec.out)) / RECORD, record)
+    return record
 
 
 def _open(spec: EvaluateSpec, path: Path, progress: Progress) -> tuple[Runner, dict[str, Any], Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +56,12 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
     given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
     export_profiles(ExportSpec.make({k: v for k, v in given.items() if k != "seed"}), told)
-    _sign(folder, source, name)
+    _sign(folder, source, name, EXPORTED)
     return _described(folder / name)
 
 
-def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path]:
-    """Return the float file of a Q/DQ file and its ranges as a calibration cache: a DLA takes INT8 that way alone.
+def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]]:
+    """Return the float file of a Q/DQ file, its ranges as a calibration cache, and what to know of it: a DLA takes INT8 that way alone.
 
     Args:
         qdq: the file.
@@ -81,11 +82,16 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path]:
         ensure_writable_dir(folder)
         model = load_onnx(qdq)
         stripped = strip_qdq(model)
-        scales, _, _, _ = ranges_for(model, stripped, str(qdq))
+        scales, missing, unused, notes = ranges_for(model, stripped, str(qdq))
+        if missing:
+            first = next(iter(missing))
+            notes.append(f"{len(missing)} tensors have no range in the cache, what is not fused around them runs in float: {first}, ...")
+        if unused:
+            notes.append(f"{len(unused)} scales are of no tensor of the float file, the first is {unused[0]}")
         save_onnx(stripped, plain)
         write_bytes(cache, write_cache(scales, number).encode())
-        _sign(folder, source, plain.name, cache.name)
-    return plain, cache
+        _sign(folder, source, plain.name, cache.name, notes=notes)
+    return plain, cache, list(read_json(folder / SOURCE)["notes"])
 
 
 def _described(path: Path) -> Profiled:
@@ -107,8 +113,8 @@ def _record(onnx: Path) -> dict[str, Any] | None:
     return record if whole else None
 
 
-def _sign(folder: Path, source: dict[str, Any], *names: str) -> None:
-    write_json(folder / SOURCE, {"made_from": source, "files": {n: sha256_file(folder / n) for n in names}})
+def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:
+    write_json(folder / SOURCE, {"made_from": source, "files": {n: sha256_file(folder / n) for n in names}, "notes": list(notes)})
 
 
 def _fresh(folder: Path, source: dict[str, Any]) -> bool:

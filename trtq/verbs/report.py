@@ -35,8 +35,8 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     """Write the page.
 
     Raises:
-        UsageError: no run is named, or one twice.
-        ArtifactError: a folder holds no quantize.json, a record is damaged, or the page cannot be written.
+        UsageError: no run is named, one twice, or one that is no folder of a run.
+        ArtifactError: a record is damaged, or the page cannot be written.
     """
     folders = [Path(r) for r in spec.run]
     if not folders:
@@ -44,6 +44,10 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     twice = next((f for f in folders if sum(f.resolve() == g.resolve() for g in folders) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice} is named twice")
+    for folder in folders:
+        if not (folder / "quantize.json").is_file():
+            why = "it holds no quantize.json" if folder.is_dir() else "there is no such folder"
+            raise UsageError(f"Cannot report on {folder}", why, "Name a folder that trtq run, quantize or search wrote")
     default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
     page = Path(spec.out) if spec.out else default
     ensure_writable_dir(page.parent)
