@@ -655,7 +655,7 @@ def test_a_file_is_built_from_where_it_lies_and_must_not_change(files, tmp_path,
 
 def test_what_rtx_is_not(files, tmp_path):
     """A release of TensorRT in the target is no wish that TensorRT for RTX can meet."""
-    with pytest.raises(EngineError, match=r"Cannot build for rtx4090@8.6 with TensorRT-RTX: its engines load .* alone, not in TensorRT 8.6"):
+    with pytest.raises(EngineError, match=r"Cannot build for rtx4090@8.6 with TensorRT-RTX: its engines load .*, not in TensorRT 8.6"):
         build(BuildSpec(onnx=f"{files}/model.qdq.onnx", target="rtx4090@8.6", backend="tensorrt-rtx", out=str(tmp_path / "e.engine")))
     with pytest.raises(MissingExtraError, match=r"Building for rtx4090@10.3 .* needs full TensorRT.*TensorRT-RTX has releases of its own"):
         build(BuildSpec(onnx=f"{files}/model.qdq.onnx", target="rtx4090@10.3", out=str(tmp_path / "e.engine")))
