@@ -611,15 +611,18 @@ def sha256(path: str) -> str:
 def open_home(path: str) -> str:
     """Make our folder where it is not there, prove that it can be written, and return its path without links."""
     home = os.path.realpath(os.path.expanduser(path))
-    if os.path.isdir(home) and not os.path.exists(os.path.join(home, MARKER)) and set(os.listdir(home)) - {"agents"}:
+    # The marker is the first thing in the folder: a call beside this one may be making it, so look inside before looking for it.
+    held = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
+    if held and not os.path.exists(os.path.join(home, MARKER)):
         raise Refused(
             "%s is not empty, and trtq did not make it" % home, "Give trtq device add a --workdir of its own, such as %s/trtq" % path
         )
     try:
-        for folder in ("files", "engines", "jobs", "locks"):
-            os.makedirs(os.path.join(home, folder), mode=0o700, exist_ok=True)
+        os.makedirs(home, mode=0o700, exist_ok=True)
         with open(os.path.join(home, MARKER), "a"):
             pass
+        for folder in ("files", "engines", "jobs", "locks"):
+            os.makedirs(os.path.join(home, folder), mode=0o700, exist_ok=True)
         trial = os.path.join(home, ".trial.%d" % os.getpid())
         with open(trial, "w") as handle:
             handle.write("x")

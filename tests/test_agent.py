@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from trtq import agent as agent_code
 from trtq.agent import parse_tegrastats, total_power
 
 AGENT = Path(__file__).parent.parent / "jetson/agent.py"
@@ -110,3 +112,18 @@ def test_it_runs_on_the_python_of_jetpack_4():
 def test_other_commands_say_how_it_is_used():
     done = subprocess.run([sys.executable, str(AGENT), "bench"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "usage: agent.py parse-tegrastats < LOG\n")
+
+
+def test_a_folder_that_several_make_at_once_is_ours_to_all(tmp_path: Path):
+    """The first call of two workstations: whoever comes second may find the folder half made."""
+    line = "import sys, time; from agent import open_home; time.sleep(float(sys.argv[2]) - time.time())\n"
+    line += "for i in range(60): open_home(sys.argv[1] + str(i))"
+    start = str(time.time() + 1.0)
+    folder = Path(agent_code.__file__).resolve().parent
+    command = [sys.executable, "-c", line, f"{tmp_path}/home", start]
+    many = [subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [p.communicate()[1] for p in many] == [""] * 4
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/thesis.tex").write_text("x")
+    with pytest.raises(agent_code.Refused, match="is not empty, and trtq did not make it"):
+        agent_code.open_home(str(tmp_path / "theirs"))

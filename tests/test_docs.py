@@ -22,6 +22,8 @@ DOCUMENTS = [
     ROOT / "docs/mixed-precision.md",
     ROOT / "docs/jetson.md",
     ROOT / "docs/qat.md",
+    ROOT / "docs/recipes.md",
+    ROOT / "docs/benchmarking.md",
     ROOT / "docs/targets.md",
     ROOT / "docs/report.md",
     ROOT / "docs/troubleshooting.md",
@@ -43,10 +45,11 @@ def test_commands_parse(line):
     command.make_context(words[0], words[1:])
 
 
-def test_recipe_parses(tmp_path):
-    block = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+@pytest.mark.parametrize(("page", "targets"), [("README.md", ["rtx3080", "t4"]), ("docs/recipes.md", ["rtx4090", "rtx3080"])])
+def test_recipe_parses(page, targets, tmp_path):
+    block = re.search(r"```toml\n(.*?)```", (ROOT / page).read_text(), re.S).group(1)
     (tmp_path / "r.toml").write_text(block)
-    assert [b.target for b in load_recipe(tmp_path / "r.toml").build] == ["rtx3080", "t4"]
+    assert [b.target for b in load_recipe(tmp_path / "r.toml").build] == targets
 
 
 def test_python_block_uses_public_names():

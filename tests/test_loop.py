@@ -181,6 +181,7 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
         ({"budget": ("latency@xaviar=1ms",)}, "Unknown device 'xaviar'"),
         ({"budget": ("size=0.2",), "bits": ("fp8", "8"), "target": "orin"}, "cannot run fp8"),
         ({"budget": ("latency@xavier=0.9",), "bits": ("fp8", "8")}, "The Jetson AGX Xavier cannot run fp8"),
+        ({"model": "timm:nothing", "budget": ("size=huge",)}, "Cannot read the budget 'size=huge'"),  # before the model is looked for
         ({"budget": ("size=0.2",), "min_accuracy": 0.76}, "--min-accuracy 0.76 would be 0.76 %.*Write -0.76 for points"),
     ):
         with pytest.raises(UsageError, match=error):
@@ -195,6 +196,8 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
         search(wanted(flat, tmp_path, model="", candidates=(CNN,), budget=("size=0.3",)))
     record = search(wanted(flat, tmp_path, budget=("size=0.3",), min_accuracy=-100.0))
     assert record.reference["measure"] == "agreement"
+    loose = search(wanted(flat, tmp_path, budget=("size=0.3",)))
+    assert loose.notes == ["no --min-accuracy: accuracy is measured, and any would do"]
 
 
 def test_a_budget_and_another_cost_to_minimize(images: Path, tmp_path: Path):

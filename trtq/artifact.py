@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, reason
 
 SCHEMA = 1
 
@@ -131,7 +131,9 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
         value = msgspec.json.decode(path.read_bytes())
     except FileNotFoundError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", "there is no such file") from exc
-    except (OSError, msgspec.DecodeError) as exc:
+    except OSError as exc:
+        raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc)) from exc
+    except msgspec.DecodeError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", f"it is not whole JSON ({exc})", "Make it again") from exc
     if not isinstance(value, dict):
         raise ArtifactError(f"Cannot read the {kind} {path}", "it holds no JSON object", "Make it again")

@@ -157,3 +157,16 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     if near:
         return f"Did you mean {' or '.join(near)}?"
     return f"Known: {', '.join(sorted(known)[:12])}" if known else ""
+
+
+def reason(exc: BaseException) -> str:
+    """Return why reading or starting something failed, in words for a person.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.json"))
+    'no such file or directory'
+    >>> reason(UnicodeDecodeError("utf-8", b"x", 0, 1, "invalid start byte"))
+    'it is not text'
+    """
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror[0].lower() + exc.strerror[1:]
+    return "it is not text" if isinstance(exc, UnicodeDecodeError) else next(iter(str(exc).splitlines()), type(exc).__name__)

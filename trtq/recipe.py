@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
-from trtq.errors import UsageError, suggest
+from trtq.errors import UsageError, reason, suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,6 +20,7 @@ else:
 T = TypeVar("T", bound="Spec")
 Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
 Preset = Literal["imagenet", "cifar10", "half"]
+FORMS = {"input_size": "3x224x224", "batch": "1:8:32", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}  # of texts that stand for numbers
 OPSET = 20  # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
 Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
 
@@ -50,6 +51,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if name not in fields:
                 raise UsageError(f"Unknown setting {name!r} for {cls.__name__}", mend=suggest(name, fields))
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
+        for name, value in parsed.items():
+            try:
+                msgspec.convert(value, hints[name], strict=False)
+            except msgspec.ValidationError as exc:
+                why, form = str(exc).partition(" - at ")[0], FORMS.get(name)
+                raise UsageError(f"Cannot use {option_name(name)} {_show(values[name])}", why, f"Write it like {form}" if form else "") from exc
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
@@ -102,8 +109,7 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
     try:
         return [number(p) for p in parts]
     except ValueError as exc:
-        form = {"input_size": "3x224x224", "batch": "1:8:32"}.get(name, "0.5,0.5,0.5")
-        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {form}") from exc
+        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {FORMS.get(name, '0.5,0.5,0.5')}") from exc
 
 
 Doc = Meta
@@ -826,7 +832,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as exc:
         raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise UsageError(f"Cannot read the recipe {path}", str(exc)) from exc
+        raise UsageError(f"Cannot read the recipe {path}", reason(exc)) from exc
 
 
 def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any]) -> FinetuneSpec:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import click
 import msgspec
 
-from trtq.errors import UsageError
+from trtq.errors import UsageError, suggest
 from trtq.recipe import Spec, option_name, plain_type, read_toml
 
 METAVARS = {
@@ -21,7 +21,23 @@ METAVARS = {
     "target": "DEVICE",
 }  # of options that repeat
 
+HINTS = {"precision": "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL --data IMAGES --out DIR"}
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Known(click.Choice[str]):
+    """A choice whose error names the option, what is known and the nearest."""
+
+    def __init__(self, name: str, values: list[str]) -> None:
+        super().__init__(values)
+        self.field = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            mend = HINTS.get(self.field) or suggest(str(value), self.choices)
+            raise UsageError(f"Cannot use {option_name(self.field)} {value}", f"known are {', '.join(self.choices)}", mend)
+        return super().convert(value, param, ctx)
 
 
 def _description(kind: Any) -> str:
@@ -56,7 +72,7 @@ def spec_options(
             elif isinstance(default, tuple) and default and Ellipsis in get_args(plain):
                 settings["help"] = f"{text}  [default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in default)}]"
             if get_origin(plain) is Literal:
-                settings["type"] = click.Choice([str(v) for v in get_args(plain)])
+                settings["type"] = _Known(name, [str(v) for v in get_args(plain)])
             elif plain in (int, float):
                 settings["type"] = plain
             elif get_origin(plain) is dict or (get_origin(plain) is tuple and str in get_args(plain)):

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from trtq.artifact import digest_of
-from trtq.errors import DataError, MissingExtraError, suggest
+from trtq.errors import DataError, MissingExtraError, reason, suggest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -131,7 +131,7 @@ def _class_order(folders: list[str], class_index: Path | None) -> list[str]:
     try:
         order = msgspec.json.decode(class_index.read_bytes(), type=list[str])
     except (OSError, msgspec.MsgspecError) as exc:
-        raise DataError(f"Cannot use the class index {class_index}", f"{exc}; expected a JSON list of folder names") from exc
+        raise DataError(f"Cannot use the class index {class_index}", f"{reason(exc)}; expected a JSON list of folder names") from exc
     unknown = [f for f in folders if f not in set(order)]
     if unknown:
         raise DataError(

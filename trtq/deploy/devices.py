@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import locked, write_json
-from trtq.errors import DeviceError, UsageError, suggest
+from trtq.errors import DeviceError, UsageError, reason, suggest
 
 # What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.%\w]+\]"
@@ -106,7 +106,7 @@ def known_devices() -> dict[str, Device]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as exc:
-        raise DeviceError(f"Cannot read the devices in {path}", str(exc), "Mend the file, or move it away and add them again") from exc
+        raise DeviceError(f"Cannot read the devices in {path}", reason(exc), "Mend the file, or move it away and add them again") from exc
 
 
 @contextlib.contextmanager

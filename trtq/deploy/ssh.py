@@ -161,6 +161,12 @@ class Link:
             )
         if "UNPROTECTED PRIVATE KEY" in said or "bad permissions" in said:
             return SshError(where, "the private key can be read by others", f"chmod 600 {device.identity or '~/.ssh/id_*'}")
+        if "Connection refused" in said:
+            return LinkError(
+                where,
+                f"nothing listens on port {device.port or 22} there",
+                "Is sshd running on the board (sudo systemctl start ssh), and is this its port?",
+            )
         # All else passes: a cut connection leaves whatever the board happened to write last.
         return LinkError(where, _last(said) or "the connection ended", "Is the board on, and in this network?")
 

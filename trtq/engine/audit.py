@@ -16,7 +16,7 @@ import msgspec
 import onnx
 
 from trtq.engine.plan_kernels import read_plan_kernels
-from trtq.errors import EngineError
+from trtq.errors import EngineError, reason
 from trtq.export.onnx_file import quantized_nodes
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -90,7 +90,7 @@ def read_layer_info(path: Path) -> list[LayerRow]:
     try:
         return parse_layer_info(path.read_bytes(), str(path))
     except OSError as exc:
-        raise EngineError(f"Cannot read the layer report {path}", str(exc)) from exc
+        raise EngineError(f"Cannot read the layer report {path}", reason(exc)) from exc
 
 
 def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
@@ -102,7 +102,7 @@ def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
     try:
         data = msgspec.json.decode(report)
     except msgspec.DecodeError as exc:
-        raise EngineError(f"Cannot read the layer report {name}", str(exc)) from exc
+        raise EngineError(f"Cannot read the layer report {name}", reason(exc)) from exc
     layers = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(layers, list) or not layers:
         raise EngineError(

@@ -13,7 +13,7 @@ from trtq.engine.choose import refuse_missing_kernels, require_readable
 from trtq.engine.settings import Builder, Settings, Shapes, require_offered
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import Version, offers, shown
-from trtq.errors import EngineError, UsageError
+from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
@@ -160,7 +160,7 @@ def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pair
     try:
         cache = read_cache(path.read_text(encoding="utf-8"), spec.calibration)
     except (OSError, UnicodeDecodeError) as exc:
-        raise EngineError(where, str(exc)) from exc
+        raise EngineError(where, reason(exc)) from exc
     if cache.version != version or cache.algorithm != ENTROPY_2 or (number is not None and cache.number != number):
         here = number if number is not None else cache_number(version)
         release = f"{spec.target.partition('@')[0]}@{shown(version)} --release-number {here}"

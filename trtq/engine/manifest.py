@@ -12,7 +12,7 @@ from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
-from trtq.errors import EngineError
+from trtq.errors import EngineError, reason
 
 
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ def read_manifest(engine: Path) -> EngineManifest:
     except FileNotFoundError as exc:
         raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
     except (OSError, msgspec.MsgspecError) as exc:
-        raise EngineError(f"Cannot read the manifest {path}", str(exc), rebuild) from exc
+        raise EngineError(f"Cannot read the manifest {path}", reason(exc), rebuild) from exc
     actual = sha256_file(engine)
     if actual != manifest.engine_sha256:
         raise EngineError(

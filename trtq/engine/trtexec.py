@@ -18,7 +18,7 @@ from trtq.engine.settings import Built, Settings
 from trtq.engine.targets import Target
 from trtq.engine.trtexec_log import read_log
 from trtq.engine.versions import FLAGS, Version, offers, shown, within
-from trtq.errors import EngineError, MissingExtraError
+from trtq.errors import EngineError, MissingExtraError, reason
 from trtq.progress import Progress
 
 WORKSPACE_MIB = 1024
@@ -184,5 +184,5 @@ def probe_number(executable: str) -> int:
     try:
         done = subprocess.run([executable, "--help"], capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise EngineError(f"Cannot run {executable}", str(exc)) from exc
+        raise EngineError(f"Cannot run {executable}", reason(exc)) from exc
     return parse_number(done.stdout + done.stderr)

@@ -10,7 +10,7 @@ import msgspec
 import onnx
 
 from trtq.artifact import sha256_bytes, sha256_file, write_atomic
-from trtq.errors import ExportError
+from trtq.errors import ExportError, reason
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -74,8 +74,10 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
             onnx.load_external_data_for_model(model, str(path.parent))
     except FileNotFoundError as exc:
         raise ExportError(f"Cannot read {path}", "there is no such file") from exc
+    except OSError as exc:
+        raise ExportError(f"Cannot read {path}", reason(exc)) from exc
     except Exception as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
-        raise ExportError(f"Cannot read {path}", f"it is not an ONNX file ({type(exc).__name__})") from exc
+        raise ExportError(f"Cannot read {path}", "it is not an ONNX file, or not a whole one") from exc
     if not model.graph.node:
         raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
     changed = _tidy_(model)

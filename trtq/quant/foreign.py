@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.errors import EncodingsError
+from trtq.errors import EncodingsError, reason
 from trtq.models.checkpoint import read_state_dict
 
 # layer._input_quantizer._amax (pytorch-quantization), layer.input_quantizer._amax (ModelOpt); other quantizers of theirs are listed.
@@ -90,7 +90,7 @@ def _aimet(path: Path) -> Foreign:
     try:
         data = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError) as exc:
-        raise EncodingsError(f"Cannot read the encodings {path}", str(exc)) from exc
+        raise EncodingsError(f"Cannot read the encodings {path}", reason(exc)) from exc
     if not isinstance(data, dict) or not isinstance(data.get("activation_encodings"), dict):
         raise EncodingsError(
             f"{path} holds no encodings of AIMET", "it has no activation_encodings by name", "Give the file NAME_torch.encodings"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from trtq.errors import UsageError, suggest
 
@@ -32,23 +33,35 @@ def latency_devices(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(n.partition("@")[2] for n in names if n.startswith(f"{LATENCY}@")))
 
 
-def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, float]:
-    """Return each budget as an absolute number; a ratio is of the float model.
+class Budget(NamedTuple):
+    """One budget as it was written: a number of a unit, or without one a share of the float model."""
+
+    name: str
+    number: float
+    factor: float | None
+
+    def absolute(self, full: float) -> float:
+        """Return bytes, BitOps, S1's energy unit or milliseconds."""
+        return self.number * (full if self.factor is None else self.factor)
+
+
+def parse_budgets(texts: Sequence[str]) -> list[Budget]:
+    """Return budgets as they are written; no model is needed for that.
 
     Args:
         texts: as on the command line.
-        full: what the float model costs, by budget name: bytes, BitOps, S1's energy unit, milliseconds on a device.
 
     Raises:
         UsageError: an unknown budget (the nearest is suggested), a missing or unknown unit, a ratio out of range, a repeated budget.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Budget] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip().lower()
-        if name == LATENCY:
+        kind, at, device = name.partition("@")
+        if kind == LATENCY and not device:
             raise UsageError(f"The budget {text!r} names no device", "a latency is one on a device", "Write it like latency@xavier=3ms")
-        if name not in full:
+        if name not in NAMES and (kind, at) != (LATENCY, "@"):
             known = [*NAMES, f"{LATENCY}@DEVICE"]
             raise UsageError(f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES))
         parts = FORM.match(value.strip()) if equals else None
@@ -59,8 +72,21 @@ def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, f
         number, unit = float(parts[1]), parts[2].upper()
         if number <= 0:
             raise UsageError(f"Cannot read the budget {text!r}", "it must be greater than 0", f"Write it like {_example(name)}")
-        found[name] = number * _unit(name, unit, text) if unit else _ratio(name, number, text) * full[name]
-    return found
+        found[name] = Budget(name, number, _unit(name, unit, text)) if unit else Budget(name, _ratio(name, number, text), None)
+    return list(found.values())
+
+
+def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, float]:
+    """Return each budget as an absolute number; a ratio is of the float model.
+
+    Args:
+        texts: as on the command line.
+        full: what the float model costs, by budget name: bytes, BitOps, S1's energy unit, milliseconds on a device.
+
+    Raises:
+        UsageError: as ``parse_budgets`` has it.
+    """
+    return {b.name: b.absolute(full[b.name]) for b in parse_budgets(texts)}
 
 
 def _example(name: str) -> str:

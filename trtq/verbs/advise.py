@@ -16,7 +16,7 @@ from trtq.errors import ArtifactError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.recipe import AdviseSpec, ModelInputSpec, option_words
-from trtq.search.budgets import LATENCY, latency_devices, read_budgets, within
+from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.search.options import HALF, Option
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline, weights_of
@@ -157,6 +157,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
         TrtqError: the model, the images, a budget or the device cannot be read.
     """
     device = find_device(spec.target) if spec.target else None
+    parse_budgets(spec.budget)
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     train = open_source(spec.train) if spec.train else source
     loaded = open_model(spec)

@@ -13,7 +13,7 @@ import torch
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
-from trtq.errors import EncodingsError, ExportError, UsageError
+from trtq.errors import EncodingsError, ExportError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
@@ -174,7 +174,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     try:
         text = Path(spec.cache).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise EncodingsError(f"Cannot read the calibration cache {spec.cache}", str(exc)) from exc
+        raise EncodingsError(f"Cannot read the calibration cache {spec.cache}", reason(exc)) from exc
     cache, plain = read_cache(text, spec.cache), load_onnx(Path(spec.onnx))
     done = insert_qdq(plain, cache.scales)
     if not done.activations:

@@ -22,6 +22,7 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
+from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
@@ -29,7 +30,7 @@ from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.to_onnx import export_onnx
 from trtq.progress import Progress, Silent
 from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
-from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, read_budgets, within
+from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
@@ -84,6 +85,8 @@ class _Job:
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
+        if spec.min_accuracy is None:
+            self._note("no --min-accuracy: accuracy is measured, and any would do")
         self.val = open_source(*self._val_paths())
         self._require_labels()
         self.candidates = list(self._candidates())
@@ -469,5 +472,8 @@ def _check(spec: SearchSpec, options: list[Option]) -> None:
         raise UsageError(
             f"Cannot minimize {spec.minimize!r}", f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE", suggest(spec.minimize, NAMES)
         )
+    parse_budgets(spec.budget)
+    for device in latency_devices(spec.budget):
+        find_device(device)
     if spec.target:
         require_kernels(options, spec.target)
