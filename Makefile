@@ -29,8 +29,10 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
+# Files side by side on two cores, then what looks at time, alone.
 test: venv system lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
 
 test-slow: venv system
 	$(BIN)/python -m pytest -m slow

@@ -47,6 +47,7 @@ from trtq.testing.nvml import load_fake_nvml, write_fake_nvml
 from trtq.testing.tensorrt import write_fake_tensorrt
 from trtq.testing.trtexec import write_fake_trtexec
 
+pytestmark = pytest.mark.alone
 QUICK = {"duration": 0.3, "min_samples": 50, "max_duration": 1.0, "verdict": False}
 
 

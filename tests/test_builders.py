@@ -18,11 +18,12 @@ import pytest
 from tests.conftest import run_cli, spec
 from trtq import BuildSpec, EvaluateSpec, build, evaluate, quantize
 from trtq.artifact import locked
-from trtq.engine import choose
+from trtq.engine import choose, worker_process
 from trtq.engine import open_engine as opening
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
 from trtq.engine.runner import EngineRunner, OnnxRunner
+from trtq.engine.worker_process import is_installed, start_early
 from trtq.errors import (
     AgreementError,
     ArtifactError,
@@ -669,3 +670,19 @@ def test_a_cache_of_another_model(files, tmp_path, monkeypatch):
             onnx=f"{files}/model.fp32.onnx", target="xavier@8.5", backend="trtexec", calibration=str(tmp_path / "c.cache"),
             out=str(tmp_path / "e.engine"),
         ))  # fmt: skip
+
+
+@pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT for RTX is not installed")
+def test_the_worker_loads_while_the_file_is_read_and_ends_without_a_request(cnn_out, tmp_path):
+    asked = BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="rtx3080", out=f"{tmp_path}/e.engine")
+    start_early(asked)
+    (early,) = worker_process._early
+    assert build(asked).builder["backend"] == "tensorrt-rtx"
+    assert (early.process.returncode, worker_process._early) == (0, [])
+    start_early(msgspec.structs.replace(asked, target="xavier@8.5"))  # another builder's
+    assert worker_process._early == []
+    start_early(asked)
+    worker = worker_process.start("tensorrt_rtx")
+    with worker.errors:
+        out, _ = worker.process.communicate("")
+    assert (out, worker.process.returncode) == ("", 0)

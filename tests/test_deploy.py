@@ -193,6 +193,7 @@ def test_each_board_is_probed_built_measured_and_left_as_it_was(board, cnn_out, 
     assert second["sent"] + second["received"] < 20_000
 
 
+@pytest.mark.alone
 def test_a_second_deployment_takes_no_time(orin, tmp_path):
     model = pooling(tmp_path / "m.onnx", weights=3_000_000)
     deploy(spec(orin, model, tmp_path / "o"))

@@ -128,6 +128,7 @@ def test_narrow_weights_become_int4_where_that_exists(images, tmp_path):
     assert all(p.agreement == 100.0 for p in record.profiles)
 
 
+@pytest.mark.alone
 def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, ptq, tmp_path):
     start = time.perf_counter()
     for target in ("nano", "tx2"):

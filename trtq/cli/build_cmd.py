@@ -26,6 +26,10 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     merged = collect(BuildSpec, values)
     require(merged, ("onnx", "target", "out"), "build", "onnx")
     spec = BuildSpec.make(merged)
+    if not dry_run:
+        from trtq.engine.worker_process import start_early
+
+        start_early(spec)
     from trtq.engine import build as builder
 
     with ConsoleProgress(quiet=as_json) as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import onnx
@@ -12,6 +11,7 @@ from trtq.engine.settings import Builder
 from trtq.engine.targets import NO_INT8, RTX_AHEAD_OF_TIME, Target
 from trtq.engine.trtexec import TrtexecBuilder, find_trtexec, probe_number
 from trtq.engine.versions import LIKE_RTX, Version, newest_opset, shown
+from trtq.engine.worker_process import is_installed
 from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
 from trtq.export.calibration_cache import version_of
 from trtq.export.onnx_file import opset_of
@@ -20,12 +20,6 @@ from trtq.recipe import BuildSpec
 
 FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")
-
-
-def is_installed(module: str) -> bool:
-    """Whether ``module`` can be imported; a folder of type stubs does not count."""
-    spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None
 
 
 def _wanted(spec: BuildSpec, target: Target, there: Callable[[str], bool], *, quantized: bool) -> str:

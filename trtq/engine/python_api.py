@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +14,7 @@ from trtq.artifact import write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.versions import LIKE_RTX, Version, has_api
+from trtq.engine.worker_process import start
 from trtq.errors import EngineError, UsageError
 from trtq.progress import Progress
 
@@ -42,8 +43,7 @@ class PythonBuilder:
         with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
             folder = Path(name)
             asked = self.request(source, folder / "plan", settings, folder)
-            (folder / "request.json").write_text(json.dumps(asked))
-            events, code, stderr = self._watch(folder / "request.json")
+            events, code, stderr = self._watch(asked)
             done = next((e for e in events if e["event"] == "done"), None)
             if code == 0 and done is not None and (folder / "plan").is_file():
                 if settings.options.timing_cache is not None and (folder / "timing.cache").is_file():
@@ -86,18 +86,15 @@ class PythonBuilder:
             "report": str(folder / "layers.json") if folder is not None and not rtx else None,
         }  # fmt: skip
 
-    def _watch(self, request: Path) -> tuple[list[dict[str, Any]], int, str]:
-        """Run the worker, pass its progress on, and return its events, exit status and error output."""
-        environ = os.environ | {"TRTQ_TENSORRT": MODULES[self.name]}
-        events: list[dict[str, Any]] = []
-        with (
-            tempfile.TemporaryFile("w+", errors="replace") as errors,
-            subprocess.Popen(
-                [sys.executable, "-m", "trtq.engine.worker", str(request)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environ,
-                errors="replace",
-            ) as process,
-        ):  # fmt: skip
+    def _watch(self, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
+        """Have a worker build, pass its progress on, and return its events, exit status and error output."""
+        worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
+        with worker.errors, worker.process as process:
+            assert process.stdin is not None
             assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already; its error output says why
+                process.stdin.write(json.dumps(asked))
+                process.stdin.close()
             current = ""
             for line in process.stdout:
                 try:
@@ -114,8 +111,8 @@ class PythonBuilder:
                 elif event["event"] in ("log", "error", "done"):
                     events.append(event)
             code = process.wait()
-            errors.seek(0)
-            return events, code, errors.read()
+            worker.errors.seek(0)
+            return events, code, worker.errors.read()
 
 
 def installed_version(name: str) -> Version:

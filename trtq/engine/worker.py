@@ -1,6 +1,7 @@
 """The builder process: one ONNX file in, one plan out. It runs apart, because a bad graph can crash a native builder.
 
-Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker REQUEST.json``, where MODULE is ``tensorrt`` or ``tensorrt_rtx``: one API.
+Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is ``tensorrt`` or ``tensorrt_rtx``: one API.
+TensorRT is loaded before the request is read: a worker can be started early. Without a request it ends.
 Writes one JSON object a line to standard output: ``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``.
 What only some releases have is called when the version table says so; mypy checks the calls against the types of 10.13.
 """
@@ -191,4 +192,5 @@ def build(request: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if build(json.loads(Path(sys.argv[1]).read_text())) else 1)
+    wanted = sys.stdin.read()
+    sys.exit(0 if not wanted or build(json.loads(wanted)) else 1)

@@ -1,0 +1,53 @@
+"""The builder's process, as seen from here: it can be started before its request is known, and loads TensorRT meanwhile."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import IO
+
+from trtq.engine.targets import RTX_AHEAD_OF_TIME, parse_target
+from trtq.recipe import BuildSpec
+
+RTX = "tensorrt_rtx"
+_early: list[Worker] = []
+
+
+@dataclass
+class Worker:
+    """One process of :mod:`trtq.engine.worker`; it waits for its request and ends when this process does."""
+
+    module: str
+    process: subprocess.Popen[str]
+    errors: IO[str]
+
+
+def start(module: str) -> Worker:
+    """Start a worker that loads ``module``, or return the one that was started early."""
+    found = next((w for w in _early if w.module == module), None)
+    if found is not None:
+        _early.remove(found)
+        return found
+    errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - whoever waits for the worker closes it
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtq.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+        env=os.environ | {"TRTQ_TENSORRT": module}, errors="replace",
+    )  # fmt: skip
+    return Worker(module, process, errors)
+
+
+def start_early(spec: BuildSpec) -> None:
+    """Start the worker of TensorRT for RTX where a build will come to that: it loads while the file is read and checked."""
+    target = parse_target(spec.target)
+    if spec.backend in ("auto", "tensorrt-rtx") and target.version is None and target.sm in RTX_AHEAD_OF_TIME and is_installed(RTX):
+        _early.append(start(RTX))
+
+
+def is_installed(module: str) -> bool:
+    """Whether ``module`` can be imported; a folder of type stubs does not count."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
