@@ -36,6 +36,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 PROTOCOL = 1
 FULL_BYTES = 1 << 20
 MARK = "@trtq "
+STOPPED = "stopped"  # in a job's folder: somebody asked for its end
 MARKER = ".trtq-agent"  # in folders that are ours: nothing outside one is ever removed
 # Another root in tests, or where a container has the board's own mounted.
 ROOT = os.environ.get("TRTQ_ROOT", "/")
@@ -496,7 +497,9 @@ def probe(home: str) -> Dict[str, Any]:
         }
     )  # fmt: skip
     plan = read_json(os.path.join(home, "restore.json"))
+    found["meanwhile"] = None
     if plan is not None:  # a job holds other settings meanwhile: what counts is what the board goes back to
+        found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
         found["power_mode"].update(id=plan["mode"], name=plan["name"])
         found["clocks"]["pinned"] = found["clocks"]["pinned"] and not plan["store"]
     found["missing"] = _missing(found)
@@ -860,6 +863,8 @@ def stop(home: str, key: str) -> Dict[str, Any]:
     """End a job: what it set on the board is set back."""
     state = status(home, key)
     if state["state"] in ("waiting", "running"):
+        with open(os.path.join(inside(home, os.path.join("jobs", key)), STOPPED), "w"):
+            pass
         os.kill(state["pid"], signal.SIGTERM)
         until = time.monotonic() + 15.0
         while alive(state["pid"], state["started"]) and time.monotonic() < until:
@@ -1084,6 +1089,7 @@ def work(home: str, key: str) -> int:
             write_json(os.path.join(folder, "state.json"), state)
 
     result = {"ok": False, "steps": [], "why": "", "mend": ""}  # type: Dict[str, Any]
+    _drop([os.path.join(folder, STOPPED)])  # of a run before
     spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
     _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))
@@ -1116,7 +1122,8 @@ def work(home: str, key: str) -> int:
     except Refused as exc:
         result.update(why=str(exc), mend=exc.mend)
     except Ended as exc:
-        result["why"] = "it was ended (%s)" % exc
+        stopped = os.path.exists(os.path.join(folder, STOPPED))
+        result["why"] = "it was stopped (trtq device stop)" if stopped else "it was ended (%s)" % exc
     except OSError as exc:
         result.update(why="%s: %s" % (exc.strerror, exc.filename or folder), mend=_room(exc))
     except Exception as exc:  # said to the workstation, where somebody reads it

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
+import pty
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,13 +30,14 @@ from tests.conftest import read, run_cli
 from tests.test_agent import old_python
 from trtq import agent as agent_code
 from trtq.artifact import sha256_file
+from trtq.cli import cli
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, parse_device, remember_device
 from trtq.deploy.jobs import do
 from trtq.deploy.record import DeployRecord
 from trtq.deploy.ssh import Link
-from trtq.errors import BoardError, BuilderMemoryError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
+from trtq.errors import BoardError, BuilderMemoryError, DataError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
 from trtq.progress import Silent
 from trtq.recipe import DeploySpec, FleetSpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
@@ -180,6 +185,9 @@ def test_each_board_is_probed_built_measured_and_left_as_it_was(board, cnn_out, 
         assert b"fp16" in engine.read_bytes()
     else:
         assert record["manifest"]["quantized_tensors"] > 0
+    held = read(tmp_path / "o/bench.json")
+    assert held["command"].startswith(f"trtq deploy {name} {model} --power-mode {mode} --lock-clocks")
+    assert (held["card"]["jetson"]["power_mode"], held["card"]["jetson"]["clocks"]) == (mode, "pinned")  # while it was measured
     # Set, and set back.
     assert (board.root / "var/lib/nvpmodel/changes").read_text().split() == ["1", "0", "1", "0"]  # for the build and for the measurement
     assert (board.root / "var/lib/nvpmodel/status").read_text().startswith("pmode:0000")
@@ -273,6 +281,11 @@ def test_the_fleet(place, cnn_out, tmp_path):
         record = fleet(FleetSpec(devices="orin,nano", out=str(tmp_path / "g"), **QUICK))
         assert [(r.device, r.valid, r.batch) for r in record.rows] == [("orin", True, 1), ("nano", True, 1)]
         assert all(r.load_ms and r.memory_bytes for r in record.rows)
+        assert all(re.fullmatch(r".* \([0-9a-f]{8}\)", r.model) for r in record.rows)  # of one model there may be several engines
+        repeat = html.unescape(re.search(r"trtq fleet bench [^<]+", (tmp_path / "g/fleet.html").read_text())[0])
+        group = cli.get_command(None, "fleet")
+        group.get_command(None, "bench").make_context("bench", shlex.split(repeat)[3:])
+        assert "--bench-batch 1 " in repeat
         page = (tmp_path / "f/fleet.html").read_text()
         assert "2 devices, 1 model; 1 gave nothing" in page and "Cannot reach gone" in page
         typed = f"{orin.user}@127.0.0.1:{orin.port}"
@@ -386,13 +399,38 @@ def test_an_upload_whose_link_went_without_a_word_makes_way(orin, tmp_path):
 
 def test_a_job_can_be_ended(orin):
     agent = Agent(find_device("orin"), Silent())
-    agent.ask("start", key="abcdef", job={"title": "a", "steps": [{"name": "s", "argv": ["sleep", "60"]}]})
-    _until(lambda: agent.ask("status", key="abcdef")["state"] == "running")
-    assert "it was ended" in run_cli("device", "stop", "orin", "abc").stdout
+    agent.ask("start", key="abcdef", job={"title": "a", "steps": [{"name": "s", "argv": ["sleep", "60"]}], "mode": "25W", "pin": True})
+    _until(lambda: agent.ask("status", key="abcdef").get("step") == "s")
+    board = probe(agent)
+    assert (board.power_mode["name"], board.clocks["pinned"], board.meanwhile) == ("15W", False, {"mode": "25W", "pinned": True})
+    assert "a job holds the power mode 25W, clocks pinned now; the above is what it goes back to" in board.lines
+    assert "it was stopped (trtq device stop)" in run_cli("device", "stop", "orin", "abc").stdout
     late = {"title": "b", "steps": [{"name": "s", "argv": ["sleep", "60"], "limit_s": 0.5}]}
     result, lines = do(agent, "beef", late)
     assert (result["ok"], result["steps"][0]["rc"]) == (False, 124)
     assert any("no end in 0 s: it was ended" in ln for ln in lines)
+    agent.close()
+
+
+def test_a_deployment_that_is_left_and_one_that_waits(orin, tmp_path):
+    """Ctrl-C leaves the job on the board and says how to end it; who must wait is told for whom."""
+    model = pooling(tmp_path / "m.onnx", "seconds:30")
+    quick = ["--duration", "0.3", "--min-samples", "50", "--out"]
+    line = [sys.executable, "-m", "trtq", "deploy", "orin", str(model), *quick, str(tmp_path / "a")]
+    left = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    agent = Agent(find_device("orin"), Silent())
+    _until(lambda: any(j["state"] == "running" for j in agent.ask("list")["jobs"]), 60)
+    left.send_signal(signal.SIGINT)
+    said = left.communicate(timeout=60)[1]
+    key = re.search(r"goes on there, and the same command finds it again; to end it: trtq device stop orin (\w+)", said)
+    assert key is not None and left.returncode == 130, said
+    other = [sys.executable, "-m", "trtq", "deploy", "orin", str(pooling(tmp_path / "n.onnx")), *quick, str(tmp_path / "b")]
+    waits = subprocess.Popen(other, stderr=subprocess.PIPE, text=True)
+    _until(lambda: any(j["state"] == "waiting" for j in agent.ask("list")["jobs"]), 60)
+    time.sleep(1.0)
+    assert "it was stopped" in run_cli("device", "stop", "orin", key[1]).stdout
+    said = waits.communicate(timeout=120)[1]
+    assert "orin: waiting for another job here (of " in said
     agent.close()
 
 
@@ -409,7 +447,12 @@ def test_a_new_host_key_is_shown_and_accepted_once(place, tmp_path):
         assert run_cli("deploy", "orin", "m.onnx").stderr.startswith("trtq: Unknown device 'orin': no device has been added yet")
         wrong = run_cli(*asked, "--accept-key", "SHA256:somethingelse")
         assert "none of them has the fingerprint SHA256:somethingelse" in wrong.stderr
-        done = run_cli(*asked, "--accept-key", fingerprint)
+        mine, theirs = pty.openpty()
+        with subprocess.Popen([sys.executable, "-m", "trtq", *asked], stdin=theirs, stderr=subprocess.PIPE, text=True) as process:
+            os.write(mine, b"n\n")
+            assert "orin was not added: its host key was not accepted" in process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        done = run_cli(*asked, "--accept-key", fingerprint.removeprefix("SHA256:"))
         assert done.returncode == 0, done.stderr
         assert "Orin Nano" in done.stdout
         # Changed: flashed anew, or somebody else.
@@ -432,6 +475,10 @@ def test_a_wrong_key_is_refused_without_a_prompt(orin, tmp_path):
 
 def test_a_board_that_is_off(orin, tmp_path):
     orin.switch_off()
+    with pytest.raises(DataError, match="Cannot read images from"):  # before anything is asked of the board
+        deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", data=str(tmp_path / "nowhere")))
+    with pytest.raises(UsageError, match=r"Unknown device 'orin@10.3': orin is one, and it builds with the TensorRT it has. Write orin"):
+        find_device("orin@10.3")
     with pytest.raises(LinkError, match=r"Cannot reach orin .*nothing listens on port \d+ there.*Is sshd running"):
         deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
 

@@ -22,7 +22,7 @@ from trtq.models.fcn import fcn_resnet18
 from trtq.testing.images import write_classes, write_scenes
 from trtq.testing.trtexec import write_fake_trtexec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if re.search(r"^    trtq ", p.read_text(), re.M)]
 # What needs another machine; boards are the whole of tests/test_deploy.py, engines on a GPU have tests of their own.
 ELSEWHERE = r"trtq (device|deploy|fleet) |--device cuda:0|trtq bench \S+\.engine"

@@ -41,7 +41,7 @@ def test_recipe(tmp_path):
     [
         ("[quantise]\nmodel='a'", "Unknown table or setting 'quantise' in .* Did you mean quantize?"),
         ("[bench]", r"has no \[quantize\] table"),
-        ("[quantize]\nmodel='a'\ncalibratr='max'", "Unknown setting 'calibratr' for QuantizeSpec. Did you mean calibrator?"),
+        ("[quantize]\nmodel='a'\ncalibratr='max'", "Unknown setting 'calibratr' in .quantize. of .*r.toml. Did you mean calibrator"),
         ("[quantize]\nmodel='a'\ncalibrator='median'", "Invalid enum value 'median'"),
         ("[quantize\n", "Cannot read the recipe"),
         ("[quantize]\ndata='d'", "missing required field `model`"),

@@ -136,7 +136,7 @@ def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = 
     out = Path(recipe.out)
     file = ready(recipe, progress)
     record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
-    write_page(out, out / "report.html", title=recipe.title)
+    ready(recipe, progress)  # the report, with the board in it
     return record
 
 
@@ -363,7 +363,8 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
     page = out / "report.html"
 
     def inputs() -> dict[str, Any]:
-        return {"title": recipe.title, **{p.name: _digest_or_none(str(p)) for p in records}}
+        boards = sorted(out.glob("deploy/*/deploy.json"))
+        return {"title": recipe.title, **{str(p.relative_to(out)): _digest_or_none(str(p)) for p in [*records, *boards]}}
 
     def work() -> str:
         return f"{write_page(out, page, title=recipe.title)}"

@@ -39,8 +39,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise UsageError(f"Cannot use {option_name(name)} {_show(value)}", str(exc)) from exc
 
     @classmethod
-    def make(cls: type[T], values: Mapping[str, Any]) -> T:
+    def make(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
         """Return a spec from plain values; texts such as ``3x224x224`` or ``0.5,0.5,0.5`` become tuples.
+
+        Args:
+            values: by field.
+            where: they stand, for errors; default: the spec's name.
 
         Raises:
             UsageError: an unknown field (the nearest is suggested), a missing one, or a value out of range.
@@ -49,7 +53,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         hints = get_type_hints(cls, include_extras=True)
         for name in values:
             if name not in fields:
-                raise UsageError(f"Unknown setting {name!r} for {cls.__name__}", mend=suggest(name, fields))
+                raise UsageError(f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}", mend=suggest(name, fields))
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
         for name, value in parsed.items():
             try:
@@ -81,7 +85,7 @@ def option_words(field: str, value: Any) -> list[str]:
         return [option if value else f"--no-{option[2:]}"]
     if isinstance(value, dict):
         return [w for k, v in value.items() for w in (option, f"{k}={v}")]
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         if all(isinstance(v, str) for v in value):
             return [w for v in value for w in (option, v)]
         sep = {"input_size": "x", "batch": ":"}.get(field, ",")
@@ -109,7 +113,7 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
     try:
         return [number(p) for p in parts]
     except ValueError as exc:
-        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {FORMS.get(name, '0.5,0.5,0.5')}") from exc
+        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {FORMS.get(name, '1,8,32')}") from exc
 
 
 Doc = Meta
@@ -835,7 +839,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"Cannot read the recipe {path}", reason(exc)) from exc
 
 
-def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any]) -> FinetuneSpec:
+def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) -> FinetuneSpec:
     """Return what ``[finetune]`` asks for; model, images and preprocessing are those of ``[quantize]`` unless it says otherwise."""
     fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
     wrong = next((k for k in (*fixed, "model", "checkpoint") if k in table), None)
@@ -843,7 +847,7 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any]) -> FinetuneSpec:
         raise UsageError(f"[finetune] cannot set {wrong}", "the chain does: it goes on from [quantize]", "Leave it out")
     own = ("seed", "opset", "parity_images", "weight_storage")
     same = {n: getattr(base, n) for n in (*ModelInputSpec.__struct_fields__, *own) if n != "class_index" or "data" not in table}
-    return FinetuneSpec.make({**same, **table, **fixed})
+    return FinetuneSpec.make({**same, **table, **fixed}, where=where)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -871,13 +875,13 @@ def load_recipe(path: Path) -> Recipe:
     stages: dict[str, Any] = {
         "out": out,
         "title": str(tables.get("title", path.stem)),
-        "quantize": QuantizeSpec.make({**tables["quantize"], "out": out}),
-        "build": tuple(BuildStage.make(b) for b in builds),
+        "quantize": QuantizeSpec.make({**tables["quantize"], "out": out}, where=f"[quantize] of {path}"),
+        "build": tuple(BuildStage.make(b, where=f"[[build]] of {path}") for b in builds),
     }
     if "finetune" in tables:
-        stages["finetune"] = _finetune_of(stages["quantize"], tables["finetune"])
+        stages["finetune"] = _finetune_of(stages["quantize"], tables["finetune"], where=f"[finetune] of {path}")
     if "evaluate" in tables:
-        stages["evaluate"] = EvaluateStage.make(tables["evaluate"])
+        stages["evaluate"] = EvaluateStage.make(tables["evaluate"], where=f"[evaluate] of {path}")
     if "bench" in tables:
-        stages["bench"] = BenchStage.make(tables["bench"])
+        stages["bench"] = BenchStage.make(tables["bench"], where=f"[bench] of {path}")
     return Recipe(**stages)

@@ -76,8 +76,10 @@ def _meet(agent: Agent, accept_key: str) -> None:
     for line in shown:
         click.echo(f"  {line}", err=True)
     if accept_key:
-        if not any(accept_key in line.split() for line in shown):
-            raise HostKeyError(f"Cannot accept the host key of {agent.device.name}", f"none of them has the fingerprint {accept_key}")
+        wanted = f"SHA256:{accept_key.removeprefix('SHA256:')}"
+        if not any(wanted in line.split() for line in shown):
+            mend = "Compare it with the board's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+            raise HostKeyError(f"Cannot accept the host key of {agent.device.name}", f"none of them has the fingerprint {wanted}", mend)
     elif not sys.stdin.isatty():
         fingerprint = shown[0].split()[1] if shown else "SHA256:..."
         raise HostKeyError(
@@ -85,7 +87,7 @@ def _meet(agent: Agent, accept_key: str) -> None:
             f"Compare it with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add --accept-key {fingerprint}",
         )  # fmt: skip
     elif not click.confirm("Is it the board's own, and shall it be accepted?", err=True):
-        raise click.Abort
+        raise HostKeyError(f"{agent.device.name} was not added", "its host key was not accepted")
     link.accept(lines)
     link.run("true")
 

@@ -283,12 +283,12 @@ class Agent:
         The link may go meanwhile: the job does not, and this goes on behind the last line it heard. Of a job that somebody started again
         meanwhile only the lines of its last run are kept.
         """
-        offset, rest, run = 0, "", None
+        offset, rest, run, waits = 0, "", None, ""
         lines: list[str] = []
         while True:
 
             def once() -> dict[str, Any]:
-                nonlocal offset, rest, run
+                nonlocal offset, rest, run, waits
                 last: dict[str, Any] = {}
                 for answer in self._answers("wait", {"key": key, "offset": offset, "seconds": WATCH_S, "run": run}):
                     if answer["event"] == "log":
@@ -300,8 +300,12 @@ class Agent:
                         for text in whole:
                             lines.append(text)
                             line(text)
-                        if answer["step"]:
-                            self.told.status(str(answer["step"]))
+                        step = str(answer["step"] or "")
+                        if step.startswith("waiting") and step != waits:
+                            self.told.note(f"{self.device.name}: {step}")
+                        waits = step
+                        if step:
+                            self.told.status(step)
                     else:
                         last = answer
                 if not last:

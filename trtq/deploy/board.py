@@ -26,6 +26,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         root: whether sudo works without a password.
         missing: what is not as it should be, each with the command that mends it.
         time: of the board's clock, which may stand in 1970.
+        meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the board goes back to.
     """
 
     model: str | None
@@ -60,6 +61,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str | None]
     missing: list[dict[str, str]]
     compatible: list[str] = []
+    meanwhile: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +157,9 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
             if watts["mw"] is None
             else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
         ]  # fmt: skip
+        if self.meanwhile is not None:
+            clocks = ", clocks pinned" if self.meanwhile["pinned"] else ""
+            made.append(f"a job holds the power mode {self.meanwhile['mode']}{clocks} now; the above is what it goes back to")
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
             made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")

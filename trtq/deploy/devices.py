@@ -145,6 +145,9 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
     devices = known_devices()
     if name in devices:
         return devices[name]
+    first, _, rest = name.partition("@")
+    if first in devices and re.fullmatch(r"\d+(\.\d+)?", rest):
+        raise UsageError(f"Unknown device {name!r}", f"{first} is one, and it builds with the TensorRT it has", f"Write {first}")
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
         return parse_device(slug(name), name)
     mend = suggest(name, devices) if devices else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"

@@ -38,7 +38,14 @@ def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], Non
     """
     for attempt in range(MOST_RESTARTS + 1):
         agent.ask("start", key=key, job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0})
-        now = agent.follow(key, line)
+        try:
+            now = agent.follow(key, line)
+        except KeyboardInterrupt:
+            name = agent.device.name
+            agent.told.note(
+                f"{name}: {job['title']} goes on there, and the same command finds it again; to end it: trtq device stop {name} {key[:8]}"
+            )
+            raise
         if now["state"] == "done":
             result: dict[str, Any] = now["result"]
             result["mend"] = str(result["mend"]).replace("NAME", agent.device.name)

@@ -159,7 +159,7 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
         body = [
             (
-                r.device, r.board, r.model, str(r.batch), r.precision, r.power_mode, _shown(r.load_ms, ".0f"),
+                r.device, r.board, r.model, str(r.batch or ""), r.precision, r.power_mode, _shown(r.load_ms, ".0f"),
                 _shown(r.latency_ms, ".3f") + ("" if r.low_ms is None or r.high_ms is None else f" [{r.low_ms:.3f}, {r.high_ms:.3f}]"),
                 _shown(r.memory_bytes / 1e6 if r.memory_bytes is not None else None, ".0f"), _shown(r.millijoule, ".3g"),
                 "yes" if r.valid else "no",

@@ -150,10 +150,11 @@ class Link:
             )
         if "Permission denied" in said or "Too many authentication failures" in said:
             ways = re.search(r"\(([\w,-]+)\)", said)
-            user = f"{device.user or 'the user'}@{device.host}"
+            user = f"{device.user}@{device.host}" if device.user else device.host
+            key = f"-i {device.identity} " if device.identity else ""
             return SshError(
                 where, f"it refuses the login{f' (it offers {ways[1]})' if ways else ''}; trtq never asks for passwords",
-                f"Give it your key: ssh-copy-id {f'-p {device.port} ' if device.port else ''}{user}; or name another with --identity",
+                f"Give it your key: ssh-copy-id {key}{f'-p {device.port} ' if device.port else ''}{user}; or name another with --identity",
             )  # fmt: skip
         if "Could not resolve hostname" in said or "Name or service not known" in said:
             return LinkError(

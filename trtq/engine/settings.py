@@ -102,6 +102,16 @@ NEEDS: Mapping[str, str] = {
 }  # fmt: skip
 
 
+def require_dla(core: int, target: Target) -> None:
+    """Refuse a DLA core where there is none.
+
+    Raises:
+        EngineError: names the device.
+    """
+    if not target.dla:
+        raise EngineError(f"Cannot build for DLA core {core}", f"{target.device} has no DLA", "Leave --dla out")
+
+
 def require_offered(options: BuildOptions, builder: Builder, target: Target) -> None:
     """Refuse what this release or this device does not have, before anything is built.
 
@@ -115,8 +125,8 @@ def require_offered(options: BuildOptions, builder: Builder, target: Target) -> 
         if getattr(options, name) != getattr(unset, name) and not there:
             option, who = f"--{name.replace('_', '-')}", "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}"
             raise EngineError(f"Cannot build with {option}", f"{who} has no {feature}", f"Leave {option} out")
-    if options.dla is not None and not target.dla:
-        raise EngineError(f"Cannot build for DLA core {options.dla}", f"{target.device} has no DLA", "Leave --dla out")
+    if options.dla is not None:
+        require_dla(options.dla, target)
     if options.hardware_compatible == "ampere+" and target.sm < 80:
         raise EngineError(
             "Cannot build with --hardware-compatible ampere+", f"{target.device} has compute capability {target.capability}, below 8.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
+from trtq.data.source import open_source
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
@@ -21,10 +23,11 @@ from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
+from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.progress import Progress, Silent
-from trtq.recipe import BuildSpec, DeployOptions, DeploySpec
+from trtq.recipe import BuildSpec, DeployOptions, DeploySpec, option_words
 from trtq.verbs.profile_for import for_dla, profile_for
 
 RECORD = "deploy.json"
@@ -54,11 +57,16 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     device = find_device(spec.device)
     source = Path(spec.model)
     if not source.is_file():
-        raise UsageError(f"Cannot deploy {spec.model}", "there is no such file", "Give an ONNX file or a recipe.toml")
+        why = "it is a folder" if source.is_dir() else "there is no such file"
+        raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
+    if spec.data is not None:
+        open_source(spec.data, Path(spec.class_index) if spec.class_index else None)  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
         require_mode(spec, board)
+        if spec.dla is not None:
+            require_dla(spec.dla, target)
         out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}"))
         with locked(out / ".trtq.lock", waiting=told.note):
             file = profile_for(source, target, spec.precision if spec.dla is None else "fp32", told)
@@ -102,9 +110,11 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         return
     modes = board.power_mode["modes"]
     if spec.power_mode is not None and modes and spec.power_mode not in modes:
+        near = next((m for m in modes if m.lower() == str(spec.power_mode).lower()), None)
         raise UsageError(
-            f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}", f"Write --power-mode {next(iter(modes))}"
-        )
+            f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}",
+            f"Write --power-mode {near or next(iter(modes))}",
+        )  # fmt: skip
     already = spec.power_mode in (None, board.power_mode["name"]) and (not spec.lock_clocks or board.clocks["pinned"])
     if not board.root and not already:
         raise BoardError(
@@ -262,7 +272,6 @@ class _Deployment:
 
         from trtq.data.metrics import predictions
         from trtq.data.preprocess import Preprocess, batches
-        from trtq.data.source import open_source
         from trtq.deploy.accuracy import BATCH, BoardRunner
         from trtq.engine.agreement import answers, check_agreement
         from trtq.engine.runner import OnnxRunner
@@ -301,9 +310,13 @@ class _Deployment:
         """Put the rows into bench.json and the history, like those measured here."""
         from trtq.bench.history import remember
 
-        said = " ".join(["trtq", "deploy", record.device, self.spec.model])
+        unset = DeployOptions()
+        chosen = {n: getattr(self.spec, n) for n in DeployOptions.__struct_fields__ if getattr(self.spec, n) != getattr(unset, n)}
+        said = shlex.join(["trtq", "deploy", record.device, self.spec.model, *(w for n, v in chosen.items() for w in option_words(n, v))])
+        card, held = self.board.card, record.rows[0].settings
+        card["jetson"].update(power_mode=held["power_mode"], clocks=held["clocks"])  # while it was measured
         bench = BenchRecord(
-            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[], card=self.board.card,
+            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[], card=card,
             valid=record.valid, notes=record.notes, seconds=record.seconds, environment=record.environment,
         )  # fmt: skip
         write_json(self.out / "bench.json", bench)

@@ -126,7 +126,7 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
             name = entry["file"]
             try:
                 manifest = msgspec.convert(entry["manifest"], EngineManifest)
-                name = f"{manifest.model or Path(manifest.spec['onnx']).stem}"
+                name = f"{manifest.model or Path(manifest.spec['onnx']).stem} ({entry['file'][:8]})"  # of one model there may be several
                 place = ensure_writable_dir(folder / entry["file"][:12])
                 nonce = secrets.token_hex(8)
                 found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec), place, nonce)
