@@ -275,7 +275,8 @@ def test_inspect_every_artefact(cnn_out, images, tmp_path):
     assert inspect(next((cnn_out / "cache").glob("*.safetensors")))["kind"] == "calibration cache entry"
     assert inspect(cnn_out)["altered_or_missing"] == []
     assert inspect(write_recipe(tmp_path, images))["recipe"]["quantize"]["calib_images"] == 16
-    assert run_cli("inspect", str(cnn_out / "quantize.json")).stdout.startswith("kind: quantize record")
+    shown = run_cli("inspect", str(cnn_out / "quantize.json")).stdout
+    assert shown.startswith("kind: quantize record\nsummary: ") and "tensors in INT8" in shown
 
 
 def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path):

@@ -8,12 +8,17 @@ import click
 
 from trtq.cli.display import print_json
 
+DEEPEST, MOST = 2, 3  # of what is shown without --json
+
 
 @click.command("inspect")
 @click.argument("path", metavar="PATH")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:
-    """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them."""
+    """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them.
+
+    Long lists and what lies deep is counted; --json has all of it.
+    """
     from trtq.verbs.inspect import inspect
 
     info = inspect(path)
@@ -26,9 +31,14 @@ def command(path: str, as_json: bool) -> None:
 def _show(value: Any, indent: int) -> None:
     pad = "  " * indent
     for key, item in value.items():
-        if isinstance(item, dict) and item and indent < 3:
-            click.echo(f"{pad}{key}:")
-            _show(item, indent + 1)
+        if isinstance(item, dict) and item:
+            click.echo(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
+            if indent < DEEPEST:
+                _show(item, indent + 1)
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            for i, entry in enumerate(item[:MOST]):
+                click.echo(f"{pad}{key}, {i + 1} of {len(item)}:")
+                _show(entry, indent + 1)
         elif isinstance(item, list) and len(item) > 8:
             click.echo(f"{pad}{key}: {len(item)} entries, first {item[0]}")
         elif item not in (None, [], {}, ""):

@@ -134,7 +134,7 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def failed(self) -> list[str]:
         """The devices that gave nothing, each with the reason."""
-        return [f"{r.device}, {r.model}: {r.why}" for r in self.rows if r.latency_ms is None and r.why]
+        return [f"{_who(r)}: {r.why}" for r in self.rows if r.latency_ms is None and r.why]
 
     @property
     def valid(self) -> bool:
@@ -167,7 +167,11 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *body)]
-        return "\n".join([*lines, *(f"{r.device}, {r.model}: {r.why}" for r in self.rows if r.why)])
+        return "\n".join([*lines, *(f"{_who(r)}: {r.why}" for r in self.rows if r.why)])
+
+
+def _who(row: FleetRow) -> str:
+    return ", ".join(filter(None, [row.device, row.model]))
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from trtq.artifact import read_json, sha256_file
 from trtq.errors import ArtifactError
+
+SUMMED = {  # records whose classes load without torch
+    "quantize": "trtq.verbs.records:QuantizeRecord",
+    "finetune": "trtq.verbs.finetune_record:FinetuneRecord",
+    "allocate": "trtq.verbs.allocation:AllocateRecord",
+    "search": "trtq.verbs.search_record:SearchRecord",
+    "bench": "trtq.bench.record:BenchRecord",
+    "deploy": "trtq.deploy.record:DeployRecord",
+    "fleet": "trtq.deploy.record:FleetRecord",
+}
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -88,15 +101,11 @@ def _safetensors(path: Path) -> dict[str, Any]:
             "digest": encodings.digest(),
         }
     if meta.get("trtq") == "calibration":
-        import msgspec
-
         return {"kind": "calibration cache entry", "key": msgspec.json.decode(meta["parts"]), "tensors": len(names)}
     return {"kind": "weights", "tensors": len(names), "first": names[:8]}
 
 
 def _engine(path: Path) -> dict[str, Any]:
-    import msgspec
-
     from trtq.engine.manifest import read_manifest
 
     manifest = read_manifest(path)
@@ -113,7 +122,7 @@ def _record(path: Path) -> dict[str, Any]:
         from trtq.engine.manifest import read_manifest
 
         return {"kind": "engine manifest", "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary}
-    info: dict[str, Any] = {"kind": f"{verb} record"}
+    info: dict[str, Any] = {"kind": f"{verb} record", "summary": _summary(verb, content)}
     if verb == "quantize":
         weak = sorted((q for q in content["quantizers"] if q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"])[:5]
         info |= {
@@ -131,9 +140,18 @@ def _record(path: Path) -> dict[str, Any]:
     return info
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    import msgspec
+def _summary(verb: str, content: dict[str, Any]) -> str:
+    """Return what the verb said when it was done; "" for a record of another version."""
+    if verb not in SUMMED:
+        return ""
+    module, _, name = SUMMED[verb].partition(":")
+    try:
+        return str(msgspec.convert(content, getattr(importlib.import_module(module), name)).summary)
+    except msgspec.ValidationError:
+        return ""
 
+
+def _recipe(path: Path) -> dict[str, Any]:
     from trtq.recipe import load_recipe
 
     content: dict[str, Any] = msgspec.to_builtins(load_recipe(path))
