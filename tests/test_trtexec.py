@@ -61,6 +61,11 @@ def test_a_file_the_parser_cannot_read(cnn_out, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match=r"TensorRT 8.2 cannot read .*opset is 20, the parser knows up to 13.*--opset 13"):
         build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="xavier", backend="trtexec", out=f"{tmp_path}/e.engine"))
     assert not (tmp_path / "e.engine").exists()
+    theirs = onnx.load(cnn_out / "model.qdq.onnx")
+    del theirs.metadata_props[:]
+    onnx.save(theirs, tmp_path / "theirs.onnx")
+    with pytest.raises(EngineError, match=r"Export it again with opset 13: torch.onnx.export\(..., opset_version=13\)"):
+        build(BuildSpec(onnx=f"{tmp_path}/theirs.onnx", target="xavier", backend="trtexec", out=f"{tmp_path}/e.engine"))
 
 
 def test_another_gpu_than_the_target(old_files, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from trtq.engine.versions import LIKE_RTX, Version, newest_opset, shown
 from trtq.engine.worker_process import is_installed
 from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
 from trtq.export.calibration_cache import version_of
-from trtq.export.onnx_file import opset_of
+from trtq.export.onnx_file import get_metadata, opset_of
 from trtq.progress import Progress, Silent
 from trtq.recipe import BuildSpec
 
@@ -131,12 +131,13 @@ def require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) 
     Raises:
         EngineError: names the opsets.
     """
-    opset = opset_of(model)
-    if opset > newest_opset(version):
+    opset, newest = opset_of(model), newest_opset(version)
+    if opset > newest:
+        ours = f"Write it again: trtq quantize ... --opset {newest}, or trtq export ... --target {spec.target}"
         raise EngineError(
             f"TensorRT {shown(version)} cannot read {spec.onnx}",
-            f"its opset is {opset}, the parser knows up to {newest_opset(version)}",
-            f"Write it again: trtq quantize ... --opset {newest_opset(version)}",
+            f"its opset is {opset}, the parser knows up to {newest}",
+            ours if get_metadata(model) else f"Export it again with opset {newest}: torch.onnx.export(..., opset_version={newest})",
         )
 
 
