@@ -496,13 +496,21 @@ def probe(home: str) -> Dict[str, Any]:
             "tools": {n: tool(n) for n in ("tegrastats", "nvpmodel", "jetson_clocks")},
         }
     )  # fmt: skip
+    lock = Lock(os.path.join(home, "board.lock"))
+    idle = lock.take(wait=False)
     plan = read_json(os.path.join(home, "restore.json"))
+    if idle:
+        lock.free()
     found["meanwhile"] = None
-    if plan is not None:  # a job holds other settings meanwhile: what counts is what the board goes back to
-        found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
+    if plan is not None:  # other settings are held meanwhile: what counts is what the board goes back to
+        if not idle:
+            found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
         found["power_mode"].update(id=plan["mode"], name=plan["name"])
         found["clocks"]["pinned"] = found["clocks"]["pinned"] and not plan["store"]
     found["missing"] = _missing(found)
+    if plan is not None and idle:
+        mend = "on the board: sudo nvpmodel -m %s; a restart frees the clocks" % plan["mode"]
+        found["missing"].append({"what": "the power mode or the clocks that an earlier job set could not be set back", "mend": mend})
     return found
 
 
@@ -1089,7 +1097,6 @@ def work(home: str, key: str) -> int:
             write_json(os.path.join(folder, "state.json"), state)
 
     result = {"ok": False, "steps": [], "why": "", "mend": ""}  # type: Dict[str, Any]
-    _drop([os.path.join(folder, STOPPED)])  # of a run before
     spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
     _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))

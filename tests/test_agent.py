@@ -116,7 +116,7 @@ def test_other_commands_say_how_it_is_used():
 
 def test_a_folder_that_several_make_at_once_is_ours_to_all(tmp_path: Path):
     """The first call of two workstations: whoever comes second may find the folder half made."""
-    line = "import sys, time; from agent import open_home; time.sleep(float(sys.argv[2]) - time.time())\n"
+    line = "import sys, time; from agent import open_home; time.sleep(max(0.0, float(sys.argv[2]) - time.time()))\n"
     line += "for i in range(60): open_home(sys.argv[1] + str(i))"
     start = str(time.time() + 1.0)
     folder = Path(agent_code.__file__).resolve().parent

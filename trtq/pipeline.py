@@ -180,7 +180,9 @@ def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> 
     if state.get("key") != key:
         before = state.get("parts", {})
         changed = [k for k, v in inputs.items() if before.get(k) != digest_of(v)]
-        return f"{' and '.join(changed)} changed" if changed else "another version of trtq made it"
+        gone = [k for k in before if k not in inputs]
+        said = [f"{' and '.join(names)} {what}" for names, what in ((changed, "changed"), (gone, "no longer there")) if names]
+        return ", ".join(said) or "another version of trtq made it"
     for name, digest in state.get("files", {}).items():
         path = out / name
         if not path.is_file():

@@ -59,12 +59,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             try:
                 msgspec.convert(value, hints[name], strict=False)
             except msgspec.ValidationError as exc:
-                why, form = str(exc).partition(" - at ")[0], FORMS.get(name)
-                raise UsageError(f"Cannot use {option_name(name)} {_show(values[name])}", why, f"Write it like {form}" if form else "") from exc
+                form = FORMS.get(name) if get_origin(plain_type(hints[name])) is tuple else None
+                what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
+                raise UsageError(f"Cannot use {what}", str(exc).partition(" - at ")[0], f"Write it like {form}" if form else "") from exc
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
-            raise UsageError(f"Cannot use these settings for {cls.__name__}", str(exc)) from exc
+            raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
 
 
 def _show(value: object) -> str:

@@ -35,11 +35,12 @@ def _show(value: Any, indent: int) -> None:
             click.echo(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
             if indent < DEEPEST:
                 _show(item, indent + 1)
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
+        elif isinstance(item, list) and item and indent < DEEPEST and all(isinstance(e, dict) for e in item):
             for i, entry in enumerate(item[:MOST]):
                 click.echo(f"{pad}{key}, {i + 1} of {len(item)}:")
                 _show(entry, indent + 1)
-        elif isinstance(item, list) and len(item) > 8:
-            click.echo(f"{pad}{key}: {len(item)} entries, first {item[0]}")
+        elif isinstance(item, list) and (len(item) > 8 or any(isinstance(e, dict) for e in item)):
+            first = "" if isinstance(item[0], (dict, list)) else f", first {item[0]}"
+            click.echo(f"{pad}{key}: {len(item)} entries{first}")
         elif item not in (None, [], {}, ""):
             click.echo(f"{pad}{key}: {item}")

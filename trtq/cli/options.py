@@ -21,7 +21,7 @@ METAVARS = {
     "target": "DEVICE",
 }  # of options that repeat
 
-HINTS = {"precision": "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL --data IMAGES --out DIR"}
+HINTS = {("precision", "int8"): "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL --data DIR --out DIR"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +35,7 @@ class _Known(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
-            mend = HINTS.get(self.field) or suggest(str(value), self.choices)
+            mend = HINTS.get((self.field, str(value))) or suggest(str(value), self.choices)
             raise UsageError(f"Cannot use {option_name(self.field)} {value}", f"known are {', '.join(self.choices)}", mend)
         return super().convert(value, param, ctx)
 

@@ -159,7 +159,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
         if self.meanwhile is not None:
             clocks = ", clocks pinned" if self.meanwhile["pinned"] else ""
-            made.append(f"a job holds the power mode {self.meanwhile['mode']}{clocks} now; the above is what it goes back to")
+            made.append(f"a job holds the power mode {self.meanwhile['mode'] or 'unknown'}{clocks} now; the above is what it goes back to")
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
             made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")

@@ -136,6 +136,11 @@ def forget_device(name: str) -> None:
         devices.pop(name, None)
 
 
+def called(device: Device) -> str:
+    """Return what to write for a device on a command line: its name, or the address of one that was never added."""
+    return device.name if device.name in known_devices() else f"{device.address}{f':{device.port}' if device.port else ''}"
+
+
 def find_device(name: str, *, addresses: bool = True) -> Device:
     """Return the device called ``name``; with ``addresses``, ``user@host`` and host names work without being added.
 
@@ -146,7 +151,7 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
     if name in devices:
         return devices[name]
     first, _, rest = name.partition("@")
-    if first in devices and re.fullmatch(r"\d+(\.\d+)?", rest):
+    if first in devices and re.fullmatch(r"\d+(\.\d+){0,2}", rest):
         raise UsageError(f"Unknown device {name!r}", f"{first} is one, and it builds with the TensorRT it has", f"Write {first}")
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
         return parse_device(slug(name), name)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.devices import called
 from trtq.errors import BoardError
 
 MOST_RESTARTS = 2
@@ -37,14 +38,12 @@ def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], Non
         BoardError: it was lost again and again, or the board refused.
     """
     for attempt in range(MOST_RESTARTS + 1):
-        agent.ask("start", key=key, job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0})
         try:
+            agent.ask("start", key=key, job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0})
             now = agent.follow(key, line)
         except KeyboardInterrupt:
-            name = agent.device.name
-            agent.told.note(
-                f"{name}: {job['title']} goes on there, and the same command finds it again; to end it: trtq device stop {name} {key[:8]}"
-            )
+            stop = f"trtq device stop {called(agent.device)} {key[:8]}"
+            agent.told.note(f"{agent.device.name}: {job['title']} goes on there, and the same command finds it again; to end it: {stop}")
             raise
         if now["state"] == "done":
             result: dict[str, Any] = now["result"]

@@ -162,10 +162,11 @@ class Link:
             )
         if "UNPROTECTED PRIVATE KEY" in said or "bad permissions" in said:
             return SshError(where, "the private key can be read by others", f"chmod 600 {device.identity or '~/.ssh/id_*'}")
-        if "Connection refused" in said:
+        refused = re.search(r"connect to host (\S+) port (\d+): Connection refused", said)
+        if refused:
             return LinkError(
                 where,
-                f"nothing listens on port {device.port or 22} there",
+                f"nothing listens on port {refused[2]} of {refused[1]}",
                 "Is sshd running on the board (sudo systemctl start ssh), and is this its port?",
             )
         # All else passes: a cut connection leaves whatever the board happened to write last.

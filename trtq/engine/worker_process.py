@@ -41,9 +41,10 @@ def start(module: str) -> Worker:
 
 
 def start_early(spec: BuildSpec) -> None:
-    """Start the worker of TensorRT for RTX where a build will come to that: it loads while the file is read and checked."""
+    """Start the worker of TensorRT for RTX where a build comes to that whatever the file holds: it loads while the file is read."""
     target = parse_target(spec.target)
-    if spec.backend in ("auto", "tensorrt-rtx") and target.version is None and target.sm in RTX_AHEAD_OF_TIME and is_installed(RTX):
+    covered = target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75  # Q/DQ files for 7.5 go to full TensorRT
+    if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
 
 

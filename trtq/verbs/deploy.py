@@ -310,9 +310,10 @@ class _Deployment:
         """Put the rows into bench.json and the history, like those measured here."""
         from trtq.bench.history import remember
 
-        unset = DeployOptions()
-        chosen = {n: getattr(self.spec, n) for n in DeployOptions.__struct_fields__ if getattr(self.spec, n) != getattr(unset, n)}
-        said = shlex.join(["trtq", "deploy", record.device, self.spec.model, *(w for n, v in chosen.items() for w in option_words(n, v))])
+        unset = DeploySpec(device=self.spec.device, model=self.spec.model)
+        chosen = {n: v for n in unset.__struct_fields__ if (v := getattr(self.spec, n)) != getattr(unset, n)}
+        words = [w for n, v in chosen.items() for w in option_words(n, v)]
+        said = shlex.join(["trtq", "deploy", self.spec.device, self.spec.model, *words])
         card, held = self.board.card, record.rows[0].settings
         card["jetson"].update(power_mode=held["power_mode"], clocks=held["clocks"])  # while it was measured
         bench = BenchRecord(

@@ -13,9 +13,6 @@ from trtq.artifact import read_json, sha256_file
 from trtq.errors import ArtifactError
 
 SUMMED = {  # records whose classes load without torch
-    "quantize": "trtq.verbs.records:QuantizeRecord",
-    "finetune": "trtq.verbs.finetune_record:FinetuneRecord",
-    "allocate": "trtq.verbs.allocation:AllocateRecord",
     "search": "trtq.verbs.search_record:SearchRecord",
     "bench": "trtq.bench.record:BenchRecord",
     "deploy": "trtq.deploy.record:DeployRecord",
@@ -142,12 +139,12 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _summary(verb: str, content: dict[str, Any]) -> str:
     """Return what the verb said when it was done; "" for a record of another version."""
-    if verb not in SUMMED:
+    if not isinstance(verb, str) or verb not in SUMMED:
         return ""
     module, _, name = SUMMED[verb].partition(":")
     try:
         return str(msgspec.convert(content, getattr(importlib.import_module(module), name)).summary)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, LookupError, StopIteration):  # of another version, or altered
         return ""
 
 
