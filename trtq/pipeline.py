@@ -51,7 +51,7 @@ from trtq.verbs.finetune import RECORD as TRAINED
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
 
-STATE = ".trtq-stages"
+STATE, RUN_LOCK = ".trtq-stages", ".trtq-run.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = Fal
     if dry_run:
         return _walk(stages, out, progress, dry_run=True)
     ensure_writable_dir(out)
-    with locked(out / ".trtq-run.lock", waiting=progress.note):
+    with locked(out / RUN_LOCK, waiting=progress.note):
         return _walk(stages, out, progress, dry_run=False)
 
 
@@ -123,8 +123,12 @@ def ready(recipe: Recipe, progress: Progress | None = None) -> Path:
     Raises:
         TrtqError: a stage failed; the results of the stages before it are kept.
     """
-    run(msgspec.structs.replace(recipe, build=(), bench=None), progress)
+    run(_up_to_the_file(recipe), progress)
     return _shipped(recipe, Path(recipe.out))
+
+
+def _up_to_the_file(recipe: Recipe) -> Recipe:
+    return msgspec.structs.replace(recipe, build=(), bench=None)
 
 
 def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
@@ -136,7 +140,9 @@ def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = 
     out = Path(recipe.out)
     file = ready(recipe, progress)
     record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
-    ready(recipe, progress)  # the report, with the board in it
+    told = progress or Silent()
+    with locked(out / RUN_LOCK, waiting=told.note):  # the report once more, with the board in it
+        _walk(plan(_up_to_the_file(recipe), out, told)[-1:], out, told, dry_run=False)
     return record
 
 

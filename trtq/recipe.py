@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,17 +56,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if name not in fields:
                 raise UsageError(f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}", mend=suggest(name, fields))
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
-        for name, value in parsed.items():
-            try:
-                msgspec.convert(value, hints[name], strict=False)
-            except msgspec.ValidationError as exc:
-                form = FORMS.get(name) if get_origin(plain_type(hints[name])) is tuple else None
-                what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
-                raise UsageError(f"Cannot use {what}", str(exc).partition(" - at ")[0], f"Write it like {form}" if form else "") from exc
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
-            raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
+            why, _, place = str(exc).partition(" - at `$.")
+            name = re.split(r"\W", place)[0]
+            if name not in values:  # a field is missing
+                raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
+            form = FORMS.get(name) if get_origin(plain_type(hints[name])) is tuple else None
+            what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
+            raise UsageError(f"Cannot use {what}", why, f"Write it like {form}" if form else "") from exc
 
 
 def _show(value: object) -> str:
@@ -92,6 +92,13 @@ def option_words(field: str, value: Any) -> list[str]:
         sep = {"input_size": "x", "batch": ":"}.get(field, ",")
         return [option, sep.join(f"{v:g}" for v in value)]
     return [option, str(value)]
+
+
+def changed_words(spec: Spec, *without: str) -> list[str]:
+    """Return the words of a command line for what differs from the spec's defaults; ``without`` are its positional arguments."""
+    defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
+    plain = {n: v for n, v in msgspec.to_builtins(spec).items() if n not in without and getattr(spec, n) != defaults[n]}
+    return [w for n, v in plain.items() for w in option_words(n, v)]
 
 
 def plain_type(kind: Any) -> Any:

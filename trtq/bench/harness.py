@@ -34,7 +34,7 @@ from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workl
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchSpec, option_words
+from trtq.recipe import BenchSpec, changed_words
 
 RECORD = "bench.json"
 PACED_SAMPLES = 100
@@ -80,7 +80,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
                 verdicts += _verdict(spec, path, gpu, notes, told)
             except (TrtqError, KeyboardInterrupt) as exc:
                 notes.append(f"no verdict on {path.name}: {said(exc)}")
-    command = shlex.join(["trtq", "bench", *spec.file, *_words(spec)])
+    command = shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")])
     record = BenchRecord(
         schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec), command=command, rows=rows, verdicts=verdicts, card=card,
         valid=all(r.valid for r in rows) and all(v.valid for v in verdicts), notes=notes, seconds=round(time.perf_counter() - began, 3),
@@ -111,15 +111,6 @@ def _verdict(spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], tol
             baseline, path, device=spec.device, batch=spec.batch[0], trust=spec.trust, graph=spec.cuda_graph, gpu=gpu,
             max_groups=VERDICT_LOADS,
         )
-    ]  # fmt: skip
-
-
-def _words(spec: BenchSpec) -> list[str]:
-    """Return the options that differ from their defaults."""
-    defaults = {f.name: f.default for f in msgspec.structs.fields(BenchSpec)}
-    plain = msgspec.to_builtins(spec)
-    return [
-        w for name, value in plain.items() if name != "file" and getattr(spec, name) != defaults[name] for w in option_words(name, value)
     ]  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from trtq.cli.display import ConsoleProgress, print_json
 if TYPE_CHECKING:
     from trtq.deploy.agent_client import Agent
 
+OWN_KEY = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+
 
 @click.group("device")
 def command() -> None:
@@ -78,13 +80,13 @@ def _meet(agent: Agent, accept_key: str) -> None:
     if accept_key:
         wanted = f"SHA256:{accept_key.removeprefix('SHA256:')}"
         if not any(wanted in line.split() for line in shown):
-            mend = "Compare it with the board's own: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+            mend = f"Compare it with the board's own: {OWN_KEY}"
             raise HostKeyError(f"Cannot accept the host key of {agent.device.name}", f"none of them has the fingerprint {wanted}", mend)
     elif not sys.stdin.isatty():
         fingerprint = shown[0].split()[1] if shown else "SHA256:..."
         raise HostKeyError(
             f"The host key of {agent.device.name} must be accepted once", "there is no terminal to ask on",
-            f"Compare it with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then add --accept-key {fingerprint}",
+            f"Compare it with the board's own ({OWN_KEY}), then add --accept-key {fingerprint}",
         )  # fmt: skip
     elif not click.confirm("Is it the board's own, and shall it be accepted?", err=True):
         raise HostKeyError(f"{agent.device.name} was not added", "its host key was not accepted")
@@ -116,8 +118,7 @@ def list_(as_json: bool) -> None:
     if not devices:
         click.echo("none yet: trtq device add NAME user@host")
     for name, device in devices.items():
-        port = f":{device.port}" if device.port else ""
-        click.echo(f"{name}: {device.address}{port}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
+        click.echo(f"{name}: {device.place}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
 
 
 @command.command("remove")

@@ -47,7 +47,6 @@ def command(as_json: bool, **values: Any) -> int:
         ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
         click.echo(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
-    chosen = next(t for t in record.tries if t.label == record.chosen)
-    click.echo(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {chosen.onnx_bytes / 1e6:.2f} MB")
+    click.echo(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {record.best.onnx_bytes / 1e6:.2f} MB")
     click.echo(f"  {spec.out}")
     return 0 if record.met else 3

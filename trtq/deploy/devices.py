@@ -42,14 +42,18 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def add_command(self) -> list[str]:
         """The words that add it."""
-        address = self.address + (f":{self.port}" if self.port is not None else "")
         more = [("--identity", self.identity), ("--jump", self.jump), ("--workdir", self.workdir if self.workdir != WORKDIR else "")]
-        return ["trtq", "device", "add", self.name, address, *(w for option, value in more if value for w in (option, value))]
+        return ["trtq", "device", "add", self.name, self.place, *(w for option, value in more if value for w in (option, value))]
 
     @property
     def address(self) -> str:
         """As it was typed."""
         return f"{self.user}@{self.host}" * bool(self.user) or self.host
+
+    @property
+    def place(self) -> str:
+        """The address with its port."""
+        return self.address + (f":{self.port}" if self.port is not None else "")
 
 
 def parse_device(name: str, address: str, *, identity: str = "", jump: str = "", workdir: str = WORKDIR) -> Device:
@@ -138,7 +142,7 @@ def forget_device(name: str) -> None:
 
 def called(device: Device) -> str:
     """Return what to write for a device on a command line: its name, or the address of one that was never added."""
-    return device.name if device.name in known_devices() else f"{device.address}{f':{device.port}' if device.port else ''}"
+    return device.name if device.name in known_devices() else device.place
 
 
 def find_device(name: str, *, addresses: bool = True) -> Device:

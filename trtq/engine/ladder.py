@@ -89,11 +89,17 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
 
 def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
     """Build from the file where it lies; it must be the one that was read."""
-    path, error = Path(job.spec.onnx), None
+    path = Path(job.spec.onnx)
     try:
         built = builder.build(path, settings)
     except EngineError as exc:
-        error = exc
+        _require_same(path, job, exc)
+        raise
+    _require_same(path, job)
+    return built
+
+
+def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> None:
     try:
         same = stamp_of(path) == job.stamp
     except OSError:  # it is gone
@@ -101,10 +107,7 @@ def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
     if not same:
         raise EngineError(
             f"{path} changed while the engine was built from it", "what was checked may not be what was built", "Build it again"
-        ) from error
-    if error is not None:
-        raise error
-    return built
+        ) from cause
 
 
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:

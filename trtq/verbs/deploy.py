@@ -7,14 +7,13 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import onnx
 
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
-from trtq.data.source import open_source
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
@@ -27,8 +26,11 @@ from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.progress import Progress, Silent
-from trtq.recipe import BuildSpec, DeployOptions, DeploySpec, option_words
+from trtq.recipe import BuildSpec, DeployOptions, DeploySpec, changed_words
 from trtq.verbs.profile_for import for_dla, profile_for
+
+if TYPE_CHECKING:
+    from trtq.data.source import Source
 
 RECORD = "deploy.json"
 
@@ -60,7 +62,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
     if spec.data is not None:
-        open_source(spec.data, Path(spec.class_index) if spec.class_index else None)  # before minutes on the board
+        _images(spec)  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -121,6 +123,12 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
             f"Cannot set the power mode or the clocks of {board.name}", "sudo asks for a password there, and trtq never does",
             next((m["mend"] for m in board.missing if "sudo" in m["what"]), ""),
         )  # fmt: skip
+
+
+def _images(spec: DeployOptions) -> Source:
+    from trtq.data.source import open_source  # a deployment without images does without
+
+    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None)
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
@@ -281,7 +289,7 @@ class _Deployment:
         stored = get_metadata(job.model).get("preprocess")
         if stored is None:
             raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
-        source = open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None)
+        source = _images(spec)
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         count = min(spec.images, len(source))
@@ -310,10 +318,7 @@ class _Deployment:
         """Put the rows into bench.json and the history, like those measured here."""
         from trtq.bench.history import remember
 
-        unset = DeploySpec(device=self.spec.device, model=self.spec.model)
-        chosen = {n: v for n in unset.__struct_fields__ if (v := getattr(self.spec, n)) != getattr(unset, n)}
-        words = [w for n, v in chosen.items() for w in option_words(n, v)]
-        said = shlex.join(["trtq", "deploy", self.spec.device, self.spec.model, *words])
+        said = shlex.join(["trtq", "deploy", self.spec.device, self.spec.model, *changed_words(self.spec, "device", "model")])
         card, held = self.board.card, record.rows[0].settings
         card["jetson"].update(power_mode=held["power_mode"], clocks=held["clocks"])  # while it was measured
         bench = BenchRecord(

@@ -87,9 +87,14 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
 
     @property
+    def best(self) -> Try:
+        """The try that was chosen."""
+        return next(t for t in self.tries if t.label == self.chosen)
+
+    @property
     def summary(self) -> str:
         """One line for a person."""
-        got = next(t for t in self.tries if t.label == self.chosen)
+        got = self.best
         state = "every constraint holds" if self.met else "NOT every constraint holds"
         widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
         return (
