@@ -29,7 +29,7 @@ def run_trtq() -> dict[str, float]:
     from models import settings
 
     import trtq.verbs.quantize
-    from trtq.recipe import QuantizeSpec
+    from trtq.specs import QuantizeSpec
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1338,16 +1338,19 @@ def listing(home: str) -> Dict[str, Any]:
     for key in sorted(os.listdir(os.path.join(home, "jobs"))):
         folder = os.path.join(home, "jobs", key)
         if os.path.isdir(folder):
-            now, job = status(home, key), read_json(os.path.join(folder, "job.json")) or {}
+            asked = os.path.join(folder, "job.json")
+            now, job = status(home, key), read_json(asked) or {}
             jobs.append(
                 {
                     "key": key,
+                    "age_s": max(time.time() - os.path.getmtime(asked if os.path.isfile(asked) else folder), 0.0),
                     "state": now["state"],
                     "title": job.get("title", ""),
                     "owner": job.get("owner", ""),
                     "why": now.get("why") or now.get("result", {}).get("why", ""),
                 }
             )
+    jobs.sort(key=lambda j: -j["age_s"])
     return {"engines": engines, "jobs": jobs, "files": os.listdir(os.path.join(home, "files"))}
 
 

@@ -9,7 +9,7 @@ import trtq
 from tests.conftest import run_cli
 from trtq.cli import COMMANDS
 from trtq.cli.options import spec_options
-from trtq.recipe import BenchSpec, BuildSpec, CompareSpec, EvaluateSpec, GateSpec, QuantizeSpec, option_name
+from trtq.specs import BenchSpec, BuildSpec, CompareSpec, EvaluateSpec, GateSpec, QuantizeSpec, option_name
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "timm", "matplotlib", "rich", "tensorrt_rtx", "tensorrt", "PIL")
 

@@ -22,7 +22,7 @@ from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.engine.targets import DEVICES
 from trtq.errors import ArtifactError, EngineError, ExportError, UsageError
 from trtq.graph.capture import capture
-from trtq.recipe import EvaluateSpec
+from trtq.specs import EvaluateSpec
 from trtq.testing.models import tiny_cnn, tiny_vit
 
 CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"

@@ -35,11 +35,13 @@ from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, parse_device, remember_device
 from trtq.deploy.jobs import do
+from trtq.deploy.measure import _memory
 from trtq.deploy.record import DeployRecord
 from trtq.deploy.ssh import Link
+from trtq.engine.trtexec_log import read_log
 from trtq.errors import BoardError, BuilderMemoryError, DataError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
 from trtq.progress import Silent
-from trtq.recipe import DeploySpec, FleetSpec
+from trtq.specs import DeploySpec, FleetSpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
 from trtq.testing.link import ShapedLink
 from trtq.verbs.deploy import deploy
@@ -297,6 +299,20 @@ def test_the_fleet(place, cnn_out, tmp_path):
 
 
 # What must not be taken for something else.
+
+
+def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
+    first = deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
+    kept = deploy(spec(orin, tmp_path / "m.onnx", tmp_path / "o", bench=False))
+    assert not kept.measured and kept.rows == first.rows and (tmp_path / "o/bench.json").is_file()
+    other = deploy(spec(orin, pooling(tmp_path / "m.onnx", weights=1000), tmp_path / "o", bench=False))
+    assert other.built and other.rows == [] and not (tmp_path / "o/bench.json").exists()
+
+
+def test_memory_that_did_not_grow_is_not_a_figure():
+    seen = {"t": np.array([0.0, 1.0, 2.0]), "ram_bytes": np.array([2e9, 1.9e9, 1.8e9])}
+    found, why = _memory({"begin": 0.5, "end": 2.5}, [{"begin": 0.5}], seen, read_log(""), [1, 3, 8, 8])
+    assert found is None and why.startswith("the board's used memory did not grow")
 
 
 @pytest.mark.slow
@@ -586,7 +602,7 @@ def test_pain_27_int8_on_a_nano(place, cnn_out, tmp_path):
     """A file of another toolkit, with pairs: they are taken out, and it is said."""
     with served(place, "nano") as nano:
         introduce(nano, "nano")
-        from trtq.recipe import QuantizeSpec
+        from trtq.specs import QuantizeSpec
         from trtq.verbs.quantize import quantize
 
         old = read(cnn_out / "quantize.json")["spec"]
@@ -851,6 +867,8 @@ def test_logs_clean_and_what_is_not_ours(orin, tmp_path):
     assert sha256_file(tmp_path / "o/m.orin.engine") == read(tmp_path / "o/m.orin.engine.json")["engine_sha256"]
     listed = run_cli("device", "logs", "orin").stdout
     key = next(ln.split()[1].rstrip(":") for ln in listed.splitlines() if "the build of" in ln)
+    assert [" s ago" in ln for ln in listed.splitlines()] == [False, True, True]  # the engine; its build, then its measurement
+    assert "the build of" in listed.splitlines()[1]
     assert "--saveEngine=" in run_cli("device", "logs", "orin", key[:6]).stdout
     assert "0 jobs on orin begin with zz" in run_cli("device", "logs", "orin", "zz").stderr
     stranger = orin.home / "mine.txt"

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from trtq.errors import UsageError
-from trtq.recipe import BuildSpec, QuantizeSpec, load_recipe
+from trtq.recipe import load_recipe
+from trtq.specs import BuildSpec, QuantizeSpec
 
 
 def test_texts_become_tuples():

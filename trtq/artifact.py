@@ -35,6 +35,13 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size_words(count: float) -> str:
+    """Return a number of bytes as a person reads it, in decimal units: 11.70 MB."""
+    from rich.filesize import decimal
+
+    return decimal(round(count), precision=2)
+
+
 def digest_of(value: Any) -> str:
     """Return a stable SHA-256 of any JSON-like value (keys sorted)."""
     return sha256_bytes(msgspec.json.encode(value, order="sorted"))

@@ -32,18 +32,9 @@ from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import (
-    BenchSpec,
-    BenchStage,
-    BuildOptions,
-    BuildSpec,
-    BuildStage,
-    DeploySpec,
-    EvaluateSpec,
-    FinetuneSpec,
-    Recipe,
-)
+from trtq.recipe import BenchStage, BuildStage, Recipe
 from trtq.report.page import write_page
+from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec
 from trtq.verbs.deploy import deploy
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune

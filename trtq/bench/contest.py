@@ -17,7 +17,7 @@ from trtq.bench.verdict import judge_files
 from trtq.bench.workload import device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import CompareSpec
+from trtq.specs import CompareSpec
 
 RECORD = "compare.json"
 

@@ -12,7 +12,7 @@ from trtq.artifact import SCHEMA, environment, explain_os_error, read_json
 from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.errors import ArtifactError, UsageError
-from trtq.recipe import GateSpec
+from trtq.specs import GateSpec
 
 EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 Outcome = Literal["passed", "failed", "not valid"]

@@ -34,7 +34,7 @@ from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workl
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchSpec, changed_words
+from trtq.specs import BenchSpec, changed_words
 
 RECORD = "bench.json"
 PACED_SAMPLES = 100

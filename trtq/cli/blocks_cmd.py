@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import BlocksSpec
+from trtq.specs import BlocksSpec
 
 
 @click.command("blocks")

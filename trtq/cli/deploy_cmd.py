@@ -10,7 +10,8 @@ import click
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
 from trtq.progress import Progress
-from trtq.recipe import DeploySpec, load_recipe
+from trtq.recipe import load_recipe
+from trtq.specs import DeploySpec
 
 
 @click.command("deploy")

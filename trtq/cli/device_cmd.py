@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ def _key(agent: Agent, start: str) -> str:
     return fitting[0]
 
 
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
 @command.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
 def list_(as_json: bool) -> None:
@@ -161,7 +169,7 @@ def shell(name: str) -> int:
 @click.argument("name")
 @click.argument("key", required=False)
 def logs(name: str, key: str | None) -> None:
-    """List the jobs on a board; with KEY (its first letters do), show what that job wrote."""
+    """List the engines and the jobs on a board, the newest last; with KEY (its first letters do), show what that job wrote."""
     with _reached(name) as agent:
         found = agent.ask("list")
         if key is None:
@@ -169,10 +177,10 @@ def logs(name: str, key: str | None) -> None:
                 model = (entry["manifest"] or {}).get("model") or ((entry["manifest"] or {}).get("spec") or {}).get(
                     "onnx", "without a manifest"
                 )
-                click.echo(f"engine {entry['file']}: {entry['bytes'] / 1e6:.2f} MB, {model}")
+                click.echo(f"engine {entry['file']}: {size_words(entry['bytes'])}, {model}")
             for job in found["jobs"]:
                 why = f" ({job['why']})" if job["why"] else ""
-                click.echo(f"job {job['key']}: {job['title']}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
+                click.echo(f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
             if not found["engines"] and not found["jobs"]:
                 click.echo("nothing there yet")
             return
@@ -197,4 +205,4 @@ def clean(name: str, everything: bool) -> None:
     with _reached(name) as agent:
         found = agent.ask("clean", everything=everything)
     kept = f"; {len(found['kept'])} jobs are still at work, so files and engines stay" if found["kept"] else ""
-    click.echo(f"{name}: {found['bytes'] / 1e6:.2f} MB removed{kept}")
+    click.echo(f"{name}: {size_words(found['bytes'])} removed{kept}")

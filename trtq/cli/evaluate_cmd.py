@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import EvaluateSpec
+from trtq.specs import EvaluateSpec
 
 
 @click.command("evaluate")

@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import ExportCalibSpec
+from trtq.specs import ExportCalibSpec
 
 
 @click.command("export-calib")

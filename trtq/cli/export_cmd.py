@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import ExportSpec
+from trtq.specs import ExportSpec
 
 
 @click.command("export")

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import FinetuneSpec
+from trtq.specs import FinetuneSpec
 from trtq.workers import Workers
 
 
@@ -40,5 +41,5 @@ def command(as_json: bool, **values: Any) -> None:
         record = finetune(spec, progress)
     if Workers.from_environment().rank:
         return  # of several processes the first speaks
-    files = (f"{Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB" for name, file in record.files.items())
+    files = (f"{Path(spec.out) / name}  {size_words(file.bytes)}" for name, file in record.files.items())
     print_record(record, as_json=as_json, lines=files)

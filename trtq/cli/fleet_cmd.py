@@ -10,7 +10,7 @@ import msgspec
 from trtq.cli.deploy_cmd import onnx_of
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import FleetSpec
+from trtq.specs import FleetSpec
 
 
 @click.group("fleet")

@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import ImportCalibSpec
+from trtq.specs import ImportCalibSpec
 
 
 @click.command("import-calib")

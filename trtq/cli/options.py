@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from trtq.errors import UsageError, suggest
-from trtq.recipe import Spec, option_name, plain_type, read_toml
+from trtq.recipe import read_toml
+from trtq.specs import Spec, option_name, plain_type
 
 METAVARS = {
     "method": "NAME",

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import QuantizeSpec
+from trtq.specs import QuantizeSpec
 
 
 @click.command("quantize")
@@ -41,4 +42,4 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     if len(record.left_in_float) > 5:
         click.echo(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
     for name, file in record.files.items():
-        click.echo(f"  {Path(spec.out) / name}  {file.bytes / 1e6:.2f} MB")
+        click.echo(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")

@@ -8,7 +8,7 @@ import click
 
 from trtq.cli.display import print_record
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import ReportSpec
+from trtq.specs import ReportSpec
 
 
 @click.command("report")

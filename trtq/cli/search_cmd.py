@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
-from trtq.recipe import SearchSpec
+from trtq.specs import SearchSpec
 
 
 @click.command("search")
@@ -47,6 +48,6 @@ def command(as_json: bool, **values: Any) -> int:
         ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
         click.echo(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
-    click.echo(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {record.best.onnx_bytes / 1e6:.2f} MB")
+    click.echo(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {size_words(record.best.onnx_bytes)}")
     click.echo(f"  {spec.out}")
     return 0 if record.met else 3

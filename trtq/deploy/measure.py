@@ -22,7 +22,7 @@ from trtq.deploy.profiles import profiles
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
 from trtq.errors import BoardError, UsageError
-from trtq.recipe import DeployOptions
+from trtq.specs import DeployOptions
 
 LOADS, WARMUP_MS, BLOCK = 3, 2000, 50
 SETTLE_S, ENERGY_WINDOW_S, IDLE_S, SAMPLE_S = 2.0, 20.0, 1.5, 0.2
@@ -267,7 +267,9 @@ def _memory(
     during = ram[(t >= timed["begin"]) & (t <= timed["end"]) & ~np.isnan(ram)]
     if not len(before) or not len(during):
         return None, "the board's memory could not be read beside the run"
-    growth = max(int(during.max() - np.median(before)), 0)
+    growth = int(during.max() - np.median(before))
+    if growth <= 0:
+        return None, "the board's used memory did not grow while it ran: something else gave memory back"
     whole = "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries included"
     weights, activations = log.numbers.get("weights_bytes"), log.numbers.get("activation_bytes", log.numbers.get("context_bytes"))
     return Memory(

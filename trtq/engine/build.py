@@ -36,7 +36,7 @@ from trtq.export.half import has_half
 from trtq.export.onnx_file import count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
-from trtq.recipe import BuildSpec
+from trtq.specs import BuildSpec
 
 
 def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:

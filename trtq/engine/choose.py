@@ -16,7 +16,7 @@ from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
 from trtq.export.calibration_cache import version_of
 from trtq.export.onnx_file import get_metadata, opset_of
 from trtq.progress import Progress, Silent
-from trtq.recipe import BuildSpec
+from trtq.specs import BuildSpec
 
 FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")

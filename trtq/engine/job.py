@@ -19,7 +19,7 @@ from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
-from trtq.recipe import BuildOptions, BuildSpec
+from trtq.specs import BuildOptions, BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)
 

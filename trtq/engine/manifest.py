@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import sha256_file
+from trtq.artifact import sha256_file, size_words
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.ladder import AttemptRow
@@ -84,7 +84,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         device = self.target["device"]
         where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
         return (
-            f"{self.engine_bytes / 1e6:.2f} MB for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
+            f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
             f"{self._covered}, {self.seconds:.1f} s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
             f"{f'; fell back: {self.fallback}' if self.fallback else ''}{f'; {self.agreement.summary}' if self.agreement else ''}"
         )

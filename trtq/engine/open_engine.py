@@ -16,7 +16,7 @@ from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
-from trtq.recipe import BuildSpec, option_name
+from trtq.specs import BuildSpec, option_name
 
 AMPERE = 80
 

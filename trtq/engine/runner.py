@@ -45,7 +45,7 @@ class OnnxRunner:
 
     def __init__(self, model: Any, *, provider: Provider = "CPU", as_written: bool = True) -> None:
         self.session = open_session(model, as_written=as_written, provider=provider)
-        own = "; an engine of its own" if provider in ("TensorRT", "NvTensorRTRTX") else ", Q/DQ computed as written" if as_written else ""
+        own = "; an engine of its own" if provider in ("TensorRT", "NvTensorRTRTX") else ", any Q/DQ pair as written" if as_written else ""
         self.label = f"ONNX Runtime ({provider}){own}"
         self.names = [o.name for o in self.session.get_outputs()]
 

@@ -11,7 +11,7 @@ from trtq.artifact import sha256_bytes
 from trtq.engine.targets import Target
 from trtq.engine.versions import NOT_IN_RTX, Version, offers, shown
 from trtq.errors import EngineError
-from trtq.recipe import BuildOptions
+from trtq.specs import BuildOptions
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from trtq.engine.versions import FIRST, LAST, OF_BOARDS, OLDEST, PATCHES, WRITES, Version, newest_opset, shown
 from trtq.errors import UsageError, suggest
-from trtq.recipe import OPSET
+from trtq.specs import OPSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from trtq.engine.targets import RTX_AHEAD_OF_TIME, parse_target
-from trtq.recipe import BuildSpec
+from trtq.specs import BuildSpec
 
 RTX = "tensorrt_rtx"
 _early: list[Worker] = []

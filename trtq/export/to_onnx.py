@@ -12,7 +12,7 @@ from torch import fx
 from trtq.errors import ExportError
 from trtq.export.lowering import lower
 from trtq.export.writer import UnsupportedOpError
-from trtq.recipe import OPSET
+from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
 OLDEST_OF_TORCH = 18

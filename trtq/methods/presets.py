@@ -9,7 +9,7 @@ import msgspec
 from trtq.graph.blocks import Family
 from trtq.methods.registry import contradicts
 from trtq.quant.placement import Placement, attention_of, matching
-from trtq.recipe import QuantizeSpec
+from trtq.specs import QuantizeSpec
 
 CHECK_SQNR_DB = 15.0  # above it, predictions that differ were near ties
 

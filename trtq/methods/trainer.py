@@ -23,7 +23,7 @@ from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.training import Draws, Position, RunState, keep_freed_memory_, rate, read_state, stops
 from trtq.progress import Progress
-from trtq.recipe import FinetuneSpec
+from trtq.specs import FinetuneSpec
 from trtq.workers import Workers
 
 SAVE_EVERY = 50  # steps

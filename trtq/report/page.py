@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import read_json, write_bytes
+from trtq.artifact import read_json, size_words, write_bytes
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
-from trtq.recipe import option_words
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.layers import layers_of
 from trtq.report.runs import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
+from trtq.specs import option_words
 from trtq.version import __version__
 
 LABELS = {
@@ -29,6 +29,14 @@ TRAINING_SETTINGS = ("epochs", "limit", "batch_size", "lr", "lr_amax", "schedule
 TEMPLATE = "page.html.j2"
 
 
+def _render(template: str, **values: Any) -> bytes:
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters["size"] = size_words
+    return environment.get_template(template).render(**values).encode()
+
+
 def write_page(folder: Path, page: Path, *, title: str) -> Path:
     """Write the report of the run in ``folder`` to ``page`` and return it.
 
@@ -40,13 +48,11 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
     Raises:
         ArtifactError: a record is missing or damaged, or the page cannot be written.
     """
-    import jinja2
-
     run = summarize_run(folder)
     layers = layers_of(run)
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     quantizers = run.quantize["quantizers"]
-    text = environment.get_template(TEMPLATE).render(
+    text = _render(
+        TEMPLATE,
         title=title,
         run=run,
         version=__version__,
@@ -64,7 +70,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         notes=list(dict.fromkeys(n for record in _records(run) for n in record.get("notes", []))),
         cards=_cards(run),
     )
-    return write_bytes(page, text.encode())
+    return write_bytes(page, text)
 
 
 def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
@@ -78,15 +84,13 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     Raises:
         ArtifactError: a record is missing or damaged, or the page cannot be written.
     """
-    import jinja2
-
     runs = [summarize_run(f) for f in folders]
     found = compare_runs(folders, runs)
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    text = environment.get_template("runs.html.j2").render(
-        title=title, c=found, version=__version__, repeat=[(row.label, _commands(run)) for row, run in zip(found.rows, runs, strict=False)]
-    )
-    write_bytes(page, text.encode())
+    text = _render(
+        "runs.html.j2", title=title, c=found, version=__version__,
+        repeat=[(row.label, _commands(run)) for row, run in zip(found.rows, runs, strict=False)],
+    )  # fmt: skip
+    write_bytes(page, text)
     return found.verdict
 
 
@@ -97,8 +101,6 @@ def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
         record: fleet.json.
         page: the HTML file.
     """
-    import jinja2
-
     rows = record["rows"]
     measured = [r for r in rows if r["latency_ms"] is not None]
     failed = len(rows) - len(measured)
@@ -111,11 +113,11 @@ def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
     spec = dict(record["spec"])
     kind = "deploy" if spec["model"] else "bench"
     words = ["trtq", "fleet", kind, *spec.pop("model"), *(w for k, v in spec.items() for w in option_words(k, v))]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    text = environment.get_template("fleet.html.j2").render(
-        title="Boards", rows=rows, verdict=verdict, command=shlex.join(words), made=record["environment"]["time"], version=__version__
-    )
-    return write_bytes(page, text.encode())
+    text = _render(
+        "fleet.html.j2", title="Boards", rows=rows, verdict=verdict, command=shlex.join(words), made=record["environment"]["time"],
+        version=__version__,
+    )  # fmt: skip
+    return write_bytes(page, text)
 
 
 def _records(run: RunSummary) -> list[dict[str, Any]]:

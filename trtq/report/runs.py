@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from trtq.artifact import size_words
 from trtq.report.figures import frontier_figure
 from trtq.report.summary import RunSummary, has_codes, measure_of, weight_bytes
 
@@ -157,7 +158,8 @@ def _verdict(rows: Sequence[RunRow], measure: str) -> str:
     sized = [r for r in known if "weights" in r.costs]
     smallest = min(sized, key=lambda r: r.costs["weights"], default=None)
     if smallest is not None and smallest is not best and smallest.costs["weights"] < best.costs.get("weights", 0.0):
-        said += f"; {smallest.label} is smallest ({smallest.costs['weights']:.2f} MB of weights, {smallest.accuracy:.2f} %)"
+        weights = size_words(1e6 * smallest.costs["weights"])
+        said += f"; {smallest.label} is smallest ({weights} of weights, {smallest.accuracy:.2f} %)"
     return f"{said}."
 
 

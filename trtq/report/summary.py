@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trtq.artifact import read_json
+from trtq.artifact import read_json, size_words
 
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
 SIMULATED_SIZE = "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine holds floats"
@@ -152,14 +152,14 @@ def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
 def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     full, small = weight_bytes(run)
     how = SIMULATED_SIZE if run.simulated else INT8_SIZE
-    rows = [("Weights", f"{full / 1e6:.2f} MB", f"{small / 1e6:.2f} MB", how)] if full else []
+    rows = [("Weights", size_words(full), size_words(small), how)] if full else []
     by_device: dict[str, dict[str, dict[str, Any]]] = {}
     for m in run.engines:
         by_device.setdefault(m["target"]["device"], {})["int8" if has_codes(m) else m["precision"]] = m
     for device, found in by_device.items():
         base = found.get("fp32") or found.get("fp16")
-        label = f"{base['engine_bytes'] / 1e6:.2f} MB" + ("" if "fp32" in found else " (FP16)") if base else ""
-        coded = f"{found['int8']['engine_bytes'] / 1e6:.2f} MB" if "int8" in found else ""
+        label = size_words(base["engine_bytes"]) + ("" if "fp32" in found else " (FP16)") if base else ""
+        coded = size_words(found["int8"]["engine_bytes"]) if "int8" in found else ""
         builder = next(iter(found.values()))["builder"]
         place = "built without the GPU" if builder["backend"] == "tensorrt-rtx" else "built on that GPU"
         rows.append((f"Engine for {device}", label, coded, f"file size; {builder['backend']} {builder['version']}, {place}"))

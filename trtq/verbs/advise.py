@@ -15,9 +15,9 @@ from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
-from trtq.recipe import AdviseSpec, ModelInputSpec, option_words
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.search.options import HALF, Option
+from trtq.specs import AdviseSpec, ModelInputSpec, option_words
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline, weights_of
 from trtq.verbs.pricing import Pricing, uniform

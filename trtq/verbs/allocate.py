@@ -10,10 +10,10 @@ import msgspec
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
-from trtq.recipe import AllocateSpec
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
 from trtq.search.options import Option, read_option, read_options
+from trtq.specs import AllocateSpec
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.verbs.analyze import AnalyzeRecord
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels

@@ -19,12 +19,12 @@ from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import weights_digest
-from trtq.recipe import AnalyzeSpec
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.options import read_options
 from trtq.search.sensitivity import Sensitivity, Study
 from trtq.search.units import Units
+from trtq.specs import AnalyzeSpec
 from trtq.verbs.attempt import cache_folder
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline

@@ -36,7 +36,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.recipe import OPSET, QuantizeSpec
+from trtq.specs import OPSET, QuantizeSpec
 from trtq.verbs.allocation import read_allocation
 from trtq.verbs.records import Clock, MethodRecord
 from trtq.version import __version__

@@ -17,7 +17,7 @@ from trtq.engine.reader import why_float
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
-from trtq.recipe import AuditSpec
+from trtq.specs import AuditSpec
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from trtq.artifact import SCHEMA, environment
 from trtq.bench.record import BenchRecord
 from trtq.errors import UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchSpec, DeploySpec
+from trtq.specs import BenchSpec, DeploySpec
 from trtq.verbs.deploy import deploy
 
 # What a board's trtexec cannot be asked for, with the value that asks for nothing.

@@ -7,7 +7,7 @@ import msgspec
 from trtq.data.preprocess import resolve_preprocess
 from trtq.graph.blocks import Blocks, Family, family_of, identify_blocks
 from trtq.graph.capture import capture
-from trtq.recipe import BlocksSpec
+from trtq.specs import BlocksSpec
 from trtq.verbs.opening import open_model
 
 

@@ -21,7 +21,7 @@ from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metada
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
-from trtq.recipe import ExportCalibSpec, ImportCalibSpec
+from trtq.specs import ExportCalibSpec, ImportCalibSpec
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 from trtq.verbs.records import FileRecord
 

@@ -9,7 +9,7 @@ import msgspec
 from trtq.errors import UsageError
 from trtq.graph.capture import capture
 from trtq.quant.digest import structure_digest, weights_digest
-from trtq.recipe import ModelInputSpec, SearchSpec
+from trtq.specs import ModelInputSpec, SearchSpec
 from trtq.verbs.analyze import AnalyzeRecord
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline, weights_of

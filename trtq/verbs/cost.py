@@ -25,7 +25,7 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture
 from trtq.quant.digest import weights_digest
-from trtq.recipe import CostSpec
+from trtq.specs import CostSpec
 from trtq.verbs.allocation import read_allocation
 from trtq.verbs.opening import open_model
 

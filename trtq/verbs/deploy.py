@@ -26,7 +26,7 @@ from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.progress import Progress, Silent
-from trtq.recipe import BuildSpec, DeployOptions, DeploySpec, changed_words
+from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
 from trtq.verbs.profile_for import for_dla, profile_for
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ class _Deployment:
         write_json(self.out / RECORD, record)
         if measured and rows:
             self._remember(record)
+        elif not rows:
+            (self.out / "bench.json").unlink(missing_ok=True)  # of an engine that is not this one; the history keeps it
         return record
 
     def _seen(self) -> Seen:
@@ -249,12 +251,13 @@ class _Deployment:
     def _bench(self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]) -> tuple[list[BenchRow], bool, str]:
         """Return the rows, whether they were measured now, and what they depend on."""
         spec = self.spec
+        same = bool(seen.rows) and all((r.file, r.file_sha256) == (path, manifest.engine_sha256) for r in seen.rows)
+        known = (list(seen.rows), False, seen.bench_key) if same else ([], False, "")
         if not spec.bench:
-            return [], False, ""
+            return known
         if not self.board.has_trtexec:
             missing["latency"] = "there is no trtexec on the board (sudo apt-get install libnvinfer-bin)"
-            same = bool(seen.rows) and all(r.file_sha256 == manifest.engine_sha256 for r in seen.rows)
-            return (list(seen.rows), False, seen.bench_key) if same else ([], False, "")
+            return known
         key = digest_of(
             {
                 "engine": manifest.engine_sha256, "mode": spec.power_mode or self.board.power_mode["name"], "pinned": spec.lock_clocks,

@@ -19,7 +19,7 @@ from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.progress import Progress, Silent
-from trtq.recipe import EvaluateSpec
+from trtq.specs import EvaluateSpec
 
 RECORD = "evaluate.json"
 

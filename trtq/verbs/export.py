@@ -34,7 +34,7 @@ from trtq.methods.qat import placement_of
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.recipe import ExportSpec
+from trtq.specs import ExportSpec
 from trtq.verbs.calibration import ranges_for
 from trtq.verbs.opening import open_model, open_preprocess, require_own
 from trtq.verbs.quantize import ENCODINGS

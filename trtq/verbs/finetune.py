@@ -23,9 +23,9 @@ from trtq.methods.trainer import Examples, Trainer
 from trtq.models.load import import_named
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
-from trtq.recipe import EvaluateSpec, FinetuneSpec
 from trtq.report.figures import training_figure
 from trtq.search.options import Option
+from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
 from trtq.verbs.opening import open_model, open_preprocess, require_own

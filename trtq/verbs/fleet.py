@@ -20,8 +20,8 @@ from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import DeployOptions, DeploySpec, FleetSpec
 from trtq.report.page import write_fleet_page
+from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 from trtq.verbs.deploy import RECORD, deploy, name_of, power_of, require_mode
 
 TABLE, PAGE = "fleet.json", "fleet.html"

@@ -22,7 +22,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.foreign import Foreign, read_foreign
 from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer, place
-from trtq.recipe import ImportCheckpointSpec
+from trtq.specs import ImportCheckpointSpec
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.records import FileRecord
 from trtq.verbs.shipping import ship

@@ -15,7 +15,7 @@ from trtq.errors import UsageError
 from trtq.export.lint import lint, repair
 from trtq.export.lint_view import Finding
 from trtq.export.onnx_file import load_onnx, save_onnx
-from trtq.recipe import LintSpec
+from trtq.specs import LintSpec
 
 
 class LintRecord(msgspec.Struct, frozen=True, kw_only=True):

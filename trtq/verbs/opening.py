@@ -11,7 +11,7 @@ from trtq.errors import EncodingsError
 from trtq.models.load import LoadedModel, load_model
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
-from trtq.recipe import (
+from trtq.specs import (
     AdviseSpec,
     AnalyzeSpec,
     BlocksSpec,

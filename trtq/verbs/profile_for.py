@@ -12,7 +12,7 @@ from trtq.engine.targets import Target
 from trtq.engine.versions import shown
 from trtq.errors import ArtifactError
 from trtq.progress import Progress
-from trtq.recipe import ExportSpec
+from trtq.specs import ExportSpec
 
 MADE_BY = "quantize.json"
 QDQ, ENCODINGS, EXPORTED, SOURCE = "model.qdq.onnx", "encodings.safetensors", "export.json", "source.json"

@@ -29,7 +29,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
-from trtq.recipe import QuantizeSpec
+from trtq.specs import QuantizeSpec
 from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec, fitting
 from trtq.verbs.opening import open_model, open_preprocess
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord

@@ -9,9 +9,9 @@ import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment
 from trtq.errors import UsageError
-from trtq.recipe import ReportSpec
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import summarize_run
+from trtq.specs import ReportSpec
 
 
 class ReportRecord(msgspec.Struct, frozen=True, kw_only=True):

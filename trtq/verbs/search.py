@@ -29,11 +29,11 @@ from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.to_onnx import export_onnx
 from trtq.progress import Progress, Silent
-from trtq.recipe import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
+from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze

@@ -1,0 +1,47 @@
+"""What each verb can be asked: frozen specs, one file a family. The command line's options and TOML recipes are made from these fields."""
+
+from trtq.specs.base import Spec, changed_words, option_name, option_words, parse_text, plain_type
+from trtq.specs.bench import BenchSpec, CompareSpec, GateSpec, ReportSpec
+from trtq.specs.deploy import DeployOptions, DeploySpec, FleetSpec
+from trtq.specs.engine import AuditSpec, BuildOptions, BuildSpec, ExportCalibSpec, ExportSpec, ImportCalibSpec, LintSpec
+from trtq.specs.fields import OPSET
+from trtq.specs.finetune import FinetuneSpec
+from trtq.specs.inputs import BlocksSpec, InputSpec, ModelInputSpec
+from trtq.specs.quantize import EvaluateSpec, ImportCheckpointSpec, QuantizeSpec
+from trtq.specs.search import AdviseSpec, AllocateSpec, AnalyzeSpec, CostSpec, SearchSpec
+
+__all__ = [
+    "OPSET",
+    "AdviseSpec",
+    "AllocateSpec",
+    "AnalyzeSpec",
+    "AuditSpec",
+    "BenchSpec",
+    "BlocksSpec",
+    "BuildOptions",
+    "BuildSpec",
+    "CompareSpec",
+    "CostSpec",
+    "DeployOptions",
+    "DeploySpec",
+    "EvaluateSpec",
+    "ExportCalibSpec",
+    "ExportSpec",
+    "FinetuneSpec",
+    "FleetSpec",
+    "GateSpec",
+    "ImportCalibSpec",
+    "ImportCheckpointSpec",
+    "InputSpec",
+    "LintSpec",
+    "ModelInputSpec",
+    "QuantizeSpec",
+    "ReportSpec",
+    "SearchSpec",
+    "Spec",
+    "changed_words",
+    "option_name",
+    "option_words",
+    "parse_text",
+    "plain_type",
+]

@@ -1,0 +1,114 @@
+"""What every spec is: checked when it is made, and made from the texts of a command line or of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from trtq.errors import UsageError, suggest
+
+T = TypeVar("T", bound="Spec")
+FORMS = {"input_size": "3x224x224", "batch": "1:8:32", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}  # of texts that stand for numbers
+Doc = Meta
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if isinstance(value, Spec) or (isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)):
+                continue
+            try:
+                msgspec.convert(msgspec.to_builtins(value), kind, strict=True)
+            except msgspec.ValidationError as exc:
+                raise UsageError(f"Cannot use {option_name(name)} {_show(value)}", str(exc)) from exc
+
+    @classmethod
+    def make(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
+        """Return a spec from plain values; texts such as ``3x224x224`` or ``0.5,0.5,0.5`` become tuples.
+
+        Args:
+            values: by field.
+            where: they stand, for errors; default: the spec's name.
+
+        Raises:
+            UsageError: an unknown field (the nearest is suggested), a missing one, or a value out of range.
+        """
+        fields = cls.__struct_fields__
+        hints = get_type_hints(cls, include_extras=True)
+        for name in values:
+            if name not in fields:
+                raise UsageError(f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}", mend=suggest(name, fields))
+        parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
+        try:
+            return msgspec.convert(parsed, cls, strict=False)
+        except msgspec.ValidationError as exc:
+            why, _, place = str(exc).partition(" - at `$.")
+            name = re.split(r"\W", place)[0]
+            if name not in values:  # a field is missing
+                raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
+            form = FORMS.get(name) if get_origin(plain_type(hints[name])) is tuple else None
+            what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
+            raise UsageError(f"Cannot use {what}", why, f"Write it like {form}" if form else "") from exc
+
+
+def _show(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+def option_name(field: str) -> str:
+    """Return the command-line option of a field."""
+    return f"--{field.replace('_', '-')}"
+
+
+def option_words(field: str, value: Any) -> list[str]:
+    """Return the words of a command line that set a field to a plain value (as in a record); none for one that is empty."""
+    if value is None or value in ({}, [], ""):
+        return []
+    option = option_name(field)
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    if isinstance(value, dict):
+        return [w for k, v in value.items() for w in (option, f"{k}={v}")]
+    if isinstance(value, (list, tuple)):
+        if all(isinstance(v, str) for v in value):
+            return [w for v in value for w in (option, v)]
+        sep = {"input_size": "x", "batch": ":"}.get(field, ",")
+        return [option, sep.join(f"{v:g}" for v in value)]
+    return [option, str(value)]
+
+
+def changed_words(spec: Spec, *without: str) -> list[str]:
+    """Return the words of a command line for what differs from the spec's defaults; ``without`` are its positional arguments."""
+    defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
+    plain = {n: v for n, v in msgspec.to_builtins(spec).items() if n not in without and getattr(spec, n) != defaults[n]}
+    return [w for n, v in plain.items() for w in option_words(n, v)]
+
+
+def plain_type(kind: Any) -> Any:
+    """Return a field's type without its metadata and without None."""
+    if get_origin(kind) is Annotated:
+        return plain_type(get_args(kind)[0])
+    args = [a for a in get_args(kind) if a is not type(None)]
+    if get_origin(kind) not in (tuple, dict, Literal, None) and type(None) in get_args(kind) and len(args) == 1:
+        return plain_type(args[0])
+    return kind
+
+
+def parse_text(value: Any, kind: Any, name: str) -> Any:
+    """Split a text that stands for a tuple of numbers: ``3x224x224``, ``0.5,0.5,0.5``, ``1:8:32``."""
+    plain = plain_type(kind)
+    if not isinstance(value, str) or get_origin(plain) is not tuple or str in get_args(plain):
+        return value
+    parts = value.replace("x", ",").replace(":", ",").split(",")
+    number = float if float in {plain_type(a) for a in get_args(plain)} else int
+    try:
+        return [number(p) for p in parts]
+    except ValueError as exc:
+        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {FORMS.get(name, '1,8,32')}") from exc

@@ -1,0 +1,50 @@
+"""Fields that several specs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from trtq.specs.base import Doc
+
+Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
+Preset = Literal["imagenet", "cifar10", "half"]
+OPSET = 20  # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
+Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
+ModelName = Annotated[
+    str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
+]
+Checkpoint = Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")]
+CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")]
+ModelArg = Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")]
+AnalyzeMetric = Annotated[
+    Literal["l2", "gradient", "hessian", "jsd", "combined"],
+    Doc(
+        description="l2: each layer's own output. jsd: the model's output distribution with one layer quantized. gradient: of the loss "
+        "under perturbed weights. hessian: trace times weight error. combined: hessian and jsd."
+    ),
+]
+Budgets = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="size=1.9MB or size=0.2, bitops=0.1, energy=0.15, latency@xavier=3ms; a number without a unit is a share of the float "
+        "model; repeatable."
+    ),
+]
+Correct = Annotated[
+    tuple[str, ...],
+    Doc(description="DEVICE=FACTOR on predicted latencies, the factor that trtq cost --profile found; repeatable."),
+]
+Target = Annotated[
+    str | None, Doc(description="A device of the hardware table: widths it has no kernels for are refused, such as fp8 on orin.")
+]
+Masks = Annotated[
+    str | None,
+    Doc(description="Masks of class indices, one of the same name for each image: a folder, or one inside a .zip (camvid.zip/trainannot)."),
+]
+IgnoreIndex = Annotated[Annotated[int, Meta(ge=0, le=65535)], Doc(description="Class index of pixels that count for nothing.")]
+InputSize = Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")]
+Percentiles = Annotated[
+    tuple[Annotated[float, Meta(gt=0, lt=100)], ...], Doc(description="Shown beside the median; n/a with the number needed where there are too few samples.")
+]

@@ -1,0 +1,53 @@
+"""What is quantized, and with which images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from trtq.specs.base import Doc, Spec
+from trtq.specs.fields import Checkpoint, CheckpointMatch, InputSize, ModelArg, ModelName, Preset
+
+
+class InputSpec(Spec, frozen=True, kw_only=True):
+    """How images become the model's input."""
+
+    data: Annotated[
+        str,
+        Doc(
+            description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits."
+        ),
+    ] = ""
+    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order; default: sorted folder names.")] = None
+    input_size: InputSize = None
+    mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
+    std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
+    preset: Annotated[Preset | None, Doc(description="Normalisation by name; default: the model's own, else imagenet.")] = None
+    resize: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Short side after resizing, pixels; default: input size / 0.875, or no crop for small inputs."),
+    ] = None
+    crop: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Side of the centre crop, pixels; default: the input size.")] = None
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic"] | None, Doc(description="Resampling; default: the model's own, else bilinear.")
+    ] = None
+
+
+class ModelInputSpec(InputSpec, frozen=True, kw_only=True):
+    """A model and the images it is looked at with."""
+
+    model: ModelName
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
+
+
+class BlocksSpec(Spec, frozen=True, kw_only=True):
+    """List what a model is made of."""
+
+    model: ModelName
+    checkpoint: Checkpoint = None
+    checkpoint_match: CheckpointMatch = "name"
+    model_arg: ModelArg = {}
+    input_size: InputSize = None

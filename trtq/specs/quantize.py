@@ -1,0 +1,105 @@
+"""Calibration, other tools' ranges, and accuracy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from trtq.specs.base import Doc
+from trtq.specs.fields import OPSET, Calibrator, IgnoreIndex, Masks
+from trtq.specs.inputs import InputSpec, ModelInputSpec
+
+
+class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
+
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
+    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
+    bits: Annotated[
+        str,
+        Meta(pattern=r"^w[2-8]a[2-8]$"),
+        Doc(description="Width of weights and activations, w8a8 to w2a2; the first and the last layer and residual shortcuts keep 8."),
+    ] = "w8a8"
+    allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: a width for every layer, in place of --bits.")] = None
+    method: Annotated[
+        tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
+    ] = ()
+    method_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Argument of a method, NAME.K=V; repeatable.")] = {}
+    preset_quant: Annotated[
+        Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
+        Doc(
+            description="Methods and fallbacks by family of models: auto takes the family from the graph, none does what is asked and "
+            "nothing else. Methods that are asked for replace the family's."
+        ),
+    ] = "auto"
+    min_agreement: Annotated[
+        float, Meta(ge=0, le=100), Doc(description="Agreement with float on calibration images below which fallbacks are tried, percent.")
+    ] = 90.0
+    weight_storage: Annotated[
+        Literal["int8", "int4"],
+        Doc(description="How weights of 4 bits are stored: int4 halves the file, needs --opset 21, and engines then compute in float."),
+    ] = "int8"
+    attention: Annotated[
+        Literal["auto", "int8", "float"],
+        Doc(description="The products of attentions: in INT8 where their softmax can be (auto), always, or never."),
+    ] = "auto"
+    high_precision: Annotated[
+        tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); repeatable.")
+    ] = ()
+    opset: Annotated[
+        Annotated[int, Meta(ge=13, le=21)] | None,
+        Doc(
+            description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later; default: "
+            "what --target reads, else 20."
+        ),
+    ] = None
+    target: Annotated[
+        str | None,
+        Doc(
+            description="A device the files are for, @ a TensorRT version (xavier, nano@8.2): chooses the opset, refuses INT8 where there is none."
+        ),
+    ] = None
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")
+    ] = 0
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = (
+        32
+    )
+    calib_cache: Annotated[
+        str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+    ] = None
+
+
+class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
+    """Take over the ranges of a model that another tool quantized."""
+
+    ranges: Annotated[
+        str, Doc(description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, .safetensors), or AIMET's NAME_torch.encodings.")
+    ]
+    out: Annotated[str, Doc(description="Folder for the results.")]
+    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
+    parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
+    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
+
+
+class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
+    """Accuracy of an ONNX file or an engine, and its agreement with another ONNX file."""
+
+    onnx: Annotated[str, Doc(description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for.")]
+    reference: Annotated[str | None, Doc(description="ONNX file to compare predictions and logits with.")] = None
+    provider: Annotated[
+        Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"],
+        Doc(description="Of ONNX Runtime, for an ONNX file; the last two build an engine of their own."),
+    ] = "CPU"
+    trust: Annotated[bool, Doc(description="Load an engine that has no manifest: loading one can run code that is in it.")] = False
+    rebuild: Annotated[bool, Doc(description="Build an engine of another TensorRT or GPU again, beside it, from the file it came from.")] = False
+    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Evaluate at most this many images, drawn evenly.")] = None
+    masks: Masks = None
+    ignore_index: IgnoreIndex = 255
+    exclude: Annotated[str | None, Doc(description="A quantize.json: leave out the images it was calibrated on.")] = None
+    out: Annotated[str, Doc(description="Folder for evaluate.json: that of the run, and trtq report shows the accuracy.")] = ""
+    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16
