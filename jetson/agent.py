@@ -915,10 +915,11 @@ class Watch(threading.Thread):
         self.failed = self.failed or ("" if self.over.is_set() else "tegrastats ended in the middle")
 
     def _power(self) -> Optional[int]:
+        line = self.line  # another thread puts the next one in its place
         if self.sysfs:
             total, what = sysfs_power(ROOT)
-        elif self.line.pop("fresh", False):
-            total, what = total_power(self.line["rails_mw"])
+        elif line.pop("fresh", False):
+            total, what = total_power(line["rails_mw"])
         else:
             return None
         self.scope = what
@@ -981,6 +982,8 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
         raise Refused("power mode and clocks need root, and sudo asks for a password here", SUDOERS.format(user=_user()))
     if mode is not None and mode not in before["modes"]:
         raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
+    if switch and before["id"] is None:
+        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back")
     plan = {"mode": before["id"], "name": before["name"], "store": None, "boot": boot_id(), "clocks": _limits()}  # type: Dict[str, Any]
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
@@ -1516,13 +1519,13 @@ def infer(asked: Dict[str, Any]) -> int:
             described.append({"name": name, "shape": dims[1:]})
         if named:
             context.set_tensor_address(name, addresses[name])
-    times = []
     with open(asked["input"], "rb") as source, open(asked["output"], "wb") as out:
         left = asked["count"]
         while left > 0:
             block = source.read(item * min(asked["batch"], left))
             real = len(block) // item
-            begin = time.perf_counter()
+            if not real:
+                raise Refused("%d images are missing from %s" % (left, asked["input"]))
             block += b"\0" * (item * asked["batch"] - len(block))  # the last batch is filled up, its filling not kept
             cuda.copy(addresses[first], block, len(block), up=True)
             done = (
@@ -1536,9 +1539,8 @@ def infer(asked: Dict[str, Any]) -> int:
                     answer = ctypes.create_string_buffer(sizes[name])
                     cuda.copy(answer, addresses[name], sizes[name], up=False)
                     out.write(answer.raw[: sizes[name] // asked["batch"] * real])
-            times.append(round(1e3 * (time.perf_counter() - begin), 4))
             left -= real
-    print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": asked["batch"], "ms": times}))
+    print(MARK + json.dumps({"event": "answers", "outputs": described, "batch": asked["batch"]}))
     return 0
 
 

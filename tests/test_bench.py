@@ -1043,7 +1043,7 @@ def test_a_quantized_file_without_a_baseline_gets_no_verdict_and_the_reason(cnn_
 
 
 def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path):
-    from trtq.bench.verdict import find_baseline
+    from trtq.bench.verdict import find_baseline, is_quantized
 
     def put(name: str, quantized: int, precision: str, target: str) -> Path:
         path = tmp_path / f"{name}.engine"
@@ -1059,6 +1059,11 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path)
     found, why = find_baseline(int8)
     assert found is None
     assert "trtq build out/model.fp32.onnx --target rtx3080 --precision fp16" in why
+    cached = put("cached", 0, "fp16", "rtx3080")  # INT8 by a calibration cache is no float baseline
+    held = read(Path(f"{cached}.json"))
+    Path(f"{cached}.json").write_text(json.dumps({**held, "spec": {**held["spec"], "calibration": "c.cache"}}))
+    assert is_quantized(cached)
+    assert find_baseline(int8)[0] is None
     half = put("half", 0, "fp16", "rtx3080")
     assert find_baseline(int8) == (half, "")
 
@@ -1091,6 +1096,9 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
     assert not found.valid
     assert any("governor: None and powersave" in d for d in found.differences)
     assert compare(CompareSpec(file=(str(a), str(a)))).valid
+    thrice = put(tmp_path / "thrice", record[0], valid=True, row={"batch": 3})
+    with pytest.raises(UsageError, match="have no latency of the same mode and batch in common: .* has latency of batch 1, .* of batch 3"):
+        compare(CompareSpec(file=(str(a), str(thrice))))
     later = put(tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}})  # what a run was like is no setting
     assert compare(CompareSpec(file=(str(a), str(later)))).differences == []
     with pytest.raises(UsageError, match="Cannot compare records with files"):

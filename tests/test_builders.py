@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -461,6 +464,44 @@ def test_no_gpu_and_no_tensorrt(files, tmp_path, tensorrt, monkeypatch):
     sys.path_importer_cache.clear()
     with pytest.raises(UsageError, match="the module tensorrt is not installed. pip install tensorrt"):
         open_engine(tmp_path / "e.engine")
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 53)])
+def test_the_programs_of_the_engine_page_answer_like_the_file(size, files, images, tmp_path, tensorrt, monkeypatch, capsys):
+    import torch
+    from PIL import Image
+
+    from trtq.data.preprocess import Preprocess
+    from trtq.data.source import open_source
+    from trtq.export.onnx_file import get_metadata, load_onnx
+
+    tensorrt("10.3.0")
+    (tmp_path / "out").mkdir()
+    build(asked(files, tmp_path / "out"))
+    shutil.copytree(images, tmp_path / "images/val")
+    Image.open(next(images.rglob("*.png"))).resize(size).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    model = load_onnx(files / "model.qdq.onnx")
+    preprocess = msgspec.convert(get_metadata(model)["preprocess"], Preprocess)
+    session = open_session(model)
+    page = (Path(__file__).parent.parent / "docs/engine.md").read_text()
+    programs = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.S))
+    for name, text in programs.items():
+        here = text.replace('.to("cuda")', "").replace("open_engine(engine)", 'open_engine(engine, device="cpu")')
+        assert here != text
+        here = here.replace("rtx4090.engine", "e.engine")
+        exec(compile(here, name, "exec"), {})
+        said = capsys.readouterr().out
+        if name == "alone.py":
+            wanted = run_batch(session, preprocess.apply(Image.open("image.png"))[None].numpy())[0]
+            assert said.strip() == str(wanted.argmax(1).tolist())
+        else:
+            source = open_source("images/val")
+            wanted = [run_batch(session, preprocess.apply(source.image(i))[None].numpy())[0].argmax(1)[0] for i in range(len(source))]
+            assert [int(v) for v in re.findall(r"\d+", said)] == wanted
+    assert set(programs) == {"with_trtq.py", "alone.py"}
 
 
 # ---- pain 3: the agreement gate ----------------------------------------------------------------------------------------------

@@ -214,6 +214,20 @@ def test_same_padding_and_einsum_are_seen_by_the_placement():
     assert "write it as matmul" in found["einsum.weight"]
 
 
+def test_a_product_with_a_sum_in_one_call_is_listed_as_float():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x):
+            y = self.head(x.mean((2, 3)))[:, :, None]
+            return torch.baddbmm(y @ y.mT, y, y.mT).flatten(1)
+
+    found = {q.name: q.float_reason for q in place(capture(Sum().eval(), SIZE).module).quantizers}
+    assert any(why is not None and "write them as matmul and add" in why for why in found.values()), found
+
+
 def test_transposed_convolutions_are_listed_as_float():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2, stride=2)).eval()
     reasons = {q.name: q.float_reason for q in place(capture(model, SIZE).module).quantizers}

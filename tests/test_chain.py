@@ -9,8 +9,10 @@ import sys
 import time
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from tests.conftest import read, run_cli
 from trtq import BenchSpec, BuildSpec, EvaluateSpec, bench, build, evaluate, inspect
@@ -45,6 +47,21 @@ def test_evaluate_leaves_calibration_images_out_and_limits(cnn_out, images):
     assert held_out.images == 8
     assert held_out.calibration_images == 0
     assert evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), limit=5)).images == 5
+
+
+def test_evaluate_says_that_a_file_gives_infinity(cnn_out, images, tmp_path):
+    model = onnx.load(cnn_out / "model.fp32.onnx")
+    first = next(i for i in model.graph.initializer if len(i.dims) == 4)
+    first.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(first) * np.float32(1e38), first.name))
+    onnx.save(model, tmp_path / "m.onnx")
+    record = evaluate(EvaluateSpec(onnx=f"{tmp_path}/m.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(images)))
+    assert not record.finite and "NaN or infinite" in record.summary
+
+
+def test_evaluate_refuses_to_leave_out_what_a_record_does_not_name(cnn_out, images, tmp_path):
+    (tmp_path / "finetune.json").write_text('{"verb": "finetune", "data": {}}')
+    with pytest.raises(UsageError, match=r"Cannot leave out the images of .*: it does not say which images calibration looked at"):
+        evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), exclude=f"{tmp_path}/finetune.json"))
 
 
 def test_evaluate_a_file_against_itself_and_without_labels(cnn_out, tmp_path):

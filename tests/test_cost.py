@@ -12,7 +12,20 @@ import torch
 from torch import nn
 
 from tests.conftest import run_cli, spec
-from trtq import AllocateSpec, AnalyzeSpec, BuildSpec, CostSpec, allocate, analyze, build, cost, evaluate, quantize
+from trtq import (
+    AllocateSpec,
+    AnalyzeSpec,
+    BuildSpec,
+    CostSpec,
+    ExportSpec,
+    allocate,
+    analyze,
+    build,
+    cost,
+    evaluate,
+    export_profiles,
+    quantize,
+)
 from trtq.cost.count import list_kernels, list_ops
 from trtq.cost.devices import devices, find_device
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
@@ -21,6 +34,7 @@ from trtq.cost.roofline import Widths, computes_in, predict
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.engine.targets import DEVICES
 from trtq.errors import ArtifactError, EngineError, ExportError, UsageError
+from trtq.export.onnx_file import codes_of
 from trtq.graph.capture import capture
 from trtq.specs import EvaluateSpec
 from trtq.testing.models import tiny_cnn, tiny_vit
@@ -363,6 +377,18 @@ def test_fp8_and_weights_alone_in_one_model(mixed: Path, images):
         )
     )  # fmt: skip
     assert scored.agreement > 90
+
+
+def test_fp8_is_exported_for_what_has_it(mixed: Path, images, tmp_path):
+    given = json.loads((mixed / "o/quantize.json").read_text())["spec"]
+    record = export_profiles(
+        ExportSpec(
+            model=given["model"], data=str(images), input_size=(3, 32, 32), preset="imagenet", encodings=f"{mixed}/o/encodings.safetensors",
+            target=("rtx4090", "thor@10.13"), out=str(tmp_path),
+        )
+    )  # fmt: skip
+    assert [p.agreement for p in record.profiles] == [100.0, 100.0]
+    assert codes_of(onnx.load(tmp_path / "thor-10.13.onnx")) == "FP8, INT4, INT8"
 
 
 def test_the_analysis_sees_fp8_between_int8_and_int4(images, tmp_path):

@@ -28,8 +28,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import read, run_cli
 from tests.test_agent import old_python
+from trtq import CompareSpec, FinetuneSpec, compare, finetune
 from trtq import agent as agent_code
 from trtq.artifact import sha256_file
+from trtq.bench.gate import read_record
 from trtq.cli import cli
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
@@ -40,6 +42,7 @@ from trtq.deploy.record import DeployRecord
 from trtq.deploy.ssh import Link
 from trtq.engine.trtexec_log import read_log
 from trtq.errors import BoardError, BuilderMemoryError, DataError, DeviceError, EngineError, HostKeyError, LinkError, SshError, UsageError
+from trtq.export.onnx_file import get_metadata
 from trtq.progress import Silent
 from trtq.specs import DeploySpec, FleetSpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
@@ -253,6 +256,11 @@ def test_the_images_of_a_board(orin, images, tmp_path):
     comparison = record.accuracy.agreement.comparisons[-1]
     assert (comparison.runner, comparison.agreement, comparison.passed) == ("engine", 100.0, True)
     assert record.accuracy.top1 == record.accuracy.reference_top1
+    wrong = msgspec.structs.replace(comparison, passed=False, sqnr_db=None, finite=False)
+    agreement = msgspec.structs.replace(record.accuracy.agreement, comparisons=[wrong])
+    bad = msgspec.structs.replace(record, accuracy=msgspec.structs.replace(record.accuracy, agreement=agreement))
+    assert record.valid and not bad.valid
+    assert "NaN or infinite; NOT VALID: the engine does not compute what the file says" in bad.summary
     assert [p.suffix for p in (orin.home / ".trtq/files").iterdir()] == []
 
 
@@ -299,6 +307,38 @@ def test_the_fleet(place, cnn_out, tmp_path):
 
 
 # What must not be taken for something else.
+
+
+def test_bench_on_a_board(orin, tmp_path):
+    model = pooling(tmp_path / "m.onnx")
+    asked = ["bench", str(model), "--device", "ssh:orin", "--duration", "0.3", "--min-samples", "50"]
+    done = run_cli(*asked, "--out", str(tmp_path / "o"))
+    assert done.returncode == 0, done.stderr
+    assert "gpu 2.06" in done.stdout and "inference begins" in done.stdout
+    record = read_record(tmp_path / "o/bench.json")  # with a card that is complete: it can be held against another one
+    assert record.command.endswith(f"--device ssh:orin --duration 0.3 --min-samples 50 --out {tmp_path / 'o'}")
+    assert record.card["jetson"]["power_mode"] == record.rows[0].settings["power_mode"]
+    found = compare(CompareSpec(file=(str(tmp_path / "o/bench.json"), str(tmp_path / "o/m/bench.json"))))
+    assert "gpu" not in found.differences and "x 1.0000" in found.notes[0]
+    for more, named in ((["--percentiles", "50,99.9"], "percentiles"), (["--mode", "paced"], "mode"), (["--repeat", "2"], "repeat")):
+        refused = run_cli(*asked, *more)
+        assert refused.returncode == 2
+        assert f"Cannot measure with --{named} on ssh:orin: boards are measured with their own trtexec" in refused.stderr
+    assert "engines are built on the board that runs them" in run_cli("bench", "x.engine", "--device", "ssh:orin").stderr
+
+
+def test_a_trained_model_goes_as_the_board_reads_it(orin, images, cnn_out, tmp_path):
+    given = read(cnn_out / "quantize.json")["spec"]
+    same = {n: given[n] for n in ("model", "data", "input_size", "preset")}
+    finetune(
+        FinetuneSpec.make(
+            {**same, "encodings": f"{cnn_out}/encodings.safetensors", "out": f"{tmp_path}/qat", "epochs": 1, "limit": 8, "parity_images": 8}
+        )
+    )
+    record = deploy(spec(orin, tmp_path / "qat/model.qdq.onnx", tmp_path / "o", bench=False))
+    assert Path(record.onnx) == tmp_path / "qat/for-orin-nano-10.3-fp16/orin-nano-10.3.onnx"
+    assert "types in the graph" in " ".join(record.notes)
+    assert record.manifest.encodings_sha256 == get_metadata(onnx.load(tmp_path / "qat/model.qdq.onnx"))["encodings_sha256"]
 
 
 def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):

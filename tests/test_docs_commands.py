@@ -73,6 +73,7 @@ def given(tmp_path_factory) -> Path:
         write_classes(folder / "images" / name, 4, 8, size=size)
     state = weights("resnet18", folder)
     weights("deit_small_patch16_224", folder)
+    weights("mobilevit_xxs", folder)
     weights("swin_tiny_patch4_window7_224", folder)
     for layer in [k.removesuffix(".weight") for k, v in state.items() if k.endswith(".weight") and v.ndim in (2, 4)]:
         state[f"{layer}._input_quantizer._amax"] = torch.tensor(4.0)
@@ -100,7 +101,7 @@ def given(tmp_path_factory) -> Path:
     for suffix in ("", ".json"):
         shutil.copy(folder / f"out/rtx4090.engine{suffix}", folder / f"rtx4090.engine{suffix}")
     shutil.copy(folder / "out/model.fp32.onnx", folder / "model.onnx")
-    for run in ("int8", "mixed", "qat"):
+    for run in ("int8", "mixed", "w4a8"):
         shutil.copytree(folder / "out", folder / "runs" / run)
     return folder
 
@@ -117,4 +118,4 @@ def test_every_command_of_a_page_runs(page, given, tmp_path):
 
 def test_what_is_left_out_is_what_needs_another_machine():
     left = [line for page in PAGES for line in re.findall(r"^    (trtq [^\n]+)$", page.read_text(), re.M) if re.search(ELSEWHERE, line)]
-    assert {line.split()[1] for line in left} == {"device", "deploy", "fleet", "bench", "audit"}
+    assert {line.split()[1] for line in left} == {"device", "deploy", "fleet", "bench", "compare", "audit"}

@@ -403,3 +403,19 @@ def test_what_is_not_finite_is_named_and_never_kept(images: Path, ptq: Path, tmp
         from safetensors.torch import load_file
 
         assert all(bool(torch.isfinite(v).all()) for v in load_file(state).values())
+
+
+def test_what_the_files_cannot_hold_is_said_before_training(images, ptq, tmp_path):
+    with pytest.raises(UsageError, match="Cannot store weights as INT4: ONNX has INT4 from opset 21 on, asked for 20. Give --opset 21"):
+        finetune(asked(images, ptq, tmp_path / "q", weight_storage="int4"))
+    with pytest.raises(UsageError, match="Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic"):
+        finetune(asked(images, ptq, tmp_path / "q", target="nano"))
+
+
+def test_codes_that_cannot_learn(images, ptq, tmp_path):
+    encodings = Encodings.load(ptq / "encodings.safetensors")
+    encodings.formats.update({k: Format(kind="fp8", axis=f.axis) for k, f in encodings.formats.items()})
+    (tmp_path / "fp8").mkdir()
+    encodings.save(tmp_path / "fp8/encodings.safetensors")
+    with pytest.raises(EncodingsError, match="The format fp8.* cannot be trained: only integer codes around 0 learn their range"):
+        finetune(asked(images, tmp_path / "fp8", tmp_path / "q"))

@@ -19,9 +19,10 @@ from trtq.graph.capture import capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.methods.learned import KeptNorm, LeanMemory, LearnedCodebook, LearnedFakeQuantize, _composed
 from trtq.methods.objective import Objective, class_weights
-from trtq.methods.qat import TrainingGraph, placement_of
+from trtq.methods.qat import TrainingGraph
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
+from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_cnn
 from trtq.workers import Workers

@@ -309,3 +309,9 @@ def test_advice_on_the_command_line(images: Path):
     assert done.returncode == 0, done.stderr
     assert "* Rapid Prototyping: Standard PTQ, FP16" in done.stdout
     assert "$ trtq quantize" in done.stdout
+
+
+def test_no_image_is_left_for_accuracy(images: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="left to measure accuracy on: it has 32 images, and calibration takes 32. Give others"):
+        search(wanted(images, tmp_path, budget=["size=0.2"], calib_images=64))
+    assert not (tmp_path / "out/tries").exists()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trtq.data.metrics import Scores, predictions, ratio_db
+from trtq.data.metrics import Scores, predictions, ratio_db, sqnr_words
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
 from trtq.quant.calibrators import Moments, bias_floor, entropy_amax, mse_amax, percentile_amax, weight_amax
@@ -195,3 +195,13 @@ def test_settled_scales_are_fp16_numbers_within_a_thousandth_or_what_they_were(v
     assert torch.equal(held.amax["x"], again)  # settled is settled
     if bool(((was >= 2.0**-14) & (was <= 65504)).all()):
         assert bool(in_half.all())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_called_exact(bad):
+    assert ratio_db(25.0, bad) == ratio_db(bad, 1.0) == -math.inf
+    scores = Scores()
+    scores.add(np.array([[1.0, bad]], np.float32), None, np.array([[1.0, 2.0]], np.float32))
+    assert scores.sqnr_db is None and not scores.finite
+    assert sqnr_words(scores.sqnr_db, finite=scores.finite) == "NaN or infinite"
+    assert (sqnr_words(None), sqnr_words(12.345)) == ("no difference", "12.35 dB")

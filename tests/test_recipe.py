@@ -6,6 +6,7 @@ import pytest
 from trtq.errors import UsageError
 from trtq.recipe import load_recipe
 from trtq.specs import BuildSpec, QuantizeSpec
+from trtq.verbs.opset import opset_of
 
 
 def test_texts_become_tuples():
@@ -25,6 +26,14 @@ def test_specs_are_frozen_and_round_trip_through_json():
     assert msgspec.json.decode(msgspec.json.encode(spec), type=QuantizeSpec) == spec
     with pytest.raises(AttributeError):
         spec.out = "p"
+
+
+def test_training_writes_for_the_target_of_the_recipe(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('[quantize]\nmodel="timm:resnet18"\ndata="d"\ntarget="xavier@8.5"\n[finetune]\n')
+    recipe = load_recipe(path)
+    assert recipe.finetune.target == "xavier@8.5"
+    assert opset_of(recipe.finetune) == opset_of(recipe.quantize) == 16
 
 
 def test_recipe(tmp_path):

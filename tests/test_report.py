@@ -83,6 +83,22 @@ def test_a_page_is_one_file_with_everything(run_folder: Path, tmp_path: Path):
     assert beside.page == f"{run_folder}/report.html" and beside.verdict in beside.summary
 
 
+def test_an_evaluation_without_a_reference(images, run_folder: Path, tmp_path: Path):
+    folder = tmp_path / "alone"
+    shutil.copytree(run_folder, folder)
+    write_json(folder / "evaluate.json", evaluate(EvaluateSpec(data=str(images), onnx=f"{folder}/model.qdq.onnx")))
+    made = write_report(ReportSpec(run=(str(folder),)))
+    assert "top-1 on 32 images (the float model was not measured)" in made.verdict
+    text = (folder / "report.html").read_text()
+    assert "not measured" in text and "any Q/DQ pair as written" in text
+
+
+def test_a_folder_of_training_alone_has_no_report(tmp_path: Path):
+    (tmp_path / "finetune.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"it holds no quantize.json. Train in a recipe \(\[finetune\]\) and name the recipe's folder"):
+        write_report(ReportSpec(run=(str(tmp_path),)))
+
+
 def test_tables_sort_and_filter(run_folder: Path, tmp_path: Path, opened):
     record = read(run_folder / "quantize.json")
     page = opened(Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +10,6 @@ from scipy import stats
 from scipy.signal import lfilter
 
 from trtq.bench.statistics import (
-    bootstrap,
     drift,
     early_stopping,
     effective_samples,
@@ -123,15 +120,6 @@ def test_drift_is_scipys_and_needs_size_and_significance():
     assert not drift(noisy).found
     assert not drift([1.0 + 0.0001 * i for i in range(20)]).found  # significant, and too small to matter
     assert drift([1.0]).p == 1.0
-
-
-def test_bootstrap_of_a_mean_is_near_the_textbook():
-    values = np.random.default_rng(1).normal(5.0, 1.0, 400)
-    low, high = bootstrap(values, np.mean)
-    half = 1.96 * values.std() / math.sqrt(400)
-    assert low == pytest.approx(values.mean() - half, abs=0.02)
-    assert high == pytest.approx(values.mean() + half, abs=0.02)
-    assert bootstrap(values, np.mean) == (low, high)  # the seed repeats it
 
 
 def test_early_stopping_counts_are_mlperfs():

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from trtq.engine.trtexec_log import read_log, read_profile, read_times
+from trtq.engine.trtexec_log import read_log, read_times
 from trtq.errors import BenchError
 
 AT = "[11/21/2026-10:00:00] [I] "
@@ -131,20 +131,8 @@ def test_exported_times_hold_the_warm_up_up_to_8_4(version, kept):
     assert times.left_out == 2 - kept
 
 
-def test_exported_profiles():
-    old = '[\n  { "count" : 100 }\n, { "name" : "conv1 + relu", "timeMs" : 50, "averageMs" : 0.5, "percentage" : 75.5 }\n]'
-    count, (layer,) = read_profile(old)
-    assert (count, layer.name, layer.average_ms, layer.median_ms, layer.percent) == (100, "conv1 + relu", 0.5, None, 75.5)
-    # A quote and a backslash in a name: trtexec does not escape them.
-    odd = '[\n  { "count" : 7 }\n, { "name" : "a"b\\c", "timeMs" : 50, "averageMs" : 0.5, "medianMs" : 0.4, "percentage" : 75.5 }\n]'
-    count, (layer,) = read_profile(odd)
-    assert (count, layer.name, layer.median_ms) == (7, 'a"b\\c', 0.4)
-
-
 def test_what_is_no_export():
     with pytest.raises(BenchError, match="no file of trtexec --exportTimes"):
         read_times("not json", (10, 3))
     with pytest.raises(BenchError, match="expected a list of records with computeMs, latencyMs"):
         read_times('[{"a": 1}]', (10, 3))
-    with pytest.raises(BenchError, match="no file of trtexec --exportProfile: its first entry has no count"):
-        read_profile("[]")

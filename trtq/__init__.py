@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trtq.deploy.record import DeployRecord, FleetRecord
     from trtq.engine.build import build
     from trtq.engine.manifest import EngineManifest
+    from trtq.engine.open_engine import open_engine
     from trtq.errors import TrtqError
     from trtq.pipeline import StageResult, run
     from trtq.quant.encodings import Encodings
@@ -145,6 +146,7 @@ _WHERE = {
     "import_checkpoint": "trtq.verbs.import_checkpoint",
     "inspect": "trtq.verbs.inspect",
     "load_recipe": "trtq.recipe",
+    "open_engine": "trtq.engine.open_engine",
     "quantize": "trtq.verbs.quantize",
     "run_lint": "trtq.verbs.lint",
     "run": "trtq.pipeline",
@@ -160,8 +162,8 @@ __all__ = [
     "ImportCalibSpec", "ImportCheckpointSpec", "ImportRecord", "LintRecord", "LintSpec", "QuantizeRecord", "QuantizeSpec", "Recipe",
     "ReportRecord", "ReportSpec", "SearchRecord", "SearchSpec", "StageResult", "TrtqError", "__version__",
     "advise", "allocate", "analyze", "audit", "bench", "blocks", "build", "compare", "cost", "deploy", "evaluate", "export_calib",
-    "export_profiles", "finetune", "fleet", "gate", "import_calib", "import_checkpoint", "inspect", "load_recipe", "quantize", "run",
-    "run_lint", "search", "write_report",
+    "export_profiles", "finetune", "fleet", "gate", "import_calib", "import_checkpoint", "inspect", "load_recipe", "open_engine",
+    "quantize", "run", "run_lint", "search", "write_report",
 ]  # fmt: skip
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

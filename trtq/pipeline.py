@@ -133,7 +133,7 @@ def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = 
     record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
     told = progress or Silent()
     with locked(out / RUN_LOCK, waiting=told.note):  # the report once more, with the board in it
-        _walk(plan(_up_to_the_file(recipe), out, told)[-1:], out, told, dry_run=False)
+        _walk(plan(recipe, out, told)[-1:], out, told, dry_run=False)
     return record
 
 
@@ -206,7 +206,7 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
         records.append(manifest_path(stages[-1].outputs[0]))
     if recipe.bench is not None:
         for label, path in (("fp32", fp32), ("qdq", qdq)):
-            stages.append(_bench_stage(recipe.bench, label, path, out))
+            stages.append(_bench_stage(recipe.bench, label, path, out, progress))
             records.append(out / f"bench.{label}.json")
     stages.append(_report_stage(recipe, out, records))
     names = [s.name for s in stages]
@@ -300,6 +300,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) ->
         return {
             "settings": msgspec.to_builtins(spec), **files, "images": fingerprint(spec.data),
             "masks": fingerprint(spec.masks) if spec.masks else None, "class index": _digest_or_none(spec.class_index),
+            "versions": _runtime(),
         }  # fmt: skip
 
     def work() -> str:
@@ -340,7 +341,7 @@ def _trtexec_or_none() -> str | None:
         return None
 
 
-def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path) -> Stage:
+def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path, progress: Progress) -> Stage:
     spec = BenchSpec(
         file=(str(path),), device=wanted.device, batch=(wanted.batch,), duration=wanted.duration, min_samples=wanted.min_samples,
         max_duration=wanted.max_duration, verdict=wanted.verdict,
@@ -348,10 +349,12 @@ def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path) -> Stage
     target = out / f"bench.{label}.json"
 
     def inputs() -> dict[str, Any]:
-        return {"settings": msgspec.to_builtins(spec), path.name: _digest_or_none(str(path)), "machine": cpu_name()}
+        return {
+            "settings": msgspec.to_builtins(spec), path.name: _digest_or_none(str(path)), "machine": cpu_name(), "versions": _runtime(),
+        }  # fmt: skip
 
     def work() -> str:
-        record = bench(spec)
+        record = bench(spec, progress)
         write_json(target, record)
         return record.summary
 
@@ -373,6 +376,11 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
 
 def _digest_or_none(path: str | None) -> str | None:
     return sha256_file(Path(path)) if path and Path(path).is_file() else None
+
+
+def _runtime() -> dict[str, str | None]:
+    """Return the versions of what runs ONNX files."""
+    return {n: package_version(n) for n in ("onnxruntime", "onnxruntime-gpu")}
 
 
 def _model_code(name: str) -> str | None:

@@ -79,7 +79,7 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
     wrong = next((k for k in (*fixed, "model", "checkpoint") if k in table), None)
     if wrong is not None:
         raise UsageError(f"[finetune] cannot set {wrong}", "the chain does: it goes on from [quantize]", "Leave it out")
-    own = ("seed", "opset", "parity_images", "weight_storage")
+    own = ("seed", "opset", "target", "parity_images", "weight_storage")
     same = {n: getattr(base, n) for n in (*ModelInputSpec.__struct_fields__, *own) if n != "class_index" or "data" not in table}
     return FinetuneSpec.make({**same, **table, **fixed}, where=where)
 

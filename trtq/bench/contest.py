@@ -12,7 +12,7 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
 from trtq.bench.card import differences, open_gpu, take_card
 from trtq.bench.gate import read_record
 from trtq.bench.history import remember_verdicts
-from trtq.bench.record import Verdict, shown
+from trtq.bench.record import BenchRecord, Verdict, shown
 from trtq.bench.verdict import judge_files
 from trtq.bench.workload import device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
@@ -98,10 +98,17 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     notes = []
     for x in a.rows:
         for y in b.rows:
-            if (x.mode, x.batch) != (y.mode, y.batch) or x.e2e is None or y.e2e is None:
+            if (x.mode, x.batch) != (y.mode, y.batch) or (before := x.e2e or x.gpu) is None or (after := y.e2e or y.gpu) is None:
                 continue
             unlike += [f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)]
             ratio = "n/a" if not x.median_ms or y.median_ms is None else f"x {y.median_ms / x.median_ms:.4f}"
             what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}"
-            notes.append(f"{what}: {shown(x.e2e.median)} to {shown(y.e2e.median)}, {ratio}; from two runs, which did not take turns")
+            notes.append(f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two runs, which did not take turns")
+    if not notes:
+        why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
+        raise UsageError("These records have no latency of the same mode and batch in common", why, "Measure both alike: trtq bench")
     return unlike, notes, a.valid and b.valid and not unlike
+
+
+def _kinds(record: BenchRecord) -> str:
+    return ", ".join(dict.fromkeys(f"{r.mode} of batch {r.batch}" for r in record.rows)) or "no row"

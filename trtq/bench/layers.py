@@ -141,7 +141,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
         x = op.input_bits or (16 if manifest.precision == "fp16" else 32)
         return Widths(op.weight_bits or x, x, op.fp8)
 
-    times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)[0]
+    times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)
     return {t.name: t.ms for t in times}, ""
 
 

@@ -241,7 +241,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
             t = self.throughput
             parts.append(f"{t.scenario}: {t.images_per_s:.1f} images/s with {t.streams} in flight")
         for load in self.load:
-            parts.append(f"first answer {load.total.median:.0f} ms after the start ({load.cache})")
+            parts.append(f"{load.total.name} {load.total.median:.0f} ms after the start ({load.cache})")
         if self.memory is not None:
             parts.append(f"{self.memory.process / 1e6:.0f} MB of process memory")
         if self.energy is not None:
@@ -270,6 +270,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         outcome: ``faster``, ``slower`` or ``no measurable difference``: of the second file.
         advice: what follows, in a sentence.
         loads: how often each was loaded and timed (the first twice as often).
+        batch: images in a request.
         ate: layers that took more time than in the first file, ms, where both have a profile.
     """
 
@@ -288,6 +289,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     reasons: list[str]
     ate: list[LayerTime] = []
+    batch: int = 1
 
     @property
     def summary(self) -> str:
@@ -296,7 +298,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.second} and {self.first}: {self.outcome}"
         )  # fmt: skip
         valid = "" if self.valid else f"; NOT VALID: {'; '.join(self.reasons)}"
-        times = f"{self.first_ms:.3f} to {self.second_ms:.3f} ms, {self.device}"
+        times = f"{self.first_ms:.3f} to {self.second_ms:.3f} ms, {self.device}{f', batch {self.batch}' if self.batch != 1 else ''}"
         how = f"{self.loads} loads of each taking turns; the first against itself up to {self.noise:.1%}"
         return f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; {how}). {self.advice}{valid}"
 

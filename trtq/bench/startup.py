@@ -40,7 +40,7 @@ def measure_load(
     times = np.asarray([[ns / 1e6 for _, ns in r["laps"]] for r in runs])
     lazy = os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later") if device != "cpu" else "no CUDA"
     return Load(
-        cache=cache, phases=[_phase(n, times[:, i]) for i, n in enumerate(names)], total=_phase("total", times.sum(axis=1)),
+        cache=cache, phases=[_phase(n, times[:, i]) for i, n in enumerate(names)], total=_phase("first answer", times.sum(axis=1)),
         second=_phase("second answer", np.asarray([r["second"] / 1e6 for r in runs])), processes=processes, lazy=lazy,
     )  # fmt: skip
 

@@ -7,8 +7,7 @@ and dependence is paid for with a smaller effective number of samples (Hoefler a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -173,20 +172,6 @@ def drift(medians: Sequence[float]) -> Drift:
     slope = float(theilslopes(values)[0])
     p = float(kendalltau(np.arange(len(values)), values)[1])
     return Drift(change=slope * (len(values) - 1) / float(np.median(values)), p=p)
-
-
-def bootstrap(values: Values, statistic: Callable[..., Any], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % interval of a statistic of independent values (percentile bootstrap; the seed makes it repeatable).
-
-    Args:
-        values: [N], one for each block or pair of blocks.
-        statistic: of the last axis, such as ``np.median``; called with ``axis=-1``.
-        resamples: how many.
-        seed: of the draws.
-    """
-    draws = values[np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))]
-    low, high = np.quantile(statistic(draws, axis=-1), [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
 
 
 def early_stopping(samples: Values, q: float, *, confidence: float = EARLY_CONFIDENCE) -> float | None:

@@ -12,7 +12,7 @@ from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import LayerTime, Verdict
 from trtq.bench.workload import open_workload
-from trtq.engine.manifest import manifest_path
+from trtq.engine.manifest import has_codes, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
@@ -26,7 +26,7 @@ def is_quantized(path: Path) -> bool:
     if not is_engine(path):
         return count_qdq(load_onnx(path)) > 0
     beside = manifest_path(path)
-    return beside.is_file() and bool(read_json(beside, kind="engine manifest").get("quantized_tensors"))
+    return beside.is_file() and has_codes(read_json(beside, kind="engine manifest"))
 
 
 def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, str]:
@@ -45,7 +45,7 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
         if other == path or not manifest_path(other).is_file():
             continue
         found = read_json(manifest_path(other), kind="engine manifest")
-        if not found["quantized_tensors"] and found["precision"] == "fp16" and found["target"] == manifest["target"]:
+        if not has_codes(found) and found["precision"] == "fp16" and found["target"] == manifest["target"]:
             return other, ""
     source = Path(str(manifest["spec"]["onnx"])).with_name(FLOAT_BESIDE)
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
@@ -94,5 +94,5 @@ def judge_files(
     return Verdict(
         first=first.name, second=second.name, device=probe.label, first_ms=turns.first_ms, second_ms=turns.second_ms, ratio=turns.ratio,
         low=turns.low, high=turns.high, noise=turns.noise, outcome=turns.outcome, advice=advice, loads=turns.groups, valid=not reasons,
-        reasons=reasons, ate=ate,
+        reasons=reasons, ate=ate, batch=batch,
     )  # fmt: skip

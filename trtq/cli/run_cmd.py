@@ -15,7 +15,7 @@ from trtq.recipe import load_recipe
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and why; do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened to each stage as JSON; no progress.")
 def command(recipe: str, dry_run: bool, as_json: bool) -> None:
-    """Run quantize, evaluate, build, bench and report as RECIPE (a TOML file) says.
+    """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
     A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it stopped.
 

@@ -37,3 +37,6 @@ def command(target: str | None, as_json: bool) -> None:
     for row in rows:
         formats = ", ".join(row.formats)
         click.echo(f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  {row.device}")
+    from trtq.cost.devices import devices
+
+    click.echo(f"latencies are predicted for (trtq cost --device NAME, --budget latency@NAME=3ms): {', '.join(devices())}")

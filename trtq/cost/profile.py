@@ -53,7 +53,7 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
         ArtifactError: the file is missing, or no profile of trtexec.
     """
     try:
-        rows = msgspec.json.decode(path.read_bytes(), type=list[dict[str, str | float | int]])
+        rows = _rows(path.read_text(encoding="utf-8", errors="replace"))
         count = next(int(r["count"]) for r in rows if "count" in r)
         layers = [(str(r["name"]), float(r.get("averageMs", math.nan))) for r in rows if "name" in r]
         if not layers or any(not math.isfinite(ms) or ms < 0 for _, ms in layers):
@@ -75,6 +75,18 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
         source=str(path), iterations=count, measured_ms=measured, predicted_ms=predicted, factor=measured / predicted, matched=matched,
         unmatched=len(times) - len(used),
     )  # fmt: skip
+
+
+def _rows(text: str) -> list[dict[str, str | float | int]]:
+    """Return the entries; trtexec does not escape names, so one with a quote or a backslash is read up to the next key."""
+    try:
+        return msgspec.json.decode(text, type=list[dict[str, str | float | int]])
+    except msgspec.DecodeError:
+        count = re.search(r'"count"\s*:\s*(\d+)', text)
+        rows: list[dict[str, str | float | int]] = [{"count": int(count[1])}] if count else []
+        for name, rest in re.findall(r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL):
+            rows.append({"name": name, **{k: float(v) for k, v in re.findall(r'"(\w+)"\s*:\s*([-+.\deE]+)', rest)}})
+        return rows
 
 
 def layer_names(layer: str) -> list[str]:

@@ -12,14 +12,21 @@ Array = npt.NDArray[np.float32]
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise) of two sums of squares: infinity without noise, minus infinity without signal.
+    """Return 10 log10(signal / noise) of two sums of squares: inf without noise, -inf without signal or where one is not finite.
 
     >>> round(ratio_db(25.0, 0.25), 3)
     20.0
     """
     if noise == 0.0:
         return math.inf
+    if not (math.isfinite(signal) and math.isfinite(noise)):
+        return -math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def sqnr_words(value: float | None, *, finite: bool = True) -> str:
+    """Return a signal to noise ratio in dB as a person reads it; None is no difference, unless an output was not ``finite``."""
+    return "NaN or infinite" if not finite else "no difference" if value is None else f"{value:.2f} dB"
 
 
 def predictions(logits: Array) -> npt.NDArray[np.int64]:
@@ -108,6 +115,11 @@ class Scores:
 
     @property
     def sqnr_db(self) -> float | None:
-        """Signal to noise against the reference in dB, None without a reference or without noise."""
+        """Signal to noise against the reference in dB, None without a reference, without noise, or where it is not ``finite``."""
         value = ratio_db(self.signal, self.noise) if self.compared else math.inf
         return value if math.isfinite(value) else None
+
+    @property
+    def finite(self) -> bool:
+        """Whether no output was NaN or infinite, the reference's included."""
+        return math.isfinite(self.signal) and math.isfinite(self.noise)

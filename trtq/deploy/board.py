@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -125,17 +126,15 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         total, profile = self.memory.get("MemTotal"), profiles().get(self.board or "")
         return None if total is None or profile is None else profile.workspace_for(total)
 
-    @property
-    def card(self) -> dict[str, Any]:
-        """The machine card of records."""
+    def card(self, held: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the machine card of records; ``held`` has power mode and clocks while it was measured."""
         clocks = self.clocks.get("gpu") or {}
         return {
             "kind": "jetson", "host": self.user, "cpu": self.machine, "container": "docker" if self.container else "none seen",
             "jetson": {"model": self.model, "soc": self.soc, "l4t": self.l4t, "jetpack": self.jetpack,
-                       "power_mode": self.power_mode["name"],
-                       "clocks": "pinned" if self.clocks["pinned"] else "not pinned", "gpu_max_hz": clocks.get("max_freq")},
+                       "power_mode": held["power_mode"], "clocks": held["clocks"], "gpu_max_hz": clocks.get("max_freq")},
             "kernel": self.kernel, "memory_bytes": self.memory.get("MemTotal"), "tensorrt": self.tensorrt, "trtexec": self.number,
-            "python": self.python, "temperatures": self.temperatures,
+            "python": self.python, "missing": dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board"),
         }  # fmt: skip
 
     @property

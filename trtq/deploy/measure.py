@@ -192,6 +192,8 @@ def row_of(
     measured, why = _energy(timed, seen, watch, log, batch) if energy else (None, "not asked for (--energy)")
     if measured is None:
         missing["energy"] = why
+    else:
+        reasons += [f"energy: {r}" for r in measured.reasons]
     if graph and not log.cuda_graph:
         notes.append("no CUDA graph was captured")
     memory, why = _memory(timed, starts, seen, log, shape)
@@ -235,7 +237,7 @@ def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> 
         Load(
             cache="warm",
             phases=phases,
-            total=_phase("up to inference", whole),
+            total=_phase("inference begins", whole),
             second=second,
             processes=len(whole),
             lazy="as the board has it",

@@ -67,8 +67,9 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether every figure may be used."""
-        return all(r.valid for r in self.rows)
+        """Whether every figure may be used, and the engine computes what the ONNX file says, where images were run."""
+        agreed = self.accuracy is None or all(c.passed for c in self.accuracy.agreement.comparisons)
+        return agreed and all(r.valid for r in self.rows)
 
     @property
     def summary(self) -> str:
@@ -83,7 +84,8 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
                 if a.top1 is not None and a.reference_top1 is not None
                 else ""
             )
-            lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}")
+            wrong = "" if all(c.passed for c in a.agreement.comparisons) else "; NOT VALID: the engine does not compute what the file says"
+            lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}{wrong}")
         lines += [f"{what} n/a: {why}" for what, why in self.unavailable.items()]
         return "\n".join(lines)
 
@@ -180,7 +182,7 @@ def _shown(value: float | None, form: str) -> str:
 
 def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow]) -> list[FleetRow]:
     """Return the rows of the table for what was measured of one engine."""
-    precision = (f"INT8 + {manifest.precision}" if manifest.has_codes else manifest.precision).replace("fp", "FP")
+    precision = (f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision).replace("fp", "FP")
     rows = []
     for r in found:
         timing, power = r.gpu, r.settings.get("power_mode")

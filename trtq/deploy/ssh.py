@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -14,11 +15,12 @@ from typing import IO
 
 import msgspec
 
-from trtq.artifact import digest_of, write_bytes
+from trtq.artifact import digest_of, locked, write_bytes
 from trtq.deploy.devices import Device, config_folder
 from trtq.errors import HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
 
 FAILED = 255  # ssh's own exit status: the link, never the command
+KEY_TIMEOUT_S = 60
 
 
 def require_ssh() -> str:
@@ -186,29 +188,39 @@ class Link:
         """
         with tempfile.TemporaryDirectory(prefix="trtq-key-") as folder:
             path = Path(folder) / "known_hosts"
-            done = subprocess.run(
+            done = self._run(
                 self.line(
                     "true", "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={path}", "-o", "HashKnownHosts=no",
                     "-o", "ControlPath=none", "-o", "GlobalKnownHostsFile=none",
-                ), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60, text=True, errors="replace",
+                )
             )  # fmt: skip
             if not path.is_file():
                 raise self.explain(done.stderr)
-            shown = subprocess.run(["ssh-keygen", "-lf", str(path)], capture_output=True, check=True, text=True).stdout  # noqa: S607
+            shown = self._run(["ssh-keygen", "-lf", str(path)]).stdout
             return path.read_text(), [ln.strip() for ln in shown.splitlines()]
+
+    def _run(self, line: list[str]) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                line, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=KEY_TIMEOUT_S, text=True, errors="replace"
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise LinkError(f"Cannot reach {self.device.name}", f"{line[0]} did not answer within {exc.timeout:g} s") from exc
 
     def accept(self, lines: str) -> None:
         """Keep host keys that the user has accepted."""
         path = known_hosts()
-        before = path.read_text() if path.is_file() else ""
-        fresh = [ln for ln in lines.splitlines() if ln not in before.splitlines()]
-        write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode())
+        with locked(path.with_name(f"{path.name}.lock")):  # two boards may be added at once
+            before = path.read_text() if path.is_file() else ""
+            fresh = [ln for ln in lines.splitlines() if ln not in before.splitlines()]
+            write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode())
 
     def close(self, *, stale: bool = False) -> None:
         """Let the multiplexed connection end with its last command; a ``stale`` one, which would answer for the host, ends at once."""
-        subprocess.run(
-            self.line(None, "-O", "exit" if stale else "stop"), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20
-        )
+        with contextlib.suppress(subprocess.TimeoutExpired):  # cleaning up must not hide what went before
+            subprocess.run(
+                self.line(None, "-O", "exit" if stale else "stop"), stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20
+            )
 
 
 def _last(said: str) -> str:

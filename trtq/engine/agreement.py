@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trtq.data.metrics import Array, predictions, ratio_db
+from trtq.data.metrics import Array, predictions, ratio_db, sqnr_words
 from trtq.engine.audit import COMPUTE
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
@@ -75,7 +75,7 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> str:
         """A few words for a person."""
         said = [
-            f"{c.runner}: {c.agreement:.1f} % equal predictions, " + (f"{c.sqnr_db:.1f} dB" if c.sqnr_db is not None else "no difference")
+            f"{c.runner}: {c.agreement:.1f} % equal predictions, {sqnr_words(c.sqnr_db, finite=c.finite)}"
             for c in self.comparisons
         ]
         return "; ".join([*(said or ["nothing but the file itself ran"]), *self.missing])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from trtq.engine.settings import Builder, Settings
 from trtq.engine.versions import release_of_module, shown
 from trtq.errors import TrtqError, UsageError
 from trtq.export.half import has_half
-from trtq.export.onnx_file import count_qdq, get_metadata, quantized_nodes
+from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
@@ -103,7 +102,8 @@ def describe(job: Job, builder: Builder, settings: Settings, found: Climb, **loo
         schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=built.sha256, engine_bytes=built.size,
         builder={"backend": builder.name, "version": built.version, **said},
         target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
-        precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source), batch=job.batch,
+        precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source),
+        codes=codes_of(found.source) or "INT8", batch=job.batch,
         tensors=built.tensors or _tensors(found.source),
         onnx_sha256=job.onnx_sha256, onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"), preprocess=metadata.get("preprocess"),
@@ -147,7 +147,7 @@ def _images(job: Job) -> list[Any]:
     count = min(spec.check_images, len(source))
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
     indices = source.sample(max(count, 1), 0)
-    return [b.numpy() for b in islice(batches(source, indices, msgspec.convert(stored, Preprocess), size), len(indices))]
+    return [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
 
 
 def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]) -> AgreementRecord:

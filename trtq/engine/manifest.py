@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         target: device name and compute capability.
         precision: of what is not quantized.
         quantized_tensors: Q/DQ pairs in the ONNX file; 0 for a float model.
+        codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
         onnx_sha256, encodings_sha256: what it was built from.
@@ -50,6 +52,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     target: dict[str, str]
     precision: str
     quantized_tensors: int
+    codes: str = "INT8"
     batch: tuple[int, int, int]
     tensors: list[dict[str, Any]]
     onnx_sha256: str
@@ -73,13 +76,13 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_codes(self) -> bool:
-        """Whether it was built with INT8 scales: pairs in the file, or a calibration cache beside it."""
-        return bool(self.quantized_tensors or self.spec.get("calibration"))
+        """Whether it was built with scales: pairs in the file, or a calibration cache beside it."""
+        return has_codes({"quantized_tensors": self.quantized_tensors, "spec": self.spec})
 
     @property
     def summary(self) -> str:
         """One line for a person."""
-        codes = f"INT8 Q/DQ ({self.quantized_tensors} pairs) + " if self.quantized_tensors else ""
+        codes = f"{self.codes} Q/DQ ({self.quantized_tensors} pairs) + " if self.quantized_tensors else ""
         kind = f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}{self.precision}"
         device = self.target["device"]
         where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
@@ -97,6 +100,11 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         if self.coverage is not None:
             return f", {self.coverage.summary}"
         return ", INT8 coverage unknown for this builder"
+
+
+def has_codes(manifest: Mapping[str, Any]) -> bool:
+    """Whether an engine was built with scales, by its manifest as JSON: pairs in the file, or a calibration cache beside it."""
+    return bool(manifest["quantized_tensors"] or manifest["spec"].get("calibration"))
 
 
 def manifest_path(engine: Path) -> Path:

@@ -179,49 +179,6 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
     )
 
 
-class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of ``--exportProfile``, milliseconds; ``median_ms`` from 8.4 on."""
-
-    name: str
-    average_ms: float
-    median_ms: float | None
-    percent: float
-
-
-def read_profile(text: str) -> tuple[int, list[LayerTime]]:
-    """Return the number of iterations and the layers of a file of ``--exportProfile``.
-
-    Names are not escaped by trtexec: a quote or a backslash in one is read as it stands.
-
-    Raises:
-        BenchError: it is no such file.
-    """
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError:
-        data = _leniently(text)
-    if not isinstance(data, list) or not data or "count" not in data[0]:
-        raise BenchError("This is no file of trtexec --exportProfile", "its first entry has no count")
-    layers = [
-        LayerTime(
-            name=str(d["name"]), average_ms=float(d["averageMs"]), percent=float(d["percentage"]),
-            median_ms=float(d["medianMs"]) if "medianMs" in d else None,
-        )
-        for d in data[1:]
-    ]  # fmt: skip
-    return int(data[0]["count"]), layers
-
-
-def _leniently(text: str) -> list[dict[str, Any]]:
-    """Read a profile whose names hold quotes or backslashes: the name reaches to the next key."""
-    count = re.search(r'"count"\s*:\s*(\d+)', text)
-    found: list[dict[str, Any]] = [{"count": int(count.group(1))}] if count else []
-    for name, rest in re.findall(r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL):
-        values = re.findall(rf'"(\w+)"\s*:\s*{NUMBER}', rest)
-        found.append({"name": name, **{k: float(v) for k, v in values}})
-    return found
-
-
 def _records(text: str, option: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
         data = json.loads(text)

@@ -139,3 +139,15 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
 def count_qdq(model: onnx.ModelProto) -> int:
     """Return the number of QuantizeLinear nodes."""
     return sum(n.op_type == "QuantizeLinear" for n in model.graph.node)
+
+
+def codes_of(model: onnx.ModelProto) -> str:
+    """Return what its Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4`` or several; "" for a float model."""
+    names = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4"}
+    types = {i.name: i.data_type for i in model.graph.initializer}
+    found = set()
+    for n in model.graph.node:
+        if n.op_type == "DequantizeLinear":
+            zero = n.input[2] if len(n.input) > 2 else ""
+            found.add(names.get(types.get(zero, types.get(n.input[0], onnx.TensorProto.INT8)), "INT8"))
+    return ", ".join(sorted(found))

@@ -43,7 +43,7 @@ def _translate_fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int | No
 
 
 def export_with_torch(simulated: fx.GraphModule, example: torch.Tensor, *, opset: int, dynamic_batch: bool) -> onnx.ModelProto:
-    """Return what :func:`trtq.export.onnx_file.export_onnx` promises, by way of ``torch.onnx.export``: slower, and more ops.
+    """Return what :func:`trtq.export.to_onnx.export_onnx` promises, by way of ``torch.onnx.export``: slower, and more ops.
 
     Raises:
         ExportError: torch cannot write an op of the model as ONNX; names the op and the module.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import fx
 
@@ -123,15 +124,16 @@ class Method:
         """Return the arguments with defaults filled in, converted to their defaults' types.
 
         Raises:
-            UsageError: an unknown argument, or one that is no number where one is expected.
+            UsageError: an unknown argument, or one of another type.
         """
         values = dict(self.arguments)
         for key, value in given.items():
             if key not in values:
                 raise UsageError(f"The method {self.name} has no argument {key!r}", mend=suggest(key, values))
             try:
-                values[key] = type(values[key])(value)
-            except ValueError as exc:
+                kind = type(values[key])
+                values[key] = str(value) if kind is str else msgspec.convert(value, kind, strict=False)  # "false" is not True
+            except msgspec.ValidationError as exc:
                 expected = type(values[key]).__name__
                 raise UsageError(f"Cannot use {self.name}.{key}={value}", f"expected {expected}") from exc
         return values

@@ -16,33 +16,11 @@ from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.methods.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import FAKE_QUANTIZE
-from trtq.quant.placement import Placement, place
+from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 
 aten = torch.ops.aten
 NORMS = (aten.layer_norm.default, aten.group_norm.default)
-
-
-def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
-    """Return the placement that an encodings file was made with.
-
-    Raises:
-        EncodingsError: it names a quantizer that the graph does not have, or has a format that cannot learn.
-    """
-    found = place(graph)
-    known = {q.name: q for q in found.quantizers}
-    for name, fmt in encodings.formats.items():
-        if name not in known:
-            raise EncodingsError(
-                f"The encodings name a quantizer {name} that the model does not have", suggest(name, known) or "its graph is another",
-                "Give the encodings of this model; methods that insert ops (qads) cannot be trained on",
-            )  # fmt: skip
-        if fmt.kind != "uniform":
-            raise EncodingsError(f"The format {fmt.label} of {name} cannot be trained", "only integer codes around 0 learn their range")
-    for q in found.quantizers:
-        q.float_reason = None if q.name in encodings.formats else encodings.left_in_float.get(q.name, "not in the encodings")
-        q.format = encodings.formats.get(q.name, q.format)
-    return found
 
 
 class TrainingGraph:
@@ -75,6 +53,10 @@ class TrainingGraph:
         self, graph: fx.GraphModule, encodings: Encodings, *, learn_amax: bool, freeze: Sequence[str] = (),
         only: Collection[str] | None = None, keep_norms: bool = False, codebook: int | None = None,
     ) -> None:  # fmt: skip
+        fixed = next((n for n, f in encodings.formats.items() if f.kind != "uniform"), None)
+        if fixed is not None:
+            why = "only integer codes around 0 learn their range"
+            raise EncodingsError(f"The format {encodings.formats[fixed].label} of {fixed} cannot be trained", why)
         self.encodings, self.placement = encodings, placement_of(graph, encodings)
         owned = fx.GraphModule(graph, copy.deepcopy(graph.graph))
         self._names = _hold_constants_(owned, encodings)

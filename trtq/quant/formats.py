@@ -88,4 +88,3 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 INT8 = Format()
-INT8_CHANNEL = Format(axis=0)

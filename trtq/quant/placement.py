@@ -11,9 +11,10 @@ import msgspec
 import torch
 from torch import fx
 
-from trtq.errors import UsageError, suggest
+from trtq.errors import EncodingsError, UsageError, suggest
 from trtq.graph.naming import MATMULS, is_softmax, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 
 aten = torch.ops.aten
@@ -25,6 +26,9 @@ OPS: dict[str, tuple[object, ...]] = {
     "add": (aten.add.Tensor,),
     "conv_transpose": (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
 }
+
+
+WITH_SUM = (aten.baddbmm.default, aten.addmm.default)
 
 
 class LayerBits(NamedTuple):
@@ -110,7 +114,7 @@ class Placement:
 
     @property
     def sources(self) -> list[fx.Node]:
-        """The distinct activations to observe, in graph order: those of active quantizers and of shortcuts left in float."""
+        """The distinct activations to observe, in graph order, those that stay in float included."""
         return list(dict.fromkeys(q.source for q in self.quantizers if not q.is_weight))
 
 
@@ -158,6 +162,9 @@ def place(
             found.quantizers.append(
                 _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
             )
+        if node.target in WITH_SUM:
+            why = "a product and a sum in one call are not quantized: write them as matmul and add to have the product in INT8"
+            found.quantizers.append(_float_only(node, operands(node)[1], why))
     _set_bits_(found, weight_bits, input_bits)
     _set_layer_bits_(found, layer_bits or {})
     if attention == "float":
@@ -369,3 +376,23 @@ def matching(placement: Placement, pattern: str) -> list[Quantizer]:
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for name in (quantizer.name, quantizer.layer) for p in (pattern, f"{pattern}.*"))
+
+
+def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
+    """Return the placement that an encodings file was made with.
+
+    Raises:
+        EncodingsError: it names a quantizer that the graph does not have.
+    """
+    found = place(graph)
+    known = {q.name: q for q in found.quantizers}
+    for name in encodings.formats:
+        if name not in known:
+            raise EncodingsError(
+                f"The encodings name a quantizer {name} that the model does not have", suggest(name, known) or "its graph is another",
+                "Give the encodings of this model; methods that insert ops (qads) change the graph itself",
+            )  # fmt: skip
+    for q in found.quantizers:
+        q.float_reason = None if q.name in encodings.formats else encodings.left_in_float.get(q.name, "not in the encodings")
+        q.format = encodings.formats.get(q.name, q.format)
+    return found

@@ -174,7 +174,12 @@ def _boards(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of what was deployed from a run: records below its folder ``deploy``."""
     rows: list[FleetRow] = []
     for path in sorted(folder.glob("deploy/*/deploy.json")):
-        record = msgspec.convert(read_json(path), DeployRecord)
+        try:
+            record = msgspec.convert(read_json(path), DeployRecord)
+        except msgspec.ValidationError:
+            why = f"{path.name} is of another version of trtq: deploy again"
+            rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
+            continue
         rows += fleet_rows(record.device, str(record.board["model"]), folder.name, record.manifest, record.rows)
     return [msgspec.to_builtins(r) for r in rows]
 

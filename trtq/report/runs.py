@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import size_words
+from trtq.engine.manifest import has_codes
 from trtq.report.figures import frontier_figure
-from trtq.report.summary import RunSummary, has_codes, measure_of, weight_bytes
+from trtq.report.summary import RunSummary, measure_of, weight_bytes
 
 AGREEMENT = "agreement with float"
 UNITS = {"weights": "MB of packed codes, computed", "engine": "MB, file size", "latency": "ms, median"}
@@ -134,7 +135,7 @@ def _latency(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
         return {}, True
     row = record["rows"][0]
     median = (row.get("e2e") or {}).get("median", {}).get("value")
-    return ({f"latency on {row['device']}": median} if median is not None else {}), bool(row["valid"])
+    return ({f"latency on {row['device']}, batch {row['batch']}": median} if median is not None else {}), bool(row["valid"])
 
 
 def _unit(axis: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trtq.artifact import read_json, size_words
+from trtq.data.metrics import sqnr_words
+from trtq.engine.manifest import has_codes
 
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
 SIMULATED_SIZE = "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine holds floats"
@@ -98,24 +100,23 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     if e is None:
         p = run.quantize["parity"]
         how = f"{p['images']} calibration images, torch simulation"
-        sqnr = "exact" if p["quantization_sqnr_db"] is None else f"{p['quantization_sqnr_db']:.2f} dB"
+        sqnr = sqnr_words(p["quantization_sqnr_db"])
         return [("Agreement with FP32", "", f"{p['agreement']:.2f} %", how), ("SQNR of the outputs", "", sqnr, how)]
     seen = e["calibration_images"]
     held = "overlap with calibration unknown" if seen is None else f"{seen or 'none'} of them used for calibration"
-    how = f"{e['images']} images, {held}; ONNX Runtime on CPU"
+    how = f"{e['images']} images, {held}; {e['runtime']}"
     rows = []
-    if e["top1"] is not None:
-        rows.append(("Top-1 accuracy", f"{e['reference_top1']:.2f} %", f"{e['top1']:.2f} %", how))
-    if e.get("miou") is not None:
-        rows.append(("Mean intersection over union", f"{e['reference_miou']:.2f} %", f"{e['miou']:.2f} %", how))
-    rows.append(("Agreement with FP32", "", f"{e['agreement']:.2f} %", how))
-    rows.append(("SQNR of the outputs", "", "exact" if e["sqnr_db"] is None else f"{e['sqnr_db']:.2f} dB", how))
+    for key, label in (("top1", "Top-1 accuracy"), ("miou", "Mean intersection over union")):
+        if e.get(key) is not None:
+            rows.append((label, _percent(e[f"reference_{key}"]), _percent(e[key]), how))
+    if e["agreement"] is not None:  # there was a reference
+        rows.append(("Agreement with FP32", "", _percent(e["agreement"]), how))
+        rows.append(("SQNR of the outputs", "", sqnr_words(e["sqnr_db"], finite=e.get("finite", True)), how))
     return rows
 
 
-def has_codes(manifest: dict[str, Any]) -> bool:
-    """Whether an engine was built with INT8 scales: pairs in the file, or a calibration cache beside it."""
-    return bool(manifest["quantized_tensors"] or manifest["spec"].get("calibration"))
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f} %"
 
 
 def bits_of(label: str) -> int:
@@ -181,7 +182,8 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
         return f"{median['value']:.2f} ms{interval}" + ("" if row["valid"] else " (NOT VALID)")
 
     first, card = next(iter(rows.values())), next(iter(run.bench.values()))["card"]
-    how = f"median and 95 % interval, batch {first['batch']}, on the {first['device']}, {card['cpu']}: says nothing about a GPU"
+    where = f", {card['cpu']}: says nothing about a GPU" if first["device"].startswith("CPU") else ""
+    how = f"median and 95 % interval, batch {first['batch']}, on the {first['device']}{where}"
     found = [(f"{first['device'].split(' ')[0]} latency", cell("fp32"), cell("qdq"), how)]
     for record in run.bench.values():
         for v in record["verdicts"]:
@@ -202,10 +204,13 @@ def _verdict(run: RunSummary) -> str:
     if e is not None and measure is not None:
         name, score, reference = measure
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({score - reference:+.2f} points of {name} on {e['images']} images)")
-    elif e is not None:
+    elif e is not None and e["agreement"] is not None:
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
     else:
         parts.append(f"keeps {q['parity']['agreement']:.1f} % of its predictions on {q['parity']['images']} calibration images")
+        alone = next(((v, n) for v, n in (((e or {}).get("miou"), "mIoU"), ((e or {}).get("top1"), "top-1")) if v is not None), None)
+        if e is not None and alone is not None:
+            parts.append(f"and has {alone[0]:.2f} % {alone[1]} on {e['images']} images (the float model was not measured)")
     covered = [m for m in run.engines if m["quantized_tensors"] and m.get("coverage")]
     if covered:
         least = min((m["coverage"] for m in covered), key=lambda c: c["got"])

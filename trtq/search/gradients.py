@@ -18,7 +18,7 @@ STABLE_TAU = 0.95
 FEWEST_PROBES = 10
 
 
-def _first_batch(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
+def _all_images(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
     images, targets = zip(*study.batches(), strict=True)
     return torch.cat(images), torch.cat(targets)
 
@@ -29,7 +29,7 @@ def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     S4 eq. 3.1-3.3 and Algorithm 1: one layer is perturbed at a time, the L1 norm is a sum over its weights. The loss of a width of b
     bits is S_l / b (eq. 3.4).
     """
-    images, targets = _first_batch(study)
+    images, targets = _all_images(study)
     trials, epsilon = int(study.arguments["trials"]), float(study.arguments["epsilon"])
     study.begin("Gradients under perturbation", trials * len(study.layers))
     found = {}
@@ -96,7 +96,7 @@ def hessian(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
 
     Probes stop early when the layers' order is stable: Kendall's tau between the two halves of the probes reaches 0.95.
     """
-    images, targets = _first_batch(study)
+    images, targets = _all_images(study)
     count, names = int(study.arguments["probes"]), [layer.name for layer in study.layers]
     variables: dict[fx.Node, torch.Tensor] = {}  # a weight that two layers read is one variable in both places
     weights = [variables.setdefault(operands(n.node)[1], n.weight.clone().requires_grad_(True)) for n in study.layers]

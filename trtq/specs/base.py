@@ -53,13 +53,21 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             name = re.split(r"\W", place)[0]
             if name not in values:  # a field is missing
                 raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
-            form = FORMS.get(name) if get_origin(plain_type(hints[name])) is tuple else None
+            form = _form(name, hints[name])
             what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
             raise UsageError(f"Cannot use {what}", why, f"Write it like {form}" if form else "") from exc
 
 
 def _show(value: object) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+def _form(name: str, kind: Any) -> str | None:
+    """Return how a text that stands for numbers is written; None for a field that is none."""
+    args = get_args(plain_type(kind))
+    if get_origin(plain_type(kind)) is not tuple or str in args:
+        return None
+    return "1,8,32" if Ellipsis in args and name not in ("mean", "std") else FORMS.get(name)
 
 
 def option_name(field: str) -> str:
@@ -111,4 +119,4 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
     try:
         return [number(p) for p in parts]
     except ValueError as exc:
-        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {FORMS.get(name, '1,8,32')}") from exc
+        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {_form(name, kind)}") from exc

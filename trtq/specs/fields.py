@@ -48,3 +48,16 @@ InputSize = Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; defau
 Percentiles = Annotated[
     tuple[Annotated[float, Meta(gt=0, lt=100)], ...], Doc(description="Shown beside the median; n/a with the number needed where there are too few samples.")
 ]
+Opset = Annotated[
+    Annotated[int, Meta(ge=13, le=21)] | None,
+    Doc(
+        description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later; default: "
+        "what --target reads, else 20."
+    ),
+]
+FilesFor = Annotated[
+    str | None,
+    Doc(
+        description="A device the files are for, @ a TensorRT version (xavier, nano@8.2): chooses the opset, refuses INT8 where there is none."
+    ),
+]

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from trtq.errors import UsageError
 from trtq.specs.base import Doc
-from trtq.specs.fields import OPSET, IgnoreIndex, Masks
+from trtq.specs.fields import FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import ModelInputSpec
 
 
@@ -90,7 +90,8 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     augment: Annotated[
         Literal["flip-crop", "flip", "none"], Doc(description="flip-crop: mirrored at random, and moved by up to an eighth.")
     ] = "flip-crop"
-    opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
+    opset: Opset = None
+    target: FilesFor = None
     parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
     seed: Annotated[int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")] = 0
 

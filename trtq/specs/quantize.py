@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc
-from trtq.specs.fields import OPSET, Calibrator, IgnoreIndex, Masks
+from trtq.specs.fields import OPSET, Calibrator, FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import InputSpec, ModelInputSpec
 
 
@@ -50,19 +50,8 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     high_precision: Annotated[
         tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); repeatable.")
     ] = ()
-    opset: Annotated[
-        Annotated[int, Meta(ge=13, le=21)] | None,
-        Doc(
-            description="Of the ONNX files: 13 for TensorRT 8.0 to 8.3, 16 for 8.4 and 8.5, 17 for 8.6 and 9, 20 for 10 and later; default: "
-            "what --target reads, else 20."
-        ),
-    ] = None
-    target: Annotated[
-        str | None,
-        Doc(
-            description="A device the files are for, @ a TensorRT version (xavier, nano@8.2): chooses the opset, refuses INT8 where there is none."
-        ),
-    ] = None
+    opset: Opset = None
+    target: FilesFor = None
     seed: Annotated[
         int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")
     ] = 0

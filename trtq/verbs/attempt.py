@@ -18,8 +18,6 @@ from torch import fx
 from trtq.artifact import digest_of, ensure_writable_dir, package_version
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
-from trtq.engine.targets import parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import CalibrationError, UsageError
 from trtq.export.onnx_file import set_metadata_
 from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
@@ -36,13 +34,13 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.specs import OPSET, QuantizeSpec
+from trtq.specs import QuantizeSpec
 from trtq.verbs.allocation import read_allocation
+from trtq.verbs.opset import check_files, opset_of
 from trtq.verbs.records import Clock, MethodRecord
 from trtq.version import __version__
 
 MAX_FOLD_DIFF = 1e-3
-INT4_OPSET = 21
 
 
 @dataclass(kw_only=True)
@@ -102,24 +100,6 @@ class Attempt:
     measured: dict[str, QuantizerStats]
 
 
-def opset_of(spec: QuantizeSpec) -> int:
-    """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
-
-    Raises:
-        UsageError: the target's TensorRT does not read what was asked for.
-    """
-    if spec.target is None:
-        return spec.opset or OPSET
-    target = parse_target(spec.target)
-    newest = target.opset
-    if spec.weight_storage == "int4" and (target.release is None or offers("INT4 weights", target.release)):
-        newest = INT4_OPSET
-    if spec.opset is not None and target.release is not None and spec.opset > newest:
-        why = f"TensorRT {shown(target.release)} has every op that trtq writes up to opset {newest}"
-        raise UsageError(f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out")
-    return spec.opset or newest
-
-
 def check_spec(spec: QuantizeSpec) -> None:
     """Refuse what contradicts itself, before anything is loaded.
 
@@ -127,18 +107,7 @@ def check_spec(spec: QuantizeSpec) -> None:
         UsageError: names what contradicts what.
     """
     choose(spec.method, spec.method_arg)
-    target = parse_target(spec.target) if spec.target is not None else None
-    if target is not None and "INT8" not in target.arithmetic:
-        raise UsageError(
-            f"Cannot quantize for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
-            f"Quantize without --target, and build with trtq build ... --target {spec.target} --fallback: FP16 of the same model",
-        )  # fmt: skip
-    if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
-        raise UsageError(
-            "Cannot store weights as INT4",
-            f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}",
-            f"Give --opset {INT4_OPSET}",
-        )
+    check_files(spec)
     if spec.allocation and spec.bits != "w8a8":
         raise UsageError(
             "Give --bits or --allocation, not both", f"--bits {spec.bits} and {spec.allocation}", "The allocation has the widths"

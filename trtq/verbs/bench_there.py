@@ -8,15 +8,18 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
+from trtq.artifact import SCHEMA, environment, write_json
 from trtq.bench.record import BenchRecord
-from trtq.errors import UsageError
+from trtq.deploy.board import Board
+from trtq.errors import BoardError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.specs import BenchSpec, DeploySpec
+from trtq.specs import BenchSpec, DeploySpec, changed_words, option_name
 from trtq.verbs.deploy import deploy
 
-# What a board's trtexec cannot be asked for, with the value that asks for nothing.
-ONLY_HERE = {"mode": "latency", "profile": False, "trtexec": False, "repeat": 1, "baseline": None, "scenario": "closed"}
+# What a deployment can be asked for, what it measures anyway, and what asks for nothing there; the rest is refused.
+MEANT_THERE = (
+    "file", "device", "batch", "duration", "min_samples", "energy", "cuda_graph", "lock_clocks", "load", "memory", "verdict", "out",
+)  # fmt: skip
 
 
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
@@ -28,11 +31,10 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     """
     told, began = progress or Silent(), time.perf_counter()
     name = spec.device.partition(":")[2]
-    wrong = next((k for k, v in ONLY_HERE.items() if getattr(spec, k) != v), None)
-    if wrong is not None:
-        raise UsageError(
-            f"Cannot measure with --{wrong} on {spec.device}", "boards are measured with their own trtexec, one request at a time"
-        )
+    for field in msgspec.structs.fields(spec):
+        if field.name not in MEANT_THERE and getattr(spec, field.name) != field.default:
+            why = "boards are measured with their own trtexec, one request at a time"
+            raise UsageError(f"Cannot measure with {option_name(field.name)} on {spec.device}", why, "Leave it out")
     engine = next((f for f in spec.file if Path(f).suffix != ".onnx"), None)
     if engine is not None:
         raise UsageError(
@@ -49,11 +51,16 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
         )
         for file in spec.file
     ]  # fmt: skip
-    last = records[-1]
-    return BenchRecord(
+    rows = [r for record in records for r in record.rows]
+    if not rows:
+        raise BoardError(f"Nothing was measured on {spec.device}", "; ".join(records[-1].unavailable.values()))
+    record = BenchRecord(
         schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec),
-        command=shlex.join(["trtq", "bench", *spec.file, "--device", spec.device]),
-        rows=[r for record in records for r in record.rows], verdicts=[], card={"kind": "jetson", "jetson": last.board},
+        command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
+        rows=rows, verdicts=[], card=msgspec.convert(records[-1].board, Board).card(rows[-1].settings),
         valid=all(r.valid for r in records), notes=[n for r in records for n in r.notes], seconds=round(time.perf_counter() - began, 3),
         environment=environment(),
     )  # fmt: skip
+    if spec.out:
+        write_json(Path(spec.out) / "bench.json", record)
+    return record

@@ -189,7 +189,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         formats[name], amax[name] = Format(axis=done.axes[name]), torch.from_numpy(values)
     origin = {"onnx_sha256": sha256_file(Path(spec.onnx)), "cache_sha256": sha256_file(Path(spec.cache)), "methods": "import-calib"}
     encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
-    _carry_over_(plain, done.model, encodings)
+    set_metadata_(done.model, {"encodings_sha256": encodings.digest()})  # what the float file says of its images is there already
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         paths = {
@@ -205,9 +205,3 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         )  # fmt: skip
         write_json(out / RECORD, record)
     return record
-
-
-def _carry_over_(plain: onnx.ModelProto, quantized: onnx.ModelProto, encodings: Encodings) -> None:
-    """Add the digest of the encodings to the Q/DQ file; what the float file says of its images is there already."""
-    if "encodings_sha256" not in get_metadata(plain):
-        set_metadata_(quantized, {"encodings_sha256": encodings.digest()})

@@ -225,7 +225,7 @@ def _latency(kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel
     for name, fp8 in (("int8", False), ("fp8", True)):
         if name not in device.peaks and any(max(widths(k)[:2]) <= 8 and widths(k).fp8 is fp8 for k in kernels):
             notes.append(f"the {device.title} has no {name.upper()} kernels: such layers are predicted in FP16")
-    times = predict_all(kernels, device, widths, batch=spec.batch)[0]
+    times = predict_all(kernels, device, widths, batch=spec.batch)
     record = _record(times, device, spec.batch, notes)
     return msgspec.structs.replace(record, correction=correct(Path(spec.profile), times)) if spec.profile else record
 

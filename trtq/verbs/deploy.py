@@ -322,10 +322,9 @@ class _Deployment:
         from trtq.bench.history import remember
 
         said = shlex.join(["trtq", "deploy", self.spec.device, self.spec.model, *changed_words(self.spec, "device", "model")])
-        card, held = self.board.card, record.rows[0].settings
-        card["jetson"].update(power_mode=held["power_mode"], clocks=held["clocks"])  # while it was measured
         bench = BenchRecord(
-            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[], card=card,
+            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[],
+            card=self.board.card(record.rows[0].settings),
             valid=record.valid, notes=record.notes, seconds=record.seconds, environment=record.environment,
         )  # fmt: skip
         write_json(self.out / "bench.json", bench)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import cpu_name, package_version
+from trtq.errors import MissingExtraError
 from trtq.version import __version__
 
 
@@ -56,9 +57,7 @@ def doctor() -> list[Check]:
         version = package_version(name)
         checks.append(Check(name=name, found=version, needed_for=purpose, mend="" if version else mend))
     checks.append(_gpu())
-    trtexec = shutil.which("trtexec")
-    mend = "" if trtexec else "comes with TensorRT's tar or Debian package"
-    checks.append(Check(name="trtexec", found=trtexec, needed_for="a second opinion on engines", mend=mend))
+    checks.append(_trtexec())
     checks.append(_power())
     return checks
 
@@ -86,13 +85,25 @@ def _gpu() -> Check:
     return Check(name="NVIDIA GPU", found=found, needed_for="running engines", mend="" if found else mend)
 
 
+def _trtexec() -> Check:
+    from trtq.engine.trtexec import find_trtexec
+
+    try:
+        found, mend = find_trtexec(), ""
+    except MissingExtraError as exc:
+        found, mend = None, exc.mend
+    return Check(name="trtexec", found=found, needed_for="builds and a second opinion on engines", mend=mend)
+
+
 def _power() -> Check:
-    """Where power could be read: INA3221 rails on a Jetson, RAPL on an x86 host."""
-    rails = [p for p in Path("/sys/class/hwmon").glob("hwmon*/name") if _text(p) == "ina3221"]
+    """Where power could be read: the rails of a Jetson, RAPL on an x86 host, NVML."""
+    from trtq.agent import sysfs_power
+
+    total, rails = sysfs_power()
     rapl = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
     found = None
-    if rails:
-        found = f"{len(rails)} INA3221 monitors"
+    if total is not None:
+        found = rails
     elif rapl.exists() and os.access(rapl, os.R_OK):
         found = "RAPL (CPU package)"
     elif importlib.util.find_spec("pynvml") and shutil.which("nvidia-smi"):
@@ -101,10 +112,3 @@ def _power() -> Check:
     if not found and rapl.exists():
         mend = f"make it readable: sudo chmod a+r {rapl}"
     return Check(name="power sensor", found=found, needed_for="energy figures", mend=mend)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

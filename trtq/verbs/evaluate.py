@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
-from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap
+from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap, sqnr_words
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import Targets, open_targets
@@ -32,6 +32,7 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         top1, top5: percent of labels that were first, or among the first five; None without labels.
         agreement: percent of predictions equal to the reference's; None without a reference.
         sqnr_db: logits of the reference over the difference, dB; None without a reference or without difference.
+        finite: no logit was NaN or infinite (known with a reference).
         reference_top1: the reference's own accuracy on the same images.
         miou: mean intersection over union of pixels, percent; None without masks.
         pixel_accuracy: share of right pixels, percent.
@@ -56,6 +57,7 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     reference_miou: float | None = None
     agreement: float | None
     sqnr_db: float | None
+    finite: bool = True
     calibration_images: int | None
     data: dict[str, Any]
     preprocess: Preprocess
@@ -89,8 +91,8 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.reference_score is not None:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
         if self.agreement is not None:
-            sqnr = "no difference" if self.sqnr_db is None else f"SQNR {self.sqnr_db:.2f} dB"
-            parts.append(f"agreement {self.agreement:.2f} %, {sqnr}")
+            words = sqnr_words(self.sqnr_db, finite=self.finite)
+            parts.append(f"agreement {self.agreement:.2f} %, {words if self.sqnr_db is None else f'SQNR {words}'}")
         if len(parts) == 1:
             parts.append("no labels, no masks and no reference: there is nothing to compare with (--reference, --masks)")
         return "; ".join(parts)
@@ -113,6 +115,9 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     preprocess, said = _preprocess(spec, metadata, runner.input_shape)
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
+    if used is None:
+        why = "it does not say which images calibration looked at"
+        raise UsageError(f"Cannot leave out the images of {spec.exclude}", why, "Give the quantize.json of the calibration")
     indices = _choose(source, spec, used)
     known = path.parent / "quantize.json"
     shared = None
@@ -145,6 +150,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         reference_miou=None if other is None or other.confusion is None else round(mean_overlap(other.confusion), 4),
         agreement=None if scores.agreement is None else round(scores.agreement, 4),
         sqnr_db=None if scores.sqnr_db is None else round(scores.sqnr_db, 3),
+        finite=scores.finite,
         calibration_images=0 if spec.exclude else shared,
         data=describe(source),
         preprocess=preprocess,
@@ -234,10 +240,11 @@ def _preprocess(spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]) 
     return resolve_preprocess(**given)
 
 
-def _calibration_images(path: Path) -> frozenset[str]:
-    """Return the content digests of the images a record says calibration looked at."""
+def _calibration_images(path: Path) -> frozenset[str] | None:
+    """Return the content digests of the images a record says calibration looked at; None where it does not say."""
     data = read_json(path, kind="quantize record").get("data")
-    return frozenset(data.get("calibration_sha256", ())) if isinstance(data, dict) else frozenset()
+    known = data.get("calibration_sha256") if isinstance(data, dict) else None
+    return None if known is None else frozenset(known)
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:

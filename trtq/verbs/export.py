@@ -30,18 +30,19 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
-from trtq.methods.qat import placement_of
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
+from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 from trtq.verbs.calibration import ranges_for
 from trtq.verbs.opening import open_model, open_preprocess, require_own
+from trtq.verbs.opset import INT4_OPSET
 from trtq.verbs.quantize import ENCODINGS
 from trtq.verbs.records import FileRecord
 
 RECORD = "export.json"
-INT4_OPSET, FIRST_INT4 = 21, 80
+FIRST_INT4 = 80
 BATCH = 8
 
 

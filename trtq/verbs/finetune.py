@@ -29,6 +29,7 @@ from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
 from trtq.verbs.opening import open_model, open_preprocess, require_own
+from trtq.verbs.opset import check_files, opset_of
 from trtq.verbs.quantize import FP32, QDQ
 from trtq.verbs.records import Clock, FileRecord
 from trtq.verbs.shipping import ship
@@ -77,6 +78,7 @@ class _Job:
         if spec.val is None and (spec.patience is not None or spec.schedule == "plateau"):
             asked = "--patience" if spec.patience is not None else "--schedule plateau"
             raise UsageError(f"{asked} needs --val", "without it no epoch is better than another", "Give labelled images with --val")
+        check_files(spec)
         self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
         self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
         if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
@@ -193,7 +195,7 @@ class _Job:
             distill=spec.distill, temperature=spec.temperature, weights=counted.to(self.device) if counted is not None else None,
             ignore=self.train.targets.ignore if self.train.targets is not None else -100, own=self.own,
         )  # fmt: skip
-        where = ("out", "checkpoint", "encodings", "parity_images", "opset", "device", "compile")
+        where = ("out", "checkpoint", "encodings", "parity_images", "opset", "target", "device", "compile")
         settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
         seen = [(e.source, e.targets) for e in (self.train, self.val[0] if self.val else None) if e is not None]
         images = [[source.identity(), targets.identity() if targets is not None else None] for source, targets in seen]
@@ -217,7 +219,7 @@ class _Job:
         encodings, spec, size = self.graph.learned(), self.spec, 16 if self.captured.dynamic_batch else 1
         compared = list(batches(self.source, self.source.sample(spec.parity_images, spec.seed), self.preprocess, size))
         parity, paths = ship(
-            self.captured, encodings, compared, self.out, opset=spec.opset, int4=spec.weight_storage == "int4",
+            self.captured, encodings, compared, self.out, opset=opset_of(spec), int4=spec.weight_storage == "int4",
             origin={"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights},
             records=(RECORD, EVALUATION), told=self.told, note=self.note,
         )  # fmt: skip

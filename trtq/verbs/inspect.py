@@ -126,7 +126,7 @@ def _record(path: Path) -> dict[str, Any]:
             "model": content["model"]["name"],
             "weights": content["model"]["weights"],
             "calibration": content["calibration"],
-            "quantizers": len(content["quantizers"]),
+            "quantizers": content["quantizers"],
             "left_in_float": {f["name"]: f["reason"] for f in content["left_in_float"]},
             "parity": content["parity"],
             "weakest": {q["name"]: q["sqnr_db"] for q in weak},

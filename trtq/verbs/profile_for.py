@@ -14,7 +14,7 @@ from trtq.errors import ArtifactError
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
-MADE_BY = "quantize.json"
+MADE_BY = ("quantize.json", "finetune.json", "import.json")
 QDQ, ENCODINGS, EXPORTED, SOURCE = "model.qdq.onnx", "encodings.safetensors", "export.json", "source.json"
 _ONE = threading.Lock()  # boards are deployed to side by side, capturing a model is done one at a time
 
@@ -30,8 +30,8 @@ class Profiled(NamedTuple):
 def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
     """Return the file to send.
 
-    A Q/DQ file beside its record and encodings is exported for the target (opset, typed FP16 with the ranges of real images) once; the
-    next deployment finds it. A file of another origin goes as it is.
+    A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint) is exported for the target (opset,
+    typed FP16 with the ranges of real images) once; the next deployment finds it. A file of another origin goes as it is.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -55,7 +55,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     fields = set(ExportSpec.__struct_fields__)
     given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
     given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
-    export_profiles(ExportSpec.make({k: v for k, v in given.items() if k != "seed"}), told)
+    export_profiles(ExportSpec.make(given), told)
     _sign(folder, source, name, EXPORTED)
     return _described(folder / name)
 
@@ -101,16 +101,18 @@ def _described(path: Path) -> Profiled:
 
 
 def _record(onnx: Path) -> dict[str, Any] | None:
-    """Return the record of trtq quantize beside a Q/DQ file, where it speaks of this very file and the encodings are there."""
+    """Return the record beside a Q/DQ file that speaks of this very file and of the encodings; None where there is none."""
     if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
         return None
-    try:
-        record = read_json(onnx.parent / MADE_BY)
-        mine = record["files"]
-        whole = all(sha256_file(onnx.parent / n) == mine[n]["sha256"] for n in (QDQ, ENCODINGS))
-    except (ArtifactError, KeyError, TypeError, OSError):
-        return None
-    return record if whole else None
+    here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
+    for name in MADE_BY:
+        try:
+            record = read_json(onnx.parent / name)
+            if all(record["files"][n]["sha256"] == digest for n, digest in here.items()):
+                return record
+        except (ArtifactError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:

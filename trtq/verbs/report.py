@@ -47,7 +47,10 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     for folder in folders:
         if not (folder / "quantize.json").is_file():
             why = "it holds no quantize.json" if folder.is_dir() else "there is no such folder"
-            raise UsageError(f"Cannot report on {folder}", why, "Name a folder that trtq run, quantize or search wrote")
+            mend = "Name a folder that trtq run, quantize or search wrote"
+            if (folder / "finetune.json").is_file():
+                mend = "Train in a recipe ([finetune]) and name the recipe's folder"
+            raise UsageError(f"Cannot report on {folder}", why, mend)
     default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
     page = Path(spec.out) if spec.out else default
     ensure_writable_dir(page.parent)

@@ -33,7 +33,7 @@ from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_bud
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
-from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
+from trtq.specs import OPSET, AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze
@@ -97,8 +97,18 @@ class _Job:
         self.images_sha256 = self._images()
 
     def _images(self) -> list[str]:
-        """Return digests of the images that calibrate and of those that accuracy is measured on, labels included."""
+        """Return digests of the images that calibrate and of those that accuracy is measured on, labels included.
+
+        Raises:
+            UsageError: calibration leaves none to measure accuracy on.
+        """
         spec, val = self.spec, self.val
+        if not spec.val and len(val) <= spec.calib_images:
+            raise UsageError(
+                f"No image of {val.name} is left to measure accuracy on",
+                f"it has {len(val)} images, and calibration takes {min(len(val), spec.calib_images)}",
+                "Give others with --val, or fewer --calib-images",
+            )
         data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
         return [
             data.digest(data.sample(max(spec.calib_images, spec.images), spec.seed)),
@@ -169,7 +179,8 @@ class _Job:
     def _measure_reference(self, candidate: Candidate) -> None:
         """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
         folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
-        model = export_onnx(candidate.captured.module, candidate.captured.example, dynamic_batch=candidate.captured.dynamic_batch, opset=20)
+        captured = candidate.captured
+        model = export_onnx(captured.module, captured.example, dynamic_batch=captured.dynamic_batch, opset=OPSET)
         set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name})
         path = save_onnx(model, folder / FP32)
         exclude = None

@@ -13,9 +13,9 @@ from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph
-from trtq.methods.qat import placement_of
 from trtq.progress import Progress
 from trtq.quant.encodings import Encodings
+from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 

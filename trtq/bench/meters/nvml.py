@@ -13,7 +13,7 @@ THROTTLES: Mapping[int, str] = {
 }  # fmt: skip
 THROTTLE_FIELDS: Mapping[int, str] = {74: "power cap", 269: "software thermal limit", 270: "hardware thermal limit", 271: "power brake"}
 POWER_INSTANT = 186
-BOARD, MODULE = 0, 1
+BOARD = 0
 # What an exception of NVML means for a person (facts: missing NVML).
 MEANING = {
     "LibraryNotFound": "the NVIDIA management library was not found (no driver, a Jetson, or a container without the utility capability)",
