@@ -13,7 +13,7 @@ from trtq.graph.naming import is_softmax, node_name
 from trtq.graph.normalize import CONVS
 from trtq.methods.base import Method, Workbench
 from trtq.quant.formats import Format
-from trtq.quant.placement import Quantizer
+from trtq.quant.placement import Quantizer, is_transposed
 
 GRANULARITY = ("layer", "channel")
 ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax only"
@@ -37,17 +37,11 @@ def log2_outputs_(bench: Workbench, bits: int | None) -> list[str]:
             for operand, value in enumerate(reader.args):
                 if value is softmax:
                     quantizer = _quantizer(bench, softmax, reader, operand)
-                    if not asked_for(quantizer):
+                    if not quantizer.decided:
                         quantizer.format = Format(bits=bits or quantizer.format.bits, kind="log2")
                         quantizer.float_reason = None
                         made.append(quantizer.name)
     return made
-
-
-def asked_for(quantizer: Quantizer) -> bool:
-    """Whether the user, or an allocation, wants it in float; also when that is only so for what it is multiplied with."""
-    reason = quantizer.float_reason or ""
-    return reason.startswith("asked for") or "the allocation keeps it" in reason or "stays in float, and" in reason
 
 
 def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int) -> Quantizer:
@@ -72,9 +66,9 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"Cannot use efficientquant.granularity={granularity}", f"expected one of {', '.join(GRANULARITY)}")
     convolutions = []
     for q in bench.placement.quantizers:
-        if asked_for(q):
+        if q.decided:
             continue
-        if q.role == "weight" and q.is_weight and q.consumer.target in CONVS and not _transposed(q):
+        if q.role == "weight" and q.is_weight and q.consumer.target in CONVS and not is_transposed(q.consumer):
             axis = None if granularity == "layer" else q.format.axis
             q.format = msgspec.structs.replace(q.format, kind="asymmetric", axis=axis)
             q.float_reason = None
@@ -83,10 +77,6 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             q.float_reason = q.float_reason or ONLY
     softmaxes = log2_outputs_(bench, 8)
     return {"convolutions": len(convolutions), "softmaxes": len(softmaxes), "engine_computes_in": "float"}
-
-
-def _transposed(quantizer: Quantizer) -> bool:
-    return "transposed" in (quantizer.float_reason or "")
 
 
 def _unfit(bench: Workbench) -> str | None:

@@ -76,6 +76,7 @@ class Quantizer:
         format: the number format wanted.
         is_weight: the source is a constant.
         float_reason: why it stays in float, None when it is quantized.
+        decided: who wants it in float, whatever its values: a user, an allocation, or what it is multiplied with; "" for nobody.
         alone: it has codes whatever becomes of what it is multiplied with: only the weight of its layer was asked for.
     """
 
@@ -88,6 +89,7 @@ class Quantizer:
     format: Format
     is_weight: bool
     float_reason: str | None = None
+    decided: Literal["", "user", "allocation", "partner"] = ""
     alone: bool = False
 
     @property
@@ -154,7 +156,7 @@ def place(
                 quantizer = _apply(graph, rule, node, depth)
                 if quantizer is not None:
                     found.quantizers.append(quantizer)
-        if _is_transposed(node):
+        if is_transposed(node):
             found.quantizers.append(
                 _float_only(node, operands(node)[1], "TensorRT computes transposed convolutions in float whatever is asked")
             )
@@ -170,7 +172,7 @@ def place(
     if attention == "float":
         for q in found.quantizers:
             if attention_of(q) is not None:
-                q.float_reason = "asked for by --attention float"
+                q.float_reason, q.decided = "asked for by --attention float", "user"
     keep_whole_(found)
     _keep_high_precision_(found, high_precision)
     return found
@@ -193,7 +195,7 @@ def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | 
         if q.role in ("input", "weight") and q.layer in layer_bits:
             bits = layer_bits[q.layer]
             if bits is None:
-                q.float_reason = q.float_reason or "the allocation keeps it in float"
+                q.float_reason, q.decided = q.float_reason or "the allocation keeps it in float", "allocation"
             elif not q.is_weight and bits.input is None:
                 q.float_reason = q.float_reason or "the allocation quantizes the weight alone"
             else:
@@ -217,7 +219,7 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
         return None
     layer, axis, suffix = node_name(node), rule.axis, rule.role
     constant = get_constant(graph, source)
-    if rule.op == "conv" and _is_transposed(node):
+    if rule.op == "conv" and is_transposed(node):
         return None
     if rule.role == "weight" and constant is None:
         axis, reason = None, "its weight is computed from the input, and only a constant weight runs in INT8"
@@ -235,7 +237,8 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
     )  # fmt: skip
 
 
-def _is_transposed(node: fx.Node) -> bool:
+def is_transposed(node: fx.Node) -> bool:
+    """Whether a node is a transposed convolution."""
     return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
 
 
@@ -343,7 +346,7 @@ def keep_whole_(placement: Placement) -> None:
             for other in compute:
                 keeps = other.alone or not other.format.has_kernel
                 if other.float_reason is None and not keeps and owner(other) is owner(quantizer):
-                    other.float_reason = f"{quantizer.name} stays in float, and {kind}"
+                    other.float_reason, other.decided = f"{quantizer.name} stays in float, and {kind}", "partner"
 
 
 def _consumer(quantizer: Quantizer) -> fx.Node | None:
@@ -363,7 +366,7 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
             names = [q.layer for q in placement.quantizers]
             raise UsageError(f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names))
         for q in hits:
-            q.float_reason = f"asked for by --high-precision {pattern}"
+            q.float_reason, q.decided = f"asked for by --high-precision {pattern}", "user"
     keep_whole_(placement)
 
 

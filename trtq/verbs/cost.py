@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, read_json
+from trtq.artifact import SCHEMA, environment
 from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
 from trtq.cost.devices import Device, find_device
 from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
@@ -19,7 +19,7 @@ from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
 from trtq.cost.roofline import KernelTime, Widths, predict_all
 from trtq.data.preprocess import resolve_preprocess
-from trtq.engine.manifest import manifest_path
+from trtq.engine.manifest import read_manifest
 from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
@@ -242,8 +242,7 @@ def _record(times: list[KernelTime], device: Device, batch: int, notes: list[str
 
 def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     """Return the roofline over the kernels that a plan says it has."""
-    manifest = read_json(manifest_path(path), kind="engine manifest")
-    builder = manifest["builder"]
+    builder = read_manifest(path).builder
     found: list[PlanKernel] | None = None
     if builder["backend"] == "tensorrt-rtx" and path.is_file():
         found = read_plan_kernels(path.read_bytes(), str(builder["version"]), batch)
