@@ -983,7 +983,7 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
     if mode is not None and mode not in before["modes"]:
         raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
     if switch and before["id"] is None:
-        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back")
+        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back", "on the board: sudo nvpmodel -q")
     plan = {"mode": before["id"], "name": before["name"], "store": None, "boot": boot_id(), "clocks": _limits()}  # type: Dict[str, Any]
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
@@ -1525,7 +1525,7 @@ def infer(asked: Dict[str, Any]) -> int:
             block = source.read(item * min(asked["batch"], left))
             real = len(block) // item
             if not real:
-                raise Refused("%d images are missing from %s" % (left, asked["input"]))
+                raise Refused("%d images are missing from %s" % (left, asked["input"]), "deploy again: the upload is checked then")
             block += b"\0" * (item * asked["batch"] - len(block))  # the last batch is filled up, its filling not kept
             cuda.copy(addresses[first], block, len(block), up=True)
             done = (

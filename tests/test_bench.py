@@ -1097,7 +1097,7 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
     assert any("governor: None and powersave" in d for d in found.differences)
     assert compare(CompareSpec(file=(str(a), str(a)))).valid
     thrice = put(tmp_path / "thrice", record[0], valid=True, row={"batch": 3})
-    with pytest.raises(UsageError, match="have no latency of the same mode and batch in common: .* has latency of batch 1, .* of batch 3"):
+    with pytest.raises(UsageError, match="no latency of one kind, mode and batch in common: .* e2e of latency, batch 1.*, batch 3"):
         compare(CompareSpec(file=(str(a), str(thrice))))
     later = put(tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}})  # what a run was like is no setting
     assert compare(CompareSpec(file=(str(a), str(later)))).differences == []

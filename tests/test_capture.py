@@ -211,7 +211,7 @@ def test_same_padding_and_einsum_are_seen_by_the_placement():
     assert captured.passes["batch norm folded"] == 1
     found = {q.name: q.float_reason for q in place(captured.module).quantizers}
     assert found["conv.input"] is None
-    assert "write it as matmul" in found["einsum.weight"]
+    assert "write it as matmul" in found["einsum.lhs"]  # what it multiplies is no weight
 
 
 def test_a_product_with_a_sum_in_one_call_is_listed_as_float():

@@ -30,6 +30,7 @@ from trtq.cost.count import list_kernels, list_ops
 from trtq.cost.devices import devices, find_device
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.ops import Kernel, Op, fuse
+from trtq.cost.profile import correct
 from trtq.cost.roofline import Widths, computes_in, predict
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.engine.targets import DEVICES
@@ -263,6 +264,19 @@ def test_the_plan_s_own_kernels(cnn_out: Path, tmp_path: Path):
     manifest.write_text(manifest.read_text().replace('"version": "1.7', '"version": "3.7').replace('"version":"1.7', '"version":"3.7'))
     with pytest.raises(ArtifactError, match="only plans of TensorRT-RTX 1.7 say what they hold"):
         cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="rtx3080", engine=str(engine)))
+
+
+def test_a_profile_as_trtexec_writes_names(tmp_path):
+    """It escapes nothing; a file that was cut off is none."""
+    path = tmp_path / "p.json"
+    odd = '[\n  { "count" : 7 }\n, { "name" : "a"b\\c", "timeMs" : 50, "averageMs" : 0.5, "medianMs" : 0.4, "percentage" : 75.5 }\n]'
+    times = [predict(Kernel(name="k", kind="conv", macs=1000, weights=10, reads=10, writes=10), find_device("t4"), Widths(8, 8), batch=1)]
+    path.write_text(odd)
+    found = correct(path, times)
+    assert (found.iterations, found.measured_ms) == (7, 0.5)
+    path.write_text(odd[:-4])
+    with pytest.raises(ArtifactError, match=r"is no layer profile: expected what trtexec --exportProfile writes \(.*malformed.*\)"):
+        correct(path, times)
 
 
 def test_a_measured_profile_corrects_the_prediction(images, tmp_path, cnn_out: Path):

@@ -1,6 +1,6 @@
 """Every command that the documents show, run as it stands, page by page, in a folder with the files that the page takes as given.
 
-ResNet-18 looks at 64x64 pixels instead of 224x224: learning how to round takes an hour on two cores otherwise.
+ResNet-18 and MobileViT look at 64x64 pixels instead of 224x224 and 256x256: learning how to round takes an hour on two cores otherwise.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ create = timm.create_model
 
 def smaller(name, *args, **kwargs):
     model = create(name, *args, **kwargs)
-    if name == "resnet18":
+    if name in ("resnet18", "mobilevit_xxs"):
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64)}
     return model
 
@@ -70,7 +70,7 @@ def trtq(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     stand_in.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "TRTQ_TRTEXEC": str(write_fake_trtexec(stand_in, version, sm=sm))}
     (folder / ".small.py").write_text(SMALL)
-    start = [str(folder / ".small.py")] if "timm:resnet18" in line else ["-m", "trtq"]
+    start = [str(folder / ".small.py")] if re.search("timm:(resnet18|mobilevit_xxs)", line) else ["-m", "trtq"]
     words = [sys.executable, *start, *shlex.split(line)[1:]]
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
 

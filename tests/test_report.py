@@ -91,6 +91,16 @@ def test_an_evaluation_without_a_reference(images, run_folder: Path, tmp_path: P
     assert "top-1 on 32 images (the float model was not measured)" in made.verdict
     text = (folder / "report.html").read_text()
     assert "not measured" in text and "any Q/DQ pair as written" in text
+    both = write_report(ReportSpec(run=(str(folder), str(run_folder)), out=str(tmp_path / "both.html")))
+    assert both.bytes > 1000
+
+
+def test_a_board_s_record_of_another_version_is_said(run_folder: Path, tmp_path: Path):
+    shutil.copytree(run_folder, tmp_path / "r")
+    (tmp_path / "r/deploy/nano").mkdir(parents=True)
+    write_json(tmp_path / "r/deploy/nano/deploy.json", {"verb": "deploy", "schema": 0})
+    write_report(ReportSpec(run=(str(tmp_path / "r"),)))
+    assert "deploy.json is of another version of trtq: deploy again" in (tmp_path / "r/report.html").read_text()
 
 
 def test_a_folder_of_training_alone_has_no_report(tmp_path: Path):

@@ -98,17 +98,20 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     notes = []
     for x in a.rows:
         for y in b.rows:
-            if (x.mode, x.batch) != (y.mode, y.batch) or (before := x.e2e or x.gpu) is None or (after := y.e2e or y.gpu) is None:
+            kind = next((k for k in ("e2e", "gpu") if getattr(x, k) is not None and getattr(y, k) is not None), None)
+            if (x.mode, x.batch) != (y.mode, y.batch) or kind is None:
                 continue
+            before, after = getattr(x, kind), getattr(y, kind)
             unlike += [f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)]
-            ratio = "n/a" if not x.median_ms or y.median_ms is None else f"x {y.median_ms / x.median_ms:.4f}"
-            what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}"
+            ratio = "n/a" if not before.median.value or after.median.value is None else f"x {after.median.value / before.median.value:.4f}"
+            what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}, {kind}"
             notes.append(f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two runs, which did not take turns")
     if not notes:
         why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
-        raise UsageError("These records have no latency of the same mode and batch in common", why, "Measure both alike: trtq bench")
+        raise UsageError("These records have no latency of one kind, mode and batch in common", why, "Measure both alike: trtq bench")
     return unlike, notes, a.valid and b.valid and not unlike
 
 
 def _kinds(record: BenchRecord) -> str:
-    return ", ".join(dict.fromkeys(f"{r.mode} of batch {r.batch}" for r in record.rows)) or "no row"
+    found = [f"{k} of {r.mode}, batch {r.batch}" for r in record.rows for k in ("e2e", "gpu") if getattr(r, k) is not None]
+    return "; ".join(dict.fromkeys(found)) or "no latency"

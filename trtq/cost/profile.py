@@ -81,9 +81,13 @@ def _rows(text: str) -> list[dict[str, str | float | int]]:
     """Return the entries; trtexec does not escape names, so one with a quote or a backslash is read up to the next key."""
     try:
         return msgspec.json.decode(text, type=list[dict[str, str | float | int]])
+    except msgspec.ValidationError:
+        raise
     except msgspec.DecodeError:
         count = re.search(r'"count"\s*:\s*(\d+)', text)
-        rows: list[dict[str, str | float | int]] = [{"count": int(count[1])}] if count else []
+        if count is None or not text.rstrip().endswith("]"):  # no profile, or one that was cut off
+            raise
+        rows: list[dict[str, str | float | int]] = [{"count": int(count[1])}]
         for name, rest in re.findall(r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL):
             rows.append({"name": name, **{k: float(v) for k, v in re.findall(r'"(\w+)"\s*:\s*([-+.\deE]+)', rest)}})
         return rows

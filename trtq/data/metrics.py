@@ -76,6 +76,7 @@ class Scores:
         signal, noise: sums of squares against the reference.
         confusion: of pixels; None without masks.
         ignore: the class index that counts for nothing.
+        finite: no output was NaN or infinite, the reference's included.
     """
 
     images: int = 0
@@ -88,10 +89,12 @@ class Scores:
     noise: float = 0.0
     confusion: npt.NDArray[np.int64] | None = None
     ignore: int = -100
+    finite: bool = True
 
     def add(self, logits: Array, labels: npt.NDArray[np.int64] | None, reference: Array | None) -> None:
         """Count one batch; ``logits`` and ``reference`` are [N, classes] with labels [N], or [N, classes, H, W] with [N, H, W]."""
         self.images += len(logits)
+        self.finite = self.finite and bool(np.isfinite(logits).all()) and (reference is None or bool(np.isfinite(reference).all()))
         if labels is not None and labels.ndim == 3:
             found = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
             self.confusion = found if self.confusion is None else self.confusion + found
@@ -118,8 +121,3 @@ class Scores:
         """Signal to noise against the reference in dB, None without a reference, without noise, or where it is not ``finite``."""
         value = ratio_db(self.signal, self.noise) if self.compared else math.inf
         return value if math.isfinite(value) else None
-
-    @property
-    def finite(self) -> bool:
-        """Whether no output was NaN or infinite, the reference's included."""
-        return math.isfinite(self.signal) and math.isfinite(self.noise)

@@ -129,12 +129,16 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     def card(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """Return the machine card of records; ``held`` has power mode and clocks while it was measured."""
         clocks = self.clocks.get("gpu") or {}
+        jetson = {
+            "model": self.model, "soc": self.soc, "l4t": self.l4t, "jetpack": self.jetpack, "power_mode": held["power_mode"],
+            "clocks": held["clocks"], "gpu_max_hz": clocks.get("max_freq"),
+        }  # fmt: skip
+        missing = dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board")
         return {
             "kind": "jetson", "host": self.user, "cpu": self.machine, "container": "docker" if self.container else "none seen",
-            "jetson": {"model": self.model, "soc": self.soc, "l4t": self.l4t, "jetpack": self.jetpack,
-                       "power_mode": held["power_mode"], "clocks": held["clocks"], "gpu_max_hz": clocks.get("max_freq")},
+            "jetson": jetson,
             "kernel": self.kernel, "memory_bytes": self.memory.get("MemTotal"), "tensorrt": self.tensorrt, "trtexec": self.number,
-            "python": self.python, "missing": dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board"),
+            "python": self.python, "missing": missing | {k: "the board does not say" for k, v in jetson.items() if v is None},
         }  # fmt: skip
 
     @property

@@ -208,10 +208,12 @@ def row_of(
         settings={
             "power_mode": before["power_mode"], "clocks": "pinned" if before["clocks"]["pinned"] else "not pinned",
             "graph": "captured" if log.cuda_graph else "not used",
-            "latency_ms": log.rows["latency"].median if "latency" in log.rows else None,
             "transfers": log.transfers, "warmup_ms": WARMUP_MS,
         },
-        state={"before": before, "after": result["after"], "hottest_c": watch["hottest_c"], "least_free_bytes": watch["least_free"]},
+        state={
+            "latency_ms": log.rows["latency"].median if "latency" in log.rows else None, "before": before, "after": result["after"],
+            "hottest_c": watch["hottest_c"], "least_free_bytes": watch["least_free"],
+        },
         valid=not reasons, reasons=reasons, notes=notes,
     )  # fmt: skip
 

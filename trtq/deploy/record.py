@@ -67,9 +67,14 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether every figure may be used, and the engine computes what the ONNX file says, where images were run."""
-        agreed = self.accuracy is None or all(c.passed for c in self.accuracy.agreement.comparisons)
-        return agreed and all(r.valid for r in self.rows)
+        """Whether every figure that was asked for may be used, and the engine computes what the ONNX file says, where images were run."""
+        return not self.disagreement and (not self.spec.get("bench", True) or all(r.valid for r in self.rows))
+
+    @property
+    def disagreement(self) -> str:
+        """Why the engine's answers are not those of the ONNX file; "" where they are, or no images were run."""
+        wrong = self.accuracy is not None and not all(c.passed for c in self.accuracy.agreement.comparisons)
+        return "the engine does not compute what the file says" if wrong else ""
 
     @property
     def summary(self) -> str:
@@ -84,7 +89,7 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
                 if a.top1 is not None and a.reference_top1 is not None
                 else ""
             )
-            wrong = "" if all(c.passed for c in a.agreement.comparisons) else "; NOT VALID: the engine does not compute what the file says"
+            wrong = f"; NOT VALID: {self.disagreement}" if self.disagreement else ""
             lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}{wrong}")
         lines += [f"{what} n/a: {why}" for what, why in self.unavailable.items()]
         return "\n".join(lines)
@@ -180,8 +185,10 @@ def _shown(value: float | None, form: str) -> str:
     return "n/a" if value is None else format(value, form)
 
 
-def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow]) -> list[FleetRow]:
-    """Return the rows of the table for what was measured of one engine."""
+def fleet_rows(
+    device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow], *, doubt: str = ""
+) -> list[FleetRow]:  # fmt: skip
+    """Return the rows of the table for what was measured of one engine; with a ``doubt`` about it none of them is valid."""
     precision = (f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision).replace("fp", "FP")
     rows = []
     for r in found:
@@ -193,8 +200,8 @@ def fleet_rows(device: str, board: str, model: str, manifest: EngineManifest, fo
                 load_ms=r.load[0].total.median if r.load else None, latency_ms=timing.median.value if timing else None,
                 low_ms=timing.median.low if timing else None, high_ms=timing.median.high if timing else None,
                 memory_bytes=r.memory.device if r.memory else None, millijoule=1e3 * r.energy.gross_j if r.energy else None,
-                engine_bytes=manifest.engine_bytes, valid=r.valid,
-                why="; ".join([*r.reasons, *([manifest.fallback] if manifest.fallback else [])]),
+                engine_bytes=manifest.engine_bytes, valid=r.valid and not doubt,
+                why="; ".join([*r.reasons, *([doubt] if doubt else []), *([manifest.fallback] if manifest.fallback else [])]),
             )
         )  # fmt: skip
     return rows

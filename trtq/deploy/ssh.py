@@ -196,8 +196,12 @@ class Link:
             )  # fmt: skip
             if not path.is_file():
                 raise self.explain(done.stderr)
-            shown = self._run(["ssh-keygen", "-lf", str(path)]).stdout
-            return path.read_text(), [ln.strip() for ln in shown.splitlines()]
+            shown = self._run(["ssh-keygen", "-lf", str(path)])
+            prints = [ln.strip() for ln in shown.stdout.splitlines()]
+            if shown.returncode or not prints:
+                why = f"ssh-keygen shows no fingerprint: {_last(shown.stderr)}"
+                raise SshError(f"Cannot show the host key of {self.device.name}", why, "sudo apt-get install openssh-client")
+            return path.read_text(), prints
 
     def _run(self, line: list[str]) -> subprocess.CompletedProcess[str]:
         try:
@@ -205,7 +209,8 @@ class Link:
                 line, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=KEY_TIMEOUT_S, text=True, errors="replace"
             )
         except subprocess.TimeoutExpired as exc:
-            raise LinkError(f"Cannot reach {self.device.name}", f"{line[0]} did not answer within {exc.timeout:g} s") from exc
+            why = f"{line[0]} did not answer within {exc.timeout:g} s"
+            raise LinkError(f"Cannot reach {self.device.name}", why, "Is the board on?") from exc
 
     def accept(self, lines: str) -> None:
         """Keep host keys that the user has accepted."""

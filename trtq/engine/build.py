@@ -103,7 +103,7 @@ def describe(job: Job, builder: Builder, settings: Settings, found: Climb, **loo
         builder={"backend": builder.name, "version": built.version, **said},
         target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
         precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source),
-        codes=codes_of(found.source) or "INT8", batch=job.batch,
+        codes=codes_of(found.source) or ("INT8" if spec.calibration else ""), batch=job.batch,
         tensors=built.tensors or _tensors(found.source),
         onnx_sha256=job.onnx_sha256, onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
         model=metadata.get("model"), preprocess=metadata.get("preprocess"),

@@ -25,7 +25,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         target: device name and compute capability.
         precision: of what is not quantized.
         quantized_tensors: Q/DQ pairs in the ONNX file; 0 for a float model.
-        codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``.
+        codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``; "" for a float model.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
         onnx_sha256, encodings_sha256: what it was built from.

@@ -26,7 +26,7 @@ def is_engine(path: Path) -> bool:
     return path.suffix in (".engine", ".plan")
 
 
-def open_engine(path: Path, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
+def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
     """Return an engine ready to run, after its manifest was held against the file, this TensorRT and this GPU.
 
     Loading an engine can run code that is in it: without a manifest that names this very file, ``trust`` is needed.
@@ -35,6 +35,7 @@ def open_engine(path: Path, *, trust: bool = False, device: str = "cuda") -> Eng
         EngineError: another file, version or GPU than the manifest says (with the command that builds it here), or no manifest.
         UsageError: there is no GPU, or no TensorRT.
     """
+    path = Path(path)
     manifest = None if trust and not path.with_name(path.name + ".json").is_file() else read_manifest(path)
     module = MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
     where = f"Cannot run the engine {path.name} here"

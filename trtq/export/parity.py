@@ -198,7 +198,7 @@ def judge(full: Array, sim: Array, run: Array, where: str | None) -> ParityRecor
     runtime = ratio_db(signal, float(np.sum(np.square(np.subtract(sim, run, dtype=np.float64)))))
     margin = runtime - quantization if math.isfinite(quantization) and math.isfinite(runtime) else None
     reason = ""
-    if not (np.isfinite(sim).all() and np.isfinite(run).all()):
+    if not (np.isfinite(full).all() and np.isfinite(sim).all() and np.isfinite(run).all()):
         reason = "the outputs are NaN or infinite"
     elif where is not None:
         reason = "given the same quantized tensors, torch and ONNX Runtime find different codes"

@@ -158,15 +158,15 @@ def place(
                     found.quantizers.append(quantizer)
         if is_transposed(node):
             found.quantizers.append(
-                _float_only(node, operands(node)[1], "TensorRT computes transposed convolutions in float whatever is asked")
+                _float_only(graph, node, operands(node)[1], "TensorRT computes transposed convolutions in float whatever is asked")
             )
         if node.target is aten.einsum.default:
             found.quantizers.append(
-                _float_only(node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
+                _float_only(graph, node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
             )
         if node.target in WITH_SUM:
             why = "a product and a sum in one call are not quantized: write them as matmul and add to have the product in INT8"
-            found.quantizers.append(_float_only(node, operands(node)[1], why))
+            found.quantizers.append(_float_only(graph, node, operands(node)[1], why))
     _set_bits_(found, weight_bits, input_bits)
     _set_layer_bits_(found, layer_bits or {})
     if attention == "float":
@@ -242,10 +242,11 @@ def is_transposed(node: fx.Node) -> bool:
     return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
 
 
-def _float_only(node: fx.Node, source: fx.Node, reason: str) -> Quantizer:
-    name = node_name(node)
+def _float_only(graph: fx.GraphModule, node: fx.Node, source: fx.Node, reason: str) -> Quantizer:
+    name, constant = node_name(node), get_constant(graph, source) is not None
+    role: Role = "weight" if constant else "lhs"
     return Quantizer(
-        name=f"{name}.weight", layer=name, role="weight", consumer=node, operand=1, source=source, format=INT8, is_weight=True,
+        name=f"{name}.{role}", layer=name, role=role, consumer=node, operand=1, source=source, format=INT8, is_weight=constant,
         float_reason=reason,
     )  # fmt: skip
 

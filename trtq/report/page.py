@@ -180,7 +180,7 @@ def _boards(folder: Path) -> list[dict[str, Any]]:
             why = f"{path.name} is of another version of trtq: deploy again"
             rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
             continue
-        rows += fleet_rows(record.device, str(record.board["model"]), folder.name, record.manifest, record.rows)
+        rows += fleet_rows(record.device, str(record.board["model"]), folder.name, record.manifest, record.rows, doubt=record.disagreement)
     return [msgspec.to_builtins(r) for r in rows]
 
 

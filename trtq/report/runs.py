@@ -31,7 +31,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     width: str
     methods: str
     accuracy: float | None
-    agreement: float
+    agreement: float | None
     costs: dict[str, float]
     valid: bool = True
     dominated: dict[str, bool] = {}

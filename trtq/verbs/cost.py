@@ -244,7 +244,7 @@ def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     """Return the roofline over the kernels that a plan says it has."""
     builder = read_manifest(path).builder
     found: list[PlanKernel] | None = None
-    if builder["backend"] == "tensorrt-rtx" and path.is_file():
+    if builder["backend"] == "tensorrt-rtx":
         found = read_plan_kernels(path.read_bytes(), str(builder["version"]), batch)
     if found is None:
         raise ArtifactError(

@@ -32,7 +32,7 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         top1, top5: percent of labels that were first, or among the first five; None without labels.
         agreement: percent of predictions equal to the reference's; None without a reference.
         sqnr_db: logits of the reference over the difference, dB; None without a reference or without difference.
-        finite: no logit was NaN or infinite (known with a reference).
+        finite: no logit was NaN or infinite, the reference's included.
         reference_top1: the reference's own accuracy on the same images.
         miou: mean intersection over union of pixels, percent; None without masks.
         pixel_accuracy: share of right pixels, percent.
@@ -93,6 +93,8 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.agreement is not None:
             words = sqnr_words(self.sqnr_db, finite=self.finite)
             parts.append(f"agreement {self.agreement:.2f} %, {words if self.sqnr_db is None else f'SQNR {words}'}")
+        elif not self.finite:
+            parts.append("some answers are NaN or infinite")
         if len(parts) == 1:
             parts.append("no labels, no masks and no reference: there is nothing to compare with (--reference, --masks)")
         return "; ".join(parts)

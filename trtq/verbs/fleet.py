@@ -105,7 +105,7 @@ def _one(typed: str, device: Device, spec: FleetSpec, names: list[str], out: Pat
         folder = f"{out}/{device.name}/{name}"
         try:
             record: DeployRecord = deploy(DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told)
-            rows += fleet_rows(device.name, str(record.board["model"]), name, record.manifest, record.rows)
+            rows += fleet_rows(device.name, str(record.board["model"]), name, record.manifest, record.rows, doubt=record.disagreement)
             paths.append(f"{device.name}/{name}/{RECORD}")
         except TrtqError as exc:
             told.note(str(exc))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_bytes, write_json
 from trtq.engine.targets import Target
 from trtq.engine.versions import shown
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
@@ -31,7 +31,8 @@ def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> P
     """Return the file to send.
 
     A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint) is exported for the target (opset,
-    typed FP16 with the ranges of real images) once; the next deployment finds it. A file of another origin goes as it is.
+    typed FP16 with the ranges of real images) once; the next deployment finds it. A file of another origin goes as it is, and so does,
+    with a note, one whose model or images are not here.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -55,7 +56,12 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     fields = set(ExportSpec.__struct_fields__)
     given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
     given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
-    export_profiles(ExportSpec.make(given), told)
+    try:
+        export_profiles(ExportSpec.make(given), told)
+    except (ModelError, DataError) as exc:  # trained on another machine, say
+        said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
+        told.note(said)
+        return Profiled(onnx, notes=(said,))
     _sign(folder, source, name, EXPORTED)
     return _described(folder / name)
 
