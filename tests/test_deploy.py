@@ -351,6 +351,16 @@ def test_a_trained_model_goes_as_the_board_reads_it(orin, images, cnn_out, tmp_p
     assert record.manifest.encodings_sha256 == get_metadata(onnx.load(tmp_path / "qat/model.qdq.onnx"))["encodings_sha256"]
 
 
+def test_an_imported_cache_names_no_model_and_goes_as_it_is(orin, cnn_out, tmp_path):
+    for name in ("model.qdq.onnx", "encodings.safetensors"):
+        shutil.copy(cnn_out / name, tmp_path / name)
+    files = {n: {"sha256": sha256_file(tmp_path / n)} for n in ("model.qdq.onnx", "encodings.safetensors")}
+    held = {"verb": "import-calib", "spec": {"cache": "c", "onnx": "o", "out": "d"}, "files": files}
+    (tmp_path / "import.json").write_text(json.dumps(held))
+    record = deploy(spec(orin, tmp_path / "model.qdq.onnx", tmp_path / "o", bench=False))
+    assert Path(record.onnx) == tmp_path / "model.qdq.onnx"
+
+
 def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
     first = deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o"))
     kept = deploy(spec(orin, tmp_path / "m.onnx", tmp_path / "o", bench=False))

@@ -129,11 +129,11 @@ def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = 
         TrtqError: a stage failed, or the board did.
     """
     out, told = Path(recipe.out), progress or Silent()
-    plan(recipe, out, told)  # what is wrong with any stage is said before the work
+    report = plan(recipe, out, told)[-1:]  # of all stages: what is wrong with any of them is said before the work
     file = ready(recipe, progress)
     record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
     with locked(out / RUN_LOCK, waiting=told.note):  # the report once more, with the board in it
-        _walk(plan(recipe, out, told)[-1:], out, told, dry_run=False)
+        _walk(report, out, told, dry_run=False)
     return record
 
 

@@ -16,7 +16,6 @@ from trtq.artifact import (
     environment,
     explain_os_error,
     locked,
-    read_json,
     write_bytes,
     write_json,
 )
@@ -30,9 +29,9 @@ from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.settings import Builder, Settings
 from trtq.engine.versions import release_of_module, shown
-from trtq.errors import TrtqError, UsageError
+from trtq.errors import UsageError
 from trtq.export.half import has_half
-from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
+from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
@@ -187,12 +186,11 @@ def _why_not(job: Job, builder: Builder, module: str) -> str:
 
 def _torch_said(job: Job) -> str:
     """Return what the record beside the file says of torch's simulation."""
-    for name in ("quantize.json", "finetune.json", "import.json"):
+    for record in records_beside(Path(job.spec.onnx)):
         try:
-            data = read_json(Path(job.spec.onnx).parent / name)
-            known = any(f.get("sha256") == job.onnx_sha256 for f in data["files"].values())
-            images = data["parity"]["images"]
-        except (TrtqError, KeyError, TypeError, AttributeError):
+            known = any(f.get("sha256") == job.onnx_sha256 for f in record["files"].values())
+            images = record["parity"]["images"]
+        except (KeyError, TypeError, AttributeError):
             continue
         if known:
             return f"torch's simulation agreed with the file on {images} images when it was written"

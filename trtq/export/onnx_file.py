@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx
 
-from trtq.artifact import sha256_bytes, sha256_file, write_atomic
-from trtq.errors import ExportError, reason
+from trtq.artifact import read_json, sha256_bytes, sha256_file, write_atomic
+from trtq.errors import ArtifactError, ExportError, reason
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -139,6 +139,17 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
 def count_qdq(model: onnx.ModelProto) -> int:
     """Return the number of QuantizeLinear nodes."""
     return sum(n.op_type == "QuantizeLinear" for n in model.graph.node)
+
+
+def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records that lie beside an ONNX file, of the verbs that write such files; damaged ones are left out."""
+    for name in ("quantize.json", "finetune.json", "import.json"):
+        try:
+            record = read_json(onnx_file.parent / name)
+        except ArtifactError:
+            continue
+        if isinstance(record.get("files"), dict):
+            yield record
 
 
 def codes_of(model: onnx.ModelProto) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -28,7 +28,23 @@ OPS: dict[str, tuple[object, ...]] = {
 }
 
 
-WITH_SUM = (aten.baddbmm.default, aten.addmm.default)
+def is_transposed(node: fx.Node) -> bool:
+    """Whether a node is a transposed convolution."""
+    return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
+
+
+# Products that have no INT8 kernel as they are written: which nodes, the operand that is listed for them, and why.
+NEVER: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str], ...] = (
+    (is_transposed, lambda n: operands(n)[1], "TensorRT computes transposed convolutions in float whatever is asked"),
+    (
+        lambda n: n.target is aten.einsum.default, lambda n: operands(n)[1][0],
+        "einsum is not quantized: write it as matmul to have it in INT8",
+    ),
+    (
+        lambda n: n.target in (aten.baddbmm.default, aten.addmm.default), lambda n: operands(n)[1],
+        "a product and a sum in one call are not quantized: write them as matmul and add to have the product in INT8",
+    ),
+)  # fmt: skip
 
 
 class LayerBits(NamedTuple):
@@ -156,17 +172,9 @@ def place(
                 quantizer = _apply(graph, rule, node, depth)
                 if quantizer is not None:
                     found.quantizers.append(quantizer)
-        if is_transposed(node):
-            found.quantizers.append(
-                _float_only(graph, node, operands(node)[1], "TensorRT computes transposed convolutions in float whatever is asked")
-            )
-        if node.target is aten.einsum.default:
-            found.quantizers.append(
-                _float_only(graph, node, operands(node)[1][0], "einsum is not quantized: write it as matmul to have it in INT8")
-            )
-        if node.target in WITH_SUM:
-            why = "a product and a sum in one call are not quantized: write them as matmul and add to have the product in INT8"
-            found.quantizers.append(_float_only(graph, node, operands(node)[1], why))
+        for belongs, source, why in NEVER:
+            if belongs(node):
+                found.quantizers.append(_float_only(graph, node, source(node), why))
     _set_bits_(found, weight_bits, input_bits)
     _set_layer_bits_(found, layer_bits or {})
     if attention == "float":
@@ -235,11 +243,6 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
         name=name, layer=layer, role=rule.role, consumer=node, operand=operand, source=source, format=fmt,
         is_weight=constant is not None, float_reason=reason,
     )  # fmt: skip
-
-
-def is_transposed(node: fx.Node) -> bool:
-    """Whether a node is a transposed convolution."""
-    return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
 
 
 def _float_only(graph: fx.GraphModule, node: fx.Node, source: fx.Node, reason: str) -> Quantizer:

@@ -11,6 +11,7 @@ from trtq.artifact import read_json, size_words
 from trtq.data.metrics import sqnr_words
 from trtq.engine.manifest import has_codes
 
+SCORES = (("miou", "mIoU"), ("top1", "top-1"))
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
 SIMULATED_SIZE = "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine holds floats"
 
@@ -144,7 +145,7 @@ def weight_bytes(run: RunSummary, *, packed: bool = False) -> tuple[float, float
 def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
     """Return what accuracy is here (``mIoU`` or ``top-1``), the quantized file's and the float file's percent; None without labels."""
     e = run.evaluate or {}
-    for key, name in (("miou", "mIoU"), ("top1", "top-1")):
+    for key, name in SCORES:
         if e.get(key) is not None and e.get(f"reference_{key}") is not None:
             return name, e[key], e[f"reference_{key}"]
     return None
@@ -208,9 +209,9 @@ def _verdict(run: RunSummary) -> str:
         parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
     else:
         parts.append(f"keeps {q['parity']['agreement']:.1f} % of its predictions on {q['parity']['images']} calibration images")
-        alone = next(((v, n) for v, n in (((e or {}).get("miou"), "mIoU"), ((e or {}).get("top1"), "top-1")) if v is not None), None)
+        alone = next(((key, name) for key, name in SCORES if e is not None and e.get(key) is not None), None)
         if e is not None and alone is not None:
-            parts.append(f"and has {alone[0]:.2f} % {alone[1]} on {e['images']} images (the float model was not measured)")
+            parts.append(f"and has {e[alone[0]]:.2f} % {alone[1]} on {e['images']} images (the float model was not measured)")
     covered = [m for m in run.engines if m["quantized_tensors"] and m.get("coverage")]
     if covered:
         least = min((m["coverage"] for m in covered), key=lambda c: c["got"])

@@ -61,3 +61,6 @@ FilesFor = Annotated[
         description="A device the files are for, @ a TensorRT version (xavier, nano@8.2): chooses the opset, refuses INT8 where there is none."
     ),
 ]
+BatchSize = Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")]
+CalibImages = Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")]
+CalibCache = Annotated[str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc
-from trtq.specs.fields import OPSET, Calibrator, FilesFor, IgnoreIndex, Masks, Opset
+from trtq.specs.fields import OPSET, CalibCache, Calibrator, FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import InputSpec, ModelInputSpec
 
 
@@ -58,9 +58,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = (
         32
     )
-    calib_cache: Annotated[
-        str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
-    ] = None
+    calib_cache: CalibCache = None
 
 
 class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):

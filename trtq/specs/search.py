@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, Spec
-from trtq.specs.fields import AnalyzeMetric, Budgets, Calibrator, Checkpoint, CheckpointMatch, Correct, InputSize, ModelArg, Target
+from trtq.specs.fields import (
+    AnalyzeMetric,
+    BatchSize,
+    Budgets,
+    CalibCache,
+    CalibImages,
+    Calibrator,
+    Checkpoint,
+    CheckpointMatch,
+    Correct,
+    InputSize,
+    ModelArg,
+    ModelName,
+    Target,
+)
 from trtq.specs.inputs import ModelInputSpec
 
 
@@ -23,7 +37,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
         "2", "4", "6", "8",
     )  # fmt: skip
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
-    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")] = 256
+    calib_images: CalibImages = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
     targets: Annotated[
@@ -33,7 +47,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     probes: Annotated[int, Meta(ge=2), Doc(description="Most probes of the Hessian; fewer when the order of layers is stable.")] = 50
     trials: Annotated[int, Meta(ge=1), Doc(description="Perturbations a layer, for gradient.")] = 4
     epsilon: Annotated[float, Meta(gt=0), Doc(description="Perturbations have a standard deviation of this over the weight's norm.")] = 1.0
-    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")] = 16
+    batch_size: BatchSize = 16
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
     calib_cache: Annotated[
         str | None, Doc(description="Folder for what an interrupted analysis has done; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
@@ -63,9 +77,7 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
 class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Find widths that meet every budget, and prove it on the exported model."""
 
-    model: Annotated[
-        str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
-    ] = ""
+    model: ModelName = ""
     out: Annotated[str, Doc(description="Folder for the results.")]
     candidates: Annotated[
         tuple[str, ...],
@@ -99,18 +111,16 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     target: Target = None
     correct: Correct = ()
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
-    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")] = 256
+    calib_images: CalibImages = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     methods: Annotated[
         Literal["auto", "never", "always"],
         Doc(description="The family's quantization methods: when accuracy does not hold without them (auto), never, or in every try."),
     ] = "auto"
     attention: Annotated[Literal["auto", "int8", "float"], Doc(description="The products of attentions, as for trtq quantize.")] = "auto"
-    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")] = 16
+    batch_size: BatchSize = 16
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
-    calib_cache: Annotated[
-        str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
-    ] = None
+    calib_cache: CalibCache = None
 
 
 class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_byt
 from trtq.engine.targets import Target
 from trtq.engine.versions import shown
 from trtq.errors import ArtifactError, DataError, ModelError
+from trtq.export.onnx_file import records_beside
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
-MADE_BY = ("quantize.json", "finetune.json", "import.json")
 QDQ, ENCODINGS, EXPORTED, SOURCE = "model.qdq.onnx", "encodings.safetensors", "export.json", "source.json"
 _ONE = threading.Lock()  # boards are deployed to side by side, capturing a model is done one at a time
 
@@ -107,17 +108,15 @@ def _described(path: Path) -> Profiled:
 
 
 def _record(onnx: Path) -> dict[str, Any] | None:
-    """Return the record beside a Q/DQ file that speaks of this very file and of the encodings; None where there is none."""
+    """Return the record beside a Q/DQ file that speaks of this very file, of the encodings and of the model; None where there is none."""
     if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
         return None
     here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
-    for name in MADE_BY:
-        try:
-            record = read_json(onnx.parent / name)
-            if all(record["files"][n]["sha256"] == digest for n, digest in here.items()):
+    for record in records_beside(onnx):
+        with contextlib.suppress(KeyError, TypeError):
+            # The record of import-calib names no model: its file goes as it is.
+            if "model" in record["spec"] and all(record["files"][n]["sha256"] == digest for n, digest in here.items()):
                 return record
-        except (ArtifactError, KeyError, TypeError):
-            continue
     return None
 
 
