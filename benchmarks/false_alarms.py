@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         captured = capture(load_model(args.model).module, (3, 64, 64))
         path = Path(folder) / "m.onnx"
-        save_onnx(export_onnx(captured.module, captured.example, dynamic_batch=True, opset=20), path)
+        save_onnx(export_onnx(captured.module, opset=20), path)
 
         def load() -> Any:
             return open_workload(path, taking_turns=True).call

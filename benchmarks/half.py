@@ -45,7 +45,7 @@ def export(name: str, folder: str, opset: int) -> tuple[str, list[np.ndarray], l
     preprocess, _ = open_preprocess(spec, loaded)
     captured = capture(loaded.module, preprocess.input_size)
     path = f"{folder}/m.onnx"
-    save_onnx(export_onnx(captured.module, captured.example, dynamic_batch=True, opset=opset), Path(path))
+    save_onnx(export_onnx(captured.module, opset=opset), Path(path))
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     chosen = source.sample(SEEN + EVALUATED, 0)
     images = [b.numpy() for b in batches(source, chosen, preprocess, SEEN)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from onnx import TensorProto, helper
 from torch import fx
 
 from trtq.errors import ExportError
+from trtq.export.borrowed import Borrower, region_of
 from trtq.export.ops import OPS
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
@@ -22,32 +25,23 @@ FP8_OPSET = 19
 LINEAR = torch.ops.aten.linear.default
 
 
-def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.ModelProto:
+def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False, borrower: Borrower | None = None) -> onnx.ModelProto:
     """Return ``graph`` as ONNX: input ``input``, output ``output``, weights float in front of their Q/DQ pairs.
 
     Args:
         graph: captured, with or without fake-quantize calls; every node carries ``meta["val"]``.
         opset: 13 to 21.
         int4: store weights of 4 bits as ONNX INT4, two codes a byte; needs opset 21.
+        borrower: writes ops that the table does not have; without one they are refused.
 
     Raises:
-        UnsupportedOpError: an op or a form of it that the table does not write.
-        ExportError: a format that has no Q/DQ form.
+        UnsupportedOpError: an op or a form of it that the table does not write, and there is no ``borrower``.
+        ExportError: a format that has no Q/DQ form, or an op that the borrower cannot write.
     """
-    writer, result = Writer(opset, int4=int4), ""
-    transposed = _transposed_weights(graph)
-    for node in graph.graph.nodes:
-        if node.op == "placeholder":
-            writer.values[node] = "input"
-            source = node
-        elif node.op == "get_attr":
-            _write_constant(writer, graph, node, transposed)
-        elif node.op == "output":
-            answer = operands(node)[0]
-            answer = answer[0] if isinstance(answer, (list, tuple)) else answer
-            result = writer.value(answer)
-        else:
-            _write_call(writer, graph, node, transposed)
+    source = next(n for n in graph.graph.nodes if n.op == "placeholder")
+    writer = Writer(opset, int4=int4)
+    writer.values[source] = "input"
+    answer, result = _Lowering(writer, graph, borrower).run()
     inputs = [_value_info("input", source)]
     outputs = [_value_info("output", answer)]
     _rename_output(writer, result)
@@ -57,31 +51,115 @@ def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False) -> onnx.Mode
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset], producer_name="trtq")
 
 
-def _write_call(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
-    writer.scope, writer.module = node_name(node), module_name(node)
-    if node.target is FAKE_QUANTIZE:
-        _write_qdq(writer, graph, node, transposed)
-    elif node.target is LINEAR:
-        x, weight, bias = (*operands(node), None)[:3]
-        if weight not in transposed:
-            weight = writer.op("Transpose", weight, perm=[1, 0])
-        product = writer.op("MatMul", x, weight)
-        writer.values[node] = product if bias is None else writer.op("Add", product, bias)
-    elif (write := OPS.get(node.target)) is not None:
+def lower_into(writer: Writer, graph: fx.GraphModule, inputs: Mapping[fx.Node, Any]) -> list[str]:
+    """Write a decomposed region into ``writer`` under its present scope, and return the names of its outputs.
+
+    Args:
+        writer: receives the nodes.
+        graph: whose output is a tuple of tensors.
+        inputs: what each placeholder stands for.
+
+    Raises:
+        UnsupportedOpError: an op that the table does not write.
+    """
+    writer.values.update(inputs)
+    return _Lowering(writer, graph, None, scope=(writer.scope, writer.module)).run_all()
+
+
+class _Lowering:
+    """One walk over a graph. A node is written after its operands, whatever the order of the graph.
+
+    Args:
+        writer: receives the nodes.
+        graph: to write.
+        borrower: for what the table does not have.
+        scope: layer and module of every node, where the graph does not name its own.
+    """
+
+    def __init__(
+        self, writer: Writer, graph: fx.GraphModule, borrower: Borrower | None, *, scope: tuple[str, str] | None = None
+    ) -> None:
+        self.writer, self.graph, self.borrower, self.scope = writer, graph, borrower, scope
+        self.transposed = _transposed_weights(graph)
+        self.begun = set[fx.Node]()
+
+    def run(self) -> tuple[fx.Node, str]:
+        """Write the graph and return the node that gives the model's answer and the name of that tensor."""
+        self.run_all()
+        answer = self._outputs()[0]
+        return answer, self.writer.value(answer)
+
+    def run_all(self) -> list[str]:
+        """Write the graph and return the names of all its outputs."""
+        for node in self.graph.graph.nodes:
+            self.write(node)
+        return [self.writer.value(n) for n in self._outputs()]
+
+    def _outputs(self) -> list[fx.Node]:
+        output = next(n for n in self.graph.graph.nodes if n.op == "output")
+        given = operands(output)[0]
+        return list(given) if isinstance(given, (list, tuple)) else [given]
+
+    def write(self, node: fx.Node) -> None:
+        """Write a node and what it needs, unless it is written."""
+        if node in self.writer.values or node.op in ("placeholder", "output"):
+            return
+        if node.op == "get_attr":
+            self._write_constant(node)
+            return
+        if node in self.begun:
+            raise ExportError(
+                "Cannot write the model as ONNX", f"{node_name(node)} computes on complex numbers around other layers",
+                "Write that part with real numbers",
+            )  # fmt: skip
+        self.begun.add(node)
+        for operand in node.all_input_nodes:
+            self.write(operand)
+        if node not in self.writer.values:
+            self._write_call(node)
+
+    def _write_call(self, node: fx.Node) -> None:
+        self.writer.scope, self.writer.module = self.scope or (node_name(node), module_name(node))
         try:
-            writer.values[node] = write(writer, node, *node.args, **node.kwargs)
-        except (TypeError, KeyError, IndexError, ArithmeticError) as exc:  # an argument this form of the op does not take
+            self.writer.values[node] = self._written(node)
+        except UnsupportedOpError as exc:
+            if self.borrower is None:
+                raise
+            region = region_of(node)
+            self.begun.update(region.nodes)
+            for operand in region.inputs:
+                self.write(operand)
+            self.writer.scope, self.writer.module = node_name(node), module_name(node)
+            self.borrower.write_(self.writer, region, str(exc))
+
+    def _written(self, node: fx.Node) -> Any:
+        writer = self.writer
+        if node.target is FAKE_QUANTIZE:
+            _write_qdq(writer, self.graph, node, self.transposed)
+            return writer.values[node]
+        if node.target is LINEAR:
+            x, weight, bias = (*operands(node), None)[:3]
+            if weight not in self.transposed:
+                weight = writer.op("Transpose", weight, perm=[1, 0])
+            product = writer.op("MatMul", x, weight)
+            return product if bias is None else writer.op("Add", product, bias)
+        write = OPS.get(node.target)
+        if write is None:
+            raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
+        mark = writer.mark()
+        try:
+            return write(writer, node, *node.args, **node.kwargs)
+        except (TypeError, KeyError, IndexError, ArithmeticError, UnsupportedOpError) as exc:
+            # An argument that this form of the op does not take.
+            writer.rewind(mark)
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}: {exc}") from exc
-    else:
-        raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
 
-
-def _write_constant(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
-    value = get_constant(graph, node)
-    if value is None or value.dtype not in ONNX_TYPES:
-        raise UnsupportedOpError(f"the constant {node.target}")
-    array = value.numpy().T if node in transposed else value.numpy()
-    writer.values[node] = writer.constant(array, str(node.target))
+    def _write_constant(self, node: fx.Node) -> None:
+        value = get_constant(self.graph, node)
+        if value is None or value.dtype not in ONNX_TYPES:
+            return  # read by regions alone, which hold it themselves; any other reader is refused
+        array = value.numpy().T if node in self.transposed else value.numpy()
+        self.writer.values[node] = self.writer.constant(array, str(node.target) if self.scope is None else None)
 
 
 def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from trtq.export.recurrent import recurrent
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.normalize import PADS, operands
 
@@ -63,13 +64,37 @@ def _binary(kind: str) -> Write:
     def write(w: Writer, n: fx.Node, a: Any, b: Any, alpha: Any = 1, rounding_mode: Any = None) -> Any:
         if not isinstance(n.meta.get("val"), torch.Tensor):  # arithmetic on sizes
             return w.op(kind, *(v if isinstance(v, fx.Node) else [v] for v in (a, b)))
-        if rounding_mode is not None:
+        if rounding_mode not in (None, "floor"):
             raise UnsupportedOpError("division with rounding")
         like = _operand_like(n, a, b)
         right = w.scalar(b, like)
         if alpha != 1:
             right = w.op("Mul", right, w.scalar(alpha, like))
-        return w.op(kind, w.scalar(a, like), right)
+        result = w.op(kind, w.scalar(a, like), right)
+        return result if rounding_mode is None else w.op("Floor", result)
+
+    return write
+
+
+def floor_divide(w: Writer, n: fx.Node, a: Any, b: Any, rounding_mode: Any = "floor") -> Any:
+    """Divide and round down; ONNX's division of integers rounds towards zero."""
+    if not _val(n).dtype.is_floating_point:
+        raise UnsupportedOpError("a division of integers")
+    return _binary("Div")(w, n, a, b, rounding_mode=rounding_mode)
+
+
+def not_equal(w: Writer, n: fx.Node, a: Any, b: Any) -> Any:
+    """Compare; ONNX has the opposite."""
+    return w.op("Not", _binary("Equal")(w, n, a, b))
+
+
+def logical(kind: str) -> Write:
+    """Return a writer for a bitwise op, which on booleans is the logical one."""
+
+    def write(w: Writer, n: fx.Node, a: fx.Node, b: fx.Node) -> Any:
+        if _val(a).dtype != torch.bool or _val(b).dtype != torch.bool:
+            raise UnsupportedOpError("bits of integers")
+        return w.op(kind, a, b)
 
     return write
 
@@ -277,12 +302,86 @@ def pad(w: Writer, n: fx.Node, x: fx.Node, amounts: Sequence[int], mode: Any = "
     """Pad; torch counts from the last axis, ONNX from the first. ``constant_pad_nd`` gives its value in place of a mode."""
     if not isinstance(mode, str):
         mode, value = "constant", mode
+    if mode == "circular":
+        return circular_pad(w, n, x, _static(amounts))
     kinds = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     rank, pairs = _val(x).ndim, _static(amounts)
     begins, ends = list[int]([0] * rank), list[int]([0] * rank)
     for i in range(len(pairs) // 2):
         begins[rank - 1 - i], ends[rank - 1 - i] = pairs[2 * i], pairs[2 * i + 1]
     return w.op("Pad", x, begins + ends, w.scalar(value or 0, x), mode=kinds[mode])
+
+
+def circular_pad(w: Writer, n: fx.Node, x: fx.Node, amounts: Sequence[int]) -> Any:
+    """What leaves one end of an axis enters at the other."""
+    value: Any = x
+    for i in range(len(amounts) // 2):
+        before, after = amounts[2 * i : 2 * i + 2]
+        if min(before, after) < 0:
+            raise UnsupportedOpError("a circular pad that cuts")
+        axis = _val(x).ndim - 1 - i
+        head = [w.op("Slice", value, [-before], [FAR], [axis])] if before else []
+        tail = [w.op("Slice", value, [0], [after], [axis])] if after else []
+        value = w.op("Concat", *head, value, *tail, axis=axis) if head or tail else value
+    return value
+
+
+def filled(value: Any = None, *, like: bool = False, after: int = 0) -> Write:
+    """Return a writer for a tensor of one value.
+
+    Args:
+        value: None where the call gives it behind the sizes.
+        like: the sizes are those of the first operand.
+        after: how many operands come before the sizes.
+    """
+
+    def write(w: Writer, n: fx.Node, *args: Any, **ignored: Any) -> Any:
+        sizes = w.op("Shape", args[0]) if like else list(args[after])
+        given = args[after + 1] if value is None else value
+        return w.op("Expand", w.scalar(given, n), sizes)
+
+    return write
+
+
+def top_k(
+    w: Writer, n: fx.Node, x: fx.Node, k: int, d: int = -1, largest: bool = True, ordered: bool = True
+) -> Any:
+    """The largest or smallest entries and where they are."""
+    return w.op("TopK", x, [k], outputs=2, axis=d, largest=int(largest), sorted=int(ordered))
+
+
+def sort(w: Writer, n: fx.Node, x: fx.Node, d: int = -1, descending: bool = False) -> Any:
+    """All entries along an axis in order, and where they were."""
+    return top_k(w, n, x, _dim(x, d), d, largest=descending)
+
+
+def arg_extreme(kind: str) -> Write:
+    """Return a writer for the place of the largest or smallest entry."""
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, d: int | None = None, keepdim: bool = False) -> Any:
+        if d is not None:
+            return w.op(kind, x, axis=d, keepdims=int(keepdim))
+        if keepdim:
+            raise UnsupportedOpError("the place in a whole tensor with its axes kept")
+        return w.op(kind, w.op("Reshape", x, [-1]), axis=0, keepdims=0)
+
+    return write
+
+
+def extreme(kind: str) -> Write:
+    """Return a writer for the largest or smallest entry along an axis and its place."""
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, d: int, keepdim: bool = False) -> Any:
+        place = w.op(f"Arg{kind}", x, axis=d, keepdims=int(keepdim))
+        return [w.reduce(f"Reduce{kind}", x, [d], keepdims=keepdim), place]
+
+    return write
+
+
+def cumsum(w: Writer, n: fx.Node, x: fx.Node, d: int, dtype: Any = None) -> Any:
+    """Running sum along an axis."""
+    _require_same_type(n, x)
+    return w.op("CumSum", x, np.asarray(d, dtype=np.int64))
 
 
 # ---- reductions, matmuls, norms ----------------------------------------------------------------------------------------
@@ -312,6 +411,11 @@ def variance(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, correction: An
     centred = w.op("Sub", x, w.reduce("ReduceMean", x, axes, keepdims=True))
     mean = w.reduce("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=keepdim)
     return w.op("Mul", mean, w.scalar(count / (count - (1 if correction is None else correction)), x))
+
+
+def deviation(w: Writer, n: fx.Node, x: fx.Node, dims: Any = None, correction: Any = 1, keepdim: bool = False) -> Any:
+    """Square root of the variance."""
+    return w.op("Sqrt", variance(w, n, x, dims, correction, keepdim))
 
 
 def baddbmm(w: Writer, n: fx.Node, bias: fx.Node, a: fx.Node, b: fx.Node, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -364,6 +468,16 @@ def group_norm(
     spread = list(range(1, rank - 1))
     value = value if weight is None else w.op("Mul", value, w.op("Unsqueeze", weight, spread))
     return value if bias is None else w.op("Add", value, w.op("Unsqueeze", bias, spread))
+
+
+def instance_norm(
+    w: Writer, n: fx.Node, x: fx.Node, weight: Any, bias: Any, mean: Any, var: Any, measured: bool, momentum: float, eps: float, cudnn: bool
+) -> Any:
+    """Every image and channel by its own mean and variance."""
+    if not measured:
+        raise UnsupportedOpError("an instance norm with running statistics")
+    ones, zeros = (np.full(_dim(x, 1), v, dtype=np.float32) for v in (1, 0))
+    return w.op("InstanceNormalization", x, ones if weight is None else weight, zeros if bias is None else bias, epsilon=eps)
 
 
 # ---- convolutions, pools, resampling -----------------------------------------------------------------------------------
@@ -433,7 +547,13 @@ def max_pool(
 
 def max_pool_with_indices(w: Writer, n: fx.Node, *args: Any) -> Any:
     """The pooled values; where they came from is not written."""
+    _require_one_read(n)
     return [max_pool(w, n, *args), None]
+
+
+def _require_one_read(n: fx.Node) -> None:
+    if any(operands(u)[1] == 1 and u.users for u in n.users):
+        raise UnsupportedOpError("the places that a pool took its values from")
 
 
 def avg_pool(
@@ -442,9 +562,13 @@ def avg_pool(
 ) -> Any:  # fmt: skip
     """Mean of each window."""
     padded = any(_ints(padding, 1))
-    if divisor is not None or (ceil_mode and count_include_pad and padded):
+    if ceil_mode and (padded and count_include_pad or divisor is not None):
         raise UnsupportedOpError("a mean over windows with a divisor of their own")
-    return _pool(w, n, x, "AveragePool", kernel, stride, padding, ceil_mode, count_include_pad=int(count_include_pad and padded))
+    counted = padded and (count_include_pad or divisor is not None)
+    mean = _pool(w, n, x, "AveragePool", kernel, stride, padding, ceil_mode, count_include_pad=int(counted))
+    if divisor is None:
+        return mean
+    return w.op("Mul", mean, w.scalar(math.prod(_ints(kernel, _val(x).ndim - 2)) / divisor, x))
 
 
 def _pool(w: Writer, n: fx.Node, x: fx.Node, kind: str, kernel: Any, stride: Any, padding: Any, ceil: bool, **attributes: Any) -> Any:
@@ -453,47 +577,81 @@ def _pool(w: Writer, n: fx.Node, x: fx.Node, kind: str, kernel: Any, stride: Any
     strides = _ints(stride, dims) if stride not in ((), []) else sizes
     dilations = attributes.get("dilations", [1] * dims)
     result = _val(n) if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"][0]
-    if ceil:  # torch drops a last window that starts in the padding, ONNX before opset 22 may not
-        for d in range(dims):
-            room = _dim(x, 2 + d) + 2 * pads[d] - dilations[d] * (sizes[d] - 1) - 1
-            if -(-room // strides[d]) + 1 != int(result.shape[2 + d]):
-                raise UnsupportedOpError("a pool whose last window lies in the padding")
-    return w.op(kind, x, kernel_shape=sizes, strides=strides, pads=pads * 2, ceil_mode=int(ceil), **attributes)
+    ends = list(pads)
+    if ceil:
+        reach = [dilations[d] * (sizes[d] - 1) + 1 for d in range(dims)]
+        rooms = [_dim(x, 2 + d) + 2 * pads[d] - reach[d] for d in range(dims)]
+        found = [int(v) for v in result.shape[2:]]
+        if any(-(-room // step) + 1 != size for room, step, size in zip(rooms, strides, found, strict=True)):
+            # torch drops a last window that starts in the padding, ONNX before opset 22 may not: written as plain padding.
+            ends = [(found[d] - 1) * strides[d] + reach[d] - _dim(x, 2 + d) - pads[d] for d in range(dims)]
+            ends, ceil = [max(e, 0) for e in ends], False
+    return w.op(kind, x, kernel_shape=sizes, strides=strides, pads=pads + ends, ceil_mode=int(ceil), **attributes)
 
 
-def adaptive_avg_pool(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int]) -> Any:
-    """The mean of equal windows; of the whole map when one is left."""
-    dims = _val(x).ndim - 2
-    wanted = [int(v) for v in _val(n).shape[2:]]
-    if all(s == 1 for s in wanted):
-        return w.op("GlobalAveragePool", x)
-    have = [_dim(x, 2 + d) for d in range(dims)]
-    if any(h % s for h, s in zip(have, wanted, strict=True)):
-        raise UnsupportedOpError("an adaptive pool of uneven windows")
-    windows = [h // s for h, s in zip(have, wanted, strict=True)]
-    return w.op("AveragePool", x, kernel_shape=windows, strides=windows)
+def adaptive_pool(kind: str, mean: str, whole: str) -> Write:
+    """Return a writer for windows that are as many as asked for: one pool where they are equal, else axis by axis."""
+
+    def write(w: Writer, n: fx.Node, x: fx.Node, sizes: Any = None) -> Any:
+        value = n.meta["val"] if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"][0]
+        wanted = [int(v) for v in value.shape[2:]]
+        if all(s == 1 for s in wanted):
+            return w.op(whole, x)
+        have = [_dim(x, 2 + d) for d in range(len(wanted))]
+        if not any(h % s for h, s in zip(have, wanted, strict=True)):
+            windows = [h // s for h, s in zip(have, wanted, strict=True)]
+            return w.op(kind, x, kernel_shape=windows, strides=windows)
+        result: Any = x
+        for d, (size, count) in enumerate(zip(have, wanted, strict=True)):
+            result = _windows(w, result, mean, 2 + d, [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)])
+        return result
+
+    return write
+
+
+def _windows(w: Writer, x: Any, kind: str, axis: int, edges: Sequence[tuple[int, int]]) -> Any:
+    """Reduce ranges along one axis to one entry each."""
+    parts = [w.reduce(kind, w.op("Slice", x, [a], [b], [axis]), [axis], keepdims=True) for a, b in edges]
+    return w.op("Concat", *parts, axis=axis)
 
 
 def adaptive_max_pool(w: Writer, n: fx.Node, x: fx.Node, sizes: Sequence[int]) -> Any:
-    """The largest value of the whole map."""
-    if any(s != 1 for s in sizes):
-        raise UnsupportedOpError("an adaptive pool of several windows")
-    return [w.op("GlobalMaxPool", x), None]
+    """The largest value of each window."""
+    _require_one_read(n)
+    return [adaptive_pool("MaxPool", "ReduceMax", "GlobalMaxPool")(w, n, x, sizes), None]
 
 
-def upsample(mode: str, **attributes: Any) -> Write:
-    """Return a writer for resampling to twice, or any, size."""
+def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
+    """Return a writer for resampling to twice, or any, size.
+
+    Args:
+        mode: as ONNX calls it.
+        place: how places in the result become places in the operand; empty where the call says it.
+        attributes: more of them.
+    """
 
     def write(w: Writer, n: fx.Node, x: fx.Node, *args: Any) -> Any:
         *aligned, factors = args[1:]
         have, want = _static(_val(x).shape[2:]), _static(_val(n).shape[2:])
+        how = place or ("align_corners" if aligned[0] else "half_pixel")
         if factors is not None and any(h * f != v for h, f, v in zip(have, factors, want, strict=True)):
-            raise UnsupportedOpError("a scale factor that does not give whole sizes")
-        how = {"nearest": "asymmetric"}.get(mode) or ("align_corners" if aligned[0] else "half_pixel")
+            scales = np.asarray([1.0, 1.0, *factors], dtype=np.float32)
+            return w.op("Resize", x, None, scales, mode=mode, coordinate_transformation_mode=how, **attributes)
         size = w.op("Concat", w.op("Slice", w.op("Shape", x), [0], [2], [0]), want, axis=0)
         return w.op("Resize", x, None, None, size, mode=mode, coordinate_transformation_mode=how, **attributes)
 
     return write
+
+
+def grid_sample(
+    w: Writer, n: fx.Node, x: fx.Node, grid: fx.Node, mode: int, padding: int, aligned: bool
+) -> Any:
+    """Read an image at computed places."""
+    if w.opset < 16 or _val(x).ndim > 4:
+        raise UnsupportedOpError("sampling at computed places before opset 16, or of volumes")
+    modes = ("linear", "nearest", "cubic") if w.opset >= 20 else ("bilinear", "nearest", "bicubic")
+    beyond = ("zeros", "border", "reflection")[padding]
+    return w.op("GridSample", x, grid, mode=modes[mode], padding_mode=beyond, align_corners=int(aligned))
 
 
 def pixel_shuffle(w: Writer, n: fx.Node, x: fx.Node, factor: int) -> Any:
@@ -529,7 +687,7 @@ OPS: dict[Any, Write] = {
         aten.pow.Tensor_Scalar: "Pow", aten.pow.Tensor_Tensor: "Pow", aten.eq.Scalar: "Equal", aten.eq.Tensor: "Equal",
         aten.lt.Scalar: "Less", aten.lt.Tensor: "Less", aten.gt.Scalar: "Greater", aten.gt.Tensor: "Greater",
         aten.le.Tensor: "LessOrEqual", aten.le.Scalar: "LessOrEqual", aten.ge.Tensor: "GreaterOrEqual", aten.ge.Scalar: "GreaterOrEqual",
-        aten.logical_and.default: "And", aten.logical_or.default: "Or",
+        aten.logical_and.default: "And", aten.logical_or.default: "Or", aten.div.Tensor_mode: "Div", aten.div.Scalar_mode: "Div",
         operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul", operator.floordiv: "Div",
     }.items()},
     aten.rsub.Scalar: _swapped(_binary("Sub")), aten.rsub.Tensor: _swapped(_binary("Sub")), aten.pow.Scalar: _binary("Pow"),
@@ -557,12 +715,41 @@ OPS: dict[Any, Write] = {
     aten.conv1d.default: conv, aten.conv2d.default: conv, aten.conv3d.default: conv, aten.convolution.default: convolution,
     aten.conv_transpose1d.default: conv_transpose, aten.conv_transpose2d.input: conv_transpose,
     aten.conv_transpose3d.input: conv_transpose,
+    aten.ne.Scalar: not_equal, aten.ne.Tensor: not_equal, aten.floor_divide.default: floor_divide,
+    **{t: logical(k) for t, k in {
+        aten.__and__.Tensor: "And", aten.bitwise_and.Tensor: "And", aten.__or__.Tensor: "Or", aten.bitwise_or.Tensor: "Or",
+        aten.__xor__.Tensor: "Xor", aten.bitwise_xor.Tensor: "Xor", aten.logical_xor.default: "Xor",
+    }.items()},
+    aten.zeros.default: filled(0), aten.ones.default: filled(1), aten.full.default: filled(),
+    aten.zeros_like.default: filled(0, like=True), aten.ones_like.default: filled(1, like=True), aten.full_like.default: filled(like=True),
+    aten.new_zeros.default: filled(0, after=1), aten.new_ones.default: filled(1, after=1), aten.new_full.default: filled(after=1),
+    aten.topk.default: top_k, aten.sort.default: sort, aten.argsort.default: lambda w, n, *args: sort(w, n, *args)[1],
+    aten.argmax.default: arg_extreme("ArgMax"), aten.argmin.default: arg_extreme("ArgMin"),
+    aten.max.dim: extreme("Max"), aten.min.dim: extreme("Min"), aten.cumsum.default: cumsum,
+    aten.logsumexp.default: reduction("ReduceLogSumExp"), aten.std.correction: deviation,
+    aten.std.dim: lambda w, n, x, dims=None, unbiased=True, keepdim=False: deviation(w, n, x, dims, int(unbiased), keepdim),
+    aten.instance_norm.default: instance_norm, aten.grid_sampler.default: grid_sample, aten.grid_sampler_2d.default: grid_sample,
+    aten.lstm.input: recurrent("LSTM", (0, 3, 1, 2), states=2), aten.gru.input: recurrent("GRU", (1, 0, 2), linear_before_reset=1),
+    aten.rnn_tanh.input: recurrent("RNN", (0,), activations=["Tanh"]), aten.rnn_relu.input: recurrent("RNN", (0,), activations=["Relu"]),
     aten.max_pool1d.default: max_pool, aten.max_pool2d.default: max_pool, aten.max_pool3d.default: max_pool,
     aten.max_pool2d_with_indices.default: max_pool_with_indices, aten.avg_pool1d.default: avg_pool, aten.avg_pool2d.default: avg_pool,
-    aten.avg_pool3d.default: avg_pool, aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
-    aten.adaptive_avg_pool2d.default: adaptive_avg_pool, aten._adaptive_avg_pool2d.default: adaptive_avg_pool,
-    aten.adaptive_max_pool2d.default: adaptive_max_pool,
-    aten.upsample_nearest2d.vec: upsample("nearest", nearest_mode="floor"),
-    aten.upsample_bilinear2d.vec: upsample("linear"), aten.upsample_bicubic2d.vec: upsample("cubic", cubic_coeff_a=-0.75),
+    aten.avg_pool3d.default: avg_pool,
+    **{t: adaptive_pool("AveragePool", "ReduceMean", "GlobalAveragePool") for t in (
+        aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
+    )},
+    **{t: adaptive_max_pool for t in (
+        aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
+    )},
+    **{t: upsample("nearest", "asymmetric", nearest_mode="floor") for t in (
+        aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
+    )},
+    **{t: upsample("nearest", "half_pixel", nearest_mode="round_prefer_ceil") for t in (
+        aten._upsample_nearest_exact1d.vec, aten._upsample_nearest_exact2d.vec, aten._upsample_nearest_exact3d.vec,
+    )},
+    **{t: upsample("linear") for t in (
+        aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec,
+    )},
+    aten.upsample_bicubic2d.vec: upsample("cubic", cubic_coeff_a=-0.75),
     aten.pixel_shuffle.default: pixel_shuffle,
 }  # fmt: skip

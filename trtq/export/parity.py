@@ -19,12 +19,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from torch import fx
 
+from trtq.data.answers import Kind, OutputComparison, compare_answers
 from trtq.data.metrics import Array, predictions, ratio_db
-from trtq.errors import ParityError
+from trtq.errors import ExportError, ParityError
 from trtq.export.ort import open_session, run_batch
 from trtq.graph.normalize import operands
 from trtq.quant.fake_quantize import FAKE_QUANTIZE, positions, spacing
@@ -45,27 +47,45 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         images: how many calibration images were compared.
-        equal_predictions: share of equal argmax between simulation and ONNX Runtime, percent.
+        kind: what the output is; only ``classes`` and ``pixels`` have predictions.
+        equal_predictions: share of equal predictions of simulation and ONNX Runtime, percent; None where there are none.
         near_ties: predictions that differ although nothing is wrong: their two best classes are closer than the drift.
         quantization_sqnr_db: signal to (float - simulation); None when they are equal.
         runtime_sqnr_db: signal to (simulation - ONNX Runtime); None when they are equal bit by bit.
         margin_db: how far the runtimes' difference lies below the quantization error; None when either is zero.
-        agreement: share of equal argmax between float and simulation, percent.
+        agreement: share of equal predictions of float and simulation, percent; None where there are none.
+        equal: share of equal integers of float and simulation, percent; None for floats.
+        cosine: of float and simulation over all values; None for integers, and where either is zero.
+        comparable: float and simulation give the same shapes, all finite.
+        constant: the float model gave the same answer for every image.
         first_divergence: the first quantizer whose codes differ by more than ties; None when there is none.
         passed: both rules hold.
         reason: which rule failed, empty when none did.
     """
 
     images: int
-    equal_predictions: float
+    kind: Kind = "classes"
+    equal_predictions: float | None
     near_ties: int
     quantization_sqnr_db: float | None
     runtime_sqnr_db: float | None
     margin_db: float | None
-    agreement: float
+    agreement: float | None
+    equal: float | None = None
+    cosine: float | None = None
+    comparable: bool = True
+    constant: bool = False
     first_divergence: str | None
     passed: bool
     reason: str = ""
+
+    @property
+    def answer(self) -> OutputComparison:
+        """How the simulation's answers compare with the float model's."""
+        return OutputComparison(
+            name="output", kind=self.kind, sqnr_db=self.quantization_sqnr_db, cosine=self.cosine, agreement=self.agreement,
+            equal=self.equal, finite=self.comparable, constant=self.constant,
+        )  # fmt: skip
 
 
 class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +170,7 @@ def check_parity(
     exported: onnx.ModelProto,
     batches: Sequence[torch.Tensor],
     *,
+    known: Kind | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
     """Compare float, simulation and exported file on ``batches``; also return what each activation quantizer did.
@@ -159,6 +180,7 @@ def check_parity(
         simulated: with fake-quantize calls.
         exported: the Q/DQ model.
         batches: float32, [N, C, H, W].
+        known: what the output is.
         progress: called with the number of images after each batch.
     """
     session = open_session(exported)
@@ -173,43 +195,80 @@ def check_parity(
             if progress:
                 progress(len(batch))
     where = first_divergence(simulated, exported, batches[0][:FORCED_IMAGES])
-    return judge(np.concatenate(full), np.concatenate(sim), np.concatenate(run), where), probe.stats()
+    return judge(np.concatenate(full), np.concatenate(sim), np.concatenate(run), where, known), probe.stats()
 
 
-def judge(full: Array, sim: Array, run: Array, where: str | None) -> ParityRecord:
+def require_same_float(graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor) -> None:
+    """Refuse a float file that does not compute what the graph computes, before anything is calibrated.
+
+    Args:
+        graph: captured, float.
+        exported: the same as ONNX.
+        batch: some images, [N, C, H, W].
+
+    Raises:
+        ExportError: says how far apart the two are.
+    """
+    with torch.inference_mode():
+        wanted = graph(batch).numpy()
+    got = run_batch(open_session(exported), batch.numpy())[0]
+    if same_answer(wanted, got):
+        return
+    far = f"its output is {list(got.shape)}, the model's {list(wanted.shape)}"
+    if wanted.shape == got.shape:
+        off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
+        far = f"outputs differ by {off:.2e}, their largest value is {np.abs(wanted).max(initial=0.0):.2e}"
+    raise ExportError(
+        "The float ONNX file does not compute what the model computes", far,
+        "Write the ops that torch.onnx wrote (named above) with others, or report this: it is an error of trtq or of torch.onnx",
+    )  # fmt: skip
+
+
+def judge(full: Array, sim: Array, run: Array, where: str | None, known: Kind | None = None) -> ParityRecord:
     """Apply the gate's rules.
 
     Args:
-        full: outputs of the float model, [N, classes, ...].
+        full: outputs of the float model, [N, ...].
         sim: of the simulation.
         run: of the runtime.
         where: what :func:`first_divergence` found.
+        known: what the output is; predictions are compared where it is scores of classes.
     """
-    p_full, p_sim, p_run = predictions(full), predictions(sim), predictions(run)
-    differing = int((p_sim != p_run).sum())
-    # Below 200 predictions one near tie is more than 0.5 %: one is always allowed.
-    allowed = max(1, math.floor((100.0 - MIN_EQUAL) / 100.0 * p_sim.size))
-    best = np.partition(sim, -2, axis=1) if sim.ndim > 1 and sim.shape[1] > 1 else None
-    drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
-    decisive = best is None or best.take(-1, axis=1) - best.take(-2, axis=1) > DECISIVE * drift
-    decided = int(((p_sim != p_run) & decisive).sum())
-    signal = float(np.sum(np.square(full, dtype=np.float64)))
-    quantization = ratio_db(signal, float(np.sum(np.square(np.subtract(full, sim, dtype=np.float64)))))
-    runtime = ratio_db(signal, float(np.sum(np.square(np.subtract(sim, run, dtype=np.float64)))))
-    margin = runtime - quantization if math.isfinite(quantization) and math.isfinite(runtime) else None
+    quantized, runtime = compare_answers("output", full, sim, known), compare_answers("output", sim, run, known)
+    decided, near_ties, allowed = _predictions(sim, run) if runtime.agreement is not None else (0, 0, 0)
+    runtime_db = None
+    if runtime.finite and runtime.kind != "indices":
+        runtime_db = ratio_db(_squares(full), _squares(np.subtract(sim, run, dtype=np.float64)))
+    margin = None if runtime_db is None or quantized.sqnr_db is None else runtime_db - quantized.sqnr_db
     reason = ""
-    if not (np.isfinite(full).all() and np.isfinite(sim).all() and np.isfinite(run).all()):
+    if not all(np.isfinite(a).all() for a in (full, sim, run)):
         reason = "the outputs are NaN or infinite"
     elif where is not None:
         reason = "given the same quantized tensors, torch and ONNX Runtime find different codes"
     elif decided > allowed:
-        reason = f"{decided} of {p_sim.size} predictions differ that were no near ties, at most {allowed} may"
+        reason = f"{decided} predictions differ that were no near ties, at most {allowed} may"
     return ParityRecord(
-        images=len(full), near_ties=differing - decided, equal_predictions=100.0 * (1 - differing / p_sim.size),
-        agreement=100.0 * float((p_full == p_sim).mean()),
-        quantization_sqnr_db=_finite(quantization), runtime_sqnr_db=_finite(runtime), margin_db=_finite(margin),
-        first_divergence=where, passed=not reason, reason=reason,
+        images=len(full), kind=quantized.kind, near_ties=near_ties,
+        equal_predictions=runtime.agreement, agreement=quantized.agreement, equal=quantized.equal, cosine=quantized.cosine,
+        quantization_sqnr_db=quantized.sqnr_db, runtime_sqnr_db=_finite(runtime_db), margin_db=_finite(margin),
+        comparable=quantized.finite, constant=quantized.constant, first_divergence=where, passed=not reason, reason=reason,
     )  # fmt: skip
+
+
+def _predictions(sim: Array, run: Array) -> tuple[int, int, int]:
+    """Return how many predictions differ that were decided, how many that were near ties, and how many of the former may."""
+    p_sim, p_run = predictions(sim), predictions(run)
+    best = np.partition(sim, -2, axis=1)
+    drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
+    decisive = best.take(-1, axis=1) - best.take(-2, axis=1) > DECISIVE * drift
+    decided = int(((p_sim != p_run) & decisive).sum())
+    # Below 200 predictions one near tie is more than 0.5 %: one is always allowed.
+    allowed = max(1, math.floor((100.0 - MIN_EQUAL) / 100.0 * p_sim.size))
+    return decided, int((p_sim != p_run).sum()) - decided, allowed
+
+
+def _squares(values: Array) -> float:
+    return float(np.sum(np.square(values, dtype=np.float64)))
 
 
 def _finite(value: float | None) -> float | None:
@@ -269,9 +328,19 @@ def first_divergence(simulated: fx.GraphModule, exported: onnx.ModelProto, batch
     forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
     with torch.inference_mode():
         result = forced.run(batch)
-    if forced.first is None and float((result - torch.from_numpy(got[0])).abs().max()) > OUTPUT_REL_DIFF * float(result.abs().max()):
+    if forced.first is None and not same_answer(result.numpy(), np.asarray(got[0])):
         return "the output, after the last quantizer"
     return forced.first
+
+
+def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
+    """Whether two answers differ by rounding alone: floats by a share of the largest, integers in few ties."""
+    if wanted.shape != got.shape:
+        return False
+    if wanted.dtype.kind in "iub":
+        return int((wanted != got).sum()) <= max(3.0, MAX_TIE_SHARE * wanted.size)
+    off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
+    return bool(off <= OUTPUT_REL_DIFF * np.abs(wanted).max(initial=0.0))
 
 
 def require_parity(record: ParityRecord) -> None:

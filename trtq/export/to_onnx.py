@@ -6,23 +6,18 @@ import logging
 from collections.abc import Callable
 
 import onnx
-import torch
 from torch import fx
 
-from trtq.errors import ExportError
-from trtq.export.lowering import lower
-from trtq.export.writer import UnsupportedOpError
+from trtq.export.borrowed import Borrower
+from trtq.export.lowering import lower, lower_into
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
-OLDEST_OF_TORCH = 18
 
 
 def export_onnx(
     simulated: fx.GraphModule,
-    example: torch.Tensor,
     *,
-    dynamic_batch: bool,
     opset: int = OPSET,
     int4: bool = False,
     note: Callable[[str], None] = logger.info,
@@ -30,22 +25,14 @@ def export_onnx(
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
     Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are float, inputs and outputs are
-    called ``input`` and ``output``, node names start with the layer they come from. A graph with an op that trtq does not
-    write itself goes through torch's exporter, and ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
+    called ``input`` and ``output``, node names start with the layer they come from. Single ops that trtq does not write itself
+    go through torch's exporter, and ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
 
     Raises:
-        ExportError: torch cannot write an op of the model as ONNX either; names the op and the module.
+        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot; names the op and the cause.
     """
-    try:
-        return lower(simulated, opset=opset, int4=int4)
-    except UnsupportedOpError as exc:
-        if opset < OLDEST_OF_TORCH:
-            raise ExportError(
-                f"Cannot write the model as ONNX of opset {opset}",
-                f"trtq does not write {exc}, and torch's exporter starts at opset {OLDEST_OF_TORCH}",
-                "Give --opset 20, or write that part with other ops",
-            ) from exc
-        from trtq.export.torch_exporter import export_with_torch
-
-        note(f"exported by torch.onnx, since trtq does not write {exc}")
-        return export_with_torch(simulated, example, opset=opset, dynamic_batch=dynamic_batch)
+    borrower = Borrower(simulated, lower_into)
+    model = lower(simulated, opset=opset, int4=int4, borrower=borrower)
+    if borrower.borrowed:
+        note(f"written by torch.onnx, since trtq does not write them: {'; '.join(dict.fromkeys(borrower.borrowed))}")
+    return model

@@ -46,6 +46,18 @@ class Writer:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken: Counter[str] = Counter(("input", "output"))
 
+    def mark(self) -> tuple[int, int, int, Counter[str]]:
+        """Return a place that :meth:`rewind` goes back to."""
+        return len(self.nodes), len(self.initializers), len(self._constants), self._taken.copy()
+
+    def rewind(self, mark: tuple[int, int, int, Counter[str]]) -> None:
+        """Forget all that was written since :meth:`mark`."""
+        nodes, initializers, constants, self._taken = mark
+        del self.nodes[nodes:]
+        for kept, count in ((self.initializers, initializers), (self._constants, constants)):
+            for key in list(kept)[count:]:
+                del kept[key]
+
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).
 
@@ -87,6 +99,13 @@ class Writer:
         name = self._unique(name)
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
+
+    def array(self, given: fx.Node) -> npt.NDArray[Any]:
+        """Return the values of a constant."""
+        initializer = self.initializers.get(self.value(given))
+        if initializer is None:
+            raise UnsupportedOpError(f"{given.name} is computed where a constant is read")
+        return numpy_helper.to_array(initializer)
 
     def int4_constant(self, codes: npt.NDArray[Any], name: str) -> str:
         """Return the name of an INT4 initializer with these codes, -8 to 7."""

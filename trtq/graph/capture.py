@@ -47,7 +47,7 @@ def quiet() -> Iterator[None]:
     """Silence what torch prints while it traces; failures still raise."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx")]
+    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx", "onnx_ir")]
     levels = [lg.level for lg in loggers]
     try:
         for lg in loggers:

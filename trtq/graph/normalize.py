@@ -155,6 +155,9 @@ def _free_views(graph: fx.GraphModule) -> int:
     for node in graph.graph.nodes:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+        elif node.target is aten.view_as_complex.default:  # reads pairs that lie side by side
+            parts = [insert_call(graph, node, aten.select.int, operands(node)[0], -1, i) for i in (0, 1)]
+            node.target, node.args = aten.complex.default, tuple(parts)
         elif node.target in (aten.flatten.using_ints, aten.unflatten.int, aten.reshape_as.default, aten.view_as.default):
             sizes = _sizes(node.meta["val"])
             if sizes is None:

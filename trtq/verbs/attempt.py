@@ -75,9 +75,8 @@ class Inputs:
     def export(self, graph: fx.GraphModule, spec: QuantizeSpec, **metadata: str) -> onnx.ModelProto:
         """Return ``graph`` as ONNX, with the metadata later verbs read."""
         model = export_onnx(
-            graph, self.captured.example, dynamic_batch=self.captured.dynamic_batch, opset=opset_of(spec),
-            int4=spec.weight_storage == "int4", note=self.note,
-        )  # fmt: skip
+            graph, opset=opset_of(spec), int4=spec.weight_storage == "int4", note=self.note
+        )
         origin = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
         set_metadata_(model, {**origin, **metadata})
         self.clock.lap("export")

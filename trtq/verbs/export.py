@@ -230,7 +230,7 @@ class _Writer:
         key = profile.opset, profile.quantized, profile.int4
         if key not in self.made:
             graph = self.simulated if profile.quantized else self.plain
-            model = export_onnx(graph, self.example, dynamic_batch=self.dynamic, opset=profile.opset, int4=profile.int4, note=self.note)
+            model = export_onnx(graph, opset=profile.opset, int4=profile.int4, note=self.note)
             kept = find_float_nodes(model, self.images, min_sqnr_db=self.spec.half_sqnr)
             set_metadata_(model, {**self.origin, "precision": "int8" if profile.quantized else "fp32", FLOAT_NODES: kept})
             self.made[key] = model, kept

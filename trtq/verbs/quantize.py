@@ -17,7 +17,7 @@ from trtq.data.source import Source, describe, open_source
 from trtq.errors import UsageError
 from trtq.export.half_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
-from trtq.export.parity import USUAL_MARGIN_DB, QuantizerStats, require_parity
+from trtq.export.parity import FORCED_IMAGES, USUAL_MARGIN_DB, QuantizerStats, require_parity, require_same_float
 from trtq.export.runs import where_it_runs
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
@@ -55,6 +55,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
             left.unlink()  # of a run that was killed
         inputs = job.capture()
         fp32 = inputs.export(inputs.captured.module, spec, precision="fp32")
+        require_same_float(inputs.captured.module, fp32, next(inputs.images(FORCED_IMAGES, spec.batch_size)))
         done = job.settle(inputs)
         require_parity(done.parity)
         return job.write(inputs, done, fp32)

@@ -180,7 +180,7 @@ class _Job:
         """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
         folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
         captured = candidate.captured
-        model = export_onnx(captured.module, captured.example, dynamic_batch=captured.dynamic_batch, opset=OPSET)
+        model = export_onnx(captured.module)
         set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name})
         path = save_onnx(model, folder / FP32)
         exclude = None

@@ -47,7 +47,7 @@ def ship(
         (captured.module, {"precision": "fp32"}),
         (simulated, {"precision": "int8", "encodings_sha256": encodings.digest()}),
     ):
-        model = export_onnx(graph, captured.example, dynamic_batch=captured.dynamic_batch, opset=opset, int4=int4, note=note)
+        model = export_onnx(graph, opset=opset, int4=int4, note=note)
         set_metadata_(model, {**origin, **more})
         made.append(model)
     fp32, qdq = made

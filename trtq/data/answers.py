@@ -1,0 +1,176 @@
+"""What an output of a model is, and how the answers of two models compare: the one place that every verb asks.
+
+Only scores of classes have predictions that can agree. Class indices, boxes, maps, embeddings and angles are compared as
+numbers: signal to quantization noise and cosine for floats, equality for integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from trtq.data.metrics import predictions, ratio_db, sqnr_words
+
+Kind = Literal["classes", "pixels", "indices", "values"]
+HAVE_PREDICTIONS = ("classes", "pixels")
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind:
+    """Return what an output is.
+
+    Args:
+        shape: of the output, batch first; a dynamic axis may be a text.
+        integer: it holds integers or booleans.
+        classes: how many classes the model is known to tell apart; None when that is not known.
+
+    >>> kind_of(["batch", 10], integer=False, classes=10), kind_of(["batch", 384], integer=False, classes=10)
+    ('classes', 'values')
+    """
+    if integer:
+        return "indices"
+    if classes is None or classes < 2 or len(shape) not in (2, 4) or shape[1] != classes:
+        return "values"
+    return "classes" if len(shape) == 2 else "pixels"
+
+
+def kind_of_array(array: npt.NDArray[Any], known: Kind | None = None) -> Kind:
+    """Return what an output is, as its file says it (``known``), where its type allows that."""
+    if array.dtype.kind in "iub":
+        return "indices"
+    return known if known in HAVE_PREDICTIONS and array.ndim in (2, 4) and array.shape[1] > 1 else "values"
+
+
+class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One output of a model against the same output of a reference.
+
+    Attributes:
+        name: of the output.
+        kind: what it is; only ``classes`` and ``pixels`` have predictions.
+        sqnr_db: reference over difference, dB; None without a difference, for integers, and where not comparable.
+        cosine: of all values, -1 to 1; None for integers, where either is zero, and where not comparable.
+        agreement: equal predictions, percent; None where there are none.
+        equal: equal integers, percent; None for floats.
+        finite: both answers have the same shapes and no NaN or infinity.
+        constant: the reference gave the same answer for every image, of at least two.
+    """
+
+    name: str
+    kind: Kind
+    sqnr_db: float | None
+    cosine: float | None
+    agreement: float | None
+    equal: float | None
+    finite: bool = True
+    constant: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs."""
+        return self.finite and self.sqnr_db is None and self.equal in (None, 100.0)
+
+    @property
+    def words(self) -> str:
+        """The figures as a person reads them."""
+        if not self.finite:
+            return "not comparable: shapes differ, or values are NaN or infinite"
+        if self.equal is not None:
+            return f"{percent_words(self.equal, 2)} of its integers equal"
+        parts = [f"agreement {percent_words(self.agreement, 2)}"] if self.agreement is not None else []
+        parts.append(sqnr_words(self.sqnr_db) if self.sqnr_db is None else f"SQNR {sqnr_words(self.sqnr_db)}")
+        if self.agreement is None and self.cosine is not None:
+            parts.append(f"cosine {self.cosine:.6f}")
+        return ", ".join(parts)
+
+
+def percent_words(value: float, digits: int = 1) -> str:
+    """Return a share in percent, never rounded up to all of it.
+
+    >>> percent_words(99.97), percent_words(100.0)
+    ('99.9 %', '100.0 %')
+    """
+    shown = min(value, 100.0 - 10.0**-digits) if value < 100.0 else value
+    return f"{shown:.{digits}f} %"
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over batches of one output against its reference.
+
+    Attributes:
+        name, kind: of the output.
+        known: what the file says it is.
+    """
+
+    name: str
+    known: Kind | None = None
+    kind: Kind = "values"
+    rows: int = 0
+    same: int = 0
+    compared: int = 0
+    signal: float = 0.0
+    noise: float = 0.0
+    power: float = 0.0
+    dot: float = 0.0
+    finite: bool = True
+    varies: bool = False
+    first: npt.NDArray[Any] | None = field(default=None, repr=False)
+
+    def add(self, reference: npt.NDArray[Any], answer: npt.NDArray[Any]) -> None:
+        """Count one batch, both of the same shape, images first."""
+        self.kind = kind_of_array(reference, self.known)
+        self.rows += len(reference) if reference.ndim else 1
+        if self.first is None and reference.ndim and len(reference):
+            self.first = reference[0].copy()
+        if self.first is not None and reference.ndim and reference.shape[1:] == self.first.shape:
+            self.varies = self.varies or bool((reference != self.first).any())
+        else:
+            self.varies = True
+        if reference.shape != answer.shape or not (np.isfinite(reference).all() and np.isfinite(answer).all()):
+            self.finite = False
+            return
+        if self.kind == "indices":
+            self._count(reference == answer)
+            return
+        if self.kind in HAVE_PREDICTIONS:
+            self._count(predictions(reference) == predictions(answer))
+        wanted, got = reference.astype(np.float64), answer.astype(np.float64)
+        self.signal += float(np.sum(np.square(wanted)))
+        self.noise += float(np.sum(np.square(wanted - got)))
+        self.power += float(np.sum(np.square(got)))
+        self.dot += float(np.sum(wanted * got))
+
+    def _count(self, same: npt.NDArray[np.bool_]) -> None:
+        self.same += int(same.sum())
+        self.compared += same.size
+
+    @property
+    def result(self) -> OutputComparison:
+        """What the batches say together."""
+        share = 100.0 * self.same / self.compared if self.compared else None
+        sqnr = ratio_db(self.signal, self.noise)
+        length = math.sqrt(self.signal * self.power)
+        numbers = self.finite and self.kind != "indices"
+        return OutputComparison(
+            name=self.name,
+            kind=self.kind,
+            sqnr_db=round(sqnr, 3) if numbers and math.isfinite(sqnr) else None,
+            cosine=round(self.dot / length, 9) if numbers and length > 0.0 else None,
+            agreement=round(share, 6) if self.kind in HAVE_PREDICTIONS and share is not None and self.finite else None,
+            equal=round(share, 6) if self.kind == "indices" and share is not None and self.finite else None,
+            finite=self.finite,
+            constant=self.rows > 1 and not self.varies,
+        )
+
+
+def compare_answers(name: str, reference: npt.NDArray[Any], answer: npt.NDArray[Any], known: Kind | None = None) -> OutputComparison:
+    """Return how one output compares with the reference's over all images."""
+    tally = Tally(name, known)
+    tally.add(reference, answer)
+    return tally.result

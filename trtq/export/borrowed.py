@@ -1,0 +1,254 @@
+"""Ops that :mod:`trtq.export.ops` does not have: each becomes a small program, whose ONNX form is spliced into the file.
+
+A region is one such op, with the nodes that it shares values with that ONNX has no type for (complex numbers, computed sizes).
+It is exported by itself: decomposed into simpler ops where the table has those, else by ``torch.onnx.export``, converted to
+an older opset where that is asked for. The quantized rest of the graph never passes through torch's exporter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from onnx import checker, helper, inliner, numpy_helper, shape_inference, version_converter
+from torch import fx
+
+from trtq.errors import ExportError
+from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
+from trtq.graph.capture import quiet
+from trtq.graph.normalize import normalize_
+
+OLDEST_OF_TORCH = 18
+SOME_SIZE = 7  # stands for a size that only the data decides
+WriteGraph = Callable[[Writer, fx.GraphModule, Mapping[fx.Node, Any]], list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Nodes that are exported together.
+
+    Attributes:
+        nodes: in graph order, the computed sizes that they need included.
+        inputs: nodes outside of the region whose tensors it reads.
+        outputs: nodes of the region whose tensors are read outside of it.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+
+def region_of(start: fx.Node) -> Region:
+    """Return the region of an op that cannot be written by itself."""
+    core, pending = set[fx.Node](), [start]
+    while pending:
+        node = pending.pop()
+        if node in core:
+            continue
+        core.add(node)
+        if not _is_writable(node):
+            pending += [user for user in node.users if user.op == "call_function"]
+        pending += [i for i in node.all_input_nodes if i.op == "call_function" and _is_untyped(i)]
+    copied = core | set(_sizes_behind(core))
+    order = [n for n in start.graph.nodes if n in copied]
+    inputs = dict.fromkeys(i for n in order for i in n.all_input_nodes if i not in copied)
+    outputs = [n for n in order if n in core and _is_writable(n) and any(u not in core for u in n.users)]
+    return Region(tuple(order), tuple(inputs), tuple(outputs))
+
+
+def _is_writable(node: fx.Node) -> bool:
+    """Whether a node's value is one tensor of a type that ONNX has."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype in ONNX_TYPES
+
+
+def _is_untyped(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor of a type that the writer does not have."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype not in ONNX_TYPES
+
+
+def _sizes_behind(nodes: set[fx.Node]) -> Iterator[fx.Node]:
+    """Yield the computed sizes that nodes need, back to the tensors they are sizes of, and constants without an ONNX type."""
+    pending = [i for n in nodes for i in n.all_input_nodes if i not in nodes]
+    while pending:
+        node = pending.pop()
+        if node.op == "get_attr" and _is_untyped(node):
+            yield node
+        elif node.op == "call_function" and isinstance(node.meta.get("val"), (torch.SymInt, int)):
+            yield node
+            pending += [i for i in node.all_input_nodes if i not in nodes]
+
+
+class Borrower:
+    """Writes regions into an ONNX graph.
+
+    Args:
+        graph: the captured graph that regions are taken from.
+        write_graph: writes a decomposed graph with the table of ops alone.
+
+    Attributes:
+        borrowed: what torch's exporter wrote, by op and layer, for the user.
+    """
+
+    def __init__(self, graph: fx.GraphModule, write_graph: WriteGraph) -> None:
+        self.graph, self.write_graph = graph, write_graph
+        self.borrowed: list[str] = []
+
+    def write_(self, writer: Writer, region: Region, reason: str) -> None:
+        """Write a region; its inputs must be written already.
+
+        Raises:
+            ExportError: neither torch nor the opset can express it; carries the exporter's own cause.
+        """
+        program = _program(self.graph, region, reason)
+        values = [writer.values[i] for i in region.inputs]
+        checkpoint = writer.mark()
+        try:
+            results = self.write_graph(writer, *_decomposed(program, values))
+        except UnsupportedOpError:
+            writer.rewind(checkpoint)
+            results = splice(writer, _torch_onnx(program, writer.opset, reason), values)
+            self.borrowed.append(reason)
+        for node, result in zip(region.outputs, results, strict=True):
+            writer.values[node] = result
+        for node in region.nodes:
+            writer.values.setdefault(node, None)
+
+
+def _decomposed(
+    program: torch.export.ExportedProgram, values: list[Any]
+) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
+    """Return a program in core ATen ops, and what stands for each of its inputs."""
+    with quiet(), torch.no_grad():
+        graph = program.run_decompositions().module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    normalize_(graph)
+    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    return graph, dict(zip(inputs, values, strict=True))
+
+
+def _program(graph: fx.GraphModule, region: Region, reason: str) -> torch.export.ExportedProgram:
+    """Return the region as a program of its own, open where the captured graph is."""
+    small = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for i, node in enumerate(region.inputs):
+        copies[node] = small.placeholder(f"x{i}")
+    for node in region.nodes:
+        copies[node] = small.node_copy(node, copies.__getitem__)
+    small.output(tuple(copies[n] for n in region.outputs))
+    module = fx.GraphModule(graph, small)
+    values = [n.meta["val"] for n in region.inputs]
+    examples = tuple(torch.zeros([_hint(d) for d in v.shape], dtype=v.dtype) for v in values)
+    opened = tuple(
+        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(v.shape) if isinstance(d, torch.SymInt)} for v in values
+    )
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(module, examples, dynamic_shapes=opened, strict=False)
+    except Exception as exc:  # torch.export's failures share no base
+        raise _refusal(reason, exc) from exc
+
+
+def _hint(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint) if size.node.has_hint() else SOME_SIZE
+
+
+def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) -> onnx.ModelProto:
+    """Return a program as ONNX of an opset, without local functions."""
+    try:
+        # The exporter prints progress and warnings that a user of trtq can do nothing about.
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            made = torch.onnx.export(program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False)
+        assert made is not None
+        model = inliner.inline_local_functions(made.model_proto)
+        return _older(model, opset) if opset < OLDEST_OF_TORCH else model
+    except Exception as exc:  # neither the exporter's failures nor the converter's share a base
+        raise _refusal(reason, exc, opset) from exc
+
+
+def _older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return a model at an older opset: as it is where its ops had that form already, else converted.
+
+    What a form computes may have changed between opsets; the file is compared with torch before it is used.
+    """
+    same = onnx.ModelProto()
+    same.CopyFrom(model)
+    _axes_as_attributes_(same.graph)
+    for entry in same.opset_import:
+        entry.version = opset if entry.domain in ("", "ai.onnx") else entry.version
+    try:
+        checker.check_model(same, full_check=True)
+        return same
+    except (checker.ValidationError, shape_inference.InferenceError):
+        converted = version_converter.convert_version(model, opset)
+        checker.check_model(converted, full_check=True)
+        return converted
+
+
+def _axes_as_attributes_(graph: onnx.GraphProto) -> None:
+    """Write the axes of reductions as they were before opset 18 (ReduceSum: 13)."""
+    known = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+            axes = known.get(node.input[1]) if len(node.input) > 1 else None
+            kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            if axes is not None:
+                del node.input[1:]
+                node.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).flatten().tolist()))
+
+
+def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> ExportError:
+    """Return the error for a region that cannot be written, in the words of the innermost cause."""
+    cause = exc
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [ln.strip() for ln in str(cause).splitlines() if ln.strip()]
+    why = (lines or [""])[0].rpartition("` failed: ")[2][:300]
+    old = opset is not None and opset < OLDEST_OF_TORCH
+    return ExportError(
+        "Cannot write the model as ONNX" + (f" of opset {opset}" if old else ""),
+        f"{reason}: {type(cause).__name__}: {why}",
+        "Give a target of TensorRT 10 or later (opset 20), or write that part with other ops"
+        if old
+        else "Write that part with other ops, or leave it out of the model",
+    )
+
+
+def splice(writer: Writer, model: onnx.ModelProto, values: list[Any]) -> list[str]:
+    """Write the nodes of ``model`` with ``values`` as its inputs, and return the names of its outputs."""
+    graph = model.graph
+    names = dict(zip((i.name for i in graph.input), map(writer.value, values), strict=True)) | {"": ""}
+    for initializer in graph.initializer:
+        names[initializer.name] = writer.constant(numpy_helper.to_array(initializer))
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise UnsupportedOpError(f"{node.domain}::{node.op_type}")
+        given = {a.name: _attribute(a, names) for a in node.attribute}
+        made = writer.op(node.op_type, *(names[i] for i in node.input), outputs=len(node.output), **given)
+        names.update(zip(node.output, [made] if isinstance(made, str) else made, strict=True))
+    return [names[o.name] for o in graph.output]
+
+
+def _attribute(attribute: onnx.AttributeProto, names: Mapping[str, str]) -> Any:
+    """Return an attribute's value; a nested graph reads the outer tensors under their new names."""
+    if attribute.type != onnx.AttributeProto.GRAPH:
+        return helper.get_attribute_value(attribute)
+    body = onnx.GraphProto()
+    body.CopyFrom(attribute.g)
+    for node in body.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+        for inner in node.attribute:
+            if inner.type == onnx.AttributeProto.GRAPH:
+                inner.g.CopyFrom(_attribute(inner, names))
+    return body
