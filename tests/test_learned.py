@@ -366,9 +366,9 @@ def test_a_graph_moves_as_a_whole():
     assert choose_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(UsageError, match=r"Cannot train on cuda:1: torch sees 0 GPUs. Give --device cpu"):
+        with pytest.raises(UsageError, match=r"Cannot use cuda:1: torch sees 0 GPUs. Give --device cpu"):
             choose_device("cuda:1")
-    with pytest.raises(UsageError, match=r"Cannot train on cuda:0 with torchrun: 2 processes would share one GPU"):
+    with pytest.raises(UsageError, match=r"Cannot use cuda:0 with torchrun: 2 processes would share one GPU"):
         choose_device("cuda:0", Workers(rank=0, world=2))
 
 

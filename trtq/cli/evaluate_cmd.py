@@ -34,3 +34,5 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
     else:
         click.echo(record.summary)
+    if not record.valid:
+        raise SystemExit(3)

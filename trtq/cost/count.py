@@ -11,12 +11,10 @@ import torch
 from torch import fx
 
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
-from trtq.graph.naming import MATMULS, is_softmax, node_name
+from trtq.graph.naming import MATMULS, NORMS, TRANSPOSED, is_softmax, node_name
 from trtq.graph.normalize import CONVS, conv_groups, get_constant, operands
 
 aten = torch.ops.aten
-TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-NORMS = (aten.layer_norm.default, aten.group_norm.default, aten.batch_norm.default, aten.instance_norm.default)
 ALIASES = (
     operator.getitem, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
     aten.expand.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints,

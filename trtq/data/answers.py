@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from trtq.data.metrics import predictions, ratio_db, sqnr_words
 
 Kind = Literal["classes", "pixels", "indices", "values"]
 HAVE_PREDICTIONS = ("classes", "pixels")
-Outputs = Mapping[str, npt.NDArray[Any]]
+ANSWER = "answer"  # metadata of an ONNX file: the kind of its first output
 
 
 def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind:
@@ -38,6 +38,12 @@ def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind
     if classes is None or classes < 2 or len(shape) not in (2, 4) or shape[1] != classes:
         return "values"
     return "classes" if len(shape) == 2 else "pixels"
+
+
+def kind_in(metadata: Mapping[str, Any]) -> Kind | None:
+    """Return what a file's metadata says of its first output, None where it says nothing."""
+    found = metadata.get(ANSWER)
+    return next((k for k in get_args(Kind) if k == found), None)
 
 
 def kind_of_array(array: npt.NDArray[Any], known: Kind | None = None) -> Kind:

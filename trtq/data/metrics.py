@@ -30,9 +30,7 @@ def sqnr_words(value: float | None, *, finite: bool = True) -> str:
 
 
 def predictions(logits: Array) -> npt.NDArray[np.int64]:
-    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W]; one channel decides by its sign."""
-    if logits.ndim == 1 or logits.shape[1] == 1:  # one logit decides between two classes
-        return np.asarray(logits > 0, dtype=np.int64)
+    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W]: scores of two classes or more."""
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 
@@ -66,35 +64,26 @@ def hit_rate(counts: npt.NDArray[np.int64]) -> float:
 
 @dataclass(slots=True)
 class Scores:
-    """Counts over batches of logits.
+    """Counts over batches of scores of classes, against labels or masks.
 
     Attributes:
         images: how many images were seen.
         labelled: how many of them had a label.
         top1, top5: how many labels were first, or among the first five.
-        agree, compared: how many predictions equal the reference's, of how many (pixels for dense outputs).
-        signal, noise: sums of squares against the reference.
         confusion: of pixels; None without masks.
         ignore: the class index that counts for nothing.
-        finite: no output was NaN or infinite, the reference's included.
     """
 
     images: int = 0
     labelled: int = 0
     top1: int = 0
     top5: int = 0
-    agree: int = 0
-    compared: int = 0
-    signal: float = 0.0
-    noise: float = 0.0
     confusion: npt.NDArray[np.int64] | None = None
     ignore: int = -100
-    finite: bool = True
 
-    def add(self, logits: Array, labels: npt.NDArray[np.int64] | None, reference: Array | None) -> None:
-        """Count one batch; ``logits`` and ``reference`` are [N, classes] with labels [N], or [N, classes, H, W] with [N, H, W]."""
+    def add(self, logits: Array, labels: npt.NDArray[np.int64] | None) -> None:
+        """Count one batch: [N, classes] with labels [N], or [N, classes, H, W] with masks [N, H, W]."""
         self.images += len(logits)
-        self.finite = self.finite and bool(np.isfinite(logits).all()) and (reference is None or bool(np.isfinite(reference).all()))
         if labels is not None and labels.ndim == 3:
             found = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
             self.confusion = found if self.confusion is None else self.confusion + found
@@ -104,20 +93,3 @@ class Scores:
             best = np.argsort(-logits, axis=1, kind="stable")[:, : min(5, logits.shape[1])]
             self.top1 += int((best[:, :1] == wanted).sum())
             self.top5 += int((best == wanted).sum())
-        if reference is not None:
-            mine, theirs = predictions(logits), predictions(reference)
-            self.agree += int((mine == theirs).sum())
-            self.compared += mine.size
-            self.signal += float(np.sum(np.square(reference, dtype=np.float64)))
-            self.noise += float(np.sum(np.square(np.subtract(reference, logits, dtype=np.float64))))
-
-    @property
-    def agreement(self) -> float | None:
-        """Share of equal predictions in percent, None without a reference."""
-        return 100.0 * self.agree / self.compared if self.compared else None
-
-    @property
-    def sqnr_db(self) -> float | None:
-        """Signal to noise against the reference in dB, None without a reference, without noise, or where it is not ``finite``."""
-        value = ratio_db(self.signal, self.noise) if self.compared else math.inf
-        return value if math.isfinite(value) else None

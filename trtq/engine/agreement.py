@@ -16,13 +16,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from trtq.data.metrics import Array, predictions, ratio_db, sqnr_words
+from trtq.data.answers import Kind, OutputComparison, compare_answers, kind_in, percent_words
+from trtq.data.metrics import Array, ratio_db, sqnr_words
 from trtq.engine.audit import COMPUTE
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
 from trtq.export.half import elem_types, has_half, rounded
 from trtq.export.lint_view import View
-from trtq.export.onnx_file import count_qdq
+from trtq.export.onnx_file import count_qdq, get_metadata
 from trtq.export.strip import strip_qdq
 
 FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
@@ -30,6 +31,7 @@ FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file its
 # third of the quantization noise for every layer, and flips make flips.
 SLACK_DB = 6.0
 PARTING_DB = 10.0
+MIN_EQUAL = 99.0  # percent of integers: where two classes tie, rounding decides
 Outputs = dict[str, Array]
 Opener = Callable[[onnx.ModelProto], Runner]
 
@@ -39,8 +41,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         runner: what ran.
-        agreement: share of equal predictions, percent.
-        sqnr_db: signal to difference; None when there is none, or when an output is missing or not finite.
+        agreement: share of equal predictions of the first output, percent; None where it is no scores of classes.
+        sqnr_db: signal to difference of the worst output; None when there is none, or when one is missing or not finite.
+        outputs: each by itself.
         finite: every output is there and finite.
         margin_db: how far the difference lies below the file's own quantization error; None for a float file.
         parts_at: the first tensor that differs, "" when it agrees.
@@ -48,12 +51,22 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     runner: str
-    agreement: float
+    agreement: float | None
     sqnr_db: float | None
+    outputs: list[OutputComparison] = []
     finite: bool
     margin_db: float | None
     parts_at: str
     passed: bool
+
+    @property
+    def words(self) -> str:
+        """The figures as a person reads them."""
+        if len(self.outputs) == 1:
+            return self.outputs[0].words
+        first = "" if self.agreement is None else f"agreement {percent_words(self.agreement, 2)}, "
+        worst = sqnr_words(self.sqnr_db, finite=self.finite)
+        return f"{first}{worst} of the worst of {len(self.outputs)} outputs"
 
 
 class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +87,7 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """A few words for a person."""
-        said = [
-            f"{c.runner}: {c.agreement:.1f} % equal predictions, {sqnr_words(c.sqnr_db, finite=c.finite)}"
-            for c in self.comparisons
-        ]
+        said = [f"{c.runner}: {c.words}" for c in self.comparisons]
         return "; ".join([*(said or ["nothing but the file itself ran"]), *self.missing])
 
 
@@ -96,7 +106,7 @@ def check_agreement(
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
     """
-    wanted = answers(OnnxRunner(model), images)
+    wanted, known = answers(OnnxRunner(model), images), kind_in(get_metadata(model))
     error = quantization_error(model, images, wanted)
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
@@ -106,7 +116,7 @@ def check_agreement(
         runners.append(("engine", engine, rebuild))
     comparisons = []
     for name, runner, opener in runners:
-        found = compare(name, wanted, answers(runner, images), error)
+        found = compare(name, wanted, answers(runner, images), error, known)
         if not found.passed:
             found = msgspec.structs.replace(found, parts_at=_located(opener, model, source, images[0]))
         comparisons.append(found)
@@ -129,6 +139,8 @@ def require_agreement(record: AgreementRecord) -> None:
             far = "an output is missing, NaN or infinite"
             if c.sqnr_db is not None:
                 far = f"the difference is {-c.sqnr_db:.1f} dB of the signal"
+            elif c.finite:
+                far = c.words
             own = "" if c.margin_db is None else f", {-c.margin_db:.1f} dB above the quantization error of the file itself"
             raise AgreementError(
                 "The engine does not compute what the ONNX file says", f"{c.runner}: {far}{own}; they part first at {c.parts_at}",
@@ -137,9 +149,14 @@ def require_agreement(record: AgreementRecord) -> None:
 
 
 def answers(runner: Runner, images: Sequence[Array]) -> Outputs:
-    """Return every output by name over all images, float64."""
+    """Return every output by name over all images: integers as they are, the others float64."""
     made = [runner.run(b) for b in images]
-    return {n: np.concatenate([m[n] for m in made]).astype(np.float64) for n in made[0]}
+    return {n: as_float64(np.concatenate([m[n] for m in made])) for n in made[0]}
+
+
+def as_float64(values: Array) -> Array:
+    """Return floats in double precision, integers as they are."""
+    return values if values.dtype.kind in "iub" else values.astype(np.float64)
 
 
 def quantization_error(model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs) -> float | None:
@@ -148,11 +165,17 @@ def quantization_error(model: onnx.ModelProto, images: Sequence[Array], wanted: 
 
 
 def worst_sqnr(wanted: Outputs, got: Outputs) -> float:
-    """Return the least SQNR over the outputs, by name; minus infinity where one is missing, or not finite where it should be."""
-    return min((_sqnr(w, got[n]) if n in got and got[n].shape == w.shape else -math.inf) for n, w in wanted.items())
+    """Return the least SQNR over the outputs, by name, infinite for integers; minus infinity where one is missing or not finite."""
+    return min(_sqnr_of(w, got.get(n)) for n, w in wanted.items())
 
 
-def compare(name: str, wanted: Outputs, got: Outputs, error: float | None) -> Comparison:
+def _sqnr_of(wanted: Array, got: Array | None) -> float:
+    if got is None or got.shape != wanted.shape:
+        return -math.inf
+    return math.inf if wanted.dtype.kind in "iub" else _sqnr(wanted, got)
+
+
+def compare(name: str, wanted: Outputs, got: Outputs, error: float | None, known: Kind | None = None) -> Comparison:
     """Hold outputs against the yardstick's.
 
     Args:
@@ -160,14 +183,17 @@ def compare(name: str, wanted: Outputs, got: Outputs, error: float | None) -> Co
         wanted: of the yardstick.
         got: by the same names.
         error: the file's own quantization error as SQNR, dB; None for a float file.
+        known: what the first output is.
     """
-    sqnr, first = worst_sqnr(wanted, got), next(iter(wanted))
+    sqnr = worst_sqnr(wanted, got)
     floor = FLOAT_SQNR_DB if error is None else min(max(error - SLACK_DB, LEAST_SQNR_DB), FLOAT_SQNR_DB)
     comparable = sqnr > -math.inf  # the same shapes, and finite
-    equal = float((predictions(wanted[first]) == predictions(got[first])).mean()) if comparable else 0.0
+    nothing = np.empty(0)
+    outputs = [compare_answers(n, w, got.get(n, nothing), None if i else known) for i, (n, w) in enumerate(wanted.items())]
+    whole = all(o.equal is None or o.equal >= MIN_EQUAL for o in outputs)
     return Comparison(
-        runner=name, agreement=100.0 * equal, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, finite=comparable,
-        margin_db=round(sqnr - error, 3) if error is not None and math.isfinite(sqnr - error) else None, parts_at="", passed=sqnr >= floor,
+        runner=name, agreement=outputs[0].agreement, outputs=outputs, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, finite=comparable,
+        margin_db=round(sqnr - error, 3) if error is not None and math.isfinite(sqnr - error) else None, parts_at="", passed=sqnr >= floor and whole,
     )  # fmt: skip
 
 

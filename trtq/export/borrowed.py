@@ -158,7 +158,8 @@ def _program(graph: fx.GraphModule, region: Region, reason: str) -> torch.export
 def _hint(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
-    return int(size.node.hint) if size.node.has_hint() else SOME_SIZE
+    hint = size.node.hint if size.node.has_hint() else SOME_SIZE
+    return hint if isinstance(hint, int) else SOME_SIZE
 
 
 def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) -> onnx.ModelProto:

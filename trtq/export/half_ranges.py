@@ -43,12 +43,17 @@ def find_float_nodes(model: onnx.ModelProto, batches: Iterable[np.ndarray], *, m
         ExportError: ONNX Runtime cannot compute the model.
     """
     images = list(batches)
-    found = constants_beyond_half(model, min_sqnr_db)
+    found, infinite = constants_beyond_half(model, min_sqnr_db), set[str]()
     for _ in range(MAX_ROUNDS):
-        more = _measure(model, found, images, min_sqnr_db)
-        if not more:
+        seen, shadow = _measure(model, found, infinite, images)
+        more = {n for n, at in seen.items() if math.isinf(at.amax)} - infinite
+        infinite |= more
+        if more:
+            continue  # -inf is a mask and as good in FP16: these are measured again without it
+        worse = _judge(seen, shadow, min_sqnr_db)
+        if not worse:
             return found
-        found |= more
+        found |= worse
     return found
 
 
@@ -109,9 +114,11 @@ class _Seen:
         self.whole = max(self.whole, values.get("mean", 0.0) * values.get("many", 1.0) / values.get("few", 1.0))
 
 
-def _measure(model: onnx.ModelProto, keep: Mapping[str, str], images: list[np.ndarray], floor: float) -> dict[str, str]:
-    """Return the nodes to add to ``keep``."""
-    shadow = _Shadow(model, keep)
+def _measure(
+    model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str], images: list[np.ndarray]
+) -> tuple[dict[str, _Seen], _Shadow]:
+    """Return what every node does, and the model it was measured with; values of -inf in ``infinite`` nodes do not count."""
+    shadow = _Shadow(model, keep, infinite)
     session = open_session(shadow.build())
     name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
     for batch in images:
@@ -121,7 +128,12 @@ def _measure(model: onnx.ModelProto, keep: Mapping[str, str], images: list[np.nd
             raise ExportError("ONNX Runtime cannot compute the model beside its FP16 twin", str(exc).splitlines()[0][:200]) from exc
         for node, parts in shadow.taps.items():
             seen.setdefault(node, _Seen()).add({k: float(np.asarray(got[v]).max()) for k, v in parts.items()})
-    found: dict[str, str] = {}
+    return seen, shadow
+
+
+def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str, str]:
+    """Return the nodes to keep in float32 beside those that are kept, and why."""
+    keep, found = shadow.keep, dict[str, str]()
     for node, at in seen.items():
         sqnr = ratio_db(at.signal, at.noise) if math.isfinite(at.noise) else -math.inf
         for reach, said in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
@@ -142,8 +154,8 @@ def _measure(model: onnx.ModelProto, keep: Mapping[str, str], images: list[np.nd
 class _Shadow:
     """A model with every node's FP16 twin beside it, and numbers about the two as outputs."""
 
-    def __init__(self, model: onnx.ModelProto, keep: Mapping[str, str]) -> None:
-        self.model, self.keep, self.opset = onnx.ModelProto(), keep, opset_of(model)
+    def __init__(self, model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str]) -> None:
+        self.model, self.keep, self.infinite, self.opset = onnx.ModelProto(), keep, infinite, opset_of(model)
         self.model.CopyFrom(model)
         self.types = elem_types(model)
         self.producer = {o: n for n in model.graph.node for o in n.output}
@@ -198,10 +210,14 @@ class _Shadow:
         self.extra.append(twin)
         self.twins.update(twin.output)
         result = f"{out}/shadow" if kept else self._rounded(f"{out}/shadow")
+        exact = out
+        if node.name in self.infinite:
+            masked = self._op("IsInf", out)
+            exact, result = self._without(masked, out), self._without(masked, result)
         self.taps[node.name] = {
-            "amax": self._all("ReduceMax", self._op("Abs", out)),
-            "signal": self._all("ReduceSumSquare", out),
-            "noise": self._all("ReduceSumSquare", self._op("Sub", out, result)),
+            "amax": self._all("ReduceMax", self._op("Abs", exact)),
+            "signal": self._all("ReduceSumSquare", exact),
+            "noise": self._all("ReduceSumSquare", self._op("Sub", exact, result)),
         }
         if node.op_type in SUMS:
             whole = onnx.NodeProto()
@@ -223,6 +239,18 @@ class _Shadow:
     def _rounded(self, name: str) -> str:
         """Return a tensor after a visit to FP16. The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ones."""
         return self._op("Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
+
+    def _without(self, masked: str, name: str) -> str:
+        """Return a tensor with 0 where ``masked`` is true."""
+        key = ("Where", masked, name)
+        if key not in self.made:
+            zero = "trtq/zero"
+            if zero not in self.constants:
+                self.constants.add(zero)
+                self.model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype=np.float32), zero))
+            self.made[key] = f"trtq/measured_{len(self.made)}"
+            self.extra.append(helper.make_node("Where", [masked, zero, name], [self.made[key]]))
+        return self.made[key]
 
     def _all(self, kind: str, name: str) -> str:
         return self._op(kind, name, keepdims=0)

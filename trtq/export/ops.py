@@ -562,7 +562,7 @@ def avg_pool(
 ) -> Any:  # fmt: skip
     """Mean of each window."""
     padded = any(_ints(padding, 1))
-    if ceil_mode and (padded and count_include_pad or divisor is not None):
+    if ceil_mode and ((padded and count_include_pad) or divisor is not None):
         raise UnsupportedOpError("a mean over windows with a divisor of their own")
     counted = padded and (count_include_pad or divisor is not None)
     mean = _pool(w, n, x, "AveragePool", kernel, stride, padding, ceil_mode, count_include_pad=int(counted))
@@ -738,9 +738,7 @@ OPS: dict[Any, Write] = {
         aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
         aten.adaptive_avg_pool3d.default,
     )},
-    **{t: adaptive_max_pool for t in (
-        aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default,
-    )},
+    **dict.fromkeys((aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), adaptive_max_pool),
     **{t: upsample("nearest", "asymmetric", nearest_mode="floor") for t in (
         aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
     )},

@@ -343,6 +343,19 @@ def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
     return bool(off <= OUTPUT_REL_DIFF * np.abs(wanted).max(initial=0.0))
 
 
+def require_varying(record: ParityRecord) -> None:
+    """Refuse a model whose answer does not depend on the image: nothing can be measured on it.
+
+    Raises:
+        ParityError: all answers are the same.
+    """
+    if record.constant:
+        raise ParityError(
+            "The model gives the same answer for every image", f"{record.images} calibration images, bit by bit the same output",
+            "Check its weights and its checkpoint",
+        )  # fmt: skip
+
+
 def require_parity(record: ParityRecord) -> None:
     """Raise when the gate failed.
 

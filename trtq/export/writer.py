@@ -54,9 +54,10 @@ class Writer:
         """Forget all that was written since :meth:`mark`."""
         nodes, initializers, constants, self._taken = mark
         del self.nodes[nodes:]
-        for kept, count in ((self.initializers, initializers), (self._constants, constants)):
-            for key in list(kept)[count:]:
-                del kept[key]
+        for name in list(self.initializers)[initializers:]:
+            del self.initializers[name]
+        for key in list(self._constants)[constants:]:
+            del self._constants[key]
 
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).

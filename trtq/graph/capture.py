@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from trtq.errors import CaptureError
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
-from trtq.graph.normalize import normalize_
+from trtq.graph.normalize import normalize_, operands
 
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
@@ -105,16 +106,50 @@ def _dropped_outputs(output: object) -> str:
     return ""
 
 
-class SingleOutput(nn.Module):
-    """The model with everything but its first output tensor dropped, under the model's own module names."""
+class AllOutputs(nn.Module):
+    """The model with all its output tensors in a row, the one that is kept first, under the model's own module names."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the first output tensor."""
-        return first_tensor(self.model(x))
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the output tensors."""
+        output = self.model(x)
+        kept = first_tensor(output)
+        return (kept, *(t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t is not kept))
+
+
+def keep_first_(graph: fx.GraphModule) -> None:
+    """Let a graph return its first output alone.
+
+    Raises:
+        CaptureError: weights of the model serve other outputs only, and would be lost.
+    """
+    before = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
+    output = graph.graph.output_node()
+    (results,) = operands(output)
+    output.args = ((results[0],),)
+    pytree = graph.graph._codegen.pytree_info
+    graph.graph._codegen.pytree_info = pytree._replace(out_spec=tree_structure(0))
+    graph.graph.eliminate_dead_code()
+    lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
+    weights = sorted(n for n in lost if isinstance(_parameter(graph, n), nn.Parameter))
+    if weights:
+        names = ", ".join(w.removeprefix("model.") for w in weights[:3])
+        raise CaptureError(
+            f"The model has {len(results)} outputs, and only the first can be kept",
+            f"{len(weights)} weights serve the others alone and would be lost: {names}",
+            "Wrap the model so that it returns one tensor that all its weights make, such as torch.cat of its outputs",
+        )
+    graph.recompile()
+
+
+def _parameter(graph: fx.GraphModule, name: str) -> object:
+    value: object = graph
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph:
@@ -130,7 +165,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, *input_size, generator=generator)
     try:
-        with torch.no_grad():
+        with quiet(), torch.no_grad():  # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key
             raw = model(example)
             reference = first_tensor(raw)
     except CaptureError:
@@ -143,9 +178,11 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         ) from exc
     if not torch.isfinite(reference).all():
         raise CaptureError("The model gives NaN or infinity on random input", mend="Check its weights and its checkpoint")
-    wrapped = model if isinstance(raw, torch.Tensor) else SingleOutput(model)
+    wrapped = model if isinstance(raw, torch.Tensor) else AllOutputs(model)
     prefix = "" if wrapped is model else "model."
     graph, dynamic, note = _trace_best(wrapped, example)
+    if wrapped is not model:
+        keep_first_(graph)
     if not dynamic:
         example, reference = example[:1], reference[:1]
     passes = normalize_(graph)
@@ -153,7 +190,8 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     with torch.no_grad():
         got = graph(example)
         if not dynamic:
-            reference = first_tensor(model(example))
+            with quiet():
+                reference = first_tensor(model(example))
     diff = float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
     if not diff <= MAX_REL_DIFF:
         raise CaptureError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx
 
@@ -9,7 +11,15 @@ from trtq.graph.normalize import CONVS, module_path, operands
 
 aten = torch.ops.aten
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.baddbmm.default)
-WEIGHTED = (*CONVS, aten.linear.default, aten.conv_transpose2d.input, aten.conv_transpose1d.default)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+WEIGHTED = (*CONVS, aten.linear.default, *TRANSPOSED)
+# Normalisations, and which of their operands scale and shift the result channel by channel.
+NORM_AFFINE: Mapping[object, tuple[int, ...]] = {
+    aten.layer_norm.default: (2, 3), aten.group_norm.default: (2, 3), aten.rms_norm.default: (2,),
+    aten.instance_norm.default: (1, 2), aten.batch_norm.default: (1, 2),
+}  # fmt: skip
+NORMS = tuple(NORM_AFFINE)
+LAST_AXIS = (aten.linear.default, aten.layer_norm.default, aten.rms_norm.default)  # their channels are the last axis
 SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 # What may lie between the matmul of queries and keys and its softmax, and between softmax and the matmul with values.
 PASS_THROUGH = (

@@ -240,32 +240,64 @@ def _split_attention(graph: fx.GraphModule) -> int:
         if node.target is not aten.scaled_dot_product_attention.default:
             continue
         query, key, value = operands(node)[:3]
-        mask = operands(node)[3] if len(operands(node)) > 3 else node.kwargs.get("attn_mask")
-        causal = (operands(node)[5] if len(operands(node)) > 5 else node.kwargs.get("is_causal")) or False
-        q_val, k_val = query.meta["val"], key.meta["val"]
-        scale = node.kwargs.get("scale")
-        scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(q_val.shape[-1]))
-        if node.kwargs.get("enable_gqa"):
-            repeat = int(q_val.shape[-3]) // int(k_val.shape[-3])
-            key = insert_call(graph, node, aten.repeat_interleave.self_int, key, repeat, -3)
-            value = insert_call(graph, node, aten.repeat_interleave.self_int, value, repeat, -3)
+        key, value = _repeat_heads(graph, node, query, key, value)
         key_t = insert_call(graph, node, aten.transpose.int, key, -2, -1)
         logits = insert_call(graph, node, aten.matmul.default, query, key_t)
+        scale = node.kwargs.get("scale")
+        scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
         logits = insert_call(graph, node, aten.mul.Tensor, logits, scale)
-        if causal:
-            rows, cols = int(q_val.shape[-2]), int(k_val.shape[-2])
-            bias = torch.zeros(rows, cols).masked_fill_(~torch.ones(rows, cols).tril().bool(), -math.inf)
-            logits = insert_call(graph, node, aten.add.Tensor, logits, add_constant(graph, "causal_mask", bias, before=node))
-        if isinstance(mask, fx.Node):
-            if mask.meta["val"].dtype == torch.bool:
-                mask = insert_call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)
-            logits = insert_call(graph, node, aten.add.Tensor, logits, mask)
+        bias, attends = _attention_bias(graph, node)
+        if bias is not None:
+            logits = insert_call(graph, node, aten.add.Tensor, logits, bias)
         probs = insert_call(graph, node, aten.softmax.int, logits, -1)
+        if attends is not None:
+            probs = insert_call(graph, node, aten.where.ScalarOther, attends, probs, 0.0)
+            probs.meta["trtq_is_softmax"] = True
         out = _like(insert_call(graph, node, aten.matmul.default, probs, value), node)
         node.replace_all_uses_with(out)
         graph.graph.erase_node(node)
         count += 1
     return count
+
+
+def _repeat_heads(graph: fx.GraphModule, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Return key and value with as many heads as the query, where fewer of them are shared."""
+    if not node.kwargs.get("enable_gqa"):
+        return key, value
+    times = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
+    first, second = (insert_call(graph, node, aten.repeat_interleave.self_int, n, times, -3) for n in (key, value))
+    return first, second
+
+
+def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """Return what is added to an attention's logits, and which of its rows have a key at all; None where all have.
+
+    A row without a key answers 0, as torch's scaled dot product does; a softmax over -inf alone would give NaN. Its bias becomes 0, so
+    that nothing on the way is NaN either.
+    """
+    given = operands(node)
+    mask = given[3] if len(given) > 3 else node.kwargs.get("attn_mask")
+    if (given[5] if len(given) > 5 else node.kwargs.get("is_causal")) or False:
+        rows, cols = int(given[0].meta["val"].shape[-2]), int(given[1].meta["val"].shape[-2])
+        causal = torch.zeros(rows, cols).masked_fill_(~torch.ones(rows, cols).tril().bool(), -math.inf)
+        return add_constant(graph, "causal_mask", causal, before=node), None
+    if not isinstance(mask, fx.Node):
+        return None, None
+    known = get_constant(graph, mask)
+    if known is not None:
+        bias = torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known
+        attends = (bias > -math.inf).any(-1, keepdim=True)
+        if bool(attends.all()):
+            return mask if known is bias else add_constant(graph, "attention_bias", bias, before=node), None
+        return (
+            add_constant(graph, "attention_bias", torch.where(attends, bias, 0.0), before=node),
+            add_constant(graph, "attends", attends, before=node),
+        )
+    if mask.meta["val"].dtype == torch.bool:
+        mask = insert_call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)
+    best = insert_call(graph, node, aten.amax.default, mask, [-1], True)
+    attends = insert_call(graph, node, aten.gt.Scalar, best, -math.inf)
+    return insert_call(graph, node, aten.where.ScalarOther, attends, mask, 0.0), attends
 
 
 def _fold_constants(graph: fx.GraphModule) -> int:

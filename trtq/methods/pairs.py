@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from trtq.graph.naming import WEIGHTED
+from trtq.graph.naming import LAST_AXIS, NORM_AFFINE, NORMS, WEIGHTED
 from trtq.graph.normalize import PADS, get_constant, operands
 from trtq.methods.base import Workbench, weight_and_bias
 
@@ -19,7 +19,6 @@ HOMOGENEOUS = (
 )  # fmt: skip
 # Weights with output channels on axis 0. Transposed convolutions have them on axis 1.
 LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
-NORMS = (aten.layer_norm.default, aten.group_norm.default)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +71,7 @@ def find_pairs(bench: Workbench) -> tuple[list[Pair], list[str]]:
 
 def _output_axis(producer: fx.Node) -> int:
     last = int(producer.meta["val"].ndim) - 1
-    return last if producer.target in (aten.linear.default, aten.layer_norm.default) else 1
+    return last if producer.target in LAST_AXIS else 1
 
 
 def _input_axis(consumer: fx.Node) -> int:
@@ -127,7 +126,7 @@ def input_factors(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 def _affine(bench: Workbench, producer: fx.Node) -> list[fx.Node]:
     given = operands(producer)
     if producer.target in NORMS:
-        return [given[i] for i in (2, 3) if len(given) > i and given[i] is not None]
+        return [given[i] for i in NORM_AFFINE[producer.target] if len(given) > i and given[i] is not None]
     weight, bias = weight_and_bias(bench.graph, producer)
     return [weight] if bias is None else [weight, bias]
 
@@ -136,8 +135,8 @@ def _can_divide(bench: Workbench, producer: fx.Node) -> bool:
     """Whether its output is an affine function with constants of its own that nothing else reads."""
     given = operands(producer)
     if producer.target in NORMS:
-        constants = [given[i] if len(given) > i else None for i in (2, 3)]
-        usable = constants[0] is not None and (producer.target is not aten.layer_norm.default or len(given[1]) == 1)
+        constants = [given[i] if len(given) > i else None for i in NORM_AFFINE[producer.target]]
+        usable = constants[0] is not None and (producer.target not in LAST_AXIS or len(given[1]) == 1)
     elif producer.target in LAYERS:
         constants, usable = list(given[1:3]), True
     else:

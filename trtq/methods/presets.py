@@ -12,6 +12,7 @@ from trtq.quant.placement import Placement, attention_of, matching
 from trtq.specs import QuantizeSpec
 
 CHECK_SQNR_DB = 15.0  # above it, predictions that differ were near ties
+LEAST_SQNR_DB = 10.0  # below it, equal predictions are luck: a third of the answer is noise
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

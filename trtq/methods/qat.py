@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import WEIGHTED, node_name
+from trtq.graph.naming import NORM_AFFINE, NORMS, WEIGHTED, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.methods.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
 from trtq.quant.encodings import Encodings
@@ -20,7 +20,6 @@ from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 
 aten = torch.ops.aten
-NORMS = (aten.layer_norm.default, aten.group_norm.default)
 
 
 class TrainingGraph:
@@ -118,7 +117,7 @@ class TrainingGraph:
         wanted: dict[str, fx.Node] = {}
         kept: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
         for node in self.module.graph.nodes:
-            places = (1, 2) if node.target in WEIGHTED else (2, 3) if node.target in NORMS else ()
+            places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
             for i in places:
                 given = _behind_codes(operands(node)[i]) if len(operands(node)) > i else None
                 if isinstance(given, fx.Node) and given.op == "get_attr":

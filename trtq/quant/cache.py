@@ -16,7 +16,7 @@ from safetensors.torch import save
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
 from trtq.quant.calibrate import ActivationStats
 
-CACHE_VERSION = 4  # raise it when what calibration computes from the same images changes
+CACHE_VERSION = 5  # raise it when what calibration computes from the same images changes
 FIELDS = ("amax", "low", "high", "bulk_rms", "lowest")
 
 

@@ -28,7 +28,7 @@ class Range:
 
     Attributes:
         low, high: smallest and largest value.
-        ema: moving average of each image's largest magnitude.
+        average, averaged: moving sum of each image's largest magnitude, and of how many images; see :attr:`ema`.
         hist: magnitudes of all images; empty unless the calibrator reads it.
         bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
         positive, negative: magnitudes of the values above and below 0; empty unless the codes' interval is searched.
@@ -40,7 +40,8 @@ class Range:
 
     low: float = float("inf")
     high: float = float("-inf")
-    ema: float | None = None
+    average: float = 0.0
+    averaged: int = 0
     hist: Histogram = field(default_factory=Histogram)
     bulk: Histogram = field(default_factory=Histogram)
     positive: Histogram = field(default_factory=Histogram)
@@ -49,6 +50,16 @@ class Range:
     sums: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     count: int = 0
+
+    def add_average(self, value: float) -> None:
+        """Count one image's largest magnitude; the start has no weight of its own (bias correction of Adam, Kingma 2014, 3)."""
+        self.average = EMA_MOMENTUM * self.average + (1.0 - EMA_MOMENTUM) * value
+        self.averaged += 1
+
+    @property
+    def ema(self) -> float | None:
+        """The moving average without the bias of its start, None before the first image."""
+        return self.average / (1.0 - EMA_MOMENTUM**self.averaged) if self.averaged else None
 
     @property
     def amax(self) -> float:
@@ -95,7 +106,7 @@ class Observer(nn.Module):
             # Image by image, so that the result does not depend on the batch size.
             for image in x:
                 value = max(abs(float(v)) for v in torch.aminmax(dense_view(image[None])))
-                seen.ema = value if seen.ema is None else EMA_MOMENTUM * seen.ema + (1 - EMA_MOMENTUM) * value
+                seen.add_average(value)
         elif self.mode in NEEDS_HISTOGRAM:
             seen.hist.add(x, amax, self.scratch, signed=low < 0)
         if self.sides:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import MATMULS, is_softmax, node_name
+from trtq.graph.naming import MATMULS, TRANSPOSED, is_softmax, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
@@ -24,7 +24,7 @@ OPS: dict[str, tuple[object, ...]] = {
     "linear": (aten.linear.default,),
     "matmul": (aten.matmul.default, aten.bmm.default, aten.mm.default),
     "add": (aten.add.Tensor,),
-    "conv_transpose": (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+    "conv_transpose": TRANSPOSED,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtq.artifact import read_json, size_words
+from trtq.data.answers import percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.engine.manifest import has_codes
 
@@ -101,8 +102,7 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     if e is None:
         p = run.quantize["parity"]
         how = f"{p['images']} calibration images, torch simulation"
-        sqnr = sqnr_words(p["quantization_sqnr_db"])
-        return [("Agreement with FP32", "", f"{p['agreement']:.2f} %", how), ("SQNR of the outputs", "", sqnr, how)]
+        return _against_float(p, p["quantization_sqnr_db"], how)
     seen = e["calibration_images"]
     held = "overlap with calibration unknown" if seen is None else f"{seen or 'none'} of them used for calibration"
     how = f"{e['images']} images, {held}; {e['runtime']}"
@@ -110,9 +110,23 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     for key, label in (("top1", "Top-1 accuracy"), ("miou", "Mean intersection over union")):
         if e.get(key) is not None:
             rows.append((label, _percent(e[f"reference_{key}"]), _percent(e[key]), how))
-    if e["agreement"] is not None:  # there was a reference
-        rows.append(("Agreement with FP32", "", _percent(e["agreement"]), how))
-        rows.append(("SQNR of the outputs", "", sqnr_words(e["sqnr_db"], finite=e.get("finite", True)), how))
+    outputs = e.get("outputs") or ([{"agreement": e["agreement"], "sqnr_db": e["sqnr_db"]}] if e["agreement"] is not None else [])
+    for output in outputs:
+        named = f" ({output['name']})" if len(outputs) > 1 else ""
+        rows += [(f"{label}{named}", "", value, how) for label, _, value, how in _against_float(output, output["sqnr_db"], how)]
+    return rows
+
+
+def _against_float(found: dict[str, Any], sqnr_db: float | None, how: str) -> list[tuple[str, str, str, str]]:
+    """Return the rows of one output against the float model's."""
+    if not found.get("finite", found.get("comparable", True)):
+        return [("Outputs", "", "not comparable: shapes differ, or values are NaN or infinite", how)]
+    if found.get("equal") is not None:
+        return [("Equal integers", "", percent_words(found["equal"], 2), how)]
+    rows = [("Agreement with FP32", "", percent_words(found["agreement"], 2), how)] if found["agreement"] is not None else []
+    rows.append(("SQNR of the outputs", "", sqnr_words(sqnr_db), how))
+    if found["agreement"] is None and found.get("cosine") is not None:
+        rows.append(("Cosine of the outputs", "", f"{found['cosine']:.6f}", how))
     return rows
 
 
@@ -204,11 +218,18 @@ def _verdict(run: RunSummary) -> str:
     measure = measure_of(run)
     if e is not None and measure is not None:
         name, score, reference = measure
-        parts.append(f"keeps {e['agreement']:.1f} % of its predictions ({score - reference:+.2f} points of {name} on {e['images']} images)")
+        kept = f"keeps {percent_words(e['agreement'])} of its predictions (" if e["agreement"] is not None else "has (against float "
+        parts.append(f"{kept}{score - reference:+.2f} points of {name} on {e['images']} images)")
     elif e is not None and e["agreement"] is not None:
-        parts.append(f"keeps {e['agreement']:.1f} % of its predictions on {e['images']} images")
+        parts.append(f"keeps {percent_words(e['agreement'])} of its predictions on {e['images']} images")
+    elif e is not None and e.get("outputs"):
+        label, _, value, _ = _against_float(e["outputs"][0], e["outputs"][0]["sqnr_db"], "")[0]
+        parts.append(f"has, against float, {label}: {value}, on {e['images']} images")
     else:
-        parts.append(f"keeps {q['parity']['agreement']:.1f} % of its predictions on {q['parity']['images']} calibration images")
+        p = q["parity"]
+        label, _, value, _ = _against_float(p, p["quantization_sqnr_db"], "")[0]
+        said = f"keeps {value} of its predictions" if p["agreement"] is not None else f"has, against float, {label}: {value},"
+        parts.append(f"{said} on {p['images']} calibration images")
         alone = next(((key, name) for key, name in SCORES if e is not None and e.get(key) is not None), None)
         if e is not None and alone is not None:
             parts.append(f"and has {e[alone[0]]:.2f} % {alone[1]} on {e['images']} images (the float model was not measured)")

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from trtq.specs.base import Doc
 
+Percentile = Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")]
 Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
 Preset = Literal["imagenet", "cifar10", "half"]
 OPSET = 20  # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc
-from trtq.specs.fields import OPSET, CalibCache, Calibrator, FilesFor, IgnoreIndex, Masks, Opset
+from trtq.specs.fields import OPSET, CalibCache, Calibrator, FilesFor, IgnoreIndex, Masks, Opset, Percentile
 from trtq.specs.inputs import InputSpec, ModelInputSpec
 
 
@@ -16,7 +16,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
 
     out: Annotated[str, Doc(description="Folder for the results.")]
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
-    percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
+    percentile: Percentile = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
     bits: Annotated[

@@ -20,6 +20,7 @@ from trtq.specs.fields import (
     InputSize,
     ModelArg,
     ModelName,
+    Percentile,
     Target,
 )
 from trtq.specs.inputs import ModelInputSpec
@@ -39,7 +40,7 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
     calib_images: CalibImages = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
-    percentile: Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")] = 99.99
+    percentile: Percentile = 99.99
     targets: Annotated[
         Literal["labels", "model"],
         Doc(description="What the loss of gradient and hessian compares with: labels, or the model's own answer."),
@@ -113,6 +114,7 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
     calib_images: CalibImages = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    percentile: Percentile = 99.99
     methods: Annotated[
         Literal["auto", "never", "always"],
         Doc(description="The family's quantization methods: when accuracy does not hold without them (auto), never, or in every try."),

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from trtq.artifact import digest_of, ensure_writable_dir, package_version
+from trtq.data.answers import ANSWER, Kind
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
 from trtq.errors import CalibrationError, UsageError
@@ -55,6 +56,7 @@ class Inputs:
     progress: Progress
     clock: Clock
     note: Callable[[str], None]
+    answer: Kind
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -77,7 +79,9 @@ class Inputs:
         model = export_onnx(
             graph, opset=opset_of(spec), int4=spec.weight_storage == "int4", note=self.note
         )
-        origin = {"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights}
+        origin = {
+            "preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights, ANSWER: self.answer,
+        }  # fmt: skip
         set_metadata_(model, {**origin, **metadata})
         self.clock.lap("export")
         return model
@@ -144,7 +148,7 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
     qdq = inputs.export(simulated, spec, precision="int8", encodings_sha256=encodings.digest())
     compared = list(inputs.images(spec.parity_images, spec.batch_size))
     inputs.progress.begin("Comparing torch and ONNX Runtime", min(spec.parity_images, len(inputs.indices)))
-    parity, measured = check_parity(captured.module, simulated, qdq, compared, progress=inputs.progress.advance)
+    parity, measured = check_parity(captured.module, simulated, qdq, compared, known=inputs.answer, progress=inputs.progress.advance)
     inputs.clock.lap("parity")
     return Attempt(
         spec=spec, graph=graph, placement=placement, encodings=encodings, stats=stats, methods=[*before, *after], cache_note=cache_note,

@@ -18,6 +18,7 @@ from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
@@ -26,7 +27,6 @@ from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 from trtq.verbs.records import FileRecord
 
 RECORD = "import.json"
-FOLDING = ("smooth", "qads", "equalize", "repq")
 PLACES = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 
 
@@ -155,7 +155,7 @@ def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
     if "encodings_sha256" not in get_metadata(model):
         return  # of another tool
     methods = str(Encodings.load(path.with_name(ENCODINGS)).origin.get("methods", ""))
-    found = [m for m in FOLDING if m in re.split(r"[ ,]+", methods)]
+    found = [m for m in re.split(r"[ ,]+", methods) if m in METHODS and get_method(m).exact]
     if found:
         raise ExportError(
             f"The ranges of {path} are not those of its float file", f"{', '.join(found)} folded factors into it",

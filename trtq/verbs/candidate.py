@@ -22,7 +22,7 @@ class Candidate:
         self.number, self.name, self.folder, self.label = number, name, folder, label
         self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
         self.fields.update({"model": name, "checkpoint": checkpoint})
-        loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
+        self.loaded = loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
         self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
         self.captured = captured = capture(loaded.module, self.preprocess.input_size)
         self.digests = [weights_digest(captured.module), structure_digest(captured.module)]

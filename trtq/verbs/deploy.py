@@ -281,6 +281,7 @@ class _Deployment:
         """Run images on the board, and the ONNX file on the same images here."""
         import numpy as np
 
+        from trtq.data.answers import kind_in, kind_of_array
         from trtq.data.metrics import predictions
         from trtq.data.preprocess import Preprocess, batches
         from trtq.deploy.accuracy import BATCH, BoardRunner
@@ -289,7 +290,8 @@ class _Deployment:
         from trtq.export.onnx_file import get_metadata
 
         spec, job = self.spec, self.job
-        stored = get_metadata(job.model).get("preprocess")
+        metadata = get_metadata(job.model)
+        stored = metadata.get("preprocess")
         if stored is None:
             raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
         source = _images(spec)
@@ -308,11 +310,10 @@ class _Deployment:
         agreement = check_agreement(
             self.judged, built_from, images, engine=_Answered(got), rebuild=_not_there, missing=[], yardstick=yardstick(job)
         )
-        top, reference = None, None
-        if source.labels is not None:
+        top, reference, scores = None, None, next(iter(got.values()))
+        if source.labels is not None and kind_of_array(scores, kind_in(metadata)) == "classes":
             labels = np.asarray([source.labels[i] for i in indices])
-            name = next(iter(got))
-            top = 100.0 * float((predictions(got[name].astype(np.float64)) == labels).mean())
+            top = 100.0 * float((predictions(scores.astype(np.float64)) == labels).mean())
             here = answers(OnnxRunner(self.judged), images)
             reference = 100.0 * float((predictions(here[next(iter(here))]) == labels).mean())
         return Accuracy(images=len(indices), data=str(spec.data), top1=top, reference_top1=reference, agreement=agreement)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
-from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap, sqnr_words
+from trtq.data.answers import Kind, OutputComparison, Tally, kind_in, kind_of_array
+from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import Targets, open_targets
@@ -22,6 +26,7 @@ from trtq.progress import Progress, Silent
 from trtq.specs import EvaluateSpec
 
 RECORD = "evaluate.json"
+Outputs = Mapping[str, Array]
 
 
 class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +35,12 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         images: how many images were run.
         top1, top5: percent of labels that were first, or among the first five; None without labels.
-        agreement: percent of predictions equal to the reference's; None without a reference.
-        sqnr_db: logits of the reference over the difference, dB; None without a reference or without difference.
-        finite: no logit was NaN or infinite, the reference's included.
+        agreement: percent of the first output's predictions equal to the reference's; None without a reference, and where
+            the output is not known to be scores of classes.
+        sqnr_db: first output of the reference over the difference, dB; None without a reference or without difference.
+        outputs: every output against the reference's; empty without one.
+        finite: no output was NaN or infinite, the reference's included.
+        constant: outputs that were the same for every image.
         reference_top1: the reference's own accuracy on the same images.
         miou: mean intersection over union of pixels, percent; None without masks.
         pixel_accuracy: share of right pixels, percent.
@@ -57,7 +65,9 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     reference_miou: float | None = None
     agreement: float | None
     sqnr_db: float | None
+    outputs: list[OutputComparison] = []
     finite: bool = True
+    constant: list[str] = []
     calibration_images: int | None
     data: dict[str, Any]
     preprocess: Preprocess
@@ -67,8 +77,20 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def measure(self) -> str:
-        """What :attr:`score` is: ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference."""
+        """What :attr:`score` is: ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference, else none."""
         return "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
+
+    @property
+    def doubt(self) -> str:
+        """Why the figures mean nothing, "" when they do."""
+        if not self.finite:
+            return "some answers are NaN or infinite, or have other shapes than the reference's"
+        return f"the output {self.constant[0]} is the same for every image" if self.constant else ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the figures mean something."""
+        return not self.doubt
 
     @property
     def score(self) -> float | None:
@@ -90,11 +112,10 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
         if self.reference_score is not None:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
-        if self.agreement is not None:
-            words = sqnr_words(self.sqnr_db, finite=self.finite)
-            parts.append(f"agreement {self.agreement:.2f} %, {words if self.sqnr_db is None else f'SQNR {words}'}")
-        elif not self.finite:
-            parts.append("some answers are NaN or infinite")
+        for output in self.outputs:
+            parts.append(output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}")
+        if self.doubt:
+            parts.append(f"NOT VALID: {self.doubt}")
         if len(parts) == 1:
             parts.append("no labels, no masks and no reference: there is nothing to compare with (--reference, --masks)")
         return "; ".join(parts)
@@ -132,10 +153,18 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         notes.append(line)
         progress.note(line)
 
+    def note(text: str) -> None:
+        notes.append(text)
+        progress.note(text)
+
     targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
-    scores, other = _run(spec, runner, reference, source, preprocess, indices, targets, notes, progress)
+    count = _Count(spec, runner, reference, kind_in(metadata), note)
+    count.run(source, preprocess, indices, targets, progress)
+    scores, other = count.scores, count.others if reference is not None else None
     pixels = scores.confusion
     labelled = scores.labelled > 0
+    outputs = [t.result for t in count.tallies.values()]
+    compared = outputs if reference is not None else []
     record = EvaluateRecord(
         schema=SCHEMA,
         verb="evaluate",
@@ -150,9 +179,11 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         pixel_accuracy=None if pixels is None else round(hit_rate(pixels), 4),
         iou=None if pixels is None else [round(v, 4) if math.isfinite(v) else None for v in overlap(pixels).tolist()],
         reference_miou=None if other is None or other.confusion is None else round(mean_overlap(other.confusion), 4),
-        agreement=None if scores.agreement is None else round(scores.agreement, 4),
-        sqnr_db=None if scores.sqnr_db is None else round(scores.sqnr_db, 3),
-        finite=scores.finite,
+        agreement=compared[0].agreement if compared else None,
+        sqnr_db=compared[0].sqnr_db if compared else None,
+        outputs=compared,
+        finite=all(o.finite for o in outputs),
+        constant=[o.name for o in outputs if o.constant],
         calibration_images=0 if spec.exclude else shared,
         data=describe(source),
         preprocess=preprocess,
@@ -182,43 +213,98 @@ def _open(spec: EvaluateSpec, path: Path, progress: Progress) -> tuple[Runner, d
     return runner, {"preprocess": known} if known is not None else {}, path
 
 
-def _run(
-    spec: EvaluateSpec, runner: Runner, reference: Runner | None, source: Source, preprocess: Preprocess, indices: list[int],
-    targets: Targets | None, notes: list[str], progress: Progress,
-) -> tuple[Scores, Scores | None]:  # fmt: skip
-    """Run the images through the file and the reference and count."""
-    ignore = targets.ignore if targets is not None else -100
-    scores, others = Scores(ignore=ignore), Scores(ignore=ignore) if reference is not None else None
-    progress.begin(f"Evaluating: {runner.label}", len(indices))
-    done = 0
-    for batch in batches(source, indices, preprocess, spec.batch_size):
-        array = batch.numpy()
-        logits = next(iter(runner.run(array).values()))
-        other = next(iter(reference.run(array).values())) if reference is not None else None
-        if other is not None and other.shape != logits.shape:
+class _Count:
+    """Runs images through a file and its reference, and counts."""
+
+    def __init__(
+        self, spec: EvaluateSpec, runner: Runner, reference: Runner | None, known: Kind | None, note: Callable[[str], None]
+    ) -> None:
+        self.spec, self.runner, self.reference, self.known, self.note = spec, runner, reference, known, note
+        self.scores, self.others = Scores(), Scores()
+        self.tallies: dict[str, Tally] = {}
+        self.said = False
+
+    def run(
+        self, source: Source, preprocess: Preprocess, indices: list[int], targets: Targets | None, progress: Progress
+    ) -> None:
+        """Run all images."""
+        self.scores.ignore = self.others.ignore = targets.ignore if targets is not None else -100
+        progress.begin(f"Evaluating: {self.runner.label}", len(indices))
+        done = 0
+        for batch in batches(source, indices, preprocess, self.spec.batch_size):
+            array = batch.numpy()
+            ours = self.runner.run(array)
+            theirs = self.reference.run(array) if self.reference is not None else ours
+            pairs = self._pair(ours, theirs)
+            first = next(iter(ours.values()))
+            self.known = self.known or self._learned(first, source)
+            wanted = self._wanted(first, source, targets, indices[done : done + len(array)])
+            for i, (name, wants, has) in enumerate(pairs):
+                self.tallies.setdefault(name, Tally(name, self.known if i == 0 else None)).add(wants, has)
+            self.scores.add(first, wanted)
+            if self.reference is not None:
+                self.others.add(pairs[0][1], wanted)
+            done += len(array)
+            progress.advance(len(array))
+
+    def _pair(self, ours: Outputs, theirs: Outputs) -> list[tuple[str, Array, Array]]:
+        """Return name, reference and answer of every output: by name, or in order where the names differ.
+
+        Raises:
+            UsageError: the two do not have the same outputs.
+        """
+        names = list(theirs) if set(ours) != set(theirs) else list(ours)
+        if len(ours) != len(theirs):
             raise UsageError(
-                f"Cannot compare {spec.onnx} with {spec.reference}", f"outputs {list(logits.shape)} and {list(other.shape)} differ"
+                f"Cannot compare {self.spec.onnx} with {self.spec.reference}", f"outputs {', '.join(ours)} and {', '.join(theirs)} differ"
             )
-        wanted = None
-        if targets is not None and logits.ndim == (4 if targets.dense else 2):
-            targets.expect(logits.shape[1], spec.onnx)
-            wanted = targets.of(indices[done : done + len(array)]).numpy()
-            if done == 0 and not targets.dense and spec.class_index is None and len(source.classes) != logits.shape[1]:
-                found = f"{source.name} has {len(source.classes)} classes, the model {logits.shape[1]}"
-                notes.append(f"{found}: accuracy is right only if these are its first (--class-index)")
-                progress.note(notes[-1])
-        elif targets is not None and targets.dense:
-            raise UsageError(f"Cannot hold {spec.onnx} against masks", f"its output is {list(logits.shape)}, not [N, classes, H, W]")
-        if wanted is not None and wanted.ndim == 3 and wanted.shape[1:] != logits.shape[2:]:
+        pairs = [(mine, theirs[other], ours[mine]) for mine, other in zip(ours, names, strict=True)]
+        for name, wants, has in pairs:
+            if wants.shape != has.shape and not self._behind_selection(wants, has):
+                raise UsageError(
+                    f"Cannot compare {self.spec.onnx} with {self.spec.reference}",
+                    f"outputs {list(has.shape)} and {list(wants.shape)} differ ({name})",
+                )
+        return pairs
+
+    def _behind_selection(self, wants: Array, has: Array) -> bool:
+        """Whether two answers differ in how many rows they chose alone."""
+        return wants.ndim == has.ndim and wants.shape[1:] == has.shape[1:]
+
+    def _learned(self, scores: Array, source: Source) -> Kind | None:
+        """Return what the first output is where the file does not say: scores if masks, or as many classes as columns, say so."""
+        if self.spec.masks is not None:
+            return "pixels"
+        return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
+
+    def _wanted(self, scores: Array, source: Source, targets: Targets | None, indices: list[int]) -> npt.NDArray[np.int64] | None:
+        """Return the labels or masks of a batch; None where the answers are no scores of classes."""
+        if targets is None:
+            return None
+        if targets.dense and (scores.ndim != 4 or scores.dtype.kind != "f"):
+            raise UsageError(f"Cannot compare {self.spec.onnx} with masks", f"its output is {list(scores.shape)}, not [N, classes, H, W]")
+        if not targets.dense and kind_of_array(scores, self.known) != "classes":
+            known = f"scores of {len(source.classes)} classes (--class-index)"
+            self._say(f"no top-1: the output {list(scores.shape)} is not known to be {known}")
+            return None
+        targets.expect(scores.shape[1], self.spec.onnx)
+        wanted = targets.of(indices).numpy()
+        if targets.dense and wanted.shape[1:] != scores.shape[2:]:
             raise UsageError(
-                f"Cannot hold {spec.onnx} against masks", f"its output is {list(logits.shape[2:])}, the masks are {list(wanted.shape[1:])}"
+                f"Cannot compare {self.spec.onnx} with masks",
+                f"its output is {list(scores.shape[2:])}, the masks are {list(wanted.shape[1:])}",
             )
-        scores.add(logits, wanted, other)
-        if others is not None and other is not None:
-            others.add(other, wanted, None)
-        done += len(array)
-        progress.advance(len(array))
-    return scores, others
+        if not targets.dense and self.spec.class_index is None and len(source.classes) != scores.shape[1]:
+            self._say(
+                f"{source.name} has {len(source.classes)} classes, the model {scores.shape[1]}: accuracy is right only if these are its "
+                "first (--class-index)"
+            )
+        return wanted
+
+    def _say(self, text: str) -> None:
+        if not self.said:
+            self.said = True
+            self.note(text)
 
 
 def _percent(count: int, total: int) -> float:

@@ -13,9 +13,11 @@ import torch
 from torch import fx
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.data.answers import ANSWER, kind_in, percent_words
+from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
-from trtq.engine.agreement import Comparison, answers, compare, run_rounded, worst_sqnr
+from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
 from trtq.engine.reader import reader_of
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import offers, shown
@@ -36,7 +38,7 @@ from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 from trtq.verbs.calibration import ranges_for
-from trtq.verbs.opening import open_model, open_preprocess, require_own
+from trtq.verbs.opening import answer_kind, open_model, open_preprocess, require_own
 from trtq.verbs.opset import INT4_OPSET
 from trtq.verbs.quantize import ENCODINGS
 from trtq.verbs.records import FileRecord
@@ -59,7 +61,8 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         scales_ulp: how far its scales lie from the encodings', units in the last place.
         float_nodes: nodes that must stay in FP32 beside FP16, and why; types say so from 10 on, the builder before.
         findings: of the lint rules for this target.
-        agreement: share of predictions equal to torch's simulation, percent, in ONNX Runtime on the CPU, every FP16 result rounded.
+        agreement: share of predictions equal to torch's simulation, percent, in ONNX Runtime on the CPU, every FP16 result rounded;
+            None where the output is no scores of classes.
         sqnr_db: signal to the difference from it; None when there is none.
         cache: the calibration cache beside it, "" for none.
         fallback: why it is not what the encodings say, "" when it is.
@@ -74,7 +77,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
     scales_ulp: int
     float_nodes: dict[str, str]
     findings: list[Finding]
-    agreement: float
+    agreement: float | None
     sqnr_db: float | None
     cache: str
     fallback: str
@@ -85,7 +88,8 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         sqnr = "no difference" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
         found = f", {len(self.findings)} findings ({self.findings[0].rule})" if self.findings else ""
         islands = f", {len(self.float_nodes)} nodes in FP32" if self.float_nodes else ""
-        return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {self.agreement:.1f} % of torch's predictions, {sqnr}{found}"
+        same = "" if self.agreement is None else f"{percent_words(self.agreement)} of torch's predictions, "
+        return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {same}{sqnr}{found}"
 
 
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,9 +115,14 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
         """One line for a person."""
         worst = max((p.scales_ulp for p in self.profiles), default=0)
         clean = sum(not p.findings for p in self.profiles)
+        shares = [p.agreement for p in self.profiles if p.agreement is not None]
+        sqnrs = [p.sqnr_db for p in self.profiles if p.sqnr_db is not None]
+        least = f"SQNR against torch {sqnr_words(min(sqnrs, default=None))}"
+        if shares:
+            least = f"agreement with torch {percent_words(min(shares))}"
         return (
-            f"{len(self.profiles)} targets; scales equal to {worst} ulp; {clean} files without findings; least agreement with torch "
-            f"{min(p.agreement for p in self.profiles):.1f} % on {self.images} images (ONNX Runtime, CPU)"
+            f"{len(self.profiles)} targets; scales equal to {worst} ulp; {clean} files without findings; least {least} on {self.images} "
+            "images (ONNX Runtime, CPU)"
         )
 
 
@@ -149,8 +158,11 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
     size = BATCH if captured.dynamic_batch else 1
     images = list(batches(source, source.sample(spec.images, spec.seed), preprocess, size))
     simulated = insert_fake_quantize(captured.module, placement_of(captured.module, encodings), encodings)
-    origin = {"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights, "encodings_sha256": encodings.digest()}
-    writer = _Writer(spec, captured.module, simulated, captured.example, captured.dynamic_batch, images, origin, note)
+    origin = {
+        "preprocess": preprocess, "model": loaded.name, "weights": loaded.weights, "encodings_sha256": encodings.digest(),
+        ANSWER: answer_kind(loaded, captured, source),
+    }  # fmt: skip
+    writer = _Writer(spec, captured.module, simulated, images, origin, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         encodings.save(out / ENCODINGS)
@@ -187,13 +199,13 @@ class _Writer:
     """Writes profiles of one model; what two targets share is made once."""
 
     def __init__(
-        self, spec: ExportSpec, plain: fx.GraphModule, simulated: fx.GraphModule, example: torch.Tensor, dynamic: bool,
-        images: list[torch.Tensor], origin: dict[str, Any], note: Any,
+        self, spec: ExportSpec, plain: fx.GraphModule, simulated: fx.GraphModule, images: list[torch.Tensor], origin: dict[str, Any],
+        note: Any,
     ) -> None:  # fmt: skip
-        self.spec, self.plain, self.simulated, self.example, self.dynamic = spec, plain, simulated, example, dynamic
+        self.spec, self.plain, self.simulated = spec, plain, simulated
         self.images, self.origin, self.note = [b.numpy() for b in images], origin, note
         with torch.inference_mode():
-            self.answers = {q: np.concatenate([g(b).double().numpy() for b in images]) for q, g in ((True, simulated), (False, plain))}
+            self.answers = {q: np.concatenate([as_float64(g(b).numpy()) for b in images]) for q, g in ((True, simulated), (False, plain))}
         self.made: dict[tuple[int, bool, bool], tuple[onnx.ModelProto, dict[str, str]]] = {}
 
     def write(self, target: Target, encodings: Encodings, out: Path) -> ProfileRow:
@@ -245,7 +257,7 @@ class _Writer:
         got = answers(run_rounded(model), self.images)
         wanted = {"output": self.answers[quantized]}
         error = worst_sqnr({"output": self.answers[False]}, wanted) if quantized else None
-        found = compare(f"{name}.onnx", wanted, got, error)
+        found = compare(f"{name}.onnx", wanted, got, error, kind_in(self.origin))
         if not found.passed:
             far = "NaN or infinite" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB from torch's simulation"
             raise ExportError(f"{name}.onnx does not compute what was simulated", f"its answers are {far}", "Export with --precision fp32")

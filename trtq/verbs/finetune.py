@@ -15,6 +15,8 @@ from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, spread
 from trtq.data.targets import open_targets
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
+from trtq.export.parity import require_same_float
+from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.methods.objective import Objective, class_weights
@@ -28,7 +30,7 @@ from trtq.search.options import Option
 from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.finetune_record import FinetuneRecord
-from trtq.verbs.opening import open_model, open_preprocess, require_own
+from trtq.verbs.opening import answer_kind, open_model, open_preprocess, require_own
 from trtq.verbs.opset import check_files, opset_of
 from trtq.verbs.quantize import FP32, QDQ
 from trtq.verbs.records import Clock, FileRecord
@@ -102,6 +104,9 @@ class _Job:
             self.val = Examples(source=val, targets=targets, preprocess=self.preprocess), spread(len(val), spec.val_limit)
         self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
         classes = self._require_fit()
+        self.answer = answer_kind(self.loaded, self.captured, self.source, scored=self.train.targets is not None)
+        exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)  # what cannot be written is found now
+        require_same_float(self.captured.module, exported, self.captured.example)
         self.encodings = Encodings.load(Path(spec.encodings))
         weights = require_own(self.encodings, self.captured.module, spec.encodings, "train from")
         self.graph = TrainingGraph(
@@ -221,7 +226,7 @@ class _Job:
         parity, paths = ship(
             self.captured, encodings, compared, self.out, opset=opset_of(spec), int4=spec.weight_storage == "int4",
             origin={"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights},
-            records=(RECORD, EVALUATION), told=self.told, note=self.note,
+            records=(RECORD, EVALUATION), told=self.told, note=self.note, answer=self.answer,
         )  # fmt: skip
         at, graph = self.trainer.position, self.graph
         paths[CURVES] = write_bytes(self.out / CURVES, training_figure(at.history, self.trainer.measure).encode())

@@ -23,7 +23,7 @@ from trtq.quant.foreign import Foreign, read_foreign
 from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer, place
 from trtq.specs import ImportCheckpointSpec
-from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.opening import answer_kind, open_model, open_preprocess
 from trtq.verbs.records import FileRecord
 from trtq.verbs.shipping import ship
 
@@ -60,7 +60,7 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
         p = self.parity
         return (
             f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors left in float, "
-            f"{len(self.unused)} ranges unused; {p.agreement:.1f} % agreement with float on {p.images} images; "
+            f"{len(self.unused)} ranges unused; against float on {p.images} images: {p.answer.words}; "
             "parity torch/ONNX Runtime passed"
         )
 
@@ -98,7 +98,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         images = list(batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size))
         parity, paths = ship(
             captured, encodings, images, out, origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
-            opset=spec.opset, int4=False, records=(RECORD,), told=told, note=note,
+            opset=spec.opset, int4=False, records=(RECORD,), told=told, note=note, answer=answer_kind(loaded, captured, source),
         )  # fmt: skip
         if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS

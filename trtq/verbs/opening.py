@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import fx
 
+from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.source import Source
 from trtq.errors import EncodingsError
+from trtq.graph.capture import CapturedGraph
+from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel, load_model
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -45,6 +50,26 @@ def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preproce
         input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
         interpolation=spec.interpolation, hints=loaded.input_hints,
     )  # fmt: skip
+
+
+def answer_kind(loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False) -> Kind:
+    """Return what the model's output is: scores of classes only where the model, its labels or masks say so.
+
+    Args:
+        loaded: the model.
+        captured: its graph.
+        source: the images; as many classes as the output has columns make it scores.
+        scored: labels or masks say that the output is scores, whatever their number.
+    """
+    with torch.inference_mode():
+        output = captured.module(captured.example)
+    if output.ndim < 2:
+        return kind_of(output.shape, integer=not output.is_floating_point(), classes=None)
+    columns = int(output.shape[1])
+    classes = known_classes(loaded.module, loaded.name, columns)
+    if scored or (source is not None and len(source.classes) == columns):
+        classes = columns
+    return kind_of(output.shape, integer=not output.is_floating_point(), classes=classes)
 
 
 def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: str) -> str:

@@ -12,17 +12,18 @@ import torch
 from torch import fx
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_json
+from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
 from trtq.errors import UsageError
 from trtq.export.half_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx
-from trtq.export.parity import FORCED_IMAGES, USUAL_MARGIN_DB, QuantizerStats, require_parity, require_same_float
+from trtq.export.parity import FORCED_IMAGES, USUAL_MARGIN_DB, QuantizerStats, require_parity, require_same_float, require_varying
 from trtq.export.runs import where_it_runs
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
-from trtq.methods.presets import CHECK_SQNR_DB, PRESETS, Preset, add, start
+from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.progress import Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
@@ -31,12 +32,13 @@ from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
 from trtq.specs import QuantizeSpec
 from trtq.verbs.attempt import Attempt, Inputs, attempt, check_spec, fitting
-from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.opening import answer_kind, open_model, open_preprocess
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord
 
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
 STAGING = ".trtq-new"
 FEW_IMAGES = 32
+COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
 INT4_BITS = 4
 
 
@@ -58,6 +60,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
         require_same_float(inputs.captured.module, fp32, next(inputs.images(FORCED_IMAGES, spec.batch_size)))
         done = job.settle(inputs)
         require_parity(done.parity)
+        require_varying(done.parity)
         return job.write(inputs, done, fp32)
 
 
@@ -92,12 +95,14 @@ class _Job:
         self.clock.lap("capture")
         return Inputs(
             loaded=self.loaded, captured=captured, source=self.source, indices=self.indices, preprocess=self.preprocess,
-            progress=self.progress, clock=self.clock, note=self.note,
+            progress=self.progress, clock=self.clock, note=self.note, answer=answer_kind(self.loaded, captured, self.source),
         )  # fmt: skip
 
     def settle(self, inputs: Inputs) -> Attempt:
         """Attempt what was asked, with the family's preset; when the quick check fails, its fallbacks, and take the best."""
         spec = self.spec
+        if inputs.answer not in HAVE_PREDICTIONS:
+            self.note(f"the output is not known to be scores of classes: it is compared by {COMPARED[inputs.answer]}")
         if spec.preset_quant == "none":
             return attempt(inputs, spec)
         found, counted = family_of(inputs.captured.module)
@@ -115,7 +120,7 @@ class _Job:
         passed = _passes(best, spec.min_agreement)
         self.preset = PresetRecord(
             family=family, reason=counted if spec.preset_quant == "auto" else "asked for", methods=list(best.spec.method),
-            check=f"{spec.min_agreement:g} % agreement or {CHECK_SQNR_DB:g} dB of output SQNR on {best.parity.images} calibration images",
+            check=f"{_check_words(best, spec.min_agreement)} on {best.parity.images} calibration images",
             passed=passed, tried=tried, taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),
             high_precision=list(best.spec.high_precision), attention=best.spec.attention,
         )  # fmt: skip
@@ -133,7 +138,7 @@ class _Job:
                 continue  # the step changes nothing on this model
             if self.spec.allocation and following.high_precision != last.spec.high_precision:
                 self.note(f"the fallback {step.name} leaves the allocation: its budgets no longer hold")
-            self.note(f"only {best.parity.agreement:.1f} % agreement on calibration images: trying {step.name}")
+            self.note(f"the quick check asks for {_check_words(best, floor)}, found {best.parity.answer.words}: trying {step.name}")
             try:
                 last = attempt(inputs, following)
             except UsageError as exc:  # a method that was asked for has nothing left to do once this step is taken
@@ -143,7 +148,9 @@ class _Job:
             if _rank(last) >= _rank(best):
                 best = last
         if not _passes(best, floor):
-            self.note(f"the quick check failed after every fallback: {best.parity.agreement:.1f} % agreement, {floor:g} % was asked for")
+            self.note(
+                f"the quick check failed after every fallback: {best.parity.answer.words}; it asks for {_check_words(best, floor)}"
+            )
         return best, tried
 
     def write(self, inputs: Inputs, done: Attempt, fp32: onnx.ModelProto) -> QuantizeRecord:
@@ -211,17 +218,34 @@ class _Job:
 
 
 def _tried(name: str, done: Attempt) -> TryRecord:
-    return TryRecord(step=name, agreement=done.parity.agreement, sqnr_db=done.parity.quantization_sqnr_db)
+    answer = done.parity.answer
+    return TryRecord(step=name, agreement=answer.agreement, equal=answer.equal, sqnr_db=answer.sqnr_db)
+
+
+def _shared(done: Attempt) -> float | None:
+    """Return the share of equal predictions or integers, percent; None for other outputs."""
+    answer = done.parity.answer
+    return answer.agreement if answer.agreement is not None else answer.equal
 
 
 def _rank(done: Attempt) -> tuple[bool, float, float]:
-    sqnr = done.parity.quantization_sqnr_db
-    return done.parity.passed, done.parity.agreement, math.inf if sqnr is None else sqnr
+    answer, share = done.parity.answer, _shared(done)
+    sqnr = -math.inf if not answer.finite else math.inf if answer.sqnr_db is None else answer.sqnr_db
+    return done.parity.passed, 0.0 if share is None else share, sqnr
 
 
 def _passes(done: Attempt, floor: float) -> bool:
-    passed, agreement, sqnr = _rank(done)
-    return passed and (agreement >= floor or sqnr >= CHECK_SQNR_DB)
+    """Whether the quick check passes: equal predictions and no ruined numbers behind them, or numbers that are close."""
+    passed, share, sqnr = _rank(done)
+    return passed and (sqnr >= CHECK_SQNR_DB or (_shared(done) is not None and share >= floor and sqnr >= LEAST_SQNR_DB))
+
+
+def _check_words(done: Attempt, floor: float) -> str:
+    answer = done.parity.answer
+    if answer.equal is not None:
+        return f"{floor:g} % equal integers"
+    close = f"{CHECK_SQNR_DB:g} dB of output SQNR"
+    return close if answer.agreement is None else f"{floor:g} % agreement at {LEAST_SQNR_DB:g} dB or more, or {close}"
 
 
 def _weights_said(done: Attempt) -> str:

@@ -61,7 +61,8 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt and what the quick check saw."""
 
     step: str
-    agreement: float
+    agreement: float | None
+    equal: float | None = None
     sqnr_db: float | None
 
 
@@ -118,10 +119,9 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
             width = "FP8"
         elif not any(q.computes_in.startswith(("INT8", "FP8")) for q in self.quantizers):
             width = "codes that no engine has a kernel for (it computes in float)"
-        sqnr = "exact" if p.quantization_sqnr_db is None else f"{p.quantization_sqnr_db:.1f} dB"
         return (
-            f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; output SQNR {sqnr}, "
-            f"{p.agreement:.1f} % agreement with float on {p.images} calibration images; "
+            f"{len(self.quantizers)} tensors in {width}, {len(self.left_in_float)} left in float; "
+            f"output against float on {p.images} calibration images: {p.answer.words}; "
             f"parity torch/ONNX Runtime {'passed' if p.passed else 'FAILED'}{self._tried()}"
         )
 

@@ -24,6 +24,7 @@ from trtq.artifact import (
 )
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
+from trtq.data.answers import HAVE_PREDICTIONS, percent_words
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
@@ -33,12 +34,13 @@ from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_bud
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
-from trtq.specs import OPSET, AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
+from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.verbs.allocate import decide, shown
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord
 from trtq.verbs.analyze import AnalyzeRecord, analyze
 from trtq.verbs.candidate import Candidate
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
+from trtq.verbs.opening import answer_kind
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.verbs.search_record import Constraint, SearchRecord, Try
@@ -50,6 +52,7 @@ TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
 )  # fmt: skip
 RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
 WIDE = Option(weight=8, input=8)
+NO_SCORES = "its output is not known to be scores of classes"
 LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 
 
@@ -90,6 +93,12 @@ class _Job:
         self.val = open_source(*self._val_paths())
         self._require_labels()
         self.candidates = list(self._candidates())
+        for candidate in self.candidates:
+            if answer_kind(candidate.loaded, candidate.captured, self.val) not in HAVE_PREDICTIONS:
+                raise UsageError(
+                    f"Cannot measure the accuracy of {candidate.name}", NO_SCORES,
+                    "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
+                )  # fmt: skip
         require_fp8(self.options, self.devices())
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
         self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
@@ -228,14 +237,14 @@ class _Job:
     def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
         fields = {**candidate.fields, "out": str(out / ANALYSIS), "bits": tuple(o.label for o in self.options)}
-        same = ("metric", "images", "calib_images", "calibrator", "batch_size", "seed", "calib_cache")
+        same = ("metric", "images", "calib_images", "calibrator", "percentile", "batch_size", "seed", "calib_cache")
         candidate.analysis = analyze(AnalyzeSpec(**fields, **{f: getattr(spec, f) for f in same}), self.told)
         return candidate.analysis
 
     def measure(self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
         """Quantize and evaluate one allocation, or take up what an earlier run measured."""
         spec, where = self.spec, self._val()
-        fields = {f: getattr(spec, f) for f in ("calibrator", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
+        fields = {f: getattr(spec, f) for f in ("calibrator", "percentile", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
         wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
         parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint", "data", "class_index")}
         versions = [__version__, package_version("torch"), package_version("onnxruntime")]
@@ -271,8 +280,11 @@ class _Job:
         self.images = scored.images
         accuracy = scored.top1 if scored.top1 is not None else scored.agreement
         own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
-        assert accuracy is not None
-        assert scored.agreement is not None
+        if accuracy is None or scored.agreement is None or not scored.valid:
+            raise UsageError(
+                f"Cannot measure the accuracy of {candidate.name}", scored.doubt or NO_SCORES,
+                "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
+            )  # fmt: skip
         if not self.reference:
             self.reference = {
                 "model": candidate.name, "accuracy": own, "measure": "top-1" if scored.top1 is not None else "agreement",
@@ -290,7 +302,8 @@ class _Job:
             onnx_bytes=made["files"][QDQ]["bytes"],
         )  # fmt: skip
         self.told.note(
-            f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement {scored.agreement:.2f} %, "
+            f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement "
+            f"{percent_words(scored.agreement, 2)}, "
             f"{'within' if found.within else 'over'} the budgets"
         )
         self.tries.append(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trtq.data.answers import ANSWER, Kind
 from trtq.export.half_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
@@ -22,7 +23,7 @@ from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 
 def ship(
     captured: CapturedGraph, encodings: Encodings, images: Sequence[torch.Tensor], out: Path, *, origin: Mapping[str, Any], opset: int,
-    int4: bool, records: Sequence[str], told: Progress, note: Callable[[str], None],
+    int4: bool, records: Sequence[str], told: Progress, note: Callable[[str], None], answer: Kind,
 ) -> tuple[ParityRecord, dict[str, Path]]:  # fmt: skip
     """Write the three files and return what the parity gate saw and where they are.
 
@@ -37,6 +38,7 @@ def ship(
         records: names of record files.
         told: receives progress.
         note: receives what a user should read.
+        answer: what the model's output is.
 
     Raises:
         ParityError: torch and ONNX Runtime do not compute the same; nothing was written.
@@ -48,11 +50,11 @@ def ship(
         (simulated, {"precision": "int8", "encodings_sha256": encodings.digest()}),
     ):
         model = export_onnx(graph, opset=opset, int4=int4, note=note)
-        set_metadata_(model, {**origin, **more})
+        set_metadata_(model, {**origin, ANSWER: answer, **more})
         made.append(model)
     fp32, qdq = made
     told.begin("Comparing torch and ONNX Runtime", sum(map(len, images)))
-    parity, _ = check_parity(captured.module, simulated, qdq, images, progress=told.advance)
+    parity, _ = check_parity(captured.module, simulated, qdq, images, known=answer, progress=told.advance)
     require_parity(parity)
     looked_at = [b.numpy() for i, b in enumerate(images) if i * len(images[0]) < IMAGES]
     for said in dict.fromkeys(mark_float_nodes_(model, looked_at) for model in made):
