@@ -191,9 +191,10 @@ def compare(name: str, wanted: Outputs, got: Outputs, error: float | None, known
     nothing = np.empty(0)
     outputs = [compare_answers(n, w, got.get(n, nothing), None if i else known) for i, (n, w) in enumerate(wanted.items())]
     whole = all(o.equal is None or o.equal >= MIN_EQUAL for o in outputs)
+    margin = sqnr - error if error is not None else math.inf
     return Comparison(
-        runner=name, agreement=outputs[0].agreement, outputs=outputs, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None, finite=comparable,
-        margin_db=round(sqnr - error, 3) if error is not None and math.isfinite(sqnr - error) else None, parts_at="", passed=sqnr >= floor and whole,
+        runner=name, agreement=outputs[0].agreement, outputs=outputs, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
+        finite=comparable, margin_db=round(margin, 3) if math.isfinite(margin) else None, parts_at="", passed=sqnr >= floor and whole,
     )  # fmt: skip
 
 

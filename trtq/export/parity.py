@@ -293,7 +293,7 @@ class _Forced(fx.Interpreter):
             # The exporter merged it with an equal pair on the same tensor; what follows, and the output, are still compared.
             return result
         theirs = torch.from_numpy(self.values[name])
-        if axis is not None and theirs.ndim == 2 and not torch.equal(theirs, result):
+        if operands(n)[0].op == "get_attr" and theirs.ndim == 2 and not torch.equal(theirs, result):
             theirs = theirs.mT if theirs.mT.shape == result.shape else theirs  # the export stores a linear's weight transposed
         if theirs.shape != result.shape:
             self.first = self.first or name

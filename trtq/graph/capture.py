@@ -130,8 +130,9 @@ def keep_first_(graph: fx.GraphModule) -> None:
     output = graph.graph.output_node()
     (results,) = operands(output)
     output.args = ((results[0],),)
-    pytree = graph.graph._codegen.pytree_info
-    graph.graph._codegen.pytree_info = pytree._replace(out_spec=tree_structure(0))
+    codegen = graph.graph._codegen
+    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(0))
     graph.graph.eliminate_dead_code()
     lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
     weights = sorted(n for n in lost if isinstance(_parameter(graph, n), nn.Parameter))

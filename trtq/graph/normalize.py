@@ -286,12 +286,12 @@ def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | Non
     known = get_constant(graph, mask)
     if known is not None:
         bias = torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known
-        attends = (bias > -math.inf).any(-1, keepdim=True)
-        if bool(attends.all()):
+        reached = (bias > -math.inf).any(-1, keepdim=True)
+        if bool(reached.all()):
             return mask if known is bias else add_constant(graph, "attention_bias", bias, before=node), None
         return (
-            add_constant(graph, "attention_bias", torch.where(attends, bias, 0.0), before=node),
-            add_constant(graph, "attends", attends, before=node),
+            add_constant(graph, "attention_bias", torch.where(reached, bias, 0.0), before=node),
+            add_constant(graph, "attends", reached, before=node),
         )
     if mask.meta["val"].dtype == torch.bool:
         mask = insert_call(graph, node, aten.where.Scalar, mask, 0.0, -math.inf)

@@ -16,7 +16,9 @@ from trtq.models.checkpoint import read_state_dict
 
 # layer._input_quantizer._amax (pytorch-quantization), layer.input_quantizer._amax (ModelOpt); other quantizers of theirs are listed.
 RANGE = re.compile(r"(?P<layer>.+)\.(?P<old>_?)(?P<role>\w+?)_quantizer\.(?P<what>.+)")
-ROLES = ("input", "weight")
+ROLES = ("input", "weight", "output", "residual")
+# Quantizers around the matmuls of an attention module, as ModelOpt calls them: trtq's matmul and operand.
+ATTENTION = {"q_bmm": "qk.lhs", "k_bmm": "qk.rhs", "v_bmm": "av.rhs", "softmax": "av.lhs"}
 
 
 class Foreign(msgspec.Struct, kw_only=True):
@@ -26,6 +28,7 @@ class Foreign(msgspec.Struct, kw_only=True):
         tool: whose file it is.
         amax: float32 [] or [C], by ``layer.input`` and ``layer.weight``.
         bits: by the same names; 8 where the file does not say.
+        axes: by the same names: the axis that a range per channel runs along, where the file says it.
         weights: the model's own tensors, without those of quantizers; empty for AIMET.
         unread: names in the file that trtq has no place for, and why.
         notes: what a user must know.
@@ -34,6 +37,7 @@ class Foreign(msgspec.Struct, kw_only=True):
     tool: str
     amax: dict[str, torch.Tensor] = {}
     bits: dict[str, int] = {}
+    axes: dict[str, int] = {}
     weights: dict[str, torch.Tensor] = {}
     unread: dict[str, str] = {}
     notes: list[str] = []
@@ -50,7 +54,7 @@ def read_foreign(path: Path) -> Foreign:
 
 
 def _checkpoint(path: Path) -> Foreign:
-    found, old = Foreign(tool="", amax={}, bits={}, weights={}, unread={}, notes=[]), False
+    found, old = Foreign(tool="", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]), False
     for name, value in read_state_dict(path).items():
         match = RANGE.fullmatch(name)
         if match is None:
@@ -64,10 +68,14 @@ def _checkpoint(path: Path) -> Foreign:
             )  # fmt: skip
         if match["what"] not in ("_amax", "amax"):
             continue  # masks, counters and the like
-        if match["role"] not in ROLES:
-            found.unread[name] = f"trtq quantizes inputs and weights of layers, not the {match['role']} of one"
+        role = ATTENTION.get(match["role"], match["role"])
+        if role not in (*ROLES, *ATTENTION.values()):
+            found.unread[name] = f"trtq has no place for the {role} of a layer"
             continue
-        _put(found, f"{match['layer']}.{match['role']}", value.float().reshape(-1), name, path)
+        key, wide = f"{match['layer']}.{role}", [d for d, size in enumerate(value.shape) if size > 1]
+        if len(wide) == 1:
+            found.axes[key] = wide[0]
+        _put(found, key, value.float().reshape(-1), name, path)
     found.tool = "pytorch-quantization" if old else "ModelOpt"
     if not found.amax:
         raise EncodingsError(
@@ -95,7 +103,7 @@ def _aimet(path: Path) -> Foreign:
         raise EncodingsError(
             f"{path} holds no encodings of AIMET", "it has no activation_encodings by name", "Give the file NAME_torch.encodings"
         )
-    found = Foreign(tool="AIMET", amax={}, bits={}, weights={}, unread={}, notes=[])
+    found = Foreign(tool="AIMET", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[])
     for layer, sides in data["activation_encodings"].items():
         inputs = sides.get("input") if isinstance(sides, dict) else None
         if not inputs:

@@ -12,13 +12,14 @@ import torch
 from torch import fx
 
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import MATMULS, TRANSPOSED, is_softmax, node_name
+from trtq.graph.naming import MATMULS, TRANSPOSED, is_softmax, module_name, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 
 aten = torch.ops.aten
-Role = Literal["input", "weight", "lhs", "rhs", "residual"]
+Role = Literal["input", "weight", "lhs", "rhs", "residual", "output"]
+MODULE_ROLES: tuple[Role, ...] = ("input", "weight", "output")
 OPS: dict[str, tuple[object, ...]] = {
     "conv": CONVS,
     "linear": (aten.linear.default,),
@@ -395,6 +396,10 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
     known = {q.name: q for q in found.quantizers}
     for name in encodings.formats:
         if name not in known:
+            more = module_quantizers(graph, name.partition(":")[0])
+            found.quantizers += [q for q in more if q.name not in known and q.name in encodings.formats]
+            known |= {q.name: q for q in more}
+        if name not in known:
             raise EncodingsError(
                 f"The encodings name a quantizer {name} that the model does not have", suggest(name, known) or "its graph is another",
                 "Give the encodings of this model; methods that insert ops (qads) change the graph itself",
@@ -403,3 +408,44 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
         q.float_reason = None if q.name in encodings.formats else encodings.left_in_float.get(q.name, "not in the encodings")
         q.format = encodings.formats.get(q.name, q.format)
     return found
+
+
+def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
+    """Return quantizers where a module's own input, weight or output is read: what an import needs beyond trtq's rules.
+
+    Args:
+        graph: normalised and named.
+        name: ``MODULE.input``, ``MODULE.weight`` or ``MODULE.output``, such as ``avgpool.input``.
+    """
+    module, _, role = name.rpartition(".")
+    if role not in MODULE_ROLES or not module:
+        return []
+    kind = next(r for r in MODULE_ROLES if r == role)
+    places = [
+        (node, i, operand)
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+        for i, operand in enumerate(operands(node))
+        if isinstance(operand, fx.Node) and _is_float(operand) and _meets(module, kind, node, operand)
+    ]
+    return [
+        Quantizer(
+            name=f"{name}:{k}" if k else name, layer=module, role=kind, consumer=node, operand=i, source=source, format=INT8,
+            is_weight=kind == "weight",
+        )
+        for k, (node, i, source) in enumerate(places)
+    ]  # fmt: skip
+
+
+def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
+    """Whether a call reads the input of a module from outside, its output outside, or its weight."""
+    if role == "weight":
+        return source.op == "get_attr" and str(source.target).removeprefix("model.") == f"{module}.weight"
+    if source.op == "get_attr":
+        return False
+    reads, makes = (_within(module, module_name(n)) for n in (consumer, source))
+    return (reads and not makes) if role == "input" else (makes and not reads)
+
+
+def _within(module: str, path: str) -> bool:
+    return path == module or path.startswith(f"{module}.")

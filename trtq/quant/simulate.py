@@ -27,15 +27,20 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
     by_name = _replace_constants(simulated, encodings)
     shared = shared_names(placement, encodings)
     made: dict[str, fx.Node] = {}
-    for quantizer in placement.active:
-        source, first = by_name[quantizer.source.name], shared[quantizer.name]
-        if first not in made:
-            scale = encodings.scale(quantizer.name)
-            _check_shape(quantizer, scale, source)
-            zero_point = encodings.zero_point(quantizer.name)
-            held = _on_codes(simulated, quantizer, scale, zero_point, source) if on_codes else source
-            made[first] = _insert(simulated, quantizer, scale, zero_point, held)
-        _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
+    # What a layer gives on codes is what the layers behind it quantize once more.
+    outputs, coded = [q for q in placement.active if q.role == "output"], dict[str, fx.Node]()
+    for group in (outputs, [q for q in placement.active if q.role != "output"]):
+        for quantizer in group:
+            name, first = quantizer.source.name, shared[quantizer.name]
+            source = coded.get(name, by_name[name])
+            if first not in made:
+                scale = encodings.scale(quantizer.name)
+                _check_shape(quantizer, scale, source)
+                zero_point = encodings.zero_point(quantizer.name)
+                held = _on_codes(simulated, quantizer, scale, zero_point, source) if on_codes else source
+                made[first] = _insert(simulated, quantizer, scale, zero_point, held)
+            _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
+        coded = {q.source.name: made[shared[q.name]] for q in outputs}
     simulated.graph.lint()
     simulated.recompile()
     return simulated

@@ -15,13 +15,14 @@ from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
+from trtq.graph.naming import module_name
 from trtq.graph.normalize import get_constant
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.foreign import Foreign, read_foreign
 from trtq.quant.formats import Format
-from trtq.quant.placement import Quantizer, place
+from trtq.quant.placement import Quantizer, module_quantizers, place
 from trtq.specs import ImportCheckpointSpec
 from trtq.verbs.opening import answer_kind, open_model, open_preprocess
 from trtq.verbs.records import FileRecord
@@ -93,7 +94,9 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             note(line)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
         captured = capture(loaded.module, preprocess.input_size)
-        encodings, unused = _encodings(found, before, captured.module, spec)
+        encodings, unused, lines = _encodings(found, before, captured.module, spec)
+        for line in lines:
+            note(line)
         size = 16 if captured.dynamic_batch else 1
         images = list(batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size))
         parity, paths = ship(
@@ -113,33 +116,16 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
 
 def _encodings(
     found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, spec: ImportCheckpointSpec
-) -> tuple[Encodings, dict[str, str]]:
-    """Return the encodings of trtq's graph, and the ranges of the file that it has no place for."""
-    amax: dict[str, torch.Tensor] = {}
-    formats: dict[str, Format] = {}
-    left: dict[str, str] = {}
-    taken: set[str] = set()
+) -> tuple[Encodings, dict[str, str], list[str]]:
+    """Return the encodings of trtq's graph, the ranges of the file without a place in it, and what the user must know."""
+    taken = _Taken(found, before, graph)
     for q in place(graph, attention="float").quantizers:
-        name = f"{q.layer}.{q.role}"
-        if q.float_reason is not None:
-            left[q.name] = q.float_reason
-        elif name not in found.amax:
-            left[q.name] = f"{found.tool} has no range for it"
-        elif q.is_weight:
-            taken.add(name)
-            value = _folded(q, found.amax[name], before, graph, either=found.tool == "AIMET")
-            if value is None:
-                left[q.name] = "capture changed this weight by more than a factor a channel: its range is of another tensor"
-            else:
-                amax[q.name], formats[q.name] = value, Format(bits=found.bits[name], axis=0)
-        elif found.amax[name].ndim:
-            taken.add(name)
-            left[q.name] = "its range is one for each channel, which TensorRT does not take for activations"
-        else:
-            taken.add(name)
-            amax[q.name], formats[q.name] = found.amax[name], Format(bits=found.bits[name])
-    _together_(amax, formats, left)
-    if not amax:
+        taken.add(q, _range_name(q))
+    for name in found.amax:
+        if name not in taken.names:
+            for q in module_quantizers(graph, name):
+                taken.add(q, name)
+    if not taken.amax:
         first = next(iter(found.amax))
         raise EncodingsError(
             f"The ranges of {spec.ranges} are of another model", f"{spec.model} has no {first}", "Give the model they were made with"
@@ -148,8 +134,75 @@ def _encodings(
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
         "ranges_sha256": sha256_file(Path(spec.ranges)),
     }  # fmt: skip
-    unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken}}
-    return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin), unused
+    unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken.names}}
+    encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)
+    return encodings, unused, _alone(taken)
+
+
+def _range_name(q: Quantizer) -> str:
+    """Return what a range of another tool is called that belongs to a quantizer: residual adds by their block."""
+    return f"{module_name(q.consumer)}.residual" if q.role == "residual" else f"{q.layer}.{q.role}"
+
+
+class _Taken:
+    """What was taken over so far.
+
+    Args:
+        found: ranges of the file.
+        before: tensors of the model before capture, by name.
+        graph: captured.
+    """
+
+    def __init__(self, found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule) -> None:
+        self.found, self.before, self.graph = found, before, graph
+        self.amax: dict[str, torch.Tensor] = {}
+        self.formats: dict[str, Format] = {}
+        self.left: dict[str, str] = {}
+        self.names: set[str] = set()
+
+    def add(self, q: Quantizer, name: str) -> None:
+        """Give a quantizer the range called ``name``, or the reason why it has none.
+
+        What trtq itself would leave in float has codes where the file has a range for it: the answers must be the other tool's.
+        """
+        found = self.found
+        if name not in found.amax:
+            self.left[q.name] = q.float_reason or f"{found.tool} has no range for it"
+            return
+        self.names.add(name)
+        value, axis = found.amax[name], None
+        if q.is_weight:
+            given, axis = self._weight(q, name)
+            if given is None:
+                self.left[q.name] = "capture changed this weight by more than a factor a channel: its range is of another tensor"
+                return
+            value = given
+        elif value.ndim:
+            self.left[q.name] = "its range is one for each channel, which TensorRT does not take for activations"
+            return
+        self.amax[q.name], self.formats[q.name] = value, Format(bits=found.bits[name], axis=axis)
+
+    def _weight(self, q: Quantizer, name: str) -> tuple[torch.Tensor | None, int | None]:
+        """Return the range of a weight and its axis."""
+        given, axis = self.found.amax[name], self.found.axes.get(name, 0)
+        now, was = get_constant(self.graph, q.source), self.before.get(f"{q.layer}.weight")
+        if now is not None and was is not None and torch.equal(now, was):
+            if not given.ndim:
+                return given.expand(len(now)).clone(), 0
+            fits = axis < now.ndim and now.shape[axis] == given.numel()
+            return (given if fits else None), axis
+        return _folded(q, given, self.before, self.graph, either=self.found.tool == "AIMET"), 0
+
+
+def _alone(taken: _Taken) -> list[str]:
+    """Return a line for each layer of which one operand alone has codes: it computes in float."""
+    lines = []
+    for name in taken.amax:
+        layer, _, role = name.rpartition(".")
+        other = {"input": "weight", "weight": "input"}.get(role)
+        if other is not None and f"{layer}.{other}" in taken.left:
+            lines.append(f"{layer} has a range of its {role} alone: engines compute it in float ({taken.left[f'{layer}.{other}']})")
+    return lines
 
 
 def _folded(
@@ -171,13 +224,3 @@ def _folded(
         factor = torch.ones_like(factor) if off_by[0] < off_by[1] else factor
     result = (factor.abs() * amax.double()).float().expand(len(now)).clone()
     return torch.where(result > 0, result, torch.ones_like(result)) if float(off) <= EXACT else None
-
-
-def _together_(amax: dict[str, torch.Tensor], formats: dict[str, Format], left: dict[str, str]) -> None:
-    """A layer has its input and its weight in codes, or neither: one alone computes in float."""
-    for name in list(amax):
-        layer, _, role = name.rpartition(".")
-        other = {"input": "weight", "weight": "input"}.get(role)
-        if other is not None and f"{layer}.{other}" not in amax and f"{layer}.{other}" in left:
-            amax.pop(name), formats.pop(name)
-            left[name] = f"the {other} of its layer stays in float"
