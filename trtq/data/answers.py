@@ -64,7 +64,7 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
         agreement: equal predictions, percent; None where there are none.
         equal: equal integers, percent; None for floats.
         finite: both answers have the same shapes and no NaN or infinity.
-        constant: the reference gave the same answer for every image, of at least two.
+        constant: the reference gave the same numbers for every image, of at least two; a class may well be the same for all.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Tally:
             agreement=round(share, 6) if self.kind in HAVE_PREDICTIONS and share is not None and self.finite else None,
             equal=round(share, 6) if self.kind == "indices" and share is not None and self.finite else None,
             finite=self.finite,
-            constant=self.rows > 1 and not self.varies,
+            constant=self.rows > 1 and not self.varies and self.kind != "indices",
         )
 
 
