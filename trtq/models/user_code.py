@@ -1,0 +1,163 @@
+"""A user's own code: a factory in a package or in a file, imported without getting in the way of anything else."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from trtq.errors import ModelError, suggest
+
+_LONGEST = 300  # characters of somebody else's message
+
+
+def said_by(exc: BaseException) -> str:
+    """Return the type of an exception and its text as one line of limited length.
+
+    >>> said_by(ValueError("in two  parts"))
+    'ValueError: in two parts'
+    >>> said_by(SystemExit(2))
+    'SystemExit: 2 (the code ended the program)'
+    """
+    text = " ".join(str(exc).split())
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}..."
+    end = " (the code ended the program)" if isinstance(exc, SystemExit) else ""
+    return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
+
+
+class _Neighbours(importlib.abc.MetaPathFinder):
+    """Finds modules beside a user's file, for the user's code alone: before installed packages, after the standard library."""
+
+    def __init__(self) -> None:
+        self.folders: list[str] = []
+        self.served: dict[str, str] = {}  # the folder each module came from
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a top-level module is, None where it is none of the user's."""
+        if path is not None or name in sys.stdlib_module_names or name == "trtq":
+            return None
+        for folder in self._of_importer():
+            spec = PathFinder.find_spec(name, [folder], target)
+            if spec is not None:
+                self.served[name] = folder
+                return spec
+        return None
+
+    def _of_importer(self) -> list[str]:
+        """Return the user's folders that hold the code with the import statement."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file == __file__ and frame.f_code.co_name == _of_package.__name__:
+                return self.folders[:1]
+            if file != __file__ and "importlib" not in file:
+                return [f for f in self.folders if file.startswith(f"{f}{os.sep}")]
+            frame = frame.f_back
+        return []
+
+    def enter(self, folder: str) -> None:
+        """Look into ``folder`` first, and forget modules of the same names that came from other folders."""
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+        if folder not in sys.path:  # for imports that other packages do on behalf of the user's code
+            sys.path.append(folder)
+        self.folders = [folder, *(f for f in self.folders if f != folder)]
+        for name, origin in list(self.served.items()):
+            if origin != folder and PathFinder.find_spec(name, [folder]) is not None:
+                del self.served[name]
+                for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+                    del sys.modules[loaded]
+
+    def register(self, path: Path, module: ModuleType) -> None:
+        """Make a file's own module known under its plain name, where nothing else has that name."""
+        name, folder = path.stem, str(path.parent)
+        if name not in sys.modules and name not in sys.stdlib_module_names and name.isidentifier():
+            self.served[name] = folder
+        if self.served.get(name) == folder:
+            sys.modules[name] = module
+
+
+_neighbours = _Neighbours()
+
+
+def import_named(name: str, what: str) -> Any:
+    """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
+
+    A file may import its neighbours; a neighbour never takes the place of a module of the standard library, nor of one that
+    another folder's file imported under the same name.
+
+    Args:
+        name: as the user wrote it.
+        what: it is for, as errors call it.
+
+    Raises:
+        ModelError: the module cannot be imported, ends the program, or has no callable of that name.
+    """
+    where, _, attr = name.rpartition(":")
+    forms = "timm:NAME, torchvision:NAME, trtq:fcn_resnet18, " if what == "model" else ""
+    try:
+        module = _of_file(name, where, what) if where.endswith(".py") else _of_package(where)
+    except (ModelError, KeyboardInterrupt):
+        raise
+    except BaseException as exc:  # sys.exit() in the user's code must not end this program as if all were well
+        raise ModelError(
+            f"Cannot load the {what} {name!r}",
+            f"importing {where} raised {said_by(exc)}",
+            f"Known forms: {forms}package.module:NAME, path/to/file.py:NAME",
+        ) from exc
+    found = getattr(module, attr, None)
+    if not callable(found):
+        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise ModelError(
+            f"Cannot load the {what} {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names)
+        )
+    return found
+
+
+def _of_file(name: str, where: str, what: str) -> ModuleType:
+    path = Path(where).expanduser().resolve()
+    if not path.is_file():
+        raise ModelError(f"Cannot load the {what} {name!r}", f"there is no file {where}")
+    own = f"_trtq_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(own, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"Cannot load the {what} {name!r}", f"{where} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    _neighbours.enter(str(path.parent))
+    sys.modules[own] = module  # dataclasses and pickles look their module up
+    _neighbours.register(path, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _of_package(where: str) -> ModuleType:
+    # A console script does not see the current folder; a user's own package usually lies there.
+    _neighbours.enter(str(Path.cwd()))
+    return importlib.import_module(where)
+
+
+def call_factory(factory: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> Any:
+    """Return what a model's factory makes.
+
+    Raises:
+        ModelError: it raised, or ended the program.
+    """
+    try:
+        return factory(**kwargs)
+    except (ModelError, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        raise ModelError(
+            f"Cannot make the model {name!r}", f"its factory raised {said_by(exc)}", "Check --model-arg"
+        ) from exc
