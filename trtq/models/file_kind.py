@@ -56,6 +56,8 @@ def kind_of(path: Path) -> Kind:
         raise unreadable(path, reason(exc)) from exc
     if not head:
         raise unreadable(path, "the file is empty", "Download or save it again")
+    if _is_safetensors(head, size):  # first: the length it starts with may look like anything
+        return "safetensors"
     for magic, what, mend in _MAGIC:
         if head.startswith(magic):
             raise unreadable(path, f"it is {what}", mend)
@@ -67,12 +69,12 @@ def kind_of(path: Path) -> Kind:
         return _kind_of_pickle(path, head)
     if _is_text(head):
         raise _text(path, head)
-    if _is_safetensors(head, size) or path.suffix == ".safetensors":
-        return "safetensors"
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
         raise unreadable(path, "it is an ONNX model", "Give the PyTorch weights that it was exported from")
     if head[4:8] == b"TFL3":
         raise unreadable(path, "it is a TensorFlow Lite model", SAVE)
+    if path.suffix == ".safetensors":
+        return "safetensors"  # its reader says what is wrong with it
     raise unreadable(path, "it is not a whole torch file, nor a safetensors file", "Download or save it again")
 
 

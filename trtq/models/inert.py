@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ from trtq.models.file_kind import SAVE, unreadable
 
 # What honest checkpoints never name. The placeholders would be harmless; the file is not one to use.
 _HOSTILE = re.compile(
-    r"(builtins\.(eval|exec|compile|open|__import__|input|breakpoint)|"
-    r"(os|posix|nt|sys|subprocess|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
+    r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
+    r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
 )
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
 _CONTAINER = re.compile(r"Can only (SETITEM|append|extend).*but got <class '(?:[^']*\.)?inert:([^']+)'>", re.DOTALL)
@@ -85,22 +85,27 @@ def read_torch(path: Path, *, script: bool) -> TorchFile:
     Raises:
         ModelError: damaged, of a form torch does not read safely, or made to run code; names the class in the way.
     """
-    open_: Callable[[], io.BytesIO | Path] = (lambda: _tensors_of_script(path)) if script else (lambda: path)
-    made: dict[str, type] = {}
-    if not script:
-        for name in _unknown_names(path):
+    data = _tensors_of_script(path) if script else path.open("rb")
+    with data:
+        made: dict[str, type] = {}
+        for name in _unknown_names(data):
             _add(made, name, path)
-    for _ in range(_TRIES):
-        try:
-            with torch.serialization.safe_globals(_named(made)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickle protocols
-                content: object = torch.load(open_(), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as exc:
-            _learn(made, str(exc), path, exc)
-        except Exception as exc:  # the restricted unpickler meets damage with errors of every kind
-            raise _damaged(path, exc, made) from exc
-        else:
-            return TorchFile(content, sorted(n for n in made if not n.startswith("__torch__.")))
+        for _ in range(_TRIES):
+            data.seek(0)
+            try:
+                with (
+                    torch.serialization.safe_globals(_named(made)),
+                    warnings.catch_warnings(),
+                ):
+                    warnings.simplefilter("ignore")  # of pickle protocols
+                    content: object = torch.load(data, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError as exc:
+                _learn(made, str(exc), path, exc)
+            except Exception as exc:  # damage meets the restricted unpickler in every way
+                raise _damaged(path, exc, made) from exc
+            else:
+                skipped = sorted(n for n in made if not n.startswith("__torch__."))
+                return TorchFile(content, skipped)
     raise unreadable(path, f"it names more than {_TRIES} classes", SAVE)
 
 
@@ -108,10 +113,10 @@ def _named(made: dict[str, type]) -> list[Callable[..., Any] | tuple[Callable[..
     return [(kind, name) for name, kind in made.items()]
 
 
-def _unknown_names(path: Path) -> list[str]:
+def _unknown_names(data: IO[bytes]) -> list[str]:
     """Return what a file names and torch does not load, without reading its tensors; [] where only reading tells."""
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        return torch.serialization.get_unsafe_globals_in_checkpoint(data)
     except Exception:  # the form before 1.6, and damaged files: reading says what is wrong
         return []
 
