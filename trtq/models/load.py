@@ -14,7 +14,7 @@ from torch import nn
 
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
-from trtq.models.unwrap import unwrap
+from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.models.user_code import call_factory, import_named
 
 BUILTIN = ("fcn_resnet18",)
@@ -95,32 +95,16 @@ def load_model(
             "it has no source before a colon",
             f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
         )
-    kwargs = {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
     torch.manual_seed(seed)
-    if kind in _FETCH:
-        factory = _timm(rest) if kind == "timm" else _torchvision(rest)
-        kwargs = _without_fetching(kind, rest, kwargs)
-    elif kind == "trtq":
-        if rest not in BUILTIN:
-            raise ModelError(f"Unknown model {name!r}", mend=suggest(rest, BUILTIN))
-        from trtq.models.fcn import fcn_resnet18
-
-        factory = fcn_resnet18
-    else:
-        factory = _own_factory(name)
-    made = call_factory(factory, name, kwargs)
-    if not isinstance(made, nn.Module):
-        raise ModelError(
-            f"Cannot use {name!r}",
-            f"its factory returned {type(made).__name__}, not a torch.nn.Module",
-        )
+    made = _make(name, {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()})
     authors: Any = getattr(made, "pretrained_cfg", None) or {}
     hints = {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
     module, notes = unwrap(made, name)
     notes += _float_note(module)
     module = module.float().cpu()
-    own = kind not in ("timm", "torchvision", "trtq")
-    loaded = Loaded(text="the factory's own" if own else f"random (seed {seed})", notes=())
+    out_of_inference_mode_(module)
+    own = "the factory's own" if kind not in (*_FETCH, "trtq") else f"random (seed {seed})"
+    loaded = Loaded(text=own, notes=())
     if checkpoint is not None:
         loaded = load_checkpoint_(module, checkpoint, match, key)
     notes += [*loaded.notes, *check_finite(module)]
@@ -134,6 +118,31 @@ def load_model(
         prefix=loaded.prefix,
         added=loaded.added,
     )
+
+
+def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Return what the factory of a model makes.
+
+    Raises:
+        ModelError: unknown, it fails, or it makes something else.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in _FETCH:
+        factory = _timm(rest) if kind == "timm" else _torchvision(rest)
+        kwargs = _without_fetching(kind, rest, kwargs)
+    elif kind == "trtq":
+        if rest not in BUILTIN:
+            raise ModelError(f"Unknown model {name!r}", mend=suggest(rest, BUILTIN))
+        from trtq.models.fcn import fcn_resnet18
+
+        factory = fcn_resnet18
+    else:
+        factory = _own_factory(name)
+    made = call_factory(factory, name, kwargs)
+    if not isinstance(made, nn.Module):
+        what = f"its factory returned {type(made).__name__}, not a torch.nn.Module"
+        raise ModelError(f"Cannot use {name!r}", what)
+    return made
 
 
 def _float_note(module: nn.Module) -> list[str]:
@@ -178,14 +187,17 @@ def _without_fetching(kind: str, rest: str, kwargs: dict[str, Any]) -> dict[str,
         ModelError: one asks for weights from the network or from a file.
     """
     for key in _FETCHING:
-        if kwargs.get(key) not in (None, False, 0, "", "None", "none"):
-            made = _FETCH[kind].format(rest)
-            raise ModelError(
-                f"Cannot make the model '{kind}:{rest}' with {key}={kwargs[key]}",
-                "trtq downloads nothing; weights come from a file",
-                f'Save them where there is a network: python -c "import torch, {kind}; '
-                f"torch.save({made}.state_dict(), 'weights.pt')\"; then --checkpoint weights.pt",
-            )
+        if kwargs.get(key) in (None, False, 0, "", "None", "none"):
+            continue
+        what = f"Cannot make the model '{kind}:{rest}' with {key}={kwargs[key]}"
+        if key == "checkpoint_path":
+            raise ModelError(what, "weights come from --checkpoint", f"Give --checkpoint {kwargs[key]}")
+        code = f"import torch, {kind}; torch.save({_FETCH[kind].format(rest)}.state_dict(), 'weights.pt')"
+        raise ModelError(
+            what,
+            "trtq downloads nothing; weights come from a file",
+            f'Save them where there is a network: python -c "{code}"; then --checkpoint weights.pt',
+        )
     return {k: v for k, v in kwargs.items() if k not in _FETCHING}
 
 
