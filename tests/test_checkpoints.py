@@ -21,72 +21,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.checkpoints import Holder, Small, equal, filled, loaded, prefixed, refused
 from trtq import QuantizeSpec
 from trtq.errors import ModelError, UsageError
 from trtq.models.checkpoint import load_checkpoint_
-from trtq.models.load import load_model
 from trtq.verbs.opening import open_model
-
-
-class Small(nn.Module):
-    def __init__(self, classes: int = 4):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.bn = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, classes)
-
-    def forward(self, x):
-        return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
-
-
-class Holder(nn.Module):
-    """A model whose only child has the name of a wrapper's child."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        self.name = name
-        self.add_module(name, Small())
-
-    def forward(self, x):
-        return getattr(self, self.name)(x)
-
-
-def filled(model: nn.Module, seed: int = 7) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return model
 
 
 @pytest.fixture(scope="module")
 def state():
     return filled(Small()).state_dict()
-
-
-def prefixed(state, prefix):
-    return {f"{prefix}{k}": v.clone() for k, v in state.items()}
-
-
-def equal(model: nn.Module, state) -> bool:
-    own = model.state_dict()
-    return len(own) == len(state) and all(torch.equal(v.float(), w.float()) for v, w in zip(own.values(), state.values(), strict=True))
-
-
-def loaded(tmp_path: Path, content, model: nn.Module | None = None, *, name: str = "w.pt", **options):
-    """Save ``content``, load it into a model and return both the model and what is said about it."""
-    path = tmp_path / name
-    save_file({k: v.contiguous() for k, v in content.items()}, path) if name.endswith(".safetensors") else torch.save(content, path)
-    model = filled(model or Small(), 0)
-    return model, load_checkpoint_(model, path, **options)
-
-
-def refused(path: Path, **options) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_checkpoint_(Small(), path, **options)
-    text = str(caught.value)
-    assert "weights_only" not in text and "\n" not in text and len(text) < 1000
-    return text
 
 
 CHAINS = ("", "module.", "_orig_mod.", "model.", "net.", "_orig_mod.module.", "module._orig_mod.", "model.module.", "net._orig_mod.model.")
@@ -203,7 +147,8 @@ def test_a_file_that_runs_code_is_refused_and_runs_none(state, tmp_path, functio
 @pytest.mark.parametrize("ema", ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"])
 def test_averaged_weights_beside_plain_ones(state, tmp_path, plain, ema):
     other = filled(Small(), 3).state_dict()
-    content = {ema: {"module": prefixed(other, "module.")} if ema == "ema" else other, plain: state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
+    averaged = {"module": prefixed(other, "module.")} if ema == "ema" else other
+    content = {ema: averaged, plain: state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
     model, done = loaded(tmp_path, content)
     assert equal(model, state)
     assert f"weights taken from {plain!r}" in done.text and f"fit as well: {ema}" in done.text and "--checkpoint-key" in done.text
@@ -417,171 +362,10 @@ def test_folders(state, tmp_path):
     assert equal(model, state)
     save_file(state, tmp_path / "other.safetensors")
     assert "a folder with 3 files of weights: model.safetensors, other.safetensors" in refused(tmp_path)
-    for name, text in ((".metadata", "torch.distributed.checkpoint.*dcp_to_torch"), ("saved_model.pb", "a SavedModel"), ("data.pkl", "unpacked"), ("a", "without weights")):
+    others = {".metadata": "torch.distributed.checkpoint.*dcp_to_torch", "saved_model.pb": "a SavedModel"}
+    others |= {"data.pkl": "unpacked", "a": "without"}
+    for name, text in others.items():
         (tmp_path / name[:3]).mkdir()
         (tmp_path / name[:3] / name).write_bytes(b"x")
         assert re.search(text, refused(tmp_path / name[:3]))
     assert "there is no such file" in refused(tmp_path / "nowhere.pt")
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda v: v.half(), "converted from float16 to float32 (8 tensors)"),
-        (lambda v: v.bfloat16(), "converted from bfloat16 to float32 (8 tensors)"),
-        (lambda v: v.double(), "converted from float64 to float32 (8 tensors)"),
-        (lambda v: v.round().to(torch.int8), "converted from int8 to float32 (8 tensors)"),
-        (lambda v: v.to_sparse(), "made dense (8 sparse, 'conv.weight' is the first)"),
-        (lambda v: v.to_sparse_csr() if v.ndim == 2 else v, "made dense (1 sparse, 'fc.weight' is the first)"),
-        (lambda v: nn.Parameter(v), ""),
-        (lambda v: v.numpy(), ""),
-        (lambda v: np.asfortranarray(v.numpy()), ""),
-        (lambda v: v.numpy().astype(">f8"), "converted from float64 to float32 (8 tensors)"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_kinds_of_tensors(state, tmp_path, change, text):
-    content = {k: change(v) if v.is_floating_point() else v for k, v in state.items()}
-    model, done = loaded(tmp_path, content)
-    wanted = {k: v.round() if "int8" in text and v.is_floating_point() else v.half().float() if "t16" in text else v for k, v in state.items()}
-    assert all(torch.allclose(a.float(), b.float(), atol=4e-3) for a, b in zip(model.state_dict().values(), wanted.values(), strict=True))
-    assert text in done.text and bool(text) == ("; " in done.text) == any(text in n for n in done.notes if text)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "'fc.weight'.*it is quantized .torch.qint8.*float model"),
-        (lambda v: v.to(torch.complex64), "'fc.weight'.*it is complex .torch.complex64"),
-        (lambda v: v.to("meta"), "'fc.weight'.*on the meta device"),
-        (lambda v: v.reshape(-1), r"'fc.weight' has shape \[4, 8\], the file's 'fc.weight' has \[32\]"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_tensors_that_are_no_weights(state, tmp_path, change, text):
-    torch.save({k: change(v) if k == "fc.weight" else v for k, v in state.items()}, tmp_path / "w.pt")
-    assert re.search(text, refused(tmp_path / "w.pt"))
-
-
-def test_half_of_the_tensors_are_missing(state, tmp_path):
-    torch.save({"state_dict": prefixed(dict(list(state.items())[:4]), "model.")}, tmp_path / "w.pt")
-    text = refused(tmp_path / "w.pt")
-    assert "4 of 8 tensors of the model are missing and 0 names are not the model's; missing 'bn.running_mean'" in text
-    torch.save({**state, "extra.weight": torch.ones(2)}, tmp_path / "w.pt")
-    assert "unexpected 'extra.weight'" in refused(tmp_path / "w.pt")
-
-
-class Pair(nn.Module):
-    """Two layers of one shape, in this order or the other."""
-
-    def __init__(self, *names: str):
-        super().__init__()
-        for name in names:
-            self.add_module(name, nn.Conv2d(3, 3, 1))
-
-    def forward(self, x):
-        for child in self.children():
-            x = child(x)
-        return x
-
-
-def misfit(model: nn.Module, content, path: Path, **options) -> str:
-    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
-    with pytest.raises(ModelError) as caught:
-        load_checkpoint_(model, path, **options)
-    return str(caught.value)
-
-
-def test_order_is_advised_only_where_it_is_certain_and_then_it_works(tmp_path):
-    path = tmp_path / "w.pt"
-    for own, theirs in ((("a.0", "a.1"), ("b.0", "b.1")), (("up", "a.1"), ("down", "a.1"))):
-        own, theirs = ([n.replace(".", "_") for n in names] for names in (own, theirs))
-        source = filled(Pair(*theirs)).state_dict()
-        text = misfit(Pair(*own), source, path)
-        assert "--checkpoint-match order" in text
-        model = Pair(*own)
-        done = load_checkpoint_(model, path, "order")
-        assert equal(model, source) and "matched in order" in done.text and "takes" in done.notes[0]
-    for own, theirs in ((("q", "k"), ("key", "query")), (("a_0", "a_1"), ("b_1", "b_0")), (("first", "second"), ("up", "down"))):
-        text = misfit(Pair(*own), filled(Pair(*theirs)).state_dict(), path)
-        assert "--checkpoint-match" not in text and "Check the model name" in text
-    text = misfit(Pair("a_0", "a_1"), {"net": filled(Pair("b_0", "b_1")).state_dict(), "other": {"x": torch.ones(3)}}, path)
-    key = text.rpartition("--checkpoint-key ")[2].rstrip(".")
-    load_checkpoint_(Pair("a_0", "a_1"), path, "order", key)
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ({"x.bias": torch.ones(3), "x.weight": torch.ones(3)}, "'norm.weight' would get the values of 'x.bias'"),
-        ({"x.weight": torch.ones(3)}, "expected 2 tensors, found 1"),
-        ({"x.weight": torch.ones(3), "x.bias": torch.ones(4)}, "'norm.bias' has shape"),
-    ],
-)
-def test_what_order_refuses(tmp_path, content, text):
-    model = nn.Sequential(collections.OrderedDict(norm=nn.GroupNorm(1, 3)))
-    assert text in misfit(model, content, tmp_path / "w.pt", match="order")
-    advice = misfit(model, {"x.weight": torch.ones(3), "x.bias": torch.ones(3)}, tmp_path / "w.safetensors", match="order")
-    assert "keeps no order" in advice and "Rename the tensors" in advice
-
-
-def test_running_mean_never_becomes_running_var(tmp_path):
-    own = filled(nn.Sequential(nn.BatchNorm2d(3))).state_dict()
-    swapped = {k.replace("0.", "n."): own[k] for k in ("0.weight", "0.bias", "0.running_var", "0.running_mean")}
-    assert "'0.running_mean' would get the values of 'n.running_var'" in misfit(nn.Sequential(nn.BatchNorm2d(3)), swapped, tmp_path / "w.pt", match="order")
-
-
-def test_a_sorted_file_is_not_matched_in_order(tmp_path):
-    """Saved again from safetensors: layer 10 comes before layer 2."""
-
-    class Deep(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.Sequential(*(nn.Conv2d(2, 2, 1, bias=False) for _ in range(12)))
-
-    state = filled(Deep()).state_dict()
-    content = {k.replace("layers.", "block"): v for k, v in sorted(state.items())}
-    assert "alphabetical order" in misfit(Deep(), content, tmp_path / "w.pt", match="order")
-    assert "--checkpoint-match" not in misfit(Deep(), content, tmp_path / "w.pt")
-    content = {k.replace("layers.", "block"): v for k, v in state.items()}
-    assert "--checkpoint-match order" in misfit(Deep(), content, tmp_path / "w.pt")
-    model, _ = loaded(tmp_path, content, Deep(), match="order")
-    assert equal(model, state)
-
-
-def test_order_uses_names_where_they_fit(state, tmp_path):
-    model, done = loaded(tmp_path, prefixed(dict(sorted(state.items())), "_orig_mod."), name="w.safetensors", match="order")
-    assert equal(model, state) and "in order" not in done.text
-
-
-CNN = "trtq.testing.models:tiny_cnn"
-
-
-def test_weights_that_are_all_zero_are_said(tmp_path):
-    from trtq.testing.models import tiny_cnn
-
-    state = tiny_cnn().state_dict()
-    torch.save({k: torch.zeros_like(v) for k, v in state.items()}, tmp_path / "zero.pt")
-    model = load_model(CNN, checkpoint=tmp_path / "zero.pt")
-    assert "all weights of the model are zero (stem.weight, conv1.weight, depthwise.weight and 2 more)" in model.weights
-    assert any("all weights of the model are zero" in n for n in model.notes)
-    state["head.weight"].zero_()
-    torch.save(state, tmp_path / "one.pt")
-    assert "1 of 5 weights are all zero (head.weight)" in load_model(CNN, checkpoint=tmp_path / "one.pt").weights
-
-
-def test_a_buffer_with_nan_is_said_and_a_parameter_refused(tmp_path):
-    path = tmp_path / "m.py"
-    path.write_text(
-        "import torch\nfrom torch import nn\n"
-        "class M(nn.Conv2d):\n"
-        "    def __init__(self, unread=0.0, bias=0.0):\n"
-        "        super().__init__(3, 4, 1)\n"
-        "        self.register_buffer('unread', torch.full((2,), unread))\n"
-        "        self.register_buffer('mask', torch.full((2,), -float('inf')), persistent=False)\n"
-        "        with torch.no_grad():\n            self.bias.fill_(bias)\n"
-    )
-    assert load_model(f"{path}:M").notes == ()
-    assert load_model(f"{path}:M", args={"unread": float("nan")}).notes == ("the buffer 'unread' holds NaN (2 values)",)
-    with pytest.raises(ModelError, match="weights of 'bias' cannot be quantized: 4 of 4"):
-        load_model(f"{path}:M", args={"bias": float("inf")})

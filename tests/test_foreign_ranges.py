@@ -228,3 +228,16 @@ def test_aimet_ranges_of_folded_weights_are_not_folded_again(images: Path, tmp_p
     import_checkpoint(asked(images, tmp_path / "q.encodings", tmp_path / "o"))
     got = Encodings.load(tmp_path / "o/encodings.safetensors").amax["stem.weight"]
     torch.testing.assert_close(got, stem.abs().flatten(1).amax(1), rtol=1e-4, atol=0)
+
+
+def test_prefixes_and_a_key_of_the_file_with_the_ranges(images: Path, tmp_path: Path):
+    _, state = quantized_state("_")
+    torch.save(state, tmp_path / "q.pth")
+    plain = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "plain"))
+    wrapped = {"ema": {f"model.{k}": v for k, v in state.items()}, "model": {"x": torch.ones(2)}}
+    torch.save(wrapped, tmp_path / "w.pth")
+    record = import_checkpoint(asked(images, tmp_path / "w.pth", tmp_path / "wrapped", checkpoint_key="ema"))
+    assert record.quantizers == plain.quantizers and not record.unused
+    assert "the prefix 'model.' came off the names of the ranges" in record.notes
+    first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("plain", "wrapped"))
+    assert all(torch.equal(v, second.amax[n]) for n, v in first.amax.items()) and first.amax.keys() == second.amax.keys()

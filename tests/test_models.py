@@ -96,7 +96,8 @@ def test_what_has_no_plain_module_in_it(tmp_path, monkeypatch, case):
 
 
 def test_types_and_inference_mode(tmp_path, monkeypatch):
-    assert load_model(named(tmp_path, monkeypatch, lambda: net().half())).notes == ("parameters of the model were float16: converted to float32",)
+    half = load_model(named(tmp_path, monkeypatch, lambda: net().half()))
+    assert half.notes == ("parameters of the model were float16: converted to float32",)
 
     def made():
         with torch.inference_mode():

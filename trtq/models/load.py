@@ -32,16 +32,12 @@ class LoadedModel:
             ``interpolation``), empty when they say nothing.
         weights: where the weights come from, in words, and what was done to fit them.
         notes: what a user must know about how the model and its weights were read.
-        prefix: what came off the names in the checkpoint.
-        added: what was put before them.
     """
 
     module: nn.Module
     name: str
     weights: str
     notes: tuple[str, ...] = ()
-    prefix: str = ""
-    added: str = ""
     input_hints: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -115,8 +111,6 @@ def load_model(
         weights="; ".join([loaded.text, *zero]),
         input_hints=hints,
         notes=(*notes, *zero),
-        prefix=loaded.prefix,
-        added=loaded.added,
     )
 
 

@@ -77,17 +77,19 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         notes.append(text)
         told.note(text)
 
-    found = read_foreign(Path(spec.ranges))
-    for line in found.notes:
-        note(line)
+    # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
+    found = read_foreign(Path(spec.ranges).expanduser(), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
             # The weights of the same file, without the tensors of its quantizers: what later commands take as --checkpoint.
             write_bytes(out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()}))
-            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS))
+            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
         loaded = open_model(spec)
+        found.rename(dict(loaded.module.named_modules()))
+        for line in found.notes:
+            note(line)
         preprocess, said = open_preprocess(spec, loaded)
         for line in said:
             note(line)
