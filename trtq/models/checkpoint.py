@@ -49,7 +49,9 @@ def read_state_dict(path: Path, key: str | None = None) -> StateDict:
     return main_part(read_stored(path, key))
 
 
-def load_checkpoint_(model: nn.Module, path: Path, match: Match = "name", key: str | None = None) -> Loaded:
+def load_checkpoint_(
+    model: nn.Module, path: Path, match: Match = "name", key: str | None = None
+) -> Loaded:
     """Load ``path`` into ``model`` in place.
 
     Args:
@@ -84,9 +86,11 @@ def load_checkpoint_(model: nn.Module, path: Path, match: Match = "name", key: s
     told = _of_types(own, {n: stored.tensors[s] for n, s in sources.items()})
     _put(model, values, path)
     return Loaded(
-        text="; ".join([str(path), *done, *told]), notes=(*notes, *(f"weights of the checkpoint were {t}" for t in told)),
-        prefix=fit.prefix if fit else "", added=fit.added if fit else "",
-    )  # fmt: skip
+        text="; ".join([str(path), *done, *told]),
+        notes=(*notes, *(f"weights of the checkpoint were {t}" for t in told)),
+        prefix=fit.prefix if fit else "",
+        added=fit.added if fit else "",
+    )
 
 
 def _of_names(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
@@ -104,9 +108,13 @@ def _of_names(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
         result.append("the parts of wrappers inside of names were left out (module, _orig_mod)")
     if others:
         keys = ", ".join(stored.full(f.prefix) or "no key" for f in others[:4])
-        result.append(f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)")
-    if fit.beside:
-        names = ", ".join(fit.beside[:4]) + (f" and {len(fit.beside) - 4} more" if len(fit.beside) > 4 else "")
+        result.append(
+            f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)"
+        )
+    theirs = {s for f in others for s in f.source.values()}
+    beside = [n for n in fit.beside if n not in theirs]
+    if beside:
+        names = ", ".join(beside[:4]) + (f" and {len(beside) - 4} more" if len(beside) > 4 else "")
         result.append(f"not the model's, left out: {names}")
     return result
 
@@ -123,19 +131,29 @@ def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> to
     elif given.is_quantized:
         problem = f"it is quantized ({given.dtype}), and trtq starts from float weights"
     elif given.is_complex() and not own.is_complex():
-        problem, mend = f"it is complex ({given.dtype}), the model's is {own.dtype}", "Check that it is the checkpoint of this model"
+        problem, mend = (
+            f"it is complex ({given.dtype}), the model's is {own.dtype}",
+            "Check that it is the checkpoint of this model",
+        )
     if problem:
         raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", problem, mend)
     try:
         return given.detach().to_dense() if given.layout is not torch.strided else given.detach()
     except (RuntimeError, NotImplementedError) as exc:
-        raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", f"it is {given.layout} ({reason(exc)})", mend) from exc
+        raise ModelError(
+            f"Cannot use the tensor {name!r} of the checkpoint {path}",
+            f"it is {given.layout} ({reason(exc)})",
+            mend,
+        ) from exc
 
 
 def _of_types(own: StateDict, given: StateDict) -> list[str]:
     """Say which types and layouts change, with the number of tensors."""
     casts = Counter((given[n].dtype, own[n].dtype) for n in given if given[n].dtype != own[n].dtype)
-    result = [f"converted from {_short(a)} to {_short(b)} ({n} tensor{'s' if n > 1 else ''})" for (a, b), n in casts.items()]
+    result = [
+        f"converted from {_short(a)} to {_short(b)} ({n} tensor{'s' if n > 1 else ''})"
+        for (a, b), n in casts.items()
+    ]
     sparse = [n for n in given if given[n].layout is not torch.strided]
     if sparse:
         result.append(f"made dense ({len(sparse)} sparse, {sparse[0]!r} is the first)")
@@ -151,11 +169,16 @@ def _put(model: nn.Module, values: StateDict, path: Path) -> None:
         model.load_state_dict(values, strict=False)
     except (RuntimeError, NotImplementedError) as exc:
         why = f"the model refuses it ({reason(exc)})"
-        raise ModelError(f"The checkpoint {path} does not fit the model", why, "Check the model name") from exc
+        raise ModelError(
+            f"The checkpoint {path} does not fit the model", why, "Check the model name"
+        ) from exc
     own = model.state_dict()
     lost = next((n for n in values if n in own and shapes_differ(own, values, {n: n})), None)
     if lost is not None:
-        raise ModelError(f"The checkpoint {path} does not fit the model", f"{lost!r} changed its shape while it was loaded")
+        raise ModelError(
+            f"The checkpoint {path} does not fit the model",
+            f"{lost!r} changed its shape while it was loaded",
+        )
 
 
 def check_finite(model: nn.Module) -> list[str]:
@@ -178,16 +201,25 @@ def check_finite(model: nn.Module) -> list[str]:
                 f"{bad} of {tensor.numel()} values are NaN or infinite",
                 "Train again or take an earlier checkpoint",
             )
-    broken = ((n, int(torch.isnan(b).sum())) for n, b in model.named_buffers() if b.is_floating_point())
+    broken = (
+        (n, int(torch.isnan(b).sum())) for n, b in model.named_buffers() if b.is_floating_point()
+    )
     return [f"the buffer {n!r} holds NaN ({count} values)" for n, count in broken if count]
 
 
 def zero_weights(model: nn.Module) -> list[str]:
     """Return a line when weights of layers are all zero: such a layer computes nothing."""
-    weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and p.is_floating_point()}
+    named = model.named_parameters()
+    weights = {
+        n: p for n, p in named if n.endswith("weight") and p.ndim > 1 and p.is_floating_point()
+    }
     zero = [n for n, p in weights.items() if not bool(p.any())]
     if not zero:
         return []
     names = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
-    every = "all weights of the model are zero" if len(zero) == len(weights) else f"{len(zero)} of {len(weights)} weights are all zero"
+    every = (
+        "all weights of the model are zero"
+        if len(zero) == len(weights)
+        else f"{len(zero)} of {len(weights)} weights are all zero"
+    )
     return [f"{every} ({names}): their layers give constants"]

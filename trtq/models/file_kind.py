@@ -15,7 +15,11 @@ _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrot
 
 # Content that is no torch checkpoint: first bytes, what it is, what to do.
 _MAGIC = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer, not the file itself",
+        "Fetch the file: git lfs pull",
+    ),
     (b"\x93NUMPY", "a single NumPy array (.npy)", SAVE),
     (b"\x89HDF", "an HDF5 file, as Keras writes it", SAVE),
     (b"GGUF", "a GGUF file with weights of llama.cpp", SAVE),
@@ -31,7 +35,7 @@ _MAGIC = (
     (b"\x7fELF", "a compiled program or library", "Give the file with the weights"),
     (b"ftrt", "a TensorRT engine", "Give the weights that it was built from"),
     (b"ptrt", "a TensorRT engine", "Give the weights that it was built from"),
-)  # fmt: skip
+)
 
 
 def unreadable(path: Path, what: str, mend: str = "") -> ModelError:
@@ -70,12 +74,16 @@ def kind_of(path: Path) -> Kind:
     if _is_text(head):
         raise _text(path, head)
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
-        raise unreadable(path, "it is an ONNX model", "Give the PyTorch weights that it was exported from")
+        raise unreadable(
+            path, "it is an ONNX model", "Give the PyTorch weights that it was exported from"
+        )
     if head[4:8] == b"TFL3":
         raise unreadable(path, "it is a TensorFlow Lite model", SAVE)
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong with it
-    raise unreadable(path, "it is not a whole torch file, nor a safetensors file", "Download or save it again")
+    raise unreadable(
+        path, "it is not a whole torch file, nor a safetensors file", "Download or save it again"
+    )
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
@@ -101,7 +109,9 @@ def _text(path: Path, head: bytes) -> ModelError:
     if start.startswith("<"):
         return unreadable(path, "it is an XML file", "Give the file with the weights")
     if start.startswith(("{", "[")):
-        return unreadable(path, "it is a JSON file without a weight_map", "Give the file with the weights")
+        return unreadable(
+            path, "it is a JSON file without a weight_map", "Give the file with the weights"
+        )
     return unreadable(path, "it is a text file", "Give the file with the weights")
 
 
@@ -109,7 +119,11 @@ def _kind_of_pickle(path: Path, head: bytes) -> Kind:
     if _LEGACY in head[:16]:
         return "torch"
     mend = "Load it where you trust it, and save its tensors: torch.save(state_dict, 'weights.pt')"
-    raise unreadable(path, "it is a plain pickle, not written by torch.save, and reading that could run code", mend)
+    raise unreadable(
+        path,
+        "it is a plain pickle, not written by torch.save, and reading that could run code",
+        mend,
+    )
 
 
 def _kind_of_zip(path: Path) -> Kind:
@@ -117,13 +131,21 @@ def _kind_of_zip(path: Path) -> Kind:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as exc:
-        raise unreadable(path, "it is not a whole torch file (the archive is cut off or damaged)", "Download or save it again") from exc
+        raise unreadable(
+            path,
+            "it is not a whole torch file (the archive is cut off or damaged)",
+            "Download or save it again",
+        ) from exc
     inside = {n.split("/", 1)[-1] for n in names}
-    if "archive_format" in inside or "serialized_exported_program.json" in inside or any(n.endswith(".pt2") for n in inside):
+    if (
+        "archive_format" in inside
+        or "serialized_exported_program.json" in inside
+        or any(n.endswith(".pt2") for n in inside)
+    ):
         raise unreadable(
             path,
             "it is an archive of torch.export (.pt2)",
-            f'Save its weights: python -c "import torch; torch.save(dict(torch.export.load({str(path)!r}).state_dict), \'weights.pt\')"',
+            f"Save its weights: python -c \"import torch; torch.save(dict(torch.export.load({str(path)!r}).state_dict), 'weights.pt')\"",
         )
     if "data.pkl" in inside:
         return "torchscript" if "constants.pkl" in inside else "torch"

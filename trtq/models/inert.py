@@ -30,7 +30,9 @@ _HOSTILE = re.compile(
     r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
 )
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
-_CONTAINER = re.compile(r"Can only (SETITEM|append|extend).*but got <class '(?:[^']*\.)?inert:([^']+)'>", re.DOTALL)
+_CONTAINER = re.compile(
+    r"Can only (SETITEM|append|extend).*but got <class '(?:[^']*\.)?inert:([^']+)'>", re.DOTALL
+)
 _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module")
 _TRIES = 256  # one more name each
 
@@ -123,8 +125,16 @@ def _unknown_names(data: IO[bytes]) -> list[str]:
 
 def _add(made: dict[str, type], name: str, path: Path, container: type | None = None) -> None:
     if _HOSTILE.match(name):
-        raise unreadable(path, f"the file asks to call {name}: reading it as intended would run code", f"Do not use the file. {SAVE}")
-    made[name] = type(f"inert:{name}", (Inert,), {"origin": name}) if container is None else _container(name, container)
+        raise unreadable(
+            path,
+            f"the file asks to call {name}: reading it as intended would run code",
+            f"Do not use the file. {SAVE}",
+        )
+    made[name] = (
+        type(f"inert:{name}", (Inert,), {"origin": name})
+        if container is None
+        else _container(name, container)
+    )
 
 
 def _container(name: str, kind: type) -> type:
@@ -157,10 +167,18 @@ def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
         why = "it was written with a pickle protocol that torch does not read without running code"
         return unreadable(path, why, "Save it again with torch.save and its default protocol")
     if "DTensor" in text or "torch.distributed" in text:
-        return unreadable(path, "it holds tensors that are spread over several processes (DTensor)", SAVE)
+        return unreadable(
+            path, "it holds tensors that are spread over several processes (DTensor)", SAVE
+        )
     if made:
-        return unreadable(path, f"it holds more than tensors, and reading that would run code: {', '.join(sorted(made)[:4])}", SAVE)
-    return unreadable(path, f"it is not a whole torch file ({type(exc).__name__})", "Download or save it again")
+        return unreadable(
+            path,
+            f"it holds more than tensors, and reading that would run code: {', '.join(sorted(made)[:4])}",
+            SAVE,
+        )
+    return unreadable(
+        path, f"it is not a whole torch file ({type(exc).__name__})", "Download or save it again"
+    )
 
 
 def _tensors_of_script(path: Path) -> io.BytesIO:
@@ -186,7 +204,11 @@ def module_tensors(module: Inert) -> dict[str, object] | None:
         return None
     if "_parameters" not in state:  # TorchScript keeps everything in one table
         script = module.origin.startswith("__torch__.")
-        return {k: v for k, v in state.items() if isinstance(v, (torch.Tensor, Inert))} if script else None
+        return (
+            {k: v for k, v in state.items() if isinstance(v, (torch.Tensor, Inert))}
+            if script
+            else None
+        )
     transient = state.get("_non_persistent_buffers_set") or ()
     held = {k: v for k, v in _table(state, "_buffers") if k not in transient}
     return {**dict(_table(state, "_parameters")), **held, **dict(_table(state, "_modules"))}
@@ -194,7 +216,9 @@ def module_tensors(module: Inert) -> dict[str, object] | None:
 
 def _table(state: dict[str, object], key: str) -> list[tuple[str, object]]:
     table = state.get(key)
-    return [(str(k), v) for k, v in table.items() if v is not None] if isinstance(table, dict) else []
+    return (
+        [(str(k), v) for k, v in table.items() if v is not None] if isinstance(table, dict) else []
+    )
 
 
 def array_of(value: Inert) -> torch.Tensor | None:
@@ -204,15 +228,27 @@ def array_of(value: Inert) -> torch.Tensor | None:
     """
     if value.origin.endswith("multiarray.scalar") and len(value.args) == 2:
         return _numbers(value.args[0], value.args[1], ())
-    if value.origin.endswith("multiarray._reconstruct") and isinstance(value.state, tuple) and len(value.state) == 5:
+    if (
+        value.origin.endswith("multiarray._reconstruct")
+        and isinstance(value.state, tuple)
+        and len(value.state) == 5
+    ):
         _, shape, dtype, fortran, data = value.state
         result = _numbers(dtype, data, tuple(shape)[::-1] if fortran else tuple(shape))
-        return result.permute(*reversed(range(result.ndim))).contiguous() if fortran and result is not None else result
+        return (
+            result.permute(*reversed(range(result.ndim))).contiguous()
+            if fortran and result is not None
+            else result
+        )
     return None
 
 
 def _numbers(dtype: object, data: object, shape: tuple[int, ...]) -> torch.Tensor | None:
-    if not isinstance(dtype, Inert) or not dtype.args or not re.fullmatch(r"[fiu][1248]|b1", str(dtype.args[0])):
+    if (
+        not isinstance(dtype, Inert)
+        or not dtype.args
+        or not re.fullmatch(r"[fiu][1248]|b1", str(dtype.args[0]))
+    ):
         return None
     raw = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(raw, bytes):

@@ -81,10 +81,11 @@ def load_model(
     kind, _, rest = name.partition(":")
     if not rest and name.endswith(".onnx"):
         raise ModelError(
-            f"Cannot load the model {name!r}", "it is an ONNX file, and quantization starts from the PyTorch model",
+            f"Cannot load the model {name!r}",
+            "it is an ONNX file, and quantization starts from the PyTorch model",
             "Give that; with ranges of an old calibration cache: trtq import-calib CACHE --onnx FILE; "
             "for an FP16 engine: trtq build FILE --precision fp16",
-        )  # fmt: skip
+        )
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",
@@ -92,9 +93,13 @@ def load_model(
             f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
         )
     torch.manual_seed(seed)
-    made = _make(name, {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()})
+    made = _make(
+        name, {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
+    )
     authors: Any = getattr(made, "pretrained_cfg", None) or {}
-    hints = {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
+    hints = (
+        {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
+    )
     module, notes = unwrap(made, name)
     notes += _float_note(module)
     module = module.float().cpu()
@@ -142,7 +147,9 @@ def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
 def _float_note(module: nn.Module) -> list[str]:
     kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
     other = sorted(kinds - {"float32"})
-    return [f"parameters of the model were {', '.join(other)}: converted to float32"] if other else []
+    return (
+        [f"parameters of the model were {', '.join(other)}: converted to float32"] if other else []
+    )
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
@@ -185,7 +192,9 @@ def _without_fetching(kind: str, rest: str, kwargs: dict[str, Any]) -> dict[str,
             continue
         what = f"Cannot make the model '{kind}:{rest}' with {key}={kwargs[key]}"
         if key == "checkpoint_path":
-            raise ModelError(what, "weights come from --checkpoint", f"Give --checkpoint {kwargs[key]}")
+            raise ModelError(
+                what, "weights come from --checkpoint", f"Give --checkpoint {kwargs[key]}"
+            )
         code = f"import torch, {kind}; torch.save({_FETCH[kind].format(rest)}.state_dict(), 'weights.pt')"
         raise ModelError(
             what,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,14 +10,28 @@ from dataclasses import dataclass
 
 import torch
 
-from trtq.errors import ModelError, suggest
+from trtq.errors import ModelError
 from trtq.models.stored import StateDict, Stored
 
 # Children that wrappers put around a module: DataParallel and DDP, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Where training scripts put the weights, the usual ones first; what is not here is taken when nothing else fits.
-USUAL = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params", "module", "")
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)\d*($|[._])|_ema|ema_|averaged", re.IGNORECASE)
+USUAL = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+    "",
+)
+_AVERAGED = re.compile(
+    r"(^|[._])(ema|swa|averaged?|shadow)\d*($|[._])|_ema|ema_|averaged", re.IGNORECASE
+)
+_LONGEST = 100  # characters of a name in a message
 _COUNTER = "num_batches_tracked"  # BatchNorm keeps it for training: files without it are whole
 
 
@@ -45,11 +60,16 @@ def required(own: StateDict, given: Iterable[str]) -> list[str]:
     for name, tensor in own.items():
         if not name.endswith(_COUNTER):
             where = tensor.data_ptr()  # 0 where there is no memory to share
-            tied.setdefault((where or -len(tied) - 1, tensor.shape, tensor.stride()), []).append(name)
+            tied.setdefault((where or -len(tied) - 1, tensor.shape, tensor.stride()), []).append(
+                name
+            )
     if all(len(names) == 1 for names in tied.values()):
         return [names[0] for names in tied.values()]
     known = list(given)
-    return [next((n for n in names if any(k.endswith(n) for k in known)), names[0]) for names in tied.values()]
+    return [
+        next((n for n in names if any(k.endswith(n) for k in known)), names[0])
+        for names in tied.values()
+    ]
 
 
 def fits(own: StateDict, stored: Stored) -> list[Fit]:
@@ -89,12 +109,22 @@ def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool) -> list[Fi
     if len(wanted) != len(own) or len(flat) != len(stored.tensors):
         return []  # without the parts of wrappers two names are one
     needed = {rename(n[len(added) :]) for n in required(own, stored.tensors)}
+    counts = _prefixes(flat, needed)
+    whole = [p for p, n in counts.items() if n == len(needed) and _may_come_off(p, needed, stored)]
     result = []
-    for prefix, count in _prefixes(flat, needed).items():
-        if count == len(needed) and _may_come_off(prefix, needed, stored):
-            fit = _fit(stored, {own_name: flat.get(prefix + n, "") for n, own_name in wanted.items()}, prefix, flat)
-            if fit is not None:
-                result.append(Fit(source=fit[0], prefix=prefix, added=added, inner=inner, beside=fit[1]))
+    for prefix in whole:
+        source = {mine: flat[prefix + n] for n, mine in wanted.items() if prefix + n in flat}
+        left = _left_over(stored, set(source.values()), flat)
+        # What is a whole set of weights of its own does not make these another model's, nor does a
+        # single number beside them (a count, a metric, a temperature).
+        others = tuple(p for p in whole if p != prefix and p.startswith(prefix))
+        foreign = (
+            n for n, real in left.items() if n.startswith(prefix) and stored.tensors[real].ndim
+        )
+        if all(n.startswith(others) for n in foreign):
+            beside = tuple(left.values())
+            fit = Fit(source=source, prefix=prefix, added=added, inner=inner, beside=beside)
+            result.append(fit)
     return result
 
 
@@ -119,16 +149,14 @@ def _prefixes(flat: Iterable[str], needed: set[str]) -> Counter[str]:
     return counts
 
 
-def _fit(stored: Stored, source: dict[str, str], prefix: str, flat: dict[str, str]) -> tuple[dict[str, str], tuple[str, ...]] | None:
-    """Return the pairs and what lies beside; None where the file has more under the prefix than the model takes."""
-    source = {n: s for n, s in source.items() if s}
-    taken = set(source.values())
+def _left_over(stored: Stored, taken: set[str], flat: dict[str, str]) -> dict[str, str]:
+    """Return the names of tensors in the same dicts as those taken, but for BatchNorm's counters."""
     tables = {stored.table[s] for s in taken}
-    others = [(n, real) for n, real in flat.items() if real not in taken and stored.table[real] in tables and not real.endswith(_COUNTER)]
-    # A single number beside the weights (a count, a metric, a temperature) does not make them another model's.
-    if any(n.startswith(prefix) and stored.tensors[real].ndim for n, real in others):
-        return None
-    return source, tuple(real for _, real in others)
+    return {
+        name: real
+        for name, real in flat.items()
+        if real not in taken and stored.table[real] in tables and not real.endswith(_COUNTER)
+    }
 
 
 def shapes_differ(own: StateDict, given: StateDict, source: dict[str, str]) -> str | None:
@@ -146,7 +174,11 @@ def choose(own: StateDict, stored: Stored, found: list[Fit]) -> tuple[Fit, list[
     if not right:
         raise _wrong_shape(own, stored, min(found, key=_rank))
     right.sort(key=_rank)
-    if len(right) > 1 and _rank(right[0])[:3] == _rank(right[1])[:3] and not _same(stored.tensors, right):
+    if (
+        len(right) > 1
+        and _rank(right[0])[:3] == _rank(right[1])[:3]
+        and not _same(stored.tensors, right)
+    ):
         raise ModelError(
             f"The checkpoint {stored.path} holds several sets of weights that fit the model",
             f"under {', '.join(stored.full(f.prefix) or 'no key' for f in right[:6])}",
@@ -167,6 +199,7 @@ def is_averaged(prefix: str) -> bool:
 def _rank(fit: Fit) -> tuple[bool, bool, int, int]:
     first = fit.prefix.split(".", 1)[0]
     usual = USUAL.index(first) if first in USUAL else len(USUAL)
+    usual = usual if fit.prefix else -1
     return is_averaged(fit.prefix), not _is_usual(fit.prefix), usual, len(fit.prefix)
 
 
@@ -194,9 +227,9 @@ def misfit(own: StateDict, stored: Stored) -> ModelError:
     extra = [n for n, t in part.items() if n not in own and not n.endswith(_COUNTER) and t.ndim]
     why = f"{len(missing)} of {len(needed)} tensors of the model are missing and {len(extra)} names are not the model's"
     if missing:
-        why += f"; missing {missing[0]!r}" + (f" ({suggest(missing[0], extra).rstrip('?')} in the file)" if extra else "")
+        why += f"; missing {_cut(missing[0])!r}{_nearest_names(missing[0], extra, 'file')}"
     if extra:
-        why += f"; unexpected {extra[0]!r}" + (f" ({suggest(extra[0], list(own)).rstrip('?')} in the model)" if own else "")
+        why += f"; unexpected {_cut(extra[0])!r}{_nearest_names(extra[0], list(own), 'model')}"
     mend = "Check the model name and --model-arg (num_classes?)"
     if stored.ordered and missing and order_is_certain(own, part):
         key = f" --checkpoint-key {stored.full(prefix)}" if len(part) != len(stored.tensors) else ""
@@ -204,16 +237,33 @@ def misfit(own: StateDict, stored: Stored) -> ModelError:
     return ModelError(f"The checkpoint {stored.path} does not fit the model", why, mend)
 
 
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
+
+
+def _nearest_names(name: str, known: list[str], where: str) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+    return f" (the {where} has {', '.join(_cut(n) for n in near)})" if near else ""
+
+
 def _nearest(needed: set[str], stored: Stored) -> tuple[str, StateDict]:
     """Return the beginning of names under which most of the model's are, and the tensors there without it."""
     counts = _prefixes(stored.tensors, needed)
     if counts:
         prefix = max(counts, key=lambda p: (counts[p], -len(p)))
-        tables = {stored.table[n] for n in stored.tensors if n.startswith(prefix) and n[len(prefix) :] in needed}
+        tables = {
+            stored.table[n]
+            for n in stored.tensors
+            if n.startswith(prefix) and n[len(prefix) :] in needed
+        }
     else:
         tables = {_tables_ranked(stored)[0]}
         prefix = next(iter(tables))
-    return prefix, {n[len(prefix) :]: t for n, t in stored.tensors.items() if n.startswith(prefix) and stored.table[n] in tables}
+    return prefix, {
+        n[len(prefix) :]: t
+        for n, t in stored.tensors.items()
+        if n.startswith(prefix) and stored.table[n] in tables
+    }
 
 
 def _tables_ranked(stored: Stored) -> list[str]:
@@ -277,18 +327,30 @@ def match_in_order(own: StateDict, stored: Stored) -> dict[str, str]:
     """
     what = f"The checkpoint {stored.path} does not fit the model in order"
     if not stored.ordered:
-        raise ModelError(what, "a safetensors file keeps no order: its names are sorted", _rename_advice(own, stored))
+        raise ModelError(
+            what,
+            "a safetensors file keeps no order: its names are sorted",
+            _rename_advice(own, stored),
+        )
     given = _table_of_size(own, stored)
     if len(own) != len(given):
         own, given = without_counters(own), without_counters(given)
     if len(own) != len(given):
-        raise ModelError(what, f"expected {len(own)} tensors, found {len(given)}", "Check the model name, --model-arg and --checkpoint-key")
+        raise ModelError(
+            what,
+            f"expected {len(own)} tensors, found {len(given)}",
+            "Check the model name, --model-arg and --checkpoint-key",
+        )
     for name, source in zip(own, given, strict=True):
         problem = _pair_problem(own, given, name, source)
         if problem:
             raise ModelError(what, problem, _rename_advice(own, stored))
     if _sorted_only(own, given):
-        raise ModelError(what, "the names in the file are in alphabetical order, not in that of the model", _rename_advice(own, stored))
+        raise ModelError(
+            what,
+            "the names in the file are in alphabetical order, not in that of the model",
+            _rename_advice(own, stored),
+        )
     return dict(zip(own, given, strict=True))
 
 
@@ -313,7 +375,10 @@ def _sorted_only(own: StateDict, given: StateDict) -> bool:
 def _table_of_size(own: StateDict, stored: Stored) -> StateDict:
     """Return the dict of the file that has as many tensors as the model, the usual places and plain weights first."""
     ranked, count = _tables_ranked(stored), len(without_counters(own))
-    tables = {table: {n: t for n, t in stored.tensors.items() if stored.table[n] == table} for table in ranked}
+    tables = {
+        table: {n: t for n, t in stored.tensors.items() if stored.table[n] == table}
+        for table in ranked
+    }
     return tables[next((t for t in ranked if len(without_counters(tables[t])) == count), ranked[0])]
 
 

@@ -14,7 +14,11 @@ from trtq.models.file_kind import SAVE, kind_of, unreadable
 from trtq.models.inert import Inert, array_of, module_tensors, read_torch
 
 StateDict = dict[str, torch.Tensor]
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "diffusion_pytorch_model.safetensors.index.json")
+INDEXES = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _DEPTH = 12  # of nested dicts and modules
 
@@ -59,11 +63,15 @@ class Stored:
         start = f"{key.strip('.')}."
         names = [n for n in self.tensors if n.startswith(start)]
         if not names:
-            known = ", ".join(f"{t.rstrip('.')} ({n} tensors)" for t, n in list(self.tables().items())[:8] if t)
+            known = ", ".join(
+                f"{t.rstrip('.')} ({n} tensors)" for t, n in list(self.tables().items())[:8] if t
+            )
             raise ModelError(
                 f"The checkpoint {self.path} has no weights under {key!r}",
                 f"it has tensors under {known}" if known else "its tensors are not nested",
-                suggest(key, [t.rstrip(".") for t in self.tables() if t]) if known else "Leave --checkpoint-key out",
+                suggest(key, [t.rstrip(".") for t in self.tables() if t])
+                if known
+                else "Leave --checkpoint-key out",
             )
         tensors = {n[len(start) :]: self.tensors[n] for n in names}
         table = {n[len(start) :]: self.table[n][len(start) :] for n in names}
@@ -75,15 +83,18 @@ def read_stored(path: Path, key: str | None = None) -> Stored:
 
     Args:
         path: ``.safetensors``, a file of ``torch.save`` or ``torch.jit.save``, an index of shards, or a folder with one of these.
-        key: only what is below it.
+        key: only what is below it; empty for everything.
 
     Raises:
         ModelError: missing, damaged, of another form (named), or without tensors.
     """
-    stored = _read(_resolve(path), path)
+    file = _resolve(path)
+    stored = _read(file, path)
+    if file != path:
+        stored.notes.append(f"weights read from {file.name} in the folder")
     if not stored.tensors:
         raise ModelError(f"Cannot use the checkpoint {path}", "there are no tensors in it", SAVE)
-    return stored if key is None else stored.under(key)
+    return stored.under(key) if key else stored
 
 
 def _resolve(path: Path) -> Path:
@@ -92,12 +103,19 @@ def _resolve(path: Path) -> Path:
         if not path.exists():
             raise unreadable(path, "there is no such file")
         return path
-    indexes = [path / n for n in INDEXES if (path / n).is_file()] or sorted(path.glob("*.index.json"))
-    files = indexes[:1] or [p for p in sorted(path.iterdir()) if p.suffix in ENDINGS and p.is_file()]
-    for ending in ENDINGS:  # the same weights often lie there as safetensors and as .bin
-        same = [p for p in files if p.suffix == ending]
-        if len(same) == 1 and (ending == ".safetensors" or len(files) == 1):
-            return same[0]
+    indexes = [path / n for n in INDEXES if (path / n).is_file()] or sorted(
+        path.glob("*.index.json")
+    )
+    files = indexes[:1] or [
+        p for p in sorted(path.iterdir()) if p.suffix in ENDINGS and p.is_file()
+    ]
+    if len(files) > 1:  # the same weights often lie there as safetensors and as .bin
+        safe = [p for p in files if p.suffix == ".safetensors"]
+        files = (
+            safe
+            if len(safe) == 1 and all(p.suffix == ".bin" for p in files if p not in safe)
+            else files
+        )
     if len(files) == 1:
         return files[0]
     if (path / ".metadata").is_file():
@@ -106,9 +124,19 @@ def _resolve(path: Path) -> Path:
     if (path / "saved_model.pb").is_file():
         raise unreadable(path, "it is a SavedModel of TensorFlow", SAVE)
     if (path / "data.pkl").is_file():
-        raise unreadable(path, "it is the unpacked content of a torch file", "Give the .pt file itself")
-    held = f"a folder with {len(files)} files of weights: {', '.join(p.name for p in files[:4])}" if files else "a folder without weights"
-    raise unreadable(path, f"it is {held}", "Give one of the files" if files else f"Known endings: {' '.join(ENDINGS)}")
+        raise unreadable(
+            path, "it is the unpacked content of a torch file", "Give the .pt file itself"
+        )
+    held = (
+        f"a folder with {len(files)} files of weights: {', '.join(p.name for p in files[:4])}"
+        if files
+        else "a folder without weights"
+    )
+    raise unreadable(
+        path,
+        f"it is {held}",
+        "Give one of the files" if files else f"Known endings: {' '.join(ENDINGS)}",
+    )
 
 
 def _read(file: Path, path: Path) -> Stored:
@@ -121,11 +149,15 @@ def _read(file: Path, path: Path) -> Stored:
         return Stored(path, tensors, dict.fromkeys(tensors, ""), ordered=False)
     held = read_torch(file, script=kind == "torchscript")
     stored = Stored(path, {}, {}, ordered=True, notes=_notes(held.content, held.skipped, kind))
-    for table, name, value in _walk(held.content, "", 0):
+    for table, name, value in _walk(held.content, "", ()):
         if f"{table}{name}" not in stored.tensors:
             stored.tensors[f"{table}{name}"], stored.table[f"{table}{name}"] = value, table
     if not stored.tensors:
-        raise ModelError(f"Cannot use the checkpoint {path}", f"expected a state dict, found {_what(held.content)}", SAVE)
+        raise ModelError(
+            f"Cannot use the checkpoint {path}",
+            f"expected a state dict, found {_what(held.content)}",
+            SAVE,
+        )
     return stored
 
 
@@ -133,7 +165,11 @@ def _what(content: object) -> str:
     if isinstance(content, Inert):
         return f"an object of {content.origin}"
     if isinstance(content, Mapping):
-        return f"a dict without tensors; its keys are {[str(k) for k in content][:6]}" if content else "an empty dict"
+        return (
+            f"a dict without tensors; its keys are {[str(k) for k in content][:6]}"
+            if content
+            else "an empty dict"
+        )
     return type(content).__name__
 
 
@@ -144,25 +180,32 @@ def _notes(content: object, skipped: list[str], kind: str) -> list[str]:
         return []
     names = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
     what = "is a pickled module" if isinstance(content, Inert) else "holds more than tensors"
-    return [f"the checkpoint {what}: only its tensors were read, no code was run (not loaded: {names})"]
+    return [
+        f"the checkpoint {what}: only its tensors were read, no code was run (not loaded: {names})"
+    ]
 
 
-def _walk(value: object, table: str, depth: int) -> Iterator[tuple[str, str, torch.Tensor]]:
+def _walk(
+    value: object, table: str, outer: tuple[int, ...]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield every tensor with the dict it is in and its name there."""
     held = module_tensors(value) if isinstance(value, Inert) else value
     if isinstance(held, (list, tuple)):
         held = {i: v for i, v in enumerate(held) if isinstance(v, (Mapping, Inert))}
-    if not isinstance(held, Mapping) or depth > _DEPTH:
+    if not isinstance(held, Mapping) or len(outer) > _DEPTH or id(value) in outer:
         return
+    outer = (*outer, id(value))
     for key, item in held.items():
         tensor = array_of(item) if isinstance(item, Inert) else item
         if isinstance(tensor, torch.Tensor):
             # What a module holds is named as its state dict would name it: its children are no dicts of their own.
             yield table, str(key), tensor
         elif isinstance(value, Inert):
-            yield from ((table, f"{key}.{inner}{name}", t) for inner, name, t in _walk(item, "", depth + 1))
+            yield from (
+                (table, f"{key}.{inner}{name}", t) for inner, name, t in _walk(item, "", outer)
+            )
         else:
-            yield from _walk(item, f"{table}{key}.", depth + 1)
+            yield from _walk(item, f"{table}{key}.", outer)
 
 
 def _read_safetensors(file: Path) -> StateDict:
@@ -172,7 +215,9 @@ def _read_safetensors(file: Path) -> StateDict:
     try:
         state: StateDict = load_file(file)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as exc:
-        raise unreadable(file, f"it is not a whole safetensors file ({reason(exc)})", "Download or save it again") from exc
+        raise unreadable(
+            file, f"it is not a whole safetensors file ({reason(exc)})", "Download or save it again"
+        ) from exc
     return state
 
 
@@ -192,11 +237,19 @@ def _shards(file: Path) -> dict[str, str] | None:
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:
         return None
-    if not isinstance(shards, dict) or not shards or not all(isinstance(v, str) for v in shards.values()):
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(v, str) for v in shards.values())
+    ):
         raise unreadable(file, "its weight_map is not a table of file names", "Download it again")
     outside = next((v for v in shards.values() if Path(v).name != v), None)
     if outside is not None:
-        raise unreadable(file, f"its weight_map names a file outside its folder: {outside!r}", "Download it again")
+        raise unreadable(
+            file,
+            f"its weight_map names a file outside its folder: {outside!r}",
+            "Download it again",
+        )
     return shards
 
 
@@ -204,12 +257,18 @@ def _read_shards(file: Path, shards: dict[str, str], path: Path) -> Stored:
     result = Stored(path, {}, {}, ordered=False)
     for shard in dict.fromkeys(shards.values()):
         if not (file.parent / shard).is_file():
-            raise unreadable(path, f"its shard {shard} is missing in {file.parent}", "Download all shards")
+            raise unreadable(
+                path, f"its shard {shard} is missing in {file.parent}", "Download all shards"
+            )
         part = _read(file.parent / shard, file.parent / shard)
         wanted = [n for n, s in shards.items() if s == shard]
         lost = next((n for n in wanted if n not in part.tensors), None)
         if lost is not None:
-            raise unreadable(path, f"its shard {shard} has no tensor {lost!r}, which the index says it has", "Download all shards again")
+            raise unreadable(
+                path,
+                f"its shard {shard} has no tensor {lost!r}, which the index says it has",
+                "Download all shards again",
+            )
         result.tensors.update({n: part.tensors[n] for n in wanted})
         result.notes += [n for n in part.notes if n not in result.notes]
     result.table = dict.fromkeys(result.tensors, "")

@@ -105,7 +105,9 @@ def _refuse(part: nn.Module, where: str, name: str) -> None:
         raise _unusable(name, where, *_REFUSED[_class_key(part)])
     if where and isinstance(part, fx.GraphModule) and "eval" in vars(part):
         raise _unusable(name, where, *_EXPORTED)
-    if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+    if type(part).__module__.startswith(
+        ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+    ):
         what = f"quantized already ({type(part).__module__}.{type(part).__name__})"
         raise _unusable(name, where, what, "Return the float model")
 

@@ -70,7 +70,9 @@ class _Neighbours(importlib.abc.MetaPathFinder):
         """Look into ``folder`` first, and forget modules of the same names that came from other folders."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
-        if folder not in sys.path:  # for imports that other packages do on behalf of the user's code
+        if (
+            folder not in sys.path
+        ):  # for imports that other packages do on behalf of the user's code
             sys.path.append(folder)
         self.folders = [folder, *(f for f in self.folders if f != folder)]
         for name, origin in list(self.served.items()):
@@ -110,7 +112,9 @@ def import_named(name: str, what: str) -> Any:
         module = _of_file(name, where, what) if where.endswith(".py") else _of_package(where)
     except (ModelError, KeyboardInterrupt):
         raise
-    except BaseException as exc:  # sys.exit() in the user's code must not end this program as if all were well
+    except (
+        BaseException
+    ) as exc:  # sys.exit() in the user's code must not end this program as if all were well
         raise ModelError(
             f"Cannot load the {what} {name!r}",
             f"importing {where} raised {said_by(exc)}",
@@ -120,7 +124,9 @@ def import_named(name: str, what: str) -> Any:
     if not callable(found):
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise ModelError(
-            f"Cannot load the {what} {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names)
+            f"Cannot load the {what} {name!r}",
+            f"{where} has no callable {attr!r}",
+            suggest(attr, names),
         )
     return found
 
@@ -159,5 +165,7 @@ def call_factory(factory: Callable[..., Any], name: str, kwargs: dict[str, Any])
         raise
     except BaseException as exc:
         raise ModelError(
-            f"Cannot make the model {name!r}", f"its factory raised {said_by(exc)}", "Check --model-arg"
+            f"Cannot make the model {name!r}",
+            f"its factory raised {said_by(exc)}",
+            "Check --model-arg",
         ) from exc
