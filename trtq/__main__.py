@@ -1,9 +1,10 @@
 """``python -m trtq``."""
 
+import os
 import sys
 
 if __name__ == "__main__":
-    if not getattr(sys.flags, "safe_path", False):
+    if sys.path[0] == os.getcwd():  # noqa: PTH109
         # Python puts the current folder first: a random.py in it would be taken for the standard library's.
         sys.path.append(sys.path.pop(0))
     from trtq.cli import main

@@ -35,13 +35,14 @@ class Loaded:
 
 
 def read_state_dict(path: Path, key: str | None = None) -> StateDict:
-    """Return the tensors of a checkpoint by name, without the prefixes that wrappers put before all of them.
+    """Return the tensors of a checkpoint by name, without the prefixes of wrappers.
 
     Nothing in the file is executed.
 
     Args:
         path: as :func:`trtq.models.stored.read_stored` takes it.
-        key: where the weights are in it; default: the usual places, plain weights before averaged ones.
+        key: where the weights are in it; default: the usual places, plain weights before averaged
+            ones.
 
     Raises:
         ModelError: missing, damaged, or without tensors.
@@ -56,13 +57,16 @@ def load_checkpoint_(
 
     Args:
         model: the module that receives the weights, float32.
-        path: a file, an index of shards or a folder, as :func:`trtq.models.stored.read_stored` takes it.
-        match: ``name`` needs equal names but for the prefixes of wrappers; ``order`` pairs tensors in order where names differ, and checks
+        path: a file, an index of shards or a folder, as :func:`trtq.models.stored.read_stored`
+            takes it.
+        match: ``name`` needs equal names but for the prefixes of wrappers; ``order`` pairs tensors
+            in order where names differ, and checks
             every shape and the last part of every name.
         key: where the weights are in the file.
 
     Raises:
-        ModelError: names or shapes differ (the nearest names are suggested), or a tensor cannot be a weight of this model.
+        ModelError: names or shapes differ (the nearest names are suggested), or a tensor cannot be
+            a weight of this model.
     """
     own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     stored = read_stored(path, key)
@@ -184,7 +188,8 @@ def _put(model: nn.Module, values: StateDict, path: Path) -> None:
 def check_finite(model: nn.Module) -> list[str]:
     """Refuse a model with a NaN or infinite parameter.
 
-    Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on purpose. One that is read makes
+    Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on
+        purpose. One that is read makes
     the model's answers NaN, which capturing the model refuses.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -9,9 +10,16 @@ from typing import Literal
 from trtq.errors import ModelError, reason
 
 Kind = Literal["safetensors", "torch", "torchscript"]
-SAVE = "Save only the weights, in the program that has the model: torch.save(model.state_dict(), 'weights.pt')"
+SAVE = (
+    "Save only the weights, in the program that has the model: "
+    "torch.save(model.state_dict(), 'weights.pt')"
+)
 _HEAD = 1024  # bytes that every rule below can decide on
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
+
+_OF_PROGRAM = (
+    'import sys, torch; torch.save(dict(torch.export.load(sys.argv[1]).state_dict), "weights.pt")'
+)
 
 # Content that is no torch checkpoint: first bytes, what it is, what to do.
 _MAGIC = (
@@ -52,6 +60,22 @@ def kind_of(path: Path) -> Kind:
     Raises:
         ModelError: it holds no weights in a form that is read; names the form and the way out.
     """
+    head, size = _head_of(path)
+    if _is_safetensors(head, size):  # first: the length it starts with may look like anything
+        return "safetensors"
+    for magic, what, mend in _MAGIC:
+        if head.startswith(magic):
+            raise unreadable(path, f"it is {what}", mend)
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
+    if head[0] == 0x80:
+        return _kind_of_pickle(path, head)
+    if _is_text(head):
+        raise _text(path, head)
+    return _kind_of_other(path, head)
+
+
+def _head_of(path: Path) -> tuple[bytes, int]:
     try:
         with path.open("rb") as f:
             head = f.read(_HEAD)
@@ -60,30 +84,21 @@ def kind_of(path: Path) -> Kind:
         raise unreadable(path, reason(exc)) from exc
     if not head:
         raise unreadable(path, "the file is empty", "Download or save it again")
-    if _is_safetensors(head, size):  # first: the length it starts with may look like anything
-        return "safetensors"
-    for magic, what, mend in _MAGIC:
-        if head.startswith(magic):
-            raise unreadable(path, f"it is {what}", mend)
-    if head[257:262] == b"ustar" and not head.startswith(b"\x80"):
+    return head, size
+
+
+def _kind_of_other(path: Path, head: bytes) -> Kind:
+    if head[257:262] == b"ustar":
         raise unreadable(path, "it is a tar archive", "Unpack it first: tar xf")
-    if head.startswith(b"PK"):
-        return _kind_of_zip(path)
-    if head[0] == 0x80:
-        return _kind_of_pickle(path, head)
-    if _is_text(head):
-        raise _text(path, head)
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
-        raise unreadable(
-            path, "it is an ONNX model", "Give the PyTorch weights that it was exported from"
-        )
+        mend = "Give the PyTorch weights that it was exported from"
+        raise unreadable(path, "it is an ONNX model", mend)
     if head[4:8] == b"TFL3":
         raise unreadable(path, "it is a TensorFlow Lite model", SAVE)
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong with it
-    raise unreadable(
-        path, "it is not a whole torch file, nor a safetensors file", "Download or save it again"
-    )
+    what = "it is not a whole torch file, nor a safetensors file"
+    raise unreadable(path, what, "Download or save it again")
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
@@ -104,7 +119,7 @@ def _is_text(head: bytes) -> bool:
 def _text(path: Path, head: bytes) -> ModelError:
     start = head.decode("utf-8-sig", "ignore").lstrip().lower()
     if start.startswith(("<!doctype", "<html", "<head", "<body")):
-        mend = "Download the file itself, not the page about it (Hugging Face: /resolve/ in place of /blob/)"
+        mend = "Download the file, not the page about it (Hugging Face: /resolve/, not /blob/)"
         return unreadable(path, "it is a web page (HTML)", mend)
     if start.startswith("<"):
         return unreadable(path, "it is an XML file", "Give the file with the weights")
@@ -145,7 +160,7 @@ def _kind_of_zip(path: Path) -> Kind:
         raise unreadable(
             path,
             "it is an archive of torch.export (.pt2)",
-            f"Save its weights: python -c \"import torch; torch.save(dict(torch.export.load({str(path)!r}).state_dict), 'weights.pt')\"",
+            f"Save its weights: python -c '{_OF_PROGRAM}' {shlex.quote(str(path))}",
         )
     if "data.pkl" in inside:
         return "torchscript" if "constants.pkl" in inside else "torch"

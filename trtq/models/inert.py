@@ -1,8 +1,11 @@
 """Torch files read without running code: what is no tensor becomes a placeholder that does nothing.
 
-``torch.load(weights_only=True)`` refuses a file at the first class that it does not know: an ``argparse.Namespace`` among
-hyper-parameters, a metric, a whole module. Here such a name is bound to an empty class before torch reads the file. The
-unpickler is still torch's restricted one: it can only call what it knows itself and these empty classes.
+``torch.load(weights_only=True)`` refuses a file at the first class that it does not know: an
+``argparse.Namespace`` among
+hyper-parameters, a metric, a whole module. Here such a name is bound to an empty class before torch
+reads the file. The
+unpickler is still torch's restricted one: it can only call what it knows itself and these empty
+classes.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import torch
 from trtq.errors import ModelError
 from trtq.models.file_kind import SAVE, unreadable
 
-# What honest checkpoints never name. The placeholders would be harmless; the file is not one to use.
+# What honest checkpoints never name. The placeholders would be harmless; the file is not one to
+# use.
 _HOSTILE = re.compile(
     r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
     r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
@@ -78,14 +82,15 @@ class TorchFile:
 
 
 def read_torch(path: Path, *, script: bool) -> TorchFile:
-    """Return the content of a file of ``torch.save`` or ``torch.jit.save``; nothing in it is executed.
+    """Return the content of a file of ``torch.save`` or ``torch.jit.save``; no code is run.
 
     Args:
         path: the file.
         script: it is a TorchScript archive: its tensors are read, its code is not.
 
     Raises:
-        ModelError: damaged, of a form torch does not read safely, or made to run code; names the class in the way.
+        ModelError: damaged, of a form torch does not read safely, or made to run code; names the
+            class in the way.
     """
     data = _tensors_of_script(path) if script else path.open("rb")
     with data:
@@ -116,7 +121,7 @@ def _named(made: dict[str, type]) -> list[Callable[..., Any] | tuple[Callable[..
 
 
 def _unknown_names(data: IO[bytes]) -> list[str]:
-    """Return what a file names and torch does not load, without reading its tensors; [] where only reading tells."""
+    """Return what a file names and torch does not load; [] where only reading tells."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(data)
     except Exception:  # the form before 1.6, and damaged files: reading says what is wrong
@@ -173,7 +178,7 @@ def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
     if made:
         return unreadable(
             path,
-            f"it holds more than tensors, and reading that would run code: {', '.join(sorted(made)[:4])}",
+            f"reading more than its tensors would run code: {', '.join(sorted(made)[:4])}",
             SAVE,
         )
     return unreadable(
@@ -182,7 +187,7 @@ def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
 
 
 def _tensors_of_script(path: Path) -> io.BytesIO:
-    """Return a TorchScript archive without its code and its constants, which is a file of ``torch.save``."""
+    """Return a TorchScript archive as a file of ``torch.save``: without its code."""
     result = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(result, "w") as new:
         for name in old.namelist():
@@ -194,7 +199,7 @@ def _tensors_of_script(path: Path) -> io.BytesIO:
 
 
 def module_tensors(module: Inert) -> dict[str, object] | None:
-    """Return what a pickled ``nn.Module`` or TorchScript module holds by name: tensors, and modules in it.
+    """Return the tensors and modules in a pickled ``nn.Module`` or TorchScript module by name.
 
     Returns:
         None for an object that is no module.
@@ -222,7 +227,7 @@ def _table(state: dict[str, object], key: str) -> list[tuple[str, object]]:
 
 
 def array_of(value: Inert) -> torch.Tensor | None:
-    """Return the tensor of a NumPy array or number that was read as a placeholder; None where it is neither.
+    """Return the tensor of a NumPy array or number that was read as a placeholder, else None.
 
     Only plain numbers are read: their bytes are looked at, NumPy's own unpickling is not used.
     """

@@ -1,9 +1,10 @@
-"""From the text a user types to a module in eval mode, with what its authors say about its input."""
+"""From the text a user types to a module in eval mode, with its authors' input settings."""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class LoadedModel:
     Attributes:
         module: float32, on the CPU, in eval mode.
         name: the text it was asked for by.
-        input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``, ``crop_pct``,
+        input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``,
+            ``crop_pct``,
             ``interpolation``), empty when they say nothing.
         weights: where the weights come from, in words, and what was done to fit them.
         notes: what a user must know about how the model and its weights were read.
@@ -67,30 +69,34 @@ def load_model(
     """Return the model ``name`` in eval mode with its weights.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory`` or
+        name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory``
+            or
             ``path/to/file.py:factory``.
         args: keyword arguments of the factory; texts that read as numbers or booleans become such.
-        checkpoint: weights to load; without one the weights are the factory's own (random for timm and torchvision).
+        checkpoint: weights to load; without one the weights are the factory's own (random for timm
+            and torchvision).
         match: how tensors of the checkpoint find theirs in the model.
         key: where in the checkpoint the weights are.
         seed: makes random weights repeatable.
 
     Raises:
-        ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does not fit, NaN weights.
+        ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does
+            not fit, NaN weights.
     """
     kind, _, rest = name.partition(":")
     if not rest and name.endswith(".onnx"):
         raise ModelError(
             f"Cannot load the model {name!r}",
             "it is an ONNX file, and quantization starts from the PyTorch model",
-            "Give that; with ranges of an old calibration cache: trtq import-calib CACHE --onnx FILE; "
+            "Give that; with an old calibration cache: trtq import-calib CACHE --onnx FILE; "
             "for an FP16 engine: trtq build FILE --precision fp16",
         )
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",
             "it has no source before a colon",
-            f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
+            f"Write timm:{name}, torchvision:{name}, package.module:factory "
+            "or path/to/file.py:factory",
         )
     torch.manual_seed(seed)
     made = _make(
@@ -168,12 +174,14 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     if name not in known:
         raise ModelError(f"Unknown torchvision model {name!r}", mend=suggest(name, known))
     takes = inspect.signature(models.get_model_builder(name)).parameters
-    # Detection and segmentation models fetch the weights of their backbone unless they are told not to.
+    # Detection and segmentation models fetch the weights of their backbone unless they are told not
+    # to.
     none = {k: None for k in ("weights", "weights_backbone") if k in takes}
     return lambda **kw: models.get_model(name, **none, **kw)
 
 
-# Arguments with which factories of these packages fetch or read weights of their own, and how to get those into a file.
+# Arguments with which factories of these packages fetch or read weights of their own, and how to
+# get those into a file.
 _FETCHING = ("pretrained", "pretrained_backbone", "weights", "weights_backbone", "checkpoint_path")
 _FETCH = {
     "timm": "timm.create_model({0!r}, pretrained=True)",
@@ -193,9 +201,12 @@ def _without_fetching(kind: str, rest: str, kwargs: dict[str, Any]) -> dict[str,
         what = f"Cannot make the model '{kind}:{rest}' with {key}={kwargs[key]}"
         if key == "checkpoint_path":
             raise ModelError(
-                what, "weights come from --checkpoint", f"Give --checkpoint {kwargs[key]}"
+                what,
+                "weights come from --checkpoint",
+                f"Give --checkpoint {shlex.quote(str(kwargs[key]))}",
             )
-        code = f"import torch, {kind}; torch.save({_FETCH[kind].format(rest)}.state_dict(), 'weights.pt')"
+        state = f"{_FETCH[kind].format(rest)}.state_dict()"
+        code = f"import torch, {kind}; torch.save({state}, 'weights.pt')"
         raise ModelError(
             what,
             "trtq downloads nothing; weights come from a file",

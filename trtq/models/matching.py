@@ -1,9 +1,10 @@
-"""Which tensor of a checkpoint is which of the model's: by name without the prefixes of wrappers, or in order."""
+"""Which tensor of a checkpoint is which of the model's: by name, or in order."""
 
 from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import torch
 from trtq.errors import ModelError
 from trtq.models.stored import StateDict, Stored
 
-# Children that wrappers put around a module: DataParallel and DDP, torch.compile, FSDP, activation checkpointing.
+# Children that wrappers put around a module: DataParallel and DDP, torch.compile, FSDP, activation
+# checkpointing.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Where training scripts put the weights, the usual ones first; what is not here is taken when nothing else fits.
+# Where training scripts put the weights, the usual ones first; what is not here is taken when
+# nothing else fits.
 USUAL = (
     "state_dict",
     "model",
@@ -55,7 +58,7 @@ class Fit:
 
 
 def required(own: StateDict, given: Iterable[str]) -> list[str]:
-    """Return the names that a file must have: no counters, and of tied tensors the one that the file has."""
+    """Return the names that a file must have: no counters, one of each group of tied ones."""
     tied: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, tensor in own.items():
         if not name.endswith(_COUNTER):
@@ -84,7 +87,7 @@ def fits(own: StateDict, stored: Stored) -> list[Fit]:
 
 
 def _leading(own: Iterable[str]) -> list[str]:
-    """Return the beginnings that all names share, the empty one first: a model that is nothing but a wrapper has one."""
+    """Return the beginnings that all names share, the empty one first: a mere wrapper has one."""
     names, result = [n.split(".") for n in own], [""]
     depth = 0
     while names and all(len(n) > depth + 1 for n in names) and len({n[depth] for n in names}) == 1:
@@ -129,7 +132,7 @@ def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool) -> list[Fi
 
 
 def _may_come_off(prefix: str, needed: set[str], stored: Stored) -> bool:
-    """Say whether a prefix is one of a wrapper or of a part of the net; ``weight`` and ``bias`` alone fit under any layer."""
+    """Say whether a prefix is no layer's: ``weight`` and ``bias`` alone fit under any layer."""
     return any("." in n for n in needed) or prefix in stored.tables() or _is_usual(prefix)
 
 
@@ -150,7 +153,7 @@ def _prefixes(flat: Iterable[str], needed: set[str]) -> Counter[str]:
 
 
 def _left_over(stored: Stored, taken: set[str], flat: dict[str, str]) -> dict[str, str]:
-    """Return the names of tensors in the same dicts as those taken, but for BatchNorm's counters."""
+    """Return the names of other tensors in the same dicts, but for BatchNorm's counters."""
     tables = {stored.table[s] for s in taken}
     return {
         name: real
@@ -179,10 +182,11 @@ def choose(own: StateDict, stored: Stored, found: list[Fit]) -> tuple[Fit, list[
         and _rank(right[0])[:3] == _rank(right[1])[:3]
         and not _same(stored.tensors, right)
     ):
+        key = stored.full(next(f.prefix for f in right if f.prefix))
         raise ModelError(
             f"The checkpoint {stored.path} holds several sets of weights that fit the model",
             f"under {', '.join(stored.full(f.prefix) or 'no key' for f in right[:6])}",
-            f"Choose one, such as --checkpoint-key {stored.full(next(f.prefix for f in right if f.prefix))}",
+            f"Choose one, such as --checkpoint-key {shlex.quote(key)}",
         )
     return right[0], right[1:]
 
@@ -190,8 +194,8 @@ def choose(own: StateDict, stored: Stored, found: list[Fit]) -> tuple[Fit, list[
 def is_averaged(prefix: str) -> bool:
     """Say whether a key is one under which scripts keep averaged weights.
 
-    >>> [is_averaged(k) for k in ("state_dict_ema", "model_ema", "ema.module", "state_dict", "schema")]
-    [True, True, True, False, False]
+    >>> [is_averaged(k) for k in ("state_dict_ema", "ema.module", "state_dict", "schema")]
+    [True, True, False, False]
     """
     return _AVERAGED.search(prefix.rstrip(".")) is not None
 
@@ -214,25 +218,34 @@ def _wrong_shape(own: StateDict, stored: Stored, fit: Fit) -> ModelError:
     source = fit.source[name]
     return ModelError(
         f"The checkpoint {stored.path} does not fit the model",
-        f"{name!r} has shape {list(own[name].shape)}, the file's {source!r} has {list(stored.tensors[source].shape)}",
+        _shapes(name, own[name], source, stored.tensors[source]),
         "Check the model name and --model-arg (num_classes?)",
     )
 
 
+def _shapes(name: str, own: torch.Tensor, source: str, given: torch.Tensor) -> str:
+    return f"{name!r} has shape {list(own.shape)}, the file's {source!r} has {list(given.shape)}"
+
+
 def misfit(own: StateDict, stored: Stored) -> ModelError:
-    """Return the error for names that do not fit, told for the part of the file that comes nearest."""
+    """Return the error for names that do not fit, for the part of the file that comes nearest."""
     needed = required(own, stored.tensors)
     prefix, part = _nearest(set(needed), stored)
     missing = [n for n in needed if n not in part]
     extra = [n for n, t in part.items() if n not in own and not n.endswith(_COUNTER) and t.ndim]
-    why = f"{len(missing)} of {len(needed)} tensors of the model are missing and {len(extra)} names are not the model's"
+    why = f"{len(missing)} of {len(needed)} tensors of the model are missing"
+    why += f" and {len(extra)} names are not the model's"
     if missing:
         why += f"; missing {_cut(missing[0])!r}{_nearest_names(missing[0], extra, 'file')}"
     if extra:
         why += f"; unexpected {_cut(extra[0])!r}{_nearest_names(extra[0], list(own), 'model')}"
     mend = "Check the model name and --model-arg (num_classes?)"
     if stored.ordered and missing and order_is_certain(own, part):
-        key = f" --checkpoint-key {stored.full(prefix)}" if len(part) != len(stored.tensors) else ""
+        key = (
+            f" --checkpoint-key {shlex.quote(stored.full(prefix))}"
+            if len(part) != len(stored.tensors)
+            else ""
+        )
         mend = f"Only the names differ, in the same order: add --checkpoint-match order{key}"
     return ModelError(f"The checkpoint {stored.path} does not fit the model", why, mend)
 
@@ -247,7 +260,7 @@ def _nearest_names(name: str, known: list[str], where: str) -> str:
 
 
 def _nearest(needed: set[str], stored: Stored) -> tuple[str, StateDict]:
-    """Return the beginning of names under which most of the model's are, and the tensors there without it."""
+    """Return the beginning of names under which most of the model's are, and the tensors there."""
     counts = _prefixes(stored.tensors, needed)
     if counts:
         prefix = max(counts, key=lambda p: (counts[p], -len(p)))
@@ -267,7 +280,7 @@ def _nearest(needed: set[str], stored: Stored) -> tuple[str, StateDict]:
 
 
 def _tables_ranked(stored: Stored) -> list[str]:
-    """Return the dicts of the file: plain weights in the usual places first, then those with more tensors."""
+    """Return the dicts of the file: plain weights in usual places first, then larger ones."""
     counts = stored.tables()
 
     def rank(table: str) -> tuple[bool, int, int]:
@@ -279,7 +292,7 @@ def _tables_ranked(stored: Stored) -> list[str]:
 
 
 def main_part(stored: Stored) -> StateDict:
-    """Return the weights of a file without a model to compare with: the usual place, without prefixes of wrappers on every name."""
+    """Return the weights in the usual place of a file, without prefixes of wrappers on all."""
     table = _tables_ranked(stored)[0]
     part = {n[len(table) :]: t for n, t in stored.tensors.items() if stored.table[n] == table}
     while part and any(all(n.startswith(f"{w}.") for n in part) for w in WRAPPERS):
@@ -297,9 +310,10 @@ def _last(name: str) -> str:
 
 
 def order_is_certain(own: StateDict, given: StateDict) -> bool:
-    """Say whether pairing tensors in order can only be right: nothing that is renamed could be swapped unnoticed.
+    """Say whether pairing tensors in order can only be right: no renamed ones could be swapped.
 
-    Every pair has the same shape and the same last part of its name. Among renamed tensors that are alike in both, each pair has the
+    Every pair has the same shape and the same last part of its name. Among renamed tensors that are
+    alike in both, each pair has the
     same numbers in its names, and no two pairs have the same ones.
     """
     own, given = without_counters(own), without_counters(given)
@@ -356,7 +370,7 @@ def match_in_order(own: StateDict, stored: Stored) -> dict[str, str]:
 
 def _pair_problem(own: StateDict, given: StateDict, name: str, source: str) -> str:
     if own[name].shape != given[source].shape:
-        return f"{name!r} has shape {list(own[name].shape)}, the file's {source!r} has {list(given[source].shape)}"
+        return _shapes(name, own[name], source, given[source])
     twin = _plain(source) if _plain(source) in own else source
     if _last(name) != _last(source) or (twin in own and twin != name):
         return f"{name!r} would get the values of {source!r}"
@@ -364,7 +378,7 @@ def _pair_problem(own: StateDict, given: StateDict, name: str, source: str) -> s
 
 
 def _sorted_only(own: StateDict, given: StateDict) -> bool:
-    """Say whether the file's order is that of the alphabet, so that tensors that are alike may be swapped."""
+    """Say whether the file is in alphabetical order, so that tensors alike may be swapped."""
     names = list(given)
     if names != sorted(names) or list(own) == sorted(own):
         return False
@@ -373,7 +387,7 @@ def _sorted_only(own: StateDict, given: StateDict) -> bool:
 
 
 def _table_of_size(own: StateDict, stored: Stored) -> StateDict:
-    """Return the dict of the file that has as many tensors as the model, the usual places and plain weights first."""
+    """Return the dict of the file that has as many tensors as the model, usual places first."""
     ranked, count = _tables_ranked(stored), len(without_counters(own))
     tables = {
         table: {n: t for n, t in stored.tensors.items() if stored.table[n] == table}
@@ -384,4 +398,5 @@ def _table_of_size(own: StateDict, stored: Stored) -> StateDict:
 
 def _rename_advice(own: StateDict, stored: Stored) -> str:
     first, theirs = next(iter(own), ""), next(iter(stored.tensors))
-    return f"Rename the tensors of the file to the model's names (the model has {first!r}, the file {theirs!r})"
+    names = f"the model has {_cut(first)!r}, the file {_cut(theirs)!r}"
+    return f"Rename the tensors of the file to the model's names ({names})"

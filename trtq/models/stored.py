@@ -1,8 +1,9 @@
-"""The tensors of a checkpoint under flat names, whatever they are nested in: one file, shards, or a folder."""
+"""The tensors of a checkpoint under flat names: of one file, of shards, or of a folder."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,8 @@ class Stored:
     Attributes:
         path: where they come from, as the user gave it.
         tensors: by flat name: the keys of nested dicts and the name of the tensor, joined by dots.
-        table: by flat name, the dict that the tensor is in, with a dot at its end; ``""`` for the outermost one.
+        table: by flat name, the dict that the tensor is in, with a dot at its end; ``""`` for the
+            outermost one.
         ordered: tensors are in the order in which the model registered them.
         notes: what a user must know about how it was read.
         key: the part of the file that was asked for; names are below it.
@@ -55,7 +57,7 @@ class Stored:
         return counts
 
     def under(self, key: str) -> Stored:
-        """Return what is below ``key``: keys of nested dicts joined by dots, or the beginning of names.
+        """Return what is below ``key``: keys of nested dicts, beginnings of names.
 
         Raises:
             ModelError: nothing is; lists what there is.
@@ -82,7 +84,8 @@ def read_stored(path: Path, key: str | None = None) -> Stored:
     """Return the tensors of a checkpoint, read without running code.
 
     Args:
-        path: ``.safetensors``, a file of ``torch.save`` or ``torch.jit.save``, an index of shards, or a folder with one of these.
+        path: ``.safetensors``, a file of ``torch.save`` or ``torch.jit.save``, an index of shards,
+            or a folder with one of these.
         key: only what is below it; empty for everything.
 
     Raises:
@@ -119,7 +122,8 @@ def _resolve(path: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if (path / ".metadata").is_file():
-        mend = f"Convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt"
+        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        mend = f"Convert it: {tool} {shlex.quote(str(path))} weights.pt"
         raise unreadable(path, "it is a folder of torch.distributed.checkpoint", mend)
     if (path / "saved_model.pb").is_file():
         raise unreadable(path, "it is a SavedModel of TensorFlow", SAVE)
@@ -198,7 +202,8 @@ def _walk(
     for key, item in held.items():
         tensor = array_of(item) if isinstance(item, Inert) else item
         if isinstance(tensor, torch.Tensor):
-            # What a module holds is named as its state dict would name it: its children are no dicts of their own.
+            # What a module holds is named as its state dict would name it: its children are no
+            # dicts of their own.
             yield table, str(key), tensor
         elif isinstance(value, Inert):
             yield from (

@@ -32,7 +32,7 @@ _REFUSED = {
 }
 _SCRIPT = (
     "a ScriptModule of TorchScript, which cannot be captured",
-    "Return the module that it was made from; --checkpoint takes the weights of the TorchScript file",
+    "Return the module that it was made from; --checkpoint takes weights of TorchScript files",
 )
 
 
@@ -42,9 +42,10 @@ def _class_key(module: nn.Module) -> tuple[str, str]:
 
 
 def unwrap(module: nn.Module, name: str) -> tuple[nn.Module, list[str]]:
-    """Return the plain module inside of wrappers, in eval mode, and a line for each kind of wrapper.
+    """Return the plain module in eval mode, and a line for each kind of wrapper that came off.
 
-    Wrappers of parts of the model come off as well. Modules that TorchScript or torch.export made have
+    Wrappers of parts of the model come off as well. Modules that TorchScript or torch.export made
+    have
     no plain module in them.
 
     Args:
@@ -124,7 +125,7 @@ def _check_parameters(module: nn.Module, name: str) -> None:
 
 
 def out_of_inference_mode_(module: nn.Module) -> None:
-    """Replace tensors that were made in ``torch.inference_mode()``: nothing could be traced with them."""
+    """Replace tensors made in ``torch.inference_mode()``: nothing can be traced with them."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter.is_inference():

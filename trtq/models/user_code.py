@@ -1,4 +1,4 @@
-"""A user's own code: a factory in a package or in a file, imported without getting in the way of anything else."""
+"""A user's own code, imported without getting in the way of anything else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def said_by(exc: BaseException) -> str:
 
 
 class _Neighbours(importlib.abc.MetaPathFinder):
-    """Finds modules beside a user's file, for the user's code alone: before installed packages, after the standard library."""
+    """Finds modules beside a user's file, for the user's code alone.
+
+    They come before installed packages, and after the standard library.
+    """
 
     def __init__(self) -> None:
         self.folders: list[str] = []
@@ -67,7 +70,7 @@ class _Neighbours(importlib.abc.MetaPathFinder):
         return []
 
     def enter(self, folder: str) -> None:
-        """Look into ``folder`` first, and forget modules of the same names that came from other folders."""
+        """Look into ``folder`` first, and forget other folders' modules of the same names."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
         if (
@@ -96,7 +99,8 @@ _neighbours = _Neighbours()
 def import_named(name: str, what: str) -> Any:
     """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
 
-    A file may import its neighbours; a neighbour never takes the place of a module of the standard library, nor of one that
+    A file may import its neighbours; a neighbour never takes the place of a module of the standard
+    library, nor of one that
     another folder's file imported under the same name.
 
     Args:
@@ -104,7 +108,8 @@ def import_named(name: str, what: str) -> Any:
         what: it is for, as errors call it.
 
     Raises:
-        ModelError: the module cannot be imported, ends the program, or has no callable of that name.
+        ModelError: the module cannot be imported, ends the program, or has no callable of that
+            name.
     """
     where, _, attr = name.rpartition(":")
     forms = "timm:NAME, torchvision:NAME, trtq:fcn_resnet18, " if what == "model" else ""
