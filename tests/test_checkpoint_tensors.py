@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.checkpoints import Small, equal, filled, loaded, prefixed, refused
+from tests.conftest import spec
+from trtq import quantize
 from trtq.errors import ModelError
 from trtq.models.checkpoint import load_checkpoint_
 from trtq.models.load import load_model
+from trtq.progress import Silent
+from trtq.testing.models import tiny_cnn
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +161,6 @@ CNN = "trtq.testing.models:tiny_cnn"
 
 
 def test_weights_that_are_all_zero_are_said(tmp_path):
-    from trtq.testing.models import tiny_cnn
-
     state = tiny_cnn().state_dict()
     torch.save({k: torch.zeros_like(v) for k, v in state.items()}, tmp_path / "zero.pt")
     model = load_model(CNN, checkpoint=tmp_path / "zero.pt")
@@ -184,3 +186,35 @@ def test_a_buffer_with_nan_is_said_and_a_parameter_refused(tmp_path):
     assert load_model(f"{path}:M", args={"unread": float("nan")}).notes == ("the buffer 'unread' holds NaN (2 values)",)
     with pytest.raises(ModelError, match="weights of 'bias' cannot be quantized: 4 of 4"):
         load_model(f"{path}:M", args={"bias": float("inf")})
+
+
+def test_the_record_and_the_user_are_told(images, tmp_path):
+    plain, averaged = filled(tiny_cnn(), 1).state_dict(), filled(tiny_cnn(), 2).half().state_dict()
+    torch.save({"state_dict": prefixed(plain, "module._orig_mod."), "state_dict_ema": averaged}, tmp_path / "w.pt")
+    told = Told()
+    record = quantize(spec(images, tmp_path / "a", checkpoint=str(tmp_path / "w.pt")), told)
+    for text in ("weights taken from 'state_dict'", "the prefix 'module._orig_mod.' came off", "fit as well: state_dict_ema"):
+        assert any(text in n for n in record.notes) and any(text in n for n in told.notes)
+        assert text in record.model["weights"]
+    second = load_model(CNN, checkpoint=tmp_path / "w.pt", key="state_dict_ema")
+    assert "under 'state_dict_ema'; converted from float16 to float32" in second.weights
+
+
+class Told(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_blocks_and_cost_say_what_was_done(tmp_path):
+    from click.testing import CliRunner
+
+    from trtq.cli import blocks_cmd, cost_cmd
+
+    torch.save(prefixed(filled(tiny_cnn()).state_dict(), "model."), tmp_path / "w.pt")
+    for module in (blocks_cmd, cost_cmd):
+        arguments = [CNN, "--checkpoint", str(tmp_path / "w.pt"), "--input-size", "3x32x32"]
+        done = CliRunner().invoke(module.command, arguments)
+        assert done.exit_code == 0 and "the prefix 'model.' came off the names of the checkpoint" in done.output
