@@ -182,15 +182,29 @@ def test_files_of_one_name_are_not_confused(tmp_path):
                 assert load_model(f"{tmp_path}/{n}/model.py:{factory}").module.out_channels == n
 
 
+@pytest.mark.slow
+def test_code_that_has_just_changed_is_the_code_that_runs(tmp_path):
+    """Same second, same size: a cached .pyc would be taken for the new file's."""
+    (tmp_path / "parts").mkdir()
+    for n in (4, 7, 5):
+        for name, code in (("model.py", f"from layers import make\nMARK = {n}\n"), ("layers.py", "from parts.width import make\n")):
+            (tmp_path / name).write_text(code)
+        (tmp_path / "parts/width.py").write_text(LAYER.format(n=n))
+        code = f"from trtq.models.load import load_model; print(load_model('{tmp_path}/model.py:make').module.out_channels)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == str(n)
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
 def test_a_neighbour_comes_before_an_installed_package(tmp_path, monkeypatch):
     site = tmp_path / "site"
     site.mkdir()
     (site / "trtq_helpers.py").write_text(LAYER.format(n=1))
     monkeypatch.syspath_prepend(site)
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/trtq_helpers.py").write_text(LAYER.format(n=9))
-    (tmp_path / "own/m.py").write_text("from trtq_helpers import make\n")
-    assert load_model(f"{tmp_path}/own/m.py:make").module.out_channels == 9
+    (tmp_path / "importlib").mkdir()
+    (tmp_path / "importlib/trtq_helpers.py").write_text(LAYER.format(n=9))
+    (tmp_path / "importlib/m.py").write_text("from trtq_helpers import make\n")
+    assert load_model(f"{tmp_path}/importlib/m.py:make").module.out_channels == 9
 
 
 def test_a_package_in_the_current_folder(tmp_path, monkeypatch):

@@ -69,6 +69,9 @@ def load_checkpoint_(
             a weight of this model.
     """
     own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    if not own:
+        what = f"Cannot load the checkpoint {path}"
+        raise ModelError(what, "the model has no parameters and no buffers", "Leave it out")
     stored = read_stored(path, key)
     done, notes = [f"under {key!r}"] if key else [], list(stored.notes)
     found = fits(own, stored)
@@ -81,9 +84,10 @@ def load_checkpoint_(
         done += told
     elif match == "order":
         sources = match_in_order(own, stored)
-        done.append("matched in order")
+        table = stored.full(stored.table[next(iter(sources.values()))])
+        done.append(f"matched in order{f' under {table!r}' if table else ''}")
         first = next((f"{n!r} takes {s!r}" for n, s in sources.items() if n != s), "")
-        notes.append(f"the tensors of the checkpoint were matched in order: {first}")
+        notes.append(f"the tensors of the checkpoint were {done[-1]}: {first}")
     else:
         raise misfit(own, stored)
     values = {n: _usable(own[n], stored.tensors[s], s, path) for n, s in sources.items()}

@@ -105,6 +105,8 @@ def _resolve(path: Path) -> Path:
     if not path.is_dir():
         if not path.exists():
             raise unreadable(path, "there is no such file")
+        if not path.is_file():
+            raise unreadable(path, "it is not a regular file")
         return path
     indexes = [path / n for n in INDEXES if (path / n).is_file()] or sorted(
         path.glob("*.index.json")

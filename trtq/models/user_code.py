@@ -9,9 +9,9 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from trtq.errors import ModelError, suggest
@@ -34,6 +34,26 @@ def said_by(exc: BaseException) -> str:
     return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
 
 
+def expand(text: str) -> Path:
+    """Return a path with ``~`` as the home folder; as it is where nobody has that home."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111
+
+
+class _Source(SourceFileLoader):
+    """Compiles the file that is there: a cached .pyc of the same second and size may be older."""
+
+    def get_code(self, fullname: str) -> CodeType | None:  # noqa: ARG002
+        """Return the code of the source."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+def _from_source(spec: ModuleSpec) -> ModuleSpec:
+    if type(spec.loader) is SourceFileLoader:
+        spec.loader = _Source(spec.loader.name, spec.loader.path)
+    return spec
+
+
 class _Neighbours(importlib.abc.MetaPathFinder):
     """Finds modules beside a user's file, for the user's code alone.
 
@@ -48,14 +68,24 @@ class _Neighbours(importlib.abc.MetaPathFinder):
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return where a top-level module is, None where it is none of the user's."""
-        if path is not None or name in sys.stdlib_module_names or name == "trtq":
+        if path is not None:
+            return self._inside_package(name, path, target)
+        if name in sys.stdlib_module_names or name == "trtq":
             return None
         for folder in self._of_importer():
             spec = PathFinder.find_spec(name, [folder], target)
             if spec is not None:
                 self.served[name] = folder
-                return spec
+                return _from_source(spec)
         return None
+
+    def _inside_package(
+        self, name: str, path: Sequence[str], target: ModuleType | None
+    ) -> ModuleSpec | None:
+        if name.partition(".")[0] not in self.served:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        return None if spec is None else _from_source(spec)
 
     def _of_importer(self) -> list[str]:
         """Return the user's folders that hold the code with the import statement."""
@@ -64,7 +94,7 @@ class _Neighbours(importlib.abc.MetaPathFinder):
             file = frame.f_code.co_filename
             if file == __file__ and frame.f_code.co_name == _of_package.__name__:
                 return self.folders[:1]
-            if file != __file__ and "importlib" not in file:
+            if file != __file__ and not _is_importlib(file):
                 return [f for f in self.folders if file.startswith(f"{f}{os.sep}")]
             frame = frame.f_back
         return []
@@ -77,6 +107,7 @@ class _Neighbours(importlib.abc.MetaPathFinder):
             folder not in sys.path
         ):  # for imports that other packages do on behalf of the user's code
             sys.path.append(folder)
+        importlib.invalidate_caches()
         self.folders = [folder, *(f for f in self.folders if f != folder)]
         for name, origin in list(self.served.items()):
             if origin != folder and PathFinder.find_spec(name, [folder]) is not None:
@@ -91,6 +122,12 @@ class _Neighbours(importlib.abc.MetaPathFinder):
             self.served[name] = folder
         if self.served.get(name) == folder:
             sys.modules[name] = module
+
+
+def _is_importlib(file: str) -> bool:
+    return (
+        file.startswith("<frozen importlib") or Path(file).parent == Path(importlib.__file__).parent
+    )
 
 
 _neighbours = _Neighbours()
@@ -137,11 +174,11 @@ def import_named(name: str, what: str) -> Any:
 
 
 def _of_file(name: str, where: str, what: str) -> ModuleType:
-    path = Path(where).expanduser().resolve()
+    path = expand(where).resolve()
     if not path.is_file():
         raise ModelError(f"Cannot load the {what} {name!r}", f"there is no file {where}")
     own = f"_trtq_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(own, path)
+    spec = importlib.util.spec_from_file_location(own, path, loader=_Source(own, str(path)))
     if spec is None or spec.loader is None:
         raise ModelError(f"Cannot load the {what} {name!r}", f"{where} is not a Python file")
     module = importlib.util.module_from_spec(spec)

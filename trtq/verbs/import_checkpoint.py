@@ -16,6 +16,7 @@ from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
+from trtq.models.user_code import expand
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -78,7 +79,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         told.note(text)
 
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
-    found = read_foreign(Path(spec.ranges).expanduser(), None if spec.checkpoint else spec.checkpoint_key)
+    found = read_foreign(expand(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
@@ -148,7 +149,7 @@ def _encodings(
         )
     origin = {
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
-        "ranges_sha256": sha256_file(Path(spec.ranges)),
+        "ranges_sha256": sha256_file(expand(spec.ranges)),
     }  # fmt: skip
     unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken}}
     return Encodings(amax=amax, formats=formats, left_in_float=left, origin=origin), unused

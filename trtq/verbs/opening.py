@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import fx
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.errors import EncodingsError, UsageError
 from trtq.models.load import LoadedModel, load_model
+from trtq.models.user_code import expand
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.specs import (
@@ -37,7 +36,7 @@ def open_model(
     """
     if spec.checkpoint_key and not spec.checkpoint:
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
-    checkpoint = Path(spec.checkpoint).expanduser() if spec.checkpoint else None
+    checkpoint = expand(spec.checkpoint) if spec.checkpoint else None
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
     return load_model(
         spec.model,
