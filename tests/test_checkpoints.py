@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import random
 import re
 import shlex
 import subprocess
@@ -370,3 +371,29 @@ def test_folders(state, tmp_path):
         (tmp_path / name[:3] / name).write_bytes(b"x")
         assert re.search(text, refused(tmp_path / name[:3]))
     assert "there is no such file" in refused(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.slow
+def test_damaged_files_are_errors_in_one_line(state, tmp_path):
+    """Bytes changed, cut and doubled, mostly where the structure is."""
+    torch.save({"state_dict": prefixed(state, "model."), "hyper": argparse.Namespace(a=1)}, tmp_path / "a.pt")
+    torch.save(state, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    torch.save(filled(Small()), tmp_path / "c.pt")
+    torch.save({k: v.numpy() for k, v in state.items()}, tmp_path / "d.pt")
+    torch.jit.save(torch.jit.trace(filled(Small()).eval(), torch.zeros(1, 3, 8, 8)), tmp_path / "e.pt")
+    save_file(state, tmp_path / "f.safetensors")
+    whole = [p.read_bytes() for p in sorted(tmp_path.iterdir())]
+    index = sharded(tmp_path, state, "bin")
+    generator = random.Random(0)
+    for i in range(1000):
+        content = bytearray(whole[i % len(whole)] if i % 7 else index.read_bytes())
+        for _ in range(generator.choice((1, 1, 2, 5, 20))):
+            at, kind = generator.randrange(min(len(content), generator.choice((1500, 10**6)))), generator.random()
+            end = at + (1 if kind < 0.5 else generator.randrange(40))
+            content[at:end] = generator.randbytes(1 if kind < 0.7 else generator.randrange(9)) or b"x"
+        path = tmp_path / ("x.bin" if i % 7 else "x.json")
+        path.write_bytes(content)
+        try:
+            load_checkpoint_(Small(), path)
+        except ModelError as exc:
+            assert "weights_only" not in str(exc) and len(str(exc)) < 1500

@@ -217,6 +217,19 @@ def test_a_package_in_the_current_folder(tmp_path, monkeypatch):
     assert load_model("trtq_pkg.zoo:make").module.out_channels == 8
 
 
+def test_a_file_with_relative_imports_names_the_form_that_works(tmp_path, monkeypatch):
+    (tmp_path / "trtq_zoo/nets").mkdir(parents=True)
+    for folder in ("trtq_zoo", "trtq_zoo/nets"):
+        (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / "trtq_zoo/nets/net.py").write_text("from .layers import make\n")
+    (tmp_path / "trtq_zoo/nets/layers.py").write_text(LAYER.format(n=8))
+    with pytest.raises(ModelError, match=f"cd {tmp_path}, and give trtq_zoo.nets.net:make") as caught:
+        load_model(f"{tmp_path}/trtq_zoo/nets/net.py:make")
+    monkeypatch.chdir(tmp_path)
+    name = str(caught.value).rpartition("give ")[2].removesuffix(".")
+    assert load_model(name).module.out_channels == 8
+
+
 def test_the_home_in_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m.py").write_text(LAYER.format(n=8))

@@ -33,6 +33,7 @@ _HOSTILE = re.compile(
     r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
     r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
 )
+_NAME = re.compile(r"[\w.<>]+")
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")
 _CONTAINER = re.compile(
     r"Can only (SETITEM|append|extend).*but got <class '(?:[^']*\.)?inert:([^']+)'>", re.DOTALL
@@ -129,6 +130,8 @@ def _unknown_names(data: IO[bytes]) -> list[str]:
 
 
 def _add(made: dict[str, type], name: str, path: Path, container: type | None = None) -> None:
+    if not _NAME.fullmatch(name):
+        raise unreadable(path, "it is not a whole torch file", "Download or save it again")
     if _HOSTILE.match(name):
         raise unreadable(
             path,
@@ -189,11 +192,14 @@ def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
 def _tensors_of_script(path: Path) -> io.BytesIO:
     """Return a TorchScript archive as a file of ``torch.save``: without its code."""
     result = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(result, "w") as new:
-        for name in old.namelist():
-            inside = name.split("/", 1)[-1]
-            if inside in ("data.pkl", "version", "byteorder") or inside.startswith("data/"):
-                new.writestr(f"archive/{inside}", old.read(name))
+    try:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(result, "w") as new:
+            for name in old.namelist():
+                inside = name.split("/", 1)[-1]
+                if inside in ("data.pkl", "version", "byteorder") or inside.startswith("data/"):
+                    new.writestr(f"archive/{inside}", old.read(name))
+    except Exception as exc:  # zipfile meets damage with errors of every kind
+        raise _damaged(path, exc, {}) from exc
     result.seek(0)
     return result
 

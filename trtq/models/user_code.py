@@ -7,6 +7,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -157,10 +158,11 @@ def import_named(name: str, what: str) -> Any:
     except (
         BaseException
     ) as exc:  # sys.exit() in the user's code must not end this program as if all were well
+        known = f"Known forms: {forms}package.module:NAME, path/to/file.py:NAME"
         raise ModelError(
             f"Cannot load the {what} {name!r}",
             f"importing {where} raised {said_by(exc)}",
-            f"Known forms: {forms}package.module:NAME, path/to/file.py:NAME",
+            _as_package(where, attr) if "relative import" in str(exc) else known,
         ) from exc
     found = getattr(module, attr, None)
     if not callable(found):
@@ -171,6 +173,15 @@ def import_named(name: str, what: str) -> Any:
             suggest(attr, names),
         )
     return found
+
+
+def _as_package(where: str, attr: str) -> str:
+    """Return how to name a file that imports its neighbours as parts of a package."""
+    path = expand(where).resolve()
+    name, root = path.stem, path.parent
+    while (root / "__init__.py").is_file() or name == path.stem:
+        name, root = f"{root.name}.{name}", root.parent
+    return f"It is a part of a package: cd {shlex.quote(str(root))}, and give {name}:{attr}"
 
 
 def _of_file(name: str, where: str, what: str) -> ModuleType:
