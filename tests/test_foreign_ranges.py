@@ -314,3 +314,16 @@ def test_pools_shortcuts_and_transposed_convolutions_are_quantized_where_the_sou
     got = run_batch(open_session(tmp_path / "o/model.qdq.onnx"), x.numpy())[0]
     exact = np.abs(got - wanted).max(1) < 1e-4 * np.abs(wanted).max()
     assert exact.sum() >= 4, "ONNX Runtime sums in another order: a tie of one code may fall to either side"
+
+
+def test_prefixes_and_a_key_of_the_file_with_the_ranges(images: Path, tmp_path: Path):
+    _, state = quantized_state("_")
+    torch.save(state, tmp_path / "q.pth")
+    plain = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "plain"))
+    wrapped = {"ema": {f"model.{k}": v for k, v in state.items()}, "model": {"x": torch.ones(2)}}
+    torch.save(wrapped, tmp_path / "w.pth")
+    record = import_checkpoint(asked(images, tmp_path / "w.pth", tmp_path / "wrapped", checkpoint_key="ema"))
+    assert record.quantizers == plain.quantizers and not record.unused
+    assert "the prefix 'model.' came off the names of the ranges" in record.notes
+    first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("plain", "wrapped"))
+    assert all(torch.equal(v, second.amax[n]) for n, v in first.amax.items()) and first.amax.keys() == second.amax.keys()

@@ -76,7 +76,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) -> FinetuneSpec:
     """Return what ``[finetune]`` asks for; model, images and preprocessing are those of ``[quantize]`` unless it says otherwise."""
     fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
-    wrong = next((k for k in (*fixed, "model", "checkpoint") if k in table), None)
+    wrong = next((k for k in (*fixed, "model", "checkpoint", "checkpoint_key") if k in table), None)
     if wrong is not None:
         raise UsageError(f"[finetune] cannot set {wrong}", "the chain does: it goes on from [quantize]", "Leave it out")
     own = ("seed", "opset", "target", "parity_images", "weight_storage")

@@ -31,6 +31,8 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
         return
     click.echo(f"{record.model}: {record.family} ({record.reason})")
+    for note in record.notes:
+        click.echo(f"  {note}")
     for title, names in (("CNN", record.blocks.cnn), ("Transformer", record.blocks.transformer)):
         click.echo(f"{title} ({len(names)})")
         for name in names:

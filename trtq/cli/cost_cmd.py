@@ -34,6 +34,8 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
         return
     click.echo(record.summary)
+    for note in record.notes:
+        click.echo(f"  {note}")
     widest = max([len(r.layer.name) for r in record.rows] or [5])
     click.echo(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
     for r in record.rows:

@@ -2,123 +2,207 @@
 
 from __future__ import annotations
 
-import pickle
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from trtq.errors import ModelError, suggest
+from trtq.errors import ModelError, reason
+from trtq.models.matching import Fit, choose, fits, main_part, match_in_order, misfit, shapes_differ
+from trtq.models.stored import StateDict, Stored, read_stored
 
-StateDict = dict[str, torch.Tensor]
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+Match = Literal["name", "order"]
 
 
-def read_state_dict(path: Path) -> StateDict:
-    """Return the tensors of a ``.safetensors``, ``.pt`` or ``.pth`` file by name.
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """How a checkpoint went into a model.
 
-    A ``.pt`` file is read with ``weights_only=True``: nothing in it is executed. It may be a bare state dict or hold one
-    under ``state_dict``, ``model`` or ``model_state_dict``; a ``module.`` prefix (DataParallel) is stripped.
+    Attributes:
+        text: the file and what was done with its names and types, for a record.
+        notes: the same for a user, one line each.
+        prefix: what came off the names in the file.
+        added: what was put before them.
+    """
+
+    text: str
+    notes: tuple[str, ...]
+    prefix: str = ""
+    added: str = ""
+
+
+def read_state_dict(path: Path, key: str | None = None) -> StateDict:
+    """Return the tensors of a checkpoint by name, without the prefixes of wrappers.
+
+    Nothing in the file is executed.
+
+    Args:
+        path: as :func:`trtq.models.stored.read_stored` takes it.
+        key: where the weights are in it; default: the usual places, plain weights before averaged
+            ones.
 
     Raises:
-        ModelError: missing, damaged, or not a state dict.
+        ModelError: missing, damaged, or without tensors.
     """
-    if not path.is_file():
-        raise ModelError(f"Cannot read the checkpoint {path}", "there is no such file")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            state: object = load_file(path)
-        except (SafetensorError, OSError) as exc:
-            raise ModelError(f"Cannot read the checkpoint {path}", f"it is not a whole safetensors file ({exc})") from exc
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as exc:
-            if "nsupported" not in str(exc):
-                raise ModelError(f"Cannot read the checkpoint {path}", "it is not a whole torch file") from exc
-            raise ModelError(
-                f"Cannot read the checkpoint {path}",
-                "it holds more than tensors, and reading that would run code from the file",
-                "Save only the weights: torch.save(model.state_dict(), 'weights.pt')",
-            ) from exc
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
-            raise ModelError(f"Cannot read the checkpoint {path}", f"it is not a whole torch file ({exc})") from exc
-    for key in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ModelError(
-            f"Cannot use the checkpoint {path}",
-            f"expected a state dict, found {type(state).__name__}",
-            "Save only the weights: torch.save(model.state_dict(), 'weights.pt')",
-        )
-    tensors = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        raise ModelError(f"Cannot use the checkpoint {path}", f"no tensors in it; its keys are {list(state)[:6]}")
-    return tensors
+    return main_part(read_stored(path, key))
 
 
-def _check_names(own: StateDict, given: StateDict, path: Path) -> None:
-    missing, extra = [k for k in own if k not in given], [k for k in given if k not in own]
-    # Counters that BatchNorm keeps for training are not weights: files without them are whole.
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    extra = [k for k in extra if not k.endswith("num_batches_tracked")]
-    if not missing and not extra:
-        return
-    why = f"{len(missing)} names of the model are missing and {len(extra)} names are not the model's"
-    if missing:
-        why += f"; missing {missing[0]!r}" + (f" ({suggest(missing[0], extra).rstrip('?')} in the file)" if extra else "")
-    if extra:
-        why += f"; unexpected {extra[0]!r}" + (f" ({suggest(extra[0], list(own)).rstrip('?')} in the model)")
-    mend = "Check the model name and --model-arg (num_classes?)"
-    if len(own) == len(given):
-        mend = "Both have the same number of tensors: if only the names differ, add --checkpoint-match order"
-    raise ModelError(f"The checkpoint {path} does not fit the model", why, mend)
-
-
-def load_checkpoint_(model: nn.Module, path: Path, match: Literal["name", "order"] = "name") -> None:
+def load_checkpoint_(
+    model: nn.Module, path: Path, match: Match = "name", key: str | None = None
+) -> Loaded:
     """Load ``path`` into ``model`` in place.
 
     Args:
-        model: the module that receives the weights.
-        path: a ``.safetensors``, ``.pt`` or ``.pth`` file.
-        match: ``name`` needs equal names; ``order`` pairs tensors in order and checks every shape.
+        model: the module that receives the weights, float32.
+        path: a file, an index of shards or a folder, as :func:`trtq.models.stored.read_stored`
+            takes it.
+        match: ``name`` needs equal names but for the prefixes of wrappers; ``order`` pairs tensors
+            in order where names differ, and checks
+            every shape and the last part of every name.
+        key: where the weights are in the file.
 
     Raises:
-        ModelError: names or shapes differ (the nearest names are suggested), or a weight is NaN or infinite.
+        ModelError: names or shapes differ (the nearest names are suggested), or a tensor cannot be
+            a weight of this model.
     """
-    own, given = dict(model.state_dict()), read_state_dict(path)
-    if match == "order":
-        if len(own) != len(given):  # counters that BatchNorm keeps for training are no weights
-            own = {k: v for k, v in own.items() if not k.endswith("num_batches_tracked")}
-            given = {k: v for k, v in given.items() if not k.endswith("num_batches_tracked")}
-        if len(own) != len(given):
-            raise ModelError(f"The checkpoint {path} does not fit the model in order", f"expected {len(own)} tensors, found {len(given)}")
-        sources = dict(zip(own, given, strict=True))
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    if not own:
+        what = f"Cannot load the checkpoint {path}"
+        raise ModelError(what, "the model has no parameters and no buffers", "Leave it out")
+    stored = read_stored(path, key)
+    done, notes = [f"under {key!r}"] if key else [], list(stored.notes)
+    found = fits(own, stored)
+    fit: Fit | None = None
+    if found:
+        fit, others = choose(own, stored, found)
+        sources = fit.source
+        told = _of_names(stored, fit, others)
+        notes += told
+        done += told
+    elif match == "order":
+        sources = match_in_order(own, stored)
+        table = stored.full(stored.table[next(iter(sources.values()))])
+        done.append(f"matched in order{f' under {table!r}' if table else ''}")
+        first = next((f"{n!r} takes {s!r}" for n, s in sources.items() if n != s), "")
+        notes.append(f"the tensors of the checkpoint were {done[-1]}: {first}")
     else:
-        _check_names(own, given, path)
-        sources = {k: k for k in own if k in given}
-    for name, source in sources.items():
-        if own[name].shape != given[source].shape:
-            raise ModelError(
-                f"The checkpoint {path} does not fit the model",
-                f"{name!r} has shape {list(own[name].shape)}, the file's {source!r} has {list(given[source].shape)}",
-                "Check the model name and --model-arg (num_classes?)",
-            )
-    model.load_state_dict({n: given[s] for n, s in sources.items()}, strict=False)
+        raise misfit(own, stored)
+    values = {n: _usable(own[n], stored.tensors[s], s, path) for n, s in sources.items()}
+    told = _of_types(own, {n: stored.tensors[s] for n, s in sources.items()})
+    _put(model, values, path)
+    return Loaded(
+        text="; ".join([str(path), *done, *told]),
+        notes=(*notes, *(f"weights of the checkpoint were {t}" for t in told)),
+        prefix=fit.prefix if fit else "",
+        added=fit.added if fit else "",
+    )
 
 
-def check_finite(model: nn.Module) -> None:
-    """Refuse a model with a NaN or infinite weight.
+def _of_names(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
+    """Say what was done to names to make them fit, and what was passed over."""
+    result = []
+    table = max((t for t in stored.tables() if fit.prefix.startswith(t)), key=len, default="")
+    prefix = fit.prefix[len(table) :]
+    if table:
+        result.append(f"weights taken from {stored.full(table)!r}")
+    if prefix:
+        result.append(f"the prefix {prefix!r} came off the names of the checkpoint")
+    if fit.added:
+        result.append(f"the prefix {fit.added!r} was put before the names of the checkpoint")
+    if fit.inner:
+        result.append("the parts of wrappers inside of names were left out (module, _orig_mod)")
+    if others:
+        keys = ", ".join(stored.full(f.prefix) or "no key" for f in others[:4])
+        result.append(
+            f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)"
+        )
+    theirs = {s for f in others for s in f.source.values()}
+    beside = [n for n in fit.beside if n not in theirs]
+    if beside:
+        names = ", ".join(beside[:4]) + (f" and {len(beside) - 4} more" if len(beside) > 4 else "")
+        result.append(f"not the model's, left out: {names}")
+    return result
+
+
+def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> torch.Tensor:
+    """Return a tensor of the file as a plain dense one.
 
     Raises:
-        ModelError: names the first such tensor.
+        ModelError: it has no values that a float model could take.
     """
-    for name, tensor in model.state_dict().items():
+    problem, mend = "", "Give the checkpoint of the float model"
+    if given.is_meta:
+        problem = "it is on the meta device and has no values"
+    elif given.is_quantized:
+        problem = f"it is quantized ({given.dtype}), and trtq starts from float weights"
+    elif given.is_complex() and not own.is_complex():
+        problem, mend = (
+            f"it is complex ({given.dtype}), the model's is {own.dtype}",
+            "Check that it is the checkpoint of this model",
+        )
+    if problem:
+        raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", problem, mend)
+    try:
+        return given.detach().to_dense() if given.layout is not torch.strided else given.detach()
+    except (RuntimeError, NotImplementedError) as exc:
+        raise ModelError(
+            f"Cannot use the tensor {name!r} of the checkpoint {path}",
+            f"it is {given.layout} ({reason(exc)})",
+            mend,
+        ) from exc
+
+
+def _of_types(own: StateDict, given: StateDict) -> list[str]:
+    """Say which types and layouts change, with the number of tensors."""
+    casts = Counter((given[n].dtype, own[n].dtype) for n in given if given[n].dtype != own[n].dtype)
+    result = [
+        f"converted from {_short(a)} to {_short(b)} ({n} tensor{'s' if n > 1 else ''})"
+        for (a, b), n in casts.items()
+    ]
+    sparse = [n for n in given if given[n].layout is not torch.strided]
+    if sparse:
+        result.append(f"made dense ({len(sparse)} sparse, {sparse[0]!r} is the first)")
+    return result
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _put(model: nn.Module, values: StateDict, path: Path) -> None:
+    try:
+        model.load_state_dict(values, strict=False)
+    except (RuntimeError, NotImplementedError) as exc:
+        why = f"the model refuses it ({reason(exc)})"
+        raise ModelError(
+            f"The checkpoint {path} does not fit the model", why, "Check the model name"
+        ) from exc
+    own = model.state_dict()
+    lost = next((n for n in values if n in own and shapes_differ(own, values, {n: n})), None)
+    if lost is not None:
+        raise ModelError(
+            f"The checkpoint {path} does not fit the model",
+            f"{lost!r} changed its shape while it was loaded",
+        )
+
+
+def check_finite(model: nn.Module) -> list[str]:
+    """Refuse a model with a NaN or infinite parameter.
+
+    Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on
+        purpose. One that is read makes
+    the model's answers NaN, which capturing the model refuses.
+
+    Returns:
+        A line for each buffer with a NaN.
+
+    Raises:
+        ModelError: names the first such parameter.
+    """
+    for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
@@ -126,3 +210,25 @@ def check_finite(model: nn.Module) -> None:
                 f"{bad} of {tensor.numel()} values are NaN or infinite",
                 "Train again or take an earlier checkpoint",
             )
+    broken = (
+        (n, int(torch.isnan(b).sum())) for n, b in model.named_buffers() if b.is_floating_point()
+    )
+    return [f"the buffer {n!r} holds NaN ({count} values)" for n, count in broken if count]
+
+
+def zero_weights(model: nn.Module) -> list[str]:
+    """Return a line when weights of layers are all zero: such a layer computes nothing."""
+    named = model.named_parameters()
+    weights = {
+        n: p for n, p in named if n.endswith("weight") and p.ndim > 1 and p.is_floating_point()
+    }
+    zero = [n for n, p in weights.items() if not bool(p.any())]
+    if not zero:
+        return []
+    names = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+    every = (
+        "all weights of the model are zero"
+        if len(zero) == len(weights)
+        else f"{len(zero)} of {len(weights)} weights are all zero"
+    )
+    return [f"{every} ({names}): their layers give constants"]

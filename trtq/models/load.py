@@ -1,20 +1,22 @@
-"""From the text a user types to a module in eval mode, with what its authors say about its input."""
+"""From the text a user types to a module in eval mode, with its authors' input settings."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
+import copy
+import inspect
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from trtq.errors import ModelError, suggest
-from trtq.models.checkpoint import check_finite, load_checkpoint_
+from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
+from trtq.models.unwrap import out_of_inference_mode_, unwrap
+from trtq.models.user_code import call_factory, import_named
 
 BUILTIN = ("fcn_resnet18",)
 HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
@@ -27,14 +29,17 @@ class LoadedModel:
     Attributes:
         module: float32, on the CPU, in eval mode.
         name: the text it was asked for by.
-        input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``, ``crop_pct``,
+        input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``,
+            ``crop_pct``,
             ``interpolation``), empty when they say nothing.
-        weights: where the weights come from, in words.
+        weights: where the weights come from, in words, and what was done to fit them.
+        notes: what a user must know about how the model and its weights were read.
     """
 
     module: nn.Module
     name: str
     weights: str
+    notes: tuple[str, ...] = ()
     input_hints: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,41 +62,79 @@ def load_model(
     *,
     args: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
-    match: Literal["name", "order"] = "name",
+    match: Match = "name",
+    key: str | None = None,
     seed: int = 0,
 ) -> LoadedModel:
     """Return the model ``name`` in eval mode with its weights.
 
     Args:
-        name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory`` or
+        name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory``
+            or
             ``path/to/file.py:factory``.
         args: keyword arguments of the factory; texts that read as numbers or booleans become such.
-        checkpoint: weights to load; without one the weights are the factory's own (random for timm and torchvision).
+        checkpoint: weights to load; without one the weights are the factory's own (random for timm
+            and torchvision).
         match: how tensors of the checkpoint find theirs in the model.
+        key: where in the checkpoint the weights are.
         seed: makes random weights repeatable.
 
     Raises:
-        ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does not fit, NaN weights.
+        ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does
+            not fit, NaN weights.
     """
     kind, _, rest = name.partition(":")
     if not rest and name.endswith(".onnx"):
         raise ModelError(
-            f"Cannot load the model {name!r}", "it is an ONNX file, and quantization starts from the PyTorch model",
-            "Give that; with ranges of an old calibration cache: trtq import-calib CACHE --onnx FILE; "
+            f"Cannot load the model {name!r}",
+            "it is an ONNX file, and quantization starts from the PyTorch model",
+            "Give that; with an old calibration cache: trtq import-calib CACHE --onnx FILE; "
             "for an FP16 engine: trtq build FILE --precision fp16",
-        )  # fmt: skip
+        )
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",
             "it has no source before a colon",
-            f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
+            f"Write timm:{name}, torchvision:{name}, package.module:factory "
+            "or path/to/file.py:factory",
         )
-    kwargs = {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
     torch.manual_seed(seed)
-    if kind == "timm":
-        factory = _timm(rest)
-    elif kind == "torchvision":
-        factory = _torchvision(rest)
+    made = _make(
+        name, {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
+    )
+    authors: Any = getattr(made, "pretrained_cfg", None) or {}
+    hints = (
+        {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
+    )
+    module, notes = unwrap(made, name)
+    notes += _float_note(module)
+    module = module.float().cpu()
+    out_of_inference_mode_(module)
+    own = "the factory's own" if kind not in (*_FETCH, "trtq") else f"random (seed {seed})"
+    loaded = Loaded(text=own, notes=())
+    if checkpoint is not None:
+        loaded = load_checkpoint_(module, checkpoint, match, key)
+    notes += [*loaded.notes, *check_finite(module)]
+    zero = zero_weights(module)
+    return LoadedModel(
+        module=module,
+        name=name,
+        weights="; ".join([loaded.text, *zero]),
+        input_hints=hints,
+        notes=(*notes, *zero),
+    )
+
+
+def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Return what the factory of a model makes.
+
+    Raises:
+        ModelError: unknown, it fails, or it makes something else.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in _FETCH:
+        factory = _timm(rest) if kind == "timm" else _torchvision(rest)
+        kwargs = _without_fetching(kind, rest, kwargs)
     elif kind == "trtq":
         if rest not in BUILTIN:
             raise ModelError(f"Unknown model {name!r}", mend=suggest(rest, BUILTIN))
@@ -100,20 +143,19 @@ def load_model(
         factory = fcn_resnet18
     else:
         factory = _own_factory(name)
-    try:
-        module = factory(**kwargs)
-    except Exception as exc:
-        raise ModelError(f"Cannot make the model {name!r}", f"its factory raised {type(exc).__name__}: {exc}", "Check --model-arg") from exc
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"Cannot use {name!r}", f"its factory returned {type(module).__name__}, not a torch.nn.Module")
-    authors: Any = getattr(module, "pretrained_cfg", None) or {}
-    hints = {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
-    if checkpoint is not None:
-        load_checkpoint_(module, checkpoint, match)
-    check_finite(module)
-    own = kind not in ("timm", "torchvision", "trtq")
-    weights = str(checkpoint) if checkpoint else ("the factory's own" if own else f"random (seed {seed})")
-    return LoadedModel(module=module.float().cpu().eval(), name=name, weights=weights, input_hints=hints)
+    made = call_factory(factory, name, kwargs)
+    if not isinstance(made, nn.Module):
+        what = f"its factory returned {type(made).__name__}, not a torch.nn.Module"
+        raise ModelError(f"Cannot use {name!r}", what)
+    return made
+
+
+def _float_note(module: nn.Module) -> list[str]:
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    other = sorted(kinds - {"float32"})
+    return (
+        [f"parameters of the model were {', '.join(other)}: converted to float32"] if other else []
+    )
 
 
 def _timm(name: str) -> Callable[..., nn.Module]:
@@ -131,60 +173,52 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
     known = models.list_models()
     if name not in known:
         raise ModelError(f"Unknown torchvision model {name!r}", mend=suggest(name, known))
-    segmentation = name in models.list_models(module=models.segmentation)
-    extra = {"weights_backbone": None} if segmentation else {}
-    return lambda **kw: models.get_model(name, weights=None, **{**extra, **kw})
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    # Detection and segmentation models fetch the weights of their backbone unless they are told not
+    # to.
+    none = {k: None for k in ("weights", "weights_backbone") if k in takes}
+    return lambda **kw: models.get_model(name, **none, **kw)
 
 
-def import_named(name: str, what: str) -> Any:
-    """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
+# Arguments with which factories of these packages fetch or read weights of their own, and how to
+# get those into a file.
+_FETCHING = ("pretrained", "pretrained_backbone", "weights", "weights_backbone", "checkpoint_path")
+_FETCH = {
+    "timm": "timm.create_model({0!r}, pretrained=True)",
+    "torchvision": "torchvision.models.get_model({0!r}, weights='DEFAULT')",
+}
 
-    Args:
-        name: as the user wrote it.
-        what: it is for, as errors call it.
+
+def _without_fetching(kind: str, rest: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments without those that ask for no weights.
 
     Raises:
-        ModelError: the module cannot be imported, or has no callable of that name.
+        ModelError: one asks for weights from the network or from a file.
     """
-    where, _, attr = name.rpartition(":")
-    forms = "timm:NAME, torchvision:NAME, trtq:fcn_resnet18, " if what == "model" else ""
-    try:
-        if where.endswith(".py"):
-            path = Path(where).resolve()
-            if not path.is_file():
-                raise ModelError(f"Cannot load the {what} {name!r}", f"there is no file {where}")
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            if spec is None or spec.loader is None:
-                raise ModelError(f"Cannot load the {what} {name!r}", f"{where} is not a Python file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(path.stem, module)
-            if str(path.parent) not in sys.path:  # a file imports its neighbours
-                sys.path.insert(0, str(path.parent))
-            spec.loader.exec_module(module)
-        else:
-            # A console script does not see the current folder; a user's own package usually lies there.
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(where)
-    except ModelError:
-        raise
-    except Exception as exc:
+    for key in _FETCHING:
+        if kwargs.get(key) in (None, False, 0, "", "None", "none"):
+            continue
+        what = f"Cannot make the model '{kind}:{rest}' with {key}={kwargs[key]}"
+        if key == "checkpoint_path":
+            raise ModelError(
+                what,
+                "weights come from --checkpoint",
+                f"Give --checkpoint {shlex.quote(str(kwargs[key]))}",
+            )
+        state = f"{_FETCH[kind].format(rest)}.state_dict()"
+        code = f"import torch, {kind}; torch.save({state}, 'weights.pt')"
         raise ModelError(
-            f"Cannot load the {what} {name!r}",
-            f"importing {where} raised {type(exc).__name__}: {exc}",
-            f"Known forms: {forms}package.module:NAME, path/to/file.py:NAME",
-        ) from exc
-    found = getattr(module, attr, None)
-    if not callable(found):
-        names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise ModelError(f"Cannot load the {what} {name!r}", f"{where} has no callable {attr!r}", suggest(attr, names))
-    return found
+            what,
+            "trtq downloads nothing; weights come from a file",
+            f'Save them where there is a network: python -c "{code}"; then --checkpoint weights.pt',
+        )
+    return {k: v for k, v in kwargs.items() if k not in _FETCHING}
 
 
 def _own_factory(name: str) -> Callable[..., nn.Module]:
     factory = import_named(name, "model")
-    if isinstance(factory, nn.Module):  # a model, ready-made
+    if isinstance(factory, nn.Module):  # a model, ready-made: the user's own object stays as it is
         ready: nn.Module = factory
-        return lambda: ready
+        return lambda: copy.deepcopy(ready)
     result: Callable[..., nn.Module] = factory
     return result

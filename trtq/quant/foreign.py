@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,43 @@ class Foreign(msgspec.Struct, kw_only=True):
     unread: dict[str, str] = {}
     notes: list[str] = []
 
+    def rename(self, modules: Collection[str]) -> None:
+        """Take the prefix of wrappers off the names of layers, where that makes them the model's.
 
-def read_foreign(path: Path) -> Foreign:
+        Args:
+            modules: names of the model's modules.
+        """
+        counts: Counter[str] = Counter()
+        for name in self.amax:
+            parts = name.split(".")[:-1]
+            for i in range(len(parts)):
+                if ".".join(parts[i:]) in modules:
+                    counts["".join(f"{p}." for p in parts[:i])] += 1
+        prefix = max(counts, key=lambda p: (counts[p], -len(p)), default="")
+        if prefix:
+            self.notes.append(f"the prefix {prefix!r} came off the names of the ranges")
+            self.amax = {n.removeprefix(prefix): v for n, v in self.amax.items()}
+            self.bits = {n.removeprefix(prefix): v for n, v in self.bits.items()}
+            self.axes = {n.removeprefix(prefix): v for n, v in self.axes.items()}
+
+
+def read_foreign(path: Path, key: str | None = None) -> Foreign:
     """Return the ranges in a checkpoint of pytorch-quantization or ModelOpt, or in AIMET's ``.encodings`` (with module names).
+
+    Args:
+        path: the file.
+        key: where in a checkpoint the state dict is.
 
     Raises:
         ModelError: a checkpoint cannot be read.
         EncodingsError: there are no ranges in it, or one is no positive number.
     """
-    return _aimet(path) if path.suffix in (".json", ".encodings") else _checkpoint(path)
+    return _aimet(path) if path.suffix in (".json", ".encodings") else _checkpoint(path, key)
 
 
-def _checkpoint(path: Path) -> Foreign:
+def _checkpoint(path: Path, key: str | None) -> Foreign:
     found, old = Foreign(tool="", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[]), False
-    for name, value in read_state_dict(path).items():
+    for name, value in read_state_dict(path, key).items():
         match = RANGE.fullmatch(name)
         if match is None:
             found.weights[name] = value

@@ -16,8 +16,15 @@ Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
 ModelName = Annotated[
     str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
 ]
-Checkpoint = Annotated[str | None, Doc(description="Weights: .safetensors, or .pt/.pth (read without running code).")]
-CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="How tensors of the checkpoint find theirs in the model.")]
+Checkpoint = Annotated[
+    str | None,
+    Doc(description="Weights: .safetensors, .pt, .pth, .ckpt, .bin, TorchScript, an index of shards, or a folder; read without running code."),
+]
+CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="Match checkpoint tensors by name or by order.")]
+CheckpointKey = Annotated[
+    str | None,
+    Doc(description="Where the weights are in the checkpoint, such as state_dict_ema or ema.module; default: the plain weights that fit."),
+]
 ModelArg = Annotated[dict[str, str | int | float | bool], Doc(description="Keyword argument of the model's factory, K=V; repeatable.")]
 AnalyzeMetric = Annotated[
     Literal["l2", "gradient", "hessian", "jsd", "combined"],

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, Spec
-from trtq.specs.fields import Checkpoint, CheckpointMatch, InputSize, ModelArg, ModelName, Preset
+from trtq.specs.fields import Checkpoint, CheckpointKey, CheckpointMatch, InputSize, ModelArg, ModelName, Preset
 
 
 class InputSpec(Spec, frozen=True, kw_only=True):
@@ -40,6 +40,7 @@ class ModelInputSpec(InputSpec, frozen=True, kw_only=True):
     model: ModelName
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
+    checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
 
 
@@ -49,5 +50,6 @@ class BlocksSpec(Spec, frozen=True, kw_only=True):
     model: ModelName
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
+    checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
     input_size: InputSize = None

@@ -15,6 +15,7 @@ from trtq.specs.fields import (
     CalibImages,
     Calibrator,
     Checkpoint,
+    CheckpointKey,
     CheckpointMatch,
     Correct,
     InputSize,
@@ -148,6 +149,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     ]
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
+    checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
     seed: Annotated[int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")] = 0
     input_size: InputSize = None

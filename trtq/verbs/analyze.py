@@ -130,7 +130,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     )  # fmt: skip
     layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
     notes += dropped
-    for line in dropped:
+    for line in notes:
         told.note(line)
     if not layers:
         raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")

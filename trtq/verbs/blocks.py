@@ -19,12 +19,14 @@ class BlocksRecord(msgspec.Struct, frozen=True, kw_only=True):
         blocks: module paths by kind (S3, Algorithm 1).
         family: cnn, mobile (depthwise), vit, windowed or hybrid.
         reason: what was counted.
+        notes: what was done to read the model and its weights.
     """
 
     model: str
     blocks: Blocks
     family: Family
     reason: str
+    notes: tuple[str, ...] = ()
 
 
 def blocks(spec: BlocksSpec) -> BlocksRecord:
@@ -37,4 +39,4 @@ def blocks(spec: BlocksSpec) -> BlocksRecord:
     loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     family, reason = family_of(capture(loaded.module, preprocess.input_size).module)
-    return BlocksRecord(model=loaded.name, blocks=identify_blocks(loaded.module), family=family, reason=reason)
+    return BlocksRecord(model=loaded.name, blocks=identify_blocks(loaded.module), family=family, reason=reason, notes=loaded.notes)

@@ -21,8 +21,11 @@ class Candidate:
     def __init__(self, spec: SearchSpec, number: int, name: str, checkpoint: str | None, folder: Path, label: str) -> None:
         self.number, self.name, self.folder, self.label = number, name, folder, label
         self.fields = {f: getattr(spec, f) for f in ModelInputSpec.__struct_fields__}
-        self.fields.update({"model": name, "checkpoint": checkpoint})
-        self.loaded = loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in ("model", "checkpoint", "model_arg")}))
+        key = spec.checkpoint_key if checkpoint else None
+        self.fields.update({"model": name, "checkpoint": checkpoint, "checkpoint_key": key})
+        own = ("model", "checkpoint", "checkpoint_key", "model_arg")
+        self.loaded = loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in own}))
+        self.notes = [f"{label}: {line}" if label else line for line in loaded.notes]
         self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
         self.captured = captured = capture(loaded.module, self.preprocess.input_size)
         self.digests = [weights_digest(captured.module), structure_digest(captured.module)]

@@ -83,6 +83,7 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
         how: what the figures are.
         latency: with --device, the roofline over the kernels that the graph should become.
         engine: with --engine, the roofline over the kernels the plan has.
+        notes: what was done to read the model and its weights.
     """
 
     schema: int
@@ -96,6 +97,7 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, Any]
     latency: LatencyRecord | None = None
     engine: LatencyRecord | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -132,6 +134,7 @@ class _Counted:
     kernels: Sequence[Kernel]
     widths: Callable[[Op | Kernel], Widths]
     parameters: int
+    notes: tuple[str, ...] = ()
 
 
 def cost(spec: CostSpec) -> CostRecord:
@@ -164,6 +167,7 @@ def cost(spec: CostSpec) -> CostRecord:
         how=HOW, environment=environment(),
         latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
         engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
+        notes=counted.notes,
     )  # fmt: skip
 
 
@@ -194,12 +198,12 @@ def _count_model(spec: CostSpec) -> _Counted:
     ops = list_ops(captured.module, captured.example)
     return _Counted(
         name=loaded.name, ops=ops, kernels=list_kernels(captured.module, ops), widths=widths,
-        parameters=sum(p.numel() for p in captured.module.parameters()),
+        parameters=sum(p.numel() for p in captured.module.parameters()), notes=loaded.notes,
     )  # fmt: skip
 
 
 def _count_onnx(spec: CostSpec) -> _Counted:
-    for name in ("allocation", "bits", "checkpoint", "input_size"):
+    for name in ("allocation", "bits", "checkpoint", "checkpoint_key", "input_size"):
         if getattr(spec, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} does not go with an ONNX file", "its widths, weights and shapes are its own")
     model = load_onnx(Path(spec.model))

@@ -22,7 +22,7 @@ from trtq.graph.device import choose_device, to_device_
 from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
-from trtq.models.load import import_named
+from trtq.models.user_code import import_named
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.report.figures import training_figure

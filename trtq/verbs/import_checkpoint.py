@@ -17,6 +17,7 @@ from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name
 from trtq.graph.normalize import get_constant
+from trtq.models.user_code import expand
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -78,17 +79,19 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         notes.append(text)
         told.note(text)
 
-    found = read_foreign(Path(spec.ranges))
-    for line in found.notes:
-        note(line)
+    # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
+    found = read_foreign(expand(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
             # The weights of the same file, without the tensors of its quantizers: what later commands take as --checkpoint.
             write_bytes(out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()}))
-            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS))
+            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
         loaded = open_model(spec)
+        found.rename(dict(loaded.module.named_modules()))
+        for line in found.notes:
+            note(line)
         preprocess, said = open_preprocess(spec, loaded)
         for line in said:
             note(line)
@@ -132,7 +135,7 @@ def _encodings(
         )
     origin = {
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
-        "ranges_sha256": sha256_file(Path(spec.ranges)),
+        "ranges_sha256": sha256_file(expand(spec.ranges)),
     }  # fmt: skip
     unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken.names}}
     encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import fx
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import Source
-from trtq.errors import EncodingsError
+from trtq.errors import EncodingsError, UsageError
 from trtq.graph.capture import CapturedGraph
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel, load_model
+from trtq.models.user_code import expand
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.specs import (
@@ -38,18 +37,29 @@ def open_model(
 
     Raises:
         ModelError: it is unknown, or its checkpoint does not fit.
+        UsageError: a part of the checkpoint was named, and no checkpoint.
     """
-    checkpoint = Path(spec.checkpoint) if spec.checkpoint else None
+    if spec.checkpoint_key and not spec.checkpoint:
+        raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
+    checkpoint = expand(spec.checkpoint) if spec.checkpoint else None
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
-    return load_model(spec.model, args=spec.model_arg, checkpoint=checkpoint, match=spec.checkpoint_match, seed=seed)
+    return load_model(
+        spec.model,
+        args=spec.model_arg,
+        checkpoint=checkpoint,
+        match=spec.checkpoint_match,
+        key=spec.checkpoint_key,
+        seed=seed,
+    )
 
 
 def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preprocess, list[str]]:
-    """Return how images become the model's input, and what the user must know about it."""
-    return resolve_preprocess(
+    """Return how images become the model's input, and what the user must know about it and the model."""
+    preprocess, notes = resolve_preprocess(
         input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
         interpolation=spec.interpolation, hints=loaded.input_hints,
     )  # fmt: skip
+    return preprocess, [*loaded.notes, *notes]
 
 
 def answer_kind(loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False) -> Kind:

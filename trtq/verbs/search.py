@@ -99,6 +99,7 @@ class _Job:
                     f"Cannot measure the accuracy of {candidate.name}", NO_SCORES,
                     "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
                 )  # fmt: skip
+        self.notes += [line for c in self.candidates for line in c.notes]
         require_fp8(self.options, self.devices())
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
         self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
@@ -246,7 +247,8 @@ class _Job:
         spec, where = self.spec, self._val()
         fields = {f: getattr(spec, f) for f in ("calibrator", "percentile", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
         wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
-        parts = {k: v for k, v in wanted.items() if k not in ("calib_cache", "batch_size", "checkpoint", "data", "class_index")}
+        known = ("calib_cache", "batch_size", "checkpoint", "checkpoint_key", "data", "class_index")  # or covered by digests
+        parts = {k: v for k, v in wanted.items() if k not in known}
         versions = [__version__, package_version("torch"), package_version("onnxruntime")]
         key = digest_of(
             [
@@ -476,6 +478,8 @@ def _check(spec: SearchSpec, options: list[Option]) -> None:
     """
     if bool(spec.model) == bool(spec.candidates):
         raise UsageError("trtq search needs a MODEL or --candidates", "it got both" if spec.model else "it got neither")
+    if spec.checkpoint_key and not (spec.checkpoint or any("=" in c for c in spec.candidates)):
+        raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     if spec.candidates and spec.checkpoint:
         raise UsageError("--checkpoint does not go with --candidates", mend="Write each as MODEL=CHECKPOINT")
     if not spec.budget and spec.min_accuracy is None:

@@ -1,0 +1,282 @@
+"""The tensors of a checkpoint under flat names: of one file, of shards, or of a folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from trtq.errors import ModelError, reason, suggest
+from trtq.models.file_kind import SAVE, kind_of, unreadable
+from trtq.models.inert import Inert, array_of, module_tensors, read_torch
+
+StateDict = dict[str, torch.Tensor]
+INDEXES = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_DEPTH = 12  # of nested dicts and modules
+
+
+@dataclass
+class Stored:
+    """The tensors of a checkpoint.
+
+    Attributes:
+        path: where they come from, as the user gave it.
+        tensors: by flat name: the keys of nested dicts and the name of the tensor, joined by dots.
+        table: by flat name, the dict that the tensor is in, with a dot at its end; ``""`` for the
+            outermost one.
+        ordered: tensors are in the order in which the model registered them.
+        notes: what a user must know about how it was read.
+        key: the part of the file that was asked for; names are below it.
+    """
+
+    path: Path
+    tensors: StateDict
+    table: dict[str, str]
+    ordered: bool
+    notes: list[str] = field(default_factory=list)
+    key: str = ""
+
+    def full(self, prefix: str) -> str:
+        """Return what names in the file begin with, as ``--checkpoint-key`` takes it."""
+        return f"{self.key}{prefix}".rstrip(".")
+
+    def tables(self) -> dict[str, int]:
+        """Return how many tensors each dict has."""
+        counts: dict[str, int] = {}
+        for table in self.table.values():
+            counts[table] = counts.get(table, 0) + 1
+        return counts
+
+    def under(self, key: str) -> Stored:
+        """Return what is below ``key``: keys of nested dicts, beginnings of names.
+
+        Raises:
+            ModelError: nothing is; lists what there is.
+        """
+        start = f"{key.strip('.')}."
+        names = [n for n in self.tensors if n.startswith(start)]
+        if not names:
+            known = ", ".join(
+                f"{t.rstrip('.')} ({n} tensors)" for t, n in list(self.tables().items())[:8] if t
+            )
+            raise ModelError(
+                f"The checkpoint {self.path} has no weights under {key!r}",
+                f"it has tensors under {known}" if known else "its tensors are not nested",
+                suggest(key, [t.rstrip(".") for t in self.tables() if t])
+                if known
+                else "Leave --checkpoint-key out",
+            )
+        tensors = {n[len(start) :]: self.tensors[n] for n in names}
+        table = {n[len(start) :]: self.table[n][len(start) :] for n in names}
+        return Stored(self.path, tensors, table, self.ordered, self.notes, f"{self.key}{start}")
+
+
+def read_stored(path: Path, key: str | None = None) -> Stored:
+    """Return the tensors of a checkpoint, read without running code.
+
+    Args:
+        path: ``.safetensors``, a file of ``torch.save`` or ``torch.jit.save``, an index of shards,
+            or a folder with one of these.
+        key: only what is below it; empty for everything.
+
+    Raises:
+        ModelError: missing, damaged, of another form (named), or without tensors.
+    """
+    file = _resolve(path)
+    stored = _read(file, path)
+    if file != path:
+        stored.notes.append(f"weights read from {file.name} in the folder")
+    if not stored.tensors:
+        raise ModelError(f"Cannot use the checkpoint {path}", "there are no tensors in it", SAVE)
+    return stored.under(key) if key else stored
+
+
+def _resolve(path: Path) -> Path:
+    """Return the file to read: ``path``, or the one in a folder that holds the weights."""
+    if not path.is_dir():
+        if not path.exists():
+            raise unreadable(path, "there is no such file")
+        if not path.is_file():
+            raise unreadable(path, "it is not a regular file")
+        return path
+    indexes = [path / n for n in INDEXES if (path / n).is_file()] or sorted(
+        path.glob("*.index.json")
+    )
+    files = indexes[:1] or [
+        p for p in sorted(path.iterdir()) if p.suffix in ENDINGS and p.is_file()
+    ]
+    if len(files) > 1:  # the same weights often lie there as safetensors and as .bin
+        safe = [p for p in files if p.suffix == ".safetensors"]
+        files = (
+            safe
+            if len(safe) == 1 and all(p.suffix == ".bin" for p in files if p not in safe)
+            else files
+        )
+    if len(files) == 1:
+        return files[0]
+    if (path / ".metadata").is_file():
+        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        mend = f"Convert it: {tool} {shlex.quote(str(path))} weights.pt"
+        raise unreadable(path, "it is a folder of torch.distributed.checkpoint", mend)
+    if (path / "saved_model.pb").is_file():
+        raise unreadable(path, "it is a SavedModel of TensorFlow", SAVE)
+    if (path / "data.pkl").is_file():
+        raise unreadable(
+            path, "it is the unpacked content of a torch file", "Give the .pt file itself"
+        )
+    held = (
+        f"a folder with {len(files)} files of weights: {', '.join(p.name for p in files[:4])}"
+        if files
+        else "a folder without weights"
+    )
+    raise unreadable(
+        path,
+        f"it is {held}",
+        "Give one of the files" if files else f"Known endings: {' '.join(ENDINGS)}",
+    )
+
+
+def _read(file: Path, path: Path) -> Stored:
+    shards = _shards(file)
+    if shards is not None:
+        return _read_shards(file, shards, path)
+    kind = kind_of(file)
+    if kind == "safetensors":
+        tensors = _read_safetensors(file)
+        return Stored(path, tensors, dict.fromkeys(tensors, ""), ordered=False)
+    held = read_torch(file, script=kind == "torchscript")
+    stored = Stored(path, {}, {}, ordered=True, notes=_notes(held.content, held.skipped, kind))
+    for table, name, value in _walk(held.content, "", ()):
+        if f"{table}{name}" not in stored.tensors:
+            stored.tensors[f"{table}{name}"], stored.table[f"{table}{name}"] = value, table
+    if not stored.tensors:
+        raise ModelError(
+            f"Cannot use the checkpoint {path}",
+            f"expected a state dict, found {_what(held.content)}",
+            SAVE,
+        )
+    return stored
+
+
+def _what(content: object) -> str:
+    if isinstance(content, Inert):
+        return f"an object of {content.origin}"
+    if isinstance(content, Mapping):
+        return (
+            f"a dict without tensors; its keys are {[str(k) for k in content][:6]}"
+            if content
+            else "an empty dict"
+        )
+    return type(content).__name__
+
+
+def _notes(content: object, skipped: list[str], kind: str) -> list[str]:
+    if kind == "torchscript":
+        return ["the checkpoint is a TorchScript archive: its tensors were read, its code was not"]
+    if not skipped:
+        return []
+    names = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
+    what = "is a pickled module" if isinstance(content, Inert) else "holds more than tensors"
+    return [
+        f"the checkpoint {what}: only its tensors were read, no code was run (not loaded: {names})"
+    ]
+
+
+def _walk(
+    value: object, table: str, outer: tuple[int, ...]
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield every tensor with the dict it is in and its name there."""
+    held = module_tensors(value) if isinstance(value, Inert) else value
+    if isinstance(held, (list, tuple)):
+        held = {i: v for i, v in enumerate(held) if isinstance(v, (Mapping, Inert))}
+    if not isinstance(held, Mapping) or len(outer) > _DEPTH or id(value) in outer:
+        return
+    outer = (*outer, id(value))
+    for key, item in held.items():
+        tensor = array_of(item) if isinstance(item, Inert) else item
+        if isinstance(tensor, torch.Tensor):
+            # What a module holds is named as its state dict would name it: its children are no
+            # dicts of their own.
+            yield table, str(key), tensor
+        elif isinstance(value, Inert):
+            yield from (
+                (table, f"{key}.{inner}{name}", t) for inner, name, t in _walk(item, "", outer)
+            )
+        else:
+            yield from _walk(item, f"{table}{key}.", outer)
+
+
+def _read_safetensors(file: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: StateDict = load_file(file)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as exc:
+        raise unreadable(
+            file, f"it is not a whole safetensors file ({reason(exc)})", "Download or save it again"
+        ) from exc
+    return state
+
+
+def _shards(file: Path) -> dict[str, str] | None:
+    """Return which file each tensor of an index is in; None where ``file`` is no index.
+
+    Raises:
+        ModelError: the index is damaged, or names files outside its folder.
+    """
+    if file.suffix != ".json":
+        return None
+    try:
+        with file.open(encoding="utf-8-sig") as f:
+            index = json.load(f)
+    except (OSError, ValueError, RecursionError):
+        return None  # what it is instead is said where its content is looked at
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if shards is None:
+        return None
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(v, str) for v in shards.values())
+    ):
+        raise unreadable(file, "its weight_map is not a table of file names", "Download it again")
+    outside = next((v for v in shards.values() if Path(v).name != v), None)
+    if outside is not None:
+        raise unreadable(
+            file,
+            f"its weight_map names a file outside its folder: {outside!r}",
+            "Download it again",
+        )
+    return shards
+
+
+def _read_shards(file: Path, shards: dict[str, str], path: Path) -> Stored:
+    result = Stored(path, {}, {}, ordered=False)
+    for shard in dict.fromkeys(shards.values()):
+        if not (file.parent / shard).is_file():
+            raise unreadable(
+                path, f"its shard {shard} is missing in {file.parent}", "Download all shards"
+            )
+        part = _read(file.parent / shard, file.parent / shard)
+        wanted = [n for n, s in shards.items() if s == shard]
+        lost = next((n for n in wanted if n not in part.tensors), None)
+        if lost is not None:
+            raise unreadable(
+                path,
+                f"its shard {shard} has no tensor {lost!r}, which the index says it has",
+                "Download all shards again",
+            )
+        result.tensors.update({n: part.tensors[n] for n in wanted})
+        result.notes += [n for n in part.notes if n not in result.notes]
+    result.table = dict.fromkeys(result.tensors, "")
+    return result
