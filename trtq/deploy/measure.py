@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from trtq.agent import Watch
 from trtq.artifact import digest_of
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.opinion import command
@@ -16,9 +16,11 @@ from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import ClocksDict, Result, Step, Watched
 from trtq.deploy.board import Board
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import advice, do
 from trtq.deploy.profiles import profiles
+from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
 from trtq.errors import BoardError, UsageError
@@ -29,6 +31,7 @@ SETTLE_S, ENERGY_WINDOW_S, IDLE_S, SAMPLE_S = 2.0, 20.0, 1.5, 0.2
 STILL_PINNED = 0.9  # a dip of a per cent is sampling noise
 MIN_READINGS = 50  # INA3221 settles within some hundred ms; five a second over 20 s leave a hundred
 TIMES, SLOWEST_S = "times.json", 600.0
+MOST_PACKED = 64 * MIB
 MARKS = {"inference": "Starting inference", "end": "Performance summary"}
 
 
@@ -60,7 +63,9 @@ def measure(
         raise UsageError(
             f"Cannot measure batch {wrong}", f"the engine takes {least} to {most}", f"Build it for that: --batch {low}:{wrong}:{high}"
         )
-    given = next(t for t in manifest.tensors if t["mode"] == "input")
+    given = next((t for t in manifest.tensors if t.get("mode") == "input"), None)
+    if given is None or not {"name", "shape"} <= given.keys():
+        raise BoardError(f"Cannot measure {path} on {agent.device.name}", "its manifest names no input", "Deploy it again")
     graph, rows = options.cuda_graph and options.dla is None, []  # a DLA takes no graphs
     for batch in options.bench_batch:
         shape = [batch, *given["shape"][1:]]
@@ -108,13 +113,13 @@ class BoardBench:
         dla: int | None,
         nonce: str,
         folder: Path,
-    ) -> tuple[dict[str, Any], TrtexecLog, list[TrtexecLog], Path, Path]:
+    ) -> tuple[Result, TrtexecLog, list[TrtexecLog], Path, Path]:
         """Run the job (or find it done) and fetch what it gave.
 
         Returns:
             the agent's result, what trtexec printed in the timed run and in the loads, the files of times and of readings.
         """
-        number, trtexec = int(self.board.trtexec["number"]), str(self.board.trtexec["path"])  # type: ignore[index]
+        number, trtexec = self.board.number, self.board.trtexec["path"] if self.board.trtexec is not None else ""
         version, engine = self.board.release, Path(self.path)
         seconds = max(seconds, ENERGY_WINDOW_S + SETTLE_S) if energy else seconds
         load = command(trtexec, version, engine, shapes=shapes, graph=False, warmup_ms=0, seconds=0, requests=1, dla=dla)
@@ -142,10 +147,12 @@ class BoardBench:
         if not result["ok"]:
             failed = logs[-1] if logs else None
             why = failed.errors[0] if failed is not None and failed.errors else result["why"]
-            raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], result["mend"])
-        made = result["steps"][-1]["files"][f"{TIMES}.gz"]
-        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"])
-        readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz")
+            raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], advice(result, self.agent))
+        made = result["steps"][-1]["files"].get(f"{TIMES}.gz")
+        if made is None or len(logs) != len(steps) or not {"watch", "before", "after"} <= result.keys():
+            raise BoardError(f"Cannot read the measurement of {self.agent.device.name}", "its times, its log or its readings are missing")
+        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"], most=MOST_PACKED)
+        readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz", most=MOST_PACKED)
         return result, logs[-1], logs[:-1], local, readings
 
 
@@ -155,16 +162,16 @@ def _by_step(text: str) -> list[str]:
 
 
 def row_of(
-    board: Board, result: dict[str, Any], log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
+    board: Board, result: Result, log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
     sha256: str, size: int, batch: int, shape: list[int], energy: bool, graph: bool, mode: str | None,
 ) -> BenchRow:  # fmt: skip
     """Return the row of a record from what a board gave."""
     version = board.release
-    found = read_times(gzip.decompress(times.read_bytes()).decode(), version, warmup_ms=WARMUP_MS)
+    found = read_times(gunzip(times, board.name).decode("utf-8", "replace"), version, warmup_ms=WARMUP_MS)
     ns = np.asarray(np.asarray(found.compute) * 1e6, dtype=np.int64)
     samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
     gpu = summarize("gpu", samples)
-    seen = _readings(readings)
+    seen = _readings(readings, board.name)
     timed, starts = result["steps"][-1], result["steps"][:-1]
     watch, notes, reasons = result["watch"], list(log.advice), doubts(gpu, Warmup(0, True, 0.0), samples)
     if watch["throttled"]:
@@ -218,14 +225,24 @@ def row_of(
     )  # fmt: skip
 
 
-def _readings(path: Path) -> dict[str, Values]:
+class _Readings(msgspec.Struct):
+    columns: list[str]
+    rows: list[tuple[float | None, float | None, float | None, float | None, float | None, float | None]]
+
+
+def _readings(path: Path, name: str) -> dict[str, Values]:
     """Return the agent's readings by column; NaN where there was none."""
-    data = json.loads(gzip.decompress(path.read_bytes()))
-    rows = np.asarray([[np.nan if v is None else v for v in r] for r in data["rows"]], dtype=np.float64).reshape(-1, len(data["columns"]))
-    return {name: rows[:, i] for i, name in enumerate(data["columns"])}
+    try:
+        data = msgspec.json.decode(gunzip(path, name, 64 * MIB), type=_Readings)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise BoardError(f"Cannot read the readings of {name}", str(exc)[:400]) from exc
+    if data.columns != list(Watch.COLUMNS):
+        raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")
+    rows = np.asarray([[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64).reshape(-1, len(data.columns))
+    return {name: rows[:, i] for i, name in enumerate(data.columns)}
 
 
-def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
+def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
     """Return the starts: from the start of the process until it begins to infer, deserializing apart where trtexec tells it."""
     whole = [1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]]
     if not whole:
@@ -247,7 +264,7 @@ def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> 
     ]
 
 
-def _slowest_pinned(seen: dict[str, Values], timed: dict[str, Any], clocks: dict[str, Any]) -> float | None:
+def _slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
     """Return how far the pinned GPU clock fell under load, as a share; None where it did not, or is not pinned."""
     top = clocks["gpu"].get("max_freq")
     inside = seen["gpu_hz"][(seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])]
@@ -263,7 +280,7 @@ def _phase(name: str, values: list[float]) -> Phase:
 
 
 def _memory(
-    timed: dict[str, Any], starts: list[dict[str, Any]], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
+    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
 ) -> tuple[Memory | None, str]:
     """Return the growth of the one memory that CPU and GPU share while the engine ran, over what was used just before the first load."""
     t, ram = seen["t"], seen["ram_bytes"]
@@ -284,7 +301,7 @@ def _memory(
 
 
 def _energy(
-    timed: dict[str, Any], seen: dict[str, Values], watch: dict[str, Any], log: TrtexecLog, batch: int
+    timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int
 ) -> tuple[Energy | None, str]:
     """Return the energy of an image: mean power over the timed run without its edges, over the images it served in a second."""
     if watch["failed"]:

@@ -1,0 +1,49 @@
+"""What this workstation knows of the engines on boards: a digest of each manifest, which has the digest of its engine.
+
+A board keeps engine and manifest side by side, so whoever changes one there can change the other: what is used again is compared with
+what was seen when it was built.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from trtq.artifact import digest_of, locked, write_json
+from trtq.deploy.devices import Device, config_folder
+from trtq.engine.manifest import EngineManifest
+from trtq.errors import DeviceError, reason
+
+
+def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:
+    """Keep the digest of an engine's manifest.
+
+    Args:
+        device: where it lies.
+        name: of the engine in the work folder.
+        manifest: of the engine.
+    """
+    folder = config_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with locked(folder / ".engines.lock"):
+        write_json(folder / "engines.json", {**_known(), _place(device, name): digest_of(msgspec.to_builtins(manifest))})
+
+
+def is_known_engine(device: Device, name: str, manifest: EngineManifest) -> bool | None:
+    """Return whether an engine's manifest is the one that was kept here; None where none was."""
+    kept = _known().get(_place(device, name))
+    return None if kept is None else kept == digest_of(msgspec.to_builtins(manifest))
+
+
+def _place(device: Device, name: str) -> str:
+    return " ".join([device.place, device.jump, device.workdir, name])
+
+
+def _known() -> dict[str, str]:
+    path = config_folder() / "engines.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+        mend = "Move the file away: engines on boards then count as those of another workstation"
+        raise DeviceError(f"Cannot read the digests of engines in {path}", reason(exc), mend) from exc
