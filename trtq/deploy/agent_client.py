@@ -244,9 +244,7 @@ class Agent:
             if tries[state] == BUSY_TRIES:
                 raise BoardError(f"Cannot send {path.name} to {name}", "another upload of the same file does not end", "Try again later")
         elif state == "damaged" and tries[state] == 3:
-            raise BoardError(
-                f"Cannot send {path.name} to {name}", "what arrives has another SHA-256, three times", "Look at its disk"
-            )
+            raise BoardError(f"Cannot send {path.name} to {name}", "what arrives has another SHA-256, three times", "Look at its disk")
         elif tries[state] == IDLE_TRIES:
             raise LinkError(f"Cannot send {path.name} to {name}", f"{why}, {IDLE_TRIES} times in a row", "Look at the link, or at its disk")
 

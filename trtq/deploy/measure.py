@@ -279,9 +279,7 @@ def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
 
-def _memory(
-    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
-) -> tuple[Memory | None, str]:
+def _memory(timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]) -> tuple[Memory | None, str]:
     """Return the growth of the one memory that CPU and GPU share while the engine ran, over what was used just before the first load."""
     t, ram = seen["t"], seen["ram_bytes"]
     before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
@@ -300,9 +298,7 @@ def _memory(
     ), ""  # fmt: skip
 
 
-def _energy(
-    timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int
-) -> tuple[Energy | None, str]:
+def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int) -> tuple[Energy | None, str]:
     """Return the energy of an image: mean power over the timed run without its edges, over the images it served in a second."""
     if watch["failed"]:
         return None, watch["failed"]

@@ -66,7 +66,7 @@ class Stream:
         self._poll = select.poll()
         for number in (self._out, self._err):
             self._poll.register(number, select.POLLIN)
-        self._buffer, self._over = bytearray(), False
+        self._buffer, self._at, self._over = bytearray(), 0, False
         self._errors, self._error_bytes = b"", 0
         self.received = 0
         self._began = self._heard = time.monotonic()
@@ -78,16 +78,16 @@ class Stream:
             BoardError: a line, or all of them, are longer than the limit.
             LinkError: nothing came for too long.
         """
-        looked = 0
+        looked = self._at
         while True:
             end = self._buffer.find(b"\n", looked)
             if end >= 0:
-                line = bytes(self._buffer[: end + 1])
-                del self._buffer[: end + 1]
-                looked = 0
+                line = bytes(self._buffer[self._at : end + 1])
+                self._at = looked = end + 1
                 yield line
                 continue
-            looked = len(self._buffer)
+            del self._buffer[: self._at]
+            self._at, looked = 0, len(self._buffer)
             if looked > self.limits.line_bytes:
                 raise self._too_much(f"a line of more than {self.limits.line_bytes // MIB} MiB")
             block = self._read()
@@ -101,11 +101,10 @@ class Stream:
         Raises:
             BoardError, LinkError: as for ``lines``.
         """
-        if self._buffer:
-            block = bytes(self._buffer)
-            self._buffer.clear()
-            return block
-        return self._read()
+        block = bytes(self._buffer[self._at :])
+        self._buffer.clear()
+        self._at = 0
+        return block or self._read()
 
     def _read(self) -> bytes:
         while not self._over:
