@@ -209,11 +209,11 @@ class Link:
 
         Args:
             own: what this machine's ssh said.
-            errors: standard error; a jump host's ssh writes there, and the device, once it was reached.
+            errors: standard error of the device: shown, and never taken for ssh's words.
         """
         words = _own_words(own)
-        if any(JUMP_FAILED.fullmatch(ln) for ln in words):  # no session was opened: what is in ``errors`` is the other ssh's
-            words = [*_own_words(errors), *words]
+        if any(JUMP_FAILED.fullmatch(ln) for ln in words) and self._has_proxy():
+            words = [*self._words_of_proxy(), *words]
         said = "\n".join(words)
         for meaning in (self._host_key, self._login, self._network):
             found = meaning(said)
@@ -307,10 +307,25 @@ class Link:
         done = self._run(["ssh-keygen", "-y", "-P", "", "-f", key])
         return done.returncode != 0 and "incorrect passphrase" in done.stderr
 
+    def _has_proxy(self) -> bool:
+        """Whether another program, such as the ssh of a jump host, leads to the device."""
+        return re.search(r"^proxy(?:jump|command) (?!none$)", self._run(self.line(None, "-G")).stdout, re.MULTILINE) is not None
+
+    def _words_of_proxy(self) -> list[str]:
+        """Return what the ssh of a jump host says: a connection that is kept sends it nowhere, so connect once without.
+
+        Nothing else writes to standard error as long as the device itself was not reached.
+        """
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
+            alone = ("-E", log.name, "-o", "ControlPath=none", "-o", "ControlMaster=no", "-o", "ControlPersist=no")
+            done = self._run(self.line("true", *alone))
+            own = _own_words(Path(log.name).read_text(encoding="utf-8", errors="replace"))
+        reached = done.returncode != FAILED or not any(JUMP_FAILED.fullmatch(ln) for ln in own)
+        return [] if reached else _own_words(done.stderr)
+
     def _names(self) -> set[str]:
         """Return what OpenSSH may call the device: what was typed, what the user's configuration makes of it, and its alias."""
-        done = subprocess.run(self.line(None, "-G"), stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
-        resolved = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+        resolved = re.search(r"^hostname (\S+)$", self._run(self.line(None, "-G")).stdout, re.MULTILINE)
         return {self.device.host.lower(), f"trtq-{self.device.name}".lower(), *([resolved[1].lower()] if resolved else [])}
 
     def offered_key(self) -> tuple[str, list[str]]:
