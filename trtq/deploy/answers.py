@@ -18,7 +18,9 @@ Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Key: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-z]{2,64}\Z")]
 EngineName: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\.engine\Z")]
 Folder: TypeAlias = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096)]
-Numbers: TypeAlias = Annotated[dict[Short, float], Meta(max_length=4096)]
+Number: TypeAlias = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 50), le=1 << 50)]
+Numbers: TypeAlias = Annotated[dict[Short, Number], Meta(max_length=4096)]
 
 
 class HintDict(TypedDict):
@@ -97,30 +99,30 @@ class Step(TypedDict):
     """One program of a job."""
 
     name: Short
-    rc: int
-    seconds: float
-    marks: Annotated[dict[Short, float], Meta(max_length=64)]
+    rc: Whole
+    seconds: Number
+    marks: Annotated[dict[Short, Number], Meta(max_length=64)]
     files: Annotated[dict[Text, Written], Meta(max_length=64)]
-    begin: float
-    end: float
+    begin: Number
+    end: Number
 
 
 class Gpu(TypedDict, total=False):
     """The GPU's clocks, Hz."""
 
     name: Short
-    min_freq: int | None
-    max_freq: int | None
-    cur_freq: int | None
+    min_freq: Whole | None
+    max_freq: Whole | None
+    cur_freq: Whole | None
 
 
 class Cpu(TypedDict, total=False):
     """The CPU's clocks, kHz."""
 
     governor: Short
-    scaling_min_freq: int | None
-    scaling_max_freq: int | None
-    scaling_cur_freq: int | None
+    scaling_min_freq: Whole | None
+    scaling_max_freq: Whole | None
+    scaling_cur_freq: Whole | None
 
 
 class ClocksDict(TypedDict):
@@ -137,11 +139,11 @@ class Card(TypedDict):
     power_mode: Short | None
     clocks: ClocksDict
     temperatures: Numbers
-    memory_available: int | None
-    swap_free: int | None
-    load: float
+    memory_available: Whole | None
+    swap_free: Whole | None
+    load: Number
     boot: Short
-    uptime: float
+    uptime: Number
 
 
 class Watched(TypedDict):
@@ -151,10 +153,10 @@ class Watched(TypedDict):
     scope: Text
     source: Short
     failed: Text
-    least_free: int | None
+    least_free: Whole | None
     swapped: Count
-    throttled: Annotated[dict[Short, int], Meta(max_length=256)]
-    hottest_c: float | None
+    throttled: Annotated[dict[Short, Whole], Meta(max_length=256)]
+    hottest_c: Number | None
     samples: Count
 
 
@@ -214,7 +216,7 @@ class JobEntry(TypedDict):
     """A job in a listing."""
 
     key: Key
-    age_s: float
+    age_s: Number
     state: Short
     title: Text
     owner: Text
@@ -267,15 +269,15 @@ class Disk(TypedDict):
 class PowerMode(TypedDict):
     """The power mode, and those that there are."""
 
-    id: int | None
+    id: Whole | None
     name: Short | None
-    modes: Annotated[dict[Short, int], Meta(max_length=256)]
+    modes: Annotated[dict[Short, Whole], Meta(max_length=256)]
 
 
 class Power(TypedDict):
     """The total at that moment, mW."""
 
-    mw: int | None
+    mw: Whole | None
     what: Text
     source: Short
 
@@ -311,12 +313,12 @@ class BoardAnswer(TypedDict):
     clocks: ClocksDict
     power: Power
     temperatures: Numbers
-    throttling: dict[Short, int]
+    throttling: dict[Short, Whole]
     root: bool
     user: Short
     groups: list[Short]
     boot_id: Short
-    time: float
+    time: Number
     desktop: bool
     container: bool
     tools: dict[Short, Folder | None]

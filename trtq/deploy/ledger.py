@@ -6,12 +6,60 @@ what was seen when it was built.
 
 from __future__ import annotations
 
+from typing import Annotated, Any, TypedDict
+
 import msgspec
+from msgspec import Meta
 
 from trtq.artifact import digest_of, locked, write_json
 from trtq.deploy.devices import Device, config_folder
 from trtq.engine.manifest import EngineManifest
-from trtq.errors import DeviceError, reason
+from trtq.errors import BoardError, DeviceError, reason
+
+
+class _Tensor(TypedDict):
+    name: str
+    mode: str
+    shape: Annotated[list[Annotated[int, Meta(ge=-1, le=1 << 31)]], Meta(max_length=16)]
+
+
+class _Target(TypedDict):
+    device: str
+    capability: str
+
+
+class _Builder(TypedDict):
+    backend: str
+    version: str
+
+
+class _Used(msgspec.Struct):
+    """What trtq reads of a manifest from a board that the manifest itself leaves open."""
+
+    engine_sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    engine_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
+    batch: tuple[Annotated[int, Meta(ge=1, le=1 << 20)], int, int]
+    tensors: Annotated[list[_Tensor], Meta(max_length=4096)]
+    target: _Target
+    builder: _Builder
+    spec: dict[str, Any]
+
+
+def board_manifest(answer: Any, name: str) -> EngineManifest:
+    """Return the manifest that a board sent.
+
+    Args:
+        answer: JSON value.
+        name: of the device, for messages.
+
+    Raises:
+        BoardError: it is none, or lacks what is used of it.
+    """
+    try:
+        msgspec.convert(answer, _Used)
+        return msgspec.convert(answer, EngineManifest)
+    except (msgspec.ValidationError, RecursionError) as exc:
+        raise BoardError(f"Cannot read a manifest of {name}", str(exc)[:200], "Deploy its model again") from exc
 
 
 def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:

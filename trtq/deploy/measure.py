@@ -16,7 +16,7 @@ from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.answers import ClocksDict, Result, Step, Watched
+from trtq.deploy.answers import ClocksDict, Number, Result, Step, Watched
 from trtq.deploy.board import Board
 from trtq.deploy.jobs import advice, do
 from trtq.deploy.profiles import profiles
@@ -32,6 +32,7 @@ STILL_PINNED = 0.9  # a dip of a per cent is sampling noise
 MIN_READINGS = 50  # INA3221 settles within some hundred ms; five a second over 20 s leave a hundred
 TIMES, SLOWEST_S = "times.json", 600.0
 MOST_PACKED = 64 * MIB
+MOST_MS = 1e7  # of one request
 MARKS = {"inference": "Starting inference", "end": "Performance summary"}
 
 
@@ -168,7 +169,10 @@ def row_of(
     """Return the row of a record from what a board gave."""
     version = board.release
     found = read_times(gunzip(times, board.name).decode("utf-8", "replace"), version, warmup_ms=WARMUP_MS)
-    ns = np.asarray(np.asarray(found.compute) * 1e6, dtype=np.int64)
+    ms = np.asarray(found.compute, dtype=np.float64)
+    if not len(ms) or not (ms > 0).all() or not (ms < MOST_MS).all():
+        raise BoardError(f"Cannot read the times of {board.name}", f"{len(ms)} times, expected some between 0 and {MOST_MS:g} ms")
+    ns = np.asarray(ms * 1e6, dtype=np.int64)
     samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
     gpu = summarize("gpu", samples)
     seen = _readings(readings, board.name)
@@ -227,7 +231,7 @@ def row_of(
 
 class _Readings(msgspec.Struct):
     columns: list[str]
-    rows: list[tuple[float | None, float | None, float | None, float | None, float | None, float | None]]
+    rows: list[tuple[Number | None, Number | None, Number | None, Number | None, Number | None, Number | None]]
 
 
 def _readings(path: Path, name: str) -> dict[str, Values]:
@@ -290,9 +294,10 @@ def _memory(timed: Step, starts: list[Step], seen: dict[str, Values], log: Trtex
     if growth <= 0:
         return None, "the board's used memory did not grow while it ran: something else gave memory back"
     whole = "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries included"
-    weights, activations = log.numbers.get("weights_bytes"), log.numbers.get("activation_bytes", log.numbers.get("context_bytes"))
+    sizes = {k: int(v) for k, v in log.numbers.items() if k.endswith("_bytes") and 0 <= v < 1 << 50}
+    weights, activations = sizes.get("weights_bytes"), sizes.get("activation_bytes", sizes.get("context_bytes"))
     return Memory(
-        weights=int(weights) if weights is not None else None, activations=int(activations) if activations is not None else None,
+        weights=weights, activations=activations,
         io=4 * int(np.prod(shape)), process=growth, process_peak=growth, device=growth,
         sources={"process": whole, "device": whole, "weights": "trtexec's log", "activations": "trtexec's log", "io": "float32 input"},
     ), ""  # fmt: skip
@@ -307,7 +312,7 @@ def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLo
     if not there.any():
         return None, watch["scope"] or "the board has no power rails that can be read"
     rate = log.numbers.get("throughput_qps")
-    if rate is None or "inference" not in timed["marks"]:
+    if rate is None or not 0 < rate < 1e9 or "inference" not in timed["marks"]:
         return None, "trtexec did not say when inference began, or how many requests it served"
     begin = timed["marks"]["inference"] + SETTLE_S
     end = timed["marks"].get("end", timed["end"]) - 0.2
@@ -315,6 +320,8 @@ def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLo
     idle = there & (((t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - 0.2)) | (t > timed["end"] + SETTLE_S))
     if inside.sum() < 2 or idle.sum() < 2:
         return None, f"{int(inside.sum())} readings under load and {int(idle.sum())} idle are too few"
+    if not (np.diff(t[inside]) > 0).all():
+        return None, "the times of the readings do not grow"
     power = float(np.trapezoid(mw[inside], t[inside]) / (t[inside][-1] - t[inside][0])) / 1e3
     rest = float(np.mean(mw[idle])) / 1e3
     window, readings, images = float(t[inside][-1] - t[inside][0]), int(inside.sum()), rate * batch

@@ -112,8 +112,8 @@ def read_log(text: str) -> TrtexecLog:
                 rows[name] = row
         for name, pattern, unit in SINGLES:
             hit = re.search(pattern, body)
-            if hit is not None and name not in numbers:
-                numbers[name] = float(hit.group(1)) * unit
+            if hit is not None and name not in numbers and math.isfinite(value := float(hit.group(1)) * unit):
+                numbers[name] = value
     return TrtexecLog(
         passed="&&&& PASSED" in text, version=version, device=device, capability=capability, rows=rows, numbers=numbers,
         warnings=said["W"], errors=[*said["E"], *said["F"]], advice=advice,

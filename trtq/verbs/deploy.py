@@ -18,7 +18,7 @@ from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
 from trtq.deploy.devices import find_device, slug
-from trtq.deploy.ledger import is_known_engine, remember_engine
+from trtq.deploy.ledger import board_manifest, is_known_engine, remember_engine
 from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
@@ -256,8 +256,8 @@ class _Deployment:
                 self._rebuild("the engine on the board was changed since it was built")
             return None
         try:
-            manifest = msgspec.convert(answer["manifest"], EngineManifest)
-        except (msgspec.ValidationError, RecursionError):
+            manifest = board_manifest(answer["manifest"], device.name)
+        except BoardError:
             self._rebuild("the manifest on the board is of another version of trtq, or damaged")
             return None
         known = is_known_engine(device, self.engine, manifest)

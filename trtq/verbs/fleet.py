@@ -16,7 +16,7 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, writ
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import Device, find_device, known_devices
-from trtq.deploy.ledger import is_known_engine
+from trtq.deploy.ledger import board_manifest, is_known_engine
 from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
@@ -155,10 +155,7 @@ def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
     if answer["manifest"] is None:
         why = "it was changed since it was built" if answer["changed"] else "it has no manifest"
         raise BoardError(cannot, why, "Deploy its model again")
-    try:
-        manifest = msgspec.convert(answer["manifest"], EngineManifest)
-    except (msgspec.ValidationError, RecursionError) as exc:
-        raise BoardError(cannot, f"its manifest cannot be read: {str(exc)[:200]}", "Deploy its model again") from exc
+    manifest = board_manifest(answer["manifest"], device.name)
     known = is_known_engine(device, f"engines/{file}", manifest)
     if known is False:
         raise BoardError(cannot, "it is not the one that was built from here", "Deploy its model again")
