@@ -142,8 +142,11 @@ def test_what_an_upload_meets(agent, bad, tmp_path, monkeypatch):
     monkeypatch.setattr(agent_client, "BUSY_TRIES", 3)
     payload = tmp_path / "p"
     payload.write_bytes(b"x" * 1000)
-    for have, text in (("busy", "another upload of the same file does not end"), ("damaged", "what arrives has another SHA-256, three times"),
-                       ("cut", "nothing further arrives, 20 times in a row")):  # fmt: skip
+    for have, text in (
+        ("busy", "another upload of the same file does not end"),
+        ("damaged", "what arrives has another SHA-256, three times"),
+        ("cut", "nothing further arrives, 20 times in a row"),
+    ):
         bad.says("have", "hello(); send(event='have', state='part', have=0)")
         bad.says("put", f"hello(); send(event='put', state='{have}', have=0)")
         with pytest.raises(TrtqError, match=f"Cannot send p to bad: {text}"):
@@ -161,7 +164,11 @@ def test_what_an_upload_meets(agent, bad, tmp_path, monkeypatch):
     [
         ("send(event='file', size=10**14, sha256='0' * 64)", BoardError, "it announces 100000000000000 bytes, at most 1000 are expected"),
         ("send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 100)", SshError, "its SHA-256 is another one"),
-        ("send(event='file', size=100, sha256='0' * 64)\nwhile True: out.write(b'x' * 65536)", SshError, "its SHA-256 is another one"),
+        (
+            "send(event='file', size=100, sha256='0' * 64)\nwhile True: out.write(b'x' * 65536)",
+            SshError,
+            "its SHA-256 is another one",
+        ),
         ("send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 9)", LinkError, "stopped in the middle of files/x"),
         ("send(event='file', size=100, sha256='0' * 64); out.flush(); time.sleep(60)", LinkError, "no byte in 1.5 s"),
         ("send(event='file', size=100, sha256='../../x')", BoardError, "Cannot read the answer of bad"),

@@ -38,6 +38,7 @@ from trtq.testing.board import StandInBoard
 from trtq.verbs.deploy import deploy
 
 MARK = b"@trtq "
+QUICK = {"WARMUP_MS": 200, "LOADS": 1, "IDLE_S": 0.3}
 DEVICE = Device(name="bad", host="192.0.2.1")
 ODD: list[Any] = [
     None, True, -1, 0, 1 << 62, 1 << 70, 1.5, 1e308, -1e308, "", "x", "x" * 5000, "\x1b[2J", "../../x", "a/b", "\ud800", [], {}, [[[]]],
@@ -80,7 +81,8 @@ def conversation() -> Iterator[tuple[dict[str, bytes], Path]]:
         board = StandInBoard(folder / "board", "orin")
         recorder = Recorder(board)
         patch.setattr(Link, "popen", lambda _, line, stdin: recorder.popen(line, stdin))
-        patch.setattr(measure, "WARMUP_MS", 200)
+        for constant, value in QUICK.items():
+            patch.setattr(measure, constant, value)
         asked = DeploySpec(device="me@192.0.2.1", model=str(pooling(folder / "m.onnx")), out=str(folder / "o"), duration=0.3,
                            min_samples=50, patience=0.0)  # fmt: skip
         assert deploy(asked).built
@@ -171,6 +173,8 @@ def replay(answers: dict[str, bytes], folder: Path, patch: pytest.MonkeyPatch) -
         place = places.get(call_of(line), "/dev/null") if line[-1].startswith("python3") else "/dev/null"
         return subprocess.Popen(["cat", str(place)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
 
+    for constant, value in QUICK.items():
+        patch.setattr(measure, constant, value)
     patch.setattr(Link, "popen", popen)
     patch.setattr(Link, "close", lambda _, *, stale=False: None)
     patch.setattr(agent_client, "IDLE_TRIES", 2)

@@ -64,8 +64,8 @@ def resolved(device: Device) -> dict[str, list[str]]:
 
 def test_b01_what_the_user_lets_ssh_ignore(board, tmp_path, monkeypatch):
     introduce(board, "orin")
-    text = f"IgnoreUnknown UseKeychain,Shiny\nHost *\n  UseKeychain yes\n  Shiny yes\nHost lab-orin\n  HostName 127.0.0.1\n  Port {board.port}\n"
-    configured(tmp_path / "home", f"{text}  User {board.user}\n  IdentityFile {board.identity}\n", monkeypatch)
+    text = "IgnoreUnknown UseKeychain,Shiny\nHost *\n  UseKeychain yes\n  Shiny yes\nHost lab-orin\n  HostName 127.0.0.1\n"
+    configured(tmp_path / "home", f"{text}  Port {board.port}\n  User {board.user}\n  IdentityFile {board.identity}\n", monkeypatch)
     device = parse_device("lab", "lab-orin")
     with Agent(device, Silent()) as agent:
         agent.link.accept(agent.link.offered_key()[0])
@@ -74,7 +74,8 @@ def test_b01_what_the_user_lets_ssh_ignore(board, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "home")
     assert resolved(device)["hostname"] == ["127.0.0.1"]
     configured(tmp_path / "home", "Host *\n  NoSuchThing yes\n", monkeypatch)
-    with pytest.raises(SshError, match=r"ssh cannot read its configuration: .*line 2: Bad configuration option: nosuchthing.*Correct that line"):
+    said = r"ssh cannot read its configuration: .*line 2: Bad configuration option: nosuchthing.*Correct that line"
+    with pytest.raises(SshError, match=said):
         Link(device).run("true")
 
 
@@ -154,7 +155,8 @@ def test_b32_a_key_with_a_passphrase_and_no_agent(board, tmp_path, monkeypatch):
         assert f"ssh-add '{key}'" in str(caught.value) and "ssh-copy-id" not in str(caught.value)
     (tmp_path / "other key").unlink(missing_ok=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other key")], check=True)
-    with pytest.raises(SshError, match=rf"refuses the login .*ssh-copy-id -i '{tmp_path}/other key' -p {board.port} {board.user}@127.0.0.1"):
+    said = rf"refuses the login .*ssh-copy-id -i '{tmp_path}/other key' -p {board.port} {board.user}@127.0.0.1"
+    with pytest.raises(SshError, match=said):
         Link(parse_device("orin", board.address, identity=str(tmp_path / "other key"))).run("true")
 
 
@@ -179,7 +181,8 @@ def test_b02_a_runtime_folder_that_cannot_be_used(base, board, tmp_path, monkeyp
 
 def test_no_folder_for_sockets_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(ssh, "_unfit", lambda folder: "it is not this user's alone")
-    with pytest.raises(SshError, match=r"Cannot keep SSH connections anywhere: .*/tmp/trtq-ssh-\d+: it is not this user's alone.*export XDG_R"):
+    said = r"Cannot keep SSH connections anywhere: .*/tmp/trtq-ssh-\d+: it is not this user's alone.*export XDG_R"
+    with pytest.raises(SshError, match=said):
         Link(Device(name="x", host="192.0.2.1"))
 
 
@@ -207,7 +210,11 @@ def _no_entry(number: int) -> None:
 
 
 def test_addresses_of_ipv6(tmp_path):
-    for text, host, port in (("jetson@[::1]:2222", "::1", 2222), ("jetson@[fe80::1%eth0]", "fe80::1%eth0", None), ("[fe80::1%br-lan.10]", "fe80::1%br-lan.10", None)):  # fmt: skip
+    for text, host, port in (
+        ("jetson@[::1]:2222", "::1", 2222),
+        ("jetson@[fe80::1%eth0]", "fe80::1%eth0", None),
+        ("[fe80::1%br-lan.10]", "fe80::1%br-lan.10", None),
+    ):
         device = parse_device("orin", text)
         assert (device.host, device.port, device.place) == (host, port, text)
         remember_device(device)
@@ -262,13 +269,14 @@ def test_devices_that_somebody_wrote(config):
 def test_words_of_a_server_in_sshs_log(tmp_path):
     """What the other side puts into its goodbye is no word of ssh, with whatever line breaks."""
     link = Link(Device(name="x", host="192.0.2.1", user="me", identity="/a b"))
-    bye = "Received disconnect from 192.0.2.1 port 22:2: bye\nme@192.0.2.1: Permission denied (publickey).\nHost key verification failed.\n"
-    assert type(link.explain(bye)) is LinkError
-    many = link.explain("Received disconnect from 192.0.2.1 port 22:2: Too many authentication failures\nDisconnected from 192.0.2.1 port 22\n")
+    bye = "Received disconnect from 192.0.2.1 port 22:2: bye\n"
+    denied = "me@192.0.2.1: Permission denied (publickey).\n"
+    assert type(link.explain(f"{bye}{denied}Host key verification failed.\n")) is LinkError
+    many = link.explain(bye.replace("bye", "Too many authentication failures") + "Disconnected from 192.0.2.1 port 22\n")
     assert isinstance(many, SshError) and "ssh-copy-id -i '/a b' me@192.0.2.1" in str(many)
     changed = link.explain("@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @\nOffending RSA key in /a; b/known_hosts:3\n")
     assert "(ssh-keygen -R 192.0.2.1 -f '/a; b/known_hosts'), then: trtq device add x me@192.0.2.1 --identity '/a b'" in str(changed)
-    bad = link.explain('Load key "/a b": bad permissions\nme@192.0.2.1: Permission denied (publickey).\n')
+    bad = link.explain(f'Load key "/a b": bad permissions\n{denied}')
     assert "chmod 600 '/a b'" in str(bad)
     assert isinstance(link.explain("", "evil\n"), TrtqError)
 

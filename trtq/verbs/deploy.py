@@ -116,7 +116,7 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         near = next((m for m in modes if m.lower() == str(spec.power_mode).lower()), None)
         raise UsageError(
             f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}",
-            f"Write --power-mode {near or next(iter(modes))}",
+            f"Write --power-mode {shlex.quote(near or next(iter(modes)))}",
         )  # fmt: skip
     already = spec.power_mode in (None, board.power_mode["name"]) and (not spec.lock_clocks or board.clocks["pinned"])
     if not board.root and not already:
