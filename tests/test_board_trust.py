@@ -35,9 +35,11 @@ from trtq.deploy.stream import Limits, gunzip
 from trtq.engine.trtexec_log import read_times
 from trtq.errors import BenchError, BoardError, DeviceError, LinkError, SshError, TrtqError
 from trtq.progress import Silent
+from trtq.specs import FleetSpec
 from trtq.testing.board import StandInBoard, find_sshd
 from trtq.testing.board_hostile import HostileBoard
 from trtq.verbs.deploy import deploy
+from trtq.verbs.fleet import fleet
 
 needs_sshd = pytest.mark.skipif(find_sshd() is None, reason="no OpenSSH server here: make system installs it")
 DEVICE = Device(name="bad", host="192.0.2.1")
@@ -191,6 +193,10 @@ def test_what_the_follower_of_a_job_meets(agent, bad, monkeypatch):
     monkeypatch.setattr(agent_client, "MOST_LOG", MIB // 4)
     with pytest.raises(BoardError, match="bad sends too much: a job's log of more than 0 MiB"):
         agent.follow("aa")
+    monkeypatch.setattr(agent_client, "MOST_LINES", 1000)
+    bad.says("wait", log.replace("'x' * 60000", "chr(10) * 2000"))
+    with pytest.raises(BoardError, match="a job's log of more than 1000 lines"):
+        agent.follow("aa")
     bad.says("wait", "hello(); send(event='job', state='running', key='aa')")
     with pytest.raises(BoardError, match="it answers 20 times in a row before its time. trtq device stop bad aa"):
         agent.follow("aa")
@@ -247,8 +253,8 @@ def test_fleet_bench_writes_inside_its_folder_alone(bad, place, tmp_path):
     remember_device(DEVICE)
     for name in ("../../escaped.engine", "/tmp/escaped.engine", "a" * 32 + ".engine\n", "..", "A" * 32 + ".engine"):
         bad.says("list", f"hello(); send(event='listing', engines=[dict(file={name!r}, bytes=1, model='m')], jobs=[])")
-        done = run_cli("fleet", "bench", "--out", str(tmp_path / "o/f"), cwd=tmp_path)
-        assert done.returncode == 1 and "Cannot read the answer of bad: Expected `str` matching regex" in done.stdout + done.stderr
+        record = fleet(FleetSpec(devices="bad", out=str(tmp_path / "o/f"), patience=0.0))
+        assert record.failed[0].startswith("bad: Cannot read the answer of bad: Expected `str` matching regex")
     assert sorted(p.name for p in (tmp_path / "o").rglob("*") if p.is_file()) == [".trtq.lock", "fleet.html", "fleet.json"]
     assert not list(tmp_path.glob("escaped*"))
 
@@ -441,10 +447,8 @@ def test_an_engine_that_was_changed_with_its_manifest_is_built_again(orin, tmp_p
 
     for content, fields in ((b"another engine", {}), (good, {"precision": "fp64"})):
         change(content, **fields)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("NO_COLOR", "1")
-            done = run_cli("fleet", "bench", "--out", str(tmp_path / "f"), "--duration", "0.3", "--min-samples", "50")
-        assert "it is not the one that was built from here. Deploy its model again" in done.stdout
+        record = fleet(FleetSpec(devices="orin", out=str(tmp_path / "f")))
+        assert "it is not the one that was built from here. Deploy its model again" in record.failed[0]
         heard = Heard()
         again = deploy(asked, heard)
         assert again.built and engine.read_bytes() == good
@@ -480,6 +484,7 @@ def test_words_of_the_board_are_not_sshs(orin):
         login.write_text(plain.replace("exec /bin/sh", f"echo {shlex.quote(text)} >&2; exit 255\nexec /bin/sh"))
         with pytest.raises(LinkError, match=r"Is the board on, and in this network\?") as caught:
             probe(Agent(find_device("orin"), Silent()))
+        assert "the connection ended; the board wrote: " in str(caught.value)
         assert type(caught.value) is LinkError and not any(w in str(caught.value) for w in ("ssh-copy-id", "ssh-keygen", "sshd running"))
 
 

@@ -176,6 +176,7 @@ def test_b02_a_runtime_folder_that_cannot_be_used(base, board, tmp_path, monkeyp
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(path))
     done = run_cli("device", "probe", "orin")
     assert done.returncode == 0, done.stderr
+    assert f"XDG_RUNTIME_DIR cannot be used ({path}" in "".join(done.stderr.splitlines()).replace("  ", "")
     assert not (path / f"trtq-ssh-{os.getuid()}").exists()
 
 
@@ -288,3 +289,16 @@ def test_identities(tmp_path):
             parse_device("n", "a@b", identity=str(tmp_path / name))
     with pytest.raises(UsageError, match="Cannot use --workdir"):
         parse_device("n", "a@b", workdir="a\x1b[2J")
+
+
+def test_a_server_that_floods_while_its_key_is_asked_for(board, monkeypatch):
+    """Nothing runs there before the key is accepted."""
+    login = board.folder / "login.sh"
+    plain = login.read_text()
+    login.write_text("touch '" + str(board.home / "ran") + "'; yes\n")
+    try:
+        lines, prints = Link(parse_device("orin", board.address, identity=str(board.identity))).offered_key()
+        assert len(prints) == 1 and lines.startswith("[127.0.0.1]:")
+    finally:
+        login.write_text(plain)
+    assert not (board.home / "ran").exists()

@@ -33,7 +33,7 @@ MARK = source.MARK.encode()
 PATIENCE_S = 600.0  # a board takes a minute or two to start again
 WATCH_S = 20.0
 JOB_S = 48 * 3600.0  # no build takes that long
-MOST_LOG = 64 * MIB  # of one job
+MOST_LOG, MOST_LINES, MOST_LINE = 64 * MIB, 1_000_000, 4 * MIB  # of one job
 MOST_FILE = 64 << 30
 IDLE_TRIES = 20  # uploads in a row that bring nothing further, answers in a row that come before their time
 BUSY_TRIES = 180  # of 20 s each
@@ -53,6 +53,8 @@ class Agent:
     def __init__(self, device: Device, told: Progress, *, patience_s: float = PATIENCE_S) -> None:
         self.device, self.told, self.patience_s = device, told, patience_s
         self.link = Link(device)
+        if self.link.note:
+            told.note(self.link.note)
         self.code = AGENT.read_bytes()
         self.digest = sha256_bytes(self.code)
         self.place = f"{device.workdir}/agents/{self.digest[:16]}"
@@ -420,6 +422,8 @@ class _Heard:
         if self.size > MOST_LOG:
             raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LOG // MIB} MiB")
         *whole, self._rest = (self._rest + answer["text"]).split("\n")
+        if len(self.lines) + len(whole) > MOST_LINES or len(self._rest) > MOST_LINE:
+            raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LINES} lines, or a line without end")
         for text in whole:
             self.lines.append(text)
             self.line(text)

@@ -30,6 +30,16 @@ MARGIN_BYTES = 64 * MIB
 MOST_LAYERS = 64 * MIB  # packed
 
 
+class _Layer(msgspec.Struct):
+    inputs: list[Any] = msgspec.field(name="Inputs", default_factory=list)
+
+
+class _Report(msgspec.Struct):
+    """The form of a layer report: what is read of it later can be anything but these."""
+
+    layers: list[_Layer | str] = msgspec.field(name="Layers")
+
+
 class BoardBuilder:
     """Builds with the trtexec of a board, or through its Python where there is none.
 
@@ -146,7 +156,13 @@ class BoardBuilder:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
             packed = self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS)
-            return gunzip(packed, self.agent.device.name)
+            report = gunzip(packed, self.agent.device.name)
+        try:
+            msgspec.json.decode(report, type=_Report)
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({str(exc)[:200]}): INT8 coverage is unknown")
+            return None
+        return report
 
     def _advised(self, error: EngineError, result: Result) -> EngineError:
         """Say what the board had, where memory or the disk was the reason."""

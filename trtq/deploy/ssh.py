@@ -22,11 +22,11 @@ import msgspec
 
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
 from trtq.deploy.devices import Device, config_folder, home_folder
-from trtq.deploy.stream import Limits, Stream, last_line
-from trtq.errors import HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
+from trtq.deploy.stream import MIB, Limits, Stream, last_line
+from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
 
 FAILED = 255  # ssh's own exit status: the link, never the command
-KEY_TIMEOUT_S = 60
+ASIDE = Limits(line_bytes=MIB, total_bytes=MIB, error_bytes=MIB, silence_s=60.0, call_s=60.0)
 MOST_FOLDER = 48  # a socket's path has 108 bytes: ssh takes 17 of them while it binds, and 41 are those of a jump host's socket
 PLAIN = re.compile(r"/[\w./+@=-]*", re.ASCII)  # nothing that ssh, or a shell that ssh starts, could read as more than a path
 GLOBAL_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
@@ -46,19 +46,19 @@ def require_ssh() -> str:
     return path
 
 
-def _socket_folder() -> Path:
-    """Return a short folder of this user alone, for sockets and for ssh's configuration.
+def _socket_folder() -> tuple[Path, str]:
+    """Return a short folder of this user alone, for sockets and for ssh's configuration, and why it is not below XDG_RUNTIME_DIR.
 
     Raises:
         SshError: there is none.
     """
-    refused = []
+    refused = list[str]()
     bases = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108 - checked
     for base in dict.fromkeys(bases):
         folder = Path(base or "") / f"trtq-ssh-{os.getuid()}"
         why = _unfit(folder) if base else None
         if base and why is None:
-            return folder
+            return folder, refused[0] if refused and os.environ.get("XDG_RUNTIME_DIR") else ""
         refused += [f"{folder}: {why}"] if why else []
     raise SshError(
         "Cannot keep SSH connections anywhere", "; ".join(refused),
@@ -150,11 +150,15 @@ class Link:
 
     Args:
         device: where.
+
+    Attributes:
+        note: what a user should know about this machine's side of it, "" for nothing.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.ssh, self.folder = require_ssh(), _socket_folder()
+        self.ssh, (self.folder, passed_over) = require_ssh(), _socket_folder()
+        self.note = f"SSH connections are kept in {self.folder}: XDG_RUNTIME_DIR cannot be used ({passed_over})" if passed_over else ""
         config_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         self.config = _config(self.folder)
         # By everything that leads there: older clients tell neither jump hosts nor identities apart by themselves.
@@ -220,7 +224,9 @@ class Link:
             if found is not None:
                 return found
         # All else passes: a cut connection leaves whatever the board happened to write last.
-        return LinkError(self._where, (words or [last_line(errors) or "the connection ended"])[-1], "Is the board on, and in this network?")
+        wrote = last_line(errors)
+        ended = f"the connection ended; the board wrote: {wrote}" if wrote else "the connection ended"
+        return LinkError(self._where, words[-1][:400] if words else ended, "Is the board on, and in this network?")
 
     @property
     def _where(self) -> str:
@@ -293,7 +299,7 @@ class Link:
         """Return the private key that the board would take and that nothing here can open; None where there is none."""
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
             options = ("-E", log.name, "-o", "LogLevel=DEBUG1", "-o", "ControlPath=none", "-o", "ConnectTimeout=5")
-            with contextlib.suppress(SshError):
+            with contextlib.suppress(DeviceError):
                 self._run(self.line("true", *options))
             said = Path(log.name).read_text(encoding="utf-8", errors="replace")
         if re.search(r"^debug1: Authenticated to |^Authenticated to ", said, re.MULTILINE):
@@ -341,6 +347,7 @@ class Link:
                 self.line(
                     "true", "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={quoted(str(path).replace('%', '%%'))}",
                     "-o", "HashKnownHosts=no", "-o", "ControlPath=none", "-o", "GlobalKnownHostsFile=none", "-E", str(log),
+                    "-o", "PreferredAuthentications=none",  # the key comes before the login, and nothing runs there
                 )
             )  # fmt: skip
             if not path.is_file():
@@ -353,21 +360,21 @@ class Link:
             return path.read_text(), prints
 
     def _run(self, line: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a program of this machine that may reach the device; what it prints is limited."""
+        stream = Stream(self.popen(line, subprocess.DEVNULL), self.device.name, ASIDE, Path(os.devnull))
         try:
-            return subprocess.run(
-                line, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=KEY_TIMEOUT_S, text=True, errors="replace"
-            )
-        except subprocess.TimeoutExpired as exc:
-            why = f"{line[0]} did not answer within {exc.timeout:g} s"
-            raise LinkError(f"Cannot reach {self.device.name}", why, "Is the board on?") from exc
+            said = b"".join(iter(stream.block, b"")).decode("utf-8", "replace")
+            return subprocess.CompletedProcess(line, stream.end(), said, stream.errors)
+        finally:
+            stream.close()
 
     def accept(self, lines: str) -> None:
         """Keep host keys that the user has accepted."""
         path = known_hosts()
         with locked(path.with_name(f"{path.name}.lock")):  # two boards may be added at once
-            before = path.read_text() if path.is_file() else ""
+            before = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
             fresh = [ln for ln in lines.splitlines() if ln not in before.splitlines()]
-            write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode())
+            write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode("utf-8", "surrogateescape"))
 
     def close(self, *, stale: bool = False) -> None:
         """Let the multiplexed connection end with its last command; a ``stale`` one, which would answer for the host, ends at once."""
