@@ -165,7 +165,7 @@ def use(answers: dict[str, bytes], folder: Path) -> None:
 
 def replay(answers: dict[str, bytes], folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Have ``Link`` send recorded answers."""
-    for i, (name, data) in enumerate(answers.items()):
+    for i, data in enumerate(answers.values()):
         (folder / f"{i}.bin").write_bytes(data)
     places = {name: folder / f"{i}.bin" for i, name in enumerate(answers)}
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.test_deploy import introduce, served
-from trtq.deploy import ssh
+from trtq.deploy import devices, ssh
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import Device, config_folder, find_device, home_folder, known_devices, parse_device, remember_device
@@ -192,18 +192,25 @@ def test_no_home(board, tmp_path, monkeypatch):
     before = find_device("orin")
     monkeypatch.delenv("HOME")
     assert Link(before).run("true").startswith(b"Welcome")
-    monkeypatch.setattr(Path, "home", classmethod(_no_home))
-    monkeypatch.setattr(ssh.pwd, "getpwuid", _no_entry)
+    monkeypatch.setattr(devices.pwd, "getpwuid", _no_entry)
     assert home_folder() is None
     assert Link(before).run("true").startswith(b"Welcome")
     monkeypatch.delenv("TRTQ_CONFIG")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", "")  # is none, either
     with pytest.raises(UsageError, match="Cannot tell where devices are kept: this user has no home. Name a folder: export TRTQ_CONFIG="):
         find_device("orin")
 
 
-def _no_home(_: type[Path]) -> Path:
-    raise RuntimeError("Could not determine home directory.")
+def test_a_configuration_that_cannot_be_written(board, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("TRTQ_CONFIG", str(tmp_path / "file/config"))
+    device = parse_device("orin", board.address, identity=str(board.identity))
+    link = Link(device)  # needs none
+    keys = link.offered_key()[0]
+    for write in (lambda: remember_device(device), lambda: link.accept(keys)):
+        with pytest.raises(TrtqError, match=r"Cannot \w+ .*file/config.*|Cannot read the devices"):
+            write()
 
 
 def _no_entry(number: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import locked, write_json
+from trtq.artifact import explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 
 # What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
@@ -92,9 +93,15 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
 
 def home_folder() -> Path | None:
     """Return this user's home, from ``$HOME`` or the passwd entry; None where there is neither."""
+    given = os.environ.get("HOME")
+    return Path(given).absolute() if given else login_folder()
+
+
+def login_folder() -> Path | None:
+    """Return the home in this user's passwd entry, where ssh looks whatever ``$HOME`` says; None without an entry."""
     try:
-        return Path(os.path.abspath(Path.home()))  # noqa: PTH100 - links stay
-    except RuntimeError:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
         return None
 
 
@@ -112,6 +119,20 @@ def config_folder() -> Path:
     if home is None:
         raise UsageError("Cannot tell where devices are kept", "this user has no home", "Name a folder: export TRTQ_CONFIG=/path/to/folder")
     return home / ".config/trtq"
+
+
+def writable_config() -> Path:
+    """Return the same folder, made where it is missing.
+
+    Raises:
+        ArtifactError: it cannot be made.
+    """
+    folder = config_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise explain_os_error(exc, folder, option="folder with TRTQ_CONFIG") from exc
+    return folder
 
 
 def slug(text: str) -> str:
@@ -148,8 +169,7 @@ def _has_form(device: Device) -> bool:
 
 @contextlib.contextmanager
 def _changing() -> Iterator[dict[str, Device]]:
-    folder = config_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = writable_config()
     with locked(folder / ".devices.lock"):
         devices = known_devices()
         yield devices

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from trtq.artifact import digest_of, locked, write_json
-from trtq.deploy.devices import Device, config_folder
+from trtq.deploy.devices import Device, config_folder, writable_config
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, DeviceError, reason
 
@@ -70,8 +70,7 @@ def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None
         name: of the engine in the work folder.
         manifest: of the engine.
     """
-    folder = config_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = writable_config()
     with locked(folder / ".engines.lock"):
         write_json(folder / "engines.json", {**_known(), _place(device, name): digest_of(msgspec.to_builtins(manifest))})
 

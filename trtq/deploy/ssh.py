@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from typing import IO
 import msgspec
 
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
-from trtq.deploy.devices import Device, config_folder, home_folder
+from trtq.deploy.devices import Device, config_folder, home_folder, login_folder, writable_config
 from trtq.deploy.stream import MIB, Limits, Stream, last_line
 from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
 
@@ -109,7 +108,7 @@ def _config(folder: Path) -> Path:
     home = home_folder()
     hosts, mine = [known_hosts()], list[str]()
     if home is not None:
-        if home != _login_folder():  # ssh looks there alone
+        if home != login_folder():  # ssh looks there alone
             hosts.append(home / ".ssh/known_hosts")
         mine = [f"Include {_plain(home / '.ssh/config', folder)}"]
     known = " ".join(quoted(p) for p in (*hosts, *GLOBAL_HOSTS))
@@ -125,14 +124,6 @@ def _config(folder: Path) -> Path:
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)
     return path
-
-
-def _login_folder() -> Path | None:
-    """Return the home of this user's passwd entry."""
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        return None
 
 
 def _plain(path: Path, folder: Path) -> Path:
@@ -159,7 +150,6 @@ class Link:
         self.device = device
         self.ssh, (self.folder, passed_over) = require_ssh(), _socket_folder()
         self.note = f"SSH connections are kept in {self.folder}: XDG_RUNTIME_DIR cannot be used ({passed_over})" if passed_over else ""
-        config_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         self.config = _config(self.folder)
         # By everything that leads there: older clients tell neither jump hosts nor identities apart by themselves.
         self.socket = self.folder / digest_of(msgspec.to_builtins(device))[:16]
@@ -370,7 +360,7 @@ class Link:
 
     def accept(self, lines: str) -> None:
         """Keep host keys that the user has accepted."""
-        path = known_hosts()
+        path = writable_config() / known_hosts().name
         with locked(path.with_name(f"{path.name}.lock")):  # two boards may be added at once
             before = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
             fresh = [ln for ln in lines.splitlines() if ln not in before.splitlines()]

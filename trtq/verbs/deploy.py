@@ -243,7 +243,7 @@ class _Deployment:
         found, looked = build_and_look(builder, job, settings, told)
         manifest = describe(job, builder, settings, found, agreement=None, **looked)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
-        remember_engine(self.agent.device, self.engine, manifest)
+        self._remember_engine(manifest)
         if not self.spec.keep:
             self.agent.ask("remove", names=builder.uploads)
         return manifest, True
@@ -266,8 +266,15 @@ class _Deployment:
             return None
         if known is None:
             self._say("another workstation built the engine: its digest is kept here from now on")
-            remember_engine(device, self.engine, manifest)
+            self._remember_engine(manifest)
         return manifest
+
+    def _remember_engine(self, manifest: EngineManifest) -> None:
+        """Keep the digest of the engine here; that this cannot be done is no reason to lose the build."""
+        try:
+            remember_engine(self.agent.device, self.engine, manifest)
+        except (ArtifactError, OSError) as exc:
+            self._say(f"the digest of the engine is not kept here: {exc}")
 
     def _rebuild(self, why: str) -> None:
         self.altered = True
