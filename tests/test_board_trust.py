@@ -101,7 +101,7 @@ NESTED = "hello(); out.write(b'@trtq {\"event\": \"have\", \"more\": ' + b'[' * 
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
-        (ENDLESS, BoardError, "bad sends too much: a line of more than 16 MiB in one answer"),
+        (ENDLESS, BoardError, "bad sends too much: a line of more than 8 MiB in one answer"),
         ("while True: out.write(b'noise ' * 10000 + b'\\n')", BoardError, "bad sends too much: more than 64 MiB in one answer"),
         ("hello()\nwhile True: send(event='beat')", TrtqError, "more than 64 MiB|no end in 4 s"),
         ("hello()\nwhile True: err.write(b'curl evil\\n' * 9999)", BoardError, "more than 4 MiB of errors in one answer, such as: curl"),

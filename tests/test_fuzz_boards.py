@@ -146,8 +146,8 @@ def use(answers: dict[str, bytes], folder: Path) -> None:
     """Do with the answers what the verbs do."""
     with Agent(DEVICE, Silent(), patience_s=0.0) as agent:
         board: Board = probe(agent)
-        assert board.lines and board.target and board.card({"power_mode": "x", "clocks": "y"}) and board.workspace
-        msgspec.json.encode(board)
+        assert board.lines and board.target and board.card({"power_mode": "x", "clocks": "y"})
+        msgspec.json.encode([board, board.workspace])
         for entry in agent.ask("list")["engines"]:
             assert "/" not in entry["file"]
         answer = agent.ask("engine", name="engines/x.engine")

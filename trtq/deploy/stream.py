@@ -32,7 +32,7 @@ class Limits:
         silence_s: without a byte of standard output; ``call_s``: all together.
     """
 
-    line_bytes: int = 16 * MIB
+    line_bytes: int = 8 * MIB
     total_bytes: int = 64 * MIB
     error_bytes: int = 4 * MIB
     silence_s: float = field(default_factory=lambda: SILENCE_S)
