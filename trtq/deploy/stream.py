@@ -219,7 +219,7 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
         if size > most:
             raise BoardError(
                 f"{path.name} of {name} unpacks to too much", f"more than {most // MIB} MiB out of {path.stat().st_size} bytes",
-                f"Run the same command again; if it comes back: trtq device clean {name}",
+                "Run the same command again; if it comes back, remove the jobs there with trtq device clean",
             )  # fmt: skip
         parts.append(block)
 
@@ -228,7 +228,9 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
             _unpack(lambda: handle.read(65536), unpack, keep)
     except zlib.error as exc:
         raise BoardError(
-            f"Cannot unpack {path.name} of {name}", str(exc), f"Run the same command again, or: trtq device clean {name}"
+            f"Cannot unpack {path.name} of {name}",
+            str(exc),
+            "Run the same command again; if it comes back, remove the jobs there with trtq device clean",
         ) from exc
     if not unpack.eof:
         raise BoardError(f"Cannot unpack {path.name} of {name}", "it ends in the middle", "Run the same command again")
