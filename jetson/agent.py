@@ -8,8 +8,11 @@ Usage: python agent.py parse-tegrastats < LOG
 
 The other verbs (``VERBS`` at the end) are for ``trtq deploy``: ARGUMENTS is a JSON object in URL-safe base64, so that no shell finds anything to
 expand in it. They answer with JSON lines behind ``@trtq``; what a login script prints before has no such mark. The first line says which copy of
-this file answers: a workstation with another one replaces it. All files lie in one folder that has a marker of our own, work is done detached in
-``jobs/KEY``: the link may go at any moment, and whoever asks for the same KEY again finds it.
+this file answers: a workstation with another one replaces it. All files lie in one folder of this user alone that has a marker of our own; work is
+done detached in ``jobs/KEY``: the link may go at any moment, and whoever asks for the same KEY again finds it.
+
+A workstation starts this file as ``python3 -I`` does: neither the current folder nor PYTHONPATH nor the packages of the user's home can put a module
+in the way of the standard library. Advice to the user is sent as a name of ``HINTS`` with arguments; the workstation has the words.
 """
 
 import base64
@@ -27,13 +30,15 @@ import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+import traceback
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Tuple
 
-PROTOCOL = 1
+PROTOCOL = 2
 FULL_BYTES = 1 << 20
 MARK = "@trtq "
 STOPPED = "stopped"  # in a job's folder: somebody asked for its end
@@ -43,6 +48,15 @@ ROOT = os.environ.get("TRTQ_ROOT", "/")
 CHUNK = 1 << 20
 F_SETPIPE_SZ = 1031  # of Linux; fcntl names it from Python 3.10 on
 BUSY_S, SILENT_S = 20.0, 60.0  # how long an upload waits for another one, and for its own link
+BEAT_S = 5.0  # a word while there is nothing else to say: a workstation takes silence for a link that is gone
+MOST_TEXT, MOST_LOG = 1000, 1 << 20  # characters of a reason, bytes of a log that is shown
+# The only forms in which a name is made, listed or taken.
+FORMS = {
+    "engines": re.compile(r"[0-9a-z-]{1,64}\.(?:engine(?:\.json|\.layers\.gz)?|json)\Z"),
+    "files": re.compile(r"[0-9A-Za-z][\w.-]{0,127}\Z", re.ASCII),
+    "jobs": re.compile(r"[0-9a-z]{2,64}\Z"),
+}
+ENGINE = re.compile(r"[0-9a-f]{32}\.engine\Z")
 
 RAM = re.compile(r"(?<!\S)RAM\s+(\d+)/(\d+)MB")  # not IRAM
 SWAP = re.compile(r"(?<!\S)SWAP\s+(\d+)/(\d+)MB")
@@ -194,15 +208,44 @@ JETPACKS = {
 GENERATIONS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/usr/bin/trtexec", "/usr/local/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 TOOL_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin")
-SUDOERS = "on the board: sudo visudo -f /etc/sudoers.d/trtq, with the line: {user} ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks"
+# What a person can do, by name. The workstation fills its own copy of these words in: ``device`` is the board's name there, arguments that come from
+# the board are quoted for a shell.
+HINTS = {
+    "": "",
+    "sudoers": "on the board: sudo visudo -f /etc/sudoers.d/trtq, with the line: {user} ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks",
+    "install": "on the board: sudo apt-get install {package}",
+    "start-trtexec": "on the board: {path} --help",
+    "video": "on the board: sudo usermod -aG video,render {user}, then log in again",
+    "desktop": "on the board: sudo systemctl isolate multi-user.target",
+    "disk": "trtq device clean {device}, or give trtq device add another --workdir",
+    "clock": "on the board: sudo timedatectl set-ntp true",
+    "restore": "on the board: sudo nvpmodel -m {number}; a restart frees the clocks",
+    "clocks": "on the board: sudo nvpmodel -q; a restart frees the clocks",
+    "ask-mode": "on the board: sudo nvpmodel -q",
+    "set-mode": "on the board: sudo nvpmodel -m {number}, and answer it; then deploy again",
+    "own-folder": "Give trtq device add a --workdir of its own, such as {path}/trtq",
+    "link": "Give trtq device add the folder itself: --workdir {path}",
+    "private": "on the board: chmod go-w {path}; or give trtq device add another --workdir",
+    "another-folder": "Give trtq device add another --workdir, of your own user there",
+    "writable": "Give trtq device add a --workdir that can be written",
+    "space": "Free some space on the board's disk (trtq device clean {device} removes what trtq left there), or give trtq device add another --workdir",
+    "upload-again": "deploy again: the upload is checked then",
+}
+Hint = Dict[str, Any]
+
+
+def hint(name: str, **arguments: Any) -> Hint:
+    """Return a piece of advice as it is sent."""
+    assert name in HINTS, name
+    return {"name": name, "arguments": {k: str(v)[:MOST_TEXT] for k, v in arguments.items()}}
 
 
 class Refused(Exception):
     """What the board cannot or must not do; ``mend`` is what a person can do about it."""
 
-    def __init__(self, why: str, mend: str = "") -> None:
+    def __init__(self, why: str, mend: Optional[Hint] = None) -> None:
         Exception.__init__(self, why)
-        self.mend = mend
+        self.mend = mend or hint("")
 
 
 def at(path: str) -> str:
@@ -509,18 +552,19 @@ def probe(home: str) -> Dict[str, Any]:
         found["clocks"]["pinned"] = found["clocks"]["pinned"] and not plan["store"]
     found["missing"] = _missing(found)
     if plan is not None and idle:
-        mend = "on the board: sudo nvpmodel -m %s; a restart frees the clocks" % plan["mode"]
-        found["missing"].append({"what": "the power mode or the clocks that an earlier job set could not be set back", "mend": mend})
+        what = "the power mode or the clocks that an earlier job set could not be set back"
+        found["missing"].append({"what": what, "mend": hint("restore", number=plan["mode"])})
     return found
 
 
-def _user() -> str:
+def _user(number: Optional[int] = None) -> str:
     import pwd
 
+    number = os.geteuid() if number is None else number
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(number).pw_name
     except KeyError:
-        return str(os.geteuid())
+        return str(number)
 
 
 def _groups() -> List[str]:
@@ -543,46 +587,45 @@ def _desktop() -> bool:
     return False
 
 
-def _missing(found: Dict[str, Any]) -> List[Dict[str, str]]:
-    """Return what is not as it should be, each with what it costs and the command that mends it."""
-    said = []  # type: List[Dict[str, str]]
+def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Return what is not as it should be, each with what it costs and the advice."""
+    said = []  # type: List[Dict[str, Any]]
 
-    def add(what: str, mend: str) -> None:
-        said.append({"what": what, "mend": mend})
+    def add(what: str, name: str = "", **arguments: Any) -> None:
+        said.append({"what": what, "mend": hint(name, **arguments)})
 
     user = found["user"]
     if found["trtexec"] is None and not found["tensorrt_python"]:
         packages = "nvidia-jetpack" if found["tensorrt"] is None else "libnvinfer-bin"
-        add("neither trtexec nor TensorRT's Python module: nothing can be built here", "on the board: sudo apt-get install " + packages)
+        add("neither trtexec nor TensorRT's Python module: nothing can be built here", "install", package=packages)
     elif found["trtexec"] is None:
         add(
             "no trtexec: engines are built through Python, and no latency can be measured",
-            "on the board: sudo apt-get install libnvinfer-bin",
+            "install",
+            package="libnvinfer-bin",
         )
     elif found["trtexec"]["number"] is None:
-        add("trtexec does not start: " + found["trtexec"]["said"], "on the board: " + found["trtexec"]["path"] + " --help")
+        add("trtexec does not start: " + found["trtexec"]["said"], "start-trtexec", path=found["trtexec"]["path"])
     if not found["tensorrt_python"]:
-        add("no TensorRT for Python: no accuracy can be measured here", "on the board: sudo apt-get install python3-libnvinfer")
+        add("no TensorRT for Python: no accuracy can be measured here", "install", package="python3-libnvinfer")
     if not found["root"]:
-        add("no sudo without a password: power mode and clocks stay as they are, and are recorded", SUDOERS.format(user=user))
+        add("no sudo without a password: power mode and clocks stay as they are, and are recorded", "sudoers", user=user)
     if found["power"]["mw"] is None:
-        add(
-            "no power figure: " + found["power"]["what"],
-            "",
-        )
+        add("no power figure: " + found["power"]["what"])
     if os.geteuid() != 0 and ROOT == "/" and "video" not in found["groups"]:
         add(
             "the user is not in the group video: CUDA will not start",
-            "on the board: sudo usermod -aG video,render %s, then log in again" % user,
+            "video",
+            user=user,
         )
     if found["desktop"] and (found["memory"]["MemTotal"] or 0) < 9 * 2**30:
-        add("a desktop runs: it takes memory that builds need", "on the board: sudo systemctl isolate multi-user.target")
+        add("a desktop runs: it takes memory that builds need", "desktop")
     if found["disk"]["free"] < 2**30:
-        add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "trtq device clean NAME, or give trtq device add another --workdir")
+        add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "disk")
     if found["time"] < 1600000000:
         add(
             "the clock stands in %s: only intervals of it are used" % time.strftime("%Y", time.gmtime(found["time"])),
-            "on the board: sudo timedatectl set-ntp true",
+            "clock",
         )
     return said
 
@@ -590,22 +633,57 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, str]]:
 # Files: whole or not there.
 
 
-def write_json(path: str, value: Any) -> None:
+def create(path: str) -> BinaryIO:
+    """Open a file that must not be there yet, for writing: neither a link nor a file of somebody else is ever written through."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb")
+
+
+def beside(path: str) -> str:
+    """Return a name beside ``path`` that nobody has."""
+    return "%s.%s.new" % (path, os.urandom(8).hex())
+
+
+def extend(path: str, mode: str = "ab") -> Any:
+    """Open a file of ours that may be there already: to append to it or, with ``r+b``, to go on in it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else 0)
+    number = os.open(path, flags, 0o600)
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(number)
+        raise Refused("%s is no file of this user" % path, hint("another-folder"))
+    return os.fdopen(number, mode, 0 if mode == "r+b" else -1)
+
+
+def write_whole(path: str, data: bytes) -> None:
     """Write beside, flush, rename."""
-    beside = "%s.%d.%d.new" % (path, os.getpid(), threading.get_ident())
-    with open(beside, "w") as handle:
-        json.dump(value, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(beside, path)
+    new = beside(path)
+    try:
+        with create(new) as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(new, path)
+    except BaseException:
+        _drop([new])
+        raise
+
+
+def write_json(path: str, value: Any) -> None:
+    """Write a JSON value, whole or not at all."""
+    write_whole(path, json.dumps(value).encode())
+
+
+def touch(path: str) -> None:
+    """Make an empty file unless it is there."""
+    extend(path).close()
 
 
 def read_json(path: str) -> Optional[Dict[str, Any]]:
     """Return a JSON object, None where there is none or half of one."""
     try:
-        with open(path) as handle:
+        with open(path, encoding="utf-8") as handle:
             value = json.load(handle)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -620,33 +698,72 @@ def sha256(path: str) -> str:
 
 
 def open_home(path: str) -> str:
-    """Make our folder where it is not there, prove that it can be written, and return its path without links."""
-    home = os.path.realpath(os.path.expanduser(path))
+    """Make our folder where it is not there, prove that it is this user's alone and can be written, and return its path without links.
+
+    Raises:
+        Refused: it is a link, somebody else's, writable by others, or holds files that trtq did not make.
+    """
+    given = os.path.abspath(os.path.expanduser(path))
+    _require_own(given)
+    home = os.path.realpath(given)
     # The marker is the first thing in the folder: a call beside this one may be making it, so look inside before looking for it.
-    held = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
-    if held and not os.path.exists(os.path.join(home, MARKER)):
-        raise Refused(
-            "%s is not empty, and trtq did not make it" % home, "Give trtq device add a --workdir of its own, such as %s/trtq" % path
-        )
+    try:
+        held = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
+    except OSError as exc:
+        raise Refused("cannot read %s: %s" % (home, exc.strerror), hint("another-folder"))
+    marker = os.path.join(home, MARKER)
+    if held and not (os.path.isfile(marker) and not os.path.islink(marker)):
+        raise Refused("%s is not empty, and trtq did not make it" % home, hint("own-folder", path=path))
     try:
         os.makedirs(home, mode=0o700, exist_ok=True)
-        with open(os.path.join(home, MARKER), "a"):
-            pass
-        for folder in ("files", "engines", "jobs", "locks"):
+        touch(marker)
+        for folder in ("files", "engines", "jobs", "locks", "agents"):
             os.makedirs(os.path.join(home, folder), mode=0o700, exist_ok=True)
-        trial = os.path.join(home, ".trial.%d" % os.getpid())
-        with open(trial, "w") as handle:
-            handle.write("x")
+            _require_own(os.path.join(home, folder))
+        trial = beside(os.path.join(home, ".trial"))
+        with create(trial) as handle:
+            handle.write(b"x")
         os.unlink(trial)
     except OSError as exc:
-        raise Refused("cannot write to %s: %s" % (home, exc.strerror), _room(exc))
+        raise Refused("cannot write to %s: %s" % (home, exc.strerror), _room(exc) if exc.errno != errno.EEXIST else hint("another-folder"))
     return home
 
 
-def _room(exc: OSError) -> str:
+def _require_own(path: str) -> None:
+    """Refuse a folder that is a link, another user's, or writable by others; one that is not there is fine."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise Refused("cannot use %s: %s" % (path, exc.strerror), hint("another-folder"))
+    if stat.S_ISLNK(found.st_mode):
+        raise Refused("%s is a link" % path, hint("link", path=os.path.realpath(path)))
+    if not stat.S_ISDIR(found.st_mode):
+        raise Refused("%s is no folder" % path, hint("another-folder"))
+    if found.st_uid != os.geteuid():
+        raise Refused("%s belongs to another user (%s, not %s)" % (path, _user(found.st_uid), _user()), hint("another-folder"))
+    if found.st_mode & 0o022:
+        raise Refused("others can write to %s (mode %03o)" % (path, stat.S_IMODE(found.st_mode)), hint("private", path=path))
+
+
+def _room(exc: OSError) -> Hint:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "Free some space on the board's disk (trtq device clean NAME removes what trtq left there), or give trtq device add another --workdir"
-    return "Give trtq device add a --workdir that can be written" if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else ""
+        return hint("space")
+    return hint("writable" if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else "")
+
+
+def install(home: str, digest: str) -> Dict[str, Any]:
+    """Put this file, which came by standard input, where the workstation starts it from."""
+    source = globals().get("SOURCE") or b""
+    if hashlib.sha256(source).hexdigest() != digest:
+        return {"whole": False}
+    folder = os.path.join(home, "agents", digest[:16])
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    _require_own(folder)
+    write_whole(os.path.join(folder, "agent.py"), source)
+    shutil.rmtree(os.path.join(folder, "__pycache__"), ignore_errors=True)
+    return {"whole": True}
 
 
 class Lock:
@@ -654,7 +771,7 @@ class Lock:
 
     def __init__(self, path: str, owner: str = "") -> None:
         self.path, self.owner = path, owner
-        self.handle = open(path, "a+")
+        self.handle = extend(path, "a")
 
     def take(self, wait: bool = True) -> bool:
         """Take it; return False where another has it and ``wait`` is off."""
@@ -699,7 +816,7 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
         if offset > have:
             return {"state": "cut", "have": have}
         hasher = hashlib.sha256()
-        with open(part, "r+b" if os.path.exists(part) else "w+b", buffering=0) as handle:
+        with extend(part, "r+b") as handle:
             left = offset
             while left:
                 block = handle.read(min(CHUNK, left))
@@ -766,6 +883,9 @@ def inside(home: str, name: str) -> str:
     path = os.path.realpath(os.path.join(home, name))
     if not path.startswith(home + os.sep):
         raise Refused("%s lies outside of %s" % (name, home))
+    folder, _, rest = name.partition("/")
+    if folder not in FORMS or not (FORMS[folder].match(rest.partition("/")[0] if folder == "jobs" else rest)):
+        raise Refused("%s is no name that trtq gives" % name)
     return path
 
 
@@ -819,16 +939,15 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
             shutil.rmtree(folder)
         os.makedirs(folder)
         write_json(os.path.join(folder, "job.json"), job)
-        line = [sys.executable, os.path.realpath(__file__), "work", encode({"home": home, "key": key})]
-        with open(os.path.join(folder, "log.txt"), "ab") as log, open(os.devnull, "rb") as nothing:
+        line = [sys.executable, "-I", os.path.realpath(__file__), "work", encode({"home": home, "key": key})]
+        with extend(os.path.join(folder, "log.txt")) as log, open(os.devnull, "rb") as nothing:
             # A session of its own and no descriptor of the link's: it does not end with it, and sshd does not wait for it.
             child = subprocess.Popen(line, stdin=nothing, stdout=log, stderr=log, cwd=folder, start_new_session=True, close_fds=True)
         write_json(
             os.path.join(folder, "state.json"),
             {"state": "waiting", "pid": child.pid, "started": process_start(child.pid), "boot": boot_id(), "step": None},
         )
-        with open(os.path.join(folder, "go"), "w"):
-            pass
+        touch(os.path.join(folder, "go"))
         return status(home, key)
     finally:
         lock.free()
@@ -871,8 +990,7 @@ def stop(home: str, key: str) -> Dict[str, Any]:
     """End a job: what it set on the board is set back."""
     state = status(home, key)
     if state["state"] in ("waiting", "running"):
-        with open(os.path.join(inside(home, os.path.join("jobs", key)), STOPPED), "w"):
-            pass
+        touch(os.path.join(inside(home, os.path.join("jobs", key)), STOPPED))
         os.kill(state["pid"], signal.SIGTERM)
         until = time.monotonic() + 15.0
         while alive(state["pid"], state["started"]) and time.monotonic() < until:
@@ -970,24 +1088,21 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
     """
     set_back(home)  # what a job before this left, if the power went before its guard could act
     if os.path.exists(os.path.join(home, "restore.json")):
-        raise Refused(
-            "the power mode or the clocks that an earlier job set cannot be set back",
-            "on the board: sudo nvpmodel -q; a restart frees the clocks",
-        )
+        raise Refused("the power mode or the clocks that an earlier job set cannot be set back", hint("clocks"))
     before, pinned = power_mode(), clocks()["pinned"]
     switch = mode is not None and mode != before["name"]
     if not switch and not (pin and not pinned):
         return None  # it is as it is wanted
     if not may_set_power():
-        raise Refused("power mode and clocks need root, and sudo asks for a password here", SUDOERS.format(user=_user()))
+        raise Refused("power mode and clocks need root, and sudo asks for a password here", hint("sudoers", user=_user()))
     if mode is not None and mode not in before["modes"]:
         raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
     if switch and before["id"] is None:
-        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back", "on the board: sudo nvpmodel -q")
+        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back", hint("ask-mode"))
     plan = {"mode": before["id"], "name": before["name"], "store": None, "boot": boot_id(), "clocks": _limits()}  # type: Dict[str, Any]
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
-        raise Refused("there is no jetson_clocks here", "on the board: sudo apt-get install nvidia-l4t-tools")
+        raise Refused("there is no jetson_clocks here", hint("install", package="nvidia-l4t-tools"))
     if pin and not pinned:  # a store of pinned clocks would keep them pinned
         plan["store"] = os.path.join(home, "clocks.conf")
         if os.path.exists(plan["store"]):  # root wrote it, but the folder is ours
@@ -1003,10 +1118,7 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
             _, text = as_root([tool("nvpmodel") or "nvpmodel", "-m", str(number)], 60.0)
             if power_mode()["id"] != number:
                 again = "it needs a restart of the board" if "eboot" in text else text.strip()[-200:]
-                raise Refused(
-                    "cannot set the power mode %s: %s" % (mode, again),
-                    "on the board: sudo nvpmodel -m %d, and answer it; then deploy again" % number,
-                )
+                raise Refused("cannot set the power mode %s: %s" % (mode, again), hint("set-mode", number=number))
         if pin:  # also where they were pinned: a new mode has other limits
             code, text = as_root([jetson_clocks or ""], 60.0)
             if code:
@@ -1099,7 +1211,7 @@ def work(home: str, key: str) -> int:
             state["beat"] += 1
             write_json(os.path.join(folder, "state.json"), state)
 
-    result = {"ok": False, "steps": [], "why": "", "mend": ""}  # type: Dict[str, Any]
+    result = {"ok": False, "steps": [], "why": "", "mend": hint("")}  # type: Dict[str, Any]
     spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
     _try(lambda: _fill(spare, 1 << 16))
     lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))
@@ -1155,19 +1267,20 @@ def work(home: str, key: str) -> int:
             if not _await_guard(home):
                 result["ok"], result["why"] = False, "power mode and clocks could not be set back"
             result["restored"] = power_mode()["name"]
+        result["why"] = result["why"][:MOST_TEXT]
         _try(lambda: write_json(os.path.join(folder, "result.json"), result))
         lock.free()
     return 0
 
 
 def _fill(path: str, size: int) -> None:
-    with open(path, "wb") as handle:
+    with create(path) as handle:
         handle.write(b"\0" * size)
 
 
 def _drop(paths: List[str]) -> None:
     for path in paths:
-        if os.path.exists(path):
+        if os.path.lexists(path):
             os.unlink(path)
 
 
@@ -1180,8 +1293,7 @@ def _try(action: Callable[[], None]) -> None:
 
 
 def _write_rows(path: str, columns: List[str], rows: List[List[Any]]) -> None:
-    with gzip.open(path, "wt") as handle:
-        json.dump({"columns": columns, "rows": rows}, handle)
+    write_whole(path, gzip.compress(json.dumps({"columns": columns, "rows": rows}).encode()))
 
 
 def _card() -> Dict[str, Any]:
@@ -1212,8 +1324,9 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
     _drop(step.get("fresh", []))
     for path, copy in step.get("copies", []):
         if os.path.exists(path):
-            shutil.copyfile(path, copy)
-    with open(os.path.join(folder, "log.txt"), "ab") as log:
+            with open(path, "rb") as source, create(copy) as target:
+                shutil.copyfileobj(source, target)
+    with extend(os.path.join(folder, "log.txt")) as log:
         log.write(("### %s: %s\n" % (step["name"], " ".join(argv))).encode())
         begin, offset = time.monotonic(), log.tell()
         try:
@@ -1267,14 +1380,14 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
         end = log.tell()
     files = {}
     if code == 0:
-        for beside, path in step.get("makes", []):
-            if os.path.exists(beside):
-                with open(beside, "rb") as made:
+        for new, path in step.get("makes", []):
+            if os.path.exists(new):
+                with open(new, "rb") as made:
                     os.fsync(made.fileno())
                 if path.endswith(".gz"):
-                    _pack(beside, path)
+                    _pack(new, path)
                 else:
-                    os.replace(beside, path)
+                    os.replace(new, path)
                 files[path] = {"sha256": sha256(path), "bytes": os.path.getsize(path)}
     now = time.monotonic()
     return {
@@ -1290,9 +1403,10 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
 
 
 def _pack(path: str, to: str) -> None:
-    with open(path, "rb") as source, gzip.open(to + ".new", "wb") as packed:
+    new = beside(to)
+    with open(path, "rb") as source, create(new) as target, gzip.GzipFile(filename="", mode="wb", fileobj=target) as packed:
         shutil.copyfileobj(source, packed)
-    os.replace(to + ".new", to)
+    os.replace(new, to)
     os.unlink(path)
 
 
@@ -1332,15 +1446,15 @@ def listing(home: str) -> Dict[str, Any]:
         {
             "file": name,
             "bytes": os.path.getsize(os.path.join(home, "engines", name)),
-            "manifest": read_json(os.path.join(home, "engines", name + ".json")),
+            "model": _model(read_json(os.path.join(home, "engines", name + ".json"))),
         }
         for name in sorted(os.listdir(os.path.join(home, "engines")))
-        if name.endswith(".engine")
+        if ENGINE.match(name)
     ]
     jobs = []
     for key in sorted(os.listdir(os.path.join(home, "jobs"))):
         folder = os.path.join(home, "jobs", key)
-        if os.path.isdir(folder):
+        if FORMS["jobs"].match(key) and os.path.isdir(folder):
             asked = os.path.join(folder, "job.json")
             now, job = status(home, key), read_json(asked) or {}
             jobs.append(
@@ -1354,7 +1468,14 @@ def listing(home: str) -> Dict[str, Any]:
                 }
             )
     jobs.sort(key=lambda j: -j["age_s"])
-    return {"engines": engines, "jobs": jobs, "files": os.listdir(os.path.join(home, "files"))}
+    return {"engines": engines, "jobs": jobs}
+
+
+def _model(manifest: Optional[Dict[str, Any]]) -> str:
+    """Return what an engine was built from, as its manifest says."""
+    known = manifest or {}
+    asked = known.get("spec")
+    return str(known.get("model") or (asked.get("onnx") if isinstance(asked, dict) else None) or "without a manifest")[:MOST_TEXT]
 
 
 # TensorRT through the Python that the board has.
@@ -1415,15 +1536,17 @@ def build_engine(asked: Dict[str, Any]) -> int:
     if plan is None:
         print("[E] [TRT] the builder gave no engine")
         return 1
-    with open(asked["out"], "wb") as handle:
+    _drop([asked["out"]])
+    with create(asked["out"]) as handle:
         handle.write(bytes(plan))
     if asked["report"] and "create_engine_inspector" in apis:
         runtime = trt.Runtime(logger)
         if asked["dla"] is not None:
             runtime.DLA_core = asked["dla"]
         engine = runtime.deserialize_cuda_engine(plan)
-        with open(asked["report"], "w") as handle:
-            handle.write(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+        _drop([asked["report"]])
+        with create(asked["report"]) as handle:
+            handle.write(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON).encode("utf-8", "replace"))
     return 0
 
 
@@ -1445,7 +1568,7 @@ class Cuda:
             except OSError:
                 continue
         else:
-            raise Refused("there is no libcudart here", "on the board: sudo apt-get install nvidia-jetpack")
+            raise Refused("there is no libcudart here", hint("install", package="nvidia-jetpack"))
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function; raise where it does not succeed."""
@@ -1519,13 +1642,14 @@ def infer(asked: Dict[str, Any]) -> int:
             described.append({"name": name, "shape": dims[1:]})
         if named:
             context.set_tensor_address(name, addresses[name])
-    with open(asked["input"], "rb") as source, open(asked["output"], "wb") as out:
+    _drop([asked["output"]])
+    with open(asked["input"], "rb") as source, create(asked["output"]) as out:
         left = asked["count"]
         while left > 0:
             block = source.read(item * min(asked["batch"], left))
             real = len(block) // item
             if not real:
-                raise Refused("%d images are missing from %s" % (left, asked["input"]), "deploy again: the upload is checked then")
+                raise Refused("%d images are missing from %s" % (left, asked["input"]), hint("upload-again"))
             block += b"\0" * (item * asked["batch"] - len(block))  # the last batch is filled up, its filling not kept
             cuda.copy(addresses[first], block, len(block), up=True)
             done = (
@@ -1552,26 +1676,53 @@ def encode(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
 
 
+TALKING = threading.Lock()
+
+
 def emit(event: str, **values: Any) -> None:
     """Answer with one line."""
-    sys.stdout.write(MARK + json.dumps(dict(values, event=event)) + "\n")
-    sys.stdout.flush()
+    with TALKING:
+        sys.stdout.write(MARK + json.dumps(dict(values, event=event)) + "\n")
+        sys.stdout.flush()
+
+
+class Beat(threading.Thread):
+    """Says that this is still at work while there is nothing else to say."""
+
+    def __init__(self) -> None:
+        threading.Thread.__init__(self)
+        self.daemon, self.over = True, threading.Event()
+
+    def run(self) -> None:
+        """Speak again and again."""
+        while not self.over.wait(BEAT_S):
+            try:
+                emit("beat")
+            except (OSError, ValueError):  # nobody listens; the work itself finds that out
+                return
+
+    def end(self) -> None:
+        """Say no more."""
+        self.over.set()
+        self.join(BEAT_S)
 
 
 def _engine(home: str, asked: Dict[str, Any]) -> None:
     """Answer with the manifest of an engine, once it is known to be the manifest of this very file."""
     path = inside(home, asked["name"])
     manifest = read_json(path + ".json")
-    whole = manifest is not None and os.path.isfile(path) and sha256(path) == manifest.get("engine_sha256")
-    emit("engine", manifest=manifest if whole else None, path=path)
+    there = os.path.isfile(path)
+    whole = manifest is not None and there and sha256(path) == manifest.get("engine_sha256")
+    emit("engine", manifest=manifest if whole else None, changed=there and manifest is not None and not whole)
 
 
-def _get(home: str, asked: Dict[str, Any]) -> None:
+def _get(home: str, asked: Dict[str, Any], beat: Beat) -> None:
     path = inside(home, asked["name"])
     if not os.path.isfile(path):
         raise Refused("there is no %s" % path)
-    size = os.path.getsize(path)
-    emit("file", size=size, sha256=sha256(path))
+    size, digest = os.path.getsize(path), sha256(path)
+    beat.end()  # from here on every byte is the file's
+    emit("file", size=size, sha256=digest)
     with open(path, "rb") as handle:
         handle.seek(asked["offset"])
         for block in iter(lambda: handle.read(CHUNK), b""):
@@ -1581,7 +1732,14 @@ def _get(home: str, asked: Dict[str, Any]) -> None:
 
 def _logs(home: str, asked: Dict[str, Any]) -> None:
     folder = inside(home, os.path.join("jobs", asked["key"]))
-    emit("logs", text=_text(os.path.join(folder, "log.txt")))
+    try:
+        with open(os.path.join(folder, "log.txt"), "rb") as handle:
+            size = handle.seek(0, os.SEEK_END)
+            handle.seek(max(size - MOST_LOG, 0))
+            text = handle.read(MOST_LOG).decode("utf-8", "replace")
+    except OSError:
+        size, text = 0, ""
+    emit("logs", text=text.strip(), left_out=max(size - MOST_LOG, 0))
 
 
 def _manifest(home: str, asked: Dict[str, Any]) -> None:
@@ -1608,10 +1766,10 @@ def _wanted(home: str) -> str:
 
 
 VERBS = {
+    "install": lambda home, a: emit("installed", **install(home, a["agent"])),
     "probe": lambda home, a: emit("board", **probe(home)),
     "have": lambda home, a: emit("have", **have(home, a["name"], a["size"], a["sha256"])),
     "put": lambda home, a: emit("put", **put(home, a["name"], a["size"], a["sha256"], a["offset"], a["token"], sys.stdin.buffer)),
-    "get": _get,
     "engine": _engine,
     "start": lambda home, a: emit("job", **start(home, a["key"], a["job"])),
     "status": lambda home, a: emit("job", **status(home, a["key"])),
@@ -1633,32 +1791,47 @@ def main(arguments: List[str]) -> int:
         for raw in sys.stdin.buffer:
             print(json.dumps(parse_tegrastats(raw.decode("utf-8", "replace"))), flush=True)
         return 0
-    if len(arguments) != 2 or arguments[0] not in list(VERBS) + list(INSIDE):
+    if len(arguments) != 2 or arguments[0] not in list(VERBS) + list(INSIDE) + ["get"]:
         sys.stderr.write("usage: agent.py parse-tegrastats < LOG\n")
         return 2
     text = base64.urlsafe_b64decode(arguments[1]) if arguments[1] != "-" else sys.stdin.buffer.read()  # one argument may have 128 KiB
     verb, asked = arguments[0], json.loads(text.decode())
+    beat = Beat()
     try:
         if verb in INSIDE:
             return INSIDE[verb](asked)
-        mine = sha256(os.path.realpath(__file__))
-        emit("hello", protocol=PROTOCOL, agent=mine, python="%d.%d" % sys.version_info[:2])
-        if asked["agent"] != mine:
-            emit("stale")
-            return STALE
-        VERBS[verb](open_home(asked["home"]), asked)
-        return 0
+        return _answer(verb, asked, beat)
     except Refused as exc:
-        emit("refused", why=str(exc), mend=exc.mend)
-        sys.stderr.write("%s\n" % exc)
-        return 1
+        return _refuse(str(exc), exc.mend)
     except OSError as exc:
-        emit(
-            "refused",
-            why="%s: %s" % (exc.strerror, exc.filename),
-            mend=_room(exc),
-        )
-        return 1
+        return _refuse("%s: %s" % (exc.strerror, exc.filename), _room(exc))
+    except Exception as exc:  # said to the workstation, where somebody reads it
+        place = traceback.extract_tb(sys.exc_info()[2])[-1]
+        return _refuse("the agent failed: %s: %s (%s, line %d)" % (type(exc).__name__, exc, place[2], place[1]), hint(""))
+    finally:
+        beat.over.set()
+
+
+def _answer(verb: str, asked: Dict[str, Any], beat: Beat) -> int:
+    """Do what a workstation asks for, if it knows this very file."""
+    mine = asked["agent"] if verb == "install" else sha256(os.path.realpath(__file__))
+    emit("hello", protocol=PROTOCOL, agent=mine, python="%d.%d" % sys.version_info[:2])
+    if asked["agent"] != mine:
+        emit("stale")
+        return STALE
+    beat.start()
+    home = open_home(asked["home"])
+    if verb == "get":
+        _get(home, asked, beat)
+    else:
+        VERBS[verb](home, asked)
+    return 0
+
+
+def _refuse(why: str, mend: Hint) -> int:
+    emit("refused", why=why[:MOST_TEXT], mend=mend)
+    sys.stderr.write("%s\n" % why[:MOST_TEXT])
+    return 1
 
 
 if __name__ == "__main__":

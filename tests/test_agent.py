@@ -13,6 +13,8 @@ import pytest
 
 from trtq import agent as agent_code
 from trtq.agent import parse_tegrastats, total_power
+from trtq.artifact import sha256_file
+from trtq.deploy.bootstrap import command
 
 AGENT = Path(__file__).parent.parent / "jetson/agent.py"
 EMPTY = {"ram_used_mb": None, "ram_total_mb": None, "swap_used_mb": None, "gr3d_pct": None, "cpu": None, "temps_c": {}, "rails_mw": {}}
@@ -127,3 +129,52 @@ def test_a_folder_that_several_make_at_once_is_ours_to_all(tmp_path: Path):
     (tmp_path / "theirs/thesis.tex").write_text("x")
     with pytest.raises(agent_code.Refused, match="is not empty, and trtq did not make it"):
         agent_code.open_home(str(tmp_path / "theirs"))
+
+
+def started(how: str, home: Path, arguments: str, python: str, **more) -> list[dict[str, object]]:
+    """Return what the agent answers when it is started as on a board."""
+    folder = home.parent / "path"
+    folder.mkdir(exist_ok=True)
+    (folder / "python3").unlink(missing_ok=True)
+    (folder / "python3").symlink_to(python)
+    line = ["/bin/sh", "-c", command(how, DIGEST[:16], str(home), arguments)]
+    done = subprocess.run(line, capture_output=True, cwd=home.parent, env={"PATH": f"{folder}:/usr/bin:/bin"}, check=False, **more)
+    assert b"Traceback" not in done.stderr, done.stderr
+    return [json.loads(ln[len("@trtq ") :]) for ln in done.stdout.splitlines()]
+
+
+DIGEST = sha256_file(AGENT)
+
+
+def test_it_is_put_there_and_started_on_each_python(tmp_path: Path):
+    for i, found in enumerate(filter(None, (sys.executable, old_python()))):
+        home = tmp_path / f"{i}/it's a \"home\" $HOME"
+        home.parent.mkdir()
+        for name in ("json", "glob", "base64", "os"):
+            (home.parent / f"{name}.py").write_text("raise SystemExit('a module of the home was run')")
+        asked = agent_code.encode({"agent": DIGEST, "home": str(home)})
+        python = str(Path(found).resolve())
+        assert started("run", home, f"list {asked}", python) == [{"event": "missing"}]
+        code = AGENT.read_bytes()
+        assert started("install", home, f"install {asked}", python, input=code)[-1] == {"event": "installed", "whole": True}
+        assert not started("install", home, f"install {asked}", python, input=code + b"#")[-1]["whole"]
+        first, last = started("run", home, f"list {asked}", python)
+        assert (first["agent"], last) == (DIGEST, {"event": "listing", "engines": [], "jobs": []})
+        (home / "agents").chmod(0o777)
+        assert started("run", home, f"list {asked}", python) == [{"event": "missing"}]
+        refused = started("install", home, f"install {asked}", python, input=code)[-1]
+        assert refused["why"] == f"others can write to {home}/agents (mode 777)"
+        (home / "agents").chmod(0o700)
+        failed = started("run", home, f"have {asked}", python)[-1]  # what no workstation asks
+        assert failed["event"] == "refused" and failed["why"].startswith("the agent failed: KeyError: 'name' (")
+        broken = started("install", home, f"install {asked}", python, input=b"import no_such_module")[0]
+        why, where = (bytes.fromhex(broken[k]).decode() for k in ("why", "python"))
+        assert "No module named 'no_such_module'" in why and where.split()[1].startswith("3.")
+
+
+def test_it_says_that_it_is_still_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(agent_code, "BEAT_S", 0.05)
+    monkeypatch.setitem(agent_code.VERBS, "list", lambda home, asked: time.sleep(0.5))
+    asked = agent_code.encode({"agent": DIGEST, "home": str(tmp_path / "home")})
+    assert agent_code.main(["list", asked]) == 0
+    assert capsys.readouterr().out.count('{"event": "beat"}') >= 3

@@ -75,7 +75,7 @@ def python36(place: Path) -> str | None:
     (place / "python36/bin").mkdir()
     shutil.copy(prefix / "bin/python3.6", place / "python36/bin/python3.6.bin")
     start = place / "python36/bin/python3.6"  # its library lies where it was built for
-    start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{place}/python36/lib" exec "{start}.bin" "$@"\n')
+    start.write_text(f'#!/bin/bash\nLD_LIBRARY_PATH="{place}/python36/lib" exec -a "$0" "{start}.bin" "$@"\n')
     start.chmod(0o755)
     return str(place / "python36/bin/python3.6")
 

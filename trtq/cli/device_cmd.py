@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,7 +103,7 @@ def _key(agent: Agent, start: str) -> str:
     fitting: list[str] = [j["key"] for j in agent.ask("list")["jobs"] if j["key"].startswith(start)]
     if len(fitting) != 1:
         name = agent.device.name
-        raise UsageError(f"{len(fitting)} jobs on {name} begin with {start}", mend=f"See trtq device logs {name}")
+        raise UsageError(f"{len(fitting)} jobs on {name} begin with {start}", mend=f"See trtq device logs {shlex.quote(name)}")
     return fitting[0]
 
 
@@ -174,17 +175,17 @@ def logs(name: str, key: str | None) -> None:
         found = agent.ask("list")
         if key is None:
             for entry in found["engines"]:
-                model = (entry["manifest"] or {}).get("model") or ((entry["manifest"] or {}).get("spec") or {}).get(
-                    "onnx", "without a manifest"
-                )
-                click.echo(f"engine {entry['file']}: {size_words(entry['bytes'])}, {model}")
+                click.echo(f"engine {entry['file']}: {size_words(entry['bytes'])}, {entry['model']}")
             for job in found["jobs"]:
                 why = f" ({job['why']})" if job["why"] else ""
                 click.echo(f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
             if not found["engines"] and not found["jobs"]:
                 click.echo("nothing there yet")
             return
-        click.echo(agent.ask("logs", key=_key(agent, key))["text"], nl=False)
+        log = agent.ask("logs", key=_key(agent, key))
+        if log["left_out"]:
+            click.echo(f"(the first {size_words(log['left_out'])} are left out)", err=True)
+        click.echo(log["text"], nl=False)
 
 
 @command.command("stop")
@@ -194,7 +195,8 @@ def stop(name: str, key: str) -> None:
     """End the job KEY (its first letters do) on a board; what it set there is set back."""
     with _reached(name) as agent:
         found = agent.ask("stop", key=_key(agent, key))
-    click.echo(f"{name}: {found['state']}{': ' + found['result']['why'] if found['state'] == 'done' and found['result']['why'] else ''}")
+    why = found["result"]["why"] if "result" in found else found.get("why", "")
+    click.echo(f"{name}: {found['state']}{f': {why}' if why else ''}")
 
 
 @command.command("clean")

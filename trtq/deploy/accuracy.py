@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import math
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trtq.agent import MARK, encode
+from trtq.agent import encode
 from trtq.artifact import digest_of, sha256_file
 from trtq.data.metrics import Array
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import Output, outputs_of
 from trtq.deploy.board import Board
 from trtq.deploy.jobs import do
 from trtq.errors import BoardError
 
 BATCH = 8
+MOST_ANSWERS = 4 << 30
 
 
 class BoardRunner:
@@ -59,7 +60,7 @@ class BoardRunner:
                 "engine": self.path, "input": f"{home}/{name}", "output": f"{home}/files/{digest}.out", "shape": list(batch.shape[1:]),
                 "count": len(batch), "batch": self.batch, "dla": self.dla,
             }  # fmt: skip
-            step = {"name": "images", "argv": [self.board.python_path, self.board.agent, "infer", encode(request)]}
+            step = {"name": "images", "argv": [self.board.python_path, "-I", self.board.agent, "infer", encode(request)]}
             key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]
             self.agent.upload(local, name, digest)
             self.agent.told.begin(f"Running {len(batch)} images on {self.agent.device.name}", 0)
@@ -67,13 +68,18 @@ class BoardRunner:
             if not result["ok"]:
                 said = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
                 raise BoardError(f"Cannot run images on {self.agent.device.name}", (said[-1] if said else result["why"])[:400])
-            head: dict[str, Any] = next(json.loads(ln[len(MARK) :]) for ln in reversed(lines) if ln.startswith(MARK))
-            data = np.fromfile(self.agent.download(f"files/{digest}.out", Path(folder) / "answers.bin"), dtype=np.float32)
+            outputs = outputs_of(lines, self.agent.device.name)
+            size = 4 * len(batch) * sum(math.prod(o["shape"]) for o in outputs)
+            answers = self.agent.download(f"files/{digest}.out", Path(folder) / "answers.bin", most=min(size, MOST_ANSWERS))
+            if answers.stat().st_size != size:
+                why = f"{answers.stat().st_size} bytes for {len(batch)} images, expected {size}"
+                raise BoardError(f"Cannot read the answers of {self.agent.device.name}", why, "Run the same command again")
+            data = np.fromfile(answers, dtype=np.float32)
             self.agent.ask("remove", names=[name, f"files/{digest}.out"])
-        return _split(data, head["outputs"], len(batch), self.batch)
+        return _split(data, outputs, len(batch), self.batch)
 
 
-def _split(data: Array, outputs: list[dict[str, Any]], count: int, size: int) -> dict[str, Array]:
+def _split(data: Array, outputs: list[Output], count: int, size: int) -> dict[str, Array]:
     """Return outputs by name from what the agent wrote: batch by batch, in each batch one output after another."""
     parts: dict[str, list[Array]] = {o["name"]: [] for o in outputs}
     place = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -17,20 +19,25 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from trtq import agent as source
 from trtq.agent import encode
 from trtq.artifact import explain_os_error, sha256_bytes, sha256_file, write_atomic
+from trtq.deploy.answers import decode, hint_words
+from trtq.deploy.bootstrap import command
 from trtq.deploy.devices import Device
 from trtq.deploy.ssh import FAILED, Link
+from trtq.deploy.stream import CALL_S, MIB, Limits, Stream, last_line, transfer_limits
 from trtq.errors import BoardError, LinkError, SshError
 from trtq.progress import Progress
 
 AGENT = Path(source.__file__).resolve()
-# In the home of the user there, whatever the work folder is; one folder below it for each copy, named by its digest.
-FOLDER = ".trtq/agents"
 MOST_ARGUMENT = 60_000  # the kernel allows 128 KiB
-# Imported, so that Python keeps its byte code: a Nano compiles for half a second. No quotes but these, and nothing for any shell to expand.
-RUN = "python3 -c 'import sys; sys.path.insert(0, \"{0}\"); import agent; sys.exit(agent.main(sys.argv[1:]))'"
 MARK = source.MARK.encode()
 PATIENCE_S = 600.0  # a board takes a minute or two to start again
 WATCH_S = 20.0
+JOB_S = 48 * 3600.0  # no build takes that long
+MOST_LOG, MOST_LINES, MOST_LINE = 64 * MIB, 1_000_000, 4 * MIB  # of one job
+MOST_FILE = 64 << 30
+IDLE_TRIES = 20  # uploads in a row that bring nothing further, answers in a row that come before their time
+BUSY_TRIES = 180  # of 20 s each
+SIGNALS = range(128, 192)  # exit statuses of a shell whose program was killed
 T = TypeVar("T")
 
 
@@ -46,9 +53,11 @@ class Agent:
     def __init__(self, device: Device, told: Progress, *, patience_s: float = PATIENCE_S) -> None:
         self.device, self.told, self.patience_s = device, told, patience_s
         self.link = Link(device)
+        if self.link.note:
+            told.note(self.link.note)
         self.code = AGENT.read_bytes()
         self.digest = sha256_bytes(self.code)
-        self.place = f"{FOLDER}/{self.digest[:16]}"
+        self.place = f"{device.workdir}/agents/{self.digest[:16]}"
         self.token = secrets.token_hex(8)  # an upload of ours makes way for the next of ours
         self.sent, self.received = 0, 0
         self._reached = False
@@ -76,123 +85,170 @@ class Agent:
         )  # fmt: skip
         return first(action)
 
-    def _once(self, verb: str, asked: dict[str, Any], *, stdin: IO[bytes] | None = None) -> dict[str, Any]:
-        answers = list(self._answers(verb, asked, stdin))
+    def _once(self, verb: str, asked: dict[str, Any], *, stdin: IO[bytes] | None = None, limits: Limits | None = None) -> dict[str, Any]:
+        answers = list(self._answers(verb, asked, stdin, limits))
         if not answers:
             raise SshError(f"{self.device.name} did not answer {verb}", "the agent ended without a word")
         return answers[-1]
 
-    def _answers(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None = None) -> Iterator[dict[str, Any]]:
+    def _answers(
+        self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None = None, limits: Limits | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield what the agent answers after its hello; put it there where it is missing or another one."""
         start = stdin.tell() if stdin is not None else 0
         for attempt in range(2):
             stale = False
             if stdin is not None:
                 stdin.seek(start)
-            for answer in self._lines(verb, {**asked, "agent": self.digest, "home": self.device.workdir}, stdin):
-                if answer["event"] in ("stale", "missing"):
-                    stale = True
+            for answer in self._lines(verb, self._known(asked), stdin, limits):
+                stale = self._is_stale(verb, answer)
+                if stale:
                     break
-                self._reached = True
-                if answer["event"] == "refused":
-                    raise BoardError(
-                        f"{self.device.name} refuses to {verb}", answer["why"], answer["mend"].replace("NAME", self.device.name)
-                    )
                 if answer["event"] != "hello":
                     yield answer
             if not stale:
                 return
             if attempt:
-                raise SshError(f"Cannot put the agent on {self.device.name}", "another one answers each time", f"Remove {self.place} there")
+                why = f"{self.place} is not this user's alone there, or another agent answers from it each time"
+                raise SshError(f"Cannot put the agent on {self.device.name}", why, f"Remove {shlex.quote(self.place)} there")
             self.install()
 
-    def _lines(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None) -> Iterator[dict[str, Any]]:
-        """Run the agent and yield its lines; what login scripts print has no mark."""
+    def _known(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return a question with what every question says."""
+        return {**asked, "agent": self.digest, "home": self.device.workdir}
+
+    def _is_stale(self, verb: str, answer: dict[str, Any]) -> bool:
+        """Return whether the agent must be put there; raise what the board refuses."""
+        name = self.device.name
+        if answer["event"] in ("stale", "missing"):
+            return True
+        if answer["event"] == "broken":
+            why, python = (bytes.fromhex(answer[k]).decode("utf-8", "replace")[:900] for k in ("why", "python"))
+            raise BoardError(
+                f"The agent does not start on {name}", f"{why} ({python})",
+                "Repair that Python (on the board: sudo apt-get install --reinstall python3), "
+                "or let another one come first in the PATH of a login without a terminal",
+            )  # fmt: skip
+        self._reached = True
+        if answer["event"] == "refused":
+            raise BoardError(f"{name} refuses to {verb}", answer["why"], hint_words(answer["mend"], name))
+        return False
+
+    def _lines(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None, limits: Limits | None) -> Iterator[dict[str, Any]]:
+        """Run the agent and yield its answers; what login scripts print has no mark."""
         text = encode(asked)
-        with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as large:
+        with contextlib.ExitStack() as stack:
             if len(text) > MOST_ARGUMENT:
                 assert stdin is None
-                large.write(json.dumps(asked).encode())
-                large.seek(0)
-                text, stdin = "-", large
-                self.sent += len(json.dumps(asked))
-            command = f"{RUN.format(self.place)} {verb} {text}"
-            self.sent += len(command)
-            with self.link.popen(command, stdin=stdin if stdin is not None else subprocess.DEVNULL, stderr=errors) as process:
-                assert process.stdout is not None
-                heard, over = False, False
-                try:
-                    for raw in process.stdout:
-                        self.received += len(raw)
-                        if raw.startswith(MARK):
-                            heard = True
-                            yield _decode(raw, self.device.name)
-                    over = True
-                finally:
-                    if not over:  # whoever listens has heard enough
-                        process.kill()
-                code = process.wait()
-            errors.seek(0)
-            said = errors.read().decode("utf-8", "replace")
-        if code == FAILED:
-            raise self.link.explain(said)
-        if not heard:
-            if "python3: command not found" in said or "python3: not found" in said or code == 127:
-                raise BoardError(f"There is no python3 on {self.device.name}", _end(said), "on the board: sudo apt-get install python3")
-            if "No module named" in said and "agent" in said:
-                yield {"event": "missing"}
-                return
-        if code < 0 or (code and not heard):
-            raise LinkError(f"{self.device.name} stopped answering", _end(said) or f"exit status {code}")
+                stdin = stack.enter_context(tempfile.TemporaryFile())
+                stdin.write(json.dumps(asked).encode())
+                self.sent += stdin.tell()
+                stdin.seek(0)
+                text = "-"
+            how = "install" if verb == "install" else "run"
+            line = command(how, self.digest[:16], self.device.workdir, f"{verb} {text}")
+            self.sent += len(line)
+            stream = stack.enter_context(self._open(line, stdin, limits))
+            heard = False
+            for answer in self._marked(stream):
+                heard = True
+                if answer["event"] != "beat":
+                    yield answer
+            self._require_end(stream, heard)
 
-    def install(self) -> None:
-        """Put the agent on the device: beside, flushed, renamed.
+    @contextlib.contextmanager
+    def _open(self, line: str, stdin: IO[bytes] | None, limits: Limits | None) -> Iterator[Stream]:
+        with self.link.open(line, stdin=stdin if stdin is not None else subprocess.DEVNULL, limits=limits) as stream:
+            try:
+                yield stream
+            finally:
+                self.received += stream.received
+
+    def _marked(self, stream: Stream) -> Iterator[dict[str, Any]]:
+        for raw in stream.lines():
+            if raw.startswith(MARK):
+                yield decode(raw[len(MARK) :], self.device.name)
+
+    def _require_end(self, stream: Stream, heard: bool) -> None:
+        """Raise what the end of a call means, where it is not the end of a good one.
 
         Raises:
-            SshError: it cannot be written there.
+            LinkError: the link broke, or the agent was killed.
+            BoardError: there is no Python there, or the agent fails.
         """
-        path = f"{self.place}/agent.py"
-        beside = f"{path}.{secrets.token_hex(8)}"
-        write = f"umask 077; mkdir -p {self.place} && cat > {beside} && sync && mv -f {beside} {path} && rm -rf {self.place}/__pycache__"
-        command = f"sh -c '{write} || {{ rm -f {beside}; exit 1; }}'"
-        try:
-            self._patiently(lambda: self.link.run(command, data=self.code))
-        except LinkError:
-            raise
-        except SshError as exc:
-            raise SshError(f"Cannot put the agent on {self.device.name}", exc.why, exc.mend) from exc
+        code, name, said = stream.end(), self.device.name, last_line(stream.errors)
+        if code == FAILED and (stream.own or not heard):
+            raise self.link.explain(stream.own, stream.errors)
+        if heard and code in (0, 1, source.STALE):
+            return
+        if code in (126, 127) and not heard:
+            raise BoardError(f"There is no python3 on {name}", said or f"exit status {code}", "on the board: sudo apt-get install python3")
+        if heard or code <= 0 or code in SIGNALS or self._reached:
+            raise LinkError(f"{name} stopped answering", said or f"exit status {code}")
+        why = f"python3 there ends with status {code}: {said}" if said else f"python3 there ends with status {code} without a word"
+        raise BoardError(f"The agent does not start on {name}", why, f"Look at it: trtq device shell {shlex.quote(name)}")
+
+    def install(self) -> None:
+        """Put the agent on the device, into the work folder; it looks at the folder itself before it writes.
+
+        Raises:
+            BoardError: the folder is not this user's alone, or cannot be written.
+            SshError: the agent does not arrive whole.
+        """
+        with tempfile.TemporaryFile() as handle:
+            handle.write(self.code)
+
+            def put() -> dict[str, Any]:
+                handle.seek(0)
+                answers = [a for a in self._lines("install", self._known({}), handle, None) if not self._is_stale("take the agent", a)]
+                if not answers or not answers[-1].get("whole"):
+                    raise LinkError(f"Cannot put the agent on {self.device.name}", "it does not arrive whole")
+                return answers[-1]
+
+            self._patiently(put)
         self.sent += len(self.code)
 
     def upload(self, path: Path, name: str, digest: str) -> str:
         """Send a file into the work folder unless it is there; go on where a cut upload stopped; return its path there.
 
         Raises:
-            BoardError: no room there, or another upload of it is under way.
+            BoardError: no room there, another upload of it does not end, or what arrives is damaged.
+            LinkError: nothing arrives, however often it is tried.
         """
-        size = path.stat().st_size
-        damaged = 0
+        size, most = path.stat().st_size, 0
+        tries = {"damaged": 0, "busy": 0, "cut": 0}
         while True:
             there = self.ask("have", name=name, size=size, sha256=digest)
             if there["state"] == "stored":
-                return str(there["path"])
+                return _path_of(there, self.device.name)
+            offset = min(int(there["have"]), size)
+            if offset > most:
+                most, tries["cut"] = offset, 0
+            why = "nothing further arrives"
             try:
-                done = self._send(path, name, digest, size, int(there["have"]))
+                done = self._send(path, name, digest, size, offset)
             except LinkError as exc:
                 self.told.note(f"{self.device.name}: {exc.why}; the upload goes on where it stopped")
                 self.link.close(stale=True)
                 time.sleep(0.3)
-                continue
+                done, why = {"state": "cut"}, exc.why
             if done["state"] == "stored":
-                return str(done["path"])
-            if done["state"] == "busy":
-                self.told.note(f"{self.device.name}: somebody else sends the same file; waiting for it")
-            if done["state"] == "damaged":
-                damaged += 1
-                if damaged == 3:
-                    raise BoardError(
-                        f"Cannot send {path.name} to {self.device.name}", "what arrives has another SHA-256, three times",
-                        "Look at its disk"
-                    )  # fmt: skip
+                return _path_of(done, self.device.name)
+            self._count_try(path, done["state"], tries, why)
+
+    def _count_try(self, path: Path, state: str, tries: dict[str, int], why: str) -> None:
+        """Give up an upload that was tried often enough."""
+        name = self.device.name
+        tries[state] = tries.get(state, 0) + 1
+        if state == "busy":
+            self.told.note(f"{name}: somebody else sends the same file; waiting for it")
+            time.sleep(0.3)
+            if tries[state] == BUSY_TRIES:
+                raise BoardError(f"Cannot send {path.name} to {name}", "another upload of the same file does not end", "Try again later")
+        elif state == "damaged" and tries[state] == 3:
+            raise BoardError(f"Cannot send {path.name} to {name}", "what arrives has another SHA-256, three times", "Look at its disk")
+        elif tries[state] == IDLE_TRIES:
+            raise LinkError(f"Cannot send {path.name} to {name}", f"{why}, {IDLE_TRIES} times in a row", "Look at the link, or at its disk")
 
     def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> dict[str, Any]:
         """Let ssh read the file itself: nothing of ours stands between it and the link."""
@@ -213,18 +269,25 @@ class Agent:
             watcher.start()
             try:
                 return self._once(
-                    "put", {"name": name, "size": size, "sha256": digest, "offset": offset, "token": self.token}, stdin=handle
-                )
+                    "put", {"name": name, "size": size, "sha256": digest, "offset": offset, "token": self.token}, stdin=handle,
+                    limits=transfer_limits(size - offset),
+                )  # fmt: skip
             finally:
                 over.set()
                 watcher.join()
                 self.sent += max(handle.tell() - offset, 0)
 
-    def download(self, name: str, to: Path, *, digest: str | None = None) -> Path:
+    def download(self, name: str, to: Path, *, digest: str | None = None, most: int = MOST_FILE) -> Path:
         """Fetch a file of the work folder; one that is here already is not fetched again, a cut one goes on where it stopped.
 
+        Args:
+            name: of the file in the work folder.
+            to: where it goes; nothing else is written.
+            digest: that it must have.
+            most: bytes that it may have.
+
         Raises:
-            BoardError: there is none.
+            BoardError: there is none, or it is larger than ``most``.
             SshError: what arrived is not what was sent.
         """
         if digest is not None and to.is_file() and sha256_file(to) == digest:
@@ -232,89 +295,88 @@ class Agent:
         part = to.with_name(f".{to.name}.part")
         part.unlink(missing_ok=True)
         try:
-            wanted = self._patiently(lambda: self._receive(name, part))
-        except OSError as exc:
+            wanted = self._patiently(lambda: self._receive(name, part, most))
+            got = sha256_file(part)
+        except BaseException as exc:
             part.unlink(missing_ok=True)
-            raise explain_os_error(exc, to) from exc
-        if sha256_file(part) != wanted or (digest is not None and wanted != digest):
+            if isinstance(exc, OSError):
+                raise explain_os_error(exc, to) from exc
+            raise
+        if got != wanted or (digest is not None and wanted != digest):
             part.unlink()
             raise SshError(f"{name} of {self.device.name} did not arrive whole", "its SHA-256 is another one", "Run the same command again")
         write_atomic(to, lambda beside: _move(part, beside))
         return to
 
-    def _receive(self, name: str, part: Path) -> str:
+    def _receive(self, name: str, part: Path, most: int) -> str:
         """Fetch from where ``part`` ends; return the digest that the whole should have."""
-        offset = part.stat().st_size if part.exists() else 0
-        asked = {"name": name, "offset": offset, "agent": self.digest, "home": self.device.workdir}
-        command = f"{RUN.format(self.place)} get {encode(asked)}"
-        with tempfile.TemporaryFile() as errors:
-            with self.link.popen(command, stderr=errors) as process, part.open("ab") as out:
-                assert process.stdout is not None
-                head: dict[str, Any] | None = None
-                for raw in process.stdout:
-                    if raw.startswith(MARK):
-                        answer = _decode(raw, self.device.name)
-                        if answer["event"] == "refused":
-                            raise BoardError(f"Cannot fetch {name} from {self.device.name}", answer["why"], answer["mend"])
-                        if answer["event"] == "stale":
-                            break
-                        if answer["event"] == "file":
-                            head = answer
-                            break
-                got = offset
-                while head is not None and (block := process.stdout.read(1 << 20)):
-                    out.write(block)
-                    got += len(block)
-                    self.received += len(block)
-                code = process.wait()
-            errors.seek(0)
-            said = errors.read().decode("utf-8", "replace")
-        if code == FAILED:
-            raise self.link.explain(said)
-        if head is None:
-            self.install()  # somebody changed or removed it
-        if head is None or got < head["size"]:
-            raise LinkError(f"{self.device.name} stopped in the middle of {name}", _end(said) or "the connection ended")
-        return str(head["sha256"])
+        offset, device = part.stat().st_size if part.exists() else 0, self.device.name
+        line = command("run", self.digest[:16], self.device.workdir, f"get {encode(self._known({'name': name, 'offset': offset}))}")
+        self.sent += len(line)
+        with self._open(line, None, None) as stream:
+            head = next((a for a in self._marked(stream) if self._is_stale(f"give {name}", a) or a["event"] == "file"), None)
+            if head is None:
+                self._require_end(stream, heard=False)
+                raise LinkError(f"{device} stopped in the middle of {name}", "the connection ended")
+            if head["event"] == "file":
+                got = self._take(stream, part, offset, head["size"], name, most)
+                if got == head["size"]:
+                    return str(head["sha256"])
+                said = last_line(stream.errors)
+                if stream.end() == FAILED and stream.own:
+                    raise self.link.explain(stream.own, stream.errors)
+                raise LinkError(f"{device} stopped in the middle of {name}", said or "the connection ended")
+        self.install()  # somebody changed or removed it
+        raise LinkError(f"{device} stopped in the middle of {name}", "its agent was another one")
+
+    def _take(self, stream: Stream, part: Path, offset: int, size: int, name: str, most: int) -> int:
+        """Append to ``part`` what comes, never more than was announced; return how much there is."""
+        if size > most:
+            raise BoardError(
+                f"Cannot fetch {name} from {self.device.name}", f"it announces {size} bytes, at most {most} are expected",
+                f"trtq device clean {shlex.quote(self.device.name)}, then run the same command again"
+            )  # fmt: skip
+        stream.limits = transfer_limits(size)
+        with part.open("ab") as out:
+            while offset < size and (block := stream.block()):
+                block = block[: size - offset]
+                out.write(block)
+                offset += len(block)
+        return offset
 
     def follow(self, key: str, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Wait for a job to end and pass on what it writes; return how it stands (``done``, ``lost`` or ``none``), and its ``lines``.
 
         The link may go meanwhile: the job does not, and this goes on behind the last line it heard. Of a job that somebody started again
         meanwhile only the lines of its last run are kept.
+
+        Raises:
+            BoardError: it writes without end, or never ends.
         """
-        offset, rest, run, waits = 0, "", None, ""
-        lines: list[str] = []
+        heard, began, early = _Heard(self.device.name, self.told, line), time.monotonic(), 0
         while True:
-
-            def once() -> dict[str, Any]:
-                nonlocal offset, rest, run, waits
-                last: dict[str, Any] = {}
-                for answer in self._answers("wait", {"key": key, "offset": offset, "seconds": WATCH_S, "run": run}):
-                    if answer["event"] == "log":
-                        if answer["run"] != run:
-                            run, rest = answer["run"], ""
-                            lines.clear()
-                        offset = answer["offset"]
-                        *whole, rest = (rest + answer["text"]).split("\n")
-                        for text in whole:
-                            lines.append(text)
-                            line(text)
-                        step = str(answer["step"] or "")
-                        if step.startswith("waiting") and step != waits:
-                            self.told.note(f"{self.device.name}: {step}")
-                        waits = step
-                        if step:
-                            self.told.status(step)
-                    else:
-                        last = answer
-                if not last:
-                    raise LinkError(f"{self.device.name} stopped answering", "the connection ended")
-                return last
-
-            now = self._patiently(once)
+            asked_at = time.monotonic()
+            now = self._patiently(lambda: self._watch(key, heard))
             if now["state"] in ("done", "lost", "none"):
-                return {**now, "lines": [*lines, rest] if rest else lines}
+                return {**now, "lines": heard.all_lines}
+            early = early + 1 if time.monotonic() - asked_at < WATCH_S / 2 else 0
+            if early == IDLE_TRIES or time.monotonic() - began > JOB_S:
+                why = f"no end in {JOB_S / 3600:.0f} h" if early < IDLE_TRIES else f"it answers {IDLE_TRIES} times in a row before its time"
+                stop = f"trtq device stop {shlex.quote(self.device.name)} {key[:8]}"
+                raise BoardError(f"Cannot follow the job {key[:8]} on {self.device.name}", why, stop)
+
+    def _watch(self, key: str, heard: _Heard) -> dict[str, Any]:
+        """Ask once how a job stands, for a while."""
+        asked = {"key": key, "offset": heard.offset, "seconds": WATCH_S, "run": heard.run}
+        last: dict[str, Any] | None = None
+        for answer in self._answers("wait", asked, limits=Limits(call_s=WATCH_S + CALL_S / 2)):
+            if answer["event"] == "log":
+                heard.take(answer)
+            else:
+                last = answer
+        if last is None:
+            raise LinkError(f"{self.device.name} stopped answering", "the connection ended")
+        return last
 
     def __enter__(self) -> Agent:
         return self
@@ -331,14 +393,43 @@ def _move(part: Path, beside: Path) -> None:
     part.replace(beside)
 
 
-def _decode(raw: bytes, name: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(raw[len(MARK) :])
-    except ValueError as exc:
-        raise LinkError(f"{name} stopped in the middle of a line", "the connection ended") from exc
-    return value
+def _path_of(answer: dict[str, Any], name: str) -> str:
+    if "path" not in answer:
+        raise BoardError(f"Cannot read the answer of {name}", "it does not say where the upload lies")
+    return str(answer["path"])
 
 
-def _end(said: str) -> str:
-    lines = said.strip().splitlines()
-    return lines[-1] if lines else ""
+class _Heard:
+    """What was heard of a job so far."""
+
+    def __init__(self, name: str, told: Progress, line: Callable[[str], None]) -> None:
+        self.name, self.told, self.line = name, told, line
+        self.offset, self.run, self.lines, self.size = 0, None, list[str](), 0
+        self._rest, self._waits = "", ""
+
+    @property
+    def all_lines(self) -> list[str]:
+        """The lines, with a last one that has no end."""
+        return [*self.lines, self._rest] if self._rest else self.lines
+
+    def take(self, answer: dict[str, Any]) -> None:
+        """Keep a piece of the log and pass its whole lines on."""
+        if answer["run"] != self.run:
+            self.run, self._rest, self.size = answer["run"], "", 0
+            self.lines.clear()
+        self.offset = answer["offset"]
+        self.size += len(answer["text"])
+        if self.size > MOST_LOG:
+            raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LOG // MIB} MiB")
+        *whole, self._rest = (self._rest + answer["text"]).split("\n")
+        if len(self.lines) + len(whole) > MOST_LINES or len(self._rest) > MOST_LINE:
+            raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LINES} lines, or a line without end")
+        for text in whole:
+            self.lines.append(text)
+            self.line(text)
+        step = str(answer["step"] or "")[:200]
+        if step.startswith("waiting") and step != self._waits:
+            self.told.note(f"{self.name}: {step}")
+        self._waits = step
+        if step:
+            self.told.status(step)

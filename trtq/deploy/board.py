@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import ClocksDict, Disk, Meanwhile, Power, PowerMode, Trtexec, hint_words
 from trtq.deploy.profiles import profiles
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import OLDEST, Version, shown
@@ -42,14 +43,14 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     python_path: str
     agent: str
     tensorrt: str | None
-    trtexec: dict[str, Any] | None
+    trtexec: Trtexec | None
     tensorrt_python: bool
     home: str
     memory: dict[str, int | None]
-    disk: dict[str, int]
-    power_mode: dict[str, Any]
-    clocks: dict[str, Any]
-    power: dict[str, Any]
+    disk: Disk
+    power_mode: PowerMode
+    clocks: ClocksDict
+    power: Power
     temperatures: dict[str, float]
     throttling: dict[str, int]
     root: bool
@@ -62,7 +63,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str | None]
     missing: list[dict[str, str]]
     compatible: list[str] = []
-    meanwhile: dict[str, Any] | None = None
+    meanwhile: Meanwhile | None = None
 
     @property
     def name(self) -> str:
@@ -77,8 +78,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def number(self) -> int | None:
         """The TensorRT that builds here, as trtexec numbers it; of the library where there is no trtexec."""
-        if self.has_trtexec:
-            return int(self.trtexec["number"])  # type: ignore[index]
+        if self.trtexec is not None and self.trtexec["number"] is not None:
+            return self.trtexec["number"]
         if self.tensorrt is None:
             return None
         major, minor, patch = map(int, self.tensorrt.split("."))
@@ -183,7 +184,5 @@ def probe(agent: Agent) -> Board:
         DeviceError: it cannot be reached, or its answer cannot be read.
     """
     answer = agent.ask("probe")
-    try:
-        return msgspec.convert({k: v for k, v in answer.items() if k != "event"}, Board)
-    except msgspec.ValidationError as exc:
-        raise BoardError(f"Cannot read what {agent.device.name} says of itself", str(exc)) from exc
+    missing = [{"what": m["what"], "mend": hint_words(m["mend"], agent.device.name)} for m in answer["missing"]]
+    return msgspec.convert({**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board)

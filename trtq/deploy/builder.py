@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import tempfile
 from dataclasses import replace
@@ -14,8 +13,10 @@ import msgspec
 from trtq.agent import encode
 from trtq.artifact import digest_of, sha256_file
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import Result, Written
 from trtq.deploy.board import Board
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import advice, do
+from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.failures import explain
 from trtq.engine.python_api import PythonBuilder
 from trtq.engine.settings import Built, Settings
@@ -25,7 +26,18 @@ from trtq.engine.versions import API, FLAGS, has_api, shown, within
 from trtq.errors import BoardError, BuilderMemoryError, EngineError
 from trtq.progress import Progress
 
-MARGIN_BYTES = 64 * 2**20
+MARGIN_BYTES = 64 * MIB
+MOST_LAYERS = 64 * MIB  # packed
+
+
+class _Layer(msgspec.Struct):
+    inputs: list[Any] = msgspec.field(name="Inputs", default_factory=list)
+
+
+class _Report(msgspec.Struct):
+    """The form of a layer report: what is read of it later can be anything but these."""
+
+    layers: list[_Layer | str] = msgspec.field(name="Layers")
 
 
 class BoardBuilder:
@@ -51,7 +63,7 @@ class BoardBuilder:
             mend = next((m["mend"] for m in board.missing if "trtexec" in m["what"]), "")
             raise BoardError(f"Cannot build on {agent.device.name}", "it has neither trtexec nor TensorRT's Python module", mend)
         self.name = "trtexec" if there else "tensorrt"
-        self.executable = str(board.trtexec["path"]) if there else ""  # type: ignore[index]
+        self.executable = board.trtexec["path"] if there and board.trtexec is not None else ""
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
         self.workspace = board.workspace or self.spelled.workspace
         self.again = again
@@ -107,11 +119,11 @@ class BoardBuilder:
         log = read_log("\n".join(lines))
         who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
         where = f"{who} cannot build the engine for {settings.target.device}"
-        ran = result["steps"][0]
+        ran = result["steps"][0]  # a result has at least one where it failed, and all where it did not
         if not result["ok"]:
             unknown = [ln for ln in lines if ln.startswith("Unknown option")]
             if not ran["rc"]:
-                raise EngineError(where, result["why"], result["mend"])
+                raise EngineError(where, result["why"], advice(result, self.agent))
             raise self._advised(explain(where, [*log.errors, *unknown], ran["rc"], last=lines[-1] if lines else result["why"]), result)
         made = ran["files"].get(self.target_path)
         if made is None:
@@ -134,24 +146,32 @@ class BoardBuilder:
         request = self._python().request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None
         request["apis"] = sorted(n for n in API if has_api(n, self.version))
-        return [self.board.python_path, self.board.agent, "build-engine", encode(request)]
+        return [self.board.python_path, "-I", self.board.agent, "build-engine", encode(request)]
 
     def _python(self) -> PythonBuilder:
         return PythonBuilder("tensorrt", self.version, self.told)
 
-    def _layers(self, made: dict[str, Any] | None, name: str) -> bytes | None:
+    def _layers(self, made: Written | None, name: str) -> bytes | None:
         if made is None:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
-            return gzip.decompress(self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"]).read_bytes())
+            packed = self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS)
+            report = gunzip(packed, self.agent.device.name)
+        try:
+            msgspec.json.decode(report, type=_Report)
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({str(exc)[:200]}): INT8 coverage is unknown")
+            return None
+        return report
 
-    def _advised(self, error: EngineError, result: dict[str, Any]) -> EngineError:
+    def _advised(self, error: EngineError, result: Result) -> EngineError:
         """Say what the board had, where memory or the disk was the reason."""
-        if result["mend"]:
-            return EngineError(error.what, f"{error.why.rstrip('.')}; {result['why']}", result["mend"])
+        mend = advice(result, self.agent)
+        if mend:
+            return EngineError(error.what, f"{error.why.rstrip('.')}; {result['why']}", mend)
         if not isinstance(error, BuilderMemoryError):
             return error
-        least = (result.get("watch") or {}).get("least_free")
+        least = result["watch"]["least_free"] if "watch" in result else None
         swap = self.board.memory.get("SwapTotal") or 0
         had = f"; {least / 1e6:.0f} MB were free at the least" if least is not None else ""
         mends = ["Stop the desktop there (sudo systemctl isolate multi-user.target)"] * self.board.desktop

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import locked, write_json
+from trtq.artifact import explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 
 # What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
-USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.%\w]+\]"
+USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
 ADDRESS = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST})(?::(?P<port>\d{{1,5}}))?")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 WORKDIR = ".trtq"
@@ -48,7 +49,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def address(self) -> str:
         """As it was typed."""
-        return f"{self.user}@{self.host}" * bool(self.user) or self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.user}@{host}" * bool(self.user) or host
 
     @property
     def place(self) -> str:
@@ -66,9 +68,9 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
         raise UsageError(f"Cannot call a device {name!r}", "a name has letters, digits, ., _ and -", "Call it like nano or lab-orin.local")
     found = ADDRESS.fullmatch(address)
     if found is None:
-        raise UsageError(
-            f"Cannot read the address {address!r}", "expected user@host or user@host:port", "Write it like jetson@192.168.55.1"
-        )
+        number = address.rpartition("@")[2].count(":") > 1
+        mend = "Write an IPv6 address in brackets: jetson@[fe80::1%eth0]:22" if number else "Write it like jetson@192.168.55.1"
+        raise UsageError(f"Cannot read the address {address!r}", "expected user@host or user@host:port", mend)
     port = int(found["port"]) if found["port"] else None
     if port is not None and not 0 < port < 65536:
         raise UsageError(f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535")
@@ -77,20 +79,60 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
             raise UsageError(f"Cannot read the jump host {hop!r}", "expected user@host or user@host:port", "Write it like me@gateway:2222")
     key = ""
     if identity:
-        key = str(Path(identity).expanduser().resolve())
+        key = os.path.abspath(os.path.expanduser(identity))  # noqa: PTH100, PTH111 - links stay: a certificate lies beside the name
         if not Path(key).is_file():
             raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
-    if not workdir or "\0" in workdir or workdir.startswith("-"):
+        if not key.isprintable() or "${" in key:
+            raise UsageError(f"Cannot use --identity {identity}", "ssh expands what is in its name", "Give the key another name")
+    if not workdir or not workdir.isprintable() or workdir.startswith("-") or len(workdir) > 1024:
         raise UsageError(f"Cannot use --workdir {workdir!r}", "expected a folder on the board", "Write it like /mnt/nvme/trtq")
     return Device(
         name=name, host=found["host"].strip("[]"), user=found["user"] or "", port=port, identity=key, jump=jump, workdir=workdir
     )  # fmt: skip
 
 
+def home_folder() -> Path | None:
+    """Return this user's home, from ``$HOME`` or the passwd entry; None where there is neither."""
+    given = os.environ.get("HOME")
+    return Path(given).absolute() if given else login_folder()
+
+
+def login_folder() -> Path | None:
+    """Return the home in this user's passwd entry, where ssh looks whatever ``$HOME`` says; None without an entry."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
 def config_folder() -> Path:
-    """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder."""
-    given = os.environ.get("TRTQ_CONFIG")
-    return Path(given) if given else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "trtq"
+    """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder.
+
+    Raises:
+        UsageError: nothing says where that is.
+    """
+    given, xdg, home = os.environ.get("TRTQ_CONFIG"), os.environ.get("XDG_CONFIG_HOME"), home_folder()
+    if given:
+        return Path(given).expanduser().absolute() if home is not None else Path(given).absolute()
+    if xdg and Path(xdg).is_absolute():
+        return Path(xdg) / "trtq"
+    if home is None:
+        raise UsageError("Cannot tell where devices are kept", "this user has no home", "Name a folder: export TRTQ_CONFIG=/path/to/folder")
+    return home / ".config/trtq"
+
+
+def writable_config() -> Path:
+    """Return the same folder, made where it is missing.
+
+    Raises:
+        ArtifactError: it cannot be made.
+    """
+    folder = config_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise explain_os_error(exc, folder, option="folder with TRTQ_CONFIG") from exc
+    return folder
 
 
 def slug(text: str) -> str:
@@ -105,18 +147,29 @@ def known_devices() -> dict[str, Device]:
         DeviceError: the file is damaged.
     """
     path = config_folder() / "devices.json"
+    mend = "Correct the file, or move it away and add them again"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
+        devices = msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as exc:
-        raise DeviceError(f"Cannot read the devices in {path}", reason(exc), "Mend the file, or move it away and add them again") from exc
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+        raise DeviceError(f"Cannot read the devices in {path}", reason(exc), mend) from exc
+    for name, device in devices.items():
+        if device.name != name or not _has_form(device):
+            raise DeviceError(f"Cannot read the devices in {path}", f"the entry {name[:80]!r} is none that trtq device add writes", mend)
+    return devices
+
+
+def _has_form(device: Device) -> bool:
+    """Whether a device is in the form of those that ``parse_device`` returns."""
+    fits = NAME.fullmatch(device.name) is not None and ADDRESS.fullmatch(device.place) is not None
+    jumps = all(ADDRESS.fullmatch(hop) for hop in filter(None, device.jump.split(",")))
+    return fits and jumps and device.workdir.isprintable() and bool(device.workdir)
 
 
 @contextlib.contextmanager
 def _changing() -> Iterator[dict[str, Device]]:
-    folder = config_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = writable_config()
     with locked(folder / ".devices.lock"):
         devices = known_devices()
         yield devices
@@ -158,6 +211,6 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
     if first in devices and re.fullmatch(r"\d+(\.\d+){0,2}", rest):
         raise UsageError(f"Unknown device {name!r}", f"{first} is one, and it builds with the TensorRT it has", f"Write {first}")
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
-        return parse_device(slug(name), name)
+        return parse_device(slug(name).lstrip(".-_")[:64], name)
     mend = suggest(name, devices) if devices else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
     raise UsageError(f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from trtq.agent import Watch
 from trtq.artifact import digest_of
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.opinion import command
@@ -16,9 +16,11 @@ from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
 from trtq.deploy.agent_client import Agent
+from trtq.deploy.answers import ClocksDict, Number, Result, Step, Watched
 from trtq.deploy.board import Board
-from trtq.deploy.jobs import do
+from trtq.deploy.jobs import advice, do
 from trtq.deploy.profiles import profiles
+from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
 from trtq.errors import BoardError, UsageError
@@ -29,6 +31,8 @@ SETTLE_S, ENERGY_WINDOW_S, IDLE_S, SAMPLE_S = 2.0, 20.0, 1.5, 0.2
 STILL_PINNED = 0.9  # a dip of a per cent is sampling noise
 MIN_READINGS = 50  # INA3221 settles within some hundred ms; five a second over 20 s leave a hundred
 TIMES, SLOWEST_S = "times.json", 600.0
+MOST_PACKED = 64 * MIB
+MOST_MS = 1e7  # of one request
 MARKS = {"inference": "Starting inference", "end": "Performance summary"}
 
 
@@ -60,7 +64,9 @@ def measure(
         raise UsageError(
             f"Cannot measure batch {wrong}", f"the engine takes {least} to {most}", f"Build it for that: --batch {low}:{wrong}:{high}"
         )
-    given = next(t for t in manifest.tensors if t["mode"] == "input")
+    given = next((t for t in manifest.tensors if t.get("mode") == "input"), None)
+    if given is None or not {"name", "shape"} <= given.keys():
+        raise BoardError(f"Cannot measure {path} on {agent.device.name}", "its manifest names no input", "Deploy it again")
     graph, rows = options.cuda_graph and options.dla is None, []  # a DLA takes no graphs
     for batch in options.bench_batch:
         shape = [batch, *given["shape"][1:]]
@@ -108,13 +114,13 @@ class BoardBench:
         dla: int | None,
         nonce: str,
         folder: Path,
-    ) -> tuple[dict[str, Any], TrtexecLog, list[TrtexecLog], Path, Path]:
+    ) -> tuple[Result, TrtexecLog, list[TrtexecLog], Path, Path]:
         """Run the job (or find it done) and fetch what it gave.
 
         Returns:
             the agent's result, what trtexec printed in the timed run and in the loads, the files of times and of readings.
         """
-        number, trtexec = int(self.board.trtexec["number"]), str(self.board.trtexec["path"])  # type: ignore[index]
+        number, trtexec = self.board.number, self.board.trtexec["path"] if self.board.trtexec is not None else ""
         version, engine = self.board.release, Path(self.path)
         seconds = max(seconds, ENERGY_WINDOW_S + SETTLE_S) if energy else seconds
         load = command(trtexec, version, engine, shapes=shapes, graph=False, warmup_ms=0, seconds=0, requests=1, dla=dla)
@@ -142,10 +148,12 @@ class BoardBench:
         if not result["ok"]:
             failed = logs[-1] if logs else None
             why = failed.errors[0] if failed is not None and failed.errors else result["why"]
-            raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], result["mend"])
-        made = result["steps"][-1]["files"][f"{TIMES}.gz"]
-        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"])
-        readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz")
+            raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], advice(result, self.agent))
+        made = result["steps"][-1]["files"].get(f"{TIMES}.gz")
+        if made is None or len(logs) != len(steps) or not {"watch", "before", "after"} <= result.keys():
+            raise BoardError(f"Cannot read the measurement of {self.agent.device.name}", "its times, its log or its readings are missing")
+        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"], most=MOST_PACKED)
+        readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz", most=MOST_PACKED)
         return result, logs[-1], logs[:-1], local, readings
 
 
@@ -155,16 +163,19 @@ def _by_step(text: str) -> list[str]:
 
 
 def row_of(
-    board: Board, result: dict[str, Any], log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
+    board: Board, result: Result, log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
     sha256: str, size: int, batch: int, shape: list[int], energy: bool, graph: bool, mode: str | None,
 ) -> BenchRow:  # fmt: skip
     """Return the row of a record from what a board gave."""
     version = board.release
-    found = read_times(gzip.decompress(times.read_bytes()).decode(), version, warmup_ms=WARMUP_MS)
-    ns = np.asarray(np.asarray(found.compute) * 1e6, dtype=np.int64)
+    found = read_times(gunzip(times, board.name).decode("utf-8", "replace"), version, warmup_ms=WARMUP_MS)
+    ms = np.asarray(found.compute, dtype=np.float64)
+    if not len(ms) or not (ms > 0).all() or not (ms < MOST_MS).all():
+        raise BoardError(f"Cannot read the times of {board.name}", f"{len(ms)} times, expected some between 0 and {MOST_MS:g} ms")
+    ns = np.asarray(ms * 1e6, dtype=np.int64)
     samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
     gpu = summarize("gpu", samples)
-    seen = _readings(readings)
+    seen = _readings(readings, board.name)
     timed, starts = result["steps"][-1], result["steps"][:-1]
     watch, notes, reasons = result["watch"], list(log.advice), doubts(gpu, Warmup(0, True, 0.0), samples)
     if watch["throttled"]:
@@ -218,14 +229,24 @@ def row_of(
     )  # fmt: skip
 
 
-def _readings(path: Path) -> dict[str, Values]:
+class _Readings(msgspec.Struct):
+    columns: list[str]
+    rows: list[tuple[Number | None, Number | None, Number | None, Number | None, Number | None, Number | None]]
+
+
+def _readings(path: Path, name: str) -> dict[str, Values]:
     """Return the agent's readings by column; NaN where there was none."""
-    data = json.loads(gzip.decompress(path.read_bytes()))
-    rows = np.asarray([[np.nan if v is None else v for v in r] for r in data["rows"]], dtype=np.float64).reshape(-1, len(data["columns"]))
-    return {name: rows[:, i] for i, name in enumerate(data["columns"])}
+    try:
+        data = msgspec.json.decode(gunzip(path, name, 64 * MIB), type=_Readings)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise BoardError(f"Cannot read the readings of {name}", str(exc)[:400]) from exc
+    if data.columns != list(Watch.COLUMNS):
+        raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")
+    rows = np.asarray([[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64).reshape(-1, len(data.columns))
+    return {name: rows[:, i] for i, name in enumerate(data.columns)}
 
 
-def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
+def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
     """Return the starts: from the start of the process until it begins to infer, deserializing apart where trtexec tells it."""
     whole = [1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]]
     if not whole:
@@ -247,7 +268,7 @@ def _load(starts: list[dict[str, Any]], logs: list[TrtexecLog], gpu: Timing) -> 
     ]
 
 
-def _slowest_pinned(seen: dict[str, Values], timed: dict[str, Any], clocks: dict[str, Any]) -> float | None:
+def _slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
     """Return how far the pinned GPU clock fell under load, as a share; None where it did not, or is not pinned."""
     top = clocks["gpu"].get("max_freq")
     inside = seen["gpu_hz"][(seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])]
@@ -262,9 +283,7 @@ def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
 
-def _memory(
-    timed: dict[str, Any], starts: list[dict[str, Any]], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
-) -> tuple[Memory | None, str]:
+def _memory(timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]) -> tuple[Memory | None, str]:
     """Return the growth of the one memory that CPU and GPU share while the engine ran, over what was used just before the first load."""
     t, ram = seen["t"], seen["ram_bytes"]
     before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
@@ -275,17 +294,16 @@ def _memory(
     if growth <= 0:
         return None, "the board's used memory did not grow while it ran: something else gave memory back"
     whole = "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries included"
-    weights, activations = log.numbers.get("weights_bytes"), log.numbers.get("activation_bytes", log.numbers.get("context_bytes"))
+    sizes = {k: int(v) for k, v in log.numbers.items() if k.endswith("_bytes") and 0 <= v < 1 << 50}
+    weights, activations = sizes.get("weights_bytes"), sizes.get("activation_bytes", sizes.get("context_bytes"))
     return Memory(
-        weights=int(weights) if weights is not None else None, activations=int(activations) if activations is not None else None,
+        weights=weights, activations=activations,
         io=4 * int(np.prod(shape)), process=growth, process_peak=growth, device=growth,
         sources={"process": whole, "device": whole, "weights": "trtexec's log", "activations": "trtexec's log", "io": "float32 input"},
     ), ""  # fmt: skip
 
 
-def _energy(
-    timed: dict[str, Any], seen: dict[str, Values], watch: dict[str, Any], log: TrtexecLog, batch: int
-) -> tuple[Energy | None, str]:
+def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int) -> tuple[Energy | None, str]:
     """Return the energy of an image: mean power over the timed run without its edges, over the images it served in a second."""
     if watch["failed"]:
         return None, watch["failed"]
@@ -294,7 +312,7 @@ def _energy(
     if not there.any():
         return None, watch["scope"] or "the board has no power rails that can be read"
     rate = log.numbers.get("throughput_qps")
-    if rate is None or "inference" not in timed["marks"]:
+    if rate is None or not 0 < rate < 1e9 or "inference" not in timed["marks"]:
         return None, "trtexec did not say when inference began, or how many requests it served"
     begin = timed["marks"]["inference"] + SETTLE_S
     end = timed["marks"].get("end", timed["end"]) - 0.2
@@ -302,6 +320,8 @@ def _energy(
     idle = there & (((t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - 0.2)) | (t > timed["end"] + SETTLE_S))
     if inside.sum() < 2 or idle.sum() < 2:
         return None, f"{int(inside.sum())} readings under load and {int(idle.sum())} idle are too few"
+    if not (np.diff(t[inside]) > 0).all():
+        return None, "the times of the readings do not grow"
     power = float(np.trapezoid(mw[inside], t[inside]) / (t[inside][-1] - t[inside][0])) / 1e3
     rest = float(np.mean(mw[idle])) / 1e3
     window, readings, images = float(t[inside][-1] - t[inside][0]), int(inside.sum()), rate * batch

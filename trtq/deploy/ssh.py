@@ -1,4 +1,7 @@
-"""The system's OpenSSH: one multiplexed connection a device, never a prompt, host keys always checked."""
+"""The system's OpenSSH: one multiplexed connection a device, never a prompt, host keys always checked.
+
+What ssh itself says goes to a log file of its own (``-E``): what a board writes to standard error is never taken for it.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,22 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from trtq.artifact import digest_of, locked, write_bytes
-from trtq.deploy.devices import Device, config_folder
-from trtq.errors import HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
+from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
+from trtq.deploy.devices import Device, config_folder, home_folder, login_folder, writable_config
+from trtq.deploy.stream import MIB, Limits, Stream, last_line
+from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
 
 FAILED = 255  # ssh's own exit status: the link, never the command
-KEY_TIMEOUT_S = 60
+ASIDE = Limits(line_bytes=MIB, total_bytes=MIB, error_bytes=MIB, silence_s=60.0, call_s=60.0)
+MOST_FOLDER = 48  # a socket's path has 108 bytes: ssh takes 17 of them while it binds, and 41 are those of a jump host's socket
+PLAIN = re.compile(r"/[\w./+@=-]*", re.ASCII)  # nothing that ssh, or a shell that ssh starts, could read as more than a path
+GLOBAL_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
 
 
 def require_ssh() -> str:
@@ -37,17 +45,42 @@ def require_ssh() -> str:
     return path
 
 
-def _socket_folder() -> Path:
-    """Return a short folder of this user alone: the path of a socket must stay below 104 bytes."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    if len(str(base)) > 40:
-        base = Path("/tmp")  # noqa: S108 - checked below
-    folder = base / f"trtq-ssh-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
-        raise SshError(f"Cannot keep SSH connections in {folder}", "the folder is not this user's alone", f"Remove {folder}")
-    return folder
+def _socket_folder() -> tuple[Path, str]:
+    """Return a short folder of this user alone, for sockets and for ssh's configuration, and why it is not below XDG_RUNTIME_DIR.
+
+    Raises:
+        SshError: there is none.
+    """
+    refused = list[str]()
+    bases = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]  # noqa: S108 - checked
+    for base in dict.fromkeys(bases):
+        folder = Path(base or "") / f"trtq-ssh-{os.getuid()}"
+        why = _unfit(folder) if base else None
+        if base and why is None:
+            return folder, refused[0] if refused and os.environ.get("XDG_RUNTIME_DIR") else ""
+        refused += [f"{folder}: {why}"] if why else []
+    raise SshError(
+        "Cannot keep SSH connections anywhere", "; ".join(refused),
+        "Set XDG_RUNTIME_DIR to a folder of your own with a short path: mkdir -m 700 /tmp/mine, export XDG_RUNTIME_DIR=/tmp/mine",
+    )  # fmt: skip
+
+
+def _unfit(folder: Path) -> str | None:
+    """Return why sockets cannot lie in ``folder``, which is made where it is missing; None where they can."""
+    if not PLAIN.fullmatch(str(folder)) or len(os.fsencode(folder)) > MOST_FOLDER:
+        return f"its path has more than {MOST_FOLDER} bytes, is relative, or has characters that ssh expands"
+    try:
+        base = folder.parent.stat()
+        if base.st_uid not in (0, os.getuid()) or (base.st_mode & 0o022 and not base.st_mode & stat.S_ISVTX):
+            return "others can put another folder in its place"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077:
+            return "it is not this user's alone"
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".trial-"):
+            return None
+    except OSError as exc:
+        return (exc.strerror or str(exc)).lower()
 
 
 def known_hosts() -> Path:
@@ -55,28 +88,52 @@ def known_hosts() -> Path:
     return config_folder() / "known_hosts"
 
 
-def _config() -> Path:
+def quoted(path: Path | str) -> str:
+    r"""Return a path as an argument in ssh's configuration; ``%`` is not touched.
+
+    >>> quoted('/home/me/my "keys"')
+    '"/home/me/my \\"keys\\""'
+    """
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _config(folder: Path) -> Path:
     """Write the settings that come before the user's own, which then fill in the rest; jump hosts get the same file.
 
-    The first value that OpenSSH reads counts, so neither prompts nor unchecked host keys can come back from the user's files.
+    The first value that OpenSSH reads counts, so neither prompts nor unchecked host keys can come back from the user's files. What is
+    not here is the user's, ``IgnoreUnknown`` and ``UserKnownHostsFile`` among it: host keys that were accepted through trtq are read
+    beside them. The file lies where its path needs no quotes: ssh itself puts it into a shell's command line for jump hosts.
     """
-    folder = config_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    home = Path.home() / ".ssh"
+    home = home_folder()
+    hosts, mine = [known_hosts()], list[str]()
+    if home is not None:
+        if home != login_folder():  # ssh looks there alone
+            hosts.append(home / ".ssh/known_hosts")
+        mine = [f"Include {_plain(home / '.ssh/config', folder)}"]
+    known = " ".join(quoted(p) for p in (*hosts, *GLOBAL_HOSTS))
     lines = [
         "Host *", "  BatchMode yes", "  ConnectTimeout 10", "  ServerAliveInterval 15", "  ServerAliveCountMax 4", "  TCPKeepAlive yes",
-        "  StrictHostKeyChecking yes", "  UpdateHostKeys no", f'  UserKnownHostsFile "{home / "known_hosts"}" "{known_hosts()}"',
-        "  ControlMaster auto", f"  ControlPath {_socket_folder()}/%C", "  ControlPersist 60", "  ForwardAgent no", "  ForwardX11 no",
-        "  RequestTTY no", "  PermitLocalCommand no",
-        "  ClearAllForwardings yes", "  IgnoreUnknown RemoteCommand", "  RemoteCommand none",
-        "  LogLevel ERROR", "  Compression no",
-        f'Include "{home / "config"}"', "Include /etc/ssh/ssh_config",
+        "  StrictHostKeyChecking yes", "  UpdateHostKeys no", f"  GlobalKnownHostsFile {known}",
+        "  ControlMaster auto", f"  ControlPath {folder}/%C", "  ControlPersist 60", "  ForwardAgent no", "  ForwardX11 no",
+        "  RequestTTY no", "  PermitLocalCommand no", "  ClearAllForwardings yes", "  RemoteCommand none",
+        "  LogLevel ERROR", "  Compression no", *mine, "Include /etc/ssh/ssh_config",
     ]  # fmt: skip
-    text = "\n".join(lines) + "\n"
-    path = folder / "ssh_config"
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_bytes(path, text.encode())
+    data = ("\n".join(lines) + "\n").encode()
+    path = folder / f"config-{sha256_bytes(data)[:16]}"
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
     return path
+
+
+def _plain(path: Path, folder: Path) -> Path:
+    """Return ``path``, or a link to it in ``folder`` where its own characters mean something to ssh."""
+    if PLAIN.fullmatch(str(path)):
+        return path
+    link = folder / f"link-{sha256_bytes(os.fsencode(path))[:16]}"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(path)
+    return link
 
 
 class Link:
@@ -84,13 +141,18 @@ class Link:
 
     Args:
         device: where.
+
+    Attributes:
+        note: what a user should know about this machine's side of it, "" for nothing.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.ssh, self.config = require_ssh(), _config()
+        self.ssh, (self.folder, passed_over) = require_ssh(), _socket_folder()
+        self.note = f"SSH connections are kept in {self.folder}: XDG_RUNTIME_DIR cannot be used ({passed_over})" if passed_over else ""
+        self.config = _config(self.folder)
         # By everything that leads there: older clients tell neither jump hosts nor identities apart by themselves.
-        self.socket = _socket_folder() / digest_of(msgspec.to_builtins(device))[:16]
+        self.socket = self.folder / digest_of(msgspec.to_builtins(device))[:16]
 
     def line(self, command: str | None, *options: str) -> list[str]:
         """Return the command line of ssh; ``command`` is one of trtq's own fixed texts, never what a user typed."""
@@ -99,85 +161,167 @@ class Link:
         if device.jump:  # behind other gateways the same address is another board
             line += ["-o", f"HostKeyAlias=trtq-{device.name}"]
         line += ["-p", str(device.port)] if device.port is not None else []
-        line += ["-i", device.identity, "-o", "IdentitiesOnly=yes"] if device.identity else []
+        if device.identity:  # "-i" takes a name as it is and expands it later all the same
+            line += ["-o", f"IdentityFile={quoted(device.identity.replace('%', '%%'))}", "-o", "IdentitiesOnly=yes"]
         line += ["-J", device.jump] if device.jump else []
         line += ["-l", device.user] if device.user else []
         return [*line, "--", device.host, *([command] if command is not None else [])]
 
-    def popen(self, command: str, *, stdin: IO[bytes] | int = subprocess.DEVNULL, stderr: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a command on the device."""
-        return subprocess.Popen(self.line(command), stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+    @contextlib.contextmanager
+    def open(self, command: str, *, stdin: IO[bytes] | int = subprocess.DEVNULL, limits: Limits | None = None) -> Iterator[Stream]:
+        """Run a command on the device; its output is read within ``limits``, and it ends with the block."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
+            process = self.popen(self.line(command, "-E", log.name), stdin)
+            stream = Stream(process, self.device.name, limits or Limits(), Path(log.name))
+            try:
+                yield stream
+            finally:
+                stream.close()
 
-    def run(self, command: str, *, data: bytes | None = None, limit_s: float = 120.0) -> bytes:
+    def popen(self, line: list[str], stdin: IO[bytes] | int) -> subprocess.Popen[bytes]:
+        """Start ssh."""
+        return subprocess.Popen(line, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, bufsize=0)
+
+    def run(self, command: str) -> bytes:
         """Run a command on the device and return its standard output.
 
         Raises:
             LinkError: the device cannot be reached now.
             SshError: it cannot be reached as things are, or the command failed.
         """
-        try:
-            done = subprocess.run(
-                self.line(command), input=data, stdin=subprocess.DEVNULL if data is None else None, capture_output=True, check=False,
-                timeout=limit_s, start_new_session=True,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as exc:
-            raise LinkError(f"{self.device.name} does not answer", f"no answer in {limit_s:g} s") from exc
-        said = done.stderr.decode("utf-8", "replace")
-        if done.returncode == FAILED:
-            raise self.explain(said)
-        if done.returncode:
-            raise SshError(f"{self.device.name} fails at a command of trtq", _last(said) or f"exit status {done.returncode}", _room(said))
-        return done.stdout
+        with self.open(command) as stream:
+            said = b"".join(iter(stream.block, b""))
+            code = stream.end()
+            if code == FAILED:
+                raise self.explain(stream.own, stream.errors)
+            if code:
+                raise SshError(f"{self.device.name} fails at a command of trtq", last_line(stream.errors) or f"exit status {code}")
+        return said
 
-    def explain(self, said: str) -> TrtqError:
-        """Return the error that OpenSSH's words mean."""
+    def explain(self, own: str, errors: str = "") -> TrtqError:
+        """Return the error that OpenSSH's own words mean.
+
+        Args:
+            own: what this machine's ssh said.
+            errors: standard error of the device: shown, and never taken for ssh's words.
+        """
+        words = _own_words(own)
+        if any(JUMP_FAILED.fullmatch(ln) for ln in words) and self._has_proxy():
+            words = [*self._words_of_proxy(), *words]
+        said = "\n".join(words)
+        for meaning in (self._host_key, self._login, self._network):
+            found = meaning(said)
+            if found is not None:
+                return found
+        # All else passes: a cut connection leaves whatever the board happened to write last.
+        wrote = last_line(errors)
+        ended = f"the connection ended; the board wrote: {wrote}" if wrote else "the connection ended"
+        return LinkError(self._where, words[-1][:400] if words else ended, "Is the board on, and in this network?")
+
+    @property
+    def _where(self) -> str:
+        return f"Cannot reach {self.device.name} ({self.device.address})"
+
+    def _host_key(self, said: str) -> TrtqError | None:
+        """Return what is wrong with the host key."""
         device, add = self.device, shlex.join(self.device.add_command)
-        where = f"Cannot reach {self.device.name} ({self.device.address})"
-        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said or ("Host key for" in said and "has changed" in said):
-            entry = re.search(r"Offending \S+ key in (\S+?):(\d+)", said)
+        if re.search(r"^@ +WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! +@$|^Host key for .+ has changed and ", said, re.MULTILINE):
+            entry = re.search(r"^Offending \S+ key in (.+):(\d+)$", said, re.MULTILINE)
             place = f"{entry[1]}, line {entry[2]}" if entry else "the list of known hosts"
             host = f"trtq-{device.name}" if device.jump else device.host if device.port in (None, 22) else f"[{device.host}]:{device.port}"
+            remove = shlex.join(["ssh-keygen", "-R", host, *(["-f", entry[1]] if entry else [])])
             return HostKeyError(
-                where, f"its host key is not the one in {place}: the board was flashed anew, or this is another machine",
-                "If you know why, remove the old key (ssh-keygen -R "
-                f"'{host}'{f' -f {entry[1]}' if entry else ''}), then: {add}",
+                self._where, f"its host key is not the one in {place}: the board was flashed anew, or this is another machine",
+                f"If you know why, remove the old key ({remove}), then: {add}",
             )  # fmt: skip
-        if "Host key verification failed" in said or "host key is known for" in said:
-            unknown = re.search(r"host key is known for (\S+)", said)
-            other = bool(device.jump) and unknown is not None and unknown[1].strip("[]").split("]")[0].lower() not in self._names()
-            named = unknown[1] if unknown is not None else ""
-            mend = f"Log in to {named} once with ssh and accept its key" if other else f"Look at its key and accept it: {add}"
-            return HostKeyError(
-                where, f"the host key of {unknown[1] if other and unknown else 'this host'} has not been accepted yet", mend
-            )
-        if "Permission denied" in said or "Too many authentication failures" in said:
-            ways = re.search(r"\(([\w,-]+)\)", said)
-            user = f"{device.user}@{device.host}" if device.user else device.host
-            key = f"-i {device.identity} " if device.identity else ""
+        if not re.search(r"^Host key verification failed\.$|host key is known for \S+ and you have requested", said, re.MULTILINE):
+            return None
+        unknown = re.search(r"host key is known for (\S+)", said)
+        other = bool(device.jump) and unknown is not None and unknown[1].strip("[]").split("]")[0].lower() not in self._names()
+        named = shlex.quote(unknown[1]) if unknown is not None else ""
+        mend = f"Log in to {named} once with ssh and accept its key" if other else f"Look at its key and accept it: {add}"
+        return HostKeyError(
+            self._where, f"the host key of {unknown[1] if other and unknown else 'this host'} has not been accepted yet", mend
+        )
+
+    def _login(self, said: str) -> TrtqError | None:
+        """Return why the login fails."""
+        device = self.device
+        if re.search(r"^@ +WARNING: UNPROTECTED PRIVATE KEY FILE! +@$|: bad permissions$", said, re.MULTILINE):
+            named = re.search(r"^Load key \"(.+)\": bad permissions$", said, re.MULTILINE)
+            key = device.identity or (named[1] if named else "")
+            mend = shlex.join(["chmod", "600", key]) if key else "chmod 600 ~/.ssh/id_*"
+            return SshError(self._where, "the private key can be read by others", mend)
+        denied = re.search(r"^\S+: Permission denied \(([\w,-]+)\)\.$", said, re.MULTILINE)
+        many = r"^Received disconnect from \S+ port \d+:\d+: Too many authentication failures"
+        if not denied and not re.search(many, said, re.MULTILINE):
+            return None
+        locked_key = self._locked_key()
+        if locked_key is not None:
             return SshError(
-                where, f"it refuses the login{f' (it offers {ways[1]})' if ways else ''}; trtq never asks for passwords",
-                f"Give it your key: ssh-copy-id {key}{f'-p {device.port} ' if device.port else ''}{user}; or name another with --identity",
+                self._where, f"the board knows the key {locked_key}, but it has a passphrase and no agent has it; trtq never asks for one",
+                f"Unlock it once: {shlex.join(['ssh-add', locked_key])} (without an agent, before it: eval $(ssh-agent))",
             )  # fmt: skip
-        if "Could not resolve hostname" in said or "Name or service not known" in said:
-            return LinkError(
-                where, "its name is not known in this network", f"Use its address: trtq device add {device.name} user@192.168.x.y"
-            )
-        if "UNPROTECTED PRIVATE KEY" in said or "bad permissions" in said:
-            return SshError(where, "the private key can be read by others", f"chmod 600 {device.identity or '~/.ssh/id_*'}")
-        refused = re.search(r"connect to host (\S+) port (\d+): Connection refused", said)
+        copy = ["ssh-copy-id", *(["-i", device.identity] if device.identity else []), *(["-p", str(device.port)] if device.port else [])]
+        user = f"{device.user}@{device.host}" if device.user else device.host
+        ways = f" (it offers {denied[1]})" if denied else ""
+        return SshError(
+            self._where, f"it refuses the login{ways}; trtq never asks for passwords",
+            f"Give it your key: {shlex.join([*copy, user])}; or name another with --identity",
+        )  # fmt: skip
+
+    def _network(self, said: str) -> TrtqError | None:
+        """Return what keeps the network from the device."""
+        if re.search(r"Could not resolve hostname|Name or service not known", said):
+            mend = f"Use its address: trtq device add {shlex.quote(self.device.name)} user@192.168.x.y"
+            return LinkError(self._where, "its name is not known in this network", mend)
+        refused = re.search(r"^ssh: connect to host (\S+) port (\d+): Connection refused$", said, re.MULTILINE)
         if refused:
             return LinkError(
-                where,
-                f"nothing listens on port {refused[2]} of {refused[1]}",
+                self._where, f"nothing listens on port {refused[2]} of {refused[1]}",
                 "Is sshd running on the board (sudo systemctl start ssh), and is this its port?",
-            )
-        # All else passes: a cut connection leaves whatever the board happened to write last.
-        return LinkError(where, _last(said) or "the connection ended", "Is the board on, and in this network?")
+            )  # fmt: skip
+        if re.search(r"^.+: line \d+: Bad configuration option: |terminating, \d+ bad configuration options$", said, re.MULTILINE):
+            return SshError(self._where, f"ssh cannot read its configuration: {said.splitlines()[0][:300]}", "Correct that line")
+        return None
+
+    def _locked_key(self) -> str | None:
+        """Return the private key that the board would take and that nothing here can open; None where there is none."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
+            options = ("-E", log.name, "-o", "LogLevel=DEBUG1", "-o", "ControlPath=none", "-o", "ConnectTimeout=5")
+            with contextlib.suppress(DeviceError):
+                self._run(self.line("true", *options))
+            said = Path(log.name).read_text(encoding="utf-8", errors="replace")
+        if re.search(r"^debug1: Authenticated to |^Authenticated to ", said, re.MULTILINE):
+            return None
+        accepted = re.findall(r"^debug1: Server accepts key: (.+) \S+ SHA256:\S+(?: explicit| agent)*$", said, re.MULTILINE)
+        tried = re.findall(r"^debug1: Trying private key: (.+)$", said, re.MULTILINE)  # without its public half nothing can be offered
+        return next((k for k in (*accepted, *tried) if Path(k).is_file() and self._has_passphrase(k)), None)
+
+    def _has_passphrase(self, key: str) -> bool:
+        """Whether a private key opens without a word; ``ssh-keygen`` says which of its failures it is."""
+        done = self._run(["ssh-keygen", "-y", "-P", "", "-f", key])
+        return done.returncode != 0 and "incorrect passphrase" in done.stderr
+
+    def _has_proxy(self) -> bool:
+        """Whether another program, such as the ssh of a jump host, leads to the device."""
+        return re.search(r"^proxy(?:jump|command) (?!none$)", self._run(self.line(None, "-G")).stdout, re.MULTILINE) is not None
+
+    def _words_of_proxy(self) -> list[str]:
+        """Return what the ssh of a jump host says: a connection that is kept sends it nowhere, so connect once without.
+
+        Nothing else writes to standard error as long as the device itself was not reached.
+        """
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
+            alone = ("-E", log.name, "-o", "ControlPath=none", "-o", "ControlMaster=no", "-o", "ControlPersist=no")
+            done = self._run(self.line("true", *alone))
+            own = _own_words(Path(log.name).read_text(encoding="utf-8", errors="replace"))
+        reached = done.returncode != FAILED or not any(JUMP_FAILED.fullmatch(ln) for ln in own)
+        return [] if reached else _own_words(done.stderr)
 
     def _names(self) -> set[str]:
         """Return what OpenSSH may call the device: what was typed, what the user's configuration makes of it, and its alias."""
-        done = subprocess.run(self.line(None, "-G"), stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True)
-        resolved = re.search(r"^hostname (\S+)$", done.stdout, re.MULTILINE)
+        resolved = re.search(r"^hostname (\S+)$", self._run(self.line(None, "-G")).stdout, re.MULTILINE)
         return {self.device.host.lower(), f"trtq-{self.device.name}".lower(), *([resolved[1].lower()] if resolved else [])}
 
     def offered_key(self) -> tuple[str, list[str]]:
@@ -188,37 +332,39 @@ class Link:
         """
         with tempfile.TemporaryDirectory(prefix="trtq-key-") as folder:
             path = Path(folder) / "known_hosts"
+            log = Path(folder) / "log"
             done = self._run(
                 self.line(
-                    "true", "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={path}", "-o", "HashKnownHosts=no",
-                    "-o", "ControlPath=none", "-o", "GlobalKnownHostsFile=none",
+                    "true", "-o", "StrictHostKeyChecking=accept-new", "-o", f"UserKnownHostsFile={quoted(str(path).replace('%', '%%'))}",
+                    "-o", "HashKnownHosts=no", "-o", "ControlPath=none", "-o", "GlobalKnownHostsFile=none", "-E", str(log),
+                    "-o", "PreferredAuthentications=none",  # the key comes before the login, and nothing runs there
                 )
             )  # fmt: skip
             if not path.is_file():
-                raise self.explain(done.stderr)
+                raise self.explain(log.read_text(encoding="utf-8", errors="replace") if log.is_file() else "", done.stderr)
             shown = self._run(["ssh-keygen", "-lf", str(path)])
             prints = [ln.strip() for ln in shown.stdout.splitlines()]
             if shown.returncode or not prints:
-                why = f"ssh-keygen shows no fingerprint: {_last(shown.stderr)}"
+                why = f"ssh-keygen shows no fingerprint: {last_line(shown.stderr)}"
                 raise SshError(f"Cannot show the host key of {self.device.name}", why, "sudo apt-get install openssh-client")
             return path.read_text(), prints
 
     def _run(self, line: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a program of this machine that may reach the device; what it prints is limited."""
+        stream = Stream(self.popen(line, subprocess.DEVNULL), self.device.name, ASIDE, Path(os.devnull))
         try:
-            return subprocess.run(
-                line, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=KEY_TIMEOUT_S, text=True, errors="replace"
-            )
-        except subprocess.TimeoutExpired as exc:
-            why = f"{line[0]} did not answer within {exc.timeout:g} s"
-            raise LinkError(f"Cannot reach {self.device.name}", why, "Is the board on?") from exc
+            said = b"".join(iter(stream.block, b"")).decode("utf-8", "replace")
+            return subprocess.CompletedProcess(line, stream.end(), said, stream.errors)
+        finally:
+            stream.close()
 
     def accept(self, lines: str) -> None:
         """Keep host keys that the user has accepted."""
-        path = known_hosts()
+        path = writable_config() / known_hosts().name
         with locked(path.with_name(f"{path.name}.lock")):  # two boards may be added at once
-            before = path.read_text() if path.is_file() else ""
+            before = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
             fresh = [ln for ln in lines.splitlines() if ln not in before.splitlines()]
-            write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode())
+            write_bytes(path, (before + "".join(f"{ln}\n" for ln in fresh)).encode("utf-8", "surrogateescape"))
 
     def close(self, *, stale: bool = False) -> None:
         """Let the multiplexed connection end with its last command; a ``stale`` one, which would answer for the host, ends at once."""
@@ -228,10 +374,18 @@ class Link:
             )
 
 
-def _last(said: str) -> str:
-    lines = [ln.strip() for ln in said.strip().splitlines() if ln.strip()]
-    return lines[-1].rstrip(".") if lines else ""
+# Lines of ssh's own log which say that no session came about because the way there, another ssh, failed.
+JUMP_FAILED = re.compile(
+    r"Connection closed by UNKNOWN port 65535|kex_exchange_identification: .+|ssh_exchange_identification: .+|banner exchange: .+"
+)
 
 
-def _room(said: str) -> str:
-    return "Free some space on the board's disk" if "No space left" in said or "quota" in said.lower() else ""
+def _own_words(text: str) -> list[str]:
+    """Return ssh's lines up to the first that carries words of the other side: those could hold anything."""
+    words: list[str] = []
+    for line in text.splitlines():
+        if line.strip():
+            words.append(line.rstrip())
+        if line.startswith("Received disconnect from "):
+            break
+    return words

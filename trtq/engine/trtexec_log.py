@@ -6,10 +6,8 @@ trtexec.cpp and sampleEngines.cpp of the tags; lines of the library itself come 
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from typing import Any
 
 import msgspec
 
@@ -114,8 +112,8 @@ def read_log(text: str) -> TrtexecLog:
                 rows[name] = row
         for name, pattern, unit in SINGLES:
             hit = re.search(pattern, body)
-            if hit is not None and name not in numbers:
-                numbers[name] = float(hit.group(1)) * unit
+            if hit is not None and name not in numbers and math.isfinite(value := float(hit.group(1)) * unit):
+                numbers[name] = value
     return TrtexecLog(
         passed="&&&& PASSED" in text, version=version, device=device, capability=capability, rows=rows, numbers=numbers,
         warnings=said["W"], errors=[*said["E"], *said["F"]], advice=advice,
@@ -172,18 +170,16 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
     Raises:
         BenchError: it is no such file.
     """
-    records = _records(text, "--exportTimes", ("computeMs", "latencyMs"))
-    kept = [r for r in records if version >= (8, 5) or float(r.get("startComputeMs", math.inf)) >= warmup_ms]
-    return Times(
-        compute=[float(r["computeMs"]) for r in kept], latency=[float(r["latencyMs"]) for r in kept], left_out=len(records) - len(kept)
-    )
-
-
-def _records(text: str, option: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as exc:
-        raise BenchError(f"This is no file of trtexec {option}", str(exc)) from exc
-    if not isinstance(data, list) or not all(isinstance(d, dict) and all(k in d for k in keys) for d in data):
-        raise BenchError(f"This is no file of trtexec {option}", f"expected a list of records with {', '.join(keys)}")
-    return data
+        records = msgspec.json.decode(text, type=list[_Inference])
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        why = f"{exc}; expected a list of records with computeMs, latencyMs"
+        raise BenchError("This is no file of trtexec --exportTimes", why) from exc
+    kept = [r for r in records if version >= (8, 5) or r.start >= warmup_ms]
+    return Times(compute=[r.compute for r in kept], latency=[r.latency for r in kept], left_out=len(records) - len(kept))
+
+
+class _Inference(msgspec.Struct):
+    compute: float = msgspec.field(name="computeMs")
+    latency: float = msgspec.field(name="latencyMs")
+    start: float = msgspec.field(name="startComputeMs", default=math.inf)

@@ -199,11 +199,12 @@ class StandInBoard:
         binaries.mkdir(exist_ok=True)
         (binaries / "python3").unlink(missing_ok=True)
         (binaries / "python3").symlink_to(python)
+        self._make_packages(Path(python))
         login = self.folder / "login.sh"
         login.write_text(
             f"cd '{self.home}' || exit 1\nexport HOME='{self.home}' TRTQ_ROOT='{self.root}'\n"
             f"export PATH='{binaries}':/usr/bin:/bin\n"
-            f"export PYTHONPATH='{self.folder}/python' TRTQ_CUDART='{self.folder}/libcudart.so'\n"
+            f"export TRTQ_CUDART='{self.folder}/libcudart.so'\n"
             "echo 'Welcome to this board: login scripts may print what they like'\n"
             'exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )  # fmt: skip
@@ -217,6 +218,15 @@ class StandInBoard:
             f"PidFile {self.folder}/sshd.pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             f"ForceCommand /bin/sh {login}\nMaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\n"
         )  # fmt: skip
+
+    def _make_packages(self, python: Path) -> None:
+        """Let ``python/`` be what dist-packages is on a board: the agent leaves PYTHONPATH out, not what the system installed."""
+        (self.folder / "pyvenv.cfg").write_text(f"home = {python.resolve().parent}\ninclude-system-site-packages = true\n")
+        line = f"import sys; sys.path.insert(0, {str(self.folder / 'python')!r})\n"
+        for minor in range(6, 16):  # whichever it is
+            packages = self.folder / f"lib/python3.{minor}/site-packages"
+            packages.mkdir(parents=True, exist_ok=True)
+            (packages / "board.pth").write_text(line)
 
     def _authorize(self) -> None:
         (self.folder / "authorized_keys").write_text((self.folder / "client_key.pub").read_text())

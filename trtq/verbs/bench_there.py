@@ -39,7 +39,7 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     if engine is not None:
         raise UsageError(
             f"Cannot measure {engine} on {spec.device}", "engines are built on the board that runs them",
-            f"Give the ONNX file, or measure what lies there: trtq fleet bench --devices {name}",
+            f"Give the ONNX file, or measure what lies there: trtq fleet bench --devices {shlex.quote(name)}",
         )  # fmt: skip
     records = [
         deploy(

@@ -18,6 +18,7 @@ from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
 from trtq.deploy.devices import find_device, slug
+from trtq.deploy.ledger import board_manifest, is_known_engine, remember_engine
 from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
@@ -115,7 +116,7 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         near = next((m for m in modes if m.lower() == str(spec.power_mode).lower()), None)
         raise UsageError(
             f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}",
-            f"Write --power-mode {near or next(iter(modes))}",
+            f"Write --power-mode {shlex.quote(near or next(iter(modes)))}",
         )  # fmt: skip
     already = spec.power_mode in (None, board.power_mode["name"]) and (not spec.lock_clocks or board.clocks["pinned"])
     if not board.root and not already:
@@ -171,6 +172,7 @@ class _Deployment:
             }
         )  # fmt: skip
         self.engine = f"engines/{self.key[:32]}.engine"
+        self.altered = False  # whether what lies there must not be taken
 
     def run(self) -> DeployRecord:
         """Do what is left to do."""
@@ -191,7 +193,7 @@ class _Deployment:
         fetched = ""
         if self.spec.fetch_engine:
             name = f"{Path(self.spec.model).stem}.{self.agent.device.name}.engine"
-            fetched = str(self.agent.download(self.engine, self.out / name, digest=manifest.engine_sha256))
+            fetched = str(self.agent.download(self.engine, self.out / name, digest=manifest.engine_sha256, most=manifest.engine_bytes))
             write_json(manifest_path(Path(fetched)), manifest)
         mode = self.board.power_mode["name"] if (built or measured) and (self.power["mode"] is not None or self.power["pin"]) else None
         record = DeployRecord(
@@ -229,14 +231,11 @@ class _Deployment:
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
-        there = self.agent.ask("engine", name=self.engine)["manifest"]
-        if there is not None and not self.spec.again:
-            try:
-                return msgspec.convert(there, EngineManifest), False
-            except msgspec.ValidationError:
-                self.told.note("the manifest there is of another version of trtq: building again")
+        there = None if self.spec.again else self._there()
+        if there is not None:
+            return there, False
         job, told = self.job, self.told
-        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power, again=self.spec.again)
+        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power, again=self.spec.again or self.altered)
         settings = job.settings(builder, self.board.number)
         for line in job.unkept(settings):
             told.note(line)
@@ -244,9 +243,47 @@ class _Deployment:
         found, looked = build_and_look(builder, job, settings, told)
         manifest = describe(job, builder, settings, found, agreement=None, **looked)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
+        self._remember_engine(manifest)
         if not self.spec.keep:
             self.agent.ask("remove", names=builder.uploads)
         return manifest, True
+
+    def _there(self) -> EngineManifest | None:
+        """Return the manifest of the engine on the board; None, with a note, where it is not the one that this workstation knows."""
+        answer, device = self.agent.ask("engine", name=self.engine), self.agent.device
+        if answer["manifest"] is None:
+            if answer["changed"]:
+                self._rebuild("the engine on the board was changed since it was built")
+            return None
+        try:
+            manifest = board_manifest(answer["manifest"], device.name)
+        except BoardError:
+            self._rebuild("the manifest on the board is of another version of trtq, or damaged")
+            return None
+        known = is_known_engine(device, self.engine, manifest)
+        if known is False or manifest.onnx_sha256 != self.job.onnx_sha256:
+            self._rebuild("the engine on the board is not the one that was built from here")
+            return None
+        if known is None:
+            self._say("another workstation built the engine: its digest is kept here from now on")
+            self._remember_engine(manifest)
+        return manifest
+
+    def _remember_engine(self, manifest: EngineManifest) -> None:
+        """Keep the digest of the engine here; that this cannot be done is no reason to lose the build."""
+        try:
+            remember_engine(self.agent.device, self.engine, manifest)
+        except (ArtifactError, OSError) as exc:
+            self._say(f"the digest of the engine is not kept here: {exc}")
+
+    def _rebuild(self, why: str) -> None:
+        self.altered = True
+        self._say(f"{why}: building again")
+
+    def _say(self, text: str) -> None:
+        line = f"{self.agent.device.name}: {text}"
+        self.told.note(line)
+        self.notes.append(line)
 
     def _bench(self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]) -> tuple[list[BenchRow], bool, str]:
         """Return the rows, whether they were measured now, and what they depend on."""

@@ -16,9 +16,10 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, writ
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import Device, find_device, known_devices
+from trtq.deploy.ledger import board_manifest, is_known_engine
 from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
-from trtq.errors import TrtqError, UsageError
+from trtq.errors import BoardError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.report.page import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
@@ -123,15 +124,15 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
         board = probe(agent)
         require_mode(spec, board)
         for entry in agent.ask("list")["engines"]:
-            name = entry["file"]
+            file = entry["file"]  # in the form of an engine's name: the reader sees to it
+            name = f"{Path(entry['model']).stem} ({file[:8]})"  # of one model there may be several
             try:
-                manifest = msgspec.convert(entry["manifest"], EngineManifest)
-                name = f"{manifest.model or Path(manifest.spec['onnx']).stem} ({entry['file'][:8]})"  # of one model there may be several
-                place = ensure_writable_dir(folder / entry["file"][:12])
+                manifest = _manifest(agent, file, told)
+                place = ensure_writable_dir(folder / file[:12])
                 nonce = secrets.token_hex(8)
-                found = measure(agent, board, manifest, f"{board.home}/engines/{entry['file']}", spec, power_of(spec), place, nonce)
+                found = measure(agent, board, manifest, f"{board.home}/engines/{file}", spec, power_of(spec), place, nonce)
                 rows += fleet_rows(device.name, board.name, name, manifest, found)
-            except (TrtqError, msgspec.ValidationError) as exc:
+            except TrtqError as exc:
                 rows.append(FleetRow(device=device.name, board=board.name, model=name, why=str(exc)))
         if not rows:
             rows.append(FleetRow(device=device.name, board=board.name, model="", why="no engine there yet: trtq deploy"))
@@ -141,3 +142,23 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
     finally:
         agent.close()
     return rows
+
+
+def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
+    """Return the manifest of an engine that lies on a device.
+
+    Raises:
+        BoardError: there is none, or it is not the one that was kept here.
+    """
+    answer, device = agent.ask("engine", name=f"engines/{file}"), agent.device
+    cannot = f"Cannot measure {file[:12]} on {device.name}"
+    if answer["manifest"] is None:
+        why = "it was changed since it was built" if answer["changed"] else "it has no manifest"
+        raise BoardError(cannot, why, "Deploy its model again")
+    manifest = board_manifest(answer["manifest"], device.name)
+    known = is_known_engine(device, f"engines/{file}", manifest)
+    if known is False:
+        raise BoardError(cannot, "it is not the one that was built from here", "Deploy its model again")
+    if known is None:
+        told.note(f"{device.name}: another workstation built the engine {file[:12]}")
+    return manifest

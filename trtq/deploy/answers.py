@@ -1,0 +1,405 @@
+"""The answers of the agent, in the only form in which they are taken; its advice, in words of this machine."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from trtq.agent import HINTS, MARK, MOST_TEXT
+from trtq.errors import BoardError
+
+Text: TypeAlias = Annotated[str, Meta(max_length=4000)]
+Short: TypeAlias = Annotated[str, Meta(max_length=256)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 50)]
+Digest: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Key: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-z]{2,64}\Z")]
+EngineName: TypeAlias = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\.engine\Z")]
+Folder: TypeAlias = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=4096)]
+Number: TypeAlias = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 50), le=1 << 50)]
+Numbers: TypeAlias = Annotated[dict[Short, Number], Meta(max_length=4096)]
+
+
+class HintDict(TypedDict):
+    """Advice: a name of ``HINTS``, and what the board puts into it."""
+
+    name: Annotated[str, Meta(max_length=40)]
+    arguments: Annotated[dict[Short, Annotated[str, Meta(max_length=MOST_TEXT)]], Meta(max_length=8)]
+
+
+class Hello(TypedDict):
+    """The first line."""
+
+    protocol: int
+    agent: Short
+
+
+class Broken(TypedDict):
+    """The agent could not start; texts are in hexadecimal: nothing could be imported to say them otherwise."""
+
+    why: Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", max_length=8000)]
+    python: Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", max_length=8000)]
+
+
+class Refusal(TypedDict):
+    """The board cannot, or must not."""
+
+    why: Text
+    mend: HintDict
+
+
+class Nothing(TypedDict):
+    """An answer without content."""
+
+
+class Installed(TypedDict):
+    """Of ``install``."""
+
+    whole: bool
+
+
+class Upload(TypedDict):
+    """Of ``have`` and ``put``: how much of a file is there."""
+
+    state: Literal["stored", "part", "cut", "busy", "damaged"]
+    have: Count
+
+
+class UploadPath(Upload, total=False):
+    """And where it lies, once it is whole."""
+
+    path: Folder
+
+
+class File(TypedDict):
+    """Before the bytes of a file."""
+
+    size: Count
+    sha256: Digest
+
+
+class EngineAnswer(TypedDict):
+    """Of ``engine``: the manifest, where it is that of this very file."""
+
+    manifest: dict[str, Any] | None
+    changed: bool
+
+
+class Written(TypedDict):
+    """A file that a step made."""
+
+    sha256: Digest
+    bytes: Count
+
+
+class Step(TypedDict):
+    """One program of a job."""
+
+    name: Short
+    rc: Whole
+    seconds: Number
+    marks: Annotated[dict[Short, Number], Meta(max_length=64)]
+    files: Annotated[dict[Text, Written], Meta(max_length=64)]
+    begin: Number
+    end: Number
+
+
+class Gpu(TypedDict, total=False):
+    """The GPU's clocks, Hz."""
+
+    name: Short
+    min_freq: Whole | None
+    max_freq: Whole | None
+    cur_freq: Whole | None
+
+
+class Cpu(TypedDict, total=False):
+    """The CPU's clocks, kHz."""
+
+    governor: Short
+    scaling_min_freq: Whole | None
+    scaling_max_freq: Whole | None
+    scaling_cur_freq: Whole | None
+
+
+class ClocksDict(TypedDict):
+    """Clocks, and whether they are pinned."""
+
+    gpu: Gpu
+    cpu: Cpu
+    pinned: bool
+
+
+class Card(TypedDict):
+    """The state of a board at one moment."""
+
+    power_mode: Short | None
+    clocks: ClocksDict
+    temperatures: Numbers
+    memory_available: Whole | None
+    swap_free: Whole | None
+    load: Number
+    boot: Short
+    uptime: Number
+
+
+class Watched(TypedDict):
+    """What was seen beside a job."""
+
+    columns: Annotated[list[Short], Meta(max_length=64)]
+    scope: Text
+    source: Short
+    failed: Text
+    least_free: Whole | None
+    swapped: Count
+    throttled: Annotated[dict[Short, Whole], Meta(max_length=256)]
+    hottest_c: Number | None
+    samples: Count
+
+
+class ResultBase(TypedDict):
+    """What a job gave."""
+
+    ok: bool
+    steps: Annotated[list[Step], Meta(max_length=256)]
+    why: Text
+    mend: HintDict
+
+
+class Result(ResultBase, total=False):
+    """And the state of the board around it; a job that never began has none."""
+
+    before: Card
+    after: Card
+    watch: Watched
+    restored: Short | None
+
+
+class JobBase(TypedDict):
+    """How a job stands."""
+
+    state: Literal["none", "waiting", "running", "done", "lost"]
+    key: Key
+
+
+class JobAnswer(JobBase, total=False):
+    """What is known of it in that state."""
+
+    run: Short | None
+    step: Text | None
+    why: Text
+    offset: Count
+    result: Result
+
+
+class Log(TypedDict):
+    """A piece of a job's log."""
+
+    text: Annotated[str, Meta(max_length=1 << 18)]
+    offset: Count
+    step: Text | None
+    run: Short | None
+
+
+class EngineEntry(TypedDict):
+    """An engine in a listing."""
+
+    file: EngineName
+    bytes: Count
+    model: Text
+
+
+class JobEntry(TypedDict):
+    """A job in a listing."""
+
+    key: Key
+    age_s: Number
+    state: Short
+    title: Text
+    owner: Text
+    why: Text
+
+
+class Listing(TypedDict):
+    """Of ``list``."""
+
+    engines: Annotated[list[EngineEntry], Meta(max_length=100_000)]
+    jobs: Annotated[list[JobEntry], Meta(max_length=100_000)]
+
+
+class Logs(TypedDict):
+    """Of ``logs``: the end of a log."""
+
+    text: Annotated[str, Meta(max_length=1 << 21)]
+    left_out: Count
+
+
+class Cleaned(TypedDict):
+    """Of ``clean``."""
+
+    bytes: Count
+    kept: list[Key]
+
+
+class Missing(TypedDict):
+    """What a board lacks."""
+
+    what: Text
+    mend: HintDict
+
+
+class Trtexec(TypedDict):
+    """The board's trtexec; its number is None where it does not start."""
+
+    path: Folder
+    number: Annotated[int, Meta(ge=1000, le=999_999)] | None
+    said: Text
+
+
+class Disk(TypedDict):
+    """Of the work folder."""
+
+    free: Count
+    inodes: Count
+
+
+class PowerMode(TypedDict):
+    """The power mode, and those that there are."""
+
+    id: Whole | None
+    name: Short | None
+    modes: Annotated[dict[Short, Whole], Meta(max_length=256)]
+
+
+class Power(TypedDict):
+    """The total at that moment, mW."""
+
+    mw: Whole | None
+    what: Text
+    source: Short
+
+
+class Meanwhile(TypedDict):
+    """What a job holds now."""
+
+    mode: Short | None
+    pinned: bool
+
+
+class BoardAnswer(TypedDict):
+    """Of ``probe``."""
+
+    model: Short | None
+    board: Short | None
+    soc: Annotated[str, Meta(pattern=r"\Ategra\d\d[\dx]\Z")] | None
+    capability: Annotated[str, Meta(pattern=r"\A\d{1,2}\.\d\Z")] | None
+    l4t: Short | None
+    jetpack: Short | None
+    kernel: Short
+    machine: Short
+    python: Short
+    python_path: Folder
+    agent: Folder
+    tensorrt: Annotated[str, Meta(pattern=r"\A\d{1,4}\.\d{1,4}\.\d{1,4}\Z")] | None
+    trtexec: Trtexec | None
+    tensorrt_python: bool
+    home: Folder
+    memory: dict[Short, Count | None]
+    disk: Disk
+    power_mode: PowerMode
+    clocks: ClocksDict
+    power: Power
+    temperatures: Numbers
+    throttling: dict[Short, Whole]
+    root: bool
+    user: Short
+    groups: list[Short]
+    boot_id: Short
+    time: Number
+    desktop: bool
+    container: bool
+    tools: dict[Short, Folder | None]
+    missing: Annotated[list[Missing], Meta(max_length=64)]
+    compatible: Annotated[list[Short], Meta(max_length=64)]
+    meanwhile: Meanwhile | None
+
+
+ANSWERS: dict[str, Any] = {
+    "hello": Hello, "stale": Nothing, "missing": Nothing, "broken": Broken, "beat": Nothing, "refused": Refusal, "installed": Installed,
+    "board": BoardAnswer, "have": UploadPath, "put": UploadPath, "file": File, "engine": EngineAnswer, "job": JobAnswer, "log": Log,
+    "cleaned": Cleaned, "listing": Listing, "logs": Logs, "written": Nothing, "removed": Nothing,
+}  # fmt: skip
+
+
+class _Head(msgspec.Struct):
+    event: Short
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+_DECODERS = {event: msgspec.json.Decoder(kind) for event, kind in ANSWERS.items()}
+
+
+def decode(raw: bytes, name: str) -> dict[str, Any]:
+    """Return one answer: its content as in ``ANSWERS``, and its ``event``.
+
+    Args:
+        raw: a line, behind its mark.
+        name: of the device, for messages.
+
+    Raises:
+        BoardError: it is none of the agent's answers.
+    """
+    try:
+        event = _HEAD.decode(raw).event
+        if event not in _DECODERS:
+            raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
+        content: dict[str, Any] = _DECODERS[event].decode(raw)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        why = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)[:400]
+        raise BoardError(
+            f"Cannot read the answer of {name}", why, f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
+        ) from exc
+    return {**content, "event": event}
+
+
+def outputs_of(lines: list[str], name: str) -> list[Output]:
+    """Return the outputs that a run of images says it wrote: name and shape of each.
+
+    Raises:
+        BoardError: it does not say that, or says it in another form.
+    """
+    line = next((ln for ln in reversed(lines) if ln.startswith(MARK)), None)
+    if line is None:
+        raise BoardError(f"Cannot read the answers of {name}", "the program that ran the images does not say what it wrote")
+    try:
+        return msgspec.json.decode(line[len(MARK) :].encode(), type=_Outputs)["outputs"]
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise BoardError(f"Cannot read the answers of {name}", str(exc)[:400]) from exc
+
+
+class Output(TypedDict):
+    """One output of an engine; ``shape`` is without the batch."""
+
+    name: Short
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=1 << 31)]], Meta(max_length=16)]
+
+
+class _Outputs(TypedDict):
+    outputs: Annotated[list[Output], Meta(min_length=1, max_length=1024)]
+
+
+def hint_words(hint: HintDict, device: str) -> str:
+    """Return advice as words: the board chooses which, and what it puts in is quoted for a shell.
+
+    >>> hint_words({"name": "install", "arguments": {"package": "x; reboot"}}, "nano")
+    "on the board: sudo apt-get install 'x; reboot'"
+    """
+    words = HINTS.get(hint["name"], "")
+    quoted = {k: shlex.quote(" ".join(v.split())) for k, v in hint["arguments"].items()}
+    try:
+        return words.format_map({**quoted, "device": shlex.quote(device)})
+    except (KeyError, ValueError, IndexError):
+        return ""

@@ -1,0 +1,96 @@
+"""What this workstation knows of the engines on boards: a digest of each manifest, which has the digest of its engine.
+
+A board keeps engine and manifest side by side, so whoever changes one there can change the other: what is used again is compared with
+what was seen when it was built.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypedDict
+
+import msgspec
+from msgspec import Meta
+
+from trtq.artifact import digest_of, locked, write_json
+from trtq.deploy.devices import Device, config_folder, writable_config
+from trtq.engine.manifest import EngineManifest
+from trtq.errors import BoardError, DeviceError, reason
+
+
+class _Tensor(TypedDict):
+    name: str
+    mode: str
+    shape: Annotated[list[Annotated[int, Meta(ge=-1, le=1 << 31)]], Meta(max_length=16)]
+
+
+class _Target(TypedDict):
+    device: str
+    capability: str
+
+
+class _Builder(TypedDict):
+    backend: str
+    version: str
+
+
+class _Used(msgspec.Struct):
+    """What trtq reads of a manifest from a board that the manifest itself leaves open."""
+
+    engine_sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    engine_bytes: Annotated[int, Meta(ge=1, le=1 << 40)]
+    batch: tuple[Annotated[int, Meta(ge=1, le=1 << 20)], int, int]
+    tensors: Annotated[list[_Tensor], Meta(max_length=4096)]
+    target: _Target
+    builder: _Builder
+    spec: dict[str, Any]
+
+
+def board_manifest(answer: Any, name: str) -> EngineManifest:
+    """Return the manifest that a board sent.
+
+    Args:
+        answer: JSON value.
+        name: of the device, for messages.
+
+    Raises:
+        BoardError: it is none, or lacks what is used of it.
+    """
+    try:
+        msgspec.convert(answer, _Used)
+        return msgspec.convert(answer, EngineManifest)
+    except (msgspec.ValidationError, RecursionError) as exc:
+        raise BoardError(f"Cannot read a manifest of {name}", str(exc)[:200], "Deploy its model again") from exc
+
+
+def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:
+    """Keep the digest of an engine's manifest.
+
+    Args:
+        device: where it lies.
+        name: of the engine in the work folder.
+        manifest: of the engine.
+    """
+    folder = writable_config()
+    with locked(folder / ".engines.lock"):
+        write_json(folder / "engines.json", {**_known(), _place(device, name): digest_of(msgspec.to_builtins(manifest))})
+
+
+def is_known_engine(device: Device, name: str, manifest: EngineManifest) -> bool | None:
+    """Return whether an engine's manifest is the one that was kept here; None where none was."""
+    kept = _known().get(_place(device, name))
+    return None if kept is None else kept == digest_of(msgspec.to_builtins(manifest))
+
+
+def _place(device: Device, name: str) -> str:
+    return " ".join([device.place, device.jump, device.workdir, name])
+
+
+def _known() -> dict[str, str]:
+    path = config_folder() / "engines.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+        mend = "Move the file away: engines on boards then count as those of another workstation"
+        raise DeviceError(f"Cannot read the digests of engines in {path}", reason(exc), mend) from exc
