@@ -66,7 +66,7 @@ def score_in_torch(name: str, quantized, model, preprocess, source, indices, lim
             labels = [test.labels[i] for i in picks[done : done + len(x)]]
             done += len(x)
             scores.add(quantized(x).numpy(), labels, model(x).numpy())
-    return {"top1": 100 * scores.top1 / scores.images, "agreement": scores.agreement, "sqnr": scores.sqnr_db, "images": scores.images}
+    return {"top1": 100 * scores.top1 / scores.images, "agreement": tally.result.agreement, "sqnr": tally.result.sqnr_db, "images": scores.images}
 
 
 def trtq_row(name: str, calibrator: str, out: Path, *, high_precision: tuple[str, ...] = ()) -> dict[str, float]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from trtq.data.answers import Tally, compare_answers
 from trtq.data.metrics import Scores, predictions, ratio_db, sqnr_words
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
@@ -170,14 +171,14 @@ def test_bulk_rms_leaves_outliers_and_zeros_out():
 def test_scores_by_hand():
     scores = Scores()
     logits = np.array([[3.0, 1.0, 0.0], [0.0, 1.0, 2.0]], dtype=np.float32)
-    scores.add(logits, np.array([0, 0]), logits.copy())
-    assert (scores.top1, scores.top5, scores.agreement, scores.sqnr_db) == (1, 2, 100.0, None)
-    dense = Scores()
-    dense.add(np.zeros((1, 2, 2, 2), dtype=np.float32), None, np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 0]]]], dtype=np.float32))
+    scores.add(logits, np.array([0, 0]))
+    assert (scores.top1, scores.top5) == (1, 2)
+    dense = Tally("output", "pixels")
+    dense.add(np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 0]]]], dtype=np.float32), np.zeros((1, 2, 2, 2), dtype=np.float32))
     assert dense.compared == 4
-    assert dense.agreement == 100.0
+    assert dense.result.agreement == 100.0
     assert ratio_db(25.0, 0.25) == pytest.approx(20.0)
-    assert predictions(np.array([0.5, -0.5])).tolist() == [1, 0]
+    assert predictions(np.array([[0.5, -0.5], [0.0, 1.0]])).tolist() == [0, 1]
 
 
 @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8), st.sampled_from([Format(), Format(bits=4), Format(kind="fp8")]))
@@ -200,8 +201,7 @@ def test_settled_scales_are_fp16_numbers_within_a_thousandth_or_what_they_were(v
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_never_called_exact(bad):
     assert ratio_db(25.0, bad) == ratio_db(bad, 1.0) == -math.inf
-    scores = Scores()
-    scores.add(np.array([[1.0, bad]], np.float32), None, np.array([[1.0, 2.0]], np.float32))
-    assert scores.sqnr_db is None and not scores.finite
-    assert sqnr_words(scores.sqnr_db, finite=scores.finite) == "NaN or infinite"
+    found = compare_answers("output", np.array([[1.0, 2.0]], np.float32), np.array([[1.0, bad]], np.float32))
+    assert found.sqnr_db is None and not found.finite and not found.exact
+    assert sqnr_words(found.sqnr_db, finite=found.finite) == "NaN or infinite"
     assert (sqnr_words(None), sqnr_words(12.345)) == ("no difference", "12.35 dB")

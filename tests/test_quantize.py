@@ -166,7 +166,8 @@ def test_pain_16_weights_that_change_by_one_value_miss_the_cache(images, tmp_pat
 
 def test_dense_outputs(images, tmp_path):
     record = quantize(spec(images, tmp_path, model="trtq.testing.models:dict_output"))
-    assert record.parity.agreement > 90
+    assert (record.parity.kind, record.parity.agreement) == ("values", None)
+    assert record.parity.quantization_sqnr_db > 20
 
 
 def test_digits_grayscale(tmp_path):
@@ -220,7 +221,7 @@ def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_pat
 
     def sabotage(*args, **kwargs):
         model = real(*args, **kwargs)
-        for value in model.graph.initializer:
+        for value in model.graph.initializer if any(n.op_type == "QuantizeLinear" for n in model.graph.node) else ():
             if value.name == "conv1.weight":
                 value.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(value), value.name))
         return model

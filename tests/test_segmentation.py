@@ -134,7 +134,7 @@ def test_targets_that_do_not_fit(scenes, ptq: Path, images: Path, tmp_path: Path
         DataError, match=r"the highest class index is 255, the model has 3 classes. Give the index that means nothing with --ignore-index"
     ):
         finetune(asked(scenes, ptq, tmp_path, ignore_index=7, distill=0.0))
-    with pytest.raises(UsageError, match=r"Cannot hold .* against masks: its output is \[8, 4\]"):
+    with pytest.raises(UsageError, match=r"Cannot compare .* with masks: its output is \[8, 4\]"):
         flat = tmp_path / "flat"
         quantize(spec(images, flat))
         evaluate(EvaluateSpec(onnx=str(flat / "model.qdq.onnx"), data=str(scenes[0]), masks=str(scenes[1]), batch_size=8))

@@ -11,6 +11,7 @@ class TinyCNN(nn.Module):
 
     def __init__(self, num_classes: int = 4, width: int = 16) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(width)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -36,6 +37,7 @@ class TinySegmenter(nn.Module):
 
     def __init__(self, num_classes: int = 3, width: int = 12) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -75,6 +77,7 @@ class TinyViT(nn.Module):
 
     def __init__(self, num_classes: int = 4, dim: int = 32, outlier: float = 0.0) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.patch = nn.Conv2d(3, dim, 8, stride=8)
         self.blocks = nn.ModuleList([TinyBlock(dim, 2), TinyBlock(dim, 2)])
         self.norm = nn.LayerNorm(dim)
