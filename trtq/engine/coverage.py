@@ -80,7 +80,7 @@ def require_codes(model: onnx.ModelProto, onnx_file: str, coverage: Coverage | N
         said = f"; the first layer in float is {coverage.short[0].node}" if coverage is not None and coverage.short else ""
         asked = f" and {coverage.asked} quantized layers" if coverage is not None else ""
         reasons = why_float(model, target)
-        places = f"Lint names {len(reasons)} places: trtq lint {onnx_file} --target {target.name}"
+        places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
         raise EngineError(
             f"The engine for {target.device} computes nothing in INT8",
             f"the model has {pairs} Q/DQ pairs{asked}{said}" + _likely(reasons),

@@ -59,7 +59,10 @@ def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
     A finding at a pair is also that of the layers which read it.
     """
     reasons: dict[str, str] = {}
-    found = {f.where: f"{f.rule}: {f.why}" for f in reversed(lint(model, reader_of(target))) if f.severity == "float"}
+    found: dict[str, str] = {}
+    for finding in lint(model, reader_of(target)):
+        if finding.severity == "float":
+            found.setdefault(finding.where, f"{finding.rule}: {finding.why}")
     for scope in scopes(model):
         for node in scope.graph.node:
             pairs = [p for n in node.input[:2] if node.op_type in COMPUTE and (p := scope.pair(n)) is not None]

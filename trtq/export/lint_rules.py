@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.export.lint_view import (
     COMPUTE,
     Finding,
+    Severity,
     View,
     add_named,
     dequantized,
@@ -94,7 +95,8 @@ def _single_scales(view: View) -> Iterator[Finding]:
         return
     for node in _single(view):
         why = "an activation scale of shape [1], which is taken for a scale for each channel: the layer behind it runs in float"
-        yield Finding(rule="L25", severity="float", where=named(node), why=why, mend="Write the scale as a scalar", repairable=True)
+        severity: Severity = "error" if view.reader.rtx else "float"  # seen in plans of TensorRT for RTX
+        yield Finding(rule="L25", severity=severity, where=named(node), why=why, mend="Write the scale as a scalar", repairable=True)
 
 
 def _single(view: View) -> list[onnx.NodeProto]:
