@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx
 from onnx import TensorProto, helper
 
 from trtq.export.lint_ops import (
+    BUILD_TIME,
+    BYTES,
     CUSTOM,
     FIRST_RELEASE,
     LOCAL_FUNCTIONS,
@@ -140,7 +142,7 @@ def _interface(view: View) -> Iterator[Finding]:
 def _bytes(view: View, name: str) -> Iterator[Finding]:
     """A UINT8 input may be cast, and nothing else."""
     for node in view.readers.get(name, []):
-        if node.op_type not in ("Cast", "CastLike", "Identity", "QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in BYTES:
             why = f"{node.op_type} reads the UINT8 input {name}, which may only be cast"
             yield Finding(rule="L23", severity="error", where=named(node), why=why, mend="Cast the input to FLOAT first")
 
@@ -214,35 +216,101 @@ def attributes(view: View) -> Iterator[Finding]:
             yield Finding(rule="L24", severity="error", where=named(node), why=why, mend=mend)
 
 
-def _form(view: View, node: onnx.NodeProto, a: dict[str, object]) -> tuple[str, str]:
-    """Return what is wrong with the form of a node and what to do, "" where nothing is."""
-    op = node.op_type
-    if op == "Resize":
-        return _resize(a)
-    if op in ("MaxPool", "AveragePool", "LpPool") and any(d != 1 for d in _ints(a.get("dilations"))):
+Form = tuple[str, str]  # what is wrong with the form of a node, and what to do; "" twice where nothing is
+FINE: Form = ("", "")
+
+
+def _form(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    for position in BUILD_TIME.get(node.op_type, ()):
+        if position < len(node.input) and _of_input_values(view, node.input[position]):
+            why = f"its operand {node.input[position]} depends on values of an input, and must be known when the engine is built"
+            return why, "Export it with that operand as a constant"
+    if node.op_type in SINGLE and sum(map(bool, node.output)) > 1:
+        return f"more than one output of {node.op_type}, which no TensorRT reads", "Use its first output alone"
+    check = FORMS.get(node.op_type)
+    return check(view, node, a) if check is not None else FINE
+
+
+def _of_input_values(view: View, name: str) -> bool:
+    """Whether a tensor depends on the values of an input of the model, not on its shape alone."""
+    if not name:
+        return False
+    left, seen = [name], set[str]()
+    while left:
+        now = left.pop()
+        if now in seen or view.constant(now) is not None:
+            continue
+        seen.add(now)
+        home, node = view.scope.home(now), view.scope.maker(now)
+        if node is None:
+            if home is not None and home.outer is None:
+                return True
+        elif node.op_type not in ("Shape", "Size"):
+            left += [n for n in node.input if n]
+    return False
+
+
+def _pool(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    if any(d != 1 for d in _ints(a.get("dilations"))):
         return "a dilated pool, which no TensorRT reads", "Export it decomposed into slices and Max"
-    if op in ("MaxPool", "LayerNormalization") and sum(map(bool, node.output)) > 1:
-        return f"more than one output of {op}, which no TensorRT reads", "Use its first output alone"
-    if op == "ScatterND" and a.get("reduction", "none") != "none":
-        return f"ScatterND with reduction {a['reduction']}, which no TensorRT reads", "Gather, add, then scatter"
-    if op == "Constant" and {"sparse_value", "value_string", "value_strings"} & set(a):
+    if node.op_type == "LpPool" and a.get("p", 2) not in (1, 2):
+        return f"a pool of the L{a['p']} norm; TensorRT has L1 and L2", "Export it decomposed"
+    return FINE
+
+
+def _scatter(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    reduction = a.get("reduction", "none")
+    plugin = node.op_type == "ScatterElements" and not view.reader.rtx and not view.reader.before((10, 0))
+    if reduction == "none" or plugin:  # from 10.0 on a plugin of TensorRT's own library adds up
+        return FINE
+    return f"{node.op_type} with reduction {reduction}, which {view.reader.name} does not read", "Gather, add, then scatter"
+
+
+def _constant(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    if {"sparse_value", "value_string", "value_strings"} & set(a):
         return "a constant of text or a sparse one, which no TensorRT reads", "Write it as a dense tensor of numbers"
-    if op in ("Conv", "ConvTranspose") and (held := view.value(node.input[1])) is not None and held.ndim > 5:
+    return FINE
+
+
+def _convolution(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    held = view.value(node.input[1])
+    if held is not None and held.ndim > 5:
         return f"a convolution over {held.ndim - 2} spatial axes; TensorRT has 1 to 3", "Fold the others into the batch"
-    return _sampling(view, a) if op == "GridSample" else ("", "")
+    return FINE
 
 
-def _sampling(view: View, a: dict[str, object]) -> tuple[str, str]:
+def _batch_norm(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    if a.get("training_mode", 0):
+        return "a BatchNormalization in training mode, which no TensorRT reads", "Export the model in eval mode: model.eval()"
+    return FINE
+
+
+def _attention(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    set_ = [n for n in ("softcap", "softmax_precision", "qk_matmul_output_mode") if a.get(n)]
+    past = [n for n in node.input[4:] if n]
+    if set_ or past:
+        what = ", ".join(set_) if set_ else "past keys and values"
+        return f"an Attention with {what}, which no TensorRT reads", "Export it decomposed into MatMul and Softmax"
+    return FINE
+
+
+def _tensor_scatter(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+    if a.get("mode", "linear") != "linear":
+        return f"a TensorScatter in {a['mode']} mode; TensorRT has linear", "Export it decomposed"
+    return FINE
+
+
+def _sampling(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
     first, last = FAULTY_SAMPLING
     version = view.reader.version
     faulty = version is not None and first <= version <= last and not view.reader.rtx
     if faulty and opset_of(view.model) >= 20 and a.get("mode", "linear") in ("linear", "bilinear"):
         why = f"GridSample of opset 20: TensorRT {_text(version)} samples linear as nearest" if version else ""
         return why, "Export it with opset 16 to 19, where mode is called bilinear"
-    return "", ""
+    return FINE
 
 
-def _resize(a: dict[str, object]) -> tuple[str, str]:
+def _resize(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
     if a.get("antialias", 0):
         return "an antialiased Resize, which no TensorRT reads", "Export it with antialias=False, or resize before the model"
     mode = a.get("coordinate_transformation_mode", "half_pixel")
@@ -250,7 +318,20 @@ def _resize(a: dict[str, object]) -> tuple[str, str]:
         return f"a Resize with {mode}, which no TensorRT reads", "Use half_pixel or align_corners"
     if a.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "a Resize that keeps the aspect ratio, which no TensorRT reads", "Give both sizes"
-    return "", ""
+    axes, scales = _ints(a.get("axes")), view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if scales is not None and scales.size and axes and axes != list(range(len(axes))):
+        return f"a Resize whose scales are for axes {axes} alone, which no TensorRT reads", "Give a scale for every axis"
+    return FINE
+
+
+Check = Callable[[View, onnx.NodeProto, dict[str, object]], Form]
+SINGLE = ("MaxPool", "LayerNormalization", "BatchNormalization", "Attention", "RMSNormalization")
+FORMS: dict[str, Check] = {
+    "Resize": _resize, "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool, "ScatterND": _scatter,
+    "ScatterElements": _scatter, "Constant": _constant, "Conv": _convolution, "ConvTranspose": _convolution,
+    "BatchNormalization": _batch_norm, "Attention": _attention, "TensorScatter": _tensor_scatter,
+    "GridSample": _sampling,
+}  # fmt: skip
 
 
 def _ints(value: object) -> list[int]:

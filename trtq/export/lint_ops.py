@@ -48,8 +48,21 @@ _FIRST: Mapping[Version, str] = {
 FIRST_RELEASE: Mapping[str, Version] = {
     op: release for release, ops in _FIRST.items() for op in ops.split()
 }
-# TensorRT for RTX has the parser of 11 and no library of plugins: these ops are plugins there.
-NOT_IN_RTX = frozenset(("DeformConv", "NonZero"))
+# TensorRT for RTX has the parser of 11 and no library of plugins: its parser computes the first three with
+# plugins, and its builder has no kernel for the last.
+NOT_IN_RTX = frozenset(("DeformConv", "NonZero", "RoiAlign", "NonMaxSuppression"))
+# Operands that must be known when the engine is built, or follow from shapes: positions by op.
+BUILD_TIME: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+        ReduceSumSquare Squeeze Unsqueeze Reshape Pad Tile Expand TopK CumSum OneHot Split""".split(),
+        (1,),
+    ),
+    "Slice": (1, 2, 3, 4), "Resize": (1, 2, 3), "Upsample": (1,), "ConstantOfShape": (0,), "Dropout": (2,),
+    "NonMaxSuppression": (2,), "BlackmanWindow": (0,), "HammingWindow": (0,), "HannWindow": (0,), "STFT": (1, 2),
+}  # fmt: skip
+# Ops that may read a UINT8 input.
+BYTES = frozenset(("Cast", "CastLike", "Identity", "Equal", "QuantizeLinear", "DequantizeLinear"))
 # The parser of TensorRT for RTX reads these, and its builder has been seen to take them.
 ONLY_IN_RTX = frozenset(("CausalConvWithState", "LinearAttention", "SimplifiedLayerNormalization"))
 
