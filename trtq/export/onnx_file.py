@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ QDQ = ("QuantizeLinear", "DequantizeLinear")
 Stamp = tuple[int, int, int]
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
-PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1, onnx.TensorProto.STRING)
+PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -216,10 +217,15 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
     Raises:
         ExportError: names the file that is missing, or lies outside the model's folder.
     """
-    outside, folder = _outside(model), path.parent.resolve()
+    outside = _outside(model)
+    # A cache of downloads links both the model and its data into one folder: that folder is the model's own, too.
+    folders = (path.parent.resolve(), path.resolve().parent)
+    for held in all_tensors(model):
+        if held.data_location == onnx.TensorProto.EXTERNAL and not any(e.key == "location" for e in held.external_data):
+            raise ExportError(f"Cannot read {path}", f"its tensor {held.name} lies in another file, and no file is named", "Export it again")
     for name in outside:
         where = path.parent / name
-        if Path(name).is_absolute() or not where.resolve().is_relative_to(folder):
+        if Path(name).is_absolute() or ".." in Path(name).parts or not any(where.resolve().is_relative_to(f) for f in folders):
             why = f"it reads tensors from {name}, outside the file's own folder"
             raise ExportError(f"Refusing to read {path}", why, "Put that file beside the model, and save it again with its name alone")
         if not where.is_file():
@@ -229,28 +235,36 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
 
 
 def _load_outside_(path: Path, model: onnx.ModelProto) -> None:
-    try:
-        for held in all_tensors(model):
-            if held.data_location == onnx.TensorProto.EXTERNAL:
-                _require_whole(path, held)
-                onnx.external_data_helper.load_external_data_for_tensor(held, str(path.parent))
-                held.data_location = onnx.TensorProto.DEFAULT
-                del held.external_data[:]
-    except (OSError, ValueError, onnx.checker.ValidationError) as exc:
-        raise ExportError(f"Cannot read the tensors of {path}", reason(exc)) from exc
+    for held in all_tensors(model):
+        if held.data_location == onnx.TensorProto.EXTERNAL:
+            held.raw_data = _read_outside(path, held)
+            held.data_location = onnx.TensorProto.DEFAULT
+            del held.external_data[:]
 
 
-def _require_whole(path: Path, held: onnx.TensorProto) -> None:
-    """Raise where a tensor's file ends before the tensor does."""
+def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
+    """Return the bytes of a tensor whose file was found to lie beside the model.
+
+    Raises:
+        ExportError: its file ends before the tensor does, or cannot be read.
+    """
     facts = {e.key: e.value for e in held.external_data}
+    where = f"Cannot read the tensors of {path}"
     try:
-        offset, length = int(facts.get("offset", 0)), int(facts["length"]) if "length" in facts else _bytes_in(held)
+        offset = int(facts.get("offset", 0))
+        length = int(facts["length"]) if "length" in facts else _bytes_in(held)
     except ValueError as exc:
-        raise ExportError(f"Cannot read the tensors of {path}", f"the place of {held.name} is no number") from exc
-    size = (path.parent / facts["location"]).stat().st_size
-    if offset < 0 or length < 0 or offset + length > size:
-        why = f"{facts['location']} has {size} bytes, {held.name} would end at byte {offset + length}"
-        raise ExportError(f"Cannot read the tensors of {path}", why, f"Copy {facts['location']} again")
+        raise ExportError(where, f"the place of {held.name} is no number") from exc
+    try:
+        with (path.parent / facts["location"]).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset < 0 or length < 0 or offset + length > size:
+                why = f"{facts['location']} has {size} bytes, {held.name} would end at byte {offset + length}"
+                raise ExportError(where, why, f"Copy {facts['location']} again")
+            file.seek(offset)
+            return file.read(length)
+    except OSError as exc:
+        raise ExportError(where, f"{facts['location']}: {reason(exc)}") from exc
 
 
 def _bytes_in(held: onnx.TensorProto) -> int:
@@ -258,7 +272,8 @@ def _bytes_in(held: onnx.TensorProto) -> int:
         width = onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize
     except (KeyError, TypeError):
         return 0
-    return math.prod(held.dims) * width if held.data_type not in PACKED else 0
+    values = math.prod(held.dims)
+    return (values + 1) // 2 if held.data_type in PACKED else values * width
 
 
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
