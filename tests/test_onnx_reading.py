@@ -119,7 +119,7 @@ def test_every_command_names_the_missing_file_of_tensors(images: Path, tmp_path:
         lambda: evaluate(EvaluateSpec(onnx=str(path), data=str(images))),
         lambda: audit(AuditSpec(file=str(tmp_path / "layers.json"), onnx=str(path))),
         lambda: import_calib(ImportCalibSpec(cache=str(tmp_path / "c.cache"), onnx=str(path), out=str(tmp_path / "o"))),
-        lambda: bench(BenchSpec(files=[str(path)], device="cpu")),
+        lambda: bench(BenchSpec(file=(str(path),), device="cpu")),
     )
     for command in commands:
         with pytest.raises(ExportError, match=r"the file with its tensors is missing: .*m/model\.data\. Copy model\.data beside it"):
