@@ -14,8 +14,7 @@ from tests.conftest import run_cli
 from trtq import LintSpec, run_lint
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
-from trtq.export.lint import lint, repair
-from trtq.export.lint import RULES
+from trtq.export.lint import RULES, lint, repair
 from trtq.export.ort import open_session, run_batch
 from trtq.verbs.lint import reader_of
 

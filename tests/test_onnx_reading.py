@@ -10,7 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtq import AuditSpec, BenchSpec, BuildSpec, EvaluateSpec, ImportCalibSpec, LintSpec, audit, bench, build, evaluate, import_calib, run_lint
+from trtq import (
+    AuditSpec,
+    BenchSpec,
+    BuildSpec,
+    EvaluateSpec,
+    ImportCalibSpec,
+    LintSpec,
+    audit,
+    bench,
+    build,
+    evaluate,
+    import_calib,
+    run_lint,
+)
 from trtq.errors import ExportError
 from trtq.export.onnx_file import digest_onnx, load_onnx, read_onnx, require_onnx
 from trtq.verbs.inspect import inspect

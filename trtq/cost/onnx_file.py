@@ -10,8 +10,7 @@ from onnx import TensorProto, helper, shape_inference
 
 from trtq.cost.ops import WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
-from trtq.export.onnx_file import is_fixed
-from trtq.export.onnx_walk import RANDOM, Scope, branches, declare_domains_, scopes
+from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
 ALIASES = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Identity", "Cast", "QuantizeLinear",
@@ -27,7 +26,7 @@ KINDS = {
     "InstanceNormalization": "norm", "GroupNormalization": "norm", "BatchNormalization": "norm", "Softmax": "softmax",
     **dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(POINTWISE, "pointwise"),
 }  # fmt: skip
-BITS = {
+BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
     TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8,
 }  # fmt: skip
@@ -41,8 +40,8 @@ class _Reader:
         graph = scope.graph
         self.scope, self.outer = scope, outer
         values = (*graph.input, *graph.value_info, *graph.output)
-        self.shapes = {**(outer.shapes if outer else {}), **{v.name: _dims(v) for v in values}}
-        self.types = {**(outer.types if outer else {}), **{v.name: v.type.tensor_type.elem_type for v in values}}
+        self.shapes: dict[str, list[int]] = {**(outer.shapes if outer else {}), **{v.name: _dims(v) for v in values}}
+        self.types: dict[str, int] = {**(outer.types if outer else {}), **{v.name: v.type.tensor_type.elem_type for v in values}}
         self.constant: set[str] = set(outer.constant) if outer else set()
         self.stored: dict[str, int] = dict(outer.stored) if outer else {}  # bits of what a DequantizeLinear reads
         self.fp8: set[str] = set(outer.fp8) if outer else set()

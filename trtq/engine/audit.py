@@ -17,7 +17,7 @@ import onnx
 
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
-from trtq.export.onnx_walk import Scope, all_nodes, scopes
+from trtq.onnx_walk import Scope, all_nodes, scopes
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PRODUCTS = ("conv", "linear", "matmul")

@@ -17,8 +17,9 @@ from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, is_fixed, read_onnx
+from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
+from trtq.onnx_walk import is_fixed
 from trtq.specs import BuildOptions, BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)

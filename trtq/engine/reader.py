@@ -10,7 +10,7 @@ from trtq.engine.versions import newest_opset, shown
 from trtq.errors import EngineError
 from trtq.export.lint import lint
 from trtq.export.lint_view import COMPUTE, Reader
-from trtq.export.onnx_walk import scopes
+from trtq.onnx_walk import scopes
 
 NEWEST_OPSET = 25  # where the target names no release
 RTX = "tensorrt-rtx"

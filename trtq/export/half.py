@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ExportError
 from trtq.export.onnx_file import QDQ, opset_of
-from trtq.export.onnx_walk import constant_of, element_types
+from trtq.onnx_walk import constant_of, element_types
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"

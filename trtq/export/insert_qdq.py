@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from trtq.errors import ExportError
 from trtq.export.lint_view import COMPUTE, drop_unread_, weight_axis
 from trtq.export.onnx_file import opset_of
-from trtq.export.onnx_walk import REORDER, Scope, all_nodes, branches, scopes
+from trtq.onnx_walk import REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
 
@@ -43,10 +43,10 @@ class Inserted:
 def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     """Return a copy of ``model`` with Q/DQ pairs where the ranges allow it.
 
-    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the shortcut of every Add
-    behind a quantized Conv. A weight may be computed from constants (a Cast, a Transpose): it is evaluated. A tensor without a range takes
-    that of the tensor whose values it holds in another order. Weights get the largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127,
-    zero point 0.
+    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the
+    shortcut of every Add behind a quantized Conv. A weight may be computed from constants (a Cast, a Transpose): it is
+    evaluated. A tensor without a range takes that of the tensor whose values it holds in another order. Weights get the
+    largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127, zero point 0.
 
     Args:
         model: float; not changed.

@@ -7,7 +7,7 @@ import onnx
 from trtq.export import lint_coverage, lint_rules
 from trtq.export.lint_rules import Check, Fix
 from trtq.export.lint_view import Finding, Reader, View, drop_unread_, views
-from trtq.export.onnx_walk import scopes
+from trtq.onnx_walk import scopes
 
 COVERAGE: tuple[tuple[str, str, Check, Fix | None], ...] = (
     ("L01", "opset newer than the parser reads", lint_coverage.opset, None),

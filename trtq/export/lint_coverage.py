@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
@@ -22,8 +23,8 @@ from trtq.export.lint_ops import (
     is_plugin,
 )
 from trtq.export.lint_view import Finding, Version, View, named
-from trtq.export.onnx_file import is_fixed, opset_of
-from trtq.export.onnx_walk import cast_type
+from trtq.export.onnx_file import opset_of
+from trtq.onnx_walk import cast_type, is_fixed
 
 # Ops that only quantized networks of other runtimes have.
 OPERATORS = (
@@ -89,9 +90,7 @@ def plugins(view: View) -> Iterator[Finding]:
             yield Finding(rule="L27", severity="error", where=named(node), why=why, mend=mend)
             continue
         own = node.op_type in PLUGINS
-        why = f"{node.op_type} is a plugin" + (
-            " of TensorRT's own library" if own else " of a library that is not TensorRT's"
-        )
+        why = f"{node.op_type} is a plugin" + (" of TensorRT's own library" if own else " of a library that is not TensorRT's")
         mend = "Have libnvinfer_plugin beside the engine" if own else "Load its library wherever the engine is built or run"
         yield Finding(rule="L27", severity="note", where=named(node), why=why, mend=mend)
 
@@ -220,6 +219,15 @@ Form = tuple[str, str]  # what is wrong with the form of a node, and what to do;
 FINE: Form = ("", "")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A node, the view it is in, and its attributes."""
+
+    view: View
+    node: onnx.NodeProto
+    a: dict[str, object]
+
+
 def _form(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
     for position in BUILD_TIME.get(node.op_type, ()):
         if position < len(node.input) and _of_input_values(view, node.input[position]):
@@ -228,7 +236,7 @@ def _form(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
     if node.op_type in SINGLE and sum(map(bool, node.output)) > 1:
         return f"more than one output of {node.op_type}, which no TensorRT reads", "Use its first output alone"
     check = FORMS.get(node.op_type)
-    return check(view, node, a) if check is not None else FINE
+    return check(_Place(view, node, a)) if check is not None else FINE
 
 
 def _of_input_values(view: View, name: str) -> bool:
@@ -250,81 +258,81 @@ def _of_input_values(view: View, name: str) -> bool:
     return False
 
 
-def _pool(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    if any(d != 1 for d in _ints(a.get("dilations"))):
+def _pool(at: _Place) -> Form:
+    if any(d != 1 for d in _ints(at.a.get("dilations"))):
         return "a dilated pool, which no TensorRT reads", "Export it decomposed into slices and Max"
-    if node.op_type == "LpPool" and a.get("p", 2) not in (1, 2):
-        return f"a pool of the L{a['p']} norm; TensorRT has L1 and L2", "Export it decomposed"
+    if at.node.op_type == "LpPool" and at.a.get("p", 2) not in (1, 2):
+        return f"a pool of the L{at.a['p']} norm; TensorRT has L1 and L2", "Export it decomposed"
     return FINE
 
 
-def _scatter(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    reduction = a.get("reduction", "none")
-    plugin = node.op_type == "ScatterElements" and not view.reader.rtx and not view.reader.before((10, 0))
+def _scatter(at: _Place) -> Form:
+    reduction = at.a.get("reduction", "none")
+    plugin = at.node.op_type == "ScatterElements" and not at.view.reader.rtx and not at.view.reader.before((10, 0))
     if reduction == "none" or plugin:  # from 10.0 on a plugin of TensorRT's own library adds up
         return FINE
-    return f"{node.op_type} with reduction {reduction}, which {view.reader.name} does not read", "Gather, add, then scatter"
+    return f"{at.node.op_type} with reduction {reduction}, which {at.view.reader.name} does not read", "Gather, add, then scatter"
 
 
-def _constant(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    if {"sparse_value", "value_string", "value_strings"} & set(a):
+def _constant(at: _Place) -> Form:
+    if {"sparse_value", "value_string", "value_strings"} & set(at.a):
         return "a constant of text or a sparse one, which no TensorRT reads", "Write it as a dense tensor of numbers"
     return FINE
 
 
-def _convolution(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    held = view.value(node.input[1])
+def _convolution(at: _Place) -> Form:
+    held = at.view.value(at.node.input[1])
     if held is not None and held.ndim > 5:
         return f"a convolution over {held.ndim - 2} spatial axes; TensorRT has 1 to 3", "Fold the others into the batch"
     return FINE
 
 
-def _batch_norm(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    if a.get("training_mode", 0):
+def _batch_norm(at: _Place) -> Form:
+    if at.a.get("training_mode", 0):
         return "a BatchNormalization in training mode, which no TensorRT reads", "Export the model in eval mode: model.eval()"
     return FINE
 
 
-def _attention(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    set_ = [n for n in ("softcap", "softmax_precision", "qk_matmul_output_mode") if a.get(n)]
-    past = [n for n in node.input[4:] if n]
+def _attention(at: _Place) -> Form:
+    set_ = [n for n in ("softcap", "softmax_precision", "qk_matmul_output_mode") if at.a.get(n)]
+    past = [n for n in at.node.input[4:] if n]
     if set_ or past:
         what = ", ".join(set_) if set_ else "past keys and values"
         return f"an Attention with {what}, which no TensorRT reads", "Export it decomposed into MatMul and Softmax"
     return FINE
 
 
-def _tensor_scatter(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    if a.get("mode", "linear") != "linear":
-        return f"a TensorScatter in {a['mode']} mode; TensorRT has linear", "Export it decomposed"
+def _tensor_scatter(at: _Place) -> Form:
+    if at.a.get("mode", "linear") != "linear":
+        return f"a TensorScatter in {at.a['mode']} mode; TensorRT has linear", "Export it decomposed"
     return FINE
 
 
-def _sampling(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
+def _sampling(at: _Place) -> Form:
     first, last = FAULTY_SAMPLING
-    version = view.reader.version
-    faulty = version is not None and first <= version <= last and not view.reader.rtx
-    if faulty and opset_of(view.model) >= 20 and a.get("mode", "linear") in ("linear", "bilinear"):
+    version = at.view.reader.version
+    faulty = version is not None and first <= version <= last and not at.view.reader.rtx
+    if faulty and opset_of(at.view.model) >= 20 and at.a.get("mode", "linear") in ("linear", "bilinear"):
         why = f"GridSample of opset 20: TensorRT {_text(version)} samples linear as nearest" if version else ""
         return why, "Export it with opset 16 to 19, where mode is called bilinear"
     return FINE
 
 
-def _resize(view: View, node: onnx.NodeProto, a: dict[str, object]) -> Form:
-    if a.get("antialias", 0):
+def _resize(at: _Place) -> Form:
+    if at.a.get("antialias", 0):
         return "an antialiased Resize, which no TensorRT reads", "Export it with antialias=False, or resize before the model"
-    mode = a.get("coordinate_transformation_mode", "half_pixel")
+    mode = at.a.get("coordinate_transformation_mode", "half_pixel")
     if mode in ("tf_crop_and_resize", "half_pixel_symmetric"):
         return f"a Resize with {mode}, which no TensorRT reads", "Use half_pixel or align_corners"
-    if a.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+    if at.a.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         return "a Resize that keeps the aspect ratio, which no TensorRT reads", "Give both sizes"
-    axes, scales = _ints(a.get("axes")), view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    axes, scales = _ints(at.a.get("axes")), at.view.value(at.node.input[2]) if len(at.node.input) > 2 and at.node.input[2] else None
     if scales is not None and scales.size and axes and axes != list(range(len(axes))):
         return f"a Resize whose scales are for axes {axes} alone, which no TensorRT reads", "Give a scale for every axis"
     return FINE
 
 
-Check = Callable[[View, onnx.NodeProto, dict[str, object]], Form]
+Check = Callable[[_Place], Form]
 SINGLE = ("MaxPool", "LayerNormalization", "BatchNormalization", "Attention", "RMSNormalization")
 FORMS: dict[str, Check] = {
     "Resize": _resize, "MaxPool": _pool, "AveragePool": _pool, "LpPool": _pool, "ScatterND": _scatter,

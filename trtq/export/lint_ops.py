@@ -51,13 +51,12 @@ FIRST_RELEASE: Mapping[str, Version] = {
 # TensorRT for RTX has the parser of 11 and no library of plugins: its parser computes the first three with
 # plugins, and its builder has no kernel for the last.
 NOT_IN_RTX = frozenset(("DeformConv", "NonZero", "RoiAlign", "NonMaxSuppression"))
+_SECOND = """
+    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Squeeze Unsqueeze Reshape Pad Tile Expand TopK CumSum OneHot Split"""
 # Operands that must be known when the engine is built, or follow from shapes: positions by op.
 BUILD_TIME: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-        ReduceSumSquare Squeeze Unsqueeze Reshape Pad Tile Expand TopK CumSum OneHot Split""".split(),
-        (1,),
-    ),
+    **dict.fromkeys(_SECOND.split(), (1,)),
     "Slice": (1, 2, 3, 4), "Resize": (1, 2, 3), "Upsample": (1,), "ConstantOfShape": (0,), "Dropout": (2,),
     "NonMaxSuppression": (2,), "BlackmanWindow": (0,), "HammingWindow": (0,), "HannWindow": (0,), "STFT": (1, 2),
 }  # fmt: skip
@@ -72,9 +71,8 @@ CUSTOM: Mapping[str, Version] = {
     "TRT_INT4DequantizeLinear": (10, 0), "TRT_FP4DynamicQuantize": (10, 8), "TRT_MXFP8DynamicQuantize": (10, 12),
     "TRT_MXFP8DequantizeLinear": (10, 12), "TRT_Attention": (11, 0), "TRT_MoE": (11, 0), "TRT_KVCacheUpdate": (11, 0),
 }  # fmt: skip
-# Plugins of NVIDIA's own library (libnvinfer_plugin, plugin/README.md of 8.5 to 11.1), which trtexec loads.
-PLUGINS = frozenset(
-    """BatchTilePlugin_TRT BatchedNMS_TRT BatchedNMSDynamic_TRT Clip_TRT CoordConvAC CropAndResize
+_PLUGINS = """
+    BatchTilePlugin_TRT BatchedNMS_TRT BatchedNMSDynamic_TRT Clip_TRT CoordConvAC CropAndResize
     CropAndResizeDynamic CustomEmbLayerNormPluginDynamic CustomFCPluginDynamic CustomGeluPluginDynamic
     CustomQKVToContextPluginDynamic CustomSkipLayerNormPluginDynamic DecodeBbox3DPlugin DetectionLayer_TRT
     DisentangledAttention_TRT EfficientNMS_TRT EfficientNMS_ONNX_TRT EfficientNMS_Explicit_TF_TRT
@@ -83,8 +81,9 @@ PLUGINS = frozenset(
     MultilevelCropAndResize_TRT MultilevelProposeROI_TRT MultiscaleDeformableAttnPlugin_TRT NMS_TRT
     NMSDynamic_TRT Normalize_TRT PillarScatterPlugin PriorBox_TRT Proposal ProposalDynamic
     ProposalLayer_TRT PyramidROIAlign_TRT ROIAlign_TRT RPROI_TRT Region_TRT Reorg_TRT ResizeNearest_TRT
-    SpecialSlice_TRT TopkLastDim VoxelGeneratorPlugin""".split()
-)
+    SpecialSlice_TRT TopkLastDim VoxelGeneratorPlugin"""
+# Plugins of NVIDIA's own library (libnvinfer_plugin, plugin/README.md of 8.5 to 11.1), which trtexec loads.
+PLUGINS = frozenset(_PLUGINS.split())
 
 # First release with tensors of a type. Types that are not here are in no release.
 TYPES: Mapping[int, Version] = {

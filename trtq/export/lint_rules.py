@@ -23,7 +23,7 @@ from trtq.export.lint_view import (
     replace_node_,
     weight_axis,
 )
-from trtq.export.onnx_walk import all_nodes, all_tensors, axis_of
+from trtq.onnx_walk import all_nodes, all_tensors, axis_of
 
 HALF_LARGEST = 65504.0
 SYMMETRIC = ("int8", "int4", "float8_e4m3fn", "float4_e2m1fn")  # types of codes around 0 that TensorRT has
@@ -414,9 +414,9 @@ def _read_floats(view: View) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the float constants that something reads."""
     outputs = {o.name for o in view.graph.output}
     for name, held in view.constants.items():
-        if name in view.readers or name in outputs:
-            if held.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
-                yield name, numpy_helper.to_array(held)
+        read = name in view.readers or name in outputs
+        if read and held.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            yield name, numpy_helper.to_array(held)
 
 
 def _finite(view: View) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
+from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
 
 Severity = Literal["error", "float", "slow", "note"]
 Version = tuple[int, int]

@@ -16,7 +16,7 @@ import onnx.inliner
 from trtq.artifact import read_json, sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ArtifactError, ExportError, reason
 from trtq.export.lint_ops import is_plugin
-from trtq.export.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
+from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -156,7 +156,7 @@ def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
         return "it is a checkpoint of PyTorch", "Export it: trtq quantize, or torch.onnx.export"
     if data[:4] in (b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08"):
         return "it is compressed (gzip)", f"Unpack it: gunzip {shlex.quote(str(path))}"
-    if b"TFL3" == data[4:8]:
+    if data[4:8] == b"TFL3":
         return "it is a TensorFlow Lite model", "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx"
     if path.suffix == ".pb" or b"saved_model" in data[:64] or _is_tensorflow(data):
         return "it is a graph of TensorFlow (.pb)", "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx"
@@ -222,7 +222,8 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
     folders = (path.parent.resolve(), path.resolve().parent)
     for held in all_tensors(model):
         if held.data_location == onnx.TensorProto.EXTERNAL and not any(e.key == "location" for e in held.external_data):
-            raise ExportError(f"Cannot read {path}", f"its tensor {held.name} lies in another file, and no file is named", "Export it again")
+            why = f"its tensor {held.name} lies in another file, and no file is named"
+            raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not any(where.resolve().is_relative_to(f) for f in folders):
@@ -262,17 +263,18 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
                 why = f"{facts['location']} has {size} bytes, {held.name} would end at byte {offset + length}"
                 raise ExportError(where, why, f"Copy {facts['location']} again")
             file.seek(offset)
-            return file.read(length)
+            data: bytes = file.read(length)
+            return data
     except OSError as exc:
         raise ExportError(where, f"{facts['location']}: {reason(exc)}") from exc
 
 
 def _bytes_in(held: onnx.TensorProto) -> int:
     try:
-        width = onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize
+        width = int(onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize)
     except (KeyError, TypeError):
         return 0
-    values = math.prod(held.dims)
+    values = int(math.prod(held.dims))
     return (values + 1) // 2 if held.data_type in PACKED else values * width
 
 
@@ -309,7 +311,8 @@ def _inline_(model: onnx.ModelProto) -> bool:
     try:
         inlined = onnx.inliner.inline_selected_functions(model, ours)
     except (RuntimeError, onnx.checker.ValidationError) as exc:
-        raise ExportError("Cannot read the local functions of the ONNX file", str(exc).splitlines()[0], "Export it without functions") from exc
+        why, hint = str(exc).splitlines()[0], "Export it without functions"
+        raise ExportError("Cannot read the local functions of the ONNX file", why, hint) from exc
     model.CopyFrom(inlined)
     return True
 
@@ -332,11 +335,6 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
 def count_qdq(model: onnx.ModelProto) -> int:
     """Return the number of QuantizeLinear nodes, those in branches too."""
     return sum(n.op_type == "QuantizeLinear" for n in all_nodes(model))
-
-
-def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
-    """Whether an axis has a size; some tools write -1 or 0 for an open one."""
-    return dim.HasField("dim_value") and dim.dim_value > 0
 
 
 def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:

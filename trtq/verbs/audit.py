@@ -17,7 +17,7 @@ from trtq.engine.reader import why_float
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
-from trtq.export.onnx_walk import all_nodes
+from trtq.onnx_walk import all_nodes
 from trtq.specs import AuditSpec
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
 from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap, sqnr_words
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread

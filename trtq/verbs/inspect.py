@@ -62,7 +62,7 @@ def _folder(path: Path) -> dict[str, Any]:
 
 def _onnx(path: Path) -> dict[str, Any]:
     from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
-    from trtq.export.onnx_walk import all_nodes
+    from trtq.onnx_walk import all_nodes
 
     model = load_onnx(path)
     ops = Counter(n.op_type for n in all_nodes(model))

@@ -6,6 +6,7 @@ branches of If, Loop and Scan.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -230,10 +231,8 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
 def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
     """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`."""
     copy = skeleton(model)
-    try:
+    with contextlib.suppress(onnx.shape_inference.InferenceError):  # what is declared is known even then
         copy = onnx.shape_inference.infer_shapes(copy)
-    except onnx.shape_inference.InferenceError:
-        pass  # what is declared is known even then
     return [_declared(s.graph) for s in scopes(copy)]
 
 
@@ -330,9 +329,7 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         yield from (o.name for o in branch.output)
 
 
-def evaluate(
-    node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]
-) -> dict[str, np.ndarray]:
+def evaluate(node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]) -> dict[str, np.ndarray]:
     """Return what one node makes of constants, by name; nothing where ONNX's reference cannot tell."""
     opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
     inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in given.items()]
@@ -366,6 +363,11 @@ def array_of(held: onnx.TensorProto) -> np.ndarray | None:
     if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return None
     return np.asarray(numpy_helper.to_array(held))
+
+
+def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an axis has a size; some tools write -1 or 0 for an open one."""
+    return dim.HasField("dim_value") and dim.dim_value > 0
 
 
 def axis_of(node: onnx.NodeProto) -> int | None:
