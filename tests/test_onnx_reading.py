@@ -122,6 +122,15 @@ def test_folders_and_files_that_are_too_large(tmp_path: Path):
         load_onnx(tmp_path / "nodes.onnx")
 
 
+def test_nodes_without_their_operands(tmp_path: Path):
+    for index in (0, 1):
+        model = network()
+        model.graph.node.append(onnx.NodeProto(op_type="QuantizeLinear", name="q", input=["x"][index:], output=["z"]))
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ExportError, match=rf"QuantizeLinear at q has {1 - index} operands and 1 results; QuantizeLinear needs 2 and 1"):
+            load_onnx(tmp_path / "m.onnx")
+
+
 def test_every_command_names_the_missing_file_of_tensors(images: Path, tmp_path: Path):
     path = outside(tmp_path / "m/model.onnx")
     (tmp_path / "m/model.data").unlink()

@@ -28,7 +28,6 @@ from trtq.onnx_walk import all_nodes, all_tensors, axis_of
 HALF_LARGEST = 65504.0
 SYMMETRIC = ("int8", "int4", "float8_e4m3fn", "float4_e2m1fn")  # types of codes around 0 that TensorRT has
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-# Ops that are known to compute in float behind a pair: a layer that reads them computes in float, too.
 FLOAT_POOLS = ("AveragePool", "GlobalAveragePool")
 
 Check = Callable[[View], Iterator[Finding]]

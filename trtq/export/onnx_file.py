@@ -98,6 +98,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     outside = _require_outside(path, model)
     if outside:
         _load_outside_(path, model)
+    _require_operands(path, model)
     changed = _tidy_(model)
     return model, None if changed or outside else stamp, _digest(path, data, outside)
 
@@ -281,6 +282,24 @@ def _bytes_in(held: onnx.TensorProto) -> int:
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
     own = sha256_bytes(data)
     return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
+
+
+def _require_operands(path: Path, model: onnx.ModelProto) -> None:
+    """Raise where a node lacks operands or results that its op must have: nothing could be said of it."""
+    opset, known = opset_of(model), dict[str, tuple[int, int]]()
+    for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type not in known:
+            try:
+                schema = onnx.defs.get_schema(node.op_type, opset, "")
+                known[node.op_type] = schema.min_input, schema.min_output
+            except onnx.defs.SchemaError:  # an op of another release, or a plugin
+                known[node.op_type] = 0, 0
+        reads, gives = known[node.op_type]
+        if len(node.input) < reads or len(node.output) < gives:
+            why = f"{node.op_type} at {node.name or 'a node without a name'} has {len(node.input)} operands and {len(node.output)} results"
+            raise ExportError(f"Cannot use {path}", f"{why}; {node.op_type} needs {reads} and {gives}", "Export the model again")
 
 
 def _tidy_(model: onnx.ModelProto) -> bool:
