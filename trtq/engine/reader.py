@@ -16,6 +16,7 @@ NEWEST_OPSET = 25  # where the target names no release
 RTX = "tensorrt-rtx"
 # Rules that a build checks by itself, in words of its own.
 OWN_CHECKS = ("L01", "L17", "L21")
+SHOWN = 3  # errors that a message names
 
 
 def reader_of(target: Target) -> Reader:
@@ -47,10 +48,11 @@ def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target
     found = [f for f in lint(model, reader) if f.severity == "error" and f.rule not in OWN_CHECKS]
     if not found:
         return
-    first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    first, more = found[0], f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
+    why = "; ".join(f"{f.rule}, {f.where}: {f.why}" for f in found[:SHOWN])
     lines = f"trtq lint {onnx_file} --target {target}"
     hint = f"Repair it: {lines} --fix FIXED.onnx" if all(f.repairable for f in found) else f"{first.mend}; see all of it: {lines}"
-    raise EngineError(f"Cannot build {onnx_file} for {reader.name}", f"{first.rule}, {first.where}: {first.why}{more}", hint)
+    raise EngineError(f"Cannot build {onnx_file} for {reader.name}", why + more, hint)
 
 
 def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
