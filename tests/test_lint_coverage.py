@@ -39,7 +39,10 @@ def node(kind: str, inputs: list[str], outputs: list[str], **more) -> Node:
 CONV = node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4)
 
 
-def model(nodes, inputs=(X,), outputs=(out(),), held=(), opset=17, domains=()) -> onnx.ModelProto:
+Y = out()
+
+
+def model(nodes, inputs=(X,), outputs=(Y,), held=(), opset=17, domains=()) -> onnx.ModelProto:
     tensors = [h if isinstance(h, onnx.TensorProto) else numpy_helper.from_array(np.asarray(h[1]), h[0]) for h in (("w", WEIGHT), *held)]
     graph = helper.make_graph(list(nodes), "g", list(inputs), list(outputs), tensors)
     imports = [helper.make_opsetid("", opset), *[helper.make_opsetid(d, 1) for d in domains]]
@@ -216,7 +219,11 @@ def with_nms(domain: str, *, declared: bool, pairs: bool = False) -> onnx.ModelP
     if pairs:
         rest = ["s", "z"]
         held += [("s", np.float32(0.02)), ("z", np.int8(0))]
-        first = [node("QuantizeLinear", ["x", *rest], ["q"]), node("DequantizeLinear", ["q", *rest], ["d"]), node("Conv", ["d", "w"], ["c"], pads=[1] * 4)]
+        first = [
+            node("QuantizeLinear", ["x", *rest], ["q"]),
+            node("DequantizeLinear", ["q", *rest], ["d"]),
+            node("Conv", ["d", "w"], ["c"], pads=[1] * 4),
+        ]
     outputs = [helper.make_tensor_value_info(n, k, s) for n, (k, s) in shapes.items()]
     return model([*first, *head], outputs=outputs, held=held, domains=[domain] if declared and domain else [])
 
@@ -232,7 +239,7 @@ def test_plugins_pass_untouched(domain, declared, tmp_path: Path, images: Path):
     fixed, _ = repair(paired, reader_of(parse_target("orin@10.3")))
     for result in (done.model, fixed, convert_to_half(made), strip_qdq(paired)):
         save_onnx(result, tmp_path / "r.onnx")
-        assert [n for n in result.graph.node if n.op_type == "EfficientNMS_TRT"][0].attribute == made.graph.node[-1].attribute
+        assert next(n for n in result.graph.node if n.op_type == "EfficientNMS_TRT").attribute == made.graph.node[-1].attribute
     assert count_qdq(done.model) == 2
     assert any(o.kind == "EfficientNMS_TRT" for o in list_onnx_ops(made, "m"))
     full = run_lint(LintSpec(onnx=str(path), target="orin@10.3"))

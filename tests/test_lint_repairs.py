@@ -85,7 +85,12 @@ def int32_biases(g: Graph) -> onnx.ModelProto:
     """ONNX Runtime's default: stored weights and an INT32 bias, here read twice and an output as well."""
     codes = g.const("w", g.rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8))
     w = g.node("DequantizeLinear", [codes, g.const("ws", g.weight((4,)) ** 2 + 1e-3), g.const("wz", np.zeros(4, np.int8))], "wd", axis=0)
-    b = g.node("DequantizeLinear", [g.const("b", g.rng.integers(-9999, 9999, 4).astype(np.int32)), g.const("bs", g.weight((4,)) ** 2)], "bd", axis=0)
+    b = g.node(
+        "DequantizeLinear",
+        [g.const("b", g.rng.integers(-9999, 9999, 4).astype(np.int32)), g.const("bs", g.weight((4,)) ** 2)],
+        "bd",
+        axis=0,
+    )
     x = g.pair("x", "x", [0.05], np.zeros(1, np.int8), axis=1)
     return g.model(g.node("Add", [g.node("Conv", [x, w, b], "c1"), g.node("Conv", [x, w, b], "c2")], "sum"))
 
@@ -94,7 +99,12 @@ def half_codes(g: Graph) -> onnx.ModelProto:
     """Stored weights with FP16 scales, as FP16 files of opset 19 have them."""
     g.opset = 19
     codes = g.const("w", g.rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8))
-    w = g.node("DequantizeLinear", [codes, g.const("ws", np.linspace(0.01, 0.03, 4).astype(np.float16)), g.const("wz", np.zeros(4, np.int8))], "wd", axis=0)
+    w = g.node(
+        "DequantizeLinear",
+        [codes, g.const("ws", np.linspace(0.01, 0.03, 4).astype(np.float16)), g.const("wz", np.zeros(4, np.int8))],
+        "wd",
+        axis=0,
+    )
     down = g.node("Cast", ["x"], "h", to=TensorProto.FLOAT16)
     return g.model(g.node("Cast", [g.node("Conv", [down, w], "c")], "up", to=TensorProto.FLOAT))
 
@@ -111,7 +121,9 @@ def in_a_branch(g: Graph) -> onnx.ModelProto:
     """A bias in INT32 and an activation scale of shape [1] inside a branch, constants outside."""
     inner = Graph(1)
     x = inner.pair("x", "p", [0.05], np.zeros(1, np.int8))
-    bias = inner.node("DequantizeLinear", [g.const("b", np.arange(4, dtype=np.int32) * 50), g.const("bs", np.full(4, 0.01, np.float32))], "bd", axis=0)
+    bias = inner.node(
+        "DequantizeLinear", [g.const("b", np.arange(4, dtype=np.int32) * 50), g.const("bs", np.full(4, 0.01, np.float32))], "bd", axis=0
+    )
     inner.node("Conv", [x, g.const("w", g.weight((4, 8, 1, 1))), bias], "o")
     values = [helper.make_tensor_value_info("o", TensorProto.FLOAT, [1, 4, 16, 16])]
     then = helper.make_graph(inner.nodes, "t", [], values, inner.held)

@@ -15,6 +15,7 @@ from torch import nn
 
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import check_finite, load_checkpoint_
+from trtq.models.onnx_instead import onnx_instead
 
 BUILTIN = ("fcn_resnet18",)
 HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")
@@ -75,11 +76,7 @@ def load_model(
     """
     kind, _, rest = name.partition(":")
     if not rest and name.endswith(".onnx"):
-        raise ModelError(
-            f"Cannot load the model {name!r}", "it is an ONNX file, and quantization starts from the PyTorch model",
-            "Give that; with ranges of an old calibration cache: trtq import-calib CACHE --onnx FILE; "
-            "for an FP16 engine: trtq build FILE --precision fp16",
-        )  # fmt: skip
+        raise ModelError(f"Cannot load the model {name!r}", *onnx_instead(Path(name)))
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",
