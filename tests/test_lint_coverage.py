@@ -103,7 +103,8 @@ GRAPHS = {
     "uint8 moved": (
         model([node("Transpose", ["xu"], ["t"], perm=[0, 3, 1, 2]), node("Cast", ["t"], ["x"], to=1), node("Conv", ["x", "w"], ["y"])],
               inputs=[helper.make_tensor_value_info("xu", T.UINT8, [1, 16, 16, 3])]), "t"),
-    "double weight": (model([node("Cast", ["wd"], ["wf"], to=1), node("Conv", ["x", "wf"], ["y"])], held=[("wd", WEIGHT.astype(np.float64))]), None),
+    "double weight": (
+        model([node("Cast", ["wd"], ["wf"], to=1), node("Conv", ["x", "wf"], ["y"])], held=[("wd", WEIGHT.astype(np.float64))]), None),
     "int8 off zero": (quantized(T.INT8, 3), "q"), "uint8 128": (quantized(T.UINT8, 128), "q"),
     "int16": (quantized(T.INT16, 0), "q"), "uint16": (quantized(T.UINT16, 32768), "q"), "uint4": (quantized(T.UINT4, 0), "q"),
     "antialias": (resized(antialias=1, mode="linear"), "y"), "crop": (resized(coordinate_transformation_mode="tf_crop_and_resize"), "y"),
@@ -119,13 +120,15 @@ GRAPHS = {
                node("TopK", ["x", "n"], ["y", "at"])], held=[("one", np.array([1]))]), "y"),
     "size of a shape": (
         model([node("Shape", ["x"], ["s"]), node("Cast", ["s"], ["d"], to=T.DOUBLE), node("Mul", ["d", "two"], ["t"]),
-               node("Cast", ["t"], ["i"], to=7), node("Resize", ["x", "", "", "i"], ["y"])], held=[("two", np.array([1, 1, 2, 2.0]))]), None),
+               node("Cast", ["t"], ["i"], to=7), node("Resize", ["x", "", "", "i"], ["y"])],
+              held=[("two", np.array([1, 1, 2, 2.0]))]), None),
     "sequence": (model([node("SplitToSequence", ["x"], ["s"], axis=1), node("ConcatFromSequence", ["s"], ["y"], axis=1)]), "s"),
     "unknown op": (model([node("FooBar", ["x"], ["y"])]), "y"),
     "unknown domain": (model([node("Foo", ["x"], ["y"], domain="my.ops")], domains=["my.ops"]), "y"),
     "contrib": (model([node("FusedConv", ["x", "w"], ["y"], domain="com.microsoft", activation="Relu")], domains=["com.microsoft"]), "y"),
     "contrib op that is read": (model([node("Gelu", ["x"], ["y"], domain="com.microsoft")], domains=["com.microsoft"]), None),
-    "bits": (model([node("Cast", ["x"], ["i"], to=6), node("BitwiseAnd", ["i", "i"], ["b"]), node("Cast", ["b"], ["y"], to=1)], opset=18), "b"),
+    "bits": (
+        model([node("Cast", ["x"], ["i"], to=6), node("BitwiseAnd", ["i", "i"], ["b"]), node("Cast", ["b"], ["y"], to=1)], opset=18), "b"),
     "nonzero": (model([node("NonZero", ["x"], ["y"])], outputs=[out(T.INT64)]), "y"),
     "in a branch": (branch(T.INT16), "a"),
     "open axis": (model([CONV, *LABELS], inputs=[helper.make_tensor_value_info("x", T.FLOAT, [1, 3, -1, 16])]), "x"),
