@@ -21,6 +21,7 @@ import torch
 from models import evaluation, settings
 
 from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
+from trtq.data.answers import Tally
 from trtq.data.metrics import Scores
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import open_source
@@ -60,12 +61,14 @@ def score_in_torch(name: str, quantized, model, preprocess, source, indices, lim
     picks = [i for i, n in enumerate(test.ids) if n not in used]
     if limit is not None and limit < len(picks):
         picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, limit).round()]
-    scores, done = Scores(), 0
+    scores, tally, done = Scores(), Tally(name, "classes"), 0
     with torch.inference_mode():
         for x in batches(test, picks, preprocess, 50):
             labels = [test.labels[i] for i in picks[done : done + len(x)]]
             done += len(x)
-            scores.add(quantized(x).numpy(), labels, model(x).numpy())
+            answer = quantized(x).numpy()
+            scores.add(answer, np.asarray(labels))
+            tally.add(model(x).numpy(), answer)
     return {"top1": 100 * scores.top1 / scores.images, "agreement": tally.result.agreement, "sqnr": tally.result.sqnr_db, "images": scores.images}
 
 

@@ -120,7 +120,7 @@ def test_what_goes_in_front_of_the_codes_comes_back(cnn_out: Path, images: Path,
         dq = next(n for n in between.graph.node if n.op_type == "DequantizeLinear" and n.name == "conv1.input/DequantizeLinear")
         q = dq.input[0]
         place = list(between.graph.node).index(dq)
-        between.graph.node.insert(place, onnx.helper.make_node("Identity", [q], ["between"]))
+        between.graph.node.insert(place, onnx.helper.make_node("Clip", [q], ["between"]))
         dq.input[0] = "between"
         strip_qdq(between)
     # weights stored as codes come back as the values of their codes

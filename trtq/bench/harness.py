@@ -33,6 +33,7 @@ from trtq.bench.verdict import find_baseline, is_quantized, judge_files
 from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workload, parse_device
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
+from trtq.export.onnx_file import require_onnx
 from trtq.progress import Progress, Silent
 from trtq.specs import BenchSpec, changed_words
 
@@ -137,7 +138,7 @@ class _Row:
     ) -> None:
         self.spec, self.path, self.batch, self.device, self.why_no_gpu = spec, path, batch, device, why_no_gpu
         self.gpu, self.out, self.told = gpu if device != "cpu" else None, out, told
-        self.sha256 = sha256_file(path)
+        self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)
         self.interrupted = False
         self.reasons: list[str] = []
         self.notes: list[str] = []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import LintSpec
+
+if TYPE_CHECKING:
+    from trtq.export.lint_view import Finding
 
 
 @click.command("lint")
@@ -32,6 +35,12 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
     else:
         for f in record.findings:
-            click.echo(f"{f.rule} {f.severity:5} {f.where}: {f.why}. {f.mend}{'  [--fix]' if f.repairable else ''}")
+            click.echo(f"{f.rule} {f.severity:5} {f.where}: {f.why}. {f.mend}{_repair(f)}")
         click.echo(record.summary)
     click.get_current_context().exit(0 if record.passed else 1)
+
+
+def _repair(finding: Finding) -> str:
+    if finding.changes_values:
+        return "  [--fix --allow-value-changes]"
+    return "  [--fix]" if finding.repairable else ""

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, shape_inference
 
 from trtq.cost.ops import WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError
+from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
 ALIASES = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Identity", "Cast", "QuantizeLinear",
@@ -25,7 +26,7 @@ KINDS = {
     "InstanceNormalization": "norm", "GroupNormalization": "norm", "BatchNormalization": "norm", "Softmax": "softmax",
     **dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(POINTWISE, "pointwise"),
 }  # fmt: skip
-BITS = {
+BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
     TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8,
 }  # fmt: skip
@@ -33,17 +34,19 @@ FIXED = "Export it with a fixed image size"
 
 
 class _Reader:
-    """What is known of every tensor while the nodes are read in order."""
+    """What is known of every tensor of one graph while its nodes are read in order; branches see the graph around them."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.shapes = {v.name: _dims(v) for v in (*graph.input, *graph.value_info, *graph.output)}
-        self.types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
-        self.constant: set[str] = set()
-        for held in graph.initializer:
-            self.hold(held.name, list(held.dims), held.data_type)
-        self.stored: dict[str, int] = {}  # bits of what a DequantizeLinear reads
-        self.fp8: set[str] = set()
+    def __init__(self, scope: Scope, outer: _Reader | None = None) -> None:
+        graph = scope.graph
+        self.scope, self.outer = scope, outer
+        values = (*graph.input, *graph.value_info, *graph.output)
+        self.shapes: dict[str, list[int]] = {**(outer.shapes if outer else {}), **{v.name: _dims(v) for v in values}}
+        self.types: dict[str, int] = {**(outer.types if outer else {}), **{v.name: v.type.tensor_type.elem_type for v in values}}
+        self.constant: set[str] = set(outer.constant) if outer else set()
+        self.stored: dict[str, int] = dict(outer.stored) if outer else {}  # bits of what a DequantizeLinear reads
+        self.fp8: set[str] = set(outer.fp8) if outer else set()
+        for name, held in scope.constants.items():
+            self.hold(name, list(held.dims), held.data_type)
 
     def hold(self, name: str, dims: list[int], kind: int) -> None:
         self.shapes[name], self.types[name] = dims, kind
@@ -59,6 +62,8 @@ class _Reader:
 def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
     """Return every call of an ONNX model for one image, in order.
 
+    Of the branches of an If the one with more multiply-accumulates counts, the body of a Loop or Scan once.
+
     Args:
         model: its batch may be dynamic, its image size must not.
         path: for errors.
@@ -67,25 +72,45 @@ def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
         ArtifactError: a size that the file leaves open.
     """
     inferred = _with_shapes(model, path)
-    batch = _batch(inferred)
-    reader, found = _Reader(inferred), []
-    for node in model.graph.node:
+    return _list(_Reader(scopes(inferred)[0]), path, _batch(inferred))
+
+
+def _list(reader: _Reader, path: str, batch: int) -> list[Op]:
+    found: list[Op] = []
+    for node in reader.scope.graph.node:
         if node.op_type == "Constant":
-            _hold_constant(reader, node)
+            if node.output[0] not in reader.constant:  # text, or a sparse one
+                reader.hold(node.output[0], [], TensorProto.FLOAT)
             continue
-        if all(name in reader.constant for name in node.input if name) and node.op_type != "RandomNormalLike":
+        inner = branches(node)
+        if inner:
+            found += _dearest([_list(_Reader(Scope(g, reader.scope.opsets, reader.scope, node), reader), path, batch) for g in inner])
+        elif all(name in reader.constant for name in node.input if name) and node.op_type not in RANDOM:
             _fold(reader, node)
             continue
-        if node.op_type == "DequantizeLinear":
+        elif node.op_type == "DequantizeLinear":
             kind = reader.types.get(node.input[0], TensorProto.INT8)
             reader.stored[node.output[0]] = BITS.get(kind, 8)
             if kind == TensorProto.FLOAT8E4M3FN:
                 reader.fp8.add(node.output[0])
-        elif KINDS.get(node.op_type) == "alias" and node.input[0] in reader.stored:
-            reader.stored.update(dict.fromkeys(node.output, reader.stored[node.input[0]]))
-            reader.fp8.update(node.output if node.input[0] in reader.fp8 else ())
+        else:
+            _pass_on(reader, node)
         found.append(_op(reader, node, path, batch))
     return found
+
+
+def _dearest(lists: list[list[Op]]) -> list[Op]:
+    """Return the branch that costs most: which one runs is known when it runs."""
+    return max(lists, key=lambda ops: (sum(o.macs for o in ops), len(ops)))
+
+
+def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
+    """Let what only moves values hand on the width of their codes, as far as the walker follows a pair."""
+    for name in node.output:
+        found = reader.scope.pair(name) if name else None
+        if found is not None and found.path:
+            reader.stored[name] = reader.stored.get(found.dq.output[0], 8)
+            reader.fp8.update([name] if found.dq.output[0] in reader.fp8 else [])
 
 
 def onnx_kernels(model: onnx.ModelProto, ops: Sequence[Op]) -> list[Kernel]:
@@ -100,7 +125,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     held = {i.name for i in copy.graph.initializer}
     for value in copy.graph.input:
         for axis, d in enumerate(value.type.tensor_type.shape.dim):
-            if value.name in held or d.HasField("dim_value"):
+            if value.name in held or is_fixed(d):
                 continue
             if axis == 0:
                 d.dim_value = 1
@@ -109,6 +134,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
+    declare_domains_(copy)
     try:
         return shape_inference.infer_shapes(copy, data_prop=True)
     except shape_inference.InferenceError as exc:
@@ -125,14 +151,6 @@ def _batch(model: onnx.ModelProto) -> int:
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
     return [int(d.dim_value) for d in value.type.tensor_type.shape.dim]
-
-
-def _hold_constant(reader: _Reader, node: onnx.NodeProto) -> None:
-    value = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "value"), None)
-    if isinstance(value, TensorProto):
-        reader.hold(node.output[0], list(numpy_helper.to_array(value).shape), value.data_type)
-    else:
-        reader.hold(node.output[0], [], TensorProto.FLOAT)
 
 
 def _fold(reader: _Reader, node: onnx.NodeProto) -> None:

@@ -17,7 +17,7 @@ import onnx
 
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
-from trtq.export.onnx_file import quantized_nodes
+from trtq.onnx_walk import Scope, all_nodes, scopes
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PRODUCTS = ("conv", "linear", "matmul")
@@ -142,13 +142,22 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
 
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:
-    """Return, by node name, what every convolution and product is asked to compute in."""
-    zeros = {n.output[0]: n.input[2] for n in model.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2}
-    fp8 = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT8E4M3FN}
-    found = {n.name or n.output[0]: "float" for n in model.graph.node if n.op_type in COMPUTE}
-    for node in quantized_nodes(model, *COMPUTE):
-        found[node.name or node.output[0]] = "fp8" if any(zeros.get(name) in fp8 for name in node.input[:2]) else "int8"
+    """Return, by node name, what every convolution and product is asked to compute in; those in branches, too."""
+    found: dict[str, str] = {}
+    for scope in scopes(model):
+        for node in scope.graph.node:
+            if node.op_type in COMPUTE:
+                pairs = [scope.pair(name) for name in node.input[:2]]
+                asked = [_codes(scope, p.dq) for p in pairs if p is not None]
+                found[node.name or node.output[0]] = "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"
     return found
+
+
+def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
+    """Return what a pair rounds to."""
+    names = [dq.input[2]] if len(dq.input) > 2 and dq.input[2] else []
+    held = [h for n in (*names, dq.input[0]) if (h := scope.constant(n)) is not None]
+    return "fp8" if any(h.data_type == onnx.TensorProto.FLOAT8E4M3FN for h in held) else "int8"
 
 
 def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str, int], reasons: Mapping[str, str]) -> list[ModuleRow]:
@@ -160,7 +169,7 @@ def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str,
         macs: by node name.
         reasons: by node name, what probably keeps it in float.
     """
-    order = {n.name or n.output[0]: i for i, n in enumerate(model.graph.node)}
+    order = {n.name or n.output[0]: i for i, n in enumerate(all_nodes(model))}
     spans = [(layer, _spans(layer.text, order)) for layer in layers if not layer.moves]
     rows = []
     for node, requested in requests(model).items():

@@ -26,6 +26,7 @@ from trtq.engine.job import Job, prepare
 from trtq.engine.ladder import Climb, build_model, climb
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.python_api import MODULES
+from trtq.engine.reader import reader_for, refuse_errors
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.settings import Builder, Settings
 from trtq.engine.versions import release_of_module, shown
@@ -52,6 +53,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings = job.settings(builder, number)
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
     for line in job.unkept(settings):
         told.note(line)
     images = _images(job) if spec.data is not None else None
@@ -81,7 +83,7 @@ def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progres
     seconds = round(time.perf_counter() - started, 3)
     asked = strip_at(job.model, found.without) if found.without else job.model
     coverage, rows = cover(asked, found.built, builder.name, job.target)
-    require_codes(coverage, rows, job.pairs, job.target)
+    require_codes(asked, job.spec.onnx, coverage, rows, job.target)
     return found, {"seconds": seconds, "coverage": coverage, "audit": rows}
 
 
@@ -210,6 +212,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings, said = job.settings(builder), [job.fallback] if job.fallback else []
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
         said.append("FP16 stands in the graph")

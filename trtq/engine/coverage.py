@@ -13,6 +13,7 @@ from trtq.engine.reader import why_float
 from trtq.engine.settings import Built
 from trtq.engine.targets import Target
 from trtq.errors import EngineError
+from trtq.export.onnx_file import count_qdq
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +66,7 @@ def cover(model: onnx.ModelProto, built: Built, backend: str, target: Target) ->
     return Coverage(source=source, asked=len(modules), got=got, unknown=unknown, short=short, unnamed=unnamed), plan_rows
 
 
-def require_codes(coverage: Coverage | None, rows: PlanAudit | None, pairs: int, target: Target) -> None:
+def require_codes(model: onnx.ModelProto, onnx_file: str, coverage: Coverage | None, rows: PlanAudit | None, target: Target) -> None:
     """A Q/DQ model whose engine computes nothing in codes must not be called INT8.
 
     Raises:
@@ -74,11 +75,19 @@ def require_codes(coverage: Coverage | None, rows: PlanAudit | None, pairs: int,
     some = rows is not None and any({"int8", "fp8"} & set(found) for found in (rows.convolutions, rows.products))
     none_in_rows = rows is not None and not some
     none_in_report = rows is None and coverage is not None and coverage.asked > 0 and coverage.got == 0 and coverage.unknown == 0
+    pairs = count_qdq(model)
     if pairs and (none_in_rows or none_in_report):
         said = f"; the first layer in float is {coverage.short[0].node}" if coverage is not None and coverage.short else ""
         asked = f" and {coverage.asked} quantized layers" if coverage is not None else ""
+        reasons = why_float(model, target)
+        places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
         raise EngineError(
             f"The engine for {target.device} computes nothing in INT8",
-            f"the model has {pairs} Q/DQ pairs{asked}{said}",
-            "Look at the Q/DQ placement with: trtq lint MODEL.qdq.onnx --target ...",
+            f"the model has {pairs} Q/DQ pairs{asked}{said}" + _likely(reasons),
+            places if reasons else "No lint rule explains it. Give the float file for an FP16 engine: trtq build ... --precision fp16",
         )
+
+
+def _likely(reasons: dict[str, str]) -> str:
+    where, why = next(iter(reasons.items()), ("", ""))
+    return f"; {where}: {why}" if why else ""

@@ -19,6 +19,7 @@ from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
+from trtq.onnx_walk import is_fixed
 from trtq.specs import BuildOptions, BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -180,16 +181,16 @@ def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pair
 def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
     """Return min, opt and max shape of every dynamic input."""
     return {
-        i.name: [[d.dim_value if _is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch]
+        i.name: [[d.dim_value if is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch]
         for i in model.graph.input
-        if i.type.tensor_type.shape.dim and not _is_fixed(i.type.tensor_type.shape.dim[0])
+        if i.type.tensor_type.shape.dim and not is_fixed(i.type.tensor_type.shape.dim[0])
     }
 
 
 def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
     for value in model.graph.input:
         for i, d in enumerate(value.type.tensor_type.shape.dim):
-            if i and not _is_fixed(d):
+            if i and not is_fixed(d):
                 raise EngineError(
                     f"Cannot build with the dynamic axis {i} of input {value.name}",
                     "only the batch may be dynamic",
@@ -199,7 +200,7 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
     if not dims:
         where = f"Cannot build with the input {model.graph.input[0].name}"
         raise EngineError(where, "it has no shape", "Export it with a fixed image size")
-    if _is_fixed(dims[0]):
+    if is_fixed(dims[0]):
         fixed = dims[0].dim_value
         if wanted is not None and wanted != (fixed, fixed, fixed):
             raise UsageError(
@@ -210,8 +211,3 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
     if not 1 <= low <= opt <= high:
         raise UsageError(f"Cannot build with --batch {low}:{opt}:{high}", "expected 1 <= MIN <= OPT <= MAX", "Write it like 1:8:32")
     return (low, opt, high)
-
-
-def _is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
-    """Whether an axis has a size; some tools write -1 for an open one."""
-    return dim.HasField("dim_value") and dim.dim_value > 0

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ExportError
 from trtq.export.onnx_file import QDQ, opset_of
+from trtq.onnx_walk import constant_of, element_types
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"
@@ -147,9 +148,7 @@ class _Retyping:
 
 def elem_types(model: onnx.ModelProto) -> dict[str, int]:
     """Return the element type of every tensor that ONNX's inference knows."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    known = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
-    return known | {i.name: i.data_type for i in graph.initializer}
+    return element_types(model)[0]
 
 
 def _inline_constants(graph: onnx.GraphProto) -> None:
@@ -162,20 +161,6 @@ def _inline_constants(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and not node.attribute:
             node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32))))
-
-
-def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the tensor of a Constant node, in whichever form it is written; None for text and sparse ones."""
-    for a in node.attribute:
-        if a.name == "value":
-            made = onnx.TensorProto()
-            made.CopyFrom(a.t)
-            made.name = node.output[0]
-            return made
-        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
-            kind = np.float32 if "float" in a.name else np.int64
-            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0])
-    return None
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,8 +10,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.lint_view import COMPUTE, weight_axis
+from trtq.export.lint_view import COMPUTE, drop_unread_, weight_axis
 from trtq.export.onnx_file import opset_of
+from trtq.onnx_walk import REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
 
@@ -27,6 +28,7 @@ class Inserted:
         axes: the axis of those channels, by weight name.
         missing: layers left in float, and why.
         unused: ranges that nothing reads.
+        notes: what else was done.
     """
 
     model: onnx.ModelProto
@@ -35,14 +37,16 @@ class Inserted:
     axes: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     """Return a copy of ``model`` with Q/DQ pairs where the ranges allow it.
 
-    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the shortcut of every Add
-    behind a quantized Conv. Weights get the largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127,
-    zero point 0.
+    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the
+    shortcut of every Add behind a quantized Conv. A weight may be computed from constants (a Cast, a Transpose): it is
+    evaluated. A tensor without a range takes that of the tensor whose values it holds in another order. Weights get the
+    largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127, zero point 0.
 
     Args:
         model: float; not changed.
@@ -51,7 +55,7 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     Raises:
         ExportError: it has Q/DQ pairs already, or its opset has no scale per channel.
     """
-    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node):
+    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in all_nodes(model)):
         raise ExportError("Cannot quantize this ONNX file", "it has Q/DQ pairs already", "Give the float file that was calibrated")
     opset = opset_of(model)
     if opset < OLDEST_PER_CHANNEL:
@@ -61,10 +65,12 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
         )  # fmt: skip
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    work = _Work(Inserted(model=result), scales)
+    work = _Work(Inserted(model=result), scales, scopes(result)[0])
     for node in result.graph.node:
         if node.op_type in COMPUTE:
             work.layer(node)
+        for branch in branches(node):
+            work.branch(branch, node.name)
     for node in result.graph.node:
         if node.op_type == "Add":
             work.shortcut(node)
@@ -75,31 +81,68 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
 class _Work:
     """One insertion."""
 
-    def __init__(self, done: Inserted, scales: Mapping[str, float]) -> None:
-        self.done, self.scales, self.graph = done, scales, done.model.graph
-        self.constants = {i.name: i for i in self.graph.initializer}
+    def __init__(self, done: Inserted, scales: Mapping[str, float], scope: Scope) -> None:
+        self.done, self.scales, self.graph, self.scope = done, scales, done.model.graph, scope
         self.made: dict[str, str] = {}  # the dequantized name of a tensor or a weight
         self.pairs: dict[str, list[onnx.NodeProto]] = {}
         self.quantized: set[str] = set()  # outputs of quantized convolutions
+        self.evaluated: dict[str, np.ndarray] = {}  # weights that nodes made
+        self.borrowed = 0
+        self.used: set[str] = set()
 
     def layer(self, node: onnx.NodeProto) -> None:
         """Quantize input and weight of one layer, or say why not."""
         name, data, weight = node.name or node.output[0], node.input[0], node.input[1]
-        held = self.constants.get(weight)
-        if held is None:
-            self.done.missing[name] = "both operands are activations: TensorRT's implicit INT8 does not quantize them"
-            return
-        if data in self.constants:
+        if self.scope.is_constant(data):
             self.done.missing[name] = "its input is a constant"
             return
-        if self.scales.get(data, 0.0) <= 0.0:
+        values = self.scope.value(weight)
+        if values is None:
+            why = "both operands are activations: TensorRT's implicit INT8 does not quantize them"
+            self.done.missing[name] = "its weight cannot be evaluated" if self.scope.is_constant(weight) else why
+            return
+        if self.scale(data) <= 0.0:
             why = "was never active in calibration" if data in self.scales else "has no range"
             self.done.missing[name] = f"its input {data} {why}"
             return
-        values = numpy_helper.to_array(held)
+        if values.dtype != np.float32:
+            self.done.missing[name] = f"its weight is of type {values.dtype}; pairs of TensorRT's implicit INT8 are FP32"
+            return
+        weight = self.stored(weight, values)
         node.input[0], node.input[1] = self.activation(data), self.weight(weight, values, weight_axis(node, values.ndim))
         if node.op_type == "Conv":
             self.quantized.add(node.output[0])
+
+    def stored(self, weight: str, values: np.ndarray) -> str:
+        """Return the name under which a weight is a stored constant; one that a node makes becomes one in :meth:`store`."""
+        maker = self.scope.producer.get(weight)
+        if maker is None:
+            return weight
+        name = weight if len(maker.output) == 1 else f"{weight}/value"
+        self.evaluated[name] = values
+        return name
+
+    def branch(self, graph: onnx.GraphProto, owner: str) -> None:
+        """List the layers inside a branch: they stay in float."""
+        for node in graph.node:
+            if node.op_type in COMPUTE:
+                self.done.missing[node.name or node.output[0]] = f"it is inside a branch of {owner}, where nothing is quantized"
+            for inner in branches(node):
+                self.branch(inner, node.name)
+
+    def scale(self, name: str) -> float:
+        """Return the scale of a tensor, or of the one whose values it holds in another order; 0 without one."""
+        return self.scales.get(self.ranged(name), 0.0)
+
+    def ranged(self, name: str) -> str:
+        """Return the nearest tensor with these values, in any order, that has a range; the tensor itself where none has."""
+        now = name
+        while now not in self.scales:
+            node = self.scope.maker(now)
+            if node is None or node.op_type not in REORDER:
+                return name
+            now = node.input[0]
+        return now
 
     def shortcut(self, node: onnx.NodeProto) -> None:
         """Quantize the other operand of an Add behind a quantized convolution: the sum then fuses into it."""
@@ -108,13 +151,16 @@ class _Work:
             return
         other = 1 - behind[0]
         name = node.input[other]
-        if name not in self.constants and self.scales.get(name, 0.0) > 0.0:
+        if not self.scope.is_constant(name) and self.scale(name) > 0.0:
             node.input[other] = self.activation(name)
 
     def activation(self, name: str) -> str:
         """Return the dequantized name of a tensor; every reader shares one pair."""
         if name not in self.made:
-            scale = np.float32(self.scales[name])
+            ranged = self.ranged(name)
+            self.borrowed += ranged != name
+            self.used.add(ranged)
+            scale = np.float32(self.scales[ranged])
             self.made[name] = self._pair(name, scale, np.zeros((), dtype=np.int8), None)
             self.done.activations[name] = float(scale)
         return self.made[name]
@@ -147,11 +193,12 @@ class _Work:
 
     def finish(self) -> None:
         """Put every pair behind what it reads, in an order that every parser takes."""
-        given = {i.name for i in self.graph.input} | set(self.constants)
+        self.store()
+        given = {i.name for i in self.graph.input} | {i.name for i in self.graph.initializer}
         nodes = [p for name, pair in self.pairs.items() if name in given for p in pair]
         for node in self.graph.node:
             nodes.append(node)
-            nodes += [p for name in node.output for p in self.pairs.get(name, [])]
+            nodes += [p for name in node.output if name not in given for p in self.pairs.get(name, [])]
         copies = []
         for node in nodes:
             copy = onnx.NodeProto()
@@ -159,4 +206,17 @@ class _Work:
             copies.append(copy)
         del self.graph.node[:]
         self.graph.node.extend(copies)
-        self.done.unused = [name for name in self.scales if name not in self.done.activations]
+        if self.evaluated:
+            drop_unread_(self.done.model)  # what fed them
+        self.done.unused = [name for name in self.scales if name not in self.used]
+        if self.borrowed:
+            self.done.notes.append(f"{self.borrowed} tensors take the range of the tensor whose values they hold in another order")
+
+    def store(self) -> None:
+        """Write weights that nodes made from constants as constants: parsers before 10 quantize nothing else."""
+        for name, values in self.evaluated.items():
+            self.graph.initializer.append(numpy_helper.from_array(np.array(values, order="C"), name))
+            if name in self.scope.producer:
+                self.graph.node.remove(self.scope.producer[name])
+        if self.evaluated:
+            self.done.notes.append(f"{len(self.evaluated)} weights that Constant, Cast and the like made are stored as constants")

@@ -1,9 +1,9 @@
-"""What lint rules look at: a model with its constants, producers and readers, and who will read it."""
+"""What lint rules look at: one graph of a model, and who will read it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -12,8 +12,9 @@ import onnx
 from onnx import numpy_helper
 
 from trtq.errors import ExportError
+from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
 
-Severity = Literal["error", "float", "slow"]  # does not build | builds, but computes in float | builds, but loses speed
+Severity = Literal["error", "float", "slow", "note"]
 Version = tuple[int, int]
 
 
@@ -22,11 +23,13 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rule: its number.
-        severity: ``error``: does not build; ``float``: builds and silently computes in float; ``slow``: builds and loses speed.
+        severity: ``error``: does not build, or computes other values than the file says; ``float``: builds and silently computes in
+            float; ``slow``: builds and loses speed; ``note``: builds under a condition that is named.
         where: node or tensor.
         why: what it is, and what TensorRT does.
         mend: what to do.
         repairable: ``--fix`` does it.
+        changes_values: its repair changes values: ``--fix`` does it with ``--allow-value-changes`` alone.
     """
 
     rule: str
@@ -35,6 +38,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     mend: str
     repairable: bool = False
+    changes_values: bool = False
 
 
 COMPUTE = ("Conv", "Gemm", "MatMul")
@@ -49,64 +53,79 @@ class Reader:
         opset: the newest it reads.
         formats: what the hardware multiplies in beside FP32: INT8, FP8 and so on.
         name: for messages.
+        rtx: TensorRT for RTX, whose parser is that of 11 without a library of plugins.
     """
 
     version: Version | None
     opset: int
     formats: tuple[str, ...]
     name: str
+    rtx: bool = False
 
     def before(self, version: Version) -> bool:
         """Whether it is older than ``version``."""
         return self.version is not None and self.version < version
 
 
-@dataclass(slots=True)
+ANY = Reader(version=None, opset=0, formats=("INT8",), name="any")
+
+
 class View:
-    """A model with what rules ask for."""
+    """One graph of a model with what rules ask for: the model's own, or the body of a branch."""
 
-    model: onnx.ModelProto
-    reader: Reader = field(default_factory=lambda: Reader(version=None, opset=0, formats=("INT8",), name="any"))
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-    producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
-    readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        reader: Reader = ANY,
+        scope: Scope | None = None,
+        types: Mapping[str, int] | None = None,
+    ) -> None:
+        self.model, self.reader = model, reader
+        self.scope = scope if scope is not None else scopes(model)[0]
+        self.graph = self.scope.graph
+        self.constants, self.producer = self.scope.constants, self.scope.producer
+        self.readers, self.types = self.scope.readers, types or {}
+        self.added: dict[str, str] = {}
+        self.taken = set(self.scope.local)
 
-    def __post_init__(self) -> None:
-        graph = self.model.graph
-        self.constants = {i.name: i for i in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant":
-                value = next((a.t for a in node.attribute if a.name == "value"), None)
-                if value is not None:
-                    self.constants[node.output[0]] = value
-            for name in node.output:
-                self.producer[name] = node
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+    @property
+    def main(self) -> bool:
+        """Whether this is the model's own graph."""
+        return self.scope.outer is None
 
     def nodes(self, *kinds: str) -> list[onnx.NodeProto]:
         """Return the nodes of these kinds, all without."""
-        return [n for n in self.model.graph.node if not kinds or n.op_type in kinds]
+        return [n for n in self.graph.node if not kinds or n.op_type in kinds]
+
+    def constant(self, name: str) -> onnx.TensorProto | None:
+        """Return a stored constant, None for anything else."""
+        return self.scope.constant(name)
 
     def value(self, name: str) -> np.ndarray | None:
-        """Return a constant, None for anything else."""
-        found = self.constants.get(name)
-        return numpy_helper.to_array(found) if found is not None else None
+        """Return what depends on constants alone, None for anything else."""
+        return self.scope.value(name)
 
-    def pair(self, name: str) -> tuple[onnx.NodeProto | None, onnx.NodeProto] | None:
-        """Return (Q, DQ) that make a tensor, Q None for stored codes; None when it is not dequantized. A cast may stand behind the pair."""
-        dq = self.producer.get(name)
-        while dq is not None and dq.op_type == "Cast":
-            dq = self.producer.get(dq.input[0])
-        if dq is None or dq.op_type != "DequantizeLinear":
-            return None
-        q = self.producer.get(dq.input[0])
-        return (q if q is not None and q.op_type == "QuantizeLinear" else None), dq
+    def pair(self, name: str) -> Pair | None:
+        """Return the pair that makes a tensor, None when it is not dequantized."""
+        return self.scope.pair(name)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor depends on constants alone."""
+        return self.scope.is_constant(name)
 
     def is_weight(self, name: str) -> bool:
         """Whether a dequantized tensor is a constant."""
-        found = self.pair(name)
-        return found is not None and (found[0].input[0] if found[0] is not None else found[1].input[0]) in self.constants
+        return self.scope.is_weight(name)
+
+    def zero_point(self, node: onnx.NodeProto) -> np.ndarray | None:
+        """Return the zero point of a Q or DQ, None where it has none or computes it."""
+        return self.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+
+
+def views(model: onnx.ModelProto, reader: Reader) -> list[View]:
+    """Return a view of the model's graph and of every branch."""
+    pairs = zip(scopes(model), element_types(model), strict=True)
+    return [View(model, reader, scope, types) for scope, types in pairs]
 
 
 def named(node: onnx.NodeProto) -> str:
@@ -120,22 +139,24 @@ def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
     return 0 if node.op_type == "Conv" or transposed else ndim - 1
 
 
-def axis_of(node: onnx.NodeProto) -> int | None:
-    """Return the axis attribute, None where it is not written."""
-    return next((a.i for a in node.attribute if a.name == "axis"), None)
-
-
 def add_named(view: View, name: str, value: np.ndarray) -> str:
-    """Add a constant of this name, once, and return the name."""
-    if name not in view.constants:
-        made = numpy_helper.from_array(np.array(value, order="C"), name)
-        view.model.graph.initializer.append(made)
-        view.constants[name] = made
-    return name
+    """Add a constant of this name, once for each view, and return the name it got: no tensor of the file has it."""
+    if name in view.added:
+        return view.added[name]
+    free, k = name, 1
+    while free in view.taken:
+        free, k = f"{name}_{k}", k + 1
+    made = numpy_helper.from_array(np.array(value, order="C"), free)
+    view.graph.initializer.append(made)
+    view.constants[free] = made
+    view.scope.local.add(free)
+    view.taken.add(free)
+    view.added[name] = free
+    return free
 
 
 def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
-    """Return the values of stored codes, float32.
+    """Return the values of stored codes, in the type of their scale.
 
     Raises:
         ExportError: they have a scale for each block.
@@ -144,16 +165,15 @@ def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
     assert codes is not None
     if scale is None or in_blocks(node):
         raise ExportError(f"Cannot read the codes of {named(node)}", "their scales are computed, or one for each block", "Export it again")
-    zero = view.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    axis = axis_of(node)
-    shape = [-1 if d == (1 if axis is None else axis) % codes.ndim else 1 for d in range(codes.ndim)]
+    zero, axis = view.zero_point(node), axis_of(node)
+    shape = [-1 if d == (1 if axis is None else axis) % max(codes.ndim, 1) else 1 for d in range(codes.ndim)]
 
     def along(value: np.ndarray) -> np.ndarray:
         held = value.astype(np.float32)
         return held.reshape(shape) if held.size > 1 else held.reshape([1] * codes.ndim)
 
     held = codes.astype(np.float32) - (0.0 if zero is None else along(zero))
-    result: np.ndarray = (held * along(scale)).astype(np.float32)
+    result: np.ndarray = (held * along(scale)).astype(scale.dtype)
     return result
 
 
@@ -165,18 +185,20 @@ def in_blocks(node: onnx.NodeProto) -> bool:
 def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
     """Put a constant in the place of a node."""
     name = add_named(view, f"{node.output[0]}/float", value)
-    for other in view.model.graph.node:
-        for i, given in enumerate(other.input):
-            if given == node.output[0]:
-                other.input[i] = name
-    view.model.graph.node.remove(node)
+    view.graph.node.remove(node)
+    rename_(view.graph, node.output[0], name)
 
 
 def drop_unread_(model: onnx.ModelProto) -> None:
     """Remove nodes, constants and notes of shapes that nothing reads any more; what branches read counts, too."""
-    graph, outputs = model.graph, {o.name for o in model.graph.output}
+    for scope in reversed(scopes(model)):  # the innermost first: what they no longer read dies outside
+        _drop_unread_(scope.graph)
+
+
+def _drop_unread_(graph: onnx.GraphProto) -> None:
+    outputs = {o.name for o in graph.output}
     while True:
-        read = {n for node in graph.node for n in _inputs(node)} | outputs
+        read = {n for node in graph.node for n in read_by(node)} | outputs
         dead = [n for n in graph.node if not any(o in read for o in n.output)]
         if not dead:
             break
@@ -186,13 +208,3 @@ def drop_unread_(model: onnx.ModelProto) -> None:
     del graph.initializer[:]
     graph.initializer.extend(kept)
     del graph.value_info[:]  # types may have changed, and parsers infer them again
-
-
-def _inputs(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, inside its branches, too."""
-    yield from node.input
-    for attribute in node.attribute:
-        for branch in (attribute.g, *attribute.graphs):
-            for inner in branch.node:
-                yield from _inputs(inner)
-            yield from (o.name for o in branch.output)

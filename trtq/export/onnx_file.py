@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import onnx
+import onnx.inliner
 
 from trtq.artifact import read_json, sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ArtifactError, ExportError, reason
+from trtq.export.lint_ops import is_plugin
+from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 Stamp = tuple[int, int, int]
+PLUGIN_DOMAIN = "trt.plugins"
+LARGEST_PROTOBUF = (1 << 31) - 1
+PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -34,15 +43,33 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
     """Check ``model`` and write it atomically.
 
+    Nodes that ONNX does not know (plugins of TensorRT) are written as they are.
+
     Raises:
         ExportError: the ONNX checker refuses it.
         ArtifactError: the file cannot be written.
     """
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"The ONNX for {path.name} is not valid", str(exc).splitlines()[0]) from exc
+    check_onnx(model, path.name)
     return write_atomic(path, lambda tmp: onnx.save(model, tmp))
+
+
+def check_onnx(model: onnx.ModelProto, name: str) -> None:
+    """Let ONNX check a model, but for nodes that only TensorRT knows.
+
+    Raises:
+        ExportError: the ONNX checker refuses it.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    opset = opset_of(model)
+    for node in all_nodes(copy):
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+            node.domain = PLUGIN_DOMAIN
+    declare_domains_(copy)
+    try:
+        onnx.checker.check_model(copy, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise ExportError(f"The ONNX for {name} is not valid", str(exc).splitlines()[0]) from exc
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -64,28 +91,114 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     """Return the model in ``path``, the file's stamp where the file is that model as it stands, and the digest of what was read.
 
     Raises:
-        ExportError: missing or not an ONNX file.
+        ExportError: it is missing, no ONNX file, or a file with its tensors is missing.
     """
-    try:
-        stamp, data = stamp_of(path), path.read_bytes()
-        model = onnx.load_from_string(data)
-        outside = _outside(model)
-        if outside:
-            onnx.load_external_data_for_model(model, str(path.parent))
-    except FileNotFoundError as exc:
-        raise ExportError(f"Cannot read {path}", "there is no such file") from exc
-    except OSError as exc:
-        raise ExportError(f"Cannot read {path}", reason(exc)) from exc
-    except Exception as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
-        raise ExportError(f"Cannot read {path}", "it is not an ONNX file, or not a whole one") from exc
-    if not model.graph.node:
-        raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
+    path = Path(path)
+    model, data, stamp = _parse(path)
+    outside = _require_outside(path, model)
+    if outside:
+        _load_outside_(path, model)
+    _require_operands(path, model)
     changed = _tidy_(model)
     return model, None if changed or outside else stamp, _digest(path, data, outside)
 
 
+def _parse(path: Path) -> tuple[onnx.ModelProto, bytes, Stamp]:
+    data, stamp = _bytes_of(path)
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+        raise ExportError(f"Cannot read {path}", *_what_it_is(path, data)) from exc
+    if not model.graph.node:
+        if model.ir_version and model.HasField("graph") and model.opset_import:
+            raise ExportError(f"Cannot use {path}", "its graph has no nodes", "Export the model again")
+        raise ExportError(f"Cannot read {path}", *_what_it_is(path, data))
+    return model, data, stamp
+
+
+def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
+    if path.is_dir():
+        inside = ", ".join(p.name for p in sorted(path.glob("*.onnx"))[:3])
+        hint = f"Give a file in it: {inside}" if inside else "Give the .onnx file"
+        raise ExportError(f"Cannot read {path}", "it is a folder", hint)
+    try:
+        stamp = stamp_of(path)
+        if stamp[1] > LARGEST_PROTOBUF:
+            raise ExportError(
+                f"Cannot read {path}",
+                f"it has {stamp[1] / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
+                "Save it with its tensors outside: onnx.save_model(model, path, save_as_external_data=True)",
+            )
+        return path.read_bytes(), stamp
+    except FileNotFoundError as exc:
+        raise ExportError(f"Cannot read {path}", "there is no such file") from exc
+    except OSError as exc:
+        raise ExportError(f"Cannot read {path}", reason(exc)) from exc
+
+
+def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
+    """Return what a file is that is no ONNX model, and what to do."""
+    head = data[:512].lstrip()
+    if not data:
+        return "the file is empty", "Copy or download it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"
+    if head[:1] == b"<" and any(word in head.lower() for word in (b"<!doctype", b"<html", b"<?xml")):
+        return "it is a page of HTML, not an ONNX file", "Download the file itself: the raw link, or with a login"
+    if data[4:8] == b"ORTM":
+        return "it is a file of ONNX Runtime's own format (.ort)", "Give the .onnx file it was made from"
+    if data[:4] == b"PK\x03\x04":
+        return "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it", "Export or unpack the .onnx file"
+    if data[:4] == b"ftrt" or path.suffix in (".engine", ".plan"):
+        return "it is a TensorRT engine", "Give the ONNX file it was built from"
+    if head[:1] in (b"{", b"["):
+        return "it is JSON, not an ONNX file", "Give the .onnx file"
+    if data[:2] == b"\x80\x02" or path.suffix in (".pt", ".pth"):
+        return "it is a checkpoint of PyTorch", "Export it: trtq quantize, or torch.onnx.export"
+    if data[:4] in (b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08"):
+        return "it is compressed (gzip)", f"Unpack it: gunzip {shlex.quote(str(path))}"
+    if data[4:8] == b"TFL3":
+        return "it is a TensorFlow Lite model", "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx"
+    if path.suffix == ".pb" or b"saved_model" in data[:64] or _is_tensorflow(data):
+        return "it is a graph of TensorFlow (.pb)", "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx"
+    if _starts_like_onnx(data):
+        return f"it ends too early: {len(data)} bytes of an ONNX file, the rest is missing", "Copy or download it again"
+    return "it is not an ONNX file", ""
+
+
+def _is_tensorflow(data: bytes) -> bool:
+    """Whether the bytes start like a GraphDef: a list of nodes, each with a name and an op."""
+    return data[:1] == b"\x0a" and (b"Placeholder" in data[:256] or b"Const" in data[:256]) and b"\x12" in data[:64]
+
+
+def _starts_like_onnx(data: bytes) -> bool:
+    """Whether the bytes start like a ModelProto: its IR version, then its producer, opsets or graph."""
+    return len(data) > 2 and data[0] == 0x08 and 1 <= data[1] <= 32 and data[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+
+
+def parse_onnx(path: Path) -> onnx.ModelProto:
+    """Return the model as it stands in the file: local functions as functions, tensors outside not loaded.
+
+    Raises:
+        ExportError: it is missing, or no ONNX file.
+    """
+    return _parse(Path(path))[0]
+
+
+def require_onnx(path: Path) -> str:
+    """Return the digest of an ONNX file, once it is known that it is one and that its tensors are there; nothing is loaded.
+
+    Raises:
+        ExportError: as :func:`read_onnx`.
+    """
+    path = Path(path)
+    model, data = _parse(path)[:2]
+    return _digest(path, data, _require_outside(path, model))
+
+
 def digest_onnx(path: Path) -> str:
     """Return the SHA-256 of a file, and of the files its tensors lie in where they lie outside."""
+    path = Path(path)
     data = path.read_bytes()
     try:
         outside = _outside(onnx.load_from_string(data))
@@ -95,7 +208,75 @@ def digest_onnx(path: Path) -> str:
 
 
 def _outside(model: onnx.ModelProto) -> list[str]:
-    return sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
+    held = (t for t in all_tensors(model) if t.data_location == onnx.TensorProto.EXTERNAL)
+    return sorted({e.value for t in held for e in t.external_data if e.key == "location"})
+
+
+def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
+    """Return the files with the model's tensors, once it is known that they lie beside it and are there.
+
+    Raises:
+        ExportError: names the file that is missing, or lies outside the model's folder.
+    """
+    outside = _outside(model)
+    # A cache of downloads links both the model and its data into one folder: that folder is the model's own, too.
+    folders = (path.parent.resolve(), path.resolve().parent)
+    for held in all_tensors(model):
+        if held.data_location == onnx.TensorProto.EXTERNAL and not any(e.key == "location" for e in held.external_data):
+            why = f"its tensor {held.name} lies in another file, and no file is named"
+            raise ExportError(f"Cannot read {path}", why, "Export it again")
+    for name in outside:
+        where = path.parent / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not any(where.resolve().is_relative_to(f) for f in folders):
+            why = f"it reads tensors from {name}, outside the file's own folder"
+            raise ExportError(f"Refusing to read {path}", why, "Put that file beside the model, and save it again with its name alone")
+        if not where.is_file():
+            why = f"the file with its tensors is missing: {where}"
+            raise ExportError(f"Cannot read {path}", why, f"Copy {name} beside it")
+    return outside
+
+
+def _load_outside_(path: Path, model: onnx.ModelProto) -> None:
+    for held in all_tensors(model):
+        if held.data_location == onnx.TensorProto.EXTERNAL:
+            held.raw_data = _read_outside(path, held)
+            held.data_location = onnx.TensorProto.DEFAULT
+            del held.external_data[:]
+
+
+def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
+    """Return the bytes of a tensor whose file was found to lie beside the model.
+
+    Raises:
+        ExportError: its file ends before the tensor does, or cannot be read.
+    """
+    facts = {e.key: e.value for e in held.external_data}
+    where = f"Cannot read the tensors of {path}"
+    try:
+        offset = int(facts.get("offset", 0))
+        length = int(facts["length"]) if "length" in facts else _bytes_in(held)
+    except ValueError as exc:
+        raise ExportError(where, f"the place of {held.name} is no number") from exc
+    try:
+        with (path.parent / facts["location"]).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset < 0 or length < 0 or offset + length > size:
+                why = f"{facts['location']} has {size} bytes, {held.name} would end at byte {offset + length}"
+                raise ExportError(where, why, f"Copy {facts['location']} again")
+            file.seek(offset)
+            data: bytes = file.read(length)
+            return data
+    except OSError as exc:
+        raise ExportError(where, f"{facts['location']}: {reason(exc)}") from exc
+
+
+def _bytes_in(held: onnx.TensorProto) -> int:
+    try:
+        width = int(onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize)
+    except (KeyError, TypeError):
+        return 0
+    values = int(math.prod(held.dims))
+    return (values + 1) // 2 if held.data_type in PACKED else values * width
 
 
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
@@ -103,16 +284,34 @@ def _digest(path: Path, data: bytes, outside: list[str]) -> str:
     return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
 
 
+def _require_operands(path: Path, model: onnx.ModelProto) -> None:
+    """Raise where a node lacks operands or results that its op must have: nothing could be said of it."""
+    opset, known = opset_of(model), dict[str, tuple[int, int]]()
+    for node in all_nodes(model):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type not in known:
+            try:
+                schema = onnx.defs.get_schema(node.op_type, opset, "")
+                known[node.op_type] = schema.min_input, schema.min_output
+            except onnx.defs.SchemaError:  # an op of another release, or a plugin
+                known[node.op_type] = 0, 0
+        reads, gives = known[node.op_type]
+        if len(node.input) < reads or len(node.output) < gives:
+            why = f"{node.op_type} at {node.name or 'a node without a name'} has {len(node.input)} operands and {len(node.output)} results"
+            raise ExportError(f"Cannot use {path}", f"{why}; {node.op_type} needs {reads} and {gives}", "Export the model again")
+
+
 def _tidy_(model: onnx.ModelProto) -> bool:
-    """Take constants out of the inputs, where files of IR 3 list them, and name every node; return whether that did anything."""
-    changed = False
-    constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in model.graph.node}
+    """Write local functions into the graph, take constants out of the inputs, name every node; return whether that did anything."""
+    changed = _inline_(model)
+    constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in all_nodes(model)}
     inputs = [i for i in model.graph.input if i.name not in constants]
-    if len(inputs) < len(model.graph.input):
+    if len(inputs) < len(model.graph.input):  # files of IR 3 list them
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         model.ir_version, changed = max(model.ir_version, 4), True  # from which on constants need not be inputs
-    for i, node in enumerate(model.graph.node):
+    for i, node in enumerate(all_nodes(model)):
         if not node.name:
             name = f"{node.op_type}_{i}"
             while name in taken:
@@ -122,23 +321,39 @@ def _tidy_(model: onnx.ModelProto) -> bool:
     return changed
 
 
+def _inline_(model: onnx.ModelProto) -> bool:
+    """Write the bodies of local functions in the place of their calls; those that stand in for a plugin stay."""
+    called = {(n.domain, n.op_type) for n in all_nodes(model)}
+    ours = [(f.domain, f.name) for f in model.functions if (f.domain, f.name) in called and not is_plugin(f.name, f.domain)]
+    if not ours:
+        return False
+    try:
+        inlined = onnx.inliner.inline_selected_functions(model, ours)
+    except (RuntimeError, onnx.checker.ValidationError) as exc:
+        why, hint = str(exc).splitlines()[0], "Export it without functions"
+        raise ExportError("Cannot read the local functions of the ONNX file", why, hint) from exc
+    model.CopyFrom(inlined)
+    return True
+
+
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the opset of ONNX's own domain, 0 where the file names none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
-    """Return the nodes of these kinds that read their first two operands from a DequantizeLinear, a cast to FP16 between or not."""
-    made: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and node.input[0] in made):
-            made.add(node.output[0])
-    return [n for n in model.graph.node if n.op_type in kinds and set(n.input[:2]) <= made]
+    """Return the nodes of these kinds whose first two operands come from pairs, through ops that only move values; in branches, too."""
+    return [
+        n
+        for scope in scopes(model)
+        for n in scope.graph.node
+        if n.op_type in kinds and len(n.input) > 1 and all(scope.pair(name) is not None for name in n.input[:2])
+    ]
 
 
 def count_qdq(model: onnx.ModelProto) -> int:
-    """Return the number of QuantizeLinear nodes."""
-    return sum(n.op_type == "QuantizeLinear" for n in model.graph.node)
+    """Return the number of QuantizeLinear nodes, those in branches too."""
+    return sum(n.op_type == "QuantizeLinear" for n in all_nodes(model))
 
 
 def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
@@ -154,10 +369,10 @@ def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
 
 def codes_of(model: onnx.ModelProto) -> str:
     """Return what its Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4`` or several; "" for a float model."""
-    names = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4"}
-    types = {i.name: i.data_type for i in model.graph.initializer}
+    names: dict[int, str] = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4"}
+    types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
     found = set()
-    for n in model.graph.node:
+    for n in all_nodes(model):
         if n.op_type == "DequantizeLinear":
             zero = n.input[2] if len(n.input) > 2 else ""
             found.add(names.get(types.get(zero, types.get(n.input[0], onnx.TensorProto.INT8)), "INT8"))

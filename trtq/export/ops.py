@@ -738,7 +738,9 @@ OPS: dict[Any, Write] = {
         aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten._adaptive_avg_pool2d.default,
         aten.adaptive_avg_pool3d.default,
     )},
-    **dict.fromkeys((aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), adaptive_max_pool),
+    **dict.fromkeys(
+        (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default), adaptive_max_pool
+    ),
     **{t: upsample("nearest", "asymmetric", nearest_mode="floor") for t in (
         aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec,
     )},

@@ -10,6 +10,9 @@ import onnx
 
 from trtq.data.metrics import Array
 from trtq.errors import ExportError
+from trtq.export.lint_ops import is_plugin
+from trtq.export.onnx_file import parse_onnx, require_onnx
+from trtq.onnx_walk import all_nodes
 
 SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
 
@@ -50,16 +53,28 @@ def open_session(
             f"it offers {', '.join(ort.get_available_providers())}",
             "Install onnxruntime-gpu on a machine with an NVIDIA driver, or use --device cpu",
         )
+    if isinstance(model, Path):
+        require_onnx(model)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
         session = ort.InferenceSession(source, options, providers=[(name, settings)], disabled_optimizers=rewrites)
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
-        raise ExportError(f"ONNX Runtime cannot load {label}", str(exc).splitlines()[0]) from exc
+        raise ExportError(f"ONNX Runtime cannot load {label}", *_why(model, exc)) from exc
     if session.get_providers()[0] != name:  # it falls back to the CPU with a warning only
         raise ExportError(f"ONNX Runtime does not run on {provider} here", "it fell back to the CPU", "Check the NVIDIA driver")
     return session
+
+
+def _why(model: Path | onnx.ModelProto, exc: Exception) -> tuple[str, str]:
+    """Return why ONNX Runtime refuses a model, and what to do where that is known: a plugin of TensorRT runs in an engine alone."""
+    parsed = parse_onnx(model) if isinstance(model, Path) else model
+    plugins = [n for n in all_nodes(parsed) if is_plugin(n.op_type, n.domain)]
+    if not plugins:
+        return str(exc).splitlines()[0], ""
+    first = f"{plugins[0].op_type} at {plugins[0].name or plugins[0].output[0]} is a plugin of TensorRT, which only an engine runs"
+    return first, "Give the engine built from it, or end the model before that node"
 
 
 def input_shape(session: Any) -> list[Any]:

@@ -5,70 +5,99 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx
-from onnx import numpy_helper
 
 from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
 from trtq.export.onnx_file import QDQ
+from trtq.onnx_walk import REORDER, all_nodes, rename_, scopes
+
+# What may stand between the halves of a pair: it moves codes as it moves values.
+BETWEEN = (*REORDER, "Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "Concat")
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return ``model`` without its Q/DQ pairs; weights are what went into their pair, or the values of codes that were stored.
 
     Raises:
-        ExportError: something stands between the two halves of a pair, or codes are stored in blocks.
+        ExportError: something that computes stands between the two halves of a pair, or codes are stored in blocks.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    graph, view = result.graph, View(result)
-    instead: dict[str, str] = {}
-    kept: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "QuantizeLinear":
-            continue
-        pair = view.pair(node.output[0]) if node.op_type == "DequantizeLinear" else None
-        if pair is None:
-            kept.append(node)
-        elif pair[0] is not None:
-            instead[node.output[0]] = pair[0].input[0]
-        elif node.input[0] in view.constants:  # stored as codes
-            graph.initializer.append(numpy_helper.from_array(dequantized(view, node), node.output[0]))
+    for k in range(len(scopes(result))):
+        _strip_graph_(View(result, scope=scopes(result)[k]))
+    drop_unread_(result)
+    if any(n.op_type in QDQ for n in all_nodes(result)):
+        raise ExportError("Cannot take the Q/DQ pairs out", "codes of some are read by something else", "Give the float file instead")
+    return result
+
+
+def _strip_graph_(view: View) -> None:
+    graph = view.graph
+    for node in view.nodes("DequantizeLinear"):
+        if view.value(node.input[0]) is not None:  # stored as codes
+            _replace_(view, node, add_named(view, f"{node.output[0]}/float", dequantized(view, node)))
+        elif _ends_at_codes(view, node.input[0]):
+            _replace_(view, node, node.input[0])
         else:
             raise ExportError(
                 f"Cannot take the Q/DQ pairs out at {named(node)}", "something stands between its two halves", "Give the float file instead"
             )
-    for node in kept:
-        for i in range(len(node.input)):
-            while node.input[i] in instead:
-                node.input[i] = instead[node.input[i]]
-    for output in graph.output:
-        if output.name in instead:
-            kept.append(onnx.helper.make_node("Identity", [instead[output.name]], [output.name]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    drop_unread_(result)
-    if any(n.op_type in QDQ for n in graph.node):
-        raise ExportError("Cannot take the Q/DQ pairs out", "some are inside a branch of an If or a Loop", "Give the float file instead")
-    return result
+    outputs = {o.name for o in graph.output}
+    for node in view.nodes("QuantizeLinear"):
+        if node.output[0] in outputs:
+            where, why = f"Cannot take the Q/DQ pairs out at {named(node)}", "its codes are an output of the model"
+            raise ExportError(where, why, "Give the float file instead")
+        _replace_(view, node, node.input[0])
+
+
+def _ends_at_codes(view: View, name: str) -> bool:
+    """Whether codes come from QuantizeLinear nodes alone, through ops that move them."""
+    node = view.scope.maker(name)
+    if node is None or node.op_type == "QuantizeLinear":
+        return node is not None
+    inputs = node.input if node.op_type == "Concat" else node.input[:1]
+    return node.op_type in BETWEEN and all(_ends_at_codes(view, n) for n in inputs)
+
+
+def _replace_(view: View, node: onnx.NodeProto, name: str) -> None:
+    view.graph.node.remove(node)
+    rename_(view.graph, node.output[0], name)
 
 
 def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
     """Return ``model`` in which these nodes read what went into their Q/DQ pairs; other readers of the pairs keep them."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    view = View(result)
-    for node in result.graph.node:
-        if node.name not in nodes:
-            continue
-        for i, name in enumerate(node.input):
-            pair, cast = view.pair(name), view.producer.get(name)
-            reader, at = (cast, 0) if cast is not None and cast.op_type == "Cast" else (node, i)  # a cast behind the pair stays
-            if pair is not None and pair[0] is not None:
-                reader.input[at] = pair[0].input[0]
-            elif pair is not None and pair[1].input[0] in view.constants:  # stored as codes
-                made = f"{pair[1].output[0]}/float"
-                if made not in view.constants:
-                    add_named(view, made, dequantized(view, pair[1]))
-                reader.input[at] = made
+    for scope in scopes(result):
+        view = View(result, scope=scope)
+        for node in [n for n in scope.graph.node if n.name in nodes]:
+            for i, name in enumerate(node.input):
+                if view.pair(name) is not None:
+                    node.input[i] = _unpaired(view, name)
     drop_unread_(result)
     return result
+
+
+def _unpaired(view: View, name: str) -> str:
+    """Return a tensor with the values of ``name`` before its pair: what moves them between pair and reader is copied."""
+    node = view.scope.maker(name)
+    assert node is not None
+    if node.op_type == "DequantizeLinear":
+        pair = view.pair(name)
+        assert pair is not None
+        if pair.q is not None and pair.q.output[0] == node.input[0]:
+            return str(pair.q.input[0])
+        return add_named(view, f"{name}/float", dequantized(view, node)) if view.value(node.input[0]) is not None else name
+    made = f"{name}/float"
+    if made in view.scope.local or name not in view.producer:
+        return made if made in view.scope.local else name  # a pair outside of the branch stays
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = f"{node.name or node.output[0]}/float"
+    for i, given in enumerate(node.input if node.op_type == "Concat" else node.input[:1]):
+        copy.input[i] = _unpaired(view, given)
+    copy.output[:] = [made if o == name else "" for o in node.output]
+    place = next(i for i, n in enumerate(view.graph.node) if n == node)
+    view.graph.node.insert(place + 1, copy)
+    view.scope.local.add(made)
+    return made

@@ -15,6 +15,7 @@ from torch import nn
 
 from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
+from trtq.models.onnx_instead import onnx_instead
 from trtq.models.unwrap import out_of_inference_mode_, unwrap
 from trtq.models.user_code import call_factory, import_named
 
@@ -85,12 +86,7 @@ def load_model(
     """
     kind, _, rest = name.partition(":")
     if not rest and name.endswith(".onnx"):
-        raise ModelError(
-            f"Cannot load the model {name!r}",
-            "it is an ONNX file, and quantization starts from the PyTorch model",
-            "Give that; with an old calibration cache: trtq import-calib CACHE --onnx FILE; "
-            "for an FP16 engine: trtq build FILE --precision fp16",
-        )
+        raise ModelError(f"Cannot load the model {name!r}", *onnx_instead(Path(name)))
     if not rest:
         raise ModelError(
             f"Cannot load the model {name!r}",

@@ -110,6 +110,9 @@ class LintSpec(Spec, frozen=True, kw_only=True):
     fix: Annotated[
         str | None, Doc(description="Write a copy here in which what is mechanical is repaired; values stay what they were.")
     ] = None
+    allow_value_changes: Annotated[
+        bool, Doc(description="With --fix: also the repairs that change values (pairs of transposed convolutions go).")
+    ] = False
 
 
 class AuditSpec(Spec, frozen=True, kw_only=True):

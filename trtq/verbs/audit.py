@@ -17,6 +17,7 @@ from trtq.engine.reader import why_float
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
+from trtq.onnx_walk import all_nodes
 from trtq.specs import AuditSpec
 
 
@@ -116,4 +117,4 @@ def _macs(model: onnx.ModelProto, path: str, notes: list[str]) -> dict[str, int]
     except TrtqError as exc:
         notes.append(f"multiply-accumulates are not counted: {exc}")
         return {}
-    return {n.name or n.output[0]: counted.get(op_name(n), 0) for n in model.graph.node}
+    return {n.name or n.output[0]: counted.get(op_name(n), 0) for n in all_nodes(model)}

@@ -17,7 +17,7 @@ from trtq.errors import EncodingsError, ExportError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
-from trtq.export.onnx_file import get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -120,7 +120,7 @@ def ranges_for(
     scales: dict[str, float] = {}
     unused, notes = list[str](), list[str]()
     for node in quantized.graph.node:
-        if node.op_type != "QuantizeLinear" or node.input[0] in view.constants:
+        if node.op_type != "QuantizeLinear" or view.is_constant(node.input[0]):
             continue
         tensor, held, zero = node.input[0], view.value(node.input[1]), view.value(node.input[2]) if len(node.input) > 2 else None
         if held is None or held.size != 1 or zero is None or str(zero.dtype) != "int8" or zero.any():
@@ -187,7 +187,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     amax = {name: torch.tensor(amax_of(scale), dtype=torch.float32) for name, scale in done.activations.items()}
     for name, values in done.weights.items():
         formats[name], amax[name] = Format(axis=done.axes[name]), torch.from_numpy(values)
-    origin = {"onnx_sha256": sha256_file(Path(spec.onnx)), "cache_sha256": sha256_file(Path(spec.cache)), "methods": "import-calib"}
+    origin = {"onnx_sha256": digest_onnx(Path(spec.onnx)), "cache_sha256": sha256_file(Path(spec.cache)), "methods": "import-calib"}
     encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
     set_metadata_(done.model, {"encodings_sha256": encodings.digest()})  # what the float file says of its images is there already
     with locked(out / ".trtq.lock", waiting=told.note):
@@ -200,8 +200,10 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         header = f"TRT {shown(cache.version)} {cache.algorithm}"
         record = CalibrationRecord(
             schema=SCHEMA, verb="import-calib", spec=msgspec.to_builtins(spec), header=header, tensors=len(done.activations),
-            missing=done.missing, unused=done.unused, notes=[], environment=environment(),
+            missing=done.missing, unused=done.unused, notes=done.notes, environment=environment(),
             files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()},
         )  # fmt: skip
         write_json(out / RECORD, record)
+    for line in done.notes:
+        told.note(line)
     return record

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
 from trtq.data.answers import Kind, OutputComparison, Tally, kind_in, kind_of_array
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
@@ -21,7 +21,7 @@ from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
-from trtq.export.onnx_file import get_metadata, load_onnx
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.progress import Progress, Silent
 from trtq.specs import EvaluateSpec
 
@@ -169,8 +169,8 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         schema=SCHEMA,
         verb="evaluate",
         spec=msgspec.to_builtins(spec),
-        onnx_sha256=sha256_file(path),
-        reference_sha256=sha256_file(Path(spec.reference)) if spec.reference else None,
+        onnx_sha256=digest_onnx(path),
+        reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
         images=scores.images,
         top1=_percent(scores.top1, scores.images) if labelled else None,
         top5=_percent(scores.top5, scores.images) if labelled else None,

@@ -35,7 +35,15 @@ def inspect(path: Path | str) -> dict[str, Any]:
     reader = readers.get(path.suffix)
     if reader is None:
         raise ArtifactError(f"Cannot inspect {path}", f"trtq writes {', '.join(readers)} files", "Is it another tool's?")
-    return {**reader(path), "path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return {**reader(path), "path": str(path), "bytes": path.stat().st_size, "sha256": _digest(path)}
+
+
+def _digest(path: Path) -> str:
+    if path.suffix != ".onnx":
+        return sha256_file(path)
+    from trtq.export.onnx_file import digest_onnx
+
+    return digest_onnx(path)
 
 
 def _folder(path: Path) -> dict[str, Any]:
@@ -54,11 +62,12 @@ def _folder(path: Path) -> dict[str, Any]:
 
 def _onnx(path: Path) -> dict[str, Any]:
     from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
+    from trtq.onnx_walk import all_nodes
 
     model = load_onnx(path)
-    ops = Counter(n.op_type for n in model.graph.node)
+    ops = Counter(n.op_type for n in all_nodes(model))
     kinds = ("Conv", "MatMul", "Gemm", "ConvTranspose")
-    compute, quantized = [n for n in model.graph.node if n.op_type in kinds], quantized_nodes(model, *kinds)
+    compute, quantized = [n for n in all_nodes(model) if n.op_type in kinds], quantized_nodes(model, *kinds)
     return {
         "kind": "Q/DQ ONNX" if ops["QuantizeLinear"] else "ONNX",
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},

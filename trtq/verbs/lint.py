@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, sha256_file
+from trtq.artifact import SCHEMA, ensure_writable_dir
 from trtq.engine.reader import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import lint, repair
-from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import load_onnx, save_onnx
+from trtq.export.lint_coverage import functions
+from trtq.export.lint_view import Finding, Reader, View
+from trtq.export.onnx_file import parse_onnx, read_onnx, save_onnx
 from trtq.specs import LintSpec
 
 
@@ -37,14 +38,14 @@ class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether it builds, and no layer computes in float that was to compute in INT8."""
+        """Whether it builds to what the file says, and no layer computes in float that was to compute in INT8."""
         return not any(f.severity in ("error", "float") for f in self.findings)
 
     @property
     def summary(self) -> str:
         """One line for a person."""
         counts = Counter[str](f.severity for f in self.findings)
-        words = {"error": "would not build", "float": "would compute in float", "slow": "cost speed"}
+        words = {"error": "would not build", "float": "would compute in float", "slow": "cost speed", "note": "notes"}
         said = ", ".join(f"{counts[k]} {v}" for k, v in words.items() if counts[k]) or "nothing found"
         fixed = f"; repaired {sum(self.repaired.values())} places ({', '.join(self.repaired)})" if self.repaired else ""
         return f"for {self.reader}: {said}{fixed}"
@@ -58,16 +59,23 @@ def run_lint(spec: LintSpec) -> LintRecord:
         UsageError: the target is unknown, or the copy would take the file's place.
     """
     target, path = parse_target(spec.target), Path(spec.onnx)
-    model, reader = load_onnx(path), reader_of(target)
+    (model, _, digest), reader = read_onnx(path), reader_of(target)
     repaired: dict[str, int] = {}
+    if spec.allow_value_changes and spec.fix is None:
+        raise UsageError("--allow-value-changes does nothing without --fix", mend="Add --fix OUT.onnx")
     if spec.fix is not None:
         out = Path(spec.fix)
         if out.resolve() == path.resolve():
             raise UsageError("--fix would overwrite the file it reads", mend="Give another path")
         ensure_writable_dir(out.parent, option="--fix")
-        model, repaired = repair(model, reader)
+        model, repaired = repair(model, reader, change_values=spec.allow_value_changes)
         save_onnx(model, out)
     return LintRecord(
-        schema=SCHEMA, verb="lint", spec=msgspec.to_builtins(spec), onnx_sha256=sha256_file(path), reader=reader.name,
-        findings=lint(model, reader), repaired=repaired,
+        schema=SCHEMA, verb="lint", spec=msgspec.to_builtins(spec), onnx_sha256=digest, reader=reader.name,
+        findings=[*lint(model, reader), *_local_functions(path, spec, reader)], repaired=repaired,
     )  # fmt: skip
+
+
+def _local_functions(path: Path, spec: LintSpec, reader: Reader) -> list[Finding]:
+    """Return what the parser thinks of the file's local functions; every command here reads them as part of the graph."""
+    return [] if spec.fix is not None else list(functions(View(parse_onnx(path), reader)))

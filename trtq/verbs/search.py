@@ -245,7 +245,8 @@ class _Job:
     def measure(self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
         """Quantize and evaluate one allocation, or take up what an earlier run measured."""
         spec, where = self.spec, self._val()
-        fields = {f: getattr(spec, f) for f in ("calibrator", "percentile", "calib_images", "attention", "batch_size", "seed", "calib_cache")}
+        same = ("calibrator", "percentile", "calib_images", "attention", "batch_size", "seed", "calib_cache")
+        fields = {f: getattr(spec, f) for f in same}
         wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
         known = ("calib_cache", "batch_size", "checkpoint", "checkpoint_key", "data", "class_index")  # or covered by digests
         parts = {k: v for k, v in wanted.items() if k not in known}

@@ -1,0 +1,394 @@
+"""Where an operand comes from: the one walker that lint, counts, audit and import share.
+
+It looks through ops that only move values, evaluates what depends on constants alone, and enters the
+branches of If, Loop and Scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+# Ops that reorder values and change none.
+REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
+# Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
+# TensorRT for RTX 1.7.1 were read for each.
+MOVES = (*REORDER, "Slice", "Split", "MaxPool", "Pad", "DepthToSpace", "SpaceToDepth", "Gather", "Expand", "Tile")
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+QDQ = ("QuantizeLinear", "DequantizeLinear")
+# Ops that are never evaluated: their result is not a function of their operands.
+RANDOM = (
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
+)  # fmt: skip
+LARGEST_FOLD = 1 << 28  # values
+SMALL = 4096  # values of a constant that shape inference may need
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A Q/DQ pair that makes an operand.
+
+    Attributes:
+        q: None for stored codes, and for codes that are computed in another way.
+        dq: the DequantizeLinear.
+        path: ops that only move values between the pair and the operand, the nearest to the pair first.
+    """
+
+    q: onnx.NodeProto | None
+    dq: onnx.NodeProto
+    path: tuple[onnx.NodeProto, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The tensor that the pair quantizes, or the stored codes."""
+        return str(self.q.input[0] if self.q is not None else self.dq.input[0])
+
+
+@dataclass(slots=True)
+class Scope:
+    """One graph of a model: its own, or the body of a branch, which sees the graphs around it.
+
+    Attributes:
+        graph: its nodes and constants.
+        opsets: by domain, of the model.
+        outer: the scope around a branch.
+        owner: the node whose branch it is.
+    """
+
+    graph: onnx.GraphProto
+    opsets: dict[str, int]
+    outer: Scope | None = None
+    owner: onnx.NodeProto | None = None
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    producer: dict[str, onnx.NodeProto] = field(default_factory=dict)
+    readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    local: set[str] = field(default_factory=set)
+    folded: dict[str, np.ndarray | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.constants = {i.name: i for i in self.graph.initializer}
+        for node in self.graph.node:
+            made = constant_of(node) if node.op_type == "Constant" else None
+            if made is not None:
+                self.constants[node.output[0]] = made
+            for name in node.output:
+                self.producer[name] = node
+            for name in read_by(node):
+                self.readers.setdefault(name, []).append(node)
+        self.local = {i.name for i in self.graph.input} | set(self.constants) | set(self.producer)
+
+    def home(self, name: str) -> Scope | None:
+        """Return the scope that makes a tensor, None where nothing does."""
+        if name in self.local or self.outer is None:
+            return self if name in self.local else None
+        return self.outer.home(name)
+
+    def constant(self, name: str) -> onnx.TensorProto | None:
+        """Return a stored constant of this scope or of one around it."""
+        home = self.home(name)
+        return home.constants.get(name) if home is not None else None
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """Return the node that makes a tensor, in this scope or in one around it."""
+        home = self.home(name)
+        return home.producer.get(name) if home is not None else None
+
+    def value(self, name: str) -> np.ndarray | None:
+        """Return a tensor that depends on constants alone, evaluated; None for any other."""
+        home = self.home(name)
+        if home is None:
+            return None
+        if name not in home.folded:
+            home.folded[name] = home._fold(name)
+        return home.folded[name]
+
+    def _fold(self, name: str) -> np.ndarray | None:
+        held = self.constants.get(name)
+        if held is not None:
+            return array_of(held)
+        node = self.producer.get(name)
+        if node is None or not self.is_constant(name):
+            return None
+        given = {n: self.value(n) for n in node.input if n}
+        sizes = [v.size for v in given.values() if v is not None]
+        if len(sizes) < len(given) or sum(sizes) > LARGEST_FOLD:
+            return None
+        results = evaluate(node, {n: v for n, v in given.items() if v is not None}, self.opsets)
+        return results.get(name)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor depends on constants alone; Q/DQ pairs count as layers of their own."""
+        seen, left = set[str](), [name]
+        while left:
+            now = left.pop()
+            if now in seen or self.constant(now) is not None:
+                continue
+            seen.add(now)
+            node = self.maker(now)
+            if node is None or node.op_type in (*QDQ, *RANDOM) or has_branches(node):
+                return False
+            if node.domain not in ("", "ai.onnx") or not any(node.input):
+                return node.op_type == "Constant"
+            left += [n for n in node.input if n]
+        return True
+
+    def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
+        """Return the tensor whose values an operand holds, and the ops that move them, nearest first."""
+        path: list[onnx.NodeProto] = []
+        while (node := self.maker(name)) is not None and self._moves(node, kinds):
+            path.insert(0, node)
+            name = node.input[0]
+        return name, path
+
+    def _moves(self, node: onnx.NodeProto, kinds: tuple[str, ...]) -> bool:
+        if node.op_type == "Cast":  # between float types a cast moves; to integers it computes
+            held = self.constant(node.input[0])
+            before = self.maker(node.input[0])
+            known = held.data_type in FLOATS if held is not None else before is not None
+            return known and cast_type(node) in FLOATS
+        return node.op_type in kinds and node.domain in ("", "ai.onnx")
+
+    def pair(self, name: str) -> Pair | None:
+        """Return the pair that makes an operand, through ops that only move values; None for a float one."""
+        source, path = self.moved(name)
+        dq = self.maker(source)
+        if dq is None:
+            return None
+        if dq.op_type == "Concat":
+            return self._joined(dq, path)
+        if dq.op_type != "DequantizeLinear":
+            return None
+        q = self.maker(self.moved(dq.input[0])[0])
+        return Pair(q if q is not None and q.op_type == "QuantizeLinear" else None, dq, tuple(path))
+
+    def _joined(self, concat: onnx.NodeProto, path: list[onnx.NodeProto]) -> Pair | None:
+        """Return the pair of a Concat whose inputs all have one scale: TensorRT joins their codes."""
+        pairs = [self.pair(n) for n in concat.input]
+        first = pairs[0]
+        scales = {self._scale(p.dq) if p is not None else None for p in pairs}
+        if first is None or len(scales) > 1 or None in scales:
+            return None
+        return Pair(first.q, first.dq, (*first.path, concat, *path))
+
+    def _scale(self, dq: onnx.NodeProto) -> float | None:
+        scale = self.value(dq.input[1])
+        return float(scale.reshape(-1)[0]) if scale is not None and scale.size == 1 else None
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a dequantized operand is a constant."""
+        found = self.pair(name)
+        return found is not None and self.is_constant(found.source)
+
+    def channels(self, found: Pair) -> tuple[int, int] | None:
+        """Return the axis along which an operand's scales lie where it is read, and its rank.
+
+        None: one scale, an unknown value, or an axis that a Reshape took apart.
+        """
+        scale, held = self.value(found.dq.input[1]), self.value(found.source)
+        if found.q is not None and found.q.output[0] != found.dq.input[0]:
+            return None  # the codes are moved between the two halves
+        if scale is None or held is None or scale.size <= 1 or scale.ndim != 1:
+            return None
+        axis = axis_of(found.dq)
+        axis = (1 if axis is None else axis) % max(held.ndim, 1)
+        marks = np.broadcast_to(
+            np.arange(held.shape[axis]).reshape([-1 if d == axis else 1 for d in range(held.ndim)]),
+            held.shape,
+        ).astype(np.float32)
+        for node in found.path:
+            given = {node.input[0]: marks}
+            for other in node.input[1:]:
+                value = self.value(other) if other else None
+                if other and value is None:
+                    return None
+                if value is not None:
+                    given[other] = value
+            if node.op_type != "Cast":
+                result = evaluate(node, given, self.opsets)
+                if node.output[0] not in result:
+                    return None
+                marks = result[node.output[0]]
+        vary = [d for d in range(marks.ndim) if (np.take(marks, [0], axis=d) != marks).any()]
+        return (vary[0], marks.ndim) if len(vary) == 1 else None
+
+
+def scopes(model: onnx.ModelProto) -> list[Scope]:
+    """Return the scope of the model's graph and those of all branches, outer ones first."""
+    opsets = {o.domain or "": o.version for o in model.opset_import}
+    found = [Scope(model.graph, opsets)]
+    for scope in found:  # grows while it is read
+        for node in scope.graph.node:
+            found += [Scope(branch, opsets, scope, node) for branch in branches(node)]
+    return found
+
+
+def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
+    """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`."""
+    copy = skeleton(model)
+    with contextlib.suppress(onnx.shape_inference.InferenceError):  # what is declared is known even then
+        copy = onnx.shape_inference.infer_shapes(copy)
+    return [_declared(s.graph) for s in scopes(copy)]
+
+
+def _declared(graph: onnx.GraphProto) -> dict[str, int]:
+    values = (*graph.value_info, *graph.input, *graph.output)
+    known = {v.name: v.type.tensor_type.elem_type for v in values}
+    return known | {i.name: i.data_type for i in graph.initializer}
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that inference and checks can read: every domain declared, large constants without values."""
+    copy = onnx.ModelProto()
+    for name, value in model.ListFields():
+        if name.name == "graph":
+            _copy_graph(model.graph, copy.graph)
+        elif name.name == "functions":
+            copy.functions.extend(value)
+        elif name.name == "opset_import":
+            copy.opset_import.extend(value)
+        elif name.name == "ir_version":
+            copy.ir_version = value
+    declare_domains_(copy)
+    return copy
+
+
+def declare_domains_(model: onnx.ModelProto) -> None:
+    """Declare the domains that nodes have and the file does not: tools leave out those of plugins."""
+    known = {o.domain for o in model.opset_import}
+    known |= {"", "ai.onnx"} if known & {"", "ai.onnx"} else set()
+    for domain in sorted({n.domain for n in all_nodes(model)} - known):
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+
+
+def _copy_graph(graph: onnx.GraphProto, copy: onnx.GraphProto) -> None:
+    copy.name = graph.name
+    copy.node.extend(graph.node)
+    copy.input.extend(graph.input)
+    copy.output.extend(graph.output)
+    copy.value_info.extend(graph.value_info)
+    for held in graph.initializer:
+        values = 1
+        for d in held.dims:
+            values *= d
+        if values <= SMALL:
+            copy.initializer.append(held)
+        else:
+            copy.initializer.append(onnx.TensorProto(name=held.name, data_type=held.data_type, dims=held.dims))
+
+
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node."""
+    return [g for a in node.attribute for g in ((a.g,) if a.HasField("g") else tuple(a.graphs))]
+
+
+def has_branches(node: onnx.NodeProto) -> bool:
+    """Whether a node has graphs inside."""
+    return any(a.HasField("g") or a.graphs for a in node.attribute)
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node, those in branches and local functions, too."""
+    left = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    while left:
+        node = left.pop(0)
+        yield node
+        left[:0] = [n for g in branches(node) for n in g.node]
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor: of graphs, branches, functions, and of attributes of any name."""
+    left = [model.graph]
+    nodes = list(model.graph.node) + [n for f in model.functions for n in f.node]
+    while left or nodes:
+        if left:
+            graph = left.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes += [n for n in graph.node if graph is not model.graph]
+            continue
+        for a in nodes.pop().attribute:
+            if a.HasField("t"):
+                yield a.t
+            yield from a.tensors
+            left += ([a.g] if a.HasField("g") else []) + list(a.graphs)
+
+
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads, inside its branches, too."""
+    yield from node.input
+    for branch in branches(node):
+        for inner in branch.node:
+            yield from read_by(inner)
+        yield from (o.name for o in branch.output)
+
+
+def evaluate(node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]) -> dict[str, np.ndarray]:
+    """Return what one node makes of constants, by name; nothing where ONNX's reference cannot tell."""
+    opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
+    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in given.items()]
+    outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
+    graph = helper.make_graph([node], "fold", inputs, outputs)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        results = ReferenceEvaluator(made).run(None, given)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+        return {}  # the reference has no such op, or not this form of it: the tensor stays unknown
+    pairs = zip((o.name for o in outputs), results, strict=True)
+    return {name: np.asarray(value) for name, value in pairs}
+
+
+def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the tensor of a Constant node, in whichever form it is written; None for text and sparse ones."""
+    for a in node.attribute:
+        if a.name == "value":
+            made = onnx.TensorProto()
+            made.CopyFrom(a.t)
+            made.name = node.output[0]
+            return made
+        if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            kind = np.float32 if "float" in a.name else np.int64
+            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0])
+    return None
+
+
+def array_of(held: onnx.TensorProto) -> np.ndarray | None:
+    """Return a stored tensor, None for text."""
+    if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return None
+    return np.asarray(numpy_helper.to_array(held))
+
+
+def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """Whether an axis has a size; some tools write -1 or 0 for an open one."""
+    return dim.HasField("dim_value") and dim.dim_value > 0
+
+
+def axis_of(node: onnx.NodeProto) -> int | None:
+    """Return the axis attribute, None where it is not written."""
+    return next((a.i for a in node.attribute if a.name == "axis"), None)
+
+
+def cast_type(node: onnx.NodeProto) -> int:
+    """Return the type that a Cast writes."""
+    return next((a.i for a in node.attribute if a.name == "to"), TensorProto.UNDEFINED)
+
+
+def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Let every reader of ``old`` read ``new``, in branches too; an output of the graph gets an Identity."""
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = new
+        for branch in branches(node):
+            made = {n for inner in branch.node for n in inner.output} | {i.name for i in (*branch.input, *branch.initializer)}
+            if old not in made:
+                rename_(branch, old, new)
+    if any(o.name == old for o in graph.output):
+        graph.node.append(helper.make_node("Identity", [new], [old], name=f"{old}/Identity"))
