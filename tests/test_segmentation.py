@@ -93,7 +93,7 @@ def test_pairs_are_found_by_name(tmp_path: Path):
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(masks / "001.png")
     coloured = open_targets(open_source(str(images)), str(masks), preprocess, 255)
     assert coloured is not None
-    with pytest.raises(DataError, match=r"The mask 001.png of .* holds colours: its mode is RGB"):
+    with pytest.raises(DataError, match=r"mask 001.png of .*: it holds colours: its mode is RGB"):
         coloured.of([1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -62,7 +63,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
     if spec.data is not None:
-        _images(spec)  # before minutes on the board
+        _images(spec, told.note)  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -125,10 +126,13 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         )  # fmt: skip
 
 
-def _images(spec: DeployOptions) -> Source:
-    from trtq.data.source import open_source  # a deployment without images does without
+def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
+    from trtq.data.classes import require_one_class_list  # a deployment without images does without
+    from trtq.data.source import open_source
 
-    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None)
+    source = open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
+    require_one_class_list(source)
+    return source
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
@@ -224,8 +228,9 @@ class _Deployment:
         spec = self.spec
         if spec.data is None:
             return ""
-        index = sha256_file(Path(spec.class_index)) if spec.class_index and Path(spec.class_index).is_file() else None
-        return digest_of([manifest.engine_sha256, fingerprint(spec.data), spec.data, spec.images, index])
+        from trtq.data.source import fingerprint
+
+        return digest_of([manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images])
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
@@ -292,7 +297,7 @@ class _Deployment:
         stored = get_metadata(job.model).get("preprocess")
         if stored is None:
             raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
-        source = _images(spec)
+        source = _images(spec, self.told.note)
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         count = min(spec.images, len(source))

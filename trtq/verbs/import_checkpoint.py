@@ -80,7 +80,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     found = read_foreign(Path(spec.ranges))
     for line in found.notes:
         note(line)
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
