@@ -279,7 +279,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         learned = _open(trained.data, trained.class_index)
         shared = shared_images(chosen, learned)
         if shared and trained.val is not None and not wanted.data:
-            data, masks = trained.val, masks or trained.val_masks
+            data, masks = trained.val, trained.val_masks or masks
             index = wanted.class_index or trained.val_class_index or base.class_index
             chosen = _open(data, index)
             shared = shared_images(chosen, learned)

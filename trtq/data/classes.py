@@ -258,8 +258,8 @@ def _require_one_order(source: Labelled) -> None:
         f"The class numbers of {source.name} are ambiguous",
         f"its folders are numbers; as text their order is {_short(names)}, as numbers "
         f"{_short(sorted(names, key=int))}",
-        "Add --class-index numeric, --class-index text (the order of torchvision's ImageFolder), or "
-        "--class-index FILE",
+        "Add --class-index numeric, --class-index text (the order of torchvision's ImageFolder) "
+        "or --class-index FILE",
     )
 
 
@@ -319,11 +319,11 @@ def _refuse(source: Labelled, known: Sequence[str], owner: str, names: list[str]
         for ns, where in ((ours, source.name), (theirs, owner))
         if ns
     ]
-    number = known.index(names[0]) if names[0] in known else "none"
+    number = known.index(names[0]) if names[0] in known else "no class"
     raise DataError(
         f"{source.name} and {owner} do not have the same classes",
         f"{'; '.join(only) or 'their order differs'}; {names[0]} is class "
-        f"{source.classes.index(names[0])} here and {number} there",
+        f"{source.classes.index(names[0])} in {source.name} and {number} in {owner}",
         "Give --class-index FILE, a JSON list of all folder names in class order",
     )
 

@@ -110,7 +110,7 @@ class Source(ABC):
             self.note(line)
 
     def changed(self) -> dict[str, int]:
-        """Return how many of the decoded images were changed, by kind: ``turned``, ``alpha``, ..."""
+        """Return how many of the decoded images were changed, by kind: ``turned``, ``alpha`` ..."""
         return {kind: len(seen) for kind, seen in sorted(self._changed.items())}
 
     def __len__(self) -> int:
@@ -428,8 +428,8 @@ def fingerprint(data: str, class_index: str | None = None, note: Note | None = N
     found = source.identity()
     if note is not None and source.cached_digests:
         note(
-            f"{source.cached_digests} of {len(source)} image digests of {data} come from the cache: "
-            "inode, size and times of the files are unchanged"
+            f"{source.cached_digests} of {len(source)} image digests of {data} come from the "
+            "cache: inode, size and times of the files are unchanged"
         )
     return found
 
