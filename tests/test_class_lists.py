@@ -130,7 +130,7 @@ def test_names_that_differ_in_case_or_composition(tmp_path: Path) -> None:
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     write_images(tmp_path / "set", 1)
-    os.rename(tmp_path / "set/000.png", os.fsencode(f"{tmp_path}/set/") + b"\xff.png")
+    (tmp_path / "set/000.png").rename(os.fsdecode(os.fsencode(f"{tmp_path}/set/") + b"\xff.png"))
     source, _ = opened(tmp_path / "set")
     assert source.ids == ["\\xff.png"]
     assert source.image(0).size == (40, 40)
@@ -255,7 +255,7 @@ def test_one_class_list_for_training_and_validation(sets, cnn_out: Path, tmp_pat
         require_one_class_list(open_source(val), open_source(train))
     require_one_class_list(open_source(val), open_source(classes(tmp_path / "first", "c0", "c1")))
     with pytest.raises(DataError, match="do not have the same classes"):
-        search(SearchSpec(model=NET, data=train, val=val, out=f"{tmp_path}/s", input_size=(3, 32, 32)))
+        search(SearchSpec(model=NET, data=train, val=val, out=f"{tmp_path}/s", input_size=(3, 32, 32), budget=("size=0.5",)))
     index = tmp_path / "i.json"
     index.write_text(json.dumps(["c0", "c1", "c2"]))
     record = finetune(training(cnn_out, tmp_path, train, val=val, class_index=str(index)))
