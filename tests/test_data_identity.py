@@ -242,8 +242,10 @@ def test_exclusion_goes_by_content(cnn_out: Path, images: Path, tmp_path: Path) 
     for number, name in enumerate(source.ids):
         shutil.copy(images / name, flat / f"{number:02d}.png")
     record = evaluate(
-        EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(flat), exclude=f"{cnn_out}/quantize.json")
-    )
+        EvaluateSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(flat), exclude=f"{cnn_out}/quantize.json",
+        )
+    )  # fmt: skip
     assert record.images == 8
     assert {c for c in source.short_contents(range(32)) if c not in used} == set(
         open_source(str(flat)).short_contents([i for i, c in enumerate(source.short_contents(range(32))) if c not in used])

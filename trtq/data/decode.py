@@ -201,7 +201,12 @@ class _Samples:
 def _samples(image: Image.Image, data: bytes) -> _Samples:
     if image.format == "PNG":
         bits = data[24]
-        return _Samples(bits=bits, significant=_sbit(data) if bits == 16 else None)
+        deep = bits == 16
+        return _Samples(
+            bits=bits,
+            significant=_sbit(data) if deep else None,
+            full=FULL_16 if deep else None,
+        )
     if image.format == "PPM" and image.mode == "I":
         return _Samples(bits=16, full=FULL_16)  # Pillow scales every maxval above 255 to this
     if image.format != "TIFF":

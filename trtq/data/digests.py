@@ -14,7 +14,7 @@ from trtq.artifact import sha256_bytes, write_bytes
 from trtq.errors import ArtifactError
 
 SCHEMA = 1
-WORTH_BYTES = 64 * 2**20  # smaller sets are read in full every time
+WORTH_BYTES = 16 * 2**20  # smaller sets are read in full every time
 SETTLED_NS = (
     2_000_000_000  # a file that changed this recently may change again within one tick of its times
 )

@@ -25,7 +25,7 @@ from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
 from trtq.verbs.profile_for import for_dla, profile_for
@@ -62,8 +62,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
-    if spec.data is not None:
-        _images(spec, told.note)  # before minutes on the board
+    images = _images(spec, told.note) if spec.data is not None else None  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -80,6 +79,10 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
                 asked = _int8_on_dla(asked, board, out / "dla", notes)
             job = prepare(asked)
             job = replace(job, fallback=job.fallback or file.fallback)
+            if images is not None:
+                from trtq.verbs.evaluate import require_numbers
+
+                require_numbers(images, get_metadata(judged or job.model), source.parent)
             return _Deployment(spec, agent, board, job, judged or job.model, out, [*notes, *job.notes], told, began).run()
 
 
@@ -127,12 +130,9 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
 
 
 def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
-    from trtq.data.classes import require_one_class_list  # a deployment without images does without
-    from trtq.data.source import open_source
+    from trtq.data.source import open_source  # a deployment without images does without
 
-    source = open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
-    require_one_class_list(source)
-    return source
+    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
@@ -291,7 +291,6 @@ class _Deployment:
         from trtq.deploy.accuracy import BATCH, BoardRunner
         from trtq.engine.agreement import answers, check_agreement
         from trtq.engine.runner import OnnxRunner
-        from trtq.export.onnx_file import get_metadata
 
         spec, job = self.spec, self.job
         stored = get_metadata(job.model).get("preprocess")

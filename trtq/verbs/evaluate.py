@@ -122,7 +122,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
 
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
     if spec.masks is None:
-        _require_numbers(source, metadata, path.parent)
+        require_numbers(source, metadata, path.parent)
     preprocess, said = _preprocess(spec, metadata, runner.input_shape)
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     if used is None:
@@ -245,7 +245,7 @@ def _preprocess(spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]) 
     return resolve_preprocess(**given)
 
 
-def _require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:
+def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:
     """Refuse labels whose class numbers are not those the model was trained with, as far as that is known.
 
     Args:
