@@ -32,7 +32,7 @@ from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchStage, BuildStage, Recipe
+from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
 from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec, QuantizeSpec, Spec
 from trtq.verbs.deploy import deploy
@@ -270,38 +270,18 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
 def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
     assert wanted is not None
-    trained = recipe.finetune
-    data, masks, index = wanted.data or base.data, wanted.masks, wanted.class_index
-    if index is None and place_of(data) == place_of(base.data):
-        index = base.class_index
-    chosen = _open(data, index)
-    if trained is not None and wanted.held_out:
-        learned = _open(trained.data, trained.class_index)
-        shared = shared_images(chosen, learned)
-        if shared and trained.val is not None and not wanted.data:
-            data, masks = trained.val, trained.val_masks or masks
-            index = wanted.class_index or trained.val_class_index or base.class_index
-            chosen = _open(data, index)
-            shared = shared_images(chosen, learned)
-        if shared:
-            raise UsageError(
-                "The recipe evaluates on images that training saw",
-                f"[finetune] learns from {trained.data}, which holds {len(shared)} of the {len(chosen)} images of {data}, "
-                f"such as {chosen.ids[shared[0]]}",
-                "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
-            )
-    if masks is None:
-        _require_classes(recipe, chosen)
+    chosen = _evaluated(recipe, wanted)
+    if chosen.masks is None:
+        _require_classes(recipe, chosen.source)
+    if wanted.held_out:
+        _require_left(base, chosen.source)
     names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
-        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=data,
-        class_index=index,
-        exclude=str(out / RECORD) if wanted.held_out else None, masks=masks, ignore_index=wanted.ignore_index,
+        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=chosen.data,
+        class_index=chosen.index,
+        exclude=str(out / RECORD) if wanted.held_out else None, masks=chosen.masks, ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
     )  # fmt: skip
-
-    if wanted.held_out:
-        _require_left(base, chosen)
 
     def inputs() -> dict[str, Any]:
         files = {p.name: _digest_or_none(str(p)) for p in (qdq, out / FP32)}
@@ -321,6 +301,45 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
 
 def _open(data: str, class_index: str | None) -> Source:
     return open_source(data, Path(class_index) if class_index else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """The images that a recipe evaluates on, and the paths in its record."""
+
+    data: str
+    index: str | None
+    masks: str | None
+    source: Source
+
+
+def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
+    """Return the images of ``[evaluate]``: by default those of calibration, or of validation where those are trained on.
+
+    Raises:
+        UsageError: training saw some of them, and they are wanted as held out.
+    """
+    base, trained = recipe.quantize, recipe.finetune
+    data, index = wanted.data or base.data, wanted.class_index
+    if index is None and place_of(data) == place_of(base.data):
+        index = base.class_index
+    found = _Evaluated(data, index, wanted.masks, _open(data, index))
+    if trained is None or not wanted.held_out:
+        return found
+    learned = _open(trained.data, trained.class_index)
+    shared = shared_images(found.source, learned)
+    if shared and trained.val is not None and not wanted.data:
+        index = wanted.class_index or trained.val_class_index or trained.class_index
+        found = _Evaluated(trained.val, index, trained.val_masks or wanted.masks, _open(trained.val, index))
+        shared = shared_images(found.source, learned)
+    if shared:
+        raise UsageError(
+            "The recipe evaluates on images that training saw",
+            f"[finetune] learns from {trained.data}, which holds {len(shared)} of the {len(found.source)} images of {found.data}, "
+            f"such as {found.source.ids[shared[0]]}",
+            "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
+        )
+    return found
 
 
 def _require_classes(recipe: Recipe, chosen: Source) -> None:

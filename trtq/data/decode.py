@@ -27,21 +27,23 @@ ORIENTATION, BITS, PHOTOMETRIC, LARGEST, SAMPLE_FORMAT = (
 SIGNED = 2  # a SampleFormat
 RESCALE = "if they have fewer bits, rescale the file"
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
-SIGNATURES = (
-    (b"%!PS", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "EPS"),
-    (b"%PDF", "PDF"),
-    (b"GIF8", "GIF"),
-    (b"version https://git-lfs", "a Git LFS pointer (run git lfs pull)"),
-    (b"PK\x03\x04", "a zip file"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (b"\x8aMNG", "MNG"),
-    (b"\xff\xd8\xff", "a JPEG that cannot be read"),
-    (b"\x89PNG", "a PNG that cannot be read"),
-    (b"II*\x00", "a TIFF with a sample layout that cannot be read"),
-    (b"MM\x00*", "a TIFF with a sample layout that cannot be read"),
-    (b"BM", "a BMP that cannot be read"),
-)
+OTHERS = {
+    b"%!PS": "PostScript",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"GIF8": "GIF",
+    b"version https://git-lfs": "a Git LFS pointer (run git lfs pull)",
+    b"PK\x03\x04": "a zip file",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\x8aMNG": "MNG",
+}
+OWN = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"BM": "BMP",
+}
 Pixels = npt.NDArray[np.generic]
 
 
@@ -147,9 +149,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as exc:
-        raise UndecodableError(
-            f"its content is {_kind(data)}; expected {', '.join(FORMATS)}"
-        ) from exc
+        raise UndecodableError(_not_an_image(data)) from exc
     except Exception as exc:  # as in decode
         raise UndecodableError(_words(exc)) from exc
     width, height = image.size
@@ -160,14 +160,18 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _kind(data: bytes) -> str:
-    known = next((name for start, name in SIGNATURES if data.startswith(start)), None)
-    if known is not None:
-        return known
+def _not_an_image(data: bytes) -> str:
+    """Return why no decoder takes the bytes."""
+    own = next((name for start, name in OWN.items() if data.startswith(start)), None)
+    if own is not None:
+        return f"it is a damaged {own}, or a {own} whose layout of samples cannot be read"
+    kind = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
     head = data[:256].lstrip()
-    if head[:1] == b"<":
-        return "HTML or XML"
-    return "text" if head and all(32 <= b < 127 or b in b"\t\r\n" for b in head) else "unknown"
+    if kind is None and head[:1] == b"<":
+        kind = "HTML or XML"
+    elif kind is None and head and all(32 <= b < 127 or b in b"\t\r\n" for b in head):
+        kind = "text"
+    return f"its content is {kind or 'unknown'}; expected {', '.join(FORMATS)}"
 
 
 def _words(exc: Exception) -> str:
@@ -381,7 +385,7 @@ def _without_alpha(image: Image.Image, facts: dict[str, str]) -> Image.Image:
     bands = image.getbands()
     alpha = next((b for b in ("A", "a") if b in bands[1:] and image.mode != "LAB"), None)
     if alpha is not None:
-        if int(image.getchannel(bands.index(alpha)).getextrema()[0]) < FULL_8:  # type: ignore[arg-type]
+        if int(np.asarray(image.getchannel(bands.index(alpha))).min()) < FULL_8:
             facts["alpha"] = (
                 "its alpha channel is dropped; transparent pixels keep their stored colour"
             )
@@ -407,8 +411,9 @@ def _colours(image: Image.Image, facts: dict[str, str]) -> Image.Image:
 def _indices(image: Image.Image, data: bytes) -> Pixels:
     if image.format == "JPEG":
         raise UndecodableError("JPEG compression changes class indices; store masks as PNG")
-    if int(getattr(image, "n_frames", 1)) > 1:
-        raise UndecodableError(f"it has {image.n_frames} frames; a mask is one")  # type: ignore[attr-defined]
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1:
+        raise UndecodableError(f"it has {frames} frames; a mask has one")
     samples, stored = _samples(image, data), _orientation(image)
     scaled = image.format == "PPM" and not _keeps_values(image)
     image.load()
