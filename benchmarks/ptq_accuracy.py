@@ -57,8 +57,8 @@ def score_in_torch(name: str, quantized, model, preprocess, source, indices, lim
     """Count on the evaluation images that calibration did not see; ``limit`` takes those that trtq evaluate --limit takes."""
     where = evaluation(name)
     test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
-    used = {source.ids[i] for i in indices} if where["data"] == source.name else set()
-    picks = [i for i, n in enumerate(test.ids) if n not in used]
+    used = set(source.contents(indices))
+    picks = [i for i, content in enumerate(test.contents(range(len(test)))) if content not in used]
     if limit is not None and limit < len(picks):
         picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, limit).round()]
     scores, tally, done = Scores(), Tally(name, "classes"), 0

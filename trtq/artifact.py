@@ -147,19 +147,6 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
     return value
 
 
-def fingerprint(data: str) -> str | None:
-    """Return a digest over path, size and time of every file behind ``data``: fast, and changed when a file is."""
-    path = Path(data.removeprefix("cifar10:")).expanduser()
-    if path.is_dir():
-        entries = sorted((p.relative_to(path).as_posix(), p.stat()) for p in path.rglob("*") if p.is_file())
-        return digest_of([(n, s.st_size, s.st_mtime_ns) for n, s in entries])
-    for candidate in (path, *path.parents):
-        if candidate.is_file():
-            stat = candidate.stat()
-            return digest_of([str(data), stat.st_size, stat.st_mtime_ns])
-    return None
-
-
 @contextlib.contextmanager
 def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (a file made beside the artefact).

@@ -15,7 +15,6 @@ from trtq.artifact import (
     cpu_name,
     digest_of,
     ensure_writable_dir,
-    fingerprint,
     locked,
     package_version,
     read_json,
@@ -23,7 +22,8 @@ from trtq.artifact import (
     write_json,
 )  # fmt: skip
 from trtq.bench.harness import bench
-from trtq.data.source import open_source
+from trtq.data.classes import require_calibrated_classes, require_one_class_list
+from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
 from trtq.deploy.devices import slug
 from trtq.deploy.record import DeployRecord
 from trtq.engine.build import build
@@ -32,9 +32,9 @@ from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.progress import Progress, Silent
-from trtq.recipe import BenchStage, BuildStage, Recipe
+from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
-from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec
+from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec, QuantizeSpec, Spec
 from trtq.verbs.deploy import deploy
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
@@ -191,18 +191,18 @@ def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> 
 
 def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
     """Return the stages of ``recipe`` in order."""
-    fp32 = out / FP32
-    stages = [_quantize_stage(recipe, out, progress)]
+    fp32, note = out / FP32, _once(progress.note)
+    stages = [_quantize_stage(recipe, out, progress, note)]
     records = [out / RECORD]
     if recipe.finetune is not None:
-        stages.append(_finetune_stage(recipe.finetune, progress))
+        stages.append(_finetune_stage(recipe.finetune, progress, note))
         records.append(Path(recipe.finetune.out) / TRAINED)
     qdq = _shipped(recipe, out)
     if recipe.evaluate is not None:
-        stages.append(_evaluate_stage(recipe, out, qdq, progress))
+        stages.append(_evaluate_stage(recipe, out, qdq, progress, note))
         records.append(out / "evaluate.json")
     for wanted in recipe.build:
-        stages.append(_build_stage(wanted, out, qdq, progress))
+        stages.append(_build_stage(wanted, out, qdq, progress, note))
         records.append(manifest_path(stages[-1].outputs[0]))
     if recipe.bench is not None:
         for label, path in (("fp32", fp32), ("qdq", qdq)):
@@ -216,9 +216,9 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
     return stages
 
 
-def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
+def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -> Stage:
     spec = recipe.quantize
-    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache", "batch_size")}
+    settings = _settings(spec, "out", "calib_cache", "batch_size")
 
     def inputs() -> dict[str, Any]:
         return {
@@ -226,8 +226,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress) -> Stage:
             "weights": _digest_or_none(spec.checkpoint),
             "model code": _model_code(spec.model),
             "versions": {n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")},
-            "images": fingerprint(spec.data),
-            "class index": _digest_or_none(spec.class_index),
+            "images": fingerprint(spec.data, spec.class_index, note),
             "allocation": _digest_or_none(spec.allocation),
         }
 
@@ -242,17 +241,20 @@ def _shipped(recipe: Recipe, out: Path) -> Path:
     return (Path(recipe.finetune.out) if recipe.finetune is not None else out) / QDQ
 
 
-def _finetune_stage(spec: FinetuneSpec, progress: Progress) -> Stage:
+def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage:
     folder = Path(spec.out)
+    if spec.masks is None:  # found now, not after quantization
+        val = _open(spec.val, spec.val_class_index or spec.class_index) if spec.val else None
+        require_one_class_list(_open(spec.data, spec.class_index), val)
 
     def inputs() -> dict[str, Any]:
-        where = {n: getattr(spec, n) for n in ("data", "val", "masks", "val_masks")}
+        index, val_index = spec.class_index, spec.val_class_index or spec.class_index
+        where = {"data": (spec.data, index), "val": (spec.val, val_index), "masks": (spec.masks, None), "val_masks": (spec.val_masks, None)}
         return {
-            "settings": msgspec.to_builtins(spec), "encodings": _digest_or_none(spec.encodings),
+            "settings": _settings(spec), "encodings": _digest_or_none(spec.encodings),
             "weights": _digest_or_none(spec.checkpoint), "model code": _model_code(spec.model),
             "own loss": _model_code(spec.loss) if spec.loss else None,
-            "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d) if d else None for n, d in where.items()},
-            "class index": [_digest_or_none(spec.class_index), _digest_or_none(spec.val_class_index)],
+            "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d, i, note) if d else None for n, (d, i) in where.items()},
         }  # fmt: skip
 
     def work() -> str:
@@ -265,41 +267,27 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress) -> Stage:
     return Stage("finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work)
 
 
-def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) -> Stage:
+def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
     assert wanted is not None
-    trained, masks = recipe.finetune, wanted.masks
-    same = wanted.data in ("", base.data)
-    data, index = wanted.data or base.data, wanted.class_index or (base.class_index if same else None)
-    if trained is not None and data == trained.data and wanted.held_out:
-        if wanted.data or trained.val is None:
-            raise UsageError(
-                "The recipe evaluates on images that training saw", f"[finetune] learns from {trained.data}",
-                "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
-            )  # fmt: skip
-        data, masks, same = trained.val, masks or trained.val_masks, False
-        index = wanted.class_index or trained.val_class_index or base.class_index
+    chosen = _evaluated(recipe, wanted)
+    if chosen.masks is None:
+        _require_classes(recipe, chosen.source)
+    if wanted.held_out:
+        _require_left(base, chosen.source)
     names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
-        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=data,
-        class_index=index,
-        exclude=str(out / RECORD) if wanted.held_out else None, masks=masks, ignore_index=wanted.ignore_index,
+        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=chosen.data,
+        class_index=chosen.index,
+        exclude=str(out / RECORD) if wanted.held_out else None, masks=chosen.masks, ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
     )  # fmt: skip
-
-    # Found now, not after quantization: images that are not there, or none that calibration leaves over.
-    images = len(open_source(spec.data, Path(spec.class_index) if spec.class_index else None))
-    if same and wanted.held_out and images <= base.calib_images:
-        raise UsageError(
-            "The recipe leaves no image to evaluate", f"{base.data} has {images} images and calibration takes {base.calib_images}",
-            "Give [evaluate] images of its own, lower calib_images, or set held_out = false",
-        )  # fmt: skip
 
     def inputs() -> dict[str, Any]:
         files = {p.name: _digest_or_none(str(p)) for p in (qdq, out / FP32)}
         return {
-            "settings": msgspec.to_builtins(spec), **files, "images": fingerprint(spec.data),
-            "masks": fingerprint(spec.masks) if spec.masks else None, "class index": _digest_or_none(spec.class_index),
+            "settings": _settings(spec), **files, "images": fingerprint(spec.data, spec.class_index, note),
+            "masks": fingerprint(spec.masks, None, note) if spec.masks else None,
             "versions": _runtime(),
         }  # fmt: skip
 
@@ -311,7 +299,92 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress) ->
     return Stage("evaluate", inputs, (out / "evaluate.json",), work)
 
 
-def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress) -> Stage:
+def _open(data: str, class_index: str | None) -> Source:
+    return open_source(data, Path(class_index) if class_index else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluated:
+    """The images that a recipe evaluates on, and the paths in its record."""
+
+    data: str
+    index: str | None
+    masks: str | None
+    source: Source
+
+
+def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
+    """Return the images of ``[evaluate]``: by default those of calibration, or of validation where those are trained on.
+
+    Raises:
+        UsageError: training saw some of them, and they are wanted as held out.
+    """
+    base, trained = recipe.quantize, recipe.finetune
+    data, index = wanted.data or base.data, wanted.class_index
+    if index is None and place_of(data) == place_of(base.data):
+        index = base.class_index
+    found = _Evaluated(data, index, wanted.masks, _open(data, index))
+    if trained is None or not wanted.held_out:
+        return found
+    learned = _open(trained.data, trained.class_index)
+    shared = shared_images(found.source, learned)
+    if shared and trained.val is not None and not wanted.data:
+        index = wanted.class_index or trained.val_class_index or trained.class_index
+        found = _Evaluated(trained.val, index, trained.val_masks or wanted.masks, _open(trained.val, index))
+        shared = shared_images(found.source, learned)
+    if shared:
+        raise UsageError(
+            "The recipe evaluates on images that training saw",
+            f"[finetune] learns from {trained.data}, which holds {len(shared)} of the {len(found.source)} images of {found.data}, "
+            f"such as {found.source.ids[shared[0]]}",
+            "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
+        )
+    return found
+
+
+def _require_classes(recipe: Recipe, chosen: Source) -> None:
+    """Refuse evaluation images whose class numbers are not those of training, or of calibration where nothing is trained."""
+    base, trained = recipe.quantize, recipe.finetune
+    if trained is None or trained.masks is not None:
+        require_one_class_list(chosen)
+        require_calibrated_classes(chosen, _open(base.data, base.class_index).classes, base.data)
+    else:
+        require_one_class_list(_open(trained.data, trained.class_index), chosen)
+
+
+def _require_left(base: QuantizeSpec, chosen: Source) -> None:
+    """Refuse evaluation images that calibration takes to the last: found now, not after quantization."""
+    calibrating = _open(base.data, base.class_index)
+    taken = set(calibrating.contents(calibrating.sample(base.calib_images, base.seed)))
+    if taken.issuperset(chosen.contents(range(len(chosen)))):
+        raise UsageError(
+            "The recipe leaves no image to evaluate",
+            f"{chosen.name} has {len(chosen)} images and calibration takes {len(taken)}",
+            "Give [evaluate] images of its own, lower calib_images, or set held_out = false",
+        )
+
+
+PATHS = ("data", "class_index", "val", "val_class_index", "masks", "val_masks")  # keys hold the content behind them
+
+
+def _settings(spec: Spec, *without: str) -> dict[str, Any]:
+    """Return the settings of a stage for its key: paths of images are left out, the key has their content."""
+    return {k: v for k, v in msgspec.to_builtins(spec).items() if k not in (*PATHS, *without)}
+
+
+def _once(note: Note) -> Note:
+    """Return a function that passes every line once."""
+    passed: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in passed:
+            passed.add(text)
+            note(text)
+
+    return say
+
+
+def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
     parse_target(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
@@ -325,8 +398,8 @@ def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress) -
         if wanted.backend == "trtexec":
             versions["trtexec"] = _trtexec_or_none()
         return {
-            "settings": msgspec.to_builtins(spec), source.name: _digest_or_none(str(source)), "builder version": versions,
-            "images": fingerprint(spec.data) if spec.data else None,
+            "settings": _settings(spec), source.name: _digest_or_none(str(source)), "builder version": versions,
+            "images": fingerprint(spec.data, None, note) if spec.data else None,
         }  # fmt: skip
 
     return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec, progress).summary)

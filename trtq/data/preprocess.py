@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trtq.data.decode import to_eight_bits
 from trtq.data.source import Source
 from trtq.errors import UsageError
 
@@ -50,10 +51,14 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     interpolation: Interpolation = "bilinear"
 
     def apply(self, image: Image.Image) -> torch.Tensor:
-        """Return the image as float32, shape [C, H, W]."""
+        """Return the image as float32, shape [C, H, W].
+
+        Raises:
+            UndecodableError: its samples have no known range.
+        """
         channels = self.input_size[0]
-        if image.mode.startswith("I;16"):  # Pillow's own conversion clips 16-bit values at 255
-            image = Image.fromarray((np.asarray(image) / 257.0).round().astype(np.uint8))
+        if image.mode not in ("L", "RGB"):  # a source gives these; an image of a program's own can have any mode
+            image = to_eight_bits(image).image
         image = self._place(image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation])
         pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
         pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)

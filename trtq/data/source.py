@@ -1,24 +1,27 @@
-"""Image sources: a folder, a zip, a folder inside a zip, CIFAR-10's binary files, scikit-learn's digits."""
+"""Image sources: folders, zips, folders inside zips, CIFAR-10's binary files, digits."""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import msgspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from trtq.artifact import digest_of
+from trtq.data.classes import Arrangement, arrange
+from trtq.data.decode import MAX_BYTES, Decoded, Geometry, UndecodableError, decode, read_geometry
+from trtq.data.digests import DigestCache, Stamp, stamp_of
+from trtq.data.listing import list_folder, list_zip
 from trtq.errors import DataError, MissingExtraError, reason, suggest
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+DECODING = 2  # raise it when the same bytes give other pixels: results are then computed again
+Note = Callable[[str], None]
 
 
 class Source(ABC):
@@ -30,165 +33,253 @@ class Source(ABC):
         labels: class index per image, or None when the source has no classes.
         classes: class names in index order.
         ignored: names of files that are not images.
+        indexed: whether the order of classes was stated, by a class index or by the format.
+        notes: what a user should know about the files; :attr:`note` has received them.
+        note: receives further lines while images are decoded, one for each kind.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, note: Note | None = None) -> None:
         self.name = name
         self.ids: list[str] = []
         self.labels: list[int] | None = None
         self.classes: list[str] = []
         self.ignored: list[str] = []
+        self.indexed = False
+        self.notes: list[str] = []
+        self.note = note
+        self._changed: dict[str, set[int]] = {}
+        self._digests: dict[int, str] = {}
+        self.cached_digests = 0
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return what identifies the content of image ``index``: its file's bytes or its raw pixels."""
+        """Return what identifies the content of image ``index``: its file or its raw pixels."""
+
+    def stamp(self, index: int) -> Stamp | None:
+        """Return what changes whenever the file of image ``index`` does; None without a file."""
+        del index
+        return None
 
     def image(self, index: int) -> Image.Image:
-        """Return image ``index``, decoded.
+        """Return image ``index`` as upright 8-bit pixels, mode L or RGB.
+
+        Raises:
+            DataError: it is damaged, or its samples have no known range.
+        """
+        try:
+            decoded = self._decode(self.read(index))
+        except UndecodableError as exc:
+            raise self._undecodable(index, exc) from exc
+        for kind, fact in decoded.facts.items():
+            self._count(kind, index, fact)
+        return decoded.image
+
+    def geometry(self, index: int) -> Geometry:
+        """Return how image ``index`` is stored.
 
         Raises:
             DataError: it is damaged.
         """
         try:
-            image = Image.open(io.BytesIO(self.read(index)))
-            image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-            raise DataError(
-                f"Cannot decode the image {self.ids[index]} of {self.name}", str(exc), "Remove it or replace it, then run again"
-            ) from exc
-        return image
+            return read_geometry(self.read(index))
+        except UndecodableError as exc:
+            raise self._undecodable(index, exc) from exc
+
+    def _decode(self, data: bytes) -> Decoded:
+        return decode(data)
+
+    def _undecodable(self, index: int, exc: UndecodableError) -> DataError:
+        return DataError(
+            f"Cannot decode the image {self.ids[index]} of {self.name}",
+            str(exc),
+            "Remove it or replace it, then run again",
+        )
+
+    def _count(self, kind: str, index: int, fact: str) -> None:
+        first = kind not in self._changed
+        self._changed.setdefault(kind, set()).add(index)
+        if first:
+            self.tell(
+                f"{self.ids[index]} of {self.name}: {fact}; further such images are treated alike"
+            )
+
+    def tell(self, line: str) -> None:
+        """Keep a line for the record and pass it to the user."""
+        self.notes.append(line)
+        if self.note is not None:
+            self.note(line)
+
+    def changed(self) -> dict[str, int]:
+        """Return how many of the decoded images were changed, by kind: ``turned``, ``alpha`` ..."""
+        return {kind: len(seen) for kind, seen in sorted(self._changed.items())}
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def content(self, index: int) -> str:
-        """Return 16 hex digits of the SHA-256 of image ``index``: the same image is known again in another folder or zip."""
-        return hashlib.sha256(self.read(index)).hexdigest()[:16]
+    def contents(self, indices: Sequence[int]) -> list[str]:
+        """Return the SHA-256 of the bytes of images, 64 hex digits each.
+
+        Digests of large sets are kept beside inode, size and times of their files, and used again
+        while those are unchanged.
+        """
+        missing = [i for i in dict.fromkeys(indices) if i not in self._digests]
+        if missing:
+            self._digests.update(self._hash(missing))
+        return [self._digests[i] for i in indices]
+
+    def _hash(self, indices: Sequence[int]) -> dict[int, str]:
+        stamps = {i: self.stamp(i) for i in indices}  # taken before the files are read
+        cache, found = (
+            DigestCache(place_of(self.name), sum(s.size for s in stamps.values() if s is not None)),
+            dict[int, str](),
+        )
+        for i, stamp in stamps.items():
+            known = cache.get(self.ids[i], stamp)
+            self.cached_digests += known is not None
+            found[i] = known or hashlib.sha256(self.read(i)).hexdigest()
+            cache.put(self.ids[i], stamp, found[i])
+        cache.save()
+        return found
+
+    def short_contents(self, indices: Sequence[int]) -> list[str]:
+        """Return the first 16 hex digits of :meth:`contents`, by which records name images."""
+        return [digest[:16] for digest in self.contents(indices)]
 
     def digest(self, indices: Sequence[int]) -> str:
-        """Return a SHA-256 over the ids and the contents of the images ``indices``, in order."""
-        total = hashlib.sha256()
-        for i in indices:
-            total.update(self.ids[i].encode() + b"\0" + hashlib.sha256(self.read(i)).digest())
+        """Return a SHA-256 over ids and contents of images, in order, and over the decoding."""
+        total = hashlib.sha256(f"decoding {DECODING}\0".encode())
+        for i, content in zip(indices, self.contents(indices), strict=True):
+            total.update(self.ids[i].encode() + b"\0" + bytes.fromhex(content))
         return total.hexdigest()
 
-    def identity(self) -> list[object]:
-        """Return what tells two sources apart without reading every image: names, labels, and the content of 64 images."""
-        return [digest_of(self.ids), digest_of(self.labels), self.digest(range(0, len(self), max(1, len(self) // 64)))]
+    def identity(self) -> str:
+        """Return what tells two sets apart: names, classes, labels, the content of every image."""
+        return digest_of([self.classes, self.labels, self.digest(range(len(self)))])
 
     def sample(self, count: int, seed: int) -> list[int]:
-        """Return ``count`` indices drawn without replacement, repeatable, fewer when there are fewer images."""
+        """Return ``count`` indices drawn without replacement, repeatable, or all if fewer."""
         return [int(i) for i in np.random.default_rng(seed).permutation(len(self))[:count]]
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, evenly over them, so that in a sorted list every class keeps its share."""
-    picks = np.arange(count) if limit is None or limit >= count else np.linspace(0, count - 1, limit).round().astype(int)
+    """Return at most ``limit`` of ``count`` positions, evenly: every class keeps its share."""
+    picks = (
+        np.arange(count)
+        if limit is None or limit >= count
+        else np.linspace(0, count - 1, limit).round().astype(int)
+    )
     return [int(i) for i in picks]
 
 
-def _arrange(source: Source, files: Sequence[str], class_index: Path | None) -> None:
-    """Fill ids, labels and classes from relative posix paths: folders on the first level are classes."""
-    files = [f for f in files if not any(p.startswith(".") or p == "__MACOSX" for p in PurePosixPath(f).parts)]
-    images = sorted(f for f in files if PurePosixPath(f).suffix.lower() in SUFFIXES)
-    source.ignored = sorted(set(files) - set(images))
-    if not images:
-        other = f"; it has {len(source.ignored)} other files, such as {source.ignored[0]}" if source.ignored else ""
-        raise DataError(f"There are no images in {source.name}", f"looked for {', '.join(sorted(SUFFIXES))}{other}")
-    folders = sorted({PurePosixPath(f).parts[0] for f in images if len(PurePosixPath(f).parts) > 1})
-    loose = [f for f in images if len(PurePosixPath(f).parts) == 1]
-    if folders and {f.lower() for f in folders} <= SPLITS and not loose:
-        raise DataError(
-            f"{source.name} is not one set of images but several",
-            f"it holds only {', '.join(folders)}",
-            "Choose one: " + " or ".join(f"{source.name.rstrip('/')}/{f}" for f in folders),
-        )
-    if len(folders) == 1 and not loose and any(len(PurePosixPath(f).parts) > 2 for f in images):
-        raise DataError(
-            f"{source.name} holds one folder that holds folders",
-            f"{folders[0]} would be the only class",
-            f"Use {source.name.rstrip('/')}/{folders[0]}",
-        )
-    source.ids = images
-    if not folders:
-        if class_index is not None:
+def shared_images(one: Source, other: Source) -> list[int]:
+    """Return the positions in ``one`` of images whose content is in ``other``, under any name."""
+    known = set(other.contents(range(len(other))))
+    return [i for i, content in enumerate(one.contents(range(len(one)))) if content in known]
+
+
+class _FileSource(Source):
+    """Images in files, listed and given classes by their folders."""
+
+    def _take(self, arranged: Arrangement, notes: Sequence[str]) -> None:
+        self.ids, self.labels, self.classes = arranged.ids, arranged.labels, arranged.classes
+        self.ignored, self.indexed = arranged.ignored, arranged.indexed
+        for line in (*notes, *arranged.notes):
+            self.tell(line)
+
+    def _require_size(self, index: int, size: int) -> None:
+        if size > MAX_BYTES:
             raise DataError(
-                f"{source.name} has no class folders", "--class-index was given", "Leave --class-index out, or sort the images into folders"
+                f"Cannot read {self.ids[index]} in {self.name}",
+                f"it has {size} bytes, the limit is {MAX_BYTES}",
+                "Remove it or scale it down",
             )
-        return
-    if loose:
-        raise DataError(
-            f"{source.name} mixes class folders with images outside of them", f"{loose[0]} and {len(loose) - 1} more lie beside the folders"
-        )
-    source.classes = _class_order(folders, class_index)
-    position = {name: i for i, name in enumerate(source.classes)}
-    source.labels = [position[PurePosixPath(f).parts[0]] for f in images]
 
 
-def _class_order(folders: list[str], class_index: Path | None) -> list[str]:
-    if class_index is None:
-        return folders
-    try:
-        order = msgspec.json.decode(class_index.read_bytes(), type=list[str])
-    except (OSError, msgspec.MsgspecError) as exc:
-        raise DataError(f"Cannot use the class index {class_index}", f"{reason(exc)}; expected a JSON list of folder names") from exc
-    unknown = [f for f in folders if f not in set(order)]
-    if unknown:
-        raise DataError(
-            f"The class index {class_index} does not name the folder {unknown[0]!r}",
-            f"{len(unknown)} of {len(folders)} folders are missing from its {len(order)} names",
-            suggest(unknown[0], order),
-        )
-    return order
-
-
-class FolderSource(Source):
+class FolderSource(_FileSource):
     """A folder of class folders, or of images."""
 
-    def __init__(self, name: str, root: Path, class_index: Path | None) -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: str, root: Path, class_index: Path | None, note: Note | None = None
+    ) -> None:
+        super().__init__(name, note)
         self.root = root
-        files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        if not files:
-            raise DataError(f"There are no images in {name}", "the folder is empty")
-        _arrange(self, files, class_index)
+        listing = list_folder(name, root)
+        self._take(arrange(name, list(listing.files), listing.folders, class_index), listing.notes)
+        self.paths = [listing.files[i] for i in self.ids]
 
     def read(self, index: int) -> bytes:  # noqa: D102
         try:
-            return (self.root / self.ids[index]).read_bytes()
+            with self.paths[index].open("rb") as handle:
+                self._require_size(index, os.fstat(handle.fileno()).st_size)
+                return handle.read()
         except OSError as exc:
-            raise DataError(f"Cannot read {self.ids[index]} in {self.name}", exc.strerror or str(exc)) from exc
+            raise DataError(f"Cannot read {self.ids[index]} in {self.name}", reason(exc)) from exc
+
+    def stamp(self, index: int) -> Stamp:  # noqa: D102
+        try:
+            return stamp_of(self.paths[index])
+        except OSError as exc:
+            raise DataError(f"Cannot read {self.ids[index]} in {self.name}", reason(exc)) from exc
 
 
-class ZipSource(Source):
+class ZipSource(_FileSource):
     """The same inside a zip file, read without unpacking."""
 
-    def __init__(self, name: str, path: Path, inner: str, class_index: Path | None) -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: str, path: Path, inner: str, class_index: Path | None, note: Note | None = None
+    ) -> None:
+        super().__init__(name, note)
+        self.path = path
         try:
             self.zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as exc:
+        except (
+            zipfile.BadZipFile,
+            OSError,
+            UnicodeDecodeError,
+            ValueError,
+            NotImplementedError,
+        ) as exc:
             raise DataError(f"Cannot read {path}", f"not a whole zip file ({exc})") from exc
-        self.prefix = f"{inner.strip('/')}/" if inner.strip("/") else ""
-        names = [n for n in self.zip.namelist() if not n.endswith("/") and n.startswith(self.prefix)]
-        if not names:
-            tops = sorted({n.split("/")[0] for n in self.zip.namelist()})
-            raise DataError(f"There is no folder {inner!r} in {path}", mend=suggest(inner, tops))
-        _arrange(self, [n.removeprefix(self.prefix) for n in names], class_index)
+        listing = list_zip(name, path, self.zip.infolist(), inner)
+        self._take(arrange(name, list(listing.files), listing.folders, class_index), listing.notes)
+        self.entries = [listing.files[i] for i in self.ids]
 
     def read(self, index: int) -> bytes:  # noqa: D102
+        entry = self.entries[index]
+        self._require_size(index, entry.file_size)
         try:
-            return self.zip.read(self.prefix + self.ids[index])
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as exc:
+            with self.zip.open(entry) as handle:
+                data = handle.read(
+                    MAX_BYTES + 1
+                )  # what a zip announces need not be what it unpacks to
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            OSError,
+            EOFError,
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+        ) as exc:
             raise DataError(f"Cannot read {self.ids[index]} in {self.name}", str(exc)) from exc
+        self._require_size(index, len(data))
+        return data
+
+    def stamp(self, index: int) -> Stamp:  # noqa: D102
+        try:
+            return stamp_of(self.path)._replace(size=self.entries[index].file_size)
+        except OSError as exc:
+            raise DataError(f"Cannot read {self.path}", reason(exc)) from exc
 
 
 class ArraySource(Source):
     """Images in memory: uint8, shape [N, H, W] or [N, H, W, 3]."""
 
-    def __init__(self, name: str, images: np.ndarray, labels: Sequence[int], classes: list[str]) -> None:
+    def __init__(
+        self, name: str, images: np.ndarray, labels: Sequence[int], classes: list[str]
+    ) -> None:
         super().__init__(name)
-        self.images = images
+        self.images, self.indexed = images, True
         self.ids = [f"{i:05d}" for i in range(len(images))]
         self.labels, self.classes = [int(v) for v in labels], classes
 
@@ -198,8 +289,23 @@ class ArraySource(Source):
     def image(self, index: int) -> Image.Image:  # noqa: D102
         return Image.fromarray(self.images[index])
 
+    def geometry(self, index: int) -> Geometry:  # noqa: D102
+        height, width = self.images[index].shape[:2]
+        return Geometry(1, int(width), int(height))
 
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+CIFAR10_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 
@@ -211,7 +317,9 @@ def _open_cifar10(name: str, root: Path) -> Source:
     root = inner if inner.is_dir() else root
     files = sorted(root.glob("data_batch_*.bin")) + sorted(root.glob("test_batch.bin"))
     if not files:
-        mend = "Take CIFAR-10's binary version (cifar-10-binary.tar.gz), or a folder of class folders"
+        mend = (
+            "Take CIFAR-10's binary version (cifar-10-binary.tar.gz), or a folder of class folders"
+        )
         why = "there is no data_batch_*.bin or test_batch.bin"
         if (root / "data_batch_1").exists() or (root / "cifar-10-batches-py").is_dir():
             why += "; the Python version found there is pickle, which trtq does not read"
@@ -219,9 +327,16 @@ def _open_cifar10(name: str, root: Path) -> Source:
     raw = np.concatenate([np.fromfile(f, dtype=np.uint8) for f in files])
     if raw.size % CIFAR10_RECORD:
         raise DataError(
-            f"Cannot read {name}", f"the files hold {raw.size} bytes, not a multiple of {CIFAR10_RECORD}", "Download them again"
+            f"Cannot read {name}",
+            f"the files hold {raw.size} bytes, not a multiple of {CIFAR10_RECORD}",
+            "Download them again",
         )
     records = raw.reshape(-1, CIFAR10_RECORD)
+    if records.size and int(records[:, 0].max()) >= len(CIFAR10_CLASSES):
+        raise DataError(
+            f"Cannot read {name}",
+            f"a label is {records[:, 0].max()}, CIFAR-10 has {len(CIFAR10_CLASSES)} classes",
+        )
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return ArraySource(name, np.ascontiguousarray(images), records[:, 0].tolist(), CIFAR10_CLASSES)
 
@@ -230,38 +345,93 @@ def _open_digits() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError as exc:
-        raise MissingExtraError("The data 'digits' needs scikit-learn", mend="Install it: pip install scikit-learn") from exc
+        raise MissingExtraError(
+            "The data 'digits' needs scikit-learn", mend="Install it: pip install scikit-learn"
+        ) from exc
     bunch = load_digits()
     pixels = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)
     return ArraySource("digits", pixels, bunch.target.tolist(), [str(d) for d in range(10)])
 
 
-def open_source(data: str, class_index: Path | None = None) -> Source:
+def _user_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:  # no such user, or none has a home
+        raise DataError(
+            f"Cannot read images from {text}",
+            f"the home folder is unknown ({exc})",
+            "Write the whole path",
+        ) from exc
+
+
+def place_of(data: str) -> str:
+    """Return where the images behind ``data`` are, the same text for every spelling of the path."""
+    kind, path = (
+        ("cifar10:", data.removeprefix("cifar10:")) if data.startswith("cifar10:") else ("", data)
+    )
+    return data if data == "digits" else f"{kind}{_user_path(path).resolve()}"
+
+
+def open_source(data: str, class_index: Path | None = None, note: Note | None = None) -> Source:
     """Return the images behind ``data``.
 
     Args:
-        data: a folder of class folders, a folder of images, a ``.zip`` of either, a folder inside one
-            (``cifar10.zip/train``), ``cifar10:DIR`` or ``digits``.
-        class_index: a JSON list of folder names in class order; without it, folder names in sorted order.
+        data: a folder of class folders, a folder of images, a ``.zip`` of either, a folder inside
+            one (``cifar10.zip/train``), ``cifar10:DIR`` or ``digits``.
+        class_index: a JSON list of folder names in class order, or ``text`` or ``numeric`` for
+            sorted names; without it, folder names in text order.
+        note: receives lines about the files that a user should read, also while decoding.
 
     Raises:
-        DataError: missing, empty, damaged, or only train/val/test folders (with the paths to choose from).
+        DataError: missing, empty, damaged, or only train/val/test folders (with their paths).
     """
     if data == "digits":
         return _open_digits()
     if data.startswith("cifar10:"):
-        return _open_cifar10(data, Path(data.removeprefix("cifar10:")).expanduser())
-    path = Path(data).expanduser()
+        return _open_cifar10(data, _user_path(data.removeprefix("cifar10:")))
+    path = _user_path(data)
     if path.is_dir():
-        return FolderSource(data, path, class_index)
+        return FolderSource(data, path, class_index, note)
     for candidate in (path, *path.parents):
         if candidate.suffix.lower() == ".zip" and candidate.is_file():
             inner = path.relative_to(candidate).as_posix()
-            return ZipSource(data, candidate, "" if inner == "." else inner, class_index)
+            return ZipSource(data, candidate, "" if inner == "." else inner, class_index, note)
     if path.is_file():
-        raise DataError(f"Cannot read images from {data}", "it is a file, and neither a folder nor a .zip")
-    near = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-    raise DataError(f"Cannot read images from {data}", "there is no such folder or .zip", near if "Did you" in near else "")
+        raise DataError(
+            f"Cannot read images from {data}", "it is a file, and neither a folder nor a .zip"
+        )
+    near = (
+        suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+    )
+    raise DataError(
+        f"Cannot read images from {data}",
+        "there is no such folder or .zip",
+        near if "Did you" in near else "",
+    )
+
+
+def fingerprint(data: str, class_index: str | None = None, note: Note | None = None) -> str | None:
+    """Return :meth:`Source.identity` of the images behind ``data``; None if they cannot be listed.
+
+    Args:
+        data: as for :func:`open_source`.
+        class_index: as for :func:`open_source`.
+        note: receives a line when digests of unchanged files were taken from the cache.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    try:
+        source = open_source(data, Path(class_index) if class_index else None)
+    except DataError:
+        return None
+    found = source.identity()
+    if note is not None and source.cached_digests:
+        note(
+            f"{source.cached_digests} of {len(source)} image digests of {data} come from the "
+            "cache: inode, size and times of the files are unchanged"
+        )
+    return found
 
 
 def describe(source: Source) -> dict[str, object]:
@@ -270,6 +440,9 @@ def describe(source: Source) -> dict[str, object]:
         "source": source.name,
         "images": len(source),
         "classes": len(source.classes) or None,
+        "class_names": source.classes or None,
         "ignored_files": len(source.ignored),
         "ids_digest": digest_of(source.ids),
+        "changed": source.changed(),
+        "cached_digests": source.cached_digests,
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 
 from trtq.artifact import digest_of
+from trtq.data.decode import TURNED, UndecodableError, decode_mask, turn
 from trtq.data.preprocess import Preprocess
 from trtq.data.source import Source, open_source
 from trtq.errors import DataError
@@ -30,7 +31,7 @@ class Targets:
     ignore = -100
 
     def __init__(self, source: Source) -> None:
-        self.source = source
+        self.source, self.reported = source, False
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of images, int64 [N]."""
@@ -44,11 +45,17 @@ class Targets:
     def expect(self, classes: int, model: str) -> None:
         """Refuse classes that a model does not have: labels now, masks when they are read.
 
+        Other numbers of classes are reported once, unless a class index states the order.
+
         Raises:
             DataError: names both numbers.
         """
         assert self.source.labels is not None
         self._check(max(self.source.labels), classes, model)
+        if len(self.source.classes) != classes and not self.source.indexed and not self.reported:
+            self.reported = True
+            counts = f"{self.source.name} has {len(self.source.classes)} classes, the model {classes}"
+            self.source.tell(f"{counts}: accuracy is right only if these are its first (--class-index)")
 
     def _check(self, highest: int, classes: int, model: str) -> None:
         if highest < classes:
@@ -83,7 +90,7 @@ class PixelTargets(Targets):
         if any(_bare(n).endswith("_labelTrainIds") for n in names):
             names = [n for n in names if _bare(n).endswith("_labelTrainIds")]
         place = {n: i for i, n in enumerate(self.masks.ids)}
-        held = {_key(n): place[n] for n in names}
+        held = _by_key(self.masks, names, place)
         lacking = [n for n in source.ids if _key(n) not in held]
         if lacking:
             raise DataError(
@@ -104,18 +111,54 @@ class PixelTargets(Targets):
         self.expected = classes, model
 
     def _mask(self, index: int) -> np.ndarray:
-        image = self.masks.image(self.places[index])
-        values = np.asarray(image)
-        if values.ndim != 2:
+        """Return the class indices of an image's pixels, turned as the image is."""
+        place = self.places[index]
+        try:
+            values = decode_mask(self.masks.read(place))
+        except UndecodableError as exc:
             raise DataError(
-                f"The mask {self.masks.ids[self.places[index]]} of {self.masks.name} holds colours", f"its mode is {image.mode}",
+                f"Cannot use the mask {self.masks.ids[place]} of {self.masks.name}", str(exc),
                 "Give masks whose pixels are class indices: one channel, or a palette",
-            )  # fmt: skip
-        return values
+            ) from exc  # fmt: skip
+        return self._upright(index, values)
+
+    def _upright(self, index: int, values: np.ndarray) -> np.ndarray:
+        """Return a mask in the geometry of its image: one drawn on the stored pixels is turned by the image's EXIF orientation.
+
+        Raises:
+            DataError: the sizes leave open whether the mask was drawn on the stored image or on the upright one.
+        """
+        image = self.source.geometry(index)
+        if image.orientation == 1:
+            return values
+        stored, upright = (image.height, image.width), (image.width, image.height)
+        if image.orientation in TURNED and stored != upright and values.shape in (stored, upright):
+            return turn(values, image.orientation) if values.shape == stored else values
+        raise DataError(
+            f"Cannot place the mask of {self.source.ids[index]} of {self.source.name}",
+            f"the image has the EXIF orientation {image.orientation}, and sizes do not tell whether the mask is upright",
+            "Turn the image's pixels and remove its orientation (exiftran -a, or jpegtran and exiftool)",
+        )
 
     def identity(self) -> object:
-        """Return what tells two sets of masks apart: names, and the content of at most 64."""
+        """Return what tells two sets of masks apart."""
         return [self.masks.identity(), self.ignore]
+
+
+def _by_key(masks: Source, names: Sequence[str], place: Mapping[str, int]) -> dict[str, int]:
+    """Return the position of the mask of each image name.
+
+    Raises:
+        DataError: two masks are for the same image.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        other = found.setdefault(_key(name), place[name])
+        if other != place[name]:
+            raise DataError(
+                f"{masks.name} has two masks for one image", f"{masks.ids[other]} and {name} differ only in their endings", "Remove one"
+            )
+    return found
 
 
 def _bare(name: str) -> str:

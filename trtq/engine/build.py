@@ -56,7 +56,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
     for line in job.unkept(settings):
         told.note(line)
-    images = _images(job) if spec.data is not None else None
+    images = _images(job, told) if spec.data is not None else None
     ensure_writable_dir(out.parent)
     with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
         found, looked = build_and_look(builder, job, settings, told)
@@ -129,7 +129,7 @@ def _tensors(model: onnx.ModelProto) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _images(job: Job) -> list[Any]:
+def _images(job: Job, told: Progress) -> list[Any]:
     """Return the images for the agreement gate, preprocessed as the file says.
 
     Raises:
@@ -144,7 +144,7 @@ def _images(job: Job) -> list[Any]:
             f"Cannot hold the engine against {spec.onnx} on {spec.data}", "the file does not say how images become its input",
             "Leave --data out; trtq evaluate takes --mean, --std and --input-size",
         )  # fmt: skip
-    source, size = open_source(spec.data or "", None), job.batch[1]
+    source, size = open_source(spec.data or "", None, told.note), job.batch[1]
     count = min(spec.check_images, len(source))
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
     indices = source.sample(max(count, 1), 0)

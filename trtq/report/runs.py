@@ -169,9 +169,12 @@ def _doubts(runs: Sequence[RunSummary], measure: str) -> list[str]:
 
     def seen(run: RunSummary) -> Any:
         if run.evaluate is not None:
+            images = run.evaluate["data"].get("images_sha256")
+            if images is not None:
+                return images
             left_out = run.evaluate["spec"].get("exclude") and run.quantize["data"].get("ids_digest")
             return run.evaluate["data"], run.evaluate["images"], run.evaluate["spec"].get("limit"), left_out
-        return "calibration images", run.quantize["parity"]["images"], run.quantize["data"]
+        return "calibration images", run.quantize["parity"]["images"], run.quantize["data"].get("calibration_sha256")
 
     if len({str(seen(r)) for r in runs}) > 1:
         found.append("The runs were measured on different images: their accuracies are not comparable.")

@@ -19,7 +19,7 @@ class InputSpec(Spec, frozen=True, kw_only=True):
             description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits."
         ),
     ] = ""
-    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order; default: sorted folder names.")] = None
+    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order, or text or numeric; default: folder names in text order.")] = None
     input_size: InputSize = None
     mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None

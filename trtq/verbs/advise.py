@@ -158,10 +158,12 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     """
     device = find_device(spec.target) if spec.target else None
     parse_budgets(spec.budget)
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
-    train = open_source(spec.train) if spec.train else source
+    notes: list[str] = []
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, notes.append)
+    train = open_source(spec.train, None, notes.append) if spec.train else source
     loaded = open_model(spec)
-    preprocess, notes = open_preprocess(spec, loaded)
+    preprocess, said = open_preprocess(spec, loaded)
+    notes += said
     captured = capture(loaded.module, preprocess.input_size)
     family, counted = family_of(captured.module)
     counts = outline(captured.module, captured.example, weights_of(captured.module))

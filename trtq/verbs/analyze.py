@@ -12,8 +12,9 @@ import torch
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_bytes, write_json
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
+from trtq.data.classes import require_one_class_list
 from trtq.data.preprocess import Preprocess, batches
-from trtq.data.source import Source, describe, open_source
+from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
@@ -110,14 +111,16 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         raise UsageError("There is no width to analyse", f"asked for {', '.join(o.label for o in options)}", "Give --bits 4 --bits 8")
     out = Path(spec.out)
     ensure_writable_dir(out.parent)
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
-    if spec.metric in NEEDS_TARGETS and spec.targets == "labels" and source.labels is None:
-        raise DataError(
-            f"The metric {spec.metric} needs labels, {source.name} has none", "it is not a folder of class folders",
-            "Give --targets model to compare with the model's own answer, or use --metric l2 or jsd",
-        )  # fmt: skip
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        told.note(text)
+
+    source = _open_images(spec, note)
     loaded = open_model(spec)
-    preprocess, notes = open_preprocess(spec, loaded)
+    preprocess, about_input = open_preprocess(spec, loaded)
+    notes += about_input
     captured = capture(loaded.module, preprocess.input_size)
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
@@ -140,7 +143,10 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     targets = _targets(spec, source, looked, images, graph) if spec.metric in NEEDS_TARGETS else [torch.empty(0)] * len(images)
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
-    depends = [weights, source.digest(indices), msgspec.to_builtins(preprocess), _depends(spec), str(torch.__version__), __version__]
+    depends = [
+        weights, source.digest(indices), source.labels and [source.labels[i] for i in looked], msgspec.to_builtins(preprocess),
+        _depends(spec), str(torch.__version__), __version__,
+    ]  # fmt: skip
     workers = Workers.from_environment()
     units = Units(folder, depends, workers)
     if units.found:
@@ -173,6 +179,24 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     return record
 
 
+def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
+    """Return the images, once the metric is known to have the labels it needs.
+
+    Raises:
+        DataError: there are no labels, or the numbers of classes are ambiguous.
+    """
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    if spec.metric not in NEEDS_TARGETS or spec.targets != "labels":
+        return source
+    if source.labels is None:
+        raise DataError(
+            f"The metric {spec.metric} needs labels, {source.name} has none", "it is not a folder of class folders",
+            "Give --targets model to compare with the model's own answer, or use --metric l2 or jsd",
+        )  # fmt: skip
+    require_one_class_list(source)
+    return source
+
+
 def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list[str]]:
     """Return the layers that have codes at every width, and a line for each that has not: it stays in float whatever is chosen."""
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
@@ -186,7 +210,7 @@ def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list
 
 def _depends(spec: AnalyzeSpec) -> str:
     """Return a digest of the settings the numbers depend on: not of where they go."""
-    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache")}
+    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache", "data", "class_index")}
     return digest_of(settings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, fingerprint, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -25,7 +26,7 @@ from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
-from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
 from trtq.verbs.profile_for import for_dla, profile_for
@@ -62,8 +63,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
-    if spec.data is not None:
-        _images(spec)  # before minutes on the board
+    images = _images(spec, told.note) if spec.data is not None else None  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -80,6 +80,10 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
                 asked = _int8_on_dla(asked, board, out / "dla", notes)
             job = prepare(asked)
             job = replace(job, fallback=job.fallback or file.fallback)
+            if images is not None:
+                from trtq.verbs.evaluate import require_numbers
+
+                require_numbers(images, get_metadata(judged or job.model), source.parent)
             return _Deployment(spec, agent, board, job, judged or job.model, out, [*notes, *job.notes], told, began).run()
 
 
@@ -126,10 +130,10 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
         )  # fmt: skip
 
 
-def _images(spec: DeployOptions) -> Source:
+def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
     from trtq.data.source import open_source  # a deployment without images does without
 
-    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None)
+    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
@@ -226,8 +230,9 @@ class _Deployment:
         spec = self.spec
         if spec.data is None:
             return ""
-        index = sha256_file(Path(spec.class_index)) if spec.class_index and Path(spec.class_index).is_file() else None
-        return digest_of([manifest.engine_sha256, fingerprint(spec.data), spec.data, spec.images, index])
+        from trtq.data.source import fingerprint
+
+        return digest_of([manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images])
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
@@ -324,14 +329,13 @@ class _Deployment:
         from trtq.deploy.accuracy import BATCH, BoardRunner
         from trtq.engine.agreement import answers, check_agreement
         from trtq.engine.runner import OnnxRunner
-        from trtq.export.onnx_file import get_metadata
 
         spec, job = self.spec, self.job
         metadata = get_metadata(job.model)
         stored = metadata.get("preprocess")
         if stored is None:
             raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
-        source = _images(spec)
+        source = _images(spec, self.told.note)
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         count = min(spec.images, len(source))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
 from trtq.data.answers import Kind, OutputComparison, Tally, kind_in, kind_of_array
+from trtq.data.classes import require_calibrated_classes, require_known_classes, require_one_class_list
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
@@ -135,7 +136,14 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     path = Path(spec.onnx)
     runner, metadata, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        progress.note(text)
+
+    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    if spec.masks is None:
+        require_numbers(source, metadata, path.parent)
     preprocess, said = _preprocess(spec, metadata, runner.input_shape)
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     if used is None:
@@ -146,17 +154,11 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     shared = None
     if not spec.exclude and known.is_file():
         seen = _calibration_images(known)
-        shared = sum(source.content(i) in seen for i in indices) if seen else None
+        shared = sum(content in seen for content in source.short_contents(indices)) if seen else None
         if shared:
             said.append(f"{shared} of these images were used for calibration (--exclude {known} leaves them out)")
     for line in said:
-        notes.append(line)
-        progress.note(line)
-
-    def note(text: str) -> None:
-        notes.append(text)
-        progress.note(text)
-
+        note(line)
     targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
     count = _Count(spec, runner, reference, kind_in(metadata), note)
     count.run(source, preprocess, indices, targets, progress)
@@ -185,7 +187,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         finite=all(o.finite for o in outputs),
         constant=[o.name for o in outputs if o.constant],
         calibration_images=0 if spec.exclude else shared,
-        data=describe(source),
+        data={**describe(source), "images_sha256": source.digest(indices)},
         preprocess=preprocess,
         runtime=runner.label,
         notes=notes,
@@ -294,11 +296,6 @@ class _Count:
                 f"Cannot compare {self.spec.onnx} with masks",
                 f"its output is {list(scores.shape[2:])}, the masks are {list(wanted.shape[1:])}",
             )
-        if not targets.dense and self.spec.class_index is None and len(source.classes) != scores.shape[1]:
-            self._say(
-                f"{source.name} has {len(source.classes)} classes, the model {scores.shape[1]}: accuracy is right only if these are its "
-                "first (--class-index)"
-            )
         return wanted
 
     def _say(self, text: str) -> None:
@@ -328,6 +325,33 @@ def _preprocess(spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]) 
     return resolve_preprocess(**given)
 
 
+def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:
+    """Refuse labels whose class numbers are not those the model was trained with, as far as that is known.
+
+    Args:
+        source: the labelled images.
+        metadata: of the ONNX file; a trained one names its classes.
+        folder: of the file, which may hold the records of training or calibration.
+
+    Raises:
+        DataError: names the classes that differ.
+    """
+    require_one_class_list(source)
+    trained = metadata.get("classes") or _class_names(folder / "finetune.json")
+    if trained and not source.indexed:
+        require_known_classes(source, trained, "the training images")
+    calibrated = _class_names(folder / "quantize.json")
+    if calibrated:
+        require_calibrated_classes(source, calibrated, "the calibration images")
+
+
+def _class_names(path: Path) -> list[str]:
+    """Return the class names that a record gives its images; none without a record, or where it gives none."""
+    data = read_json(path).get("data") if path.is_file() else None
+    names = data.get("class_names") if isinstance(data, dict) else None
+    return [str(n) for n in names] if isinstance(names, list) else []
+
+
 def _calibration_images(path: Path) -> frozenset[str] | None:
     """Return the content digests of the images a record says calibration looked at; None where it does not say."""
     data = read_json(path, kind="quantize record").get("data")
@@ -336,7 +360,8 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
-    indices = [i for i in range(len(source)) if not used or source.content(i) not in used]
+    contents = source.short_contents(range(len(source))) if used else []
+    indices = [i for i in range(len(source)) if not used or contents[i] not in used]
     if not indices:
         raise DataError(
             f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images"

@@ -11,8 +11,9 @@ import msgspec
 import torch
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, read_json, sha256_file, write_bytes, write_json
+from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.preprocess import batches
-from trtq.data.source import Source, describe, open_source, spread
+from trtq.data.source import Source, describe, open_source, shared_images, spread
 from trtq.data.targets import open_targets
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.export.parity import require_same_float
@@ -82,13 +83,16 @@ class _Job:
             raise UsageError(f"{asked} needs --val", "without it no epoch is better than another", "Give labelled images with --val")
         check_files(spec)
         self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
         if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
             raise DataError(
                 f"Cannot train on {self.source.name}", "it has no labels",
                 "Give a folder of class folders, --masks, or --distill 1 to learn from the float model",
             )  # fmt: skip
         val = self._open_val()
+        if spec.masks is None:
+            require_one_class_list(self.source, val)
+            _require_no_mirror(self.source, spec.augment)
         self.loaded = open_model(spec)
         self.preprocess, said = open_preprocess(spec, self.loaded)
         for line in said:
@@ -134,11 +138,17 @@ class _Job:
         if spec.val is None:
             return None
         index = spec.val_class_index or spec.class_index
-        val = open_source(spec.val, Path(index) if index else None)
+        val = open_source(spec.val, Path(index) if index else None, self.note)
         if spec.masks is not None and spec.val_masks is None:
             raise UsageError("--val needs --val-masks", "the model is trained on masks", "Give the masks of the validation images")
         if val.labels is None and spec.val_masks is None:
             raise DataError(f"Cannot measure accuracy on {spec.val}", "it has no labels", "Give a folder of class folders, or --val-masks")
+        shared = shared_images(val, self.source)
+        if shared:
+            self.note(
+                f"{len(shared)} of {len(val)} images of {val.name} are also in {self.source.name}, such as {val.ids[shared[0]]}: "
+                "accuracy on them is not that of new images"
+            )
         return val
 
     def _require_fit(self) -> int:
@@ -200,7 +210,10 @@ class _Job:
             distill=spec.distill, temperature=spec.temperature, weights=counted.to(self.device) if counted is not None else None,
             ignore=self.train.targets.ignore if self.train.targets is not None else -100, own=self.own,
         )  # fmt: skip
-        where = ("out", "checkpoint", "encodings", "parity_images", "opset", "target", "device", "compile")
+        where = (
+            "out", "checkpoint", "encodings", "parity_images", "opset", "target", "device", "compile",
+            "data", "val", "masks", "val_masks", "class_index", "val_class_index",  # their content is in the key, not their paths
+        )  # fmt: skip
         settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
         seen = [(e.source, e.targets) for e in (self.train, self.val[0] if self.val else None) if e is not None]
         images = [[source.identity(), targets.identity() if targets is not None else None] for source, targets in seen]
@@ -225,7 +238,10 @@ class _Job:
         compared = list(batches(self.source, self.source.sample(spec.parity_images, spec.seed), self.preprocess, size))
         parity, paths = ship(
             self.captured, encodings, compared, self.out, opset=opset_of(spec), int4=spec.weight_storage == "int4",
-            origin={"preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights},
+            origin={
+                "preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights,
+                **({"classes": self.source.classes} if spec.masks is None and self.source.classes else {}),
+            },
             records=(RECORD, EVALUATION), told=self.told, note=self.note, answer=self.answer,
         )  # fmt: skip
         at, graph = self.trainer.position, self.graph
@@ -265,6 +281,15 @@ class _Job:
         write_json(self.out / EVALUATION, found)
         self.clock.lap("evaluate")
         return found
+
+
+def _require_no_mirror(source: Source, augment: str) -> None:
+    """Refuse mirrored images of classes that a mirror exchanges, such as left and right."""
+    pair = mirrored_pair(source.classes)
+    if pair is not None and augment != "none":
+        raise UsageError(
+            f"Cannot mirror the images of {source.name}", f"a mirrored image of {pair[0]} shows {pair[1]}", "Add --augment none"
+        )
 
 
 def _code(own: object) -> str | None:

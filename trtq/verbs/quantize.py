@@ -71,7 +71,7 @@ class _Job:
         self.spec, self.progress = spec, progress
         self.clock, self.notes = Clock(), list[str]()
         self.out = ensure_writable_dir(Path(spec.out))
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
         self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
             self.note(f"the weights are {self.loaded.weights}: speed and size mean something, accuracy does not (--checkpoint)")
@@ -198,7 +198,7 @@ class _Job:
             data={
                 **describe(self.source),
                 "calibration_ids": [self.source.ids[i] for i in self.indices],
-                "calibration_sha256": [self.source.content(i) for i in self.indices],
+                "calibration_sha256": self.source.short_contents(self.indices),
             },
             preprocess=self.preprocess,
             calibration={
@@ -261,8 +261,6 @@ def _values(quantizer: Quantizer) -> int:
 
 def _choose_images(source: Source, spec: QuantizeSpec, note: Callable[[str], None]) -> list[int]:
     indices = source.sample(spec.calib_images, spec.seed)
-    if source.ignored:
-        note(f"{len(source.ignored)} files in {source.name} are not images and were ignored, such as {source.ignored[0]}")
     if len(indices) < spec.calib_images:
         note(f"{source.name} has {len(indices)} images, {spec.calib_images} were asked for: all are used")
     if len(indices) < FEW_IMAGES:

@@ -25,6 +25,7 @@ from trtq.artifact import (
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
 from trtq.data.answers import HAVE_PREDICTIONS, percent_words
+from trtq.data.classes import require_one_class_list
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
@@ -90,7 +91,9 @@ class _Job:
         _check(spec, self.options)
         if spec.min_accuracy is None:
             self._note("no --min-accuracy: accuracy is measured, and any would do")
-        self.val = open_source(*self._val_paths())
+        self.val = open_source(*self._val_paths(), self._note)
+        self.data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None) if spec.val else self.val
+        require_one_class_list(self.data, self.val)
         self._require_labels()
         self.candidates = list(self._candidates())
         for candidate in self.candidates:
@@ -119,11 +122,11 @@ class _Job:
                 f"it has {len(val)} images, and calibration takes {min(len(val), spec.calib_images)}",
                 "Give others with --val, or fewer --calib-images",
             )
-        data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
+        data = self.data
         return [
             data.digest(data.sample(max(spec.calib_images, spec.images), spec.seed)),
             val.digest(range(len(val))),
-            digest_of(val.labels),
+            digest_of([val.labels, data.labels]),
         ]
 
     def _require_labels(self) -> None:
@@ -195,7 +198,7 @@ class _Job:
         path = save_onnx(model, folder / FP32)
         exclude = None
         if not self.spec.val:  # the images that calibrate the others are left out here, too
-            seen = [self.val.content(i) for i in self.val.sample(self.spec.calib_images, self.spec.seed)]
+            seen = self.val.short_contents(self.val.sample(self.spec.calib_images, self.spec.seed))
             exclude = str(write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}}))
         scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
         self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}

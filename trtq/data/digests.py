@@ -1,0 +1,116 @@
+"""Digests of files that were read before, kept for as long as the files are unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from trtq.artifact import sha256_bytes, write_bytes
+from trtq.errors import ArtifactError
+
+SCHEMA = 1
+WORTH_BYTES = 16 * 2**20  # smaller sets are read in full every time
+SETTLED_NS = (
+    2_000_000_000  # a file that changed this recently may change again within one tick of its times
+)
+
+
+class Stamp(NamedTuple):
+    """What changes whenever a file does: no program can set ``ctime_ns`` back after a write."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return the stamp of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of a cache: (stamp, SHA-256) by name."""
+
+    schema: int
+    place: str
+    digests: dict[str, tuple[Stamp, str]]
+
+
+class DigestCache:
+    """Digests of the files of one place, in the user's cache folder.
+
+    A reader sees a whole file or none; of two writers the last wins, and both are right.
+
+    Args:
+        place: where the files are, the same text for every spelling of the path.
+        size: bytes that would be read without a cache; small sets do without one.
+    """
+
+    def __init__(self, place: str, size: int) -> None:
+        folder = cache_folder() if size >= WORTH_BYTES else None
+        self.path = (
+            folder / f"{sha256_bytes(place.encode('utf-8', 'surrogateescape'))[:32]}.msgpack"
+            if folder
+            else None
+        )
+        self.place, self.now, self.added = (
+            os.fsencode(place).decode("utf-8", "backslashreplace"),
+            time.time_ns(),
+            False,
+        )
+        self.known: dict[str, tuple[Stamp, str]] = {}
+        with contextlib.suppress(
+            OSError, msgspec.MsgspecError
+        ):  # none yet, or damaged: everything is read
+            found = (
+                msgspec.msgpack.decode(self.path.read_bytes(), type=_File) if self.path else None
+            )
+            if found is not None and (found.schema, found.place) == (SCHEMA, self.place):
+                self.known = found.digests
+
+    def get(self, name: str, stamp: Stamp | None) -> str | None:
+        """Return the digest of a file whose stamp is unchanged, else None."""
+        known = self.known.get(name)
+        return known[1] if known is not None and known[0] == stamp else None
+
+    def put(self, name: str, stamp: Stamp | None, digest: str) -> None:
+        """Keep a digest of a file whose stamp was taken before it was read."""
+        if (
+            stamp is not None
+            and self.now - stamp.ctime_ns > SETTLED_NS
+            and self.known.get(name) != (stamp, digest)
+        ):
+            self.known[name], self.added = (stamp, digest), True
+
+    def save(self) -> None:
+        """Write what was added; a folder that cannot be written keeps nothing."""
+        if self.path is None or not self.added:
+            return
+        with contextlib.suppress(OSError, ArtifactError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(
+                self.path,
+                msgspec.msgpack.encode(_File(schema=SCHEMA, place=self.place, digests=self.known)),
+            )
+
+
+def cache_folder() -> Path | None:
+    """Return ``$XDG_CACHE_HOME/trtq/digests``; None for a user without a home."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return base / "trtq/digests"
