@@ -31,7 +31,9 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.models.user_code import source_digest
 from trtq.progress import Progress, Silent
+from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
 from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec, QuantizeSpec, Spec
@@ -39,6 +41,7 @@ from trtq.verbs.deploy import deploy
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
 from trtq.verbs.finetune import RECORD as TRAINED
+from trtq.verbs.opening import model_digest
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
 
@@ -223,8 +226,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
     def inputs() -> dict[str, Any]:
         return {
             "settings": settings,
-            "weights": _digest_or_none(spec.checkpoint),
-            "model code": _model_code(spec.model),
+            "model": model_digest(spec),
             "versions": {n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")},
             "images": fingerprint(spec.data, spec.class_index, note),
             "allocation": _digest_or_none(spec.allocation),
@@ -251,9 +253,9 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
         index, val_index = spec.class_index, spec.val_class_index or spec.class_index
         where = {"data": (spec.data, index), "val": (spec.val, val_index), "masks": (spec.masks, None), "val_masks": (spec.val_masks, None)}
         return {
-            "settings": _settings(spec), "encodings": _digest_or_none(spec.encodings),
-            "weights": _digest_or_none(spec.checkpoint), "model code": _model_code(spec.model),
-            "own loss": _model_code(spec.loss) if spec.loss else None,
+            "settings": _settings(spec), "model": model_digest(spec),
+            "encodings": Encodings.load(Path(spec.encodings)).digest() if Path(spec.encodings).is_file() else None,
+            "own loss": source_digest(spec.loss, "loss") if spec.loss else None,
             "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d, i, note) if d else None for n, (d, i) in where.items()},
         }  # fmt: skip
 
@@ -454,12 +456,3 @@ def _digest_or_none(path: str | None) -> str | None:
 def _runtime() -> dict[str, str | None]:
     """Return the versions of what runs ONNX files."""
     return {n: package_version(n) for n in ("onnxruntime", "onnxruntime-gpu")}
-
-
-def _model_code(name: str) -> str | None:
-    """Return the digest of the file a user's own factory lives in; a package's version is in the record instead."""
-    where = name.rpartition(":")[0]
-    if where.endswith(".py"):
-        return _digest_or_none(where)
-    base = where.replace(".", "/")
-    return _digest_or_none(f"{base}.py") or _digest_or_none(f"{base}/__init__.py")

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from trtq.data.answers import Kind, OutputComparison, compare_answers, kind_in, percent_words
 from trtq.data.metrics import Array, ratio_db, sqnr_words
-from trtq.engine.audit import COMPUTE
+from trtq.engine.audit import AUDITED
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
 from trtq.export.half import elem_types, has_half, rounded
@@ -222,7 +222,7 @@ def first_parting(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProt
     taps = {
         n.output[0]: n.name or n.output[0]
         for n in model.graph.node
-        if n.output[0] in there and (n.op_type in COMPUTE or (n.op_type == "DequantizeLinear" and not view.is_weight(n.output[0])))
+        if n.output[0] in there and (n.op_type in AUDITED or (n.op_type == "DequantizeLinear" and not view.is_weight(n.output[0])))
     }
     ours, theirs = (run(_tapped(m, list(taps))).run(batch) for run, m in ((OnnxRunner, model), (opener, source)))
     best = math.inf

@@ -17,9 +17,10 @@ import onnx
 
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
+from trtq.export.lint_view import COMPUTE
 from trtq.onnx_walk import Scope, all_nodes, scopes
 
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+AUDITED = (*COMPUTE, "ConvTranspose")
 PRODUCTS = ("conv", "linear", "matmul")
 UNKNOWN = "unknown"
 # Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16 contains float16 contains float.
@@ -146,7 +147,7 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
     found: dict[str, str] = {}
     for scope in scopes(model):
         for node in scope.graph.node:
-            if node.op_type in COMPUTE:
+            if node.op_type in AUDITED:
                 pairs = [scope.pair(name) for name in node.input[:2]]
                 asked = [_codes(scope, p.dq) for p in pairs if p is not None]
                 found[node.name or node.output[0]] = "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
+from trtq.artifact import digest_of, sha256_file
 from trtq.errors import ModelError, suggest
 
 _LONGEST = 300  # characters of somebody else's message
@@ -173,6 +174,34 @@ def import_named(name: str, what: str) -> Any:
             suggest(attr, names),
         )
     return found
+
+
+def source_digest(name: str, what: str) -> str:
+    """Return a SHA-256 over the file of the user's callable and what it imports from beside it, one file after another.
+
+    Args:
+        name: as for :func:`import_named`.
+        what: it is for, as errors call it.
+
+    Raises:
+        ModelError: it cannot be imported.
+    """
+    first = sys.modules[import_named(name, what).__module__]
+    home = _file_of(first).parent
+    known, pending = dict[Path, str](), [first]
+    while pending:
+        module = pending.pop()
+        file = _file_of(module)
+        if file in known or not file.is_relative_to(home) or not file.is_file():
+            continue
+        known[file] = sha256_file(file)
+        used = {v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None) for v in vars(module).values()}
+        pending += [sys.modules[n] for n in used if isinstance(n, str) and n in sys.modules]
+    return digest_of(sorted([str(f.relative_to(home)), digest] for f, digest in known.items()))
+
+
+def _file_of(module: ModuleType) -> Path:
+    return Path(getattr(module, "__file__", None) or "").resolve()
 
 
 def _as_package(where: str, attr: str) -> str:

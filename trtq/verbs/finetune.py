@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from inspect import getsourcefile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from trtq.graph.device import choose_device, to_device_
 from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
-from trtq.models.user_code import import_named
+from trtq.models.user_code import import_named, source_digest
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.report.figures import training_figure
@@ -218,7 +217,7 @@ class _Job:
         seen = [(e.source, e.targets) for e in (self.train, self.val[0] if self.val else None) if e is not None]
         images = [[source.identity(), targets.identity() if targets is not None else None] for source, targets in seen]
         ranked = sha256_file(Path(spec.sensitivity)) if spec.sensitivity else None
-        key = [settings, weights, self.encodings.digest(), images, ranked, _code(self.own)]
+        key = [settings, weights, self.encodings.digest(), images, ranked, source_digest(spec.loss, "loss") if spec.loss else None]
         return Trainer(
             spec, self.graph, to_device_(self.captured.module, self.device), objective, train=self.train, val=self.val,
             batch=spec.batch_size if self.captured.dynamic_batch else 1, classes=classes, workers=self.workers,
@@ -290,12 +289,3 @@ def _require_no_mirror(source: Source, augment: str) -> None:
         raise UsageError(
             f"Cannot mirror the images of {source.name}", f"a mirrored image of {pair[0]} shows {pair[1]}", "Add --augment none"
         )
-
-
-def _code(own: object) -> str | None:
-    """Return the digest of the file a user's own loss is written in, None where there is none."""
-    try:
-        path = getsourcefile(own)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    return sha256_file(Path(path)) if path else None

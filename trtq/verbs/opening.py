@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from trtq.artifact import digest_of
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import Source
 from trtq.errors import EncodingsError, UsageError
-from trtq.graph.capture import CapturedGraph
+from trtq.graph.capture import CapturedGraph, capture
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel, load_model
 from trtq.models.user_code import expand
@@ -60,6 +61,17 @@ def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preproce
         interpolation=spec.interpolation, hints=loaded.input_hints,
     )  # fmt: skip
     return preprocess, [*loaded.notes, *notes]
+
+
+def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
+    """Return a SHA-256 over the weights and the structure of a spec's model, as captured.
+
+    Whatever the factory reads or imports to make the model is in it.
+    """
+    loaded = open_model(spec)
+    preprocess, _ = open_preprocess(spec, loaded)
+    graph = capture(loaded.module, preprocess.input_size).module
+    return digest_of([weights_digest(graph), structure_digest(graph)])
 
 
 def answer_kind(loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False) -> Kind:

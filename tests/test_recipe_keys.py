@@ -1,0 +1,102 @@
+"""What makes a stage of a recipe run again: everything its result depends on, by content, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from trtq.pipeline import run
+from trtq.recipe import load_recipe
+
+MODEL = """
+import torch
+from pathlib import Path
+from blocks import Tail
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.tail = torch.nn.Conv2d(3, 8, 3), Tail()
+        self.num_classes = 4
+    def forward(self, x):
+        return self.tail(torch.relu(self.conv(x)))
+def model():
+    net = Net()
+    net.load_state_dict(torch.load(Path(__file__).with_name("weights.pt"), weights_only=True))
+    return net
+"""
+TAIL = """
+import torch
+class Tail(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(8, 4)
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)))
+"""
+LOSS = "import torch\nfrom terms import weigh\ndef loss(answer, wanted):\n    return weigh(torch.nn.functional.cross_entropy(answer, wanted))\n"
+
+
+@pytest.fixture()
+def project(tmp_path: Path, images: Path) -> Path:
+    (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "blocks.py").write_text(TAIL)
+    (tmp_path / "loss.py").write_text(LOSS)
+    (tmp_path / "terms.py").write_text("def weigh(x):\n    return x\n")
+    torch.manual_seed(1)
+    parts = {"conv": torch.nn.Conv2d(3, 8, 3), "tail.fc": torch.nn.Linear(8, 4)}
+    torch.save({f"{n}.{k}": v for n, m in parts.items() for k, v in m.state_dict().items()}, tmp_path / "weights.pt")
+    (tmp_path / "recipe.toml").write_text(
+        f'out = "{tmp_path}/run"\n[quantize]\nmodel = "{tmp_path}/net.py:model"\ndata = "{images}"\ninput_size = "3x32x32"\n'
+        f'preset = "imagenet"\ncalib_images = 16\npreset_quant = "none"\ncalib_cache = "{tmp_path}/cache"\n'
+        f'[finetune]\nepochs = 1\nbatch_size = 8\naugment = "none"\nloss = "{tmp_path}/loss.py:loss"\n'
+    )
+    return tmp_path
+
+
+def ran(project: Path) -> dict[str, str]:
+    """Run the recipe as a new process would and return why each stage ran."""
+    for name in ("blocks", "terms"):
+        sys.modules.pop(name, None)
+    return {r.name: r.why for r in run(load_recipe(project / "recipe.toml")) if r.ran}
+
+
+def test_a_stage_runs_again_when_what_it_depends_on_changed(project: Path):
+    assert list(ran(project)) == ["quantize", "finetune", "report"]
+    assert ran(project) == {}
+    # A comment changes nothing that is computed.
+    (project / "net.py").write_text(MODEL + "# later\n")
+    assert ran(project) == {}
+    # A module that the model's file imports.
+    (project / "blocks.py").write_text(TAIL.replace("x.mean((2, 3))", "x.amax((2, 3))"))
+    assert ran(project)["quantize"] == "model changed"
+    # A file of weights that the factory opens itself.
+    state = torch.load(project / "weights.pt", weights_only=True)
+    torch.save({k: v * 1.01 for k, v in state.items()}, project / "weights.pt")
+    assert ran(project)["quantize"] == "model changed"
+    # A module that the user's loss imports.
+    (project / "terms.py").write_text("def weigh(x):\n    return 2 * x\n")
+    assert ran(project) == {"finetune": "own loss changed", "report": "finetune/finetune.json changed"}
+
+
+def test_training_does_not_look_at_how_encodings_are_stored(project: Path):
+    ran(project)
+    file = project / "run/encodings.safetensors"
+    whole = file.read_bytes()
+    shutil.copy(file, project / "other.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as handle:
+        meta = handle.metadata()
+    tensors = dict(reversed(load_file(file).items()))
+    for _ in range(20):  # the order of metadata in the file is not fixed
+        save_file(tensors, file, metadata=meta)
+        if file.read_bytes() != whole:
+            break
+    assert file.read_bytes() != whole
+    assert "finetune" not in {r.name for r in run(load_recipe(project / "recipe.toml"), dry_run=True) if r.why == "encodings changed"}
