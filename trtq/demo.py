@@ -15,6 +15,7 @@ from PIL import Image
 
 from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
 from trtq.errors import MissingExtraError
+from trtq.terminal import say
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about its classes.
 PHOTOGRAPHS: tuple[tuple[str, str], ...] = (
@@ -108,8 +109,8 @@ def main(out: Path = Path("runs/demo")) -> None:
     count = make_crops(images)
     recipe = out / "recipe.toml"
     write_bytes(recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode())
-    print(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
-    print(f"trtq run {recipe}", flush=True)
+    say(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
+    say(f"trtq run {recipe}")
     run_recipe(recipe)
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():

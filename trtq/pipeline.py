@@ -155,7 +155,7 @@ def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) 
             continue
         progress.note(f"{stage.name}: {why}")
         (out / STATE / f"{stage.slug}.json").unlink(missing_ok=True)
-        summary = stage.work()
+        summary = str(stage.work())
         files = {str(p.relative_to(out)): sha256_file(p) for p in stage.outputs}
         parts = {k: digest_of(v) for k, v in inputs.items()}
         ensure_writable_dir(out / STATE)

@@ -65,11 +65,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: missing or not TOML, with line and column.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         return tables
     except FileNotFoundError as exc:
         raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:  # TOMLDecodeError and UnicodeDecodeError are values that are wrong
         raise UsageError(f"Cannot read the recipe {path}", reason(exc)) from exc
 
 

@@ -13,6 +13,7 @@ from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.errors import ArtifactError, UsageError
 from trtq.specs import GateSpec
+from trtq.terminal import stack
 
 EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 Outcome = Literal["passed", "failed", "not valid"]
@@ -58,7 +59,7 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
                 for c in self.checks
             ]
         lines += ["", *(f"- not valid: {r}" for r in self.reasons), *(f"- {n}" for n in self.notes)]
-        return "\n".join(lines).rstrip() + "\n"
+        return stack(lines)
 
 
 def read_record(path: Path) -> BenchRecord:
@@ -143,7 +144,7 @@ def gate(spec: GateSpec) -> GateRecord:
     if spec.summary:
         try:
             with Path(spec.summary).open("a", encoding="utf-8") as handle:
-                handle.write(made.summary)
+                handle.write(f"{made.summary}\n")
         except OSError as exc:
             raise explain_os_error(exc, Path(spec.summary), option="--summary") from exc
     return made

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from trtq.artifact import scratch
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
@@ -60,7 +60,7 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
     """Return the time and the op of each node that ONNX Runtime ran, ms a request, from its own profiler in a session of its own."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("profile") as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.enable_profiling = True

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_json
+from trtq.terminal import say
 
 
 @click.command("history")
@@ -40,6 +41,6 @@ def command(plot: str | None, as_json: bool, **given: Any) -> None:
         parts += [f"{1e3 * e.joule:.3g} mJ" if e.joule else "", f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else ""]
         figures = ", ".join(p for p in parts if p)
         what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
-        click.echo(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
+        say(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
     if not entries:
-        click.echo(f"nothing yet in {history.history_path()}")
+        say(f"nothing yet in {history.history_path()}")

@@ -11,6 +11,7 @@ from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import QuantizeSpec
+from trtq.terminal import say
 
 
 @click.command("quantize")
@@ -36,10 +37,10 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for left in record.left_in_float[:5]:
-        click.echo(f"  left in float: {left.name}: {left.reason}")
+        say(f"  left in float: {left.name}: {left.reason}")
     if len(record.left_in_float) > 5:
-        click.echo(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
+        say(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
     for name, file in record.files.items():
-        click.echo(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")
+        say(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")

@@ -8,6 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.recipe import load_recipe
+from trtq.terminal import say
 
 
 @click.command("run")
@@ -47,11 +48,12 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
         return
     for result in results:
         verb = "would run" if dry_run and result.ran else "ran" if result.ran else "skipped"
-        click.echo(f"{result.name}: {verb} ({result.why})")
+        say(f"{result.name}: {verb} ({result.why})")
         if result.summary and result.name != "report":
-            click.echo(f"    {result.summary}")
+            for line in result.summary.splitlines():
+                say(f"    {line}")
     if not dry_run:
         from trtq.report.tables import print_tables
 
         print_tables(Path(parsed.out))
-        click.echo(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")
+        say(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import sha256_file, size_words
+from trtq.artifact import decode_json, require_schema, sha256_bytes, sha256_file, size_words
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.ladder import AttemptRow
@@ -112,23 +112,29 @@ def manifest_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def read_manifest(engine: Path) -> EngineManifest:
+def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
     """Return the manifest of ``engine`` after checking that it belongs to this very file.
+
+    Args:
+        engine: the file.
+        plan: its content, where it was read already; the digest is then that of what was read.
 
     Raises:
         EngineError: no engine, no manifest, a damaged one, or one of another engine.
     """
     if not engine.is_file():
-        raise EngineError(f"Cannot read the engine {engine}", "there is no such file")
+        why = "it is not a file" if engine.exists() else "there is no such file"
+        raise EngineError(f"Cannot read the engine {engine}", why)
     path = manifest_path(engine)
     rebuild = "Build it again: trtq build MODEL.onnx --target ... --out " + str(engine)
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=EngineManifest)
+        manifest = decode_json(path.read_bytes(), EngineManifest)
     except FileNotFoundError as exc:
         raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
-    except (OSError, msgspec.MsgspecError) as exc:
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
         raise EngineError(f"Cannot read the manifest {path}", reason(exc), rebuild) from exc
-    actual = sha256_file(engine)
+    require_schema(manifest.schema, path, "manifest")
+    actual = sha256_file(engine) if plan is None else sha256_bytes(plan)
     if actual != manifest.engine_sha256:
         raise EngineError(
             f"The manifest {path.name} belongs to another engine",

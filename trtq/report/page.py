@@ -16,6 +16,7 @@ from trtq.report.layers import layers_of
 from trtq.report.runs import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
+from trtq.terminal import visible
 from trtq.version import __version__
 
 LABELS = {
@@ -32,9 +33,14 @@ TEMPLATE = "page.html.j2"
 def _render(template: str, **values: Any) -> bytes:
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain)
     environment.filters["size"] = size_words
     return environment.get_template(template).render(**values).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as the page shows it: characters that would reorder or hide a line are written out."""
+    return visible(value, lines=True) if type(value) is str else value
 
 
 def write_page(folder: Path, page: Path, *, title: str) -> Path:

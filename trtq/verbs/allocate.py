@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment, read_json, write_json
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.search.allocate import STRATEGIES, Choice, summed
@@ -63,14 +63,15 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
         UsageError: a budget that cannot be read or met, a width that was not analysed, a device that is not known.
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
+    out = ensure_writable_file(Path(spec.out), inputs=[Path(spec.analysis)])
     analysis = read_analysis(Path(spec.analysis))
     pricing = Pricing(analysis.outline, latency_devices(spec.budget), read_factors(spec.correct))
     budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
         raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")
     record = decide(spec, analysis, pricing, budgets)
-    ensure_writable_dir(Path(spec.out).parent)
-    write_json(Path(spec.out), record)
+    ensure_writable_dir(out.parent)
+    write_json(out, record)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_bytes, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, ensure_writable_file, environment, write_bytes, write_json
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
 from trtq.data.preprocess import Preprocess, batches
@@ -109,6 +109,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     if not any(o.quantized for o in options):
         raise UsageError("There is no width to analyse", f"asked for {', '.join(o.label for o in options)}", "Give --bits 4 --bits 8")
     out = Path(spec.out)
+    ensure_writable_file(out)
     ensure_writable_dir(out.parent)
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     if spec.metric in NEEDS_TARGETS and spec.targets == "labels" and source.labels is None:

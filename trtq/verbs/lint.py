@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, sha256_file
+from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, sha256_file
 from trtq.engine.reader import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
@@ -64,6 +64,7 @@ def run_lint(spec: LintSpec) -> LintRecord:
         out = Path(spec.fix)
         if out.resolve() == path.resolve():
             raise UsageError("--fix would overwrite the file it reads", mend="Give another path")
+        ensure_writable_file(out, option="--fix", inputs=[path])
         ensure_writable_dir(out.parent, option="--fix")
         model, repaired = repair(model, reader)
         save_onnx(model, out)
