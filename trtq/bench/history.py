@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import msgspec
 from trtq.artifact import sha256_bytes
 from trtq.bench.record import BenchRecord, Verdict
 from trtq.errors import ArtifactError, UsageError
+from trtq.paths import path_variable, user_folder
 from trtq.terminal import visible
 
 TABLE = """
@@ -43,11 +43,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def history_path() -> Path:
-    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder."""
-    given = os.environ.get("TRTQ_HISTORY")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "trtq/history.sqlite"
+    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder.
+
+    Raises:
+        SystemRefusalError: there is no home.
+    """
+    given = path_variable("TRTQ_HISTORY")
+    return Path(given) if given else user_folder("XDG_DATA_HOME", ".local/share") / "trtq/history.sqlite"
 
 
 @contextmanager

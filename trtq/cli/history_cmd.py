@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_json
+from trtq.cli.options import PathText
 from trtq.terminal import say
 
 
@@ -17,7 +18,7 @@ from trtq.terminal import say
 @click.option("--mode", help="latency, throughput, paced, cold or compare.")
 @click.option("--since", metavar="DATE", help="Such as 2026-11-01.")
 @click.option("--valid", is_flag=True, help="Leave out what is not valid.")
-@click.option("--plot", metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
+@click.option("--plot", type=PathText(), metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
     """Every record that trtq bench, compare and deploy made on this account, the oldest first.

@@ -7,13 +7,14 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_json
+from trtq.cli.options import PathText
 from trtq.terminal import say
 
 DEEPEST, MOST = 2, 3  # of what is shown without --json
 
 
 @click.command("inspect")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=PathText())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:
     """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them.

@@ -9,14 +9,14 @@ import click
 
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
-from trtq.cli.options import collect, require, spec_options
+from trtq.cli.options import PathText, collect, require, spec_options
 from trtq.specs import QuantizeSpec
 from trtq.terminal import say
 
 
 @click.command("quantize")
 @spec_options(QuantizeSpec, argument="model", required=("data", "out"))
-@click.option("--recipe", default=None, metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
+@click.option("--recipe", default=None, type=PathText(), metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     """Calibrate MODEL and write OUT/model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json.

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import PathText
 from trtq.recipe import load_recipe
 from trtq.terminal import say
 
 
 @click.command("run")
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", type=PathText())
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and why; do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened to each stage as JSON; no progress.")
 def command(recipe: str, dry_run: bool, as_json: bool) -> None:

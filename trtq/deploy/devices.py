@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import locked, write_json
+from trtq.artifact import decode_json, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
+from trtq.paths import expand_home, path_variable, user_folder
 
 # What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.%\w]+\]"
@@ -77,7 +77,7 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
             raise UsageError(f"Cannot read the jump host {hop!r}", "expected user@host or user@host:port", "Write it like me@gateway:2222")
     key = ""
     if identity:
-        key = str(Path(identity).expanduser().resolve())
+        key = str(Path(expand_home(identity, "--identity")).resolve())
         if not Path(key).is_file():
             raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
     if not workdir or "\0" in workdir or workdir.startswith("-"):
@@ -89,8 +89,8 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
 
 def config_folder() -> Path:
     """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder."""
-    given = os.environ.get("TRTQ_CONFIG")
-    return Path(given) if given else Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "trtq"
+    given = path_variable("TRTQ_CONFIG")
+    return Path(given) if given else user_folder("XDG_CONFIG_HOME", ".config") / "trtq"
 
 
 def slug(text: str) -> str:
@@ -106,10 +106,10 @@ def known_devices() -> dict[str, Device]:
     """
     path = config_folder() / "devices.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
+        return decode_json(path.read_bytes(), dict[str, Device])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as exc:
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
         raise DeviceError(f"Cannot read the devices in {path}", reason(exc), "Mend the file, or move it away and add them again") from exc
 
 

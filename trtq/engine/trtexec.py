@@ -5,7 +5,6 @@ An unknown flag makes trtexec print its help and fail, so flags are chosen by ve
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from trtq.engine.trtexec_log import read_log
 from trtq.engine.versions import FLAGS, Version, offers, shown, within
 from trtq.engine.worker_process import ended_with
 from trtq.errors import EngineError, MissingExtraError, reason
+from trtq.paths import path_variable
 from trtq.progress import Progress
 
 WORKSPACE_MIB = 1024
@@ -32,7 +32,7 @@ def find_trtexec() -> str:
     Raises:
         MissingExtraError: there is none.
     """
-    for place in (os.environ.get("TRTQ_TRTEXEC"), shutil.which("trtexec"), *USUAL_PLACES):
+    for place in (path_variable("TRTQ_TRTEXEC"), shutil.which("trtexec"), *USUAL_PLACES):
         if place and Path(place).is_file():
             return place
     raise MissingExtraError(

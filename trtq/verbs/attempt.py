@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from trtq.graph.capture import CapturedGraph
 from trtq.methods.base import Method, Workbench
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import LoadedModel
+from trtq.paths import path_variable
 from trtq.progress import Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
@@ -184,7 +184,7 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
 
 def cache_folder(given: str | None) -> Path:
     """Return the folder of the calibration cache: the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
-    return Path(given or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
+    return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
 
 
 def _apply(inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]) -> list[MethodRecord]:

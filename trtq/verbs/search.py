@@ -28,6 +28,7 @@ from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.to_onnx import export_onnx
+from trtq.paths import expand_home
 from trtq.progress import Progress, Silent
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
 from trtq.search.frontier import dominated
@@ -148,7 +149,8 @@ class _Job:
             yield Candidate(self.spec, 0, self.spec.model, self.spec.checkpoint, self.out, "")
             return
         for i, text in enumerate(named):
-            model, _, checkpoint = text.partition("=")
+            model, _, given = text.partition("=")
+            checkpoint = expand_home(given, "--candidates")
             label = f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
             self.told.note(f"candidate {model}")
             yield Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
