@@ -357,7 +357,7 @@ def environment() -> dict[str, Any]:
 def cpu_name() -> str:
     """Return the processor's own name where Linux tells it, else the architecture."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "Model")):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, explain_os_error, read_json
+from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
 from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.errors import ArtifactError, UsageError
+from trtq.known_records import read_checked
 from trtq.specs import GateSpec
 from trtq.terminal import stack
 
@@ -73,10 +74,7 @@ def read_record(path: Path) -> BenchRecord:
         raise ArtifactError(
             f"{path} is no record of trtq bench", f"its verb is {held.get('verb')!r}", "Make one: trtq bench FILE --out DIR"
         )
-    try:
-        record = msgspec.convert(held, BenchRecord)
-    except msgspec.ValidationError as exc:
-        raise ArtifactError(f"Cannot read the bench record {path}", str(exc), "Make it again: trtq bench FILE --out DIR") from exc
+    record = check_record(held, path, BenchRecord, kind="bench record")
     lacking = incomplete(record.card)
     if lacking:
         raise ArtifactError(
@@ -227,8 +225,8 @@ def _accuracy(spec: GateSpec) -> Check:
         raise UsageError(
             "--max-accuracy-drop needs --accuracy", "a bench record has no accuracy in it", "trtq evaluate FILE --data ... --json > A.json"
         )
-    new = read_json(Path(spec.accuracy), kind="evaluation")
-    old = read_json(Path(spec.baseline_accuracy), kind="evaluation") if spec.baseline_accuracy else None
+    new = read_checked(Path(spec.accuracy), "evaluate", kind="evaluation")
+    old = read_checked(Path(spec.baseline_accuracy), "evaluate", kind="evaluation") if spec.baseline_accuracy else None
     for measure, unit in (("miou", "mIoU"), ("top1", "top-1")):
         after = new.get(measure)
         before = old.get(measure) if old is not None else new.get(f"reference_{measure}")

@@ -18,7 +18,7 @@ from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError
-from trtq.export.onnx_file import QDQ, digest_onnx, load_onnx
+from trtq.export.onnx_file import QDQ, load_onnx, read_onnx
 
 RUNS = 20
 
@@ -128,11 +128,11 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
 
     manifest = read_manifest(path)
     source = Path(manifest.spec["onnx"])
-    if not source.is_file() or digest_onnx(source) != manifest.onnx_sha256:
-        return {}, f"no prediction: {source}, which the engine was built from, is {'another file by now' if source.is_file() else 'gone'}"
     try:
+        model, _, digest = read_onnx(source)
+        if digest != manifest.onnx_sha256:
+            return {}, f"no prediction: {source}, which the engine was built from, is another file by now"
         device = find_device(manifest.target["name"].partition("@")[0])
-        model: onnx.ModelProto = load_onnx(source)
         ops = list_onnx_ops(model, manifest.spec["onnx"])
     except TrtqError as exc:
         return {}, f"no prediction: {exc.what}"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from trtq.artifact import digest_of
+from trtq.artifact import decode_json, digest_of
 from trtq.errors import DataError, MissingExtraError, reason, suggest
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
@@ -129,8 +129,8 @@ def _class_order(folders: list[str], class_index: Path | None) -> list[str]:
     if class_index is None:
         return folders
     try:
-        order = msgspec.json.decode(class_index.read_bytes(), type=list[str])
-    except (OSError, msgspec.MsgspecError) as exc:
+        order = decode_json(class_index.read_bytes(), list[str])
+    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
         raise DataError(f"Cannot use the class index {class_index}", f"{reason(exc)}; expected a JSON list of folder names") from exc
     unknown = [f for f in folders if f not in set(order)]
     if unknown:

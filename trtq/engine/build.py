@@ -12,6 +12,7 @@ import onnx
 
 from trtq.artifact import (
     SCHEMA,
+    check_record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
@@ -170,7 +171,8 @@ def _images(job: Job) -> list[Any]:
     count = min(spec.check_images, len(source))
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
     indices = source.sample(max(count, 1), 0)
-    return [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
+    preprocess = check_record(stored, Path(spec.onnx), Preprocess, kind="preprocessing stored in")
+    return [b.numpy() for b in batches(source, indices, preprocess, size)]
 
 
 def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]) -> AgreementRecord:

@@ -143,3 +143,16 @@ def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
             rebuild,
         )
     return manifest
+
+
+def read_engine(engine: Path) -> tuple[EngineManifest, bytes]:
+    """Return the manifest of ``engine`` and the engine itself, read once: what is checked is what is used.
+
+    Raises:
+        EngineError: no engine, no manifest, a damaged one, or one of another engine.
+    """
+    try:
+        plan = engine.read_bytes()
+    except OSError as exc:
+        raise EngineError(f"Cannot read the engine {engine}", reason(exc)) from exc
+    return read_manifest(engine, plan), plan

@@ -182,7 +182,7 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
 def _records(text: str, option: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as exc:
+    except (json.JSONDecodeError, RecursionError) as exc:
         raise BenchError(f"This is no file of trtexec {option}", str(exc)) from exc
     if not isinstance(data, list) or not all(isinstance(d, dict) and all(k in d for k in keys) for d in data):
         raise BenchError(f"This is no file of trtexec {option}", f"expected a list of records with {', '.join(keys)}")

@@ -15,6 +15,10 @@ from trtq.errors import ArtifactError, ExportError, reason
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 Stamp = tuple[int, int, int]
+METADATA: dict[str, Any] = {
+    "preprocess": dict[str, Any] | None, "model": str | None, "weights": str | None, "precision": str | None,
+    "encodings_sha256": str | None, "float_nodes": dict[str, str],
+}  # types of what trtq stores in ONNX files  # fmt: skip
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -25,10 +29,20 @@ def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
 
 
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin."""
-    return {
-        p.key.removeprefix(METADATA_PREFIX): msgspec.json.decode(p.value) for p in model.metadata_props if p.key.startswith(METADATA_PREFIX)
-    }
+    """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin.
+
+    Raises:
+        ExportError: it is damaged.
+    """
+    found = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(METADATA_PREFIX):
+            name = entry.key.removeprefix(METADATA_PREFIX)
+            try:
+                found[name] = msgspec.json.decode(entry.value, type=METADATA.get(name, Any))
+            except (msgspec.MsgspecError, RecursionError) as exc:
+                raise ExportError("Cannot use the ONNX file", f"its metadata {entry.key} is damaged ({reason(exc)})", "Export it again") from exc
+    return found
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
+from trtq.errors import reason
 from trtq.quant.calibrate import ActivationStats
 
 CACHE_VERSION = 4  # raise it when what calibration computes from the same images changes
@@ -63,9 +64,11 @@ class CalibrationCache:
             if meta["digest"] != _content_digest(names, tensors) or meta["key"] != key.digest:
                 return None, f"not used: {path.name} was altered since it was written; calibrating again"
             numbers = tensors["numbers"]
+            if numbers.shape != (len(names), len(FIELDS)):
+                return None, f"not used: {path.name} is damaged (its numbers are {list(numbers.shape)}); calibrating again"
             stats = {n: _row(numbers[i], tensors.get(f"{i}.mean"), tensors.get(f"{i}.variance")) for i, n in enumerate(names)}
-        except (SafetensorError, OSError, KeyError, IndexError, msgspec.MsgspecError) as exc:
-            return None, f"not used: {path.name} is damaged ({type(exc).__name__}); calibrating again"
+        except (SafetensorError, OSError, KeyError, msgspec.MsgspecError, RecursionError, ValueError) as exc:
+            return None, f"not used: {path.name} is damaged ({reason(exc)}); calibrating again"
         return stats, f"used: {path.name} (same weights, images, preprocessing and calibrator)"
 
     def save(self, key: CacheKey, stats: Mapping[str, ActivationStats]) -> Path:
@@ -89,7 +92,7 @@ class CalibrationCache:
         """Name what differs from the entry that has most in common with ``key``."""
         best: tuple[int, list[str]] | None = None
         for path in sorted(self.folder.glob("*.safetensors")):
-            with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError):
+            with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError, RecursionError):
                 with safe_open(path, framework="pt") as handle:
                     parts: dict[str, str] = msgspec.json.decode((handle.metadata() or {})["parts"], type=dict[str, str])
                 changed = [k for k in key.parts if parts.get(k) != key.parts[k]]
@@ -107,7 +110,8 @@ class CalibrationCache:
 def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
     values = [None if math.isnan(v) else v for v in numbers.tolist()]
     amax, low, high, rms, lowest = values
-    assert amax is not None and low is not None and high is not None
+    if amax is None or low is None or high is None:
+        raise ValueError("a range is missing")
     return ActivationStats(
         amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance, lowest=None if lowest is None else int(lowest)
     )

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import read_json, size_words, write_bytes
+from trtq.artifact import size_words, write_bytes
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
+from trtq.errors import ArtifactError
+from trtq.known_records import read_known
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.layers import layers_of
 from trtq.report.runs import compare_runs
@@ -181,8 +183,8 @@ def _boards(folder: Path) -> list[dict[str, Any]]:
     rows: list[FleetRow] = []
     for path in sorted(folder.glob("deploy/*/deploy.json")):
         try:
-            record = msgspec.convert(read_json(path), DeployRecord)
-        except msgspec.ValidationError:
+            record: DeployRecord = read_known(path, "deploy")
+        except ArtifactError:
             why = f"{path.name} is of another version of trtq: deploy again"
             rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -42,7 +43,7 @@ class Units:
         try:
             held = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
             return msgspec.convert(held["units"], dict[str, list[float]]) if held.get("key") == self.key else {}
-        except (OSError, KeyError, msgspec.MsgspecError):
+        except (OSError, KeyError, msgspec.MsgspecError, RecursionError):
             return {}  # torn: the work is done again
 
     def get(self, name: str) -> list[float] | None:
@@ -65,10 +66,10 @@ class Units:
             write_json(self.path, {"key": self.key, "units": self.done})
             self.saved = time.monotonic()
 
-    def collect(self) -> None:
+    def collect(self, waiting: Callable[[str], None] | None = None) -> None:
         """Wait for the other processes and take over what they did: from here on every piece that is left is this process's."""
         self.flush()
-        with self.workers.joined():
+        with self.workers.joined(waiting=waiting):
             self.workers.wait()
         self.read()
         self.workers = Workers()

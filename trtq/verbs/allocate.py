@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment, read_json, write_json
+from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, ensure_writable_file, environment, read_json, write_json
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.search.allocate import STRATEGIES, Choice, summed
@@ -30,10 +30,7 @@ def read_analysis(path: Path) -> AnalyzeRecord:
     held = read_json(path, kind="analysis")
     if held.get("verb") != "analyze":
         raise ArtifactError(f"{path} holds no analysis", f"it is of {held.get('verb', 'something else')}", "Make one: trtq analyze ...")
-    try:
-        return msgspec.convert(held, AnalyzeRecord)
-    except msgspec.ValidationError as exc:
-        raise ArtifactError(f"Cannot read the analysis {path}", f"it is damaged or of another version ({exc})", "Make it again") from exc
+    return check_record(held, path, AnalyzeRecord, kind="analysis")
 
 
 def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]) -> list[Choice]:

@@ -172,7 +172,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     """
     told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
     try:
-        text = Path(spec.cache).read_text(encoding="utf-8")
+        text = Path(spec.cache).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise EncodingsError(f"Cannot read the calibration cache {spec.cache}", reason(exc)) from exc
     cache, plain = read_cache(text, spec.cache), load_onnx(Path(spec.onnx))

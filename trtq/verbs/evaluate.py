@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, sha256_file, write_json
+from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, environment, read_json, sha256_file, write_json
 from trtq.data.metrics import Scores, hit_rate, mean_overlap, overlap, sqnr_words
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
@@ -246,7 +246,7 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     """Return the content digests of the images a record says calibration looked at; None where it does not say."""
     data = read_json(path, kind="quantize record").get("data")
     known = data.get("calibration_sha256") if isinstance(data, dict) else None
-    return None if known is None else frozenset(known)
+    return None if known is None else frozenset(check_record(known, path, list[str], kind="quantize record"))
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:

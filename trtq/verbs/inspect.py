@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,9 @@ import msgspec
 
 from trtq.artifact import read_json, sha256_file
 from trtq.errors import ArtifactError
+from trtq.known_records import known, read_checked
 
-SUMMED = {  # records whose classes load without torch
-    "search": "trtq.verbs.search_record:SearchRecord",
-    "bench": "trtq.bench.record:BenchRecord",
-    "deploy": "trtq.deploy.record:DeployRecord",
-    "fleet": "trtq.deploy.record:FleetRecord",
-}
+SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -45,7 +40,7 @@ def _folder(path: Path) -> dict[str, Any]:
     info: dict[str, Any] = {"kind": "folder", "path": str(path), "files": {p.name: p.stat().st_size for p in known}}
     record = path / "quantize.json"
     if record.is_file():
-        content = read_json(record)
+        content = read_checked(record, "quantize")
         changed = [n for n, f in content.get("files", {}).items() if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]]
         info["quantize"] = _record(record)
         info["altered_or_missing"] = changed
@@ -98,7 +93,11 @@ def _safetensors(path: Path) -> dict[str, Any]:
             "digest": encodings.digest(),
         }
     if meta.get("trtq") == "calibration":
-        return {"kind": "calibration cache entry", "key": msgspec.json.decode(meta["parts"]), "tensors": len(names)}
+        try:
+            parts = msgspec.json.decode(meta.get("parts", ""), type=dict[str, str])
+        except msgspec.MsgspecError as exc:
+            raise ArtifactError(f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it") from exc
+        return {"kind": "calibration cache entry", "key": parts, "tensors": len(names)}
     return {"kind": "weights", "tensors": len(names), "first": names[:8]}
 
 
@@ -115,16 +114,17 @@ def _record(path: Path) -> dict[str, Any]:
     verb = content.get("verb")
     if verb is None:
         raise ArtifactError(f"Cannot inspect {path}", "it is JSON, but no record of trtq's")
+    record = known(content, path)
     if verb == "build":
         from trtq.engine.manifest import read_manifest
 
         return {"kind": "engine manifest", "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary}
-    info: dict[str, Any] = {"kind": f"{verb} record", "summary": _summary(verb, content)}
+    info: dict[str, Any] = {"kind": f"{verb} record", "summary": str(record.summary) if verb in SUMMED else ""}
     if verb == "quantize":
         weak = sorted((q for q in content["quantizers"] if q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"])[:5]
         info |= {
-            "model": content["model"]["name"],
-            "weights": content["model"]["weights"],
+            "model": content["model"].get("name"),
+            "weights": content["model"].get("weights"),
             "calibration": content["calibration"],
             "quantizers": content["quantizers"],
             "left_in_float": {f["name"]: f["reason"] for f in content["left_in_float"]},
@@ -135,17 +135,6 @@ def _record(path: Path) -> dict[str, Any]:
     else:
         info |= {k: v for k, v in content.items() if k not in ("spec", "environment", "schema")}
     return info
-
-
-def _summary(verb: str, content: dict[str, Any]) -> str:
-    """Return what the verb said when it was done; "" for a record of another version."""
-    if not isinstance(verb, str) or verb not in SUMMED:
-        return ""
-    module, _, name = SUMMED[verb].partition(":")
-    try:
-        return str(msgspec.convert(content, getattr(importlib.import_module(module), name)).summary)
-    except (msgspec.ValidationError, LookupError, StopIteration):  # of another version, or altered
-        return ""
 
 
 def _recipe(path: Path) -> dict[str, Any]:

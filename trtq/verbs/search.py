@@ -17,7 +17,7 @@ from trtq.artifact import (
     environment,
     locked,
     package_version,
-    read_json,
+    read_record,
     sha256_file,
     write_bytes,
     write_json,
@@ -42,6 +42,7 @@ from trtq.verbs.candidate import Candidate
 from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.verbs.records import QuantizeRecord
 from trtq.verbs.search_record import Constraint, SearchRecord, Try
 from trtq.version import __version__
 from trtq.workers import Workers
@@ -268,8 +269,8 @@ class _Job:
         return self._judge(candidate, allocated, folder, label)
 
     def _judge(self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
-        scored = msgspec.convert(read_json(folder / EVALUATION), EvaluateRecord)
-        made = read_json(folder / RECORD, kind="quantize record")
+        scored = read_record(folder / EVALUATION, EvaluateRecord)
+        made = read_record(folder / RECORD, QuantizeRecord, kind="quantize record")
         self.images = scored.images
         accuracy = scored.top1 if scored.top1 is not None else scored.agreement
         own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
@@ -286,10 +287,10 @@ class _Job:
         found = Try(
             label=f"{candidate.label} {label}".strip(), model=candidate.name, candidate=candidate.number,
             folder=str(folder.relative_to(self.out)),
-            widths=_widths(allocated), methods=[m["name"] for m in made["methods"]], costs=dict(allocated.costs), accuracy=accuracy,
+            widths=_widths(allocated), methods=[m.name for m in made.methods], costs=dict(allocated.costs), accuracy=accuracy,
             change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
             within=within(allocated.costs, self.budgets), accurate=accurate,
-            onnx_bytes=made["files"][QDQ]["bytes"],
+            onnx_bytes=made.files[QDQ].bytes,
         )  # fmt: skip
         self.told.note(
             f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement {scored.agreement:.2f} %, "
@@ -363,7 +364,7 @@ class _Job:
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
         losses = {v.name: v.loss for v in analysis.layers}
-        taken = msgspec.convert(read_json(self.out / ALLOCATION), AllocateRecord).layers
+        taken = read_record(self.out / ALLOCATION, AllocateRecord).layers
         at = {"cost": chosen.costs["size"] / 1e6, "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken)}
         return {"axis": "size", "metric": analysis.metric, "at": at, "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front]}
 
