@@ -42,7 +42,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     fitted_to: str
 
 
-class _Row(msgspec.Struct, forbid_unknown_fields=True):
+class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     title: str
     kind: str = msgspec.field(name="class")
     fp32: float
@@ -61,7 +61,7 @@ class _Class(msgspec.Struct, forbid_unknown_fields=True):
     fitted_to: str
 
 
-class _Table(msgspec.Struct, forbid_unknown_fields=True):
+class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     device: dict[str, _Row]
     classes: dict[str, _Class] = msgspec.field(name="class")
 

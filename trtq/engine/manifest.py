@@ -151,8 +151,19 @@ def read_engine(engine: Path) -> tuple[EngineManifest, bytes]:
     Raises:
         EngineError: no engine, no manifest, a damaged one, or one of another engine.
     """
+    plan = read_plan(engine)
+    return read_manifest(engine, plan), plan
+
+
+def read_plan(engine: Path) -> bytes:
+    """Return the bytes of an engine.
+
+    Raises:
+        EngineError: there is none.
+    """
     try:
-        plan = engine.read_bytes()
+        return engine.read_bytes()
+    except FileNotFoundError as exc:
+        raise EngineError(f"Cannot read the engine {engine}", "there is no such file") from exc
     except OSError as exc:
         raise EngineError(f"Cannot read the engine {engine}", reason(exc)) from exc
-    return read_manifest(engine, plan), plan

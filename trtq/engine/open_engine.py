@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from trtq.engine.build import build
-from trtq.engine.manifest import EngineManifest, manifest_path, read_manifest
+from trtq.engine.manifest import EngineManifest, manifest_path, read_manifest, read_plan
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
-from trtq.errors import EngineError, reason
+from trtq.errors import EngineError
 from trtq.export.onnx_file import digest_onnx
 from trtq.progress import Progress
 from trtq.specs import BuildSpec, option_name
@@ -36,10 +36,7 @@ def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") 
         UsageError: there is no GPU, or no TensorRT.
     """
     path = Path(path)
-    try:
-        plan = path.read_bytes()  # once: what is checked is what is loaded
-    except OSError as exc:
-        raise EngineError(f"Cannot read the engine {path}", reason(exc)) from exc
+    plan = read_plan(path)  # once: what is checked is what is loaded
     manifest = None if trust and not manifest_path(path).is_file() else read_manifest(path, plan)
     module = MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
     where = f"Cannot run the engine {path.name} here"

@@ -41,7 +41,8 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
             try:
                 found[name] = msgspec.json.decode(entry.value, type=METADATA.get(name, Any))
             except (msgspec.MsgspecError, RecursionError) as exc:
-                raise ExportError("Cannot use the ONNX file", f"its metadata {entry.key} is damaged ({reason(exc)})", "Export it again") from exc
+                why = f"its metadata {entry.key} is damaged ({reason(exc)})"
+                raise ExportError("Cannot use the ONNX file", why, "Export it again") from exc
     return found
 
 
