@@ -96,8 +96,8 @@ def _package_file(package: str, relative: str) -> Path:
     return Path(str(module.__file__)).parent / relative
 
 
-def main(out: Path = Path("runs/demo")) -> None:
-    """Run the demo in ``out`` and print where the report is."""
+def main(out: Path = Path("runs/demo")) -> int:
+    """Run the demo in ``out``, print where the report is, and return the exit code."""
     from trtq.cli.run_cmd import run_recipe
 
     try:
@@ -111,7 +111,8 @@ def main(out: Path = Path("runs/demo")) -> None:
     write_bytes(recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode())
     say(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
     say(f"trtq run {recipe}")
-    run_recipe(recipe)
+    code = run_recipe(recipe)
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())
+    return code

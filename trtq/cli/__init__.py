@@ -165,10 +165,12 @@ def _show_usage(exc: click.ClickException) -> None:
 
 def _bug(exc: Exception) -> str:
     """Return what to report about an exception that no part of trtq expected."""
+    package = Path(__file__).parents[1]
     frames = traceback.extract_tb(exc.__traceback__)
-    root = Path(__file__).parents[1]
-    own = [f for f in frames if Path(f.filename).is_relative_to(root / "trtq")] or frames
-    place = f"{Path(own[-1].filename).relative_to(root)}:{own[-1].lineno} in {own[-1].name}" if own else "an unknown place"
+    own = next((f for f in reversed(frames) if Path(f.filename).is_relative_to(package)), None)
+    place = "an unknown place"
+    if own is not None:
+        place = f"{Path(own.filename).relative_to(package.parent)}:{own.lineno} in {own.name}"
     text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
     return (
         f"This is a bug in trtq {__version__}: {place}: {text[:500]}. "
