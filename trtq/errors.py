@@ -210,9 +210,14 @@ def explain_system(exc: BaseException) -> TrtqError | None:
     if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)):
         device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
         return SystemRefusalError(f"The {device} has not enough memory", _first_line(text), _MEMORY_HINT)
+    if isinstance(exc, ImportError) and not (exc.name or "").startswith("trtq"):
+        mend = "Install it again, or raise the memory limit (ulimit -v)"
+        return SystemRefusalError("Cannot load a package that trtq needs", _first_line(text), mend)
     if isinstance(exc, RecursionError):
         why = "it is nested too deeply for Python's stack"
         return SystemRefusalError("Cannot read the input", why, "Check the file: generated nesting, or a model that contains itself")
+    if isinstance(exc, RuntimeError) and "Could not determine home directory" in text:
+        return SystemRefusalError("There is no home folder", "HOME is not set, and this user has no entry in /etc/passwd", "Set HOME")
     if isinstance(exc, RuntimeError) and "can't start new thread" in text:
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
     if isinstance(exc, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]):
