@@ -185,7 +185,7 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
         raise ArtifactError(f"Cannot read the {kind} {path}", "there is no such file") from exc
     except OSError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc)) from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", f"it is not whole JSON ({reason(exc)})", "Make it again") from exc
     if not isinstance(value, dict):
         raise ArtifactError(f"Cannot read the {kind} {path}", "it holds no JSON object", "Make it again")
@@ -219,14 +219,17 @@ def check_record(value: object, path: Path, record: type[T], *, kind: str = "rec
         raise ArtifactError(f"Cannot use the {kind} {path}", reason(exc), "Make it again with this trtq") from exc
 
 
-def decode_json(data: bytes, kind: type[T]) -> T:
+def decode_json(data: bytes | str, kind: type[T]) -> T:
     """Return JSON bytes as a type; a byte order mark, as Windows editors write it, is skipped.
 
     Raises:
-        msgspec.MsgspecError: it is not JSON, or another type.
-        RecursionError: it is nested too deeply.
+        msgspec.MsgspecError: it is not JSON, not UTF-8, nested too deeply, or another type.
     """
-    return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=kind)
+    try:
+        raw = data.encode(errors="replace") if isinstance(data, str) else data
+        return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8), type=kind)
+    except (UnicodeDecodeError, RecursionError) as exc:
+        raise msgspec.DecodeError(reason(exc)) from exc
 
 
 def require_schema(schema: object, path: Path, kind: str = "record") -> None:

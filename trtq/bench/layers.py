@@ -17,7 +17,7 @@ from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
-from trtq.errors import BenchError, TrtqError
+from trtq.errors import BenchError, TrtqError, reason
 from trtq.export.onnx_file import QDQ, load_onnx, read_onnx
 
 RUNS = 20
@@ -70,7 +70,11 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
             session.run(None, workload.given)
         for _ in range(runs):
             session.run(None, workload.given)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as exc:
+            mend = "Set TMPDIR to a folder that has space"
+            raise BenchError(f"There is no layer profile of {workload.path.name}", f"the runtime wrote none ({reason(exc)})", mend) from exc
     return read_onnx_profile(events, runs, skip=5)
 
 

@@ -130,7 +130,7 @@ def _class_order(folders: list[str], class_index: Path | None) -> list[str]:
         return folders
     try:
         order = decode_json(class_index.read_bytes(), list[str])
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         raise DataError(f"Cannot use the class index {class_index}", f"{reason(exc)}; expected a JSON list of folder names") from exc
     unknown = [f for f in folders if f not in set(order)]
     if unknown:

@@ -109,7 +109,7 @@ def known_devices() -> dict[str, Device]:
         return decode_json(path.read_bytes(), dict[str, Device])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         raise DeviceError(f"Cannot read the devices in {path}", reason(exc), "Mend the file, or move it away and add them again") from exc
 
 

@@ -102,7 +102,7 @@ def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
     """
     try:
         data = decode_json(report, Any)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except msgspec.DecodeError as exc:
         raise EngineError(f"Cannot read the layer report {name}", reason(exc)) from exc
     layers = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(layers, list) or not layers:

@@ -131,7 +131,7 @@ def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
         manifest = decode_json(path.read_bytes(), EngineManifest)
     except FileNotFoundError as exc:
         raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         raise EngineError(f"Cannot read the manifest {path}", reason(exc), rebuild) from exc
     require_schema(manifest.schema, path, "manifest")
     actual = sha256_file(engine) if plan is None else sha256_bytes(plan)

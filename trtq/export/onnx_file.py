@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import onnx
 
-from trtq.artifact import read_json, sha256_bytes, sha256_file, write_atomic
+from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ArtifactError, ExportError, reason
 
 METADATA_PREFIX = "trtq."
@@ -39,8 +39,8 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
         if entry.key.startswith(METADATA_PREFIX):
             name = entry.key.removeprefix(METADATA_PREFIX)
             try:
-                found[name] = msgspec.json.decode(entry.value, type=METADATA.get(name, Any))
-            except (msgspec.MsgspecError, RecursionError) as exc:
+                found[name] = decode_json(entry.value, METADATA.get(name, Any))
+            except msgspec.MsgspecError as exc:
                 why = f"its metadata {entry.key} is damaged ({reason(exc)})"
                 raise ExportError("Cannot use the ONNX file", why, "Export it again") from exc
     return found

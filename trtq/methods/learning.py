@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from trtq.artifact import digest_of, write_bytes
+from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.version import __version__
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
@@ -57,9 +57,9 @@ class LearningState:
             return 0, []
         try:
             with safe_open(self.path(folder), framework="pt") as handle:
-                meta = msgspec.json.decode((handle.metadata() or {})["state"], type=_State)
+                meta = decode_json((handle.metadata() or {})["state"], _State)
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-        except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError, RecursionError):
+        except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError):
             return 0, []
         parameters = self._parameters()
         same = all(f"{i}.value" in tensors and tensors[f"{i}.value"].shape == p.shape for i, p in enumerate(parameters))

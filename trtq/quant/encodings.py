@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import fx
 
-from trtq.artifact import SCHEMA, sha256_bytes, write_bytes
+from trtq.artifact import SCHEMA, decode_json, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError, UsageError, reason
 from trtq.graph.normalize import get_constant
 from trtq.quant.formats import Format
@@ -166,7 +166,7 @@ class Encodings:
                 "Upgrade trtq, or make it again",
             )
         try:
-            header = msgspec.json.decode(meta["header"], type=_Header)
+            header = decode_json(meta["header"], _Header)
             result = cls(
                 amax={k: v for k, v in tensors.items() if not k.startswith((CONSTANT, AMIN))},
                 amin={k.removeprefix(AMIN): v for k, v in tensors.items() if k.startswith(AMIN)},
@@ -175,7 +175,7 @@ class Encodings:
                 left_in_float=header.left_in_float,
                 origin=header.origin,
             )
-        except (KeyError, msgspec.MsgspecError, RecursionError, UsageError) as exc:
+        except (KeyError, msgspec.MsgspecError, UsageError) as exc:
             raise EncodingsError(f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", again) from exc
         if result.digest() != meta.get("digest"):
             raise EncodingsError(

@@ -90,7 +90,7 @@ def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -
 def _aimet(path: Path) -> Foreign:
     try:
         data = decode_json(path.read_bytes(), Any)
-    except (OSError, msgspec.DecodeError, RecursionError) as exc:
+    except (OSError, msgspec.DecodeError) as exc:
         raise EncodingsError(f"Cannot read the encodings {path}", reason(exc)) from exc
     if not isinstance(data, dict) or not isinstance(data.get("activation_encodings"), dict):
         raise EncodingsError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import digest_of, write_json
+from trtq.artifact import decode_json, digest_of, write_json
 from trtq.workers import Workers
 
 EVERY_S = 5.0
@@ -41,9 +41,9 @@ class Units:
 
     def _one(self, path: Path) -> dict[str, list[float]]:
         try:
-            held = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+            held = decode_json(path.read_bytes(), dict[str, object])
             return msgspec.convert(held["units"], dict[str, list[float]]) if held.get("key") == self.key else {}
-        except (OSError, KeyError, msgspec.MsgspecError, RecursionError):
+        except (OSError, KeyError, msgspec.MsgspecError):
             return {}  # torn: the work is done again
 
     def get(self, name: str) -> list[float] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import read_json, sha256_file
+from trtq.artifact import decode_json, read_json, sha256_file
 from trtq.errors import ArtifactError
 from trtq.known_records import known, read_checked
 
@@ -94,7 +94,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
         }
     if meta.get("trtq") == "calibration":
         try:
-            parts = msgspec.json.decode(meta.get("parts", ""), type=dict[str, str])
+            parts = decode_json(meta.get("parts", ""), dict[str, str])
         except msgspec.MsgspecError as exc:
             raise ArtifactError(f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it") from exc
         return {"kind": "calibration cache entry", "key": parts, "tensors": len(names)}
