@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trtq.errors import ExportError
+from trtq.errors import ExportError, reason
 from trtq.export.onnx_file import QDQ, opset_of
 
 HALF_MAX = 65504.0
@@ -146,8 +146,15 @@ class _Retyping:
 
 
 def elem_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the element type of every tensor that ONNX's inference knows."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    """Return the element type of every tensor that ONNX's inference knows.
+
+    Raises:
+        ExportError: its inference refuses the model.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError as exc:
+        raise ExportError("Cannot infer the types in the ONNX file", reason(exc), "Export it again") from exc
     known = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output, *graph.value_info)}
     return known | {i.name: i.data_type for i in graph.initializer}
 

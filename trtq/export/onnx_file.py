@@ -11,6 +11,7 @@ import onnx
 
 from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ArtifactError, ExportError, reason
+from trtq.export.sound import require_sound
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -55,7 +56,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
     """
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as exc:
         raise ExportError(f"The ONNX for {path.name} is not valid", str(exc).splitlines()[0]) from exc
     return write_atomic(path, lambda tmp: onnx.save(model, tmp))
 
@@ -95,6 +96,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
         raise ExportError(f"Cannot read {path}", "it is not an ONNX file, or not a whole one") from exc
     if not model.graph.node:
         raise ExportError(f"Cannot use {path}", "it is not an ONNX model, or one without nodes")
+    require_sound(model, str(path))
     changed = _tidy_(model)
     return model, None if changed or outside else stamp, _digest(path, data, outside)
 

@@ -45,7 +45,7 @@ def read_state_dict(path: Path) -> StateDict:
                 "it holds more than tensors, and reading that would run code from the file",
                 "Save only the weights: torch.save(model.state_dict(), 'weights.pt')",
             ) from exc
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as exc:
+        except Exception as exc:  # the unpickler raises whatever a torn file leads it into
             raise ModelError(f"Cannot read the checkpoint {path}", f"it is not a whole torch file ({exc})") from exc
     for key in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -33,6 +33,10 @@ class _Calibration(msgspec.Struct):
     images: int
 
 
+class _Card(msgspec.Struct):
+    cpu: str
+
+
 class _Data(msgspec.Struct):
     source: str
 
@@ -100,6 +104,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "build": {"target": _Device, "builder": _Builder, "environment": _Environment, "spec": Spec},
     "finetune": {"trained": _Trained, "training": _Training, "history": list[_Epoch]},
     "search": {"reference": _Reference},
+    "bench": {"card": _Card, "spec": Spec},
 }  # fmt: skip
 FILES = {
     "quantize": ("model.qdq.onnx", "encodings.safetensors"),

@@ -119,7 +119,7 @@ def option_words(field: str, value: Any) -> list[str]:
         if all(isinstance(v, str) for v in value):
             return [w for v in value for w in (option, v)]
         sep = {"input_size": "x", "batch": ":"}.get(field, ",")
-        return [option, sep.join(f"{v:g}" for v in value)]
+        return [option, sep.join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in value)]
     return [option, str(value)]
 
 

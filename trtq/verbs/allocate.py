@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,28 @@ def read_analysis(path: Path) -> AnalyzeRecord:
     held = read_json(path, kind="analysis")
     if held.get("verb") != "analyze":
         raise ArtifactError(f"{path} holds no analysis", f"it is of {held.get('verb', 'something else')}", "Make one: trtq analyze ...")
-    return check_record(held, path, AnalyzeRecord, kind="analysis")
+    record = check_record(held, path, AnalyzeRecord, kind="analysis")
+    why = _inconsistent(record)
+    if why:
+        raise ArtifactError(f"Cannot use the analysis {path}", why, "Make it again: trtq analyze ...")
+    return record
+
+
+def _inconsistent(analysis: AnalyzeRecord) -> str:
+    """Return what in an analysis contradicts the rest of it, "" where nothing does."""
+    names = {layer.name for layer in analysis.layers}
+    if not analysis.bits or not names:
+        return "it has no widths or no layers"
+    for layer in analysis.layers:
+        strange = next((n for n in layer.group if n not in names), None)
+        if strange is not None or layer.name not in layer.group:
+            return f"the group of layer {layer.name} is {', '.join(layer.group) or 'empty'}"
+        lacking = next((b for b in analysis.bits if b not in layer.loss), None)
+        if lacking is not None:
+            return f"layer {layer.name} has no loss at {lacking}"
+        if not all(math.isfinite(v) for v in layer.loss.values()):
+            return f"a loss of layer {layer.name} is not finite"
+    return ""
 
 
 def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]) -> list[Choice]:

@@ -43,7 +43,7 @@ from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.verbs.records import QuantizeRecord
-from trtq.verbs.search_record import Constraint, SearchRecord, Try
+from trtq.verbs.search_record import Constraint, Reference, SearchRecord, Try
 from trtq.version import __version__
 from trtq.workers import Workers
 
@@ -311,7 +311,8 @@ class _Job:
         self._write_frontier(chosen, candidate)
         constraints = self._constraints(chosen, candidate)
         return SearchRecord(
-            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), reference=self.reference, images=self.images,
+            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), images=self.images,
+            reference=msgspec.convert(self.reference, Reference),
             constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label,
             qdq_sha256=sha256_file(self.out / QDQ), notes=self.notes, seconds=seconds, environment=environment(),
         )  # fmt: skip
