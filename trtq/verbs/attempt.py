@@ -28,7 +28,7 @@ from trtq.models.load import LoadedModel
 from trtq.paths import path_variable
 from trtq.progress import Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
-from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
+from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
@@ -238,8 +238,7 @@ def _calibrate(
             inputs.progress.begin(f"Calibrating ({spec.calibrator})", len(inputs.indices))
             images = inputs.images(len(inputs.indices), spec.batch_size)
             seen = observe(graph, placement, images, mode=spec.calibrator, progress=inputs.progress.advance)
-            wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
-            stats = {k: summarize(seen[q.source.name], spec.calibrator, spec.percentile, q.format.bits) for k, q in wanted.items()}
+            stats = summarize_all(placement, seen, spec.calibrator, spec.percentile)
             cache.save(key, stats)
     inputs.progress.note(f"calibration cache {note}")
     inputs.clock.lap("calibrate")
