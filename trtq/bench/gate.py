@@ -12,7 +12,6 @@ from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, r
 from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.errors import ArtifactError, UsageError
-from trtq.known_records import read_checked
 from trtq.specs import GateSpec
 from trtq.terminal import stack
 
@@ -218,6 +217,21 @@ def _check(what: str, baseline: str, candidate: str, change: str, limit: float, 
     return Check(what=what, baseline=baseline, candidate=candidate, change=change, limit=f"{limit:+.1%}", outcome=outcome, why=why)
 
 
+class _Evaluation(msgspec.Struct):
+    """What the gate reads of an evaluation; other tools may write it, too."""
+
+    top1: float | None = None
+    reference_top1: float | None = None
+    miou: float | None = None
+    reference_miou: float | None = None
+    images: int | None = None
+    data: Any = None
+
+
+def _evaluation(path: str) -> _Evaluation:
+    return check_record(read_json(Path(path), kind="evaluation"), Path(path), _Evaluation, kind="evaluation")
+
+
 def _accuracy(spec: GateSpec) -> Check:
     """Compare the records of ``trtq evaluate``."""
     assert spec.max_accuracy_drop is not None
@@ -225,19 +239,19 @@ def _accuracy(spec: GateSpec) -> Check:
         raise UsageError(
             "--max-accuracy-drop needs --accuracy", "a bench record has no accuracy in it", "trtq evaluate FILE --data ... --json > A.json"
         )
-    new = read_checked(Path(spec.accuracy), "evaluate", kind="evaluation")
-    old = read_checked(Path(spec.baseline_accuracy), "evaluate", kind="evaluation") if spec.baseline_accuracy else None
+    new = _evaluation(spec.accuracy)
+    old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None
     for measure, unit in (("miou", "mIoU"), ("top1", "top-1")):
-        after = new.get(measure)
-        before = old.get(measure) if old is not None else new.get(f"reference_{measure}")
+        after = getattr(new, measure)
+        before = getattr(new, f"reference_{measure}") if old is None else getattr(old, measure)
         if after is None or before is None:
             continue
         outcome: Outcome = "passed" if before - after <= spec.max_accuracy_drop else "failed"
         why = ""
-        if old is not None and (old.get("images"), old.get("data")) != (new.get("images"), new.get("data")):
+        if old is not None and (old.images, old.data) != (new.images, new.data):
             outcome, why = "not valid", "the two evaluations saw other images"
         return Check(
-            what=f"{unit} on {new.get('images')} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
+            what=f"{unit} on {new.images} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
             change=f"{after - before:+.2f}", limit=f"-{spec.max_accuracy_drop:g}", outcome=outcome, why=why,
         )  # fmt: skip
     raise ArtifactError(

@@ -114,13 +114,14 @@ def _record(path: Path) -> dict[str, Any]:
     verb = content.get("verb")
     if verb is None:
         raise ArtifactError(f"Cannot inspect {path}", "it is JSON, but no record of trtq's")
-    record = known(content, path)
     if verb == "build":
         from trtq.engine.manifest import read_manifest
 
         return {"kind": "engine manifest", "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary}
-    info: dict[str, Any] = {"kind": f"{verb} record", "summary": str(record.summary) if verb in SUMMED else ""}
-    if verb == "quantize":
+    record, damage = _decoded(content, path)
+    summary = str(record.summary) if record is not None and verb in SUMMED else ""
+    info: dict[str, Any] = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
+    if verb == "quantize" and record is not None:
         weak = sorted((q for q in content["quantizers"] if q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"])[:5]
         info |= {
             "model": content["model"].get("name"),
@@ -135,6 +136,14 @@ def _record(path: Path) -> dict[str, Any]:
     else:
         info |= {k: v for k, v in content.items() if k not in ("spec", "environment", "schema")}
     return info
+
+
+def _decoded(content: dict[str, Any], path: Path) -> tuple[Any, str]:
+    """Return the record, and "" or, in its place, what is wrong with it: a damaged record is still shown."""
+    try:
+        return known(content, path), ""
+    except ArtifactError as exc:
+        return None, exc.why
 
 
 def _recipe(path: Path) -> dict[str, Any]:
