@@ -115,7 +115,7 @@ TRY = {
 SEARCH = {
     "schema": 1, "verb": "search", "spec": {"model": MODEL},
     "reference": {"model": "m", "accuracy": 90.5, "measure": "top-1", "costs": {"size": 2.0}},
-   
+
     "images": 8, "constraints": [{"name": "size", "allowed": "1", "got": "1", "met": True, "needed": None}], "met": True, "tries": [TRY],
     "chosen": "a", "qdq_sha256": "0" * 64, "notes": [], "seconds": 1.0, "environment": ENVIRONMENT,
 }  # fmt: skip

@@ -216,7 +216,8 @@ def check_record(value: object, path: Path, record: type[T], *, kind: str = "rec
     try:
         return msgspec.convert(value, record)
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc), "Make it again with this trtq") from exc
+        why = f"it is damaged or of another version ({reason(exc)})"
+        raise ArtifactError(f"Cannot read the {kind} {path}", why, "Make it again with this trtq") from exc
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:
