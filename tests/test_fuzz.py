@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests import mutations as m
 from trtq import AllocateSpec, AnalyzeSpec, BenchSpec, EvaluateSpec, allocate, analyze, bench, evaluate
-from trtq.artifact import write_json
+from trtq.artifact import sha256_bytes, write_json
 from trtq.bench.gate import gate
 from trtq.deploy.devices import known_devices
 from trtq.engine.manifest import read_manifest
@@ -101,12 +101,12 @@ duration = 1.5
 ENVIRONMENT = {"python": "3", "packages": {"torch": "2"}, "system": "Linux", "cpu": "x", "cores": 2, "time": "2026-11-01T00:00:00+0000"}
 MANIFEST = {
     "schema": 1, "verb": "build", "spec": {"onnx": "model.qdq.onnx", "calibration": None},
-    "engine_sha256": "cbc77c03cb5c0fd7b6aae08ba1ae6e0e5fd8ebaf2fc19c1d3b2c0c2ed97d9cb1", "engine_bytes": 4,
+    "engine_sha256": sha256_bytes(b"plan"), "engine_bytes": 4,
     "builder": {"backend": "tensorrt", "version": "10.3"}, "target": {"name": "orin", "device": "Orin", "capability": "8.7"},
     "precision": "fp32", "quantized_tensors": 3, "batch": [1, 8, 32], "tensors": [{"name": "input", "shape": [-1, 3, 32, 32]}],
     "onnx_sha256": "0" * 64, "onnx_bytes": 9, "encodings_sha256": None, "model": "m", "builder_log": [], "audit": None,
     "quantized_convolutions": 3, "seconds": 1.5, "environment": ENVIRONMENT,
-    "coverage": {"asked": 3, "got": 3, "short": []},
+    "coverage": {"asked": 3, "got": 3, "unknown": 0, "short": [], "source": "the plan"},
 }  # fmt: skip
 TRY = {
     "label": "a", "model": "m", "candidate": 0, "folder": "tries/a", "widths": {"w8a8": 4}, "methods": [], "costs": {"size": 1.0},
@@ -302,6 +302,14 @@ def _place(exc: BaseException) -> str:
     import traceback
 
     return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(traceback.extract_tb(exc.__traceback__)[-4:]))
+
+
+@pytest.mark.parametrize("name", [k for k in KINDS if k not in ("bench record in a gate", "devices")])
+def test_the_undamaged_file_is_read(name, home, tmp_path):
+    kind = KINDS[name]
+    for file in (*BESIDE, kind.file):
+        shutil.copy(home / file, tmp_path)
+    kind.read(tmp_path / kind.file, home)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -16,6 +16,9 @@ from trtq.engine.plan_text import PlanAudit
 from trtq.errors import EngineError, reason
 
 
+NAMED = {"builder": ("backend", "version"), "target": ("name", "device", "capability"), "spec": ("onnx",)}  # what every reader takes
+
+
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What FILE.engine.json says.
 
@@ -73,6 +76,12 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
     seconds: float
     environment: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for field, names in NAMED.items():
+            missing = [n for n in names if n not in getattr(self, field)]
+            if missing:
+                raise ValueError(f"{field} lacks {', '.join(missing)}")
 
     @property
     def has_codes(self) -> bool:
