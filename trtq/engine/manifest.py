@@ -15,7 +15,6 @@ from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
 from trtq.errors import EngineError, reason
 
-
 NAMED = {"builder": ("backend", "version"), "target": ("name", "device", "capability"), "spec": ("onnx",)}  # what every reader takes
 
 
