@@ -16,11 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from smoke import TINY, arguments, few
+
 MODELS = ("resnet18", "resnet50", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224")
 DIRECT = """
 import sys
 import tensorrt_rtx as trt
-source, out = sys.argv[1:]
+source, out = sys.argv[1:3]
 logger = trt.Logger(trt.Logger.ERROR)
 builder = trt.Builder(logger)
 network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -30,7 +32,8 @@ config = builder.create_builder_config()
 config.num_compute_capabilities = 1
 config.set_compute_capability(trt.ComputeCapability.SM86, 0)
 profile = builder.create_optimization_profile()
-profile.set_shape("input", (1, 3, 224, 224), (8, 3, 224, 224), (32, 3, 224, 224))
+side = int(sys.argv[3])
+profile.set_shape("input", (1, 3, side, side), (8, 3, side, side), (32, 3, side, side))
 config.add_optimization_profile(profile)
 open(out, "wb").write(bytes(builder.build_serialized_network(network, config)))
 """
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = arguments(parser, rounds=1, models=["tiny"])
     from timm_sweep import make_images
 
     from trtq.artifact import cpu_name
@@ -68,12 +71,12 @@ def main() -> None:
 
             quantize(
                 QuantizeSpec(
-                    model=f"timm:{name}", data=f"{folder}/images", out=f"{folder}/{name}", calib_images=8, parity_images=8, calibrator="max",
+                    model=few(f"timm:{name}", TINY.get(name, "")), input_size=few(None, (3, 32, 32)), data=f"{folder}/images", out=f"{folder}/{name}", calib_images=8, parity_images=8, calibrator="max",
                     preset_quant="none", calib_cache=f"{folder}/cache",
                 )
             )  # fmt: skip
             source = f"{folder}/{name}/model.qdq.onnx"
-            direct = [sys.executable, "-c", DIRECT, source, f"{folder}/direct.engine"]
+            direct = [sys.executable, "-c", DIRECT, source, f"{folder}/direct.engine", few("224", "32")]
             ours = [sys.executable, "-m", "trtq", "build", source, "--target", "sm86", "--out", f"{folder}/ours.engine"]
             timed(direct), timed(ours)  # the files are in the page cache from here on
             pairs, inside = [], []

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ptq_accuracy import prepare
+from smoke import arguments, few
 
 BATCH = 16
 
@@ -42,7 +43,7 @@ def stream(batches, images):
 
 def trtq_calibrate(model, batches, images, method):
     from trtq.graph.capture import capture
-    from trtq.quant.calibrate import make_encodings, summarize
+    from trtq.quant.calibrate import make_encodings, summarize_all
     from trtq.quant.observe import observe
     from trtq.quant.placement import place
 
@@ -53,7 +54,7 @@ def trtq_calibrate(model, batches, images, method):
     start = time.perf_counter()
     placement = place(captured.module)
     seen = observe(captured.module, placement, stream(batches, images), mode=method)
-    stats = {n: summarize(r, method, 99.99) for n, r in seen.items()}
+    stats = summarize_all(placement, seen, method, 99.99)
     make_encodings(captured.module, placement, stats, {})
     return time.perf_counter() - start, memory
 
@@ -124,17 +125,18 @@ def main() -> None:
     parser.add_argument("--modelopt-onnx-python")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser)
     if args.one:
         tool, method, images, path = args.one
         print("RESULT " + json.dumps(one(tool, method, int(images), path)))
         return
     own, torch_py, onnx_py = sys.executable, args.modelopt_python, args.modelopt_onnx_python
-    rows = [(own, "trtq", m, 256) for m in ("max", "ema", "percentile", "entropy", "mse")]
-    rows += [(own, "trtq", "max", 4096), (own, "trtq", "mse", 4096)]
-    rows += [(torch_py, "modelopt-torch", m, 256) for m in ("max", "mse")]
-    rows += [(own, "onnxruntime", m, 256) for m in ("MinMax", "Entropy")]
-    rows += [(onnx_py, "modelopt-onnx", m, 256) for m in ("max", "entropy")]
+    usual, many = few(256, 32), few(4096, 64)
+    rows = [(own, "trtq", m, usual) for m in few(("max", "ema", "percentile", "entropy", "mse"), ("mse",))]
+    rows += [(own, "trtq", m, many) for m in few(("max", "mse"), ("max",))]
+    rows += [(torch_py, "modelopt-torch", m, usual) for m in ("max", "mse")]
+    rows += [(own, "onnxruntime", m, usual) for m in few(("MinMax", "Entropy"), ("MinMax",))]
+    rows += [(onnx_py, "modelopt-onnx", m, usual) for m in ("max", "entropy")]
     lines = [
         "| tool | calibrator | images | plain forward s | calibration s | ratio | memory over plain MB |",
         "|---|---|---|---|---|---|---|",

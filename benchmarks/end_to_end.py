@@ -19,8 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from smoke import arguments, few
+
 START = time.perf_counter()
-ROUNDS = 3
+ROUNDS = few(3, 1)
 
 
 def run_trtq() -> dict[str, float]:
@@ -33,7 +35,8 @@ def run_trtq() -> dict[str, float]:
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        spec = QuantizeSpec(**settings("efficientnet_lite0"), calibrator="max", out=f"{folder}/out", calib_cache=f"{folder}/cache")
+        given = {**settings("efficientnet_lite0"), "calibrator": "max", "out": f"{folder}/out", "calib_cache": f"{folder}/cache"}
+        spec = QuantizeSpec.make(given)
         record = trtq.verbs.quantize.quantize(spec)
     return {"call": time.perf_counter() - start, **record.seconds}
 
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--modelopt-python")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser)
     if args.row:
         print("RESULT " + json.dumps({**ROWS[args.row](), "whole": time.perf_counter() - START}))
         return

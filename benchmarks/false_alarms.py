@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from smoke import TINY, arguments, few
 
 PLANTED = 0.03
-BLOCK_S, MAX_LOADS = 0.01, 32
+BLOCK_S, MAX_LOADS = few(0.01, 0.001), few(32, 4)
 
 
 def planted(call: Any, share: float) -> Any:
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--planted", type=int, default=50)
     parser.add_argument("--model", default="timm:mobilenetv3_small_050")
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = arguments(parser, same=2, planted=2, model=TINY["tiny"])
     from trtq.artifact import cpu_name, package_version
     from trtq.bench.card import Watch
     from trtq.bench.compare import take_turns
@@ -62,7 +63,7 @@ def main() -> None:
                 found = take_turns(load, load if kind == "same" else (lambda: planted(load(), PLANTED)), block_s=BLOCK_S, max_groups=MAX_LOADS, seed=i)
                 rows[kind].append({"outcome": found.outcome, "ratio": found.ratio, "low": found.low, "high": found.high, "noise": found.noise,
                                    "loads": found.groups, "s": time.perf_counter() - start})  # fmt: skip
-                if (i + 1) % 10 == 0:
+                if (i + 1) % few(10, 1) == 0:
                     print(kind, i + 1, json.dumps(rows[kind][-1]), flush=True)
                     watch.look()
                     args.out.write_text(render(rows, args.model, f"{cpu_name()}, ONNX Runtime {package_version('onnxruntime')}", watch.others()))

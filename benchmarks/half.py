@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 from apart import print_result, run_apart
+from smoke import arguments, few
 
 NAMES = ("efficientnet_lite0", "resnet20", "mobilevit_xxs", "vit", "vit_outliers_1000", "vit_outliers_10000", "vit_outliers_100000")
-TOOLS = ("everywhere", "trtq", "AutoCast")
-SEEN, EVALUATED = 16, 256
+TOOLS = few(("everywhere", "trtq", "AutoCast"), ("everywhere", "trtq"))
+SEEN, EVALUATED = few(16, 4), few(256, 8)
 
 
 def export(name: str, folder: str, opset: int) -> tuple[str, list[np.ndarray], list[np.ndarray]]:
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=list(NAMES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser, names=["resnet20"], modelopt_python=sys.executable)
     if args.one:
         tool, name, opset = args.one
         print_result(run_one(tool, name, int(opset)))

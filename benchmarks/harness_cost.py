@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from smoke import arguments, few
 
-CALLS, ROUNDS = 20_000, 9
+CALLS, ROUNDS = few(20_000, 200), few(9, 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = arguments(parser)
     import scipy.stats  # noqa: F401  # its import is not what is measured
 
     from trtq.artifact import cpu_name, package_version
@@ -59,7 +60,7 @@ def main() -> None:
 
     sample(_nothing, 1e-7, StopRule(seconds=0.01, samples=10_000, limit_s=1))
     before = peak()
-    found = sample(_nothing, 1e-7, StopRule(seconds=0.0, samples=1_000_000, limit_s=60, narrow=1.0))
+    found = sample(_nothing, 1e-7, StopRule(seconds=0.0, samples=few(1_000_000, 10_000), limit_s=60, narrow=1.0))
     summarize("e2e", found)
     args.out.write_text(
         f"""# What the harness adds

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from apart import print_result, run_apart
+from smoke import arguments, few
 from targets import MODELS
 
-IMAGES = 16
+IMAGES = few(16, 8)
 TOOLS = ("trtq", "modelopt-torch", "modelopt-onnx")
 
 
@@ -27,6 +28,8 @@ def quantized_file(tool: str, name: str, data: str, folder: str) -> tuple[str, s
     from trtq import QuantizeSpec, quantize
 
     given: dict[str, Any] = {"model": MODELS[name], "data": f"{data}/imagenet-sample.zip", "calib_images": IMAGES}
+    if name == "tiny":
+        given |= {"input_size": (3, 32, 32)}
     if name == "fcn_resnet18":
         given |= {"input_size": (3, 240, 320), "model_arg": {"num_classes": 11}}
     spec = QuantizeSpec(**given, out=f"{folder}/q", calib_cache=f"{folder}/cache")
@@ -124,7 +127,7 @@ def main() -> None:
     parser.add_argument("--tools", nargs="*", default=list(TOOLS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser, tools=["trtq"], modelopt_python=sys.executable)
     if args.one:
         with contextlib.redirect_stdout(sys.stderr):
             try:

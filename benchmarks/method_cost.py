@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from smoke import arguments
 
 
 def seconds_of(name: str, methods: list[str]) -> list[tuple[str, float, float]]:
@@ -55,7 +56,7 @@ def main() -> None:
         "--methods", nargs="*", default=["smooth", "qads", "repq", "ranking", "attention-percentile", "layernorm-ema", "bias-correction"]
     )
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser, models=["vit"], methods=["smooth"])
     lines = ["| model | method | s | passes |", "|---|---|---|---|"]
     for name in args.models:
         for method, spent, one_pass in seconds_of(name, args.methods):

@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from smoke import arguments, few
 
 MODELS = ("resnet20", "vit", "mobilevit_xxs", "resnet56", "efficientnet_lite0")
 BITS = ("w8a8", "w6a6", "w4a8", "w4a4")
-LIMIT = 2500
+LIMIT = few(2500, 16)
 # "none" is calibration alone (mse), "preset" what trtq does when nothing is asked; any other recipe is methods joined by "+".
 RECIPES = ("none", "preset")
 ATTENTION = ("ranking", "attention-percentile", "repq", "integer-softmax", "efficientquant")  # for them the products count, too
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="*", default=["max", "mse", "smoothquant"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--modelopt-row", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser, models=["resnet20"], bits=["w8a8"])
     if args.modelopt_row:
         print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row)))
         return

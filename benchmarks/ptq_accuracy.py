@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from models import evaluation, settings
+from smoke import arguments
 
 from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
 from trtq.data.answers import Tally
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--modelopt-python", default=None)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--modelopt-row", nargs=2, default=None, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser, models=["resnet20"], calibrators=["max"])
     if args.modelopt_row:
         print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row)))
         return

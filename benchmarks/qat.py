@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from smoke import arguments
+
 MODELS = ("resnet20", "mobilevit_xxs")
 BITS = ("w8a8", "w4a8", "w4a4")
 # Of SGD with momentum on the folded network. At w8a8 nothing must be learned back, and a mobile network wants a small rate.
@@ -179,7 +181,7 @@ def main() -> None:
     parser.add_argument("--modelopt-python")
     parser.add_argument("--modelopt-row", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser, models=["resnet20"], bits=["w8a8"], epochs=1, images=32)
     if args.modelopt_row:
         print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row, args.epochs, args.images)))
         return

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from smoke import arguments, few
 
-BATCH, ROUNDS = 64, 15
+BATCH, ROUNDS = few(64, 4), few(15, 2)
 
 
 def model_of(name: str) -> tuple[torch.nn.Module, tuple[int, int, int], dict[str, Any]]:
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--modelopt-python")
     parser.add_argument("--modelopt-row", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser, models=["resnet20"])
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     if args.modelopt_row:

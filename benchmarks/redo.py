@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tomllib
+from smoke import few
 
 AGREE, DIFFERS, NOT = "agree", "differs", "not comparable"
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ class Subject:
 
         values = {
             **self.own, "out": str(folder / "o"), "calib_cache": str(folder / "c"), "preset_quant": "none", "calibrator": "max",
-            "calib_images": 256, "parity_images": 16, "min_agreement": 0,
+            "calib_images": few(256, 16), "parity_images": 16, "min_agreement": 0,
         }  # fmt: skip
         made = quantize(QuantizeSpec.make({**values, **changes}))
         return made, self.evaluated(folder / "o")
@@ -104,7 +105,7 @@ class Subject:
         out = folder / f"{metric}-{'-'.join(bits)}.json"
         own = {k: v for k, v in self.own.items() if k != "calib_images"}
         analyze(
-            AnalyzeSpec.make({**own, "calib_images": 256, "out": str(out), "metric": metric, "bits": list(bits), "calib_cache": str(folder / "c"), **more})
+            AnalyzeSpec.make({**own, "calib_images": few(256, 16), "out": str(out), "metric": metric, "bits": list(bits), "calib_cache": str(folder / "c"), **more})
         )
         return out
 

@@ -10,6 +10,8 @@ import argparse
 import statistics
 from pathlib import Path
 
+from smoke import arguments, few
+
 MOBILEVITS = [
     "mobilevit_xxs", "mobilevit_xs", "mobilevit_s",
     *(f"mobilevitv2_{w}" for w in ("050", "075", "100", "125", "150", "175", "200")),
@@ -63,10 +65,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser)
     lines = ["| published in | device | precision | published ms | predicted ms | off |", "|---|---|---|---|---|---|"]
     errors = []
-    for label, device, models, own, bits, published in ROWS:
+    for label, device, models, own, bits, published in few(ROWS, ROWS[:1]):
         found = [cost(CostSpec.make({**own, "model": m, "bits": bits, "device": device})).latency for m in models]
         predicted = statistics.fmean(r.ms for r in found if r is not None)
         errors.append(predicted / published - 1)

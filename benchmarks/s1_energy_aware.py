@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from redo import Section, Subject, add_subject, noise_of, parser_of, points, printed, redo, subject
+from smoke import arguments
 
 WIDTHS = ("4", "6", "8")
 UNIFORM = {"8-bit PTQ": 8, "6-bit PTQ": 6, "4-bit PTQ": 4}
@@ -192,7 +193,7 @@ def main() -> None:
     parser = parser_of(__doc__ or "")
     add_subject(parser, "cnn", "resnet20")
     add_subject(parser, "vit", "vit")
-    args = parser.parse_args()
+    args = arguments(parser, tables=["Table 1", "Table 4"], images=16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         labs = {role: Lab(subject(args, role), folder / role) for role in ("cnn", "vit")}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from redo import Section, Subject, add_subject, noise_of, parser_of, points, printed, redo, subject
+from smoke import arguments
 
 # Steps of Table III, each with what came before: the paper does not say whether its rows add up; "incremental" suggests it.
 NAIVE: dict[str, Any] = {"attention": "int8", "calibrator": "max"}
@@ -167,7 +168,7 @@ def main() -> None:
     add_subject(parser, "vit", "vit")
     parser.add_argument("--epochs", type=int, default=2, help="of QAT")
     parser.add_argument("--train-images", type=int, default=5000, help="of an epoch")
-    args = parser.parse_args()
+    args = arguments(parser, tables=["Table I", "Table IV"], images=16, epochs=1, train_images=16)
     with tempfile.TemporaryDirectory() as name:
         labs = {r: Lab(subject(args, r), Path(name) / r, args.epochs, args.train_images) for r in ("cnn", "vit")}
         work = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from redo import Section, Subject, noise_of, parser_of, points, printed, redo
+from smoke import arguments
 
 NAMES = {"MobileViT_xxs": "mobilevit_xxs", "MobileViT_xs": "mobilevit_xs", "MobileViT_s": "mobilevit_s"} | {
     f"MobileViTv2_{w}": f"mobilevitv2_{w}" for w in ("050", "075", "100", "125", "150", "175", "200")
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--data", default=None, help="images to calibrate on")
     parser.add_argument("--eval", default=None, help="images to evaluate on, in folders by class")
     parser.add_argument("--class-index", default=None, help="JSON list of folder names")
-    args = parser.parse_args()
+    args = arguments(parser, tables=["Table 1", "Fig. 6"], images=16)
     if args.weights is not None and (args.data is None or args.eval is None):
         raise SystemExit("--weights needs --data and --eval: accuracy is not measured on the images of calibration")
     with tempfile.TemporaryDirectory() as name:

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from redo import Section, Subject, add_subject, noise_of, parser_of, points, printed, redo, subject
+from smoke import arguments
 
 MIXES = {"4MP": ("4", "8"), "2MP": ("2", "4", "8")}
 ACTIVATIONS = (8, 6, 4)
@@ -317,7 +318,7 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, default=None)
     parser.add_argument("--fcn-weights", type=Path, default=None)
     parser.add_argument("--fcn-epochs", type=int, default=1, help="of QAT, of FCN-ResNet18; 0: PTQ alone")
-    args = parser.parse_args()
+    args = arguments(parser, tables=["Table 4.1", "Table 4.2"], images=16, epochs=1, train_images=16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         labs = [classifier(label, subject(args, role), folder / role, args) for label, role in (("ResNet50", "cnn"), ("MobileNetV2", "mobile"))]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from smoke import TINY, arguments, few
 
 from trtq.graph.capture import capture
 from trtq.models.load import load_model
@@ -35,7 +36,7 @@ def study(name: str, size: int, images: int, probes: int, widths: list[str]) -> 
     captured = capture(load_model(name).module, (3, size, size))
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(8, 3, size, size, generator=generator), torch.randint(0, 1000, (8,), generator=generator)) for _ in range(images // 8)
+        (torch.randn(8, 3, size, size, generator=generator), torch.randint(0, few(1000, 4), (8,), generator=generator)) for _ in range(images // 8)
     ]
     layers = prepare_layers(captured.module, read_options(widths), [b for b, _ in batches], calibrator="max", percentile=99.99)
     made = Study(
@@ -70,7 +71,7 @@ def integer_program() -> list[float]:
     generator, found = np.random.default_rng(0), []
     labels = ("w2a2", "w4a4", "w6a6", "w8a8")
     bits = {o: int(o[1]) for o in labels}
-    for _ in range(5):
+    for _ in range(few(5, 1)):
         choices = []
         for i, (s, p) in enumerate(zip(generator.gamma(1.0, 5.0, 200), generator.integers(1e3, 1e6, 200), strict=True)):
             macs = int(p) * int(generator.integers(10, 1000))
@@ -90,14 +91,14 @@ def integer_program() -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = arguments(parser)
     lines = ["| what | model | measured | asked for |", "|---|---|---|---|"]
 
     def emit(*cells: str) -> None:
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
 
-    for name, size in (("timm:resnet18", 224), ("timm:mobilenetv2_100", 224), ("timm:deit_tiny_patch16_224", 224)):
+    for name, size in few((("timm:resnet18", 224), ("timm:mobilenetv2_100", 224), ("timm:deit_tiny_patch16_224", 224)), ((TINY["tiny"], 32),)):
         made, batches = study(name, size, 16, 2, ["2", "4", "6", "8"])
         plain = forward(made, batches)
         emit("l2, four widths", name, f"{seconds(lambda m=made: l2(m)) / plain:.2f} forward passes", "6")  # type: ignore[misc]
@@ -105,9 +106,9 @@ def main() -> None:
         plain, depth = forward(made, batches), len(made.layers)
         passes = seconds(lambda m=made: jsd(m)) / plain  # type: ignore[misc]
         emit(f"jsd, one width, {depth} layers", name, f"{passes:.1f} forward passes, {passes / depth:.2f} a layer", "0.6 a layer")
-    made, batches = study("timm:resnet50", 224, 8, 50, ["4"])
+    made, batches = study(few("timm:resnet50", TINY["tiny"]), few(224, 32), 8, 50, ["4"])
     unit = backward(made, batches)
-    made.arguments = {**made.arguments, "probes": 50}
+    made.arguments = {**made.arguments, "probes": few(50, 4)}
     started = time.perf_counter()
     _, said = hessian(made)
     spent = (time.perf_counter() - started) / unit

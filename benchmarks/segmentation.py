@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from smoke import SMOKE, arguments, data, few, scratch
 
 S4_COMPRESSION = 7.84  # Table 4.8, FCN-ResNet18 4MP
 # The usual colours of CamVid's 11 classes, and black for void.
@@ -24,16 +25,25 @@ PALETTE = np.array(
     [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192], [128, 128, 0], [192, 128, 128], [64, 64, 128], [64, 0, 128],
      [64, 64, 0], [0, 128, 192], [0, 0, 0]], dtype=np.uint8
 )  # fmt: skip
-SHOWN = (5, 40, 90)  # test images
+SIZE = few((240, 320), (48, 64))
+SHOWN = few((5, 40, 90), (0, 1, 2))  # test images
 # Bits of activations in a 4MP allocation, None without one; FP32 is the same training with no codes in place.
 SETTINGS: dict[str, int | None] = {"FP32": None, "INT8": None, "4MP-A8": 8, "4MP-A6": 6}
-# Bits of activations in a 4MP allocation, None without one; FP32 is the same training with no codes in place.
-SETTINGS: dict[str, int | None] = {"FP32": None, "INT8": None, "4MP-A8": 8, "4MP-A6": 6}
+
+
+def _smoke_weights() -> Path:
+    from safetensors.torch import save_file
+
+    from trtq.models.fcn import fcn_resnet18
+
+    path = scratch() / "fcn.safetensors"
+    save_file({k: v.contiguous() for k, v in fcn_resnet18(11).state_dict().items()}, path)
+    return path
 
 
 def base(args: argparse.Namespace) -> dict[str, Any]:
     return {
-        "model": "trtq:fcn_resnet18", "model_arg": {"num_classes": 11}, "checkpoint": str(args.weights), "input_size": "3x240x320",
+        "model": "trtq:fcn_resnet18", "model_arg": {"num_classes": 11}, "checkpoint": str(args.weights), "input_size": f"3x{SIZE[0]}x{SIZE[1]}",
         "preset": "imagenet", "data": f"{args.camvid}/train",
     }  # fmt: skip
 
@@ -71,7 +81,7 @@ def answers(args: argparse.Namespace, file: Path) -> list[np.ndarray]:
     from trtq.data.source import open_source
     from trtq.export.ort import open_session, run_batch
 
-    preprocess, _ = resolve_preprocess(input_size=(3, 240, 320), preset="imagenet")
+    preprocess, _ = resolve_preprocess(input_size=(3, *SIZE), preset="imagenet")
     session, source = open_session(file), open_source(f"{args.camvid}/test")
     return [run_batch(session, b.numpy())[0][0].argmax(0) for b in batches(source, SHOWN, preprocess, 1)]
 
@@ -83,12 +93,12 @@ def picture(args: argparse.Namespace, columns: dict[str, list[np.ndarray]], path
 
     with zipfile.ZipFile(args.camvid) as archive:
         names = sorted(n for n in archive.namelist() if n.startswith("test/"))
-        images = [np.asarray(Image.open(io.BytesIO(archive.read(names[i]))).resize((320, 240))) for i in SHOWN]
+        images = [np.asarray(Image.open(io.BytesIO(archive.read(names[i]))).resize(SIZE[::-1])) for i in SHOWN]
         truth = [
             PALETTE[
                 np.asarray(
                     Image.open(io.BytesIO(archive.read(f"testannot/{Path(names[i]).stem}.png"))).resize(
-                        (320, 240), Image.Resampling.NEAREST
+                        SIZE[::-1], Image.Resampling.NEAREST
                     )
                 )
             ]
@@ -119,7 +129,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--only", nargs="*", default=[*SETTINGS])
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = arguments(parser, camvid=data() / "camvid.zip" if SMOKE else None, weights=_smoke_weights() if SMOKE else None, epochs=1, only=["INT8"])
     from qat import without_codes
 
     from trtq import FinetuneSpec, QuantizeSpec, finetune, quantize
@@ -143,7 +153,7 @@ def main() -> None:
                         **chosen,
                         "out": str(folder / "ptq"),
                         "preset_quant": "none",
-                        "calib_images": 128,
+                        "calib_images": few(128, 8),
                         "calib_cache": str(folder / "cache"),
                     }
                 )

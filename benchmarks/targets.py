@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apart import print_result, run_apart
+from smoke import TINY, arguments, few
 
 MODELS = {
     "resnet18": "timm:resnet18", "resnet50": "timm:resnet50", "mobilenetv2": "timm:mobilenetv2_100",
@@ -24,9 +25,10 @@ MODELS = {
     "mobilevitv2_050": "timm:mobilevitv2_050", "deit_tiny": "timm:deit_tiny_patch16_224", "swin_tiny": "timm:swin_tiny_patch4_window7_224",
     "fcn_resnet18": "trtq:fcn_resnet18",
 }  # fmt: skip
-TARGETS = ("nano@8.2", "xavier@8.5", "sm86@8.6", "orin@10.3", "thor@10.13", "t4@10.16", "rtx3080@11.4", "h200@11.4")
-BUILT = (("sm86", "int8"), ("sm89", "int8"), ("sm120", "int8"), ("sm75", "fp16"))
-CALIBRATION = 64
+MODELS = few(MODELS, TINY)
+TARGETS = few(("nano@8.2", "xavier@8.5", "sm86@8.6", "orin@10.3", "thor@10.13", "t4@10.16", "rtx3080@11.4", "h200@11.4"), ("nano@8.2", "xavier@8.5", "rtx3080@11.4"))
+BUILT = few((("sm86", "int8"), ("sm89", "int8"), ("sm120", "int8"), ("sm75", "fp16")), (("sm86", "int8"),))
+CALIBRATION = few(64, 8)
 
 
 def lite0_weights() -> str:
@@ -40,6 +42,8 @@ def run_one(name: str, data: str, segmenter: str | None) -> dict[str, Any]:
     from trtq.errors import TrtqError
 
     given: dict[str, Any] = {"model": MODELS[name], "data": f"{data}/imagenet-sample.zip"}
+    if name == "tiny":
+        given |= {"input_size": (3, 32, 32)}
     if name == "efficientnet_lite0":
         given |= {"checkpoint": lite0_weights(), "checkpoint_match": "order", "mean": (0.5,) * 3, "std": (0.5,) * 3}
     if name == "fcn_resnet18":
@@ -135,7 +139,7 @@ def main() -> None:
     parser.add_argument("--segmenter", default=None, help="weights of trtq:fcn_resnet18, such as benchmarks/train_fcn.py makes")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(parser, models=["tiny"])
     data = os.environ["TRTQ_DATA"]
     if args.one:
         with contextlib.redirect_stdout(sys.stderr):

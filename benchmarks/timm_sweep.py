@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from smoke import TINY, arguments, few
 
 MODELS = [
     # CNNs
@@ -50,7 +51,7 @@ def run_one(model: str, images: str, out: str) -> dict[str, object]:
 
     record = quantize(
         QuantizeSpec(
-            model=f"timm:{model}", data=images, out=out, calib_images=8, parity_images=8, calibrator="max", calib_cache=f"{out}/cache"
+            model=few(f"timm:{model}", TINY["tiny"]), input_size=few(None, (3, 32, 32)), data=images, out=out, calib_images=8, parity_images=8, calibrator="max", calib_cache=f"{out}/cache"
         )
     )
     manifest = build(BuildSpec(onnx=f"{out}/model.qdq.onnx", target="sm86", out=f"{out}/engine.engine"))
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--images", default="")
-    args = parser.parse_args()
+    args = arguments(parser, models=["tiny"])
     if args.one:
         with tempfile.TemporaryDirectory() as out:
             try:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from smoke import SMOKE, arguments, data, few
 
-SIZE = (240, 320)
+SIZE = few((240, 320), (48, 64))
 CLASSES, VOID = 11, 11
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = arguments(parser, camvid=data() / "camvid.zip" if SMOKE else None, epochs=1, batch=2)
     from trtq.models.fcn import fcn_resnet18
 
     torch.set_num_threads(args.threads)

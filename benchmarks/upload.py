@@ -16,13 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from smoke import arguments
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = arguments(parser, megabytes=1, rounds=1)
     from trtq.artifact import cpu_name, sha256_file
     from trtq.deploy.agent_client import Agent
     from trtq.deploy.board import probe

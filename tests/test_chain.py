@@ -233,7 +233,7 @@ def test_run_skips_what_has_not_changed_and_redoes_what_has(images, tmp_path):
     assert "quantize: would run (it has not finished before)" in dry.stdout
     assert not out.exists()
     first = run_cli("run", str(recipe))
-    assert first.returncode == 0, first.stderr
+    assert first.returncode in (0, 3), first.stderr  # 3: the machine was busy while it measured
     assert "Report: " in first.stdout
     page = (out / "report.html").read_text()
     for tag in ("<script src", "<link", "<img", "@import", "url(http"):
@@ -266,7 +266,7 @@ def test_a_run_killed_in_each_stage_goes_on(images, tmp_path):
         process.kill()
         process.wait()
     done = run_cli("run", str(recipe))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode in (0, 3), done.stderr
     assert read(tmp_path / "out/evaluate.json")["images"] == 16
 
 
@@ -277,7 +277,7 @@ def test_the_same_recipe_twice_at_once(images, tmp_path):
     args = [sys.executable, "-m", "trtq", "run", str(recipe)]
     both = [subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     texts = [p.communicate() for p in both]
-    assert [p.returncode for p in both] == [0, 0], texts
+    assert {p.returncode for p in both} <= {0, 3}, texts
     assert sum(out.count(": ran (") for out, _ in texts) == 7
 
 

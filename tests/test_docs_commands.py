@@ -30,7 +30,7 @@ PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) 
 # What needs another machine; boards are the whole of tests/test_deploy.py, engines on a GPU and reports of trtexec have tests of their own.
 ELSEWHERE = r"trtq (device|deploy|fleet) |--device cuda:0|trtq bench \S+\.engine|audit layers\.json"
 # 3: finished and not valid, or a constraint does not hold: both depend on the machine and on weights that nobody trained.
-FINE = {"bench": (0, 3), "search": (0, 3), "compare": (0, 3), "lint": (0, 1)}
+FINE = {"bench": (0, 3), "run": (0, 3), "search": (0, 3), "compare": (0, 3), "lint": (0, 1)}
 TRTEXEC = {"nano": ("v8201", "5.3"), "xavier": ("v8502", "7.2")}
 
 

@@ -39,7 +39,12 @@ class Tail(torch.nn.Module):
     def forward(self, x):
         return self.fc(x.mean((2, 3)))
 """
-LOSS = "import torch\nfrom terms import weigh\ndef loss(answer, wanted):\n    return weigh(torch.nn.functional.cross_entropy(answer, wanted))\n"
+LOSS = """
+import torch
+from terms import weigh
+def loss(answer, wanted):
+    return weigh(torch.nn.functional.cross_entropy(answer, wanted))
+"""
 
 
 @pytest.fixture()

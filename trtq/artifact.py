@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import platform
+import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 
 from trtq.errors import ArtifactError, reason
 
 SCHEMA = 1
+T = TypeVar("T")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -81,6 +85,47 @@ def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
     return path
 
 
+def ensure_writable_file(path: Path, *, option: str = "--out", inputs: Iterable[Path] = ()) -> Path:
+    """Refuse a place for a file that cannot be written, or must not be, before any long work; nothing is made.
+
+    Args:
+        path: of the file to be written.
+        option: what the user can choose another one with.
+        inputs: files that must not be overwritten.
+
+    Raises:
+        ArtifactError: it is a folder, a device or an input, or the operating system refuses.
+    """
+    try:
+        _refuse_place(path, option, inputs)
+        above = next(p for p in path.absolute().parents if p.exists())
+        if not above.is_dir():
+            raise ArtifactError(f"Cannot write {path}", f"{above} is a file, not a folder", f"Choose another {option}")
+        with tempfile.NamedTemporaryFile(dir=above, prefix=f".{path.name}.", suffix=".json.tmp"):
+            pass
+    except OSError as exc:
+        raise explain_os_error(exc, path, option=option) from exc
+    return path
+
+
+def _refuse_place(path: Path, option: str, inputs: Iterable[Path]) -> None:
+    if path.is_dir():
+        example = shlex.quote(str(path / "NAME"))
+        raise ArtifactError(f"Cannot write {path}", "it is a folder", f"Name a file in it: {option} {example}")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ArtifactError(f"Cannot write {path}", "it is a device or a pipe, not a file", f"Choose another {option}")
+    same = next((given for given in inputs if given.exists() and given.samefile(path)), None)
+    if same is not None:
+        raise ArtifactError(f"Cannot write {path}", f"it is the input {same}", f"Choose another {option}")
+
+
+def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return what :func:`write_atomic` left in ``folder`` when it was killed while it wrote one of ``names``."""
+    return [p for name in names for p in folder.glob(f".{glob.escape(name)}.????????.tmp") if p.is_file()]
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it onto ``path``.
 
@@ -135,37 +180,148 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
         ArtifactError: it is missing, is not JSON, or is not an object.
     """
     try:
-        value = msgspec.json.decode(path.read_bytes())
+        value = decode_json(path.read_bytes(), Any)
     except FileNotFoundError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", "there is no such file") from exc
     except OSError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc)) from exc
     except msgspec.DecodeError as exc:
-        raise ArtifactError(f"Cannot read the {kind} {path}", f"it is not whole JSON ({exc})", "Make it again") from exc
+        raise ArtifactError(f"Cannot read the {kind} {path}", f"it is not whole JSON ({reason(exc)})", "Make it again") from exc
     if not isinstance(value, dict):
         raise ArtifactError(f"Cannot read the {kind} {path}", "it holds no JSON object", "Make it again")
+    require_schema(value.get("schema", SCHEMA), path, kind)
     return value
+
+
+def read_record(path: Path, record: type[T], *, kind: str = "record") -> T:
+    """Return the record in ``path`` as its type.
+
+    Args:
+        path: of the JSON file.
+        record: the struct, or any type that msgspec knows.
+        kind: for messages.
+
+    Raises:
+        ArtifactError: it is missing, damaged, of a newer trtq, or another record.
+    """
+    return check_record(read_json(path, kind=kind), path, record, kind=kind)
+
+
+def check_record(value: object, path: Path, record: type[T], *, kind: str = "record") -> T:
+    """Return a JSON value of ``path`` as its type.
+
+    Raises:
+        ArtifactError: a field is missing, or has another type.
+    """
+    try:
+        return msgspec.convert(value, record)
+    except (msgspec.ValidationError, RecursionError) as exc:
+        why = f"it is damaged or of another version ({reason(exc)})"
+        raise ArtifactError(f"Cannot read the {kind} {path}", why, "Make it again with this trtq") from exc
+
+
+def decode_json(data: bytes | str, kind: type[T]) -> T:
+    """Return JSON bytes as a type; a byte order mark, as Windows editors write it, is skipped.
+
+    Raises:
+        msgspec.MsgspecError: it is not JSON, not UTF-8, nested too deeply, or another type.
+    """
+    try:
+        raw = data.encode(errors="replace") if isinstance(data, str) else data
+        return msgspec.json.decode(raw.removeprefix(codecs.BOM_UTF8), type=kind)
+    except (UnicodeDecodeError, RecursionError) as exc:
+        raise msgspec.DecodeError(reason(exc)) from exc
+
+
+def require_schema(schema: object, path: Path, kind: str = "record") -> None:
+    """Refuse a file that a newer trtq wrote.
+
+    Raises:
+        ArtifactError: its schema number is larger than this trtq's, or no number.
+    """
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise ArtifactError(f"Cannot read the {kind} {path}", f"its schema is {schema!r}, not a number from 1 on", "Make it again")
+    if schema > SCHEMA:
+        why = f"a newer trtq wrote it: its schema is {schema}, this trtq reads up to {SCHEMA}"
+        raise ArtifactError(f"Cannot read the {kind} {path}", why, "Upgrade trtq, or make the file again")
 
 
 @contextlib.contextmanager
 def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (a file made beside the artefact).
 
-    A second process waits until the first has ended; the system frees the lock of a killed process.
-    """
-    from filelock import FileLock, Timeout
+    A second process waits until the first has ended; the system frees the lock of a killed process. A file system without locks, as some
+    NFS servers, is no error: the caller is told.
 
-    lock = FileLock(str(path))
+    Args:
+        path: of the lock file; it stays.
+        waiting: receives a line about a wait, or about a file system without locks.
+
+    Raises:
+        ArtifactError: the lock file cannot be made.
+    """
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if waiting:
-                waiting(f"Another trtq is at work here ({path.name}); waiting for it to end")
-            lock.acquire()
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as exc:
+        raise explain_os_error(exc, path) from exc
+    try:
+        _take(number, path, waiting or _ignore)
         yield
     finally:
-        lock.release()
+        os.close(number)  # which frees the lock
+
+
+def _take(number: int, path: Path, told: Callable[[str], None]) -> None:
+    import fcntl
+
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told(f"Another trtq is at work here ({path.name}); waiting for it to end")
+            fcntl.flock(number, fcntl.LOCK_EX)
+    except OSError as exc:
+        told(f"{path.parent} is on a file system without locks ({reason(exc)}): start no second trtq there")
+
+
+def _ignore(_text: str) -> None:
+    """Tell nobody."""
+
+
+@contextlib.contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """Make a folder for temporary files, and remove it in the end.
+
+    Args:
+        name: in the folder's name, such as ``build`` for ``trtq-build-...``.
+
+    Raises:
+        ArtifactError: there is no folder for temporary files that can be written to.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"trtq-{name}-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise _no_scratch(exc, "folder") from exc
+    with folder as place:
+        yield Path(place)
+
+
+def scratch_file() -> IO[str]:
+    """Return a new temporary text file without a name; it is gone when it is closed.
+
+    Raises:
+        ArtifactError: there is no folder for temporary files that can be written to.
+    """
+    try:
+        return tempfile.TemporaryFile("w+", errors="replace")
+    except OSError as exc:
+        raise _no_scratch(exc, "file") from exc
+
+
+def _no_scratch(exc: OSError, what: str) -> ArtifactError:
+    why = "no folder for temporary files can be written to" if isinstance(exc, FileNotFoundError) else reason(exc)
+    mend = "Set TMPDIR to a folder that exists, can be written to and has space"
+    return ArtifactError(f"Cannot make a temporary {what}", why, mend)
 
 
 def package_version(name: str) -> str | None:
@@ -192,7 +348,7 @@ def environment() -> dict[str, Any]:
 def cpu_name() -> str:
     """Return the processor's own name where Linux tells it, else the architecture."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "Model")):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

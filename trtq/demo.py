@@ -15,6 +15,7 @@ from PIL import Image
 
 from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
 from trtq.errors import MissingExtraError
+from trtq.terminal import say
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about its classes.
 PHOTOGRAPHS: tuple[tuple[str, str], ...] = (
@@ -95,8 +96,8 @@ def _package_file(package: str, relative: str) -> Path:
     return Path(str(module.__file__)).parent / relative
 
 
-def main(out: Path = Path("runs/demo")) -> None:
-    """Run the demo in ``out`` and print where the report is."""
+def main(out: Path = Path("runs/demo")) -> int:
+    """Run the demo in ``out``, print where the report is, and return the exit code."""
     from trtq.cli.run_cmd import run_recipe
 
     try:
@@ -108,9 +109,10 @@ def main(out: Path = Path("runs/demo")) -> None:
     count = make_crops(images)
     recipe = out / "recipe.toml"
     write_bytes(recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode())
-    print(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
-    print(f"trtq run {recipe}", flush=True)
-    run_recipe(recipe)
+    say(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
+    say(f"trtq run {recipe}")
+    code = run_recipe(recipe)
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())
+    return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ STATE, RUN_LOCK = ".trtq-stages", ".trtq-run.lock"
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a stage: a line about it, and whether its figures may be used."""
+
+    summary: str
+    valid: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """One step of the chain.
 
@@ -56,13 +64,13 @@ class Stage:
         name: such as ``build rtx3080``.
         inputs: returns everything the result depends on, when the stage is reached; a digest of it is the stage's key.
         outputs: files the stage writes.
-        work: does it and returns a one-line summary.
+        work: does it and returns what came of it.
     """
 
     name: str
     inputs: Callable[[], dict[str, Any]]
     outputs: tuple[Path, ...]
-    work: Callable[[], str]
+    work: Callable[[], Outcome]
 
     @property
     def slug(self) -> str:
@@ -79,12 +87,14 @@ class StageResult:
         ran: False when it was up to date.
         why: why it ran, or why not.
         summary: one line about its result; empty in a dry run.
+        valid: False where its record says that its figures may not be used.
     """
 
     name: str
     ran: bool
     why: str
     summary: str
+    valid: bool = True
 
 
 def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> list[StageResult]:
@@ -149,8 +159,9 @@ def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) 
         feeds = [s for s in stale if s in ("quantize", "finetune") or stage.name == "report"]
         why = f"{feeds[0]} runs before it" if feeds and dry_run else _why_stale(stage, inputs, key, out)
         if why is None:
-            summary = str(_state(stage, out).get("summary", "")) if not dry_run else ""
-            results.append(StageResult(stage.name, False, "nothing it depends on has changed", summary))
+            before = {} if dry_run else _state(stage, out)
+            done = Outcome(str(before.get("summary", "")), before.get("valid", True) is not False)
+            results.append(StageResult(stage.name, False, "nothing it depends on has changed", done.summary, done.valid))
             continue
         stale.append(stage.name)
         if dry_run:
@@ -158,12 +169,12 @@ def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) 
             continue
         progress.note(f"{stage.name}: {why}")
         (out / STATE / f"{stage.slug}.json").unlink(missing_ok=True)
-        summary = stage.work()
+        done = stage.work()
         files = {str(p.relative_to(out)): sha256_file(p) for p in stage.outputs}
         parts = {k: digest_of(v) for k, v in inputs.items()}
         ensure_writable_dir(out / STATE)
-        write_json(out / STATE / f"{stage.slug}.json", {"key": key, "parts": parts, "files": files, "summary": summary})
-        results.append(StageResult(stage.name, True, why, summary))
+        write_json(out / STATE / f"{stage.slug}.json", {"key": key, "parts": parts, "files": files, **asdict(done)})
+        results.append(StageResult(stage.name, True, why, done.summary, done.valid))
     return results
 
 
@@ -232,8 +243,8 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
             "allocation": _digest_or_none(spec.allocation),
         }
 
-    def work() -> str:
-        return quantize(spec, progress).summary
+    def work() -> Outcome:
+        return _outcome(quantize(spec, progress))
 
     return Stage("quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, RECORD)), work)
 
@@ -259,12 +270,12 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
             "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d, i, note) if d else None for n, (d, i) in where.items()},
         }  # fmt: skip
 
-    def work() -> str:
+    def work() -> Outcome:
         if (folder / CHECKPOINT).is_dir() and (folder / TRAINED).is_file():
             # Of a run that has ended; one that was interrupted goes on, and the next to be interrupted must not look like this one.
             shutil.rmtree(folder / CHECKPOINT)
             (folder / TRAINED).unlink()
-        return finetune(spec, progress).summary
+        return _outcome(finetune(spec, progress))
 
     return Stage("finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work)
 
@@ -293,10 +304,10 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
             "versions": _runtime(),
         }  # fmt: skip
 
-    def work() -> str:
+    def work() -> Outcome:
         record = evaluate(spec, progress)
         write_json(out / "evaluate.json", record)
-        return record.summary
+        return _outcome(record)
 
     return Stage("evaluate", inputs, (out / "evaluate.json",), work)
 
@@ -404,7 +415,7 @@ def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, n
             "images": fingerprint(spec.data, None, note) if spec.data else None,
         }  # fmt: skip
 
-    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: build(spec, progress).summary)
+    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: _outcome(build(spec, progress)))
 
 
 def _trtexec_or_none() -> str | None:
@@ -428,10 +439,10 @@ def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path, progress
             "settings": msgspec.to_builtins(spec), path.name: _digest_or_none(str(path)), "machine": cpu_name(), "versions": _runtime(),
         }  # fmt: skip
 
-    def work() -> str:
+    def work() -> Outcome:
         record = bench(spec, progress)
         write_json(target, record)
-        return record.summary
+        return _outcome(record)
 
     return Stage(f"bench {label}", inputs, (target,), work)
 
@@ -443,10 +454,15 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
         boards = sorted(out.glob("deploy/*/deploy.json"))
         return {"title": recipe.title, **{str(p.relative_to(out)): _digest_or_none(str(p)) for p in [*records, *boards]}}
 
-    def work() -> str:
-        return f"{write_page(out, page, title=recipe.title)}"
+    def work() -> Outcome:
+        return Outcome(str(write_page(out, page, title=recipe.title)))
 
     return Stage("report", inputs, (page,), work)
+
+
+def _outcome(record: Any) -> Outcome:
+    """Return what a record says of itself: whether its measurements are valid, its outputs finite."""
+    return Outcome(str(record.summary), bool(getattr(record, "valid", True)) and bool(getattr(record, "finite", True)))
 
 
 def _digest_or_none(path: str | None) -> str | None:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from trtq.errors import UsageError, reason, suggest
 from trtq.specs import BuildOptions, FinetuneSpec, InputSpec, ModelInputSpec, QuantizeSpec, Spec
+from trtq.specs.base import PathDoc
 from trtq.specs.fields import IgnoreIndex, Masks
 
 if sys.version_info >= (3, 11):
@@ -49,7 +50,7 @@ class BenchStage(Spec, frozen=True, kw_only=True):
 class Recipe(Spec, frozen=True, kw_only=True):
     """The whole chain: quantize, finetune, evaluate, build for each target, bench, report."""
 
-    out: str
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
     quantize: QuantizeSpec
     finetune: FinetuneSpec | None = None
     evaluate: EvaluateStage | None = None
@@ -65,11 +66,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         UsageError: missing or not TOML, with line and column.
     """
     try:
-        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         return tables
     except FileNotFoundError as exc:
         raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:  # TOMLDecodeError and UnicodeDecodeError are values that are wrong
         raise UsageError(f"Cannot read the recipe {path}", reason(exc)) from exc
 
 
@@ -98,14 +99,16 @@ def load_recipe(path: Path) -> Recipe:
     for key in ("quantize", "finetune", "evaluate", "bench"):
         if key in tables and not isinstance(tables[key], dict):
             raise UsageError(f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]")
-    if not all(isinstance(b, dict) for b in (tables.get("build") or []) if not isinstance(tables["build"], dict)):
-        raise UsageError(f"build in {path} must be a list of tables", mend="Write [[build]]")
+    for key in ("out", "title"):
+        if key in tables and not isinstance(tables[key], str):
+            raise UsageError(f"{key} in {path} must be a text", f"found {tables[key]!r}", f'Write {key} = "..."')
+    builds = tables.get("build", [])
+    builds = [builds] if isinstance(builds, dict) else builds
+    if not isinstance(builds, list) or not all(isinstance(b, dict) for b in builds):
+        raise UsageError(f"build in {path} must be a list of tables", f"found {builds!r}", "Write [[build]]")
     if "quantize" not in tables:
         raise UsageError(f"The recipe {path} has no [quantize] table", mend="It names the model and the images")
     out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")
-    builds = tables.get("build", [])
-    if isinstance(builds, dict):
-        builds = [builds]
     stages: dict[str, Any] = {
         "out": out,
         "title": str(tables.get("title", path.stem)),

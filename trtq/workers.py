@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import msgspec
 
+from trtq.errors import UsageError, reason
+
 T = TypeVar("T")
+WHERE = "Cannot run as one of several processes"
+HINT = "Start them with torchrun --nproc-per-node N -m trtq ..., or unset RANK and WORLD_SIZE to run as one"
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise UsageError(WHERE, f"{name} is {text!r}, not a number", HINT) from exc
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,22 +40,44 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls) -> Workers:
-        """Return what ``torchrun`` set, one process without it."""
-        return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            world=int(os.environ.get("WORLD_SIZE", "1")),
-            local=int(os.environ.get("LOCAL_RANK", "0")),
-        )
+        """Return what ``torchrun`` set, one process without it.
+
+        Raises:
+            UsageError: a variable is no number, the rank does not fit, or the address of the first process is missing.
+        """
+        made = cls(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1), local=_number("LOCAL_RANK", 0))
+        if made.world < 1 or not 0 <= made.rank < made.world:
+            why = f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank lies between 0 and WORLD_SIZE - 1"
+            raise UsageError(WHERE, why, HINT)
+        missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
+        if made.world > 1 and missing:
+            why = f"WORLD_SIZE is {made.world}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+            raise UsageError(WHERE, why, HINT)
+        return made
 
     @contextmanager
-    def joined(self, *, gpu: bool = False) -> Iterator[None]:
-        """Let the processes talk to each other inside (torch.distributed: nccl between GPUs, else gloo)."""
+    def joined(self, *, gpu: bool = False, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Let the processes talk to each other inside (torch.distributed: nccl between GPUs, else gloo).
+
+        Args:
+            gpu: whether they compute on GPUs.
+            waiting: receives a line about whom this process waits for.
+
+        Raises:
+            UsageError: they cannot be reached.
+        """
         if self.world == 1:
             yield
             return
         from torch import distributed
 
-        distributed.init_process_group("nccl" if gpu else "gloo", rank=self.rank, world_size=self.world, timeout=timedelta(days=2))
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        if waiting is not None:
+            waiting(f"process {self.rank} of {self.world} waits for the other {self.world - 1} at {place}")
+        try:
+            distributed.init_process_group("nccl" if gpu else "gloo", rank=self.rank, world_size=self.world, timeout=timedelta(days=2))
+        except (RuntimeError, ValueError, OSError) as exc:
+            raise UsageError(f"Cannot reach the other processes at {place}", reason(exc), HINT) from exc
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from trtq.bench.workload import device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.specs import CompareSpec
+from trtq.terminal import stack
 
 RECORD = "compare.json"
 
@@ -39,7 +40,7 @@ class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line a verdict."""
-        return "\n".join([*(v.summary for v in self.verdicts), *(f"differs: {d}" for d in self.differences), *self.notes])
+        return stack([*(v.summary for v in self.verdicts), *(f"differs: {d}" for d in self.differences), *self.notes])
 
 
 def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:

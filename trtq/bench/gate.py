@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, explain_os_error, read_json
+from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
 from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.errors import ArtifactError, UsageError
 from trtq.specs import GateSpec
+from trtq.terminal import stack
 
 EXIT = {"passed": 0, "failed": 1, "not valid": 3}
 Outcome = Literal["passed", "failed", "not valid"]
@@ -58,7 +59,7 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
                 for c in self.checks
             ]
         lines += ["", *(f"- not valid: {r}" for r in self.reasons), *(f"- {n}" for n in self.notes)]
-        return "\n".join(lines).rstrip() + "\n"
+        return stack(lines)
 
 
 def read_record(path: Path) -> BenchRecord:
@@ -72,10 +73,7 @@ def read_record(path: Path) -> BenchRecord:
         raise ArtifactError(
             f"{path} is no record of trtq bench", f"its verb is {held.get('verb')!r}", "Make one: trtq bench FILE --out DIR"
         )
-    try:
-        record = msgspec.convert(held, BenchRecord)
-    except msgspec.ValidationError as exc:
-        raise ArtifactError(f"Cannot read the bench record {path}", str(exc), "Make it again: trtq bench FILE --out DIR") from exc
+    record = check_record(held, path, BenchRecord, kind="bench record")
     lacking = incomplete(record.card)
     if lacking:
         raise ArtifactError(
@@ -143,7 +141,7 @@ def gate(spec: GateSpec) -> GateRecord:
     if spec.summary:
         try:
             with Path(spec.summary).open("a", encoding="utf-8") as handle:
-                handle.write(made.summary)
+                handle.write(f"{made.summary}\n")
         except OSError as exc:
             raise explain_os_error(exc, Path(spec.summary), option="--summary") from exc
     return made
@@ -219,6 +217,21 @@ def _check(what: str, baseline: str, candidate: str, change: str, limit: float, 
     return Check(what=what, baseline=baseline, candidate=candidate, change=change, limit=f"{limit:+.1%}", outcome=outcome, why=why)
 
 
+class _Evaluation(msgspec.Struct):
+    """What the gate reads of an evaluation; other tools may write it, too."""
+
+    top1: float | None = None
+    reference_top1: float | None = None
+    miou: float | None = None
+    reference_miou: float | None = None
+    images: int | None = None
+    data: Any = None
+
+
+def _evaluation(path: str) -> _Evaluation:
+    return check_record(read_json(Path(path), kind="evaluation"), Path(path), _Evaluation, kind="evaluation")
+
+
 def _accuracy(spec: GateSpec) -> Check:
     """Compare the records of ``trtq evaluate``."""
     assert spec.max_accuracy_drop is not None
@@ -226,19 +239,19 @@ def _accuracy(spec: GateSpec) -> Check:
         raise UsageError(
             "--max-accuracy-drop needs --accuracy", "a bench record has no accuracy in it", "trtq evaluate FILE --data ... --json > A.json"
         )
-    new = read_json(Path(spec.accuracy), kind="evaluation")
-    old = read_json(Path(spec.baseline_accuracy), kind="evaluation") if spec.baseline_accuracy else None
+    new = _evaluation(spec.accuracy)
+    old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None
     for measure, unit in (("miou", "mIoU"), ("top1", "top-1")):
-        after = new.get(measure)
-        before = old.get(measure) if old is not None else new.get(f"reference_{measure}")
+        after = getattr(new, measure)
+        before = getattr(new, f"reference_{measure}") if old is None else getattr(old, measure)
         if after is None or before is None:
             continue
         outcome: Outcome = "passed" if before - after <= spec.max_accuracy_drop else "failed"
         why = ""
-        if old is not None and (old.get("images"), old.get("data")) != (new.get("images"), new.get("data")):
+        if old is not None and (old.images, old.data) != (new.images, new.data):
             outcome, why = "not valid", "the two evaluations saw other images"
         return Check(
-            what=f"{unit} on {new.get('images')} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
+            what=f"{unit} on {new.images} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
             change=f"{after - before:+.2f}", limit=f"-{spec.max_accuracy_drop:g}", outcome=outcome, why=why,
         )  # fmt: skip
     raise ArtifactError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import datetime
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +14,8 @@ import msgspec
 from trtq.artifact import sha256_bytes
 from trtq.bench.record import BenchRecord, Verdict
 from trtq.errors import ArtifactError, UsageError
+from trtq.paths import path_variable, user_folder
+from trtq.terminal import visible
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS rows (
@@ -41,11 +43,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def history_path() -> Path:
-    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder."""
-    given = os.environ.get("TRTQ_HISTORY")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "trtq/history.sqlite"
+    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder.
+
+    Raises:
+        SystemRefusalError: there is no home.
+    """
+    given = path_variable("TRTQ_HISTORY")
+    return Path(given) if given else user_folder("XDG_DATA_HOME", ".local/share") / "trtq/history.sqlite"
 
 
 @contextmanager
@@ -152,8 +156,6 @@ def plot(entries: list[Entry], out: Path) -> Path:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    import datetime
-
     import matplotlib.pyplot as plt
 
     from trtq.artifact import write_atomic
@@ -161,22 +163,33 @@ def plot(entries: list[Entry], out: Path) -> Path:
     known = ("png", "svg", "pdf")
     if out.suffix[1:] not in known:
         raise UsageError(f"Cannot draw {out}", f"its ending is {out.suffix!r}", f"Use .{', .'.join(known)}")
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    with mpl.rc_context({"text.parse_math": False}):  # a name may hold a dollar
+        figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+        lines = _draw(axes, entries)
+        axes.set(ylabel="median of a request, ms", title="Latency over time")
+        axes.set_ylim(bottom=0)
+        if lines:
+            axes.legend(*zip(*lines, strict=True), fontsize=8)
+        figure.autofmt_xdate()
+        write_atomic(out, lambda tmp: figure.savefig(tmp, format=out.suffix[1:]))
+    plt.close(figure)
+    return out
+
+
+def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
+    """Draw one line for each file, device, mode and batch, and return the lines with their labels."""
     series: dict[tuple[str, str, str, int], list[Entry]] = {}
     for e in entries:
         if e.median_ms is not None:
             series.setdefault((Path(e.file).name, e.device, e.mode, e.batch), []).append(e)
-    for (name, device, mode, batch), held in series.items():
-        times: Any = [datetime.datetime.fromisoformat(e.time) for e in held]
-        values: Any = [e.median_ms for e in held]
-        (line,) = axes.plot(times, values, label=f"{name}, {device}, {mode}, batch {batch}")
-        for e, t, v in zip(held, times, values, strict=True):
-            axes.plot(t, v, "o", color=line.get_color(), markerfacecolor=line.get_color() if e.valid else "none")
-    axes.set(ylabel="median of a request, ms", title="Latency over time")
-    axes.set_ylim(bottom=0)
-    if series:
-        axes.legend(fontsize=8)
-    figure.autofmt_xdate()
-    write_atomic(out, lambda tmp: figure.savefig(tmp, format=out.suffix[1:]))
-    plt.close(figure)
-    return out
+    lines = []
+    for (name, device, mode, batch), rows in series.items():
+        times = [datetime.datetime.fromisoformat(e.time) for e in rows]
+        values = [e.median_ms for e in rows]
+        (line,) = axes.plot(times, values)
+        color = line.get_color()
+        for e, t, v in zip(rows, times, values, strict=True):
+            axes.plot(t, v, "o", color=color, markerfacecolor=color if e.valid else "none")
+        label = visible(f"{name}, {device}, {mode}, batch {batch}")
+        lines.append((line, f" {label}" if label.startswith("_") else label))  # matplotlib hides such a label
+    return lines

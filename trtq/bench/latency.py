@@ -172,7 +172,7 @@ def last_level_cache(root: Path = Path("/")) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     found = []
     for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text[:-1].isdigit() and text[-1] in units:
+        text = path.read_text(errors="replace").strip()
+        if text[:-1].isdigit() and text[-1:] in units:
             found.append(int(text[:-1]) * units[text[-1]])
     return max(found or sizes)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from trtq.artifact import scratch
 from trtq.bench.record import LayerTime
 from trtq.bench.workload import EngineWorkload, OnnxWorkload, Workload
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
-from trtq.errors import BenchError, TrtqError
-from trtq.export.onnx_file import QDQ, digest_onnx, load_onnx
+from trtq.errors import BenchError, TrtqError, reason
+from trtq.export.onnx_file import QDQ, load_onnx, read_onnx
 
 RUNS = 20
 
@@ -60,7 +60,7 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
     """Return the time and the op of each node that ONNX Runtime ran, ms a request, from its own profiler in a session of its own."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch("profile") as folder:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.enable_profiling = True
@@ -70,7 +70,11 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
             session.run(None, workload.given)
         for _ in range(runs):
             session.run(None, workload.given)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as exc:
+            mend = "Set TMPDIR to a folder that has space"
+            raise BenchError(f"There is no layer profile of {workload.path.name}", f"the runtime wrote none ({reason(exc)})", mend) from exc
     return read_onnx_profile(events, runs, skip=5)
 
 
@@ -128,11 +132,11 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
 
     manifest = read_manifest(path)
     source = Path(manifest.spec["onnx"])
-    if not source.is_file() or digest_onnx(source) != manifest.onnx_sha256:
-        return {}, f"no prediction: {source}, which the engine was built from, is {'another file by now' if source.is_file() else 'gone'}"
     try:
+        model, _, digest = read_onnx(source)
+        if digest != manifest.onnx_sha256:
+            return {}, f"no prediction: {source}, which the engine was built from, is another file by now"
         device = find_device(manifest.target["name"].partition("@")[0])
-        model: onnx.ModelProto = load_onnx(source)
         ops = list_onnx_ops(model, manifest.spec["onnx"])
     except TrtqError as exc:
         return {}, f"no prediction: {exc.what}"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from trtq.bench.statistics import Drift, Outliers, Quantile
+from trtq.terminal import stack
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -330,4 +331,4 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The lines of every row and verdict."""
         many = len({r.file for r in self.rows}) > 1
         lines = [f"{r.file + ': ' if many else ''}{r.summary}" for r in self.rows]
-        return "\n".join([*lines, *(v.summary for v in self.verdicts)])
+        return stack([*lines, *(v.summary for v in self.verdicts)])

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trtq.artifact import read_json
 from trtq.bench.card import Watch
 from trtq.bench.compare import BLOCK_S, MARGIN, MAX_GROUPS, Call, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import LayerTime, Verdict
 from trtq.bench.workload import open_workload
-from trtq.engine.manifest import has_codes, manifest_path
+from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.known_records import read_known
 
 FLOAT_BESIDE = "model.fp32.onnx"
 NOISY, UNKNOWN = 0.05, 0.02
@@ -26,7 +26,7 @@ def is_quantized(path: Path) -> bool:
     if not is_engine(path):
         return count_qdq(load_onnx(path)) > 0
     beside = manifest_path(path)
-    return beside.is_file() and has_codes(read_json(beside, kind="engine manifest"))
+    return beside.is_file() and _manifest(path).has_codes
 
 
 def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, str]:
@@ -39,17 +39,22 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
     if not is_engine(path):
         beside = path.with_name(FLOAT_BESIDE)
         return (beside, "") if beside.is_file() and beside != path else (None, f"no {FLOAT_BESIDE} beside it; name one with --baseline")
-    manifest = read_json(manifest_path(path), kind="engine manifest")
-    target = manifest["target"]["name"]
+    manifest = _manifest(path)
+    target = manifest.target["name"]
     for other in sorted(path.parent.glob(f"*{path.suffix}")):
         if other == path or not manifest_path(other).is_file():
             continue
-        found = read_json(manifest_path(other), kind="engine manifest")
-        if not has_codes(found) and found["precision"] == "fp16" and found["target"] == manifest["target"]:
+        found = _manifest(other)
+        if not found.has_codes and found.precision == "fp16" and found.target == manifest.target:
             return other, ""
-    source = Path(str(manifest["spec"]["onnx"])).with_name(FLOAT_BESIDE)
+    source = Path(str(manifest.spec["onnx"])).with_name(FLOAT_BESIDE)
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
     return None, f"no FP16 engine for it beside it; build one: trtq build {source} --target {target} --precision fp16 --out {out}"
+
+
+def _manifest(engine: Path) -> EngineManifest:
+    manifest: EngineManifest = read_known(manifest_path(engine), "build", kind="engine manifest")
+    return manifest
 
 
 def judge_files(

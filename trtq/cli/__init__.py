@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import click
 
-from trtq.errors import TrtqError
+from trtq.errors import TrtqError, explain_system, reason
+from trtq.terminal import ClosedOutputError, drop_output_, flush_output, prepare_streams_, say
 from trtq.version import __version__
 
+INTERRUPTED, CLOSED_OUTPUT = 130, 141  # as a shell reports the signals SIGINT and SIGPIPE
+FAILED = {"gate": 3}  # exit code of a failure where 1 has a meaning of its own
 COMMANDS = {
     "quantize": "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
     "evaluate": "Accuracy of an ONNX file, agreement with another.",
@@ -67,6 +74,13 @@ class LazyGroup(click.Group):
             raise UsageError(f"Unknown command {args[0]!r}", mend=suggest(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; click would end without a word at a broken pipe to any process."""
+        try:
+            return super().invoke(ctx)
+        except OSError as exc:
+            raise explain_system(exc) or exc from exc
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands from the table, without importing them."""
         with formatter.section("Commands"):
@@ -79,22 +93,86 @@ def cli() -> None:
     """Take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.
 
     Exit codes: 0 good, 1 failed, 2 wrong usage, 3 finished but not valid.
+    TRTQ_DEBUG=1 prints the traceback of an error.
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the command ends as after Ctrl-C, so that its processes and temporary folders go with it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 def main() -> None:
-    """Entry point of the ``trtq`` command: errors a user can mend are printed in one line, without a traceback."""
+    """Entry point of the ``trtq`` command: errors are printed in one line, without a traceback."""
+    prepare_streams_()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+    code = run_command(sys.argv[1:])
     try:
-        code = cli.main(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except TrtqError as exc:
-        click.echo(f"trtq: {exc}", err=True)
-        sys.exit(exc.exit_code)
+        flush_output()
+    except ClosedOutputError:
+        code = CLOSED_OUTPUT
+    except OSError as exc:
+        say(f"trtq: Cannot write to standard output: {reason(exc)}.", err=True)
+        code = code or 1
+    if code == CLOSED_OUTPUT:
+        drop_output_()
+    sys.exit(code)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise Terminated(number)
+
+
+def run_command(words: list[str]) -> int:
+    """Run one command line and return its exit code; what went wrong is printed, with ``TRTQ_DEBUG=1`` the traceback, too.
+
+    Args:
+        words: without the name of the program.
+    """
+    failed = FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)
+    try:
+        code = cli.main(words, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except ClosedOutputError:
+        return CLOSED_OUTPUT
+    except (click.Abort, KeyboardInterrupt) as exc:
+        cause = exc if isinstance(exc, Terminated) else exc.__cause__ or exc.__context__
+        say("trtq: interrupted; finished stages are kept", err=True)
+        return cause.exit_code if isinstance(cause, Terminated) else INTERRUPTED
     except click.ClickException as exc:
-        exc.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("trtq: interrupted; finished stages are kept", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
+        _show_usage(exc)
+        return 2
+    except Exception as exc:
+        error = exc if isinstance(exc, TrtqError) else explain_system(exc)
+        if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
+            say("".join(traceback.format_exception(exc)), err=True, lines=True)
+        say(f"trtq: {error or _bug(exc)}", err=True)
+        return error.exit_code if error is not None and error.exit_code != 1 else failed
+
+
+def _show_usage(exc: click.ClickException) -> None:
+    context = getattr(exc, "ctx", None)
+    if context is not None:
+        say(context.get_usage(), err=True, lines=True)
+        say(f"Try '{context.command_path} --help' for help.", err=True)
+    say(f"Error: {exc.format_message()}", err=True)
+
+
+def _bug(exc: Exception) -> str:
+    """Return what to report about an exception that no part of trtq expected."""
+    package = Path(__file__).parents[1]
+    frames = traceback.extract_tb(exc.__traceback__)
+    own = next((f for f in reversed(frames) if Path(f.filename).is_relative_to(package)), None)
+    place = "an unknown place"
+    if own is not None:
+        place = f"{Path(own.filename).relative_to(package.parent)}:{own.lineno} in {own.name}"
+    text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+    return (
+        f"This is a bug in trtq {__version__}: {place}: {text[:500]}. "
+        "Hint: run the command again with TRTQ_DEBUG=1 and report the traceback."
+    )

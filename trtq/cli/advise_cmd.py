@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import AdviseSpec
+from trtq.terminal import say
 
 
 @click.command("advise")
@@ -30,12 +31,12 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for row in record.rows:
-        click.echo(
+        say(
             f"  {'*' if row.applies else ' '} {row.scenario}: {row.strategy}, {row.precision}" + (f" ({row.why})" if row.why else "")
         )
     for note in record.notes:
-        click.echo(f"  {note}")
+        say(f"  {note}")
     for line in record.commands:
-        click.echo(f"  $ {line}")
+        say(f"  $ {line}")

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import AllocateSpec
+from trtq.terminal import say
 
 
 @click.command("allocate")
@@ -31,7 +32,7 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for name, limit in record.budgets.items():
-        click.echo(f"  {name}: {record.costs[name]:.6g} of {limit:.6g} allowed")
-    click.echo(f"  {spec.out}")
+        say(f"  {name}: {record.costs[name]:.6g} of {limit:.6g} allowed")
+    say(f"  {spec.out}")

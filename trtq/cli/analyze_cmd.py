@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import AnalyzeSpec
+from trtq.terminal import say
 
 
 @click.command("analyze")
@@ -31,10 +32,10 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     widest = max(len(layer.name) for layer in record.layers)
-    click.echo(f"{'layer':{widest}}" + "".join(f"{o:>12}" for o in record.bits if o != "fp16") + f"{'weights':>12}{'MACs':>14}")
+    say(f"{'layer':{widest}}" + "".join(f"{o:>12}" for o in record.bits if o != "fp16") + f"{'weights':>12}{'MACs':>14}")
     for layer in record.layers:
         losses = "".join(f"{layer.loss[o]:>12.4g}" for o in record.bits if o != "fp16")
-        click.echo(f"{layer.name:{widest}}{losses}{layer.cost.weights:>12,}{layer.cost.macs:>14,}")
-    click.echo(f"  {spec.out}, plot beside it as .svg")
+        say(f"{layer.name:{widest}}{losses}{layer.cost.weights:>12,}{layer.cost.macs:>14,}")
+    say(f"  {spec.out}, plot beside it as .svg")

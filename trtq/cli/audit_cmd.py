@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import AuditSpec
+from trtq.terminal import say
 
 
 @click.command("audit")
@@ -36,8 +37,8 @@ def command(as_json: bool, **values: Any) -> None:
         for m in record.modules:
             if m.requested not in ("float", m.actual):
                 found = m.actual or "no layer names it"
-                click.echo(f"{m.node}: asked for {m.requested}, {found}{f'; {m.why}' if m.why else ''}")
+                say(f"{m.node}: asked for {m.requested}, {found}{f'; {m.why}' if m.why else ''}")
         for line in record.notes:
-            click.echo(f"  {line}")
-        click.echo(record.summary)
+            say(f"  {line}")
+        say(record.summary)
     click.get_current_context().exit(0 if record.passed else 1)

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import BlocksSpec
+from trtq.terminal import say
 
 
 @click.command("blocks")
@@ -30,10 +31,10 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(f"{record.model}: {record.family} ({record.reason})")
+    say(f"{record.model}: {record.family} ({record.reason})")
     for note in record.notes:
-        click.echo(f"  {note}")
+        say(f"  {note}")
     for title, names in (("CNN", record.blocks.cnn), ("Transformer", record.blocks.transformer)):
-        click.echo(f"{title} ({len(names)})")
+        say(f"{title} ({len(names)})")
         for name in names:
-            click.echo(f"  {name}")
+            say(f"  {name}")

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import BuildSpec
+from trtq.terminal import say
 
 
 @click.command("build")
@@ -34,14 +35,14 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
 
     with ConsoleProgress(quiet=as_json) as progress:
         if dry_run:
-            click.echo(builder.dry_run(spec, progress))
+            say(builder.dry_run(spec, progress), lines=True)
             return
         manifest = builder.build(spec, progress)
     if as_json:
         print_json(manifest)
     else:
-        click.echo(f"{spec.out}: {manifest.summary}")
+        say(f"{spec.out}: {manifest.summary}")
         for row in manifest.coverage.short[:5] if manifest.coverage is not None else ():
-            click.echo(f"  in float: {row.node}{f' ({row.why})' if row.why else ''}")
+            say(f"  in float: {row.node}{f' ({row.why})' if row.why else ''}")
         for line in manifest.builder_log[:5]:
-            click.echo(f"  builder: {line}")
+            say(f"  builder: {line}")

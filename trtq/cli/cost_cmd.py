@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import CostSpec
+from trtq.terminal import say
 
 
 @click.command("cost")
@@ -33,25 +34,26 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for note in record.notes:
-        click.echo(f"  {note}")
+        say(f"  {note}")
     widest = max([len(r.layer.name) for r in record.rows] or [5])
-    click.echo(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
+    say(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
     for r in record.rows:
         share = 100 * r.energy / record.total["energy"]
         width = f"w{r.weight_bits}a{r.input_bits}"
         counts = f"{r.layer.macs:>16,}{r.layer.weights:>12,}{r.bytes_moved:>14,.0f}"
-        click.echo(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")
+        say(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")
     for what, found in (("kernel", record.latency), ("kernel of the plan", record.engine)):
         if found is None:
             continue
         widest = max(len(what), *(len(k.name) for k in found.kernels))
-        click.echo(f"\n{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
+        say()
+        say(f"{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
         for k in found.kernels:
-            click.echo(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
+            say(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
         for m in found.correction.matched if found.correction else ():
-            click.echo(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
+            say(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
         for note in found.notes:
-            click.echo(f"  {note}")
-        click.echo(f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to {found.fitted_to}")
+            say(f"  {note}")
+        say(f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to {found.fitted_to}")

@@ -14,6 +14,7 @@ import msgspec
 
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
+from trtq.terminal import say
 
 if TYPE_CHECKING:
     from trtq.deploy.agent_client import Agent
@@ -51,7 +52,8 @@ def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_
         _meet(agent, accept_key)
         board = probe(agent)
     remember_device(device)
-    click.echo("\n".join([f"{name} is added.", *board.lines]))
+    for line in (f"{name} is added.", *board.lines):
+        say(line)
 
 
 @contextmanager
@@ -76,9 +78,9 @@ def _meet(agent: Agent, accept_key: str) -> None:
         if "has not been accepted" not in exc.why or "the host key of this host" not in exc.why:
             raise
     lines, shown = link.offered_key()
-    click.echo(f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen before:", err=True)
+    say(f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen before:", err=True)
     for line in shown:
-        click.echo(f"  {line}", err=True)
+        say(f"  {line}", err=True)
     if accept_key:
         wanted = f"SHA256:{accept_key.removeprefix('SHA256:')}"
         if not any(wanted in line.split() for line in shown):
@@ -125,9 +127,9 @@ def list_(as_json: bool) -> None:
         print_json({n: msgspec.to_builtins(d) for n, d in devices.items()})
         return
     if not devices:
-        click.echo("none yet: trtq device add NAME user@host")
+        say("none yet: trtq device add NAME user@host")
     for name, device in devices.items():
-        click.echo(f"{name}: {device.place}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
+        say(f"{name}: {device.place}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
 
 
 @command.command("remove")
@@ -137,7 +139,7 @@ def remove(name: str) -> None:
     from trtq.deploy.devices import forget_device
 
     forget_device(name)
-    click.echo(f"{name} is forgotten; what lies on it stays")
+    say(f"{name} is forgotten; what lies on it stays")
 
 
 @command.command("probe")
@@ -152,7 +154,8 @@ def probe_(name: str, as_json: bool) -> None:
     if as_json:
         print_json(board)
     else:
-        click.echo("\n".join(board.lines))
+        for line in board.lines:
+            say(line)
 
 
 @command.command("shell")
@@ -175,17 +178,17 @@ def logs(name: str, key: str | None) -> None:
         found = agent.ask("list")
         if key is None:
             for entry in found["engines"]:
-                click.echo(f"engine {entry['file']}: {size_words(entry['bytes'])}, {entry['model']}")
+                say(f"engine {entry['file']}: {size_words(entry['bytes'])}, {entry['model']}")
             for job in found["jobs"]:
                 why = f" ({job['why']})" if job["why"] else ""
-                click.echo(f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
+                say(f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
             if not found["engines"] and not found["jobs"]:
-                click.echo("nothing there yet")
+                say("nothing there yet")
             return
         log = agent.ask("logs", key=_key(agent, key))
         if log["left_out"]:
-            click.echo(f"(the first {size_words(log['left_out'])} are left out)", err=True)
-        click.echo(log["text"], nl=False)
+            say(f"(the first {size_words(log['left_out'])} are left out)", err=True)
+        say(log["text"], lines=True, end="")
 
 
 @command.command("stop")
@@ -196,7 +199,7 @@ def stop(name: str, key: str) -> None:
     with _reached(name) as agent:
         found = agent.ask("stop", key=_key(agent, key))
     why = found["result"]["why"] if "result" in found else found.get("why", "")
-    click.echo(f"{name}: {found['state']}{f': {why}' if why else ''}")
+    say(f"{name}: {found['state']}{f': {why}' if why else ''}")
 
 
 @command.command("clean")
@@ -207,4 +210,4 @@ def clean(name: str, everything: bool) -> None:
     with _reached(name) as agent:
         found = agent.ask("clean", everything=everything)
     kept = f"; {len(found['kept'])} jobs are still at work, so files and engines stay" if found["kept"] else ""
-    click.echo(f"{name}: {size_words(found['bytes'])} removed{kept}")
+    say(f"{name}: {size_words(found['bytes'])} removed{kept}")

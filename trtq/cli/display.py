@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import click
 import msgspec
+
+from trtq.terminal import say, visible
 
 
 class ConsoleProgress:
@@ -28,31 +29,25 @@ class ConsoleProgress:
         if self.quiet:
             return
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+            self._bar = _new_bar()
             self._bar.start()
-            self._task = self._bar.add_task(label, total=total or None, rate="")
+            self._task = self._bar.add_task(visible(label), total=total or None, rate="")
         else:
-            click.echo(f"{label}: {total} to do" if total else label, err=True)
+            say(f"{label}: {total} to do" if total else label, err=True)
 
     def advance(self, count: int) -> None:
         """``count`` more are done."""
         self._done += count
         rate = self._done / max(time.monotonic() - self._start, 1e-6)
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s{self._status}")
+            self._bar.update(self._task, advance=count, rate=f"{rate:.0f}/s{visible(self._status)}")
             if 0 < self._total <= self._done:
                 self.close()
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
             done = f": {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left" if self._total else self._status
-            click.echo(f"{self._label}{done}", err=True)
+            say(f"{self._label}{done}", err=True)
 
     def status(self, text: str) -> None:
         """Show ``text`` beside the rate from now on."""
@@ -62,7 +57,7 @@ class ConsoleProgress:
         """Print a line a user should read."""
         if not self.quiet:
             self.close()
-            click.echo(f"  {text}", err=True)
+            say(f"  {text}", err=True)
 
     def close(self) -> None:
         """Take the bar down."""
@@ -77,16 +72,30 @@ class ConsoleProgress:
         self.close()
 
 
+def _new_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 def print_record(record: Any, *, as_json: bool, lines: Iterable[str] = ()) -> None:
     """Print a record as JSON, or its summary and ``lines`` about it."""
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for line in lines:
-        click.echo(f"  {line}")
+        say(f"  {line}")
 
 
 def print_json(value: Any) -> None:
     """Print a record as indented JSON."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode(), lines=True)

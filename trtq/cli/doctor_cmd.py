@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trtq.cli.display import print_json
+from trtq.terminal import say
 
 
 @click.command("doctor")
@@ -20,4 +21,4 @@ def command(as_json: bool) -> None:
     width = max(len(c.name) for c in checks)
     for check in checks:
         state = check.found or f"missing: needed for {check.needed_for}; {check.mend}"
-        click.echo(f"{check.name:<{width}}  {state}")
+        say(f"{check.name:<{width}}  {state}")

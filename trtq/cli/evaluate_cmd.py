@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import EvaluateSpec
+from trtq.terminal import say
 
 
 @click.command("evaluate")
@@ -33,6 +34,6 @@ def command(as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
     else:
-        click.echo(record.summary)
+        say(record.summary)
     if not record.valid:
         raise SystemExit(3)

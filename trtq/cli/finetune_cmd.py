@@ -36,8 +36,7 @@ def command(as_json: bool, **values: Any) -> None:
     spec = FinetuneSpec.make(merged)
     from trtq.verbs.finetune import finetune
 
-    quiet = as_json or Workers.from_environment().rank > 0
-    with ConsoleProgress(quiet=quiet) as progress:
+    with ConsoleProgress(quiet=as_json) as progress:
         record = finetune(spec, progress)
     if Workers.from_environment().rank:
         return  # of several processes the first speaks

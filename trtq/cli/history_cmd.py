@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_json
+from trtq.cli.options import PathText
+from trtq.terminal import say
 
 
 @click.command("history")
@@ -16,7 +18,7 @@ from trtq.cli.display import print_json
 @click.option("--mode", help="latency, throughput, paced, cold or compare.")
 @click.option("--since", metavar="DATE", help="Such as 2026-11-01.")
 @click.option("--valid", is_flag=True, help="Leave out what is not valid.")
-@click.option("--plot", metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
+@click.option("--plot", type=PathText(), metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
     """Every record that trtq bench, compare and deploy made on this account, the oldest first.
@@ -40,6 +42,6 @@ def command(plot: str | None, as_json: bool, **given: Any) -> None:
         parts += [f"{1e3 * e.joule:.3g} mJ" if e.joule else "", f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else ""]
         figures = ", ".join(p for p in parts if p)
         what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
-        click.echo(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
+        say(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
     if not entries:
-        click.echo(f"nothing yet in {history.history_path()}")
+        say(f"nothing yet in {history.history_path()}")

@@ -7,12 +7,14 @@ from typing import Any
 import click
 
 from trtq.cli.display import print_json
+from trtq.cli.options import PathText
+from trtq.terminal import say
 
 DEEPEST, MOST = 2, 3  # of what is shown without --json
 
 
 @click.command("inspect")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=PathText())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:
     """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them.
@@ -32,15 +34,15 @@ def _show(value: Any, indent: int) -> None:
     pad = "  " * indent
     for key, item in value.items():
         if isinstance(item, dict) and item:
-            click.echo(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
+            say(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
             if indent < DEEPEST:
                 _show(item, indent + 1)
         elif isinstance(item, list) and item and indent < DEEPEST and all(isinstance(e, dict) for e in item):
             for i, entry in enumerate(item[:MOST]):
-                click.echo(f"{pad}{key}, {i + 1} of {len(item)}:")
+                say(f"{pad}{key}, {i + 1} of {len(item)}:")
                 _show(entry, indent + 1)
         elif isinstance(item, list) and (len(item) > 8 or any(isinstance(e, dict) for e in item)):
             first = "" if isinstance(item[0], (dict, list)) else f", first {item[0]}"
-            click.echo(f"{pad}{key}: {len(item)} entries{first}")
+            say(f"{pad}{key}: {len(item)} entries{first}")
         elif item not in (None, [], {}, ""):
-            click.echo(f"{pad}{key}: {item}")
+            say(f"{pad}{key}: {item}")

@@ -9,6 +9,7 @@ import click
 from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import LintSpec
+from trtq.terminal import say
 
 if TYPE_CHECKING:
     from trtq.export.lint_view import Finding
@@ -35,8 +36,8 @@ def command(as_json: bool, **values: Any) -> None:
         print_json(record)
     else:
         for f in record.findings:
-            click.echo(f"{f.rule} {f.severity:5} {f.where}: {f.why}. {f.mend}{_repair(f)}")
-        click.echo(record.summary)
+            say(f"{f.rule} {f.severity:5} {f.where}: {f.why}. {f.mend}{_repair(f)}")
+        say(record.summary)
     click.get_current_context().exit(0 if record.passed else 1)
 
 

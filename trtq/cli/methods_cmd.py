@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trtq.cli.display import print_json
+from trtq.terminal import say
 
 
 @click.command("methods")
@@ -28,7 +29,7 @@ def command(as_json: bool) -> None:
         )
         return
     for m in methods:
-        click.echo(f"{m.name}  [{m.label}]  {m.summary}")
-        click.echo(f"    {m.source}")
+        say(f"{m.name}  [{m.label}]  {m.summary}")
+        say(f"    {m.source}")
         if m.arguments:
-            click.echo("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))
+            say("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))

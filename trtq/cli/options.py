@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from trtq.errors import UsageError, suggest
+from trtq.paths import expand_home
 from trtq.recipe import read_toml
 from trtq.specs import Spec, option_name, plain_type
 
@@ -25,6 +26,17 @@ METAVARS = {
 HINTS = {("precision", "int8"): "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL --data DIR --out DIR"}
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class PathText(click.ParamType[str]):
+    """A file or a folder, for arguments that no spec has: ``~`` is the home."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path with the home written out."""
+        del ctx  # click fixes the signature
+        return expand_home(str(value), param.opts[0] if param is not None else "the path")
 
 
 class _Known(click.Choice[str]):

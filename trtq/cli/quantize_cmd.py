@@ -9,13 +9,14 @@ import click
 
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
-from trtq.cli.options import collect, require, spec_options
+from trtq.cli.options import PathText, collect, require, spec_options
 from trtq.specs import QuantizeSpec
+from trtq.terminal import say
 
 
 @click.command("quantize")
 @spec_options(QuantizeSpec, argument="model", required=("data", "out"))
-@click.option("--recipe", default=None, metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
+@click.option("--recipe", default=None, type=PathText(), metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     """Calibrate MODEL and write OUT/model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json.
@@ -36,10 +37,10 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     if as_json:
         print_json(record)
         return
-    click.echo(record.summary)
+    say(record.summary)
     for left in record.left_in_float[:5]:
-        click.echo(f"  left in float: {left.name}: {left.reason}")
+        say(f"  left in float: {left.name}: {left.reason}")
     if len(record.left_in_float) > 5:
-        click.echo(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
+        say(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
     for name, file in record.files.items():
-        click.echo(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")
+        say(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")

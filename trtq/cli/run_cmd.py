@@ -7,17 +7,20 @@ from pathlib import Path
 import click
 
 from trtq.cli.display import ConsoleProgress, print_json
+from trtq.cli.options import PathText
 from trtq.recipe import load_recipe
+from trtq.terminal import say
 
 
 @click.command("run")
-@click.argument("recipe", metavar="RECIPE")
+@click.argument("recipe", metavar="RECIPE", type=PathText())
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and why; do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what happened to each stage as JSON; no progress.")
-def command(recipe: str, dry_run: bool, as_json: bool) -> None:
+def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
-    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it stopped.
+    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it stopped. Exit code 3: the figures of a
+    stage are not valid.
 
     \b
     Example of a recipe:
@@ -32,26 +35,30 @@ def command(recipe: str, dry_run: bool, as_json: bool) -> None:
       target = "rtx4090"
       [bench]
     """
-    run_recipe(Path(recipe), dry_run=dry_run, as_json=as_json)
+    return run_recipe(Path(recipe), dry_run=dry_run, as_json=as_json)
 
 
-def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) -> None:
-    """Run the chain of a recipe file and print what happened, the tables and where the report is."""
+def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Run the chain of a recipe file, print what happened, the tables and where the report is, and return the exit code."""
     parsed = load_recipe(recipe)
     from trtq.pipeline import run
 
     with ConsoleProgress(quiet=as_json) as progress:
         results = run(parsed, progress, dry_run=dry_run)
+    code = 0 if all(r.valid for r in results) else 3
     if as_json:
-        print_json([{"stage": r.name, "ran": r.ran, "why": r.why, "summary": r.summary} for r in results])
-        return
+        print_json([{"stage": r.name, "ran": r.ran, "why": r.why, "summary": r.summary, "valid": r.valid} for r in results])
+        return code
     for result in results:
         verb = "would run" if dry_run and result.ran else "ran" if result.ran else "skipped"
-        click.echo(f"{result.name}: {verb} ({result.why})")
+        again = "" if result.ran else ": remove its files to run it again"
+        say(f"{result.name}: {verb} ({result.why}){'' if result.valid else f'; NOT VALID{again}'}")
         if result.summary and result.name != "report":
-            click.echo(f"    {result.summary}")
+            for line in result.summary.splitlines():
+                say(f"    {line}")
     if not dry_run:
         from trtq.report.tables import print_tables
 
         print_tables(Path(parsed.out))
-        click.echo(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")
+        say(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")
+    return code

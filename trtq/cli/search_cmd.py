@@ -10,6 +10,7 @@ from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import SearchSpec
+from trtq.terminal import say
 
 
 @click.command("search")
@@ -37,17 +38,17 @@ def command(as_json: bool, **values: Any) -> int:
     if as_json:
         print_json(record)
         return 0 if record.met else 3
-    click.echo(record.summary)
+    say(record.summary)
     for c in record.constraints:
         state = "holds" if c.met else "DOES NOT HOLD"
-        click.echo(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}" + (f"; needs {c.needed}" if c.needed and not c.met else ""))
+        say(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}" + (f"; needs {c.needed}" if c.needed and not c.met else ""))
     widest = max(len(t.label) for t in record.tries)
-    click.echo(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
+    say(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
     full = record.reference["costs"]
     for t in record.tries:
         ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
-        click.echo(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
-    click.echo(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {size_words(record.best.onnx_bytes)}")
-    click.echo(f"  {spec.out}")
+        say(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
+    say(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {size_words(record.best.onnx_bytes)}")
+    say(f"  {spec.out}")
     return 0 if record.met else 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trtq.cli.display import print_json
+from trtq.terminal import say
 
 
 @click.command("targets")
@@ -25,18 +26,18 @@ def command(target: str | None, as_json: bool) -> None:
         return
     if target is not None:
         (row,) = rows
-        click.echo(f"{row.device}, compute capability {row.capability}")
-        click.echo(f"  multiplies in FP32, {', '.join(row.formats)}" + (", and has DLA" if row.dla else ""))
-        click.echo(f"  {reads(row)}" + (f"; {row.last} is the last release with kernels for it" if row.last else ""))
+        say(f"{row.device}, compute capability {row.capability}")
+        say(f"  multiplies in FP32, {', '.join(row.formats)}" + (", and has DLA" if row.dla else ""))
+        say(f"  {reads(row)}" + (f"; {row.last} is the last release with kernels for it" if row.last else ""))
         if row.features:
-            click.echo(f"  this release has: {', '.join(row.features)}")
-        click.echo(f"  built {'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}")
+            say(f"  this release has: {', '.join(row.features)}")
+        say(f"  built {'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}")
         return
     width = max(len(r.name) for r in rows)
-    click.echo(f"{'target':{width}}  {'SM':>5}  {'TensorRT':8}  {'formats':25}  device")
+    say(f"{'target':{width}}  {'SM':>5}  {'TensorRT':8}  {'formats':25}  device")
     for row in rows:
         formats = ", ".join(row.formats)
-        click.echo(f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  {row.device}")
+        say(f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  {row.device}")
     from trtq.cost.devices import devices
 
-    click.echo(f"latencies are predicted for (trtq cost --device NAME, --budget latency@NAME=3ms): {', '.join(devices())}")
+    say(f"latencies are predicted for (trtq cost --device NAME, --budget latency@NAME=3ms): {', '.join(devices())}")

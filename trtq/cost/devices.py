@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from trtq.artifact import check_record
 from trtq.errors import UsageError, suggest
 from trtq.recipe import read_toml
 
@@ -42,18 +42,43 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     fitted_to: str
 
 
+class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    title: str
+    kind: str = msgspec.field(name="class")
+    fp32: float
+    fp16: float | None = None
+    int8: float | None = None
+    fp8: float | None = None
+    bandwidth: float
+    power: float
+    source: str
+
+
+class _Class(msgspec.Struct, forbid_unknown_fields=True):
+    efficiency: float
+    launch_us: float
+    memory: float
+    fitted_to: str
+
+
+class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    device: dict[str, _Row]
+    classes: dict[str, _Class] = msgspec.field(name="class")
+
+
 @cache
 def devices() -> dict[str, Device]:
     """Return every device by name."""
-    table = read_toml(Path(__file__).with_name("devices.toml"))
-    return {name: _device(name, row, table["class"][row["class"]]) for name, row in table["device"].items()}
+    path = Path(__file__).with_name("devices.toml")
+    table = check_record(read_toml(path), path, _Table, kind="hardware table")
+    return {name: _device(name, row, table.classes[row.kind]) for name, row in table.device.items()}
 
 
-def _device(name: str, row: dict[str, Any], shared: dict[str, Any]) -> Device:
+def _device(name: str, row: _Row, shared: _Class) -> Device:
+    peaks = {p: v * 1e12 for p in ("fp32", "fp16", "int8", "fp8") if (v := getattr(row, p)) is not None}
     return Device(
-        name=name, title=row["title"], kind=row["class"], peaks={p: row[p] * 1e12 for p in ("fp32", "fp16", "int8", "fp8") if p in row},
-        bandwidth=row["bandwidth"] * 1e9, power=row["power"], source=row["source"], efficiency=shared["efficiency"],
-        launch=shared["launch_us"] * 1e-6, memory=shared["memory"], fitted_to=shared["fitted_to"],
+        name=name, title=row.title, kind=row.kind, peaks=peaks, bandwidth=row.bandwidth * 1e9, power=row.power, source=row.source,
+        efficiency=shared.efficiency, launch=shared.launch_us * 1e-6, memory=shared.memory, fitted_to=shared.fitted_to,
     )  # fmt: skip
 
 

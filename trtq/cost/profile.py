@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from trtq.artifact import decode_json
 from trtq.cost.roofline import KernelTime
 from trtq.errors import ArtifactError, UsageError
 
@@ -80,7 +81,7 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
 def _rows(text: str) -> list[dict[str, str | float | int]]:
     """Return the entries; trtexec does not escape names, so one with a quote or a backslash is read up to the next key."""
     try:
-        return msgspec.json.decode(text, type=list[dict[str, str | float | int]])
+        return decode_json(text, list[dict[str, str | float | int]])
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:

@@ -9,6 +9,7 @@ import msgspec
 from trtq.bench.record import BenchRow
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.manifest import EngineManifest
+from trtq.terminal import stack
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +93,7 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
             wrong = f"; NOT VALID: {self.disagreement}" if self.disagreement else ""
             lines.append(f"on {a.images} images of {a.data}: {top}{a.agreement.summary}{wrong}")
         lines += [f"{what} n/a: {why}" for what, why in self.unavailable.items()]
-        return "\n".join(lines)
+        return stack(lines)
 
 
 class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,7 +175,7 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
         ]  # fmt: skip
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *body)]
-        return "\n".join([*lines, *(f"{_who(r)}: {r.why}" for r in self.rows if r.why)])
+        return stack([*lines, *(f"{_who(r)}: {r.why}" for r in self.rows if r.why)])
 
 
 def _who(row: FleetRow) -> str:

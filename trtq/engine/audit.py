@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import onnx
 
+from trtq.artifact import decode_json
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
 from trtq.export.lint_view import COMPUTE
@@ -101,7 +102,7 @@ def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
         EngineError: it is no such report.
     """
     try:
-        data = msgspec.json.decode(report)
+        data = decode_json(report, Any)
     except msgspec.DecodeError as exc:
         raise EngineError(f"Cannot read the layer report {name}", reason(exc)) from exc
     layers = data.get("Layers") if isinstance(data, dict) else None

@@ -12,10 +12,13 @@ import onnx
 
 from trtq.artifact import (
     SCHEMA,
+    check_record,
     ensure_writable_dir,
+    ensure_writable_file,
     environment,
     explain_os_error,
     locked,
+    read_json,
     write_bytes,
     write_json,
 )
@@ -30,7 +33,7 @@ from trtq.engine.reader import reader_for, refuse_errors
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.settings import Builder, Settings
 from trtq.engine.versions import release_of_module, shown
-from trtq.errors import UsageError
+from trtq.errors import ArtifactError, UsageError
 from trtq.export.half import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
 from trtq.export.strip import strip_at
@@ -47,6 +50,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
         MissingExtraError: the backend is not installed.
     """
     told, out = progress or Silent(), Path(spec.out)
+    _require_output(spec, out)
     job = prepare(spec)
     for line in job.notes:
         told.note(line)
@@ -65,11 +69,32 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
             require_agreement(agreement)
         # Only when the new engine is on the disk does the old manifest go; the new one comes last.
         fresh = write_bytes(out.with_name(f".{out.name}.new"), found.built.plan)
-        manifest_path(out).unlink(missing_ok=True)
-        fresh.replace(out)
+        try:
+            manifest_path(out).unlink(missing_ok=True)
+            fresh.replace(out)
+        finally:
+            fresh.unlink(missing_ok=True)
         manifest = describe(job, builder, settings, found, agreement=agreement, **looked)
         write_json(manifest_path(out), manifest)
     return manifest
+
+
+def _require_output(spec: BuildSpec, out: Path) -> None:
+    """Refuse, before any work, an output that cannot be written or would overwrite what it must not.
+
+    Raises:
+        ArtifactError: the engine or its manifest would replace an input, a folder, a device or a file of another origin.
+    """
+    inputs = [Path(p) for p in (spec.onnx, spec.calibration, spec.timing_cache) if p]
+    ensure_writable_file(out, inputs=inputs)
+    beside = ensure_writable_file(manifest_path(out), inputs=inputs)
+    try:
+        verb = read_json(beside).get("verb") if beside.is_file() else "build"
+    except ArtifactError:  # a torn manifest
+        verb = "build"
+    if verb != "build":
+        why = f"the manifest would replace {beside}, which is no manifest of an engine"
+        raise ArtifactError(f"Cannot write {out}", why, "Choose another --out, such as NAME.engine")
 
 
 def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> tuple[Climb, dict[str, Any]]:
@@ -148,7 +173,8 @@ def _images(job: Job, told: Progress) -> list[Any]:
     count = min(spec.check_images, len(source))
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
     indices = source.sample(max(count, 1), 0)
-    return [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
+    preprocess = check_record(stored, Path(spec.onnx), Preprocess, kind="preprocessing stored in")
+    return [b.numpy() for b in batches(source, indices, preprocess, size)]
 
 
 def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]) -> AgreementRecord:

@@ -23,7 +23,7 @@ def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -
         last: the last line it wrote, for a builder that gave no error.
     """
     text = "; ".join(dict.fromkeys(errors[:5]))
-    killed = signal.Signals(-returncode).name if returncode < 0 else "SIGKILL" if returncode == 137 else ""
+    killed = _signal_name(-returncode) if returncode < 0 else "SIGKILL" if returncode == 137 else ""
     missing = next((m.group(1) for line in errors if (m := NO_KERNEL.search(line))), None)
     if killed == "SIGKILL" or any(MEMORY.search(line) for line in errors):
         why = "the system killed it, most likely for the memory it took" if killed == "SIGKILL" else text
@@ -36,3 +36,8 @@ def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -
     if killed:
         return EngineError(where, f"the builder crashed ({killed})" + (f" after: {text}" if text else ""))
     return EngineError(where, text or last or "the builder gave no reason")
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal; those for real time have none."""
+    return signal.Signals(number).name if number in {int(s) for s in signal.Signals} else f"signal {number}"

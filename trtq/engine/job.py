@@ -159,7 +159,7 @@ def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pair
         mend = f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} --out DIR"
         raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
     try:
-        cache = read_cache(path.read_text(encoding="utf-8"), spec.calibration)
+        cache = read_cache(path.read_text(encoding="utf-8-sig"), spec.calibration)
     except (OSError, UnicodeDecodeError) as exc:
         raise EngineError(where, reason(exc)) from exc
     if cache.version != version or cache.algorithm != ENTROPY_2 or (number is not None and cache.number != number):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 import onnx
 
-from trtq.artifact import explain_os_error
+from trtq.artifact import explain_os_error, scratch
 from trtq.engine.job import Job
 from trtq.engine.settings import Builder, Built, Settings
 from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
@@ -119,8 +118,8 @@ def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
 
 def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
     """Write a model to a file of its own and build it."""
-    with tempfile.TemporaryDirectory(prefix="trtq-onnx-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch("onnx") as folder:
+        path = folder / "model.onnx"
         try:
             path.write_bytes(model.SerializeToString())
         except OSError as exc:

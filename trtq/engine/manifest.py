@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import sha256_file, size_words
+from trtq.artifact import decode_json, require_schema, sha256_bytes, sha256_file, size_words
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
 from trtq.errors import EngineError, reason
+
+NAMED = {"builder": ("backend", "version"), "target": ("name", "device", "capability"), "spec": ("onnx",)}  # what every reader takes
 
 
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +76,12 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     environment: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        for field, names in NAMED.items():
+            missing = [n for n in names if n not in getattr(self, field)]
+            if missing:
+                raise ValueError(f"{field} lacks {', '.join(missing)}")
+
     @property
     def has_codes(self) -> bool:
         """Whether it was built with scales: pairs in the file, or a calibration cache beside it."""
@@ -112,23 +120,29 @@ def manifest_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def read_manifest(engine: Path) -> EngineManifest:
+def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
     """Return the manifest of ``engine`` after checking that it belongs to this very file.
+
+    Args:
+        engine: the file.
+        plan: its content, where it was read already; the digest is then that of what was read.
 
     Raises:
         EngineError: no engine, no manifest, a damaged one, or one of another engine.
     """
     if not engine.is_file():
-        raise EngineError(f"Cannot read the engine {engine}", "there is no such file")
+        why = "it is not a file" if engine.exists() else "there is no such file"
+        raise EngineError(f"Cannot read the engine {engine}", why)
     path = manifest_path(engine)
     rebuild = "Build it again: trtq build MODEL.onnx --target ... --out " + str(engine)
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=EngineManifest)
+        manifest = decode_json(path.read_bytes(), EngineManifest)
     except FileNotFoundError as exc:
         raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
     except (OSError, msgspec.MsgspecError) as exc:
         raise EngineError(f"Cannot read the manifest {path}", reason(exc), rebuild) from exc
-    actual = sha256_file(engine)
+    require_schema(manifest.schema, path, "manifest")
+    actual = sha256_file(engine) if plan is None else sha256_bytes(plan)
     if actual != manifest.engine_sha256:
         raise EngineError(
             f"The manifest {path.name} belongs to another engine",
@@ -137,3 +151,27 @@ def read_manifest(engine: Path) -> EngineManifest:
             rebuild,
         )
     return manifest
+
+
+def read_engine(engine: Path) -> tuple[EngineManifest, bytes]:
+    """Return the manifest of ``engine`` and the engine itself, read once: what is checked is what is used.
+
+    Raises:
+        EngineError: no engine, no manifest, a damaged one, or one of another engine.
+    """
+    plan = read_plan(engine)
+    return read_manifest(engine, plan), plan
+
+
+def read_plan(engine: Path) -> bytes:
+    """Return the bytes of an engine.
+
+    Raises:
+        EngineError: there is none.
+    """
+    try:
+        return engine.read_bytes()
+    except FileNotFoundError as exc:
+        raise EngineError(f"Cannot read the engine {engine}", "there is no such file") from exc
+    except OSError as exc:
+        raise EngineError(f"Cannot read the engine {engine}", reason(exc)) from exc

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from trtq.engine.build import build
-from trtq.engine.manifest import EngineManifest, read_manifest
+from trtq.engine.manifest import EngineManifest, manifest_path, read_manifest, read_plan
 from trtq.engine.python_api import MODULES
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.errors import EngineError
@@ -36,14 +36,15 @@ def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") 
         UsageError: there is no GPU, or no TensorRT.
     """
     path = Path(path)
-    manifest = None if trust and not path.with_name(path.name + ".json").is_file() else read_manifest(path)
+    plan = read_plan(path)  # once: what is checked is what is loaded
+    manifest = None if trust and not manifest_path(path).is_file() else read_manifest(path, plan)
     module = MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
     where = f"Cannot run the engine {path.name} here"
     trt = require_runtime(where, module, device)
     if manifest is not None:
         require_same(path, manifest, str(trt.__version__), _capability(device))
     batch = (manifest.batch[0], manifest.batch[2]) if manifest is not None else None
-    return EngineRunner(path.read_bytes(), module, device=device, label=f"engine {path.name}", batch=batch)
+    return EngineRunner(plan, module, device=device, label=f"engine {path.name}", batch=batch)
 
 
 def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> Path:

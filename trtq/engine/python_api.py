@@ -6,15 +6,14 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from trtq.artifact import write_bytes
+from trtq.artifact import scratch, write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.versions import LIKE_RTX, Version, has_api
-from trtq.engine.worker_process import start
+from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError
 from trtq.progress import Progress
 
@@ -40,8 +39,7 @@ class PythonBuilder:
         Raises:
             EngineError: the parser or the builder refuses (their words, with node names), or the process crashed.
         """
-        with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
-            folder = Path(name)
+        with scratch("build") as folder:
             asked = self.request(source, folder / "plan", settings, folder)
             events, code, stderr = self._watch(asked)
             done = next((e for e in events if e["event"] == "done"), None)
@@ -89,7 +87,7 @@ class PythonBuilder:
     def _watch(self, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
         """Have a worker build, pass its progress on, and return its events, exit status and error output."""
         worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
-        with worker.errors, worker.process as process:
+        with worker.errors, ended_with(worker.process) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # it has ended already; its error output says why

@@ -5,20 +5,21 @@ An unknown flag makes trtexec print its help and fail, so flags are chosen by ve
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
+from trtq.artifact import scratch
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.targets import Target
 from trtq.engine.trtexec_log import read_log
 from trtq.engine.versions import FLAGS, Version, offers, shown, within
+from trtq.engine.worker_process import ended_with
 from trtq.errors import EngineError, MissingExtraError, reason
+from trtq.paths import path_variable
 from trtq.progress import Progress
 
 WORKSPACE_MIB = 1024
@@ -31,7 +32,7 @@ def find_trtexec() -> str:
     Raises:
         MissingExtraError: there is none.
     """
-    for place in (os.environ.get("TRTQ_TRTEXEC"), shutil.which("trtexec"), *USUAL_PLACES):
+    for place in (path_variable("TRTQ_TRTEXEC"), shutil.which("trtexec"), *USUAL_PLACES):
         if place and Path(place).is_file():
             return place
     raise MissingExtraError(
@@ -77,8 +78,8 @@ class TrtexecBuilder:
         Raises:
             EngineError: trtexec fails (its error lines), or this machine's GPU is not the target's.
         """
-        with tempfile.TemporaryDirectory(prefix="trtq-build-") as name:
-            plan, report = Path(name) / "plan", Path(name) / "layers.json"
+        with scratch("build") as folder:
+            plan, report = folder / "plan", folder / "layers.json"
             report_there = report if within(FLAGS["exportLayerInfo"], self.version) else None
             line = self.command(source, plan, settings, report=report_there)
             text, code = self._watch(line)
@@ -97,7 +98,8 @@ class TrtexecBuilder:
         """Run a command line, tell what the library says meanwhile, and return all it wrote and the exit status."""
         log: list[str] = []
         self.told.begin("trtexec", 0)
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
+        started = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        with ended_with(started) as process:
             assert process.stdout is not None
             for text in process.stdout:
                 log.append(text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+from trtq.artifact import scratch_file
 from trtq.engine.targets import RTX_AHEAD_OF_TIME, parse_target
 from trtq.specs import BuildSpec
 
@@ -32,7 +35,7 @@ def start(module: str) -> Worker:
     if found is not None:
         _early.remove(found)
         return found
-    errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - whoever waits for the worker closes it
+    errors = scratch_file()  # whoever waits for the worker closes it
     process = subprocess.Popen(
         [sys.executable, "-m", "trtq.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         env=os.environ | {"TRTQ_TENSORRT": module}, errors="replace",
@@ -46,6 +49,26 @@ def start_early(spec: BuildSpec) -> None:
     covered = target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75  # Q/DQ files for 7.5 go to full TensorRT
     if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
+        atexit.register(_end_early)
+
+
+def _end_early() -> None:
+    """End workers that were started early and never asked."""
+    while _early:
+        worker = _early.pop()
+        worker.process.kill()
+        worker.process.wait()
+
+
+@contextlib.contextmanager
+def ended_with(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Wait for a process in the end; where this one is interrupted or fails, end the other at once instead."""
+    with process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def is_installed(module: str) -> bool:

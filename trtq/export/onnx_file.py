@@ -13,9 +13,10 @@ import msgspec
 import onnx
 import onnx.inliner
 
-from trtq.artifact import read_json, sha256_bytes, sha256_file, write_atomic
+from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
 from trtq.errors import ArtifactError, ExportError, reason
 from trtq.export.lint_ops import is_plugin
+from trtq.export.sound import require_sound
 from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
@@ -24,6 +25,10 @@ Stamp = tuple[int, int, int]
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
 PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
+METADATA: dict[str, Any] = {
+    "preprocess": dict[str, Any] | None, "model": str | None, "weights": str | None, "precision": str | None,
+    "encodings_sha256": str | None, "float_nodes": dict[str, str], "answer": str | None, "classes": list[str] | None,
+}  # types of what trtq stores in ONNX files  # fmt: skip
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -34,10 +39,21 @@ def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
 
 
 def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
-    """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin."""
-    return {
-        p.key.removeprefix(METADATA_PREFIX): msgspec.json.decode(p.value) for p in model.metadata_props if p.key.startswith(METADATA_PREFIX)
-    }
+    """Return what :func:`set_metadata_` stored, an empty dict for a file of other origin.
+
+    Raises:
+        ExportError: it is damaged.
+    """
+    found = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(METADATA_PREFIX):
+            name = entry.key.removeprefix(METADATA_PREFIX)
+            try:
+                found[name] = decode_json(entry.value, METADATA.get(name, Any))
+            except msgspec.MsgspecError as exc:
+                why = f"its metadata {entry.key} is damaged ({reason(exc)})"
+                raise ExportError("Cannot use the ONNX file", why, "Export it again") from exc
+    return found
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
@@ -98,7 +114,7 @@ def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     outside = _require_outside(path, model)
     if outside:
         _load_outside_(path, model)
-    _require_operands(path, model)
+    require_sound(model, str(path))
     changed = _tidy_(model)
     return model, None if changed or outside else stamp, _digest(path, data, outside)
 
@@ -282,24 +298,6 @@ def _bytes_in(held: onnx.TensorProto) -> int:
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
     own = sha256_bytes(data)
     return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
-
-
-def _require_operands(path: Path, model: onnx.ModelProto) -> None:
-    """Raise where a node lacks operands or results that its op must have: nothing could be said of it."""
-    opset, known = opset_of(model), dict[str, tuple[int, int]]()
-    for node in all_nodes(model):
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        if node.op_type not in known:
-            try:
-                schema = onnx.defs.get_schema(node.op_type, opset, "")
-                known[node.op_type] = schema.min_input, schema.min_output
-            except onnx.defs.SchemaError:  # an op of another release, or a plugin
-                known[node.op_type] = 0, 0
-        reads, gives = known[node.op_type]
-        if len(node.input) < reads or len(node.output) < gives:
-            why = f"{node.op_type} at {node.name or 'a node without a name'} has {len(node.input)} operands and {len(node.output)} results"
-            raise ExportError(f"Cannot use {path}", f"{why}; {node.op_type} needs {reads} and {gives}", "Export the model again")
 
 
 def _tidy_(model: onnx.ModelProto) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from trtq.errors import CaptureError
+from trtq.errors import CaptureError, explain_system
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_, operands
@@ -172,7 +172,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     except CaptureError:
         raise
     except Exception as exc:
-        raise CaptureError(
+        raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on input {list(example.shape)}",
             f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
             "Give the size it expects with --input-size CxHxW; a model with several inputs needs a wrapper that makes them from one",
@@ -215,10 +215,13 @@ def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule
     try:
         return trace(model, example, dynamic=True), True, ""
     except Exception as first:
+        refused = explain_system(first)
+        if refused is not None:
+            raise refused from first
         try:
             graph = trace(model, example[:1], dynamic=False)
         except Exception as exc:
-            raise _explain(exc, model) from exc
+            raise explain_system(exc) or _explain(exc, model) from exc
         note = f"the model only captures with a fixed batch of 1 ({_first_line(first)})"
         logger.info("%s", note)
         return graph, False, note

@@ -11,11 +11,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from trtq.artifact import digest_of, write_bytes
+from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.version import __version__
 
 ADAM = ("exp_avg", "exp_avg_sq", "step")
 EVERY_S = 15.0  # a state costs less than a step to write; losing this much is cheap
+
+
+class _State(msgspec.Struct):
+    """What stands beside the tensors of an interrupted run."""
+
+    key: str
+    done: int
+    losses: list[float]
+
 
 
 class LearningState:
@@ -48,12 +57,13 @@ class LearningState:
             return 0, []
         try:
             with safe_open(self.path(folder), framework="pt") as handle:
-                meta = msgspec.json.decode((handle.metadata() or {})["state"])
+                meta = decode_json((handle.metadata() or {})["state"], _State)
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
         except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError):
             return 0, []
         parameters = self._parameters()
-        if meta.get("key") != self.key or any(f"{i}.value" not in tensors for i in range(len(parameters))):
+        same = all(f"{i}.value" in tensors and tensors[f"{i}.value"].shape == p.shape for i, p in enumerate(parameters))
+        if meta.key != self.key or not same or not {"generator", "global"} <= tensors.keys():
             return 0, []
         with torch.no_grad():
             for i, p in enumerate(parameters):
@@ -62,7 +72,7 @@ class LearningState:
                     self.optimizer.state[p] = {k: tensors[f"{i}.{k}"] for k in ADAM}
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
-        return int(meta["done"]), [float(v) for v in meta["losses"]]
+        return meta.done, meta.losses
 
     def save(self, folder: Path | None, done: int, losses: list[float], *, last: bool) -> None:
         """Write the state when the last one is old enough, or when it is the last."""

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from trtq.artifact import digest_of, write_bytes
+from trtq.artifact import decode_json, digest_of, write_bytes
 from trtq.errors import ArtifactError
 from trtq.version import __version__
 
@@ -194,7 +194,7 @@ def read_state(folder: Path, key: object) -> tuple[Position, dict[str, torch.Ten
         with safe_open(path, framework="pt") as handle:
             meta = handle.metadata() or {}
             tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-        position = msgspec.json.decode(meta["position"], type=Position)
+        position = decode_json(meta["position"], Position)
     except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
         raise ArtifactError(f"Cannot read the checkpoint {path}", str(exc), "Remove it to start again") from exc
     if meta.get("key") != _key(key):

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
+from trtq.artifact import decode_json, digest_of, locked, sha256_bytes, write_bytes
+from trtq.errors import reason
 from trtq.quant.calibrate import ActivationStats
 
 CACHE_VERSION = 5  # raise it when what calibration computes from the same images changes
@@ -59,13 +60,15 @@ class CalibrationCache:
             with safe_open(path, framework="pt") as handle:
                 meta = handle.metadata() or {}
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-            names: list[str] = msgspec.json.decode(meta["names"], type=list[str])
+            names: list[str] = decode_json(meta["names"], list[str])
             if meta["digest"] != _content_digest(names, tensors) or meta["key"] != key.digest:
                 return None, f"not used: {path.name} was altered since it was written; calibrating again"
             numbers = tensors["numbers"]
+            if numbers.shape != (len(names), len(FIELDS)):
+                return None, f"not used: {path.name} is damaged (its numbers are {list(numbers.shape)}); calibrating again"
             stats = {n: _row(numbers[i], tensors.get(f"{i}.mean"), tensors.get(f"{i}.variance")) for i, n in enumerate(names)}
-        except (SafetensorError, OSError, KeyError, IndexError, msgspec.MsgspecError) as exc:
-            return None, f"not used: {path.name} is damaged ({type(exc).__name__}); calibrating again"
+        except (SafetensorError, OSError, KeyError, msgspec.MsgspecError, ValueError) as exc:
+            return None, f"not used: {path.name} is damaged ({reason(exc)}); calibrating again"
         return stats, f"used: {path.name} (same weights, images, preprocessing and calibrator)"
 
     def save(self, key: CacheKey, stats: Mapping[str, ActivationStats]) -> Path:
@@ -91,7 +94,7 @@ class CalibrationCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError):
                 with safe_open(path, framework="pt") as handle:
-                    parts: dict[str, str] = msgspec.json.decode((handle.metadata() or {})["parts"], type=dict[str, str])
+                    parts: dict[str, str] = decode_json((handle.metadata() or {})["parts"], dict[str, str])
                 changed = [k for k in key.parts if parts.get(k) != key.parts[k]]
                 if best is None or len(changed) < best[0]:
                     best = (len(changed), changed)
@@ -107,7 +110,8 @@ class CalibrationCache:
 def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
     values = [None if math.isnan(v) else v for v in numbers.tolist()]
     amax, low, high, rms, lowest = values
-    assert amax is not None and low is not None and high is not None
+    if amax is None or low is None or high is None:
+        raise ValueError("a range is missing")
     return ActivationStats(
         amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance, lowest=None if lowest is None else int(lowest)
     )

@@ -46,6 +46,19 @@ class ActivationStats:
     lowest: int | None = None
 
 
+def summarize_all(placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float) -> dict[str, ActivationStats]:
+    """Return the statistics of every observed activation by ``Quantizer.stats_key``: one for each tensor and width.
+
+    Args:
+        placement: the quantizers; those of weights need none.
+        seen: what observers saw, by tensor name.
+        calibrator: how a range is chosen.
+        percentile: for the calibrator of that name, percent.
+    """
+    wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
+    return {k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits) for k, q in wanted.items()}
+
+
 def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) -> ActivationStats:
     """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator`` for ``bits`` bits.
 

@@ -17,13 +17,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import fx
 
-from trtq.artifact import SCHEMA, sha256_bytes, write_bytes
-from trtq.errors import EncodingsError
+from trtq.artifact import SCHEMA, decode_json, sha256_bytes, write_bytes
+from trtq.errors import EncodingsError, UsageError, reason
 from trtq.graph.normalize import get_constant
 from trtq.quant.formats import Format
 
 CONSTANT, AMIN = "constant:", "amin:"
 SETTLED_WITHIN = 2.0**-10  # twice what rounding to the 11 bits of FP16 takes at most
+
+
+class _Header(msgspec.Struct):
+    formats: dict[str, Format]
+    left_in_float: dict[str, str]
+    origin: dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,17 +166,17 @@ class Encodings:
                 "Upgrade trtq, or make it again",
             )
         try:
-            header = msgspec.json.decode(meta["header"])
+            header = decode_json(meta["header"], _Header)
             result = cls(
                 amax={k: v for k, v in tensors.items() if not k.startswith((CONSTANT, AMIN))},
                 amin={k.removeprefix(AMIN): v for k, v in tensors.items() if k.startswith(AMIN)},
                 constants={k.removeprefix(CONSTANT): v for k, v in tensors.items() if k.startswith(CONSTANT)},
-                formats={k: msgspec.convert(v, Format) for k, v in header["formats"].items()},
-                left_in_float=header["left_in_float"],
-                origin=header["origin"],
+                formats=header.formats,
+                left_in_float=header.left_in_float,
+                origin=header.origin,
             )
-        except (KeyError, msgspec.MsgspecError) as exc:
-            raise EncodingsError(f"Cannot read the encodings {path}", f"its header is damaged ({exc})", again) from exc
+        except (KeyError, msgspec.MsgspecError, UsageError) as exc:
+            raise EncodingsError(f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", again) from exc
         if result.digest() != meta.get("digest"):
             raise EncodingsError(
                 f"The encodings {path} were changed since trtq wrote them",

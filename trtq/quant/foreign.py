@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
+from trtq.artifact import decode_json
 from trtq.errors import EncodingsError, reason
 from trtq.models.checkpoint import read_state_dict
 
@@ -120,7 +121,7 @@ def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -
 
 def _aimet(path: Path) -> Foreign:
     try:
-        data = msgspec.json.decode(path.read_bytes())
+        data = decode_json(path.read_bytes(), Any)
     except (OSError, msgspec.DecodeError) as exc:
         raise EncodingsError(f"Cannot read the encodings {path}", reason(exc)) from exc
     if not isinstance(data, dict) or not isinstance(data.get("activation_encodings"), dict):

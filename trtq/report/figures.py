@@ -12,16 +12,18 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from trtq.terminal import visible
+
 INK = "#7a8290"  # readable on white and on near-black
 INPUT, WEIGHT, WARN = "#2f7ed8", "#d9822b", "#d64545"
-FONT: Any = {"font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "trtq"}
+FONT: Any = {"font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "trtq", "text.parse_math": False}
 
 
 def _svg(figure: Figure, title: str) -> str:
     buffer = io.StringIO()
     with mpl.rc_context(FONT):
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Title": title})
-    text = buffer.getvalue()
+    text = visible(buffer.getvalue(), lines=True)
     return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import read_json, size_words, write_bytes
+from trtq.artifact import size_words, write_bytes
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
+from trtq.errors import ArtifactError
+from trtq.known_records import read_known
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.layers import layers_of
 from trtq.report.runs import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
+from trtq.terminal import visible
 from trtq.version import __version__
 
 LABELS = {
@@ -32,9 +35,14 @@ TEMPLATE = "page.html.j2"
 def _render(template: str, **values: Any) -> bytes:
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain)
     environment.filters["size"] = size_words
     return environment.get_template(template).render(**values).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as the page shows it: characters that would reorder or hide a line are written out."""
+    return visible(value, lines=True) if type(value) is str else value
 
 
 def write_page(folder: Path, page: Path, *, title: str) -> Path:
@@ -175,8 +183,8 @@ def _boards(folder: Path) -> list[dict[str, Any]]:
     rows: list[FleetRow] = []
     for path in sorted(folder.glob("deploy/*/deploy.json")):
         try:
-            record = msgspec.convert(read_json(path), DeployRecord)
-        except msgspec.ValidationError:
+            record: DeployRecord = read_known(path, "deploy")
+        except ArtifactError:
             why = f"{path.name} is of another version of trtq: deploy again"
             rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
             continue

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trtq.artifact import read_json, size_words
+from trtq.artifact import size_words
 from trtq.data.answers import percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.engine.manifest import has_codes
+from trtq.report.contents import read_frontier, read_part
 
 SCORES = (("miou", "mIoU"), ("top1", "top-1"))
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
@@ -54,13 +55,13 @@ def summarize_run(folder: Path) -> RunSummary:
     """
     evaluation = folder / "evaluate.json"
     run = RunSummary(
-        quantize=read_json(folder / "quantize.json", kind="quantize record"),
-        evaluate=read_json(evaluation) if evaluation.is_file() else None,
-        engines=[read_json(p) for p in sorted(folder.glob("*.engine.json"))],
-        bench={k: r for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file() and (r := read_json(p)).get("rows")},
+        quantize=read_part(folder / "quantize.json", "quantize"),
+        evaluate=read_part(evaluation, "evaluate") if evaluation.is_file() else None,
+        engines=[read_part(p, "build") for p in sorted(folder.glob("*.engine.json"))],
+        bench={k: r for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file() and (r := read_part(p, "bench"))["rows"]},
     )
     trained = folder / "finetune/finetune.json"
-    run.training = read_json(trained) if trained.is_file() else None
+    run.training = read_part(trained, "finetune") if trained.is_file() else None
     _drop_strangers_(run)
     run.search = _search(folder, run)
     bits = run.quantize["model"]["bits"]
@@ -73,10 +74,13 @@ def summarize_run(folder: Path) -> RunSummary:
 
 def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
     """Return the records of the search that chose these files, None when there was none."""
-    names = {"search": "search.json", "frontier": "frontier.json", "allocation": "allocation.json", "analysis": "analysis.json"}
-    if not all((folder / n).is_file() for n in names.values()) or not run.quantize["spec"].get("allocation"):
+    names = {"search": "search.json", "allocation": "allocation.json", "analysis": "analysis.json"}
+    there = all((folder / n).is_file() for n in (*names.values(), "frontier.json"))
+    if not there or not run.quantize["spec"].get("allocation"):
         return None
-    found = {k: read_json(folder / n) for k, n in names.items()}
+    verbs = {"search": "search", "allocation": "allocate", "analysis": "analyze"}
+    found = {k: read_part(folder / n, verbs[k]) for k, n in names.items()}
+    found["frontier"] = read_frontier(folder / "frontier.json")
     return found if found["search"].get("qdq_sha256") == run.quantize["files"]["model.qdq.onnx"]["sha256"] else None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from trtq.graph.normalize import operands
-from trtq.quant.calibrate import make_encodings, summarize
+from trtq.quant.calibrate import make_encodings, summarize_all
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.observe import Range, observe
@@ -126,8 +126,7 @@ def _inputs_only(placement: Placement) -> Placement:
 
 
 def _encodings(graph: fx.GraphModule, placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float) -> Encodings:
-    wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
-    stats = {k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits) for k, q in wanted.items()}
+    stats = summarize_all(placement, seen, calibrator, percentile)
     return make_encodings(graph, placement, stats, {})
 
 

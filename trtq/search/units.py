@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import digest_of, write_json
+from trtq.artifact import decode_json, digest_of, write_json
 from trtq.workers import Workers
 
 EVERY_S = 5.0
@@ -40,7 +41,7 @@ class Units:
 
     def _one(self, path: Path) -> dict[str, list[float]]:
         try:
-            held = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+            held = decode_json(path.read_bytes(), dict[str, object])
             return msgspec.convert(held["units"], dict[str, list[float]]) if held.get("key") == self.key else {}
         except (OSError, KeyError, msgspec.MsgspecError):
             return {}  # torn: the work is done again
@@ -65,10 +66,10 @@ class Units:
             write_json(self.path, {"key": self.key, "units": self.done})
             self.saved = time.monotonic()
 
-    def collect(self) -> None:
+    def collect(self, waiting: Callable[[str], None] | None = None) -> None:
         """Wait for the other processes and take over what they did: from here on every piece that is left is this process's."""
         self.flush()
-        with self.workers.joined():
+        with self.workers.joined(waiting=waiting):
             self.workers.wait()
         self.read()
         self.workers = Workers()

@@ -10,10 +10,16 @@ import msgspec
 from msgspec import Meta
 
 from trtq.errors import UsageError, suggest
+from trtq.paths import expand_home
 
 T = TypeVar("T", bound="Spec")
 FORMS = {"input_size": "3x224x224", "batch": "1:8:32", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}  # of texts that stand for numbers
 Doc = Meta
+
+
+def PathDoc(description: str) -> Meta:  # noqa: N802 - beside Doc, in annotations
+    """Describe a field that names a file or a folder: ``~`` in it is the home."""
+    return Meta(description=description, extra={"path": True})
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +28,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
+            if is_path(kind):
+                value = _expanded(value, option_name(name))
+                msgspec.structs.force_setattr(self, name, value)
             if isinstance(value, Spec) or (isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)):
                 continue
             try:
@@ -58,6 +67,28 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise UsageError(f"Cannot use {what}", why, f"Write it like {form}" if form else "") from exc
 
 
+def is_path(kind: Any) -> bool:
+    """Whether a field's type says that its texts name files or folders."""
+    if get_origin(kind) is Annotated and any(isinstance(m, Meta) and (m.extra or {}).get("path") for m in get_args(kind)[1:]):
+        return True
+    return any(is_path(part) for part in get_args(kind) if get_origin(kind) is not Literal)
+
+
+def _expanded(value: Any, option: str) -> Any:
+    if isinstance(value, str):
+        _require_unicode(value, option)
+        return expand_home(value, option)
+    return tuple(_expanded(v, option) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def _require_unicode(value: str, option: str) -> None:
+    """Refuse a path that no record could hold, before any work."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"Cannot use {option} {value!r}", "its bytes are not UTF-8", "Rename the file or the folder") from exc
+
+
 def _show(value: object) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
 
@@ -88,7 +119,7 @@ def option_words(field: str, value: Any) -> list[str]:
         if all(isinstance(v, str) for v in value):
             return [w for v in value for w in (option, v)]
         sep = {"input_size": "x", "batch": ":"}.get(field, ",")
-        return [option, sep.join(f"{v:g}" for v in value)]
+        return [option, sep.join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in value)]
     return [option, str(value)]
 
 

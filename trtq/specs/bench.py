@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import Percentiles
 
 
 class BenchSpec(Spec, frozen=True, kw_only=True):
     """What to measure of ONNX files and engines, and for how long."""
 
-    file: Annotated[tuple[str, ...], Doc(description=".onnx or .engine files.")]
+    file: Annotated[tuple[str, ...], PathDoc(description=".onnx or .engine files.")]
     device: Annotated[str, Doc(description="cpu, cuda:N or ssh:NAME (a board: the file is built there); engines run on a GPU whatever stands here.")] = "cpu"
     mode: Annotated[
         Literal["latency", "throughput", "paced", "cold"],
@@ -48,15 +48,15 @@ class BenchSpec(Spec, frozen=True, kw_only=True):
     repeat: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Measure that often, loading anew each time, and show the spread.")] = 1
     lock_clocks: Annotated[bool, Doc(description="Hold the GPU's clocks meanwhile, where permitted; they come back even after a kill.")] = False
     verdict: Annotated[bool, Doc(description="Measure INT8 files against their float baseline, taking turns, and say whether they win.")] = True
-    baseline: Annotated[str | None, Doc(description="That baseline; default: the FP16 engine or the float ONNX file beside the file.")] = None
+    baseline: Annotated[str | None, PathDoc(description="That baseline; default: the FP16 engine or the float ONNX file beside the file.")] = None
     trust: Annotated[bool, Doc(description="Run an engine that has no manifest; loading one can run code that is in it.")] = False
-    out: Annotated[str, Doc(description="Folder for bench.json and the samples; default: only the history keeps the record.")] = ""
+    out: Annotated[str, PathDoc(description="Folder for bench.json and the samples; default: only the history keeps the record.")] = ""
 
 
 class CompareSpec(Spec, frozen=True, kw_only=True):
     """Files that take turns on one device, the first against each other one."""
 
-    file: Annotated[tuple[str, ...], Doc(description="Two or more .onnx or .engine files, or two records of trtq bench.")]
+    file: Annotated[tuple[str, ...], PathDoc(description="Two or more .onnx or .engine files, or two records of trtq bench.")]
     device: Annotated[str, Doc(description="cpu or cuda:N.")] = "cpu"
     batch: Annotated[Annotated[int, Meta(ge=1)], Doc(description="Images in a request.")] = 1
     margin: Annotated[Annotated[float, Meta(ge=0, lt=1)], Doc(description="A smaller difference is none, as a share.")] = 0.01
@@ -64,26 +64,26 @@ class CompareSpec(Spec, frozen=True, kw_only=True):
     max_loads: Annotated[Annotated[int, Meta(ge=8)], Doc(description="Most times that each file is loaded and timed.")] = 32
     profile: Annotated[bool, Doc(description="Name the layers that take more time than in the first file.")] = True
     trust: Annotated[bool, Doc(description="Run engines that have no manifest.")] = False
-    out: Annotated[str, Doc(description="Folder for compare.json.")] = ""
+    out: Annotated[str, PathDoc(description="Folder for compare.json.")] = ""
 
 
 class GateSpec(Spec, frozen=True, kw_only=True):
     """What a record may be worse than its baseline by."""
 
-    record: Annotated[str, Doc(description="bench.json of the candidate.")]
-    baseline: Annotated[str, Doc(description="bench.json to hold it against.")]
+    record: Annotated[str, PathDoc(description="bench.json of the candidate.")]
+    baseline: Annotated[str, PathDoc(description="bench.json to hold it against.")]
     max_slowdown: Annotated[str, Doc(description="Of the median of a request: 3% or 0.03.")] = "3%"
     max_energy: Annotated[str | None, Doc(description="Growth of the energy of an image.")] = None
     max_memory: Annotated[str | None, Doc(description="Growth of the memory of the process.")] = None
-    accuracy: Annotated[str | None, Doc(description="Record of trtq evaluate of the candidate (--json).")] = None
-    baseline_accuracy: Annotated[str | None, Doc(description="The same of the baseline; default: the reference in the candidate's record.")] = None
+    accuracy: Annotated[str | None, PathDoc(description="Record of trtq evaluate of the candidate (--json).")] = None
+    baseline_accuracy: Annotated[str | None, PathDoc(description="The same of the baseline; default: the reference in the candidate's record.")] = None
     max_accuracy_drop: Annotated[Annotated[float, Meta(ge=0)] | None, Doc(description="Points of top-1 or mIoU.")] = None
-    summary: Annotated[str, Doc(description="File to append the table to, such as $GITHUB_STEP_SUMMARY.")] = ""
+    summary: Annotated[str, PathDoc(description="File to append the table to, such as $GITHUB_STEP_SUMMARY.")] = ""
 
 
 class ReportSpec(Spec, frozen=True, kw_only=True):
     """Write a page about one run, or about several side by side."""
 
-    run: Annotated[tuple[str, ...], Doc(description="Folders that hold quantize.json and what followed; several are compared.")]
-    out: Annotated[str, Doc(description="The HTML file; default: report.html in the folder, or runs/report.html of several.")] = ""
+    run: Annotated[tuple[str, ...], PathDoc(description="Folders that hold quantize.json and what followed; several are compared.")]
+    out: Annotated[str, PathDoc(description="The HTML file; default: report.html in the folder, or runs/report.html of several.")] = ""
     title: Annotated[str, Doc(description="Heading of the page.")] = ""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, PathDoc, Spec
 
 
 class DeployOptions(Spec, frozen=True, kw_only=True):
@@ -30,9 +30,9 @@ class DeployOptions(Spec, frozen=True, kw_only=True):
     min_samples: Annotated[Annotated[int, Meta(ge=10)], Doc(description="Fewest measured requests.")] = 200
     energy: Annotated[bool, Doc(description="Energy per image from the board's power rails: 20 s under load, idle power before and after.")] = False
     cuda_graph: Annotated[bool, Doc(description="Launch as CUDA graphs where that is possible.")] = True
-    data: Annotated[str | None, Doc(description="Images (as for quantize) to run on the board and hold against the ONNX file.")] = None
+    data: Annotated[str | None, PathDoc(description="Images (as for quantize) to run on the board and hold against the ONNX file.")] = None
     images: Annotated[Annotated[int, Meta(ge=1)], Doc(description="How many of them.")] = 32
-    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order.")] = None
+    class_index: Annotated[str | None, PathDoc(description="JSON list of folder names in class order.")] = None
     again: Annotated[bool, Doc(description="Build and measure even what is there and unchanged.")] = False
     patience: Annotated[Annotated[float, Meta(ge=0)], Doc(description="How long to wait for a board that went away, seconds.")] = 600.0
 
@@ -41,13 +41,13 @@ class DeploySpec(DeployOptions, frozen=True, kw_only=True):
     """One model on a board: built there, measured there, kept there."""
 
     device: Annotated[str, Doc(description="A device that trtq device add knows, or user@host.")]
-    model: Annotated[str, Doc(description="An ONNX file, or a recipe.toml whose Q/DQ file is made first.")]
-    out: Annotated[str, Doc(description="Folder for the records; default runs/deploy/DEVICE/MODEL.")] = ""
+    model: Annotated[str, PathDoc(description="An ONNX file, or a recipe.toml whose Q/DQ file is made first.")]
+    out: Annotated[str, PathDoc(description="Folder for the records; default runs/deploy/DEVICE/MODEL.")] = ""
 
 
 class FleetSpec(DeployOptions, frozen=True, kw_only=True):
     """Several models on several boards, side by side."""
 
-    model: Annotated[tuple[str, ...], Doc(description="ONNX files or recipes; none: every engine that is on the devices.")] = ()
+    model: Annotated[tuple[str, ...], PathDoc(description="ONNX files or recipes; none: every engine that is on the devices.")] = ()
     devices: Annotated[str, Doc(description="Names of devices, separated by commas; default: every one that was added.")] = ""
-    out: Annotated[str, Doc(description="Folder for the records and the table.")] = "runs/fleet"
+    out: Annotated[str, PathDoc(description="Folder for the records and the table.")] = "runs/fleet"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import Backend
 from trtq.specs.inputs import ModelInputSpec
 
@@ -14,9 +14,9 @@ from trtq.specs.inputs import ModelInputSpec
 class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
     """One set of encodings as ONNX for several targets."""
 
-    encodings: Annotated[str, Doc(description="encodings.safetensors of trtq quantize, finetune, search or an import.")]
+    encodings: Annotated[str, PathDoc(description="encodings.safetensors of trtq quantize, finetune, search or an import.")]
     target: Annotated[tuple[str, ...], Doc(description="A device, @ a TensorRT version where it matters; repeatable.")]
-    out: Annotated[str, Doc(description="Folder for the files, one for each target, named after it.")]
+    out: Annotated[str, PathDoc(description="Folder for the files, one for each target, named after it.")]
     precision: Annotated[
         Literal["fp32", "fp16"], Doc(description="Of what is not quantized. fp16: in FP32 where the images show that FP16 would harm.")
     ] = "fp16"
@@ -31,11 +31,11 @@ class ExportSpec(ModelInputSpec, frozen=True, kw_only=True):
 class ExportCalibSpec(Spec, frozen=True, kw_only=True):
     """Write the ranges of a Q/DQ file as a calibration cache of TensorRT."""
 
-    onnx: Annotated[str, Doc(description="The Q/DQ file.")]
+    onnx: Annotated[str, PathDoc(description="The Q/DQ file.")]
     target: Annotated[str, Doc(description="The device, @ the TensorRT version that will read it: xavier@8.5.")]
-    out: Annotated[str, Doc(description="The cache file; OUT.json says what is in it and what is not.")]
+    out: Annotated[str, PathDoc(description="The cache file; OUT.json says what is in it and what is not.")]
     network: Annotated[
-        str | None, Doc(description="The float ONNX that will be built with it; default: model.fp32.onnx beside the Q/DQ file.")
+        str | None, PathDoc(description="The float ONNX that will be built with it; default: model.fp32.onnx beside the Q/DQ file.")
     ] = None
     release_number: Annotated[
         Annotated[int, Meta(ge=8000, le=999999)] | None,
@@ -46,9 +46,9 @@ class ExportCalibSpec(Spec, frozen=True, kw_only=True):
 class ImportCalibSpec(Spec, frozen=True, kw_only=True):
     """Make a Q/DQ file from a calibration cache of TensorRT and the float ONNX it was made for."""
 
-    cache: Annotated[str, Doc(description="The calibration cache, such as calibration.cache.")]
-    onnx: Annotated[str, Doc(description="The float ONNX file it was calibrated with.")]
-    out: Annotated[str, Doc(description="Folder for the results.")]
+    cache: Annotated[str, PathDoc(description="The calibration cache, such as calibration.cache.")]
+    onnx: Annotated[str, PathDoc(description="The float ONNX file it was calibrated with.")]
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
 
 
 class BuildOptions(Spec, frozen=True, kw_only=True):
@@ -72,7 +72,7 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=0, le=5)] | None, Doc(description="Builder optimization level; default: TensorRT's own, 3.")
     ] = None
     timing_cache: Annotated[
-        str | None, Doc(description="Timing cache to read and write: the next build is fast, and takes the same kernels.")
+        str | None, PathDoc(description="Timing cache to read and write: the next build is fast, and takes the same kernels.")
     ] = None
     dla: Annotated[Annotated[int, Meta(ge=0, le=1)] | None, Doc(description="Build for this DLA core of Xavier or Orin.")] = None
     gpu_fallback: Annotated[bool, Doc(description="With --dla: what the DLA cannot do runs on the GPU.")] = True
@@ -81,34 +81,34 @@ class BuildOptions(Spec, frozen=True, kw_only=True):
         Literal["none", "ampere+"], Doc(description="ampere+: the engine also loads on other GPUs from compute capability 8.0 on.")
     ] = "none"
     strip_weights: Annotated[bool, Doc(description="Leave the weights out of the engine; refit it before use.")] = False
-    data: Annotated[str | None, Doc(description="Images (as for quantize): what was built is held against the ONNX file on them.")] = None
+    data: Annotated[str | None, PathDoc(description="Images (as for quantize): what was built is held against the ONNX file on them.")] = None
     check_images: Annotated[int, Meta(ge=1), Doc(description="How many of them.")] = 32
 
 
 class BuildSpec(BuildOptions, frozen=True, kw_only=True):
     """Build a TensorRT engine from an ONNX file."""
 
-    onnx: Annotated[str, Doc(description="The ONNX file.")]
+    onnx: Annotated[str, PathDoc(description="The ONNX file.")]
     target: Annotated[
         str,
         Doc(
             description="A device (trtq targets lists them) or a compute capability (sm86), @ a TensorRT version where it matters: nano@8.2."
         ),
     ]
-    out: Annotated[str, Doc(description="The engine file; its manifest is written beside it as FILE.engine.json.")]
+    out: Annotated[str, PathDoc(description="The engine file; its manifest is written beside it as FILE.engine.json.")]
     calibration: Annotated[
         str | None,
-        Doc(description="A calibration cache, for implicit INT8 of a float file: trtexec up to 10.16 (trtq export-calib writes one)."),
+        PathDoc(description="A calibration cache, for implicit INT8 of a float file: trtexec up to 10.16 (trtq export-calib writes one)."),
     ] = None
 
 
 class LintSpec(Spec, frozen=True, kw_only=True):
     """Look for what TensorRT would refuse in an ONNX file, or silently compute in float."""
 
-    onnx: Annotated[str, Doc(description="An ONNX file of any origin.")]
+    onnx: Annotated[str, PathDoc(description="An ONNX file of any origin.")]
     target: Annotated[str, Doc(description="The device that will read it, @ a TensorRT version: rtx3080, orin@10.3.")]
     fix: Annotated[
-        str | None, Doc(description="Write a copy here in which what is mechanical is repaired; values stay what they were.")
+        str | None, PathDoc(description="Write a copy here in which what is mechanical is repaired; values stay what they were.")
     ] = None
     allow_value_changes: Annotated[
         bool, Doc(description="With --fix: also the repairs that change values (pairs of transposed convolutions go).")
@@ -119,9 +119,9 @@ class AuditSpec(Spec, frozen=True, kw_only=True):
     """Compare what an ONNX file asks for with what an engine computes in."""
 
     file: Annotated[
-        str, Doc(description="An engine that trtq built with TensorRT-RTX, or the .json of trtexec --exportLayerInfo (8.2 to 11).")
+        str, PathDoc(description="An engine that trtq built with TensorRT-RTX, or the .json of trtexec --exportLayerInfo (8.2 to 11).")
     ]
-    onnx: Annotated[str, Doc(description="The ONNX file it was built from.")]
+    onnx: Annotated[str, PathDoc(description="The ONNX file it was built from.")]
     target: Annotated[
         str | None, Doc(description="A device, @ a TensorRT version: name the rule that probably keeps a module in float.")
     ] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc
+from trtq.specs.base import Doc, PathDoc
 
 Percentile = Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")]
 Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
@@ -14,11 +14,11 @@ Preset = Literal["imagenet", "cifar10", "half"]
 OPSET = 20  # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
 Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
 ModelName = Annotated[
-    str, Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
+    str, PathDoc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.")
 ]
 Checkpoint = Annotated[
     str | None,
-    Doc(description="Weights: .safetensors, .pt, .pth, .ckpt, .bin, TorchScript, an index of shards, or a folder; read without running code."),
+    PathDoc(description="Weights: .safetensors, .pt, .pth, .ckpt, .bin, TorchScript, an index of shards, or a folder; read without running code."),
 ]
 CheckpointMatch = Annotated[Literal["name", "order"], Doc(description="Match checkpoint tensors by name or by order.")]
 CheckpointKey = Annotated[
@@ -49,7 +49,7 @@ Target = Annotated[
 ]
 Masks = Annotated[
     str | None,
-    Doc(description="Masks of class indices, one of the same name for each image: a folder, or one inside a .zip (camvid.zip/trainannot)."),
+    PathDoc(description="Masks of class indices, one of the same name for each image: a folder, or one inside a .zip (camvid.zip/trainannot)."),
 ]
 IgnoreIndex = Annotated[Annotated[int, Meta(ge=0, le=65535)], Doc(description="Class index of pixels that count for nothing.")]
 InputSize = Annotated[tuple[int, int, int] | None, Doc(description="CxHxW; default: the model's own, else 3x224x224.")]
@@ -71,4 +71,4 @@ FilesFor = Annotated[
 ]
 BatchSize = Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass.")]
 CalibImages = Annotated[int, Meta(ge=1), Doc(description="How many images give the ranges.")]
-CalibCache = Annotated[str | None, Doc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")]
+CalibCache = Annotated[str | None, PathDoc(description="Folder of the calibration cache; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")]

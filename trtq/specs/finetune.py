@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.errors import UsageError
-from trtq.specs.base import Doc
+from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import ModelInputSpec
 
@@ -15,13 +15,13 @@ from trtq.specs.inputs import ModelInputSpec
 class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Train a quantized model further, with its codes in place."""
 
-    out: Annotated[str, Doc(description="Folder for the results.")]
-    encodings: Annotated[str, Doc(description="Where training starts: the encodings.safetensors of trtq quantize or search.")]
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
+    encodings: Annotated[str, PathDoc(description="Where training starts: the encodings.safetensors of trtq quantize or search.")]
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
-    val: Annotated[str | None, Doc(description="Labelled images that every epoch and the result are measured on.")] = None
-    val_class_index: Annotated[str | None, Doc(description="Like --class-index, for --val; default: the same.")] = None
-    val_masks: Annotated[str | None, Doc(description="Like --masks, for --val.")] = None
+    val: Annotated[str | None, PathDoc(description="Labelled images that every epoch and the result are measured on.")] = None
+    val_class_index: Annotated[str | None, PathDoc(description="Like --class-index, for --val; default: the same.")] = None
+    val_masks: Annotated[str | None, PathDoc(description="Like --masks, for --val.")] = None
     val_limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
     epochs: Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")] = 3
     limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Train on this many images an epoch, drawn anew.")] = None
@@ -38,7 +38,7 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     learn_amax: Annotated[bool, Doc(description="Ranges learn, too (LSQ).")] = True
     loss: Annotated[
         str | None,
-        Doc(description="A loss of your own in place of cross-entropy, package.module:function or file.py:function of (answer, wanted)."),
+        PathDoc(description="A loss of your own in place of cross-entropy, package.module:function or file.py:function of (answer, wanted)."),
     ] = None
     class_weights: Annotated[
         Literal["none", "log", "median"],
@@ -54,7 +54,7 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     ] = None
     freeze: Annotated[tuple[str, ...], Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable.")] = ()
     sensitivity: Annotated[
-        str | None, Doc(description="What trtq analyze wrote: train the layers that --worst ranks by it, and leave the others as they are.")
+        str | None, PathDoc(description="What trtq analyze wrote: train the layers that --worst ranks by it, and leave the others as they are.")
     ] = None
     worst: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import Checkpoint, CheckpointKey, CheckpointMatch, InputSize, ModelArg, ModelName, Preset
 
 
@@ -15,11 +15,11 @@ class InputSpec(Spec, frozen=True, kw_only=True):
 
     data: Annotated[
         str,
-        Doc(
+        PathDoc(
             description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits."
         ),
     ] = ""
-    class_index: Annotated[str | None, Doc(description="JSON list of folder names in class order, or text or numeric; default: folder names in text order.")] = None
+    class_index: Annotated[str | None, PathDoc(description="JSON list of folder names in class order, or text or numeric; default: folder names in text order.")] = None
     input_size: InputSize = None
     mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
     std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc
+from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import OPSET, CalibCache, Calibrator, FilesFor, IgnoreIndex, Masks, Opset, Percentile
 from trtq.specs.inputs import InputSpec, ModelInputSpec
 
@@ -14,7 +14,7 @@ from trtq.specs.inputs import InputSpec, ModelInputSpec
 class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Calibrate a model and write Q/DQ ONNX, encodings and a record."""
 
-    out: Annotated[str, Doc(description="Folder for the results.")]
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Percentile = 99.99
     calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
@@ -24,7 +24,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
         Meta(pattern=r"^w[2-8]a[2-8]$"),
         Doc(description="Width of weights and activations, w8a8 to w2a2; the first and the last layer and residual shortcuts keep 8."),
     ] = "w8a8"
-    allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: a width for every layer, in place of --bits.")] = None
+    allocation: Annotated[str | None, PathDoc(description="What trtq allocate wrote: a width for every layer, in place of --bits.")] = None
     method: Annotated[
         tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
     ] = ()
@@ -65,9 +65,9 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Take over the ranges of a model that another tool quantized."""
 
     ranges: Annotated[
-        str, Doc(description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, .safetensors), or AIMET's NAME_torch.encodings.")
+        str, PathDoc(description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, .safetensors), or AIMET's NAME_torch.encodings.")
     ]
-    out: Annotated[str, Doc(description="Folder for the results.")]
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
     opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
     parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
@@ -76,8 +76,8 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
 class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     """Accuracy of an ONNX file or an engine, and its agreement with another ONNX file."""
 
-    onnx: Annotated[str, Doc(description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for.")]
-    reference: Annotated[str | None, Doc(description="ONNX file to compare predictions and logits with.")] = None
+    onnx: Annotated[str, PathDoc(description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for.")]
+    reference: Annotated[str | None, PathDoc(description="ONNX file to compare predictions and logits with.")] = None
     provider: Annotated[
         Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"],
         Doc(description="Of ONNX Runtime, for an ONNX file; the last two build an engine of their own."),
@@ -87,6 +87,6 @@ class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Evaluate at most this many images, drawn evenly.")] = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
-    exclude: Annotated[str | None, Doc(description="A quantize.json: leave out the images it was calibrated on.")] = None
-    out: Annotated[str, Doc(description="Folder for evaluate.json: that of the run, and trtq report shows the accuracy.")] = ""
+    exclude: Annotated[str | None, PathDoc(description="A quantize.json: leave out the images it was calibrated on.")] = None
+    out: Annotated[str, PathDoc(description="Folder for evaluate.json: that of the run, and trtq report shows the accuracy.")] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, Spec
+from trtq.specs.base import Doc, PathDoc, Spec
 from trtq.specs.fields import (
     AnalyzeMetric,
     BatchSize,
@@ -30,7 +30,7 @@ from trtq.specs.inputs import ModelInputSpec
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Measure how much each layer suffers at each width."""
 
-    out: Annotated[str, Doc(description="The JSON file; the plot is written beside it as .svg.")]
+    out: Annotated[str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")]
     metric: AnalyzeMetric = "jsd"
     bits: Annotated[tuple[str, ...], Doc(
             description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 for weights alone, fp8, fp16; repeatable, "
@@ -52,15 +52,15 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     batch_size: BatchSize = 16
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
     calib_cache: Annotated[
-        str | None, Doc(description="Folder for what an interrupted analysis has done; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+        str | None, PathDoc(description="Folder for what an interrupted analysis has done; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
     ] = None
 
 
 class AllocateSpec(Spec, frozen=True, kw_only=True):
     """Choose a width for every layer."""
 
-    analysis: Annotated[str, Doc(description="What trtq analyze wrote.")]
-    out: Annotated[str, Doc(description="The JSON file that trtq quantize --allocation reads.")]
+    analysis: Annotated[str, PathDoc(description="What trtq analyze wrote.")]
+    out: Annotated[str, PathDoc(description="The JSON file that trtq quantize --allocation reads.")]
     strategy: Annotated[
         Literal["percentile", "greedy", "pareto", "milp"],
         Doc(
@@ -80,10 +80,10 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Find widths that meet every budget, and prove it on the exported model."""
 
     model: ModelName = ""
-    out: Annotated[str, Doc(description="Folder for the results.")]
+    out: Annotated[str, PathDoc(description="Folder for the results.")]
     candidates: Annotated[
         tuple[str, ...],
-        Doc(
+        PathDoc(
             description="Several models in place of MODEL, each MODEL or MODEL=CHECKPOINT; repeatable, or with commas. The first is the "
             "reference of shares and of --min-accuracy."
         ),
@@ -100,9 +100,9 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
         ),
     ] = None
     val: Annotated[
-        str | None, Doc(description="Images that accuracy is measured on; default: those of --data that calibration leaves over.")
+        str | None, PathDoc(description="Images that accuracy is measured on; default: those of --data that calibration leaves over.")
     ] = None
-    val_class_index: Annotated[str | None, Doc(description="Like --class-index, for --val; default: the same.")] = None
+    val_class_index: Annotated[str | None, PathDoc(description="Like --class-index, for --val; default: the same.")] = None
     limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
     rounds: Annotated[
         int, Meta(ge=1, le=100), Doc(description="Most allocations that are tried for one model, besides 8 bits everywhere.")
@@ -133,10 +133,10 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
     budget: Budgets = ()
     min_accuracy: Annotated[float | None, Doc(description="Points of top-1 against the float model that may go, such as -1.0.")] = None
     train: Annotated[
-        str | None, Doc(description="Labelled images one may train on; default: --data, when it has labels and enough of them.")
+        str | None, PathDoc(description="Labelled images one may train on; default: --data, when it has labels and enough of them.")
     ] = None
     result: Annotated[
-        str | None, Doc(description="Folder of a trtq run at w8a8 with [evaluate]: its measured accuracy decides whether PTQ is enough.")
+        str | None, PathDoc(description="Folder of a trtq run at w8a8 with [evaluate]: its measured accuracy decides whether PTQ is enough.")
     ] = None
 
 
@@ -145,7 +145,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
 
     model: Annotated[
         str,
-        Doc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory, or FILE.onnx."),
+        PathDoc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory, or FILE.onnx."),
     ]
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
@@ -153,7 +153,7 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     model_arg: ModelArg = {}
     seed: Annotated[int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")] = 0
     input_size: InputSize = None
-    allocation: Annotated[str | None, Doc(description="What trtq allocate wrote: the widths to count with.")] = None
+    allocation: Annotated[str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")] = None
     bits: Annotated[
         Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$")] | None,
         Doc(description="Widths of every layer without an allocation; default: fp32."),
@@ -163,11 +163,11 @@ class CostSpec(Spec, frozen=True, kw_only=True):
     ] = None
     batch: Annotated[int, Meta(ge=1), Doc(description="Images a call, for the latency.")] = 1
     engine: Annotated[
-        str | None, Doc(description="A TensorRT-RTX engine of the model: predict over its own fused kernels, too. Needs --device.")
+        str | None, PathDoc(description="A TensorRT-RTX engine of the model: predict over its own fused kernels, too. Needs --device.")
     ] = None
     profile: Annotated[
         str | None,
-        Doc(
+        PathDoc(
             description="Measured layer times on that device (trtexec --exportProfile): say how far the prediction is off. Needs --device."
         ),
     ] = None

@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, read_json
+from trtq.artifact import SCHEMA, environment
 from trtq.cost.devices import Device, find_device
 from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
+from trtq.known_records import read_known
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.search.options import HALF, Option
 from trtq.specs import AdviseSpec, ModelInputSpec, option_words
@@ -207,12 +208,12 @@ def _measured(result: str | None) -> float | None:
     """
     if result is None:
         return None
-    made, scored = read_json(Path(result) / "quantize.json", kind="quantize record"), read_json(Path(result) / "evaluate.json")
-    bits = made.get("model", {}).get("bits")
-    if bits != "w8a8" or scored.get("reference_top1") is None:
+    made, scored = read_known(Path(result) / "quantize.json", "quantize"), read_known(Path(result) / "evaluate.json", "evaluate")
+    bits = made.model.get("bits")
+    if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
         why = f"it is of {bits}" if bits != "w8a8" else "its evaluation has no labels or no reference"
         raise ArtifactError(f"Cannot take the INT8 accuracy from {result}", why, "Give the folder of trtq run at w8a8 with [evaluate]")
-    return float(scored["top1"]) - float(scored["reference_top1"])
+    return float(scored.top1) - float(scored.reference_top1)
 
 
 def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:

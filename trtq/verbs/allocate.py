@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
+from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, ensure_writable_file, environment, read_json, write_json
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.search.allocate import STRATEGIES, Choice, summed
@@ -30,10 +31,28 @@ def read_analysis(path: Path) -> AnalyzeRecord:
     held = read_json(path, kind="analysis")
     if held.get("verb") != "analyze":
         raise ArtifactError(f"{path} holds no analysis", f"it is of {held.get('verb', 'something else')}", "Make one: trtq analyze ...")
-    try:
-        return msgspec.convert(held, AnalyzeRecord)
-    except msgspec.ValidationError as exc:
-        raise ArtifactError(f"Cannot read the analysis {path}", f"it is damaged or of another version ({exc})", "Make it again") from exc
+    record = check_record(held, path, AnalyzeRecord, kind="analysis")
+    why = _inconsistent(record)
+    if why:
+        raise ArtifactError(f"Cannot use the analysis {path}", why, "Make it again: trtq analyze ...")
+    return record
+
+
+def _inconsistent(analysis: AnalyzeRecord) -> str:
+    """Return what in an analysis contradicts the rest of it, "" where nothing does."""
+    names = {layer.name for layer in analysis.layers}
+    if not analysis.bits or not names:
+        return "it has no widths or no layers"
+    for layer in analysis.layers:
+        strange = next((n for n in layer.group if n not in names), None)
+        if strange is not None or layer.name not in layer.group:
+            return f"the group of layer {layer.name} is {', '.join(layer.group) or 'empty'}"
+        lacking = next((b for b in analysis.bits if b not in layer.loss), None)
+        if lacking is not None:
+            return f"layer {layer.name} has no loss at {lacking}"
+        if not all(math.isfinite(v) for v in layer.loss.values()):
+            return f"a loss of layer {layer.name} is not finite"
+    return ""
 
 
 def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
@@ -63,14 +82,15 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
         UsageError: a budget that cannot be read or met, a width that was not analysed, a device that is not known.
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
+    out = ensure_writable_file(Path(spec.out), inputs=[Path(spec.analysis)])
     analysis = read_analysis(Path(spec.analysis))
     pricing = Pricing(analysis.outline, latency_devices(spec.budget), read_factors(spec.correct))
     budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
         raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")
     record = decide(spec, analysis, pricing, budgets)
-    ensure_writable_dir(Path(spec.out).parent)
-    write_json(Path(spec.out), record)
+    ensure_writable_dir(out.parent)
+    write_json(out, record)
     return record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, read_json
+from trtq.artifact import SCHEMA, check_record, read_json
 from trtq.errors import ArtifactError
 from trtq.search.options import Option, read_option
 
@@ -104,14 +104,12 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, Option]:
     held = read_json(path, kind="allocation")
     if held.get("verb") != "allocate" or held.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} holds no allocation", f"it is of {held.get('verb', 'something else')}", "Make one: trtq allocate ...")
-    made_for = held.get("model", {}).get("weights_sha256")
+    record = check_record(held, path, AllocateRecord, kind="allocation")
+    made_for = record.model.get("weights_sha256")
     if made_for != weights_sha256:
         raise ArtifactError(
             f"The allocation {path} was made for another model",
             f"its weights are {str(made_for)[:12]}, this model's are {weights_sha256[:12]}",
             "Run trtq analyze and trtq allocate on this model",
         )
-    try:
-        return {layer["name"]: read_option(layer["option"]) for layer in held["layers"]}
-    except (KeyError, TypeError) as exc:
-        raise ArtifactError(f"Cannot read the allocation {path}", f"it is damaged ({exc})", "Make it again: trtq allocate ...") from exc
+    return {layer.name: read_option(layer.option) for layer in record.layers}

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, write_bytes, write_json
+from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, ensure_writable_file, environment, write_bytes, write_json
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
 from trtq.data.classes import require_one_class_list
@@ -110,6 +110,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     if not any(o.quantized for o in options):
         raise UsageError("There is no width to analyse", f"asked for {', '.join(o.label for o in options)}", "Give --bits 4 --bits 8")
     out = Path(spec.out)
+    ensure_writable_file(out)
     ensure_writable_dir(out.parent)
     notes: list[str] = []
 
@@ -120,7 +121,6 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     source = _open_images(spec, note)
     loaded = open_model(spec)
     preprocess, about_input = open_preprocess(spec, loaded)
-    notes += about_input
     captured = capture(loaded.module, preprocess.input_size)
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
@@ -132,9 +132,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         progress=told.advance,
     )  # fmt: skip
     layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
-    notes += dropped
-    for line in notes:
-        told.note(line)
+    for line in (*about_input, *dropped):
+        note(line)
     if not layers:
         raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
     clock.lap("calibrate")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +26,10 @@ from trtq.graph.capture import CapturedGraph
 from trtq.methods.base import Method, Workbench
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import LoadedModel
+from trtq.paths import path_variable
 from trtq.progress import Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
-from trtq.quant.calibrate import ActivationStats, make_encodings, summarize
+from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
@@ -187,7 +187,7 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
 
 def cache_folder(given: str | None) -> Path:
     """Return the folder of the calibration cache: the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
-    return Path(given or os.environ.get("TRTQ_CALIB_CACHE") or "calib_cache")
+    return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
 
 
 def _apply(inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]) -> list[MethodRecord]:
@@ -241,8 +241,7 @@ def _calibrate(
             inputs.progress.begin(f"Calibrating ({spec.calibrator})", len(inputs.indices))
             images = inputs.images(len(inputs.indices), spec.batch_size)
             seen = observe(graph, placement, images, mode=spec.calibrator, progress=inputs.progress.advance)
-            wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
-            stats = {k: summarize(seen[q.source.name], spec.calibrator, spec.percentile, q.format.bits) for k, q in wanted.items()}
+            stats = summarize_all(placement, seen, spec.calibrator, spec.percentile)
             cache.save(key, stats)
     inputs.progress.note(f"calibration cache {note}")
     inputs.clock.lap("calibrate")

@@ -12,7 +12,7 @@ import onnx
 from trtq.artifact import SCHEMA, sha256_file
 from trtq.cost.onnx_file import list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
-from trtq.engine.manifest import read_manifest
+from trtq.engine.manifest import read_engine
 from trtq.engine.reader import why_float
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
@@ -90,7 +90,7 @@ def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[lis
     if path.suffix == ".json" and not path.name.endswith(".engine.json"):
         return read_layer_info(path), f"TensorRT's layer report {path.name}"
     engine = path.with_suffix("") if path.name.endswith(".engine.json") else path
-    manifest = read_manifest(engine)
+    manifest, plan = read_engine(engine)
     if manifest.onnx_sha256 != digest:
         raise EngineError(
             f"{engine} was not built from {source}",
@@ -102,7 +102,7 @@ def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[lis
             f"Cannot read the layers of {engine}", "only plans of TensorRT-RTX say what they compute in",
             "Give the report of trtexec --exportLayerInfo, built with --profilingVerbosity=detailed",
         )  # fmt: skip
-    layers = read_plan_layers(engine.read_bytes(), manifest.builder["version"])
+    layers = read_plan_layers(plan, manifest.builder["version"])
     if layers is None:
         raise EngineError(
             f"Cannot read the layers of {engine}", f"the rows of TensorRT-RTX {manifest.builder['version']} are not those trtq knows"

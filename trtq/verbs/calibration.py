@@ -10,7 +10,7 @@ import msgspec
 import onnx
 import torch
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment, locked, sha256_file, write_bytes, write_json
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
@@ -73,6 +73,8 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         ExportError: the file has no pairs, or the float file is not beside it.
     """
     told, target, path = progress or Silent(), parse_target(spec.target), Path(spec.onnx)
+    network = Path(spec.network) if spec.network else path.with_name(FP32)
+    out = ensure_writable_file(Path(spec.out), inputs=[path, network])
     release = target.release
     if release is None:
         raise UsageError(
@@ -86,14 +88,12 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         )  # fmt: skip
     if "INT8" not in target.arithmetic:
         raise UsageError(f"Cannot use INT8 on {target.device}", f"compute capability {target.capability} has no INT8 arithmetic")
-    network = Path(spec.network) if spec.network else path.with_name(FP32)
     quantized, plain = load_onnx(path), load_onnx(network)
     _require_unfolded(path, quantized)
     scales, missing, unused, notes = ranges_for(quantized, plain, spec.onnx)
     number = spec.release_number or cache_number(release, target.patch)
     if spec.release_number is None:
         notes.append(f"the header says TRT-{number}: a release with another patch ignores it (--release-number, such as {number + 1})")
-    out = Path(spec.out)
     ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(scales, number).encode())
     record = CalibrationRecord(
@@ -172,7 +172,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     """
     told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
     try:
-        text = Path(spec.cache).read_text(encoding="utf-8")
+        text = Path(spec.cache).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         raise EncodingsError(f"Cannot read the calibration cache {spec.cache}", reason(exc)) from exc
     cache, plain = read_cache(text, spec.cache), load_onnx(Path(spec.onnx))

@@ -19,7 +19,7 @@ from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
 from trtq.cost.roofline import KernelTime, Widths, predict_all
 from trtq.data.preprocess import resolve_preprocess
-from trtq.engine.manifest import read_manifest
+from trtq.engine.manifest import read_engine
 from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
@@ -246,10 +246,11 @@ def _record(times: list[KernelTime], device: Device, batch: int, notes: list[str
 
 def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
     """Return the roofline over the kernels that a plan says it has."""
-    builder = read_manifest(path).builder
+    manifest, plan = read_engine(path)
+    builder = manifest.builder
     found: list[PlanKernel] | None = None
     if builder["backend"] == "tensorrt-rtx":
-        found = read_plan_kernels(path.read_bytes(), str(builder["version"]), batch)
+        found = read_plan_kernels(plan, str(builder["version"]), batch)
     if found is None:
         raise ArtifactError(
             f"Cannot read the kernels of {path}", f"only plans of TensorRT-RTX 1.7 say what they hold, this one is of {builder['backend']} "

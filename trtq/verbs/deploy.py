@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, decode_json, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -220,7 +220,7 @@ class _Deployment:
     def _seen(self) -> Seen:
         """Return what deploy.json of an earlier run says; nothing where it cannot be read."""
         try:
-            record = msgspec.json.decode((self.out / RECORD).read_bytes(), type=DeployRecord)
+            record = decode_json((self.out / RECORD).read_bytes(), DeployRecord)
         except (OSError, msgspec.MsgspecError):
             return Seen()
         said = {n: str(record.spec.get(n, "")) for n in ("bench_key", "images_key")}

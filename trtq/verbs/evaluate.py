@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, read_json, write_json
+from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, environment, read_json, write_json
 from trtq.data.answers import Kind, OutputComparison, Tally, kind_in, kind_of_array
 from trtq.data.classes import require_calibrated_classes, require_known_classes, require_one_class_list
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
@@ -356,7 +356,7 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     """Return the content digests of the images a record says calibration looked at; None where it does not say."""
     data = read_json(path, kind="quantize record").get("data")
     known = data.get("calibration_sha256") if isinstance(data, dict) else None
-    return None if known is None else frozenset(known)
+    return None if known is None else frozenset(check_record(known, path, list[str], kind="quantize record"))
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtq.artifact import read_json, sha256_file
+from trtq.artifact import decode_json, read_json, sha256_file
 from trtq.errors import ArtifactError
+from trtq.known_records import known, read_checked
 
-SUMMED = {  # records whose classes load without torch
-    "search": "trtq.verbs.search_record:SearchRecord",
-    "bench": "trtq.bench.record:BenchRecord",
-    "deploy": "trtq.deploy.record:DeployRecord",
-    "fleet": "trtq.deploy.record:FleetRecord",
-}
+SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
@@ -53,7 +48,7 @@ def _folder(path: Path) -> dict[str, Any]:
     info: dict[str, Any] = {"kind": "folder", "path": str(path), "files": {p.name: p.stat().st_size for p in known}}
     record = path / "quantize.json"
     if record.is_file():
-        content = read_json(record)
+        content = read_checked(record, "quantize")
         changed = [n for n, f in content.get("files", {}).items() if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]]
         info["quantize"] = _record(record)
         info["altered_or_missing"] = changed
@@ -107,7 +102,11 @@ def _safetensors(path: Path) -> dict[str, Any]:
             "digest": encodings.digest(),
         }
     if meta.get("trtq") == "calibration":
-        return {"kind": "calibration cache entry", "key": msgspec.json.decode(meta["parts"]), "tensors": len(names)}
+        try:
+            parts = decode_json(meta.get("parts", ""), dict[str, str])
+        except msgspec.MsgspecError as exc:
+            raise ArtifactError(f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it") from exc
+        return {"kind": "calibration cache entry", "key": parts, "tensors": len(names)}
     return {"kind": "weights", "tensors": len(names), "first": names[:8]}
 
 
@@ -128,12 +127,14 @@ def _record(path: Path) -> dict[str, Any]:
         from trtq.engine.manifest import read_manifest
 
         return {"kind": "engine manifest", "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary}
-    info: dict[str, Any] = {"kind": f"{verb} record", "summary": _summary(verb, content)}
-    if verb == "quantize":
+    record, damage = _decoded(content, path)
+    summary = str(record.summary) if record is not None and verb in SUMMED else ""
+    info: dict[str, Any] = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
+    if verb == "quantize" and record is not None:
         weak = sorted((q for q in content["quantizers"] if q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"])[:5]
         info |= {
-            "model": content["model"]["name"],
-            "weights": content["model"]["weights"],
+            "model": content["model"].get("name"),
+            "weights": content["model"].get("weights"),
             "calibration": content["calibration"],
             "quantizers": content["quantizers"],
             "left_in_float": {f["name"]: f["reason"] for f in content["left_in_float"]},
@@ -146,15 +147,12 @@ def _record(path: Path) -> dict[str, Any]:
     return info
 
 
-def _summary(verb: str, content: dict[str, Any]) -> str:
-    """Return what the verb said when it was done; "" for a record of another version."""
-    if not isinstance(verb, str) or verb not in SUMMED:
-        return ""
-    module, _, name = SUMMED[verb].partition(":")
+def _decoded(content: dict[str, Any], path: Path) -> tuple[Any, str]:
+    """Return the record, and "" or, in its place, what is wrong with it: a damaged record is still shown."""
     try:
-        return str(msgspec.convert(content, getattr(importlib.import_module(module), name)).summary)
-    except (msgspec.ValidationError, LookupError, StopIteration):  # of another version, or altered
-        return ""
+        return known(content, path), ""
+    except ArtifactError as exc:
+        return None, exc.why
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir
+from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file
 from trtq.engine.reader import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
@@ -67,6 +67,7 @@ def run_lint(spec: LintSpec) -> LintRecord:
         out = Path(spec.fix)
         if out.resolve() == path.resolve():
             raise UsageError("--fix would overwrite the file it reads", mend="Give another path")
+        ensure_writable_file(out, option="--fix", inputs=[path])
         ensure_writable_dir(out.parent, option="--fix")
         model, repaired = repair(model, reader, change_values=spec.allow_value_changes)
         save_onnx(model, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import onnx
 import torch
 from torch import fx
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, leftovers, locked, sha256_file, write_json
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
@@ -36,6 +37,7 @@ from trtq.verbs.opening import answer_kind, open_model, open_preprocess
 from trtq.verbs.records import Clock, FileRecord, FloatRecord, PresetRecord, QuantizeRecord, QuantizerRecord, TryRecord
 
 FP32, QDQ, ENCODINGS, RECORD = "model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize.json"
+FILES = (FP32, QDQ, ENCODINGS, RECORD)
 STAGING = ".trtq-new"
 FEW_IMAGES = 32
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
@@ -53,8 +55,9 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     check_spec(spec)
     job = _Job(spec, progress or Silent())
     with locked(job.out / ".trtq.lock", waiting=job.progress.note):
-        for left in (*job.out.glob(".*.tmp"), *(job.out / STAGING).glob("*")):
-            left.unlink()  # of a run that was killed
+        for folder in (job.out, job.out / STAGING):
+            for left in leftovers(folder, FILES):  # of a run that was killed
+                left.unlink()
         inputs = job.capture()
         fp32 = inputs.export(inputs.captured.module, spec, precision="fp32")
         require_same_float(inputs.captured.module, fp32, next(inputs.images(FORCED_IMAGES, spec.batch_size)))
@@ -179,7 +182,8 @@ class _Job:
         (self.out / RECORD).unlink(missing_ok=True)
         for name in (*files, RECORD):
             (staging / name).replace(self.out / name)
-        staging.rmdir()
+        with contextlib.suppress(OSError):  # it holds files of another origin
+            staging.rmdir()
         return record
 
     def _record(self, inputs: Inputs, done: Attempt, files: dict[str, FileRecord]) -> QuantizeRecord:

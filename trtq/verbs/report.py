@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment
+from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment
 from trtq.errors import UsageError
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import summarize_run
@@ -53,6 +53,7 @@ def write_report(spec: ReportSpec) -> ReportRecord:
             raise UsageError(f"Cannot report on {folder}", why, mend)
     default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
     page = Path(spec.out) if spec.out else default
+    ensure_writable_file(page)
     ensure_writable_dir(page.parent)
     if len(folders) == 1:
         verdict = summarize_run(folders[0]).verdict

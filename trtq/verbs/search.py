@@ -17,7 +17,7 @@ from trtq.artifact import (
     environment,
     locked,
     package_version,
-    read_json,
+    read_record,
     sha256_file,
     write_bytes,
     write_json,
@@ -30,6 +30,7 @@ from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.to_onnx import export_onnx
+from trtq.paths import expand_home
 from trtq.progress import Progress, Silent
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
 from trtq.search.frontier import dominated
@@ -44,7 +45,8 @@ from trtq.verbs.evaluate import EvaluateRecord, evaluate
 from trtq.verbs.opening import answer_kind
 from trtq.verbs.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
-from trtq.verbs.search_record import Constraint, SearchRecord, Try
+from trtq.verbs.records import QuantizeRecord
+from trtq.verbs.search_record import Constraint, Reference, SearchRecord, Try
 from trtq.version import __version__
 from trtq.workers import Workers
 
@@ -161,7 +163,8 @@ class _Job:
             yield Candidate(self.spec, 0, self.spec.model, self.spec.checkpoint, self.out, "")
             return
         for i, text in enumerate(named):
-            model, _, checkpoint = text.partition("=")
+            model, _, given = text.partition("=")
+            checkpoint = expand_home(given, "--candidates")
             label = f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
             self.told.note(f"candidate {model}")
             yield Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
@@ -281,8 +284,8 @@ class _Job:
         return self._judge(candidate, allocated, folder, label)
 
     def _judge(self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
-        scored = msgspec.convert(read_json(folder / EVALUATION), EvaluateRecord)
-        made = read_json(folder / RECORD, kind="quantize record")
+        scored = read_record(folder / EVALUATION, EvaluateRecord)
+        made = read_record(folder / RECORD, QuantizeRecord, kind="quantize record")
         self.images = scored.images
         accuracy = scored.top1 if scored.top1 is not None else scored.agreement
         own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
@@ -302,10 +305,10 @@ class _Job:
         found = Try(
             label=f"{candidate.label} {label}".strip(), model=candidate.name, candidate=candidate.number,
             folder=str(folder.relative_to(self.out)),
-            widths=_widths(allocated), methods=[m["name"] for m in made["methods"]], costs=dict(allocated.costs), accuracy=accuracy,
+            widths=_widths(allocated), methods=[m.name for m in made.methods], costs=dict(allocated.costs), accuracy=accuracy,
             change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
             within=within(allocated.costs, self.budgets), accurate=accurate,
-            onnx_bytes=made["files"][QDQ]["bytes"],
+            onnx_bytes=made.files[QDQ].bytes,
         )  # fmt: skip
         self.told.note(
             f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement "
@@ -327,7 +330,8 @@ class _Job:
         self._write_frontier(chosen, candidate)
         constraints = self._constraints(chosen, candidate)
         return SearchRecord(
-            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), reference=self.reference, images=self.images,
+            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), images=self.images,
+            reference=msgspec.convert(self.reference, Reference),
             constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label,
             qdq_sha256=sha256_file(self.out / QDQ), notes=self.notes, seconds=seconds, environment=environment(),
         )  # fmt: skip
@@ -380,7 +384,7 @@ class _Job:
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
         losses = {v.name: v.loss for v in analysis.layers}
-        taken = msgspec.convert(read_json(self.out / ALLOCATION), AllocateRecord).layers
+        taken = read_record(self.out / ALLOCATION, AllocateRecord).layers
         at = {"cost": chosen.costs["size"] / 1e6, "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken)}
         return {"axis": "size", "metric": analysis.metric, "at": at, "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front]}
 

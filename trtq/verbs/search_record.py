@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -59,6 +59,15 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     needed: str | None
 
 
+class Reference(TypedDict):
+    """The float model that shares and accuracy refer to: its name, its accuracy in percent, what accuracy is, its costs."""
+
+    model: str
+    accuracy: float
+    measure: str
+    costs: dict[str, float]
+
+
 class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``trtq search`` tried and chose.
 
@@ -75,7 +84,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema: int
     verb: str
     spec: dict[str, Any]
-    reference: dict[str, Any]
+    reference: Reference
     images: int
     constraints: list[Constraint]
     met: bool
@@ -85,6 +94,10 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
     seconds: float
     environment: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not any(t.label == self.chosen for t in self.tries):
+            raise ValueError(f"no try is called {self.chosen!r}")
 
     @property
     def best(self) -> Try:

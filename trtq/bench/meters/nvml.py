@@ -82,10 +82,13 @@ class Gpu:
         except self.nvml.NVMLError as exc:
             self.missing[name] = explain_nvml(exc)
             return None
+        except UnicodeDecodeError:
+            self.missing[name] = "the driver's text is not UTF-8"
+            return None
         except (AttributeError, TypeError) as exc:
             self.missing[name] = f"this nvidia-ml-py cannot ask for it ({exc})"
             return None
-        return value.decode() if isinstance(value, bytes) else value
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def card(self) -> dict[str, Any]:
         """Return what the GPU is and how it is set; None where it does not say."""

@@ -1,0 +1,103 @@
+"""Whether an ONNX model is whole enough to be looked at: no plugin and no unknown op is refused here, only what no reader could use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Set
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from trtq.errors import ExportError
+
+_FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
+    ("UINT4", "INT4", "FLOAT4E2M1"),
+    ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+    ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
+    ("FLOAT", "INT32", "UINT32"),
+    ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
+)
+_GROUPS = ((4, _FOUR), (8, _EIGHT), (16, _SIXTEEN), (32, _THIRTY_TWO), (64, _SIXTY_FOUR), (128, ("COMPLEX128",)))
+BITS = {TensorProto.DataType.Value(n): bits for bits, names in _GROUPS for n in names if n in TensorProto.DataType.keys()}  # noqa: SIM118
+
+
+def require_sound(model: onnx.ModelProto, name: str) -> None:
+    """Refuse a model that is damaged.
+
+    Args:
+        model: as it was parsed, external data loaded.
+        name: of the file, for messages.
+
+    Raises:
+        ExportError: names the first node or tensor that is wrong, and how.
+    """
+    why = next(_faults(model), None)
+    if why is not None:
+        raise ExportError(f"Cannot use {name}", f"it is damaged: {why}", "Export it again")
+
+
+def _faults(model: onnx.ModelProto) -> Iterator[str]:
+    if not model.graph.input:
+        yield "it has no inputs"
+    if not model.graph.output:
+        yield "it has no outputs"
+    versions = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+    yield from _graph_faults(model.graph, versions, frozenset())
+
+
+def _graph_faults(graph: onnx.GraphProto, versions: dict[str, int], outer: Set[str]) -> Iterator[str]:
+    made = {i.name for i in (*graph.input, *graph.initializer)} | {s.values.name for s in graph.sparse_initializer}
+    known = outer | made | {o for n in graph.node for o in n.output}
+    for tensor in graph.initializer:
+        yield from _tensor_faults(tensor, f"the constant {tensor.name}")
+    for node in graph.node:
+        yield from _node_faults(node, versions, known)
+        for attribute in node.attribute:
+            for tensor in _tensors_of(attribute):
+                yield from _tensor_faults(tensor, f"the attribute {attribute.name} of {_named(node)}")
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _graph_faults(inner, versions, known)
+    for value in graph.output:
+        if value.name not in known:
+            yield f"nothing makes the output {value.name!r}"
+
+
+def _tensors_of(attribute: onnx.AttributeProto) -> Iterable[TensorProto]:
+    return (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else []))
+
+
+def _node_faults(node: onnx.NodeProto, versions: dict[str, int], known: Set[str]) -> Iterator[str]:
+    missing = next((i for i in node.input if i and i not in known), None)
+    if missing is not None:
+        yield f"{_named(node)} reads {missing!r}, which nothing makes"
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, onnx.defs.onnx_opset_version()), domain)
+    except onnx.defs.SchemaError:
+        return  # a plugin, or an op of another release
+    if not schema.min_input <= len(node.input) <= schema.max_input:
+        yield f"{_named(node)} has {len(node.input)} inputs, expected {schema.min_input} to {schema.max_input}"
+    if not schema.min_output <= len(node.output) <= schema.max_output:
+        yield f"{_named(node)} has {len(node.output)} outputs, expected {schema.min_output} to {schema.max_output}"
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return f"the node {node.name or next(iter(node.output), '')!r} ({node.op_type})"
+
+
+def _tensor_faults(tensor: TensorProto, what: str) -> Iterator[str]:
+    if any(d < 0 for d in tensor.dims):
+        yield f"{what} has the shape {list(tensor.dims)}"
+    elif tensor.data_type != TensorProto.STRING and tensor.data_type not in BITS:
+        yield f"{what} has the unknown type {tensor.data_type}"
+    elif tensor.data_location == TensorProto.EXTERNAL:
+        return  # whoever needs it says whether its file is there
+    elif tensor.HasField("raw_data"):
+        wanted = math.ceil(math.prod(tensor.dims) * BITS.get(tensor.data_type, 0) / 8)
+        if len(tensor.raw_data) != wanted:
+            yield f"{what} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
+    else:
+        try:
+            numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, OverflowError) as exc:
+            yield f"{what} does not fit its shape {list(tensor.dims)} ({exc})"
