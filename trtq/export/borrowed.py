@@ -1,6 +1,6 @@
 """Ops that :mod:`trtq.export.ops` does not have: each becomes a small program, whose ONNX form is spliced into the file.
 
-A region is one such op, with the nodes that it shares values with that ONNX has no type for (complex numbers, computed sizes).
+A region is one such op with the values behind it that ONNX has no type for (complex numbers, computed sizes).
 It is exported by itself: decomposed into simpler ops where the table has those, else by ``torch.onnx.export``, converted to
 an older opset where that is asked for. The quantized rest of the graph never passes through torch's exporter.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Region:
     """Nodes that are exported together.
 
     Attributes:
-        nodes: in graph order, the computed sizes that they need included.
+        nodes: in graph order, copies of computed sizes and complex numbers that they need included.
         inputs: nodes outside of the region whose tensors it reads.
         outputs: nodes of the region whose tensors are read outside of it.
     """
@@ -44,45 +45,37 @@ class Region:
 
 
 def region_of(start: fx.Node) -> Region:
-    """Return the region of an op that cannot be written by itself."""
-    core, pending = set[fx.Node](), [start]
-    while pending:
-        node = pending.pop()
-        if node in core:
-            continue
-        core.add(node)
-        if not _is_writable(node):
-            pending += [user for user in node.users if user.op == "call_function"]
-        pending += [i for i in node.all_input_nodes if i.op == "call_function" and _is_untyped(i)]
-    copied = core | set(_sizes_behind(core))
+    """Return the region of an op that cannot be written by itself, with copies of what ONNX has no type for behind it."""
+    core = [start, *(u for u in start.users if u.target is operator.getitem)] if not is_writable(start) else [start]
+    copied = set(core) | set(_untyped_behind(core))
     order = [n for n in start.graph.nodes if n in copied]
     inputs = dict.fromkeys(i for n in order for i in n.all_input_nodes if i not in copied)
-    outputs = [n for n in order if n in core and _is_writable(n) and any(u not in core for u in n.users)]
+    outputs = [n for n in core if is_writable(n) and any(u not in core for u in n.users)]
     return Region(tuple(order), tuple(inputs), tuple(outputs))
 
 
-def _is_writable(node: fx.Node) -> bool:
+def is_writable(node: fx.Node) -> bool:
     """Whether a node's value is one tensor of a type that ONNX has."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dtype in ONNX_TYPES
 
 
-def _is_untyped(node: fx.Node) -> bool:
-    """Whether a node's value is a tensor of a type that the writer does not have."""
+def is_deferred(node: fx.Node) -> bool:
+    """Whether a node's value is written only as a part of what reads it: a complex tensor, a computed size or truth."""
     value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.dtype not in ONNX_TYPES
+    if isinstance(value, torch.Tensor):
+        return value.dtype not in ONNX_TYPES
+    return value is None or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
 
 
-def _sizes_behind(nodes: set[fx.Node]) -> Iterator[fx.Node]:
-    """Yield the computed sizes that nodes need, back to the tensors they are sizes of, and constants without an ONNX type."""
+def _untyped_behind(nodes: list[fx.Node]) -> Iterator[fx.Node]:
+    """Yield what nodes read that ONNX has no type for, back to the tensors it is made of."""
     pending = [i for n in nodes for i in n.all_input_nodes if i not in nodes]
     while pending:
         node = pending.pop()
-        if node.op == "get_attr" and _is_untyped(node):
+        if node.op in ("get_attr", "call_function") and is_deferred(node):
             yield node
-        elif node.op == "call_function" and isinstance(node.meta.get("val"), (torch.SymInt, int)):
-            yield node
-            pending += [i for i in node.all_input_nodes if i not in nodes]
+            pending += node.all_input_nodes
 
 
 class Borrower:
@@ -100,8 +93,14 @@ class Borrower:
         self.graph, self.write_graph = graph, write_graph
         self.borrowed: list[str] = []
 
-    def write_(self, writer: Writer, region: Region, reason: str) -> None:
+    def write_(self, writer: Writer, region: Region, reason: str, *, by_table: bool = True) -> None:
         """Write a region; its inputs must be written already.
+
+        Args:
+            writer: receives the nodes.
+            region: to write.
+            reason: why the table does not write the op as it is, for the user.
+            by_table: try the table on the decomposed op first.
 
         Raises:
             ExportError: neither torch nor the opset can express it; carries the exporter's own cause.
@@ -110,6 +109,8 @@ class Borrower:
         values = [writer.values[i] for i in region.inputs]
         checkpoint = writer.mark()
         try:
+            if not by_table:
+                raise UnsupportedOpError(reason)
             results = self.write_graph(writer, *_decomposed(program, values))
         except UnsupportedOpError:
             writer.rewind(checkpoint)
@@ -125,10 +126,13 @@ def _decomposed(
     program: torch.export.ExportedProgram, values: list[Any]
 ) -> tuple[fx.GraphModule, dict[fx.Node, Any]]:
     """Return a program in core ATen ops, and what stands for each of its inputs."""
-    with quiet(), torch.no_grad():
-        graph = program.run_decompositions().module(check_guards=False)
-    assert isinstance(graph, fx.GraphModule)
-    normalize_(graph)
+    try:
+        with quiet(), torch.no_grad():
+            graph = program.run_decompositions().module(check_guards=False)
+            assert isinstance(graph, fx.GraphModule)
+            normalize_(graph)
+    except Exception as exc:  # torch's decompositions share no base of errors; its exporter may still know the op
+        raise UnsupportedOpError(str(exc)) from exc
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     return graph, dict(zip(inputs, values, strict=True))
 
@@ -170,8 +174,13 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
             made = torch.onnx.export(program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False)
         assert made is not None
         model = inliner.inline_local_functions(made.model_proto)
-        return _older(model, opset) if opset < OLDEST_OF_TORCH else model
-    except Exception as exc:  # neither the exporter's failures nor the converter's share a base
+    except Exception as exc:  # the exporter's failures share no base
+        raise _refusal(reason, exc) from exc
+    if opset >= OLDEST_OF_TORCH:
+        return model
+    try:
+        return _older(model, opset)
+    except Exception as exc:  # nor do the converter's
         raise _refusal(reason, exc, opset) from exc
 
 
@@ -215,12 +224,11 @@ def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> Expor
         cause = cause.__cause__
     lines = [ln.strip() for ln in str(cause).splitlines() if ln.strip()]
     why = (lines or [""])[0].rpartition("` failed: ")[2][:300]
-    old = opset is not None and opset < OLDEST_OF_TORCH
     return ExportError(
-        "Cannot write the model as ONNX" + (f" of opset {opset}" if old else ""),
+        "Cannot write the model as ONNX" + (f" of opset {opset}" if opset is not None else ""),
         f"{reason}: {type(cause).__name__}: {why}",
         "Give a target of TensorRT 10 or later (opset 20), or write that part with other ops"
-        if old
+        if opset is not None
         else "Write that part with other ops, or leave it out of the model",
     )
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from torch import fx
 
 from trtq.errors import ExportError
-from trtq.export.borrowed import Borrower, region_of
+from trtq.export.borrowed import Borrower, is_deferred, region_of
 from trtq.export.ops import OPS
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
@@ -25,7 +25,14 @@ FP8_OPSET = 19
 LINEAR = torch.ops.aten.linear.default
 
 
-def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False, borrower: Borrower | None = None) -> onnx.ModelProto:
+def lower(
+    graph: fx.GraphModule,
+    *,
+    opset: int,
+    int4: bool = False,
+    borrower: Borrower | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
     """Return ``graph`` as ONNX: input ``input``, output ``output``, weights float in front of their Q/DQ pairs.
 
     Args:
@@ -33,6 +40,7 @@ def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False, borrower: Bo
         opset: 13 to 21.
         int4: store weights of 4 bits as ONNX INT4, two codes a byte; needs opset 21.
         borrower: writes ops that the table does not have; without one they are refused.
+        refused: names of calls that the table is not to write, and why.
 
     Raises:
         UnsupportedOpError: an op or a form of it that the table does not write, and there is no ``borrower``.
@@ -41,7 +49,7 @@ def lower(graph: fx.GraphModule, *, opset: int, int4: bool = False, borrower: Bo
     source = next(n for n in graph.graph.nodes if n.op == "placeholder")
     writer = Writer(opset, int4=int4)
     writer.values[source] = "input"
-    answer, result = _Lowering(writer, graph, borrower).run()
+    answer, result = _Lowering(writer, graph, borrower, refused=refused or {}).run()
     inputs = [_value_info("input", source)]
     outputs = [_value_info("output", answer)]
     _rename_output(writer, result)
@@ -74,14 +82,21 @@ class _Lowering:
         graph: to write.
         borrower: for what the table does not have.
         scope: layer and module of every node, where the graph does not name its own.
+        refused: names of calls that the table is not to write, and why.
     """
 
     def __init__(
-        self, writer: Writer, graph: fx.GraphModule, borrower: Borrower | None, *, scope: tuple[str, str] | None = None
+        self,
+        writer: Writer,
+        graph: fx.GraphModule,
+        borrower: Borrower | None,
+        *,
+        scope: tuple[str, str] | None = None,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         self.writer, self.graph, self.borrower, self.scope = writer, graph, borrower, scope
+        self.refused = refused or {}
         self.transposed = _transposed_weights(graph)
-        self.begun = set[fx.Node]()
 
     def run(self) -> tuple[fx.Node, str]:
         """Write the graph and return the node that gives the model's answer and the name of that tensor."""
@@ -107,12 +122,6 @@ class _Lowering:
         if node.op == "get_attr":
             self._write_constant(node)
             return
-        if node in self.begun:
-            raise ExportError(
-                "Cannot write the model as ONNX", f"{node_name(node)} computes on complex numbers around other layers",
-                "Write that part with real numbers",
-            )  # fmt: skip
-        self.begun.add(node)
         for operand in node.all_input_nodes:
             self.write(operand)
         if node not in self.writer.values:
@@ -125,12 +134,13 @@ class _Lowering:
         except UnsupportedOpError as exc:
             if self.borrower is None:
                 raise
+            if is_deferred(node):
+                return
             region = region_of(node)
-            self.begun.update(region.nodes)
             for operand in region.inputs:
                 self.write(operand)
             self.writer.scope, self.writer.module = node_name(node), module_name(node)
-            self.borrower.write_(self.writer, region, str(exc))
+            self.borrower.write_(self.writer, region, str(exc), by_table=node_name(node) not in self.refused)
 
     def _written(self, node: fx.Node) -> Any:
         writer = self.writer
@@ -146,6 +156,8 @@ class _Lowering:
         write = OPS.get(node.target)
         if write is None:
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
+        if node_name(node) in self.refused:
+            raise UnsupportedOpError(f"{node.target} at {node_name(node)}: {self.refused[node_name(node)]}")
         mark = writer.mark()
         try:
             return write(writer, node, *node.args, **node.kwargs)

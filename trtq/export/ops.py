@@ -64,7 +64,7 @@ def _binary(kind: str) -> Write:
     def write(w: Writer, n: fx.Node, a: Any, b: Any, alpha: Any = 1, rounding_mode: Any = None) -> Any:
         if not isinstance(n.meta.get("val"), torch.Tensor):  # arithmetic on sizes
             return w.op(kind, *(v if isinstance(v, fx.Node) else [v] for v in (a, b)))
-        if rounding_mode not in (None, "floor"):
+        if rounding_mode is not None and (rounding_mode != "floor" or not _val(n).dtype.is_floating_point):
             raise UnsupportedOpError("division with rounding")
         like = _operand_like(n, a, b)
         right = w.scalar(b, like)
@@ -381,6 +381,8 @@ def extreme(kind: str) -> Write:
 def cumsum(w: Writer, n: fx.Node, x: fx.Node, d: int, dtype: Any = None) -> Any:
     """Running sum along an axis."""
     _require_same_type(n, x)
+    if not _val(x).ndim:
+        raise UnsupportedOpError("a running sum of a scalar")
     return w.op("CumSum", x, np.asarray(d, dtype=np.int64))
 
 
@@ -476,6 +478,8 @@ def instance_norm(
     """Every image and channel by its own mean and variance."""
     if not measured:
         raise UnsupportedOpError("an instance norm with running statistics")
+    if _val(x).dtype != torch.float32:
+        raise UnsupportedOpError("an instance norm of another type than float32")
     ones, zeros = (np.full(_dim(x, 1), v, dtype=np.float32) for v in (1, 0))
     return w.op("InstanceNormalization", x, ones if weight is None else weight, zeros if bias is None else bias, epsilon=eps)
 
@@ -571,8 +575,16 @@ def avg_pool(
     return w.op("Mul", mean, w.scalar(math.prod(_ints(kernel, _val(x).ndim - 2)) / divisor, x))
 
 
+def _require_batch(n: fx.Node, x: fx.Node) -> None:
+    """Refuse an image without a batch in front: the spatial axes of an op's name must be two less than its operand's."""
+    spatial = next((int(c) for c in str(n.target) if c in "123"), 0)
+    if spatial and _val(x).ndim != spatial + 2:
+        raise UnsupportedOpError("a pool of a tensor without a batch")
+
+
 def _pool(w: Writer, n: fx.Node, x: fx.Node, kind: str, kernel: Any, stride: Any, padding: Any, ceil: bool, **attributes: Any) -> Any:
     dims = _val(x).ndim - 2
+    _require_batch(n, x)
     sizes, pads = _ints(kernel, dims), _ints(padding, dims)
     strides = _ints(stride, dims) if stride not in ((), []) else sizes
     dilations = attributes.get("dilations", [1] * dims)
@@ -593,6 +605,7 @@ def adaptive_pool(kind: str, mean: str, whole: str) -> Write:
     """Return a writer for windows that are as many as asked for: one pool where they are equal, else axis by axis."""
 
     def write(w: Writer, n: fx.Node, x: fx.Node, sizes: Any = None) -> Any:
+        _require_batch(n, x)
         value = n.meta["val"] if isinstance(n.meta["val"], torch.Tensor) else n.meta["val"][0]
         wanted = [int(v) for v in value.shape[2:]]
         if all(s == 1 for s in wanted):
@@ -724,6 +737,9 @@ OPS: dict[Any, Write] = {
     aten.zeros_like.default: filled(0, like=True), aten.ones_like.default: filled(1, like=True), aten.full_like.default: filled(like=True),
     aten.new_zeros.default: filled(0, after=1), aten.new_ones.default: filled(1, after=1), aten.new_full.default: filled(after=1),
     aten.topk.default: top_k, aten.sort.default: sort, aten.argsort.default: lambda w, n, *args: sort(w, n, *args)[1],
+    # ONNX puts the lower index first where values are equal.
+    aten.sort.stable: lambda w, n, x, stable=None, dim=-1, descending=False: sort(w, n, x, dim, descending),
+    aten.argsort.stable: lambda w, n, x, stable=True, dim=-1, descending=False: sort(w, n, x, dim, descending)[1],
     aten.argmax.default: arg_extreme("ArgMax"), aten.argmin.default: arg_extreme("ArgMin"),
     aten.max.dim: extreme("Max"), aten.min.dim: extreme("Min"), aten.cumsum.default: cumsum,
     aten.logsumexp.default: reduction("ReduceLogSumExp"), aten.std.correction: deviation,

@@ -8,8 +8,10 @@ from collections.abc import Callable
 import onnx
 from torch import fx
 
+from trtq.errors import ExportError
 from trtq.export.borrowed import Borrower
 from trtq.export.lowering import lower, lower_into
+from trtq.graph.naming import node_name
 from trtq.specs import OPSET
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,40 @@ def export_onnx(
     Raises:
         ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot; names the op and the cause.
     """
-    borrower = Borrower(simulated, lower_into)
-    model = lower(simulated, opset=opset, int4=int4, borrower=borrower)
+    refused: dict[str, str] = {}
+    while True:
+        borrower = Borrower(simulated, lower_into)
+        model = lower(simulated, opset=opset, int4=int4, borrower=borrower, refused=refused)
+        fault = _type_fault(model)
+        if fault is None:
+            break
+        name = next((n for n in _names(simulated) if fault[0].startswith(f"{n}/")), None)
+        if name is None or name in refused:
+            raise ExportError("Cannot write the model as ONNX", f"{fault[0]}: {fault[1]}", "Write that part with other ops")
+        refused[name] = fault[1]
     if borrower.borrowed:
         note(f"written by torch.onnx, since trtq does not write them: {'; '.join(dict.fromkeys(borrower.borrowed))}")
     return model
+
+
+def _names(graph: fx.GraphModule) -> list[str]:
+    """Return the names of all calls, the longest first: one may begin like another."""
+    return sorted((node_name(n) for n in graph.graph.nodes if n.op == "call_function"), key=len, reverse=True)
+
+
+def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
+    """Return the first node whose operands are of a type that its op does not take, and which; None where there is none."""
+    types: dict[str, int] = {}
+    inferred = onnx.shape_inference.infer_shapes(model)
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+    types |= {i.name: i.data_type for i in model.graph.initializer}
+    version = model.opset_import[0].version
+    for node in model.graph.node:
+        schema = onnx.defs.get_schema(node.op_type, version)
+        for i, name in enumerate(node.input):
+            given, asked = types.get(name, 0), schema.inputs[min(i, len(schema.inputs) - 1)]
+            words = f"tensor({onnx.TensorProto.DataType.Name(given).lower()})" if given else ""
+            if words and not words.startswith("tensor(float8") and words not in asked.types:
+                return node.name, f"{node.op_type} of opset {version} does not take {words}"
+    return None

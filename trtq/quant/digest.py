@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
+from trtq.graph.normalize import get_constant
 
 
 def weights_digest(graph: fx.GraphModule) -> str:
-    """Return a SHA-256 over every parameter and buffer of a captured graph, by name."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(graph.state_dict().items()):
+    """Return a SHA-256 over every constant that a captured graph reads, by name: parameters, buffers and plain tensors."""
+    total, constants = hashlib.sha256(), dict[str, torch.Tensor]()
+    for node in graph.graph.nodes:
+        value = get_constant(graph, node)
+        if value is not None:
+            constants[str(node.target)] = value
+    for name, tensor in sorted(constants.items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
         total.update(tensor.detach().contiguous().numpy().tobytes())
     return total.hexdigest()

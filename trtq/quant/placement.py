@@ -424,8 +424,8 @@ def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
     places = [
         (node, i, operand)
         for node in graph.graph.nodes
-        if node.op == "call_function"
-        for i, operand in enumerate(operands(node))
+        if node.op in ("call_function", "output")
+        for i, operand in enumerate(_read_by(node))
         if isinstance(operand, fx.Node) and _is_float(operand) and _meets(module, kind, node, operand)
     ]
     return [
@@ -437,13 +437,19 @@ def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
     ]  # fmt: skip
 
 
+def _read_by(node: fx.Node) -> tuple[object, ...]:
+    """Return what a call, or the end of the graph, reads."""
+    given = operands(node)
+    return tuple(given[0]) if node.op == "output" and isinstance(given[0], (list, tuple)) else given
+
+
 def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
     """Whether a call reads the input of a module from outside, its output outside, or its weight."""
     if role == "weight":
         return source.op == "get_attr" and str(source.target).removeprefix("model.") == f"{module}.weight"
     if source.op == "get_attr":
         return False
-    reads, makes = (_within(module, module_name(n)) for n in (consumer, source))
+    reads, makes = consumer.op != "output" and _within(module, module_name(consumer)), _within(module, module_name(source))
     return (reads and not makes) if role == "input" else (makes and not reads)
 
 

@@ -100,6 +100,9 @@ def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, ze
 
 def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
     """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``, through a zero pad if one lies between."""
+    if consumer.op == "output":
+        consumer.replace_input_with(source, quantized)
+        return
     current = operands(consumer)[operand]
     while isinstance(current, fx.Node) and current is not source and current.target in PADS:
         if operands(current)[0] is source:

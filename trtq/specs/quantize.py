@@ -37,7 +37,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
         ),
     ] = "auto"
     min_agreement: Annotated[
-        float, Meta(ge=0, le=100), Doc(description="Agreement with float on calibration images below which fallbacks are tried, percent.")
+        float, Meta(ge=0, le=100), Doc(description="Quick check: agreement with float on calibration images below which fallbacks are tried, percent; 0 tries none.")
     ] = 90.0
     weight_storage: Annotated[
         Literal["int8", "int4"],

@@ -109,7 +109,7 @@ class _Job:
             self.val = Examples(source=val, targets=targets, preprocess=self.preprocess), spread(len(val), spec.val_limit)
         self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
         classes = self._require_fit()
-        self.answer = answer_kind(self.loaded, self.captured, self.source, scored=self.train.targets is not None)
+        self.answer = answer_kind(self.loaded, self.captured, self.source, scored=self.train.targets is not None and spec.loss is None)
         exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)  # what cannot be written is found now
         require_same_float(self.captured.module, exported, self.captured.example)
         self.encodings = Encodings.load(Path(spec.encodings))
