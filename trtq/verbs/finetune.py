@@ -24,7 +24,7 @@ from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
 from trtq.models.user_code import import_named, source_digest
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.report.figures import training_figure
 from trtq.search.options import Option
@@ -74,7 +74,7 @@ class _Job:
     """One run: the model, the images, and what trains it."""
 
     def __init__(self, spec: FinetuneSpec, told: Progress, workers: Workers, device: torch.device) -> None:
-        self.spec, self.told, self.clock, self.notes = spec, told, Clock(), list[str]()
+        self.spec, self.told, self.clock, self.note = spec, told, Clock(), Notes(told.note)
         self.workers, self.device, self.out = workers, device, Path(spec.out)
         if Path(spec.encodings).resolve().parent == self.out.resolve():
             why = "training would overwrite what it starts from"
@@ -96,8 +96,7 @@ class _Job:
             _require_no_mirror(self.source, spec.augment)
         self.loaded = open_model(spec)
         self.preprocess, said = open_preprocess(spec, self.loaded)
-        for line in said:
-            self.note(line)
+        self.note(*said)
         self.train = Examples(
             source=self.source,
             targets=open_targets(self.source, spec.masks, self.preprocess, spec.ignore_index),
@@ -129,10 +128,6 @@ class _Job:
         if at.epoch or at.step:
             self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.told.note(text)
 
     def _open_val(self) -> Source | None:
         spec = self.spec
@@ -262,7 +257,7 @@ class _Job:
                 "compile": spec.compile,
             },
             codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()}, parity=parity, evaluation=evaluation,
-            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, notes=self.notes,
+            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, notes=self.note.lines,
             seconds=self.clock.seconds, environment=environment(),
         )  # fmt: skip
         write_json(self.out / RECORD, record)
