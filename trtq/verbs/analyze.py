@@ -178,7 +178,7 @@ def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
     Raises:
         DataError: there are no labels, or the numbers of classes are ambiguous.
     """
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     if spec.metric not in NEEDS_TARGETS or spec.targets != "labels":
         return source
     if source.labels is None:

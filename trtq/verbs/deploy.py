@@ -133,7 +133,7 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
 def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
     from trtq.data.source import open_source  # a deployment without images does without
 
-    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
+    return open_source(spec.data or "", spec.class_index, note)
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     runner, metadata, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     if spec.masks is None:
         require_numbers(source, metadata, path.parent)
     preprocess, said = _preprocess(spec, metadata, runner.input_shape)

@@ -149,7 +149,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
     note(*said)
     captured = capture(loaded.module, preprocess.input_size)
     require_own(encodings, captured.module, spec.encodings, "export")
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     size = BATCH if captured.dynamic_batch else 1
     images = list(batches(source, source.sample(spec.images, spec.seed), preprocess, size))
     simulated = insert_fake_quantize(captured.module, placement_of(captured.module, encodings), encodings)

@@ -84,7 +84,7 @@ class _Job:
             raise UsageError(f"{asked} needs --val", "without it no epoch is better than another", "Give labelled images with --val")
         check_files(spec)
         self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
+        self.source = open_source(spec.data, spec.class_index, self.note)
         if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
             raise DataError(
                 f"Cannot train on {self.source.name}", "it has no labels",
@@ -133,8 +133,7 @@ class _Job:
         spec = self.spec
         if spec.val is None:
             return None
-        index = spec.val_class_index or spec.class_index
-        val = open_source(spec.val, Path(index) if index else None, self.note)
+        val = open_source(spec.val, spec.val_class_index or spec.class_index, self.note)
         if spec.masks is not None and spec.val_masks is None:
             raise UsageError("--val needs --val-masks", "the model is trained on masks", "Give the masks of the validation images")
         if val.labels is None and spec.val_masks is None:

@@ -77,7 +77,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     note = Notes(told.note)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
     found = read_foreign(expand(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:

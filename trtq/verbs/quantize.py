@@ -74,7 +74,7 @@ class _Job:
         self.spec, self.progress = spec, progress
         self.clock, self.note = Clock(), Notes(progress.note)
         self.out = ensure_writable_dir(Path(spec.out))
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
+        self.source = open_source(spec.data, spec.class_index, self.note)
         self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
             self.note(f"the weights are {self.loaded.weights}: speed and size mean something, accuracy does not (--checkpoint)")

@@ -93,8 +93,8 @@ class _Job:
         _check(spec, self.options)
         if spec.min_accuracy is None:
             self.note("no --min-accuracy: accuracy is measured, and any would do")
-        self.val = open_source(*self._val_paths(), self.note)
-        self.data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None) if spec.val else self.val
+        self.val = open_source(*self._val(), self.note)
+        self.data = open_source(spec.data, spec.class_index) if spec.val else self.val
         require_one_class_list(self.data, self.val)
         self._require_labels()
         self.candidates = list(self._candidates())
@@ -148,10 +148,6 @@ class _Job:
     def _val(self) -> tuple[str, str | None]:
         spec = self.spec
         return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
-
-    def _val_paths(self) -> tuple[str, Path | None]:
-        where, index = self._val()
-        return where, Path(index) if index else None
 
     def devices(self) -> list[str]:
         """Return the devices that budgets of latency name."""
