@@ -31,6 +31,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
+
 
 class TrtqError(Exception):
     """Base of all errors a user can mend.
@@ -217,7 +219,7 @@ def explain_system(exc: BaseException) -> TrtqError | None:
         why = "it is nested too deeply for Python's stack"
         return SystemRefusalError("Cannot read the input", why, "Check the file: generated nesting, or a model that contains itself")
     if isinstance(exc, RuntimeError) and "Could not determine home directory" in text:
-        return SystemRefusalError("There is no home folder", "HOME is not set, and this user has no entry in /etc/passwd", "Set HOME")
+        return SystemRefusalError("There is no home folder", NO_HOME, "Set HOME")
     if isinstance(exc, RuntimeError) and "can't start new thread" in text:
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
     if isinstance(exc, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]):

@@ -12,6 +12,7 @@ import msgspec
 
 from trtq.artifact import sha256_bytes, write_bytes
 from trtq.errors import ArtifactError
+from trtq.paths import user_folder
 
 SCHEMA = 1
 WORTH_BYTES = 16 * 2**20  # smaller sets are read in full every time
@@ -108,9 +109,5 @@ class DigestCache:
 
 def cache_folder() -> Path | None:
     """Return ``$XDG_CACHE_HOME/trtq/digests``; None for a user without a home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return base / "trtq/digests"
+    base = user_folder("XDG_CACHE_HOME", ".cache")
+    return None if base is None else base / "trtq/digests"

@@ -17,7 +17,6 @@ from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name
 from trtq.graph.normalize import get_constant
-from trtq.models.user_code import expand
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -76,7 +75,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
     note = Notes(told.note)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
-    found = read_foreign(expand(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
+    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, spec.class_index, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
@@ -128,7 +127,7 @@ def _encodings(
         )
     origin = {
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
-        "ranges_sha256": sha256_file(expand(spec.ranges)),
+        "ranges_sha256": sha256_file(Path(spec.ranges)),
     }  # fmt: skip
     unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken.names}}
     encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)
