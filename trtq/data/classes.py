@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from trtq.artifact import decode_json
 from trtq.data.listing import is_image, same_name
 from trtq.errors import DataError, reason, suggest
 
@@ -200,14 +201,14 @@ def _order(names: list[str], class_index: Path | None) -> list[str]:
 
 def _read_index(names: list[str], class_index: Path) -> list[str]:
     try:
-        raw = class_index.expanduser().read_bytes().removeprefix(b"\xef\xbb\xbf")
-        order = [unicodedata.normalize("NFC", n) for n in msgspec.json.decode(raw, type=list[str])]
-    except (OSError, RuntimeError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        named = decode_json(class_index.expanduser().read_bytes(), list[str])
+    except (OSError, RuntimeError, msgspec.MsgspecError) as exc:
         raise DataError(
             f"Cannot use the class index {class_index}",
             f"{reason(exc)}; expected a JSON list of folder names",
             f"Give such a file, or one of: {', '.join(ORDERS)}",
         ) from exc
+    order = [unicodedata.normalize("NFC", n) for n in named]
     twice = (
         next((n for n in order if order.count(n) > 1), None)
         if len(set(order)) < len(order)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from trtq.agent import HINTS, MARK, MOST_TEXT
+from trtq.artifact import decode_json
 from trtq.errors import BoardError
 
 Text: TypeAlias = Annotated[str, Meta(max_length=4000)]
@@ -375,8 +376,8 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
     if line is None:
         raise BoardError(f"Cannot read the answers of {name}", "the program that ran the images does not say what it wrote")
     try:
-        return msgspec.json.decode(line[len(MARK) :].encode(), type=_Outputs)["outputs"]
-    except (msgspec.MsgspecError, RecursionError) as exc:
+        return decode_json(line[len(MARK) :], _Outputs)["outputs"]
+    except msgspec.MsgspecError as exc:
         raise BoardError(f"Cannot read the answers of {name}", str(exc)[:400]) from exc
 
 

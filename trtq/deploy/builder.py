@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from trtq.agent import encode
-from trtq.artifact import digest_of, sha256_file
+from trtq.artifact import decode_json, digest_of, sha256_file
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import Result, Written
 from trtq.deploy.board import Board
@@ -158,8 +158,8 @@ class BoardBuilder:
             packed = self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS)
             report = gunzip(packed, self.agent.device.name)
         try:
-            msgspec.json.decode(report, type=_Report)
-        except (msgspec.MsgspecError, RecursionError) as exc:
+            decode_json(report, _Report)
+        except msgspec.MsgspecError as exc:
             self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({str(exc)[:200]}): INT8 coverage is unknown")
             return None
         return report

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import explain_os_error, locked, write_json
+from trtq.artifact import decode_json, explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 from trtq.paths import expand_home, path_variable, user_folder
 
@@ -134,10 +134,10 @@ def known_devices() -> dict[str, Device]:
     path = config_folder() / "devices.json"
     mend = "Correct the file, or move it away and add them again"
     try:
-        devices = msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
+        devices = decode_json(path.read_bytes(), dict[str, Device])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         raise DeviceError(f"Cannot read the devices in {path}", reason(exc), mend) from exc
     for name, device in devices.items():
         if device.name != name or not _has_form(device):

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from trtq.agent import Watch
-from trtq.artifact import digest_of
+from trtq.artifact import decode_json, digest_of
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.opinion import command
 from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
@@ -237,8 +237,8 @@ class _Readings(msgspec.Struct):
 def _readings(path: Path, name: str) -> dict[str, Values]:
     """Return the agent's readings by column; NaN where there was none."""
     try:
-        data = msgspec.json.decode(gunzip(path, name, 64 * MIB), type=_Readings)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+        data = decode_json(gunzip(path, name, 64 * MIB), _Readings)
+    except msgspec.MsgspecError as exc:
         raise BoardError(f"Cannot read the readings of {name}", str(exc)[:400]) from exc
     if data.columns != list(Watch.COLUMNS):
         raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
+from trtq.artifact import decode_json
 from trtq.errors import ModelError, reason, suggest
 from trtq.models.file_kind import SAVE, kind_of, unreadable
 from trtq.models.inert import Inert, array_of, module_tensors, read_torch
@@ -237,9 +239,8 @@ def _shards(file: Path) -> dict[str, str] | None:
     if file.suffix != ".json":
         return None
     try:
-        with file.open(encoding="utf-8-sig") as f:
-            index = json.load(f)
-    except (OSError, ValueError, RecursionError):
+        index = decode_json(file.read_bytes(), Any)
+    except (OSError, msgspec.MsgspecError):
         return None  # what it is instead is said where its content is looked at
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:
