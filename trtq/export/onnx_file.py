@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, wri
 from trtq.errors import ArtifactError, ExportError, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
+from trtq.magic import HEAD, content_of
 from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
@@ -25,6 +25,11 @@ Stamp = tuple[int, int, int]
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
 PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
+_MENDS = {
+    "ort": "Give the .onnx file it was made from",
+    "engine": "Give the ONNX file it was built from",
+    "tflite": "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx",
+}  # for files of other kinds, by kind
 METADATA: dict[str, Any] = {
     "preprocess": dict[str, Any] | None, "model": str | None, "weights": str | None, "precision": str | None,
     "encodings_sha256": str | None, "float_nodes": dict[str, str], "answer": str | None, "classes": list[str] | None,
@@ -154,27 +159,15 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
 
 def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
     """Return what a file is that is no ONNX model, and what to do."""
-    head = data[:512].lstrip()
-    if not data:
-        return "the file is empty", "Copy or download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"
-    if head[:1] == b"<" and any(word in head.lower() for word in (b"<!doctype", b"<html", b"<?xml")):
-        return "it is a page of HTML, not an ONNX file", "Download the file itself: the raw link, or with a login"
-    if data[4:8] == b"ORTM":
-        return "it is a file of ONNX Runtime's own format (.ort)", "Give the .onnx file it was made from"
+    found = content_of(data[:HEAD])
+    if found is not None and found.kind != "text":
+        return found.what, found.mend or _MENDS.get(found.kind, "Give the .onnx file")
     if data[:4] == b"PK\x03\x04":
         return "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it", "Export or unpack the .onnx file"
-    if data[:4] == b"ftrt" or path.suffix in (".engine", ".plan"):
-        return "it is a TensorRT engine", "Give the ONNX file it was built from"
-    if head[:1] in (b"{", b"["):
-        return "it is JSON, not an ONNX file", "Give the .onnx file"
+    if path.suffix in (".engine", ".plan"):
+        return "it is a TensorRT engine", _MENDS["engine"]
     if data[:2] == b"\x80\x02" or path.suffix in (".pt", ".pth"):
         return "it is a checkpoint of PyTorch", "Export it: trtq quantize, or torch.onnx.export"
-    if data[:4] in (b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08"):
-        return "it is compressed (gzip)", f"Unpack it: gunzip {shlex.quote(str(path))}"
-    if data[4:8] == b"TFL3":
-        return "it is a TensorFlow Lite model", "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx"
     if path.suffix == ".pb" or b"saved_model" in data[:64] or _is_tensorflow(data):
         return "it is a graph of TensorFlow (.pb)", "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx"
     if _starts_like_onnx(data):
