@@ -31,6 +31,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+LONGEST = 300  # characters of a line that another program or library says
 NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
 
 
@@ -163,6 +164,36 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     return f"Known: {', '.join(sorted(known)[:12])}" if known else ""
 
 
+def first_line(said: BaseException | str) -> str:
+    r"""Return the first line that says something, of limited length; the type of an exception that says nothing.
+
+    >>> first_line("\n  gone\nand more"), first_line(KeyError())
+    ('gone', 'KeyError')
+    """
+    nothing = type(said).__name__ if isinstance(said, BaseException) else ""
+    return next((line.strip()[:LONGEST] for line in str(said).splitlines() if line.strip()), nothing)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, of limited length."""
+    return next((line.strip().rstrip(".")[:LONGEST] for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def said_by(exc: BaseException) -> str:
+    """Return the type of an exception and its text as one line of limited length.
+
+    >>> said_by(ValueError("in two  parts"))
+    'ValueError: in two parts'
+    >>> said_by(SystemExit(2))
+    'SystemExit: 2 (the code ended the program)'
+    """
+    text = " ".join(str(exc).split())
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}..."
+    end = " (the code ended the program)" if isinstance(exc, SystemExit) else ""
+    return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
+
+
 def reason(exc: BaseException) -> str:
     """Return why reading or starting something failed, in words for a person.
 
@@ -177,7 +208,7 @@ def reason(exc: BaseException) -> str:
         return "it is not text"
     if isinstance(exc, RecursionError):
         return "it is nested too deeply"
-    return next(iter(str(exc).splitlines()), type(exc).__name__)
+    return first_line(exc)
 
 
 class SystemRefusalError(TrtqError):
@@ -211,10 +242,10 @@ def explain_system(exc: BaseException) -> TrtqError | None:
     text = str(exc)
     if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)):
         device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
-        return SystemRefusalError(f"The {device} has not enough memory", _first_line(text), _MEMORY_HINT)
+        return SystemRefusalError(f"The {device} has not enough memory", first_line(text), _MEMORY_HINT)
     if isinstance(exc, ImportError) and not (exc.name or "").startswith("trtq"):
         mend = "Install it again, or raise the memory limit (ulimit -v)"
-        return SystemRefusalError("Cannot load a package that trtq needs", _first_line(text), mend)
+        return SystemRefusalError("Cannot load a package that trtq needs", first_line(text), mend)
     if isinstance(exc, RecursionError):
         why = "it is nested too deeply for Python's stack"
         return SystemRefusalError("Cannot read the input", why, "Check the file: generated nesting, or a model that contains itself")
@@ -235,7 +266,3 @@ def _explain_os(exc: OSError) -> TrtqError:
     name = next((str(n) for n in (exc.filename, exc.filename2) if n is not None), "")
     why, hint = _REFUSALS.get(exc.errno or 0, (reason(exc), ""))
     return SystemRefusalError(f"Cannot use {name}" if name else "The operating system refuses a request", why, hint)
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

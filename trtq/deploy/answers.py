@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from trtq.agent import HINTS, MARK, MOST_TEXT
 from trtq.artifact import decode_json
-from trtq.errors import BoardError
+from trtq.errors import BoardError, reason
 
 Text: TypeAlias = Annotated[str, Meta(max_length=4000)]
 Short: TypeAlias = Annotated[str, Meta(max_length=256)]
@@ -359,10 +359,8 @@ def decode(raw: bytes, name: str) -> dict[str, Any]:
             raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
         content: dict[str, Any] = _DECODERS[event].decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        why = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)[:400]
-        raise BoardError(
-            f"Cannot read the answer of {name}", why, f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
-        ) from exc
+        mend = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
+        raise BoardError(f"Cannot read the answer of {name}", reason(exc), mend) from exc
     return {**content, "event": event}
 
 
@@ -378,7 +376,7 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
     try:
         return decode_json(line[len(MARK) :], _Outputs)["outputs"]
     except msgspec.MsgspecError as exc:
-        raise BoardError(f"Cannot read the answers of {name}", str(exc)[:400]) from exc
+        raise BoardError(f"Cannot read the answers of {name}", reason(exc)) from exc
 
 
 class Output(TypedDict):

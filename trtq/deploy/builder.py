@@ -23,7 +23,7 @@ from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec import TrtexecBuilder
 from trtq.engine.trtexec_log import dotted, read_log
 from trtq.engine.versions import API, FLAGS, has_api, shown, within
-from trtq.errors import BoardError, BuilderMemoryError, EngineError
+from trtq.errors import BoardError, BuilderMemoryError, EngineError, reason
 from trtq.progress import Progress
 
 MARGIN_BYTES = 64 * MIB
@@ -160,7 +160,7 @@ class BoardBuilder:
         try:
             decode_json(report, _Report)
         except msgspec.MsgspecError as exc:
-            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({str(exc)[:200]}): INT8 coverage is unknown")
+            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({reason(exc)}): INT8 coverage is unknown")
             return None
         return report
 

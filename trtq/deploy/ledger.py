@@ -59,7 +59,7 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
         msgspec.convert(answer, _Used)
         return msgspec.convert(answer, EngineManifest)
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise BoardError(f"Cannot read a manifest of {name}", str(exc)[:200], "Deploy its model again") from exc
+        raise BoardError(f"Cannot read a manifest of {name}", reason(exc), "Deploy its model again") from exc
 
 
 def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:

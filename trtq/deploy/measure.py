@@ -23,7 +23,7 @@ from trtq.deploy.profiles import profiles
 from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
-from trtq.errors import BoardError, UsageError
+from trtq.errors import BoardError, UsageError, reason
 from trtq.specs import DeployOptions
 
 LOADS, WARMUP_MS, BLOCK = 3, 2000, 50
@@ -239,7 +239,7 @@ def _readings(path: Path, name: str) -> dict[str, Values]:
     try:
         data = decode_json(gunzip(path, name, 64 * MIB), _Readings)
     except msgspec.MsgspecError as exc:
-        raise BoardError(f"Cannot read the readings of {name}", str(exc)[:400]) from exc
+        raise BoardError(f"Cannot read the readings of {name}", reason(exc)) from exc
     if data.columns != list(Watch.COLUMNS):
         raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")
     rows = np.asarray([[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64).reshape(-1, len(data.columns))

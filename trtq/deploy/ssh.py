@@ -21,8 +21,8 @@ import msgspec
 
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
 from trtq.deploy.devices import Device, config_folder, writable_config
-from trtq.deploy.stream import MIB, Limits, Stream, last_line
-from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
+from trtq.deploy.stream import MIB, Limits, Stream
+from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError, last_line
 from trtq.paths import home_folder, login_folder
 
 FAILED = 255  # ssh's own exit status: the link, never the command

@@ -13,7 +13,7 @@ import onnx
 import onnx.inliner
 
 from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
-from trtq.errors import ArtifactError, ExportError, reason
+from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
 from trtq.magic import HEAD, content_of
@@ -90,7 +90,7 @@ def check_onnx(model: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(copy, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"The ONNX for {name} is not valid", str(exc).splitlines()[0]) from exc
+        raise ExportError(f"The ONNX for {name} is not valid", first_line(exc)) from exc
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -321,7 +321,7 @@ def _inline_(model: onnx.ModelProto) -> bool:
     try:
         inlined = onnx.inliner.inline_selected_functions(model, ours)
     except (RuntimeError, onnx.checker.ValidationError) as exc:
-        why, hint = str(exc).splitlines()[0], "Export it without functions"
+        why, hint = first_line(exc), "Export it without functions"
         raise ExportError("Cannot read the local functions of the ONNX file", why, hint) from exc
     model.CopyFrom(inlined)
     return True

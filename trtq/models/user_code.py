@@ -16,25 +16,8 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from trtq.artifact import digest_of, sha256_file
-from trtq.errors import ModelError, suggest
+from trtq.errors import ModelError, said_by, suggest
 from trtq.paths import expand_home
-
-_LONGEST = 300  # characters of somebody else's message
-
-
-def said_by(exc: BaseException) -> str:
-    """Return the type of an exception and its text as one line of limited length.
-
-    >>> said_by(ValueError("in two  parts"))
-    'ValueError: in two parts'
-    >>> said_by(SystemExit(2))
-    'SystemExit: 2 (the code ended the program)'
-    """
-    text = " ".join(str(exc).split())
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}..."
-    end = " (the code ended the program)" if isinstance(exc, SystemExit) else ""
-    return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
 
 
 class _Source(SourceFileLoader):
