@@ -9,8 +9,9 @@ import pytest
 
 from tests.conftest import read
 from trtq import EvaluateSpec, evaluate
+from trtq.artifact import stamp_of
 from trtq.data import digests
-from trtq.data.digests import DigestCache, stamp_of
+from trtq.data.digests import DigestCache
 from trtq.data.source import fingerprint, open_source, place_of, shared_images
 from trtq.errors import DataError, UsageError
 from trtq.pipeline import run

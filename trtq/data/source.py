@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trtq.artifact import digest_of
+from trtq.artifact import Stamp, digest_of, stamp_of
 from trtq.data.classes import Arrangement, arrange
 from trtq.data.decode import MAX_BYTES, Decoded, Geometry, UndecodableError, decode, read_geometry
-from trtq.data.digests import DigestCache, Stamp, stamp_of
+from trtq.data.digests import DigestCache
 from trtq.data.listing import list_folder, list_zip
 from trtq.errors import DataError, MissingExtraError, reason, suggest
 

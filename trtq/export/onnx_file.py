@@ -12,7 +12,7 @@ import msgspec
 import onnx
 import onnx.inliner
 
-from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
+from trtq.artifact import Stamp, decode_json, read_json, sha256_bytes, sha256_file, stamp_of, write_atomic
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
@@ -21,7 +21,6 @@ from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
 QDQ = ("QuantizeLinear", "DequantizeLinear")
-Stamp = tuple[int, int, int]
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
 PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
@@ -102,12 +101,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return read_onnx(path)[0]
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Return what changes when a file is written anew: inode, size, time."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
     """Return the model in ``path``, the file's stamp where the file is that model as it stands, and the digest of what was read.
 
@@ -144,10 +137,10 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
         raise ExportError(f"Cannot read {path}", "it is a folder", hint)
     try:
         stamp = stamp_of(path)
-        if stamp[1] > LARGEST_PROTOBUF:
+        if stamp.size > LARGEST_PROTOBUF:
             raise ExportError(
                 f"Cannot read {path}",
-                f"it has {stamp[1] / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
+                f"it has {stamp.size / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
                 "Save it with its tensors outside: onnx.save_model(model, path, save_as_external_data=True)",
             )
         return path.read_bytes(), stamp
