@@ -7,6 +7,7 @@ branches of If, Loop and Scan.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,16 @@ REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 # Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
 # TensorRT for RTX 1.7.1 were read for each.
 MOVES = (*REORDER, "Slice", "Split", "MaxPool", "Pad", "DepthToSpace", "SpaceToDepth", "Gather", "Expand", "Tile")
+_FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
+    ("UINT4", "INT4", "FLOAT4E2M1"),
+    ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+    ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
+    ("FLOAT", "INT32", "UINT32"),
+    ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
+)
+_GROUPS = ((4, _FOUR), (8, _EIGHT), (16, _SIXTEEN), (32, _THIRTY_TWO), (64, _SIXTY_FOUR), (128, ("COMPLEX128",)))
+# Bits of a stored value, by type.
+BITS: dict[int, int] = {TensorProto.DataType.Value(n): bits for bits, names in _GROUPS for n in names if n in TensorProto.DataType.keys()}  # noqa: SIM118
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Ops that are never evaluated: their result is not a function of their operands.
@@ -363,6 +374,12 @@ def array_of(held: onnx.TensorProto) -> np.ndarray | None:
     if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return None
     return np.asarray(numpy_helper.to_array(held))
+
+
+def bytes_of(held: onnx.TensorProto) -> int:
+    """Return how many bytes the values of a stored tensor take, 0 for those of no fixed size."""
+    bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
+    return -(-bits // 8)
 
 
 def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:

@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq.data.metrics import ratio_db
 from trtq.errors import ExportError, first_line
 from trtq.export.half import HALF_MAX, elem_types, operand_types
-from trtq.export.onnx_file import QDQ, opset_of, set_metadata_
+from trtq.export.onnx_file import opset_of, set_metadata_
 from trtq.export.ort import open_session
-from trtq.onnx_walk import constant_of
+from trtq.onnx_walk import QDQ, constant_of
 
 MIN_SQNR_DB = 30.0
 HEADROOM = 4.0  # images that were not seen reach further

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,13 +16,11 @@ from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
 from trtq.magic import HEAD, content_of
-from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
+from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
-QDQ = ("QuantizeLinear", "DequantizeLinear")
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
-PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
 _MENDS = {
     "ort": "Give the .onnx file it was made from",
     "engine": "Give the ONNX file it was built from",
@@ -256,7 +253,7 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
     where = f"Cannot read the tensors of {path}"
     try:
         offset = int(facts.get("offset", 0))
-        length = int(facts["length"]) if "length" in facts else _bytes_in(held)
+        length = int(facts["length"]) if "length" in facts else bytes_of(held)
     except ValueError as exc:
         raise ExportError(where, f"the place of {held.name} is no number") from exc
     try:
@@ -270,15 +267,6 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
             return data
     except OSError as exc:
         raise ExportError(where, f"{facts['location']}: {reason(exc)}") from exc
-
-
-def _bytes_in(held: onnx.TensorProto) -> int:
-    try:
-        width = int(onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize)
-    except (KeyError, TypeError):
-        return 0
-    values = int(math.prod(held.dims))
-    return (values + 1) // 2 if held.data_type in PACKED else values * width
 
 
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
