@@ -135,6 +135,15 @@ class Scope:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor depends on constants alone; Q/DQ pairs count as layers of their own."""
+        return all(node is not None and _folds(node) for _, node in self.origins(name))
+
+    def origins(self, name: str, ends: tuple[str, ...] = ()) -> Iterator[tuple[str, onnx.NodeProto | None]]:
+        """Yield every tensor that one is computed from, itself first, with the node that makes it, None for an input.
+
+        Args:
+            name: of the tensor; stored constants are not among what is yielded.
+            ends: ops that are not looked behind.
+        """
         seen, left = set[str](), [name]
         while left:
             now = left.pop()
@@ -142,12 +151,9 @@ class Scope:
                 continue
             seen.add(now)
             node = self.maker(now)
-            if node is None or node.op_type in (*QDQ, *RANDOM) or has_branches(node):
-                return False
-            if node.domain not in ("", "ai.onnx") or not any(node.input):
-                return node.op_type == "Constant"
-            left += [n for n in node.input if n]
-        return True
+            yield now, node
+            if node is not None and node.op_type not in ends:
+                left += [n for n in node.input if n]
 
     def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
         """Return the tensor whose values an operand holds, and the ops that move them, nearest first."""
@@ -227,6 +233,13 @@ class Scope:
                 marks = result[node.output[0]]
         vary = [d for d in range(marks.ndim) if (np.take(marks, [0], axis=d) != marks).any()]
         return (vary[0], marks.ndim) if len(vary) == 1 else None
+
+
+def _folds(node: onnx.NodeProto) -> bool:
+    """Whether a node's result is a constant wherever its operands are."""
+    if node.op_type in (*QDQ, *RANDOM) or has_branches(node):
+        return False
+    return node.op_type == "Constant" or (node.domain in ("", "ai.onnx") and any(node.input))
 
 
 def scopes(model: onnx.ModelProto) -> list[Scope]:
