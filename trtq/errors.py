@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 300  # characters of a line that another program or library says
 NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
@@ -162,6 +162,15 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     if near:
         return f"Did you mean {' or '.join(near)}?"
     return f"Known: {', '.join(sorted(known)[:12])}" if known else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many there are beside them.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_line(said: BaseException | str) -> str:

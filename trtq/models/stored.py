@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 import torch
 
 from trtq.artifact import decode_json
-from trtq.errors import ModelError, reason, suggest
+from trtq.errors import ModelError, listed, reason, suggest
 from trtq.models.file_kind import SAVE, kind_of, unreadable
 from trtq.models.inert import Inert, array_of, module_tensors, read_torch
 
@@ -53,10 +54,11 @@ class Stored:
 
     def tables(self) -> dict[str, int]:
         """Return how many tensors each dict has."""
-        counts: dict[str, int] = {}
-        for table in self.table.values():
-            counts[table] = counts.get(table, 0) + 1
-        return counts
+        return Counter(self.table.values())
+
+    def of(self, table: str) -> StateDict:
+        """Return the tensors of one dict by flat name."""
+        return {n: t for n, t in self.tensors.items() if self.table[n] == table}
 
     def under(self, key: str) -> Stored:
         """Return what is below ``key``: keys of nested dicts, beginnings of names.
@@ -186,11 +188,9 @@ def _notes(content: object, skipped: list[str], kind: str) -> list[str]:
         return ["the checkpoint is a TorchScript archive: its tensors were read, its code was not"]
     if not skipped:
         return []
-    names = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
     what = "is a pickled module" if isinstance(content, Inert) else "holds more than tensors"
-    return [
-        f"the checkpoint {what}: only its tensors were read, no code was run (not loaded: {names})"
-    ]
+    lost = f"not loaded: {listed(skipped, 6)}"
+    return [f"the checkpoint {what}: only its tensors were read, no code was run ({lost})"]
 
 
 def _walk(
