@@ -108,6 +108,10 @@ def test_no_home_and_no_entry_in_passwd(monkeypatch):
         expand_home("~/x", "--out")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert user_folder("XDG_DATA_HOME", ".local/share") == Path("/data")
+    monkeypatch.setenv("XDG_DATA_HOME", "data")  # relative: none, says the standard
+    assert user_folder("XDG_DATA_HOME", ".local/share") is None
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_folder("XDG_DATA_HOME", ".local/share") == Path("/home/me/.local/share")
 
 
 def test_figures_survive_a_history_that_cannot_be_kept(cnn_out, monkeypatch, tmp_path):
