@@ -22,7 +22,7 @@ from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq, load_onnx, quantized_nodes
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_at, strip_qdq
-from trtq.onnx_walk import scopes
+from trtq.onnx_walk import bytes_of, scopes
 from trtq.verbs.inspect import inspect
 
 RNG = np.random.default_rng(3)
@@ -319,3 +319,17 @@ def test_constants_are_evaluated():
     assert view.value("s") == np.float32(0.25)
     assert view.value("y") is None
     assert not view.is_constant("x")
+
+
+def test_text_beside_an_input_makes_no_constant():
+    nodes = [helper.make_node("Constant", [], ["t"], value_string="a"), helper.make_node("StringConcat", ["x", "t"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [value("x", [1], TensorProto.STRING)], [value("y", [1], TensorProto.STRING)])
+    scope = scopes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))[0]
+    assert not scope.is_constant("y")
+    assert scope.is_constant("t")
+    assert [name for name, _ in scope.origins("y")] == ["y", "t", "x"]
+
+
+def test_huge_shapes_have_a_size():
+    assert bytes_of(TensorProto(data_type=TensorProto.INT4, dims=[3])) == 2
+    assert bytes_of(TensorProto(data_type=TensorProto.FLOAT, dims=[2**62] * 20)) == 4 * 2**1240

@@ -101,13 +101,17 @@ def test_no_home_and_no_entry_in_passwd(monkeypatch):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("TRTQ_HISTORY", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda text: text)  # what Python does then
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     with pytest.raises(SystemRefusalError, match=r"There is no home folder: HOME is not set, .* Set HOME, or XDG_DATA_HOME"):
         history.history_path()
     with pytest.raises(UsageError, match=r"Cannot use --out ~/x: HOME is not set.*\./~/x for a file of that name"):
         expand_home("~/x", "--out")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert user_folder("XDG_DATA_HOME", ".local/share") == Path("/data")
+    monkeypatch.setenv("XDG_DATA_HOME", "data")  # relative: none, says the standard
+    assert user_folder("XDG_DATA_HOME", ".local/share") is None
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_folder("XDG_DATA_HOME", ".local/share") == Path("/home/me/.local/share")
 
 
 def test_figures_survive_a_history_that_cannot_be_kept(cnn_out, monkeypatch, tmp_path):
@@ -124,7 +128,7 @@ def test_figures_survive_a_history_that_cannot_be_kept(cnn_out, monkeypatch, tmp
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.delenv("TRTQ_HISTORY", raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda text: text)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     spec = BenchSpec(file=(str(cnn_out / "model.fp32.onnx"),), duration=0.05, min_samples=10, max_duration=0.5, verdict=False)
     assert bench(spec, Told()).rows
     assert any(t.startswith("not in the history: There is no home folder") for t in told)

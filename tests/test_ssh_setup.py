@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -13,12 +14,13 @@ import pytest
 
 from tests.conftest import run_cli
 from tests.test_deploy import introduce, served
-from trtq.deploy import devices, ssh
+from trtq.deploy import ssh
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
-from trtq.deploy.devices import Device, config_folder, find_device, home_folder, known_devices, parse_device, remember_device
+from trtq.deploy.devices import Device, config_folder, find_device, known_devices, parse_device, remember_device
 from trtq.deploy.ssh import Link
 from trtq.errors import DeviceError, HostKeyError, LinkError, SshError, TrtqError, UsageError
+from trtq.paths import home_folder
 from trtq.progress import Silent
 from trtq.testing.board import StandInBoard, find_sshd
 
@@ -192,7 +194,7 @@ def test_no_home(board, tmp_path, monkeypatch):
     before = find_device("orin")
     monkeypatch.delenv("HOME")
     assert Link(before).run("true").startswith(b"Welcome")
-    monkeypatch.setattr(devices.pwd, "getpwuid", _no_entry)
+    monkeypatch.setattr(pwd, "getpwuid", _no_entry)
     assert home_folder() is None
     assert Link(before).run("true").startswith(b"Welcome")
     monkeypatch.delenv("TRTQ_CONFIG")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -244,6 +244,26 @@ def require_schema(schema: object, path: Path, kind: str = "record") -> None:
     if schema > SCHEMA:
         why = f"a newer trtq wrote it: its schema is {schema}, this trtq reads up to {SCHEMA}"
         raise ArtifactError(f"Cannot read the {kind} {path}", why, "Upgrade trtq, or make the file again")
+
+
+class Stamp(NamedTuple):
+    """What changes whenever a file does: no program can set ``ctime_ns`` back after a write."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return the stamp of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    found = path.stat()
+    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @contextlib.contextmanager

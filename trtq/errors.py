@@ -29,7 +29,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+LONGEST = 300  # characters of a line that another program or library says
+NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
 
 
 class TrtqError(Exception):
@@ -161,6 +164,45 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     return f"Known: {', '.join(sorted(known)[:12])}" if known else ""
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many there are beside them.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(said: BaseException | str) -> str:
+    r"""Return the first line that says something, of limited length; the type of an exception that says nothing.
+
+    >>> first_line("\n  gone\nand more"), first_line(KeyError())
+    ('gone', 'KeyError')
+    """
+    nothing = type(said).__name__ if isinstance(said, BaseException) else ""
+    return next((line.strip()[:LONGEST] for line in str(said).splitlines() if line.strip()), nothing)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that says something, of limited length."""
+    return next((line.strip().rstrip(".")[:LONGEST] for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def said_by(exc: BaseException) -> str:
+    """Return the type of an exception and its text as one line of limited length.
+
+    >>> said_by(ValueError("in two  parts"))
+    'ValueError: in two parts'
+    >>> said_by(SystemExit(2))
+    'SystemExit: 2 (the code ended the program)'
+    """
+    text = " ".join(str(exc).split())
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}..."
+    end = " (the code ended the program)" if isinstance(exc, SystemExit) else ""
+    return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
+
+
 def reason(exc: BaseException) -> str:
     """Return why reading or starting something failed, in words for a person.
 
@@ -175,7 +217,7 @@ def reason(exc: BaseException) -> str:
         return "it is not text"
     if isinstance(exc, RecursionError):
         return "it is nested too deeply"
-    return next(iter(str(exc).splitlines()), type(exc).__name__)
+    return first_line(exc)
 
 
 class SystemRefusalError(TrtqError):
@@ -209,15 +251,15 @@ def explain_system(exc: BaseException) -> TrtqError | None:
     text = str(exc)
     if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)):
         device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
-        return SystemRefusalError(f"The {device} has not enough memory", _first_line(text), _MEMORY_HINT)
+        return SystemRefusalError(f"The {device} has not enough memory", first_line(text), _MEMORY_HINT)
     if isinstance(exc, ImportError) and not (exc.name or "").startswith("trtq"):
         mend = "Install it again, or raise the memory limit (ulimit -v)"
-        return SystemRefusalError("Cannot load a package that trtq needs", _first_line(text), mend)
+        return SystemRefusalError("Cannot load a package that trtq needs", first_line(text), mend)
     if isinstance(exc, RecursionError):
         why = "it is nested too deeply for Python's stack"
         return SystemRefusalError("Cannot read the input", why, "Check the file: generated nesting, or a model that contains itself")
     if isinstance(exc, RuntimeError) and "Could not determine home directory" in text:
-        return SystemRefusalError("There is no home folder", "HOME is not set, and this user has no entry in /etc/passwd", "Set HOME")
+        return SystemRefusalError("There is no home folder", NO_HOME, "Set HOME")
     if isinstance(exc, RuntimeError) and "can't start new thread" in text:
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
     if isinstance(exc, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]):
@@ -233,7 +275,3 @@ def _explain_os(exc: OSError) -> TrtqError:
     name = next((str(n) for n in (exc.filename, exc.filename2) if n is not None), "")
     why, hint = _REFUSALS.get(exc.errno or 0, (reason(exc), ""))
     return SystemRefusalError(f"Cannot use {name}" if name else "The operating system refuses a request", why, hint)
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

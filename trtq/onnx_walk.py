@@ -7,6 +7,7 @@ branches of If, Loop and Scan.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,16 @@ REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 # Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
 # TensorRT for RTX 1.7.1 were read for each.
 MOVES = (*REORDER, "Slice", "Split", "MaxPool", "Pad", "DepthToSpace", "SpaceToDepth", "Gather", "Expand", "Tile")
+_FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
+    ("UINT4", "INT4", "FLOAT4E2M1"),
+    ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+    ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
+    ("FLOAT", "INT32", "UINT32"),
+    ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
+)
+_GROUPS = ((4, _FOUR), (8, _EIGHT), (16, _SIXTEEN), (32, _THIRTY_TWO), (64, _SIXTY_FOUR), (128, ("COMPLEX128",)))
+# Bits of a stored value, by type.
+BITS: dict[int, int] = {TensorProto.DataType.Value(n): bits for bits, names in _GROUPS for n in names if n in TensorProto.DataType.keys()}  # noqa: SIM118
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Ops that are never evaluated: their result is not a function of their operands.
@@ -124,6 +135,15 @@ class Scope:
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor depends on constants alone; Q/DQ pairs count as layers of their own."""
+        return all(node is not None and _folds(node) for _, node in self.origins(name))
+
+    def origins(self, name: str, ends: tuple[str, ...] = ()) -> Iterator[tuple[str, onnx.NodeProto | None]]:
+        """Yield every tensor that one is computed from, itself first, with the node that makes it, None for an input.
+
+        Args:
+            name: of the tensor; stored constants are not among what is yielded.
+            ends: ops that are not looked behind.
+        """
         seen, left = set[str](), [name]
         while left:
             now = left.pop()
@@ -131,12 +151,9 @@ class Scope:
                 continue
             seen.add(now)
             node = self.maker(now)
-            if node is None or node.op_type in (*QDQ, *RANDOM) or has_branches(node):
-                return False
-            if node.domain not in ("", "ai.onnx") or not any(node.input):
-                return node.op_type == "Constant"
-            left += [n for n in node.input if n]
-        return True
+            yield now, node
+            if node is not None and node.op_type not in ends:
+                left += [n for n in node.input if n]
 
     def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
         """Return the tensor whose values an operand holds, and the ops that move them, nearest first."""
@@ -216,6 +233,13 @@ class Scope:
                 marks = result[node.output[0]]
         vary = [d for d in range(marks.ndim) if (np.take(marks, [0], axis=d) != marks).any()]
         return (vary[0], marks.ndim) if len(vary) == 1 else None
+
+
+def _folds(node: onnx.NodeProto) -> bool:
+    """Whether a node's result is a constant wherever its operands are."""
+    if node.op_type in (*QDQ, *RANDOM) or has_branches(node):
+        return False
+    return node.op_type == "Constant" or (node.domain in ("", "ai.onnx") and any(node.input))
 
 
 def scopes(model: onnx.ModelProto) -> list[Scope]:
@@ -363,6 +387,12 @@ def array_of(held: onnx.TensorProto) -> np.ndarray | None:
     if held.data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return None
     return np.asarray(numpy_helper.to_array(held))
+
+
+def bytes_of(held: onnx.TensorProto) -> int:
+    """Return how many bytes the values of a stored tensor take, 0 for those of no fixed size."""
+    bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
+    return -(-bits // 8)
 
 
 def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:

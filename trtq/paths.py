@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
-from trtq.errors import SystemRefusalError, UsageError
+from trtq.errors import NO_HOME, UsageError
 
 
 def expand_home(text: str, what: str = "the path") -> str:
@@ -26,25 +27,40 @@ def expand_home(text: str, what: str = "the path") -> str:
     expanded = os.path.expanduser(text)  # noqa: PTH111 - pathlib raises, and drops a trailing slash
     if expanded.startswith("~"):
         user = text[1:].partition("/")[0]
-        why = f"this machine has no user {user}" if user else "HOME is not set, and this user has no entry in /etc/passwd"
+        why = f"this machine has no user {user}" if user else NO_HOME
         raise UsageError(f"Cannot use {what} {text}", why, f"Write the whole path, or ./{text} for a file of that name")
     return expanded
 
 
-def user_folder(variable: str, default: str) -> Path:
-    """Return a folder of this user: ``$variable`` where it is set, else ``default`` in the home.
+def home_folder() -> Path | None:
+    """Return this user's home, from ``$HOME`` or the passwd entry; None where there is neither."""
+    given = os.environ.get("HOME")
+    return Path(given).absolute() if given else login_folder()
+
+
+def login_folder() -> Path | None:
+    """Return the home in this user's passwd entry, where ssh looks whatever ``$HOME`` says; None without an entry."""
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def user_folder(variable: str, default: str) -> Path | None:
+    """Return a folder of this user, None where there is no home.
+
+    Args:
+        variable: of the XDG base directories, such as ``XDG_DATA_HOME``; a relative path in it is ignored, as that standard says.
+        default: below the home, where the variable says nothing.
 
     Raises:
-        SystemRefusalError: there is no home.
+        UsageError: the variable names a home that nobody knows.
     """
-    given = os.environ.get(variable)
-    if given:
-        return Path(expand_home(given, variable))
-    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib raises a RuntimeError
-    if not home.startswith("/"):
-        why = f"HOME is not set, and user {os.getuid()} has no entry in /etc/passwd"
-        raise SystemRefusalError("There is no home folder", why, f"Set HOME, or {variable}")
-    return Path(home) / default
+    given = path_variable(variable)
+    if given is not None and Path(given).is_absolute():
+        return Path(given)
+    home = home_folder()
+    return None if home is None else home / default
 
 
 def path_variable(name: str) -> str | None:

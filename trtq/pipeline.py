@@ -257,8 +257,8 @@ def _shipped(recipe: Recipe, out: Path) -> Path:
 def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage:
     folder = Path(spec.out)
     if spec.masks is None:  # found now, not after quantization
-        val = _open(spec.val, spec.val_class_index or spec.class_index) if spec.val else None
-        require_one_class_list(_open(spec.data, spec.class_index), val)
+        val = open_source(spec.val, spec.val_class_index or spec.class_index) if spec.val else None
+        require_one_class_list(open_source(spec.data, spec.class_index), val)
 
     def inputs() -> dict[str, Any]:
         index, val_index = spec.class_index, spec.val_class_index or spec.class_index
@@ -312,10 +312,6 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
     return Stage("evaluate", inputs, (out / "evaluate.json",), work)
 
 
-def _open(data: str, class_index: str | None) -> Source:
-    return open_source(data, Path(class_index) if class_index else None)
-
-
 @dataclass(frozen=True, slots=True)
 class _Evaluated:
     """The images that a recipe evaluates on, and the paths in its record."""
@@ -336,14 +332,14 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
     data, index = wanted.data or base.data, wanted.class_index
     if index is None and place_of(data) == place_of(base.data):
         index = base.class_index
-    found = _Evaluated(data, index, wanted.masks, _open(data, index))
+    found = _Evaluated(data, index, wanted.masks, open_source(data, index))
     if trained is None or not wanted.held_out:
         return found
-    learned = _open(trained.data, trained.class_index)
+    learned = open_source(trained.data, trained.class_index)
     shared = shared_images(found.source, learned)
     if shared and trained.val is not None and not wanted.data:
         index = wanted.class_index or trained.val_class_index or trained.class_index
-        found = _Evaluated(trained.val, index, trained.val_masks or wanted.masks, _open(trained.val, index))
+        found = _Evaluated(trained.val, index, trained.val_masks or wanted.masks, open_source(trained.val, index))
         shared = shared_images(found.source, learned)
     if shared:
         raise UsageError(
@@ -360,14 +356,14 @@ def _require_classes(recipe: Recipe, chosen: Source) -> None:
     base, trained = recipe.quantize, recipe.finetune
     if trained is None or trained.masks is not None:
         require_one_class_list(chosen)
-        require_calibrated_classes(chosen, _open(base.data, base.class_index).classes, base.data)
+        require_calibrated_classes(chosen, open_source(base.data, base.class_index).classes, base.data)
     else:
-        require_one_class_list(_open(trained.data, trained.class_index), chosen)
+        require_one_class_list(open_source(trained.data, trained.class_index), chosen)
 
 
 def _require_left(base: QuantizeSpec, chosen: Source) -> None:
     """Refuse evaluation images that calibration takes to the last: found now, not after quantization."""
-    calibrating = _open(base.data, base.class_index)
+    calibrating = open_source(base.data, base.class_index)
     taken = set(calibrating.contents(calibrating.sample(base.calib_images, base.seed)))
     if taken.issuperset(chosen.contents(range(len(chosen)))):
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -35,3 +36,30 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Ignore."""
+
+
+class Notes:
+    """The notes of one run: each is told when it comes, and kept for the run's record.
+
+    Args:
+        tell: receives each line.
+
+    Attributes:
+        lines: those that came so far.
+
+    >>> note = Notes(print)
+    >>> note("a skip", "a fallback")
+    a skip
+    a fallback
+    >>> note.lines
+    ['a skip', 'a fallback']
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell, self.lines = tell, list[str]()
+
+    def __call__(self, *lines: str) -> None:
+        """Tell and keep lines."""
+        for line in lines:
+            self.lines.append(line)
+            self.tell(line)

@@ -13,7 +13,7 @@ import msgspec
 
 from trtq.artifact import sha256_bytes
 from trtq.bench.record import BenchRecord, Verdict
-from trtq.errors import ArtifactError, UsageError
+from trtq.errors import NO_HOME, ArtifactError, SystemRefusalError, UsageError
 from trtq.paths import path_variable, user_folder
 from trtq.terminal import visible
 
@@ -49,7 +49,12 @@ def history_path() -> Path:
         SystemRefusalError: there is no home.
     """
     given = path_variable("TRTQ_HISTORY")
-    return Path(given) if given else user_folder("XDG_DATA_HOME", ".local/share") / "trtq/history.sqlite"
+    if given is not None:
+        return Path(given)
+    base = user_folder("XDG_DATA_HOME", ".local/share")
+    if base is None:
+        raise SystemRefusalError("There is no home folder", NO_HOME, "Set HOME, or XDG_DATA_HOME")
+    return base / "trtq/history.sqlite"
 
 
 @contextmanager

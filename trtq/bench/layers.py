@@ -18,7 +18,8 @@ from trtq.cost.profile import layer_names
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, TrtqError, reason
-from trtq.export.onnx_file import QDQ, load_onnx, read_onnx
+from trtq.export.onnx_file import load_onnx, read_onnx
+from trtq.onnx_walk import QDQ
 
 RUNS = 20
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trtq.bench.statistics import Values, quantile
+from trtq.errors import first_line
 
 WARMUP_CALLS, WARMUP_S, WARMUP_LIMIT_S, WARMUP_WINDOW, STABLE_WITHIN = 50, 1.0, 30.0, 20, 0.01
 BLOCK_S, MIN_BLOCKS, NARROW, MOST_IN_BLOCK = 0.5, 5, 0.005, 100_000
@@ -120,7 +121,7 @@ def loop_overhead(calls: int = 100_000) -> float:
 
 def said(exc: BaseException) -> str:
     """Return an exception in one line."""
-    return f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else 'interrupted'}"[:300]
+    return f"{type(exc).__name__}: {first_line(str(exc)) or 'interrupted'}"
 
 
 def _nothing() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trtq.bench.record import Load, Memory, Phase
-from trtq.errors import BenchError
+from trtq.errors import BenchError, last_line
 
 PROCESSES = 5
 LIMIT_S = 600
@@ -66,8 +66,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
     except subprocess.TimeoutExpired as exc:
         raise BenchError(f"A new process cannot load {path.name}", f"it had not answered after {LIMIT_S} s") from exc
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise BenchError(f"A new process cannot load {path.name}", said[:300])
+        raise BenchError(f"A new process cannot load {path.name}", last_line(done.stderr) or f"exit status {done.returncode}")
     made: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return made
 

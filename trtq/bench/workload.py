@@ -12,7 +12,7 @@ import numpy as np
 from trtq.data.metrics import Array
 from trtq.engine.open_engine import is_engine, open_engine
 from trtq.engine.runner import EngineRunner
-from trtq.errors import BenchError, UsageError
+from trtq.errors import BenchError, UsageError, first_line
 from trtq.export.ort import input_shape, open_session, static_batch
 
 SEED = 0
@@ -209,7 +209,7 @@ class EngineWorkload:
                 self.bound.launch(self.stream.cuda_stream)
             self.graph = graph
         except Exception as exc:  # whatever CUDA raises: the launch works without
-            return str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
+            return first_line(exc)
         return ""
 
     def _enqueue(self) -> None:

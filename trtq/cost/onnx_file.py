@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, shape_inference
 
 from trtq.cost.ops import WEIGHTED, Kernel, Op, fuse
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, first_line
 from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
 ALIASES = (
@@ -138,7 +138,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
     try:
         return shape_inference.infer_shapes(copy, data_prop=True)
     except shape_inference.InferenceError as exc:
-        raise ArtifactError(f"Cannot count {path}", str(exc).splitlines()[0], FIXED) from exc
+        raise ArtifactError(f"Cannot count {path}", first_line(exc), FIXED) from exc
 
 
 def _batch(model: onnx.ModelProto) -> int:

@@ -10,8 +10,9 @@ from typing import Protocol
 
 import msgspec
 
+from trtq.artifact import decode_json
 from trtq.data.listing import is_image, same_name
-from trtq.errors import DataError, reason, suggest
+from trtq.errors import DataError, listed, reason, suggest
 
 ORDERS = ("text", "numeric")  # class indices without a file: the order of folder names
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -200,14 +201,14 @@ def _order(names: list[str], class_index: Path | None) -> list[str]:
 
 def _read_index(names: list[str], class_index: Path) -> list[str]:
     try:
-        raw = class_index.expanduser().read_bytes().removeprefix(b"\xef\xbb\xbf")
-        order = [unicodedata.normalize("NFC", n) for n in msgspec.json.decode(raw, type=list[str])]
-    except (OSError, RuntimeError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        named = decode_json(class_index.expanduser().read_bytes(), list[str])
+    except (OSError, RuntimeError, msgspec.MsgspecError) as exc:
         raise DataError(
             f"Cannot use the class index {class_index}",
             f"{reason(exc)}; expected a JSON list of folder names",
             f"Give such a file, or one of: {', '.join(ORDERS)}",
         ) from exc
+    order = [unicodedata.normalize("NFC", n) for n in named]
     twice = (
         next((n for n in order if order.count(n) > 1), None)
         if len(set(order)) < len(order)
@@ -256,8 +257,8 @@ def _require_one_order(source: Labelled) -> None:
         return
     raise DataError(
         f"The class numbers of {source.name} are ambiguous",
-        f"its folders are numbers; as text their order is {_short(names)}, as numbers "
-        f"{_short(sorted(names, key=int))}",
+        f"its folders are numbers; as text their order is {listed(names, FEW_NAMES)}, as numbers "
+        f"{listed(sorted(names, key=int), FEW_NAMES)}",
         "Add --class-index numeric, --class-index text (the order of torchvision's ImageFolder) "
         "or --class-index FILE",
     )
@@ -315,7 +316,7 @@ def _refuse(source: Labelled, known: Sequence[str], owner: str, names: list[str]
         sorted(set(known) - set(source.classes)),
     )
     only = [
-        f"{_short(ns)} only in {where}"
+        f"{listed(ns, FEW_NAMES)} only in {where}"
         for ns, where in ((ours, source.name), (theirs, owner))
         if ns
     ]
@@ -325,12 +326,6 @@ def _refuse(source: Labelled, known: Sequence[str], owner: str, names: list[str]
         f"{'; '.join(only) or 'their order differs'}; {names[0]} is class "
         f"{source.classes.index(names[0])} in {source.name} and {number} in {owner}",
         "Give --class-index FILE, a JSON list of all folder names in class order",
-    )
-
-
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names[:FEW_NAMES]) + (
-        f" and {len(names) - FEW_NAMES} more" if len(names) > FEW_NAMES else ""
     )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trtq.errors import first_line
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # no other decoder of Pillow is started
 MAX_BYTES = 512 * 2**20  # of one file, unpacked
 MAX_PIXELS = 89_478_485  # of one image: 256 MiB of RGB, where Pillow begins to warn
@@ -175,7 +177,7 @@ def _not_an_image(data: bytes) -> str:
 
 
 def _words(exc: Exception) -> str:
-    text = next(iter(str(exc).splitlines()), "")
+    text = first_line(str(exc))
     return (
         text
         if text and not isinstance(exc, KeyError)

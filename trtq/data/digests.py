@@ -6,38 +6,18 @@ import contextlib
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
-from trtq.artifact import sha256_bytes, write_bytes
+from trtq.artifact import Stamp, sha256_bytes, write_bytes
 from trtq.errors import ArtifactError
+from trtq.paths import user_folder
 
 SCHEMA = 1
 WORTH_BYTES = 16 * 2**20  # smaller sets are read in full every time
 SETTLED_NS = (
     2_000_000_000  # a file that changed this recently may change again within one tick of its times
 )
-
-
-class Stamp(NamedTuple):
-    """What changes whenever a file does: no program can set ``ctime_ns`` back after a write."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return the stamp of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    found = path.stat()
-    return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,9 +88,5 @@ class DigestCache:
 
 def cache_folder() -> Path | None:
     """Return ``$XDG_CACHE_HOME/trtq/digests``; None for a user without a home."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return base / "trtq/digests"
+    base = user_folder("XDG_CACHE_HOME", ".cache")
+    return None if base is None else base / "trtq/digests"

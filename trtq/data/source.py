@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trtq.artifact import digest_of
+from trtq.artifact import Stamp, digest_of, stamp_of
 from trtq.data.classes import Arrangement, arrange
 from trtq.data.decode import MAX_BYTES, Decoded, Geometry, UndecodableError, decode, read_geometry
-from trtq.data.digests import DigestCache, Stamp, stamp_of
+from trtq.data.digests import DigestCache
 from trtq.data.listing import list_folder, list_zip
 from trtq.errors import DataError, MissingExtraError, reason, suggest
 
@@ -372,7 +372,9 @@ def place_of(data: str) -> str:
     return data if data == "digits" else f"{kind}{_user_path(path).resolve()}"
 
 
-def open_source(data: str, class_index: Path | None = None, note: Note | None = None) -> Source:
+def open_source(
+    data: str, class_index: str | Path | None = None, note: Note | None = None
+) -> Source:
     """Return the images behind ``data``.
 
     Args:
@@ -389,13 +391,13 @@ def open_source(data: str, class_index: Path | None = None, note: Note | None = 
         return _open_digits()
     if data.startswith("cifar10:"):
         return _open_cifar10(data, _user_path(data.removeprefix("cifar10:")))
-    path = _user_path(data)
+    path, index = _user_path(data), Path(class_index) if class_index else None
     if path.is_dir():
-        return FolderSource(data, path, class_index, note)
+        return FolderSource(data, path, index, note)
     for candidate in (path, *path.parents):
         if candidate.suffix.lower() == ".zip" and candidate.is_file():
             inner = path.relative_to(candidate).as_posix()
-            return ZipSource(data, candidate, "" if inner == "." else inner, class_index, note)
+            return ZipSource(data, candidate, "" if inner == "." else inner, index, note)
     if path.is_file():
         raise DataError(
             f"Cannot read images from {data}", "it is a file, and neither a folder nor a .zip"
@@ -422,7 +424,7 @@ def fingerprint(data: str, class_index: str | None = None, note: Note | None = N
         DataError: a file cannot be read.
     """
     try:
-        source = open_source(data, Path(class_index) if class_index else None)
+        source = open_source(data, class_index)
     except DataError:
         return None
     found = source.identity()

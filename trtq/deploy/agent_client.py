@@ -23,8 +23,8 @@ from trtq.deploy.answers import decode, hint_words
 from trtq.deploy.bootstrap import command
 from trtq.deploy.devices import Device
 from trtq.deploy.ssh import FAILED, Link
-from trtq.deploy.stream import CALL_S, MIB, Limits, Stream, last_line, transfer_limits
-from trtq.errors import BoardError, LinkError, SshError
+from trtq.deploy.stream import CALL_S, MIB, Limits, Stream, transfer_limits
+from trtq.errors import BoardError, LinkError, SshError, last_line
 from trtq.progress import Progress
 
 AGENT = Path(source.__file__).resolve()

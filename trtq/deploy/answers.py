@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from trtq.agent import HINTS, MARK, MOST_TEXT
-from trtq.errors import BoardError
+from trtq.artifact import decode_json
+from trtq.errors import BoardError, reason
 
 Text: TypeAlias = Annotated[str, Meta(max_length=4000)]
 Short: TypeAlias = Annotated[str, Meta(max_length=256)]
@@ -358,10 +359,8 @@ def decode(raw: bytes, name: str) -> dict[str, Any]:
             raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
         content: dict[str, Any] = _DECODERS[event].decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        why = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)[:400]
-        raise BoardError(
-            f"Cannot read the answer of {name}", why, f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
-        ) from exc
+        mend = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
+        raise BoardError(f"Cannot read the answer of {name}", reason(exc), mend) from exc
     return {**content, "event": event}
 
 
@@ -375,9 +374,9 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
     if line is None:
         raise BoardError(f"Cannot read the answers of {name}", "the program that ran the images does not say what it wrote")
     try:
-        return msgspec.json.decode(line[len(MARK) :].encode(), type=_Outputs)["outputs"]
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise BoardError(f"Cannot read the answers of {name}", str(exc)[:400]) from exc
+        return decode_json(line[len(MARK) :], _Outputs)["outputs"]
+    except msgspec.MsgspecError as exc:
+        raise BoardError(f"Cannot read the answers of {name}", reason(exc)) from exc
 
 
 class Output(TypedDict):

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from trtq.agent import encode
-from trtq.artifact import digest_of, sha256_file
+from trtq.artifact import decode_json, digest_of, sha256_file
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import Result, Written
 from trtq.deploy.board import Board
@@ -23,7 +23,7 @@ from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec import TrtexecBuilder
 from trtq.engine.trtexec_log import dotted, read_log
 from trtq.engine.versions import API, FLAGS, has_api, shown, within
-from trtq.errors import BoardError, BuilderMemoryError, EngineError
+from trtq.errors import BoardError, BuilderMemoryError, EngineError, reason
 from trtq.progress import Progress
 
 MARGIN_BYTES = 64 * MIB
@@ -158,9 +158,9 @@ class BoardBuilder:
             packed = self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS)
             report = gunzip(packed, self.agent.device.name)
         try:
-            msgspec.json.decode(report, type=_Report)
-        except (msgspec.MsgspecError, RecursionError) as exc:
-            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({str(exc)[:200]}): INT8 coverage is unknown")
+            decode_json(report, _Report)
+        except msgspec.MsgspecError as exc:
+            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({reason(exc)}): INT8 coverage is unknown")
             return None
         return report
 

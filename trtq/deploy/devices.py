@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import explain_os_error, locked, write_json
+from trtq.artifact import decode_json, explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
+from trtq.paths import expand_home, path_variable, user_folder
 
 # What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
@@ -79,7 +79,7 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
             raise UsageError(f"Cannot read the jump host {hop!r}", "expected user@host or user@host:port", "Write it like me@gateway:2222")
     key = ""
     if identity:
-        key = os.path.abspath(os.path.expanduser(identity))  # noqa: PTH100, PTH111 - links stay: a certificate lies beside the name
+        key = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100 - links stay: a certificate lies beside the name
         if not Path(key).is_file():
             raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
         if not key.isprintable() or "${" in key:
@@ -91,34 +91,19 @@ def parse_device(name: str, address: str, *, identity: str = "", jump: str = "",
     )  # fmt: skip
 
 
-def home_folder() -> Path | None:
-    """Return this user's home, from ``$HOME`` or the passwd entry; None where there is neither."""
-    given = os.environ.get("HOME")
-    return Path(given).absolute() if given else login_folder()
-
-
-def login_folder() -> Path | None:
-    """Return the home in this user's passwd entry, where ssh looks whatever ``$HOME`` says; None without an entry."""
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        return None
-
-
 def config_folder() -> Path:
     """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder.
 
     Raises:
         UsageError: nothing says where that is.
     """
-    given, xdg, home = os.environ.get("TRTQ_CONFIG"), os.environ.get("XDG_CONFIG_HOME"), home_folder()
-    if given:
-        return Path(given).expanduser().absolute() if home is not None else Path(given).absolute()
-    if xdg and Path(xdg).is_absolute():
-        return Path(xdg) / "trtq"
-    if home is None:
+    given = path_variable("TRTQ_CONFIG")
+    if given is not None:
+        return Path(given).absolute()
+    base = user_folder("XDG_CONFIG_HOME", ".config")
+    if base is None:
         raise UsageError("Cannot tell where devices are kept", "this user has no home", "Name a folder: export TRTQ_CONFIG=/path/to/folder")
-    return home / ".config/trtq"
+    return base / "trtq"
 
 
 def writable_config() -> Path:
@@ -149,10 +134,10 @@ def known_devices() -> dict[str, Device]:
     path = config_folder() / "devices.json"
     mend = "Correct the file, or move it away and add them again"
     try:
-        devices = msgspec.json.decode(path.read_bytes(), type=dict[str, Device])
+        devices = decode_json(path.read_bytes(), dict[str, Device])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         raise DeviceError(f"Cannot read the devices in {path}", reason(exc), mend) from exc
     for name, device in devices.items():
         if device.name != name or not _has_form(device):

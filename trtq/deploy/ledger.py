@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 from msgspec import Meta
 
-from trtq.artifact import digest_of, locked, write_json
+from trtq.artifact import decode_json, digest_of, locked, write_json
 from trtq.deploy.devices import Device, config_folder, writable_config
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, DeviceError, reason
@@ -59,7 +59,7 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
         msgspec.convert(answer, _Used)
         return msgspec.convert(answer, EngineManifest)
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise BoardError(f"Cannot read a manifest of {name}", str(exc)[:200], "Deploy its model again") from exc
+        raise BoardError(f"Cannot read a manifest of {name}", reason(exc), "Deploy its model again") from exc
 
 
 def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:
@@ -88,9 +88,9 @@ def _place(device: Device, name: str) -> str:
 def _known() -> dict[str, str]:
     path = config_folder() / "engines.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        return decode_json(path.read_bytes(), dict[str, str])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+    except (OSError, msgspec.MsgspecError) as exc:
         mend = "Move the file away: engines on boards then count as those of another workstation"
         raise DeviceError(f"Cannot read the digests of engines in {path}", reason(exc), mend) from exc

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from trtq.agent import Watch
-from trtq.artifact import digest_of
+from trtq.artifact import decode_json, digest_of
 from trtq.bench.latency import doubts, summarize
 from trtq.bench.opinion import command
 from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
@@ -23,7 +23,7 @@ from trtq.deploy.profiles import profiles
 from trtq.deploy.stream import MIB, gunzip
 from trtq.engine.manifest import EngineManifest
 from trtq.engine.trtexec_log import TrtexecLog, read_log, read_times
-from trtq.errors import BoardError, UsageError
+from trtq.errors import BoardError, UsageError, reason
 from trtq.specs import DeployOptions
 
 LOADS, WARMUP_MS, BLOCK = 3, 2000, 50
@@ -237,9 +237,9 @@ class _Readings(msgspec.Struct):
 def _readings(path: Path, name: str) -> dict[str, Values]:
     """Return the agent's readings by column; NaN where there was none."""
     try:
-        data = msgspec.json.decode(gunzip(path, name, 64 * MIB), type=_Readings)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise BoardError(f"Cannot read the readings of {name}", str(exc)[:400]) from exc
+        data = decode_json(gunzip(path, name, 64 * MIB), _Readings)
+    except msgspec.MsgspecError as exc:
+        raise BoardError(f"Cannot read the readings of {name}", reason(exc)) from exc
     if data.columns != list(Watch.COLUMNS):
         raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")
     rows = np.asarray([[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64).reshape(-1, len(data.columns))

@@ -20,9 +20,10 @@ from typing import IO
 import msgspec
 
 from trtq.artifact import digest_of, locked, sha256_bytes, write_bytes
-from trtq.deploy.devices import Device, config_folder, home_folder, login_folder, writable_config
-from trtq.deploy.stream import MIB, Limits, Stream, last_line
-from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError
+from trtq.deploy.devices import Device, config_folder, writable_config
+from trtq.deploy.stream import MIB, Limits, Stream
+from trtq.errors import DeviceError, HostKeyError, LinkError, MissingExtraError, SshError, TrtqError, last_line
+from trtq.paths import home_folder, login_folder
 
 FAILED = 255  # ssh's own exit status: the link, never the command
 ASIDE = Limits(line_bytes=MIB, total_bytes=MIB, error_bytes=MIB, silence_s=60.0, call_s=60.0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from trtq.errors import BoardError, LinkError
+from trtq.errors import BoardError, LinkError, last_line
 
 MIB = 1 << 20
 BLOCK = MIB
@@ -190,12 +190,6 @@ class Stream:
 def _close(pipe: IO[bytes] | None) -> None:
     if pipe is not None:
         pipe.close()
-
-
-def last_line(text: str, most: int = 400) -> str:
-    """Return the last line that says something, at most ``most`` characters of it."""
-    lines = [ln.strip() for ln in text.strip().splitlines() if ln.strip()]
-    return lines[-1].rstrip(".")[:most] if lines else ""
 
 
 def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import onnx
 
+from trtq.artifact import Stamp
 from trtq.engine.choose import refuse_missing_kernels, require_readable
 from trtq.engine.settings import Builder, Settings, Shapes, require_offered
 from trtq.engine.targets import Target, parse_target
@@ -17,7 +18,7 @@ from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.half import convert_to_half, has_half
 from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import Stamp, count_qdq, get_metadata, read_onnx
+from trtq.export.onnx_file import count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import is_fixed
 from trtq.specs import BuildOptions, BuildSpec

@@ -14,7 +14,7 @@ from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
 from trtq.engine.versions import LIKE_RTX, Version, has_api
 from trtq.engine.worker_process import ended_with, start
-from trtq.errors import EngineError, UsageError
+from trtq.errors import EngineError, UsageError, last_line
 from trtq.progress import Progress
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -126,8 +126,8 @@ def installed_version(name: str) -> Version:
     )
     parts = done.stdout.strip().split(".")
     if done.returncode or len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
-        said = done.stderr.strip().splitlines()
-        raise EngineError("Cannot tell which TensorRT is installed", said[-1] if said else f"it says {done.stdout.strip()!r}")
+        said = last_line(done.stderr) or f"it says {done.stdout.strip()!r}"
+        raise EngineError("Cannot tell which TensorRT is installed", said)
     return int(parts[0]), int(parts[1])
 
 
@@ -137,5 +137,4 @@ def _failure(events: list[dict[str, Any]], code: int, stderr: str, settings: Set
     if parser:
         return EngineError(where, "the ONNX parser refuses " + "; ".join(parser))
     errors = [str(e["text"]) for e in events if e["event"] == "log" and "error" in e["severity"]]
-    lines = stderr.strip().splitlines()
-    return explain(where, errors, code, last=lines[-1] if lines else "")
+    return explain(where, errors, code, last=last_line(stderr))

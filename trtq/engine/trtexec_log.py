@@ -11,6 +11,7 @@ import re
 
 import msgspec
 
+from trtq.artifact import decode_json
 from trtq.engine.versions import Version
 from trtq.errors import BenchError
 
@@ -171,8 +172,8 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
         BenchError: it is no such file.
     """
     try:
-        records = msgspec.json.decode(text, type=list[_Inference])
-    except (msgspec.MsgspecError, RecursionError) as exc:
+        records = decode_json(text, list[_Inference])
+    except msgspec.MsgspecError as exc:
         why = f"{exc}; expected a list of records with computeMs, latencyMs"
         raise BenchError("This is no file of trtexec --exportTimes", why) from exc
     kept = [r for r in records if version >= (8, 5) or r.start >= warmup_ms]

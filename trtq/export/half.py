@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtq.errors import ExportError
-from trtq.export.onnx_file import QDQ, opset_of
-from trtq.onnx_walk import constant_of, element_types
+from trtq.export.onnx_file import opset_of
+from trtq.onnx_walk import QDQ, constant_of, element_types
 
 HALF_MAX = 65504.0
 HALF = "tensor(float16)"

@@ -18,11 +18,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtq.data.metrics import ratio_db
-from trtq.errors import ExportError
+from trtq.errors import ExportError, first_line
 from trtq.export.half import HALF_MAX, elem_types, operand_types
-from trtq.export.onnx_file import QDQ, opset_of, set_metadata_
+from trtq.export.onnx_file import opset_of, set_metadata_
 from trtq.export.ort import open_session
-from trtq.onnx_walk import constant_of
+from trtq.onnx_walk import QDQ, constant_of
 
 MIN_SQNR_DB = 30.0
 HEADROOM = 4.0  # images that were not seen reach further
@@ -126,7 +126,7 @@ def _measure(
         try:
             got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
         except Exception as exc:  # ONNX Runtime's exceptions share no public base
-            raise ExportError("ONNX Runtime cannot compute the model beside its FP16 twin", str(exc).splitlines()[0][:200]) from exc
+            raise ExportError("ONNX Runtime cannot compute the model beside its FP16 twin", first_line(exc)) from exc
         for node, parts in shadow.taps.items():
             seen.setdefault(node, _Seen()).add({k: float(np.asarray(got[v]).max()) for k, v in parts.items()})
     return seen, shadow

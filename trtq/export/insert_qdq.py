@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from trtq.errors import ExportError
 from trtq.export.lint_view import COMPUTE, drop_unread_, weight_axis
 from trtq.export.onnx_file import opset_of
-from trtq.onnx_walk import REORDER, Scope, all_nodes, branches, scopes
+from trtq.onnx_walk import QDQ, REORDER, Scope, all_nodes, branches, scopes
 
 OLDEST_PER_CHANNEL = 13  # the opset from which a pair may have a scale for each channel
 
@@ -55,7 +55,7 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     Raises:
         ExportError: it has Q/DQ pairs already, or its opset has no scale per channel.
     """
-    if any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in all_nodes(model)):
+    if any(n.op_type in QDQ for n in all_nodes(model)):
         raise ExportError("Cannot quantize this ONNX file", "it has Q/DQ pairs already", "Give the float file that was calibrated")
     opset = opset_of(model)
     if opset < OLDEST_PER_CHANNEL:

@@ -30,6 +30,7 @@ from trtq.onnx_walk import cast_type, is_fixed
 OPERATORS = (
     "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear", "QLinearAdd",
 )  # fmt: skip
+SIZES = ("Shape", "Size")  # ops that read no values
 FAULTY_SAMPLING = ((10, 13), (10, 13))  # the span of releases that were seen to take linear for nearest
 
 
@@ -167,18 +168,7 @@ def _results(view: View, node: onnx.NodeProto) -> Iterator[Finding]:
 
 def _of_shapes(view: View, name: str) -> bool:
     """Whether a tensor is computed from shapes and constants alone: the builder does that, not the GPU."""
-    left, seen = [name], set[str]()
-    while left:
-        now = left.pop()
-        if now in seen or view.constant(now) is not None:
-            continue
-        seen.add(now)
-        node = view.scope.maker(now)
-        if node is None:
-            return False
-        if node.op_type not in ("Shape", "Size"):
-            left += [n for n in node.input if n]
-    return True
+    return all(node is not None for _, node in view.scope.origins(name, SIZES))
 
 
 def _no_type(code: int, view: View) -> str:
@@ -243,19 +233,9 @@ def _of_input_values(view: View, name: str) -> bool:
     """Whether a tensor depends on the values of an input of the model, not on its shape alone."""
     if not name:
         return False
-    left, seen = [name], set[str]()
-    while left:
-        now = left.pop()
-        if now in seen or view.constant(now) is not None:
-            continue
-        seen.add(now)
-        home, node = view.scope.home(now), view.scope.maker(now)
-        if node is None:
-            if home is not None and home.outer is None:
-                return True
-        elif node.op_type not in ("Shape", "Size"):
-            left += [n for n in node.input if n]
-    return False
+    inputs = (now for now, node in view.scope.origins(name, SIZES) if node is None)
+    homes = (view.scope.home(now) for now in inputs)
+    return any(home is not None and home.outer is None for home in homes)
 
 
 def _pool(at: _Place) -> Form:

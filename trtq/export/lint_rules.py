@@ -23,11 +23,10 @@ from trtq.export.lint_view import (
     replace_node_,
     weight_axis,
 )
-from trtq.onnx_walk import all_nodes, all_tensors, axis_of
+from trtq.onnx_walk import QDQ, all_nodes, all_tensors, axis_of
 
 HALF_LARGEST = 65504.0
 SYMMETRIC = ("int8", "int4", "float8_e4m3fn", "float4_e2m1fn")  # types of codes around 0 that TensorRT has
-QDQ = ("QuantizeLinear", "DequantizeLinear")
 FLOAT_POOLS = ("AveragePool", "GlobalAveragePool")
 
 Check = Callable[[View], Iterator[Finding]]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,21 @@ import msgspec
 import onnx
 import onnx.inliner
 
-from trtq.artifact import decode_json, read_json, sha256_bytes, sha256_file, write_atomic
-from trtq.errors import ArtifactError, ExportError, reason
+from trtq.artifact import Stamp, decode_json, read_json, sha256_bytes, sha256_file, stamp_of, write_atomic
+from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
-from trtq.onnx_walk import all_nodes, all_tensors, declare_domains_, scopes
+from trtq.magic import HEAD, content_of
+from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
-QDQ = ("QuantizeLinear", "DequantizeLinear")
-Stamp = tuple[int, int, int]
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
-PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)
+_MENDS = {
+    "ort": "Give the .onnx file it was made from",
+    "engine": "Give the ONNX file it was built from",
+    "tflite": "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx",
+}  # for files of other kinds, by kind
 METADATA: dict[str, Any] = {
     "preprocess": dict[str, Any] | None, "model": str | None, "weights": str | None, "precision": str | None,
     "encodings_sha256": str | None, "float_nodes": dict[str, str], "answer": str | None, "classes": list[str] | None,
@@ -85,7 +86,7 @@ def check_onnx(model: onnx.ModelProto, name: str) -> None:
     try:
         onnx.checker.check_model(copy, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise ExportError(f"The ONNX for {name} is not valid", str(exc).splitlines()[0]) from exc
+        raise ExportError(f"The ONNX for {name} is not valid", first_line(exc)) from exc
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -95,12 +96,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         ExportError: missing or not an ONNX file.
     """
     return read_onnx(path)[0]
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Return what changes when a file is written anew: inode, size, time."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
@@ -139,10 +134,10 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
         raise ExportError(f"Cannot read {path}", "it is a folder", hint)
     try:
         stamp = stamp_of(path)
-        if stamp[1] > LARGEST_PROTOBUF:
+        if stamp.size > LARGEST_PROTOBUF:
             raise ExportError(
                 f"Cannot read {path}",
-                f"it has {stamp[1] / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
+                f"it has {stamp.size / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
                 "Save it with its tensors outside: onnx.save_model(model, path, save_as_external_data=True)",
             )
         return path.read_bytes(), stamp
@@ -154,27 +149,15 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
 
 def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
     """Return what a file is that is no ONNX model, and what to do."""
-    head = data[:512].lstrip()
-    if not data:
-        return "the file is empty", "Copy or download it again"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"
-    if head[:1] == b"<" and any(word in head.lower() for word in (b"<!doctype", b"<html", b"<?xml")):
-        return "it is a page of HTML, not an ONNX file", "Download the file itself: the raw link, or with a login"
-    if data[4:8] == b"ORTM":
-        return "it is a file of ONNX Runtime's own format (.ort)", "Give the .onnx file it was made from"
+    found = content_of(data[:HEAD])
+    if found is not None and found.kind != "text":
+        return found.what, found.mend or _MENDS.get(found.kind, "Give the .onnx file")
     if data[:4] == b"PK\x03\x04":
         return "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it", "Export or unpack the .onnx file"
-    if data[:4] == b"ftrt" or path.suffix in (".engine", ".plan"):
-        return "it is a TensorRT engine", "Give the ONNX file it was built from"
-    if head[:1] in (b"{", b"["):
-        return "it is JSON, not an ONNX file", "Give the .onnx file"
+    if path.suffix in (".engine", ".plan"):
+        return "it is a TensorRT engine", _MENDS["engine"]
     if data[:2] == b"\x80\x02" or path.suffix in (".pt", ".pth"):
         return "it is a checkpoint of PyTorch", "Export it: trtq quantize, or torch.onnx.export"
-    if data[:4] in (b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08"):
-        return "it is compressed (gzip)", f"Unpack it: gunzip {shlex.quote(str(path))}"
-    if data[4:8] == b"TFL3":
-        return "it is a TensorFlow Lite model", "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx"
     if path.suffix == ".pb" or b"saved_model" in data[:64] or _is_tensorflow(data):
         return "it is a graph of TensorFlow (.pb)", "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx"
     if _starts_like_onnx(data):
@@ -270,7 +253,7 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
     where = f"Cannot read the tensors of {path}"
     try:
         offset = int(facts.get("offset", 0))
-        length = int(facts["length"]) if "length" in facts else _bytes_in(held)
+        length = int(facts["length"]) if "length" in facts else bytes_of(held)
     except ValueError as exc:
         raise ExportError(where, f"the place of {held.name} is no number") from exc
     try:
@@ -284,15 +267,6 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
             return data
     except OSError as exc:
         raise ExportError(where, f"{facts['location']}: {reason(exc)}") from exc
-
-
-def _bytes_in(held: onnx.TensorProto) -> int:
-    try:
-        width = int(onnx.helper.tensor_dtype_to_np_dtype(held.data_type).itemsize)
-    except (KeyError, TypeError):
-        return 0
-    values = int(math.prod(held.dims))
-    return (values + 1) // 2 if held.data_type in PACKED else values * width
 
 
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
@@ -328,7 +302,7 @@ def _inline_(model: onnx.ModelProto) -> bool:
     try:
         inlined = onnx.inliner.inline_selected_functions(model, ours)
     except (RuntimeError, onnx.checker.ValidationError) as exc:
-        why, hint = str(exc).splitlines()[0], "Export it without functions"
+        why, hint = first_line(exc), "Export it without functions"
         raise ExportError("Cannot read the local functions of the ONNX file", why, hint) from exc
     model.CopyFrom(inlined)
     return True

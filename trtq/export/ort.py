@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from trtq.data.metrics import Array
-from trtq.errors import ExportError
+from trtq.errors import ExportError, first_line
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import parse_onnx, require_onnx
 from trtq.onnx_walk import all_nodes
@@ -72,7 +72,7 @@ def _why(model: Path | onnx.ModelProto, exc: Exception) -> tuple[str, str]:
     parsed = parse_onnx(model) if isinstance(model, Path) else model
     plugins = [n for n in all_nodes(parsed) if is_plugin(n.op_type, n.domain)]
     if not plugins:
-        return str(exc).splitlines()[0], ""
+        return first_line(exc), ""
     first = f"{plugins[0].op_type} at {plugins[0].name or plugins[0].output[0]} is a plugin of TensorRT, which only an engine runs"
     return first, "Give the engine built from it, or end the model before that node"
 
@@ -102,7 +102,7 @@ def run_batch(session: Any, batch: Array) -> list[Array]:
     except Exception as exc:
         raise ExportError(
             f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
-            f"it expects {input_shape(session)}: {str(exc).splitlines()[0][:200]}",
+            f"it expects {input_shape(session)}: {first_line(exc)}",
             "Give --input-size as the model has it",
         ) from exc
     return [np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)] for i in range(len(parts[0]))]

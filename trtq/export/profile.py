@@ -9,7 +9,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from trtq.export.onnx_file import QDQ
+from trtq.onnx_walk import QDQ
 from trtq.quant.encodings import Encodings
 
 

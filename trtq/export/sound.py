@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Set
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ExportError
-
-_FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
-    ("UINT4", "INT4", "FLOAT4E2M1"),
-    ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
-    ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
-    ("FLOAT", "INT32", "UINT32"),
-    ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
-)
-_GROUPS = ((4, _FOUR), (8, _EIGHT), (16, _SIXTEEN), (32, _THIRTY_TWO), (64, _SIXTY_FOUR), (128, ("COMPLEX128",)))
-BITS = {TensorProto.DataType.Value(n): bits for bits, names in _GROUPS for n in names if n in TensorProto.DataType.keys()}  # noqa: SIM118
+from trtq.onnx_walk import BITS, bytes_of
 
 
 def require_sound(model: onnx.ModelProto, name: str) -> None:
@@ -93,7 +83,7 @@ def _tensor_faults(tensor: TensorProto, what: str) -> Iterator[str]:
     elif tensor.data_location == TensorProto.EXTERNAL:
         return  # whoever needs it says whether its file is there
     elif tensor.HasField("raw_data"):
-        wanted = math.ceil(math.prod(tensor.dims) * BITS.get(tensor.data_type, 0) / 8)
+        wanted = bytes_of(tensor)
         if len(tensor.raw_data) != wanted:
             yield f"{what} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
     else:

@@ -8,8 +8,7 @@ import onnx
 
 from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
-from trtq.export.onnx_file import QDQ
-from trtq.onnx_walk import REORDER, all_nodes, rename_, scopes
+from trtq.onnx_walk import QDQ, REORDER, all_nodes, rename_, scopes
 
 # What may stand between the halves of a pair: it moves codes as it moves values.
 BETWEEN = (*REORDER, "Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "Concat")

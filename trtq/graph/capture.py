@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
-from trtq.errors import CaptureError, explain_system
+from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_, operands
@@ -175,7 +175,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     except Exception as exc:
         raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on input {list(example.shape)}",
-            f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}",
+            f"{type(exc).__name__}: {first_line(str(exc))}",
             "Give the size it expects with --input-size CxHxW; a model with several inputs needs a wrapper that makes them from one",
         ) from exc
     if not torch.isfinite(reference).all():
@@ -230,14 +230,9 @@ def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule
             graph = trace(model, example[:1], dynamic=False)
         except Exception as exc:
             raise explain_system(exc) or _explain(exc, model) from exc
-        note = f"the model only captures with a fixed batch of 1 ({_first_line(first)})"
+        note = f"the model only captures with a fixed batch of 1 ({first_line(first)})"
         logger.info("%s", note)
         return graph, False, note
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [ln.strip() for ln in str(exc).splitlines() if ln.strip()]
-    return (lines[0] if lines else type(exc).__name__)[:300]
 
 
 def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
@@ -252,7 +247,7 @@ def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
             line = frame.f_lineno
             name = next((n for n, m in model.named_modules() if m is owner), modules.get(type(owner), ""))
             where = f"module {name or '(top)'} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
-    text = _first_line(exc)
+    text = first_line(exc)
     if "data-dependent" in str(exc) or "GuardOnDataDependentSymNode" in type(exc).__name__:
         text = "forward() decides by the values of a tensor (if, while, .item()), which a graph cannot do"
         mend = "Replace the decision by torch.where or torch.cond, or move it out of forward()"

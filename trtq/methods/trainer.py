@@ -17,7 +17,7 @@ from trtq.data.metrics import confusion, hit_rate, mean_overlap
 from trtq.data.preprocess import Preprocess, ahead
 from trtq.data.source import Source
 from trtq.data.targets import Targets
-from trtq.errors import ArtifactError, CalibrationError
+from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.methods.learned import LeanMemory
 from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
@@ -240,7 +240,7 @@ class Trainer:
             batch, more = max(1, self.batch // 2), self.spec.accumulate * 2
             mend = f"--batch-size {batch} --accumulate {more} takes half of it for the same updates" if self.batch > 1 else ""
             raise CalibrationError(
-                f"Out of memory at {self.batch} images a step", str(exc).splitlines()[0] if str(exc) else "", mend
+                f"Out of memory at {self.batch} images a step", first_line(str(exc)), mend
             ) from exc
 
     def _step(self, images: torch.Tensor, wanted: torch.Tensor | None, part: list[int], steps: int, stopped: bool) -> tuple[float, bool]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from trtq.errors import ModelError, reason
+from trtq.errors import ModelError, listed, reason
 from trtq.models.matching import Fit, choose, fits, main_part, match_in_order, misfit, shapes_differ
 from trtq.models.stored import StateDict, Stored, read_stored
 
@@ -122,8 +122,7 @@ def _of_names(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
     theirs = {s for f in others for s in f.source.values()}
     beside = [n for n in fit.beside if n not in theirs]
     if beside:
-        names = ", ".join(beside[:4]) + (f" and {len(beside) - 4} more" if len(beside) > 4 else "")
-        result.append(f"not the model's, left out: {names}")
+        result.append(f"not the model's, left out: {listed(beside, 4)}")
     return result
 
 
@@ -225,10 +224,9 @@ def zero_weights(model: nn.Module) -> list[str]:
     zero = [n for n, p in weights.items() if not bool(p.any())]
     if not zero:
         return []
-    names = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
     every = (
         "all weights of the model are zero"
         if len(zero) == len(weights)
         else f"{len(zero)} of {len(weights)} weights are all zero"
     )
-    return [f"{every} ({names}): their layers give constants"]
+    return [f"{every} ({listed(zero, 3)}): their layers give constants"]

@@ -8,42 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 from trtq.errors import ModelError, reason
+from trtq.magic import HEAD, content_of
 
 Kind = Literal["safetensors", "torch", "torchscript"]
 SAVE = (
     "Save only the weights, in the program that has the model: "
     "torch.save(model.state_dict(), 'weights.pt')"
 )
-_HEAD = 1024  # bytes that every rule below can decide on
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save wrote first before 1.6
 
 _OF_PROGRAM = (
     'import sys, torch; torch.save(dict(torch.export.load(sys.argv[1]).state_dict), "weights.pt")'
 )
 
-# Content that is no torch checkpoint: first bytes, what it is, what to do.
-_MAGIC = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the file itself",
-        "Fetch the file: git lfs pull",
-    ),
-    (b"\x93NUMPY", "a single NumPy array (.npy)", SAVE),
-    (b"\x89HDF", "an HDF5 file, as Keras writes it", SAVE),
-    (b"GGUF", "a GGUF file with weights of llama.cpp", SAVE),
-    (b"\x1f\x8b", "a gzip archive", "Unpack it first: tar xf or gunzip"),
-    (b"BZh", "a bzip2 archive", "Unpack it first: tar xf or bunzip2"),
-    (b"\xfd7zXZ", "an xz archive", "Unpack it first: tar xf or unxz"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first: unzstd"),
-    (b"7z\xbc\xaf", "a 7z archive", "Unpack it first: 7z x"),
-    (b"Rar!", "a RAR archive", "Unpack it first"),
-    (b"%PDF", "a PDF document", "Download the weights again"),
-    (b"\x89PNG", "a PNG image", "Give the file with the weights"),
-    (b"\xff\xd8\xff", "a JPEG image", "Give the file with the weights"),
-    (b"\x7fELF", "a compiled program or library", "Give the file with the weights"),
-    (b"ftrt", "a TensorRT engine", "Give the weights that it was built from"),
-    (b"ptrt", "a TensorRT engine", "Give the weights that it was built from"),
-)
+_OTHER = "Give the file with the weights"
+_MENDS = {
+    **dict.fromkeys(("npy", "hdf5", "gguf", "tflite"), SAVE),
+    "engine": "Give the weights that it was built from",
+    "json": f"{_OTHER}, or an index with a weight_map",
+}
 
 
 def unreadable(path: Path, what: str, mend: str = "") -> ModelError:
@@ -63,38 +46,30 @@ def kind_of(path: Path) -> Kind:
     head, size = _head_of(path)
     if _is_safetensors(head, size):  # first: the length it starts with may look like anything
         return "safetensors"
-    for magic, what, mend in _MAGIC:
-        if head.startswith(magic):
-            raise unreadable(path, f"it is {what}", mend)
+    found = content_of(head)
+    if found is not None:
+        raise unreadable(path, found.what, found.mend or _MENDS.get(found.kind, _OTHER))
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
     if head[0] == 0x80:
         return _kind_of_pickle(path, head)
-    if _is_text(head):
-        raise _text(path, head)
     return _kind_of_other(path, head)
 
 
 def _head_of(path: Path) -> tuple[bytes, int]:
     try:
         with path.open("rb") as f:
-            head = f.read(_HEAD)
+            head = f.read(HEAD)
         size = path.stat().st_size
     except OSError as exc:
         raise unreadable(path, reason(exc)) from exc
-    if not head:
-        raise unreadable(path, "the file is empty", "Download or save it again")
     return head, size
 
 
 def _kind_of_other(path: Path, head: bytes) -> Kind:
-    if head[257:262] == b"ustar":
-        raise unreadable(path, "it is a tar archive", "Unpack it first: tar xf")
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
         mend = "Give the PyTorch weights that it was exported from"
         raise unreadable(path, "it is an ONNX model", mend)
-    if head[4:8] == b"TFL3":
-        raise unreadable(path, "it is a TensorFlow Lite model", SAVE)
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong with it
     what = "it is not a whole torch file, nor a safetensors file"
@@ -104,30 +79,6 @@ def _kind_of_other(path: Path, head: bytes) -> Kind:
 def _is_safetensors(head: bytes, size: int) -> bool:
     length = int.from_bytes(head[:8], "little")
     return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size
-
-
-def _is_text(head: bytes) -> bool:
-    try:
-        text = head.decode("utf-8-sig")
-    except UnicodeDecodeError as exc:
-        if exc.start < len(head) - 4:  # not only the last character cut in two
-            return False
-        text = head[: exc.start].decode("utf-8-sig")
-    return all(c.isprintable() or c in "\r\n\t\f" for c in text)
-
-
-def _text(path: Path, head: bytes) -> ModelError:
-    start = head.decode("utf-8-sig", "ignore").lstrip().lower()
-    if start.startswith(("<!doctype", "<html", "<head", "<body")):
-        mend = "Download the file, not the page about it (Hugging Face: /resolve/, not /blob/)"
-        return unreadable(path, "it is a web page (HTML)", mend)
-    if start.startswith("<"):
-        return unreadable(path, "it is an XML file", "Give the file with the weights")
-    if start.startswith(("{", "[")):
-        return unreadable(
-            path, "it is a JSON file without a weight_map", "Give the file with the weights"
-        )
-    return unreadable(path, "it is a text file", "Give the file with the weights")
 
 
 def _kind_of_pickle(path: Path, head: bytes) -> Kind:

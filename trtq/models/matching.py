@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from trtq.errors import ModelError
+from trtq.models import unwrap
 from trtq.models.stored import StateDict, Stored
 
-# Children that wrappers put around a module: DataParallel and DDP, torch.compile, FSDP, activation
-# checkpointing.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Names of the child that is the model, in wrappers: FSDP's is in files alone.
+WRAPPERS = {*(child for child, _ in unwrap.WRAPPERS.values()), "_fsdp_wrapped_module"}
 # Where training scripts put the weights, the usual ones first; what is not here is taken when
 # nothing else fits.
 USUAL = (
@@ -201,10 +201,14 @@ def is_averaged(prefix: str) -> bool:
 
 
 def _rank(fit: Fit) -> tuple[bool, bool, int, int]:
-    first = fit.prefix.split(".", 1)[0]
-    usual = USUAL.index(first) if first in USUAL else len(USUAL)
-    usual = usual if fit.prefix else -1
-    return is_averaged(fit.prefix), not _is_usual(fit.prefix), usual, len(fit.prefix)
+    place = _place(fit.prefix) if fit.prefix else -1
+    return is_averaged(fit.prefix), not _is_usual(fit.prefix), place, len(fit.prefix)
+
+
+def _place(prefix: str) -> int:
+    """Return how usual the first key of a prefix is as a place of weights, 0 for the most usual."""
+    first = prefix.split(".", 1)[0]
+    return USUAL.index(first) if first in USUAL else len(USUAL)
 
 
 def _same(given: StateDict, found: list[Fit]) -> bool:
@@ -284,9 +288,8 @@ def _tables_ranked(stored: Stored) -> list[str]:
     counts = stored.tables()
 
     def rank(table: str) -> tuple[bool, int, int]:
-        first = table.split(".", 1)[0]
-        usual = USUAL.index(first) if first in USUAL and counts[table] > 1 else len(USUAL)
-        return is_averaged(table), usual, -counts[table]
+        place = _place(table) if counts[table] > 1 else len(USUAL)
+        return is_averaged(table), place, -counts[table]
 
     return sorted(counts, key=rank)
 
@@ -294,7 +297,7 @@ def _tables_ranked(stored: Stored) -> list[str]:
 def main_part(stored: Stored) -> StateDict:
     """Return the weights in the usual place of a file, without prefixes of wrappers on all."""
     table = _tables_ranked(stored)[0]
-    part = {n[len(table) :]: t for n, t in stored.tensors.items() if stored.table[n] == table}
+    part = {n[len(table) :]: t for n, t in stored.of(table).items()}
     while part and any(all(n.startswith(f"{w}.") for n in part) for w in WRAPPERS):
         part = {n.partition(".")[2]: t for n, t in part.items()}
     return part
@@ -388,12 +391,8 @@ def _sorted_only(own: StateDict, given: StateDict) -> bool:
 
 def _table_of_size(own: StateDict, stored: Stored) -> StateDict:
     """Return the dict of the file that has as many tensors as the model, usual places first."""
-    ranked, count = _tables_ranked(stored), len(without_counters(own))
-    tables = {
-        table: {n: t for n, t in stored.tensors.items() if stored.table[n] == table}
-        for table in ranked
-    }
-    return tables[next((t for t in ranked if len(without_counters(tables[t])) == count), ranked[0])]
+    parts, count = [stored.of(t) for t in _tables_ranked(stored)], len(without_counters(own))
+    return next((p for p in parts if len(without_counters(p)) == count), parts[0])
 
 
 def _rename_advice(own: StateDict, stored: Stored) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
-from trtq.errors import ModelError, reason, suggest
+from trtq.artifact import decode_json
+from trtq.errors import ModelError, listed, reason, suggest
 from trtq.models.file_kind import SAVE, kind_of, unreadable
 from trtq.models.inert import Inert, array_of, module_tensors, read_torch
 
@@ -51,10 +54,11 @@ class Stored:
 
     def tables(self) -> dict[str, int]:
         """Return how many tensors each dict has."""
-        counts: dict[str, int] = {}
-        for table in self.table.values():
-            counts[table] = counts.get(table, 0) + 1
-        return counts
+        return Counter(self.table.values())
+
+    def of(self, table: str) -> StateDict:
+        """Return the tensors of one dict by flat name."""
+        return {n: t for n, t in self.tensors.items() if self.table[n] == table}
 
     def under(self, key: str) -> Stored:
         """Return what is below ``key``: keys of nested dicts, beginnings of names.
@@ -184,11 +188,9 @@ def _notes(content: object, skipped: list[str], kind: str) -> list[str]:
         return ["the checkpoint is a TorchScript archive: its tensors were read, its code was not"]
     if not skipped:
         return []
-    names = ", ".join(skipped[:6]) + (f" and {len(skipped) - 6} more" if len(skipped) > 6 else "")
     what = "is a pickled module" if isinstance(content, Inert) else "holds more than tensors"
-    return [
-        f"the checkpoint {what}: only its tensors were read, no code was run (not loaded: {names})"
-    ]
+    lost = f"not loaded: {listed(skipped, 6)}"
+    return [f"the checkpoint {what}: only its tensors were read, no code was run ({lost})"]
 
 
 def _walk(
@@ -237,9 +239,8 @@ def _shards(file: Path) -> dict[str, str] | None:
     if file.suffix != ".json":
         return None
     try:
-        with file.open(encoding="utf-8-sig") as f:
-            index = json.load(f)
-    except (OSError, ValueError, RecursionError):
+        index = decode_json(file.read_bytes(), Any)
+    except (OSError, msgspec.MsgspecError):
         return None  # what it is instead is said where its content is looked at
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:

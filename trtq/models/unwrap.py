@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import UninitializedParameter
 
-from trtq.errors import ModelError
+from trtq.errors import ModelError, listed
 
 # Wrappers by package and class, with the child that is the model and what the wrapper is for.
 WRAPPERS = {
@@ -89,9 +89,7 @@ def _plain(module: nn.Module, where: str, came_off: dict[str, list[str]]) -> nn.
 
 
 def _line(wrapper: str, parts: list[str]) -> str:
-    named = ", ".join(p or "the model" for p in parts[:3])
-    named += f" and {len(parts) - 3} more" if len(parts) > 3 else ""
-    return f"{named}: the wrapper came off ({wrapper})"
+    return f"{listed([p or 'the model' for p in parts], 3)}: the wrapper came off ({wrapper})"
 
 
 def _unusable(name: str, where: str, what: str, hint: str) -> ModelError:

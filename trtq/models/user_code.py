@@ -16,29 +16,8 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from trtq.artifact import digest_of, sha256_file
-from trtq.errors import ModelError, suggest
-
-_LONGEST = 300  # characters of somebody else's message
-
-
-def said_by(exc: BaseException) -> str:
-    """Return the type of an exception and its text as one line of limited length.
-
-    >>> said_by(ValueError("in two  parts"))
-    'ValueError: in two parts'
-    >>> said_by(SystemExit(2))
-    'SystemExit: 2 (the code ended the program)'
-    """
-    text = " ".join(str(exc).split())
-    if len(text) > _LONGEST:
-        text = f"{text[:_LONGEST]}..."
-    end = " (the code ended the program)" if isinstance(exc, SystemExit) else ""
-    return f"{type(exc).__name__}{f': {text}' if text else ''}{end}"
-
-
-def expand(text: str) -> Path:
-    """Return a path with ``~`` as the home folder; as it is where nobody has that home."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111
+from trtq.errors import ModelError, said_by, suggest
+from trtq.paths import expand_home
 
 
 class _Source(SourceFileLoader):
@@ -149,8 +128,9 @@ def import_named(name: str, what: str) -> Any:
     Raises:
         ModelError: the module cannot be imported, ends the program, or has no callable of that
             name.
+        UsageError: the path begins with a home that nobody knows.
     """
-    where, _, attr = name.rpartition(":")
+    where, _, attr = expand_home(name, f"the {what}").rpartition(":")
     forms = "timm:NAME, torchvision:NAME, trtq:fcn_resnet18, " if what == "model" else ""
     try:
         module = _of_file(name, where, what) if where.endswith(".py") else _of_package(where)
@@ -206,7 +186,7 @@ def _file_of(module: ModuleType) -> Path:
 
 def _as_package(where: str, attr: str) -> str:
     """Return how to name a file that imports its neighbours as parts of a package."""
-    path = expand(where).resolve()
+    path = Path(where).resolve()
     name, root = path.stem, path.parent
     while (root / "__init__.py").is_file() or name == path.stem:
         name, root = f"{root.name}.{name}", root.parent
@@ -214,7 +194,7 @@ def _as_package(where: str, attr: str) -> str:
 
 
 def _of_file(name: str, where: str, what: str) -> ModuleType:
-    path = expand(where).resolve()
+    path = Path(where).resolve()
     if not path.is_file():
         raise ModelError(f"Cannot load the {what} {name!r}", f"there is no file {where}")
     own = f"_trtq_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"

@@ -11,7 +11,7 @@ import msgspec
 
 from trtq.artifact import size_words, write_bytes
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
-from trtq.errors import ArtifactError
+from trtq.errors import ArtifactError, listed
 from trtq.known_records import read_known
 from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
 from trtq.report.layers import layers_of
@@ -147,7 +147,7 @@ def _skipped(run: RunSummary) -> list[tuple[str, str]]:
     reasons: dict[str, list[str]] = {}
     for f in run.quantize["left_in_float"]:
         reasons.setdefault(f["reason"], []).append(f["name"])
-    found += [(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} stay in float", why) for why, names in reasons.items()]
+    found += [(f"{listed(names, 1)} stay in float", why) for why, names in reasons.items()]
     return list(dict.fromkeys(found))
 
 

@@ -160,7 +160,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     device = find_device(spec.target) if spec.target else None
     parse_budgets(spec.budget)
     notes: list[str] = []
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, notes.append)
+    source = open_source(spec.data, spec.class_index, notes.append)
     train = open_source(spec.train, None, notes.append) if spec.train else source
     loaded = open_model(spec)
     preprocess, said = open_preprocess(spec, loaded)

@@ -13,7 +13,7 @@ from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
-from trtq.search.options import Option, read_option, read_options
+from trtq.search.options import FP16, Option, read_option, read_options
 from trtq.specs import AllocateSpec
 from trtq.verbs.allocation import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.verbs.analyze import AnalyzeRecord
@@ -47,7 +47,7 @@ def _inconsistent(analysis: AnalyzeRecord) -> str:
         strange = next((n for n in layer.group if n not in names), None)
         if strange is not None or layer.name not in layer.group:
             return f"the group of layer {layer.name} is {', '.join(layer.group) or 'empty'}"
-        lacking = next((b for b in analysis.bits if b not in layer.loss), None)
+        lacking = next((b for b in analysis.bits if b != FP16 and b not in layer.loss), None)
         if lacking is not None:
             return f"layer {layer.name} has no loss at {lacking}"
         if not all(math.isfinite(v) for v in layer.loss.values()):

@@ -18,7 +18,7 @@ from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.digest import weights_digest
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
@@ -112,12 +112,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     out = Path(spec.out)
     ensure_writable_file(out)
     ensure_writable_dir(out.parent)
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        told.note(text)
-
+    note = Notes(told.note)
     source = _open_images(spec, note)
     loaded = open_model(spec)
     preprocess, about_input = open_preprocess(spec, loaded)
@@ -132,8 +127,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         progress=told.advance,
     )  # fmt: skip
     layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
-    for line in (*about_input, *dropped):
-        note(line)
+    note(*about_input, *dropped)
     if not layers:
         raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
     clock.lap("calibrate")
@@ -166,7 +160,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
         layers=_layers(layers, found, counted.layers), left_out=counted.left_out,
         other_bytes=counted.other_bytes, kernels=counted.kernels,
-        said=said, notes=notes, seconds=clock.seconds, environment=environment(),
+        said=said, notes=note.lines, seconds=clock.seconds, environment=environment(),
     )  # fmt: skip
     if workers.rank:
         return record
@@ -184,7 +178,7 @@ def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
     Raises:
         DataError: there are no labels, or the numbers of classes are ambiguous.
     """
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     if spec.metric not in NEEDS_TARGETS or spec.targets != "labels":
         return source
     if source.labels is None:

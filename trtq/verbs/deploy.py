@@ -27,7 +27,7 @@ from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
 from trtq.verbs.profile_for import for_dla, profile_for
 
@@ -133,7 +133,7 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
 def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
     from trtq.data.source import open_source  # a deployment without images does without
 
-    return open_source(spec.data or "", Path(spec.class_index) if spec.class_index else None, note)
+    return open_source(spec.data or "", spec.class_index, note)
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
@@ -158,9 +158,8 @@ class _Deployment:
     ) -> None:  # fmt: skip
         self.judged = judged  # what the engine's answers are held against
         self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = spec, agent, board, job, out, told, began
-        self.notes = list(dict.fromkeys(notes))
-        for line in self.notes:
-            told.note(line)
+        self.note = Notes(told.note)
+        self.note(*dict.fromkeys(notes))
         if job.fallback:
             told.note(job.fallback)
         self.power = power_of(spec)
@@ -207,7 +206,7 @@ class _Deployment:
             board=msgspec.to_builtins(self.board), onnx=self.job.spec.onnx,
             engine=path, fetched=fetched, built=built, manifest=manifest, rows=rows, measured=measured, accuracy=accuracy,
             unavailable=missing,
-            notes=self.notes, sent=self.agent.sent, received=self.agent.received, seconds=round(time.perf_counter() - self.began, 3),
+            notes=self.note.lines, sent=self.agent.sent, received=self.agent.received, seconds=round(time.perf_counter() - self.began, 3),
             restored=mode, environment=environment(),
         )  # fmt: skip
         write_json(self.out / RECORD, record)
@@ -242,9 +241,7 @@ class _Deployment:
         job, told = self.job, self.told
         builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power, again=self.spec.again or self.altered)
         settings = job.settings(builder, self.board.number)
-        for line in job.unkept(settings):
-            told.note(line)
-            self.notes.append(line)
+        self.note(*job.unkept(settings))
         found, looked = build_and_look(builder, job, settings, told)
         manifest = describe(job, builder, settings, found, agreement=None, **looked)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
@@ -286,9 +283,7 @@ class _Deployment:
         self._say(f"{why}: building again")
 
     def _say(self, text: str) -> None:
-        line = f"{self.agent.device.name}: {text}"
-        self.told.note(line)
-        self.notes.append(line)
+        self.note(f"{self.agent.device.name}: {text}")
 
     def _bench(self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]) -> tuple[list[BenchRow], bool, str]:
         """Return the rows, whether they were measured now, and what they depend on."""

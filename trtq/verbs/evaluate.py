@@ -23,7 +23,7 @@ from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.specs import EvaluateSpec
 
 RECORD = "evaluate.json"
@@ -132,16 +132,12 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         TrtqError: the file, the images or their sizes do not fit.
     """
     progress = progress or Silent()
-    notes: list[str] = []
+    note = Notes(progress.note)
     path = Path(spec.onnx)
     runner, metadata, path = _open(spec, path, progress)
     reference = OnnxRunner(Path(spec.reference)) if spec.reference else None
 
-    def note(text: str) -> None:
-        notes.append(text)
-        progress.note(text)
-
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     if spec.masks is None:
         require_numbers(source, metadata, path.parent)
     preprocess, said = _preprocess(spec, metadata, runner.input_shape)
@@ -157,8 +153,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         shared = sum(content in seen for content in source.short_contents(indices)) if seen else None
         if shared:
             said.append(f"{shared} of these images were used for calibration (--exclude {known} leaves them out)")
-    for line in said:
-        note(line)
+    note(*said)
     targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
     count = _Count(spec, runner, reference, kind_in(metadata), note)
     count.run(source, preprocess, indices, targets, progress)
@@ -190,7 +185,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         data={**describe(source), "images_sha256": source.digest(indices)},
         preprocess=preprocess,
         runtime=runner.label,
-        notes=notes,
+        notes=note.lines,
         environment=environment(),
     )
     if spec.out:

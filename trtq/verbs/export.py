@@ -32,7 +32,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
@@ -133,12 +133,8 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed.
         EncodingsError: the encodings are of another model.
     """
-    told, notes = progress or Silent(), list[str]()
-
-    def note(text: str) -> None:
-        notes.append(text)
-        told.note(text)
-
+    told = progress or Silent()
+    note = Notes(told.note)
     if not spec.target:
         raise UsageError("trtq export needs --target", "it can be given several times", "trtq targets lists what there is")
     targets = [parse_target(t) for t in spec.target]
@@ -150,11 +146,10 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         raise UsageError(f"--out {spec.out} is where the encodings lie", "their own record speaks of that folder", "Give another folder")
     loaded = open_model(spec)
     preprocess, said = open_preprocess(spec, loaded)
-    for line in said:
-        note(line)
+    note(*said)
     captured = capture(loaded.module, preprocess.input_size)
     require_own(encodings, captured.module, spec.encodings, "export")
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    source = open_source(spec.data, spec.class_index, note)
     size = BATCH if captured.dynamic_batch else 1
     images = list(batches(source, source.sample(spec.images, spec.seed), preprocess, size))
     simulated = insert_fake_quantize(captured.module, placement_of(captured.module, encodings), encodings)
@@ -175,7 +170,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         files = {n: FileRecord(sha256=sha256_file(out / n), bytes=(out / n).stat().st_size) for n in (*names, ENCODINGS)}
         record = ExportRecord(
             schema=SCHEMA, verb="export", spec=msgspec.to_builtins(spec), encodings_sha256=encodings.digest(), profiles=rows,
-            images=sum(map(len, images)), notes=notes, files=files, environment=environment(),
+            images=sum(map(len, images)), notes=note.lines, files=files, environment=environment(),
         )  # fmt: skip
         write_json(out / RECORD, record)
     return record
@@ -200,7 +195,7 @@ class _Writer:
 
     def __init__(
         self, spec: ExportSpec, plain: fx.GraphModule, simulated: fx.GraphModule, images: list[torch.Tensor], origin: dict[str, Any],
-        note: Any,
+        note: Notes,
     ) -> None:  # fmt: skip
         self.spec, self.plain, self.simulated = spec, plain, simulated
         self.images, self.origin, self.note = [b.numpy() for b in images], origin, note
@@ -272,8 +267,7 @@ class _Writer:
         plain = strip_qdq(model)  # with what methods folded into it: the ranges are of these tensors
         save_onnx(plain, out / f"{name}.fp32.onnx")
         scales, _, _, said = ranges_for(model, plain, f"{name}.onnx")
-        for line in said:
-            self.note(f"{name}: {line}")
+        self.note(*(f"{name}: {line}" for line in said))
         number = cache_number(target.release, target.patch)
         write_bytes(out / f"{name}.cache", write_cache(scales, number).encode())
         self.note(f"{name}.cache is for TRT-{number} alone: another patch of it ignores the file (trtq export-calib --release-number)")

@@ -24,7 +24,7 @@ from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
 from trtq.models.user_code import import_named, source_digest
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.report.figures import training_figure
 from trtq.search.options import Option
@@ -74,7 +74,7 @@ class _Job:
     """One run: the model, the images, and what trains it."""
 
     def __init__(self, spec: FinetuneSpec, told: Progress, workers: Workers, device: torch.device) -> None:
-        self.spec, self.told, self.clock, self.notes = spec, told, Clock(), list[str]()
+        self.spec, self.told, self.clock, self.note = spec, told, Clock(), Notes(told.note)
         self.workers, self.device, self.out = workers, device, Path(spec.out)
         if Path(spec.encodings).resolve().parent == self.out.resolve():
             why = "training would overwrite what it starts from"
@@ -84,7 +84,7 @@ class _Job:
             raise UsageError(f"{asked} needs --val", "without it no epoch is better than another", "Give labelled images with --val")
         check_files(spec)
         self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
+        self.source = open_source(spec.data, spec.class_index, self.note)
         if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
             raise DataError(
                 f"Cannot train on {self.source.name}", "it has no labels",
@@ -96,8 +96,7 @@ class _Job:
             _require_no_mirror(self.source, spec.augment)
         self.loaded = open_model(spec)
         self.preprocess, said = open_preprocess(spec, self.loaded)
-        for line in said:
-            self.note(line)
+        self.note(*said)
         self.train = Examples(
             source=self.source,
             targets=open_targets(self.source, spec.masks, self.preprocess, spec.ignore_index),
@@ -130,16 +129,11 @@ class _Job:
             self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
 
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-        self.told.note(text)
-
     def _open_val(self) -> Source | None:
         spec = self.spec
         if spec.val is None:
             return None
-        index = spec.val_class_index or spec.class_index
-        val = open_source(spec.val, Path(index) if index else None, self.note)
+        val = open_source(spec.val, spec.val_class_index or spec.class_index, self.note)
         if spec.masks is not None and spec.val_masks is None:
             raise UsageError("--val needs --val-masks", "the model is trained on masks", "Give the masks of the validation images")
         if val.labels is None and spec.val_masks is None:
@@ -262,7 +256,7 @@ class _Job:
                 "compile": spec.compile,
             },
             codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()}, parity=parity, evaluation=evaluation,
-            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, notes=self.notes,
+            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, notes=self.note.lines,
             seconds=self.clock.seconds, environment=environment(),
         )  # fmt: skip
         write_json(self.out / RECORD, record)

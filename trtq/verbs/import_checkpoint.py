@@ -17,8 +17,7 @@ from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name
 from trtq.graph.normalize import get_constant
-from trtq.models.user_code import expand
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.foreign import Foreign, read_foreign
@@ -73,15 +72,11 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     Raises:
         TrtqError: the file has no ranges, they are of another model, or the exported file does not compute what was simulated.
     """
-    told, out, notes = progress or Silent(), ensure_writable_dir(Path(spec.out)), list[str]()
-
-    def note(text: str) -> None:
-        notes.append(text)
-        told.note(text)
-
+    told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
+    note = Notes(told.note)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
-    found = read_foreign(expand(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
-    source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, note)
+    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
+    source = open_source(spec.data, spec.class_index, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
@@ -90,16 +85,13 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
         loaded = open_model(spec)
         found.rename(dict(loaded.module.named_modules()))
-        for line in found.notes:
-            note(line)
+        note(*found.notes)
         preprocess, said = open_preprocess(spec, loaded)
-        for line in said:
-            note(line)
+        note(*said)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
         captured = capture(loaded.module, preprocess.input_size)
         encodings, unused, lines = _encodings(found, before, captured.module, spec)
-        for line in lines:
-            note(line)
+        note(*lines)
         size = 16 if captured.dynamic_batch else 1
         images = list(batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size))
         parity, paths = ship(
@@ -110,7 +102,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
             schema=SCHEMA, verb="import-checkpoint", spec=msgspec.to_builtins(spec), tool=found.tool, quantizers=len(encodings.amax),
-            left_in_float=dict(encodings.left_in_float), unused=unused, parity=parity, notes=notes,
+            left_in_float=dict(encodings.left_in_float), unused=unused, parity=parity, notes=note.lines,
             files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, environment=environment(),
         )  # fmt: skip
         write_json(out / RECORD, record)
@@ -135,7 +127,7 @@ def _encodings(
         )
     origin = {
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
-        "ranges_sha256": sha256_file(expand(spec.ranges)),
+        "ranges_sha256": sha256_file(Path(spec.ranges)),
     }  # fmt: skip
     unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken.names}}
     encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import fx
 
@@ -13,7 +15,6 @@ from trtq.errors import EncodingsError, UsageError
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel, load_model
-from trtq.models.user_code import expand
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.specs import (
@@ -42,12 +43,11 @@ def open_model(
     """
     if spec.checkpoint_key and not spec.checkpoint:
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
-    checkpoint = expand(spec.checkpoint) if spec.checkpoint else None
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
     return load_model(
         spec.model,
         args=spec.model_arg,
-        checkpoint=checkpoint,
+        checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,
         match=spec.checkpoint_match,
         key=spec.checkpoint_key,
         seed=seed,

@@ -25,7 +25,7 @@ from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
@@ -72,29 +72,22 @@ class _Job:
 
     def __init__(self, spec: QuantizeSpec, progress: Progress) -> None:
         self.spec, self.progress = spec, progress
-        self.clock, self.notes = Clock(), list[str]()
+        self.clock, self.note = Clock(), Notes(progress.note)
         self.out = ensure_writable_dir(Path(spec.out))
-        self.source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None, self.note)
+        self.source = open_source(spec.data, spec.class_index, self.note)
         self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
             self.note(f"the weights are {self.loaded.weights}: speed and size mean something, accuracy does not (--checkpoint)")
         self.preprocess, said = open_preprocess(spec, self.loaded)
-        for line in said:
-            self.note(line)
+        self.note(*said)
         self.indices = _choose_images(self.source, spec, self.note)
         self.preset: PresetRecord | None = None
         self.clock.lap("load")
 
-    def note(self, text: str) -> None:
-        """Tell the user and keep the line for the record."""
-        self.notes.append(text)
-        self.progress.note(text)
-
     def capture(self) -> Inputs:
         """Return the captured model and the images, for the attempts."""
         captured = capture(self.loaded.module, self.preprocess.input_size)
-        for line in captured.notes:
-            self.note(line)
+        self.note(*captured.notes)
         self.clock.lap("capture")
         return Inputs(
             loaded=self.loaded, captured=captured, source=self.source, indices=self.indices, preprocess=self.preprocess,
@@ -215,7 +208,7 @@ class _Job:
             left_in_float=_float_records(done.placement, done.stats),
             parity=done.parity,
             files=files,
-            notes=self.notes,
+            notes=self.note.lines,
             seconds=self.clock.seconds,
             environment=environment(),
         )  # fmt: skip

@@ -31,7 +31,7 @@ from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.to_onnx import export_onnx
 from trtq.paths import expand_home
-from trtq.progress import Progress, Silent
+from trtq.progress import Notes, Progress, Silent
 from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
@@ -87,14 +87,14 @@ class _Job:
 
     def __init__(self, spec: SearchSpec, told: Progress) -> None:
         self.spec, self.told, self.out = spec, told, Path(spec.out)
-        self.tries, self.notes, self.images = list[Try](), list[str](), 0
+        self.tries, self.note, self.images = list[Try](), Notes(told.note), 0
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
         _check(spec, self.options)
         if spec.min_accuracy is None:
-            self._note("no --min-accuracy: accuracy is measured, and any would do")
-        self.val = open_source(*self._val_paths(), self._note)
-        self.data = open_source(spec.data, Path(spec.class_index) if spec.class_index else None) if spec.val else self.val
+            self.note("no --min-accuracy: accuracy is measured, and any would do")
+        self.val = open_source(*self._val(), self.note)
+        self.data = open_source(spec.data, spec.class_index) if spec.val else self.val
         require_one_class_list(self.data, self.val)
         self._require_labels()
         self.candidates = list(self._candidates())
@@ -104,7 +104,7 @@ class _Job:
                     f"Cannot measure the accuracy of {candidate.name}", NO_SCORES,
                     "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
                 )  # fmt: skip
-        self.notes += [line for c in self.candidates for line in c.notes]
+        self.note.lines += [line for c in self.candidates for line in c.notes]
         require_fp8(self.options, self.devices())
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
         self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
@@ -149,10 +149,6 @@ class _Job:
         spec = self.spec
         return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
 
-    def _val_paths(self) -> tuple[str, Path | None]:
-        where, index = self._val()
-        return where, Path(index) if index else None
-
     def devices(self) -> list[str]:
         """Return the devices that budgets of latency name."""
         return latency_devices([*self.spec.budget, *([self.spec.minimize] if self.spec.minimize else [])])
@@ -185,7 +181,7 @@ class _Job:
             )
             if len(self.candidates) == 1:
                 raise UsageError(f"The budget {first} cannot be met", why, "Allow more, or offer narrower widths with --bits")
-            self._note(f"left out: {why}")
+            self.note(f"left out: {why}")
             if candidate.number == 0:
                 self._measure_reference(candidate)
         if not left:
@@ -206,10 +202,6 @@ class _Job:
         scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
         self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
 
-    def _note(self, text: str) -> None:
-        self.notes.append(text)
-        self.told.note(text)
-
     def search(self, candidate: Candidate) -> None:
         """Walk the line of budgets of one model."""
         spec, walk = self.spec, _Walk(self, candidate, self._analyze(candidate))
@@ -218,7 +210,7 @@ class _Job:
         helped = spec.methods == "always"
         first = walk.at(AS_ASKED, methods=helped)
         if not first.accurate and spec.methods == "auto" and walk.left > 0:
-            self._note(f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying the family's quantization methods")
+            self.note(f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying the family's quantization methods")
             first, helped = walk.at(AS_ASKED, methods=True), True
         if first.accurate and self.minimize and spec.min_accuracy is not None:
             smallest(lambda t: walk.shrunk(t, first, methods=helped).accurate, 0.0, 1.0, walk.left)
@@ -228,18 +220,18 @@ class _Job:
     def _loosen(self, walk: _Walk, candidate: Candidate, *, helped: bool) -> None:
         """Find by how much the budgets would have to give for accuracy to hold."""
         if walk.left <= 0:
-            self._note(f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need")
+            self.note(f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need")
             return
         got = walk.at(NONE, methods=helped)
         if not got.accurate:
-            self._note(f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}")
+            self.note(f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}")
             return
         if walk.left > 0:
             got = walk.at(smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left), methods=helped)
         for b in over(got.costs, self.budgets):
             v = got.costs[b]
             candidate.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for {got.change:+.2f} points"
-        self._note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {v}" for b, v in candidate.needed.items()))
+        self.note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {v}" for b, v in candidate.needed.items()))
 
     def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
@@ -333,7 +325,7 @@ class _Job:
             schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), images=self.images,
             reference=msgspec.convert(self.reference, Reference),
             constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label,
-            qdq_sha256=sha256_file(self.out / QDQ), notes=self.notes, seconds=seconds, environment=environment(),
+            qdq_sha256=sha256_file(self.out / QDQ), notes=self.note.lines, seconds=seconds, environment=environment(),
         )  # fmt: skip
 
     def _write_frontier(self, chosen: Try, candidate: Candidate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trtq.errors import MeterError
+from trtq.errors import MeterError, first_line
 
 # Bits of the clock event reasons that make a latency worthless, and the cumulative times, ns, of the same (facts: NVML).
 THROTTLES: Mapping[int, str] = {
@@ -230,4 +230,4 @@ def _uuid_of(device: str) -> str:
     try:
         return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
     except (AssertionError, RuntimeError, AttributeError) as exc:
-        raise MeterError(f"NVML cannot be asked about {device}", f"CUDA does not name that GPU ({str(exc).splitlines()[0][:100]})") from exc
+        raise MeterError(f"NVML cannot be asked about {device}", f"CUDA does not name that GPU ({first_line(exc)})") from exc
