@@ -190,12 +190,47 @@ def test_scores_are_known_by_the_model_or_by_labels(images: Path, tmp_path: Path
     flat.mkdir()
     for i, f in enumerate(sorted(images.rglob("*.png"))):
         (flat / f"{i}.png").write_bytes(f.read_bytes())
-    one = quantize(spec(flat, tmp_path / "a"))
+    one = quantize(spec(flat, tmp_path / "a", model="tests.test_answers:unnamed"))
     assert one.parity.agreement is None
     other = quantize(spec(flat, tmp_path / "b", model="timm:test_resnet", model_arg={"num_classes": 7}, input_size="3x64x64"))
     assert other.parity.agreement is not None
     found = evaluate(asked(flat, tmp_path / "b/model.qdq.onnx", tmp_path / "b/model.fp32.onnx", preset=None))
     assert found.agreement is not None, "the file says what its output is"
+
+
+def test_a_file_that_says_values_learns_from_labels(images: Path, tmp_path: Path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, f in enumerate(sorted(images.rglob("*.png"))):
+        (flat / f"{i}.png").write_bytes(f.read_bytes())
+    made = quantize(spec(flat, tmp_path / "o", model="tests.test_answers:unnamed"))
+    assert made.parity.kind == "values"
+    found = evaluate(asked(images, tmp_path / "o/model.qdq.onnx", tmp_path / "o/model.fp32.onnx", preset=None))
+    assert found.top1 is not None, "four folders, four columns"
+    assert found.agreement is not None
+
+
+def unnamed() -> nn.Module:
+    net = Own("embedding")
+    net.fc = nn.Linear(12, 4)
+    return net
+
+
+def test_constant_outputs_beside_the_first_are_no_doubt_and_names_may_differ(images: Path, tmp_path: Path):
+    anchors = np.ones((1, 3), dtype=np.float32)
+
+    def made(path: Path, name: str) -> Path:
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], pads=[1] * 4),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], [name]),
+            helper.make_node("Identity", ["anchors"], ["fixed"]),
+        ]  # fmt: skip
+        outputs = [(name, TensorProto.FLOAT, ["batch", 5]), ("fixed", TensorProto.FLOAT, [1, 3])]
+        return onnx_file(path, nodes, outputs, {"w": MAP, "anchors": anchors})
+
+    assert evaluate(asked(images, made(tmp_path / "a.onnx", "y"), made(tmp_path / "b.onnx", "y"))).valid
+    with pytest.raises(UsageError, match="outputs y, fixed and z, fixed differ"):
+        evaluate(asked(images, tmp_path / "a.onnx", made(tmp_path / "c.onnx", "z")))
 
 
 class Lossy(nn.Module):

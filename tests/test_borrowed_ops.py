@@ -14,7 +14,7 @@ from trtq import quantize
 from trtq.errors import ExportError
 from trtq.export.borrowed import region_of
 from trtq.export.ort import open_session
-from trtq.export.parity import check_parity
+from trtq.export.parity import check_parity, judge, require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
 from trtq.quant.calibrate import make_encodings, summarize
@@ -70,6 +70,26 @@ def rotary(x):
     pairs = torch.view_as_complex(tokens.reshape(tokens.shape[0], 256, 4, 2).contiguous())
     angles = torch.arange(256.0)[:, None] * torch.arange(1.0, 5.0)[None] * 0.1
     return torch.view_as_real(pairs * torch.polar(torch.ones(256, 4), angles)).flatten(2)
+
+
+class Rotations(nn.Module):
+    """Two layers that share one computed complex factor, with a linear between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)[:, :16]
+        angles = tokens.mean((0, 2))[:, None] * torch.arange(1.0, 5.0)[None]
+        factor = torch.polar(torch.ones_like(angles), angles)
+
+        def turned(t):
+            pairs = torch.view_as_complex(t.reshape(t.shape[0], 16, 4, 2).contiguous())
+            return torch.view_as_real(pairs * factor).flatten(2)
+
+        return turned(self.linear(turned(tokens)))
 
 
 def suppressed(x):
@@ -147,6 +167,14 @@ OPS = {
     "roi_align": (lambda x: torchvision.ops.roi_align(x, torch.tensor([[0.0, 1.0, 1.0, 8.0, 8.0]]), 4), 18),
     "assignment": (assigned, 13),
     "spectrum": (lambda x: torch.fft.rfft2(x).abs(), 18),
+    "stable sort": (lambda x: x.flatten(1)[:, :20].sort(dim=1, stable=True)[0], 13),
+    "division of integers": (lambda x: ((x * 10).int() // -3).float(), 13),
+    "product of truths": (lambda x: ((x > 0) * (x < 1)).float() + x, 13),
+    "a truth of floats": (lambda x: torch.logical_and(x, x - 1).float() + x, 13),
+    "root of integers": (lambda x: (x * 10).int().abs().sqrt(), 13),
+    "pool without a batch": (lambda x: F.max_pool2d(x.mean(0), 2), 18),
+    "places of truths": (lambda x: (x.flatten()[:20] > 0).nonzero().float(), 18),
+    "two rotations": (Rotations(), 13),
     "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), 13),
     "double": (lambda x: (x.double() * 2).float(), 13),
 }  # fmt: skip
@@ -194,12 +222,51 @@ def test_what_torch_writes_is_said_with_the_layer():
     assert notes == ["written by torch.onnx, since trtq does not write them: aten.trunc.default at trunc"]
 
 
-def test_one_region_holds_what_shares_complex_numbers():
+def test_a_region_holds_the_complex_numbers_behind_it():
     captured = capture(Beside(rotary).eval(), (3, 32, 32))
-    start = next(n for n in captured.module.graph.nodes if n.target is torch.ops.aten.complex.default)
+    start = next(n for n in captured.module.graph.nodes if n.target is torch.ops.aten.view_as_real.default)
     region = region_of(start)
     assert {i.meta["val"].dtype for i in (*region.inputs, *region.outputs)} == {torch.float32}
-    assert torch.ops.aten.view_as_real.default in {n.target for n in region.nodes}
+    assert torch.ops.aten.complex.default in {n.target for n in region.nodes}
+
+
+class Selector(nn.Module):
+    """Boxes in the order of their scores, many of them nearly equal, as detectors give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, 1, 1), nn.ReLU()) for i in range(6)))
+        self.score, self.box = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
+        nn.init.normal_(self.box.weight, std=30.0)
+
+    def forward(self, x):
+        y = self.body(x)
+        scores, boxes = self.score(y).flatten(1), self.box(y).flatten(2)
+        best = scores.topk(300, dim=1)[1]
+        return boxes.gather(2, best[:, None].expand(-1, 4, -1)).transpose(1, 2)
+
+
+def test_a_selection_in_another_order_is_not_another_model():
+    captured = capture(Selector().eval(), (3, 64, 64))
+    file = export_onnx(captured.module)
+    batch = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    require_same_float(captured.module, file, batch)
+    for initializer in file.graph.initializer:
+        if initializer.name == "box.weight":
+            initializer.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(initializer), initializer.name))
+    with pytest.raises(ExportError, match="The float ONNX file does not compute what the model computes: outputs differ by"):
+        require_same_float(captured.module, file, batch)
+
+
+def test_integers_and_numbers_are_judged_beyond_the_forced_images():
+    rng = np.random.default_rng(0)
+    whole, numbers = rng.integers(0, 10, 256), rng.normal(size=(256, 7)).astype(np.float32)
+    assert judge(whole, whole, whole, None).passed
+    wrong = judge(whole, whole, (whole + 1) % 10, None)
+    assert (wrong.passed, wrong.reason) == (False, "only 0.00 % of the integers are equal, at least 99.5 % must be")
+    turned = judge(numbers, numbers, -numbers, None, "values")
+    assert turned.reason == "torch and ONNX Runtime differ by more than the signal: -6.0 dB"
 
 
 OWN = """

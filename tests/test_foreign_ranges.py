@@ -327,3 +327,61 @@ def test_prefixes_and_a_key_of_the_file_with_the_ranges(images: Path, tmp_path: 
     assert "the prefix 'model.' came off the names of the ranges" in record.notes
     first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("plain", "wrapped"))
     assert all(torch.equal(v, second.amax[n]) for n, v in first.amax.items()) and first.amax.keys() == second.amax.keys()
+
+
+class Normed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(9)
+        self.conv, self.bn, self.skip = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Identity()
+        self.fc = torch.nn.Linear(8, 4)
+        self.bn.running_var.uniform_(0.5, 1.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.skip(torch.relu(self.bn(self.conv(x)))).mean((2, 3)))
+
+
+def normed() -> torch.nn.Module:
+    return Normed()
+
+
+def test_outputs_of_normalised_and_last_layers(images: Path, tmp_path: Path):
+    model = Normed().eval()
+    state = dict(model.state_dict())
+    for name in ("bn", "fc", "conv"):
+        state[f"{name}.output_quantizer._amax"] = torch.tensor(0.9)
+    state["skip.input_quantizer._amax"] = torch.tensor(1.0)
+    state["fc.input_quantizer._amax"] = torch.tensor(1.1)
+    torch.save(state, tmp_path / "q.pth")
+    record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o", model="tests.test_foreign_ranges:normed"))
+    assert record.unused == {
+        "conv.output": "a BatchNorm was folded into that layer: its own output is not computed any more",
+        "skip.input": "capture removed that module, which computes nothing",
+    }
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name in ("bn", "fc"):
+        model.get_submodule(name).register_forward_hook(lambda _m, _a, out: fake(out, torch.tensor(0.9)))
+    model.fc.register_forward_pre_hook(lambda _, args: (fake(args[0], torch.tensor(1.1)),))
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    encodings = Encodings.load(tmp_path / "o/encodings.safetensors")
+    graph = capture(Normed().eval(), (3, 32, 32)).module
+    with torch.no_grad():
+        same = insert_fake_quantize(graph, placement_of(graph, encodings), encodings)(x).numpy()
+    assert np.mean(np.abs(same - wanted) < 1e-4) > 0.9, "but for ties of folded numbers"
+
+
+def test_ranges_around_the_matmuls_of_an_attention(images: Path, tmp_path: Path):
+    from trtq.testing.models import tiny_vit
+
+    torch.manual_seed(2)
+    state = dict(tiny_vit().state_dict())
+    for role, amax in (("q_bmm", 2.0), ("k_bmm", 3.0), ("v_bmm", 1.5), ("softmax", 1.0)):
+        state[f"blocks.0.{role}_quantizer._amax"] = torch.tensor(amax)
+    torch.save(state, tmp_path / "q.pth")
+    record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o", model="trtq.testing.models:tiny_vit"))
+    assert record.unused == {}
+    amax = Encodings.load(tmp_path / "o/encodings.safetensors").amax
+    assert {n: float(v) for n, v in amax.items()} == {
+        "blocks.0.qk.lhs": 2.0, "blocks.0.qk.rhs": 3.0, "blocks.0.softmax.output": 1.0, "blocks.0.av.rhs": 1.5,
+    }  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trtq.pipeline import run
+from trtq.pipeline import plan, run
+from trtq.progress import Silent
 from trtq.recipe import load_recipe
 
 MODEL = """
@@ -92,6 +93,7 @@ def test_a_stage_runs_again_when_what_it_depends_on_changed(project: Path):
 def test_training_does_not_look_at_how_encodings_are_stored(project: Path):
     ran(project)
     file = project / "run/encodings.safetensors"
+    before = training_inputs(project)
     whole = file.read_bytes()
     shutil.copy(file, project / "other.safetensors")
     from safetensors import safe_open
@@ -104,4 +106,24 @@ def test_training_does_not_look_at_how_encodings_are_stored(project: Path):
         if file.read_bytes() != whole:
             break
     assert file.read_bytes() != whole
-    assert "finetune" not in {r.name for r in run(load_recipe(project / "recipe.toml"), dry_run=True) if r.why == "encodings changed"}
+    assert training_inputs(project) == before
+
+
+def training_inputs(project: Path) -> dict:
+    """What the training stage says that it depends on."""
+    recipe = load_recipe(project / "recipe.toml")
+    stage = next(s for s in plan(recipe, Path(recipe.out), Silent()) if s.name == "finetune")
+    return stage.inputs()
+
+
+def test_constants_that_are_no_parameters_count(project: Path):
+    ran(project)
+    gain = "self.num_classes = 4\n        self.register_buffer('gain', torch.full((1,), 2.0), persistent=False)"
+    own = MODEL.replace("self.num_classes = 4", gain).replace("return self.tail(", "return self.gain * self.tail(")
+    (project / "net.py").write_text(own)
+    assert ran(project)["quantize"] == "model changed"
+    text = (project / "net.py").read_text()
+    (project / "net.py").write_text(text.replace("2.0), persistent", "3.0), persistent"))
+    assert ran(project)["quantize"] == "model changed"
+    (project / "net.py").write_text(text.replace("2.0), persistent", "3.0), persistent").replace("num_classes = 4", "num_classes = 9"))
+    assert ran(project)["quantize"] == "model changed"

@@ -62,11 +62,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def words(self) -> str:
         """The figures as a person reads them."""
-        if len(self.outputs) == 1:
+        if len(self.outputs) == 1 and self.finite:
             return self.outputs[0].words
         first = "" if self.agreement is None else f"agreement {percent_words(self.agreement, 2)}, "
         worst = sqnr_words(self.sqnr_db, finite=self.finite)
-        return f"{first}{worst} of the worst of {len(self.outputs)} outputs"
+        return f"{first}{worst}" + (f" of the worst of {len(self.outputs)} outputs" if len(self.outputs) > 1 else "")
 
 
 class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -366,6 +366,8 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
         scale = torch.rsqrt(sigma2.double() + float(eps)) * (1.0 if gamma is None else gamma.double())
         shift = (0.0 if beta is None else beta.double()) - mu.double() * scale
         folded = _fold_into(graph, source, scale, shift)
+        if folded is not None:
+            folded.meta["batch_norm"] = module_path(node)  # training may take it up again
         if folded is None:
             shape = [1, -1] + [1] * (source.meta["val"].ndim - 2)
             path = module_path(node) or "bn"
@@ -409,7 +411,6 @@ def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shif
         args = list(operands(source))
         args[2:3] = [constant]
         source.args = tuple(args)
-    source.meta["batch_norm"] = True  # training may take it up again
     return source
 
 

@@ -140,7 +140,7 @@ class TrainingGraph:
             return own.get(id(value))
 
         for node in list(self.module.graph.nodes):
-            if not node.meta.get("batch_norm") or node.target not in CONVS:
+            if "batch_norm" not in node.meta or node.target not in CONVS:
                 continue
             weight, bias = trained(_behind_codes(operands(node)[1])), trained(operands(node)[2])
             codes = operands(node)[1] if operands(node)[1].target is FAKE_QUANTIZE else None

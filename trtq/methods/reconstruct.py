@@ -205,6 +205,8 @@ def _learn(
 
 
 def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    if not wanted.is_floating_point():  # class indices have no slope
+        return torch.zeros((), dtype=torch.float32, requires_grad=True)
     return (got - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
 
 

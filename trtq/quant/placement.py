@@ -449,7 +449,9 @@ def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
         return source.op == "get_attr" and str(source.target).removeprefix("model.") == f"{module}.weight"
     if source.op == "get_attr":
         return False
-    reads, makes = consumer.op != "output" and _within(module, module_name(consumer)), _within(module, module_name(source))
+    reads = consumer.op != "output" and _within(module, module_name(consumer))
+    folded = source.meta.get("batch_norm")  # of this path: what the node gives is the normalisation's output, not its own
+    makes = _within(module, module_name(source)) if folded is None or role == "input" else module == folded
     return (reads and not makes) if role == "input" else (makes and not reads)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import size_words, write_bytes
+from trtq.data.answers import percent_words
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
 from trtq.errors import ArtifactError, listed
 from trtq.known_records import read_known
@@ -37,6 +38,7 @@ def _render(template: str, **values: Any) -> bytes:
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain)
     environment.filters["size"] = size_words
+    environment.filters["percent"] = percent_words
     return environment.get_template(template).render(**values).encode()
 
 

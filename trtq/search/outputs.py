@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from trtq.errors import UsageError
 from trtq.search.layers import Layer
 from trtq.search.sensitivity import Sensitivity, Study, require_finite
-
-MIN_AXES = 2
 
 
 class _OwnOutputs(fx.Interpreter):
@@ -69,21 +66,6 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return (divergence(p) + divergence(q)) / 2
 
 
-def require_scores(study: Study, images: torch.Tensor) -> None:
-    """Refuse an output that has no distribution over classes.
-
-    Raises:
-        UsageError: says what the output is.
-    """
-    with torch.inference_mode():
-        answer = study.graph(images[:1])
-    if not answer.is_floating_point() or answer.ndim < MIN_AXES:
-        raise UsageError(
-            "The metric jsd compares distributions over classes", f"the model's output is {answer.dtype}, {list(answer.shape)}",
-            "Use --metric l2",
-        )  # fmt: skip
-
-
 def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
     """Return the nodes that depend on ``start``, in graph order: what must be computed again when it changes."""
     touched, found = {start}, []
@@ -100,7 +82,6 @@ def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     What lies before the layer is taken from one float run; only what depends on it is computed again.
     """
     batches = list(study.batches())
-    require_scores(study, batches[0][0])
     rest = {layer.name: _rest(study.graph, layer.node) for layer in study.layers}
     sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in study.layers}
     scratch: dict[torch.Size, torch.Tensor] = {}

@@ -12,6 +12,7 @@ import torch
 from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, ensure_writable_file, environment, write_bytes, write_json
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
+from trtq.data.answers import HAVE_PREDICTIONS, Kind
 from trtq.data.classes import require_one_class_list
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Note, Source, describe, open_source
@@ -27,7 +28,7 @@ from trtq.search.sensitivity import Sensitivity, Study
 from trtq.search.units import Units
 from trtq.specs import AnalyzeSpec
 from trtq.verbs.attempt import cache_folder
-from trtq.verbs.opening import open_model, open_preprocess
+from trtq.verbs.opening import answer_kind, open_model, open_preprocess
 from trtq.verbs.outline import Outline, outline
 from trtq.verbs.records import Clock
 from trtq.version import __version__
@@ -117,6 +118,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     loaded = open_model(spec)
     preprocess, about_input = open_preprocess(spec, loaded)
     captured = capture(loaded.module, preprocess.input_size)
+    _require_scores(spec, answer_kind(loaded, captured, source))
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
     indices = source.sample(max(spec.calib_images, spec.images), spec.seed)
@@ -205,6 +207,19 @@ def _depends(spec: AnalyzeSpec) -> str:
     """Return a digest of the settings the numbers depend on: not of where they go."""
     settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache", "data", "class_index")}
     return digest_of(settings)
+
+
+def _require_scores(spec: AnalyzeSpec, answer: Kind) -> None:
+    """Refuse a metric of classes where the output is not known to be their scores.
+
+    Raises:
+        UsageError: names the metric.
+    """
+    if spec.metric in ("jsd", *NEEDS_TARGETS) and answer not in HAVE_PREDICTIONS:
+        raise UsageError(
+            f"The metric {spec.metric} needs scores of classes", "the model's output is not known to be that",
+            "Use --metric l2, or give images in as many class folders as the model has classes",
+        )  # fmt: skip
 
 
 def _targets(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, environment, read_json, write_json
-from trtq.data.answers import Kind, OutputComparison, Tally, kind_in, kind_of_array
+from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_in, kind_of_array
 from trtq.data.classes import require_calibrated_classes, require_known_classes, require_one_class_list
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
@@ -41,7 +41,7 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         sqnr_db: first output of the reference over the difference, dB; None without a reference or without difference.
         outputs: every output against the reference's; empty without one.
         finite: no output was NaN or infinite, the reference's included.
-        constant: outputs that were the same for every image.
+        constant: the first output, where it was the same for every image; others may be constants, such as anchors.
         reference_top1: the reference's own accuracy on the same images.
         miou: mean intersection over union of pixels, percent; None without masks.
         pixel_accuracy: share of right pixels, percent.
@@ -180,7 +180,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         sqnr_db=compared[0].sqnr_db if compared else None,
         outputs=compared,
         finite=all(o.finite for o in outputs),
-        constant=[o.name for o in outputs if o.constant],
+        constant=[outputs[0].name] if outputs[0].constant else [],
         calibration_images=0 if spec.exclude else shared,
         data={**describe(source), "images_sha256": source.digest(indices)},
         preprocess=preprocess,
@@ -234,8 +234,9 @@ class _Count:
             theirs = self.reference.run(array) if self.reference is not None else ours
             pairs = self._pair(ours, theirs)
             first = next(iter(ours.values()))
-            self.known = self.known or self._learned(first, source)
-            wanted = self._wanted(first, source, targets, indices[done : done + len(array)])
+            if self.known not in HAVE_PREDICTIONS:
+                self.known = self._learned(first, source) or self.known
+            wanted = self._wanted(first, targets, indices[done : done + len(array)])
             for i, (name, wants, has) in enumerate(pairs):
                 self.tallies.setdefault(name, Tally(name, self.known if i == 0 else None)).add(wants, has)
             self.scores.add(first, wanted)
@@ -250,11 +251,13 @@ class _Count:
         Raises:
             UsageError: the two do not have the same outputs.
         """
-        names = list(theirs) if set(ours) != set(theirs) else list(ours)
-        if len(ours) != len(theirs):
+        names = list(ours) if set(ours) == set(theirs) else list(theirs)
+        if len(ours) != len(theirs) or (set(ours) != set(theirs) and set(ours) & set(theirs)):
             raise UsageError(
                 f"Cannot compare {self.spec.onnx} with {self.spec.reference}", f"outputs {', '.join(ours)} and {', '.join(theirs)} differ"
             )
+        if names != list(ours):
+            self._say(f"outputs are compared in order, their names differ: {', '.join(ours)} and {', '.join(theirs)}")
         pairs = [(mine, theirs[other], ours[mine]) for mine, other in zip(ours, names, strict=True)]
         for name, wants, has in pairs:
             if wants.shape != has.shape and not self._behind_selection(wants, has):
@@ -274,15 +277,15 @@ class _Count:
             return "pixels"
         return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
 
-    def _wanted(self, scores: Array, source: Source, targets: Targets | None, indices: list[int]) -> npt.NDArray[np.int64] | None:
+    def _wanted(self, scores: Array, targets: Targets | None, indices: list[int]) -> npt.NDArray[np.int64] | None:
         """Return the labels or masks of a batch; None where the answers are no scores of classes."""
         if targets is None:
             return None
         if targets.dense and (scores.ndim != 4 or scores.dtype.kind != "f"):
             raise UsageError(f"Cannot compare {self.spec.onnx} with masks", f"its output is {list(scores.shape)}, not [N, classes, H, W]")
         if not targets.dense and kind_of_array(scores, self.known) != "classes":
-            known = f"scores of {len(source.classes)} classes (--class-index)"
-            self._say(f"no top-1: the output {list(scores.shape)} is not known to be {known}")
+            why = "its output is not known to be scores of classes: give folders, or --class-index, of as many as it has columns"
+            self._say(f"no top-1: {why}")
             return None
         targets.expect(scores.shape[1], self.spec.onnx)
         wanted = targets.of(indices).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.graph.capture import capture
-from trtq.graph.naming import module_name
+from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
@@ -84,13 +85,14 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             write_bytes(out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()}))
             spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
         loaded = open_model(spec)
-        found.rename(dict(loaded.module.named_modules()))
+        modules = dict(loaded.module.named_modules())
+        found.rename(modules)
         note(*found.notes)
         preprocess, said = open_preprocess(spec, loaded)
         note(*said)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
         captured = capture(loaded.module, preprocess.input_size)
-        encodings, unused, lines = _encodings(found, before, captured.module, spec)
+        encodings, unused, lines = _encodings(found, before, captured.module, spec, modules)
         note(*lines)
         size = 16 if captured.dynamic_batch else 1
         images = list(batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size))
@@ -110,7 +112,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
 
 
 def _encodings(
-    found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, spec: ImportCheckpointSpec
+    found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, spec: ImportCheckpointSpec, modules: Collection[str]
 ) -> tuple[Encodings, dict[str, str], list[str]]:
     """Return the encodings of trtq's graph, the ranges of the file without a place in it, and what the user must know."""
     taken = _Taken(found, before, graph)
@@ -129,9 +131,17 @@ def _encodings(
         "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
         "ranges_sha256": sha256_file(Path(spec.ranges)),
     }  # fmt: skip
-    unused = {**found.unread, **{n: "the model has no such layer" for n in found.amax if n not in taken.names}}
+    unused = {**found.unread, **{n: _why_unused(n, graph, modules) for n in found.amax if n not in taken.names}}
     encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)
     return encodings, unused, _alone(taken)
+
+
+def _why_unused(name: str, graph: torch.fx.GraphModule, modules: Collection[str]) -> str:
+    """Return why a range has no place in the graph."""
+    layer, _, role = name.rpartition(".")
+    if role == "output" and any(node_name(n) == layer and "batch_norm" in n.meta for n in graph.graph.nodes):
+        return "a BatchNorm was folded into that layer: its own output is not computed any more"
+    return "capture removed that module, which computes nothing" if layer in modules else "the model has no such layer"
 
 
 def _range_name(q: Quantizer) -> str:
@@ -169,7 +179,7 @@ class _Taken:
         if q.is_weight:
             given, axis = self._weight(q, name)
             if given is None:
-                self.left[q.name] = "capture changed this weight by more than a factor a channel: its range is of another tensor"
+                self.left[q.name] = "its range does not fit it, or capture changed this weight by more than a factor a channel"
                 return
             value = given
         elif value.ndim:

@@ -71,7 +71,8 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     loaded = open_model(spec)
     preprocess, _ = open_preprocess(spec, loaded)
     graph = capture(loaded.module, preprocess.input_size).module
-    return digest_of([weights_digest(graph), structure_digest(graph)])
+    said = getattr(loaded.module, "num_classes", None)  # decides what the output is
+    return digest_of([weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None])
 
 
 def answer_kind(loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False) -> Kind:

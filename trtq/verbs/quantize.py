@@ -216,7 +216,7 @@ class _Job:
 
 def _tried(name: str, done: Attempt) -> TryRecord:
     answer = done.parity.answer
-    return TryRecord(step=name, agreement=answer.agreement, equal=answer.equal, sqnr_db=answer.sqnr_db)
+    return TryRecord(step=name, agreement=answer.agreement, equal=answer.equal, sqnr_db=answer.sqnr_db, exact=answer.exact)
 
 
 def _shared(done: Attempt) -> float | None:

@@ -64,6 +64,7 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
     agreement: float | None
     equal: float | None = None
     sqnr_db: float | None
+    exact: bool = False
 
 
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,11 +24,12 @@ from trtq.artifact import (
 )
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
-from trtq.data.answers import HAVE_PREDICTIONS, percent_words
+from trtq.data.answers import ANSWER, HAVE_PREDICTIONS, percent_words
 from trtq.data.classes import require_one_class_list
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
+from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
@@ -192,14 +193,18 @@ class _Job:
         """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
         folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
         captured = candidate.captured
-        model = export_onnx(captured.module)
-        set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name})
+        model = export_onnx(captured.module, note=self.note)
+        require_same_float(captured.module, model, captured.example)
+        answer = answer_kind(candidate.loaded, captured, self.val)
+        set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name, ANSWER: answer})
         path = save_onnx(model, folder / FP32)
         exclude = None
         if not self.spec.val:  # the images that calibrate the others are left out here, too
             seen = self.val.short_contents(self.val.sample(self.spec.calib_images, self.spec.seed))
             exclude = str(write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}}))
         scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
+        if scored.top1 is None:
+            raise UsageError(f"Cannot measure the accuracy of {candidate.name}", NO_SCORES, "Give labelled images with --val")
         self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
 
     def search(self, candidate: Candidate) -> None:
