@@ -255,7 +255,8 @@ def test_the_images_of_a_board(orin, images, tmp_path):
     assert record.accuracy is not None
     assert record.accuracy.images == 19
     comparison = record.accuracy.agreement.comparisons[-1]
-    assert (comparison.runner, comparison.outputs[0].exact, comparison.passed) == ("engine", True, True)
+    assert (comparison.runner, comparison.passed, len(comparison.outputs)) == ("engine", True, 1)
+    assert comparison.outputs[0].exact or comparison.outputs[0].sqnr_db > 100
     assert (comparison.agreement, record.accuracy.top1) == (None, None), "nothing says that these are scores of classes"
     wrong = msgspec.structs.replace(comparison, passed=False, sqnr_db=None, finite=False)
     agreement = msgspec.structs.replace(record.accuracy.agreement, comparisons=[wrong])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import read, run_cli
-from trtq import AdviseSpec, SearchSpec, advise, search
+from trtq import AdviseSpec, EvaluateSpec, SearchSpec, advise, evaluate, search
 from trtq.errors import ArtifactError, UsageError
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
@@ -292,14 +292,18 @@ def test_enough_labelled_images_and_few_bits_ask_for_training(images: Path, tmp_
     assert "--encodings out/encodings.safetensors" in record.commands[1]
 
 
-def test_a_measured_int8_model_decides(images: Path, tmp_path: Path):
+def test_a_measured_int8_model_decides(images: Path, tmp_path: Path, cnn_out: Path):
     many, result = write_classes(tmp_path / "many", 2, 70), tmp_path / "r"
     result.mkdir()
-    (result / "quantize.json").write_text(json.dumps({"model": {"bits": "w8a8"}}))
+    made = read(cnn_out / "quantize.json")
+    qdq, fp32 = (str(cnn_out / f"model.{n}.onnx") for n in ("qdq", "fp32"))
+    evaluate(EvaluateSpec(onnx=qdq, reference=fp32, data=str(images), out=str(result)))
+    scored = read(result / "evaluate.json")
+    (result / "quantize.json").write_text(json.dumps(made))
     for top1, strategy in ((79.9, "PTQ + Clipping"), (78.0, "QAOF Selection")):
-        (result / "evaluate.json").write_text(json.dumps({"top1": top1, "reference_top1": 80.0}))
+        (result / "evaluate.json").write_text(json.dumps({**scored, "top1": top1, "reference_top1": 80.0}))
         assert asked(many, result=str(result)).strategy == strategy
-    (result / "quantize.json").write_text(json.dumps({"model": {"bits": "w4a4"}}))
+    (result / "quantize.json").write_text(json.dumps({**made, "model": {**made["model"], "bits": "w4a4"}}))
     with pytest.raises(ArtifactError, match="Cannot take the INT8 accuracy from .*: it is of w4a4"):
         asked(many, result=str(result))
 

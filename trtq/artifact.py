@@ -9,7 +9,9 @@ import glob
 import hashlib
 import os
 import platform
+import secrets
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -319,11 +321,17 @@ def scratch(name: str) -> Iterator[Path]:
         ArtifactError: there is no folder for temporary files that can be written to.
     """
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f"trtq-{name}-", ignore_cleanup_errors=True)
+        place = Path(tempfile.gettempdir()) / f"trtq-{name}-{secrets.token_hex(6)}"
     except OSError as exc:
         raise _no_scratch(exc, "folder") from exc
-    with folder as place:
-        yield Path(place)
+    try:  # the name is known before the folder is there: a signal in between leaves nothing behind
+        try:
+            place.mkdir(mode=0o700)
+        except OSError as exc:
+            raise _no_scratch(exc, "folder") from exc
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def scratch_file() -> IO[str]:

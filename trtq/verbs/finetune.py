@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, read_record, sha256_file, write_bytes, write_json
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, read_json, read_record, sha256_file, write_bytes, write_json
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, shared_images, spread
@@ -19,7 +19,7 @@ from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
-from trtq.known_records import read_checked
+from trtq.known_records import known
 from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.methods.trainer import Examples, Trainer
@@ -174,9 +174,12 @@ class _Job:
         """Return the layers that an analysis ranks worst at the width they have; None without one."""
         if self.spec.sensitivity is None:
             return None
-        record = read_checked(Path(self.spec.sensitivity), kind="analysis")
-        if record.get("verb") != "analyze" or record.get("model", {}).get("weights_sha256") != weights:
-            why = "it is of another model" if record.get("verb") == "analyze" else "trtq analyze did not write it"
+        record = read_json(Path(self.spec.sensitivity), kind="analysis")
+        own = record.get("verb") == "analyze"
+        if own:
+            known(record, Path(self.spec.sensitivity), kind="analysis")
+        if not own or record["model"]["weights_sha256"] != weights:
+            why = "it is of another model" if own else "trtq analyze did not write it"
             raise ArtifactError(f"Cannot rank layers by {self.spec.sensitivity}", why, "Analyse this model, with its checkpoint")
         formats, unranked = self.encodings.formats, list[str]()
 
