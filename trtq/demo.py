@@ -35,6 +35,7 @@ CROPS = tuple(
     for x, y in ((0.5, 0.5), (0.25, 0.5), (0.75, 0.5), (0.5, 0.0), (0.5, 1.0))
     for mirrored in (False, True)
 )
+NOT_VALID = 3  # exit code of trtq run
 RECIPE = """# Made by the demo: run it again with  trtq run {path}
 title = "EfficientNet-Lite0, ImageNet weights, demo"
 out = "{out}"
@@ -112,6 +113,9 @@ def main(out: Path = Path("runs/demo")) -> int:
     say(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
     say(f"trtq run {recipe}")
     code = run_recipe(recipe)
+    if code == NOT_VALID:  # a busy machine is no failure of a demonstration
+        say("Some figures are not valid, as marked above: this machine was busy. trtq run ends with 3 then.")
+        code = 0
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())
