@@ -87,6 +87,7 @@ def run_console(text: str, folder: Path) -> None:
             assert [float(v) for v in found.groups()] == pytest.approx(shown_figures, rel=0.05), f"{line}\ngot {done.stdout}"
 
 
+@pytest.mark.timeout(1800)  # some twenty commands, one of them waits for a quiet machine
 def test_the_tutorial_does_what_it_says(tmp_path):
     """Every block of it, in order, in an empty folder."""
     text = (ROOT / "docs/tutorial.md").read_text()
