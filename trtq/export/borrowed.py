@@ -19,7 +19,7 @@ import torch
 from onnx import checker, helper, inliner, numpy_helper, shape_inference, version_converter
 from torch import fx
 
-from trtq.errors import ExportError
+from trtq.errors import ExportError, first_line
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.capture import quiet
 from trtq.graph.normalize import normalize_
@@ -222,8 +222,7 @@ def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> Expor
     cause = exc
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [ln.strip() for ln in str(cause).splitlines() if ln.strip()]
-    why = (lines or [""])[0].rpartition("` failed: ")[2][:300]
+    why = first_line(str(cause)).rpartition("` failed: ")[2]
     return ExportError(
         "Cannot write the model as ONNX" + (f" of opset {opset}" if opset is not None else ""),
         f"{reason}: {type(cause).__name__}: {why}",

@@ -49,7 +49,7 @@ def lower(
     source = next(n for n in graph.graph.nodes if n.op == "placeholder")
     writer = Writer(opset, int4=int4)
     writer.values[source] = "input"
-    answer, result = _Lowering(writer, graph, borrower, refused=refused or {}).run()
+    answer, result = _Lowering(writer, graph, borrower, refused=refused).run()
     inputs = [_value_info("input", source)]
     outputs = [_value_info("output", answer)]
     _rename_output(writer, result)
