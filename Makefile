@@ -50,6 +50,7 @@ types: .types/tensorrt/__init__.pyi
 
 lint: venv types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile jetson/Dockerfile

@@ -13,7 +13,11 @@ def run_apart(line: list[str]) -> dict[str, Any]:
     """Return what the process printed as its result, or an ``error`` with the last line it wrote."""
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     row = next((ln for ln in done.stdout.splitlines() if ln.startswith(PREFIX)), None)
-    return json.loads(row[len(PREFIX) :]) if row else {"error": f"died: {(done.stderr.strip().splitlines() or ['no output'])[-1][:120]}"}
+    return (
+        json.loads(row[len(PREFIX) :])
+        if row
+        else {"error": f"died: {(done.stderr.strip().splitlines() or ['no output'])[-1][:120]}"}
+    )
 
 
 def print_result(result: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What ``trtq build`` costs over calling the builder directly: same file, same profile, both as one process, in turns.
 
 Usage: python benchmarks/build_overhead.py [--rounds 5] --out benchmarks/results/build_overhead.md
-Random weights; the builder is TensorRT for RTX, compute capability 8.6. What is compared is the wall time of the whole process.
+Random weights; the builder is TensorRT for RTX, compute capability 8.6. What is compared is the
+wall time of the whole process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from pathlib import Path
 
 from smoke import TINY, arguments, few
 
-MODELS = ("resnet18", "resnet50", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "swin_base_patch4_window7_224")
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+)
 DIRECT = """
 import sys
 import tensorrt_rtx as trt
@@ -58,10 +65,13 @@ def main() -> None:
     lines = [
         "# What `trtq build` costs over the builder alone",
         "",
-        f"Made by `benchmarks/build_overhead.py` on {cpu_name()}, {os.cpu_count()} cores: INT8 Q/DQ files, compute capability 8.6, whole processes",
-        f"(Python's start included on both sides), in turns, {args.rounds} rounds; medians. Inside: the time the manifest says the builder took.",
+        f"Made by `benchmarks/build_overhead.py` on {cpu_name()}, {os.cpu_count()} cores: INT8 "
+        "Q/DQ files, compute capability 8.6, whole processes",
+        f"(Python's start included on both sides), in turns, {args.rounds} rounds; medians. "
+        "Inside: the time the manifest says the builder took.",
         "",
-        "| model | builder alone, s | trtq build, s | ratio of medians | lowest and highest ratio of a round | inside, s |",
+        "| model | builder alone, s | trtq build, s | ratio of medians | lowest and highest "
+        "ratio of a round | inside, s |",
         "|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,13 +81,37 @@ def main() -> None:
 
             quantize(
                 QuantizeSpec(
-                    model=few(f"timm:{name}", TINY.get(name, "")), input_size=few(None, (3, 32, 32)), data=f"{folder}/images", out=f"{folder}/{name}", calib_images=8, parity_images=8, calibrator="max",
-                    preset_quant="none", calib_cache=f"{folder}/cache",
+                    model=few(f"timm:{name}", TINY.get(name, "")),
+                    input_size=few(None, (3, 32, 32)),
+                    data=f"{folder}/images",
+                    out=f"{folder}/{name}",
+                    calib_images=8,
+                    parity_images=8,
+                    calibrator="max",
+                    preset_quant="none",
+                    calib_cache=f"{folder}/cache",
                 )
-            )  # fmt: skip
+            )
             source = f"{folder}/{name}/model.qdq.onnx"
-            direct = [sys.executable, "-c", DIRECT, source, f"{folder}/direct.engine", few("224", "32")]
-            ours = [sys.executable, "-m", "trtq", "build", source, "--target", "sm86", "--out", f"{folder}/ours.engine"]
+            direct = [
+                sys.executable,
+                "-c",
+                DIRECT,
+                source,
+                f"{folder}/direct.engine",
+                few("224", "32"),
+            ]
+            ours = [
+                sys.executable,
+                "-m",
+                "trtq",
+                "build",
+                source,
+                "--target",
+                "sm86",
+                "--out",
+                f"{folder}/ours.engine",
+            ]
             timed(direct), timed(ours)  # the files are in the page cache from here on
             pairs, inside = [], []
             for i in range(args.rounds):
@@ -88,7 +122,8 @@ def main() -> None:
             a, b = (statistics.median(p[k] for p in pairs) for k in (0, 1))
             ratios = [y / x for x, y in pairs]
             lines.append(
-                f"| {name} | {a:.2f} | {b:.2f} | {b / a:.3f} | {min(ratios):.3f} to {max(ratios):.3f} | {statistics.median(inside):.2f} |"
+                f"| {name} | {a:.2f} | {b:.2f} | {b / a:.3f} | {min(ratios):.3f} to "
+                f"{max(ratios):.3f} | {statistics.median(inside):.2f} |"
             )
             print(lines[-1], flush=True)
             args.out.write_text("\n".join(lines) + "\n")

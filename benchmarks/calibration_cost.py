@@ -1,9 +1,11 @@
 """Time and memory of calibration over plain eager forward passes on the same images, side by side with other tools.
 
-Usage: TRTQ_DATA=... python benchmarks/calibration_cost.py [--modelopt-python PY] [--modelopt-onnx-python PY2] --out FILE.md
-Every row is a process of its own. It first runs the plain float model eagerly over the images twice and times the second
-pass; then it calibrates on the same tensors. Ratio = calibration / plain pass in the same process. Memory = highest resident
-size after calibration minus after the plain pass. Tools that read ONNX get the float file that trtq exported.
+Usage: TRTQ_DATA=... python benchmarks/calibration_cost.py [--modelopt-python PY]
+[--modelopt-onnx-python PY2] --out FILE.md Every row is a process of its own. It first runs the
+plain float model eagerly over the images twice and times the second pass; then it calibrates on the
+same tensors. Ratio = calibration / plain pass in the same process. Memory = highest resident size
+after calibration minus after the plain pass. Tools that read ONNX get the float file that trtq
+exported.
 """
 
 from __future__ import annotations
@@ -75,12 +77,24 @@ def modelopt_onnx(path, batches, images, method):
 
     data = np.concatenate([b.numpy() for b in stream(batches, images)])
     memory, start = peak_mb(), time.perf_counter()
-    quantize(path, quantize_mode="int8", calibration_data={"input": data}, calibration_method=method, output_path=path + ".mo.onnx")
+    quantize(
+        path,
+        quantize_mode="int8",
+        calibration_data={"input": data},
+        calibration_method=method,
+        output_path=path + ".mo.onnx",
+    )
     return time.perf_counter() - start, memory
 
 
 def onnxruntime_static(path, batches, images, method):
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         def __init__(self):
@@ -91,10 +105,16 @@ def onnxruntime_static(path, batches, images, method):
 
     memory, start = peak_mb(), time.perf_counter()
     quantize_static(
-        path, path + ".ort.onnx", Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8, calibrate_method=getattr(CalibrationMethod, method),
+        path,
+        path + ".ort.onnx",
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=getattr(CalibrationMethod, method),
         extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
-    )  # fmt: skip
+    )
     return time.perf_counter() - start, memory
 
 
@@ -110,13 +130,21 @@ def one(tool: str, method: str, images: int, onnx_path: str) -> dict[str, float]
             for x in data:
                 model(x)
             plain.append(time.perf_counter() - start)
-    run = {"trtq": trtq_calibrate, "modelopt-torch": modelopt_torch, "modelopt-onnx": modelopt_onnx, "onnxruntime": onnxruntime_static}[
-        tool
-    ]
+    run = {
+        "trtq": trtq_calibrate,
+        "modelopt-torch": modelopt_torch,
+        "modelopt-onnx": modelopt_onnx,
+        "onnxruntime": onnxruntime_static,
+    }[tool]
     subject = model if tool in ("trtq", "modelopt-torch") else onnx_path
     seconds, before = run(subject, data, images, method)
     factor = images / (len(data) * BATCH)
-    return {"plain_s": plain[1] * factor, "seconds": seconds, "ratio": seconds / (plain[1] * factor), "memory_mb": peak_mb() - before}
+    return {
+        "plain_s": plain[1] * factor,
+        "seconds": seconds,
+        "ratio": seconds / (plain[1] * factor),
+        "memory_mb": peak_mb() - before,
+    }
 
 
 def main() -> None:
@@ -132,13 +160,17 @@ def main() -> None:
         return
     own, torch_py, onnx_py = sys.executable, args.modelopt_python, args.modelopt_onnx_python
     usual, many = few(256, 32), few(4096, 64)
-    rows = [(own, "trtq", m, usual) for m in few(("max", "ema", "percentile", "entropy", "mse"), ("mse",))]
+    rows = [
+        (own, "trtq", m, usual)
+        for m in few(("max", "ema", "percentile", "entropy", "mse"), ("mse",))
+    ]
     rows += [(own, "trtq", m, many) for m in few(("max", "mse"), ("max",))]
     rows += [(torch_py, "modelopt-torch", m, usual) for m in ("max", "mse")]
     rows += [(own, "onnxruntime", m, usual) for m in few(("MinMax", "Entropy"), ("MinMax",))]
     rows += [(onnx_py, "modelopt-onnx", m, usual) for m in ("max", "entropy")]
     lines = [
-        "| tool | calibrator | images | plain forward s | calibration s | ratio | memory over plain MB |",
+        "| tool | calibrator | images | plain forward s | calibration s | ratio | memory over "
+        "plain MB |",
         "|---|---|---|---|---|---|---|",
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -146,28 +178,53 @@ def main() -> None:
 
         from trtq import QuantizeSpec, quantize
 
-        quantize(QuantizeSpec.make({**settings("efficientnet_lite0"), "out": folder, "calib_images": 16, "calib_cache": folder}))
+        quantize(
+            QuantizeSpec.make(
+                {
+                    **settings("efficientnet_lite0"),
+                    "out": folder,
+                    "calib_images": 16,
+                    "calib_cache": folder,
+                }
+            )
+        )
         for python, tool, method, images in rows:
             if python is None:
                 continue
-            command = [python, __file__, "--one", tool, method, str(images), f"{folder}/model.fp32.onnx"]
+            command = [
+                python,
+                __file__,
+                "--one",
+                tool,
+                method,
+                str(images),
+                f"{folder}/model.fp32.onnx",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
             if found:
                 r = json.loads(found[0][7:])
                 line = (
-                    f"| {tool} | {method} | {images} | {r['plain_s']:.1f} | {r['seconds']:.1f} | {r['ratio']:.2f} | {r['memory_mb']:.0f} |"
+                    f"| {tool} | {method} | {images} | {r['plain_s']:.1f} | {r['seconds']:.1f} "
+                    f"| {r['ratio']:.2f} | {r['memory_mb']:.0f} |"
                 )
             else:
-                line = f"| {tool} | {method} | {images} | failed: {done.stderr.strip().splitlines()[-1:]} | | | |"
+                line = (
+                    f"| {tool} | {method} | {images} | failed: "
+                    f"{done.stderr.strip().splitlines()[-1:]} | | | |"
+                )
             print(line, flush=True)
             lines.append(line)
     if args.out:
-        usage = "TRTQ_DATA=<images> python benchmarks/calibration_cost.py --modelopt-python <...> --modelopt-onnx-python <...>"
+        usage = (
+            "TRTQ_DATA=<images> python benchmarks/calibration_cost.py --modelopt-python <...> "
+            "--modelopt-onnx-python <...>"
+        )
         args.out.write_text(
-            f"# Cost of calibration, EfficientNet-Lite0\n\n`{usage}`\n\nBatches of {BATCH}, torch {torch.__version__}, "
-            f"{torch.get_num_threads()} threads, CPU. Memory is the highest resident size after calibration over that before it "
-            "(images and model loaded, plain passes done; for trtq also the graph captured).\n\n" + "\n".join(lines) + "\n"
+            f"# Cost of calibration, EfficientNet-Lite0\n\n`{usage}`\n\nBatches of {BATCH}, torch "
+            f"{torch.__version__}, {torch.get_num_threads()} threads, CPU. Memory is the highest "
+            "resident size after calibration over that before it (images and model loaded, plain "
+            "passes done; for trtq also the graph captured).\n\n" + "\n".join(lines) + "\n"
         )
 
 

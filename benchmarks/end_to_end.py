@@ -1,9 +1,10 @@
 """``trtq quantize`` files to files against ModelOpt's torch path, quantization plus ONNX export.
 
-Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY --out benchmarks/results/end_to_end.md
-EfficientNet-Lite0, 256 images, max. Each round runs every row once in a process of its own; the table has the medians.
-The call alone: trtq.quantize decodes, captures, calibrates, exports, runs the parity gate and writes; ModelOpt's is
-mtq.quantize on images already in memory plus torch.onnx.export. Both after their imports, first call in the process. The whole
+Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY --out
+benchmarks/results/end_to_end.md EfficientNet-Lite0, 256 images, max. Each round runs every row once
+in a process of its own; the table has the medians. The call alone: trtq.quantize decodes, captures,
+calibrates, exports, runs the parity gate and writes; ModelOpt's is mtq.quantize on images already
+in memory plus torch.onnx.export. Both after their imports, first call in the process. The whole
 process: with interpreter start, imports and, for ModelOpt, decoding the images.
 """
 
@@ -35,7 +36,12 @@ def run_trtq() -> dict[str, float]:
 
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        given = {**settings("efficientnet_lite0"), "calibrator": "max", "out": f"{folder}/out", "calib_cache": f"{folder}/cache"}
+        given = {
+            **settings("efficientnet_lite0"),
+            "calibrator": "max",
+            "out": f"{folder}/out",
+            "calib_cache": f"{folder}/cache",
+        }
         spec = QuantizeSpec.make(given)
         record = trtq.verbs.quantize.quantize(spec)
     return {"call": time.perf_counter() - start, **record.seconds}
@@ -55,7 +61,13 @@ def run_modelopt(dynamo: bool) -> dict[str, float]:
     mtq.quantize(model, config, forward_loop=lambda m: [m(x) for x in data])
     quantized = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        torch.onnx.export(model, (data[0][:1],), f"{folder}/m.onnx", dynamo=dynamo, **({} if dynamo else {"opset_version": 17}))
+        torch.onnx.export(
+            model,
+            (data[0][:1],),
+            f"{folder}/m.onnx",
+            dynamo=dynamo,
+            **({} if dynamo else {"opset_version": 17}),
+        )
     return {"call": time.perf_counter() - start, "quantize": quantized}
 
 
@@ -83,13 +95,22 @@ def main() -> None:
             if python is None or name in failed:
                 continue
             start = time.perf_counter()
-            done = subprocess.run([python, __file__, "--row", name], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [python, __file__, "--row", name], capture_output=True, text=True, check=False
+            )
             found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
             if found:
-                seen[name].append({**json.loads(found[0][7:]), "whole": time.perf_counter() - start})
+                seen[name].append(
+                    {**json.loads(found[0][7:]), "whole": time.perf_counter() - start}
+                )
             else:
-                failed[name] = next((ln for ln in reversed(done.stderr.splitlines()) if "Error" in ln), "no message")[:160]
-    lines = ["| what | the call alone, s | the whole process, s | of the call, by step |", "|---|---|---|---|"]
+                failed[name] = next(
+                    (ln for ln in reversed(done.stderr.splitlines()) if "Error" in ln), "no message"
+                )[:160]
+    lines = [
+        "| what | the call alone, s | the whole process, s | of the call, by step |",
+        "|---|---|---|---|",
+    ]
     for name, runs in seen.items():
         if not runs:
             lines.append(f"| {name} | failed: {failed.get(name, 'not asked for')} | | |")
@@ -99,9 +120,19 @@ def main() -> None:
         lines.append(f"| {name} | {middle['call']:.1f} | {middle['whole']:.1f} | {steps} |")
     print("\n".join(lines))
     if args.out:
-        usage = "TRTQ_DATA=<images> python benchmarks/end_to_end.py --modelopt-python <python with nvidia-modelopt>"
-        about = f"Medians of {ROUNDS} rounds on 2 CPU cores, max calibration; the script's head says what each column counts."
-        args.out.write_text(f"# End to end, EfficientNet-Lite0, 256 images\n\n`{usage}`\n\n{about}\n\n" + "\n".join(lines) + "\n")
+        usage = (
+            "TRTQ_DATA=<images> python benchmarks/end_to_end.py --modelopt-python <python with "
+            "nvidia-modelopt>"
+        )
+        about = (
+            f"Medians of {ROUNDS} rounds on 2 CPU cores, max calibration; the script's head "
+            "says what each column counts."
+        )
+        args.out.write_text(
+            f"# End to end, EfficientNet-Lite0, 256 images\n\n`{usage}`\n\n{about}\n\n"
+            + "\n".join(lines)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

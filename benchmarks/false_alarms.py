@@ -1,7 +1,8 @@
 """Does trtq compare cry wolf? A file against itself, and against itself with 3 % of planted waiting.
 
-Usage: python benchmarks/false_alarms.py --out benchmarks/results/false_alarms.md [--same 100] [--planted 50]
-Whatever else the machine does meanwhile is part of the test. The planted slowdown spins for 3 % of the time the request has taken.
+Usage: python benchmarks/false_alarms.py --out benchmarks/results/false_alarms.md [--same 100]
+[--planted 50] Whatever else the machine does meanwhile is part of the test. The planted slowdown
+spins for 3 % of the time the request has taken.
 """
 
 from __future__ import annotations
@@ -60,26 +61,55 @@ def main() -> None:
         for kind, count in (("same", args.same), ("planted", args.planted)):
             for i in range(count):
                 start = time.perf_counter()
-                found = take_turns(load, load if kind == "same" else (lambda: planted(load(), PLANTED)), block_s=BLOCK_S, max_groups=MAX_LOADS, seed=i)
-                rows[kind].append({"outcome": found.outcome, "ratio": found.ratio, "low": found.low, "high": found.high, "noise": found.noise,
-                                   "loads": found.groups, "s": time.perf_counter() - start})  # fmt: skip
+                found = take_turns(
+                    load,
+                    load if kind == "same" else (lambda: planted(load(), PLANTED)),
+                    block_s=BLOCK_S,
+                    max_groups=MAX_LOADS,
+                    seed=i,
+                )
+                rows[kind].append(
+                    {
+                        "outcome": found.outcome,
+                        "ratio": found.ratio,
+                        "low": found.low,
+                        "high": found.high,
+                        "noise": found.noise,
+                        "loads": found.groups,
+                        "s": time.perf_counter() - start,
+                    }
+                )
                 if (i + 1) % few(10, 1) == 0:
                     print(kind, i + 1, json.dumps(rows[kind][-1]), flush=True)
                     watch.look()
-                    args.out.write_text(render(rows, args.model, f"{cpu_name()}, ONNX Runtime {package_version('onnxruntime')}", watch.others()))
+                    args.out.write_text(
+                        render(
+                            rows,
+                            args.model,
+                            f"{cpu_name()}, ONNX Runtime {package_version('onnxruntime')}",
+                            watch.others(),
+                        )
+                    )
 
 
-def render(rows: dict[str, list[dict[str, Any]]], model: str, machine: str, others: float | None) -> str:
+def render(
+    rows: dict[str, list[dict[str, Any]]], model: str, machine: str, others: float | None
+) -> str:
     lines = [
         "# False alarms of trtq compare",
         "",
-        f"Made by `benchmarks/false_alarms.py` on {machine}, {model} at 64x64, CPU; turns of {BLOCK_S:g} s, at most {MAX_LOADS} loads of each. Other",
+        f"Made by `benchmarks/false_alarms.py` on {machine}, {model} at 64x64, CPU; turns of "
+        f"{BLOCK_S:g} s, at most {MAX_LOADS} loads of each. Other",
         f"processes used {others:.0%} of the CPU meanwhile." if others is not None else "",
         "",
-        "| second file | runs | faster | slower | no measurable difference | ratio, median (5 % to 95 %) | half width, median | noise, median | loads of each, median | s a run |",
+        "| second file | runs | faster | slower | no measurable difference | ratio, median (5 % "
+        "to 95 %) | half width, median | noise, median | loads of each, median | s a run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    names = {"same": "the same, loaded once more", "planted": f"the same and {PLANTED:.0%} of waiting"}
+    names = {
+        "same": "the same, loaded once more",
+        "planted": f"the same and {PLANTED:.0%} of waiting",
+    }
     for kind, found in rows.items():
         if not found:
             continue
@@ -87,9 +117,12 @@ def render(rows: dict[str, list[dict[str, Any]]], model: str, machine: str, othe
         ratio = np.asarray([r["ratio"] for r in found])
         half = np.median([(r["high"] - r["low"]) / 2 for r in found])
         lines.append(
-            f"| {names[kind]} | {len(found)} | {outcomes.count('faster')} | {outcomes.count('slower')} | "
-            f"{outcomes.count('no measurable difference')} | {np.median(ratio):.4f} ({np.quantile(ratio, 0.05):.4f} to {np.quantile(ratio, 0.95):.4f}) | "
-            f"{half:.4f} | {np.median([r['noise'] for r in found]):.4f} | {np.median([r['loads'] for r in found]):.0f} | "
+            f"| {names[kind]} | {len(found)} | {outcomes.count('faster')} | "
+            f"{outcomes.count('slower')} | "
+            f"{outcomes.count('no measurable difference')} | {np.median(ratio):.4f} "
+            f"({np.quantile(ratio, 0.05):.4f} to {np.quantile(ratio, 0.95):.4f}) | "
+            f"{half:.4f} | {np.median([r['noise'] for r in found]):.4f} | "
+            f"{np.median([r['loads'] for r in found]):.0f} | "
             f"{np.median([r['s'] for r in found]):.1f} |"
         )
     return "\n".join(lines) + "\n"

@@ -33,9 +33,11 @@ def main() -> None:
 
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("Identity", ["input"], ["output"])], "nothing", [value("input", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_node("Identity", ["input"], ["output"])],
+        "nothing",
+        [value("input", TensorProto.FLOAT, [1, 3, 8, 8])],
         [value("output", TensorProto.FLOAT, [1, 3, 8, 8])],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "nothing.onnx"
@@ -60,7 +62,11 @@ def main() -> None:
 
     sample(_nothing, 1e-7, StopRule(seconds=0.01, samples=10_000, limit_s=1))
     before = peak()
-    found = sample(_nothing, 1e-7, StopRule(seconds=0.0, samples=few(1_000_000, 10_000), limit_s=60, narrow=1.0))
+    found = sample(
+        _nothing,
+        1e-7,
+        StopRule(seconds=0.0, samples=few(1_000_000, 10_000), limit_s=60, narrow=1.0),
+    )
     summarize("e2e", found)
     args.out.write_text(
         f"""# What the harness adds

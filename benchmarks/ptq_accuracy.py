@@ -1,10 +1,12 @@
 """INT8 post-training quantization: trtq's exported file in ONNX Runtime against ModelOpt's torch simulation, same images.
 
-Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY --out benchmarks/results/ptq_accuracy.md
-PY is a Python with nvidia-modelopt 0.47 and trtq installed (``pip install nvidia-modelopt==0.47.0 -e .``); without it the
-ModelOpt rows are left out. Calibration images are the same. ModelOpt quantizes every convolution and linear layer; trtq's default
-also the two products of each attention and the shortcut of each residual add behind a convolution, which is where TensorRT
-gains its speed. The row "same layers" leaves those in float: it compares like with like.
+Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY --out
+benchmarks/results/ptq_accuracy.md PY is a Python with nvidia-modelopt 0.47 and trtq installed
+(``pip install nvidia-modelopt==0.47.0 -e .``); without it the ModelOpt rows are left out.
+Calibration images are the same. ModelOpt quantizes every convolution and linear layer; trtq's
+default also the two products of each attention and the shortcut of each residual add behind a
+convolution, which is where TensorRT gains its speed. The row "same layers" leaves those in float:
+it compares like with like.
 """
 
 from __future__ import annotations
@@ -34,8 +36,15 @@ CALIBRATORS = ("max", "ema", "percentile", "entropy", "mse")
 
 def prepare(name: str):
     spec = QuantizeSpec.make({**settings(name), "out": "unused"})
-    loaded = load_model(spec.model, args=spec.model_arg, checkpoint=Path(spec.checkpoint), match=spec.checkpoint_match)
-    preprocess, _ = resolve_preprocess(input_size=spec.input_size, preset=spec.preset, hints=loaded.input_hints)
+    loaded = load_model(
+        spec.model,
+        args=spec.model_arg,
+        checkpoint=Path(spec.checkpoint),
+        match=spec.checkpoint_match,
+    )
+    preprocess, _ = resolve_preprocess(
+        input_size=spec.input_size, preset=spec.preset, hints=loaded.input_hints
+    )
     source = open_source(spec.data, Path(spec.class_index) if spec.class_index else None)
     return loaded.module, preprocess, source, source.sample(spec.calib_images, 0)
 
@@ -50,14 +59,20 @@ def modelopt_row(name: str, method: str) -> dict[str, float]:
     calibration = list(batches(source, indices, preprocess, 32))
     config = copy.deepcopy(mtq.INT8_DEFAULT_CFG)
     config["algorithm"] = method
-    quantized = mtq.quantize(copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration])
+    quantized = mtq.quantize(
+        copy.deepcopy(model), config, forward_loop=lambda m: [m(x) for x in calibration]
+    )
     return score_in_torch(name, quantized, model, preprocess, source, indices)
 
 
-def score_in_torch(name: str, quantized, model, preprocess, source, indices, limit: int | None = None) -> dict[str, float]:
+def score_in_torch(
+    name: str, quantized, model, preprocess, source, indices, limit: int | None = None
+) -> dict[str, float]:
     """Count on the evaluation images that calibration did not see; ``limit`` takes those that trtq evaluate --limit takes."""
     where = evaluation(name)
-    test = open_source(where["data"], Path(where["class_index"]) if "class_index" in where else None)
+    test = open_source(
+        where["data"], Path(where["class_index"]) if "class_index" in where else None
+    )
     used = set(source.contents(indices))
     picks = [i for i, content in enumerate(test.contents(range(len(test)))) if content not in used]
     if limit is not None and limit < len(picks):
@@ -70,20 +85,44 @@ def score_in_torch(name: str, quantized, model, preprocess, source, indices, lim
             answer = quantized(x).numpy()
             scores.add(answer, np.asarray(labels))
             tally.add(model(x).numpy(), answer)
-    return {"top1": 100 * scores.top1 / scores.images, "agreement": tally.result.agreement, "sqnr": tally.result.sqnr_db, "images": scores.images}
+    return {
+        "top1": 100 * scores.top1 / scores.images,
+        "agreement": tally.result.agreement,
+        "sqnr": tally.result.sqnr_db,
+        "images": scores.images,
+    }
 
 
-def trtq_row(name: str, calibrator: str, out: Path, *, high_precision: tuple[str, ...] = ()) -> dict[str, float]:
-    own = {"out": str(out), "calibrator": calibrator, "calib_cache": str(out / "cache"), "high_precision": high_precision}
+def trtq_row(
+    name: str, calibrator: str, out: Path, *, high_precision: tuple[str, ...] = ()
+) -> dict[str, float]:
+    own = {
+        "out": str(out),
+        "calibrator": calibrator,
+        "calib_cache": str(out / "cache"),
+        "high_precision": high_precision,
+    }
     quantize(QuantizeSpec.make({**settings(name), **own}))
     where = evaluation(name)
     exclude = str(out / "quantize.json") if where["data"] == settings(name)["data"] else None
     r = evaluate(
         EvaluateSpec.make(
-            {**where, "onnx": f"{out}/model.qdq.onnx", "reference": f"{out}/model.fp32.onnx", "exclude": exclude, "batch_size": 50}
+            {
+                **where,
+                "onnx": f"{out}/model.qdq.onnx",
+                "reference": f"{out}/model.fp32.onnx",
+                "exclude": exclude,
+                "batch_size": 50,
+            }
         )
     )
-    return {"top1": r.top1, "agreement": r.agreement, "sqnr": r.sqnr_db, "fp32": r.reference_top1, "images": r.images}
+    return {
+        "top1": r.top1,
+        "agreement": r.agreement,
+        "sqnr": r.sqnr_db,
+        "fp32": r.reference_top1,
+        "images": r.images,
+    }
 
 
 def main() -> None:
@@ -97,7 +136,10 @@ def main() -> None:
     if args.modelopt_row:
         print("RESULT " + json.dumps(modelopt_row(*args.modelopt_row)))
         return
-    lines = ["| model | images | tool | top-1 % | agreement % | SQNR dB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | images | tool | top-1 % | agreement % | SQNR dB |",
+        "|---|---|---|---|---|---|",
+    ]
 
     def emit(line: str) -> None:
         print(line, flush=True)
@@ -109,28 +151,46 @@ def main() -> None:
                 r = trtq_row(name, calibrator, Path(folder) / calibrator)
                 if i == 0:
                     emit(f"| {name} | {r['images']} | FP32 | {r['fp32']:.2f} | 100 | |")
-                emit(f"| {name} | {r['images']} | trtq {calibrator} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
+                emit(
+                    f"| {name} | {r['images']} | trtq {calibrator} | {r['top1']:.2f} | "
+                    f"{r['agreement']:.2f} | {r['sqnr']:.2f} |"
+                )
             for calibrator in ("max", "mse"):
                 extra = ("*.residual",) if name != "vit" else ()
                 extra += ("*.qk", "*.av") if name in ("vit", "mobilevit_xxs") else ()
-                r = trtq_row(name, calibrator, Path(folder) / f"same-{calibrator}", high_precision=extra)
+                r = trtq_row(
+                    name, calibrator, Path(folder) / f"same-{calibrator}", high_precision=extra
+                )
                 emit(
-                    f"| {name} | {r['images']} | trtq {calibrator}, same layers | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |"
+                    f"| {name} | {r['images']} | trtq {calibrator}, same layers | "
+                    f"{r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |"
                 )
         for method in ("max", "mse") if args.modelopt_python else ():
             command = [args.modelopt_python, __file__, "--modelopt-row", name, method]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
             if not found:
-                emit(f"| {name} | | ModelOpt torch {method} | failed: {done.stderr.strip().splitlines()[-1:]} | | |")
+                emit(
+                    f"| {name} | | ModelOpt torch {method} | failed: "
+                    f"{done.stderr.strip().splitlines()[-1:]} | | |"
+                )
                 continue
             r = json.loads(found[0][7:])
-            emit(f"| {name} | {r['images']} | ModelOpt torch {method} | {r['top1']:.2f} | {r['agreement']:.2f} | {r['sqnr']:.2f} |")
+            emit(
+                f"| {name} | {r['images']} | ModelOpt torch {method} | {r['top1']:.2f} | "
+                f"{r['agreement']:.2f} | {r['sqnr']:.2f} |"
+            )
     if args.out:
-        usage = f"TRTQ_DATA=<images> python benchmarks/ptq_accuracy.py --models {' '.join(args.models)}"
-        usage += f" --calibrators {' '.join(args.calibrators)} --modelopt-python <python with nvidia-modelopt>"
+        usage = (
+            f"TRTQ_DATA=<images> python benchmarks/ptq_accuracy.py --models {' '.join(args.models)}"
+        )
+        usage += (
+            f" --calibrators {' '.join(args.calibrators)} --modelopt-python <python with "
+            "nvidia-modelopt>"
+        )
         args.out.write_text(
-            f"# INT8 accuracy\n\n`{usage}`\n\ntorch {torch.__version__}, numpy {np.__version__}, CPU.\n\n" + "\n".join(lines) + "\n"
+            f"# INT8 accuracy\n\n`{usage}`\n\ntorch {torch.__version__}, numpy "
+            f"{np.__version__}, CPU.\n\n" + "\n".join(lines) + "\n"
         )
 
 

@@ -1,10 +1,12 @@
 """What a training step costs with the codes in place: time and memory over the same step in float, next to ModelOpt's QAT.
 
-Usage: TRTQ_DATA=... python benchmarks/qat_cost.py [--models ...] [--device cpu|cuda] [--compile] [--modelopt-python PY] --out FILE
-A step is forward, cross-entropy, backward, on one batch of 64 random images in channels-last, w8a8. Float and quantized steps take
-turns, the ratio is that of their medians. Memory: the high-water mark of what torch allocated during one step (on a CPU from its
-profiler, on a GPU torch.cuda.max_memory_allocated), weights not counted. The float step is the captured graph with BatchNorm folded
-for trtq and the eager module in training mode for ModelOpt: each tool is held against what it starts from.
+Usage: TRTQ_DATA=... python benchmarks/qat_cost.py [--models ...] [--device cpu|cuda] [--compile]
+[--modelopt-python PY] --out FILE A step is forward, cross-entropy, backward, on one batch of 64
+random images in channels-last, w8a8. Float and quantized steps take turns, the ratio is that of
+their medians. Memory: the high-water mark of what torch allocated during one step (on a CPU from
+its profiler, on a GPU torch.cuda.max_memory_allocated), weights not counted. The float step is the
+captured graph with BatchNorm folded for trtq and the eager module in training mode for ModelOpt:
+each tool is held against what it starts from.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ def model_of(name: str) -> tuple[torch.nn.Module, tuple[int, int, int], dict[str
 
     from trtq.models.load import load_model
 
-    plain = {n: {"model": f"timm:{n}", "input_size": "3x224x224"} for n in ("resnet18", "deit_tiny_patch16_224")}
+    plain = {
+        n: {"model": f"timm:{n}", "input_size": "3x224x224"}
+        for n in ("resnet18", "deit_tiny_patch16_224")
+    }
     own = plain[name] if name in plain else settings(name)
     checkpoint = Path(own["checkpoint"]) if "checkpoint" in own else None
     loaded = load_model(own["model"], args=own.get("model_arg"), checkpoint=checkpoint)
@@ -51,7 +56,11 @@ def peak(step: Callable[[], None], device: torch.device) -> float:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
-    events = sorted((e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]")
+    events = sorted(
+        (e.start_ns(), e.nbytes())
+        for e in seen.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    )
     now = most = 0
     for _, size in events:
         now += size
@@ -67,17 +76,33 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def ratios(plain: Callable[[], None], quantized: Callable[[], None], device: torch.device, *, memory: bool = True) -> dict[str, float]:
+def ratios(
+    plain: Callable[[], None],
+    quantized: Callable[[], None],
+    device: torch.device,
+    *,
+    memory: bool = True,
+) -> dict[str, float]:
     for step in (plain, quantized, plain, quantized):
         step()
     times = [(timed(plain, device), timed(quantized, device)) for _ in range(ROUNDS)]
     a, b = (statistics.median(t[i] for t in times) for i in (0, 1))
     held = (peak(plain, device), peak(quantized, device)) if memory else (0.0, 0.0)
-    return {"float_ms": 1e3 * a, "ms": 1e3 * b, "ratio": b / a, "float_mb": held[0] / 1e6, "mb": held[1] / 1e6}
+    return {
+        "float_ms": 1e3 * a,
+        "ms": 1e3 * b,
+        "ratio": b / a,
+        "float_mb": held[0] / 1e6,
+        "mb": held[1] / 1e6,
+    }
 
 
 def stepper(
-    module: Callable[[torch.Tensor], torch.Tensor], learning: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor, lean: bool
+    module: Callable[[torch.Tensor], torch.Tensor],
+    learning: list[torch.Tensor],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    lean: bool,
 ) -> Callable[[], None]:
     from contextlib import nullcontext
 
@@ -128,11 +153,19 @@ def trtq_rows(name: str, device: torch.device, compiled: bool) -> dict[str, dict
     x = torch.randn(BATCH, *size, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(0, plain(x[:2]).shape[1], (BATCH,), device=device)
     learning: list[torch.Tensor] = [*graph.trained, *graph.ranges]
-    found = {"trtq": ratios(stepper(plain, floats, x, y, False), stepper(graph.module, learning, x, y, True), device)}
+    found = {
+        "trtq": ratios(
+            stepper(plain, floats, x, y, False), stepper(graph.module, learning, x, y, True), device
+        )
+    }
     if compiled:
         a, b = torch.compile(plain), torch.compile(graph.module)
-        found["trtq, both compiled"] = ratios(stepper(a, floats, x, y, False), stepper(b, learning, x, y, False), device)
-        found["trtq --compile over eager float"] = ratios(stepper(plain, floats, x, y, False), stepper(b, learning, x, y, False), device)
+        found["trtq, both compiled"] = ratios(
+            stepper(a, floats, x, y, False), stepper(b, learning, x, y, False), device
+        )
+        found["trtq --compile over eager float"] = ratios(
+            stepper(plain, floats, x, y, False), stepper(b, learning, x, y, False), device
+        )
     return found
 
 
@@ -149,10 +182,16 @@ def modelopt_row(name: str, device: torch.device) -> dict[str, float]:
     module, size, _ = model_of(name)
     x = torch.randn(BATCH, *size, device=device).contiguous(memory_format=torch.channels_last)
     module = module.to(device).train()
-    quantized = mtq.quantize(copy.deepcopy(module), modelopt_config(module, "w8a8", "max"), forward_loop=lambda m: m(x[:16])).train()
+    quantized = mtq.quantize(
+        copy.deepcopy(module),
+        modelopt_config(module, "w8a8", "max"),
+        forward_loop=lambda m: m(x[:16]),
+    ).train()
     y = torch.randint(0, module(x[:2]).shape[1], (BATCH,), device=device)
     plain, other = list(module.parameters()), list(quantized.parameters())
-    return ratios(stepper(module, plain, x, y, False), stepper(quantized, other, x, y, False), device)
+    return ratios(
+        stepper(module, plain, x, y, False), stepper(quantized, other, x, y, False), device
+    )
 
 
 def main() -> None:
@@ -170,32 +209,54 @@ def main() -> None:
     if args.modelopt_row:
         print("RESULT " + json.dumps(modelopt_row(args.modelopt_row, device)))
         return
-    lines = ["| model | tool | float ms | quantized ms | time | float MB | quantized MB | memory |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | tool | float ms | quantized ms | time | float MB | quantized MB | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
 
     def emit(name: str, tool: str, r: dict[str, float]) -> None:
         memory = f"{r['float_mb']:.0f} | {r['mb']:.0f} | {r['mb'] / max(r['float_mb'], 1e-9):.2f} x"
-        lines.append(f"| {name} | {tool} | {r['float_ms']:.0f} | {r['ms']:.0f} | {r['ratio']:.2f} x | {memory} |")
+        lines.append(
+            f"| {name} | {tool} | {r['float_ms']:.0f} | {r['ms']:.0f} | {r['ratio']:.2f} x | "
+            f"{memory} |"
+        )
         print(lines[-1], flush=True)
 
     for name in args.models:
         for tool, r in trtq_rows(name, device, args.compile).items():
             emit(name, tool, r)
         if args.modelopt_python:
-            command = [args.modelopt_python, __file__, "--modelopt-row", name, "--device", args.device, "--threads", str(args.threads)]
+            command = [
+                args.modelopt_python,
+                __file__,
+                "--modelopt-row",
+                name,
+                "--device",
+                args.device,
+                "--threads",
+                str(args.threads),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = [ln for ln in done.stdout.splitlines() if ln.startswith("RESULT ")]
             if found:
                 emit(name, "ModelOpt 0.47", json.loads(found[0][7:]))
             else:
-                lines.append(f"| {name} | ModelOpt | failed: {done.stderr.strip().splitlines()[-1:]} | | | | | |")
+                lines.append(
+                    f"| {name} | ModelOpt | failed: {done.stderr.strip().splitlines()[-1:]} | | "
+                    "| | | |"
+                )
                 print(lines[-1], flush=True)
     if args.out:
-        usage = f"TRTQ_DATA=<images> python benchmarks/qat_cost.py --models {' '.join(args.models)} --device {args.device} --threads {args.threads}"
+        usage = (
+            f"TRTQ_DATA=<images> python benchmarks/qat_cost.py --models {' '.join(args.models)} "
+            f"--device {args.device} --threads {args.threads}"
+        )
         usage += (" --compile" if args.compile else "") + (
             " --modelopt-python <python with nvidia-modelopt>" if args.modelopt_python else ""
         )
         args.out.write_text(
-            f"# What a training step costs\n\n`{usage}`\n\ntorch {torch.__version__}, {args.device.upper()}.\n\n" + "\n".join(lines) + "\n"
+            f"# What a training step costs\n\n`{usage}`\n\ntorch {torch.__version__}, "
+            f"{args.device.upper()}.\n\n" + "\n".join(lines) + "\n"
         )
 
 

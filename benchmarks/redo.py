@@ -44,7 +44,9 @@ class Section:
         """Add a claim that can be checked in direction or ratio."""
         self.rows.append(Row(what, paper, ours, AGREE if holds else DIFFERS, why))
 
-    def better(self, what: str, paper: str, ours: str, difference: float, noise: float, why: str = "") -> None:
+    def better(
+        self, what: str, paper: str, ours: str, difference: float, noise: float, why: str = ""
+    ) -> None:
         """Add a claim that one figure is above another; within the noise of the images it is not decided.
 
         Args:
@@ -56,9 +58,28 @@ class Section:
             why: what else to know.
         """
         if abs(difference) <= noise:
-            self.rows.append(Row(what, paper, ours, NOT, "; ".join(filter(None, [f"{difference:+.2f} lies within the noise of {noise:.2f} points", why]))))
+            self.rows.append(
+                Row(
+                    what,
+                    paper,
+                    ours,
+                    NOT,
+                    "; ".join(
+                        filter(
+                            None,
+                            [f"{difference:+.2f} lies within the noise of {noise:.2f} points", why],
+                        )
+                    ),
+                )
+            )
         else:
-            self.says(what, paper, ours, difference > 0, "; ".join(filter(None, [f"noise {noise:.2f} points", why])))
+            self.says(
+                what,
+                paper,
+                ours,
+                difference > 0,
+                "; ".join(filter(None, [f"noise {noise:.2f} points", why])),
+            )
 
     def shows(self, what: str, paper: str, ours: str, why: str) -> None:
         """Add a figure that cannot be held against the printed one, with the reason."""
@@ -77,16 +98,25 @@ class Subject:
     @property
     def data(self) -> str:
         """What a row was measured on."""
-        return f"{self.name}, {self.limit} images of {Path(self.where['data']).parent.name or ''}/{Path(self.where['data']).name}"
+        return (
+            f"{self.name}, {self.limit} images of "
+            f"{Path(self.where['data']).parent.name or ''}/{Path(self.where['data']).name}"
+        )
 
     def quantized(self, folder: Path, **changes: Any) -> tuple[Any, Any]:
         """Return the records of a quantization with nothing but what is asked, and of its evaluation."""
         from trtq import QuantizeSpec, quantize
 
         values = {
-            **self.own, "out": str(folder / "o"), "calib_cache": str(folder / "c"), "preset_quant": "none", "calibrator": "max",
-            "calib_images": few(256, 16), "parity_images": 16, "min_agreement": 0,
-        }  # fmt: skip
+            **self.own,
+            "out": str(folder / "o"),
+            "calib_cache": str(folder / "c"),
+            "preset_quant": "none",
+            "calibrator": "max",
+            "calib_images": few(256, 16),
+            "parity_images": 16,
+            "min_agreement": 0,
+        }
         made = quantize(QuantizeSpec.make({**values, **changes}))
         return made, self.evaluated(folder / "o")
 
@@ -94,9 +124,16 @@ class Subject:
         """Return the record of the Q/DQ file in a folder."""
         from trtq import EvaluateSpec, evaluate
 
-        files = {"onnx": str(folder / "model.qdq.onnx"), "reference": str(folder / "model.fp32.onnx")}
+        files = {
+            "onnx": str(folder / "model.qdq.onnx"),
+            "reference": str(folder / "model.fp32.onnx"),
+        }
         shared = {k: self.own[k] for k in ("input_size", "preset") if k in self.own}
-        return evaluate(EvaluateSpec.make({**self.where, **shared, **files, "batch_size": 50, "limit": self.limit}))
+        return evaluate(
+            EvaluateSpec.make(
+                {**self.where, **shared, **files, "batch_size": 50, "limit": self.limit}
+            )
+        )
 
     def analyzed(self, folder: Path, metric: str, bits: Sequence[str], **more: Any) -> Path:
         """Return the file of a sensitivity analysis."""
@@ -105,18 +142,34 @@ class Subject:
         out = folder / f"{metric}-{'-'.join(bits)}.json"
         own = {k: v for k, v in self.own.items() if k != "calib_images"}
         analyze(
-            AnalyzeSpec.make({**own, "calib_images": few(256, 16), "out": str(out), "metric": metric, "bits": list(bits), "calib_cache": str(folder / "c"), **more})
+            AnalyzeSpec.make(
+                {
+                    **own,
+                    "calib_images": few(256, 16),
+                    "out": str(out),
+                    "metric": metric,
+                    "bits": list(bits),
+                    "calib_cache": str(folder / "c"),
+                    **more,
+                }
+            )
         )
         return out
 
 
 def add_subject(parser: argparse.ArgumentParser, role: str, default: str) -> None:
     """Add the flags that choose the model of a role."""
-    parser.add_argument(f"--{role}", default=default, help="a model of models.py, or anything with the flags below")
+    parser.add_argument(
+        f"--{role}", default=default, help="a model of models.py, or anything with the flags below"
+    )
     for flag, text in (
-        ("model", "timm:NAME, torchvision:NAME or file.py:function"), ("checkpoint", "its weights"), ("data", "images to calibrate on"),
-        ("eval", "images to evaluate on, in folders by class"), ("input-size", "such as 3x224x224"), ("class-index", "JSON list of folder names"),
-    ):  # fmt: skip
+        ("model", "timm:NAME, torchvision:NAME or file.py:function"),
+        ("checkpoint", "its weights"),
+        ("data", "images to calibrate on"),
+        ("eval", "images to evaluate on, in folders by class"),
+        ("input-size", "such as 3x224x224"),
+        ("class-index", "JSON list of folder names"),
+    ):
         parser.add_argument(f"--{role}-{flag}", default=None, help=text)
 
 
@@ -124,14 +177,23 @@ def subject(args: argparse.Namespace, role: str) -> Subject:
     """Return the model of a role."""
     from models import evaluation, settings
 
-    given = {k: getattr(args, f"{role}_{k}") for k in ("model", "checkpoint", "data", "input_size", "class_index")}
+    given = {
+        k: getattr(args, f"{role}_{k}")
+        for k in ("model", "checkpoint", "data", "input_size", "class_index")
+    }
     if given["model"] is None:
         name = getattr(args, role)
         return Subject(name, settings(name), evaluation(name), args.images)
     if given["data"] is None or getattr(args, f"{role}_eval") is None:
-        raise SystemExit(f"--{role}-model needs --{role}-data and --{role}-eval: accuracy is not measured on the images of calibration")
+        raise SystemExit(
+            f"--{role}-model needs --{role}-data and --{role}-eval: accuracy is not measured on "
+            "the images of calibration"
+        )
     own = {k: v for k, v in given.items() if v is not None}
-    where = {"data": getattr(args, f"{role}_eval"), **{k: own[k] for k in ("class_index",) if k in own}}
+    where = {
+        "data": getattr(args, f"{role}_eval"),
+        **{k: own[k] for k in ("class_index",) if k in own},
+    }
     return Subject(given["model"], own, where, args.images)
 
 
@@ -142,14 +204,22 @@ def printed(paper: str) -> dict[str, dict[str, Any]]:
 
 def parser_of(doc: str) -> argparse.ArgumentParser:
     """Return the flags that every script has."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="*", default=[], help="ids such as 'Table 1'; default: all")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tables", nargs="*", default=[], help="ids such as 'Table 1'; default: all"
+    )
     parser.add_argument("--images", type=int, default=2000, help="images to evaluate on")
-    parser.add_argument("--out", type=Path, required=True, help="the page; what was done before stays in it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the page; what was done before stays in it"
+    )
     return parser
 
 
-def redo(paper: str, title: str, work: dict[str, Callable[[], Section]], args: argparse.Namespace) -> None:
+def redo(
+    paper: str, title: str, work: dict[str, Callable[[], Section]], args: argparse.Namespace
+) -> None:
     """Do every table that is asked for and write the page after each: an interrupted run keeps what it has.
 
     A table that is not asked for keeps the section that an earlier run wrote.
@@ -164,7 +234,11 @@ def redo(paper: str, title: str, work: dict[str, Callable[[], Section]], args: a
     for name, make in work.items():
         if not args.tables or name in args.tables:
             print(f"{paper} {name}", flush=True)
-            held[name] = _render(make(), tables[name], shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
+            held[name] = _render(
+                make(),
+                tables[name],
+                shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            )
             _write(args.out, title, [held[n] for n in work if n in held])
 
 
@@ -172,23 +246,46 @@ def _sections(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     parts = re.split(r"(?m)^## ", path.read_text())[1:]
-    return {p.partition(":")[0]: f"## {p.rstrip()}\n" for p in parts if not p.startswith("Verdicts")}
+    return {
+        p.partition(":")[0]: f"## {p.rstrip()}\n" for p in parts if not p.startswith("Verdicts")
+    }
 
 
 def _render(section: Section, table: dict[str, Any], command: str) -> str:
-    lines = [f"## {section.id}: {table['title']}", "", f"Paper: {table['data']}", "", f"Here: {section.data}. `{command}`", ""]
+    lines = [
+        f"## {section.id}: {table['title']}",
+        "",
+        f"Paper: {table['data']}",
+        "",
+        f"Here: {section.data}. `{command}`",
+        "",
+    ]
     lines += ["| what | paper | ours | verdict | why |", "|---|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.paper} | {r.ours} | {r.verdict} | {r.why} |".replace("\n", " ") for r in section.rows]
+    lines += [
+        f"| {r.what} | {r.paper} | {r.ours} | {r.verdict} | {r.why} |".replace("\n", " ")
+        for r in section.rows
+    ]
     if section.picture:
         lines += ["", f"![{section.id}]({section.picture})"]
     if table["problems"]:
-        lines += ["", "What the print leaves open or contradicts:", "", *(f"- {p}" for p in table["problems"])]
+        lines += [
+            "",
+            "What the print leaves open or contradicts:",
+            "",
+            *(f"- {p}" for p in table["problems"]),
+        ]
     return "\n".join([*lines, ""])
 
 
 def _write(path: Path, title: str, sections: Sequence[str]) -> None:
     counts = {v: sum(s.count(f"| {v} |") for s in sections) for v in (AGREE, DIFFERS, NOT)}
-    head = [f"# {title}", "", "Made on a CPU; accuracy is of exported files in ONNX Runtime. Each table names the command that made it.", ""]
+    head = [
+        f"# {title}",
+        "",
+        "Made on a CPU; accuracy is of exported files in ONNX Runtime. Each table names the "
+        "command that made it.",
+        "",
+    ]
     head += ["## Verdicts", "", "; ".join(f"{n} {v}" for v, n in counts.items()) + ".", ""]
     beside = path.with_name(f".{path.name}.new")
     beside.write_text("\n".join([*head, *sections]))
@@ -198,8 +295,9 @@ def _write(path: Path, title: str, sections: Sequence[str]) -> None:
 def noise_of(*records: Any) -> float:
     """Return two standard errors of a difference of accuracies, points: paired images, discordant at most where one of the files leaves float.
 
-    Files A and B can differ only on images where A or B differs from the float model: at most d = (1 - agreement A) + (1 - agreement B)
-    of n; the difference of right answers then has a variance of at most d / n. Of mIoU no such bound is known: half a point.
+    Files A and B can differ only on images where A or B differs from the float model: at most d =
+    (1 - agreement A) + (1 - agreement B) of n; the difference of right answers then has a variance
+    of at most d / n. Of mIoU no such bound is known: half a point.
     """
     if records[0].miou is not None:
         return MIOU_NOISE

@@ -1,7 +1,8 @@
 """The roofline against latencies the papers print: how far each row is off.
 
 Usage: python benchmarks/roofline.py --out benchmarks/results/roofline.md
-S4's Tables 4.2, 4.5, 4.6 and 4.9 (T4, batch 1) and the averages of S3's Figure 7 with the two values its text names (RTX 3080).
+S4's Tables 4.2, 4.5, 4.6 and 4.9 (T4, batch 1) and the averages of S3's Figure 7 with the two
+values its text names (RTX 3080).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from pathlib import Path
 from smoke import arguments, few
 
 MOBILEVITS = [
-    "mobilevit_xxs", "mobilevit_xs", "mobilevit_s",
+    "mobilevit_xxs",
+    "mobilevit_xs",
+    "mobilevit_s",
     *(f"mobilevitv2_{w}" for w in ("050", "075", "100", "125", "150", "175", "200")),
-]  # fmt: skip
+]
 HUNDRED = {"model_arg": {"num_classes": 100}}
 CITY = {"model_arg": {"num_classes": 19}, "input_size": "3x1024x2048"}
 # where it is printed, device, models whose mean is meant, their settings, precision, published ms
@@ -37,7 +40,7 @@ ROWS: list[tuple[str, str, list[str], dict[str, object], str, float]] = [
     ("S3 Fig. 7 average", "rtx3080", [f"timm:{m}" for m in MOBILEVITS], {}, "fp32", 1.51),
     ("S3 Fig. 7 average", "xavier", [f"timm:{m}" for m in MOBILEVITS], {}, "fp32", 17.8),
     ("S3 Fig. 7 average", "nano", [f"timm:{m}" for m in MOBILEVITS], {}, "fp32", 40.7),
-]  # fmt: skip
+]
 ABOUT = """\
 Every row is a prediction of `trtq cost --device`, batch 1; "published" is what the paper prints. Peaks and bandwidth are from data
 sheets (trtq/cost/devices.toml). Fitted, to these rows: two numbers a class of devices. That leaves 12 rows for 2 numbers on the T4, 3 for
@@ -66,19 +69,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     args = arguments(parser)
-    lines = ["| published in | device | precision | published ms | predicted ms | off |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| published in | device | precision | published ms | predicted ms | off |",
+        "|---|---|---|---|---|---|",
+    ]
     errors = []
     for label, device, models, own, bits, published in few(ROWS, ROWS[:1]):
-        found = [cost(CostSpec.make({**own, "model": m, "bits": bits, "device": device})).latency for m in models]
+        found = [
+            cost(CostSpec.make({**own, "model": m, "bits": bits, "device": device})).latency
+            for m in models
+        ]
         predicted = statistics.fmean(r.ms for r in found if r is not None)
         errors.append(predicted / published - 1)
-        lines.append(f"| {label} | {device} | {bits} | {published:.2f} | {predicted:.2f} | {errors[-1]:+.0%} |")
+        lines.append(
+            f"| {label} | {device} | {bits} | {published:.2f} | {predicted:.2f} | "
+            f"{errors[-1]:+.0%} |"
+        )
         print(lines[-1], flush=True)
     median = statistics.median(abs(e) for e in errors)
     said = f"Median of the {len(errors)} absolute errors: {median:.0%}."
     print(said)
     if args.out:
-        args.out.write_text(f"# Roofline against published latencies\n\n{ABOUT}\n" + "\n".join(lines) + f"\n\n{said}\n\n{WORST}")
+        args.out.write_text(
+            f"# Roofline against published latencies\n\n{ABOUT}\n"
+            + "\n".join(lines)
+            + f"\n\n{said}\n\n{WORST}"
+        )
 
 
 if __name__ == "__main__":

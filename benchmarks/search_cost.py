@@ -1,7 +1,8 @@
 """What a search costs: each metric in passes of the same model over the same images, and the integer program in seconds.
 
 Usage: python benchmarks/search_cost.py --out benchmarks/results/search_cost.md
-Random images and weights: only time is measured. Every figure is a ratio to plain eager passes of the captured graph in the same process.
+Random images and weights: only time is measured. Every figure is a ratio to plain eager passes of
+the captured graph in the same process.
 """
 
 from __future__ import annotations
@@ -32,17 +33,34 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def study(name: str, size: int, images: int, probes: int, widths: list[str]) -> tuple[Study, list[tuple[torch.Tensor, torch.Tensor]]]:
+def study(
+    name: str, size: int, images: int, probes: int, widths: list[str]
+) -> tuple[Study, list[tuple[torch.Tensor, torch.Tensor]]]:
     captured = capture(load_model(name).module, (3, size, size))
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(8, 3, size, size, generator=generator), torch.randint(0, few(1000, 4), (8,), generator=generator)) for _ in range(images // 8)
+        (
+            torch.randn(8, 3, size, size, generator=generator),
+            torch.randint(0, few(1000, 4), (8,), generator=generator),
+        )
+        for _ in range(images // 8)
     ]
-    layers = prepare_layers(captured.module, read_options(widths), [b for b, _ in batches], calibrator="max", percentile=99.99)
+    layers = prepare_layers(
+        captured.module,
+        read_options(widths),
+        [b for b, _ in batches],
+        calibrator="max",
+        percentile=99.99,
+    )
     made = Study(
-        graph=captured.module, layers=layers, batches=lambda: batches, units=Units(None, "x"), begin=lambda *_: None, advance=lambda _: None,
+        graph=captured.module,
+        layers=layers,
+        batches=lambda: batches,
+        units=Units(None, "x"),
+        begin=lambda *_: None,
+        advance=lambda _: None,
         arguments={"probes": probes, "trials": 1, "epsilon": 1.0, "seed": 0},
-    )  # fmt: skip
+    )
     return made, batches
 
 
@@ -73,17 +91,30 @@ def integer_program() -> list[float]:
     bits = {o: int(o[1]) for o in labels}
     for _ in range(few(5, 1)):
         choices = []
-        for i, (s, p) in enumerate(zip(generator.gamma(1.0, 5.0, 200), generator.integers(1e3, 1e6, 200), strict=True)):
+        for i, (s, p) in enumerate(
+            zip(generator.gamma(1.0, 5.0, 200), generator.integers(1e3, 1e6, 200), strict=True)
+        ):
             macs = int(p) * int(generator.integers(10, 1000))
             costs = {
-                "size": {o: p * b / 8 for o, b in bits.items()}, "bitops": {o: macs * b * b for o, b in bits.items()},
+                "size": {o: p * b / 8 for o, b in bits.items()},
+                "bitops": {o: macs * b * b for o, b in bits.items()},
                 "energy": {o: macs * b * b / 1024 + 200 * p * b / 32 for o, b in bits.items()},
-            }  # fmt: skip
+            }
             choices.append(
-                Choice(name=f"l{i}", layers=(f"l{i}",), sensitivity=s, loss={o: s * 4.0**-b for o, b in bits.items()}, costs=costs)
+                Choice(
+                    name=f"l{i}",
+                    layers=(f"l{i}",),
+                    sensitivity=s,
+                    loss={o: s * 4.0**-b for o, b in bits.items()},
+                    costs=costs,
+                )
             )
         most = {b: sum(c.costs[b]["w8a8"] for c in choices) for b in ("size", "bitops", "energy")}
-        budgets = {"size": 0.6 * most["size"], "bitops": 0.4 * most["bitops"], "energy": 0.5 * most["energy"]}
+        budgets = {
+            "size": 0.6 * most["size"],
+            "bitops": 0.4 * most["bitops"],
+            "energy": 0.5 * most["energy"],
+        }
         found.append(seconds(lambda c=choices, b=budgets: mixed_integer(c, labels, b)))  # type: ignore[misc]
     return found
 
@@ -98,25 +129,55 @@ def main() -> None:
         lines.append(f"| {' | '.join(cells)} |")
         print(lines[-1], flush=True)
 
-    for name, size in few((("timm:resnet18", 224), ("timm:mobilenetv2_100", 224), ("timm:deit_tiny_patch16_224", 224)), ((TINY["tiny"], 32),)):
+    for name, size in few(
+        (
+            ("timm:resnet18", 224),
+            ("timm:mobilenetv2_100", 224),
+            ("timm:deit_tiny_patch16_224", 224),
+        ),
+        ((TINY["tiny"], 32),),
+    ):
         made, batches = study(name, size, 16, 2, ["2", "4", "6", "8"])
         plain = forward(made, batches)
-        emit("l2, four widths", name, f"{seconds(lambda m=made: l2(m)) / plain:.2f} forward passes", "6")  # type: ignore[misc]
+        emit(
+            "l2, four widths",
+            name,
+            f"{seconds(lambda m=made: l2(m)) / plain:.2f} forward passes",
+            "6",
+        )  # type: ignore[misc]
         made, batches = study(name, size, 16, 2, ["4"])
         plain, depth = forward(made, batches), len(made.layers)
         passes = seconds(lambda m=made: jsd(m)) / plain  # type: ignore[misc]
-        emit(f"jsd, one width, {depth} layers", name, f"{passes:.1f} forward passes, {passes / depth:.2f} a layer", "0.6 a layer")
+        emit(
+            f"jsd, one width, {depth} layers",
+            name,
+            f"{passes:.1f} forward passes, {passes / depth:.2f} a layer",
+            "0.6 a layer",
+        )
     made, batches = study(few("timm:resnet50", TINY["tiny"]), few(224, 32), 8, 50, ["4"])
     unit = backward(made, batches)
     made.arguments = {**made.arguments, "probes": few(50, 4)}
     started = time.perf_counter()
     _, said = hessian(made)
     spent = (time.perf_counter() - started) / unit
-    emit(f"hessian, {said['probes']} probes", "timm:resnet50", f"{spent:.1f} forward and backward passes", "110 for 50 probes")
+    emit(
+        f"hessian, {said['probes']} probes",
+        "timm:resnet50",
+        f"{spent:.1f} forward and backward passes",
+        "110 for 50 probes",
+    )
     times = integer_program()
-    emit("integer program, 200 layers, 4 widths, 3 budgets", "five random", f"{min(times):.2f} to {max(times):.2f} s", "2 s")
+    emit(
+        "integer program, 200 layers, 4 widths, 3 budgets",
+        "five random",
+        f"{min(times):.2f} to {max(times):.2f} s",
+        "2 s",
+    )
     if args.out:
-        about = "`python benchmarks/search_cost.py`, 2 CPU cores; ratios to plain passes of the same graph over the same images in the same process."
+        about = (
+            "`python benchmarks/search_cost.py`, 2 CPU cores; ratios to plain passes of the "
+            "same graph over the same images in the same process."
+        )
         args.out.write_text(f"# What a search costs\n\n{about}\n\n" + "\n".join(lines) + "\n")
 
 

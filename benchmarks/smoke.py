@@ -1,6 +1,7 @@
 """``--smoke``: every script here in seconds, on tiny models and synthetic images, to see that it still runs. Its figures mean nothing.
 
-Results go to a temporary file, never to ``results/``; other tools, such as ModelOpt, are not needed. Child processes follow.
+Results go to a temporary file, never to ``results/``; other tools, such as ModelOpt, are not
+needed. Child processes follow.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ def few(usual: T, smoke: T) -> T:
 
 def arguments(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
     """Parse the command line, with ``--smoke`` as an option; in that form nothing is required and these are the defaults."""
-    parser.add_argument("--smoke", action="store_true", help="in seconds, on tiny models and synthetic images: does it still run?")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="in seconds, on tiny models and synthetic images: does it still run?",
+    )
     if not SMOKE:
         return parser.parse_args()
     os.environ[VARIABLE] = "1"

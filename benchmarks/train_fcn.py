@@ -1,6 +1,7 @@
 """Train FCN-ResNet18 from nothing on CamVid at 240x320: the float model that segmentation.py quantizes.
 
-Usage: python benchmarks/train_fcn.py --camvid camvid.zip --out fcn_resnet18_camvid.safetensors [--epochs 60] [--threads 2]
+Usage: python benchmarks/train_fcn.py --camvid camvid.zip --out fcn_resnet18_camvid.safetensors
+[--epochs 60] [--threads 2]
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ def read(archive: zipfile.ZipFile, split: str) -> tuple[torch.Tensor, torch.Tens
     height, width = SIZE
     images, masks = [], []
     for name in sorted(n for n in archive.namelist() if n.startswith(f"{split}/")):
-        image = Image.open(io.BytesIO(archive.read(name))).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-        mask = Image.open(io.BytesIO(archive.read(f"{split}annot/{Path(name).stem}.png"))).resize((width, height), Image.Resampling.NEAREST)
+        image = (
+            Image.open(io.BytesIO(archive.read(name)))
+            .convert("RGB")
+            .resize((width, height), Image.Resampling.BILINEAR)
+        )
+        mask = Image.open(io.BytesIO(archive.read(f"{split}annot/{Path(name).stem}.png"))).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
         images.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1))
         masks.append(torch.from_numpy(np.asarray(mask).copy()))
     return torch.stack(images), torch.stack(masks)
@@ -46,9 +53,14 @@ def varied(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, tor
     masks = torch.where(flip[:, None, None], masks.flip(2), masks)
     share = float(torch.empty(()).uniform_(0.5, 1.0))
     height, width = (round(v * share) for v in SIZE)
-    top, left = int(torch.randint(SIZE[0] - height + 1, ())), int(torch.randint(SIZE[1] - width + 1, ()))
+    top, left = (
+        int(torch.randint(SIZE[0] - height + 1, ())),
+        int(torch.randint(SIZE[1] - width + 1, ())),
+    )
     window = images[:, :, top : top + height, left : left + width].float()
-    images = torch.nn.functional.interpolate(window, size=SIZE, mode="bilinear", align_corners=False)
+    images = torch.nn.functional.interpolate(
+        window, size=SIZE, mode="bilinear", align_corners=False
+    )
     window = masks[:, None, top : top + height, left : left + width].float()
     return images, torch.nn.functional.interpolate(window, size=SIZE, mode="nearest")[:, 0].long()
 
@@ -58,9 +70,14 @@ def mean_iou(model: torch.nn.Module, images: torch.Tensor, masks: torch.Tensor) 
     model.eval()
     with torch.inference_mode():
         for part, wanted in zip(images.split(8), masks.split(8), strict=True):
-            found, truth = model(normalised(part)).argmax(1).numpy(), wanted.numpy().astype(np.int64)
+            found, truth = (
+                model(normalised(part)).argmax(1).numpy(),
+                wanted.numpy().astype(np.int64),
+            )
             seen = truth != VOID
-            counts += np.bincount(truth[seen] * CLASSES + found[seen], minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+            counts += np.bincount(
+                truth[seen] * CLASSES + found[seen], minlength=CLASSES**2
+            ).reshape(CLASSES, CLASSES)
     both = np.diag(counts)
     return float(100.0 * np.mean(both / np.maximum(counts.sum(0) + counts.sum(1) - both, 1)))
 
@@ -86,7 +103,9 @@ def main() -> None:
     model = fcn_resnet18(CLASSES).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.02)
     steps = len(images) // args.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=steps * args.epochs, pct_start=0.2
+    )
     loss_of = torch.nn.CrossEntropyLoss(weight=weights, ignore_index=VOID)
     for epoch in range(args.epochs):
         model.train()
@@ -101,8 +120,16 @@ def main() -> None:
             optimizer.step()
             schedule.step()
             total += float(loss)
-        shown = f", mIoU {mean_iou(model, *val):.2f} % on val" if epoch % 5 == 4 or epoch + 1 == args.epochs else ""
-        print(f"epoch {epoch + 1}: loss {total / steps:.4f}, {time.perf_counter() - began:.0f} s{shown}", flush=True)
+        shown = (
+            f", mIoU {mean_iou(model, *val):.2f} % on val"
+            if epoch % 5 == 4 or epoch + 1 == args.epochs
+            else ""
+        )
+        print(
+            f"epoch {epoch + 1}: loss {total / steps:.4f}, {time.perf_counter() - began:.0f} "
+            f"s{shown}",
+            flush=True,
+        )
         if shown:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, args.out)
 

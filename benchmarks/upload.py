@@ -1,8 +1,8 @@
 """How fast a model gets onto a board: trtq's upload against scp, through the same sshd on loopback, in turns.
 
 Usage: python benchmarks/upload.py [--megabytes 200] [--rounds 5] --out benchmarks/results/upload.md
-The board is trtq.testing.board's stand-in. trtq's time holds the look whether the file is there, the SHA-256 on the other side, the flush to disk and
-the rename; scp does none of them.
+The board is trtq.testing.board's stand-in. trtq's time holds the look whether the file is there,
+the SHA-256 on the other side, the flush to disk and the rename; scp does none of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ def main() -> None:
         digest = sha256_file(payload)
         board = StandInBoard(folder / "board", "orin")
         login = board.folder / "login.sh"  # what a login script prints is more than scp can bear
-        login.write_text("".join(ln for ln in login.read_text().splitlines(keepends=True) if not ln.startswith("echo")))
+        login.write_text(
+            "".join(
+                ln
+                for ln in login.read_text().splitlines(keepends=True)
+                if not ln.startswith("echo")
+            )
+        )
         with board.serving():
             device = parse_device("orin", board.address, identity=str(board.identity))
             agent = Agent(device, Silent())
@@ -49,9 +55,18 @@ def main() -> None:
             probe(agent)
             there = board.home / ".trtq/files/model.onnx"
             scp = [
-                "scp", "-O", "-q", "-F", str(agent.link.config), "-P", str(board.port), "-i", str(board.identity), str(payload),
+                "scp",
+                "-O",
+                "-q",
+                "-F",
+                str(agent.link.config),
+                "-P",
+                str(board.port),
+                "-i",
+                str(board.identity),
+                str(payload),
                 f"{board.user}@127.0.0.1:{there}.scp",
-            ]  # fmt: skip
+            ]
             subprocess.run(scp, check=True)
             rates: dict[str, list[float]] = {"scp": [], "trtq": []}
             for i in range(args.rounds):
@@ -69,13 +84,23 @@ def main() -> None:
             agent.close()
         ratio = statistics.median(rates["trtq"]) / statistics.median(rates["scp"])
         lines = [
-            "# Uploads", "",
-            f"Made by `benchmarks/upload.py` on {cpu_name()}, {os.cpu_count()} cores, {args.megabytes} MB of random bytes, both ends on this machine, one",
-            f"multiplexed connection for both, in turns, {args.rounds} rounds. trtq's time holds a SHA-256 over there, a flush to disk and a rename.", "",
-            "| | median, MB/s | lowest to highest |", "|---|---|---|",
-            *(f"| {n} | {statistics.median(v):.0f} | {min(v):.0f} to {max(v):.0f} |" for n, v in rates.items()), "",
-            f"trtq reaches {ratio:.0%} of scp's rate.", "",
-        ]  # fmt: skip
+            "# Uploads",
+            "",
+            f"Made by `benchmarks/upload.py` on {cpu_name()}, {os.cpu_count()} cores, "
+            f"{args.megabytes} MB of random bytes, both ends on this machine, one",
+            f"multiplexed connection for both, in turns, {args.rounds} rounds. trtq's time "
+            "holds a SHA-256 over there, a flush to disk and a rename.",
+            "",
+            "| | median, MB/s | lowest to highest |",
+            "|---|---|---|",
+            *(
+                f"| {n} | {statistics.median(v):.0f} | {min(v):.0f} to {max(v):.0f} |"
+                for n, v in rates.items()
+            ),
+            "",
+            f"trtq reaches {ratio:.0%} of scp's rate.",
+            "",
+        ]
         args.out.write_text("\n".join(lines))
         print("\n".join(lines))
     finally:

@@ -3,16 +3,20 @@
 Usage: python agent.py parse-tegrastats < LOG
        python agent.py VERB ARGUMENTS
 
-``parse-tegrastats`` reads lines of tegrastats on standard input and writes one JSON object for each: ``ram_used_mb``, ``ram_total_mb``,
-``swap_used_mb``, ``gr3d_pct``, ``cpu``, ``temps_c``, ``rails_mw``. What a line does not say is null or empty; no line raises.
+``parse-tegrastats`` reads lines of tegrastats on standard input and writes one JSON object for
+each: ``ram_used_mb``, ``ram_total_mb``, ``swap_used_mb``, ``gr3d_pct``, ``cpu``, ``temps_c``,
+``rails_mw``. What a line does not say is null or empty; no line raises.
 
-The other verbs (``VERBS`` at the end) are for ``trtq deploy``: ARGUMENTS is a JSON object in URL-safe base64, so that no shell finds anything to
-expand in it. They answer with JSON lines behind ``@trtq``; what a login script prints before has no such mark. The first line says which copy of
-this file answers: a workstation with another one replaces it. All files lie in one folder of this user alone that has a marker of our own; work is
-done detached in ``jobs/KEY``: the link may go at any moment, and whoever asks for the same KEY again finds it.
+The other verbs (``VERBS`` at the end) are for ``trtq deploy``: ARGUMENTS is a JSON object in
+URL-safe base64, so that no shell finds anything to expand in it. They answer with JSON lines behind
+``@trtq``; what a login script prints before has no such mark. The first line says which copy of
+this file answers: a workstation with another one replaces it. All files lie in one folder of this
+user alone that has a marker of our own; work is done detached in ``jobs/KEY``: the link may go at
+any moment, and whoever asks for the same KEY again finds it.
 
-A workstation starts this file as ``python3 -I`` does: neither the current folder nor PYTHONPATH nor the packages of the user's home can put a module
-in the way of the standard library. Advice to the user is sent as a name of ``HINTS`` with arguments; the workstation has the words.
+A workstation starts this file as ``python3 -I`` does: neither the current folder nor PYTHONPATH nor
+the packages of the user's home can put a module in the way of the standard library. Advice to the
+user is sent as a name of ``HINTS`` with arguments; the workstation has the words.
 """
 
 import base64
@@ -48,7 +52,8 @@ ROOT = os.environ.get("TRTQ_ROOT", "/")
 CHUNK = 1 << 20
 F_SETPIPE_SZ = 1031  # of Linux; fcntl names it from Python 3.10 on
 BUSY_S, SILENT_S = 20.0, 60.0  # how long an upload waits for another one, and for its own link
-BEAT_S = 5.0  # a word while there is nothing else to say: a workstation takes silence for a link that is gone
+# a word while there is nothing else to say: a workstation takes silence for a link that is gone
+BEAT_S = 5.0
 MOST_TEXT, MOST_LOG = 1000, 1 << 20  # characters of a reason, bytes of a log that is shown
 # The only forms in which a name is made, listed or taken.
 FORMS = {
@@ -66,16 +71,22 @@ CORE = re.compile(r"(\d+)%(?:@(\d+))?$")
 GPU = re.compile(r"(?<!\S)GR3D(?:_FREQ)?\s+(\d+)%")
 GPU_FIELD = re.compile(r"(?<!\S)GR3D(?:_FREQ)?(?!\S)")
 # NAME@45.5C; from JetPack 7.2 on current/maximum.
-TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][\w.+-]*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)*(?!\S)")
+TEMPERATURE = re.compile(
+    r"(?<!\S)([A-Za-z][\w.+-]*)@(-?\d+(?:\.\d+)?)C(?:/-?\d+(?:\.\d+)?C)*(?!\S)"
+)
 # NAME current/average, from JetPack 5 on with mW, from 7.2 on with a maximum behind.
-RAIL = re.compile(r"(?<!\S)(?!I?RAM\s|SWAP\s)([A-Za-z][\w.+-]*)\s+(\d+)(mW)?/(\d+)(mW)?(?:/(\d+)(mW)?)?(?!\S)")
+RAIL = re.compile(
+    r"(?<!\S)(?!I?RAM\s|SWAP\s)([A-Za-z][\w.+-]*)\s+(\d+)(mW)?/(\d+)(mW)?(?:/(\d+)(mW)?)?(?!\S)"
+)
 UNREADABLE_C = -256.0  # the zone is power-gated
 
-# Rails that are the total by themselves, in the order to look for them; then those that must be added where there is none.
+# Rails that are the total by themselves, in the order to look for them; then those that must be
+# added where there is none.
 TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
 SUMS = (
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
-    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),  # AGX Orin; VDDQ_VDD2_1V8AO is fed from VIN_SYS_5V0
+    # AGX Orin; VDDQ_VDD2_1V8AO is fed from VIN_SYS_5V0
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),  # Thor on other carriers
 )
 
@@ -89,7 +100,10 @@ def parse_tegrastats(line: str) -> Dict[str, Any]:
         "swap_used_mb": int(swap.group(1)) if swap else None,
         "gr3d_pct": gpu,
         "cpu": _cores(line),
-        "temps_c": {m.group(1): None if float(m.group(2)) <= UNREADABLE_C else float(m.group(2)) for m in TEMPERATURE.finditer(line)},
+        "temps_c": {
+            m.group(1): None if float(m.group(2)) <= UNREADABLE_C else float(m.group(2))
+            for m in TEMPERATURE.finditer(line)
+        },
         "rails_mw": _rails(line),
     }
 
@@ -140,12 +154,13 @@ def total_power(rails: Dict[str, List[int]]) -> Tuple[Optional[int], str]:
 def read_rails(root: str = "/") -> Dict[str, int]:
     """Return the power of every rail that the INA3221 monitors have in sysfs, mW by name; empty where there are none.
 
-    Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes, older ones ``iio`` with milliwatts. Rails
-    labelled NC and the sum of shunts (channel 7) are none.
+    Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes, older ones
+    ``iio`` with milliwatts. Rails labelled NC and the sum of shunts (channel 7) are none.
     """
     rails = {}  # type: Dict[str, int]
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*"))):
-        if _text(os.path.join(folder, "name")) == "ina238":  # Thor's developer kit: the whole board, microwatts
+        # Thor's developer kit: the whole board, microwatts
+        if _text(os.path.join(folder, "name")) == "ina238":
             power = _number(os.path.join(folder, "power1_input"))
             if power is not None:
                 rails["VIN"] = power // 1000
@@ -154,11 +169,16 @@ def read_rails(root: str = "/") -> Dict[str, int]:
             continue
         for channel in range(1, 4):
             label = _text(os.path.join(folder, "in%d_label" % channel))
-            volts, amperes = (_number(os.path.join(folder, "%s%d_input" % (kind, channel))) for kind in ("in", "curr"))
+            volts, amperes = (
+                _number(os.path.join(folder, "%s%d_input" % (kind, channel)))
+                for kind in ("in", "curr")
+            )
             if label and "NC" not in label.split() and volts is not None and amperes is not None:
                 rails[label] = volts * amperes // 1000
     # sys/bus/i2c/drivers/ina3221x/0-0040/iio:device0
-    for folder in sorted(glob.glob(os.path.join(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*"))):
+    for folder in sorted(
+        glob.glob(os.path.join(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*"))
+    ):
         for channel in range(3):
             label = _text(os.path.join(folder, "rail_name_%d" % channel))
             power = _number(os.path.join(folder, "in_power%d_input" % channel))
@@ -174,7 +194,8 @@ def sysfs_power(root: str = "/") -> Tuple[Optional[int], str]:
 
 def _text(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as handle:  # over SSH the locale of JetPack 4 is plain ASCII
+        # over SSH the locale of JetPack 4 is plain ASCII
+        with open(path, encoding="utf-8", errors="replace") as handle:
             return handle.read().strip()
     except OSError:
         return ""
@@ -206,13 +227,19 @@ JETPACKS = {
     "36.5.0": "6.2.2", "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
 }  # fmt: skip
 GENERATIONS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
-TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/usr/bin/trtexec", "/usr/local/bin/trtexec", "/opt/tensorrt/bin/trtexec")
+TRTEXEC = (
+    "/usr/src/tensorrt/bin/trtexec",
+    "/usr/bin/trtexec",
+    "/usr/local/bin/trtexec",
+    "/opt/tensorrt/bin/trtexec",
+)
 TOOL_FOLDERS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/bin")
-# What a person can do, by name. The workstation fills its own copy of these words in: ``device`` is the board's name there, arguments that come from
-# the board are quoted for a shell.
+# What a person can do, by name. The workstation fills its own copy of these words in: ``device`` is
+# the board's name there, arguments that come from the board are quoted for a shell.
 HINTS = {
     "": "",
-    "sudoers": "on the board: sudo visudo -f /etc/sudoers.d/trtq, with the line: {user} ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks",
+    "sudoers": "on the board: sudo visudo -f /etc/sudoers.d/trtq, with the line: {user} "
+    "ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, /usr/bin/jetson_clocks",
     "install": "on the board: sudo apt-get install {package}",
     "start-trtexec": "on the board: {path} --help",
     "video": "on the board: sudo usermod -aG video,render {user}, then log in again",
@@ -228,7 +255,8 @@ HINTS = {
     "private": "on the board: chmod go-w {path}; or give trtq device add another --workdir",
     "another-folder": "Give trtq device add another --workdir, of your own user there",
     "writable": "Give trtq device add a --workdir that can be written",
-    "space": "Free some space on the board's disk (trtq device clean {device} removes what trtq left there), or give trtq device add another --workdir",
+    "space": "Free some space on the board's disk (trtq device clean {device} removes what trtq "
+    "left there), or give trtq device add another --workdir",
     "upload-again": "deploy again: the upload is checked then",
 }
 Hint = Dict[str, Any]
@@ -236,7 +264,7 @@ Hint = Dict[str, Any]
 
 def hint(name: str, **arguments: Any) -> Hint:
     """Return a piece of advice as it is sent."""
-    assert name in HINTS, name
+    assert name in HINTS, name  # noqa: S101
     return {"name": name, "arguments": {k: str(v)[:MOST_TEXT] for k, v in arguments.items()}}
 
 
@@ -265,7 +293,13 @@ def tool(name: str) -> Optional[str]:
 def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
     """Run a program without a shell and without input; return its status (127: not there, 124: too slow) and all it printed."""
     try:
-        child = subprocess.Popen(as_bytes(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environ())
+        child = subprocess.Popen(  # noqa: S603
+            as_bytes(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environ(),
+        )
     except OSError as exc:
         return 127, str(exc)
     try:
@@ -289,7 +323,9 @@ def environ() -> Dict[str, str]:
     made = dict(os.environ, LC_ALL="C")
     cuda = "/usr/local/cuda/lib64"
     if os.path.isdir(cuda):
-        made["LD_LIBRARY_PATH"] = ":".join([p for p in made.get("LD_LIBRARY_PATH", "").split(":") if p] + [cuda])
+        made["LD_LIBRARY_PATH"] = ":".join(
+            [p for p in made.get("LD_LIBRARY_PATH", "").split(":") if p] + [cuda]
+        )
     return made
 
 
@@ -313,7 +349,9 @@ def identify() -> Dict[str, Any]:
     """Return what the board is and which software it has, from files that need no root."""
     model = _text(at("/proc/device-tree/model")).strip("\0 \n")
     compatible = [c for c in _text(at("/proc/device-tree/compatible")).split("\0") if c]
-    soc = next((m.group(0) for m in (re.search(r"tegra\d\d[\dx]", c) for c in compatible) if m), None)
+    soc = next(
+        (m.group(0) for m in (re.search(r"tegra\d\d[\dx]", c) for c in compatible) if m), None
+    )
     memory = meminfo()
     total_gib = memory.get("MemTotal", 0) / 2.0**30
     name = next((short for text, short in BOARDS if text in model.lower()), None)
@@ -333,7 +371,9 @@ def _l4t() -> Optional[str]:
     first = _text(at("/etc/nv_tegra_release")).split("\n")[0]
     found = re.search(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", first)
     if found is not None:
-        return (found.group(1) + "." + found.group(2) + ".0")[: None if found.group(2).count(".") == 0 else -2]
+        return (found.group(1) + "." + found.group(2) + ".0")[
+            : None if found.group(2).count(".") == 0 else -2
+        ]
     query = tool("dpkg-query")
     if query is not None:
         code, text = run([query, "-W", "-f", "${Version}", "nvidia-l4t-core"])
@@ -352,8 +392,16 @@ def jetpack_of(l4t: Optional[str]) -> Optional[str]:
 
 def _libnvinfer() -> Optional[str]:
     """Return the version of the TensorRT library that is installed: its file name says it."""
-    for pattern in ("/usr/lib/aarch64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/usr/local/lib", "/usr/lib"):
-        found = [re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", p) for p in glob.glob(os.path.join(at(pattern), "libnvinfer.so.*"))]
+    for pattern in (
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/local/lib",
+        "/usr/lib",
+    ):
+        found = [
+            re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", p)
+            for p in glob.glob(os.path.join(at(pattern), "libnvinfer.so.*"))
+        ]
         versions = [m.group(1) for m in found if m is not None]
         if versions:
             return max(versions, key=lambda v: [int(x) for x in v.split(".")])
@@ -362,7 +410,11 @@ def _libnvinfer() -> Optional[str]:
 
 def find_trtexec() -> Optional[Dict[str, Any]]:
     """Return path and number (8201, 100300) of trtexec; its number is None where it does not start."""
-    for place in [os.environ.get("TRTQ_TRTEXEC", "")] + [at(p) for p in TRTEXEC] + [(shutil.which("trtexec") or "") if ROOT == "/" else ""]:
+    for place in (
+        [os.environ.get("TRTQ_TRTEXEC", "")]
+        + [at(p) for p in TRTEXEC]
+        + [(shutil.which("trtexec") or "") if ROOT == "/" else ""]
+    ):
         if place and os.path.isfile(place):
             code, text = run([place, "--help"], 120.0)
             found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
@@ -381,7 +433,10 @@ def _has_module(name: str) -> bool:
 
 def meminfo() -> Dict[str, int]:
     """Return /proc/meminfo in bytes."""
-    return {m.group(1): int(m.group(2)) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB", _text(at("/proc/meminfo")), re.MULTILINE)}
+    return {
+        m.group(1): int(m.group(2)) * 1024
+        for m in re.finditer(r"^(\w+):\s+(\d+) kB", _text(at("/proc/meminfo")), re.MULTILINE)
+    }
 
 
 def boot_id() -> str:
@@ -393,9 +448,19 @@ def temperatures() -> Dict[str, float]:
     """Return degrees Celsius by thermal zone; a zone that cannot be read (-256) and the constant one of the PMIC are left out."""
     found = {}  # type: Dict[str, float]
     for zone in sorted(glob.glob(at("/sys/class/thermal/thermal_zone*"))):
-        name = _text(os.path.join(zone, "type")).replace("-thermal", "").replace("_thermal", "").replace("-therm", "")
+        name = (
+            _text(os.path.join(zone, "type"))
+            .replace("-thermal", "")
+            .replace("_thermal", "")
+            .replace("-therm", "")
+        )
         value = _number(os.path.join(zone, "temp"))
-        if name and value is not None and value > UNREADABLE_C * 1000 and not name.upper().startswith("PMIC"):
+        if (
+            name
+            and value is not None
+            and value > UNREADABLE_C * 1000
+            and not name.upper().startswith("PMIC")
+        ):
             found[name] = value / 1000.0
     return found
 
@@ -440,7 +505,11 @@ def clocks() -> Dict[str, Any]:
 
 def gpu_load() -> Optional[float]:
     """Return the GPU's load in percent; Thor's kernel does not tell it."""
-    for path in ("/sys/devices/gpu.0/load", "/sys/devices/platform/gpu.0/load", "/sys/devices/platform/17000000.gpu/load"):
+    for path in (
+        "/sys/devices/gpu.0/load",
+        "/sys/devices/platform/gpu.0/load",
+        "/sys/devices/platform/17000000.gpu/load",
+    ):
         value = _number(at(path))
         if value is not None:
             return value / 10.0
@@ -450,9 +519,13 @@ def gpu_load() -> Optional[float]:
 def power_mode() -> Dict[str, Any]:
     """Return the board's power mode and the modes it has, ``{"id": 0, "name": "MAXN", "modes": {"MAXN": 0}}``; id None where it is unknown."""
     modes = {
-        m.group(2): int(m.group(1)) for m in re.finditer(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _text(at("/etc/nvpmodel.conf")))
+        m.group(2): int(m.group(1))
+        for m in re.finditer(
+            r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _text(at("/etc/nvpmodel.conf"))
+        )
     }
-    path, name, number = tool("nvpmodel"), None, None  # type: Optional[str], Optional[str], Optional[int]
+    # type: Optional[str], Optional[str], Optional[int]
+    path, name, number = tool("nvpmodel"), None, None
     if path is not None:
         lines = run([path, "-q"], 20.0)[1].splitlines()
         for i, line in enumerate(lines):
@@ -482,7 +555,7 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
     if path is None:
         return
     try:
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: S603
             [path, "--interval", str(interval_ms)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -495,7 +568,7 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
     if late is not None:
         late.start()
     try:
-        assert child.stdout is not None
+        assert child.stdout is not None  # noqa: S101
         for raw in child.stdout:
             yield raw.decode("utf-8", "replace")
             count -= 1
@@ -545,7 +618,8 @@ def probe(home: str) -> Dict[str, Any]:
     if idle:
         lock.free()
     found["meanwhile"] = None
-    if plan is not None:  # other settings are held meanwhile: what counts is what the board goes back to
+    # other settings are held meanwhile: what counts is what the board goes back to
+    if plan is not None:
         if not idle:
             found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
         found["power_mode"].update(id=plan["mode"], name=plan["name"])
@@ -581,7 +655,9 @@ def _groups() -> List[str]:
 
 def _desktop() -> bool:
     """Whether a desktop runs: it takes 250 to 865 MB of the memory that the GPU shares."""
-    for path in glob.glob("/proc/[0-9]*/comm") if ROOT == "/" else glob.glob(at("/proc/[0-9]*/comm")):
+    for path in (
+        glob.glob("/proc/[0-9]*/comm") if ROOT == "/" else glob.glob(at("/proc/[0-9]*/comm"))
+    ):
         if _text(path) in ("gnome-shell", "Xorg", "compiz", "lxsession"):
             return True
     return False
@@ -597,7 +673,11 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
     user = found["user"]
     if found["trtexec"] is None and not found["tensorrt_python"]:
         packages = "nvidia-jetpack" if found["tensorrt"] is None else "libnvinfer-bin"
-        add("neither trtexec nor TensorRT's Python module: nothing can be built here", "install", package=packages)
+        add(
+            "neither trtexec nor TensorRT's Python module: nothing can be built here",
+            "install",
+            package=packages,
+        )
     elif found["trtexec"] is None:
         add(
             "no trtexec: engines are built through Python, and no latency can be measured",
@@ -605,11 +685,23 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
             package="libnvinfer-bin",
         )
     elif found["trtexec"]["number"] is None:
-        add("trtexec does not start: " + found["trtexec"]["said"], "start-trtexec", path=found["trtexec"]["path"])
+        add(
+            "trtexec does not start: " + found["trtexec"]["said"],
+            "start-trtexec",
+            path=found["trtexec"]["path"],
+        )
     if not found["tensorrt_python"]:
-        add("no TensorRT for Python: no accuracy can be measured here", "install", package="python3-libnvinfer")
+        add(
+            "no TensorRT for Python: no accuracy can be measured here",
+            "install",
+            package="python3-libnvinfer",
+        )
     if not found["root"]:
-        add("no sudo without a password: power mode and clocks stay as they are, and are recorded", "sudoers", user=user)
+        add(
+            "no sudo without a password: power mode and clocks stay as they are, and are recorded",
+            "sudoers",
+            user=user,
+        )
     if found["power"]["mw"] is None:
         add("no power figure: " + found["power"]["what"])
     if os.geteuid() != 0 and ROOT == "/" and "video" not in found["groups"]:
@@ -624,7 +716,8 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
         add("%d MB of disk are free" % (found["disk"]["free"] / 1e6), "disk")
     if found["time"] < 1600000000:
         add(
-            "the clock stands in %s: only intervals of it are used" % time.strftime("%Y", time.gmtime(found["time"])),
+            "the clock stands in %s: only intervals of it are used"
+            % time.strftime("%Y", time.gmtime(found["time"])),
             "clock",
         )
     return said
@@ -635,7 +728,10 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 def create(path: str) -> BinaryIO:
     """Open a file that must not be there yet, for writing: neither a link nor a file of somebody else is ever written through."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb")
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600),
+        "wb",
+    )
 
 
 def beside(path: str) -> str:
@@ -645,7 +741,9 @@ def beside(path: str) -> str:
 
 def extend(path: str, mode: str = "ab") -> Any:
     """Open a file of ours that may be there already: to append to it or, with ``r+b``, to go on in it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else 0)
+    flags = (
+        os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else 0)
+    )
     number = os.open(path, flags, 0o600)
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
@@ -701,19 +799,23 @@ def open_home(path: str) -> str:
     """Make our folder where it is not there, prove that it is this user's alone and can be written, and return its path without links.
 
     Raises:
-        Refused: it is a link, somebody else's, writable by others, or holds files that trtq did not make.
+        Refused: it is a link, somebody else's, writable by others, or holds files that trtq did not
+            make.
     """
     given = os.path.abspath(os.path.expanduser(path))
     _require_own(given)
     home = os.path.realpath(given)
-    # The marker is the first thing in the folder: a call beside this one may be making it, so look inside before looking for it.
+    # The marker is the first thing in the folder: a call beside this one may be making it, so look
+    # inside before looking for it.
     try:
         held = set(os.listdir(home)) - {"agents"} if os.path.isdir(home) else set()
     except OSError as exc:
         raise Refused("cannot read %s: %s" % (home, exc.strerror), hint("another-folder"))
     marker = os.path.join(home, MARKER)
     if held and not (os.path.isfile(marker) and not os.path.islink(marker)):
-        raise Refused("%s is not empty, and trtq did not make it" % home, hint("own-folder", path=path))
+        raise Refused(
+            "%s is not empty, and trtq did not make it" % home, hint("own-folder", path=path)
+        )
     try:
         os.makedirs(home, mode=0o700, exist_ok=True)
         touch(marker)
@@ -725,7 +827,10 @@ def open_home(path: str) -> str:
             handle.write(b"x")
         os.unlink(trial)
     except OSError as exc:
-        raise Refused("cannot write to %s: %s" % (home, exc.strerror), _room(exc) if exc.errno != errno.EEXIST else hint("another-folder"))
+        raise Refused(
+            "cannot write to %s: %s" % (home, exc.strerror),
+            _room(exc) if exc.errno != errno.EEXIST else hint("another-folder"),
+        )
     return home
 
 
@@ -742,9 +847,15 @@ def _require_own(path: str) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise Refused("%s is no folder" % path, hint("another-folder"))
     if found.st_uid != os.geteuid():
-        raise Refused("%s belongs to another user (%s, not %s)" % (path, _user(found.st_uid), _user()), hint("another-folder"))
+        raise Refused(
+            "%s belongs to another user (%s, not %s)" % (path, _user(found.st_uid), _user()),
+            hint("another-folder"),
+        )
     if found.st_mode & 0o022:
-        raise Refused("others can write to %s (mode %03o)" % (path, stat.S_IMODE(found.st_mode)), hint("private", path=path))
+        raise Refused(
+            "others can write to %s (mode %03o)" % (path, stat.S_IMODE(found.st_mode)),
+            hint("private", path=path),
+        )
 
 
 def _room(exc: OSError) -> Hint:
@@ -792,14 +903,19 @@ class Lock:
         self.handle.close()
 
 
-def put(home: str, name: str, size: int, digest: str, offset: int, token: str, source: Any) -> Dict[str, Any]:
+def put(
+    home: str, name: str, size: int, digest: str, offset: int, token: str, source: Any
+) -> Dict[str, Any]:
     """Take a file from standard input, from ``offset`` on; what came before a cut stays and the next upload goes on behind it.
 
-    An upload that still waits for a link that is gone makes way for the next one with its ``token``; another's is waited for.
+    An upload that still waits for a link that is gone makes way for the next one with its
+    ``token``; another's is waited for.
     """
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
-    lock = Lock(os.path.join(home, "locks", digest[:16]), json.dumps({"token": token, "pid": os.getpid()}))
+    lock = Lock(
+        os.path.join(home, "locks", digest[:16]), json.dumps({"token": token, "pid": os.getpid()})
+    )
     until = time.monotonic() + BUSY_S
     while not lock.take(wait=False):
         holder = read_json(lock.path) or {}
@@ -827,7 +943,8 @@ def put(home: str, name: str, size: int, digest: str, offset: int, token: str, s
             got = offset
             descriptor, view = source.fileno(), memoryview(bytearray(CHUNK))
             try:
-                fcntl.fcntl(descriptor, F_SETPIPE_SZ, CHUNK)  # a pipe of 64 KiB has sshd and this wait for each other all the time
+                # a pipe of 64 KiB has sshd and this wait for each other all the time
+                fcntl.fcntl(descriptor, F_SETPIPE_SZ, CHUNK)
             except (IOError, OSError):
                 pass
             flusher = _Flusher(handle.fileno())
@@ -875,7 +992,11 @@ def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
     part = "%s.part.%s" % (path, digest[:16])
     if os.path.isfile(path) and os.path.getsize(path) == size and sha256(path) == digest:
         return {"state": "stored", "have": size, "path": path}
-    return {"state": "part", "have": min(os.path.getsize(part), size) if os.path.exists(part) else 0, "path": path}
+    return {
+        "state": "part",
+        "have": min(os.path.getsize(part), size) if os.path.exists(part) else 0,
+        "path": path,
+    }
 
 
 def inside(home: str, name: str) -> str:
@@ -884,7 +1005,9 @@ def inside(home: str, name: str) -> str:
     if not path.startswith(home + os.sep):
         raise Refused("%s lies outside of %s" % (name, home))
     folder, _, rest = name.partition("/")
-    if folder not in FORMS or not (FORMS[folder].match(rest.partition("/")[0] if folder == "jobs" else rest)):
+    if folder not in FORMS or not (
+        FORMS[folder].match(rest.partition("/")[0] if folder == "jobs" else rest)
+    ):
         raise Refused("%s is no name that trtq gives" % name)
     return path
 
@@ -910,20 +1033,37 @@ def process_start(pid: int) -> Optional[str]:
 def status(home: str, key: str) -> Dict[str, Any]:
     """Return how a job stands.
 
-    ``none`` (never asked for), ``waiting`` (for the board), ``running``, ``done`` (its result is there), ``lost`` (it ended without one: ``why``).
+    ``none`` (never asked for), ``waiting`` (for the board), ``running``, ``done`` (its result is
+    there), ``lost`` (it ended without one: ``why``).
     """
     folder = inside(home, os.path.join("jobs", key))
-    state, result = read_json(os.path.join(folder, "state.json")), read_json(os.path.join(folder, "result.json"))
+    state, result = (
+        read_json(os.path.join(folder, "state.json")),
+        read_json(os.path.join(folder, "result.json")),
+    )
     if result is not None:
-        return {"state": "done", "key": key, "run": state["started"] if state else None, "result": result}
+        return {
+            "state": "done",
+            "key": key,
+            "run": state["started"] if state else None,
+            "result": result,
+        }
     if state is None:
         return {"state": "none", "key": key}
     if alive(state["pid"], state["started"]) and state["boot"] == boot_id():
         return dict(state, key=key, run=state["started"])
     why = (
-        "the board was started again meanwhile" if state["boot"] != boot_id() else "its process was killed (out of memory, or by somebody)"
+        "the board was started again meanwhile"
+        if state["boot"] != boot_id()
+        else "its process was killed (out of memory, or by somebody)"
     )
-    return {"state": "lost", "key": key, "why": why, "step": state.get("step"), "run": state["started"]}
+    return {
+        "state": "lost",
+        "key": key,
+        "why": why,
+        "step": state.get("step"),
+        "run": state["started"],
+    }
 
 
 def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
@@ -933,19 +1073,42 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
     lock.take()
     try:
         now = status(home, key)
-        if now["state"] in ("waiting", "running") or (now["state"] == "done" and not job.get("again") and _whole(folder, now["result"])):
+        if now["state"] in ("waiting", "running") or (
+            now["state"] == "done" and not job.get("again") and _whole(folder, now["result"])
+        ):
             return now
         if os.path.isdir(folder):
             shutil.rmtree(folder)
         os.makedirs(folder)
         write_json(os.path.join(folder, "job.json"), job)
-        line = [sys.executable, "-I", os.path.realpath(__file__), "work", encode({"home": home, "key": key})]
+        line = [
+            sys.executable,
+            "-I",
+            os.path.realpath(__file__),
+            "work",
+            encode({"home": home, "key": key}),
+        ]
         with extend(os.path.join(folder, "log.txt")) as log, open(os.devnull, "rb") as nothing:
-            # A session of its own and no descriptor of the link's: it does not end with it, and sshd does not wait for it.
-            child = subprocess.Popen(line, stdin=nothing, stdout=log, stderr=log, cwd=folder, start_new_session=True, close_fds=True)
+            # A session of its own and no descriptor of the link's: it does not end with it, and
+            # sshd does not wait for it.
+            child = subprocess.Popen(  # noqa: S603
+                line,
+                stdin=nothing,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                start_new_session=True,
+                close_fds=True,
+            )
         write_json(
             os.path.join(folder, "state.json"),
-            {"state": "waiting", "pid": child.pid, "started": process_start(child.pid), "boot": boot_id(), "step": None},
+            {
+                "state": "waiting",
+                "pid": child.pid,
+                "started": process_start(child.pid),
+                "boot": boot_id(),
+                "step": None,
+            },
         )
         touch(os.path.join(folder, "go"))
         return status(home, key)
@@ -955,8 +1118,15 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
 
 def _whole(folder: str, result: Dict[str, Any]) -> bool:
     """Whether a job went well and everything it made is still what it made."""
-    made = [(os.path.join(folder, path), file) for step in result["steps"] for path, file in step["files"].items()]
-    return result["ok"] and all(os.path.isfile(p) and os.path.getsize(p) == f["bytes"] and sha256(p) == f["sha256"] for p, f in made)
+    made = [
+        (os.path.join(folder, path), file)
+        for step in result["steps"]
+        for path, file in step["files"].items()
+    ]
+    return result["ok"] and all(
+        os.path.isfile(p) and os.path.getsize(p) == f["bytes"] and sha256(p) == f["sha256"]
+        for p, f in made
+    )
 
 
 def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -> Dict[str, Any]:
@@ -980,7 +1150,9 @@ def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -
         if text or now.get("step") != said:
             said = now.get("step")
             emit("log", text=text.decode("utf-8", "replace"), offset=offset, step=said, run=run)
-        if (now["state"] in ("done", "lost", "none") or time.monotonic() > until) and len(text) < 1 << 16:
+        if (now["state"] in ("done", "lost", "none") or time.monotonic() > until) and len(
+            text
+        ) < 1 << 16:
             return dict(now, offset=offset)
         if not text:
             time.sleep(0.1)
@@ -1008,7 +1180,8 @@ class Watch(threading.Thread):
     def __init__(self, interval_s: float, beat: Callable[[], None]) -> None:
         threading.Thread.__init__(self)
         self.daemon = True
-        self.interval_s, self.beat, self.rows, self.over = interval_s, beat, [], threading.Event()  # type: float, Callable[[], None], List[List[Any]], threading.Event
+        # type: float, Callable[[], None], List[List[Any]], threading.Event
+        self.interval_s, self.beat, self.rows, self.over = interval_s, beat, [], threading.Event()
         self.least_free = meminfo().get("MemAvailable")
         self.swap = meminfo().get("SwapFree")
         self.alerts = throttling()
@@ -1030,7 +1203,9 @@ class Watch(threading.Thread):
                 return
             if i:
                 self.line = dict(parse_tegrastats(text), fresh=True)
-        self.failed = self.failed or ("" if self.over.is_set() else "tegrastats ended in the middle")
+        self.failed = self.failed or (
+            "" if self.over.is_set() else "tegrastats ended in the middle"
+        )
 
     def _power(self) -> Optional[int]:
         line = self.line  # another thread puts the next one in its place
@@ -1058,9 +1233,12 @@ class Watch(threading.Thread):
                 max(warm.values()) if warm else None, _number(os.path.join(self.node, "cur_freq")) if self.node else None, load,
             ])  # fmt: skip
             if free is not None:
-                self.least_free = min(free, self.least_free if self.least_free is not None else free)
+                self.least_free = min(
+                    free, self.least_free if self.least_free is not None else free
+                )
             for name, count in throttling().items():
-                before = self.alerts.get(name, 0) if name.endswith("_event_cnt") else 0  # a counter only grows, an alert is on or off
+                # a counter only grows, an alert is on or off
+                before = self.alerts.get(name, 0) if name.endswith("_event_cnt") else 0
                 if count > before:
                     self.throttled[name] = max(count - before, self.throttled.get(name, 0))
             if now - last > 1.0:
@@ -1084,22 +1262,42 @@ class Watch(threading.Thread):
 def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
     """Set power mode and clocks where asked to; return the descriptor whose closing sets them back, None where nothing was set.
 
-    What was there before is on the disk before anything changes, and a process of its own waits for this one's end, however it comes.
+    What was there before is on the disk before anything changes, and a process of its own waits for
+    this one's end, however it comes.
     """
     set_back(home)  # what a job before this left, if the power went before its guard could act
     if os.path.exists(os.path.join(home, "restore.json")):
-        raise Refused("the power mode or the clocks that an earlier job set cannot be set back", hint("clocks"))
+        raise Refused(
+            "the power mode or the clocks that an earlier job set cannot be set back",
+            hint("clocks"),
+        )
     before, pinned = power_mode(), clocks()["pinned"]
     switch = mode is not None and mode != before["name"]
     if not switch and not (pin and not pinned):
         return None  # it is as it is wanted
     if not may_set_power():
-        raise Refused("power mode and clocks need root, and sudo asks for a password here", hint("sudoers", user=_user()))
+        raise Refused(
+            "power mode and clocks need root, and sudo asks for a password here",
+            hint("sudoers", user=_user()),
+        )
     if mode is not None and mode not in before["modes"]:
-        raise Refused("this board has no power mode %s; it has %s" % (mode, ", ".join(sorted(before["modes"])) or "none that can be told"))
+        raise Refused(
+            "this board has no power mode %s; it has %s"
+            % (mode, ", ".join(sorted(before["modes"])) or "none that can be told")
+        )
     if switch and before["id"] is None:
-        raise Refused("nvpmodel does not say which power mode is set, so it could not be set back", hint("ask-mode"))
-    plan = {"mode": before["id"], "name": before["name"], "store": None, "boot": boot_id(), "clocks": _limits()}  # type: Dict[str, Any]
+        raise Refused(
+            "nvpmodel does not say which power mode is set, so it could not be set back",
+            hint("ask-mode"),
+        )
+    # type: Dict[str, Any]
+    plan = {
+        "mode": before["id"],
+        "name": before["name"],
+        "store": None,
+        "boot": boot_id(),
+        "clocks": _limits(),
+    }
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
         raise Refused("there is no jetson_clocks here", hint("install", package="nvidia-l4t-tools"))
@@ -1117,8 +1315,13 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
             number = before["modes"][str(mode)]
             _, text = as_root([tool("nvpmodel") or "nvpmodel", "-m", str(number)], 60.0)
             if power_mode()["id"] != number:
-                again = "it needs a restart of the board" if "eboot" in text else text.strip()[-200:]
-                raise Refused("cannot set the power mode %s: %s" % (mode, again), hint("set-mode", number=number))
+                again = (
+                    "it needs a restart of the board" if "eboot" in text else text.strip()[-200:]
+                )
+                raise Refused(
+                    "cannot set the power mode %s: %s" % (mode, again),
+                    hint("set-mode", number=number),
+                )
         if pin:  # also where they were pinned: a new mode has other limits
             code, text = as_root([jetson_clocks or ""], 60.0)
             if code:
@@ -1197,11 +1400,20 @@ def _end(number: int, _: Any) -> None:
 def work(home: str, key: str) -> int:
     """Do a job: its steps one after another, the board to itself, everything set back at the end."""
     folder = inside(home, os.path.join("jobs", key))
-    while not os.path.exists(os.path.join(folder, "go")):  # until the one who started this has written who does it
+    # until the one who started this has written who does it
+    while not os.path.exists(os.path.join(folder, "go")):
         time.sleep(0.01)
     job = read_json(os.path.join(folder, "job.json")) or {}
     signal.signal(signal.SIGTERM, _end)
-    state = {"state": "waiting", "pid": os.getpid(), "started": process_start(os.getpid()), "boot": boot_id(), "step": None, "beat": 0}  # type: Dict[str, Any]
+    # type: Dict[str, Any]
+    state = {
+        "state": "waiting",
+        "pid": os.getpid(),
+        "started": process_start(os.getpid()),
+        "boot": boot_id(),
+        "step": None,
+        "beat": 0,
+    }
 
     beating = threading.Lock()  # the watch does, too
 
@@ -1214,12 +1426,18 @@ def work(home: str, key: str) -> int:
     result = {"ok": False, "steps": [], "why": "", "mend": hint("")}  # type: Dict[str, Any]
     spare = os.path.join(folder, "spare")  # room for the result, whatever the work does to the disk
     _try(lambda: _fill(spare, 1 << 16))
-    lock = Lock(os.path.join(home, "board.lock"), json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}))
+    lock = Lock(
+        os.path.join(home, "board.lock"),
+        json.dumps({"owner": job.get("owner"), "key": key, "pid": os.getpid()}),
+    )
     guard, watch = None, None
     try:
         while not lock.take(wait=False):
             holder = read_json(lock.path) or {}
-            beat(state="waiting", step="waiting for another job here (of %s)" % (holder.get("owner") or "somebody"))
+            beat(
+                state="waiting",
+                step="waiting for another job here (of %s)" % (holder.get("owner") or "somebody"),
+            )
             time.sleep(0.3)
         beat(state="running", step="preparing")
         _require_room(home, job.get("needs_bytes", 0))
@@ -1234,8 +1452,12 @@ def work(home: str, key: str) -> int:
             result["steps"].append(found)
             if found["rc"] != 0:
                 result["why"] = "%s ended with status %d" % (step["name"], found["rc"])
-                if _free(home) < FULL_BYTES:  # a program that cannot write says so in its own words, or not at all
-                    result.update(why="%s, and the disk is full" % result["why"], mend=_room(OSError(errno.ENOSPC, "")))
+                # a program that cannot write says so in its own words, or not at all
+                if _free(home) < FULL_BYTES:
+                    result.update(
+                        why="%s, and the disk is full" % result["why"],
+                        mend=_room(OSError(errno.ENOSPC, "")),
+                    )
                 break
         else:
             result["ok"] = True
@@ -1245,7 +1467,9 @@ def work(home: str, key: str) -> int:
         result.update(why=str(exc), mend=exc.mend)
     except Ended as exc:
         stopped = os.path.exists(os.path.join(folder, STOPPED))
-        result["why"] = "it was stopped (trtq device stop)" if stopped else "it was ended (%s)" % exc
+        result["why"] = (
+            "it was stopped (trtq device stop)" if stopped else "it was ended (%s)" % exc
+        )
     except OSError as exc:
         result.update(why="%s: %s" % (exc.strerror, exc.filename or folder), mend=_room(exc))
     except Exception as exc:  # said to the workstation, where somebody reads it
@@ -1313,7 +1537,10 @@ def _free(home: str) -> int:
 def _require_room(home: str, size: int) -> None:
     free = _free(home)
     if free < size:
-        raise Refused("%s needs %d MB, %d are free" % (home, size // 10**6 + 1, free // 10**6), _room(OSError(errno.ENOSPC, "")))
+        raise Refused(
+            "%s needs %d MB, %d are free" % (home, size // 10**6 + 1, free // 10**6),
+            _room(OSError(errno.ENOSPC, "")),
+        )
 
 
 def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
@@ -1330,7 +1557,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
         log.write(("### %s: %s\n" % (step["name"], " ".join(argv))).encode())
         begin, offset = time.monotonic(), log.tell()
         try:
-            child = subprocess.Popen(
+            child = subprocess.Popen(  # noqa: S603
                 as_bytes(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -1356,7 +1583,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
             late = threading.Timer(limit_s, lambda: (over.append(True), child.kill()))  # type: ignore[func-returns-value]
             late.start()
         try:
-            assert child.stdout is not None
+            assert child.stdout is not None  # noqa: S101
             for raw in child.stdout:
                 log.write(raw)
                 log.flush()
@@ -1404,7 +1631,9 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
 
 def _pack(path: str, to: str) -> None:
     new = beside(to)
-    with open(path, "rb") as source, create(new) as target, gzip.GzipFile(filename="", mode="wb", fileobj=target) as packed:
+    with open(path, "rb") as source, create(new) as target, gzip.GzipFile(
+        filename="", mode="wb", fileobj=target
+    ) as packed:
         shutil.copyfileobj(source, packed)
     os.replace(new, to)
     os.unlink(path)
@@ -1430,14 +1659,20 @@ def clean(home: str, everything: bool) -> Dict[str, Any]:
         for entry in os.listdir(folder) if not kept else []:
             path = os.path.join(folder, entry)
             gone += _size(path)
-            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(
+                path
+            )
     return {"bytes": gone, "kept": kept}
 
 
 def _size(path: str) -> int:
     if os.path.isfile(path):
         return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(folder, f)) for folder, _, files in os.walk(path) for f in files)
+    return sum(
+        os.path.getsize(os.path.join(folder, f))
+        for folder, _, files in os.walk(path)
+        for f in files
+    )
 
 
 def listing(home: str) -> Dict[str, Any]:
@@ -1460,7 +1695,10 @@ def listing(home: str) -> Dict[str, Any]:
             jobs.append(
                 {
                     "key": key,
-                    "age_s": max(time.time() - os.path.getmtime(asked if os.path.isfile(asked) else folder), 0.0),
+                    "age_s": max(
+                        time.time() - os.path.getmtime(asked if os.path.isfile(asked) else folder),
+                        0.0,
+                    ),
                     "state": now["state"],
                     "title": job.get("title", ""),
                     "owner": job.get("owner", ""),
@@ -1475,7 +1713,11 @@ def _model(manifest: Optional[Dict[str, Any]]) -> str:
     """Return what an engine was built from, as its manifest says."""
     known = manifest or {}
     asked = known.get("spec")
-    return str(known.get("model") or (asked.get("onnx") if isinstance(asked, dict) else None) or "without a manifest")[:MOST_TEXT]
+    return str(
+        known.get("model")
+        or (asked.get("onnx") if isinstance(asked, dict) else None)
+        or "without a manifest"
+    )[:MOST_TEXT]
 
 
 # TensorRT through the Python that the board has.
@@ -1485,7 +1727,8 @@ def build_engine(asked: Dict[str, Any]) -> int:
     """Build an engine through TensorRT's Python module, as ``trtq build`` asks its own worker to; for boards without trtexec."""
     trt = importlib.import_module("tensorrt")  # type: Any
 
-    apis = set(asked["apis"])  # the names of the Python API that this release has, from the workstation's table
+    # the names of the Python API that this release has, from the workstation's table
+    apis = set(asked["apis"])
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     flags = 0
@@ -1500,7 +1743,10 @@ def build_engine(asked: Dict[str, Any]) -> int:
     if not parsed:
         for i in range(parser.num_errors):
             error = parser.get_error(i)
-            print("[E] [TRT] ModelImporter.cpp: While parsing node number %d: %s" % (error.node(), error.desc()))
+            print(
+                "[E] [TRT] ModelImporter.cpp: While parsing node number %d: %s"
+                % (error.node(), error.desc())
+            )
         return 1
     config = builder.create_builder_config()
     if asked["workspace"] is not None:
@@ -1546,7 +1792,11 @@ def build_engine(asked: Dict[str, Any]) -> int:
         engine = runtime.deserialize_cuda_engine(plan)
         _drop([asked["report"]])
         with create(asked["report"]) as handle:
-            handle.write(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON).encode("utf-8", "replace"))
+            handle.write(
+                engine.create_engine_inspector()
+                .get_engine_information(trt.LayerInformationFormat.JSON)
+                .encode("utf-8", "replace")
+            )
     return 0
 
 
@@ -1559,7 +1809,15 @@ class Cuda:
     def __init__(self) -> None:
         folders = ["", "/usr/local/cuda/lib64/", "/usr/lib/aarch64-linux-gnu/"]
         names = [os.environ.get("TRTQ_CUDART", "")] + [
-            f + n for f in folders for n in ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so.10.2")
+            f + n
+            for f in folders
+            for n in (
+                "libcudart.so",
+                "libcudart.so.13",
+                "libcudart.so.12",
+                "libcudart.so.11.0",
+                "libcudart.so.10.2",
+            )
         ]
         for name in filter(None, names):
             try:
@@ -1596,7 +1854,8 @@ class Cuda:
 def infer(asked: Dict[str, Any]) -> int:
     """Run an engine on inputs from a file (float32, one after another) and write what it answers, float32, batch by batch.
 
-    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``; every answer goes to ``output`` in the order of the engine's outputs.
+    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``; every answer
+    goes to ``output`` in the order of the engine's outputs.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 
@@ -1615,17 +1874,24 @@ def infer(asked: Dict[str, Any]) -> int:
         if named
         else [engine.get_binding_name(i) for i in range(engine.num_bindings)]
     )
-    is_input = [engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT if named else engine.binding_is_input(n) for n in names]
-    kinds = [str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1] for n in names]
+    is_input = [
+        engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT if named else engine.binding_is_input(n)
+        for n in names
+    ]
+    kinds = [
+        str(engine.get_tensor_dtype(n) if named else engine.get_binding_dtype(n)).split(".")[-1]
+        for n in names
+    ]
     if sum(is_input) != 1 or any(k != "FLOAT" for k in kinds):
         raise Refused(
-            "only engines with one float32 input and float32 outputs can be run here, this one has %s"
-            % ", ".join("%s %s" % p for p in zip(names, kinds))
+            "only engines with one float32 input and float32 outputs can be run here, this one "
+            "has %s" % ", ".join("%s %s" % p for p in zip(names, kinds))
         )
     item = 4
     for d in asked["shape"]:
         item *= d
-    addresses, sizes, described = {}, {}, []  # type: Dict[str, int], Dict[str, int], List[Dict[str, Any]]
+    # type: Dict[str, int], Dict[str, int], List[Dict[str, Any]]
+    addresses, sizes, described = {}, {}, []
     shape = [asked["batch"]] + asked["shape"]
     first = names[is_input.index(True)]
     if named:
@@ -1649,11 +1915,16 @@ def infer(asked: Dict[str, Any]) -> int:
             block = source.read(item * min(asked["batch"], left))
             real = len(block) // item
             if not real:
-                raise Refused("%d images are missing from %s" % (left, asked["input"]), hint("upload-again"))
-            block += b"\0" * (item * asked["batch"] - len(block))  # the last batch is filled up, its filling not kept
+                raise Refused(
+                    "%d images are missing from %s" % (left, asked["input"]), hint("upload-again")
+                )
+            # the last batch is filled up, its filling not kept
+            block += b"\0" * (item * asked["batch"] - len(block))
             cuda.copy(addresses[first], block, len(block), up=True)
             done = (
-                context.execute_async_v3(0) if hasattr(context, "execute_async_v3") else context.execute_v2([addresses[n] for n in names])
+                context.execute_async_v3(0)
+                if hasattr(context, "execute_async_v3")
+                else context.execute_v2([addresses[n] for n in names])
             )
             cuda.call("cudaDeviceSynchronize")
             if not done:
@@ -1713,7 +1984,11 @@ def _engine(home: str, asked: Dict[str, Any]) -> None:
     manifest = read_json(path + ".json")
     there = os.path.isfile(path)
     whole = manifest is not None and there and sha256(path) == manifest.get("engine_sha256")
-    emit("engine", manifest=manifest if whole else None, changed=there and manifest is not None and not whole)
+    emit(
+        "engine",
+        manifest=manifest if whole else None,
+        changed=there and manifest is not None and not whole,
+    )
 
 
 def _get(home: str, asked: Dict[str, Any], beat: Beat) -> None:
@@ -1761,7 +2036,11 @@ def _wanted(home: str) -> str:
     for key in os.listdir(os.path.join(home, "jobs")):
         folder = os.path.join(home, "jobs", key)
         if os.path.isdir(folder) and status(home, key)["state"] in ("waiting", "running"):
-            found += [a for step in (read_json(os.path.join(folder, "job.json")) or {"steps": []})["steps"] for a in step["argv"]]
+            found += [
+                a
+                for step in (read_json(os.path.join(folder, "job.json")) or {"steps": []})["steps"]
+                for a in step["argv"]
+            ]
     return "\n".join(found)
 
 
@@ -1769,11 +2048,16 @@ VERBS = {
     "install": lambda home, a: emit("installed", **install(home, a["agent"])),
     "probe": lambda home, a: emit("board", **probe(home)),
     "have": lambda home, a: emit("have", **have(home, a["name"], a["size"], a["sha256"])),
-    "put": lambda home, a: emit("put", **put(home, a["name"], a["size"], a["sha256"], a["offset"], a["token"], sys.stdin.buffer)),
+    "put": lambda home, a: emit(
+        "put",
+        **put(home, a["name"], a["size"], a["sha256"], a["offset"], a["token"], sys.stdin.buffer),
+    ),
     "engine": _engine,
     "start": lambda home, a: emit("job", **start(home, a["key"], a["job"])),
     "status": lambda home, a: emit("job", **status(home, a["key"])),
-    "wait": lambda home, a: emit("job", **wait(home, a["key"], a["offset"], a["seconds"], a["run"])),
+    "wait": lambda home, a: emit(
+        "job", **wait(home, a["key"], a["offset"], a["seconds"], a["run"])
+    ),
     "stop": lambda home, a: emit("job", **stop(home, a["key"])),
     "clean": lambda home, a: emit("cleaned", **clean(home, a["everything"])),
     "list": lambda home, a: emit("listing", **listing(home)),
@@ -1781,7 +2065,8 @@ VERBS = {
     "manifest": _manifest,
     "remove": _remove,
 }  # type: Dict[str, Callable[[str, Dict[str, Any]], None]]
-INSIDE = {"work": lambda a: work(a["home"], a["key"]), "build-engine": build_engine, "infer": infer}  # type: Dict[str, Callable[[Dict[str, Any]], int]]
+# type: Dict[str, Callable[[Dict[str, Any]], int]]
+INSIDE = {"work": lambda a: work(a["home"], a["key"]), "build-engine": build_engine, "infer": infer}
 STALE = 3
 
 
@@ -1794,7 +2079,10 @@ def main(arguments: List[str]) -> int:
     if len(arguments) != 2 or arguments[0] not in list(VERBS) + list(INSIDE) + ["get"]:
         sys.stderr.write("usage: agent.py parse-tegrastats < LOG\n")
         return 2
-    text = base64.urlsafe_b64decode(arguments[1]) if arguments[1] != "-" else sys.stdin.buffer.read()  # one argument may have 128 KiB
+    # one argument may have 128 KiB
+    text = (
+        base64.urlsafe_b64decode(arguments[1]) if arguments[1] != "-" else sys.stdin.buffer.read()
+    )
     verb, asked = arguments[0], json.loads(text.decode())
     beat = Beat()
     try:
@@ -1807,7 +2095,11 @@ def main(arguments: List[str]) -> int:
         return _refuse("%s: %s" % (exc.strerror, exc.filename), _room(exc))
     except Exception as exc:  # said to the workstation, where somebody reads it
         place = traceback.extract_tb(sys.exc_info()[2])[-1]
-        return _refuse("the agent failed: %s: %s (%s, line %d)" % (type(exc).__name__, exc, place[2], place[1]), hint(""))
+        return _refuse(
+            "the agent failed: %s: %s (%s, line %d)"
+            % (type(exc).__name__, exc, place[2], place[1]),
+            hint(""),
+        )
     finally:
         beat.over.set()
 

@@ -50,13 +50,19 @@ def prefixed(state, prefix):
 
 def equal(model: nn.Module, state) -> bool:
     own = model.state_dict()
-    return len(own) == len(state) and all(torch.equal(v.float(), w.float()) for v, w in zip(own.values(), state.values(), strict=True))
+    return len(own) == len(state) and all(
+        torch.equal(v.float(), w.float()) for v, w in zip(own.values(), state.values(), strict=True)
+    )
 
 
-def loaded(tmp_path: Path, content, model: nn.Module | None = None, *, name: str = "w.pt", **options):
+def loaded(
+    tmp_path: Path, content, model: nn.Module | None = None, *, name: str = "w.pt", **options
+):
     """Save ``content``, load it into a model and return both the model and what is said about it."""
     path = tmp_path / name
-    save_file({k: v.contiguous() for k, v in content.items()}, path) if name.endswith(".safetensors") else torch.save(content, path)
+    save_file({k: v.contiguous() for k, v in content.items()}, path) if name.endswith(
+        ".safetensors"
+    ) else torch.save(content, path)
     model = filled(model or Small(), 0)
     return model, load_checkpoint_(model, path, **options)
 

@@ -32,9 +32,17 @@ def spec(images: Path, out: Path, **changes):
     from trtq import QuantizeSpec
 
     values = {
-        "model": "trtq.testing.models:tiny_cnn", "data": str(images), "out": str(out), "input_size": "3x32x32", "preset": "imagenet",
-        "calib_images": 24, "batch_size": 8, "parity_images": 16, "calib_cache": str(out / "cache"), "preset_quant": "none",
-    }  # fmt: skip
+        "model": "trtq.testing.models:tiny_cnn",
+        "data": str(images),
+        "out": str(out),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "calib_images": 24,
+        "batch_size": 8,
+        "parity_images": 16,
+        "calib_cache": str(out / "cache"),
+        "preset_quant": "none",
+    }
     return QuantizeSpec.make({**values, **changes})
 
 
@@ -46,9 +54,16 @@ def trtq_data() -> Path:
     return Path(folder)
 
 
-def run_cli(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    *args: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "trtq", *args], capture_output=True, text=True, cwd=cwd, env={**os.environ, **(env or {})}, check=False
+        [sys.executable, "-m", "trtq", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
     )
 
 
@@ -61,7 +76,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 24 kB."""
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(small)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(small)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("cannot mount a small tmpfs here")
     try:

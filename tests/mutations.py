@@ -13,9 +13,38 @@ from typing import Any
 import onnx
 
 VALUES: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**63, -(2**70), 0.5, -1e308, 1e-320, "", "x", "nan", "\x1b[31m\u202e", "~", "../../etc", "/", "a" * 300,
-    [], {}, [1], ["x"], [[]], [None], {"a": 1}, {"schema": 9}, [1, 2, 3, 4, 5, 6], "2026-13-40", "w8a8", "int8",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2**63,
+    -(2**70),
+    0.5,
+    -1e308,
+    1e-320,
+    "",
+    "x",
+    "nan",
+    "\x1b[31m\u202e",
+    "~",
+    "../../etc",
+    "/",
+    "a" * 300,
+    [],
+    {},
+    [1],
+    ["x"],
+    [[]],
+    [None],
+    {"a": 1},
+    {"schema": 9},
+    [1, 2, 3, 4, 5, 6],
+    "2026-13-40",
+    "w8a8",
+    "int8",
+)
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -36,12 +65,30 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         elif how == 4:
             made[at:at] = made[at : at + size]
         else:
-            made[at:at] = rng.choice((b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"{", b"[" * 5000, b"1e999", b"-", b'"', b"\n"))
+            made[at:at] = rng.choice(
+                (
+                    b"\0",
+                    b"\xff\xfe",
+                    b"\xef\xbb\xbf",
+                    b"{",
+                    b"[" * 5000,
+                    b"1e999",
+                    b"-",
+                    b'"',
+                    b"\n",
+                )
+            )
     return bytes(made)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(p for k, v in inside for p in _places(v, (*path, k)))]
 
 
@@ -124,7 +171,9 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as given, zipfile.ZipFile(out, "w") as made:
         names = given.namelist()
-        chosen = rng.choice([n for n in names if n.endswith(".pkl")] if rng.random() < 0.6 else names)
+        chosen = rng.choice(
+            [n for n in names if n.endswith(".pkl")] if rng.random() < 0.6 else names
+        )
         for name in names:
             content = given.read(name)
             if name != chosen:
@@ -152,15 +201,22 @@ def _node(model: onnx.ModelProto, rng: random.Random) -> None:
     if how == 0:
         nodes.remove(node)
     elif how == 1:
-        node.op_type = rng.choice(("Conv", "Nope", "", "Add", "If", "Constant", "QuantizeLinear", "Reshape"))
+        node.op_type = rng.choice(
+            ("Conv", "Nope", "", "Add", "If", "Constant", "QuantizeLinear", "Reshape")
+        )
     elif how == 2 and node.input:
-        node.input[rng.randrange(len(node.input))] = rng.choice(("", "nowhere", node.output[0] if node.output else "x"))
+        node.input[rng.randrange(len(node.input))] = rng.choice(
+            ("", "nowhere", node.output[0] if node.output else "x")
+        )
     elif how == 3:
         del node.input[:]
     elif how == 4:
         del node.attribute[:]
     else:
-        node.domain, node.name = rng.choice(("", "ai.onnx.ml", "mine")), rng.choice(("", "a b", "\x1b[2J"))
+        node.domain, node.name = (
+            rng.choice(("", "ai.onnx.ml", "mine")),
+            rng.choice(("", "a b", "\x1b[2J")),
+        )
 
 
 def _constant(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -180,7 +236,10 @@ def _constant(model: onnx.ModelProto, rng: random.Random) -> None:
     else:
         tensor.data_location = onnx.TensorProto.EXTERNAL
         entry = tensor.external_data.add()
-        entry.key, entry.value = "location", rng.choice(("none.bin", "../../etc/passwd", "", "/dev/zero"))
+        entry.key, entry.value = (
+            "location",
+            rng.choice(("none.bin", "../../etc/passwd", "", "/dev/zero")),
+        )
 
 
 def _value(model: onnx.ModelProto, rng: random.Random) -> None:

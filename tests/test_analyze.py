@@ -30,33 +30,53 @@ CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"
 
 def analysis(images, out, **changes):
     values = {
-        "model": CNN, "data": str(images), "out": str(out / "S.json"), "input_size": "3x32x32", "preset": "imagenet", "calib_images": 16,
-        "images": 8, "batch_size": 8, "calib_cache": str(out / "cache"), "bits": ("2", "4", "8"),
-    }  # fmt: skip
+        "model": CNN,
+        "data": str(images),
+        "out": str(out / "S.json"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "calib_images": 16,
+        "images": 8,
+        "batch_size": 8,
+        "calib_cache": str(out / "cache"),
+        "bits": ("2", "4", "8"),
+    }
     return AnalyzeSpec.make({**values, **changes})
 
 
-# ---- counting ----------------------------------------------------------------------------------------------------------
+# ---- counting
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "size", "published"),
-    # torchvision's documentation (ResNets), Sandler et al. 2018 (300 M), fvcore's count that timm publishes, Mehta and Rastegari 2022
-    [("resnet18", 224, 1.814e9), ("resnet50", 224, 4.089e9), ("mobilenetv2_100", 224, 300.8e6), ("deit_tiny_patch16_224", 224, 1.258e9),
-     ("mobilevit_s", 256, 2.0e9)],
-)  # fmt: skip
+    # torchvision's documentation (ResNets), Sandler et al. 2018 (300 M), fvcore's count that timm
+    # publishes, Mehta and Rastegari 2022
+    [
+        ("resnet18", 224, 1.814e9),
+        ("resnet50", 224, 4.089e9),
+        ("mobilenetv2_100", 224, 300.8e6),
+        ("deit_tiny_patch16_224", 224, 1.258e9),
+        ("mobilevit_s", 256, 2.0e9),
+    ],
+)
 def test_counts_are_the_published_ones(name, size, published):
     import timm
 
     captured = capture(timm.create_model(name).eval(), (3, size, size))
-    assert sum(v.macs for v in count_layers(list_ops(captured.module, captured.example))) == pytest.approx(published, rel=0.01)
+    assert sum(
+        v.macs for v in count_layers(list_ops(captured.module, captured.example))
+    ) == pytest.approx(published, rel=0.01)
 
 
 def test_counts_by_hand():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.grouped, self.up = nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ConvTranspose2d(8, 3, 2, stride=2)
+            self.grouped, self.up = (
+                nn.Conv2d(4, 8, 3, padding=1, groups=2),
+                nn.ConvTranspose2d(8, 3, 2, stride=2),
+            )
             self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
 
         def forward(self, x):
@@ -66,7 +86,11 @@ def test_counts_by_hand():
     captured = capture(Net().eval(), (4, 8, 8))
     rows = {r.name: r for r in count_layers(list_ops(captured.module, captured.example))}
     assert (rows["grouped"].macs, rows["grouped"].weights) == (8 * 64 * 2 * 9, 8 * 2 * 9)
-    assert (rows["up"].macs, rows["up"].reads, rows["up"].writes) == (8 * 64 * 3 * 4, 8 * 64, 3 * 256)
+    assert (rows["up"].macs, rows["up"].reads, rows["up"].writes) == (
+        8 * 64 * 3 * 4,
+        8 * 64,
+        3 * 256,
+    )
     assert (rows["head"].macs, rows["head"].kind) == (3 * 16 * 16 * 5, "linear")
     assert [r.kind for r in rows.values()] == ["conv", "conv", "norm", "linear", "softmax"]
 
@@ -79,7 +103,9 @@ def test_attention_counts_both_products():
 
 
 def test_cost_at_widths_and_on_the_command_line(tmp_path):
-    full, narrow = (cost(CostSpec(model=CNN, input_size=(3, 32, 32), bits=b)) for b in ("fp32", "w4a8"))
+    full, narrow = (
+        cost(CostSpec(model=CNN, input_size=(3, 32, 32), bits=b)) for b in ("fp32", "w4a8")
+    )
     assert full.relative == {"bitops": 1.0, "energy": 1.0}
     assert narrow.relative["bitops"] == pytest.approx(32 / 1024, rel=1e-6)
     assert 0.1 < narrow.relative["energy"] < 0.25
@@ -90,7 +116,8 @@ def test_cost_at_widths_and_on_the_command_line(tmp_path):
     assert "(predicted)" in done.stdout
 
 
-# ---- estimators --------------------------------------------------------------------------------------------------------
+# ---- estimators
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_hutchinson_finds_the_exact_trace_of_every_block():
@@ -107,9 +134,17 @@ def test_hutchinson_finds_the_exact_trace_of_every_block():
         def of_one(w, i=i):
             return loss(*(w if j == i else v.detach() for j, v in enumerate(weights)))
 
-        exact.append(float(torch.autograd.functional.hessian(of_one, weights[i].detach()).reshape(12, 12).trace()))
+        exact.append(
+            float(
+                torch.autograd.functional.hessian(of_one, weights[i].detach())
+                .reshape(12, 12)
+                .trace()
+            )
+        )
     value = loss(*weights)
-    estimates = np.array([hutchinson(value, weights, np.random.default_rng(seed)) for seed in range(200)])
+    estimates = np.array(
+        [hutchinson(value, weights, np.random.default_rng(seed)) for seed in range(200)]
+    )
     for column, wanted in zip(estimates.T, exact, strict=True):
         error = column.std(ddof=1) / math.sqrt(len(column))
         assert abs(column.mean() - wanted) < 3 * error
@@ -118,7 +153,9 @@ def test_hutchinson_finds_the_exact_trace_of_every_block():
 def test_omega_by_hand():
     weight = torch.tensor([1.0, 2.0])
     assert omega(3.0, weight, torch.tensor([1.5, 2.0])) == pytest.approx(0.75)
-    assert omega(-1.0, weight, torch.zeros(2)) == 0.0  # a saddle: no sign that the layer may be ruined for free
+    assert (
+        omega(-1.0, weight, torch.zeros(2)) == 0.0
+    )  # a saddle: no sign that the layer may be ruined for free
 
 
 def test_divergence_is_symmetric_and_bounded():
@@ -143,7 +180,9 @@ def test_jsd_from_the_cached_prefix_is_that_of_the_whole_model(images, tmp_path)
 
     graph = capture(load_model(CNN, seed=asked.seed).module, (3, 32, 32)).module
     images_seen = batches(source, indices, preprocess, 8)
-    layers = prepare_layers(graph, read_options(["4"]), images_seen, calibrator="mse", percentile=99.99)
+    layers = prepare_layers(
+        graph, read_options(["4"]), images_seen, calibrator="mse", percentile=99.99
+    )
     layer = next(v for v in layers if v.name == "conv1")
     x = next(iter(batches(source, indices[:8], preprocess, 8)))
 
@@ -160,7 +199,8 @@ def test_jsd_from_the_cached_prefix_is_that_of_the_whole_model(images, tmp_path)
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-9)
 
 
-# ---- through the verbs -------------------------------------------------------------------------------------------------
+# ---- through the verbs
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["l2", "gradient", "hessian", "jsd", "combined"])
@@ -179,7 +219,13 @@ def test_every_metric_ranks_layers_and_widths(images, tmp_path, metric, model):
 
 def test_from_analysis_to_a_mixed_model(images, tmp_path):
     analyze(analysis(images, tmp_path, metric="l2", bits=("2", "4", "6", "8")))
-    chosen = allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.25", "energy=0.2")))
+    chosen = allocate(
+        AllocateSpec(
+            analysis=str(tmp_path / "S.json"),
+            out=str(tmp_path / "A.json"),
+            budget=("size=0.25", "energy=0.2"),
+        )
+    )
     assert chosen.costs["size"] <= 0.25 * chosen.full["size"]
     assert chosen.costs["energy"] <= 0.2 * chosen.full["energy"]
     assert "predicted" in chosen.summary
@@ -197,28 +243,46 @@ def test_from_analysis_to_a_mixed_model(images, tmp_path):
 
 def test_fp16_stays_in_float(images, tmp_path):
     analyze(analysis(images, tmp_path, metric="l2", bits=("4", "fp16")))
-    chosen = allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.49",)))
+    chosen = allocate(
+        AllocateSpec(
+            analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.49",)
+        )
+    )
     names = {v.name for v in chosen.layers if v.option == "fp16"}
     assert names
     record = quantize(spec(images, tmp_path / "q", allocation=str(tmp_path / "A.json")))
-    assert names <= {f.layer for f in record.left_in_float if f.reason == "the allocation keeps it in float"}
+    assert names <= {
+        f.layer for f in record.left_in_float if f.reason == "the allocation keeps it in float"
+    }
 
 
 def test_queries_keys_and_values_that_read_one_tensor_share_a_width():
     class Apart(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem, self.q, self.k, self.v = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.stem, self.q, self.k, self.v = (
+                nn.Conv2d(3, 8, 8, stride=8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 8),
+                nn.Linear(8, 8),
+            )
             self.tied = self.v
 
         def forward(self, x):
             y = self.stem(x).flatten(2).transpose(1, 2)
-            return (torch.softmax(self.q(y) @ self.k(y).mT, -1) @ self.v(y)).mean(1) + self.tied(torch.relu(y.mean(1)))
+            return (torch.softmax(self.q(y) @ self.k(y).mT, -1) @ self.v(y)).mean(1) + self.tied(
+                torch.relu(y.mean(1))
+            )
 
     graph = capture(Apart().eval(), (3, 32, 32)).module
-    layers = prepare_layers(graph, read_options(["4"]), [torch.randn(4, 3, 32, 32)], calibrator="max", percentile=99.9)
+    layers = prepare_layers(
+        graph, read_options(["4"]), [torch.randn(4, 3, 32, 32)], calibrator="max", percentile=99.9
+    )
     found = groups(layers)
-    assert sorted(map(len, found)) == [1, 4]  # the tied layer reads something else, but its weight is that of the values
+    assert sorted(map(len, found)) == [
+        1,
+        4,
+    ]  # the tied layer reads something else, but its weight is that of the values
 
 
 def test_an_interrupted_analysis_goes_on(images, tmp_path, monkeypatch):
@@ -266,39 +330,92 @@ def test_units_of_another_key_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("metric", ["jsd", "hessian"])
 def test_two_processes_share_an_analysis(metric, images, tmp_path):
-    asked = ["--metric", metric, "--images", "8", "--calib-images", "16", "--bits", "4,8", "--targets", "model"]
+    asked = [
+        "--metric",
+        metric,
+        "--images",
+        "8",
+        "--calib-images",
+        "16",
+        "--bits",
+        "4,8",
+        "--targets",
+        "model",
+    ]
     values = {
-        "model": CNN, "data": str(images), "input_size": "3x32x32", "preset": "imagenet", "metric": metric, "images": 8, "calib_images": 16,
-        "bits": ["4,8"], "targets": "model", "out": str(tmp_path / "alone.json"), "calib_cache": str(tmp_path / "alone"),
-    }  # fmt: skip
+        "model": CNN,
+        "data": str(images),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "metric": metric,
+        "images": 8,
+        "calib_images": 16,
+        "bits": ["4,8"],
+        "targets": "model",
+        "out": str(tmp_path / "alone.json"),
+        "calib_cache": str(tmp_path / "alone"),
+    }
     alone = analyze(AnalyzeSpec.make(values))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trtq", "analyze", CNN, "--data",
-         str(images), "--input-size", "3x32x32", "--preset", "imagenet", *asked, "--out", str(tmp_path / "S.json"),
-         "--calib-cache", str(tmp_path / "cache")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            "-m",
+            "trtq",
+            "analyze",
+            CNN,
+            "--data",
+            str(images),
+            "--input-size",
+            "3x32x32",
+            "--preset",
+            "imagenet",
+            *asked,
+            "--out",
+            str(tmp_path / "S.json"),
+            "--calib-cache",
+            str(tmp_path / "cache"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    parts = [set(json.loads(p.read_text())["units"]) for p in sorted((tmp_path / "cache").glob("analysis-*.json"))]
+    parts = [
+        set(json.loads(p.read_text())["units"])
+        for p in sorted((tmp_path / "cache").glob("analysis-*.json"))
+    ]
     assert len(parts) == 2
     assert parts[0]
     assert parts[1]
     if metric == "jsd":
         assert not parts[0] & parts[1]
-        together = {v["name"]: v["loss"] for v in json.loads((tmp_path / "S.json").read_text())["layers"]}
+        together = {
+            v["name"]: v["loss"] for v in json.loads((tmp_path / "S.json").read_text())["layers"]
+        }
         # another number of threads sums in another order
         assert together == {v.name: pytest.approx(v.loss, rel=2e-2, abs=2e-8) for v in alone.layers}
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_labels_that_are_missing_or_do_not_fit(images, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
-    for i, path in enumerate(sorted(images.rglob("*.png"))[:9] or sorted(images.rglob("*.jpg"))[:9]):
+    for i, path in enumerate(
+        sorted(images.rglob("*.png"))[:9] or sorted(images.rglob("*.jpg"))[:9]
+    ):
         (flat / f"{i}{path.suffix}").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match=r"The metric hessian needs labels.*Give --targets model.*or use --metric l2 or jsd"):
+    with pytest.raises(
+        DataError,
+        match=r"The metric hessian needs labels.*Give --targets model.*or use --metric l2 or jsd",
+    ):
         analyze(analysis(flat, tmp_path, metric="hessian"))
     assert analyze(analysis(flat, tmp_path, metric="gradient", targets="model", trials=1)).layers
     with pytest.raises(DataError, match="it has 4 classes, the model 2"):
@@ -315,11 +432,15 @@ def test_requests_that_make_no_sense(images, tmp_path):
         allocate(AllocateSpec(analysis=found, out=out, bits=("6", "8"), budget=("size=0.2",)))
     with pytest.raises(UsageError, match="The strategy milp needs a budget"):
         allocate(AllocateSpec(analysis=found, out=out))
-    with pytest.raises(UsageError, match=r"The budget energy cannot be met: the narrowest widths \(w2a2\) need"):
+    with pytest.raises(
+        UsageError, match=r"The budget energy cannot be met: the narrowest widths \(w2a2\) need"
+    ):
         allocate(AllocateSpec(analysis=found, out=out, budget=("energy=0.05",)))
     with pytest.raises(UsageError, match="MB goes to parameters that have no width to choose"):
         allocate(AllocateSpec(analysis=found, out=out, budget=("size=100B",)))
-    with pytest.raises(ArtifactError, match="holds no analysis: it is of quantize|there is no such file"):
+    with pytest.raises(
+        ArtifactError, match="holds no analysis: it is of quantize|there is no such file"
+    ):
         allocate(AllocateSpec(analysis=str(tmp_path / "none.json"), out=out))
 
 
@@ -327,7 +448,11 @@ def test_an_allocation_of_another_model_or_beside_bits(images, tmp_path):
     analyze(analysis(images, tmp_path, metric="l2"))
     made = str(tmp_path / "A.json")
     allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=made, strategy="percentile"))
-    with pytest.raises(ArtifactError, match=r"A.json was made for another model.*Run trtq analyze and trtq allocate on this model"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"A.json was made for another model.*Run trtq analyze and trtq allocate on this "
+        r"model",
+    ):
         quantize(spec(images, tmp_path / "q", model=VIT, allocation=made))
     with pytest.raises(UsageError, match="Give --bits or --allocation, not both"):
         quantize(spec(images, tmp_path / "q", bits="w4a4", allocation=made))
@@ -342,8 +467,10 @@ def test_an_allocation_of_another_model_or_beside_bits(images, tmp_path):
 
 def test_a_loss_that_overflows_names_the_layer(images, tmp_path):
     (tmp_path / "big.py").write_text(
-        "import torch\nfrom trtq.testing.models import tiny_cnn\ndef make():\n    torch.manual_seed(0)\n    m = tiny_cnn()\n"
-        "    with torch.no_grad():\n        m.head.weight *= 1e36\n        m.pointwise.weight *= 1e3\n    return m\n"
+        "import torch\nfrom trtq.testing.models import tiny_cnn\ndef make():\n    "
+        "torch.manual_seed(0)\n    m = tiny_cnn()\n"
+        "    with torch.no_grad():\n        m.head.weight *= 1e36\n        m.pointwise.weight "
+        "*= 1e3\n    return m\n"
     )
     with pytest.raises(CalibrationError, match="NaN or infin"):
         analyze(analysis(images, tmp_path, model=f"{tmp_path / 'big.py'}:make", metric="gradient"))
@@ -351,18 +478,49 @@ def test_a_loss_that_overflows_names_the_layer(images, tmp_path):
 
 def test_layer_bits_must_name_layers():
     graph = capture(tiny_cnn().eval(), (3, 32, 32)).module
-    with pytest.raises(UsageError, match="The allocation names a layer conv9 that the model does not have"):
+    with pytest.raises(
+        UsageError, match="The allocation names a layer conv9 that the model does not have"
+    ):
         place(graph, layer_bits={"conv9": LayerBits(4, 4)})
 
 
 def test_analyse_and_allocate_on_the_command_line(images, tmp_path):
     done = run_cli(
-        "analyze", CNN, "--data", str(images), "--input-size", "3x32x32", "--preset", "imagenet", "--metric", "l2", "--images", "8",
-        "--calib-images", "8", "--bits", "4", "--bits", "8", "--out", str(tmp_path / "S.json"), "--calib-cache", str(tmp_path / "c"),
-    )  # fmt: skip
+        "analyze",
+        CNN,
+        "--data",
+        str(images),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--metric",
+        "l2",
+        "--images",
+        "8",
+        "--calib-images",
+        "8",
+        "--bits",
+        "4",
+        "--bits",
+        "8",
+        "--out",
+        str(tmp_path / "S.json"),
+        "--calib-cache",
+        str(tmp_path / "c"),
+    )
     assert done.returncode == 0, done.stderr
     assert "most sensitive at w4a4" in done.stdout
-    done = run_cli("allocate", str(tmp_path / "S.json"), "--strategy", "pareto", "--budget", "size=0.2", "--out", str(tmp_path / "A.json"))
+    done = run_cli(
+        "allocate",
+        str(tmp_path / "S.json"),
+        "--strategy",
+        "pareto",
+        "--budget",
+        "size=0.2",
+        "--out",
+        str(tmp_path / "A.json"),
+    )
     assert done.returncode == 0, done.stderr
     assert "predicted, of the float model" in done.stdout
     assert "allowed" in done.stdout
@@ -376,7 +534,11 @@ def test_cost_takes_the_checkpoint_the_allocation_was_made_for(images, tmp_path)
     save_file(tiny_vit().state_dict(), tmp_path / "w.safetensors")
     own = {"model": VIT, "checkpoint": str(tmp_path / "w.safetensors")}
     analyze(analysis(images, tmp_path, **own, metric="l2"))
-    allocate(AllocateSpec(analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.2",)))
+    allocate(
+        AllocateSpec(
+            analysis=str(tmp_path / "S.json"), out=str(tmp_path / "A.json"), budget=("size=0.2",)
+        )
+    )
     record = cost(CostSpec(**own, input_size=(3, 32, 32), allocation=str(tmp_path / "A.json")))
     widths = {r.layer.name: (r.weight_bits, r.input_bits) for r in record.rows}
     assert widths["blocks.0.qk"] == (8, 8)
@@ -386,14 +548,20 @@ def test_cost_takes_the_checkpoint_the_allocation_was_made_for(images, tmp_path)
 
 def test_folded_and_shared_weights_count_once(images, tmp_path):
     (tmp_path / "tied.py").write_text(
-        "import torch\nfrom torch import nn\nclass M(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.stem, self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)\n"
+        "import torch\nfrom torch import nn\nclass M(nn.Module):\n    def __init__(self):\n     "
+        "   super().__init__()\n"
+        "        self.stem, self.a, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), "
+        "nn.Linear(8, 4)\n"
         "        self.w = nn.Parameter(torch.randn(8, 8, 3, 3))\n"
-        "    def forward(self, x):\n        y = self.a(torch.relu(self.a(torch.relu(self.stem(x)))))\n"
-        "        y = nn.functional.conv2d(torch.relu(y), self.w / self.w.std())\n        return self.head(y.mean((2, 3)))\n"
+        "    def forward(self, x):\n        y = "
+        "self.a(torch.relu(self.a(torch.relu(self.stem(x)))))\n"
+        "        y = nn.functional.conv2d(torch.relu(y), self.w / self.w.std())\n        return "
+        "self.head(y.mean((2, 3)))\n"
         "def make():\n    torch.manual_seed(0)\n    return M()\n"
     )
     record = analyze(analysis(images, tmp_path, model=f"{tmp_path / 'tied.py'}:make", metric="l2"))
-    weights = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 8 * 9 + 8 * 4  # the tied one once, the standardised one, too
+    weights = (
+        3 * 8 * 9 + 8 * 8 * 9 + 8 * 8 * 9 + 8 * 4
+    )  # the tied one once, the standardised one, too
     assert sum(v.cost.weights for v in record.layers) == weights
     assert record.other_bytes == 4 * (8 + 8 + 4)  # biases

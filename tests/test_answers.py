@@ -29,36 +29,57 @@ HEAD = RNG.normal(size=(5, 7)).astype(np.float32)
 def onnx_file(path: Path, nodes, outputs, weights) -> Path:
     """A foreign file on images [batch, 3, 32, 32]."""
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 32, 32])],
-        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs], [numpy_helper.from_array(v, n) for n, v in weights.items()],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info(n, t, s) for n, t, s in outputs],
+        [numpy_helper.from_array(v, n) for n, v in weights.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
 def conv(output: str = "c"):
-    return helper.make_node("Conv", ["x", "w"], [output], name="conv", kernel_shape=[3, 3], pads=[1] * 4)
+    return helper.make_node(
+        "Conv", ["x", "w"], [output], name="conv", kernel_shape=[3, 3], pads=[1] * 4
+    )
 
 
 def pixels_file(path: Path, noise: float) -> Path:
     """The class index of each pixel."""
-    weights = {"w": (MAP + noise * np.random.default_rng(22).normal(size=MAP.shape)).astype(np.float32)}
+    weights = {
+        "w": (MAP + noise * np.random.default_rng(22).normal(size=MAP.shape)).astype(np.float32)
+    }
     nodes = [conv(), helper.make_node("ArgMax", ["c"], ["y"], name="argmax", axis=1, keepdims=0)]
     return onnx_file(path, nodes, [("y", TensorProto.INT64, ["batch", 32, 32])], weights)
 
 
 def index_file(path: Path, noise: float) -> Path:
     """The class index of each image."""
-    weights = {"w": MAP, "wf": (HEAD + noise * np.random.default_rng(23).normal(size=HEAD.shape)).astype(np.float32)}
+    weights = {
+        "w": MAP,
+        "wf": (HEAD + noise * np.random.default_rng(23).normal(size=HEAD.shape)).astype(np.float32),
+    }
     nodes = [
-        conv(), helper.make_node("GlobalMaxPool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], ["f"]),
-        helper.make_node("MatMul", ["f", "wf"], ["l"]), helper.make_node("ArgMax", ["l"], ["y"], axis=1, keepdims=0),
-    ]  # fmt: skip
+        conv(),
+        helper.make_node("GlobalMaxPool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "wf"], ["l"]),
+        helper.make_node("ArgMax", ["l"], ["y"], axis=1, keepdims=0),
+    ]
     return onnx_file(path, nodes, [("y", TensorProto.INT64, ["batch"])], weights)
 
 
 def asked(images: Path, file: Path, reference: Path | None = None, **more):
-    values = {"onnx": str(file), "reference": reference and str(reference), "data": str(images), "preset": "half", **more}
+    values = {
+        "onnx": str(file),
+        "reference": reference and str(reference),
+        "data": str(images),
+        "preset": "half",
+        **more,
+    }
     return EvaluateSpec.make(values)
 
 
@@ -68,7 +89,10 @@ def truth(images: Path, preprocess, *files: Path) -> list[np.ndarray]:
 
     source = open_source(str(images))
     x = torch.cat(list(batches(source, range(len(source)), preprocess, 8))).numpy()
-    return [ort.InferenceSession(str(f), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0] for f in files]
+    return [
+        ort.InferenceSession(str(f), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for f in files
+    ]
 
 
 @pytest.mark.parametrize("make", [pixels_file, index_file])
@@ -89,13 +113,22 @@ def test_class_indices_are_counted_as_integers(make, images: Path, tmp_path: Pat
 def test_every_output_is_compared(images: Path, tmp_path: Path):
     def two(path: Path, noise: float) -> Path:
         nodes = [
-            conv(), helper.make_node("GlobalAveragePool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], ["logits"]),
+            conv(),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["logits"]),
             helper.make_node("MatMul", ["logits", "wf"], ["embedding"]),
-        ]  # fmt: skip
-        outputs = [("logits", TensorProto.FLOAT, ["batch", 5]), ("embedding", TensorProto.FLOAT, ["batch", 7])]
-        return onnx_file(path, nodes, outputs, {"w": MAP, "wf": (HEAD * (1 + noise)).astype(np.float32)})
+        ]
+        outputs = [
+            ("logits", TensorProto.FLOAT, ["batch", 5]),
+            ("embedding", TensorProto.FLOAT, ["batch", 7]),
+        ]
+        return onnx_file(
+            path, nodes, outputs, {"w": MAP, "wf": (HEAD * (1 + noise)).astype(np.float32)}
+        )
 
-    record = evaluate(asked(images, two(tmp_path / "low.onnx", 0.1), two(tmp_path / "ref.onnx", 0.0)))
+    record = evaluate(
+        asked(images, two(tmp_path / "low.onnx", 0.1), two(tmp_path / "ref.onnx", 0.0))
+    )
     first, second = record.outputs
     assert (first.name, first.exact) == ("logits", True)
     assert second.sqnr_db == pytest.approx(20.0, abs=0.01)
@@ -105,12 +138,21 @@ def test_every_output_is_compared(images: Path, tmp_path: Path):
 
 def test_files_with_other_outputs_are_not_compared(images: Path, tmp_path: Path):
     nodes = [conv("y")]
-    maps = onnx_file(tmp_path / "maps.onnx", nodes, [("y", TensorProto.FLOAT, ["batch", 5, 32, 32])], {"w": MAP})
+    maps = onnx_file(
+        tmp_path / "maps.onnx", nodes, [("y", TensorProto.FLOAT, ["batch", 5, 32, 32])], {"w": MAP}
+    )
     both = onnx_file(
-        tmp_path / "both.onnx", [conv("y"), helper.make_node("Relu", ["y"], ["z"])],
-        [("y", TensorProto.FLOAT, ["batch", 5, 32, 32]), ("z", TensorProto.FLOAT, ["batch", 5, 32, 32])], {"w": MAP},
-    )  # fmt: skip
-    with pytest.raises(UsageError, match=r"Cannot compare .*maps.onnx with .*both.onnx: outputs y and y, z differ"):
+        tmp_path / "both.onnx",
+        [conv("y"), helper.make_node("Relu", ["y"], ["z"])],
+        [
+            ("y", TensorProto.FLOAT, ["batch", 5, 32, 32]),
+            ("z", TensorProto.FLOAT, ["batch", 5, 32, 32]),
+        ],
+        {"w": MAP},
+    )
+    with pytest.raises(
+        UsageError, match=r"Cannot compare .*maps.onnx with .*both.onnx: outputs y and y, z differ"
+    ):
         evaluate(asked(images, maps, both))
     index = index_file(tmp_path / "index.onnx", 0.0)
     with pytest.raises(UsageError, match=r"outputs \[16, 5, 32, 32\] and \[16\] differ \(y\)"):
@@ -144,7 +186,11 @@ class Own(nn.Module):
         super().__init__()
         torch.manual_seed(4)
         self.kind = kind
-        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 12, 3, 1, 1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 16, 3, 2, 1),
+            nn.Conv2d(16, 16, 3, 1, 1),
+            nn.Conv2d(16, 12, 3, 1, 1),
+        )
         self.fc = nn.Linear(12, 6)
 
     def forward(self, x):
@@ -166,9 +212,19 @@ def own(kind: str = "embedding") -> nn.Module:
     return Own(kind)
 
 
-@pytest.mark.parametrize("kind", ["embedding", "boxes", "depth", "map", "angle", "index", "pixels", "scores and index"])
+@pytest.mark.parametrize(
+    "kind", ["embedding", "boxes", "depth", "map", "angle", "index", "pixels", "scores and index"]
+)
 def test_what_is_not_scores_has_no_agreement(kind: str, images: Path, tmp_path: Path):
-    record = quantize(spec(images, tmp_path / "out", model="tests.test_answers:own", model_arg={"kind": kind}, preset_quant="auto"))
+    record = quantize(
+        spec(
+            images,
+            tmp_path / "out",
+            model="tests.test_answers:own",
+            model_arg={"kind": kind},
+            preset_quant="auto",
+        )
+    )
     answer = record.parity.answer
     assert answer.agreement is None
     assert "agreement" not in record.summary
@@ -176,7 +232,11 @@ def test_what_is_not_scores_has_no_agreement(kind: str, images: Path, tmp_path: 
     assert (answer.equal is not None) == whole
     assert whole or answer.sqnr_db > 5
     assert any("not known to be scores of classes" in n for n in record.notes)
-    found = evaluate(asked(images, tmp_path / "out/model.qdq.onnx", tmp_path / "out/model.fp32.onnx", preset=None))
+    found = evaluate(
+        asked(
+            images, tmp_path / "out/model.qdq.onnx", tmp_path / "out/model.fp32.onnx", preset=None
+        )
+    )
     assert (found.agreement, found.top1) == (None, None)
     from trtq.report.summary import summarize_run
 
@@ -185,16 +245,28 @@ def test_what_is_not_scores_has_no_agreement(kind: str, images: Path, tmp_path: 
 
 
 def test_scores_are_known_by_the_model_or_by_labels(images: Path, tmp_path: Path, cnn_out: Path):
-    assert read(cnn_out / "quantize.json")["parity"]["agreement"] is not None, "four columns, four folders"
+    assert read(cnn_out / "quantize.json")["parity"]["agreement"] is not None, (
+        "four columns, four folders"
+    )
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, f in enumerate(sorted(images.rglob("*.png"))):
         (flat / f"{i}.png").write_bytes(f.read_bytes())
     one = quantize(spec(flat, tmp_path / "a", model="tests.test_answers:unnamed"))
     assert one.parity.agreement is None
-    other = quantize(spec(flat, tmp_path / "b", model="timm:test_resnet", model_arg={"num_classes": 7}, input_size="3x64x64"))
+    other = quantize(
+        spec(
+            flat,
+            tmp_path / "b",
+            model="timm:test_resnet",
+            model_arg={"num_classes": 7},
+            input_size="3x64x64",
+        )
+    )
     assert other.parity.agreement is not None
-    found = evaluate(asked(flat, tmp_path / "b/model.qdq.onnx", tmp_path / "b/model.fp32.onnx", preset=None))
+    found = evaluate(
+        asked(flat, tmp_path / "b/model.qdq.onnx", tmp_path / "b/model.fp32.onnx", preset=None)
+    )
     assert found.agreement is not None, "the file says what its output is"
 
 
@@ -205,7 +277,9 @@ def test_a_file_that_says_values_learns_from_labels(images: Path, tmp_path: Path
         (flat / f"{i}.png").write_bytes(f.read_bytes())
     made = quantize(spec(flat, tmp_path / "o", model="tests.test_answers:unnamed"))
     assert made.parity.kind == "values"
-    found = evaluate(asked(images, tmp_path / "o/model.qdq.onnx", tmp_path / "o/model.fp32.onnx", preset=None))
+    found = evaluate(
+        asked(images, tmp_path / "o/model.qdq.onnx", tmp_path / "o/model.fp32.onnx", preset=None)
+    )
     assert found.top1 is not None, "four folders, four columns"
     assert found.agreement is not None
 
@@ -216,19 +290,24 @@ def unnamed() -> nn.Module:
     return net
 
 
-def test_constant_outputs_beside_the_first_are_no_doubt_and_names_may_differ(images: Path, tmp_path: Path):
+def test_constant_outputs_beside_the_first_are_no_doubt_and_names_may_differ(
+    images: Path, tmp_path: Path
+):
     anchors = np.ones((1, 3), dtype=np.float32)
 
     def made(path: Path, name: str) -> Path:
         nodes = [
             helper.make_node("Conv", ["x", "w"], ["c"], kernel_shape=[3, 3], pads=[1] * 4),
-            helper.make_node("GlobalAveragePool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], [name]),
+            helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+            helper.make_node("Flatten", ["p"], [name]),
             helper.make_node("Identity", ["anchors"], ["fixed"]),
-        ]  # fmt: skip
+        ]
         outputs = [(name, TensorProto.FLOAT, ["batch", 5]), ("fixed", TensorProto.FLOAT, [1, 3])]
         return onnx_file(path, nodes, outputs, {"w": MAP, "anchors": anchors})
 
-    assert evaluate(asked(images, made(tmp_path / "a.onnx", "y"), made(tmp_path / "b.onnx", "y"))).valid
+    assert evaluate(
+        asked(images, made(tmp_path / "a.onnx", "y"), made(tmp_path / "b.onnx", "y"))
+    ).valid
     with pytest.raises(UsageError, match="outputs y, fixed and z, fixed differ"):
         evaluate(asked(images, tmp_path / "a.onnx", made(tmp_path / "c.onnx", "z")))
 
@@ -262,7 +341,11 @@ def constant() -> nn.Module:
 
 
 def test_an_output_whose_loss_removes_weights_stops_the_command(images: Path, tmp_path: Path):
-    with pytest.raises(CaptureError, match=r"the first can be kept: 2 weights serve the others alone and would be lost: b.bias, b.weight"):
+    with pytest.raises(
+        CaptureError,
+        match=r"the first can be kept: 2 weights serve the others alone and would be lost: "
+        r"b.bias, b.weight",
+    ):
         quantize(spec(images, tmp_path / "out", model="tests.test_answers:lossy"))
 
 
@@ -275,11 +358,17 @@ def test_a_model_that_does_not_look_is_refused(images: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("shape", "integer", "classes", "kind"),
     [
-        (["batch", 10], False, 10, "classes"), ([8, 10], False, None, "values"), ([8, 384], False, 10, "values"),
-        ([8], False, 10, "values"), ([8, 1], False, 2, "values"), ([8, 21, 32, 32], False, 21, "pixels"),
-        ([8, 21, 4], False, 21, "values"), ([8, 10], True, 10, "indices"), ([8, 1], False, 1, "values"),
+        (["batch", 10], False, 10, "classes"),
+        ([8, 10], False, None, "values"),
+        ([8, 384], False, 10, "values"),
+        ([8], False, 10, "values"),
+        ([8, 1], False, 2, "values"),
+        ([8, 21, 32, 32], False, 21, "pixels"),
+        ([8, 21, 4], False, 21, "values"),
+        ([8, 10], True, 10, "indices"),
+        ([8, 1], False, 1, "values"),
     ],
-)  # fmt: skip
+)
 def test_kinds(shape, integer, classes, kind):
     assert kind_of(shape, integer=integer, classes=classes) == kind
 
@@ -295,7 +384,13 @@ def test_what_differs_in_shape_or_is_not_finite_is_not_comparable():
     a = np.ones((3, 4), dtype=np.float32)
     for b in (np.ones((2, 4), dtype=np.float32), np.full((3, 4), np.nan, dtype=np.float32)):
         found = compare_answers("y", a, b, "classes")
-        assert (found.finite, found.sqnr_db, found.cosine, found.agreement, found.exact) == (False, None, None, None, False)
+        assert (found.finite, found.sqnr_db, found.cosine, found.agreement, found.exact) == (
+            False,
+            None,
+            None,
+            None,
+            False,
+        )
         assert found.words == "not comparable: shapes differ, or values are NaN or infinite"
 
 
@@ -307,6 +402,12 @@ def test_batches_add_up(seed: int, size: int):
     for i in range(0, 12, size):
         tally.add(a[i : i + size], b[i : i + size])
     whole: OutputComparison = compare_answers("y", a, b, "classes")
-    assert tally.result.agreement == whole.agreement == pytest.approx(100 * (a.argmax(1) == b.argmax(1)).mean(), abs=1e-5)
+    assert (
+        tally.result.agreement
+        == whole.agreement
+        == pytest.approx(100 * (a.argmax(1) == b.argmax(1)).mean(), abs=1e-5)
+    )
     assert tally.result.sqnr_db == pytest.approx(whole.sqnr_db)
-    assert tally.result.cosine == pytest.approx(float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())), abs=1e-5)
+    assert tally.result.cosine == pytest.approx(
+        float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())), abs=1e-5
+    )

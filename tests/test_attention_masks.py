@@ -21,15 +21,20 @@ class Padded(nn.Module):
     """Patch tokens whose last column is padding.
 
     Args:
-        mask: ``rows``: padded queries attend to nothing; ``keys``: they still look at valid keys; ``float``: rows as -inf;
-            ``computed``: rows, by the brightness of the image.
+        mask: ``rows``: padded queries attend to nothing; ``keys``: they still look at valid keys;
+            ``float``: rows as -inf; ``computed``: rows, by the brightness of the image.
     """
 
     def __init__(self, mask: str = "rows") -> None:
         super().__init__()
         torch.manual_seed(5)
         self.kind = mask
-        self.patch, self.qkv, self.proj, self.fc = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.patch, self.qkv, self.proj, self.fc = (
+            nn.Conv2d(3, 16, 8, 8),
+            nn.Linear(16, 48),
+            nn.Linear(16, 16),
+            nn.Linear(16, 4),
+        )
         valid = torch.ones(4, 4, dtype=torch.bool)
         valid[:, 3] = False
         valid = valid.flatten()
@@ -48,7 +53,9 @@ class Padded(nn.Module):
         if self.kind == "computed":
             bright = (y.mean(-1) > 0)[:, None]
             mask = (bright[..., :, None] & bright[..., None, :]) & mask
-        y = y + self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(b, n, c))
+        y = y + self.proj(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(b, n, c)
+        )
         return self.fc(y.mean(1))
 
 
@@ -56,7 +63,11 @@ class Mha(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.patch, self.attn, self.fc = nn.Conv2d(3, 16, 8, 8), nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 4)
+        self.patch, self.attn, self.fc = (
+            nn.Conv2d(3, 16, 8, 8),
+            nn.MultiheadAttention(16, 2, batch_first=True),
+            nn.Linear(16, 4),
+        )
         self.register_buffer("mask", ~Padded().mask[0, 0])
 
     def forward(self, x):
@@ -77,8 +88,12 @@ def test_rows_without_a_key_answer_0_as_torch_does(kind):
     assert np.isfinite(wanted).all()
     np.testing.assert_allclose(captured.module(x).detach().numpy(), wanted, atol=1e-5)
     file = export_onnx(captured.module, opset=13)
-    np.testing.assert_allclose(open_session(file).run(None, {"input": x.numpy()})[0], wanted, atol=1e-5)
-    guarded = [n for n in captured.module.graph.nodes if n.target is torch.ops.aten.where.ScalarOther]
+    np.testing.assert_allclose(
+        open_session(file).run(None, {"input": x.numpy()})[0], wanted, atol=1e-5
+    )
+    guarded = [
+        n for n in captured.module.graph.nodes if n.target is torch.ops.aten.where.ScalarOther
+    ]
     assert bool(guarded) == (kind != "keys"), "a mask without empty rows costs nothing"
 
 
@@ -89,7 +104,9 @@ def test_a_mask_of_minus_infinity_does_not_overflow_in_fp16():
 
 
 def test_an_attention_with_empty_rows_is_quantized(images, tmp_path):
-    (tmp_path / "padded_net.py").write_text("from tests.test_attention_masks import Padded\ndef model():\n    return Padded()\n")
+    (tmp_path / "padded_net.py").write_text(
+        "from tests.test_attention_masks import Padded\ndef model():\n    return Padded()\n"
+    )
     quantize(spec(images, tmp_path / "out", model=f"{tmp_path}/padded_net.py:model"))
     record = read(tmp_path / "out/quantize.json")
     assert record["parity"]["passed"]

@@ -18,22 +18,31 @@ NODES = ("stem/Conv", "conv1/Conv", "depthwise/Conv", "pointwise/Conv", "head/Ma
 
 def layer(name: str, kind: str, weights: str, **more) -> dict[str, object]:
     return {
-        "Name": name, "LayerType": "CaskConvolution", "Inputs": [{"Name": "i", "Dimensions": [1], "Format/Datatype": kind}],
-        "Weights": {"Type": weights, "Count": 1}, **more,
-    }  # fmt: skip
+        "Name": name,
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "i", "Dimensions": [1], "Format/Datatype": kind}],
+        "Weights": {"Type": weights, "Count": 1},
+        **more,
+    }
 
 
 def old_report() -> dict[str, object]:
     """As 8.x writes it: long texts, fused names."""
     return {
         "Layers": [
-            {"Name": "Reformatting CopyNode for Input Tensor 0 to stem/Conv + relu/Relu", "LayerType": "Reformat", "Inputs": []},
-            layer("stem/Conv + relu/Relu", LONG, "Int8"), layer("conv1/Conv + add/Add + relu_1/Relu", LONG, "Int8"),
-            layer("depthwise/Conv + PWN(relu6/Clip)", "Row major linear FP32", "FP32"), layer("pointwise/Conv + relu_2/Relu", LONG, "Int8"),
+            {
+                "Name": "Reformatting CopyNode for Input Tensor 0 to stem/Conv + relu/Relu",
+                "LayerType": "Reformat",
+                "Inputs": [],
+            },
+            layer("stem/Conv + relu/Relu", LONG, "Int8"),
+            layer("conv1/Conv + add/Add + relu_1/Relu", LONG, "Int8"),
+            layer("depthwise/Conv + PWN(relu6/Clip)", "Row major linear FP32", "FP32"),
+            layer("pointwise/Conv + relu_2/Relu", LONG, "Int8"),
             layer("head/MatMul", "Channel major FP16 format where channel % 8 == 0", "Half"),
         ],
         "Bindings": ["input", "output"],
-    }  # fmt: skip
+    }
 
 
 def new_report() -> dict[str, object]:
@@ -42,9 +51,13 @@ def new_report() -> dict[str, object]:
     for i, node in enumerate(NODES):
         kind = "Half" if node.startswith("head") else "Int8"
         rows.append(
-            {"Name": f"__mye{i}_myl0_{i}", "LayerType": "gemm", "Inputs": [{"Name": "i", "Datatype": kind, "Format": "Row major"}],
-             "Metadata": f"[ONNX Layer: {node}]\x1e[ONNX Layer: other]"}
-        )  # fmt: skip
+            {
+                "Name": f"__mye{i}_myl0_{i}",
+                "LayerType": "gemm",
+                "Inputs": [{"Name": "i", "Datatype": kind, "Format": "Row major"}],
+                "Metadata": f"[ONNX Layer: {node}]\x1e[ONNX Layer: other]",
+            }
+        )
     return {"Layers": rows, "I/O Tensors": [{"Name": "input", "IOMode": "Input"}]}
 
 
@@ -56,17 +69,30 @@ def asked(report: object, cnn_out: Path, tmp_path: Path, **more) -> AuditSpec:
 
 def test_type_texts():
     for text, wanted in (
-        (LONG, "int8"), ("Int8", "int8"), ("FP8", "fp8"), ("BFloat16", "bf16"), ("Half", "fp16"), ("Float16", "fp16"),
-        ("Two wide channel vectorized row major FP16 format", "fp16"), ("Float", "fp32"),
-        ("Row major linear FP32", "fp32"), ("Bool", "unknown"),
-    ):  # fmt: skip
+        (LONG, "int8"),
+        ("Int8", "int8"),
+        ("FP8", "fp8"),
+        ("BFloat16", "bf16"),
+        ("Half", "fp16"),
+        ("Float16", "fp16"),
+        ("Two wide channel vectorized row major FP16 format", "fp16"),
+        ("Float", "fp32"),
+        ("Row major linear FP32", "fp32"),
+        ("Bool", "unknown"),
+    ):
         assert classify(text) == wanted
 
 
 def test_a_report_of_8(cnn_out: Path, tmp_path: Path):
     record = audit(asked(old_report(), cnn_out, tmp_path))
     got = {m.node: m.actual for m in record.modules}
-    assert got == {"stem/Conv": "int8", "conv1/Conv": "int8", "depthwise/Conv": "fp32", "pointwise/Conv": "int8", "head/MatMul": "fp16"}
+    assert got == {
+        "stem/Conv": "int8",
+        "conv1/Conv": "int8",
+        "depthwise/Conv": "fp32",
+        "pointwise/Conv": "int8",
+        "head/MatMul": "fp16",
+    }
     assert [m.node for m in record.modules if m.short] == ["depthwise/Conv", "head/MatMul"]
     assert not record.passed
     assert record.moving == 1
@@ -86,31 +112,60 @@ def middle_report(streams: bool) -> dict[str, object]:
     for i, node in enumerate(NODES):
         kind = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(node, "Int8")
         more = {"StreamId": 0} if streams else {}
-        rows.append(layer(f"__myl_{i}" if streams else f"{node} + fused", kind, kind, Metadata=f"[ONNX Layer: {node}]", **more))
-    return {"Layers": [{"Name": "Reformatting CopyNode", "LayerType": "Reformat", "Inputs": []}, *rows], "Bindings": ["input", "output"]}
+        rows.append(
+            layer(
+                f"__myl_{i}" if streams else f"{node} + fused",
+                kind,
+                kind,
+                Metadata=f"[ONNX Layer: {node}]",
+                **more,
+            )
+        )
+    return {
+        "Layers": [{"Name": "Reformatting CopyNode", "LayerType": "Reformat", "Inputs": []}, *rows],
+        "Bindings": ["input", "output"],
+    }
 
 
 def eleven() -> dict[str, object]:
     report = new_report()
     for row, node in zip(report["Layers"], NODES, strict=True):
-        row["Inputs"][0]["Datatype"] = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(node, "Int8")
+        row["Inputs"][0]["Datatype"] = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(
+            node, "Int8"
+        )
     return report
 
 
-def test_pain_6_every_release_gives_the_same_coverage_for_the_same_graph(cnn_out: Path, tmp_path: Path):
-    reports = {"8.5": old_report(), "10.3": middle_report(False), "10.13": middle_report(True), "11": eleven()}
+def test_pain_6_every_release_gives_the_same_coverage_for_the_same_graph(
+    cnn_out: Path, tmp_path: Path
+):
+    reports = {
+        "8.5": old_report(),
+        "10.3": middle_report(False),
+        "10.13": middle_report(True),
+        "11": eleven(),
+    }
     got = {v: audit(asked(r, cnn_out, tmp_path)) for v, r in reports.items()}
     assert len({tuple((m.node, m.actual) for m in r.modules) for r in got.values()}) == 1
     assert len({tuple(r.shares.items()) for r in got.values()}) == 1
     unknown = middle_report(True)
-    unknown["Layers"].append({"Name": "x", "LayerType": "NewInTwelve", "Inputs": [{"Format/Datatype": "Q3"}], "Field": {"a": 1}})
+    unknown["Layers"].append(
+        {
+            "Name": "x",
+            "LayerType": "NewInTwelve",
+            "Inputs": [{"Format/Datatype": "Q3"}],
+            "Field": {"a": 1},
+        }
+    )
     record = audit(asked(unknown, cnn_out, tmp_path))  # kept and counted, never fatal
     assert record.layers == 7
     assert record.shares == got["10.13"].shares
 
 
 @pytest.mark.parametrize("kind", ["Row major linear FP32", "Half"])
-def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(kind, images: Path, tmp_path: Path, monkeypatch):
+def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(
+    kind, images: Path, tmp_path: Path, monkeypatch
+):
     """Pain 4, too: exit code 0 and an FP32 engine called INT8 is what must not be."""
     import onnx
 
@@ -123,27 +178,41 @@ def test_pain_6_a_build_whose_report_has_no_int8_layer_fails(kind, images: Path,
     model.doc_string = f"layers:{report}"
     onnx.save(model, tmp_path / "m.onnx")
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300")))
-    wanted = BuildSpec(onnx=f"{tmp_path}/m.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine")
-    with pytest.raises(EngineError, match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first"):
+    wanted = BuildSpec(
+        onnx=f"{tmp_path}/m.onnx", target="orin", backend="trtexec", out=f"{tmp_path}/e.engine"
+    )
+    with pytest.raises(
+        EngineError,
+        match=r"Orin computes nothing in INT8: the model has .* and 5 quantized layers; the first",
+    ):
         build(wanted)
     assert not (tmp_path / "e.engine").exists()
     report.write_text(json.dumps(old_report()))
     made = build(wanted)
-    assert (made.coverage.asked, made.coverage.got, [m.node for m in made.coverage.short]) == (5, 3, ["depthwise/Conv", "head/MatMul"])
+    assert (made.coverage.asked, made.coverage.got, [m.node for m in made.coverage.short]) == (
+        5,
+        3,
+        ["depthwise/Conv", "head/MatMul"],
+    )
     assert "3 of 5 quantized layers in INT8" in made.summary
 
 
 def test_names_are_matched_whole_and_regions_are_unknown_inside(cnn_out: Path, tmp_path: Path):
     report = {
         "Layers": [
-            layer("block.conv1/Conv", LONG, "Int8"), layer("{ForeignNode[depthwise/Conv...output]}", "Row major linear FP32", ""),
+            layer("block.conv1/Conv", LONG, "Int8"),
+            layer("{ForeignNode[depthwise/Conv...output]}", "Row major linear FP32", ""),
             layer("stem/Conv.1", LONG, "Int8"),
         ]
-    }  # fmt: skip
+    }
     got = {m.node: m.actual for m in audit(asked(report, cnn_out, tmp_path)).modules}
     assert got["conv1/Conv"] is None
     assert got["stem/Conv"] is None
-    region = {"Layers": [layer("{ForeignNode[depthwise/Conv...head/MatMul]}", "Row major linear FP32", "")]}
+    region = {
+        "Layers": [
+            layer("{ForeignNode[depthwise/Conv...head/MatMul]}", "Row major linear FP32", "")
+        ]
+    }
     inside = audit(asked(region, cnn_out, tmp_path))
     assert {m.node: m.actual for m in inside.modules}["pointwise/Conv"] == "unknown"
     assert inside.passed  # what cannot be known is no shortfall, and is said
@@ -162,14 +231,20 @@ def test_the_likely_rule_is_named(tmp_path: Path):
     from tests.test_lint import plain
 
     onnx.save(plain(axis=1), tmp_path / "m.onnx")
-    (tmp_path / "l.json").write_text(json.dumps({"Layers": [layer("c", "Row major linear FP32", "FP32")]}))
-    record = audit(AuditSpec(file=str(tmp_path / "l.json"), onnx=str(tmp_path / "m.onnx"), target="rtx3080"))
+    (tmp_path / "l.json").write_text(
+        json.dumps({"Layers": [layer("c", "Row major linear FP32", "FP32")]})
+    )
+    record = audit(
+        AuditSpec(file=str(tmp_path / "l.json"), onnx=str(tmp_path / "m.onnx"), target="rtx3080")
+    )
     assert record.modules[0].short
     assert record.modules[0].why.startswith("L05: its weight has scales along axis 1")
 
 
 def test_what_is_no_report(cnn_out: Path, tmp_path: Path):
-    with pytest.raises(EngineError, match='is no layer report of TensorRT: it has no list called "Layers"'):
+    with pytest.raises(
+        EngineError, match='is no layer report of TensorRT: it has no list called "Layers"'
+    ):
         audit(asked([1], cnn_out, tmp_path))
     (tmp_path / "torn.json").write_text("{")
     with pytest.raises(EngineError, match="Cannot read the layer report"):

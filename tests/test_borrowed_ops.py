@@ -130,7 +130,10 @@ OPS = {
     "nms": (suppressed, 18),
     "circular pad": (lambda x: F.pad(x, (2, 1, 0, 1), mode="circular"), 13),
     "rotary": (rotary, 13),
-    "antialiased resize": (lambda x: F.interpolate(x, size=(8, 8), mode="bilinear", antialias=True), 18),
+    "antialiased resize": (
+        lambda x: F.interpolate(x, size=(8, 8), mode="bilinear", antialias=True),
+        18,
+    ),
     "uneven adaptive max": (lambda x: F.adaptive_max_pool2d(x, 5), 13),
     "even adaptive max": (lambda x: F.adaptive_max_pool2d(x, 4), 13),
     "uneven adaptive mean": (lambda x: F.adaptive_avg_pool2d(x, 5), 13),
@@ -150,7 +153,10 @@ OPS = {
     "remainder": (lambda x: x % 0.7, 13),
     "nearest-exact": (lambda x: F.interpolate(x, size=(24, 24), mode="nearest-exact"), 13),
     "scale factor": (lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear"), 13),
-    "trilinear": (lambda x: F.interpolate(x.unflatten(1, (2, 4)), scale_factor=2.0, mode="trilinear"), 13),
+    "trilinear": (
+        lambda x: F.interpolate(x.unflatten(1, (2, 4)), scale_factor=2.0, mode="trilinear"),
+        13,
+    ),
     "rms_norm": (nn.Sequential(nn.Flatten(2), nn.RMSNorm(256)), 13),
     "ne": (lambda x: (x != 0).float() + x, 13),
     "logsumexp": (lambda x: x.logsumexp(1), 13),
@@ -164,7 +170,10 @@ OPS = {
     "unpooling": (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), 18),
     "pool over the edge": (lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True), 13),
     "pool with a divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), 13),
-    "roi_align": (lambda x: torchvision.ops.roi_align(x, torch.tensor([[0.0, 1.0, 1.0, 8.0, 8.0]]), 4), 18),
+    "roi_align": (
+        lambda x: torchvision.ops.roi_align(x, torch.tensor([[0.0, 1.0, 1.0, 8.0, 8.0]]), 4),
+        18,
+    ),
     "assignment": (assigned, 13),
     "spectrum": (lambda x: torch.fft.rfft2(x).abs(), 18),
     "stable sort": (lambda x: x.flatten(1)[:, :20].sort(dim=1, stable=True)[0], 13),
@@ -177,7 +186,7 @@ OPS = {
     "two rotations": (Rotations(), 13),
     "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), 13),
     "double": (lambda x: (x.double() * 2).float(), 13),
-}  # fmt: skip
+}
 
 
 def signal_to_error(wanted, got) -> float:
@@ -192,10 +201,16 @@ def test_an_op_beside_a_quantized_convolution_is_written_and_equal(name):
     op, oldest = OPS[name]
     model = Beside(op).eval()
     captured = capture(model, (3, 32, 32))
-    x = torch.randn(3 if captured.dynamic_batch else 1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(
+        3 if captured.dynamic_batch else 1, 3, 32, 32, generator=torch.Generator().manual_seed(1)
+    )
     placement = place(captured.module)
     seen = observe(captured.module, placement, [x], mode="max")
-    stats = {q.stats_key: summarize(seen[q.source.name], "max", 99.99, 8) for q in placement.quantizers if not q.is_weight}
+    stats = {
+        q.stats_key: summarize(seen[q.source.name], "max", 99.99, 8)
+        for q in placement.quantizers
+        if not q.is_weight
+    }
     encodings = make_encodings(captured.module, placement, stats, {})
     simulated = insert_fake_quantize(captured.module, placement, encodings)
     with torch.no_grad():
@@ -219,12 +234,16 @@ def test_an_op_beside_a_quantized_convolution_is_written_and_equal(name):
 def test_what_torch_writes_is_said_with_the_layer():
     notes: list[str] = []
     export_onnx(capture(Beside(lambda x: x.trunc()).eval(), (3, 32, 32)).module, note=notes.append)
-    assert notes == ["written by torch.onnx, since trtq does not write them: aten.trunc.default at trunc"]
+    assert notes == [
+        "written by torch.onnx, since trtq does not write them: aten.trunc.default at trunc"
+    ]
 
 
 def test_a_region_holds_the_complex_numbers_behind_it():
     captured = capture(Beside(rotary).eval(), (3, 32, 32))
-    start = next(n for n in captured.module.graph.nodes if n.target is torch.ops.aten.view_as_real.default)
+    start = next(
+        n for n in captured.module.graph.nodes if n.target is torch.ops.aten.view_as_real.default
+    )
     region = region_of(start)
     assert {i.meta["val"].dtype for i in (*region.inputs, *region.outputs)} == {torch.float32}
     assert torch.ops.aten.complex.default in {n.target for n in region.nodes}
@@ -236,7 +255,9 @@ class Selector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.body = nn.Sequential(*(nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, 1, 1), nn.ReLU()) for i in range(6)))
+        self.body = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(3 if i == 0 else 8, 8, 3, 1, 1), nn.ReLU()) for i in range(6))
+        )
         self.score, self.box = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
         nn.init.normal_(self.box.weight, std=30.0)
 
@@ -254,8 +275,15 @@ def test_a_selection_in_another_order_is_not_another_model():
     require_same_float(captured.module, file, batch)
     for initializer in file.graph.initializer:
         if initializer.name == "box.weight":
-            initializer.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(initializer), initializer.name))
-    with pytest.raises(ExportError, match="The float ONNX file does not compute what the model computes: outputs differ by"):
+            initializer.CopyFrom(
+                onnx.numpy_helper.from_array(
+                    -onnx.numpy_helper.to_array(initializer), initializer.name
+                )
+            )
+    with pytest.raises(
+        ExportError,
+        match="The float ONNX file does not compute what the model computes: outputs differ by",
+    ):
         require_same_float(captured.module, file, batch)
 
 
@@ -264,7 +292,10 @@ def test_integers_and_numbers_are_judged_beyond_the_forced_images():
     whole, numbers = rng.integers(0, 10, 256), rng.normal(size=(256, 7)).astype(np.float32)
     assert judge(whole, whole, whole, None).passed
     wrong = judge(whole, whole, (whole + 1) % 10, None)
-    assert (wrong.passed, wrong.reason) == (False, "only 0.00 % of the integers are equal, at least 99.5 % must be")
+    assert (wrong.passed, wrong.reason) == (
+        False,
+        "only 0.00 % of the integers are equal, at least 99.5 % must be",
+    )
     turned = judge(numbers, numbers, -numbers, None, "values")
     assert turned.reason == "torch and ONNX Runtime differ by more than the signal: -6.0 dB"
 
@@ -286,16 +317,29 @@ def model():
 @pytest.mark.parametrize(
     ("body", "target", "words"),
     [
-        ("self.conv(x).flatten(2).median(2)[0]", None, "aten.median.dim at median: DispatchError: No ONNX function found for"),
         (
-            "nn.functional.grid_sample(self.conv(x), torch.zeros(x.shape[0], 4, 4, 2), align_corners=False).mean((2, 3))", "xavier@8.2",
+            "self.conv(x).flatten(2).median(2)[0]",
+            None,
+            "aten.median.dim at median: DispatchError: No ONNX function found for",
+        ),
+        (
+            "nn.functional.grid_sample(self.conv(x), torch.zeros(x.shape[0], 4, 4, 2), "
+            "align_corners=False).mean((2, 3))",
+            "xavier@8.2",
             "of opset 13: aten.grid_sampler.default at grid_sampler",
         ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_written_is_refused_before_calibration(images, tmp_path, body, target, words):
+)
+def test_what_cannot_be_written_is_refused_before_calibration(
+    images, tmp_path, body, target, words
+):
     (tmp_path / "own_net.py").write_text(OWN.replace("{body}", body))
-    wanted = spec(images, tmp_path / "out", model=f"{tmp_path}/own_net.py:model", **({"target": target} if target else {}))
+    wanted = spec(
+        images,
+        tmp_path / "out",
+        model=f"{tmp_path}/own_net.py:model",
+        **({"target": target} if target else {}),
+    )
     with pytest.raises(ExportError, match="Cannot write the model as ONNX") as caught:
         quantize(wanted)
     assert words in str(caught.value)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import read, run_cli, spec
-from trtq import BuildSpec, Encodings, ExportCalibSpec, ImportCalibSpec, build, export_calib, import_calib, quantize
+from trtq import (
+    BuildSpec,
+    Encodings,
+    ExportCalibSpec,
+    ImportCalibSpec,
+    build,
+    export_calib,
+    import_calib,
+    quantize,
+)
 from trtq.errors import EncodingsError, EngineError, ExportError, UsageError
 from trtq.export.calibration_cache import amax_of, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
@@ -35,15 +44,24 @@ def scales_of(path: Path) -> dict[str, float]:
     model = onnx.load(path)
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
     return {
-        n.input[0]: float(constants[n.input[1]]) for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants
+        n.input[0]: float(constants[n.input[1]])
+        for n in model.graph.node
+        if n.op_type == "QuantizeLinear" and n.input[0] not in constants
     }
 
 
-# ---- the text --------------------------------------------------------------------------------------------------------------------
+# ---- the text
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.dictionaries(st.text("abc/:. ()", min_size=1).map(str.strip).filter(bool), st.floats(0, 2.0**100, width=32), max_size=6))
+@given(
+    st.dictionaries(
+        st.text("abc/:. ()", min_size=1).map(str.strip).filter(bool),
+        st.floats(0, 2.0**100, width=32),
+        max_size=6,
+    )
+)
 def test_round_trips_are_exact(scales):
     found = read_cache(write_cache(scales, 8502), "c")
     assert found.version == (8, 5)
@@ -58,16 +76,23 @@ def test_the_range_of_a_scale_gives_the_scale_back(scale):
 
 
 def test_a_cache_from_the_field():
-    text = "TRT-8401-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 3) [Shuffle]_output: 3caa54fc\nscope:0/add: 0\n"
+    text = (
+        "TRT-8401-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 3) [Shuffle]_output: "
+        "3caa54fc\nscope:0/add: 0\n"
+    )
     found = read_cache(text, "c")
     assert (found.version, found.algorithm) == ((8, 4), "EntropyCalibration2")
-    assert found.scales["(Unnamed Layer* 3) [Shuffle]_output"] * 127 == pytest.approx(2.64, abs=0.01)
+    assert found.scales["(Unnamed Layer* 3) [Shuffle]_output"] * 127 == pytest.approx(
+        2.64, abs=0.01
+    )
     assert found.scales["scope:0/add"] == 0.0
     assert read_cache("TRT-100300-MinMaxCalibration\n", "c").version == (10, 3)
 
 
 def test_what_is_no_cache():
-    with pytest.raises(EncodingsError, match="c is no calibration cache of TensorRT: its first line is 'hello'"):
+    with pytest.raises(
+        EncodingsError, match="c is no calibration cache of TensorRT: its first line is 'hello'"
+    ):
         read_cache("hello\n", "c")
     with pytest.raises(EncodingsError, match="its first line is 'nothing'"):
         read_cache("", "c")
@@ -86,27 +111,37 @@ def test_what_is_no_cache():
         write_cache({"a": math.nan}, 8502)
 
 
-# ---- out of a Q/DQ file and back -------------------------------------------------------------------------------------------------
+# ---- out of a Q/DQ file and back
+# -------------------------------------------------------------------------------------------------
 
 
 def test_there_and_back_to_the_same_scales_and_answers(ptq: Path, tmp_path: Path):
     cache = tmp_path / "calibration.cache"
-    record = export_calib(ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache)))
+    record = export_calib(
+        ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache))
+    )
     assert cache.read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     assert record.tensors == len(scales_of(ptq / "model.qdq.onnx"))
     assert read_cache(cache.read_text(), "c").scales == scales_of(ptq / "model.qdq.onnx")
-    assert any("conv1/Conv.out" in name for name in record.missing)  # inside a fusion: no pair reads it
+    assert any(
+        "conv1/Conv.out" in name for name in record.missing
+    )  # inside a fusion: no pair reads it
     assert read(tmp_path / "calibration.cache.json")["missing"] == record.missing
-    back = import_calib(ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")))
+    back = import_calib(
+        ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o"))
+    )
     assert back.missing == {}
     assert back.unused == []
     assert scales_of(tmp_path / "o/model.qdq.onnx") == scales_of(ptq / "model.qdq.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "o/model.qdq.onnx"), full_check=True)
     x = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     ours, theirs, plain = (
-        run_batch(open_session(p), x)[0] for p in (tmp_path / "o/model.qdq.onnx", ptq / "model.qdq.onnx", ptq / "model.fp32.onnx")
+        run_batch(open_session(p), x)[0]
+        for p in (tmp_path / "o/model.qdq.onnx", ptq / "model.qdq.onnx", ptq / "model.fp32.onnx")
     )
-    assert np.linalg.norm(ours - theirs) < 0.5 * np.linalg.norm(theirs - plain) + 1e-6  # weights' ranges may differ, activations' do not
+    assert (
+        np.linalg.norm(ours - theirs) < 0.5 * np.linalg.norm(theirs - plain) + 1e-6
+    )  # weights' ranges may differ, activations' do not
     encodings = Encodings.load(tmp_path / "o/encodings.safetensors")
     for name, scale in scales_of(tmp_path / "o/model.qdq.onnx").items():
         assert float(encodings.scale(name)) == pytest.approx(scale, rel=2e-7)
@@ -121,17 +156,21 @@ def linear(transposed: bool) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1] * 4),
         helper.make_node("Conv", ["x", "w"], ["d"], name="other", pads=[1] * 4),
-        helper.make_node("Relu", ["d"], ["r"]), helper.make_node("Add", ["c", "r"], ["s"], name="add"),
-        helper.make_node("GlobalAveragePool", ["s"], ["g"]), helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Relu", ["d"], ["r"]),
+        helper.make_node("Add", ["c", "r"], ["s"], name="add"),
+        helper.make_node("GlobalAveragePool", ["s"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("Gemm", ["f", "m"], ["y"], name="fc", transB=1)
         if transposed
         else helper.make_node("MatMul", ["f", "m"], ["y"], name="fc"),
-    ]  # fmt: skip
+    ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])],
         [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(second, "m")],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
@@ -141,7 +180,9 @@ def test_somebody_elses_file(transposed, tmp_path: Path):
     done = insert_qdq(model, {"x": 0.03, "r": 0.15, "f": 0.05, "nowhere": 0.5})
     onnx.checker.check_model(done.model, full_check=True)
     assert count_qdq(model) == 0
-    assert count_qdq(done.model) == 5  # x, r, f and two weights, one of them shared by two convolutions
+    assert (
+        count_qdq(done.model) == 5
+    )  # x, r, f and two weights, one of them shared by two convolutions
     assert done.unused == ["nowhere"]
     assert done.axes == {"w": 0, "m": 0 if transposed else 1}
     assert done.weights["w"][2] == 1.0  # a channel of zeros
@@ -159,15 +200,31 @@ def test_somebody_elses_file(transposed, tmp_path: Path):
 def test_what_cannot_be_imported(ptq: Path, tmp_path: Path):
     cache = tmp_path / "c"
     cache.write_text("TRT-8502-EntropyCalibration2\nelsewhere: 3c010204\n")
-    with pytest.raises(EncodingsError, match="was not made for .*: no layer of it reads a tensor with a range; the cache names elsewhere"):
-        import_calib(ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")))
+    with pytest.raises(
+        EncodingsError,
+        match="was not made for .*: no layer of it reads a tensor with a range; the cache names "
+        "elsewhere",
+    ):
+        import_calib(
+            ImportCalibSpec(
+                cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")
+            )
+        )
     with pytest.raises(ExportError, match="it has Q/DQ pairs already"):
-        import_calib(ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.qdq.onnx", out=str(tmp_path / "o")))
+        import_calib(
+            ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.qdq.onnx", out=str(tmp_path / "o"))
+        )
     with pytest.raises(EncodingsError, match="Cannot read the calibration cache"):
-        import_calib(ImportCalibSpec(cache=f"{tmp_path}/none", onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")))
+        import_calib(
+            ImportCalibSpec(
+                cache=f"{tmp_path}/none", onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")
+            )
+        )
     old = linear(False)
     old.opset_import[0].version = 11
-    with pytest.raises(ExportError, match="its opset is 11, and scales per channel exist from 13 on"):
+    with pytest.raises(
+        ExportError, match="its opset is 11, and scales per channel exist from 13 on"
+    ):
         insert_qdq(old, {"x": 0.1})
 
 
@@ -175,7 +232,9 @@ def test_what_cannot_be_exported(ptq: Path, tmp_path: Path):
     def asked(target: str, name: str = "model.qdq.onnx") -> ExportCalibSpec:
         return ExportCalibSpec(onnx=f"{ptq}/{name}", target=target, out=f"{tmp_path}/c")
 
-    with pytest.raises(UsageError, match="TensorRT 11.0 reads no calibration caches: 11 removed them"):
+    with pytest.raises(
+        UsageError, match="TensorRT 11.0 reads no calibration caches: 11 removed them"
+    ):
         export_calib(asked("rtx3080@11.0"))
     with pytest.raises(UsageError, match="rtx3080 names no TensorRT version"):
         export_calib(asked("rtx3080"))
@@ -185,35 +244,66 @@ def test_what_cannot_be_exported(ptq: Path, tmp_path: Path):
         export_calib(asked("xavier", "model.fp32.onnx"))
 
 
-# ---- into a build ----------------------------------------------------------------------------------------------------------------
+# ---- into a build
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_cache_cannot_hold(images: Path, tmp_path: Path):
     vit = "trtq.testing.models:tiny_vit"
-    quantize(spec(images, tmp_path / "s", model=vit, model_arg={"outlier": 30.0}, method=["smooth"], opset=17))
-    asked = ExportCalibSpec(onnx=f"{tmp_path}/s/model.qdq.onnx", target="rtx3080@8.6", out=f"{tmp_path}/c")
+    quantize(
+        spec(
+            images,
+            tmp_path / "s",
+            model=vit,
+            model_arg={"outlier": 30.0},
+            method=["smooth"],
+            opset=17,
+        )
+    )
+    asked = ExportCalibSpec(
+        onnx=f"{tmp_path}/s/model.qdq.onnx", target="rtx3080@8.6", out=f"{tmp_path}/c"
+    )
     with pytest.raises(ExportError, match="smooth folded factors into it"):
         export_calib(asked)
     (tmp_path / "s/encodings.safetensors").unlink()
-    with pytest.raises(EncodingsError, match="Cannot read the encodings .*there is no such file"):  # then it cannot be known
+    with pytest.raises(
+        EncodingsError, match="Cannot read the encodings .*there is no such file"
+    ):  # then it cannot be known
         export_calib(asked)
     model = onnx.load(tmp_path / "s/model.fp32.onnx")
     onnx.save(model, tmp_path / "s/plain.onnx")
     wrong = linear(True)
     wrong.graph.node.insert(0, helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x2"]))
     wrong.graph.node.insert(0, helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]))
-    wrong.graph.initializer.extend([numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.uint8(0), "z")])
+    wrong.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.uint8(0), "z")]
+    )
     onnx.save(wrong, tmp_path / "u8.onnx")
-    with pytest.raises(ExportError, match="Cannot write the range of x into a cache: a cache holds ranges of INT8 codes around 0"):
+    with pytest.raises(
+        ExportError,
+        match="Cannot write the range of x into a cache: a cache holds ranges of INT8 codes "
+        "around 0",
+    ):
         export_calib(
-            ExportCalibSpec(onnx=f"{tmp_path}/u8.onnx", network=f"{tmp_path}/s/plain.onnx", target="rtx3080@8.6", out=f"{tmp_path}/c")
+            ExportCalibSpec(
+                onnx=f"{tmp_path}/u8.onnx",
+                network=f"{tmp_path}/s/plain.onnx",
+                target="rtx3080@8.6",
+                out=f"{tmp_path}/c",
+            )
         )
 
 
-def test_a_build_reads_the_cache_of_its_own_release_and_no_other(ptq: Path, tmp_path: Path, monkeypatch):
+def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
+    ptq: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
     cache = tmp_path / "c"
-    export_calib(ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache), release_number=8502))
+    export_calib(
+        ExportCalibSpec(
+            onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache), release_number=8502
+        )
+    )
     asked = {
         "onnx": f"{ptq}/model.fp32.onnx",
         "target": "xavier",
@@ -232,7 +322,10 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(ptq: Path, tmp_
     text = cache.read_text()
     for other in ("8401", "8500"):  # another release, and another patch of the same
         cache.write_text(text.replace("8502", other))
-        wanted = f"it is of TRT-{other}, EntropyCalibration2; TRT-8502 ignores it and calibrates on random numbers.*--release-number 8502"
+        wanted = (
+            f"it is of TRT-{other}, EntropyCalibration2; TRT-8502 ignores it and calibrates on "
+            "random numbers.*--release-number 8502"
+        )
         with pytest.raises(EngineError, match=wanted):
             build(BuildSpec(**asked))
     cache.write_bytes(b"\xff\xfe\x00")
@@ -240,23 +333,39 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(ptq: Path, tmp_
         build(BuildSpec(**asked))
     # On 10 a cache needs a weakly typed build: the flag, and no types in the graph.
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.7")))
-    export_calib(ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="orin@10.3", out=str(cache), release_number=100300))
+    export_calib(
+        ExportCalibSpec(
+            onnx=f"{ptq}/model.qdq.onnx", target="orin@10.3", out=str(cache), release_number=100300
+        )
+    )
     ten = build(BuildSpec(**{**asked, "target": "orin"}, precision="fp16")).builder["command"]
     assert "--int8" in ten
     assert "--fp16" in ten
     assert "--stronglyTyped" not in ten
     cache.write_text(text)
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v110100", sm="8.6")))
-    with pytest.raises(EngineError, match="TensorRT 11.1 reads no calibration caches.*trtq import-calib"):
+    with pytest.raises(
+        EngineError, match="TensorRT 11.1 reads no calibration caches.*trtq import-calib"
+    ):
         build(BuildSpec(**{**asked, "target": "rtx3080"}))
 
 
 def test_on_the_command_line(ptq: Path, tmp_path: Path):
     cache = tmp_path / "c"
-    done = run_cli("export-calib", f"{ptq}/model.qdq.onnx", "--target", "orin@8.5", "--out", str(cache))
+    done = run_cli(
+        "export-calib", f"{ptq}/model.qdq.onnx", "--target", "orin@8.5", "--out", str(cache)
+    )
     assert done.returncode == 0, done.stderr
     assert "ranges in use" in done.stdout
-    back = run_cli("import-calib", str(cache), "--onnx", f"{ptq}/model.fp32.onnx", "--out", f"{tmp_path}/o", "--json")
+    back = run_cli(
+        "import-calib",
+        str(cache),
+        "--onnx",
+        f"{ptq}/model.fp32.onnx",
+        "--out",
+        f"{tmp_path}/o",
+        "--json",
+    )
     assert back.returncode == 0, back.stderr
     assert json.loads(back.stdout)["header"] == "TRT 8.5 EntropyCalibration2"
     assert load_onnx(tmp_path / "o/model.qdq.onnx").graph.node

@@ -108,7 +108,9 @@ def test_a_batch_the_model_ties_itself_to_is_captured_at_one_and_said():
 
 
 def test_data_dependent_control_flow_names_module_and_line():
-    with pytest.raises(CaptureError, match=r"DataDependent\), .*models.py:\d+.*decides by the values.*torch.where"):
+    with pytest.raises(
+        CaptureError, match=r"DataDependent\), .*models.py:\d+.*decides by the values.*torch.where"
+    ):
         capture(data_dependent().eval(), SIZE)
 
 
@@ -140,11 +142,17 @@ def test_placement_follows_the_rules():
 
 def test_high_precision_patterns():
     graph = capture(TinyCNN().eval(), SIZE).module
-    kept = {q.name for q in place(graph, high_precision=["@first", "head"]).quantizers if q.float_reason}
+    kept = {
+        q.name for q in place(graph, high_precision=["@first", "head"]).quantizers if q.float_reason
+    }
     assert kept == {"stem.input", "stem.weight", "head.input", "head.weight"}
-    one_side = {q.name for q in place(graph, high_precision=["conv1.weight"]).quantizers if q.float_reason}
+    one_side = {
+        q.name for q in place(graph, high_precision=["conv1.weight"]).quantizers if q.float_reason
+    }
     assert one_side == {"conv1.weight", "conv1.input"}
-    with pytest.raises(Exception, match="--high-precision 'haed' matches no layer. Did you mean head"):
+    with pytest.raises(
+        Exception, match="--high-precision 'haed' matches no layer. Did you mean head"
+    ):
         place(graph, high_precision=["haed"])
 
 
@@ -152,7 +160,10 @@ def test_high_precision_patterns():
     ("name", "text"),
     [
         ("resnet18", "it has no source before a colon.*timm:resnet18"),
-        ("net.onnx", "it is an ONNX file, and quantization starts from the PyTorch model.*import-calib"),
+        (
+            "net.onnx",
+            "it is an ONNX file, and quantization starts from the PyTorch model.*import-calib",
+        ),
         ("timm:resnet81", "Unknown timm model 'resnet81'. Did you mean resnet"),
         ("torchvision:resnet81", "Did you mean resnet"),
         ("trtq:fcn_resnet81", "Did you mean fcn_resnet18"),
@@ -182,10 +193,14 @@ class Masked(nn.Module):
         t = self.proj(x).flatten(2).transpose(1, 2)[:, None]
         n = t.shape[-2]
         mask = {
-            "bool": torch.ones(n, n).tril().bool(), "float": torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1).bool(), -1e9),
-            "computed": (t @ t.transpose(-1, -2)) > -1.0, "causal": None,
-        }[self.kind]  # fmt: skip
-        out = nn.functional.scaled_dot_product_attention(t, t, t, attn_mask=mask, is_causal=self.kind == "causal")
+            "bool": torch.ones(n, n).tril().bool(),
+            "float": torch.zeros(n, n).masked_fill(torch.ones(n, n).triu(1).bool(), -1e9),
+            "computed": (t @ t.transpose(-1, -2)) > -1.0,
+            "causal": None,
+        }[self.kind]
+        out = nn.functional.scaled_dot_product_attention(
+            t, t, t, attn_mask=mask, is_causal=self.kind == "causal"
+        )
         return self.head(out.mean((1, 2)))
 
 
@@ -225,7 +240,9 @@ def test_a_product_with_a_sum_in_one_call_is_listed_as_float():
             return torch.baddbmm(y @ y.mT, y, y.mT).flatten(1)
 
     found = {q.name: q.float_reason for q in place(capture(Sum().eval(), SIZE).module).quantizers}
-    assert any(why is not None and "write them as matmul and add" in why for why in found.values()), found
+    assert any(
+        why is not None and "write them as matmul and add" in why for why in found.values()
+    ), found
 
 
 def test_transposed_convolutions_are_listed_as_float():
@@ -252,10 +269,18 @@ def test_names_stay_unique_when_a_module_is_called_like_a_counter():
 @pytest.mark.parametrize(
     "name",
     [
-        "timm:resnet18", "timm:resnet50", "timm:mobilenetv2_100", "timm:tf_efficientnet_lite0", "timm:mobilevit_xxs", "timm:mobilevit_s",
-        "timm:mobilevitv2_050", "timm:deit_tiny_patch16_224", "timm:swin_tiny_patch4_window7_224", "trtq:fcn_resnet18",
+        "timm:resnet18",
+        "timm:resnet50",
+        "timm:mobilenetv2_100",
+        "timm:tf_efficientnet_lite0",
+        "timm:mobilevit_xxs",
+        "timm:mobilevit_s",
+        "timm:mobilevitv2_050",
+        "timm:deit_tiny_patch16_224",
+        "timm:swin_tiny_patch4_window7_224",
+        "trtq:fcn_resnet18",
     ],
-)  # fmt: skip
+)
 def test_named_models_are_captured_exactly_with_stable_names(name):
     model = load_model(name)
     size = tuple(model.input_hints.get("input_size", (3, 224, 224)))
@@ -267,9 +292,15 @@ def test_named_models_are_captured_exactly_with_stable_names(name):
 
 def test_an_attention_stays_in_float_as_a_whole():
     graph = capture(tiny_vit().eval(), SIZE).module
-    reasons = {q.name: q.float_reason for q in place(graph, high_precision=["blocks.0.av"]).quantizers}
+    reasons = {
+        q.name: q.float_reason for q in place(graph, high_precision=["blocks.0.av"]).quantizers
+    }
     for name in ("blocks.0.qk.lhs", "blocks.0.qk.rhs"):
-        assert reasons[name] == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 or none"
+        assert (
+            reasons[name]
+            == "blocks.0.softmax.output stays in float, and an attention is one kernel, all "
+            "INT8 or none"
+        )
     assert reasons["blocks.1.qk.lhs"] is None
     assert reasons["blocks.0.qkv.input"] is None
 
@@ -284,8 +315,12 @@ def test_dropped_outputs_are_named():
             y = self.conv(x)
             return {"aux": y, "out": y + 1} if self.kind == "dict" else (y, y + 1)
 
-    assert capture(Two("dict").eval(), SIZE).notes == ("the model has 2 outputs: 'out' is kept, 'aux' dropped",)
-    assert capture(Two("tuple").eval(), SIZE).notes == ("the model has 2 outputs: the first is kept, the others are dropped",)
+    assert capture(Two("dict").eval(), SIZE).notes == (
+        "the model has 2 outputs: 'out' is kept, 'aux' dropped",
+    )
+    assert capture(Two("tuple").eval(), SIZE).notes == (
+        "the model has 2 outputs: the first is kept, the others are dropped",
+    )
 
 
 def test_a_second_input_is_refused_with_the_way_out():
@@ -293,5 +328,7 @@ def test_a_second_input_is_refused_with_the_way_out():
         def forward(self, x, y):
             return x + y
 
-    with pytest.raises(CaptureError, match="a model with several inputs needs a wrapper that makes them from one"):
+    with pytest.raises(
+        CaptureError, match="a model with several inputs needs a wrapper that makes them from one"
+    ):
         capture(Two().eval(), SIZE)

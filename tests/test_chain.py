@@ -19,20 +19,37 @@ from trtq import BenchSpec, BuildSpec, EvaluateSpec, bench, build, evaluate, ins
 from trtq.data.source import open_source
 from trtq.engine.manifest import read_manifest
 from trtq.engine.targets import DEVICES, parse_target
-from trtq.errors import ArtifactError, DataError, EngineError, ExportError, MissingExtraError, UsageError
+from trtq.errors import (
+    ArtifactError,
+    DataError,
+    EngineError,
+    ExportError,
+    MissingExtraError,
+    UsageError,
+)
 from trtq.export.half import convert_to_half
 from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import input_shape, open_session, run_batch
 from trtq.testing.images import write_classes, write_images
 
-pytest_rtx = pytest.mark.skipif(__import__("importlib").util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
+pytest_rtx = pytest.mark.skipif(
+    __import__("importlib").util.find_spec("tensorrt_rtx") is None,
+    reason="tensorrt_rtx is not installed",
+)
 
 
-# ---- evaluate ----------------------------------------------------------------------------------------------------------
+# ---- evaluate
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_evaluate_reads_preprocessing_from_the_file(cnn_out, images):
-    record = evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(images)))
+    record = evaluate(
+        EvaluateSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx",
+            reference=f"{cnn_out}/model.fp32.onnx",
+            data=str(images),
+        )
+    )
     assert record.images == 32
     assert 0 <= record.top1 <= record.top5 <= 100
     assert record.agreement > 90
@@ -43,30 +60,59 @@ def test_evaluate_reads_preprocessing_from_the_file(cnn_out, images):
 
 
 def test_evaluate_leaves_calibration_images_out_and_limits(cnn_out, images):
-    held_out = evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), exclude=f"{cnn_out}/quantize.json"))
+    held_out = evaluate(
+        EvaluateSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), exclude=f"{cnn_out}/quantize.json"
+        )
+    )
     assert held_out.images == 8
     assert held_out.calibration_images == 0
-    assert evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), limit=5)).images == 5
+    assert (
+        evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), limit=5)).images
+        == 5
+    )
 
 
 def test_evaluate_says_that_a_file_gives_infinity(cnn_out, images, tmp_path):
     model = onnx.load(cnn_out / "model.fp32.onnx")
     first = next(i for i in model.graph.initializer if len(i.dims) == 4)
-    first.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(first) * np.float32(1e38), first.name))
+    first.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(first) * np.float32(1e38), first.name)
+    )
     onnx.save(model, tmp_path / "m.onnx")
-    record = evaluate(EvaluateSpec(onnx=f"{tmp_path}/m.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(images)))
+    record = evaluate(
+        EvaluateSpec(
+            onnx=f"{tmp_path}/m.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(images)
+        )
+    )
     assert not record.finite and "NaN or infinite" in record.summary
 
 
 def test_evaluate_refuses_to_leave_out_what_a_record_does_not_name(cnn_out, images, tmp_path):
     (tmp_path / "finetune.json").write_text('{"verb": "finetune", "data": {}}')
-    with pytest.raises(UsageError, match=r"Cannot leave out the images of .*: it does not say which images calibration looked at"):
-        evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), exclude=f"{tmp_path}/finetune.json"))
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot leave out the images of .*: it does not say which images calibration "
+        r"looked at",
+    ):
+        evaluate(
+            EvaluateSpec(
+                onnx=f"{cnn_out}/model.qdq.onnx",
+                data=str(images),
+                exclude=f"{tmp_path}/finetune.json",
+            )
+        )
 
 
 def test_evaluate_a_file_against_itself_and_without_labels(cnn_out, tmp_path):
     flat = write_images(tmp_path / "flat", 3)
-    record = evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.fp32.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(flat)))
+    record = evaluate(
+        EvaluateSpec(
+            onnx=f"{cnn_out}/model.fp32.onnx",
+            reference=f"{cnn_out}/model.fp32.onnx",
+            data=str(flat),
+        )
+    )
     assert record.agreement == 100.0
     assert record.sqnr_db is None
     assert record.top1 is None
@@ -76,44 +122,78 @@ def test_evaluate_errors(cnn_out, images, tmp_path):
     with pytest.raises(ExportError, match="it is not an ONNX file"):
         (tmp_path / "x.onnx").write_bytes(b"garbage!" * 10)
         evaluate(EvaluateSpec(onnx=f"{tmp_path}/x.onnx", data=str(images)))
-    with pytest.raises(ExportError, match=r"cannot run the model on input \[8, 3, 16, 16\].*--input-size"):
-        evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(images), input_size=(3, 16, 16), batch_size=8))
+    with pytest.raises(
+        ExportError, match=r"cannot run the model on input \[8, 3, 16, 16\].*--input-size"
+    ):
+        evaluate(
+            EvaluateSpec(
+                onnx=f"{cnn_out}/model.qdq.onnx",
+                data=str(images),
+                input_size=(3, 16, 16),
+                batch_size=8,
+            )
+        )
     wide = write_classes(tmp_path / "wide", 6, 1)
     with pytest.raises(DataError, match="the highest class index is 5, the model has 4 classes"):
         evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(wide)))
 
 
-# ---- build -------------------------------------------------------------------------------------------------------------
+# ---- build
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest_rtx
 @pytest.mark.parametrize("target", ["rtx3080", "rtx4090", "sm120"])
 def test_build_int8(cnn_out, tmp_path, target):
     engine = tmp_path / "m.engine"
-    manifest = build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target=target, out=str(engine), batch=(1, 2, 4)))
+    manifest = build(
+        BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target=target, out=str(engine), batch=(1, 2, 4))
+    )
     assert engine.stat().st_size == manifest.engine_bytes
     assert manifest.audit.convolutions == {"int8": 4}
     assert manifest.quantized_convolutions == 4
     assert manifest.batch == (1, 2, 4)
     assert manifest.tensors[0]["name"] == "input"
-    assert msgspec.to_builtins(read_manifest(engine)) == msgspec.json.decode(msgspec.json.encode(manifest)) | {"batch": (1, 2, 4)}
+    assert msgspec.to_builtins(read_manifest(engine)) == msgspec.json.decode(
+        msgspec.json.encode(manifest)
+    ) | {"batch": (1, 2, 4)}
     assert "quantized layers in INT8" in inspect(engine)["summary"]
 
 
 @pytest_rtx
 def test_build_half_for_turing_and_mixed_with_int8(cnn_out, tmp_path):
-    turing = build(BuildSpec(onnx=f"{cnn_out}/model.fp32.onnx", target="t4", precision="fp16", out=f"{tmp_path}/t4.engine"))
+    turing = build(
+        BuildSpec(
+            onnx=f"{cnn_out}/model.fp32.onnx",
+            target="t4",
+            precision="fp16",
+            out=f"{tmp_path}/t4.engine",
+        )
+    )
     assert turing.audit.convolutions == {"half": 4}
-    mixed = build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="sm86", precision="fp16", out=f"{tmp_path}/m.engine"))
+    mixed = build(
+        BuildSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx",
+            target="sm86",
+            precision="fp16",
+            out=f"{tmp_path}/m.engine",
+        )
+    )
     assert mixed.audit.convolutions == {"int8": 4}
 
 
 @pytest_rtx
 def test_nothing_silent_on_turing(cnn_out, tmp_path):
     out = f"{tmp_path}/e.engine"
-    with pytest.raises(EngineError, match=r"Refusing to build a Q/DQ model for Tesla T4.*computed in float without a word"):
+    with pytest.raises(
+        EngineError,
+        match=r"Refusing to build a Q/DQ model for Tesla T4.*computed in float without a word",
+    ):
         build(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="t4", precision="fp16", out=out))
-    with pytest.raises(EngineError, match=r"no FP32 matrix product for compute capability 7.5.*head/MatMul.*--precision fp16"):
+    with pytest.raises(
+        EngineError,
+        match=r"no FP32 matrix product for compute capability 7.5.*head/MatMul.*--precision fp16",
+    ):
         build(BuildSpec(onnx=f"{cnn_out}/model.fp32.onnx", target="sm75", out=out))
     assert not os.listdir(tmp_path)
 
@@ -124,21 +204,36 @@ def test_full_tensorrt_builds_for_its_own_gpu_only(cnn_out, tmp_path, monkeypatc
     from trtq.engine import choose
 
     monkeypatch.setattr(choose, "is_installed", lambda module: True)
-    asked = BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="h200", backend="tensorrt", out=f"{tmp_path}/e.engine")
+    asked = BuildSpec(
+        onnx=f"{cnn_out}/model.qdq.onnx",
+        target="h200",
+        backend="tensorrt",
+        out=f"{tmp_path}/e.engine",
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match="full TensorRT builds on the GPU it builds for, and there is none"):
+    with pytest.raises(
+        EngineError, match="full TensorRT builds on the GPU it builds for, and there is none"
+    ):
         build(asked)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
-    with pytest.raises(EngineError, match=r"GPU is not H200: .*compute capability 8.6; the target has 9.0. .*--target sm86"):
+    with pytest.raises(
+        EngineError,
+        match=r"GPU is not H200: .*compute capability 8.6; the target has 9.0. .*--target sm86",
+    ):
         build(asked)
 
 
 def test_targets_that_cannot_be(cnn_out, tmp_path):
     qdq, out = f"{cnn_out}/model.qdq.onnx", f"{tmp_path}/e.engine"
-    with pytest.raises(EngineError, match=r"Jetson Nano: compute capability 5.3 has no INT8 arithmetic"):
+    with pytest.raises(
+        EngineError, match=r"Jetson Nano: compute capability 5.3 has no INT8 arithmetic"
+    ):
         build(BuildSpec(onnx=qdq, target="nano", out=out))
-    with pytest.raises(EngineError, match=r"TensorRT-RTX does not build for Jetson AGX Orin \(sm87\): it covers sm75"):
+    with pytest.raises(
+        EngineError,
+        match=r"TensorRT-RTX does not build for Jetson AGX Orin \(sm87\): it covers sm75",
+    ):
         build(BuildSpec(onnx=qdq, target="orin", backend="tensorrt-rtx", out=out))
     with pytest.raises(MissingExtraError, match="needs full TensorRT, which is not installed here"):
         build(BuildSpec(onnx=qdq, target="h200", out=out))
@@ -156,7 +251,9 @@ def test_parser_errors_reach_the_user_with_the_node(cnn_out, tmp_path):
     node.op_type, node.domain = "Mystery", "nowhere"
     model.opset_import.add(domain="nowhere", version=1)
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(EngineError, match=rf"L02, {node.name}: no TensorRT reads Mystery of the domain nowhere"):
+    with pytest.raises(
+        EngineError, match=rf"L02, {node.name}: no TensorRT reads Mystery of the domain nowhere"
+    ):
         build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="sm86", out=f"{tmp_path}/e.engine"))
     assert not (tmp_path / "e.engine").exists()
 
@@ -164,14 +261,22 @@ def test_parser_errors_reach_the_user_with_the_node(cnn_out, tmp_path):
 @pytest_rtx
 def test_an_engine_with_another_manifest(cnn_out, tmp_path):
     for name, source in (("a", "qdq"), ("b", "fp32")):
-        build(BuildSpec(onnx=f"{cnn_out}/model.{source}.onnx", target="sm86", out=f"{tmp_path}/{name}.engine"))
+        build(
+            BuildSpec(
+                onnx=f"{cnn_out}/model.{source}.onnx",
+                target="sm86",
+                out=f"{tmp_path}/{name}.engine",
+            )
+        )
     shutil.copy(tmp_path / "b.engine.json", tmp_path / "a.engine.json")
     with pytest.raises(EngineError, match="The manifest a.engine.json belongs to another engine"):
         inspect(tmp_path / "a.engine")
     (tmp_path / "a.engine.json").unlink()
     with pytest.raises(EngineError, match="has no manifest"):
         inspect(tmp_path / "a.engine")
-    with pytest.raises(UsageError, match=r"Cannot run the engine b.engine here: it needs its NVIDIA GPU"):
+    with pytest.raises(
+        UsageError, match=r"Cannot run the engine b.engine here: it needs its NVIDIA GPU"
+    ):
         bench(BenchSpec(file=(f"{tmp_path}/b.engine",)))
 
 
@@ -185,10 +290,16 @@ def test_half_keeps_what_the_model_says(cnn_out):
         onnx.checker.check_model(half, full_check=True)
         full, other = (run_batch(open_session(m), x)[0] for m in (model, half))
         assert 10 * np.log10((full**2).sum() / ((full - other) ** 2).sum()) > floor
-    assert len(quantized_nodes(half, "Conv")) == 4  # through the cast between the pair and its convolution
+    assert (
+        len(quantized_nodes(half, "Conv")) == 4
+    )  # through the cast between the pair and its convolution
     big = onnx.load(cnn_out / "model.fp32.onnx")
     tensor = next(i for i in big.graph.initializer if i.name == "conv1.weight")
-    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1e8), tensor.name))
+    tensor.CopyFrom(
+        onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(tensor) * np.float32(1e8), tensor.name
+        )
+    )
     with pytest.raises(ExportError, match="conv1.weight does not fit FP16"):
         convert_to_half(big)
 
@@ -197,7 +308,8 @@ def test_a_session_reports_its_shape(cnn_out):
     assert input_shape(open_session(cnn_out / "model.qdq.onnx"))[1:] == [3, 32, 32]
 
 
-# ---- run ---------------------------------------------------------------------------------------------------------------
+# ---- run
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def write_recipe(folder, images, **changes):
@@ -251,7 +363,9 @@ def test_run_skips_what_has_not_changed_and_redoes_what_has(images, tmp_path):
     assert "build rtx3080-int8: ran (rtx3080-int8.engine is missing)" in third
     assert "quantize: skipped" in third
     write_recipe(tmp_path, images, calib_images=17)
-    assert "quantize: would run (settings changed)" in run_cli("run", str(recipe), "--dry-run").stdout
+    assert (
+        "quantize: would run (settings changed)" in run_cli("run", str(recipe), "--dry-run").stdout
+    )
 
 
 @pytest_rtx
@@ -259,7 +373,11 @@ def test_run_skips_what_has_not_changed_and_redoes_what_has(images, tmp_path):
 def test_a_run_killed_in_each_stage_goes_on(images, tmp_path):
     recipe = write_recipe(tmp_path, images)
     for _ in range(12):
-        process = subprocess.Popen([sys.executable, "-m", "trtq", "run", str(recipe)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trtq", "run", str(recipe)],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         time.sleep(6)
         if process.poll() is not None:
             break
@@ -275,13 +393,17 @@ def test_a_run_killed_in_each_stage_goes_on(images, tmp_path):
 def test_the_same_recipe_twice_at_once(images, tmp_path):
     recipe = write_recipe(tmp_path, images)
     args = [sys.executable, "-m", "trtq", "run", str(recipe)]
-    both = [subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     texts = [p.communicate() for p in both]
     assert {p.returncode for p in both} <= {0, 3}, texts
     assert sum(out.count(": ran (") for out, _ in texts) == 7
 
 
-# ---- inspect -----------------------------------------------------------------------------------------------------------
+# ---- inspect
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_inspect_every_artefact(cnn_out, images, tmp_path):
@@ -289,15 +411,27 @@ def test_inspect_every_artefact(cnn_out, images, tmp_path):
     assert inspect(cnn_out / "model.fp32.onnx")["kind"] == "ONNX"
     assert inspect(cnn_out / "encodings.safetensors")["quantizers"] >= 11
     assert inspect(cnn_out / "quantize.json")["kind"] == "quantize record"
-    assert inspect(next((cnn_out / "cache").glob("*.safetensors")))["kind"] == "calibration cache entry"
+    assert (
+        inspect(next((cnn_out / "cache").glob("*.safetensors")))["kind"]
+        == "calibration cache entry"
+    )
     assert inspect(cnn_out)["altered_or_missing"] == []
     assert inspect(write_recipe(tmp_path, images))["recipe"]["quantize"]["calib_images"] == 16
-    assert run_cli("inspect", str(cnn_out / "quantize.json")).stdout.startswith("kind: quantize record")
+    assert run_cli("inspect", str(cnn_out / "quantize.json")).stdout.startswith(
+        "kind: quantize record"
+    )
     odd = tmp_path / "odd.json"
-    for text in ('{"verb": "bench", "rows": [{"a": {"b": [{"c": 1}]}}, "x"]}', '{"verb": ["a"]}', '{"verb": "search", "tries": [{}]}'):
+    for text in (
+        '{"verb": "bench", "rows": [{"a": {"b": [{"c": 1}]}}, "x"]}',
+        '{"verb": ["a"]}',
+        '{"verb": "search", "tries": [{}]}',
+    ):
         odd.write_text(text)
         assert run_cli("inspect", str(odd)).stdout.startswith("kind: ")
-    code = f"import sys; from trtq import inspect; inspect({str(odd)!r}); assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; from trtq import inspect; inspect({str(odd)!r}); assert 'torch' not in "
+        "sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -321,7 +455,8 @@ def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path
         inspect(tmp_path / "empty")
 
 
-# ---- data --------------------------------------------------------------------------------------------------------------
+# ---- data
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_zip_sources(images, tmp_path):
@@ -374,17 +509,34 @@ def test_preprocessing_of_wide_inputs_and_of_16_bit_images(tmp_path):
 
 def test_the_same_names_elsewhere_are_not_the_same_images(cnn_out, images, tmp_path):
     other = write_classes(tmp_path / "other", 4, 8, size=44)
-    record = evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(other), exclude=f"{cnn_out}/quantize.json"))
+    record = evaluate(
+        EvaluateSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx", data=str(other), exclude=f"{cnn_out}/quantize.json"
+        )
+    )
     assert record.images == 32
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)
-    assert evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(moved), exclude=f"{cnn_out}/quantize.json")).images == 8
+    assert (
+        evaluate(
+            EvaluateSpec(
+                onnx=f"{cnn_out}/model.qdq.onnx",
+                data=str(moved),
+                exclude=f"{cnn_out}/quantize.json",
+            )
+        ).images
+        == 8
+    )
 
 
 def test_a_recipe_that_cannot_end_well_is_refused_before_it_starts(images, tmp_path):
     recipe = write_recipe(tmp_path, images, calib_images=32)
     assert "leaves no image to evaluate" in run_cli("run", str(recipe)).stderr
-    recipe.write_text(recipe.read_text().replace("calib_images = 32", "calib_images = 8").replace('source = "fp32"', ""))
+    recipe.write_text(
+        recipe.read_text()
+        .replace("calib_images = 32", "calib_images = 8")
+        .replace('source = "fp32"', "")
+    )
     assert "asks for 'build rtx3080-int8' twice" in run_cli("run", str(recipe)).stderr
     recipe.write_text(recipe.read_text().replace("rtx3080", "rtx3008"))
     assert "Unknown target 'rtx3008'" in run_cli("run", str(recipe)).stderr

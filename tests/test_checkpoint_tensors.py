@@ -35,7 +35,10 @@ def state():
         (lambda v: v.double(), "converted from float64 to float32 (8 tensors)"),
         (lambda v: v.round().to(torch.int8), "converted from int8 to float32 (8 tensors)"),
         (lambda v: v.to_sparse(), "made dense (8 sparse, 'conv.weight' is the first)"),
-        (lambda v: v.to_sparse_csr() if v.ndim == 2 else v, "made dense (1 sparse, 'fc.weight' is the first)"),
+        (
+            lambda v: v.to_sparse_csr() if v.ndim == 2 else v,
+            "made dense (1 sparse, 'fc.weight' is the first)",
+        ),
         (nn.Parameter, ""),
         (lambda v: v.numpy(), ""),
         (lambda v: np.asfortranarray(v.numpy()), ""),
@@ -47,29 +50,45 @@ def test_kinds_of_tensors(state, tmp_path, change, text):
     content = {k: change(v) if v.is_floating_point() else v for k, v in state.items()}
     model, done = loaded(tmp_path, content)
     wanted = {k: v.round() if "int8" in text else v for k, v in state.items()}
-    assert all(torch.allclose(a.float(), b.float(), atol=1e-2) for a, b in zip(model.state_dict().values(), wanted.values(), strict=True))
-    assert text in done.text and bool(text) == ("; " in done.text) == any(text in n for n in done.notes if text)
+    assert all(
+        torch.allclose(a.float(), b.float(), atol=1e-2)
+        for a, b in zip(model.state_dict().values(), wanted.values(), strict=True)
+    )
+    assert text in done.text and bool(text) == ("; " in done.text) == any(
+        text in n for n in done.notes if text
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "'fc.weight'.*it is quantized .torch.qint8.*float model"),
+        (
+            lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8),
+            "'fc.weight'.*it is quantized .torch.qint8.*float model",
+        ),
         (lambda v: v.to(torch.complex64), "'fc.weight'.*it is complex .torch.complex64"),
         (lambda v: v.to("meta"), "'fc.weight'.*on the meta device"),
-        (lambda v: v.reshape(-1), r"'fc.weight' has shape \[4, 8\], the file's 'fc.weight' has \[32\]"),
+        (
+            lambda v: v.reshape(-1),
+            r"'fc.weight' has shape \[4, 8\], the file's 'fc.weight' has \[32\]",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_tensors_that_are_no_weights(state, tmp_path, change, text):
-    torch.save({k: change(v) if k == "fc.weight" else v for k, v in state.items()}, tmp_path / "w.pt")
+    torch.save(
+        {k: change(v) if k == "fc.weight" else v for k, v in state.items()}, tmp_path / "w.pt"
+    )
     assert re.search(text, refused(tmp_path / "w.pt"))
 
 
 def test_half_of_the_tensors_are_missing(state, tmp_path):
     torch.save({"state_dict": prefixed(dict(list(state.items())[:4]), "model.")}, tmp_path / "w.pt")
     text = refused(tmp_path / "w.pt")
-    assert "4 of 8 tensors of the model are missing and 0 names are not the model's; missing 'bn.running_mean'" in text
+    assert (
+        "4 of 8 tensors of the model are missing and 0 names are not the model's; missing "
+        "'bn.running_mean'" in text
+    )
     torch.save({**state, "extra.weight": torch.ones(2)}, tmp_path / "w.pt")
     assert "unexpected 'extra.weight'" in refused(tmp_path / "w.pt")
 
@@ -104,10 +123,18 @@ def test_order_is_advised_only_where_it_is_certain_and_then_it_works(tmp_path):
         model = Pair(*own)
         done = load_checkpoint_(model, path, "order")
         assert equal(model, source) and "matched in order" in done.text and "takes" in done.notes[0]
-    for own, theirs in ((("q", "k"), ("key", "query")), (("a_0", "a_1"), ("b_1", "b_0")), (("first", "second"), ("up", "down"))):
+    for own, theirs in (
+        (("q", "k"), ("key", "query")),
+        (("a_0", "a_1"), ("b_1", "b_0")),
+        (("first", "second"), ("up", "down")),
+    ):
         text = misfit(Pair(*own), filled(Pair(*theirs)).state_dict(), path)
         assert "--checkpoint-match" not in text and "Check the model name" in text
-    text = misfit(Pair("a_0", "a_1"), {"net": filled(Pair("b_0", "b_1")).state_dict(), "other": {"x": torch.ones(3)}}, path)
+    text = misfit(
+        Pair("a_0", "a_1"),
+        {"net": filled(Pair("b_0", "b_1")).state_dict(), "other": {"x": torch.ones(3)}},
+        path,
+    )
     key = text.rpartition("--checkpoint-key ")[2].rstrip(".")
     load_checkpoint_(Pair("a_0", "a_1"), path, "order", key)
 
@@ -115,7 +142,10 @@ def test_order_is_advised_only_where_it_is_certain_and_then_it_works(tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"x.bias": torch.ones(3), "x.weight": torch.ones(3)}, "'norm.weight' would get the values of 'x.bias'"),
+        (
+            {"x.bias": torch.ones(3), "x.weight": torch.ones(3)},
+            "'norm.weight' would get the values of 'x.bias'",
+        ),
         ({"x.weight": torch.ones(3)}, "expected 2 tensors, found 1"),
         ({"x.weight": torch.ones(3), "x.bias": torch.ones(4)}, "'norm.bias' has shape"),
     ],
@@ -123,13 +153,21 @@ def test_order_is_advised_only_where_it_is_certain_and_then_it_works(tmp_path):
 def test_what_order_refuses(tmp_path, content, text):
     model = nn.Sequential(collections.OrderedDict(norm=nn.GroupNorm(1, 3)))
     assert text in misfit(model, content, tmp_path / "w.pt", match="order")
-    advice = misfit(model, {"x.weight": torch.ones(3), "x.bias": torch.ones(3)}, tmp_path / "w.safetensors", match="order")
+    advice = misfit(
+        model,
+        {"x.weight": torch.ones(3), "x.bias": torch.ones(3)},
+        tmp_path / "w.safetensors",
+        match="order",
+    )
     assert "keeps no order" in advice and "Rename the tensors" in advice
 
 
 def test_running_mean_never_becomes_running_var(tmp_path):
     own = filled(nn.Sequential(nn.BatchNorm2d(3))).state_dict()
-    swapped = {k.replace("0.", "n."): own[k] for k in ("0.weight", "0.bias", "0.running_var", "0.running_mean")}
+    swapped = {
+        k.replace("0.", "n."): own[k]
+        for k in ("0.weight", "0.bias", "0.running_var", "0.running_mean")
+    }
     text = misfit(nn.Sequential(nn.BatchNorm2d(3)), swapped, tmp_path / "w.pt", match="order")
     assert "'0.running_mean' would get the values of 'n.running_var'" in text
 
@@ -153,7 +191,12 @@ def test_a_sorted_file_is_not_matched_in_order(tmp_path):
 
 
 def test_order_uses_names_where_they_fit(state, tmp_path):
-    model, done = loaded(tmp_path, prefixed(dict(sorted(state.items())), "_orig_mod."), name="w.safetensors", match="order")
+    model, done = loaded(
+        tmp_path,
+        prefixed(dict(sorted(state.items())), "_orig_mod."),
+        name="w.safetensors",
+        match="order",
+    )
     assert equal(model, state) and "in order" not in done.text
 
 
@@ -164,11 +207,17 @@ def test_weights_that_are_all_zero_are_said(tmp_path):
     state = tiny_cnn().state_dict()
     torch.save({k: torch.zeros_like(v) for k, v in state.items()}, tmp_path / "zero.pt")
     model = load_model(CNN, checkpoint=tmp_path / "zero.pt")
-    assert "all weights of the model are zero (stem.weight, conv1.weight, depthwise.weight and 2 more)" in model.weights
+    assert (
+        "all weights of the model are zero (stem.weight, conv1.weight, depthwise.weight and 2 more)"
+        in model.weights
+    )
     assert any("all weights of the model are zero" in n for n in model.notes)
     state["head.weight"].zero_()
     torch.save(state, tmp_path / "one.pt")
-    assert "1 of 5 weights are all zero (head.weight)" in load_model(CNN, checkpoint=tmp_path / "one.pt").weights
+    assert (
+        "1 of 5 weights are all zero (head.weight)"
+        in load_model(CNN, checkpoint=tmp_path / "one.pt").weights
+    )
 
 
 def test_a_buffer_with_nan_is_said_and_a_parameter_refused(tmp_path):
@@ -183,17 +232,26 @@ def test_a_buffer_with_nan_is_said_and_a_parameter_refused(tmp_path):
         "        with torch.no_grad():\n            self.bias.fill_(bias)\n"
     )
     assert load_model(f"{path}:M").notes == ()
-    assert load_model(f"{path}:M", args={"unread": float("nan")}).notes == ("the buffer 'unread' holds NaN (2 values)",)
+    assert load_model(f"{path}:M", args={"unread": float("nan")}).notes == (
+        "the buffer 'unread' holds NaN (2 values)",
+    )
     with pytest.raises(ModelError, match="weights of 'bias' cannot be quantized: 4 of 4"):
         load_model(f"{path}:M", args={"bias": float("inf")})
 
 
 def test_the_record_and_the_user_are_told(images, tmp_path):
     plain, averaged = filled(tiny_cnn(), 1).state_dict(), filled(tiny_cnn(), 2).half().state_dict()
-    torch.save({"state_dict": prefixed(plain, "module._orig_mod."), "state_dict_ema": averaged}, tmp_path / "w.pt")
+    torch.save(
+        {"state_dict": prefixed(plain, "module._orig_mod."), "state_dict_ema": averaged},
+        tmp_path / "w.pt",
+    )
     told = Told()
     record = quantize(spec(images, tmp_path / "a", checkpoint=str(tmp_path / "w.pt")), told)
-    for text in ("weights taken from 'state_dict'", "the prefix 'module._orig_mod.' came off", "fit as well: state_dict_ema"):
+    for text in (
+        "weights taken from 'state_dict'",
+        "the prefix 'module._orig_mod.' came off",
+        "fit as well: state_dict_ema",
+    ):
         assert any(text in n for n in record.notes) and any(text in n for n in told.notes)
         assert text in record.model["weights"]
     second = load_model(CNN, checkpoint=tmp_path / "w.pt", key="state_dict_ema")
@@ -217,4 +275,7 @@ def test_blocks_and_cost_say_what_was_done(tmp_path):
     for module in (blocks_cmd, cost_cmd):
         arguments = [CNN, "--checkpoint", str(tmp_path / "w.pt"), "--input-size", "3x32x32"]
         done = CliRunner().invoke(module.command, arguments)
-        assert done.exit_code == 0 and "the prefix 'model.' came off the names of the checkpoint" in done.output
+        assert (
+            done.exit_code == 0
+            and "the prefix 'model.' came off the names of the checkpoint" in done.output
+        )

@@ -35,7 +35,17 @@ def state():
     return filled(Small()).state_dict()
 
 
-CHAINS = ("", "module.", "_orig_mod.", "model.", "net.", "_orig_mod.module.", "module._orig_mod.", "model.module.", "net._orig_mod.model.")
+CHAINS = (
+    "",
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "net.",
+    "_orig_mod.module.",
+    "module._orig_mod.",
+    "model.module.",
+    "net._orig_mod.model.",
+)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
@@ -66,7 +76,11 @@ def test_names_with_a_wrappers_part_on_some_only(state, tmp_path):
             self.module, self.head = Small(), nn.Linear(4, 2)
 
     truth = filled(Both()).state_dict()
-    for content in (truth, prefixed(truth, "module."), {k.replace("module.", "module._orig_mod."): v for k, v in truth.items()}):
+    for content in (
+        truth,
+        prefixed(truth, "module."),
+        {k.replace("module.", "module._orig_mod."): v for k, v in truth.items()},
+    ):
         model, _ = loaded(tmp_path, content, Both())
         assert equal(model, truth)
     bare = {k.removeprefix("module."): v for k, v in truth.items()}
@@ -87,7 +101,14 @@ def test_two_names_that_become_one_without_wrappers_are_not_mixed(tmp_path):
     assert equal(model, truth)
 
 
-LIGHTNING = {"epoch": 3, "global_step": 120, "pytorch-lightning_version": "2.4.0", "loops": {}, "callbacks": {}, "optimizer_states": []}
+LIGHTNING = {
+    "epoch": 3,
+    "global_step": 120,
+    "pytorch-lightning_version": "2.4.0",
+    "loops": {},
+    "callbacks": {},
+    "optimizer_states": [],
+}
 
 
 class Config:
@@ -111,10 +132,16 @@ class Row(list):
     [
         ({}, ""),
         ({"hyper_parameters": argparse.Namespace(lr=0.1)}, "argparse.Namespace"),
-        ({"hyper_parameters": {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}}, "functools.partial, torch.optim.sgd.SGD"),
+        (
+            {"hyper_parameters": {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}},
+            "functools.partial, torch.optim.sgd.SGD",
+        ),
         ({"config": Config()}, "Config"),
         ({"config": Table(a=Row([1, Table(b=2)]))}, "Row.*Table"),
-        ({"counts": collections.defaultdict(list, a=[1])}, "builtins.list, collections.defaultdict"),
+        (
+            {"counts": collections.defaultdict(list, a=[1])},
+            "builtins.list, collections.defaultdict",
+        ),
         ({"where": Path("x"), "best": np.float64(0.5)}, "numpy"),
     ],
 )
@@ -125,8 +152,13 @@ def test_lightning(state, tmp_path, inside, names, legacy):
     model = Small()
     done = load_checkpoint_(model, tmp_path / "w.ckpt")
     assert equal(model, state)
-    assert "the prefix 'model.' came off" in done.text and "left out: state_dict.criterion.weight, state_dict.val_acc.correct" in done.text
-    assert re.search(f"no code was run .not loaded: .*{names}" if names else "", " ".join(done.notes))
+    assert (
+        "the prefix 'model.' came off" in done.text
+        and "left out: state_dict.criterion.weight, state_dict.val_acc.correct" in done.text
+    )
+    assert re.search(
+        f"no code was run .not loaded: .*{names}" if names else "", " ".join(done.notes)
+    )
 
 
 @pytest.mark.parametrize("function", [os.system, eval, exec, subprocess.Popen])
@@ -139,21 +171,31 @@ def test_a_file_that_runs_code_is_refused_and_runs_none(state, tmp_path, functio
             code = f"open({str(mark)!r}, 'w')" if function in (eval, exec) else f"touch {mark}"
             return function, (code,)
 
-    torch.save({"state_dict": state, "x": Attack()}, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"state_dict": state, "x": Attack()},
+        tmp_path / "w.pt",
+        _use_new_zipfile_serialization=not legacy,
+    )
     text = refused(tmp_path / "w.pt")
     assert "would run code" in text and function.__name__ in text
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("plain", ["state_dict", "model", "params"])
-@pytest.mark.parametrize("ema", ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"])
+@pytest.mark.parametrize(
+    "ema", ["ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"]
+)
 def test_averaged_weights_beside_plain_ones(state, tmp_path, plain, ema):
     other = filled(Small(), 3).state_dict()
     averaged = {"module": prefixed(other, "module.")} if ema == "ema" else other
     content = {ema: averaged, plain: state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}}
     model, done = loaded(tmp_path, content)
     assert equal(model, state)
-    assert f"weights taken from {plain!r}" in done.text and f"fit as well: {ema}" in done.text and "--checkpoint-key" in done.text
+    assert (
+        f"weights taken from {plain!r}" in done.text
+        and f"fit as well: {ema}" in done.text
+        and "--checkpoint-key" in done.text
+    )
     model, done = loaded(tmp_path, content, key=ema)
     assert equal(model, other) and f"under {ema!r}" in done.text
     model, _ = loaded(tmp_path, {ema: other})
@@ -177,13 +219,19 @@ def test_several_sets_of_weights_without_a_usual_name(state, tmp_path):
     key = text.rpartition("--checkpoint-key ")[2].rstrip(".")
     model, _ = loaded(tmp_path, {"student": state, "teacher": {"backbone": other}}, key=key)
     assert equal(model, state)
-    assert "no weights under 'techer': it has tensors under" in refused(tmp_path / "w.pt", key="techer")
+    assert "no weights under 'techer': it has tensors under" in refused(
+        tmp_path / "w.pt", key="techer"
+    )
     assert "Did you mean" in refused(tmp_path / "w.pt", key="techer.backbone")
 
 
 def test_a_key_needs_a_checkpoint():
     with pytest.raises(UsageError, match="--checkpoint-key needs --checkpoint"):
-        open_model(QuantizeSpec(model="trtq.testing.models:tiny_cnn", checkpoint_key="ema", data="x", out="y"))
+        open_model(
+            QuantizeSpec(
+                model="trtq.testing.models:tiny_cnn", checkpoint_key="ema", data="x", out="y"
+            )
+        )
 
 
 def test_averaged_model_of_torch(state, tmp_path):
@@ -203,7 +251,9 @@ def test_one_layer_fits_under_no_other_layers_name(state, tmp_path):
 
 
 def test_numbers_beside_the_weights(state, tmp_path):
-    model, done = loaded(tmp_path, {**state, "epoch": torch.tensor(3), "loss": np.float32(1), "note": "x"})
+    model, done = loaded(
+        tmp_path, {**state, "epoch": torch.tensor(3), "loss": np.float32(1), "note": "x"}
+    )
     assert equal(model, state) and "left out: epoch, loss" in done.text
 
 
@@ -223,10 +273,16 @@ def test_a_pickled_module_and_torchscript(state, tmp_path):
     net = filled(Holder("module")).eval()
     net.register_buffer("scratch", torch.zeros(3), persistent=False)
     model, done = loaded(tmp_path, net, Holder("module"))
-    assert equal(model, state) and "pickled module: only its tensors were read" in done.notes[0] and "Holder" in done.notes[0]
+    assert (
+        equal(model, state)
+        and "pickled module: only its tensors were read" in done.notes[0]
+        and "Holder" in done.notes[0]
+    )
     model, done = loaded(tmp_path, {"model": nn.DataParallel(net), "epoch": 3}, Holder("module"))
     assert equal(model, state) and done.prefix == "model.module."
-    torch.jit.save(torch.jit.trace(filled(Small()).eval(), torch.zeros(1, 3, 8, 8)), tmp_path / "w.pt")
+    torch.jit.save(
+        torch.jit.trace(filled(Small()).eval(), torch.zeros(1, 3, 8, 8)), tmp_path / "w.pt"
+    )
     model = Small()
     done = load_checkpoint_(model, tmp_path / "w.pt")
     own = {k: v for k, v in model.state_dict().items() if "tracked" not in k}
@@ -264,7 +320,9 @@ def onnx_model() -> bytes:
 
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     value = [onnx.helper.make_tensor_value_info(n, 1, [1]) for n in "xy"]
-    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])).SerializeToString()
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", value[:1], value[1:])
+    ).SerializeToString()
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.bin", "w.ckpt", "w.safetensors"])
@@ -272,7 +330,10 @@ def onnx_model() -> bytes:
     ("content", "text"),
     [
         (b"", "the file is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "a Git LFS pointer.*git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n",
+            "a Git LFS pointer.*git lfs pull",
+        ),
         (b"\n<!DOCTYPE html><html>404</html>", r"a web page \(HTML\).*resolve"),
         (b'<?xml version="1.0"?><net/>', "an XML file"),
         (b'{"a": 1}', "a JSON file"),
@@ -308,14 +369,18 @@ def test_content_counts_and_not_the_name(state, tmp_path):
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_torn_files(state, tmp_path, name, legacy):
     path = tmp_path / name
-    save_file(state, path) if name.endswith("s") else torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    save_file(state, path) if name.endswith("s") else torch.save(
+        state, path, _use_new_zipfile_serialization=not legacy
+    )
     whole = path.read_bytes()
     for end in (1, 9, 40, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:end])
         assert "Cannot read the checkpoint" in refused(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.ones(3), {"epoch": 3}, {}, "text", None, {"optimizer": {"state": {}}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.ones(3), {"epoch": 3}, {}, "text", None, {"optimizer": {"state": {}}}]
+)
 def test_torch_files_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "w.pt")
     assert "state_dict(), 'weights.pt')" in refused(tmp_path / "w.pt")
@@ -326,9 +391,13 @@ def sharded(folder: Path, state, kind: str) -> Path:
     for i, part in enumerate((names[:3], names[3:]), 1):
         shard = f"model-0000{i}-of-00002.{kind}"
         content = {n: state[n] for n in part}
-        save_file(content, folder / shard) if kind == "safetensors" else torch.save(content, folder / shard)
+        save_file(content, folder / shard) if kind == "safetensors" else torch.save(
+            content, folder / shard
+        )
         map_ |= dict.fromkeys(part, shard)
-    index = folder / ("model.safetensors.index.json" if kind == "safetensors" else "pytorch_model.bin.index.json")
+    index = folder / (
+        "model.safetensors.index.json" if kind == "safetensors" else "pytorch_model.bin.index.json"
+    )
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": map_}))
     return index
 
@@ -347,7 +416,11 @@ def test_shards(state, tmp_path, kind):
     (tmp_path / f"model-00002-of-00002.{kind}").unlink()
     assert f"its shard model-00002-of-00002.{kind} is missing" in refused(tmp_path)
     data = json.loads(index.read_text())
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(data["weight_map"], f"model-00001-of-00002.{kind}")}))
+    index.write_text(
+        json.dumps(
+            {"weight_map": dict.fromkeys(data["weight_map"], f"model-00001-of-00002.{kind}")}
+        )
+    )
     assert "has no tensor 'model.bn.bias', which the index says it has" in refused(index)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     assert "outside its folder" in refused(index)
@@ -363,8 +436,13 @@ def test_folders(state, tmp_path):
     load_checkpoint_(model, tmp_path)
     assert equal(model, state)
     save_file(state, tmp_path / "other.safetensors")
-    assert "a folder with 3 files of weights: model.safetensors, other.safetensors" in refused(tmp_path)
-    others = {".metadata": "torch.distributed.checkpoint.*dcp_to_torch", "saved_model.pb": "a SavedModel"}
+    assert "a folder with 3 files of weights: model.safetensors, other.safetensors" in refused(
+        tmp_path
+    )
+    others = {
+        ".metadata": "torch.distributed.checkpoint.*dcp_to_torch",
+        "saved_model.pb": "a SavedModel",
+    }
     others |= {"data.pkl": "unpacked", "a": "without"}
     for name, text in others.items():
         (tmp_path / name[:3]).mkdir()
@@ -376,11 +454,16 @@ def test_folders(state, tmp_path):
 @pytest.mark.slow
 def test_damaged_files_are_errors_in_one_line(state, tmp_path):
     """Bytes changed, cut and doubled, mostly where the structure is."""
-    torch.save({"state_dict": prefixed(state, "model."), "hyper": argparse.Namespace(a=1)}, tmp_path / "a.pt")
+    torch.save(
+        {"state_dict": prefixed(state, "model."), "hyper": argparse.Namespace(a=1)},
+        tmp_path / "a.pt",
+    )
     torch.save(state, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
     torch.save(filled(Small()), tmp_path / "c.pt")
     torch.save({k: v.numpy() for k, v in state.items()}, tmp_path / "d.pt")
-    torch.jit.save(torch.jit.trace(filled(Small()).eval(), torch.zeros(1, 3, 8, 8)), tmp_path / "e.pt")
+    torch.jit.save(
+        torch.jit.trace(filled(Small()).eval(), torch.zeros(1, 3, 8, 8)), tmp_path / "e.pt"
+    )
     save_file(state, tmp_path / "f.safetensors")
     whole = [p.read_bytes() for p in sorted(tmp_path.iterdir())]
     index = sharded(tmp_path, state, "bin")
@@ -388,9 +471,14 @@ def test_damaged_files_are_errors_in_one_line(state, tmp_path):
     for i in range(1000):
         content = bytearray(whole[i % len(whole)] if i % 7 else index.read_bytes())
         for _ in range(generator.choice((1, 1, 2, 5, 20))):
-            at, kind = generator.randrange(min(len(content), generator.choice((1500, 10**6)))), generator.random()
+            at, kind = (
+                generator.randrange(min(len(content), generator.choice((1500, 10**6)))),
+                generator.random(),
+            )
             end = at + (1 if kind < 0.5 else generator.randrange(40))
-            content[at:end] = generator.randbytes(1 if kind < 0.7 else generator.randrange(9)) or b"x"
+            content[at:end] = (
+                generator.randbytes(1 if kind < 0.7 else generator.randrange(9)) or b"x"
+            )
         path = tmp_path / ("x.bin" if i % 7 else "x.json")
         path.write_bytes(content)
         try:

@@ -9,15 +9,37 @@ import trtq
 from tests.conftest import run_cli
 from trtq.cli import COMMANDS
 from trtq.cli.options import spec_options
-from trtq.specs import BenchSpec, BuildSpec, CompareSpec, EvaluateSpec, GateSpec, QuantizeSpec, option_name
+from trtq.specs import (
+    BenchSpec,
+    BuildSpec,
+    CompareSpec,
+    EvaluateSpec,
+    GateSpec,
+    QuantizeSpec,
+    option_name,
+)
 
-HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "timm", "matplotlib", "rich", "tensorrt_rtx", "tensorrt", "PIL")
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "timm",
+    "matplotlib",
+    "rich",
+    "tensorrt_rtx",
+    "tensorrt",
+    "PIL",
+)
 
 
 @pytest.mark.parametrize("command", [[], *[[c] for c in COMMANDS]])
 def test_help_needs_no_heavy_package(command):
     block = ";".join(f"sys.modules[{m!r}]=None" for m in HEAVY)
-    code = f"import sys;{block};sys.argv=['trtq',*{command!r},'--help'];from trtq.cli import main;main()"
+    code = (
+        f"import sys;{block};sys.argv=['trtq',*{command!r},'--help'];from trtq.cli import "
+        "main;main()"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage: trtq" in done.stdout
@@ -25,7 +47,12 @@ def test_help_needs_no_heavy_package(command):
 
 def test_importing_trtq_imports_no_heavy_package():
     code = f"import sys, trtq; print([m for m in {HEAVY!r} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_public_names_resolve_and_are_sorted():
@@ -37,7 +64,12 @@ def test_public_names_resolve_and_are_sorted():
 
 def test_bench_is_the_verb_also_after_its_room_was_imported():
     code = "import trtq.bench.latency, trtq; print(callable(trtq.bench))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "True"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "True"
+    )
 
 
 def test_unknown_attribute_is_an_attribute_error():
@@ -47,12 +79,25 @@ def test_unknown_attribute_is_an_attribute_error():
 
 @pytest.mark.parametrize(
     ("command", "spec"),
-    [("quantize", QuantizeSpec), ("evaluate", EvaluateSpec), ("build", BuildSpec), ("bench", BenchSpec), ("compare", CompareSpec),
-     ("gate", GateSpec)],
+    [
+        ("quantize", QuantizeSpec),
+        ("evaluate", EvaluateSpec),
+        ("build", BuildSpec),
+        ("bench", BenchSpec),
+        ("compare", CompareSpec),
+        ("gate", GateSpec),
+    ],
 )
 def test_every_field_of_a_spec_is_an_option(command, spec):
     text = run_cli(command, "--help").stdout
-    argument = {"quantize": "model", "evaluate": "onnx", "build": "onnx", "bench": "file", "compare": "file", "gate": "record"}[command]
+    argument = {
+        "quantize": "model",
+        "evaluate": "onnx",
+        "build": "onnx",
+        "bench": "file",
+        "compare": "file",
+        "gate": "record",
+    }[command]
     for name in spec.__struct_fields__:
         if name != argument:
             assert option_name(name) in text
@@ -64,15 +109,47 @@ def test_every_field_of_a_spec_is_an_option(command, spec):
     [
         (["quantise"], "Unknown command 'quantise'. Did you mean quantize", 2),
         (["quantize"], "trtq quantize needs MODEL, --data, --out", 2),
-        (["quantize", "m:f", "--data", "x", "--out", "y", "--model-arg", "classes"], "Cannot read --model-arg 'classes': expected K=V", 2),
-        (["quantize", "m:f", "--data", "x", "--out", "y", "--input-size", "big"], "Cannot read --input-size 'big'", 2),
-        (["quantize", "m:f", "--data", "x", "--out", "y", "--percentile", "20"], "Expected `float` > 50", 2),
-        (["quantize", "m:f", "--data", "x", "--out", "y", "--calibrator", "median"], "Cannot use --calibrator median: known are max", 2),
+        (
+            ["quantize", "m:f", "--data", "x", "--out", "y", "--model-arg", "classes"],
+            "Cannot read --model-arg 'classes': expected K=V",
+            2,
+        ),
+        (
+            ["quantize", "m:f", "--data", "x", "--out", "y", "--input-size", "big"],
+            "Cannot read --input-size 'big'",
+            2,
+        ),
+        (
+            ["quantize", "m:f", "--data", "x", "--out", "y", "--percentile", "20"],
+            "Expected `float` > 50",
+            2,
+        ),
+        (
+            ["quantize", "m:f", "--data", "x", "--out", "y", "--calibrator", "median"],
+            "Cannot use --calibrator median: known are max",
+            2,
+        ),
         (["run", "nowhere.toml"], "Cannot read the recipe nowhere.toml: there is no such file", 2),
-        (["inspect", "nowhere.onnx"], "Cannot inspect nowhere.onnx: there is no such file or folder", 1),
-        (["build", "nowhere.onnx", "--target", "rtx3080", "--out", "e"], "Cannot read nowhere.onnx: there is no such file", 1),
-        (["evaluate", "nowhere.onnx", "--data", "digits"], "Cannot read nowhere.onnx: there is no such file", 1),
-        (["build", "nowhere.onnx", "--target", "rtx3808", "--out", "e"], "Unknown target 'rtx3808'. Did you mean rtx3080", 2),
+        (
+            ["inspect", "nowhere.onnx"],
+            "Cannot inspect nowhere.onnx: there is no such file or folder",
+            1,
+        ),
+        (
+            ["build", "nowhere.onnx", "--target", "rtx3080", "--out", "e"],
+            "Cannot read nowhere.onnx: there is no such file",
+            1,
+        ),
+        (
+            ["evaluate", "nowhere.onnx", "--data", "digits"],
+            "Cannot read nowhere.onnx: there is no such file",
+            1,
+        ),
+        (
+            ["build", "nowhere.onnx", "--target", "rtx3808", "--out", "e"],
+            "Unknown target 'rtx3808'. Did you mean rtx3080",
+            2,
+        ),
     ],
 )
 def test_wrong_usage_is_one_clear_line(args, text, code, tmp_path):

@@ -45,7 +45,8 @@ def spellings(data: Path, monkeypatch) -> list[str]:
     return [str(data), f"{data}/", "set", "./set", "link/", "~/set", f"{data}/../set", "set/."]
 
 
-# ---- one identity for a set -----------------------------------------------------------------------
+# ---- one identity for a set
+# -----------------------------------------------------------------------
 
 
 def test_every_spelling_is_the_same_set(data: Path, monkeypatch) -> None:
@@ -94,7 +95,8 @@ def test_the_last_image_of_many_counts(tmp_path: Path) -> None:
     assert len(seen) == 2
 
 
-# ---- digests that are kept ------------------------------------------------------------------------
+# ---- digests that are kept
+# ------------------------------------------------------------------------
 
 
 def test_digests_of_unchanged_files_are_kept(data: Path, cached: Path, monkeypatch) -> None:
@@ -103,7 +105,10 @@ def test_digests_of_unchanged_files_are_kept(data: Path, cached: Path, monkeypat
     assert not lines
     assert len(list(cached.iterdir())) == 1
     assert fingerprint(f"{data}/", None, lines.append) == first
-    assert lines == [f"6 of 6 image digests of {data}/ come from the cache: inode, size and times of the files are unchanged"]
+    assert lines == [
+        f"6 of 6 image digests of {data}/ come from the cache: inode, size and times of the "
+        "files are unchanged"
+    ]
     image = data / "class1/002.png"
     before, raw = image.stat(), bytearray(image.read_bytes())
     raw[-20] ^= 1
@@ -119,7 +124,9 @@ def test_digests_of_unchanged_files_are_kept(data: Path, cached: Path, monkeypat
     assert opened.cached_digests == 6
 
 
-def test_fresh_files_and_small_sets_are_read_every_time(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_fresh_files_and_small_sets_are_read_every_time(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fingerprint(str(data))
     assert not (tmp_path / "cache").exists()
@@ -138,7 +145,9 @@ def test_a_damaged_cache_is_written_again(damage: bytes, data: Path, cached: Pat
     assert file.read_bytes() == whole
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(data: Path, cached: Path, monkeypatch) -> None:
+def test_a_cache_that_cannot_be_written_is_done_without(
+    data: Path, cached: Path, monkeypatch
+) -> None:
     cached.parent.parent.mkdir()
     cached.parent.write_text("a file in the way")
     assert fingerprint(str(data)) == fingerprint(str(data))
@@ -168,14 +177,21 @@ def test_two_writers(data: Path, cached: Path) -> None:
     assert all(name.split(".")[0] == digest for name, (_, digest) in kept.known.items())
 
 
-# ---- held out images ------------------------------------------------------------------------------
+# ---- held out images
+# ------------------------------------------------------------------------------
 
 
 def recipe_of(tmp_path: Path, more: str, **values: object) -> Path:
     path = tmp_path / "r.toml"
-    lines = [f'{k} = "{v}"' for k, v in {"model": NET, "input_size": "3x32x32", "preset": "imagenet", **values}.items()]
+    lines = [
+        f'{k} = "{v}"'
+        for k, v in {"model": NET, "input_size": "3x32x32", "preset": "imagenet", **values}.items()
+    ]
     text = "\n".join(lines)
-    path.write_text(f'out = "{tmp_path}/o"\n[quantize]\n{text}\ncalib_images = 2\nparity_images = 2\ncalib_cache = "{tmp_path}/c"\n{more}')
+    path.write_text(
+        f'out = "{tmp_path}/o"\n[quantize]\n{text}\ncalib_images = 2\nparity_images = 2\n'
+        f'calib_cache = "{tmp_path}/c"\n{more}'
+    )
     return path
 
 
@@ -187,10 +203,15 @@ def test_training_images_never_pass_as_held_out(data: Path, tmp_path: Path, monk
     for folder in ("class0", "class1"):
         (renamed / folder).mkdir(parents=True)
         shutil.copy(others / folder / "000.png", renamed / folder / "a.png")
-    shutil.copy(data / "class1/002.png", renamed / "class1/b.png")  # one image of training under another name
+    shutil.copy(
+        data / "class1/002.png", renamed / "class1/b.png"
+    )  # one image of training under another name
     for name in (*names, "copy", "renamed"):
         held = f'[finetune]\nepochs = 1\ndata = "{data}"\n[evaluate]\ndata = "{name}"\n'
-        with pytest.raises(UsageError, match=r"images that training saw: .* holds (6 of the 6|1 of the 3) images of"):
+        with pytest.raises(
+            UsageError,
+            match=r"images that training saw: .* holds (6 of the 6|1 of the 3) images of",
+        ):
             run(load_recipe(recipe_of(tmp_path, held, data=others)))
     held = f'[finetune]\nepochs = 1\nval = "{renamed}"\n[evaluate]\n'
     with pytest.raises(UsageError, match=r"1 of the 3 images of .*renamed, such as class1/b.png"):
@@ -202,14 +223,21 @@ def test_a_copy_of_the_calibration_images_leaves_none(data: Path, tmp_path: Path
     shutil.copytree(data, tmp_path / "copy")
     recipe = recipe_of(tmp_path, f'[evaluate]\ndata = "{tmp_path}/copy"\n', data=data)
     recipe.write_text(recipe.read_text().replace("calib_images = 2", "calib_images = 6"))
-    with pytest.raises(UsageError, match="leaves no image to evaluate: .*copy has 6 images and calibration takes 6"):
+    with pytest.raises(
+        UsageError, match="leaves no image to evaluate: .*copy has 6 images and calibration takes 6"
+    ):
         run(load_recipe(recipe))
 
 
-def test_a_recipe_runs_again_for_other_content_and_not_for_another_spelling(data: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_recipe_runs_again_for_other_content_and_not_for_another_spelling(
+    data: Path, tmp_path: Path, monkeypatch
+) -> None:
     more = "[evaluate]\nheld_out = false\n"
     names = spellings(data, monkeypatch)
-    ran = [[r.name for r in run(load_recipe(recipe_of(tmp_path, more, data=n))) if r.ran] for n in (names[0], names[1], names[5])]
+    ran = [
+        [r.name for r in run(load_recipe(recipe_of(tmp_path, more, data=n))) if r.ran]
+        for n in (names[0], names[1], names[5])
+    ]
     assert ran == [["quantize", "evaluate", "report"], [], []]
     image = data / "class0/001.png"
     before, raw = image.stat(), bytearray(image.read_bytes())
@@ -229,7 +257,10 @@ def test_a_run_says_that_digests_are_kept(data: Path, cached: Path, tmp_path: Pa
         def note(self, text: str) -> None:
             self.lines.append(text)
 
-    told, recipe = Told(), load_recipe(recipe_of(tmp_path, "[evaluate]\nheld_out = false\n", data=data))
+    told, recipe = (
+        Told(),
+        load_recipe(recipe_of(tmp_path, "[evaluate]\nheld_out = false\n", data=data)),
+    )
     run(recipe, told)
     told.lines.clear()
     assert not any(r.ran for r in run(recipe, told))
@@ -245,23 +276,40 @@ def test_exclusion_goes_by_content(cnn_out: Path, images: Path, tmp_path: Path) 
         shutil.copy(images / name, flat / f"{number:02d}.png")
     record = evaluate(
         EvaluateSpec(
-            onnx=f"{cnn_out}/model.qdq.onnx", reference=f"{cnn_out}/model.fp32.onnx", data=str(flat), exclude=f"{cnn_out}/quantize.json",
+            onnx=f"{cnn_out}/model.qdq.onnx",
+            reference=f"{cnn_out}/model.fp32.onnx",
+            data=str(flat),
+            exclude=f"{cnn_out}/quantize.json",
         )
-    )  # fmt: skip
+    )
     assert record.images == 8
     assert {c for c in source.short_contents(range(32)) if c not in used} == set(
-        open_source(str(flat)).short_contents([i for i, c in enumerate(source.short_contents(range(32))) if c not in used])
+        open_source(str(flat)).short_contents(
+            [i for i, c in enumerate(source.short_contents(range(32))) if c not in used]
+        )
     )
     assert len(shared_images(open_source(str(flat)), source)) == 32
 
 
-def test_validation_images_that_are_training_images_are_reported(data: Path, cnn_out: Path, tmp_path: Path) -> None:
+def test_validation_images_that_are_training_images_are_reported(
+    data: Path, cnn_out: Path, tmp_path: Path
+) -> None:
     spec = FinetuneSpec(
-        model=NET, data=str(data), val=f"{data}/", encodings=f"{cnn_out}/encodings.safetensors", out=f"{tmp_path}/ft",
-        input_size=(3, 32, 32), preset="imagenet", epochs=1, batch_size=4, parity_images=2,
-    )  # fmt: skip
+        model=NET,
+        data=str(data),
+        val=f"{data}/",
+        encodings=f"{cnn_out}/encodings.safetensors",
+        out=f"{tmp_path}/ft",
+        input_size=(3, 32, 32),
+        preset="imagenet",
+        epochs=1,
+        batch_size=4,
+        parity_images=2,
+    )
     record = finetune(spec)
-    assert any(line.startswith(f"6 of 6 images of {data}/ are also in {data}") for line in record.notes)
+    assert any(
+        line.startswith(f"6 of 6 images of {data}/ are also in {data}") for line in record.notes
+    )
 
 
 def test_home_in_every_data_path(data: Path, tmp_path: Path, monkeypatch) -> None:

@@ -33,7 +33,9 @@ DOCUMENTS = [
 def commands():
     for path in DOCUMENTS:
         text = re.sub(r"\\\n\s+", "", path.read_text())  # a line that goes on is one command
-        found = re.findall(r"^    (trtq [^\n]+)$", text, re.M) + re.findall(r"`(trtq (?:build|quantize|run|evaluate|bench) [^`]+)`", text)
+        found = re.findall(r"^    (trtq [^\n]+)$", text, re.M) + re.findall(
+            r"`(trtq (?:build|quantize|run|evaluate|bench) [^`]+)`", text
+        )
         yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
 
 
@@ -45,7 +47,10 @@ def test_commands_parse(line):
     command.make_context(words[0], words[1:])
 
 
-@pytest.mark.parametrize(("page", "targets"), [("README.md", ["rtx3080", "t4"]), ("docs/recipes.md", ["rtx4090", "rtx3080"])])
+@pytest.mark.parametrize(
+    ("page", "targets"),
+    [("README.md", ["rtx3080", "t4"]), ("docs/recipes.md", ["rtx4090", "rtx3080"])],
+)
 def test_recipe_parses(page, targets, tmp_path):
     block = re.search(r"```toml\n(.*?)```", (ROOT / page).read_text(), re.S).group(1)
     (tmp_path / "r.toml").write_text(block)
@@ -62,29 +67,46 @@ def test_python_block_uses_public_names():
 
 
 def test_files_the_readme_names_exist():
-    for name in re.findall(r"`((?:trtq|docs|engines|calib_cache|benchmarks)/[\w/.]*)`", (ROOT / "README.md").read_text()):
+    for name in re.findall(
+        r"`((?:trtq|docs|engines|calib_cache|benchmarks)/[\w/.]*)`",
+        (ROOT / "README.md").read_text(),
+    ):
         assert (ROOT / name).exists(), name
 
 
 def blocks(page: str, language: str) -> list[tuple[str, str]]:
     """Return title and text of the fenced blocks of a language."""
-    found = re.findall(rf"^```{language}(?: title=\"([^\"]+)\")?\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M)
+    found = re.findall(
+        rf"^```{language}(?: title=\"([^\"]+)\")?\n(.*?)^```",
+        (ROOT / "docs" / page).read_text(),
+        re.S | re.M,
+    )
     return [(title, text) for title, text in found]
 
 
 def run_console(text: str, folder: Path) -> None:
     """Run the lines with a $; what stands below each must be in its output: counts as they are, measured figures within 5 %."""
-    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
     for part in re.split(r"(?m)^\$ ", text)[1:]:
         line, _, shown = part.partition("\n")
-        done = subprocess.run(shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False)
+        done = subprocess.run(
+            shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         for expected in shown.splitlines():
             figure = r"(\\d+\\.\\d+)"
-            found = re.search(re.sub(r"\d+\\\.\d+", figure, re.escape(expected.strip())), done.stdout)
+            found = re.search(
+                re.sub(r"\d+\\\.\d+", figure, re.escape(expected.strip())), done.stdout
+            )
             assert found is not None, f"{line}\nexpected {expected}\ngot {done.stdout}"
             shown_figures = [float(v) for v in re.findall(r"\d+\.\d+", expected)]
-            assert [float(v) for v in found.groups()] == pytest.approx(shown_figures, rel=0.05), f"{line}\ngot {done.stdout}"
+            assert [float(v) for v in found.groups()] == pytest.approx(shown_figures, rel=0.05), (
+                f"{line}\ngot {done.stdout}"
+            )
 
 
 @pytest.mark.timeout(1800)  # some twenty commands, one of them waits for a quiet machine
@@ -96,7 +118,9 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     for _, body in blocks("tutorial.md", "console"):
         run_console(body, tmp_path)
     assert (tmp_path / "compare.html").stat().st_size > 10_000
-    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks("tutorial.md", "python")) + len(blocks("tutorial.md", "console"))
+    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks("tutorial.md", "python")) + len(
+        blocks("tutorial.md", "console")
+    )
 
 
 @pytest.mark.parametrize("page", ["index.md", "api.md"])
@@ -113,7 +137,10 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
     pages = set(re.findall(r": ([\w-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
     assert pages == {p.name for p in (ROOT / "docs").glob("*.md")}
     named = set(re.findall(r"^::: trtq[\w.]*\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M))
-    assert set(trtq.__all__) - named == {"TrtqError", "__version__"}  # the errors are there as a room
+    assert set(trtq.__all__) - named == {
+        "TrtqError",
+        "__version__",
+    }  # the errors are there as a room
 
 
 def test_the_example_method_runs(images, tmp_path, monkeypatch):
@@ -121,12 +148,20 @@ def test_the_example_method_runs(images, tmp_path, monkeypatch):
     from trtq import quantize
     from trtq.methods import registry
 
-    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S).group(1)
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S).group(
+        1
+    )
     (tmp_path / "widen_example.py").write_text(block)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "widen": "widen_example"})
     plain = quantize(spec(images, tmp_path / "a"))
-    wide = quantize(spec(images, tmp_path / "b", method=["widen"], method_arg={"widen.factor": 1.5}))
-    before, after = ({q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (plain, wide))
-    assert all(after[name] == pytest.approx(1.5 * before[name], rel=2e-3) for name in before)  # scales go to the next FP16 number
+    wide = quantize(
+        spec(images, tmp_path / "b", method=["widen"], method_arg={"widen.factor": 1.5})
+    )
+    before, after = (
+        {q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (plain, wide)
+    )
+    assert all(
+        after[name] == pytest.approx(1.5 * before[name], rel=2e-3) for name in before
+    )  # scales go to the next FP16 number
     assert wide.methods[0].did == {"factor": 1.5}

@@ -31,13 +31,19 @@ class Figures(msgspec.Struct):
 
 def plan_of(work, folder: Path):
     def plan(_recipe, _out, _progress):
-        return [pipeline.Stage("bench qdq", lambda: {"a": 1}, (), lambda: pipeline._outcome(work()))]
+        return [
+            pipeline.Stage("bench qdq", lambda: {"a": 1}, (), lambda: pipeline._outcome(work()))
+        ]
 
     return plan
 
 
-@pytest.mark.parametrize(("record", "code"), [(Figures(), 0), (Figures(valid=False), 3), (Figures(finite=False), 3)])
-def test_a_run_with_a_stage_that_is_not_valid_ends_with_3_also_when_it_is_skipped(record, code, images, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("record", "code"), [(Figures(), 0), (Figures(valid=False), 3), (Figures(finite=False), 3)]
+)
+def test_a_run_with_a_stage_that_is_not_valid_ends_with_3_also_when_it_is_skipped(
+    record, code, images, tmp_path, monkeypatch, capsys
+):
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.format(out=tmp_path / "out", images=images))
     monkeypatch.setattr(pipeline, "plan", plan_of(lambda: record, tmp_path))
@@ -48,7 +54,11 @@ def test_a_run_with_a_stage_that_is_not_valid_ends_with_3_also_when_it_is_skippe
     second = capsys.readouterr().out
     assert "bench qdq: ran" in first
     assert "bench qdq: skipped" in second
-    assert ("NOT VALID" in first) == ("NOT VALID: remove its files to run it again" in second) == (code == 3)
+    assert (
+        ("NOT VALID" in first)
+        == ("NOT VALID: remove its files to run it again" in second)
+        == (code == 3)
+    )
     results = pipeline.run(load_recipe(path))
     assert [r.valid for r in results] == [code == 0]
 
@@ -62,11 +72,20 @@ def record(tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(None, "there is no such file"), (b"{", "it is not whole JSON"), (b"[]", "it holds no JSON object"),
-     (b'{"verb": "quantize"}', "is no record of trtq bench"), (b'{"verb": "bench"}', "missing required field"),
-     (b'{"verb": "bench", "schema": 9}', "a newer trtq wrote it: its schema is 9, this trtq reads up to 1"),
-     (b'{"verb": "bench", "schema": "1"}', "its schema is '1'"), (b"[" * 100_000, "nested too deeply")],
-)  # fmt: skip
+    [
+        (None, "there is no such file"),
+        (b"{", "it is not whole JSON"),
+        (b"[]", "it holds no JSON object"),
+        (b'{"verb": "quantize"}', "is no record of trtq bench"),
+        (b'{"verb": "bench"}', "missing required field"),
+        (
+            b'{"verb": "bench", "schema": 9}',
+            "a newer trtq wrote it: its schema is 9, this trtq reads up to 1",
+        ),
+        (b'{"verb": "bench", "schema": "1"}', "its schema is '1'"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
 def test_a_gate_that_cannot_compare_does_not_end_with_1(content, text, tmp_path, capsys):
     base = tmp_path / "base.json"
     if content is not None:
@@ -75,7 +94,9 @@ def test_a_gate_that_cannot_compare_does_not_end_with_1(content, text, tmp_path,
     assert text in capsys.readouterr().err
 
 
-def test_a_gate_that_is_asked_wrongly_ends_with_2_and_a_crash_of_it_with_3(tmp_path, capsys, monkeypatch):
+def test_a_gate_that_is_asked_wrongly_ends_with_2_and_a_crash_of_it_with_3(
+    tmp_path, capsys, monkeypatch
+):
     assert run_command(["gate"]) == 2
     assert run_command(["gate", "a", "--baseline", "b", "--max-slowdown", "much"]) == 2
     monkeypatch.setattr("trtq.bench.gate.gate", lambda spec: 1 / 0)

@@ -42,13 +42,22 @@ def ptq(images: Path, tmp_path_factory) -> Path:
 
 def asked(images: Path, ptq: Path, out: Path, **changes):
     values = {
-        "model": CNN, "data": str(images), "val": str(images), "out": str(out), "encodings": str(ptq / "encodings.safetensors"),
-        "input_size": "3x32x32", "preset": "imagenet", "epochs": 2, "batch_size": 8, "parity_images": 8,
-    }  # fmt: skip
+        "model": CNN,
+        "data": str(images),
+        "val": str(images),
+        "out": str(out),
+        "encodings": str(ptq / "encodings.safetensors"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "epochs": 2,
+        "batch_size": 8,
+        "parity_images": 8,
+    }
     return FinetuneSpec.make({**values, **changes})
 
 
-# ---- the op ----------------------------------------------------------------------------------------------------------------------
+# ---- the op
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_gradients_of_input_and_step_by_hand():
@@ -57,7 +66,8 @@ def test_gradients_of_input_and_step_by_hand():
     made(x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 0.0, 0.0, 1.0]
-    # LSQ eq. 3: round(v) - v inside, the end code outside; then times the gradient scale and, for the logarithm, the step
+    # LSQ eq. 3: round(v) - v inside, the end code outside; then times the gradient scale and, for
+    # the logarithm, the step
     wanted = ((1 - 1.2) + (-2) + 1 + (0 + 0.4)) / (4 * 1) ** 0.5 * 0.5
     assert made.log_step.grad is not None
     assert float(made.log_step.grad) == pytest.approx(wanted, rel=1e-5)
@@ -70,7 +80,9 @@ def test_the_op_computes_what_simulation_computes(values, step):
 
     x, s = torch.tensor(values), torch.tensor(step)
     made = LearnedFakeQuantize("q", s, Format(bits=4), learn=False)
-    torch.testing.assert_close(made(x), fake_quantize(x, made.log_step.exp(), None, None, -8, 7, "q"), rtol=0, atol=0)
+    torch.testing.assert_close(
+        made(x), fake_quantize(x, made.log_step.exp(), None, None, -8, 7, "q"), rtol=0, atol=0
+    )
 
 
 def test_steps_per_channel_learn_alone():
@@ -95,18 +107,31 @@ def test_training_starts_where_ptq_ended(ptq: Path):
 
 
 def test_training_goes_on_from_the_weights_a_method_made(images: Path, tmp_path: Path):
-    quantize(spec(images, tmp_path / "ptq", bits="w4a4", method=["reconstruct", "bias-correction"], method_arg={"reconstruct.steps": 5}))
+    quantize(
+        spec(
+            images,
+            tmp_path / "ptq",
+            bits="w4a4",
+            method=["reconstruct", "bias-correction"],
+            method_arg={"reconstruct.steps": 5},
+        )
+    )
     encodings = Encodings.load(tmp_path / "ptq/encodings.safetensors")
     assert encodings.constants
     captured = capture(tiny_cnn().eval(), (3, 32, 32))
     started = TrainingGraph(captured.module, encodings, learn_amax=True)
     with torch.no_grad():
-        wanted = insert_fake_quantize(captured.module, started.placement, encodings)(captured.example)
+        wanted = insert_fake_quantize(captured.module, started.placement, encodings)(
+            captured.example
+        )
         torch.testing.assert_close(started.module(captured.example), wanted, rtol=1e-4, atol=1e-4)
         for weight in started.weights.values():
             weight.add_(0.05)
-        # What was trained is what is exported: under the names of the model, not under those of the training graph.
-        after = insert_fake_quantize(captured.module, started.placement, started.learned())(captured.example)
+        # What was trained is what is exported: under the names of the model, not under those of the
+        # training graph.
+        after = insert_fake_quantize(captured.module, started.placement, started.learned())(
+            captured.example
+        )
         torch.testing.assert_close(after, started.module(captured.example), rtol=1e-3, atol=1e-3)
         assert not torch.allclose(after, wanted)
 
@@ -119,7 +144,9 @@ def test_rates_and_augmentation():
     masks = (x[:, 0] * 10).round().long()  # so that a mask can be recognised
 
     def vary(how: str, seed: int, picks=range(6)):
-        return Draws(how, 6, (16, 16), torch.Generator().manual_seed(seed)).vary(x[list(picks)], masks[list(picks)], picks)
+        return Draws(how, 6, (16, 16), torch.Generator().manual_seed(seed)).vary(
+            x[list(picks)], masks[list(picks)], picks
+        )
 
     once, twice = vary("flip-crop", 3), vary("flip-crop", 3)
     assert torch.equal(once[0], twice[0])
@@ -130,10 +157,13 @@ def test_rates_and_augmentation():
     assert torch.equal(part[0], once[0][[1, 3, 5]])
     assert torch.equal(vary("none", 0)[0], x)
     flipped = vary("flip", 0)[0]
-    assert all(torch.equal(f, o) or torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True))
+    assert all(
+        torch.equal(f, o) or torch.equal(f, o.flip(2)) for f, o in zip(flipped, x, strict=True)
+    )
 
 
-# ---- the verb -----------------------------------------------------------------------------------------------------------------------
+# ---- the verb
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +188,10 @@ def test_placement_is_that_of_ptq(trained: Path, ptq: Path):
         model = onnx.load(folder / "model.qdq.onnx")
         counted.append([(n.op_type, n.name) for n in model.graph.node])
     assert counted[0] == counted[1]
-    assert Encodings.load(trained / "encodings.safetensors").formats == Encodings.load(ptq / "encodings.safetensors").formats
+    assert (
+        Encodings.load(trained / "encodings.safetensors").formats
+        == Encodings.load(ptq / "encodings.safetensors").formats
+    )
 
 
 class Told:
@@ -182,7 +215,9 @@ class Told:
         self.notes.append(text)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "ema": 0.9, "schedule": "onecycle"}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "adamw", "ema": 0.9, "schedule": "onecycle"}, {"accumulate": 2}]
+)
 def test_a_stopped_run_ends_in_the_same_bits(changes, images: Path, ptq: Path, tmp_path: Path):
     finetune(asked(images, ptq, tmp_path / "whole", **changes))
     told = Told(24)
@@ -192,18 +227,33 @@ def test_a_stopped_run_ends_in_the_same_bits(changes, images: Path, ptq: Path, t
     assert not (tmp_path / "cut/finetune.json").exists()
     record = finetune(asked(images, ptq, tmp_path / "cut", **changes))
     assert any("going on from epoch 1, step" in n for n in record.notes)
-    digests = [Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")]
+    digests = [
+        Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")
+    ]
     assert digests[0] == digests[1]
 
 
 def test_early_stopping_plateau_and_freezing(images: Path, ptq: Path, tmp_path: Path):
     record = finetune(
-        asked(images, ptq, tmp_path / "a", epochs=5, lr=1e-9, lr_amax=1e-9, patience=1, schedule="plateau", freeze=("stem", "conv1"))
+        asked(
+            images,
+            ptq,
+            tmp_path / "a",
+            epochs=5,
+            lr=1e-9,
+            lr_amax=1e-9,
+            patience=1,
+            schedule="plateau",
+            freeze=("stem", "conv1"),
+        )
     )
     assert len(record.history) < 5
     captured = capture(tiny_cnn().eval(), (3, 32, 32))
     encodings = Encodings.load(ptq / "encodings.safetensors")
-    whole, part = (TrainingGraph(captured.module, encodings, learn_amax=False, freeze=f) for f in ((), ("stem",)))
+    whole, part = (
+        TrainingGraph(captured.module, encodings, learn_amax=False, freeze=f)
+        for f in ((), ("stem",))
+    )
     assert len(part.weights) < len(whole.weights)
     fixed = finetune(asked(images, ptq, tmp_path / "b", epochs=1, learn_amax=False))
     before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path / "b"))
@@ -225,13 +275,20 @@ def test_what_cannot_be_trained_says_why(images: Path, ptq: Path, tmp_path: Path
     flat.mkdir()
     for i, path in enumerate(sorted(p for p in images.rglob("*") if p.is_file())[:9]):
         (flat / f"{i}{path.suffix}").write_bytes(path.read_bytes())
-    with pytest.raises(DataError, match="it has no labels.*or --distill 1 to learn from the float model"):
+    with pytest.raises(
+        DataError, match="it has no labels.*or --distill 1 to learn from the float model"
+    ):
         finetune(asked(flat, ptq, tmp_path))
     with pytest.raises(DataError, match="Cannot measure accuracy on .*: it has no labels"):
         finetune(asked(images, ptq, tmp_path, val=str(flat)))
-    assert finetune(asked(flat, ptq, tmp_path / "flat-out", val=None, distill=1.0, epochs=1)).history
+    assert finetune(
+        asked(flat, ptq, tmp_path / "flat-out", val=None, distill=1.0, epochs=1)
+    ).history
     finetune(asked(images, ptq, tmp_path / "once", epochs=1))
-    with pytest.raises(ArtifactError, match="is of another run: a setting, the weights, the encodings or the images differ"):
+    with pytest.raises(
+        ArtifactError,
+        match="is of another run: a setting, the weights, the encodings or the images differ",
+    ):
         finetune(asked(images, ptq, tmp_path / "once", epochs=1, lr=0.5))
     (tmp_path / "once/checkpoint/state.safetensors").write_bytes(b"torn")
     with pytest.raises(ArtifactError, match="Remove it to start again"):
@@ -240,13 +297,21 @@ def test_what_cannot_be_trained_says_why(images: Path, ptq: Path, tmp_path: Path
 
 def test_methods_that_put_ops_into_the_graph_are_refused(images: Path, tmp_path: Path):
     vit = "trtq.testing.models:tiny_vit"
-    quantize(spec(images, tmp_path / "ptq", model=vit, method=["integer-softmax"], attention="float"))
-    with pytest.raises(EncodingsError, match=r"its methods \(integer-softmax\) put ops into the graph that the model itself does not have"):
+    quantize(
+        spec(images, tmp_path / "ptq", model=vit, method=["integer-softmax"], attention="float")
+    )
+    with pytest.raises(
+        EncodingsError,
+        match=r"its methods \(integer-softmax\) put ops into the graph that the model itself does "
+        r"not have",
+    ):
         finetune(asked(images, tmp_path / "ptq", tmp_path / "o", model=vit))
 
 
 def test_requests_that_would_do_nothing_or_harm(images: Path, ptq: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="is where the encodings lie: training would overwrite what it starts from"):
+    with pytest.raises(
+        UsageError, match="is where the encodings lie: training would overwrite what it starts from"
+    ):
         finetune(asked(images, ptq, ptq))
     with pytest.raises(UsageError, match="--patience needs --val"):
         finetune(asked(images, ptq, tmp_path, val=None, patience=1))
@@ -256,7 +321,12 @@ def test_requests_that_would_do_nothing_or_harm(images: Path, ptq: Path, tmp_pat
 
 def test_frozen_layers_keep_their_weights_and_weight_ranges(ptq: Path):
     captured = capture(tiny_cnn().eval(), (3, 32, 32))
-    graph = TrainingGraph(captured.module, Encodings.load(ptq / "encodings.safetensors"), learn_amax=True, freeze=("*",))
+    graph = TrainingGraph(
+        captured.module,
+        Encodings.load(ptq / "encodings.safetensors"),
+        learn_amax=True,
+        freeze=("*",),
+    )
     assert not graph.weights
     learning = [n for n, q in graph.quantizers.items() if q.log_step.requires_grad]
     assert learning
@@ -266,7 +336,10 @@ def test_frozen_layers_keep_their_weights_and_weight_ranges(ptq: Path):
 def test_one_step_is_a_step(images: Path, ptq: Path, tmp_path: Path):
     finetune(asked(images, ptq, tmp_path, epochs=1, batch_size=64, lr=0.01, lr_amax=0.01))
     before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path))
-    assert any(float((after.amax[n] - before.amax[n]).abs().max()) > 1e-4 * float(before.amax[n].max()) for n in before.amax)
+    assert any(
+        float((after.amax[n] - before.amax[n]).abs().max()) > 1e-4 * float(before.amax[n].max())
+        for n in before.amax
+    )
 
 
 def test_other_labels_are_another_run(images: Path, ptq: Path, tmp_path: Path):
@@ -281,34 +354,77 @@ def test_other_labels_are_another_run(images: Path, ptq: Path, tmp_path: Path):
 
 def test_finetuning_on_the_command_line(images: Path, ptq: Path, tmp_path: Path):
     done = run_cli(
-        "finetune", CNN, "--data", str(images), "--encodings", str(ptq / "encodings.safetensors"), "--input-size", "3x32x32", "--preset",
-        "imagenet", "--epochs", "1", "--batch-size", "16", "--no-learn-amax", "--parity-images", "8", "--out", str(tmp_path / "o"),
-    )  # fmt: skip
+        "finetune",
+        CNN,
+        "--data",
+        str(images),
+        "--encodings",
+        str(ptq / "encodings.safetensors"),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--no-learn-amax",
+        "--parity-images",
+        "8",
+        "--out",
+        str(tmp_path / "o"),
+    )
     assert done.returncode == 0, done.stderr
     assert "0 ranges; loss" in done.stdout
     assert (tmp_path / "o/model.qdq.onnx").is_file()
 
 
-# ---- several processes, kills, full disks ------------------------------------------------------------------------------------------
+# ---- several processes, kills, full disks
+# ------------------------------------------------------------------------------------------
 
 
 def words(images: Path, ptq: Path, out: Path, **more: str) -> list[str]:
     given = {"epochs": "2", "batch-size": "8", "parity-images": "8", "distill": "0.3", **more}
     options = [w for k, v in given.items() for w in (f"--{k}", v)]
     return [
-        "finetune", CNN, "--data", str(images), "--val", str(images), "--encodings", str(ptq / "encodings.safetensors"), "--input-size",
-        "3x32x32", "--preset", "imagenet", "--out", str(out), *options,
-    ]  # fmt: skip
+        "finetune",
+        CNN,
+        "--data",
+        str(images),
+        "--val",
+        str(images),
+        "--encodings",
+        str(ptq / "encodings.safetensors"),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--out",
+        str(out),
+        *options,
+    ]
 
 
 def start(*args: str, processes: int = 1, threads: int = 1) -> subprocess.Popen[str]:
     several = (
-        ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())] if processes > 1 else []
+        [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            str(free_port()),
+        ]
+        if processes > 1
+        else []
     )
     return subprocess.Popen(
-        [sys.executable, *several, "-m", "trtq", *args], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, *several, "-m", "trtq", *args],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-    )  # fmt: skip
+    )
 
 
 def free_port() -> int:
@@ -317,7 +433,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-@pytest.mark.parametrize("more", [{}, {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"}]
+)
 def test_two_processes_learn_what_one_learns(more, images: Path, ptq: Path, tmp_path: Path):
     for name, processes in (("one", 1), ("two", 2)):
         done = start(*words(images, ptq, tmp_path / name, **more), processes=processes)
@@ -351,7 +469,9 @@ def test_a_killed_run_ends_in_the_same_bits(images: Path, ptq: Path, tmp_path: P
     _, err = last.communicate(timeout=300)
     assert last.returncode == 0, err
     assert "going on from epoch" in err
-    digests = [Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")]
+    digests = [
+        Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")
+    ]
     assert digests[0] == digests[1]
 
 
@@ -367,7 +487,9 @@ def test_accumulated_updates_are_those_of_the_whole_batch(images: Path, ptq: Pat
         "val": None,
     }
     whole = finetune(asked(images, ptq, tmp_path / "a", batch_size=24, **base))
-    parts = finetune(asked(images, ptq, tmp_path / "b", batch_size=8, accumulate=8, **base))  # 3 steps, one update
+    parts = finetune(
+        asked(images, ptq, tmp_path / "b", batch_size=8, accumulate=8, **base)
+    )  # 3 steps, one update
     assert parts.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-4)
     first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("a", "b"))
     for name, value in first.constants.items():
@@ -378,7 +500,9 @@ def test_falling_widths_resume_to_the_bit(images: Path, ptq: Path, tmp_path: Pat
     changes = {"epochs": 4, "lower_bits": (8, 6), "learn_amax": False}
     finetune(asked(images, ptq, tmp_path / "whole", **changes))
     with pytest.raises(KeyboardInterrupt):
-        finetune(asked(images, ptq, tmp_path / "cut", **changes), Told(32 * 2 + 8))  # in the third epoch
+        finetune(
+            asked(images, ptq, tmp_path / "cut", **changes), Told(32 * 2 + 8)
+        )  # in the third epoch
     finetune(asked(images, ptq, tmp_path / "cut", **changes))
     ranges, digests = Encodings.load(ptq / "encodings.safetensors").amax, []
     for name in ("whole", "cut"):
@@ -389,14 +513,20 @@ def test_falling_widths_resume_to_the_bit(images: Path, ptq: Path, tmp_path: Pat
 
 
 def test_disk_full_while_saving(images: Path, ptq: Path, small_disk: Path):
-    with pytest.raises(ArtifactError, match=r"Cannot write .*state.safetensors: No space left on device. Free some space"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"Cannot write .*state.safetensors: No space left on device. Free some space",
+    ):
         finetune(asked(images, ptq, small_disk))
     assert not list(small_disk.rglob("*.tmp"))
 
 
 def test_what_is_not_finite_is_named_and_never_kept(images: Path, ptq: Path, tmp_path: Path):
     finetune(asked(images, ptq, tmp_path / "good", epochs=1))
-    with pytest.raises(CalibrationError, match=r"first not finite: the (weight|output of|range of) .*Lower --lr or --lr-amax"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"first not finite: the (weight|output of|range of) .*Lower --lr or --lr-amax",
+    ):
         finetune(asked(images, ptq, tmp_path / "bad", lr=3e38, distill=0.0, epochs=3))
     state = tmp_path / "bad/checkpoint/state.safetensors"
     if state.exists():
@@ -406,16 +536,28 @@ def test_what_is_not_finite_is_named_and_never_kept(images: Path, ptq: Path, tmp
 
 
 def test_what_the_files_cannot_hold_is_said_before_training(images, ptq, tmp_path):
-    with pytest.raises(UsageError, match="Cannot store weights as INT4: ONNX has INT4 from opset 21 on, asked for 20. Give --opset 21"):
+    with pytest.raises(
+        UsageError,
+        match="Cannot store weights as INT4: ONNX has INT4 from opset 21 on, asked for 20. Give "
+        "--opset 21",
+    ):
         finetune(asked(images, ptq, tmp_path / "q", weight_storage="int4"))
-    with pytest.raises(UsageError, match="Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic"):
+    with pytest.raises(
+        UsageError,
+        match="Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic",
+    ):
         finetune(asked(images, ptq, tmp_path / "q", target="nano"))
 
 
 def test_codes_that_cannot_learn(images, ptq, tmp_path):
     encodings = Encodings.load(ptq / "encodings.safetensors")
-    encodings.formats.update({k: Format(kind="fp8", axis=f.axis) for k, f in encodings.formats.items()})
+    encodings.formats.update(
+        {k: Format(kind="fp8", axis=f.axis) for k, f in encodings.formats.items()}
+    )
     (tmp_path / "fp8").mkdir()
     encodings.save(tmp_path / "fp8/encodings.safetensors")
-    with pytest.raises(EncodingsError, match="The format fp8.* cannot be trained: only integer codes around 0 learn their range"):
+    with pytest.raises(
+        EncodingsError,
+        match="The format fp8.* cannot be trained: only integer codes around 0 learn their range",
+    ):
         finetune(asked(images, tmp_path / "fp8", tmp_path / "q"))

@@ -23,7 +23,9 @@ LAYERS = ("stem", "conv1", "depthwise", "pointwise", "head")
 CNN = "trtq.testing.models:tiny_cnn"
 
 
-def quantized_state(prefix: str, *, per_channel: bool = True) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+def quantized_state(
+    prefix: str, *, per_channel: bool = True
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A state dict as pytorch-quantization (prefix "_") and ModelOpt (prefix "") write it: BatchNorm apart, ranges of unfolded weights."""
     torch.manual_seed(3)
     model = tiny_cnn().eval()
@@ -55,23 +57,34 @@ def fake(x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
     return (x / step).round().clamp(-128, 127) * step
 
 
-def simulated(model: torch.nn.Module, state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor) -> torch.Tensor:
+def simulated(
+    model: torch.nn.Module, state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor
+) -> torch.Tensor:
     """What those tools compute: fake quantization in front of every layer, BatchNorm apart."""
     hooks = []
     for layer in LAYERS:
         module = model.get_submodule(layer)
-        module.weight.data = fake(state[f"{layer}.weight"], state[f"{layer}.{prefix}weight_quantizer._amax"])
+        module.weight.data = fake(
+            state[f"{layer}.weight"], state[f"{layer}.{prefix}weight_quantizer._amax"]
+        )
         amax = state[f"{layer}.{prefix}input_quantizer._amax"]
-        hooks.append(module.register_forward_pre_hook(lambda _, args, amax=amax: (fake(args[0], amax),)))
+        hooks.append(
+            module.register_forward_pre_hook(lambda _, args, amax=amax: (fake(args[0], amax),))
+        )
     with torch.no_grad():
         return model(x)
 
 
 @pytest.mark.parametrize(("prefix", "tool"), [("_", "pytorch-quantization"), ("", "ModelOpt")])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_the_file_computes_what_the_other_tool_computed(prefix, tool, per_channel, images: Path, tmp_path: Path):
+def test_the_file_computes_what_the_other_tool_computed(
+    prefix, tool, per_channel, images: Path, tmp_path: Path
+):
     model, state = quantized_state(prefix, per_channel=per_channel)
-    torch.save({"modelopt_state": {"version": "0.47"}, "model_state_dict": state} if not prefix else state, tmp_path / "q.pth")
+    torch.save(
+        {"modelopt_state": {"version": "0.47"}, "model_state_dict": state} if not prefix else state,
+        tmp_path / "q.pth",
+    )
     record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o"))
     assert record.tool == tool
     assert record.quantizers == 10
@@ -86,7 +99,14 @@ def test_the_file_computes_what_the_other_tool_computed(prefix, tool, per_channe
     assert float(encodings.amax["conv1.input"]) == 3.0
     assert encodings.amax["stem.weight"].shape == (16,)
     # The weights lie there without the tensors of quantizers, for every other command.
-    again = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "p", checkpoint=f"{tmp_path}/o/weights.safetensors"))
+    again = import_checkpoint(
+        asked(
+            images,
+            tmp_path / "q.pth",
+            tmp_path / "p",
+            checkpoint=f"{tmp_path}/o/weights.safetensors",
+        )
+    )
     assert Encodings.load(tmp_path / "p/encodings.safetensors").digest() == encodings.digest()
     assert again.parity.passed
 
@@ -98,10 +118,17 @@ def test_training_goes_on_from_imported_ranges(images: Path, tmp_path: Path):
     torch.save(state, tmp_path / "q.pth")
     import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o"))
     values = {
-        "model": CNN, "checkpoint": f"{tmp_path}/o/weights.safetensors", "data": str(images),
-        "encodings": f"{tmp_path}/o/encodings.safetensors", "out": str(tmp_path / "qat"), "input_size": "3x32x32",
-        "preset": "imagenet", "epochs": 1, "batch_size": 8, "parity_images": 8,
-    }  # fmt: skip
+        "model": CNN,
+        "checkpoint": f"{tmp_path}/o/weights.safetensors",
+        "data": str(images),
+        "encodings": f"{tmp_path}/o/encodings.safetensors",
+        "out": str(tmp_path / "qat"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "epochs": 1,
+        "batch_size": 8,
+        "parity_images": 8,
+    }
     assert finetune(FinetuneSpec.make(values)).parity.passed
 
 
@@ -118,28 +145,51 @@ def test_what_has_no_place_is_listed(images: Path, tmp_path: Path):
         "elsewhere.input": "the model has no such layer",
     }
     left = record.left_in_float
-    assert left["depthwise.input"] == "its range is one for each channel, which TensorRT does not take for activations"
+    assert (
+        left["depthwise.input"]
+        == "its range is one for each channel, which TensorRT does not take for activations"
+    )
     assert left["head.weight"] == "pytorch-quantization has no range for it"
     encodings = Encodings.load(tmp_path / "o/encodings.safetensors")
-    assert {"depthwise.weight", "head.input"} <= set(encodings.amax), "what the tool quantized has its codes here"
-    assert "head has a range of its input alone: engines compute it in float (pytorch-quantization has no range for it)" in record.notes
+    assert {"depthwise.weight", "head.input"} <= set(encodings.amax), (
+        "what the tool quantized has its codes here"
+    )
+    assert (
+        "head has a range of its input alone: engines compute it in float (pytorch-quantization "
+        "has no range for it)" in record.notes
+    )
     assert any("8 are assumed" in n for n in record.notes)
 
 
 def test_files_without_ranges(images: Path, tmp_path: Path):
     torch.save(dict(tiny_cnn().state_dict()), tmp_path / "plain.pth")
-    with pytest.raises(EncodingsError, match="There are no ranges in .*plain.pth: no tensor is called LAYER.input_quantizer._amax"):
+    with pytest.raises(
+        EncodingsError,
+        match="There are no ranges in .*plain.pth: no tensor is called LAYER.input_quantizer._amax",
+    ):
         read_foreign(tmp_path / "plain.pth")
     _, state = quantized_state("_")
-    torch.save({**state, "stem._input_quantizer._amax": torch.tensor(float("nan"))}, tmp_path / "nan.pth")
-    with pytest.raises(EncodingsError, match="Cannot use stem._input_quantizer._amax of .*: a range must be finite and not below 0"):
+    torch.save(
+        {**state, "stem._input_quantizer._amax": torch.tensor(float("nan"))}, tmp_path / "nan.pth"
+    )
+    with pytest.raises(
+        EncodingsError,
+        match="Cannot use stem._input_quantizer._amax of .*: a range must be finite and not below "
+        "0",
+    ):
         read_foreign(tmp_path / "nan.pth")
     torch.save(
-        {k: v for k, v in state.items() if not k.startswith(LAYERS)} | {"x._input_quantizer._amax": torch.tensor(1.0)},
+        {k: v for k, v in state.items() if not k.startswith(LAYERS)}
+        | {"x._input_quantizer._amax": torch.tensor(1.0)},
         tmp_path / "other.pth",
     )
-    with pytest.raises(EncodingsError, match="The ranges of .* are of another model: .* has no x.input"):
-        torch.save({**tiny_cnn().state_dict(), "x._input_quantizer._amax": torch.tensor(1.0)}, tmp_path / "other.pth")
+    with pytest.raises(
+        EncodingsError, match="The ranges of .* are of another model: .* has no x.input"
+    ):
+        torch.save(
+            {**tiny_cnn().state_dict(), "x._input_quantizer._amax": torch.tensor(1.0)},
+            tmp_path / "other.pth",
+        )
         import_checkpoint(asked(images, tmp_path / "other.pth", tmp_path / "o"))
     for text, why in (
         ("{", "Cannot read the encodings"),
@@ -149,17 +199,29 @@ def test_files_without_ranges(images: Path, tmp_path: Path):
         (tmp_path / "a.encodings").write_text(text)
         with pytest.raises(EncodingsError, match=why):
             read_foreign(tmp_path / "a.encodings")
-    (tmp_path / "a.encodings").write_text(json.dumps({"activation_encodings": {"conv": {"input": {"0": {"bitwidth": 8}}}}}))
-    with pytest.raises(EncodingsError, match="Cannot read conv.input of .*: no numbers for min and max"):
+    (tmp_path / "a.encodings").write_text(
+        json.dumps({"activation_encodings": {"conv": {"input": {"0": {"bitwidth": 8}}}}})
+    )
+    with pytest.raises(
+        EncodingsError, match="Cannot read conv.input of .*: no numbers for min and max"
+    ):
         read_foreign(tmp_path / "a.encodings")
 
 
 def test_smoothing_that_a_state_dict_hides_is_refused(tmp_path: Path):
     _, state = quantized_state("")
-    torch.save({**state, "head.input_quantizer._pre_quant_scale": torch.ones(32)}, tmp_path / "one.pth")
+    torch.save(
+        {**state, "head.input_quantizer._pre_quant_scale": torch.ones(32)}, tmp_path / "one.pth"
+    )
     assert read_foreign(tmp_path / "one.pth").amax
-    torch.save({**state, "head.input_quantizer._pre_quant_scale": torch.full((32,), 2.0)}, tmp_path / "two.pth")
-    with pytest.raises(EncodingsError, match="head.input_quantizer._pre_quant_scale: SmoothQuant or AWQ divided weights by it"):
+    torch.save(
+        {**state, "head.input_quantizer._pre_quant_scale": torch.full((32,), 2.0)},
+        tmp_path / "two.pth",
+    )
+    with pytest.raises(
+        EncodingsError,
+        match="head.input_quantizer._pre_quant_scale: SmoothQuant or AWQ divided weights by it",
+    ):
         read_foreign(tmp_path / "two.pth")
 
 
@@ -181,12 +243,19 @@ def test_aimet(images: Path, tmp_path: Path):
     activations["pointwise"] = {"input": {"0": one(0.0, 4.0, symmetric=False)}}
     activations["relu"] = {"output": {"0": one(-1, 1)}}
     params = {
-        f"{layer}.weight": [one(-128 / 127 * v, v) for v in model.get_submodule(layer).weight.detach().abs().flatten(1).amax(1).tolist()]
+        f"{layer}.weight": [
+            one(-128 / 127 * v, v)
+            for v in model.get_submodule(layer).weight.detach().abs().flatten(1).amax(1).tolist()
+        ]
         for layer in LAYERS
     }
     params["head.bias"] = [one(-1, 1)]
     params["stem.weight"] = [one(-1, 1, bits=16)]
-    (tmp_path / "q.encodings").write_text(json.dumps({"version": "0.6.1", "activation_encodings": activations, "param_encodings": params}))
+    (tmp_path / "q.encodings").write_text(
+        json.dumps(
+            {"version": "0.6.1", "activation_encodings": activations, "param_encodings": params}
+        )
+    )
     torch.manual_seed(0)
     record = import_checkpoint(asked(images, tmp_path / "q.encodings", tmp_path / "o"))
     encodings = Encodings.load(tmp_path / "o/encodings.safetensors")
@@ -204,9 +273,21 @@ def test_on_the_command_line(images: Path, tmp_path: Path):
     _, state = quantized_state("_")
     torch.save(state, tmp_path / "q.pth")
     done = run_cli(
-        "import-checkpoint", CNN, "--ranges", str(tmp_path / "q.pth"), "--data", str(images), "--input-size", "3x32x32", "--preset",
-        "imagenet", "--parity-images", "8", "--out", str(tmp_path / "o"),
-    )  # fmt: skip
+        "import-checkpoint",
+        CNN,
+        "--ranges",
+        str(tmp_path / "q.pth"),
+        "--data",
+        str(images),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--parity-images",
+        "8",
+        "--out",
+        str(tmp_path / "o"),
+    )
     assert done.returncode == 0, done.stderr
     assert "10 ranges of pytorch-quantization in use" in done.stdout
     assert read(tmp_path / "o/import.json")["parity"]["passed"]
@@ -218,15 +299,21 @@ def test_aimet_ranges_of_folded_weights_are_not_folded_again(images: Path, tmp_p
 
     torch.manual_seed(0)
     graph = capture(tiny_cnn().eval(), (3, 32, 32)).module
-    folded = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
-    stem = next(v for k, v in folded.items() if k.startswith("stem") and v is not None and v.ndim == 4)
+    folded = {
+        str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"
+    }
+    stem = next(
+        v for k, v in folded.items() if k.startswith("stem") and v is not None and v.ndim == 4
+    )
 
     def one(v: float) -> dict[str, object]:
         return {"bitwidth": 8, "min": -128 / 127 * v, "max": v, "is_symmetric": "True"}
 
     data = {
         "activation_encodings": {"stem": {"input": {"0": one(3.0)}}},
-        "param_encodings": {"stem.weight": [one(v) for v in stem.abs().flatten(1).amax(1).tolist()]},
+        "param_encodings": {
+            "stem.weight": [one(v) for v in stem.abs().flatten(1).amax(1).tolist()]
+        },
     }
     (tmp_path / "q.encodings").write_text(json.dumps(data))
     import_checkpoint(asked(images, tmp_path / "q.encodings", tmp_path / "o"))
@@ -269,7 +356,9 @@ def placed() -> torch.nn.Module:
     return Placed()
 
 
-def toolkit_answers(model: Placed, state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor) -> torch.Tensor:
+def toolkit_answers(
+    model: Placed, state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor
+) -> torch.Tensor:
     """What a toolkit computes that quantizes the input of every module in ``state``, the weights, an output and a shortcut."""
 
     def amax(name: str, role: str) -> torch.Tensor | None:
@@ -283,25 +372,35 @@ def toolkit_answers(model: Placed, state: dict[str, torch.Tensor], prefix: str, 
             module.weight.data = fake(module.weight.data, weight)
         if made is not None:
             module.register_forward_hook(lambda _m, _a, out, a=made: fake(out, a))
-    model.block.skip.register_forward_hook(lambda _m, _a, out: fake(out, state[f"block.{prefix}residual_quantizer._amax"]))
+    model.block.skip.register_forward_hook(
+        lambda _m, _a, out: fake(out, state[f"block.{prefix}residual_quantizer._amax"])
+    )
     with torch.no_grad():
         return model(x)
 
 
 @pytest.mark.parametrize("prefix", ["_", ""])
-def test_pools_shortcuts_and_transposed_convolutions_are_quantized_where_the_source_is(prefix, images: Path, tmp_path: Path):
+def test_pools_shortcuts_and_transposed_convolutions_are_quantized_where_the_source_is(
+    prefix, images: Path, tmp_path: Path
+):
     model = Placed().eval()
     state = dict(model.state_dict())
     for i, name in enumerate(("stem", "pool", "block.conv", "up", "last", "mean", "fc")):
         state[f"{name}.{prefix}input_quantizer._amax"] = torch.tensor(1.0 + 0.3 * i)
     for name in ("stem", "block.conv", "last", "fc"):
         weight = state[f"{name}.weight"]
-        state[f"{name}.{prefix}weight_quantizer._amax"] = weight.abs().amax(list(range(1, weight.ndim)), keepdim=True)
-    state[f"up.{prefix}weight_quantizer._amax"] = state["up.weight"].abs().amax((0, 2, 3), keepdim=True)
+        state[f"{name}.{prefix}weight_quantizer._amax"] = weight.abs().amax(
+            list(range(1, weight.ndim)), keepdim=True
+        )
+    state[f"up.{prefix}weight_quantizer._amax"] = (
+        state["up.weight"].abs().amax((0, 2, 3), keepdim=True)
+    )
     state[f"up.{prefix}output_quantizer._amax"] = torch.tensor(0.7)
     state[f"block.{prefix}residual_quantizer._amax"] = torch.tensor(0.9)
     torch.save(state, tmp_path / "q.pth")
-    record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o", model="tests.test_foreign_ranges:placed"))
+    record = import_checkpoint(
+        asked(images, tmp_path / "q.pth", tmp_path / "o", model="tests.test_foreign_ranges:placed")
+    )
     assert record.unused == {}
     assert record.quantizers == 14
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -313,7 +412,9 @@ def test_pools_shortcuts_and_transposed_convolutions_are_quantized_where_the_sou
     np.testing.assert_allclose(same, wanted, atol=1e-4 * np.abs(wanted).max())
     got = run_batch(open_session(tmp_path / "o/model.qdq.onnx"), x.numpy())[0]
     exact = np.abs(got - wanted).max(1) < 1e-4 * np.abs(wanted).max()
-    assert exact.sum() >= 4, "ONNX Runtime sums in another order: a tie of one code may fall to either side"
+    assert exact.sum() >= 4, (
+        "ONNX Runtime sums in another order: a tie of one code may fall to either side"
+    )
 
 
 def test_prefixes_and_a_key_of_the_file_with_the_ranges(images: Path, tmp_path: Path):
@@ -322,18 +423,29 @@ def test_prefixes_and_a_key_of_the_file_with_the_ranges(images: Path, tmp_path: 
     plain = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "plain"))
     wrapped = {"ema": {f"model.{k}": v for k, v in state.items()}, "model": {"x": torch.ones(2)}}
     torch.save(wrapped, tmp_path / "w.pth")
-    record = import_checkpoint(asked(images, tmp_path / "w.pth", tmp_path / "wrapped", checkpoint_key="ema"))
+    record = import_checkpoint(
+        asked(images, tmp_path / "w.pth", tmp_path / "wrapped", checkpoint_key="ema")
+    )
     assert record.quantizers == plain.quantizers and not record.unused
     assert "the prefix 'model.' came off the names of the ranges" in record.notes
-    first, second = (Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("plain", "wrapped"))
-    assert all(torch.equal(v, second.amax[n]) for n, v in first.amax.items()) and first.amax.keys() == second.amax.keys()
+    first, second = (
+        Encodings.load(tmp_path / n / "encodings.safetensors") for n in ("plain", "wrapped")
+    )
+    assert (
+        all(torch.equal(v, second.amax[n]) for n, v in first.amax.items())
+        and first.amax.keys() == second.amax.keys()
+    )
 
 
 class Normed(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(9)
-        self.conv, self.bn, self.skip = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Identity()
+        self.conv, self.bn, self.skip = (
+            torch.nn.Conv2d(3, 8, 3),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.Identity(),
+        )
         self.fc = torch.nn.Linear(8, 4)
         self.bn.running_var.uniform_(0.5, 1.5)
 
@@ -353,14 +465,19 @@ def test_outputs_of_normalised_and_last_layers(images: Path, tmp_path: Path):
     state["skip.input_quantizer._amax"] = torch.tensor(1.0)
     state["fc.input_quantizer._amax"] = torch.tensor(1.1)
     torch.save(state, tmp_path / "q.pth")
-    record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o", model="tests.test_foreign_ranges:normed"))
+    record = import_checkpoint(
+        asked(images, tmp_path / "q.pth", tmp_path / "o", model="tests.test_foreign_ranges:normed")
+    )
     assert record.unused == {
-        "conv.output": "a BatchNorm was folded into that layer: its own output is not computed any more",
+        "conv.output": "a BatchNorm was folded into that layer: its own output is not computed "
+        "any more",
         "skip.input": "capture removed that module, which computes nothing",
     }
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name in ("bn", "fc"):
-        model.get_submodule(name).register_forward_hook(lambda _m, _a, out: fake(out, torch.tensor(0.9)))
+        model.get_submodule(name).register_forward_hook(
+            lambda _m, _a, out: fake(out, torch.tensor(0.9))
+        )
     model.fc.register_forward_pre_hook(lambda _, args: (fake(args[0], torch.tensor(1.1)),))
     with torch.no_grad():
         wanted = model(x).numpy()
@@ -379,9 +496,14 @@ def test_ranges_around_the_matmuls_of_an_attention(images: Path, tmp_path: Path)
     for role, amax in (("q_bmm", 2.0), ("k_bmm", 3.0), ("v_bmm", 1.5), ("softmax", 1.0)):
         state[f"blocks.0.{role}_quantizer._amax"] = torch.tensor(amax)
     torch.save(state, tmp_path / "q.pth")
-    record = import_checkpoint(asked(images, tmp_path / "q.pth", tmp_path / "o", model="trtq.testing.models:tiny_vit"))
+    record = import_checkpoint(
+        asked(images, tmp_path / "q.pth", tmp_path / "o", model="trtq.testing.models:tiny_vit")
+    )
     assert record.unused == {}
     amax = Encodings.load(tmp_path / "o/encodings.safetensors").amax
     assert {n: float(v) for n, v in amax.items()} == {
-        "blocks.0.qk.lhs": 2.0, "blocks.0.qk.rhs": 3.0, "blocks.0.softmax.output": 1.0, "blocks.0.av.rhs": 1.5,
-    }  # fmt: skip
+        "blocks.0.qk.lhs": 2.0,
+        "blocks.0.qk.rhs": 3.0,
+        "blocks.0.softmax.output": 1.0,
+        "blocks.0.av.rhs": 1.5,
+    }

@@ -1,6 +1,7 @@
 """Damaged files through the verbs that read them: an error of trtq or a right answer, never a traceback, never a wrong "valid".
 
-The short form runs a few mutations of each kind; ``make test-slow`` runs 2,000. The seeds are fixed: a failure names its kind and number.
+The short form runs a few mutations of each kind; ``make test-slow`` runs 2,000. The seeds are
+fixed: a failure names its kind and number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ import torch
 from safetensors.torch import save_file
 
 from tests import mutations as m
-from trtq import AllocateSpec, AnalyzeSpec, BenchSpec, EvaluateSpec, allocate, analyze, bench, evaluate
+from trtq import (
+    AllocateSpec,
+    AnalyzeSpec,
+    BenchSpec,
+    EvaluateSpec,
+    allocate,
+    analyze,
+    bench,
+    evaluate,
+)
 from trtq.artifact import sha256_bytes, write_json
 from trtq.bench.gate import gate
 from trtq.deploy.devices import known_devices
@@ -38,7 +48,11 @@ from trtq.verbs.lint import run_lint
 from trtq.verbs.report import write_report
 
 SHORT, LONG = 7, 132  # mutations of each kind that is read in milliseconds
-PAGES = {"quantize record", "evaluate record", "bench record in a report"}  # each read writes a page: a second
+PAGES = {
+    "quantize record",
+    "evaluate record",
+    "bench record in a report",
+}  # each read writes a page: a second
 MODEL = "trtq.testing.models:tiny_cnn"
 
 
@@ -52,22 +66,55 @@ def home(images, cnn_out, tmp_path_factory) -> Path:
     shutil.copy(next((cnn_out / "cache").glob("*.safetensors")), out / "entry.safetensors")
     write_json(
         out / "evaluate.json",
-        evaluate(EvaluateSpec(onnx=f"{out}/model.qdq.onnx", reference=f"{out}/model.fp32.onnx", data=str(images), limit=4)),
+        evaluate(
+            EvaluateSpec(
+                onnx=f"{out}/model.qdq.onnx",
+                reference=f"{out}/model.fp32.onnx",
+                data=str(images),
+                limit=4,
+            )
+        ),
     )
     write_json(out / "bench.json", bench(_short(out)))
     shutil.copy(out / "bench.json", out / "bench.qdq.json")
     analyze(
-        AnalyzeSpec(model=MODEL, data=str(images), out=f"{out}/analysis.json", input_size=(3, 32, 32), preset="imagenet", calib_images=8,
-                    images=8, calib_cache=f"{out}/cache")
-    )  # fmt: skip
-    allocate(AllocateSpec(analysis=f"{out}/analysis.json", out=f"{out}/allocation.json", budget=("size=0.5",)))
-    export_calib(ExportCalibSpec(onnx=f"{out}/model.qdq.onnx", target="xavier@8.5", out=f"{out}/net.cache"))
+        AnalyzeSpec(
+            model=MODEL,
+            data=str(images),
+            out=f"{out}/analysis.json",
+            input_size=(3, 32, 32),
+            preset="imagenet",
+            calib_images=8,
+            images=8,
+            calib_cache=f"{out}/cache",
+        )
+    )
+    allocate(
+        AllocateSpec(
+            analysis=f"{out}/analysis.json", out=f"{out}/allocation.json", budget=("size=0.5",)
+        )
+    )
+    export_calib(
+        ExportCalibSpec(onnx=f"{out}/model.qdq.onnx", target="xavier@8.5", out=f"{out}/net.cache")
+    )
     state = tiny_cnn().state_dict()
     torch.save({"state_dict": state, "epoch": 3}, out / "w.pt")
     save_file(state, out / "w.safetensors")
     (out / "recipe.toml").write_text(RECIPE)
     (out / "devices.json").write_text(
-        json.dumps({"orin": {"name": "orin", "host": "h", "user": "u", "port": 22, "identity": "", "jump": "", "workdir": ".trtq"}})
+        json.dumps(
+            {
+                "orin": {
+                    "name": "orin",
+                    "host": "h",
+                    "user": "u",
+                    "port": 22,
+                    "identity": "",
+                    "jump": "",
+                    "workdir": ".trtq",
+                }
+            }
+        )
     )
     (out / "x.engine").write_bytes(b"plan")
     (out / "x.engine.json").write_text(json.dumps(MANIFEST))
@@ -76,7 +123,13 @@ def home(images, cnn_out, tmp_path_factory) -> Path:
 
 
 def _short(out: Path) -> BenchSpec:
-    return BenchSpec(file=(f"{out}/model.qdq.onnx",), duration=0.05, min_samples=10, max_duration=0.3, verdict=False)
+    return BenchSpec(
+        file=(f"{out}/model.qdq.onnx",),
+        duration=0.05,
+        min_samples=10,
+        max_duration=0.3,
+        verdict=False,
+    )
 
 
 RECIPE = """out = "runs/x"
@@ -98,27 +151,68 @@ precision = "fp16"
 [bench]
 duration = 1.5
 """
-ENVIRONMENT = {"python": "3", "packages": {"torch": "2"}, "system": "Linux", "cpu": "x", "cores": 2, "time": "2026-11-01T00:00:00+0000"}
+ENVIRONMENT = {
+    "python": "3",
+    "packages": {"torch": "2"},
+    "system": "Linux",
+    "cpu": "x",
+    "cores": 2,
+    "time": "2026-11-01T00:00:00+0000",
+}
 MANIFEST = {
-    "schema": 1, "verb": "build", "spec": {"onnx": "model.qdq.onnx", "calibration": None},
-    "engine_sha256": sha256_bytes(b"plan"), "engine_bytes": 4,
-    "builder": {"backend": "tensorrt", "version": "10.3"}, "target": {"name": "orin", "device": "Orin", "capability": "8.7"},
-    "precision": "fp32", "quantized_tensors": 3, "batch": [1, 8, 32], "tensors": [{"name": "input", "shape": [-1, 3, 32, 32]}],
-    "onnx_sha256": "0" * 64, "onnx_bytes": 9, "encodings_sha256": None, "model": "m", "builder_log": [], "audit": None,
-    "quantized_convolutions": 3, "seconds": 1.5, "environment": ENVIRONMENT,
+    "schema": 1,
+    "verb": "build",
+    "spec": {"onnx": "model.qdq.onnx", "calibration": None},
+    "engine_sha256": sha256_bytes(b"plan"),
+    "engine_bytes": 4,
+    "builder": {"backend": "tensorrt", "version": "10.3"},
+    "target": {"name": "orin", "device": "Orin", "capability": "8.7"},
+    "precision": "fp32",
+    "quantized_tensors": 3,
+    "batch": [1, 8, 32],
+    "tensors": [{"name": "input", "shape": [-1, 3, 32, 32]}],
+    "onnx_sha256": "0" * 64,
+    "onnx_bytes": 9,
+    "encodings_sha256": None,
+    "model": "m",
+    "builder_log": [],
+    "audit": None,
+    "quantized_convolutions": 3,
+    "seconds": 1.5,
+    "environment": ENVIRONMENT,
     "coverage": {"asked": 3, "got": 3, "unknown": 0, "short": [], "source": "the plan"},
-}  # fmt: skip
+}
 TRY = {
-    "label": "a", "model": "m", "candidate": 0, "folder": "tries/a", "widths": {"w8a8": 4}, "methods": [], "costs": {"size": 1.0},
-    "accuracy": 90.0, "change": -0.5, "agreement": 99.0, "sqnr_db": 30.0, "within": True, "accurate": True, "onnx_bytes": 10,
-}  # fmt: skip
+    "label": "a",
+    "model": "m",
+    "candidate": 0,
+    "folder": "tries/a",
+    "widths": {"w8a8": 4},
+    "methods": [],
+    "costs": {"size": 1.0},
+    "accuracy": 90.0,
+    "change": -0.5,
+    "agreement": 99.0,
+    "sqnr_db": 30.0,
+    "within": True,
+    "accurate": True,
+    "onnx_bytes": 10,
+}
 SEARCH = {
-    "schema": 1, "verb": "search", "spec": {"model": MODEL},
+    "schema": 1,
+    "verb": "search",
+    "spec": {"model": MODEL},
     "reference": {"model": "m", "accuracy": 90.5, "measure": "top-1", "costs": {"size": 2.0}},
-
-    "images": 8, "constraints": [{"name": "size", "allowed": "1", "got": "1", "met": True, "needed": None}], "met": True, "tries": [TRY],
-    "chosen": "a", "qdq_sha256": "0" * 64, "notes": [], "seconds": 1.0, "environment": ENVIRONMENT,
-}  # fmt: skip
+    "images": 8,
+    "constraints": [{"name": "size", "allowed": "1", "got": "1", "met": True, "needed": None}],
+    "met": True,
+    "tries": [TRY],
+    "chosen": "a",
+    "qdq_sha256": "0" * 64,
+    "notes": [],
+    "seconds": 1.0,
+    "environment": ENVIRONMENT,
+}
 
 
 def _record(path: Path, good: Path) -> None:
@@ -149,7 +243,11 @@ def _gate(path: Path, good: Path) -> None:
 
 def _gate_accuracy(path: Path, good: Path) -> None:
     bench_record = str(good / "bench.json")
-    gate(GateSpec(record=bench_record, baseline=bench_record, accuracy=str(path), max_accuracy_drop=1.0))
+    gate(
+        GateSpec(
+            record=bench_record, baseline=bench_record, accuracy=str(path), max_accuracy_drop=1.0
+        )
+    )
 
 
 def _evaluation(path: Path, good: Path) -> None:
@@ -165,7 +263,9 @@ def _quantize(path: Path, good: Path) -> None:
 
 def _analysis(path: Path, good: Path) -> None:
     _record(path, good)
-    made = allocate(AllocateSpec(analysis=str(path), out=str(path.parent / "made.json"), budget=("size=0.5",)))
+    made = allocate(
+        AllocateSpec(analysis=str(path), out=str(path.parent / "made.json"), budget=("size=0.5",))
+    )
     assert all(math.isfinite(v) for v in made.costs.values())
     assert math.isfinite(made.loss)
 
@@ -214,7 +314,11 @@ def _weights(path: Path, good: Path) -> None:
 
 
 def _cache(path: Path, good: Path) -> None:
-    import_calib(ImportCalibSpec(cache=str(path), onnx=str(good / "model.fp32.onnx"), out=str(path.parent / "imported")))
+    import_calib(
+        ImportCalibSpec(
+            cache=str(path), onnx=str(good / "model.fp32.onnx"), out=str(path.parent / "imported")
+        )
+    )
 
 
 def _recipe(path: Path, good: Path) -> None:
@@ -236,7 +340,15 @@ def _onnx_build(path: Path, good: Path) -> None:
     from trtq.engine.build import dry_run
     from trtq.specs import BuildSpec
 
-    dry_run(BuildSpec(onnx=str(path), target="orin@10.3", backend="trtexec", out=str(path.parent / "e.engine"), precision="fp16"))
+    dry_run(
+        BuildSpec(
+            onnx=str(path),
+            target="orin@10.3",
+            backend="trtexec",
+            out=str(path.parent / "e.engine"),
+            precision="fp16",
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -267,14 +379,19 @@ KINDS = {
     "ONNX": Kind("model.qdq.onnx", m.mutate_onnx, _onnx),
     "ONNX to build": Kind("model.fp32.onnx", m.mutate_onnx, _onnx_build),
 }
-BESIDE = ("quantize.json", "encodings.safetensors", "x.engine")  # what some readers want beside the damaged file
+BESIDE = (
+    "quantize.json",
+    "encodings.safetensors",
+    "x.engine",
+)  # what some readers want beside the damaged file
 
 
 def fuzz(name: str, numbers: range, home: Path, folder: Path) -> None:
     """Damage one kind of file in many ways.
 
     Raises:
-        AssertionError: an exception that a user would see as a traceback, or a wrong answer; names the mutation.
+        AssertionError: an exception that a user would see as a traceback, or a wrong answer; names
+            the mutation.
     """
     kind, wrong = KINDS[name], []
     good = (home / kind.file).read_bytes()
@@ -301,10 +418,15 @@ def fuzz(name: str, numbers: range, home: Path, folder: Path) -> None:
 def _place(exc: BaseException) -> str:
     import traceback
 
-    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(traceback.extract_tb(exc.__traceback__)[-4:]))
+    return " < ".join(
+        f"{Path(f.filename).name}:{f.lineno}"
+        for f in reversed(traceback.extract_tb(exc.__traceback__)[-4:])
+    )
 
 
-@pytest.mark.parametrize("name", [k for k in KINDS if k not in ("bench record in a gate", "devices")])
+@pytest.mark.parametrize(
+    "name", [k for k in KINDS if k not in ("bench record in a gate", "devices")]
+)
 def test_the_undamaged_file_is_read(name, home, tmp_path):
     kind = KINDS[name]
     for file in (*BESIDE, kind.file):

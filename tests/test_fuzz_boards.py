@@ -41,9 +41,30 @@ MARK = b"@trtq "
 QUICK = {"WARMUP_MS": 200, "LOADS": 1, "IDLE_S": 0.3}
 DEVICE = Device(name="bad", host="192.0.2.1")
 ODD: list[Any] = [
-    None, True, -1, 0, 1 << 62, 1 << 70, 1.5, 1e308, -1e308, "", "x", "x" * 5000, "\x1b[2J", "../../x", "a/b", "\ud800", [], {}, [[[]]],
-    {"a": 1}, "NaN", [None] * 1000, "1" * 64,
-]  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1 << 62,
+    1 << 70,
+    1.5,
+    1e308,
+    -1e308,
+    "",
+    "x",
+    "x" * 5000,
+    "\x1b[2J",
+    "../../x",
+    "a/b",
+    "\ud800",
+    [],
+    {},
+    [[[]]],
+    {"a": 1},
+    "NaN",
+    [None] * 1000,
+    "1" * 64,
+]
 
 
 class Recorder:
@@ -59,8 +80,16 @@ class Recorder:
         self.answers[name] = path
         env = {**os.environ, "HOME": str(self.board.home), "TRTQ_ROOT": str(self.board.root)}
         script = f"set -o pipefail; {{ {line[-1]}; }} | tee {shlex.quote(str(path))}"
-        return subprocess.Popen(["bash", "-c", script], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-                                cwd=self.board.home, env=env, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            ["bash", "-c", script],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            cwd=self.board.home,
+            env=env,
+            start_new_session=True,
+        )
 
 
 def call_of(line: list[str]) -> str:
@@ -83,8 +112,14 @@ def conversation() -> Iterator[tuple[dict[str, bytes], Path]]:
         patch.setattr(Link, "popen", lambda _, line, stdin: recorder.popen(line, stdin))
         for constant, value in QUICK.items():
             patch.setattr(measure, constant, value)
-        asked = DeploySpec(device="me@192.0.2.1", model=str(pooling(folder / "m.onnx")), out=str(folder / "o"), duration=0.3,
-                           min_samples=50, patience=0.0)  # fmt: skip
+        asked = DeploySpec(
+            device="me@192.0.2.1",
+            model=str(pooling(folder / "m.onnx")),
+            out=str(folder / "o"),
+            duration=0.3,
+            min_samples=50,
+            patience=0.0,
+        )
         assert deploy(asked).built
         assert not deploy(asked).built
         with Agent(DEVICE, Silent()) as agent:
@@ -98,7 +133,13 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
     at, length = draw.randrange(len(data)), draw.choice([1, 1, 2, 7, 40])
     piece = data[at : at + length]
     way = draw.randrange(5)
-    new = [bytes(draw.randrange(256) for _ in piece), b"", piece * 3, piece + bytes([draw.randrange(256)]), None][way]
+    new = [
+        bytes(draw.randrange(256) for _ in piece),
+        b"",
+        piece * 3,
+        piece + bytes([draw.randrange(256)]),
+        None,
+    ][way]
     return data[:at] if new is None else data[:at] + new + data[at + length :]
 
 
@@ -115,7 +156,11 @@ def restructured(value: Any, draw: random.Random) -> Any:
         return {**value, key: restructured(value[key], draw)}
     if isinstance(value, list) and value and draw.random() < 0.8:
         at = draw.randrange(len(value))
-        return [*value[:at], restructured(value[at], draw), *value[at + 1 :]] if draw.random() < 0.8 else value * 2
+        return (
+            [*value[:at], restructured(value[at], draw), *value[at + 1 :]]
+            if draw.random() < 0.8
+            else value * 2
+        )
     return draw.choice(ODD)
 
 
@@ -156,7 +201,9 @@ def use(answers: dict[str, bytes], folder: Path) -> None:
         manifest: EngineManifest = board_manifest(answer["manifest"], "bad")
         assert manifest.summary
         options = DeploySpec(device="bad", model="m.onnx", duration=0.3, min_samples=50)
-        rows: list[BenchRow] = measure.measure(agent, board, manifest, "/x.engine", options, {"mode": None, "pin": False}, folder, "n")
+        rows: list[BenchRow] = measure.measure(
+            agent, board, manifest, "/x.engine", options, {"mode": None, "pin": False}, folder, "n"
+        )
         table = fleet_rows("bad", board.name, "m", manifest, rows)
         assert [r.summary for r in rows]
         msgspec.json.decode(msgspec.json.encode(rows), type=list[BenchRow])
@@ -170,8 +217,18 @@ def replay(answers: dict[str, bytes], folder: Path, patch: pytest.MonkeyPatch) -
     places = {name: folder / f"{i}.bin" for i, name in enumerate(answers)}
 
     def popen(_: Link, line: list[str], stdin: IO[bytes] | int) -> subprocess.Popen[bytes]:
-        place = places.get(call_of(line), "/dev/null") if line[-1].startswith("python3") else "/dev/null"
-        return subprocess.Popen(["cat", str(place)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+        place = (
+            places.get(call_of(line), "/dev/null")
+            if line[-1].startswith("python3")
+            else "/dev/null"
+        )
+        return subprocess.Popen(
+            ["cat", str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
 
     for constant, value in QUICK.items():
         patch.setattr(measure, constant, value)
@@ -181,7 +238,12 @@ def replay(answers: dict[str, bytes], folder: Path, patch: pytest.MonkeyPatch) -
     patch.setattr(stream, "SILENCE_S", 5.0)
 
 
-def fuzz(conversation: tuple[dict[str, bytes], Path], seeds: range, tmp_path: Path, patch: pytest.MonkeyPatch) -> tuple[int, int]:
+def fuzz(
+    conversation: tuple[dict[str, bytes], Path],
+    seeds: range,
+    tmp_path: Path,
+    patch: pytest.MonkeyPatch,
+) -> tuple[int, int]:
     """Return how many damaged conversations ended well and how many in an error of trtq's own."""
     answers, ended = conversation[0], [0, 0]
     patch.setenv("TRTQ_CONFIG", str(tmp_path / "config"))
@@ -205,7 +267,10 @@ def fuzz(conversation: tuple[dict[str, bytes], Path], seeds: range, tmp_path: Pa
         except Exception as exc:
             raise AssertionError(f"seed {seed}, {which}: {type(exc).__name__}: {exc}") from exc
         assert time.monotonic() - began < 20.0, (seed, which)
-        assert {p.name for p in out.iterdir()} <= {"times.b1.json.gz", "readings.b1.json.gz"}, (seed, which)
+        assert {p.name for p in out.iterdir()} <= {"times.b1.json.gz", "readings.b1.json.gz"}, (
+            seed,
+            which,
+        )
         shutil.rmtree(out)
     assert {p.name for p in tmp_path.iterdir()} <= {"config", "sent"}
     return ended[0], ended[1]

@@ -55,32 +55,47 @@ def test_pain_8_a_layer_norm_of_large_values_keeps_its_answers_in_fp16(opset, le
     wanted = answers(model, x)
     kept = find_float_nodes(model, [x])
     assert any("norm" in n for n in kept)
-    assert any("add" in n for n in kept)  # a difference of large numbers is lost before it is computed
+    assert any(
+        "add" in n for n in kept
+    )  # a difference of large numbers is lost before it is computed
     plain, safe = (rounded(convert_to_half(model, names)) for names in ((), kept))
     assert sqnr(wanted, answers(safe, x)) > 40.0
     assert (answers(safe, x).argmax(1) == wanted.argmax(1)).all()
     lost = answers(plain, x)
-    assert not np.isfinite(lost).all() or sqnr(wanted, lost) < 25.0  # without the islands it is lost
+    assert (
+        not np.isfinite(lost).all() or sqnr(wanted, lost) < 25.0
+    )  # without the islands it is lost
     onnx.checker.check_model(convert_to_half(model, kept), full_check=True)
 
 
 def test_small_values_need_no_islands():
     captured = capture(Large(0.5), (3, 32, 32))
     model = export_onnx(captured.module, opset=20)
-    assert find_float_nodes(model, [np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)]) == {}
+    assert (
+        find_float_nodes(
+            model, [np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)]
+        )
+        == {}
+    )
 
 
 def make(nodes, weights=(), shape=(1, 4)) -> onnx.ModelProto:
     out = nodes[-1].output[0]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)], [numpy_helper.from_array(np.float32(v), n) for n, v in weights],
-    )  # fmt: skip
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(v), n) for n, v in weights],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_a_range_far_beyond_fp16_behind_ops_that_only_move():
-    nodes = [helper.make_node("Mul", ["input", "w"], ["a"], name="mul"), helper.make_node("Flatten", ["a"], ["y"], name="flat")]
+    nodes = [
+        helper.make_node("Mul", ["input", "w"], ["a"], name="mul"),
+        helper.make_node("Flatten", ["a"], ["y"], name="flat"),
+    ]
     model = make(nodes, [("w", 1e5)])
     assert set(find_float_nodes(model, [np.ones((1, 4), np.float32)])) == {"mul", "flat"}
 
@@ -89,15 +104,20 @@ def test_every_form_of_a_constant_gets_the_type_of_its_readers():
     nodes = [
         helper.make_node("Constant", [], ["c"], name="c", value_float=2.0),
         helper.make_node("Constant", [], ["d"], name="d", value_floats=[1.0] * 4),
-        helper.make_node("Mul", ["input", "c"], ["a"], name="mul"), helper.make_node("Add", ["a", "d"], ["b"], name="add"),
-        helper.make_node("Shape", ["b"], ["s"], name="shape"), helper.make_node("ConstantOfShape", ["s"], ["z"], name="zeros"),
-        helper.make_node("EyeLike", ["b"], ["e"], name="eye", dtype=1), helper.make_node("Add", ["b", "z"], ["f"], name="add2"),
+        helper.make_node("Mul", ["input", "c"], ["a"], name="mul"),
+        helper.make_node("Add", ["a", "d"], ["b"], name="add"),
+        helper.make_node("Shape", ["b"], ["s"], name="shape"),
+        helper.make_node("ConstantOfShape", ["s"], ["z"], name="zeros"),
+        helper.make_node("EyeLike", ["b"], ["e"], name="eye", dtype=1),
+        helper.make_node("Add", ["b", "z"], ["f"], name="add2"),
         helper.make_node("Add", ["f", "e"], ["y"], name="add3"),
-    ]  # fmt: skip
+    ]
     model = make(nodes, shape=(4, 4))
     half = convert_to_half(model)
     x = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
-    np.testing.assert_allclose(answers(half, x), answers(model, x), rtol=2e-3, atol=2e-3)  # ONNX Runtime takes the types
+    np.testing.assert_allclose(
+        answers(half, x), answers(model, x), rtol=2e-3, atol=2e-3
+    )  # ONNX Runtime takes the types
 
 
 def test_an_op_that_inference_does_not_know_stays_in_float_with_what_reads_it():
@@ -114,7 +134,9 @@ def test_an_op_that_inference_does_not_know_stays_in_float_with_what_reads_it():
 
 def test_what_is_added_up_counts_even_when_the_mean_is_small():
     """10,000 values of 10 have a mean of 10 and a sum of 100,000, beyond FP16."""
-    model = make([helper.make_node("ReduceMean", ["input"], ["y"], name="mean", axes=[1])], shape=(1, 10000))
+    model = make(
+        [helper.make_node("ReduceMean", ["input"], ["y"], name="mean", axes=[1])], shape=(1, 10000)
+    )
     kept = find_float_nodes(model, [np.full((1, 10000), 10.0, np.float32)])
     assert kept == {"mean": "what it adds up reaches 1e+05 on the images seen, FP16 ends at 65504"}
     assert find_float_nodes(model, [np.full((1, 10000), 0.1, np.float32)]) == {}
@@ -123,17 +145,25 @@ def test_what_is_added_up_counts_even_when_the_mean_is_small():
 def test_a_range_that_comes_too_near_the_end_counts():
     model = make([helper.make_node("Mul", ["input", "w"], ["y"], name="mul")], [("w", 1000.0)])
     x = np.array([[1.0, 2.0, 3.0, 17.0]], np.float32)
-    assert find_float_nodes(model, [x]) == {"mul": "its values reach 1.7e+04 on the images seen, FP16 ends at 65504"}
+    assert find_float_nodes(model, [x]) == {
+        "mul": "its values reach 1.7e+04 on the images seen, FP16 ends at 65504"
+    }
     assert find_float_nodes(model, [x * 0.9]) == {}  # four times 15,300 still fits
 
 
 def test_constants_that_fp16_has_not():
-    nodes = [helper.make_node("Add", ["input", "eps"], ["a"], name="add"), helper.make_node("Mul", ["a", "big"], ["y"], name="mul")]
+    nodes = [
+        helper.make_node("Add", ["input", "eps"], ["a"], name="add"),
+        helper.make_node("Mul", ["a", "big"], ["y"], name="mul"),
+    ]
     found = constants_beyond_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]))
     assert found["add"].startswith("its constant eps keeps 0.0 dB in FP16")
     assert found["mul"] == "its constant big reaches 1e+06, FP16 ends at 65504"
     half = convert_to_half(make(nodes, [("eps", 1e-12), ("big", 1e6)]), found)
-    assert {i.name: i.data_type for i in half.graph.initializer} == {"eps": TensorProto.FLOAT, "big": TensorProto.FLOAT}
+    assert {i.name: i.data_type for i in half.graph.initializer} == {
+        "eps": TensorProto.FLOAT,
+        "big": TensorProto.FLOAT,
+    }
 
 
 @settings(max_examples=40, deadline=None)
@@ -165,7 +195,14 @@ def test_quantize_writes_what_it_saw_and_build_keeps_to_it(images: Path, tmp_pat
     stored = get_metadata(load_onnx(tmp_path / "q/model.fp32.onnx"))[FLOAT_NODES]
     assert any("norm" in n for n in stored)
     assert IMAGES == 16
-    made = build(BuildSpec(onnx=f"{tmp_path}/q/model.fp32.onnx", target="rtx3080", precision="fp16", out=f"{tmp_path}/e.engine"))
+    made = build(
+        BuildSpec(
+            onnx=f"{tmp_path}/q/model.fp32.onnx",
+            target="rtx3080",
+            precision="fp16",
+            out=f"{tmp_path}/e.engine",
+        )
+    )
     assert made.float_nodes == stored
     assert f"{len(stored)} nodes stay in FP32" in made.notes[0]
     read = (tmp_path / "q/quantize.json").read_text()
@@ -181,17 +218,29 @@ def test_a_file_that_does_not_say_is_looked_at_for_constants_alone(cnn_out: Path
     model = load_onnx(cnn_out / "model.fp32.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "m.onnx")
-    made = build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="rtx3080", precision="fp16", out=f"{tmp_path}/e.engine"))
-    said = "FP16: the file does not say which tensors leave its range, only constants were looked at (trtq export looks at images)"
+    made = build(
+        BuildSpec(
+            onnx=f"{tmp_path}/m.onnx",
+            target="rtx3080",
+            precision="fp16",
+            out=f"{tmp_path}/e.engine",
+        )
+    )
+    said = (
+        "FP16: the file does not say which tensors leave its range, only constants were looked "
+        "at (trtq export looks at images)"
+    )
     assert made.notes == [said]
 
 
 @pytest.mark.parametrize("scale", [2.0**-6, 0.0123, 2e-6])
 def test_a_pair_is_fp16_where_fp16_has_its_scale(scale):
     nodes = [
-        helper.make_node("Mul", ["input", "one"], ["a"], name="mul"), helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], name="q"),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"), helper.make_node("Add", ["d", "one"], ["y"], name="add"),
-    ]  # fmt: skip
+        helper.make_node("Mul", ["input", "one"], ["a"], name="mul"),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        helper.make_node("Add", ["d", "one"], ["y"], name="add"),
+    ]
     model = make(nodes, [("one", 1.0), ("s", scale)])
     model.graph.initializer.append(numpy_helper.from_array(np.int8(0), "z"))
     model.opset_import[0].version = 20
@@ -203,7 +252,9 @@ def test_a_pair_is_fp16_where_fp16_has_its_scale(scale):
             assert found.dtype == (np.float16 if scale == 2.0**-6 else np.float32)
             assert found.astype(np.float32) == np.float32(scale)  # the number itself never changes
     answers(half, np.ones((1, 4), np.float32))  # ONNX Runtime takes the types
-    kept = convert_to_half(model, ["mul", "add"])  # what makes the data and what reads the values stay in float: so does the pair
+    kept = convert_to_half(
+        model, ["mul", "add"]
+    )  # what makes the data and what reads the values stay in float: so does the pair
     assert not any(i.data_type == TensorProto.FLOAT16 for i in kept.graph.initializer)
 
 
@@ -216,7 +267,10 @@ def test_quantize_settles_scales_on_numbers_that_fp16_has(cnn_out: Path):
     assert all(s.dtype == np.float16 for s in scales)
     codes = {
         n.name: numpy_helper.to_array(next(i for i in m.graph.initializer if i.name == n.input[0]))
-        for m in (model, half) for n in m.graph.node
+        for m in (model, half)
+        for n in m.graph.node
         if n.op_type == "QuantizeLinear" and any(i.name == n.input[0] for i in m.graph.initializer)
-    }  # fmt: skip
-    assert all(v.dtype == np.float32 for v in codes.values())  # the codes of weights are made from float32
+    }
+    assert all(
+        v.dtype == np.float32 for v in codes.values()
+    )  # the codes of weights are made from float32

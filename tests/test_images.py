@@ -34,14 +34,22 @@ def png(values: np.ndarray, *, sbit: int | None = None) -> bytes:
     """Return a 16-bit PNG, gray or RGB: Pillow writes no 16-bit colours and no sBIT."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
 
     height, width = values.shape[:2]
     colour = 2 if values.ndim == 3 else 0
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     middle = b"" if sbit is None else chunk(b"sBIT", bytes([sbit] * (3 if colour else 1)))
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + middle + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + middle
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def folder(tmp_path: Path, **files: bytes) -> Path:
@@ -65,7 +73,10 @@ SCALED = {
         BASE,
     ),
     "float of 0 to 1": (save(BASE.astype(np.float32) / 255, "TIFF"), BASE),
-    "PGM of 4095": (b"P5 64 48 4095\n" + np.rint(WIDE * (4095 / 255)).astype(">u2").tobytes(), BASE),
+    "PGM of 4095": (
+        b"P5 64 48 4095\n" + np.rint(WIDE * (4095 / 255)).astype(">u2").tobytes(),
+        BASE,
+    ),
     "PGM of 100": (b"P5 64 48 100\n" + (BASE // 2).tobytes(), np.rint(BASE // 2 * 2.55)),
     "16-bit colours": (png(RGB.astype(np.uint16) * 257), RGB),
     "bilevel": (save(Image.fromarray(BASE > 88), "PNG"), (BASE > 88) * 255),
@@ -90,11 +101,20 @@ def test_left_aligned_samples_of_a_png_keep_their_range() -> None:
 
 
 REFUSED = {
-    "signed": (save(BASE.astype(np.int32) * 257, "TIFF"), "signed integers, whose range is unknown"),
-    "kelvin": (save(BASE.astype(np.float32) / 10 + 290, "TIFF"), "floats from 290 to 307.3; only 0 to 1"),
+    "signed": (
+        save(BASE.astype(np.int32) * 257, "TIFF"),
+        "signed integers, whose range is unknown",
+    ),
+    "kelvin": (
+        save(BASE.astype(np.float32) / 10 + 290, "TIFF"),
+        "floats from 290 to 307.3; only 0 to 1",
+    ),
     "nan": (save(np.full((4, 4), np.nan, np.float32), "TIFF"), "floats from nan"),
     "12 bits of colours": (png(RGB.astype(np.uint16) * 16, sbit=12), "use only the 12 low bits"),
-    "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "content is PostScript"),
+    "eps": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        "content is PostScript",
+    ),
     "gif": (save(BASE, "GIF"), "content is GIF"),
     "text": (b"hello\n", "content is text"),
     "html": (b"<html>404</html>", "content is HTML or XML"),
@@ -120,9 +140,14 @@ def test_damaged_bytes_end_in_one_kind_of_error() -> None:
     exif = Image.Exif()
     exif[274] = 6
     kinds = [
-        save(RGB, "JPEG", exif=exif), save(RGB, "PNG", exif=exif), save(RGB, "TIFF", tiffinfo={274: 6}),
-        save(RGB, "WEBP", exif=exif), save(RGB, "BMP"), png(WIDE * 257, sbit=12), save(WIDE, "TIFF"),
-    ]  # fmt: skip
+        save(RGB, "JPEG", exif=exif),
+        save(RGB, "PNG", exif=exif),
+        save(RGB, "TIFF", tiffinfo={274: 6}),
+        save(RGB, "WEBP", exif=exif),
+        save(RGB, "BMP"),
+        png(WIDE * 257, sbit=12),
+        save(WIDE, "TIFF"),
+    ]
     for data in kinds:
         for _ in range(60):
             broken = bytearray(data)
@@ -154,7 +179,13 @@ def test_eps_content_starts_no_program(tmp_path: Path, monkeypatch) -> None:
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    options = (
+        {"quality": 100, "subsampling": 0}
+        if kind == "JPEG"
+        else {"lossless": True}
+        if kind == "WEBP"
+        else {}
+    )
     data = save(RGB, kind, exif=exif, **options)
     plain = Image.fromarray(RGB)
     plain.getexif()[274] = orientation
@@ -170,20 +201,44 @@ def test_what_is_dropped_is_noted_once_and_counted(tmp_path: Path) -> None:
     clear = np.dstack([RGB, np.zeros_like(BASE)])
     opaque = np.dstack([RGB, np.full_like(BASE, 255)])
     files = {
-        "a_png": save(clear, "PNG"), "b_png": save(clear, "PNG"), "c_png": save(opaque, "PNG"),
-        "d_webp": save(RGB, "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)], lossless=True),
-        "e_tif": save(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "f_png": save(WIDE, "PNG"),
-        "g_tif": save(Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(RGB)]),
+        "a_png": save(clear, "PNG"),
+        "b_png": save(clear, "PNG"),
+        "c_png": save(opaque, "PNG"),
+        "d_webp": save(
+            RGB, "WEBP", save_all=True, append_images=[Image.fromarray(255 - RGB)], lossless=True
+        ),
+        "e_tif": save(Image.fromarray(RGB).convert("CMYK"), "TIFF"),
+        "f_png": save(WIDE, "PNG"),
+        "g_tif": save(
+            Image.fromarray(RGB), "TIFF", save_all=True, append_images=[Image.fromarray(RGB)]
+        ),
         "h_png": save(Image.fromarray(BASE).convert("P"), "PNG", transparency=bytes(range(256))),
-    }  # fmt: skip
+    }
     lines: list[str] = []
     source = open_source(str(folder(tmp_path, **files)), None, lines.append)
     for index in (*range(len(source)), 0):
         assert source.image(index).mode in ("L", "RGB")
-    assert describe(source)["changed"] == {"alpha": 3, "colour": 1, "deep": 1, "dim": 1, "frames": 2}
-    assert [line.split(" of ")[0] for line in lines] == ["a.png", "d.webp", "e.tif", "f.png", "f.png"]
+    assert describe(source)["changed"] == {
+        "alpha": 3,
+        "colour": 1,
+        "deep": 1,
+        "dim": 1,
+        "frames": 2,
+    }
+    assert [line.split(" of ")[0] for line in lines] == [
+        "a.png",
+        "d.webp",
+        "e.tif",
+        "f.png",
+        "f.png",
+    ]
     said = " ".join(lines)
-    for words in ("alpha channel is dropped", "2 frames; the first is used", "CMYK was converted", "is 173 of 65535"):
+    for words in (
+        "alpha channel is dropped",
+        "2 frames; the first is used",
+        "CMYK was converted",
+        "is 173 of 65535",
+    ):
         assert words in said
 
 
@@ -194,7 +249,9 @@ def test_alpha_is_dropped_as_training_pipelines_do() -> None:
 
 
 def test_adobe_cmyk_and_lab() -> None:
-    cmyk = save(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100)  # Pillow writes it inverted, as Adobe does
+    cmyk = save(
+        Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=100
+    )  # Pillow writes it inverted, as Adobe does
     assert np.abs(np.asarray(decode(cmyk).image).astype(int) - RGB).max() <= 8
     lab = np.dstack([BASE, np.full_like(BASE, 0), np.full_like(BASE, 0)])
     image = decode(save(Image.frombytes("LAB", (64, 48), lab.tobytes()), "TIFF")).image
@@ -205,7 +262,9 @@ def test_adobe_cmyk_and_lab() -> None:
 def test_a_programs_own_image_of_any_mode() -> None:
     deep = GRAY.apply(Image.fromarray(WIDE * 257))
     assert np.abs(deep.numpy()[0] * 255 - BASE).max() < 0.51
-    assert GRAY.apply(Image.fromarray(BASE.astype(np.float32) / 255)).max() == pytest.approx(BASE.max() / 255)
+    assert GRAY.apply(Image.fromarray(BASE.astype(np.float32) / 255)).max() == pytest.approx(
+        BASE.max() / 255
+    )
     with pytest.raises(UndecodableError, match="32-bit integers"):
         GRAY.apply(Image.fromarray(BASE.astype(np.int32)))
 
@@ -216,11 +275,15 @@ def test_limits_name_the_file(tmp_path: Path, monkeypatch) -> None:
     write_images(tmp_path / "plain/c", 1)
     monkeypatch.setattr("trtq.data.source.MAX_BYTES", 1000)
     for where, name in ((tmp_path / "z.zip/a", "bomb.png"), (tmp_path / "plain", "c/000.png")):
-        with pytest.raises(DataError, match=rf"Cannot read {name} in .*: it has \d+ bytes, the limit is 1000"):
+        with pytest.raises(
+            DataError, match=rf"Cannot read {name} in .*: it has \d+ bytes, the limit is 1000"
+        ):
             open_source(str(where)).image(0)
     monkeypatch.undo()
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
-    with pytest.raises(DataError, match=r"c/000.png of .*: it has 40 x 40 pixels, more than the limit of 1000"):
+    with pytest.raises(
+        DataError, match=r"c/000.png of .*: it has 40 x 40 pixels, more than the limit of 1000"
+    ):
         open_source(str(tmp_path / "plain")).image(0)
 
 
@@ -252,11 +315,16 @@ def test_masks_keep_their_values() -> None:
     palette = Image.fromarray(INDICES).convert("P")
     palette.putdata(INDICES.ravel().tolist())
     for data, wanted in (
-        (save(INDICES, "PNG"), INDICES), (save(wide, "PNG"), wide), (save(wide, "TIFF"), wide),
-        (save(palette, "PNG", transparency=0), INDICES), (save(palette, "PNG", bits=2), INDICES),
-        (save(INDICES.astype(np.int32), "TIFF"), INDICES), (save(INDICES.astype(np.float32), "TIFF"), INDICES),
-        (save(Image.fromarray(INDICES > 1), "PNG"), INDICES > 1), (small_gray(INDICES), INDICES),
-    ):  # fmt: skip
+        (save(INDICES, "PNG"), INDICES),
+        (save(wide, "PNG"), wide),
+        (save(wide, "TIFF"), wide),
+        (save(palette, "PNG", transparency=0), INDICES),
+        (save(palette, "PNG", bits=2), INDICES),
+        (save(INDICES.astype(np.int32), "TIFF"), INDICES),
+        (save(INDICES.astype(np.float32), "TIFF"), INDICES),
+        (save(Image.fromarray(INDICES > 1), "PNG"), INDICES > 1),
+        (small_gray(INDICES), INDICES),
+    ):
         assert np.array_equal(decode_mask(data), wanted)
 
 
@@ -265,11 +333,23 @@ def small_gray(values: np.ndarray) -> bytes:
     data = bytearray(png(np.zeros(values.shape, np.uint16)))
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 4, 0, 0, 0, 0)
-    rows = b"".join(b"\0" + ((row[::2] << 4) | row[1::2]).astype(np.uint8).tobytes() for row in values)
-    return bytes(data[:8]) + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    rows = b"".join(
+        b"\0" + ((row[::2] << 4) | row[1::2]).astype(np.uint8).tobytes() for row in values
+    )
+    return (
+        bytes(data[:8])
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +359,15 @@ def small_gray(values: np.ndarray) -> bytes:
         (save(INDICES, "JPEG"), "JPEG compression changes class indices"),
         (save(INDICES.astype(np.float32) + 0.5, "TIFF"), "its values are fractions"),
         (b"P5 8 6 20\n" + INDICES.tobytes(), "neither 255 nor 65535"),
-        (save(Image.fromarray(INDICES), "TIFF", save_all=True, append_images=[Image.fromarray(INDICES)]), "2 frames"),
+        (
+            save(
+                Image.fromarray(INDICES),
+                "TIFF",
+                save_all=True,
+                append_images=[Image.fromarray(INDICES)],
+            ),
+            "2 frames",
+        ),
         (b"", "the file is empty"),
     ],
 )
@@ -288,7 +376,9 @@ def test_masks_that_are_no_indices(data: bytes, why: str) -> None:
         decode_mask(data)
 
 
-def pair(tmp_path: Path, orientation: int, mask: np.ndarray, image: np.ndarray = RGB) -> tuple[str, str]:
+def pair(
+    tmp_path: Path, orientation: int, mask: np.ndarray, image: np.ndarray = RGB
+) -> tuple[str, str]:
     (tmp_path / "i").mkdir()
     (tmp_path / "m").mkdir()
     exif = Image.Exif()
@@ -314,7 +404,9 @@ def test_a_mask_of_unclear_orientation_is_refused(tmp_path: Path) -> None:
     images, masks = pair(tmp_path, 3, np.zeros((48, 64), np.uint8))
     targets = open_targets(open_source(images), masks, GRAY, 255)
     assert targets is not None
-    with pytest.raises(DataError, match=r"mask of 0.jpg of .* EXIF orientation 3, and sizes do not tell"):
+    with pytest.raises(
+        DataError, match=r"mask of 0.jpg of .* EXIF orientation 3, and sizes do not tell"
+    ):
         targets.of([0])
 
 

@@ -17,7 +17,13 @@ from trtq import AnalyzeSpec, analyze, finetune, quantize
 from trtq.errors import ArtifactError, CalibrationError, ModelError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.device import choose_device, to_device_
-from trtq.methods.learned import KeptNorm, LeanMemory, LearnedCodebook, LearnedFakeQuantize, _composed
+from trtq.methods.learned import (
+    KeptNorm,
+    LeanMemory,
+    LearnedCodebook,
+    LearnedFakeQuantize,
+    _composed,
+)
 from trtq.methods.objective import Objective, class_weights
 from trtq.methods.qat import TrainingGraph
 from trtq.quant.encodings import Encodings
@@ -40,7 +46,8 @@ def encodings(ptq: Path) -> Encodings:
     return Encodings.load(ptq / "encodings.safetensors")
 
 
-# ---- quantizers ------------------------------------------------------------------------------------------------------------------
+# ---- quantizers
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_wider_codes_for_a_while_come_back_to_the_same_step():
@@ -53,7 +60,9 @@ def test_wider_codes_for_a_while_come_back_to_the_same_step():
         reach = 9.89 / {4: 5.03, 3: 3.89}[fmt.bits]
         assert 0.5 * made.factor * made.qmax == pytest.approx(0.5 * fmt.qmax * reach, rel=1e-5)
         assert len(made(x).unique()) > len(before.unique())
-        assert float(made.amax) == pytest.approx(0.5 * fmt.qmax)  # what is written is the range at the own width
+        assert float(made.amax) == pytest.approx(
+            0.5 * fmt.qmax
+        )  # what is written is the range at the own width
         made.widen_(fmt.bits)
         assert (made.qmin, made.qmax, made.factor) == (fmt.qmin, fmt.qmax, 1.0)
         assert torch.equal(made(x).detach(), before)
@@ -72,7 +81,9 @@ def test_the_gradient_of_a_range_does_not_cancel(dtype):
     v = x.detach().double()
     wanted = float(((v.round() - v) * v).sum()) / math.sqrt(4096 * 127)
     assert made.log_step.grad is not None
-    assert float(made.log_step.grad) == pytest.approx(wanted, rel=1e-4 if dtype == torch.float32 else 0.05)
+    assert float(made.log_step.grad) == pytest.approx(
+        wanted, rel=1e-4 if dtype == torch.float32 else 0.05
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -80,7 +91,10 @@ def test_the_gradient_of_a_range_does_not_cancel(dtype):
 def test_the_compiled_form_has_the_same_values_and_gradients(values, step):
     grads = []
     for compiled in (False, True):
-        made, x = LearnedFakeQuantize("q", torch.tensor(step), Format(bits=4), learn=True), torch.tensor(values, requires_grad=True)
+        made, x = (
+            LearnedFakeQuantize("q", torch.tensor(step), Format(bits=4), learn=True),
+            torch.tensor(values, requires_grad=True),
+        )
         at = (torch.tensor(values) / made.log_step.exp() + 0.5).detach()
         if bool(((at - at.round()).abs() < 1e-4).any()):
             return  # on the edge between two codes either is right
@@ -119,19 +133,25 @@ def test_lean_memory_changes_no_bit_and_keeps_no_rounded_copy(encodings: Encodin
     assert LeanMemory.active is None
 
 
-# ---- codebooks -------------------------------------------------------------------------------------------------------------------
+# ---- codebooks
+# -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_codebook_finds_the_clusters_and_follows_them():
     weight = torch.tensor([[-1.0, -0.98, 0.5, 0.52], [1.0, 1.02, -0.5, -0.48]])
     book = LearnedCodebook(weight, torch.ones(2), 0, 2)
-    torch.testing.assert_close(book.values, torch.tensor([-0.99, -0.49, 0.51, 1.01]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        book.values, torch.tensor([-0.99, -0.49, 0.51, 1.01]), rtol=0, atol=1e-4
+    )
     torch.testing.assert_close(book(weight), book.snapped(weight))
-    # k-means by moving averages, by hand: two members each, decay 0.99, the members have moved by 0.1
+    # k-means by moving averages, by hand: two members each, decay 0.99, the members have moved by
+    # 0.1
     before = book.values.clone()
     book.train()
     book(weight + 0.1)
-    torch.testing.assert_close(book.values, before + 0.1 * 0.02 / (0.99 * 2 + 0.02), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        book.values, before + 0.1 * 0.02 / (0.99 * 2 + 0.02), rtol=0, atol=1e-5
+    )
     book.eval()
     values = book.values.clone()
     book(weight - 1.0)
@@ -154,7 +174,9 @@ def test_a_codebook_has_no_more_values_than_it_says_and_each_weight_is_on_the_ne
     torch.testing.assert_close(off, best, rtol=1e-4, atol=1e-6)
 
 
-def test_codebooks_are_exported_as_floats_and_said_to_be_simulated(images: Path, ptq: Path, tmp_path: Path):
+def test_codebooks_are_exported_as_floats_and_said_to_be_simulated(
+    images: Path, ptq: Path, tmp_path: Path
+):
     record = finetune(asked(images, ptq, tmp_path, epochs=2, codebook=3))
     assert record.trained["codebooks"] == len(record.codebooks) == 5
     assert "5 weights on codebooks (simulated: engines compute them in float)" in record.summary
@@ -162,34 +184,47 @@ def test_codebooks_are_exported_as_floats_and_said_to_be_simulated(images: Path,
     for name, values in record.codebooks.items():
         assert len(values) == 8
         assert name not in after.formats
-        assert after.left_in_float[name] == "a codebook of 8 values: simulated, no engine has a kernel for it"
+        assert (
+            after.left_in_float[name]
+            == "a codebook of 8 values: simulated, no engine has a kernel for it"
+        )
     import onnx
     from onnx import numpy_helper
 
     model = onnx.load(tmp_path / "model.qdq.onnx")
-    stem = next(numpy_helper.to_array(i) for i in model.graph.initializer if i.dims == [16, 3, 3, 3])
+    stem = next(
+        numpy_helper.to_array(i) for i in model.graph.initializer if i.dims == [16, 3, 3, 3]
+    )
     per_channel = [len(set(map(float, channel.flatten()))) for channel in stem]
     assert max(per_channel) <= 8
 
 
-# ---- kept BatchNorms -------------------------------------------------------------------------------------------------------------
+# ---- kept BatchNorms
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_kept_norm_starts_as_nothing_and_folds_exactly():
     torch.manual_seed(0)
-    norm, x = KeptNorm(torch.tensor([0.5, -1.0])), torch.randn(8, 2, 4, 4) * torch.tensor([3.0, 0.1])[:, None, None] + 2.0
+    norm, x = (
+        KeptNorm(torch.tensor([0.5, -1.0])),
+        torch.randn(8, 2, 4, 4) * torch.tensor([3.0, 0.1])[:, None, None] + 2.0,
+    )
     norm.seen = []
     norm(x)
     norm.settle_()
     norm.eval()
-    torch.testing.assert_close(norm(x), x + torch.tensor([0.5, -1.0])[:, None, None], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        norm(x), x + torch.tensor([0.5, -1.0])[:, None, None], rtol=1e-4, atol=1e-4
+    )
     norm.train()
     trained = norm(x)
     torch.testing.assert_close(trained.mean((0, 2, 3)), norm.bias.detach(), rtol=1e-4, atol=1e-4)
     norm.eval()
     factor, bias = norm.folded()
     assert bool((factor > 0).all())
-    torch.testing.assert_close(norm(x), x * factor[:, None, None] + bias[:, None, None], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        norm(x), x * factor[:, None, None] + bias[:, None, None], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_graph_with_kept_norms_is_what_it_exports(encodings: Encodings):
@@ -209,45 +244,97 @@ def test_a_graph_with_kept_norms_is_what_it_exports(encodings: Encodings):
         optimizer.step()
     graph.module.eval()
     learned = graph.learned()
-    after = insert_fake_quantize(captured.module, placement_of(captured.module, learned), learned)(x)
+    after = insert_fake_quantize(captured.module, placement_of(captured.module, learned), learned)(
+        x
+    )
     torch.testing.assert_close(after, graph.module(x), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(after, plain, atol=1e-2)
 
 
 def test_averages_start_from_the_first_statistics(images: Path, ptq: Path, tmp_path: Path):
     still = {"epochs": 1, "lr": 1e-9, "lr_amax": 1e-9, "batch_norm": "kept"}
-    plain, averaged = (finetune(asked(images, ptq, tmp_path / f"{e}", **still, ema=e)) for e in (0.0, 0.999))
-    assert averaged.parity.quantization_sqnr_db == pytest.approx(plain.parity.quantization_sqnr_db, abs=1.0)
+    plain, averaged = (
+        finetune(asked(images, ptq, tmp_path / f"{e}", **still, ema=e)) for e in (0.0, 0.999)
+    )
+    assert averaged.parity.quantization_sqnr_db == pytest.approx(
+        plain.parity.quantization_sqnr_db, abs=1.0
+    )
 
 
 def test_a_last_batch_of_one_image_and_a_large_seed(images: Path, tmp_path: Path):
     quantize(spec(images, tmp_path / "ptq", seed=20240101))
-    made = finetune(asked(images, tmp_path / "ptq", tmp_path / "o", epochs=1, batch_size=31, batch_norm="kept", seed=20240101))
+    made = finetune(
+        asked(
+            images,
+            tmp_path / "ptq",
+            tmp_path / "o",
+            epochs=1,
+            batch_size=31,
+            batch_norm="kept",
+            seed=20240101,
+        )
+    )
     assert made.history
     norm = KeptNorm(torch.zeros(2))
     norm(torch.ones(1, 2, 1, 1))  # one value a channel has no variance: the running one serves
 
 
-def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(images: Path, ptq: Path, tmp_path: Path):
-    record = finetune(asked(images, ptq, tmp_path / "k", epochs=4, lr=0.05, batch_norm="kept", freeze_bn=3, distill=0.0))
+def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(
+    images: Path, ptq: Path, tmp_path: Path
+):
+    record = finetune(
+        asked(
+            images,
+            ptq,
+            tmp_path / "k",
+            epochs=4,
+            lr=0.05,
+            batch_norm="kept",
+            freeze_bn=3,
+            distill=0.0,
+        )
+    )
     assert record.trained["norms"] == 3
     assert record.history[-1]["loss"] < record.history[0]["loss"]
     assert record.parity.passed
-    whole = finetune(asked(images, ptq, tmp_path / "again", epochs=4, lr=0.05, batch_norm="kept", freeze_bn=3, distill=0.0))
+    whole = finetune(
+        asked(
+            images,
+            ptq,
+            tmp_path / "again",
+            epochs=4,
+            lr=0.05,
+            batch_norm="kept",
+            freeze_bn=3,
+            distill=0.0,
+        )
+    )
     assert whole.history[-1]["loss"] == record.history[-1]["loss"]
     with pytest.raises(UsageError, match="--freeze-bn needs --batch-norm kept"):
         asked(images, ptq, tmp_path, freeze_bn=1)
     with pytest.raises(UsageError, match="Cannot keep BatchNorms: no trained convolution had one"):
-        finetune(asked(images, ptq, tmp_path / "none", batch_norm="kept", freeze=("stem", "conv1", "depthwise")))
+        finetune(
+            asked(
+                images,
+                ptq,
+                tmp_path / "none",
+                batch_norm="kept",
+                freeze=("stem", "conv1", "depthwise"),
+            )
+        )
 
 
-# ---- falling widths --------------------------------------------------------------------------------------------------------------
+# ---- falling widths
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_widths_fall_and_only_epochs_at_their_own_count(images: Path, ptq: Path, tmp_path: Path):
     record = finetune(asked(images, ptq, tmp_path, epochs=4, lower_bits=(8, 6)))
     assert record.best_epoch >= 2
-    assert Encodings.load(tmp_path / "encodings.safetensors").formats == Encodings.load(ptq / "encodings.safetensors").formats
+    assert (
+        Encodings.load(tmp_path / "encodings.safetensors").formats
+        == Encodings.load(ptq / "encodings.safetensors").formats
+    )
     for wrong, why in (
         ((6, 8), "expected falling numbers from 8 to 2"),
         ((9,), "expected falling numbers"),
@@ -257,31 +344,58 @@ def test_widths_fall_and_only_epochs_at_their_own_count(images: Path, ptq: Path,
             asked(images, ptq, tmp_path, epochs=4, lower_bits=wrong)
 
 
-# ---- which layers train ----------------------------------------------------------------------------------------------------------
+# ---- which layers train
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
     ranking = tmp_path / "S.json"
     analyze(
         AnalyzeSpec.make(
-            {"model": CNN, "data": str(images), "input_size": "3x32x32", "preset": "imagenet", "out": str(ranking), "metric": "l2",
-             "images": 16, "calib_images": 24, "bits": ["4", "8"]}
+            {
+                "model": CNN,
+                "data": str(images),
+                "input_size": "3x32x32",
+                "preset": "imagenet",
+                "out": str(ranking),
+                "metric": "l2",
+                "images": 16,
+                "calib_images": 24,
+                "bits": ["4", "8"],
+            }
         )
-    )  # fmt: skip
-    record = finetune(asked(images, ptq, tmp_path / "o", epochs=1, lr=0.01, lr_amax=0.05, sensitivity=str(ranking), worst=0.2))
+    )
+    record = finetune(
+        asked(
+            images,
+            ptq,
+            tmp_path / "o",
+            epochs=1,
+            lr=0.01,
+            lr_amax=0.05,
+            sensitivity=str(ranking),
+            worst=0.2,
+        )
+    )
     assert any("1 of 5 layers train, the worst by l2" in n for n in record.notes)
     own = {"stem": "w8a8", "head": "w8a8"}  # first and last keep 8 bits
-    worst = max(read(ranking)["layers"], key=lambda layer: layer["loss"][own.get(layer["name"], "w4a4")])["name"]
+    worst = max(
+        read(ranking)["layers"], key=lambda layer: layer["loss"][own.get(layer["name"], "w4a4")]
+    )["name"]
     before, after = (Encodings.load(p / "encodings.safetensors") for p in (ptq, tmp_path / "o"))
     moved = {n for n in before.amax if not torch.allclose(before.amax[n], after.amax[n], rtol=1e-4)}
     assert moved
     assert all(n.startswith(worst) for n in moved), (worst, moved)
     assert len(after.constants) <= 2
     kept = {n for n in before.amax if torch.equal(before.amax[n], after.amax[n])}
-    assert kept >= set(before.amax) - moved - {n for n in before.amax if n.startswith(worst)}  # to the bit
+    assert kept >= set(before.amax) - moved - {
+        n for n in before.amax if n.startswith(worst)
+    }  # to the bit
     with pytest.raises(UsageError, match="--worst needs --sensitivity"):
         asked(images, ptq, tmp_path, worst=0.5)
-    with pytest.raises(ArtifactError, match="Cannot rank layers by .*: trtq analyze did not write it"):
+    with pytest.raises(
+        ArtifactError, match="Cannot rank layers by .*: trtq analyze did not write it"
+    ):
         other = tmp_path / "other.json"
         other.write_text(json.dumps({"verb": "allocate"}))
         finetune(asked(images, ptq, tmp_path / "p", sensitivity=str(other)))
@@ -292,11 +406,21 @@ def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
         finetune(asked(images, ptq, tmp_path / "p", sensitivity=str(ranking)))
 
 
-# ---- what is asked of the answers ------------------------------------------------------------------------------------------------
+# ---- what is asked of the answers
+# ------------------------------------------------------------------------------------------------
 
 
 def asks(**changes) -> Objective:
-    return Objective(**{"distill": 0.0, "temperature": 2.0, "weights": None, "ignore": -100, "own": None, **changes})
+    return Objective(
+        **{
+            "distill": 0.0,
+            "temperature": 2.0,
+            "weights": None,
+            "ignore": -100,
+            "own": None,
+            **changes,
+        }
+    )
 
 
 def value(parts) -> float:
@@ -307,28 +431,48 @@ def test_losses_by_hand():
     answer, wanted = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
     nll = [math.log(1 + math.exp(-2.0)), math.log(1 + math.exp(1.0))]
     assert value(asks().parts(answer, wanted, None)) == pytest.approx(sum(nll) / 2, rel=1e-5)
-    assert value(asks(ignore=0).parts(answer, torch.tensor([1, 0]), None)) == pytest.approx(math.log(1 + math.exp(2.0)), rel=1e-5)
+    assert value(asks(ignore=0).parts(answer, torch.tensor([1, 0]), None)) == pytest.approx(
+        math.log(1 + math.exp(2.0)), rel=1e-5
+    )
     weighted = asks(weights=torch.tensor([1.0, 3.0])).parts(answer, torch.tensor([0, 1]), None)
-    assert value(weighted) == pytest.approx((nll[0] + 3 * math.log(1 + math.exp(-1.0))) / 4, rel=1e-5)
+    assert value(weighted) == pytest.approx(
+        (nll[0] + 3 * math.log(1 + math.exp(-1.0))) / 4, rel=1e-5
+    )
     assert value(asks(distill=1.0).parts(answer, None, answer)) == pytest.approx(0.0, abs=1e-6)
-    own = asks(own=lambda a, w: (a.sum() - w.sum()) / len(a), distill=0.25).parts(answer, wanted, answer)
+    own = asks(own=lambda a, w: (a.sum() - w.sum()) / len(a), distill=0.25).parts(
+        answer, wanted, answer
+    )
     assert value(own) == pytest.approx(0.75 * 1.5, rel=1e-5)
 
 
 def test_parts_of_two_halves_sum_to_the_whole():
     torch.manual_seed(0)
-    answer, teacher, wanted = torch.randn(6, 3, 4, 4), torch.randn(6, 3, 4, 4), torch.randint(0, 4, (6, 4, 4))
+    answer, teacher, wanted = (
+        torch.randn(6, 3, 4, 4),
+        torch.randn(6, 3, 4, 4),
+        torch.randint(0, 4, (6, 4, 4)),
+    )
     objective = asks(distill=0.3, weights=torch.tensor([1.0, 0.2, 5.0]), ignore=3)
     halves = [objective.parts(answer[h], wanted[h], teacher[h]) for h in (slice(0, 2), slice(2, 6))]
-    together = sum(a.share * float((a.total + b.total) / (a.norm + b.norm)) for a, b in zip(*halves, strict=True))
+    together = sum(
+        a.share * float((a.total + b.total) / (a.norm + b.norm))
+        for a, b in zip(*halves, strict=True)
+    )
     assert together == pytest.approx(value(objective.parts(answer, wanted, teacher)), rel=1e-5)
 
 
 def test_class_weights():
-    wanted = [torch.tensor([[0, 0], [0, 9]]), torch.tensor([[1, 0], [0, 0]])]  # shares 6/7, 1/7, 0; 9 is void
+    wanted = [
+        torch.tensor([[0, 0], [0, 9]]),
+        torch.tensor([[1, 0], [0, 0]]),
+    ]  # shares 6/7, 1/7, 0; 9 is void
     log = class_weights("log", wanted, 3, 9)
-    torch.testing.assert_close(log, torch.tensor([1 / math.log(1.02 + 6 / 7), 1 / math.log(1.02 + 1 / 7), 0.0]))
-    torch.testing.assert_close(class_weights("median", wanted, 3, 9), torch.tensor([0.5 / (6 / 7), 0.5 * 7, 0.0]))
+    torch.testing.assert_close(
+        log, torch.tensor([1 / math.log(1.02 + 6 / 7), 1 / math.log(1.02 + 1 / 7), 0.0])
+    )
+    torch.testing.assert_close(
+        class_weights("median", wanted, 3, 9), torch.tensor([0.5 / (6 / 7), 0.5 * 7, 0.0])
+    )
     assert class_weights("none", wanted, 3, 9) is None
 
 
@@ -342,21 +486,27 @@ def test_a_loss_of_ones_own(images: Path, ptq: Path, tmp_path: Path):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "import torch\n"
-        "def smooth(answer, wanted):\n    return torch.nn.functional.cross_entropy(answer, wanted, label_smoothing=0.1)\n"
+        "def smooth(answer, wanted):\n    return torch.nn.functional.cross_entropy(answer, "
+        "wanted, label_smoothing=0.1)\n"
         "def each(answer, wanted):\n    return answer.sum(dim=1)\n"
         "def endless(answer, wanted):\n    return answer.sum() + torch.empty(1 << 50).sum()\n"
     )
-    record = finetune(asked(images, ptq, tmp_path / "o", epochs=1, loss=f"{mine}:smooth", distill=0.0))
+    record = finetune(
+        asked(images, ptq, tmp_path / "o", epochs=1, loss=f"{mine}:smooth", distill=0.0)
+    )
     assert math.isfinite(record.history[0]["loss"])
     with pytest.raises(UsageError, match=r"Cannot use --loss: it returned \[8\], not one number"):
         finetune(asked(images, ptq, tmp_path / "p", loss=f"{mine}:each"))
     with pytest.raises(ModelError, match="Cannot load the loss .*has no callable 'smoth'.*smooth"):
         finetune(asked(images, ptq, tmp_path / "p", loss=f"{mine}:smoth"))
-    with pytest.raises(CalibrationError, match=r"Out of memory at 8 images a step.*--batch-size 4 --accumulate 2"):
+    with pytest.raises(
+        CalibrationError, match=r"Out of memory at 8 images a step.*--batch-size 4 --accumulate 2"
+    ):
         finetune(asked(images, ptq, tmp_path / "p", loss=f"{mine}:endless"))
 
 
-# ---- where it computes -----------------------------------------------------------------------------------------------------------
+# ---- where it computes
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_graph_moves_as_a_whole():
@@ -366,9 +516,13 @@ def test_a_graph_moves_as_a_whole():
     assert choose_device("cpu").type == "cpu"
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(UsageError, match=r"Cannot use cuda:1: torch sees 0 GPUs. Give --device cpu"):
+        with pytest.raises(
+            UsageError, match=r"Cannot use cuda:1: torch sees 0 GPUs. Give --device cpu"
+        ):
             choose_device("cuda:1")
-    with pytest.raises(UsageError, match=r"Cannot use cuda:0 with torchrun: 2 processes would share one GPU"):
+    with pytest.raises(
+        UsageError, match=r"Cannot use cuda:0 with torchrun: 2 processes would share one GPU"
+    ):
         choose_device("cuda:0", Workers(rank=0, world=2))
 
 
@@ -377,12 +531,20 @@ def test_a_codebook_leaves_parameters_that_no_layer_trains(tmp_path: Path, image
     mine.write_text(
         "import torch\nfrom torch import nn\n"
         "class Net(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.c = nn.Conv2d(3, 8, 3, stride=4)\n"
+        "    def __init__(self):\n        super().__init__()\n        self.c = nn.Conv2d(3, 8, "
+        "3, stride=4)\n"
         "        self.w = nn.Parameter(torch.randn(8, 4))\n"
         "    def forward(self, x):\n        return torch.relu(self.c(x)).mean((2, 3)) @ self.w\n"
     )
     quantize(spec(images, tmp_path / "ptq", model=f"{mine}:Net"))
-    assert finetune(asked(images, tmp_path / "ptq", tmp_path / "o", model=f"{mine}:Net", epochs=1, codebook=3)).trained["codebooks"] >= 1
+    assert (
+        finetune(
+            asked(
+                images, tmp_path / "ptq", tmp_path / "o", model=f"{mine}:Net", epochs=1, codebook=3
+            )
+        ).trained["codebooks"]
+        >= 1
+    )
 
 
 def test_sixteen_bits_of_arithmetic(images: Path, ptq: Path, tmp_path: Path):

@@ -35,7 +35,9 @@ class Graph:
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **more) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=more.pop("name", output), **more))
+        self.nodes.append(
+            helper.make_node(kind, inputs, [output], name=more.pop("name", output), **more)
+        )
         return output
 
     def constant_node(self, name: str, value: object) -> str:
@@ -44,7 +46,12 @@ class Graph:
     def pair(self, x: str, tag: str, scale: object, zero: object, axis: int | None = None) -> str:
         rest = [self.const(f"{tag}_s", np.asarray(scale, np.float32)), self.const(f"{tag}_z", zero)]
         more = {} if axis is None else {"axis": axis}
-        return self.node("DequantizeLinear", [self.node("QuantizeLinear", [x, *rest], f"{tag}_q", **more), *rest], f"{tag}_d", **more)
+        return self.node(
+            "DequantizeLinear",
+            [self.node("QuantizeLinear", [x, *rest], f"{tag}_q", **more), *rest],
+            f"{tag}_d",
+            **more,
+        )
 
     def weight(self, shape: tuple[int, ...]) -> np.ndarray:
         return (self.rng.standard_normal(shape) * 0.2).astype(np.float32)
@@ -53,10 +60,14 @@ class Graph:
         values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("y", *more)]
         self.node("Identity", [output], "y")
         for value in values:  # ONNX wants a rank of outputs
-            value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["a", "b", "c", "d"]))
+            value.CopyFrom(
+                helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["a", "b", "c", "d"])
+            )
         inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)]
         graph = helper.make_graph(self.nodes, "g", inputs, values, self.held)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8
+        )
 
 
 def symmetric_bytes(g: Graph) -> onnx.ModelProto:
@@ -76,23 +87,41 @@ def bytes_with_other_readers(g: Graph) -> onnx.ModelProto:
 
 def shared_bytes(g: Graph) -> onnx.ModelProto:
     """One set of stored codes behind two zero points of one name, one of them in a Constant node."""
-    codes, zero = g.constant_node("w", g.rng.integers(0, 256, (4, 8, 1, 1)).astype(np.uint8)), g.constant_node("z", np.uint8(128))
-    both = [g.node("DequantizeLinear", [codes, g.const(f"s{i}", np.float32(s)), zero], f"d{i}") for i, s in enumerate((0.01, 0.03))]
-    return g.model(g.node("Add", [g.node("Conv", ["x", w], f"c{i}") for i, w in enumerate(both)], "sum"))
+    codes, zero = (
+        g.constant_node("w", g.rng.integers(0, 256, (4, 8, 1, 1)).astype(np.uint8)),
+        g.constant_node("z", np.uint8(128)),
+    )
+    both = [
+        g.node("DequantizeLinear", [codes, g.const(f"s{i}", np.float32(s)), zero], f"d{i}")
+        for i, s in enumerate((0.01, 0.03))
+    ]
+    return g.model(
+        g.node("Add", [g.node("Conv", ["x", w], f"c{i}") for i, w in enumerate(both)], "sum")
+    )
 
 
 def int32_biases(g: Graph) -> onnx.ModelProto:
     """ONNX Runtime's default: stored weights and an INT32 bias, here read twice and an output as well."""
     codes = g.const("w", g.rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8))
-    w = g.node("DequantizeLinear", [codes, g.const("ws", g.weight((4,)) ** 2 + 1e-3), g.const("wz", np.zeros(4, np.int8))], "wd", axis=0)
+    w = g.node(
+        "DequantizeLinear",
+        [codes, g.const("ws", g.weight((4,)) ** 2 + 1e-3), g.const("wz", np.zeros(4, np.int8))],
+        "wd",
+        axis=0,
+    )
     b = g.node(
         "DequantizeLinear",
-        [g.const("b", g.rng.integers(-9999, 9999, 4).astype(np.int32)), g.const("bs", g.weight((4,)) ** 2)],
+        [
+            g.const("b", g.rng.integers(-9999, 9999, 4).astype(np.int32)),
+            g.const("bs", g.weight((4,)) ** 2),
+        ],
         "bd",
         axis=0,
     )
     x = g.pair("x", "x", [0.05], np.zeros(1, np.int8), axis=1)
-    return g.model(g.node("Add", [g.node("Conv", [x, w, b], "c1"), g.node("Conv", [x, w, b], "c2")], "sum"))
+    return g.model(
+        g.node("Add", [g.node("Conv", [x, w, b], "c1"), g.node("Conv", [x, w, b], "c2")], "sum")
+    )
 
 
 def half_codes(g: Graph) -> onnx.ModelProto:
@@ -101,7 +130,11 @@ def half_codes(g: Graph) -> onnx.ModelProto:
     codes = g.const("w", g.rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8))
     w = g.node(
         "DequantizeLinear",
-        [codes, g.const("ws", np.linspace(0.01, 0.03, 4).astype(np.float16)), g.const("wz", np.zeros(4, np.int8))],
+        [
+            codes,
+            g.const("ws", np.linspace(0.01, 0.03, 4).astype(np.float16)),
+            g.const("wz", np.zeros(4, np.int8)),
+        ],
         "wd",
         axis=0,
     )
@@ -122,40 +155,79 @@ def in_a_branch(g: Graph) -> onnx.ModelProto:
     inner = Graph(1)
     x = inner.pair("x", "p", [0.05], np.zeros(1, np.int8))
     bias = inner.node(
-        "DequantizeLinear", [g.const("b", np.arange(4, dtype=np.int32) * 50), g.const("bs", np.full(4, 0.01, np.float32))], "bd", axis=0
+        "DequantizeLinear",
+        [
+            g.const("b", np.arange(4, dtype=np.int32) * 50),
+            g.const("bs", np.full(4, 0.01, np.float32)),
+        ],
+        "bd",
+        axis=0,
     )
     inner.node("Conv", [x, g.const("w", g.weight((4, 8, 1, 1))), bias], "o")
     values = [helper.make_tensor_value_info("o", TensorProto.FLOAT, [1, 4, 16, 16])]
     then = helper.make_graph(inner.nodes, "t", [], values, inner.held)
-    other = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["o"], name="plain")], "e", [], values)
-    g.node("Greater", [g.node("ReduceMax", ["x"], "top", keepdims=0), g.const("zero", np.float32(0))], "yes")
+    other = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["o"], name="plain")], "e", [], values
+    )
+    g.node(
+        "Greater",
+        [g.node("ReduceMax", ["x"], "top", keepdims=0), g.const("zero", np.float32(0))],
+        "yes",
+    )
     return g.model(g.node("If", ["yes"], "choice", then_branch=then, else_branch=other))
 
 
-def deconvolution(axis: int | None, *, groups: int = 1, stored: bool = False) -> Callable[[Graph], onnx.ModelProto]:
+def deconvolution(
+    axis: int | None, *, groups: int = 1, stored: bool = False
+) -> Callable[[Graph], onnx.ModelProto]:
     def make(g: Graph) -> onnx.ModelProto:
         w = g.weight((8, 6 // groups, 2, 2))
-        scale = np.abs(w).max(axis=tuple(d for d in range(4) if d != axis)) / 127 if axis is not None else np.abs(w).max() / 127
+        scale = (
+            np.abs(w).max(axis=tuple(d for d in range(4) if d != axis)) / 127
+            if axis is not None
+            else np.abs(w).max() / 127
+        )
         zero, more = np.zeros(np.shape(scale), np.int8), {} if axis is None else {"axis": axis}
         if stored:
             shape = [-1 if d == axis else 1 for d in range(4)]
             codes = np.clip(np.round(w / np.reshape(scale, shape)), -128, 127).astype(np.int8)
-            rest = [g.const("w", codes), g.const("ws", np.asarray(scale, np.float32)), g.const("wz", zero)]
+            rest = [
+                g.const("w", codes),
+                g.const("ws", np.asarray(scale, np.float32)),
+                g.const("wz", zero),
+            ]
             weight = g.node("DequantizeLinear", rest, "wd", **more)
         else:
             weight = g.pair(g.const("w", w), "w", scale, zero, axis)
         x = g.pair("x", "x", 0.02, np.int8(0))
-        return g.model(g.node("ConvTranspose", [x, weight], "up", kernel_shape=[2, 2], strides=[2, 2], group=groups))
+        return g.model(
+            g.node(
+                "ConvTranspose",
+                [x, weight],
+                "up",
+                kernel_shape=[2, 2],
+                strides=[2, 2],
+                group=groups,
+            )
+        )
 
     return make
 
 
 GRAPHS = {
-    "bytes": symmetric_bytes, "bytes read twice": bytes_with_other_readers, "shared bytes": shared_bytes, "biases": int32_biases,
-    "half": half_codes, "names": shared_names, "branch": in_a_branch, "deconvolution 1": deconvolution(1),
-    "deconvolution 0": deconvolution(0), "deconvolution, groups": deconvolution(1, groups=2),
-    "deconvolution, stored": deconvolution(1, stored=True), "deconvolution, tensor": deconvolution(None),
-}  # fmt: skip
+    "bytes": symmetric_bytes,
+    "bytes read twice": bytes_with_other_readers,
+    "shared bytes": shared_bytes,
+    "biases": int32_biases,
+    "half": half_codes,
+    "names": shared_names,
+    "branch": in_a_branch,
+    "deconvolution 1": deconvolution(1),
+    "deconvolution 0": deconvolution(0),
+    "deconvolution, groups": deconvolution(1, groups=2),
+    "deconvolution, stored": deconvolution(1, stored=True),
+    "deconvolution, tensor": deconvolution(None),
+}
 TARGETS = ("rtx4090", "xavier@8.5", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
 
 
@@ -167,7 +239,9 @@ def test_no_repair_changes_a_value(kind, target):
         fixed, _ = repair(model, reader)
         left = [f for f in lint(fixed, reader) if f.repairable]
         assert not left, left
-        x = (np.random.default_rng(seed).standard_normal(SHAPE) * 4).astype(np.float32)  # beyond the codes' range, too
+        x = (np.random.default_rng(seed).standard_normal(SHAPE) * 4).astype(
+            np.float32
+        )  # beyond the codes' range, too
         readable = model if kind != "names" else _renamed(model)
         got, wanted = (run_batch(open_session(m), x)[0] for m in (fixed, readable))
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
@@ -198,7 +272,9 @@ def test_pairs_of_transposed_convolutions_go_only_when_asked(tmp_path: Path):
     said = run_cli(*asked)
     assert "[--fix --allow-value-changes]" in said.stdout
     assert run_cli(*asked, "--fix", f"{tmp_path}/f.onnx", "--allow-value-changes").returncode == 0
-    with pytest.raises(UsageError, match=r"--allow-value-changes does nothing without --fix\. Add --fix OUT\.onnx"):
+    with pytest.raises(
+        UsageError, match=r"--allow-value-changes does nothing without --fix\. Add --fix OUT\.onnx"
+    ):
         run_lint(LintSpec(onnx=f"{tmp_path}/m.onnx", target="rtx4090", allow_value_changes=True))
 
 
@@ -212,11 +288,22 @@ def test_a_scale_of_shape_1_becomes_a_scalar_and_the_layer_int8(axis, tmp_path: 
     one = g.pair("x", "x", [0.02], np.zeros(1, np.int8), axis)
     onnx.save(g.model(g.node("Conv", [one, weight], "conv", pads=[1] * 4)), tmp_path / "m.onnx")
     record = run_lint(LintSpec(onnx=f"{tmp_path}/m.onnx", target="rtx4090"))
-    assert [(f.rule, f.severity, f.repairable) for f in record.findings] == [("L25", "error", True)] * 2
-    with pytest.raises(Exception, match=r"L25, x_q: .*Repair it: trtq lint .*m\.onnx --target rtx4090 --fix FIXED\.onnx"):
+    assert [(f.rule, f.severity, f.repairable) for f in record.findings] == [
+        ("L25", "error", True)
+    ] * 2
+    with pytest.raises(
+        Exception,
+        match=r"L25, x_q: .*Repair it: trtq lint .*m\.onnx --target rtx4090 --fix FIXED\.onnx",
+    ):
         build(BuildSpec(onnx=f"{tmp_path}/m.onnx", target="rtx4090", out=f"{tmp_path}/e.engine"))
-    assert run_lint(LintSpec(onnx=f"{tmp_path}/m.onnx", target="rtx4090", fix=f"{tmp_path}/f.onnx")).passed
-    built = build(BuildSpec(onnx=f"{tmp_path}/f.onnx", target="rtx4090", out=f"{tmp_path}/e.engine"))
+    assert run_lint(
+        LintSpec(onnx=f"{tmp_path}/m.onnx", target="rtx4090", fix=f"{tmp_path}/f.onnx")
+    ).passed
+    built = build(
+        BuildSpec(onnx=f"{tmp_path}/f.onnx", target="rtx4090", out=f"{tmp_path}/e.engine")
+    )
     assert built.coverage is not None
     assert (built.coverage.asked, built.coverage.got) == (1, 1)
-    assert not run_lint(LintSpec(onnx=f"{tmp_path}/m.onnx", target="xavier@8.5")).findings  # its parser takes it for one scale
+    assert not run_lint(
+        LintSpec(onnx=f"{tmp_path}/m.onnx", target="xavier@8.5")
+    ).findings  # its parser takes it for one scale

@@ -21,13 +21,23 @@ CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"
 
 def wanted(images: Path, folder: Path, **changes):
     values = {
-        "model": CNN, "data": str(images), "out": str(folder / "out"), "input_size": "3x32x32", "preset": "imagenet", "metric": "l2",
-        "images": 8, "calib_images": 16, "calib_cache": str(folder / "cache"), "methods": "never", "rounds": 6,
-    }  # fmt: skip
+        "model": CNN,
+        "data": str(images),
+        "out": str(folder / "out"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "metric": "l2",
+        "images": 8,
+        "calib_images": 16,
+        "calib_cache": str(folder / "cache"),
+        "methods": "never",
+        "rounds": 6,
+    }
     return SearchSpec.make({**values, **changes})
 
 
-# ---- the arithmetic ------------------------------------------------------------------------------------------------------------
+# ---- the arithmetic
+# ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.floats(0, 2), st.floats(1, 10), st.floats(0, 10), st.floats(0, 10))
@@ -62,26 +72,37 @@ def test_somebody_is_never_dominated_and_each_dominated_point_has_a_better_one(p
         assert any(c <= cost and a >= accuracy for c, a in front)
 
 
-# ---- the verb ---------------------------------------------------------------------------------------------------------------------
+# ---- the verb
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def found(images: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search")
-    record = search(wanted(images, folder, budget=("size=0.2", "latency@xavier=50ms"), min_accuracy=-100.0))
+    record = search(
+        wanted(images, folder, budget=("size=0.2", "latency@xavier=50ms"), min_accuracy=-100.0)
+    )
     assert record.met
     return folder
 
 
 def test_a_search_leaves_the_chosen_model_and_its_proof(found: Path):
     out = found / "out"
-    record, frontier, allocation = (read(out / f"{n}.json") for n in ("search", "frontier", "allocation"))
-    assert {c["name"]: c["met"] for c in record["constraints"]} == {"size": True, "latency@xavier": True, "accuracy": True}
+    record, frontier, allocation = (
+        read(out / f"{n}.json") for n in ("search", "frontier", "allocation")
+    )
+    assert {c["name"]: c["met"] for c in record["constraints"]} == {
+        "size": True,
+        "latency@xavier": True,
+        "accuracy": True,
+    }
     assert allocation["costs"]["size"] <= allocation["budgets"]["size"]
     made = read(out / "quantize.json")
     assert made["parity"]["passed"]
     assert made["files"]["model.qdq.onnx"]["bytes"] == (out / "model.qdq.onnx").stat().st_size
-    assert read(out / "evaluate.json")["calibration_images"] == 0  # measured on images that calibration did not see
+    assert (
+        read(out / "evaluate.json")["calibration_images"] == 0
+    )  # measured on images that calibration did not see
     chosen = next(t for t in record["tries"] if t["label"] == record["chosen"])
     assert chosen["within"]
     assert chosen["accurate"]
@@ -102,20 +123,32 @@ def test_a_search_leaves_the_chosen_model_and_its_proof(found: Path):
 
 def test_the_report_of_a_search_says_why(found: Path):
     page = (found / "out/report.html").read_text()
-    for text in ("Every constraint holds", "Why each layer got its width", "Frontier", "narrower would be", "latency@xavier"):
+    for text in (
+        "Every constraint holds",
+        "Why each layer got its width",
+        "Frontier",
+        "narrower would be",
+        "latency@xavier",
+    ):
         assert text in page
 
 
 def test_a_second_search_measures_nothing_again(found: Path, images: Path):
     folders = sorted((found / "out/tries").iterdir())
     times = [(f / "evaluate.json").stat().st_mtime_ns for f in folders]
-    again = search(wanted(images, found, budget=("size=0.2", "latency@xavier=50ms"), min_accuracy=-100.0))
+    again = search(
+        wanted(images, found, budget=("size=0.2", "latency@xavier=50ms"), min_accuracy=-100.0)
+    )
     assert again.met
-    assert [(f / "evaluate.json").stat().st_mtime_ns for f in sorted((found / "out/tries").iterdir())] == times
+    assert [
+        (f / "evaluate.json").stat().st_mtime_ns for f in sorted((found / "out/tries").iterdir())
+    ] == times
 
 
 def test_minimizing_goes_down_as_far_as_accuracy_holds(images: Path, tmp_path: Path):
-    record = search(wanted(images, tmp_path, min_accuracy=-30.0, minimize="energy", bits=("4,8",), rounds=7))
+    record = search(
+        wanted(images, tmp_path, min_accuracy=-30.0, minimize="energy", bits=("4,8",), rounds=7)
+    )
     assert record.met
     good = [t for t in record.tries if t.accurate]
     chosen = next(t for t in record.tries if t.label == record.chosen)
@@ -126,14 +159,40 @@ def test_minimizing_goes_down_as_far_as_accuracy_holds(images: Path, tmp_path: P
 
 def test_what_cannot_hold_is_said_with_what_it_would_take(images: Path, tmp_path: Path):
     done = run_cli(
-        "search", CNN, "--data", str(images), "--out", str(tmp_path / "o"), "--input-size", "3x32x32", "--preset", "imagenet",
-        "--metric", "l2", "--images", "8", "--calib-images", "16", "--calib-cache", str(tmp_path / "c"), "--methods", "never",
-        "--bits", "2,8", "--rounds", "6",
-        "--budget", "size=0.1", "--min-accuracy", "0",
-    )  # fmt: skip
+        "search",
+        CNN,
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "o"),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--metric",
+        "l2",
+        "--images",
+        "8",
+        "--calib-images",
+        "16",
+        "--calib-cache",
+        str(tmp_path / "c"),
+        "--methods",
+        "never",
+        "--bits",
+        "2,8",
+        "--rounds",
+        "6",
+        "--budget",
+        "size=0.1",
+        "--min-accuracy",
+        "0",
+    )
     record = read(tmp_path / "o/search.json")
     chosen = next(t for t in record["tries"] if t["label"] == record["chosen"])
-    assert chosen["within"]  # the folder holds the most accurate model within the budgets, not one that breaks them
+    assert chosen[
+        "within"
+    ]  # the folder holds the most accurate model within the budgets, not one that breaks them
     if record["met"]:  # the tiny model may keep its four classes even at 2 bits
         assert done.returncode == 0, done.stderr
         return
@@ -150,19 +209,49 @@ def test_what_cannot_hold_is_said_with_what_it_would_take(images: Path, tmp_path
 def test_candidates_share_the_budgets_of_the_first(images: Path, tmp_path: Path):
     (tmp_path / "nets.py").write_text(
         "import torch\nfrom torch import nn\n\n\ndef make(width):\n    torch.manual_seed(width)\n"
-        "    layers = [nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]\n"
+        "    layers = [nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten()]\n"
         "    return nn.Sequential(*layers, nn.Linear(width, 4))\n\n\n"
         "def small():\n    return make(8)\n\n\ndef large():\n    return make(64)\n"
     )
     names = [f"{tmp_path / 'nets.py'}:{n}" for n in ("small", "large")]
-    record = search(wanted(images, tmp_path, model="", candidates=(",".join(names),), budget=("size=0.9",), min_accuracy=-100.0))
+    record = search(
+        wanted(
+            images,
+            tmp_path,
+            model="",
+            candidates=(",".join(names),),
+            budget=("size=0.9",),
+            min_accuracy=-100.0,
+        )
+    )
     assert {t.model for t in record.tries} == {names[0]}
     assert any("left out" in n and "large" in n for n in record.notes)
-    large = search(wanted(images, tmp_path, model="", candidates=tuple(reversed(names)), budget=("size=1KB",), min_accuracy=-100.0))
+    large = search(
+        wanted(
+            images,
+            tmp_path,
+            model="",
+            candidates=tuple(reversed(names)),
+            budget=("size=1KB",),
+            min_accuracy=-100.0,
+        )
+    )
     assert {t.model for t in large.tries} == {names[0]}
-    assert large.reference["model"] == names[1]  # the reference stays the first, though it is too big itself
+    assert (
+        large.reference["model"] == names[1]
+    )  # the reference stays the first, though it is too big itself
     assert large.reference["costs"]["size"] > 100_000
-    both = search(wanted(images, tmp_path, model="", candidates=tuple(reversed(names)), budget=("size=0.5",), min_accuracy=-100.0))
+    both = search(
+        wanted(
+            images,
+            tmp_path,
+            model="",
+            candidates=tuple(reversed(names)),
+            budget=("size=0.5",),
+            min_accuracy=-100.0,
+        )
+    )
     assert {t.model for t in both.tries} == set(names)
     assert both.reference["model"] == names[1]
     assert (tmp_path / "out/model.qdq.onnx").is_file()
@@ -173,22 +262,37 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
         ({}, "There is nothing to search for: neither a budget nor an accuracy"),
         ({"model": "", "budget": ("size=0.2",)}, "needs a MODEL or --candidates: it got neither"),
         ({"candidates": (CNN,), "budget": ("size=0.2",)}, "it got both"),
-        ({"model": "", "candidates": (CNN,), "checkpoint": "x.pt", "budget": ("size=0.2",)}, "Write each as MODEL=CHECKPOINT"),
+        (
+            {"model": "", "candidates": (CNN,), "checkpoint": "x.pt", "budget": ("size=0.2",)},
+            "Write each as MODEL=CHECKPOINT",
+        ),
         ({"minimize": "size", "budget": ("energy=0.2",)}, "--minimize needs --min-accuracy"),
         ({"minimize": "sice", "min_accuracy": -1.0}, "Cannot minimize 'sice'.*size"),
         ({"budget": ("size=0.01",)}, "The budget size cannot be met: .* at its narrowest widths"),
         ({"budget": ("latency@xavier=1us",)}, "The budget latency@xavier cannot be met"),
         ({"budget": ("latency@xaviar=1ms",)}, "Unknown device 'xaviar'"),
         ({"budget": ("size=0.2",), "bits": ("fp8", "8"), "target": "orin"}, "cannot run fp8"),
-        ({"budget": ("latency@xavier=0.9",), "bits": ("fp8", "8")}, "The Jetson AGX Xavier cannot run fp8"),
-        ({"model": "timm:nothing", "budget": ("size=huge",)}, "Cannot read the budget 'size=huge'"),  # before the model is looked for
-        ({"budget": ("size=0.2",), "min_accuracy": 0.76}, "--min-accuracy 0.76 would be 0.76 %.*Write -0.76 for points"),
+        (
+            {"budget": ("latency@xavier=0.9",), "bits": ("fp8", "8")},
+            "The Jetson AGX Xavier cannot run fp8",
+        ),
+        (
+            {"model": "timm:nothing", "budget": ("size=huge",)},
+            "Cannot read the budget 'size=huge'",
+        ),  # before the model is looked for
+        (
+            {"budget": ("size=0.2",), "min_accuracy": 0.76},
+            "--min-accuracy 0.76 would be 0.76 %.*Write -0.76 for points",
+        ),
     ):
         with pytest.raises(UsageError, match=error):
             search(wanted(images, tmp_path, **changes))
     flat = tmp_path / "flat"
     flat.mkdir()
-    for i, path in enumerate(sorted(images.rglob("*.png"))[:24] or sorted(p for p in images.rglob("*") if p.is_file())[:24]):
+    for i, path in enumerate(
+        sorted(images.rglob("*.png"))[:24]
+        or sorted(p for p in images.rglob("*") if p.is_file())[:24]
+    ):
         (flat / f"{i}{path.suffix}").write_bytes(path.read_bytes())
     with pytest.raises(UsageError, match=r"Cannot hold an accuracy of 90 %: .* has no labels"):
         search(wanted(flat, tmp_path, budget=("size=0.3",), min_accuracy=90.0))
@@ -201,7 +305,13 @@ def test_searches_that_make_no_sense(images: Path, tmp_path: Path):
 
 
 def test_a_budget_and_another_cost_to_minimize(images: Path, tmp_path: Path):
-    asked = {"budget": ("latency@xavier=1s",), "minimize": "size", "min_accuracy": -100.0, "bits": ("4,8",), "rounds": 5}
+    asked = {
+        "budget": ("latency@xavier=1s",),
+        "minimize": "size",
+        "min_accuracy": -100.0,
+        "bits": ("4,8",),
+        "rounds": 5,
+    }
     record = search(wanted(images, tmp_path, **asked))
     chosen = next(t for t in record.tries if t.label == record.chosen)
     assert chosen.costs["size"] == min(t.costs["size"] for t in record.tries)
@@ -210,7 +320,17 @@ def test_a_budget_and_another_cost_to_minimize(images: Path, tmp_path: Path):
 
 
 def test_rounds_are_a_limit(images: Path, tmp_path: Path):
-    record = search(wanted(images, tmp_path, budget=("size=0.2",), min_accuracy=0.0, rounds=1, methods="auto", bits=("2,8",)))
+    record = search(
+        wanted(
+            images,
+            tmp_path,
+            budget=("size=0.2",),
+            min_accuracy=0.0,
+            rounds=1,
+            methods="auto",
+            bits=("2,8",),
+        )
+    )
     assert len(record.tries) <= 2  # one, besides 8 bits everywhere
 
 
@@ -219,7 +339,10 @@ def test_other_images_are_measured_again(images: Path, tmp_path: Path):
     asked = {"val": str(val), "budget": ("size=0.2",), "min_accuracy": -100.0}
     before = search(wanted(images, tmp_path, **asked))
     folders = sorted(p for p in val.iterdir() if p.is_dir())
-    for source, target in ((folders[0], folders[1]), (folders[1], folders[0])):  # as many images, other labels
+    for source, target in (
+        (folders[0], folders[1]),
+        (folders[1], folders[0]),
+    ):  # as many images, other labels
         picture = sorted(p for p in source.iterdir() if not p.name.startswith("moved"))[0]
         picture.rename(target / f"moved-{picture.name}")
     after = search(wanted(images, tmp_path, **asked))
@@ -238,7 +361,16 @@ def test_two_checkpoints_of_one_model_are_two_candidates(images: Path, tmp_path:
         path = tmp_path / f"{seed}.safetensors"
         save_file(tiny_cnn().state_dict(), str(path))
         names.append(f"{CNN}={path}")
-    record = search(wanted(images, tmp_path, model="", candidates=tuple(names), budget=("size=0.3",), min_accuracy=-100.0))
+    record = search(
+        wanted(
+            images,
+            tmp_path,
+            model="",
+            candidates=tuple(names),
+            budget=("size=0.3",),
+            min_accuracy=-100.0,
+        )
+    )
     chosen = next(t for t in record.tries if t.label == record.chosen)
     assert len({t.label for t in record.tries}) == len(record.tries)
     made = read(tmp_path / "out/quantize.json")["model"]["weights_sha256"]
@@ -248,25 +380,48 @@ def test_two_checkpoints_of_one_model_are_two_candidates(images: Path, tmp_path:
 
 def test_layers_that_cannot_have_a_width_stay_out_of_the_search(images: Path, tmp_path: Path):
     (tmp_path / "spiky.py").write_text(
-        "import torch\nfrom torch import nn\n\n\nclass Spiky(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)\n"
-        "        spike = torch.ones(1, 8, 30, 30)\n        spike[0, 0, 3, 3] = 1e6\n        self.register_buffer('spike', spike)\n\n"
-        "    def forward(self, x):\n        y = self.b(torch.relu(self.a(x)) * self.spike)\n        return self.head(y.mean((2, 3)))\n\n\n"
+        "import torch\nfrom torch import nn\n\n\nclass Spiky(nn.Module):\n    def "
+        "__init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), "
+        "nn.Linear(8, 4)\n"
+        "        spike = torch.ones(1, 8, 30, 30)\n        spike[0, 0, 3, 3] = 1e6\n        "
+        "self.register_buffer('spike', spike)\n\n"
+        "    def forward(self, x):\n        y = self.b(torch.relu(self.a(x)) * self.spike)\n    "
+        "    return self.head(y.mean((2, 3)))\n\n\n"
         "def make():\n    torch.manual_seed(0)\n    return Spiky()\n"
     )
     for bits in ("4,8", "8,fp8", "8,w4a16"):
-        record = search(wanted(images, tmp_path / bits, model=f"{tmp_path / 'spiky.py'}:make", budget=("size=0.999",), bits=(bits,)))
+        record = search(
+            wanted(
+                images,
+                tmp_path / bits,
+                model=f"{tmp_path / 'spiky.py'}:make",
+                budget=("size=0.999",),
+                bits=(bits,),
+            )
+        )
         analysis = read(tmp_path / bits / "out/analysis.json")
         assert "b" not in [layer["name"] for layer in analysis["layers"]]
         assert record.met
         assert "b" in analysis["left_out"]
 
 
-# ---- advice -------------------------------------------------------------------------------------------------------------------------
+# ---- advice
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def asked(images: Path, **changes):
-    return advise(AdviseSpec.make({"model": CNN, "data": str(images), "input_size": "3x32x32", "preset": "imagenet", **changes}))
+    return advise(
+        AdviseSpec.make(
+            {
+                "model": CNN,
+                "data": str(images),
+                "input_size": "3x32x32",
+                "preset": "imagenet",
+                **changes,
+            }
+        )
+    )
 
 
 def test_the_decision_matrix(images: Path, tmp_path: Path):
@@ -284,7 +439,9 @@ def test_the_decision_matrix(images: Path, tmp_path: Path):
     assert asked(many, budget=("size=0.0301",)).facts.bits is None
 
 
-def test_enough_labelled_images_and_few_bits_ask_for_training(images: Path, tmp_path: Path, monkeypatch):
+def test_enough_labelled_images_and_few_bits_ask_for_training(
+    images: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setattr("trtq.verbs.advise.MANY", 30)
     record = asked(images, budget=("size=0.15",))
     assert (record.strategy, record.precision) == ("QAT Fine-Tuning", "INT8 / INT4")
@@ -301,21 +458,31 @@ def test_a_measured_int8_model_decides(images: Path, tmp_path: Path, cnn_out: Pa
     scored = read(result / "evaluate.json")
     (result / "quantize.json").write_text(json.dumps(made))
     for top1, strategy in ((79.9, "PTQ + Clipping"), (78.0, "QAOF Selection")):
-        (result / "evaluate.json").write_text(json.dumps({**scored, "top1": top1, "reference_top1": 80.0}))
+        (result / "evaluate.json").write_text(
+            json.dumps({**scored, "top1": top1, "reference_top1": 80.0})
+        )
         assert asked(many, result=str(result)).strategy == strategy
-    (result / "quantize.json").write_text(json.dumps({**made, "model": {**made["model"], "bits": "w4a4"}}))
+    (result / "quantize.json").write_text(
+        json.dumps({**made, "model": {**made["model"], "bits": "w4a4"}})
+    )
     with pytest.raises(ArtifactError, match="Cannot take the INT8 accuracy from .*: it is of w4a4"):
         asked(many, result=str(result))
 
 
 def test_advice_on_the_command_line(images: Path):
-    done = run_cli("advise", CNN, "--data", str(images), "--input-size", "3x32x32", "--preset", "imagenet")
+    done = run_cli(
+        "advise", CNN, "--data", str(images), "--input-size", "3x32x32", "--preset", "imagenet"
+    )
     assert done.returncode == 0, done.stderr
     assert "* Rapid Prototyping: Standard PTQ, FP16" in done.stdout
     assert "$ trtq quantize" in done.stdout
 
 
 def test_no_image_is_left_for_accuracy(images: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="left to measure accuracy on: it has 32 images, and calibration takes 32. Give others"):
+    with pytest.raises(
+        UsageError,
+        match="left to measure accuracy on: it has 32 images, and calibration takes 32. Give "
+        "others",
+    ):
         search(wanted(images, tmp_path, budget=["size=0.2"], calib_images=64))
     assert not (tmp_path / "out/tries").exists()

@@ -88,7 +88,9 @@ CASES = {
     "flatten": lambda x: x.flatten(1),
     "unflatten": lambda x: x.unflatten(1, (2, 4)),
     "reshape_as": lambda x: x.flatten(2).reshape_as(x),
-    "batch_heads": lambda x: x.reshape(x.shape[0] * 2, 4, 36).softmax(-1).reshape(x.shape[0], 8, 6, 6),
+    "batch_heads": lambda x: (
+        x.reshape(x.shape[0] * 2, 4, 36).softmax(-1).reshape(x.shape[0], 8, 6, 6)
+    ),
     "permute": lambda x: x.permute(0, 2, 3, 1),
     "transpose": lambda x: x.transpose(1, -1),
     "roll": lambda x: torch.roll(x, (2, -1), (2, 3)),
@@ -156,7 +158,10 @@ MODULES = {
     "prelu": (nn.PReLU(4, 0.3), {"PRelu"}),
     "layer_norm": (nn.LayerNorm((4, 6, 6)), {"LayerNormalization"}),
     "lone_batch_norm": (nn.BatchNorm2d(4), {"Mul", "Add"}),
-    "attention": (nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(36, 4, 64, batch_first=True)), {"Softmax"}),
+    "attention": (
+        nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(36, 4, 64, batch_first=True)),
+        {"Softmax"},
+    ),
 }
 
 
@@ -201,7 +206,10 @@ def test_parameters_called_input_and_output():
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
-            self.input, self.output = nn.Parameter(torch.randn(1, 4, 1, 1)), nn.Parameter(torch.randn(1, 4, 1, 1))
+            self.input, self.output = (
+                nn.Parameter(torch.randn(1, 4, 1, 1)),
+                nn.Parameter(torch.randn(1, 4, 1, 1)),
+            )
 
         def forward(self, x):
             return x * self.input + self.output
@@ -217,9 +225,14 @@ def test_a_zero_pad_becomes_the_convolutions_own():
 
 
 def test_nodes_carry_layers_and_modules():
-    file = lower(graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8)), opset=20)
+    file = lower(
+        graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.randn(2, 3, 8, 8)), opset=20
+    )
     assert [n.name for n in file.graph.node] == ["0/Conv", "1.relu/Relu"]
-    assert [{p.key: p.value for p in n.metadata_props} for n in file.graph.node] == [{"module": "0"}, {"module": "1"}]
+    assert [{p.key: p.value for p in n.metadata_props} for n in file.graph.node] == [
+        {"module": "0"},
+        {"module": "1"},
+    ]
     assert [i.name for i in file.graph.initializer] == ["0.weight", "0.bias"]
 
 
@@ -227,8 +240,14 @@ def test_nodes_carry_layers_and_modules():
     ("function", "reason"),
     [
         (lambda x: torch.fft.rfft(x).abs(), "aten.fft_rfft.default at fft_rfft"),
-        (lambda x: F.avg_pool2d(x, 2, 3, 1, ceil_mode=True), "a mean over windows with a divisor of their own"),
-        (lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), "the places that a pool took its values from"),
+        (
+            lambda x: F.avg_pool2d(x, 2, 3, 1, ceil_mode=True),
+            "a mean over windows with a divisor of their own",
+        ),
+        (
+            lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            "the places that a pool took its values from",
+        ),
         (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "division with rounding"),
         (lambda x: x[:, torch.tensor([0, 1]), torch.tensor([1, 0])], "several tensors"),
         (lambda x: F.softplus(x, beta=2), "softplus with beta"),
@@ -245,13 +264,21 @@ def test_what_the_table_does_not_write_goes_through_torch_and_says_so():
     model, notes = Call(lambda x: torch.atan2(x, x + 1)).eval(), []
     captured = capture(model, (4, 6, 6))
     file = export_onnx(captured.module, note=notes.append)
-    assert notes == ["written by torch.onnx, since trtq does not write them: aten.atan2.default at atan2"]
+    assert notes == [
+        "written by torch.onnx, since trtq does not write them: aten.atan2.default at atan2"
+    ]
     x = torch.randn(5, 4, 6, 6)
     with torch.no_grad():
-        np.testing.assert_allclose(open_session(file).run(None, {"input": x.numpy()})[0], model(x).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            open_session(file).run(None, {"input": x.numpy()})[0],
+            model(x).numpy(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
-# ---- in-place calls ----------------------------------------------------------------------------------------------------
+# ---- in-place calls
+# ----------------------------------------------------------------------------------------------------
 
 
 def in_place_then_read(x):
@@ -273,7 +300,9 @@ def view_changed_base_dead(x):
 @pytest.mark.parametrize("function", [in_place_then_read, chain, view_changed_base_dead])
 def test_safe_in_place_calls_become_functional_without_tracing_again(function):
     model = Call(function)
-    graph = torch.export.export(model, (torch.randn(2, 4, 6, 6),), strict=False).module(check_guards=False)
+    graph = torch.export.export(model, (torch.randn(2, 4, 6, 6),), strict=False).module(
+        check_guards=False
+    )
     assert make_functional_(graph)
     assert not [n for n in graph.graph.nodes if str(n.target).split(".")[-2:][0].endswith("_")]
     x = torch.randn(2, 4, 6, 6)
@@ -302,7 +331,9 @@ def no_grad_region(x):
 @pytest.mark.parametrize("function", [view_read_after, base_read_after])
 def test_a_view_that_is_read_later_falls_back_to_torch(function):
     model = Call(function).eval()
-    graph = torch.export.export(model, (torch.randn(2, 4, 6, 6),), strict=False).module(check_guards=False)
+    graph = torch.export.export(model, (torch.randn(2, 4, 6, 6),), strict=False).module(
+        check_guards=False
+    )
     assert not make_functional_(graph)
     captured = capture(model, (4, 6, 6))
     x = torch.randn(3, 4, 6, 6)

@@ -25,7 +25,14 @@ LAYER = "from torch import nn\ndef make(n={n}):\n    return nn.Conv2d(3, n, 1)\n
 
 def net() -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
 
 
 class Around(nn.Module):
@@ -46,7 +53,10 @@ WRAPPED = {
     "averaged": (lambda: torch.optim.swa_utils.AveragedModel(net()), "AveragedModel"),
     "part compiled": (lambda: Around(torch.compile(net())), "body: .*torch.compile"),
     "part parallel": (lambda: Around(nn.DataParallel(net())), "body: .*DataParallel"),
-    "shared": (lambda: [c := torch.compile(net()), Around(c, c)][1], "body, other: .*torch.compile"),
+    "shared": (
+        lambda: [c := torch.compile(net()), Around(c, c)][1],
+        "body, other: .*torch.compile",
+    ),
 }
 
 
@@ -70,17 +80,35 @@ def test_wrappers_come_off_and_are_said(tmp_path, monkeypatch, case):
     assert torch.allclose(captured.module(x), model.module(x), atol=1e-5)
 
 
-EXPORTED = "a graph of torch.export, which has its batch and its training mode fixed. Return the module that was given to torch.export"
+EXPORTED = (
+    "a graph of torch.export, which has its batch and its training mode fixed. Return the "
+    "module that was given to torch.export"
+)
 X = torch.zeros(1, 3, 32, 32)
 REFUSED = {
-    "scripted": (lambda: torch.jit.script(net()), "it is a ScriptModule.*Return the module that it was made from"),
+    "scripted": (
+        lambda: torch.jit.script(net()),
+        "it is a ScriptModule.*Return the module that it was made from",
+    ),
     "traced": (lambda: torch.jit.trace(net().eval(), X), "it is a ScriptModule"),
     "part scripted": (lambda: Around(torch.jit.script(net())), "its part 'body' is a ScriptModule"),
     "exported": (lambda: torch.export.export(net().eval(), (X,)).module(), f"it is {EXPORTED}"),
-    "part exported": (lambda: Around(torch.export.export(net().eval(), (X,)).module()), f"its part 'body' is {EXPORTED}"),
-    "unflattened": (lambda: torch.export.unflatten(torch.export.export(net().eval(), (X,))), f"it is {EXPORTED}"),
-    "program": (lambda: torch.export.export(net().eval(), (X,)), "returned ExportedProgram, not a torch.nn.Module"),
-    "lazy": (lambda: nn.Sequential(nn.LazyConv2d(3, 1)), "'0.weight' has no shape yet.*Run the model once"),
+    "part exported": (
+        lambda: Around(torch.export.export(net().eval(), (X,)).module()),
+        f"its part 'body' is {EXPORTED}",
+    ),
+    "unflattened": (
+        lambda: torch.export.unflatten(torch.export.export(net().eval(), (X,))),
+        f"it is {EXPORTED}",
+    ),
+    "program": (
+        lambda: torch.export.export(net().eval(), (X,)),
+        "returned ExportedProgram, not a torch.nn.Module",
+    ),
+    "lazy": (
+        lambda: nn.Sequential(nn.LazyConv2d(3, 1)),
+        "'0.weight' has no shape yet.*Run the model once",
+    ),
     "meta": (lambda: nn.Conv2d(3, 3, 1, device="meta"), "'weight' has no values"),
     "quantized": (lambda: torch.ao.nn.quantized.dynamic.Linear(4, 4), "it is quantized already"),
     "nothing": (lambda: None, "returned NoneType"),
@@ -129,7 +157,9 @@ def test_a_ready_made_module_is_not_changed(tmp_path, monkeypatch):
 def test_a_users_code_that_fails_or_ends_the_program(tmp_path, code, text, where):
     path = tmp_path / "m.py"
     indented = "\n".join(f"    {line}" for line in code.splitlines())
-    path.write_text(f"import sys\n{code}\n" if where == "import" else f"import sys\ndef make():\n{indented}\n")
+    path.write_text(
+        f"import sys\n{code}\n" if where == "import" else f"import sys\ndef make():\n{indented}\n"
+    )
     with pytest.raises(ModelError, match=text) as caught:
         load_model(f"{path}:make")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
@@ -137,7 +167,11 @@ def test_a_users_code_that_fails_or_ends_the_program(tmp_path, code, text, where
 
 @pytest.mark.parametrize("where", ["import", "factory"])
 def test_ctrl_c_stays_ctrl_c(tmp_path, where):
-    (tmp_path / "m.py").write_text("raise KeyboardInterrupt\n" if where == "import" else "def make():\n    raise KeyboardInterrupt\n")
+    (tmp_path / "m.py").write_text(
+        "raise KeyboardInterrupt\n"
+        if where == "import"
+        else "def make():\n    raise KeyboardInterrupt\n"
+    )
     with pytest.raises(KeyboardInterrupt):
         load_model(f"{tmp_path}/m.py:make")
 
@@ -158,7 +192,8 @@ def test_neighbours_do_not_shadow_the_standard_library(tmp_path):
 def test_a_model_file_may_have_any_name(tmp_path, stem):
     before = sys.modules.get(stem)
     (tmp_path / f"{stem}.py").write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass C:\n    x: int = 6\n"
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+        "class C:\n    x: int = 6\n"
         "from torch import nn\ndef make():\n    return nn.Conv2d(3, C().x, 1)\n"
     )
     assert load_model(f"{tmp_path}/{stem}.py:make").module.out_channels == 6
@@ -172,9 +207,12 @@ def test_files_of_one_name_are_not_confused(tmp_path):
         (folder / "parts").mkdir(parents=True)
         (folder / "parts/__init__.py").write_text("")
         (folder / "parts/width.py").write_text(f"WIDTH = {n}\n")
-        (folder / "layers.py").write_text("import model\n" + LAYER.format(n=f"{n} if model.MARK == {n} else 1"))
+        (folder / "layers.py").write_text(
+            "import model\n" + LAYER.format(n=f"{n} if model.MARK == {n} else 1")
+        )
         (folder / "model.py").write_text(
-            f"MARK = {n}\nfrom layers import make\ndef lazy():\n    from parts.width import WIDTH\n    return make(WIDTH)\n"
+            f"MARK = {n}\nfrom layers import make\ndef lazy():\n    from parts.width import "
+            "WIDTH\n    return make(WIDTH)\n"
         )
     for _ in range(2):
         for n in (4, 7):
@@ -187,11 +225,19 @@ def test_code_that_has_just_changed_is_the_code_that_runs(tmp_path):
     """Same second, same size: a cached .pyc would be taken for the new file's."""
     (tmp_path / "parts").mkdir()
     for n in (4, 7, 5):
-        for name, code in (("model.py", f"from layers import make\nMARK = {n}\n"), ("layers.py", "from parts.width import make\n")):
+        for name, code in (
+            ("model.py", f"from layers import make\nMARK = {n}\n"),
+            ("layers.py", "from parts.width import make\n"),
+        ):
             (tmp_path / name).write_text(code)
         (tmp_path / "parts/width.py").write_text(LAYER.format(n=n))
-        code = f"from trtq.models.load import load_model; print(load_model('{tmp_path}/model.py:make').module.out_channels)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        code = (
+            "from trtq.models.load import load_model; "
+            f"print(load_model('{tmp_path}/model.py:make').module.out_channels)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == str(n)
     assert not list(tmp_path.rglob("__pycache__"))
 
@@ -223,7 +269,9 @@ def test_a_file_with_relative_imports_names_the_form_that_works(tmp_path, monkey
         (tmp_path / folder / "__init__.py").write_text("")
     (tmp_path / "trtq_zoo/nets/net.py").write_text("from .layers import make\n")
     (tmp_path / "trtq_zoo/nets/layers.py").write_text(LAYER.format(n=8))
-    with pytest.raises(ModelError, match=f"cd {tmp_path}, and give trtq_zoo.nets.net:make") as caught:
+    with pytest.raises(
+        ModelError, match=f"cd {tmp_path}, and give trtq_zoo.nets.net:make"
+    ) as caught:
         load_model(f"{tmp_path}/trtq_zoo/nets/net.py:make")
     monkeypatch.chdir(tmp_path)
     name = str(caught.value).rpartition("give ")[2].removesuffix(".")
@@ -238,16 +286,25 @@ def test_the_home_in_paths(tmp_path, monkeypatch):
     from trtq import BlocksSpec
     from trtq.verbs.opening import open_model
 
-    torch.save({k: torch.ones_like(v) for k, v in nn.Conv2d(3, 8, 1).state_dict().items()}, tmp_path / "w.pt")
+    torch.save(
+        {k: torch.ones_like(v) for k, v in nn.Conv2d(3, 8, 1).state_dict().items()},
+        tmp_path / "w.pt",
+    )
     model = open_model(BlocksSpec(model="~/m.py:make", checkpoint="~/w.pt"))
     assert model.module.weight.sum().item() == 24
 
 
 @pytest.mark.slow
 def test_python_m_trtq_in_a_folder_with_files_of_the_librarys_names(tmp_path):
-    for name in ("random", "profile", "colorsys"):  # Python itself imports others before any code of ours
+    for name in (
+        "random",
+        "profile",
+        "colorsys",
+    ):  # Python itself imports others before any code of ours
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')\n")
-    (tmp_path / "model.py").write_text("def make():\n    from trtq.testing.models import tiny_cnn\n    return tiny_cnn()\n")
+    (tmp_path / "model.py").write_text(
+        "def make():\n    from trtq.testing.models import tiny_cnn\n    return tiny_cnn()\n"
+    )
     command = [sys.executable, "-m", "trtq", "blocks", "model.py:make", "--input-size", "3x32x32"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -265,7 +322,9 @@ def no_network(monkeypatch):
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
 
 
-@pytest.mark.parametrize("package", ["detection", "segmentation", "quantization", "video", "optical_flow"])
+@pytest.mark.parametrize(
+    "package", ["detection", "segmentation", "quantization", "video", "optical_flow"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_no_torchvision_model_asks_the_network(no_network, package):
     from torchvision import models
@@ -280,18 +339,32 @@ def test_no_torchvision_model_asks_the_network(no_network, package):
 def test_no_classifier_of_torchvision_asks_the_network(no_network):
     from torchvision import models
 
-    made = [n for n in models.list_models(module=models) if not n.startswith("regnet") or n.endswith("400mf")]
+    made = [
+        n
+        for n in models.list_models(module=models)
+        if not n.startswith("regnet") or n.endswith("400mf")
+    ]
     for name in made:
-        with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
+        with torch.device(
+            "cpu" if name.startswith("regnet") else "meta"
+        ):  # RegNet computes its widths with tensors
             assert isinstance(_torchvision(name)(), nn.Module)
 
 
-@pytest.mark.parametrize("model", ["timm:test_resnet", "torchvision:resnet18", "torchvision:fcn_resnet50"])
+@pytest.mark.parametrize(
+    "model", ["timm:test_resnet", "torchvision:resnet18", "torchvision:fcn_resnet50"]
+)
 def test_arguments_that_ask_for_weights(no_network, model):
     for argument in ("pretrained", "weights", "weights_backbone", "pretrained_backbone"):
-        with pytest.raises(ModelError, match=rf"with {argument}=True: trtq downloads nothing.*--checkpoint weights.pt"):
+        with pytest.raises(
+            ModelError,
+            match=rf"with {argument}=True: trtq downloads nothing.*--checkpoint weights.pt",
+        ):
             load_model(model, args={argument: "true"})
     with pytest.raises(ModelError, match="Give --checkpoint a.pth"):
         load_model(model, args={"checkpoint_path": "a.pth"})
     if model == "timm:test_resnet":
-        assert load_model(model, args={"pretrained": "false", "weights": "none"}).weights == "random (seed 0)"
+        assert (
+            load_model(model, args={"pretrained": "false", "weights": "none"}).weights
+            == "random (seed 0)"
+        )

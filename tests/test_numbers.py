@@ -15,7 +15,14 @@ from trtq.data.answers import Tally, compare_answers
 from trtq.data.metrics import Scores, predictions, ratio_db, sqnr_words
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
-from trtq.quant.calibrators import Moments, bias_floor, entropy_amax, mse_amax, percentile_amax, weight_amax
+from trtq.quant.calibrators import (
+    Moments,
+    bias_floor,
+    entropy_amax,
+    mse_amax,
+    percentile_amax,
+    weight_amax,
+)
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.formats import Format
@@ -41,14 +48,17 @@ def test_format_codes_and_refusal():
     assert (Format(bits=2).qmin, Format(bits=2).qmax) == (-2, 1)
     assert (Format(bits=8, lowest=0).qmin, Format(bits=8, lowest=0).qmax) == (0, 255)
     assert (Format(bits=4, lowest=-3).qmin, Format(bits=4, lowest=-3).qmax) == (-3, 12)
-    with pytest.raises(UsageError, match="Cannot start the codes of 4 bits at -9: expected -8 to 0"):
+    with pytest.raises(
+        UsageError, match="Cannot start the codes of 4 bits at -9: expected -8 to 0"
+    ):
         Format(bits=4, lowest=-9)
     with pytest.raises(UsageError, match="9 bits"):
         Format(bits=9)
 
 
 def test_fake_quantize_by_hand():
-    # scale 0.5: 0.24 -> 0, 0.25 -> tie to even 0, 0.75 -> tie to even 2, 100 clamps to 127, -100 to -128
+    # scale 0.5: 0.24 -> 0, 0.25 -> tie to even 0, 0.75 -> tie to even 2, 100 clamps to 127, -100 to
+    # -128
     x = torch.tensor([0.24, 0.25, 0.75, 0.76, 100.0, -100.0])
     assert fq(x, 0.5).tolist() == [0.0, 0.0, 1.0, 1.0, 63.5, -64.0]
     per_channel = fq(torch.tensor([[1.0, 1.0], [1.0, 1.0]]), [1.0, 0.3], axis=0)
@@ -132,7 +142,9 @@ def test_entropy_clips_a_rare_outlier_but_keeps_the_bulk():
 def test_weight_search_never_costs_more_output_error_than_the_plain_maximum(seed):
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(6, 4, 3, 3, generator=g)
-    moments = Moments(torch.rand(4, generator=g).double(), torch.rand(4, generator=g).double() + 0.1)
+    moments = Moments(
+        torch.rand(4, generator=g).double(), torch.rand(4, generator=g).double() + 0.1
+    )
     largest = weight.abs().amax(dim=(1, 2, 3))
 
     def cost(amax):
@@ -151,7 +163,9 @@ def test_weight_amax_of_depthwise_reads_its_own_channel_and_dead_channels_get_on
     moments = Moments(torch.ones(4).double(), torch.ones(4).double())
     amax = weight_amax(weight, 0, moments=moments, groups=4)
     assert amax[2] == 1.0
-    alone = weight_amax(weight[1:2], 0, moments=Moments(torch.ones(1).double(), torch.ones(1).double()))
+    alone = weight_amax(
+        weight[1:2], 0, moments=Moments(torch.ones(1).double(), torch.ones(1).double())
+    )
     assert amax[1] == alone[0]
 
 
@@ -174,14 +188,20 @@ def test_scores_by_hand():
     scores.add(logits, np.array([0, 0]))
     assert (scores.top1, scores.top5) == (1, 2)
     dense = Tally("output", "pixels")
-    dense.add(np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 0]]]], dtype=np.float32), np.zeros((1, 2, 2, 2), dtype=np.float32))
+    dense.add(
+        np.array([[[[1, 0], [0, 0]], [[0, 0], [0, 0]]]], dtype=np.float32),
+        np.zeros((1, 2, 2, 2), dtype=np.float32),
+    )
     assert dense.compared == 4
     assert dense.result.agreement == 100.0
     assert ratio_db(25.0, 0.25) == pytest.approx(20.0)
     assert predictions(np.array([[0.5, -0.5], [0.0, 1.0]])).tolist() == [0, 1]
 
 
-@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8), st.sampled_from([Format(), Format(bits=4), Format(kind="fp8")]))
+@given(
+    st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8),
+    st.sampled_from([Format(), Format(bits=4), Format(kind="fp8")]),
+)
 def test_settled_scales_are_fp16_numbers_within_a_thousandth_or_what_they_were(values, fmt):
     amax = torch.tensor(values, dtype=torch.float32)
     held = Encodings(amax={"x": amax}, formats={"x": fmt})
@@ -201,7 +221,9 @@ def test_settled_scales_are_fp16_numbers_within_a_thousandth_or_what_they_were(v
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_never_called_exact(bad):
     assert ratio_db(25.0, bad) == ratio_db(bad, 1.0) == -math.inf
-    found = compare_answers("output", np.array([[1.0, 2.0]], np.float32), np.array([[1.0, bad]], np.float32))
+    found = compare_answers(
+        "output", np.array([[1.0, 2.0]], np.float32), np.array([[1.0, bad]], np.float32)
+    )
     assert found.sqnr_db is None and not found.finite and not found.exact
     assert sqnr_words(found.sqnr_db, finite=found.finite) == "NaN or infinite"
     assert (sqnr_words(None), sqnr_words(12.345)) == ("no difference", "12.35 dB")

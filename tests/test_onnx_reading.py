@@ -43,9 +43,12 @@ def network() -> onnx.ModelProto:
         helper.make_node("Flatten", ["p"], ["y"], name="flat"),
     ]
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, 16, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 8])], [numpy_helper.from_array(weight, "w")],
-    )  # fmt: skip
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 8])],
+        [numpy_helper.from_array(weight, "w")],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -58,9 +61,14 @@ def outside(path: Path, location: str = "model.data", *, attribute: bool = False
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / location).parent.mkdir(parents=True, exist_ok=True)
     onnx.save_model(
-        model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=location, size_threshold=0,
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=location,
+        size_threshold=0,
         convert_attribute=attribute,
-    )  # fmt: skip
+    )
     return path
 
 
@@ -82,7 +90,10 @@ FILES = {
     "empty": (b"", "the file is empty"),
     "half": (WHOLE[: len(WHOLE) // 2], r"it ends too early: \d+ bytes of an ONNX file"),
     "head": (WHOLE[:100], "it ends too early"),
-    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer.* git lfs pull"),
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+        "Git LFS pointer.* git lfs pull",
+    ),
     "page": (b"\n<!DOCTYPE html>\n<html></html>", r"a web page \(HTML\)"),
     "ort": (b"\x18\0\0\0ORTM" + bytes(100), r"ONNX Runtime's own format \(\.ort\)"),
     "tflite": (b"\x18\0\0\0TFL3" + bytes(100), "TensorFlow Lite"),
@@ -117,7 +128,10 @@ def test_folders_and_files_that_are_too_large(tmp_path: Path):
     large = tmp_path / "large.onnx"
     with large.open("wb") as file:
         file.truncate((1 << 31) + 10)  # a sparse file
-    with pytest.raises(ExportError, match=r"2\.1 GB, and an ONNX file ends at 2 GB\. Save it with its tensors outside"):
+    with pytest.raises(
+        ExportError,
+        match=r"2\.1 GB, and an ONNX file ends at 2 GB\. Save it with its tensors outside",
+    ):
         load_onnx(large)
     empty = network()
     del empty.graph.node[:], empty.graph.output[:]
@@ -129,9 +143,15 @@ def test_folders_and_files_that_are_too_large(tmp_path: Path):
 def test_nodes_without_their_operands(tmp_path: Path):
     for index in (0, 1):
         model = network()
-        model.graph.node.append(onnx.NodeProto(op_type="QuantizeLinear", name="q", input=["x"][index:], output=["z"]))
+        model.graph.node.append(
+            onnx.NodeProto(op_type="QuantizeLinear", name="q", input=["x"][index:], output=["z"])
+        )
         (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-        with pytest.raises(ExportError, match=rf"it is damaged: the node 'q' \(QuantizeLinear\) has {1 - index} inputs, expected 2 to 3"):
+        with pytest.raises(
+            ExportError,
+            match=rf"it is damaged: the node 'q' \(QuantizeLinear\) has {1 - index} inputs, "
+            r"expected 2 to 3",
+        ):
             load_onnx(tmp_path / "m.onnx")
 
 
@@ -144,11 +164,19 @@ def test_every_command_names_the_missing_file_of_tensors(images: Path, tmp_path:
         lambda: build(BuildSpec(onnx=str(path), target="rtx4090", out=str(tmp_path / "e.engine"))),
         lambda: evaluate(EvaluateSpec(onnx=str(path), data=str(images))),
         lambda: audit(AuditSpec(file=str(tmp_path / "layers.json"), onnx=str(path))),
-        lambda: import_calib(ImportCalibSpec(cache=str(tmp_path / "c.cache"), onnx=str(path), out=str(tmp_path / "o"))),
+        lambda: import_calib(
+            ImportCalibSpec(
+                cache=str(tmp_path / "c.cache"), onnx=str(path), out=str(tmp_path / "o")
+            )
+        ),
         lambda: bench(BenchSpec(file=(str(path),), device="cpu")),
     )
     for command in commands:
-        with pytest.raises(ExportError, match=r"the file with its tensors is missing: .*m/model\.data\. Copy model\.data beside it"):
+        with pytest.raises(
+            ExportError,
+            match=r"the file with its tensors is missing: .*m/model\.data\. Copy model\.data "
+            r"beside it",
+        ):
             command()
 
 
@@ -167,7 +195,10 @@ def test_tensors_beside_the_model_are_read_and_hashed(attribute, location, tmp_p
     assert digest_onnx(path) != digest  # other weights are another model
     shutil.copy(path.parent / location, tmp_path / "short")
     (path.parent / location).write_bytes(data[:100])
-    with pytest.raises(ExportError, match=r"model\.data has 100 bytes, w would end at byte 864\. Copy .*model\.data again"):
+    with pytest.raises(
+        ExportError,
+        match=r"model\.data has 100 bytes, w would end at byte 864\. Copy .*model\.data again",
+    ):
         load_onnx(path)
 
 
@@ -180,9 +211,14 @@ def test_tensors_outside_of_the_folder_are_refused(tmp_path: Path):
     for location in ("../secret", str(secret), "link.data", "x/../../secret"):
         path = pointing(folder / "m.onnx", location=location)
         for reads in (load_onnx, require_onnx):
-            with pytest.raises(ExportError, match="Refusing to read .*reads tensors from .*, outside the file's own folder"):
+            with pytest.raises(
+                ExportError,
+                match="Refusing to read .*reads tensors from .*, outside the file's own folder",
+            ):
                 reads(path)
-    with pytest.raises(ExportError, match="its tensor w lies in another file, and no file is named"):
+    with pytest.raises(
+        ExportError, match="its tensor w lies in another file, and no file is named"
+    ):
         load_onnx(pointing(folder / "m.onnx"))
     (folder / "m.data").write_bytes(bytes(2000))
     with pytest.raises(ExportError, match="the place of w is no number"):
@@ -204,22 +240,34 @@ def test_advice_for_an_onnx_file_works_when_typed(tmp_path: Path):
     """What quantize says instead is run as it stands."""
     pytest.importorskip("tensorrt_rtx")
     half = network()
-    half.graph.initializer[0].CopyFrom(numpy_helper.from_array(RNG.standard_normal((8, 3, 3, 3)).astype(np.float16), "w"))
+    half.graph.initializer[0].CopyFrom(
+        numpy_helper.from_array(RNG.standard_normal((8, 3, 3, 3)).astype(np.float16), "w")
+    )
     for value in (half.graph.input[0], half.graph.output[0]):
         value.type.tensor_type.elem_type = TensorProto.FLOAT16
     paired = network()
     for at, kind in enumerate(("QuantizeLinear", "DequantizeLinear")):
-        paired.graph.node.insert(at, helper.make_node(kind, ["x" if at == 0 else "q", "s", "z"], ["qd"[at]], name=kind))
+        paired.graph.node.insert(
+            at, helper.make_node(kind, ["x" if at == 0 else "q", "s", "z"], ["qd"[at]], name=kind)
+        )
     paired.graph.node[2].input[0] = "d"
-    paired.graph.initializer.extend([numpy_helper.from_array(np.float32(0.02), "s"), numpy_helper.from_array(np.int8(0), "z")])
+    paired.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(0.02), "s"), numpy_helper.from_array(np.int8(0), "z")]
+    )
     files = {"float": network(), "half": half, "paired": paired}
-    texts = {"float": "starts from the PyTorch model", "half": "its weights are FP16", "paired": "quantized already"}
+    texts = {
+        "float": "starts from the PyTorch model",
+        "half": "its weights are FP16",
+        "paired": "quantized already",
+    }
     for name, model in files.items():
         path = tmp_path / f"my {name}.onnx"
         onnx.save(model, path)
         with pytest.raises(ModelError, match=texts[name]) as caught:
             load_model(str(path))
-        line = next(p for p in re.split(r"\. |: ", caught.value.mend) if p.startswith("trtq build")).rstrip(".")
+        line = next(
+            p for p in re.split(r"\. |: ", caught.value.mend) if p.startswith("trtq build")
+        ).rstrip(".")
         done = run_cli(*shlex.split(line)[1:])
         if name == "paired":  # half a pair gives no INT8 layer, and the build says which
             assert "only its input has a pair" in done.stderr

@@ -22,7 +22,8 @@ from trtq.recipe import Recipe, load_recipe
 from trtq.specs import AllocateSpec, BenchSpec, QuantizeSpec, SearchSpec, Spec
 from trtq.specs.base import is_path
 
-# ---- ~ -----------------------------------------------------------------------------------------------------------------
+# ---- ~
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def specs_of(kind: type[Spec]) -> list[type[Spec]]:
@@ -32,9 +33,37 @@ def specs_of(kind: type[Spec]) -> list[type[Spec]]:
 def test_every_field_that_names_a_file_is_one():
     from typing import get_type_hints
 
-    names = {"out", "onnx", "data", "checkpoint", "class_index", "masks", "encodings", "reference", "exclude", "calibration", "cache",
-             "timing_cache", "calib_cache", "analysis", "allocation", "sensitivity", "record", "baseline", "accuracy", "fix", "val",
-             "val_masks", "val_class_index", "network", "ranges", "result", "engine", "baseline_accuracy", "train"}  # fmt: skip
+    names = {
+        "out",
+        "onnx",
+        "data",
+        "checkpoint",
+        "class_index",
+        "masks",
+        "encodings",
+        "reference",
+        "exclude",
+        "calibration",
+        "cache",
+        "timing_cache",
+        "calib_cache",
+        "analysis",
+        "allocation",
+        "sensitivity",
+        "record",
+        "baseline",
+        "accuracy",
+        "fix",
+        "val",
+        "val_masks",
+        "val_class_index",
+        "network",
+        "ranges",
+        "result",
+        "engine",
+        "baseline_accuracy",
+        "train",
+    }
     for one in specs_of(Spec):
         hints = get_type_hints(one, include_extras=True)
         assert [n for n in names & hints.keys() if not is_path(hints[n])] == [], one
@@ -45,17 +74,32 @@ def test_a_home_is_written_out_in_options_recipes_and_candidates(monkeypatch, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     made = QuantizeSpec(model="~/m.py:net", data="cifar10:~/c", out="~", checkpoint="~/x~y.pt")
     home = str(tmp_path)
-    assert (made.model, made.data, made.out, made.checkpoint) == (f"{home}/m.py:net", f"cifar10:{home}/c", home, f"{home}/x~y.pt")
+    assert (made.model, made.data, made.out, made.checkpoint) == (
+        f"{home}/m.py:net",
+        f"cifar10:{home}/c",
+        home,
+        f"{home}/x~y.pt",
+    )
     assert BenchSpec(file=("~/a.onnx", "b~.onnx")).file == (f"{home}/a.onnx", "b~.onnx")
-    assert SearchSpec.make({"candidates": ["~/m.py:f=~/w.pt"], "out": "o", "data": "d"}).candidates == (f"{home}/m.py:f=~/w.pt",)
-    (tmp_path / "r.toml").write_text('out = "~/runs/c"\n[quantize]\nmodel = "m"\ndata = "~/d"\n[finetune]\nepochs = 1\n')
+    assert SearchSpec.make(
+        {"candidates": ["~/m.py:f=~/w.pt"], "out": "o", "data": "d"}
+    ).candidates == (f"{home}/m.py:f=~/w.pt",)
+    (tmp_path / "r.toml").write_text(
+        'out = "~/runs/c"\n[quantize]\nmodel = "m"\ndata = "~/d"\n[finetune]\nepochs = 1\n'
+    )
     recipe = load_recipe(tmp_path / "r.toml")
     assert isinstance(recipe, Recipe)
-    assert (recipe.out, recipe.quantize.out, recipe.quantize.data) == (f"{home}/runs/c", f"{home}/runs/c", f"{home}/d")
+    assert (recipe.out, recipe.quantize.out, recipe.quantize.data) == (
+        f"{home}/runs/c",
+        f"{home}/runs/c",
+        f"{home}/d",
+    )
     assert recipe.finetune is not None
     assert recipe.finetune.encodings == f"{home}/runs/c/encodings.safetensors"
     assert msgspec.to_builtins(recipe)["out"] == f"{home}/runs/c"  # what a record says
-    with pytest.raises(UsageError, match=r"Cannot use --out ~nobody-here/x: this machine has no user nobody-here"):
+    with pytest.raises(
+        UsageError, match=r"Cannot use --out ~nobody-here/x: this machine has no user nobody-here"
+    ):
         AllocateSpec(analysis="a", out="~nobody-here/x")
 
 
@@ -74,14 +118,20 @@ def test_a_home_is_written_out_in_arguments_without_a_spec(monkeypatch, tmp_path
     assert not (tmp_path / "~").exists()
 
 
-# ---- files of others ---------------------------------------------------------------------------------------------------
+# ---- files of others
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_quantize_deletes_what_a_killed_run_of_it_left_and_nothing_else(images, tmp_path):
     out = tmp_path / "out"
     (out / ".trtq-new/sub").mkdir(parents=True)
     mine = [out / ".quantize.json.abcd1234.tmp", out / ".trtq-new/.model.qdq.onnx.abcd1234.tmp"]
-    others = [out / ".notes.tmp", out / ".quantize.json.old.tmp", out / ".trtq-new/thesis.txt", out / ".a.b.12345678.tmp"]
+    others = [
+        out / ".notes.tmp",
+        out / ".quantize.json.old.tmp",
+        out / ".trtq-new/thesis.txt",
+        out / ".a.b.12345678.tmp",
+    ]
     for path in (*mine, *others):
         path.write_text("x")
     (out / ".quantize.json.folder12.tmp").mkdir()
@@ -93,7 +143,9 @@ def test_quantize_deletes_what_a_killed_run_of_it_left_and_nothing_else(images, 
 
 
 @pytest.mark.parametrize("made", ["folder", "input", "pipe", "record"])
-def test_a_build_is_refused_before_work_where_its_output_cannot_be(made, cnn_out, tmp_path, monkeypatch):
+def test_a_build_is_refused_before_work_where_its_output_cannot_be(
+    made, cnn_out, tmp_path, monkeypatch
+):
     monkeypatch.setattr("trtq.engine.build.prepare", lambda spec: pytest.fail("work had begun"))
     model = tmp_path / "m.onnx"
     model.write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
@@ -102,10 +154,16 @@ def test_a_build_is_refused_before_work_where_its_output_cannot_be(made, cnn_out
     (tmp_path / "link.engine").symlink_to(model)
     (tmp_path / "quantize.json").write_bytes((cnn_out / "quantize.json").read_bytes())
     out, why = {
-        "folder": ("folder", r"Cannot write .*folder: it is a folder. Name a file in it: --out .*folder/NAME"),
+        "folder": (
+            "folder",
+            r"Cannot write .*folder: it is a folder. Name a file in it: --out .*folder/NAME",
+        ),
         "input": ("link.engine", "it is the input"),
         "pipe": ("pipe", "it is a device or a pipe"),
-        "record": ("quantize", r"the manifest would replace .*quantize.json, which is no manifest of an engine"),
+        "record": (
+            "quantize",
+            r"the manifest would replace .*quantize.json, which is no manifest of an engine",
+        ),
     }[made]
     with pytest.raises(ArtifactError, match=why):
         build(BuildSpec(onnx=str(model), target="rtx4090", out=str(tmp_path / out)))
@@ -114,11 +172,16 @@ def test_a_build_is_refused_before_work_where_its_output_cannot_be(made, cnn_out
 
 @pytest.mark.parametrize(
     "words",
-    [("allocate", "a.json", "--strategy", "pareto"), ("lint", "m.onnx", "--target", "rtx4090", "--fix"),
-     ("export-calib", "m.onnx", "--target", "xavier@8.5"),
-     ("analyze", "trtq.testing.models:tiny_cnn", "--data", "none")],
-)  # fmt: skip
-def test_other_verbs_too_refuse_a_folder_where_a_file_is_asked_for(words, cnn_out, tmp_path, capsys, monkeypatch):
+    [
+        ("allocate", "a.json", "--strategy", "pareto"),
+        ("lint", "m.onnx", "--target", "rtx4090", "--fix"),
+        ("export-calib", "m.onnx", "--target", "xavier@8.5"),
+        ("analyze", "trtq.testing.models:tiny_cnn", "--data", "none"),
+    ],
+)
+def test_other_verbs_too_refuse_a_folder_where_a_file_is_asked_for(
+    words, cnn_out, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.onnx").write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
     (tmp_path / "here").mkdir()
@@ -127,7 +190,8 @@ def test_other_verbs_too_refuse_a_folder_where_a_file_is_asked_for(words, cnn_ou
     assert "it is a folder. Name a file in it" in capsys.readouterr().err
 
 
-# ---- what is checked is what is used -----------------------------------------------------------------------------------
+# ---- what is checked is what is used
+# -----------------------------------------------------------------------------------
 
 
 def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, monkeypatch):
@@ -152,7 +216,9 @@ def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, m
     manifest, plan = read_engine(engine)
     assert plan == good
     engine.write_bytes(b"another")
-    assert read_manifest(engine, good) == manifest  # of the bytes that were read, not of the file as it is by now
+    assert (
+        read_manifest(engine, good) == manifest
+    )  # of the bytes that were read, not of the file as it is by now
     with pytest.raises(EngineError, match="belongs to another engine"):
         read_engine(engine)
     engine.unlink()
@@ -160,9 +226,12 @@ def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, m
         read_engine(engine)
 
 
-# ---- SIGTERM -----------------------------------------------------------------------------------------------------------
+# ---- SIGTERM
+# -----------------------------------------------------------------------------------------------------------
 
-SLEEPER = "import os, time\nopen(os.environ['PID_FILE'], 'w').write(str(os.getpid()))\ntime.sleep(300)\n"
+SLEEPER = (
+    "import os, time\nopen(os.environ['PID_FILE'], 'w').write(str(os.getpid()))\ntime.sleep(300)\n"
+)
 TRTEXEC = """#!/bin/sh
 case "$*" in *--help*) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --help"; exit 0;; esac
 echo $$ > "$PID_FILE"; exec sleep 300
@@ -179,20 +248,44 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("backend", ["tensorrt-rtx", "trtexec"])
-def test_a_build_that_is_told_to_stop_leaves_no_builder_and_no_plan(backend, number, cnn_out, tmp_path):
+def test_a_build_that_is_told_to_stop_leaves_no_builder_and_no_plan(
+    backend, number, cnn_out, tmp_path
+):
     fake, temporary, out = tmp_path / "fake", tmp_path / "tmp", tmp_path / "out"
     for folder in (fake / "tensorrt_rtx", temporary, out):
         folder.mkdir(parents=True)
     (fake / "tensorrt_rtx/__init__.py").write_text(SLEEPER)
     (fake / "trtexec").write_text(TRTEXEC)
     (fake / "trtexec").chmod(0o755)
-    env = {**os.environ, "PYTHONPATH": f"{fake}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "TMPDIR": str(temporary),
-           "PID_FILE": str(tmp_path / "pid"), "TRTQ_TRTEXEC": str(fake / "trtexec")}  # fmt: skip
-    words = ["build", str(cnn_out / "model.qdq.onnx"), "--target", "rtx4090", "--backend", backend, "--out", str(out / "e.engine")]
-    process = subprocess.Popen([sys.executable, "-m", "trtq", *words], env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{fake}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "TMPDIR": str(temporary),
+        "PID_FILE": str(tmp_path / "pid"),
+        "TRTQ_TRTEXEC": str(fake / "trtexec"),
+    }
+    words = [
+        "build",
+        str(cnn_out / "model.qdq.onnx"),
+        "--target",
+        "rtx4090",
+        "--backend",
+        backend,
+        "--out",
+        str(out / "e.engine"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtq", *words],
+        env=env,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     end = time.monotonic() + 60
     ready = tmp_path / "pid"
-    while not (ready.is_file() and ready.read_text().strip() and list(temporary.glob("trtq-build-*"))):
+    while not (
+        ready.is_file() and ready.read_text().strip() and list(temporary.glob("trtq-build-*"))
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "the build did not start"
         time.sleep(0.05)

@@ -19,7 +19,15 @@ from torch import nn
 
 from tests.conftest import read, run_cli, spec
 from trtq import Encodings, quantize
-from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, ModelError, ParityError, UsageError
+from trtq.errors import (
+    ArtifactError,
+    CalibrationError,
+    DataError,
+    EncodingsError,
+    ModelError,
+    ParityError,
+    UsageError,
+)
 from trtq.export.onnx_file import get_metadata
 from trtq.export.parity import first_divergence
 from trtq.graph.capture import capture
@@ -36,7 +44,12 @@ FILES = {"model.fp32.onnx", "model.qdq.onnx", "encodings.safetensors", "quantize
 def test_it_writes_four_files_and_a_record_that_names_every_quantizer(cnn_out):
     assert set(os.listdir(cnn_out)) >= FILES
     record = read(cnn_out / "quantize.json")
-    assert {q["name"] for q in record["quantizers"]} >= {"stem.input", "stem.weight", "add.residual", "head.weight"}
+    assert {q["name"] for q in record["quantizers"]} >= {
+        "stem.input",
+        "stem.weight",
+        "add.residual",
+        "head.weight",
+    }
     for q in record["quantizers"]:
         assert q["amax"] > 0
         assert q["sqnr_db"] is None or q["sqnr_db"] > 20
@@ -67,7 +80,12 @@ def test_the_onnx_is_what_tensorrt_wants(cnn_out):
             assert node.input[2] in constants  # the bias is float, and BatchNorm is in it
             assert constants[node.input[2]].dtype == np.float32
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {n.name.split("/")[0] for n in model.graph.node if n.op_type == "Conv"} == {"stem", "conv1", "depthwise", "pointwise"}
+    assert {n.name.split("/")[0] for n in model.graph.node if n.op_type == "Conv"} == {
+        "stem",
+        "conv1",
+        "depthwise",
+        "pointwise",
+    }
     assert "/root/" not in str(model.SerializeToString())
     meta = get_metadata(model)
     assert meta["encodings_sha256"] == Encodings.load(cnn_out / "encodings.safetensors").digest()
@@ -77,16 +95,22 @@ def test_the_onnx_is_what_tensorrt_wants(cnn_out):
 def test_a_linear_of_a_transformer_gets_weights_per_output_channel_on_axis_one(images, tmp_path):
     quantize(spec(images, tmp_path, model="trtq.testing.models:tiny_vit"))
     model = onnx.load(tmp_path / "model.qdq.onnx")
-    assert not any(n.op_type == "Transpose" and n.input[0].startswith("val_w") for n in model.graph.node)
+    assert not any(
+        n.op_type == "Transpose" and n.input[0].startswith("val_w") for n in model.graph.node
+    )
     weights = [n for n in model.graph.node if n.name.endswith("qkv.weight/DequantizeLinear")]
     assert [next(a.i for a in n.attribute if a.name == "axis") for n in weights] == [1, 1]
 
 
 def test_float_file_is_the_quantized_one_without_its_pairs(cnn_out):
     quantized, plain = (onnx.load(cnn_out / f"model.{kind}.onnx") for kind in ("qdq", "fp32"))
-    assert [n.name for n in quantized.graph.node if "uantizeLinear" not in n.op_type] == [n.name for n in plain.graph.node]
+    assert [n.name for n in quantized.graph.node if "uantizeLinear" not in n.op_type] == [
+        n.name for n in plain.graph.node
+    ]
     assert not any("uantizeLinear" in n.op_type for n in plain.graph.node)
-    weights = {i.name: i.raw_data for i in plain.graph.initializer if not i.name.startswith("constant_")}
+    weights = {
+        i.name: i.raw_data for i in plain.graph.initializer if not i.name.startswith("constant_")
+    }
     assert "conv1.weight" in weights
     assert {i.name: i.raw_data for i in quantized.graph.initializer if i.name in weights} == weights
 
@@ -107,7 +131,10 @@ def test_calibrators_differ_and_batch_size_does_not_matter(images):
     for name in one:
         assert one[name].hist.limit == many[name].hist.limit
         assert one[name].amax == pytest.approx(many[name].amax, rel=1e-6)
-        assert np.abs(one[name].hist.counts - many[name].hist.counts).sum() <= 0.001 * one[name].hist.num_values
+        assert (
+            np.abs(one[name].hist.counts - many[name].hist.counts).sum()
+            <= 0.001 * one[name].hist.num_values
+        )
         assert one[name].ema is None
     ema = [observe(graph, placement, x.split(k), mode="ema") for k in (1, 20)]
     for name in ema[0]:
@@ -117,7 +144,14 @@ def test_calibrators_differ_and_batch_size_does_not_matter(images):
 
 def test_outliers_in_the_residual_stream_stay_in_float_and_are_named(images, tmp_path):
     plain = quantize(spec(images, tmp_path / "a", model="trtq.testing.models:tiny_vit"))
-    wild = quantize(spec(images, tmp_path / "b", model="trtq.testing.models:tiny_vit", model_arg={"outlier": "1000"}))
+    wild = quantize(
+        spec(
+            images,
+            tmp_path / "b",
+            model="trtq.testing.models:tiny_vit",
+            model_arg={"outlier": "1000"},
+        )
+    )
     assert plain.parity.quantization_sqnr_db > 20
     assert wild.parity.agreement == 100.0
     named = {f.name: f for f in wild.left_in_float if "set by outliers" in f.reason}
@@ -128,8 +162,9 @@ def test_outliers_in_the_residual_stream_stay_in_float_and_are_named(images, tmp
 def test_high_precision_and_dead_activations_are_listed_with_their_reason(images, tmp_path):
     record = quantize(spec(images, tmp_path, high_precision=["@first"]))
     assert {f.name: f.reason for f in record.left_in_float} == {
-        "stem.input": "asked for by --high-precision @first", "stem.weight": "asked for by --high-precision @first"
-    }  # fmt: skip
+        "stem.input": "asked for by --high-precision @first",
+        "stem.weight": "asked for by --high-precision @first",
+    }
 
 
 def test_pain_16_the_cache_says_why_it_was_used_or_not_and_survives_damage(images, tmp_path):
@@ -137,7 +172,10 @@ def test_pain_16_the_cache_says_why_it_was_used_or_not_and_survives_damage(image
     assert said() == "not used: there is no entry yet"
     assert said().startswith("used: ")
     assert said(calibrator="max") == "not used: calibrator changed since the nearest entry"
-    assert said(mean="0.1,0.1,0.1", std="1,1,1") == "not used: preprocessing changed since the nearest entry"
+    assert (
+        said(mean="0.1,0.1,0.1", std="1,1,1")
+        == "not used: preprocessing changed since the nearest entry"
+    )
     assert said(seed=1, checkpoint=None).startswith("not used: ")
     entries = sorted((tmp_path / "cache").glob("*.safetensors"))
     before = {p: p.read_bytes() for p in entries}
@@ -173,9 +211,17 @@ def test_dense_outputs(images, tmp_path):
 def test_digits_grayscale(tmp_path):
     (tmp_path / "gray.py").write_text(
         "import torch\ndef make():\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
-        "torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 64, 10))\n"
+        "torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Flatten(), "
+        "torch.nn.Linear(8 * 64, 10))\n"
     )
-    made = spec(tmp_path, tmp_path / "o", model=f"{tmp_path}/gray.py:make", data="digits", input_size="1x8x8", preset=None)
+    made = spec(
+        tmp_path,
+        tmp_path / "o",
+        model=f"{tmp_path}/gray.py:make",
+        data="digits",
+        input_size="1x8x8",
+        preset=None,
+    )
     record = quantize(made)
     assert record.preprocess.input_size == (1, 8, 8)
     assert record.parity.passed
@@ -183,18 +229,29 @@ def test_digits_grayscale(tmp_path):
 
 def test_a_sharp_softmax_leaves_its_attention_in_float(images, tmp_path):
     (tmp_path / "sharp.py").write_text(
-        "import torch\nfrom trtq.testing.models import TinyViT\ndef make():\n    torch.manual_seed(0)\n    model = TinyViT()\n"
+        "import torch\nfrom trtq.testing.models import TinyViT\ndef make():\n    "
+        "torch.manual_seed(0)\n    model = TinyViT()\n"
         "    model.blocks[0].qkv.weight.data *= 12\n    return model\n"
     )
-    record = quantize(spec(images, tmp_path / "o", model=f"{tmp_path}/sharp.py:make", input_size="3x64x64"))
+    record = quantize(
+        spec(images, tmp_path / "o", model=f"{tmp_path}/sharp.py:make", input_size="3x64x64")
+    )
     left = {f.name: f.reason for f in record.left_in_float}
     assert "one INT8 step would be" in left["blocks.0.softmax.output"]
-    assert left["blocks.0.av.rhs"] == "blocks.0.softmax.output stays in float, and an INT8 kernel needs both operands"
-    assert left["blocks.0.qk.lhs"] == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 or none"
+    assert (
+        left["blocks.0.av.rhs"]
+        == "blocks.0.softmax.output stays in float, and an INT8 kernel needs both operands"
+    )
+    assert (
+        left["blocks.0.qk.lhs"]
+        == "blocks.0.softmax.output stays in float, and an attention is one kernel, all INT8 "
+        "or none"
+    )
     assert "blocks.1.softmax.output" in {q.name for q in record.quantizers}
 
 
-# ---- the parity gate ---------------------------------------------------------------------------------------------------
+# ---- the parity gate
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_a_wrong_scale_in_the_file_is_found_where_it_is(cnn_out):
@@ -208,7 +265,9 @@ def test_a_wrong_scale_in_the_file_is_found_where_it_is(cnn_out):
     other = next(n for n in model.graph.node if n.name == "depthwise.input/DequantizeLinear")
     tensor = next(i for i in model.graph.initializer if i.name == node.input[1])
     wrong = onnx.TensorProto()
-    wrong.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2.0), "wrong"))
+    wrong.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2.0), "wrong")
+    )
     model.graph.initializer.append(wrong)
     node.input[1] = other.input[1] = "wrong"
     assert first_divergence(simulated, model, batch) == "depthwise.input"
@@ -221,22 +280,32 @@ def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_pat
 
     def sabotage(*args, **kwargs):
         model = real(*args, **kwargs)
-        for value in model.graph.initializer if any(n.op_type == "QuantizeLinear" for n in model.graph.node) else ():
+        for value in (
+            model.graph.initializer
+            if any(n.op_type == "QuantizeLinear" for n in model.graph.node)
+            else ()
+        ):
             if value.name == "conv1.weight":
                 value.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(value), value.name))
         return model
 
     monkeypatch.setattr(verb, "export_onnx", sabotage)
-    with pytest.raises(ParityError, match=r"part first at conv1.weight. Keep that layer in float: --high-precision conv1"):
+    with pytest.raises(
+        ParityError,
+        match=r"part first at conv1.weight. Keep that layer in float: --high-precision conv1",
+    ):
         quantize(spec(images, tmp_path))
     assert not set(os.listdir(tmp_path)) & FILES
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_missing_empty_and_split_folders(images, tmp_path):
-    with pytest.raises(DataError, match="Cannot read images from .*/imagse: there is no such folder"):
+    with pytest.raises(
+        DataError, match="Cannot read images from .*/imagse: there is no such folder"
+    ):
         quantize(spec(images.parent / "imagse", tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="the folder is empty"):
@@ -250,7 +319,9 @@ def test_missing_empty_and_split_folders(images, tmp_path):
 def test_corrupt_image_names_the_file_and_nothing_stays_behind(tmp_path):
     folder = write_images(tmp_path / "i", 4)
     (folder / "zz.png").write_bytes((folder / "000.png").read_bytes()[:100])
-    with pytest.raises(DataError, match=r"Cannot decode the image zz.png of .*Remove it or replace it"):
+    with pytest.raises(
+        DataError, match=r"Cannot decode the image zz.png of .*Remove it or replace it"
+    ):
         quantize(spec(folder, tmp_path / "o"))
     assert not set(os.listdir(tmp_path / "o")) & FILES
 
@@ -275,7 +346,9 @@ def test_nan_weights_and_infinite_activations(images, tmp_path):
     with torch.no_grad():
         model.conv1.weight[0, 0, 0, 0] = float("nan")
     torch.save(model.state_dict(), tmp_path / "nan.pt")
-    with pytest.raises(ModelError, match="weights of 'conv1.weight' cannot be quantized: 1 of 2304 values are NaN"):
+    with pytest.raises(
+        ModelError, match="weights of 'conv1.weight' cannot be quantized: 1 of 2304 values are NaN"
+    ):
         quantize(spec(images, tmp_path / "o", checkpoint=str(tmp_path / "nan.pt")))
 
     class Explodes(nn.Module):
@@ -317,17 +390,26 @@ def test_checkpoints(images, tmp_path):
         ("wrapped.pth", {"state_dict": {f"module.{k}": v for k, v in state.items()}}),
         ("model.pt", {"model": state, "epoch": 3}),
     ):
-        load_model("trtq.testing.models:tiny_cnn", checkpoint=__import__("pathlib").Path(make(content, name)))
+        load_model(
+            "trtq.testing.models:tiny_cnn",
+            checkpoint=__import__("pathlib").Path(make(content, name)),
+        )
     renamed = {k.replace("stem", "first"): v for k, v in state.items()}
     path = __import__("pathlib").Path(make(renamed, "renamed.pt"))
     with pytest.raises(ModelError, match=r"missing 'stem.weight'.*--checkpoint-match order"):
         load_model("trtq.testing.models:tiny_cnn", checkpoint=path)
     load_model("trtq.testing.models:tiny_cnn", checkpoint=path, match="order")
     wider = __import__("pathlib").Path(make(tiny_cnn(7).state_dict(), "wider.pt"))
-    with pytest.raises(ModelError, match=r"'head.weight' has shape \[4, 32\], the file's 'head.weight' has \[7, 32\].*num_classes"):
+    with pytest.raises(
+        ModelError,
+        match=r"'head.weight' has shape \[4, 32\], the file's 'head.weight' has \[7, "
+        r"32\].*num_classes",
+    ):
         load_model("trtq.testing.models:tiny_cnn", checkpoint=wider)
     whole = __import__("pathlib").Path(make(model, "whole.pt"))
-    assert "no code was run" in load_model("trtq.testing.models:tiny_cnn", checkpoint=whole).notes[0]
+    assert (
+        "no code was run" in load_model("trtq.testing.models:tiny_cnn", checkpoint=whole).notes[0]
+    )
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00\x00")
     with pytest.raises(ModelError, match="not a whole safetensors file"):
         load_model("trtq.testing.models:tiny_cnn", checkpoint=tmp_path / "torn.safetensors")
@@ -404,9 +486,23 @@ def test_disk_full(images, tmp_path, small_disk):
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [3.0, 4.5, 6.0, 7.0, 8.0, 9.0])
 def test_kill_at_any_moment_and_run_again(images, tmp_path, delay):
-    args = ["quantize", "trtq.testing.models:tiny_vit", "--data", str(images), "--out", str(tmp_path / "o"), "--input-size", "3x32x32",
-            "--preset", "imagenet", "--calib-cache", str(tmp_path / "c")]  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-m", "trtq", *args], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    args = [
+        "quantize",
+        "trtq.testing.models:tiny_vit",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "o"),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--calib-cache",
+        str(tmp_path / "c"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trtq", *args], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -420,9 +516,27 @@ def test_kill_at_any_moment_and_run_again(images, tmp_path, delay):
 
 @pytest.mark.slow
 def test_two_runs_at_once_in_one_folder(images, tmp_path):
-    args = [sys.executable, "-m", "trtq", "quantize", "trtq.testing.models:tiny_cnn", "--data", str(images), "--out", str(tmp_path / "o"),
-            "--input-size", "3x32x32", "--preset", "imagenet", "--calib-cache", str(tmp_path / "c")]  # fmt: skip
-    both = [subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    args = [
+        sys.executable,
+        "-m",
+        "trtq",
+        "quantize",
+        "trtq.testing.models:tiny_cnn",
+        "--data",
+        str(images),
+        "--out",
+        str(tmp_path / "o"),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        "--calib-cache",
+        str(tmp_path / "c"),
+    ]
+    both = [
+        subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     results = [p.communicate() for p in both]
     assert [p.returncode for p in both] == [0, 0]
     assert sum("Another trtq is at work here" in err for _, err in results) <= 1
@@ -449,10 +563,19 @@ def test_rgba_and_palette_images(tmp_path):
 
 def test_recipe_file_gives_what_is_not_typed(images, tmp_path):
     (tmp_path / "r.toml").write_text(
-        f'[quantize]\nmodel="trtq.testing.models:tiny_cnn"\ndata="{images}"\ninput_size="3x32x32"\npreset="imagenet"\ncalib_images=8\n'
+        f'[quantize]\nmodel="trtq.testing.models:tiny_cnn"\ndata="{images}"\n'
+        'input_size="3x32x32"\npreset="imagenet"\ncalib_images=8\n'
     )
     done = run_cli(
-        "quantize", "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "o"), "--calibrator", "max", "--json", cwd=tmp_path
+        "quantize",
+        "--recipe",
+        str(tmp_path / "r.toml"),
+        "--out",
+        str(tmp_path / "o"),
+        "--calibrator",
+        "max",
+        "--json",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "o/quantize.json")["spec"]["calibrator"] == "max"

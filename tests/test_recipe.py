@@ -10,10 +10,16 @@ from trtq.verbs.opset import opset_of
 
 
 def test_texts_become_tuples():
-    spec = QuantizeSpec.make({"model": "timm:x", "out": "o", "input_size": "3x8x16", "mean": "0.1,0.2,0.3"})
+    spec = QuantizeSpec.make(
+        {"model": "timm:x", "out": "o", "input_size": "3x8x16", "mean": "0.1,0.2,0.3"}
+    )
     assert spec.input_size == (3, 8, 16)
     assert spec.mean == (0.1, 0.2, 0.3)
-    assert BuildSpec.make({"onnx": "a", "target": "t4", "out": "e", "batch": "1:4:8"}).batch == (1, 4, 8)
+    assert BuildSpec.make({"onnx": "a", "target": "t4", "out": "e", "batch": "1:4:8"}).batch == (
+        1,
+        4,
+        8,
+    )
 
 
 def test_specs_are_checked_when_made_in_python_too():
@@ -22,7 +28,14 @@ def test_specs_are_checked_when_made_in_python_too():
 
 
 def test_specs_are_frozen_and_round_trip_through_json():
-    spec = QuantizeSpec.make({"model": "timm:x", "out": "o", "high_precision": ["@first"], "model_arg": {"num_classes": "10"}})
+    spec = QuantizeSpec.make(
+        {
+            "model": "timm:x",
+            "out": "o",
+            "high_precision": ["@first"],
+            "model_arg": {"num_classes": "10"},
+        }
+    )
     assert msgspec.json.decode(msgspec.json.encode(spec), type=QuantizeSpec) == spec
     with pytest.raises(AttributeError):
         spec.out = "p"
@@ -30,7 +43,9 @@ def test_specs_are_frozen_and_round_trip_through_json():
 
 def test_training_writes_for_the_target_of_the_recipe(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text('[quantize]\nmodel="timm:resnet18"\ndata="d"\ntarget="xavier@8.5"\n[finetune]\n')
+    path.write_text(
+        '[quantize]\nmodel="timm:resnet18"\ndata="d"\ntarget="xavier@8.5"\n[finetune]\n'
+    )
     recipe = load_recipe(path)
     assert recipe.finetune.target == "xavier@8.5"
     assert opset_of(recipe.finetune) == opset_of(recipe.quantize) == 16
@@ -38,7 +53,10 @@ def test_training_writes_for_the_target_of_the_recipe(tmp_path):
 
 def test_recipe(tmp_path):
     path = tmp_path / "r.toml"
-    path.write_text('[quantize]\nmodel="timm:resnet18"\ndata="d"\n[evaluate]\n[[build]]\ntarget="rtx3080"\n[bench]\n')
+    path.write_text(
+        '[quantize]\nmodel="timm:resnet18"\ndata="d"\n[evaluate]\n[[build]]\ntarget="rtx3080"\n'
+        "[bench]\n"
+    )
     recipe = load_recipe(path)
     assert recipe.out == "runs/r"
     assert recipe.quantize.out == "runs/r"
@@ -49,9 +67,15 @@ def test_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[quantise]\nmodel='a'", "Unknown table or setting 'quantise' in .* Did you mean quantize?"),
+        (
+            "[quantise]\nmodel='a'",
+            "Unknown table or setting 'quantise' in .* Did you mean quantize?",
+        ),
         ("[bench]", r"has no \[quantize\] table"),
-        ("[quantize]\nmodel='a'\ncalibratr='max'", "Unknown setting 'calibratr' in .quantize. of .*r.toml. Did you mean calibrator"),
+        (
+            "[quantize]\nmodel='a'\ncalibratr='max'",
+            "Unknown setting 'calibratr' in .quantize. of .*r.toml. Did you mean calibrator",
+        ),
         ("[quantize]\nmodel='a'\ncalibrator='median'", "Invalid enum value 'median'"),
         ("[quantize\n", "Cannot read the recipe"),
         ("[quantize]\ndata='d'", "missing required field `model`"),

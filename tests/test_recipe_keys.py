@@ -56,11 +56,17 @@ def project(tmp_path: Path, images: Path) -> Path:
     (tmp_path / "terms.py").write_text("def weigh(x):\n    return x\n")
     torch.manual_seed(1)
     parts = {"conv": torch.nn.Conv2d(3, 8, 3), "tail.fc": torch.nn.Linear(8, 4)}
-    torch.save({f"{n}.{k}": v for n, m in parts.items() for k, v in m.state_dict().items()}, tmp_path / "weights.pt")
+    torch.save(
+        {f"{n}.{k}": v for n, m in parts.items() for k, v in m.state_dict().items()},
+        tmp_path / "weights.pt",
+    )
     (tmp_path / "recipe.toml").write_text(
-        f'out = "{tmp_path}/run"\n[quantize]\nmodel = "{tmp_path}/net.py:model"\ndata = "{images}"\ninput_size = "3x32x32"\n'
-        f'preset = "imagenet"\ncalib_images = 16\npreset_quant = "none"\ncalib_cache = "{tmp_path}/cache"\n'
-        f'[finetune]\nepochs = 1\nbatch_size = 8\naugment = "none"\nloss = "{tmp_path}/loss.py:loss"\n'
+        f'out = "{tmp_path}/run"\n[quantize]\nmodel = "{tmp_path}/net.py:model"\ndata = '
+        f'"{images}"\ninput_size = "3x32x32"\n'
+        'preset = "imagenet"\ncalib_images = 16\npreset_quant = "none"\ncalib_cache = '
+        f'"{tmp_path}/cache"\n'
+        '[finetune]\nepochs = 1\nbatch_size = 8\naugment = "none"\nloss = '
+        f'"{tmp_path}/loss.py:loss"\n'
     )
     return tmp_path
 
@@ -87,7 +93,10 @@ def test_a_stage_runs_again_when_what_it_depends_on_changed(project: Path):
     assert ran(project)["quantize"] == "model changed"
     # A module that the user's loss imports.
     (project / "terms.py").write_text("def weigh(x):\n    return 2 * x\n")
-    assert ran(project) == {"finetune": "own loss changed", "report": "finetune/finetune.json changed"}
+    assert ran(project) == {
+        "finetune": "own loss changed",
+        "report": "finetune/finetune.json changed",
+    }
 
 
 def test_training_does_not_look_at_how_encodings_are_stored(project: Path):
@@ -118,12 +127,21 @@ def training_inputs(project: Path) -> dict:
 
 def test_constants_that_are_no_parameters_count(project: Path):
     ran(project)
-    gain = "self.num_classes = 4\n        self.register_buffer('gain', torch.full((1,), 2.0), persistent=False)"
-    own = MODEL.replace("self.num_classes = 4", gain).replace("return self.tail(", "return self.gain * self.tail(")
+    gain = (
+        "self.num_classes = 4\n        self.register_buffer('gain', torch.full((1,), 2.0), "
+        "persistent=False)"
+    )
+    own = MODEL.replace("self.num_classes = 4", gain).replace(
+        "return self.tail(", "return self.gain * self.tail("
+    )
     (project / "net.py").write_text(own)
     assert ran(project)["quantize"] == "model changed"
     text = (project / "net.py").read_text()
     (project / "net.py").write_text(text.replace("2.0), persistent", "3.0), persistent"))
     assert ran(project)["quantize"] == "model changed"
-    (project / "net.py").write_text(text.replace("2.0), persistent", "3.0), persistent").replace("num_classes = 4", "num_classes = 9"))
+    (project / "net.py").write_text(
+        text.replace("2.0), persistent", "3.0), persistent").replace(
+            "num_classes = 4", "num_classes = 9"
+        )
+    )
     assert ran(project)["quantize"] == "model changed"

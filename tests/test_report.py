@@ -17,7 +17,9 @@ from trtq.artifact import write_json
 from trtq.errors import ArtifactError, UsageError
 from trtq.report.layers import LayerRow, Layers
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield started
         started.close()
 
@@ -41,7 +45,9 @@ def opened(browser: Any) -> Iterator[Any]:
     def show(path: Path, **given: Any) -> Any:
         contexts.append(browser.new_context(viewport={"width": 1200, "height": 900}, **given))
         page = contexts[-1].new_page()
-        page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda e: said.append(str(e)))
         page.on("request", lambda r: fetched.append(r.url))
         page.goto(path.resolve().as_uri())
@@ -59,19 +65,31 @@ def run_folder(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A quantized and evaluated tiny CNN, its last layer in float."""
     out = tmp_path_factory.mktemp("reported") / "int8"
     quantize(spec(images, out, high_precision=("head",)))
-    given = {"data": str(images), "onnx": f"{out}/model.qdq.onnx", "reference": f"{out}/model.fp32.onnx"}
+    given = {
+        "data": str(images),
+        "onnx": f"{out}/model.qdq.onnx",
+        "reference": f"{out}/model.fp32.onnx",
+    }
     write_json(out / "evaluate.json", evaluate(EvaluateSpec.make(given)))
     return out
 
 
 def test_a_page_is_one_file_with_everything(run_folder: Path, tmp_path: Path):
-    done = run_cli("report", str(run_folder), "--out", str(tmp_path / "p/page.html"), "--title", "Mine & yours")
+    done = run_cli(
+        "report", str(run_folder), "--out", str(tmp_path / "p/page.html"), "--title", "Mine & yours"
+    )
     assert done.returncode == 0, done.stderr
     assert "page.html" in done.stdout and "keeps" in done.stdout
     text = (tmp_path / "p/page.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text) and "@import" not in text
     assert "<h1>Mine &amp; yours</h1>" in text
-    for heading in ("Layer by layer", "All quantizers", "What was not done, and why", "Repeat it", "Where this was made"):
+    for heading in (
+        "Layer by layer",
+        "All quantizers",
+        "What was not done, and why",
+        "Repeat it",
+        "Where this was made",
+    ):
         assert f"<h2>{heading}</h2>" in text
     record = read(run_folder / "quantize.json")
     for q in record["quantizers"]:
@@ -86,12 +104,17 @@ def test_a_page_is_one_file_with_everything(run_folder: Path, tmp_path: Path):
 def test_an_evaluation_without_a_reference(images, run_folder: Path, tmp_path: Path):
     folder = tmp_path / "alone"
     shutil.copytree(run_folder, folder)
-    write_json(folder / "evaluate.json", evaluate(EvaluateSpec(data=str(images), onnx=f"{folder}/model.qdq.onnx")))
+    write_json(
+        folder / "evaluate.json",
+        evaluate(EvaluateSpec(data=str(images), onnx=f"{folder}/model.qdq.onnx")),
+    )
     made = write_report(ReportSpec(run=(str(folder),)))
     assert "top-1 on 32 images (the float model was not measured)" in made.verdict
     text = (folder / "report.html").read_text()
     assert "not measured" in text and "any Q/DQ pair as written" in text
-    both = write_report(ReportSpec(run=(str(folder), str(run_folder)), out=str(tmp_path / "both.html")))
+    both = write_report(
+        ReportSpec(run=(str(folder), str(run_folder)), out=str(tmp_path / "both.html"))
+    )
     assert both.bytes > 1000
 
 
@@ -100,41 +123,63 @@ def test_a_board_s_record_of_another_version_is_said(run_folder: Path, tmp_path:
     (tmp_path / "r/deploy/nano").mkdir(parents=True)
     write_json(tmp_path / "r/deploy/nano/deploy.json", {"verb": "deploy", "schema": 0})
     write_report(ReportSpec(run=(str(tmp_path / "r"),)))
-    assert "deploy.json is of another version of trtq: deploy again" in (tmp_path / "r/report.html").read_text()
+    assert (
+        "deploy.json is of another version of trtq: deploy again"
+        in (tmp_path / "r/report.html").read_text()
+    )
 
 
 def test_a_folder_of_training_alone_has_no_report(tmp_path: Path):
     (tmp_path / "finetune.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"it holds no quantize.json. Train in a recipe \(\[finetune\]\) and name the recipe's folder"):
+    with pytest.raises(
+        UsageError,
+        match=r"it holds no quantize.json. Train in a recipe \(\[finetune\]\) and name the "
+        r"recipe's folder",
+    ):
         write_report(ReportSpec(run=(str(tmp_path),)))
 
 
 def test_tables_sort_and_filter(run_folder: Path, tmp_path: Path, opened):
     record = read(run_folder / "quantize.json")
-    page = opened(Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page))
+    page = opened(
+        Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page)
+    )
     rows = page.locator("#quantizer-table tbody tr")
     assert rows.count() == len(record["quantizers"])
     head = page.locator("#quantizer-table th", has_text="SQNR")
     head.locator("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
     known = [q["sqnr_db"] for q in record["quantizers"] if q["sqnr_db"] is not None]
-    cells = [c for c in page.locator("#quantizer-table tbody tr td:last-child").all_text_contents() if c != "exact"]
+    cells = [
+        c
+        for c in page.locator("#quantizer-table tbody tr td:last-child").all_text_contents()
+        if c != "exact"
+    ]
     assert cells == [f"{v:.1f} dB" for v in sorted(known)]
     head.locator("button").press("Enter")  # the keyboard does what the mouse does
     assert head.get_attribute("aria-sort") == "descending"
-    cells = [c for c in page.locator("#quantizer-table tbody tr td:last-child").all_text_contents() if c != "exact"]
+    cells = [
+        c
+        for c in page.locator("#quantizer-table tbody tr td:last-child").all_text_contents()
+        if c != "exact"
+    ]
     assert cells == [f"{v:.1f} dB" for v in sorted(known, reverse=True)]
     assert page.locator("#quantizer-table th[aria-sort]").count() == 1
     page.get_by_label("Find quantizers").fill("weight int8")
     weights = sum(q["role"] == "weight" for q in record["quantizers"])
     assert page.locator("#quantizer-table tbody tr:visible").count() == weights
-    assert page.locator("#find-quantizer-count").text_content() == f"{weights} of {len(record['quantizers'])} rows"
+    assert (
+        page.locator("#find-quantizer-count").text_content()
+        == f"{weights} of {len(record['quantizers'])} rows"
+    )
     page.get_by_label("Find quantizers").fill("no such thing")
     assert page.locator("#quantizer-table tbody tr:visible").count() == 0
 
 
 def test_histograms_come_on_demand(run_folder: Path, tmp_path: Path, opened):
-    page = opened(Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page))
+    page = opened(
+        Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page)
+    )
     q = next(q for q in read(run_folder / "quantize.json")["quantizers"] if q["histogram"])
     button = page.locator(f'button.hist[data-q="{q["name"]}"]')
     assert page.locator("tr.detail").count() == 0
@@ -142,21 +187,29 @@ def test_histograms_come_on_demand(run_folder: Path, tmp_path: Path, opened):
     assert button.get_attribute("aria-expanded") == "true"
     drawn = page.locator("tr.detail svg")
     assert drawn.get_attribute("aria-label").startswith(f"Magnitudes of {q['name']}: 0 to ")
-    assert drawn.locator("path.bars").get_attribute("d").count("M") == sum(c > 0 for c in q["histogram"])
+    assert drawn.locator("path.bars").get_attribute("d").count("M") == sum(
+        c > 0 for c in q["histogram"]
+    )
     page.locator("#quantizer-table th button").first.click()  # sorting puts it away, and says so
-    assert page.locator("tr.detail").count() == 0 and button.get_attribute("aria-expanded") == "false"
+    assert (
+        page.locator("tr.detail").count() == 0 and button.get_attribute("aria-expanded") == "false"
+    )
     button.click()
     button.click()
     assert page.locator("tr.detail").count() == 0
 
 
 def test_the_strip_names_layers_and_finds_them(run_folder: Path, tmp_path: Path, opened):
-    page = opened(Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page))
+    page = opened(
+        Path(write_report(ReportSpec(run=(str(run_folder),), out=str(tmp_path / "a.html"))).page)
+    )
     layers = json.loads(page.locator("#layers").text_content())
     frame, said = page.locator(".strip-frame"), page.locator("#strip-said")
     frame.focus()
     frame.press("ArrowRight")
-    assert said.text_content().startswith(f"1 of {len(layers)}: {layers[0][0]}, INT8, computes in INT8")
+    assert said.text_content().startswith(
+        f"1 of {len(layers)}: {layers[0][0]}, INT8, computes in INT8"
+    )
     frame.press("End")
     assert said.text_content().startswith(f"{len(layers)} of {len(layers)}: {layers[-1][0]}")
     frame.press("ArrowRight")  # there is nothing behind the last
@@ -178,9 +231,14 @@ def test_dark_light_print_and_no_script(run_folder: Path, tmp_path: Path, opened
     assert dark.evaluate(paper) == "rgb(18, 22, 28)"
     dark.emulate_media(media="print")
     assert dark.locator(".tools:visible").count() == 0
-    assert dark.evaluate("getComputedStyle(document.querySelector('.scroll')).overflow") == "visible"
+    assert (
+        dark.evaluate("getComputedStyle(document.querySelector('.scroll')).overflow") == "visible"
+    )
     plain = opened(path, java_script_enabled=False)
-    assert plain.locator("button.hist:visible").count() == 0 and plain.locator(".tools:visible").count() == 0
+    assert (
+        plain.locator("button.hist:visible").count() == 0
+        and plain.locator(".tools:visible").count() == 0
+    )
     assert plain.locator("#layer-table tbody tr").count() > 0
 
 
@@ -191,21 +249,31 @@ def test_a_thousand_layers(run_folder: Path, tmp_path: Path, opened):
     first = record["quantizers"][:2]
     assert {q["role"] for q in first} == {"input", "weight"}
     record["quantizers"] = [
-        {**q, "layer": f"block.{i}.conv", "name": f"block.{i}.conv.{q['role']}", "sqnr_db": 20 + (i * 7919) % 997 / 50}
-        for i in range(1000) for q in first
-    ]  # fmt: skip
+        {
+            **q,
+            "layer": f"block.{i}.conv",
+            "name": f"block.{i}.conv.{q['role']}",
+            "sqnr_db": 20 + (i * 7919) % 997 / 50,
+        }
+        for i in range(1000)
+        for q in first
+    ]
     record["model"]["weight_values"] = {f"block.{i}.conv": 1 + i for i in range(1000)}
     (tmp_path / "big/quantize.json").write_text(json.dumps(record))
     made = write_report(ReportSpec(run=(str(tmp_path / "big"),)))
     assert made.bytes < 2_500_000
     page = opened(Path(made.page))
-    assert page.locator("#layer-table tbody tr").count() == 1000 + len({f["layer"] for f in record["left_in_float"]})
+    assert page.locator("#layer-table tbody tr").count() == 1000 + len(
+        {f["layer"] for f in record["left_in_float"]}
+    )
     page.locator("#quantizer-table th button").last.click()
     page.get_by_label("Find layers").fill("block.77.")
     assert page.locator("#layer-table tbody tr:visible").count() == 1
     page.locator(".strip-frame").press("PageDown")
     assert "block.19.conv" in page.locator("#strip-said").text_content()
-    assert page.evaluate("document.querySelector('svg.strip').querySelectorAll('*').length") < 40  # a path a colour
+    assert (
+        page.evaluate("document.querySelector('svg.strip').querySelectorAll('*').length") < 40
+    )  # a path a colour
 
 
 def test_what_the_strip_draws():
@@ -216,7 +284,9 @@ def test_what_the_strip_draws():
         LayerRow(name="b", precision="INT4", sqnr_db=None, share=0.75, **common),
     ]
     drawn = Layers(rows=rows, sensitivity="", work="share of the weights, counted").strip
-    assert re.findall(r'class="share" d="([^"]*)"', drawn) == ["M0.00 34h430.00v-10.7h-430.00zM500.00 34h430.00v-32.0h-430.00z"]
+    assert re.findall(r'class="share" d="([^"]*)"', drawn) == [
+        "M0.00 34h430.00v-10.7h-430.00zM500.00 34h430.00v-32.0h-430.00z"
+    ]
     assert re.findall(r'class="sqnr" d="([^"]*)"', drawn) == ["M0.00 34h430.00v-32.0h-430.00z"]
     assert 'class="int8"' in drawn and 'class="below"' in drawn and 'class="loss"' not in drawn
     assert "share of the weights, counted, up to 75.0 %" in drawn
@@ -225,32 +295,50 @@ def test_what_the_strip_draws():
 def test_several_runs_side_by_side(run_folder: Path, images: Path, tmp_path: Path, opened):
     for name, bits in (("w8", "w8a8"), ("w4", "w4a8")):
         quantize(spec(images, tmp_path / name, bits=bits, min_agreement=0))
-    done = run_cli("report", str(run_folder), str(tmp_path / "w8"), str(tmp_path / "w4"), "--out", str(tmp_path / "all.html"))
+    done = run_cli(
+        "report",
+        str(run_folder),
+        str(tmp_path / "w8"),
+        str(tmp_path / "w4"),
+        "--out",
+        str(tmp_path / "all.html"),
+    )
     assert done.returncode == 0, done.stderr
     assert "3 runs: " in done.stdout
     page = opened(tmp_path / "all.html")
     assert page.locator("#run-table tbody tr").count() == 4  # and the float model, once
-    assert "The runs were measured on different images" in page.locator("p.warn").first.text_content()
+    assert (
+        "The runs were measured on different images" in page.locator("p.warn").first.text_content()
+    )
     text = page.content()
     for word in ("int8", "w8", "w4", "W4A8", "float trtq.testing.models:tiny_cnn", "trtq quantize"):
         assert word in text
     assert page.locator("figure svg").count() >= 1
     page.locator("#run-table th button", has_text="weights").click()
     order = page.locator("#run-table tbody tr td:first-child").all_text_contents()
-    assert order[0] == "w4" and order[-1].startswith("float")  # codes count at their width, not at a byte each
+    assert order[0] == "w4" and order[-1].startswith(
+        "float"
+    )  # codes count at their width, not at a byte each
     # Two of the same kind are comparable.
-    write_report(ReportSpec(run=(str(tmp_path / "w8"), str(tmp_path / "w4")), out=str(tmp_path / "two.html")))
+    write_report(
+        ReportSpec(run=(str(tmp_path / "w8"), str(tmp_path / "w4")), out=str(tmp_path / "two.html"))
+    )
     assert "different images" not in (tmp_path / "two.html").read_text()
 
 
-def test_what_the_second_run_measured_of_the_float_model_is_kept(run_folder: Path, images: Path, tmp_path: Path):
+def test_what_the_second_run_measured_of_the_float_model_is_kept(
+    run_folder: Path, images: Path, tmp_path: Path
+):
     """The order of the folders changes nothing."""
     from trtq.report.runs import compare_runs
     from trtq.report.summary import summarize_run
 
     quantize(spec(images, tmp_path / "w8"))
     folders = [run_folder, tmp_path / "w8"]
-    rows = [compare_runs(order, [summarize_run(f) for f in order]).rows[-1] for order in (folders, folders[::-1])]
+    rows = [
+        compare_runs(order, [summarize_run(f) for f in order]).rows[-1]
+        for order in (folders, folders[::-1])
+    ]
     assert rows[0] == rows[1] and rows[0].width == "float"
 
 
@@ -267,7 +355,11 @@ def test_names_are_text_and_nothing_else(run_folder: Path, tmp_path: Path, opene
     assert page.locator("img").count() == 0
     page.locator("button.hist").first.click()
     assert bad in page.locator("tr.detail svg").get_attribute("aria-label")
-    write_report(ReportSpec(run=(str(run_folder), str(tmp_path / "evil $x$")), out=str(tmp_path / "two.html")))
+    write_report(
+        ReportSpec(
+            run=(str(run_folder), str(tmp_path / "evil $x$")), out=str(tmp_path / "two.html")
+        )
+    )
     opened(tmp_path / "two.html")
 
 
@@ -277,7 +369,11 @@ def test_what_cannot_be_reported(run_folder: Path, tmp_path: Path):
         write_report(ReportSpec(run=()))
     with pytest.raises(UsageError, match="is named twice"):
         write_report(ReportSpec(run=(str(run_folder), f"{run_folder}/.")))
-    with pytest.raises(UsageError, match=r"Cannot report on .*: it holds no quantize.json. Name a folder that trtq run, quantize"):
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot report on .*: it holds no quantize.json. Name a folder that trtq run, "
+        r"quantize",
+    ):
         write_report(ReportSpec(run=(str(tmp_path),)))
     with pytest.raises(UsageError, match=r"Cannot report on .*nowhere: there is no such folder"):
         write_report(ReportSpec(run=(str(tmp_path / "nowhere"),)))

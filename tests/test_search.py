@@ -23,11 +23,17 @@ def choices(sensitivities, sizes, labels=LABELS):
     """S4 eq. 3.4: the loss of a layer is its sensitivity over its bits, its cost its parameters times bits / 8."""
     return [
         Choice(
-            name=f"l{i}", layers=(f"l{i}",), sensitivity=s, loss={o: s / BITS[o] for o in labels},
-            costs={"size": {o: p * BITS[o] / 8 for o in labels}, "bitops": {o: p * BITS[o] ** 2 for o in labels}},
+            name=f"l{i}",
+            layers=(f"l{i}",),
+            sensitivity=s,
+            loss={o: s / BITS[o] for o in labels},
+            costs={
+                "size": {o: p * BITS[o] / 8 for o in labels},
+                "bitops": {o: p * BITS[o] ** 2 for o in labels},
+            },
         )
         for i, (s, p) in enumerate(zip(sensitivities, sizes, strict=True))
-    ]  # fmt: skip
+    ]
 
 
 def brute_force(items, labels, budgets):
@@ -61,7 +67,10 @@ def test_the_pareto_strategy_finds_what_brute_force_finds(network, share):
 @given(networks, st.floats(0.3, 1.0), st.floats(0.1, 1.0))
 def test_the_integer_program_finds_what_brute_force_finds_under_two_budgets(network, share, other):
     items = choices(*zip(*network, strict=True))
-    budgets = {"size": share * sum(p for _, p in network), "bitops": other * sum(64 * p for _, p in network)}
+    budgets = {
+        "size": share * sum(p for _, p in network),
+        "bitops": other * sum(64 * p for _, p in network),
+    }
     best = brute_force(items, LABELS, budgets)
     found = mixed_integer(items, LABELS, budgets)
     assert all(found.costs[b] <= limit * (1 + 1e-6) for b, limit in budgets.items())
@@ -72,16 +81,25 @@ def test_the_integer_program_finds_what_brute_force_finds_under_two_budgets(netw
 def test_the_greedy_rule_stays_within_budgets_when_the_narrowest_width_is_not_the_cheapest():
     labels = ("w4a16", "w8a8")  # in latency the first costs more
     items = [
-        Choice(name=n, layers=(n,), sensitivity=s, loss={"w4a16": 1.0, "w8a8": 2.0}, costs={"latency@t4": {"w4a16": 2.0, "w8a8": 1.0}})
+        Choice(
+            name=n,
+            layers=(n,),
+            sensitivity=s,
+            loss={"w4a16": 1.0, "w8a8": 2.0},
+            costs={"latency@t4": {"w4a16": 2.0, "w8a8": 1.0}},
+        )
         for n, s in (("a", 3.0), ("b", 2.0), ("c", 1.0))
-    ]  # fmt: skip
+    ]
     assert greedy(items, labels, {"latency@t4": 3.5}).costs["latency@t4"] <= 3.5
     torn = [
         Choice(
-            name="a", layers=("a",), sensitivity=1.0, loss={"x": 1.0, "y": 1.0},
+            name="a",
+            layers=("a",),
+            sensitivity=1.0,
+            loss={"x": 1.0, "y": 1.0},
             costs={"p": {"x": 1.0, "y": 9.0}, "q": {"x": 9.0, "y": 1.0}},
         )
-    ]  # fmt: skip
+    ]
     with pytest.raises(UsageError, match="The greedy strategy finds no start within the budgets"):
         greedy(torn, ("x", "y"), {"p": 2.0, "q": 2.0})
 
@@ -90,7 +108,9 @@ def test_dp_and_integer_program_agree_on_a_deep_network():
     generator = np.random.default_rng(0)
     items = choices(generator.gamma(1.0, 5.0, 60), generator.integers(100, 10_000, 60))
     limit = 0.5 * sum(c.costs["size"]["w8a8"] for c in items)
-    assert pareto(items, LABELS, {"size": limit}).loss == pytest.approx(mixed_integer(items, LABELS, {"size": limit}).loss, rel=1e-4)
+    assert pareto(items, LABELS, {"size": limit}).loss == pytest.approx(
+        mixed_integer(items, LABELS, {"size": limit}).loss, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(("layers", "wanted"), [(21, (6, 9, 6)), (50, (13, 24, 13))])
@@ -115,13 +135,25 @@ def test_the_papers_energies_follow_from_their_memory_shares():
 def test_what_cannot_be_met_is_explained():
     items = choices([1.0, 2.0], [100, 300])
     for strategy in ("greedy", "pareto", "milp"):
-        with pytest.raises(UsageError, match=r"The budget size cannot be met: the narrowest widths \(w2a2\) need 100, 50 is allowed"):
+        with pytest.raises(
+            UsageError,
+            match=r"The budget size cannot be met: the narrowest widths \(w2a2\) need 100, 50 is "
+            r"allowed",
+        ):
             STRATEGIES[strategy](items, LABELS, {"size": 50.0})
     crossed = [
-        Choice(name="l0", layers=("l0",), sensitivity=1, loss=dict.fromkeys(LABELS[:2], 1.0),
-               costs={"size": {"w2a2": 1.0, "w4a4": 9.0}, "energy": {"w2a2": 9.0, "w4a4": 1.0}})
-    ]  # fmt: skip
-    with pytest.raises(UsageError, match=r"The budgets cannot be met together: each alone is possible: size <= 5, energy <= 5"):
+        Choice(
+            name="l0",
+            layers=("l0",),
+            sensitivity=1,
+            loss=dict.fromkeys(LABELS[:2], 1.0),
+            costs={"size": {"w2a2": 1.0, "w4a4": 9.0}, "energy": {"w2a2": 9.0, "w4a4": 1.0}},
+        )
+    ]
+    with pytest.raises(
+        UsageError,
+        match=r"The budgets cannot be met together: each alone is possible: size <= 5, energy <= 5",
+    ):
         mixed_integer(crossed, LABELS[:2], {"size": 5.0, "energy": 5.0})
     with pytest.raises(UsageError, match="The percentile rule needs three widths: it got 2"):
         percentile(items, LABELS[:2], {})
@@ -133,7 +165,13 @@ def test_what_cannot_be_met_is_explained():
 
 def test_ties_take_the_cheaper_width():
     items = [
-        Choice(name="a", layers=("a",), sensitivity=0, loss=dict.fromkeys(LABELS, 1.0), costs={"size": {o: float(BITS[o]) for o in LABELS}})
+        Choice(
+            name="a",
+            layers=("a",),
+            sensitivity=0,
+            loss=dict.fromkeys(LABELS, 1.0),
+            costs={"size": {o: float(BITS[o]) for o in LABELS}},
+        )
     ]
     assert mixed_integer(items, LABELS, {"size": 100.0}).options == {"a": "w2a2"}
     assert pareto(items, LABELS, {"size": 100.0}).options == {"a": "w2a2"}
@@ -157,7 +195,10 @@ def test_budgets_as_people_write_them():
         {"size": 1.9e6, "bitops": 204.8e6, "energy": 1.05}
     )
     assert read_budgets(["size=0.25"], full) == {"size": 10e6}
-    assert read_budgets(["latency@t4=250us", "size=1KiB"], full) == {"latency@t4": 0.25, "size": 1024}
+    assert read_budgets(["latency@t4=250us", "size=1KiB"], full) == {
+        "latency@t4": 0.25,
+        "size": 1024,
+    }
     assert read_budgets(["latency@T4=0.5"], full) == {"latency@t4": 4.0}
     for text, error in (
         ("sise=1MB", "Unknown budget 'sise'.*size"),
@@ -179,9 +220,16 @@ def test_budgets_as_people_write_them():
 
 def test_widths_as_people_write_them():
     assert [o.label for o in read_options(["8,fp8", "w4a16"])] == ["w4a16", "w8a8", "fp8"]
-    assert [o.label for o in read_options(["8", "w4a8", "fp16", "2"])] == ["w2a2", "w4a8", "w8a8", "fp16"]
+    assert [o.label for o in read_options(["8", "w4a8", "fp16", "2"])] == [
+        "w2a2",
+        "w4a8",
+        "w8a8",
+        "fp16",
+    ]
     assert not read_option("fp16").quantized
-    with pytest.raises(UsageError, match="Cannot read the width '9': expected 2 to 8, .*fp8 or fp16"):
+    with pytest.raises(
+        UsageError, match="Cannot read the width '9': expected 2 to 8, .*fp8 or fp16"
+    ):
         read_option("9")
     with pytest.raises(UsageError, match="The width w4a4 was asked for twice"):
         read_options(["4", "w4a4"])

@@ -37,10 +37,19 @@ def ptq(scenes, tmp_path_factory) -> Path:
 def asked(scenes, ptq: Path, out: Path, **changes):
     images, masks = map(str, scenes)
     values = {
-        "model": NET, "data": images, "masks": masks, "val": images, "val_masks": masks, "out": str(out),
-        "encodings": str(ptq / "encodings.safetensors"), "input_size": "3x32x32", "preset": "imagenet", "epochs": 2, "batch_size": 8,
+        "model": NET,
+        "data": images,
+        "masks": masks,
+        "val": images,
+        "val_masks": masks,
+        "out": str(out),
+        "encodings": str(ptq / "encodings.safetensors"),
+        "input_size": "3x32x32",
+        "preset": "imagenet",
+        "epochs": 2,
+        "batch_size": 8,
         "parity_images": 8,
-    }  # fmt: skip
+    }
     return FinetuneSpec.make({**values, **changes})
 
 
@@ -59,9 +68,21 @@ def test_masks_follow_their_images(tmp_path: Path):
     picture = np.zeros((60, 90, 3), dtype=np.uint8)
     picture[:, :, 0] = np.arange(6).repeat(15)[None] * 40
     Image.fromarray(picture).save(tmp_path / "a.png")
-    Image.fromarray(np.arange(6, dtype=np.uint8).repeat(15)[None].repeat(60, 0)).save(tmp_path / "m.png")
-    for size, extra in (((3, 32, 32), {"resize": 36}), ((3, 30, 45), {}), ((3, 32, 32), {"resize": 48, "crop": 40})):
-        preprocess, _ = resolve_preprocess(input_size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="nearest", **extra)
+    Image.fromarray(np.arange(6, dtype=np.uint8).repeat(15)[None].repeat(60, 0)).save(
+        tmp_path / "m.png"
+    )
+    for size, extra in (
+        ((3, 32, 32), {"resize": 36}),
+        ((3, 30, 45), {}),
+        ((3, 32, 32), {"resize": 48, "crop": 40}),
+    ):
+        preprocess, _ = resolve_preprocess(
+            input_size=size,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            interpolation="nearest",
+            **extra,
+        )
         image = preprocess.apply(Image.open(tmp_path / "a.png"))
         mask = preprocess.apply_mask(np.asarray(Image.open(tmp_path / "m.png")), 255)
         assert torch.equal((image[0] * 255 / 40).round().long(), mask)
@@ -69,26 +90,43 @@ def test_masks_follow_their_images(tmp_path: Path):
 
 
 def test_what_a_crop_adds_counts_for_nothing():
-    preprocess = Preprocess(input_size=(3, 32, 64), mean=(0.0,) * 3, std=(1.0,) * 3, resize=32, crop=None)
-    wide = preprocess.apply_mask(np.full((36, 48), 7, dtype=np.uint8), 255)  # 4:3 into 2:1: both sides are added
+    preprocess = Preprocess(
+        input_size=(3, 32, 64), mean=(0.0,) * 3, std=(1.0,) * 3, resize=32, crop=None
+    )
+    wide = preprocess.apply_mask(
+        np.full((36, 48), 7, dtype=np.uint8), 255
+    )  # 4:3 into 2:1: both sides are added
     assert sorted(wide.unique().tolist()) == [7, 255]
 
 
 def test_pairs_are_found_by_name(tmp_path: Path):
     images, masks = write_scenes(tmp_path, 3)
     preprocess, _ = resolve_preprocess(input_size=(3, 32, 32), preset="imagenet")
-    assert PixelTargets(open_source(str(images)), str(masks), preprocess, 255).of([0, 2]).shape == (2, 32, 32)
+    assert PixelTargets(open_source(str(images)), str(masks), preprocess, 255).of([0, 2]).shape == (
+        2,
+        32,
+        32,
+    )
     city, truth = tmp_path / "leftImg8bit", tmp_path / "gtFine"
     for town in ("aachen", "bochum"):
-        for folder, ends in ((city, ("leftImg8bit",)), (truth, ("gtFine_labelIds", "gtFine_labelTrainIds", "gtFine_color"))):
+        for folder, ends in (
+            (city, ("leftImg8bit",)),
+            (truth, ("gtFine_labelIds", "gtFine_labelTrainIds", "gtFine_color")),
+        ):
             (folder / town).mkdir(parents=True)
             for i, end in enumerate(ends):
-                Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(folder / town / f"{town}_000_{end}.png")
+                Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(
+                    folder / town / f"{town}_000_{end}.png"
+                )
     found = open_targets(open_source(str(city)), str(truth), preprocess, 255)
     assert found is not None
     assert int(found.of([0]).max()) == 1  # labelTrainIds, not labelIds or color
     (masks / "001.png").unlink()
-    with pytest.raises(DataError, match=r"001.png of .* has no mask in .*: 1 of 3 images have none. A mask has the name of its image"):
+    with pytest.raises(
+        DataError,
+        match=r"001.png of .* has no mask in .*: 1 of 3 images have none. A mask has the name of "
+        r"its image",
+    ):
         open_targets(open_source(str(images)), str(masks), preprocess, 255)
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(masks / "001.png")
     coloured = open_targets(open_source(str(images)), str(masks), preprocess, 255)
@@ -98,7 +136,18 @@ def test_pairs_are_found_by_name(tmp_path: Path):
 
 
 def test_training_on_pixels(scenes, ptq: Path, tmp_path: Path):
-    record = finetune(asked(scenes, ptq, tmp_path, epochs=6, lr=0.2, batch_norm="kept", distill=0.0, class_weights="median"))
+    record = finetune(
+        asked(
+            scenes,
+            ptq,
+            tmp_path,
+            epochs=6,
+            lr=0.2,
+            batch_norm="kept",
+            distill=0.0,
+            class_weights="median",
+        )
+    )
     assert record.measure == "mIoU"
     assert record.history[-1]["score"] > record.history[0]["score"]
     assert record.history[-1]["score"] > 60
@@ -113,7 +162,10 @@ def test_training_on_pixels(scenes, ptq: Path, tmp_path: Path):
     # the exported file says the same on its own, and the mean of the classes is the mean
     again = evaluate(
         EvaluateSpec(
-            onnx=str(tmp_path / "model.qdq.onnx"), reference=str(tmp_path / "model.fp32.onnx"), data=str(scenes[0]), masks=str(scenes[1])
+            onnx=str(tmp_path / "model.qdq.onnx"),
+            reference=str(tmp_path / "model.fp32.onnx"),
+            data=str(scenes[0]),
+            masks=str(scenes[1]),
         )
     )
     assert again.miou == e.miou
@@ -126,26 +178,48 @@ def test_targets_that_do_not_fit(scenes, ptq: Path, images: Path, tmp_path: Path
         finetune(asked(scenes, ptq, tmp_path, val_masks=None))
     with pytest.raises(UsageError, match="--val-masks needs --val"):
         asked(scenes, ptq, tmp_path, val=None)
-    with pytest.raises(UsageError, match=r"on these targets: its output is \[2, 3, 32, 32\]. Give --masks and --val-masks"):
+    with pytest.raises(
+        UsageError,
+        match=r"on these targets: its output is \[2, 3, 32, 32\]. Give --masks and --val-masks",
+    ):
         finetune(asked((images, None), ptq, tmp_path, masks=None, val=None, val_masks=None))
-    with pytest.raises(UsageError, match=r"on these targets: its output is \[2, 4\]. Leave --masks out"):
+    with pytest.raises(
+        UsageError, match=r"on these targets: its output is \[2, 4\]. Leave --masks out"
+    ):
         finetune(asked(scenes, ptq, tmp_path, model="trtq.testing.models:tiny_cnn"))
     with pytest.raises(
-        DataError, match=r"the highest class index is 255, the model has 3 classes. Give the index that means nothing with --ignore-index"
+        DataError,
+        match=r"the highest class index is 255, the model has 3 classes. Give the index that "
+        r"means nothing with --ignore-index",
     ):
         finetune(asked(scenes, ptq, tmp_path, ignore_index=7, distill=0.0))
     with pytest.raises(UsageError, match=r"Cannot compare .* with masks: its output is \[8, 4\]"):
         flat = tmp_path / "flat"
         quantize(spec(images, flat))
-        evaluate(EvaluateSpec(onnx=str(flat / "model.qdq.onnx"), data=str(scenes[0]), masks=str(scenes[1]), batch_size=8))
+        evaluate(
+            EvaluateSpec(
+                onnx=str(flat / "model.qdq.onnx"),
+                data=str(scenes[0]),
+                masks=str(scenes[1]),
+                batch_size=8,
+            )
+        )
     with pytest.raises(DataError, match="the highest class index is 255, the model has 3 classes"):
-        evaluate(EvaluateSpec(onnx=str(ptq / "model.qdq.onnx"), data=str(scenes[0]), masks=str(scenes[1]), ignore_index=9))
+        evaluate(
+            EvaluateSpec(
+                onnx=str(ptq / "model.qdq.onnx"),
+                data=str(scenes[0]),
+                masks=str(scenes[1]),
+                ignore_index=9,
+            )
+        )
 
 
 def test_a_recipe_with_masks(scenes, tmp_path: Path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = "3x32x32"\npreset = "imagenet"\n'
+        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = '
+        '"3x32x32"\npreset = "imagenet"\n'
         f'calib_images = 8\ncalib_cache = "{tmp_path}/c"\n[evaluate]\nmasks = "{scenes[1]}"\n'
     )
     run(load_recipe(recipe))
@@ -158,7 +232,8 @@ def test_a_recipe_with_masks(scenes, tmp_path: Path):
 def test_a_recipe_that_trains(scenes, tmp_path: Path):
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = "3x32x32"\npreset = "imagenet"\n'
+        f'out = "{tmp_path}/o"\n[quantize]\nmodel = "{NET}"\ndata = "{scenes[0]}"\ninput_size = '
+        '"3x32x32"\npreset = "imagenet"\n'
         f'calib_images = 8\ncalib_cache = "{tmp_path}/c"\n[finetune]\nmasks = "{scenes[1]}"\n'
         f"epochs = 2\nbatch_size = 8\nparity_images = 8\n"
         f'[evaluate]\nmasks = "{scenes[1]}"\nheld_out = false\n'
@@ -176,7 +251,12 @@ def test_a_recipe_that_trains(scenes, tmp_path: Path):
     assert not any(r.ran for r in run(loaded))
     recipe.write_text(recipe.read_text().replace("epochs = 2", "epochs = 1"))
     again = run(load_recipe(recipe))
-    assert {r.name: r.ran for r in again} == {"quantize": False, "finetune": True, "evaluate": True, "report": True}
+    assert {r.name: r.ran for r in again} == {
+        "quantize": False,
+        "finetune": True,
+        "evaluate": True,
+        "report": True,
+    }
     # Without [finetune] the report is about the PTQ file again.
     plain = recipe.with_name("p.toml")
     text = recipe.read_text()
@@ -189,7 +269,9 @@ def test_a_recipe_that_trains(scenes, tmp_path: Path):
         run(load_recipe(recipe))
     val = write_scenes(tmp_path / "val", 8, seed=1)
     recipe.write_text(
-        text.replace("held_out = false", "").replace("epochs = 1", f'epochs = 1\nval = "{val[0]}"\nval_masks = "{val[1]}"')
+        text.replace("held_out = false", "").replace(
+            "epochs = 1", f'epochs = 1\nval = "{val[0]}"\nval_masks = "{val[1]}"'
+        )
     )
     run(load_recipe(recipe))
     assert read(tmp_path / "o/evaluate.json")["spec"]["masks"] == str(val[1])
@@ -200,9 +282,16 @@ def test_a_recipe_that_trains(scenes, tmp_path: Path):
 
 def test_masks_on_the_command_line(scenes, ptq: Path):
     done = run_cli(
-        "evaluate", str(ptq / "model.qdq.onnx"), "--reference", str(ptq / "model.fp32.onnx"), "--data", str(scenes[0]), "--masks",
-        str(scenes[1]), "--json",
-    )  # fmt: skip
+        "evaluate",
+        str(ptq / "model.qdq.onnx"),
+        "--reference",
+        str(ptq / "model.fp32.onnx"),
+        "--data",
+        str(scenes[0]),
+        "--masks",
+        str(scenes[1]),
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pixel_accuracy"] > 0
 

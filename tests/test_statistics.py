@@ -21,10 +21,23 @@ from trtq.bench.statistics import (
 )
 
 TABLE = {  # facts: order-statistic ranks, 95 % two-sided
-    (20, 0.5): (6, 15), (50, 0.5): (18, 33), (50, 0.9): (41, 50), (100, 0.5): (40, 61), (100, 0.9): (84, 96), (100, 0.95): (90, 100),
-    (200, 0.9): (171, 189), (500, 0.99): (490, 500), (1000, 0.5): (469, 532), (1000, 0.95): (936, 964), (2000, 0.99): (1971, 1989),
-    (5000, 0.999): (4990, 5000), (10000, 0.5): (4902, 5099), (10000, 0.999): (9983, 9997), (20, 0.9): None, (200, 0.99): None,
-}  # fmt: skip
+    (20, 0.5): (6, 15),
+    (50, 0.5): (18, 33),
+    (50, 0.9): (41, 50),
+    (100, 0.5): (40, 61),
+    (100, 0.9): (84, 96),
+    (100, 0.95): (90, 100),
+    (200, 0.9): (171, 189),
+    (500, 0.99): (490, 500),
+    (1000, 0.5): (469, 532),
+    (1000, 0.95): (936, 964),
+    (2000, 0.99): (1971, 1989),
+    (5000, 0.999): (4990, 5000),
+    (10000, 0.5): (4902, 5099),
+    (10000, 0.999): (9983, 9997),
+    (20, 0.9): None,
+    (200, 0.99): None,
+}
 
 
 @pytest.mark.parametrize(("n", "q"), TABLE)
@@ -60,7 +73,9 @@ def latencies(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.lognormal(0.0, 0.5, n)
     if kind == "bimodal":
         return np.where(rng.random(n) < 0.3, rng.normal(2.0, 0.1, n), rng.normal(1.0, 0.05, n))
-    return np.exp(0.3 * lfilter([1.0], [1.0, -0.8], rng.normal(0.0, 1.0, n + 200))[200:])  # autocorrelated: AR(1), phi 0.8
+    return np.exp(
+        0.3 * lfilter([1.0], [1.0, -0.8], rng.normal(0.0, 1.0, n + 200))[200:]
+    )  # autocorrelated: AR(1), phi 0.8
 
 
 @pytest.mark.parametrize("kind", ["skewed", "bimodal", "autocorrelated"])
@@ -118,12 +133,19 @@ def test_drift_is_scipys_and_needs_size_and_significance():
     assert found.change == pytest.approx(0.005 * 19 / np.median(rising))
     noisy = [1.0, 1.001, 0.999, 1.0, 1.0005, 0.9995]
     assert not drift(noisy).found
-    assert not drift([1.0 + 0.0001 * i for i in range(20)]).found  # significant, and too small to matter
+    assert not drift(
+        [1.0 + 0.0001 * i for i in range(20)]
+    ).found  # significant, and too small to matter
     assert drift([1.0]).p == 1.0
 
 
 def test_early_stopping_counts_are_mlperfs():
-    table = {0.9: (64, 81, 127, 197), 0.95: (130, 165, 259, 398), 0.97: (219, 277, 433, 667), 0.99: (662, 838, 1307, 2010)}  # facts
+    table = {
+        0.9: (64, 81, 127, 197),
+        0.95: (130, 165, 259, 398),
+        0.97: (219, 277, 433, 667),
+        0.99: (662, 838, 1307, 2010),
+    }  # facts
     for q, counts in table.items():
         for t, n in zip((1, 2, 5, 10), counts, strict=True):
             assert early_stopping(np.arange(1.0, n + 1.0), q) == n - t + 1

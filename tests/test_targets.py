@@ -32,13 +32,18 @@ def old_files(images, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("text", "release", "opset", "formats"),
     [
-        ("nano@8.2", (8, 2), 13, ("FP16",)), ("xavier@8.5", (8, 5), 16, ("FP16", "INT8")), ("xavier", (8, 5), 16, ("FP16", "INT8")),
-        ("orin@10.3", (10, 3), 20, ("FP16", "INT8", "BF16")), ("thor@10.13", (10, 13), 20, ("FP16", "INT8", "BF16", "FP8", "FP4")),
-        ("t4@10.16", (10, 16), 20, ("FP16", "INT8")), ("rtx3080@11.4", (11, 4), 20, ("FP16", "INT8", "BF16")),
-        ("h200@11.4", (11, 4), 20, ("FP16", "INT8", "BF16", "FP8")), ("sm86@10.0", (10, 0), 20, ("FP16", "INT8", "BF16")),
+        ("nano@8.2", (8, 2), 13, ("FP16",)),
+        ("xavier@8.5", (8, 5), 16, ("FP16", "INT8")),
+        ("xavier", (8, 5), 16, ("FP16", "INT8")),
+        ("orin@10.3", (10, 3), 20, ("FP16", "INT8", "BF16")),
+        ("thor@10.13", (10, 13), 20, ("FP16", "INT8", "BF16", "FP8", "FP4")),
+        ("t4@10.16", (10, 16), 20, ("FP16", "INT8")),
+        ("rtx3080@11.4", (11, 4), 20, ("FP16", "INT8", "BF16")),
+        ("h200@11.4", (11, 4), 20, ("FP16", "INT8", "BF16", "FP8")),
+        ("sm86@10.0", (10, 0), 20, ("FP16", "INT8", "BF16")),
         ("rtx4090", None, 20, ("FP16", "INT8", "BF16", "FP8")),
     ],
-)  # fmt: skip
+)
 def test_targets_of_every_generation(text, release, opset, formats):
     target = parse_target(text)
     assert (target.release, target.opset, target.arithmetic) == (release, opset, formats)
@@ -48,16 +53,26 @@ def test_targets_that_do_not_exist():
     with pytest.raises(UsageError, match=r"Unknown target 'oring'. .*orin"):
         parse_target("oring")
     with pytest.raises(
-        UsageError, match=r"Cannot build for Jetson Nano with TensorRT 8.5: the last release with kernels for it is 8.2. Write nano@8.2"
+        UsageError,
+        match=r"Cannot build for Jetson Nano with TensorRT 8.5: the last release with kernels for "
+        r"it is 8.2. Write nano@8.2",
     ):
         parse_target("nano@8.5")
     with pytest.raises(
-        UsageError, match=r"Cannot build for GeForce RTX 5090 with TensorRT 8.6: the first release with kernels for it is 10.8"
+        UsageError,
+        match=r"Cannot build for GeForce RTX 5090 with TensorRT 8.6: the first release with "
+        r"kernels for it is 10.8",
     ):
         parse_target("rtx5090@8.6")
-    with pytest.raises(UsageError, match=r"Cannot read the TensorRT version of 'orin@ten': found 'ten'. Write it like orin@10.3"):
+    with pytest.raises(
+        UsageError,
+        match=r"Cannot read the TensorRT version of 'orin@ten': found 'ten'. Write it like "
+        r"orin@10.3",
+    ):
         parse_target("orin@ten")
-    with pytest.raises(UsageError, match=r"Cannot build for t4@7.1: trtq knows TensorRT from 8.0 on"):
+    with pytest.raises(
+        UsageError, match=r"Cannot build for t4@7.1: trtq knows TensorRT from 8.0 on"
+    ):
         parse_target("t4@7.1")
 
 
@@ -74,8 +89,14 @@ def test_the_table_of_versions_is_consistent():
 def test_listing(tmp_path: Path):
     rows = list_targets()
     assert [r.name for r in rows] == list(DEVICES)
-    assert reads(list_targets("xavier")[0]) == "TensorRT 8.5: opset 16 (reads up to 17), precision by flags"
-    assert reads(list_targets("h200@11.4")[0]) == "TensorRT 11.4: opset 20 (reads up to 25), types in the graph"
+    assert (
+        reads(list_targets("xavier")[0])
+        == "TensorRT 8.5: opset 16 (reads up to 17), precision by flags"
+    )
+    assert (
+        reads(list_targets("h200@11.4")[0])
+        == "TensorRT 11.4: opset 20 (reads up to 25), types in the graph"
+    )
     done = run_cli("targets", "nano")
     assert "multiplies in FP32, FP16\n" in done.stdout
     assert "8.2 is the last release with kernels for it" in done.stdout
@@ -87,12 +108,16 @@ def test_listing(tmp_path: Path):
 
 def test_pain_27_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path: Path):
     with pytest.raises(
-        UsageError, match=r"Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 arithmetic.*--fallback: FP16"
+        UsageError,
+        match=r"Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 "
+        r"arithmetic.*--fallback: FP16",
     ):
         quantize(spec(images, tmp_path / "o", target="nano"))
     assert not (tmp_path / "o").exists()
     with pytest.raises(
-        UsageError, match=r"Cannot write opset 17 for Jetson AGX Xavier: TensorRT 8.5 has every op that trtq writes up to opset 16"
+        UsageError,
+        match=r"Cannot write opset 17 for Jetson AGX Xavier: TensorRT 8.5 has every op that trtq "
+        r"writes up to opset 16",
     ):
         quantize(spec(images, tmp_path / "o", target="xavier", opset=17))
 
@@ -117,7 +142,11 @@ def test_what_goes_in_front_of_the_codes_comes_back(cnn_out: Path, images: Path,
     np.testing.assert_allclose(run_batch(open_session(plain), x)[0], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ExportError, match="something stands between its two halves"):
         between = load_onnx(cnn_out / "model.qdq.onnx")
-        dq = next(n for n in between.graph.node if n.op_type == "DequantizeLinear" and n.name == "conv1.input/DequantizeLinear")
+        dq = next(
+            n
+            for n in between.graph.node
+            if n.op_type == "DequantizeLinear" and n.name == "conv1.input/DequantizeLinear"
+        )
         q = dq.input[0]
         place = list(between.graph.node).index(dq)
         between.graph.node.insert(place, onnx.helper.make_node("Clip", [q], ["between"]))
@@ -133,44 +162,89 @@ def test_what_goes_in_front_of_the_codes_comes_back(cnn_out: Path, images: Path,
 
 def test_the_nano_gets_its_fp16_engine(old_files: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8201", sm="5.3")))
-    asked = {"onnx": f"{old_files}/model.qdq.onnx", "target": "nano", "backend": "trtexec", "out": f"{tmp_path}/e.engine"}
+    asked = {
+        "onnx": f"{old_files}/model.qdq.onnx",
+        "target": "nano",
+        "backend": "trtexec",
+        "out": f"{tmp_path}/e.engine",
+    }
     with pytest.raises(
-        EngineError, match=r"Cannot build a Q/DQ model for Jetson Nano: .*no INT8 arithmetic. Add --fallback for the FP16 engine"
+        EngineError,
+        match=r"Cannot build a Q/DQ model for Jetson Nano: .*no INT8 arithmetic. Add --fallback "
+        r"for the FP16 engine",
     ):
         build(BuildSpec(**asked))
     made = build(BuildSpec(**asked, fallback=True))
     assert made.quantized_tensors == 0
     assert made.precision == "fp16"
-    assert made.fallback == "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model"
+    assert (
+        made.fallback
+        == "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model"
+    )
     assert "fell back: Jetson Nano" in made.summary
     assert "--fp16" in made.builder["command"]
     assert "--int8" not in made.builder["command"]
 
 
-def test_the_version_in_the_target_must_be_the_one_here(old_files: Path, tmp_path: Path, monkeypatch):
+def test_the_version_in_the_target_must_be_the_one_here(
+    old_files: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
-    with pytest.raises(EngineError, match=r"Cannot build for xavier@8.4 here: .*trtexec is of TensorRT 8.5, not 8.4"):
-        build(BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target="xavier@8.4", backend="trtexec", out=f"{tmp_path}/e.engine"))
+    with pytest.raises(
+        EngineError,
+        match=r"Cannot build for xavier@8.4 here: .*trtexec is of TensorRT 8.5, not 8.4",
+    ):
+        build(
+            BuildSpec(
+                onnx=f"{old_files}/model.qdq.onnx",
+                target="xavier@8.4",
+                backend="trtexec",
+                out=f"{tmp_path}/e.engine",
+            )
+        )
 
 
 RELEASES = {
-    "v8001": "8.0", "v8201": "8.2", "v8401": "8.4", "v8502": "8.5", "v8601": "8.6", "v9300": "9.3", "v100000": "10.0", "v100300": "10.3",
-    "v100700": "10.7", "v101300": "10.13", "v101600": "10.16", "v110000": "11.0", "v110100": "11.1",
-}  # fmt: skip
+    "v8001": "8.0",
+    "v8201": "8.2",
+    "v8401": "8.4",
+    "v8502": "8.5",
+    "v8601": "8.6",
+    "v9300": "9.3",
+    "v100000": "10.0",
+    "v100300": "10.3",
+    "v100700": "10.7",
+    "v101300": "10.13",
+    "v101600": "10.16",
+    "v110000": "11.0",
+    "v110100": "11.1",
+}
 
 
 @pytest.mark.parametrize("version", ACCEPTED)
-def test_a_dry_run_prints_the_one_line_and_that_release_takes_it(version, old_files: Path, tmp_path: Path):
+def test_a_dry_run_prints_the_one_line_and_that_release_takes_it(
+    version, old_files: Path, tmp_path: Path
+):
     import shlex
     import subprocess
 
     text = dry_run(
-        BuildSpec(onnx=f"{old_files}/model.qdq.onnx", target=f"sm86@{RELEASES[version]}", backend="trtexec", out=f"{tmp_path}/e.engine")
+        BuildSpec(
+            onnx=f"{old_files}/model.qdq.onnx",
+            target=f"sm86@{RELEASES[version]}",
+            backend="trtexec",
+            out=f"{tmp_path}/e.engine",
+        )
     )
     (line,) = text.splitlines()
     words = shlex.split(line)
     assert words[0] == "trtexec"
-    done = subprocess.run([str(write_fake_trtexec(tmp_path, version, sm="8.6")), *words[1:]], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(write_fake_trtexec(tmp_path, version, sm="8.6")), *words[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     assert not (tmp_path / "e.engine.json").exists()
 
@@ -180,23 +254,42 @@ def test_dry_runs_on_the_command_line(old_files: Path, cnn_out: Path, tmp_path: 
     done = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "xavier@8.2", *asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        f"trtexec --onnx={old_files}/model.qdq.onnx --saveEngine={tmp_path}/e.engine --minShapes=input:1x3x32x32 "
-        f"--optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32 --int8 --workspace=1024 --profilingVerbosity=detailed --buildOnly\n"
+        f"trtexec --onnx={old_files}/model.qdq.onnx --saveEngine={tmp_path}/e.engine "
+        "--minShapes=input:1x3x32x32 --optShapes=input:8x3x32x32 --maxShapes=input:32x3x32x32 "
+        "--int8 --workspace=1024 --profilingVerbosity=detailed --buildOnly\n"
     )
     nano = run_cli("build", f"{old_files}/model.qdq.onnx", "--target", "nano", "--fallback", *asked)
-    assert "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model" in nano.stderr
+    assert (
+        "Jetson Nano (compute capability 5.3) has no INT8 arithmetic: FP16 of the same model"
+        in nano.stderr
+    )
     assert f"--onnx={tmp_path}/e.onnx" in nano.stdout
     assert count_qdq(load_onnx(tmp_path / "e.onnx")) == 0  # what the line builds from
-    typed = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "orin@10.3", "--precision", "fp16", *asked)
+    typed = run_cli(
+        "build", f"{cnn_out}/model.qdq.onnx", "--target", "orin@10.3", "--precision", "fp16", *asked
+    )
     assert "FP16 stands in the graph" in typed.stderr
     assert len(typed.stdout.splitlines()) == len(nano.stdout.splitlines()) == 1
-    assert any(i.data_type == onnx.TensorProto.FLOAT16 for i in load_onnx(tmp_path / "e.onnx").graph.initializer)
+    assert any(
+        i.data_type == onnx.TensorProto.FLOAT16
+        for i in load_onnx(tmp_path / "e.onnx").graph.initializer
+    )
     assert "--fp16" in nano.stdout
     newer = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "xavier@8.2", *asked)
     assert newer.returncode != 0
     assert "TensorRT 8.2 cannot read" in newer.stderr
-    unknown = run_cli("build", f"{cnn_out}/model.qdq.onnx", "--target", "rtx3080", *asked, env={"PATH": "/nowhere"})
-    assert "rtx3080 names no TensorRT version and there is no trtexec here. Write rtx3080@10.16" in unknown.stderr
+    unknown = run_cli(
+        "build",
+        f"{cnn_out}/model.qdq.onnx",
+        "--target",
+        "rtx3080",
+        *asked,
+        env={"PATH": "/nowhere"},
+    )
+    assert (
+        "rtx3080 names no TensorRT version and there is no trtexec here. Write rtx3080@10.16"
+        in unknown.stderr
+    )
 
 
 def test_the_python_that_a_dry_run_prints_builds_the_engine(cnn_out: Path, tmp_path: Path):
@@ -205,6 +298,13 @@ def test_the_python_that_a_dry_run_prints_builds_the_engine(cnn_out: Path, tmp_p
     import sys
 
     plan = tmp_path / "e.engine"
-    text = dry_run(BuildSpec(onnx=f"{cnn_out}/model.qdq.onnx", target="rtx3080", backend="tensorrt-rtx", out=str(plan)))
+    text = dry_run(
+        BuildSpec(
+            onnx=f"{cnn_out}/model.qdq.onnx",
+            target="rtx3080",
+            backend="tensorrt-rtx",
+            out=str(plan),
+        )
+    )
     subprocess.run([sys.executable, "-c", text], check=True, capture_output=True)
     assert plan.stat().st_size > 1000

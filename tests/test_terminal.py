@@ -30,8 +30,14 @@ def printers(path: Path) -> list[int]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            stream = name == "write" and ast.unparse(node.func).startswith(("sys.stdout", "sys.stderr"))
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            stream = name == "write" and ast.unparse(node.func).startswith(
+                ("sys.stdout", "sys.stderr")
+            )
             if name in PRINTERS or stream:
                 found.append(node.lineno)
     return found
@@ -40,7 +46,11 @@ def printers(path: Path) -> list[int]:
 def test_nothing_prints_but_the_one_function():
     here = {p.relative_to(ROOT).as_posix(): p for p in ROOT.rglob("*.py")}
     free = {"terminal.py", *PROTOCOLS}
-    found = {n: lines for n, p in here.items() if n not in free and not n.startswith("testing/") and (lines := printers(p))}
+    found = {
+        n: lines
+        for n, p in here.items()
+        if n not in free and not n.startswith("testing/") and (lines := printers(p))
+    }
     found.pop("cli/display.py", None)  # the progress bar, below
     assert found == {}
     assert len(printers(ROOT / "cli/display.py")) == 1
@@ -49,10 +59,22 @@ def test_nothing_prints_but_the_one_function():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("plain é 漢字 ✓", "plain é 漢字 ✓"), ("tab\tstays", "tab\tstays"), ("\x1b]0;t\x07", r"\x1b]0;t\x07"), ("\x7f", r"\u007f"),
-     ("\u2066x\u2069", r"\u2066x\u2069"), ("\ufeffx", r"\ufeffx"), ("\r\n", r"\r\n"), ("\udcff", r"\udcff"),
-     ("\U000e0041", r"\udb40\udc41"), ("\u2028", r"\u2028"), ("\u3164", r"\u3164"), ("\x00", r"\x00"), (5, "5")],
-)  # fmt: skip
+    [
+        ("plain é 漢字 ✓", "plain é 漢字 ✓"),
+        ("tab\tstays", "tab\tstays"),
+        ("\x1b]0;t\x07", r"\x1b]0;t\x07"),
+        ("\x7f", r"\u007f"),
+        ("\u2066x\u2069", r"\u2066x\u2069"),
+        ("\ufeffx", r"\ufeffx"),
+        ("\r\n", r"\r\n"),
+        ("\udcff", r"\udcff"),
+        ("\U000e0041", r"\udb40\udc41"),
+        ("\u2028", r"\u2028"),
+        ("\u3164", r"\u3164"),
+        ("\x00", r"\x00"),
+        (5, "5"),
+    ],
+)
 def test_what_a_terminal_would_obey_is_written_out(text, shown):
     assert visible(text) == shown
 
@@ -98,7 +120,12 @@ def test_bars_take_no_markup(monkeypatch):
 
 
 def test_errors_usage_and_unknown_commands_show_names_as_text(capsys, tmp_path):
-    for words in (["inspect", f"{tmp_path}/{EVIL}.json"], [EVIL], ["inspect", f"--{EVIL}"], ["bench", "x.onnx", "--mode", EVIL]):
+    for words in (
+        ["inspect", f"{tmp_path}/{EVIL}.json"],
+        [EVIL],
+        ["inspect", f"--{EVIL}"],
+        ["bench", "x.onnx", "--mode", EVIL],
+    ):
         assert run_command(words) in (1, 2)
         shown = capsys.readouterr()
         assert "\x1b" not in shown.out + shown.err
@@ -109,7 +136,9 @@ def test_errors_usage_and_unknown_commands_show_names_as_text(capsys, tmp_path):
 def test_a_record_with_such_names_is_shown_as_text(cnn_out, tmp_path, capsys):
     record = read(cnn_out / "quantize.json")
     record["model"]["name"] = EVIL
-    record["left_in_float"] = [{"name": EVIL, "layer": EVIL, "role": "input", "reason": EVIL, "low": None, "high": None}]
+    record["left_in_float"] = [
+        {"name": EVIL, "layer": EVIL, "role": "input", "reason": EVIL, "low": None, "high": None}
+    ]
     record["notes"] = [EVIL]
     (tmp_path / "quantize.json").write_text(json.dumps(record))
     assert run_command(["inspect", str(tmp_path / "quantize.json")]) == 0
@@ -128,12 +157,26 @@ def test_mathtext_and_hidden_labels_in_plots(tmp_path):
     from trtq.report.figures import histogram_figure
 
     entries = [
-        Entry(time="2026-11-01T00:00:00", file=name, device="$\\frac{", mode="latency", batch=1, median_ms=1.0, images_per_s=None,
-              joule=None, process_bytes=None, valid=True, machine="m") for name in ("_a$x$.onnx", "$\\alpha$\x1b.onnx")
-    ]  # fmt: skip
+        Entry(
+            time="2026-11-01T00:00:00",
+            file=name,
+            device="$\\frac{",
+            mode="latency",
+            batch=1,
+            median_ms=1.0,
+            images_per_s=None,
+            joule=None,
+            process_bytes=None,
+            valid=True,
+            machine="m",
+        )
+        for name in ("_a$x$.onnx", "$\\alpha$\x1b.onnx")
+    ]
     text = plot(entries, tmp_path / "h.svg").read_bytes()
     assert text.startswith(b"<?xml")
-    figure = histogram_figure({"name": "$\\frac{$<b>", "histogram": [1, 2], "histogram_limit": 1.0, "amax": 0.5})
+    figure = histogram_figure(
+        {"name": "$\\frac{$<b>", "histogram": [1, 2], "histogram_limit": 1.0, "amax": 0.5}
+    )
     assert "&lt;b&gt;" in figure
 
 
@@ -156,16 +199,34 @@ def test_a_reader_that_has_gone_ends_the_command_and_a_closed_standard_error_doe
 def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
     python = f"{sys.executable} -m trtq"
     settings = {**os.environ, **env}
-    return subprocess.run(["bash", "-c", line.replace("TRTQ", python)], capture_output=True, text=True, check=False, env=settings)
+    return subprocess.run(
+        ["bash", "-c", line.replace("TRTQ", python)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=settings,
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "code", "error"),
-    [("TRTQ targets | true; exit ${PIPESTATUS[0]}", 141, ""), ("TRTQ --help >&-", 0, ""), ("TRTQ targets >&- 2>&- <&-", 0, ""),
-     ("TRTQ targets > /dev/full", 1, "trtq: Cannot write to standard output: no space left on device.\n"),
-     ("PYTHONIOENCODING=latin-1 TRTQ inspect '漢字'", 1, "trtq: Cannot inspect \\u6f22\\u5b57: there is no such file or folder.\n"),
-     ("PYTHONIOENCODING=ascii TRTQ methods", 0, "")],
-)  # fmt: skip
+    [
+        ("TRTQ targets | true; exit ${PIPESTATUS[0]}", 141, ""),
+        ("TRTQ --help >&-", 0, ""),
+        ("TRTQ targets >&- 2>&- <&-", 0, ""),
+        (
+            "TRTQ targets > /dev/full",
+            1,
+            "trtq: Cannot write to standard output: no space left on device.\n",
+        ),
+        (
+            "PYTHONIOENCODING=latin-1 TRTQ inspect '漢字'",
+            1,
+            "trtq: Cannot inspect \\u6f22\\u5b57: there is no such file or folder.\n",
+        ),
+        ("PYTHONIOENCODING=ascii TRTQ methods", 0, ""),
+    ],
+)
 def test_standard_output_that_is_closed_full_or_of_another_encoding(line, code, error):
     done = shell(line)
     assert (done.returncode, done.stderr) == (code, error)

@@ -13,11 +13,22 @@ AT = "[11/21/2026-10:00:00] [I] "
 
 
 def row(label: str, percentiles: str, scale: float = 1.0) -> str:
-    values = ", ".join(f"{k} = {v * scale:g} ms" for k, v in (("min", 1.0), ("max", 4.0), ("mean", 1.5), ("median", 1.25)))
+    values = ", ".join(
+        f"{k} = {v * scale:g} ms"
+        for k, v in (("min", 1.0), ("max", 4.0), ("mean", 1.5), ("median", 1.25))
+    )
     return f"{AT}{label}: {values}, {percentiles}"
 
 
-def summary(version: str, digits: str, *, end_to_end: bool, percentiles: str, more: str = "", build: str = "") -> str:
+def summary(
+    version: str,
+    digits: str,
+    *,
+    end_to_end: bool,
+    percentiles: str,
+    more: str = "",
+    build: str = "",
+) -> str:
     return "\n".join(
         [
             f"&&&& RUNNING TensorRT.trtexec [TensorRT {digits}]{build} # trtexec --onnx=m.onnx",
@@ -42,16 +53,21 @@ def summary(version: str, digits: str, *, end_to_end: bool, percentiles: str, mo
             f"{AT}Total GPU Compute Time: 1.23457e+00 s",
             f"{AT}* GPU compute time is unstable, with coefficient of variance = 2.6%.",
             "[11/21/2026-10:00:00] [V] === Explanations of the performance metrics ===",
-            "[11/21/2026-10:00:00] [V] Latency: the summation of H2D Latency, GPU Compute Time, and D2H Latency.",
+            "[11/21/2026-10:00:00] [V] Latency: the summation of H2D Latency, GPU Compute Time, "
+            "and D2H Latency.",
             f"&&&& PASSED TensorRT.trtexec [TensorRT {digits}]{build} # trtexec --onnx=m.onnx",
         ]
     )
 
 
-ONE, THREE = "percentile(99%) = 3.5 ms", "percentile(90%) = 2 ms, percentile(95%) = 2.5 ms, percentile(99.9%) = 3.5 ms"
+ONE, THREE = (
+    "percentile(99%) = 3.5 ms",
+    "percentile(90%) = 2 ms, percentile(95%) = 2.5 ms, percentile(99.9%) = 3.5 ms",
+)
 PERSISTENT = f"{AT}[TRT] Total Host Persistent Memory: 1024\n{AT}[TRT] Total Scratch Memory: 512"
 LATER = (
-    f"{AT}[TRT] Total Host Persistent Memory: 1024 bytes\n{AT}[TRT] Max Scratch Memory: 512 bytes\n{AT}Engine deserialized in 0.01 sec.\n"
+    f"{AT}[TRT] Total Host Persistent Memory: 1024 bytes\n{AT}[TRT] Max Scratch Memory: 512 "
+    f"bytes\n{AT}Engine deserialized in 0.01 sec.\n"
     f"{AT}Created engine with size: 11.5 MiB\n{AT}[TRT] Total Weights Memory: 4096 bytes\n"
     f"{AT}Created execution context with device memory size: 2.5 MiB\n"
     f"{AT}Successfully captured CUDA graph for the current execution context"
@@ -64,8 +80,12 @@ VERSIONS = {
     "8.6.1": summary("8.6.1", "v8601", end_to_end=False, percentiles=THREE, more=PERSISTENT),
     "9.3.0": summary("9.3.0", "v9300", end_to_end=False, percentiles=THREE, more=LATER),
     "10.3.0": summary("10.3.0", "v100300", end_to_end=False, percentiles=THREE, more=LATER),
-    "10.13.3": summary("10.13.3", "v101303", end_to_end=False, percentiles=THREE, more=LATER, build=" [b9]"),
-    "11.1.0": summary("11.1.0", "v110100", end_to_end=False, percentiles=THREE, more=LATER, build=" [b7]"),
+    "10.13.3": summary(
+        "10.13.3", "v101303", end_to_end=False, percentiles=THREE, more=LATER, build=" [b9]"
+    ),
+    "11.1.0": summary(
+        "11.1.0", "v110100", end_to_end=False, percentiles=THREE, more=LATER, build=" [b7]"
+    ),
 }
 
 
@@ -101,11 +121,22 @@ def test_the_summary_of_every_release(version):
 def test_a_run_that_failed_or_measured_nothing():
     head = "TensorRT.trtexec [TensorRT v8201]"
     log = read_log(f"&&&& RUNNING {head} # trtexec\nUnknown option: --x 1\n&&&& FAILED {head}")
-    assert (log.passed, log.rows, log.numbers, log.transfers, log.version) == (False, {}, {}, None, "8.2.1")
-    log = read_log("[11/21/2026-10:00:00] [E] Engine could not be created\n[11/21/2026-10:00:00] [F] worse")
+    assert (log.passed, log.rows, log.numbers, log.transfers, log.version) == (
+        False,
+        {},
+        {},
+        None,
+        "8.2.1",
+    )
+    log = read_log(
+        "[11/21/2026-10:00:00] [E] Engine could not be created\n[11/21/2026-10:00:00] [F] worse"
+    )
     assert log.errors == ["Engine could not be created", "worse"]
     assert log.version is None
-    odd = read_log(f"{AT}Latency: min = nan ms, max = 1e+06 ms, mean = 2 ms, median = 2 ms, percentile(99%) = inf ms")
+    odd = read_log(
+        f"{AT}Latency: min = nan ms, max = 1e+06 ms, mean = 2 ms, median = 2 ms, "
+        "percentile(99%) = inf ms"
+    )
     assert math.isnan(odd.rows["latency"].min)
     assert odd.rows["latency"].max == 1e6
 
@@ -113,7 +144,10 @@ def test_a_run_that_failed_or_measured_nothing():
 def test_without_copies():
     quiet = VERSIONS["11.1.0"]
     for label, scale in (("H2D Latency", 0.01), ("D2H Latency", 0.02)):
-        quiet = quiet.replace(row(label, THREE, scale), f"{AT}{label}: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms")
+        quiet = quiet.replace(
+            row(label, THREE, scale),
+            f"{AT}{label}: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms",
+        )
     assert read_log(quiet).transfers is False
 
 
@@ -123,7 +157,10 @@ TIMES = (
 )
 
 
-@pytest.mark.parametrize(("version", "kept"), [((8, 0), 1), ((8, 2), 1), ((8, 4), 1), ((8, 5), 2), ((10, 3), 2), ((11, 1), 2)])
+@pytest.mark.parametrize(
+    ("version", "kept"),
+    [((8, 0), 1), ((8, 2), 1), ((8, 4), 1), ((8, 5), 2), ((10, 3), 2), ((11, 1), 2)],
+)
 def test_exported_times_hold_the_warm_up_up_to_8_4(version, kept):
     times = read_times(TIMES, version)
     assert times.compute == [9.5, 1.5][-kept:]

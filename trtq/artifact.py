@@ -56,7 +56,9 @@ def digest_of(value: Any) -> str:
 def explain_os_error(exc: OSError, path: Path, *, option: str = "--out") -> ArtifactError:
     """Return the ArtifactError that says what the operating system refused and the mend."""
     mends = {
-        errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same command again: finished stages are kept",
+        errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same "
+        "command "
+        "again: finished stages are kept",
         errno.EDQUOT: "Your disk quota is used up: free some space and run the same command again",
         errno.EACCES: f"Choose another {option}, or make {path.parent} writable",
         errno.EPERM: f"Choose another {option}, or make {path.parent} writable",
@@ -82,7 +84,9 @@ def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
             pass
     except OSError as exc:
         if isinstance(exc, (FileExistsError, NotADirectoryError)):
-            raise ArtifactError(f"Cannot write to {path}", "it is a file, not a folder", f"Choose another {option}") from exc
+            raise ArtifactError(
+                f"Cannot write to {path}", "it is a file, not a folder", f"Choose another {option}"
+            ) from exc
         raise explain_os_error(exc, path / "x", option=option) from exc
     return path
 
@@ -102,7 +106,11 @@ def ensure_writable_file(path: Path, *, option: str = "--out", inputs: Iterable[
         _refuse_place(path, option, inputs)
         above = next(p for p in path.absolute().parents if p.exists())
         if not above.is_dir():
-            raise ArtifactError(f"Cannot write {path}", f"{above} is a file, not a folder", f"Choose another {option}")
+            raise ArtifactError(
+                f"Cannot write {path}",
+                f"{above} is a file, not a folder",
+                f"Choose another {option}",
+            )
         with tempfile.NamedTemporaryFile(dir=above, prefix=f".{path.name}.", suffix=".json.tmp"):
             pass
     except OSError as exc:
@@ -113,25 +121,39 @@ def ensure_writable_file(path: Path, *, option: str = "--out", inputs: Iterable[
 def _refuse_place(path: Path, option: str, inputs: Iterable[Path]) -> None:
     if path.is_dir():
         example = shlex.quote(str(path / "NAME"))
-        raise ArtifactError(f"Cannot write {path}", "it is a folder", f"Name a file in it: {option} {example}")
+        raise ArtifactError(
+            f"Cannot write {path}", "it is a folder", f"Name a file in it: {option} {example}"
+        )
     if not path.exists():
         return
     if not path.is_file():
-        raise ArtifactError(f"Cannot write {path}", "it is a device or a pipe, not a file", f"Choose another {option}")
+        raise ArtifactError(
+            f"Cannot write {path}",
+            "it is a device or a pipe, not a file",
+            f"Choose another {option}",
+        )
     same = next((given for given in inputs if given.exists() and given.samefile(path)), None)
     if same is not None:
-        raise ArtifactError(f"Cannot write {path}", f"it is the input {same}", f"Choose another {option}")
+        raise ArtifactError(
+            f"Cannot write {path}", f"it is the input {same}", f"Choose another {option}"
+        )
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
     """Return what :func:`write_atomic` left in ``folder`` when it was killed while it wrote one of ``names``."""
-    return [p for name in names for p in folder.glob(f".{glob.escape(name)}.????????.tmp") if p.is_file()]
+    return [
+        p
+        for name in names
+        for p in folder.glob(f".{glob.escape(name)}.????????.tmp")
+        if p.is_file()
+    ]
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it onto ``path``.
 
-    A reader sees the old file or the new one, never half of one; a failed write leaves nothing behind.
+    A reader sees the old file or the new one, never half of one; a failed write leaves nothing
+    behind.
 
     Raises:
         ArtifactError: the operating system refused (disk full, no permission), with the mend.
@@ -188,9 +210,15 @@ def read_json(path: Path, *, kind: str = "record") -> dict[str, Any]:
     except OSError as exc:
         raise ArtifactError(f"Cannot read the {kind} {path}", reason(exc)) from exc
     except msgspec.DecodeError as exc:
-        raise ArtifactError(f"Cannot read the {kind} {path}", f"it is not whole JSON ({reason(exc)})", "Make it again") from exc
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}",
+            f"it is not whole JSON ({reason(exc)})",
+            "Make it again",
+        ) from exc
     if not isinstance(value, dict):
-        raise ArtifactError(f"Cannot read the {kind} {path}", "it holds no JSON object", "Make it again")
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}", "it holds no JSON object", "Make it again"
+        )
     require_schema(value.get("schema", SCHEMA), path, kind)
     return value
 
@@ -219,7 +247,9 @@ def check_record(value: object, path: Path, record: type[T], *, kind: str = "rec
         return msgspec.convert(value, record)
     except (msgspec.ValidationError, RecursionError) as exc:
         why = f"it is damaged or of another version ({reason(exc)})"
-        raise ArtifactError(f"Cannot read the {kind} {path}", why, "Make it again with this trtq") from exc
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}", why, "Make it again with this trtq"
+        ) from exc
 
 
 def decode_json(data: bytes | str, kind: type[T]) -> T:
@@ -242,10 +272,16 @@ def require_schema(schema: object, path: Path, kind: str = "record") -> None:
         ArtifactError: its schema number is larger than this trtq's, or no number.
     """
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-        raise ArtifactError(f"Cannot read the {kind} {path}", f"its schema is {schema!r}, not a number from 1 on", "Make it again")
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}",
+            f"its schema is {schema!r}, not a number from 1 on",
+            "Make it again",
+        )
     if schema > SCHEMA:
         why = f"a newer trtq wrote it: its schema is {schema}, this trtq reads up to {SCHEMA}"
-        raise ArtifactError(f"Cannot read the {kind} {path}", why, "Upgrade trtq, or make the file again")
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}", why, "Upgrade trtq, or make the file again"
+        )
 
 
 class Stamp(NamedTuple):
@@ -272,8 +308,8 @@ def stamp_of(path: Path) -> Stamp:
 def locked(path: Path, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (a file made beside the artefact).
 
-    A second process waits until the first has ended; the system frees the lock of a killed process. A file system without locks, as some
-    NFS servers, is no error: the caller is told.
+    A second process waits until the first has ended; the system frees the lock of a killed process.
+    A file system without locks, as some NFS servers, is no error: the caller is told.
 
     Args:
         path: of the lock file; it stays.
@@ -303,7 +339,10 @@ def _take(number: int, path: Path, told: Callable[[str], None]) -> None:
             told(f"Another trtq is at work here ({path.name}); waiting for it to end")
             fcntl.flock(number, fcntl.LOCK_EX)
     except OSError as exc:
-        told(f"{path.parent} is on a file system without locks ({reason(exc)}): start no second trtq there")
+        told(
+            f"{path.parent} is on a file system without locks ({reason(exc)}): start no second "
+            "trtq there"
+        )
 
 
 def _ignore(_text: str) -> None:
@@ -347,7 +386,11 @@ def scratch_file() -> IO[str]:
 
 
 def _no_scratch(exc: OSError, what: str) -> ArtifactError:
-    why = "no folder for temporary files can be written to" if isinstance(exc, FileNotFoundError) else reason(exc)
+    why = (
+        "no folder for temporary files can be written to"
+        if isinstance(exc, FileNotFoundError)
+        else reason(exc)
+    )
     mend = "Set TMPDIR to a folder that exists, can be written to and has space"
     return ArtifactError(f"Cannot make a temporary {what}", why, mend)
 
@@ -362,7 +405,18 @@ def package_version(name: str) -> str | None:
 
 def environment() -> dict[str, Any]:
     """Return what a record needs to say about the software and the machine it was made on."""
-    names = ("trtq", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "tensorrt-rtx-cu13", "tensorrt")
+    names = (
+        "trtq",
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+        "tensorrt-rtx-cu13",
+        "tensorrt",
+    )
     return {
         "python": platform.python_version(),
         "packages": {n: v for n in names if (v := package_version(n))},

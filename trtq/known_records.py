@@ -64,9 +64,16 @@ def known(content: dict[str, Any], path: Path, *verbs: str, kind: str = "record"
     """
     verb = content.get("verb")
     if not isinstance(verb, str) or verb not in RECORDS:
-        raise ArtifactError(f"Cannot read the {kind} {path}", f"its verb is {verb!r}, which is none of trtq's", "Is it another tool's?")
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}",
+            f"its verb is {verb!r}, which is none of trtq's",
+            "Is it another tool's?",
+        )
     if verbs and verb not in verbs:
-        raise ArtifactError(f"Cannot read the {kind} {path}", f"it is of trtq {verb}, expected trtq {' or '.join(verbs)}")
+        raise ArtifactError(
+            f"Cannot read the {kind} {path}",
+            f"it is of trtq {verb}, expected trtq {' or '.join(verbs)}",
+        )
     return check_record(content, path, record_type(verb), kind=kind)
 
 

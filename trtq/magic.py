@@ -23,7 +23,13 @@ class Content(NamedTuple):
 
 _UNPACK = "Unpack it first: "
 _STARTS = (
-    (0, b"version https://git-lfs", Content("lfs", "it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull")),
+    (
+        0,
+        b"version https://git-lfs",
+        Content(
+            "lfs", "it is a Git LFS pointer, not the file itself", "Fetch the file: git lfs pull"
+        ),
+    ),
     (0, b"\x93NUMPY", Content("npy", "it is a single NumPy array (.npy)")),
     (0, b"\x89HDF", Content("hdf5", "it is an HDF5 file, as Keras writes it")),
     (0, b"GGUF", Content("gguf", "it is a GGUF file with weights of llama.cpp")),
@@ -45,9 +51,11 @@ _STARTS = (
 )
 _EMPTY = Content("empty", "the file is empty", "Copy or download it again")
 _PAGE = Content(
-    "html", "it is a web page (HTML)",
-    "Download the file itself, not the page about it (GitHub: the raw link; Hugging Face: /resolve/, not /blob/), or log in first",
-)  # fmt: skip
+    "html",
+    "it is a web page (HTML)",
+    "Download the file itself, not the page about it (GitHub: the raw link; Hugging Face: "
+    "/resolve/, not /blob/), or log in first",
+)
 _TAGS = (b"<!doctype html", b"<html", b"<head", b"<body")
 
 
@@ -76,7 +84,11 @@ def _text(head: bytes) -> Content | None:
         return None
     if start.startswith(b"<"):
         return Content("xml", "it is an XML file")
-    return Content("json", "it is a JSON file") if start.startswith((b"{", b"[")) else Content("text", "it is a text file")
+    return (
+        Content("json", "it is a JSON file")
+        if start.startswith((b"{", b"["))
+        else Content("text", "it is a text file")
+    )
 
 
 def _is_text(head: bytes) -> bool:

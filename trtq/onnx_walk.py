@@ -1,7 +1,7 @@
 """Where an operand comes from: the one walker that lint, counts, audit and import share.
 
-It looks through ops that only move values, evaluates what depends on constants alone, and enters the
-branches of If, Loop and Scan.
+It looks through ops that only move values, evaluates what depends on constants alone, and enters
+the branches of If, Loop and Scan.
 """
 
 from __future__ import annotations
@@ -20,23 +20,60 @@ from onnx.reference import ReferenceEvaluator
 REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
 # Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
 # TensorRT for RTX 1.7.1 were read for each.
-MOVES = (*REORDER, "Slice", "Split", "MaxPool", "Pad", "DepthToSpace", "SpaceToDepth", "Gather", "Expand", "Tile")
+MOVES = (
+    *REORDER,
+    "Slice",
+    "Split",
+    "MaxPool",
+    "Pad",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Gather",
+    "Expand",
+    "Tile",
+)
 _FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
     ("UINT4", "INT4", "FLOAT4E2M1"),
-    ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"),
+    (
+        "UINT8",
+        "INT8",
+        "BOOL",
+        "FLOAT8E4M3FN",
+        "FLOAT8E4M3FNUZ",
+        "FLOAT8E5M2",
+        "FLOAT8E5M2FNUZ",
+        "FLOAT8E8M0",
+    ),
     ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
     ("FLOAT", "INT32", "UINT32"),
     ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
 )
-_GROUPS = ((4, _FOUR), (8, _EIGHT), (16, _SIXTEEN), (32, _THIRTY_TWO), (64, _SIXTY_FOUR), (128, ("COMPLEX128",)))
+_GROUPS = (
+    (4, _FOUR),
+    (8, _EIGHT),
+    (16, _SIXTEEN),
+    (32, _THIRTY_TWO),
+    (64, _SIXTY_FOUR),
+    (128, ("COMPLEX128",)),
+)
 # Bits of a stored value, by type.
-BITS: dict[int, int] = {TensorProto.DataType.Value(n): bits for bits, names in _GROUPS for n in names if n in TensorProto.DataType.keys()}  # noqa: SIM118
+BITS: dict[int, int] = {
+    TensorProto.DataType.Value(n): bits
+    for bits, names in _GROUPS
+    for n in names
+    if n in TensorProto.DataType.keys()  # noqa: SIM118
+}
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Ops that are never evaluated: their result is not a function of their operands.
 RANDOM = (
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
-)  # fmt: skip
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+)
 LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
 
@@ -48,7 +85,8 @@ class Pair:
     Attributes:
         q: None for stored codes, and for codes that are computed in another way.
         dq: the DequantizeLinear.
-        path: ops that only move values between the pair and the operand, the nearest to the pair first.
+        path: ops that only move values between the pair and the operand, the nearest to the pair
+            first.
     """
 
     q: onnx.NodeProto | None
@@ -137,7 +175,9 @@ class Scope:
         """Whether a tensor depends on constants alone; Q/DQ pairs count as layers of their own."""
         return all(node is not None and _folds(node) for _, node in self.origins(name))
 
-    def origins(self, name: str, ends: tuple[str, ...] = ()) -> Iterator[tuple[str, onnx.NodeProto | None]]:
+    def origins(
+        self, name: str, ends: tuple[str, ...] = ()
+    ) -> Iterator[tuple[str, onnx.NodeProto | None]]:
         """Yield every tensor that one is computed from, itself first, with the node that makes it, None for an input.
 
         Args:
@@ -255,7 +295,9 @@ def scopes(model: onnx.ModelProto) -> list[Scope]:
 def element_types(model: onnx.ModelProto) -> list[dict[str, int]]:
     """Return the element types that ONNX's inference knows, by name, for each of :func:`scopes`."""
     copy = skeleton(model)
-    with contextlib.suppress(onnx.shape_inference.InferenceError):  # what is declared is known even then
+    with contextlib.suppress(
+        onnx.shape_inference.InferenceError
+    ):  # what is declared is known even then
         copy = onnx.shape_inference.infer_shapes(copy)
     return [_declared(s.graph) for s in scopes(copy)]
 
@@ -303,7 +345,9 @@ def _copy_graph(graph: onnx.GraphProto, copy: onnx.GraphProto) -> None:
         if values <= SMALL:
             copy.initializer.append(held)
         else:
-            copy.initializer.append(onnx.TensorProto(name=held.name, data_type=held.data_type, dims=held.dims))
+            copy.initializer.append(
+                onnx.TensorProto(name=held.name, data_type=held.data_type, dims=held.dims)
+            )
 
 
 def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
@@ -353,16 +397,29 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
         yield from (o.name for o in branch.output)
 
 
-def evaluate(node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]) -> dict[str, np.ndarray]:
+def evaluate(
+    node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]
+) -> dict[str, np.ndarray]:
     """Return what one node makes of constants, by name; nothing where ONNX's reference cannot tell."""
     opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
-    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in given.items()]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in given.items()
+    ]
     outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
     graph = helper.make_graph([node], "fold", inputs, outputs)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     try:
         results = ReferenceEvaluator(made).run(None, given)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+    except (
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+    ):
         return {}  # the reference has no such op, or not this form of it: the tensor stays unknown
     pairs = zip((o.name for o in outputs), results, strict=True)
     return {name: np.asarray(value) for name, value in pairs}
@@ -378,7 +435,9 @@ def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
             return made
         if a.name in ("value_float", "value_floats", "value_int", "value_ints"):
             kind = np.float32 if "float" in a.name else np.int64
-            return numpy_helper.from_array(np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0])
+            return numpy_helper.from_array(
+                np.asarray(helper.get_attribute_value(a), dtype=kind), node.output[0]
+            )
     return None
 
 
@@ -417,7 +476,9 @@ def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
             if name == old:
                 node.input[i] = new
         for branch in branches(node):
-            made = {n for inner in branch.node for n in inner.output} | {i.name for i in (*branch.input, *branch.initializer)}
+            made = {n for inner in branch.node for n in inner.output} | {
+                i.name for i in (*branch.input, *branch.initializer)
+            }
             if old not in made:
                 rename_(branch, old, new)
     if any(o.name == old for o in graph.output):

@@ -28,7 +28,11 @@ def expand_home(text: str, what: str = "the path") -> str:
     if expanded.startswith("~"):
         user = text[1:].partition("/")[0]
         why = f"this machine has no user {user}" if user else NO_HOME
-        raise UsageError(f"Cannot use {what} {text}", why, f"Write the whole path, or ./{text} for a file of that name")
+        raise UsageError(
+            f"Cannot use {what} {text}",
+            why,
+            f"Write the whole path, or ./{text} for a file of that name",
+        )
     return expanded
 
 
@@ -50,7 +54,8 @@ def user_folder(variable: str, default: str) -> Path | None:
     """Return a folder of this user, None where there is no home.
 
     Args:
-        variable: of the XDG base directories, such as ``XDG_DATA_HOME``; a relative path in it is ignored, as that standard says.
+        variable: of the XDG base directories, such as ``XDG_DATA_HOME``; a relative path in it is
+            ignored, as that standard says.
         default: below the home, where the variable says nothing.
 
     Raises:

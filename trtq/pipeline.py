@@ -20,7 +20,7 @@ from trtq.artifact import (
     read_json,
     sha256_file,
     write_json,
-)  # fmt: skip
+)
 from trtq.bench.harness import bench
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
@@ -36,7 +36,16 @@ from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
-from trtq.specs import BenchSpec, BuildOptions, BuildSpec, DeploySpec, EvaluateSpec, FinetuneSpec, QuantizeSpec, Spec
+from trtq.specs import (
+    BenchSpec,
+    BuildOptions,
+    BuildSpec,
+    DeploySpec,
+    EvaluateSpec,
+    FinetuneSpec,
+    QuantizeSpec,
+    Spec,
+)
 from trtq.verbs.deploy import deploy
 from trtq.verbs.evaluate import evaluate
 from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
@@ -62,7 +71,8 @@ class Stage:
 
     Attributes:
         name: such as ``build rtx3080``.
-        inputs: returns everything the result depends on, when the stage is reached; a digest of it is the stage's key.
+        inputs: returns everything the result depends on, when the stage is reached; a digest of it
+            is the stage's key.
         outputs: files the stage writes.
         work: does it and returns what came of it.
     """
@@ -97,11 +107,13 @@ class StageResult:
     valid: bool = True
 
 
-def run(recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False) -> list[StageResult]:
+def run(
+    recipe: Recipe, progress: Progress | None = None, *, dry_run: bool = False
+) -> list[StageResult]:
     """Run the chain of ``recipe`` and return what happened to each stage.
 
-    A stage runs when its inputs changed, or when one of its files is missing or altered. An interrupted run goes on with the
-    stage it was in. Two runs in one folder take turns.
+    A stage runs when its inputs changed, or when one of its files is missing or altered. An
+    interrupted run goes on with the stage it was in. Two runs in one folder take turns.
 
     Args:
         recipe: what to do.
@@ -135,33 +147,52 @@ def _up_to_the_file(recipe: Recipe) -> Recipe:
     return msgspec.structs.replace(recipe, build=(), bench=None)
 
 
-def deploy_recipe(recipe: Recipe, spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
+def deploy_recipe(
+    recipe: Recipe, spec: DeploySpec, progress: Progress | None = None
+) -> DeployRecord:
     """Run the chain of ``recipe`` up to the Q/DQ file, deploy that file, and put the board into the run's report.
 
     Raises:
         TrtqError: a stage failed, or the board did.
     """
     out, told = Path(recipe.out), progress or Silent()
-    report = plan(recipe, out, told)[-1:]  # of all stages: what is wrong with any of them is said before the work
+    report = plan(recipe, out, told)[
+        -1:
+    ]  # of all stages: what is wrong with any of them is said before the work
     file = ready(recipe, progress)
-    record = deploy(msgspec.structs.replace(spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))), progress)
+    record = deploy(
+        msgspec.structs.replace(
+            spec, model=str(file), out=spec.out or str(out / "deploy" / slug(spec.device))
+        ),
+        progress,
+    )
     with locked(out / RUN_LOCK, waiting=told.note):  # the report once more, with the board in it
         _walk(report, out, told, dry_run=False)
     return record
 
 
-def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) -> list[StageResult]:
+def _walk(
+    stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool
+) -> list[StageResult]:
     results: list[StageResult] = []
     stale: list[str] = []
     for stage in stages:
         inputs = stage.inputs()
         key = digest_of({"inputs": inputs, "trtq": __version__, "schema": SCHEMA})
         feeds = [s for s in stale if s in ("quantize", "finetune") or stage.name == "report"]
-        why = f"{feeds[0]} runs before it" if feeds and dry_run else _why_stale(stage, inputs, key, out)
+        why = (
+            f"{feeds[0]} runs before it"
+            if feeds and dry_run
+            else _why_stale(stage, inputs, key, out)
+        )
         if why is None:
             before = {} if dry_run else _state(stage, out)
             done = Outcome(str(before.get("summary", "")), before.get("valid", True) is not False)
-            results.append(StageResult(stage.name, False, "nothing it depends on has changed", done.summary, done.valid))
+            results.append(
+                StageResult(
+                    stage.name, False, "nothing it depends on has changed", done.summary, done.valid
+                )
+            )
             continue
         stale.append(stage.name)
         if dry_run:
@@ -173,7 +204,10 @@ def _walk(stages: list[Stage], out: Path, progress: Progress, *, dry_run: bool) 
         files = {str(p.relative_to(out)): sha256_file(p) for p in stage.outputs}
         parts = {k: digest_of(v) for k, v in inputs.items()}
         ensure_writable_dir(out / STATE)
-        write_json(out / STATE / f"{stage.slug}.json", {"key": key, "parts": parts, "files": files, **asdict(done)})
+        write_json(
+            out / STATE / f"{stage.slug}.json",
+            {"key": key, "parts": parts, "files": files, **asdict(done)},
+        )
         results.append(StageResult(stage.name, True, why, done.summary, done.valid))
     return results
 
@@ -187,12 +221,20 @@ def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> 
     try:
         state = _state(stage, out)
     except ArtifactError:
-        return "it has not finished before" if not (out / STATE / f"{stage.slug}.json").exists() else "its record is damaged"
+        return (
+            "it has not finished before"
+            if not (out / STATE / f"{stage.slug}.json").exists()
+            else "its record is damaged"
+        )
     if state.get("key") != key:
         before = state.get("parts", {})
         changed = [k for k, v in inputs.items() if before.get(k) != digest_of(v)]
         gone = [k for k in before if k not in inputs]
-        said = [f"{' and '.join(names)} {what}" for names, what in ((changed, "changed"), (gone, "no longer there")) if names]
+        said = [
+            f"{' and '.join(names)} {what}"
+            for names, what in ((changed, "changed"), (gone, "no longer there"))
+            if names
+        ]
         return ", ".join(said) or "another version of trtq made it"
     for name, digest in state.get("files", {}).items():
         path = out / name
@@ -226,7 +268,11 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
     names = [s.name for s in stages]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
-        raise UsageError(f"The recipe asks for {twice!r} twice", "both would write the same file", "Remove one [[build]]")
+        raise UsageError(
+            f"The recipe asks for {twice!r} twice",
+            "both would write the same file",
+            "Remove one [[build]]",
+        )
     return stages
 
 
@@ -238,7 +284,9 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
         return {
             "settings": settings,
             "model": model_digest(spec),
-            "versions": {n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")},
+            "versions": {
+                n: package_version(n) for n in ("torch", "timm", "torchvision", "onnxscript")
+            },
             "images": fingerprint(spec.data, spec.class_index, note),
             "allocation": _digest_or_none(spec.allocation),
         }
@@ -262,27 +310,39 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
 
     def inputs() -> dict[str, Any]:
         index, val_index = spec.class_index, spec.val_class_index or spec.class_index
-        where = {"data": (spec.data, index), "val": (spec.val, val_index), "masks": (spec.masks, None), "val_masks": (spec.val_masks, None)}
+        where = {
+            "data": (spec.data, index),
+            "val": (spec.val, val_index),
+            "masks": (spec.masks, None),
+            "val_masks": (spec.val_masks, None),
+        }
         return {
-            "settings": _settings(spec), "model": model_digest(spec),
-            "encodings": Encodings.load(Path(spec.encodings)).digest() if Path(spec.encodings).is_file() else None,
+            "settings": _settings(spec),
+            "model": model_digest(spec),
+            "encodings": Encodings.load(Path(spec.encodings)).digest()
+            if Path(spec.encodings).is_file()
+            else None,
             "own loss": source_digest(spec.loss, "loss") if spec.loss else None,
-            "ranking": _digest_or_none(spec.sensitivity), **{n: fingerprint(d, i, note) if d else None for n, (d, i) in where.items()},
-        }  # fmt: skip
+            "ranking": _digest_or_none(spec.sensitivity),
+            **{n: fingerprint(d, i, note) if d else None for n, (d, i) in where.items()},
+        }
 
     def work() -> Outcome:
         if (folder / CHECKPOINT).is_dir() and (folder / TRAINED).is_file():
-            # Of a run that has ended; one that was interrupted goes on, and the next to be interrupted must not look like this one.
+            # Of a run that has ended; one that was interrupted goes on, and the next to be
+            # interrupted must not look like this one.
             shutil.rmtree(folder / CHECKPOINT)
             (folder / TRAINED).unlink()
         return _outcome(finetune(spec, progress))
 
-    return Stage("finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work)
+    return Stage(
+        "finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work
+    )
 
 
 def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
-    assert wanted is not None
+    assert wanted is not None  # noqa: S101
     chosen = _evaluated(recipe, wanted)
     if chosen.masks is None:
         _require_classes(recipe, chosen.source)
@@ -290,19 +350,26 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         _require_left(base, chosen.source)
     names = ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
     spec = EvaluateSpec(
-        onnx=str(qdq), reference=str(out / FP32), limit=wanted.limit, data=chosen.data,
+        onnx=str(qdq),
+        reference=str(out / FP32),
+        limit=wanted.limit,
+        data=chosen.data,
         class_index=chosen.index,
-        exclude=str(out / RECORD) if wanted.held_out else None, masks=chosen.masks, ignore_index=wanted.ignore_index,
+        exclude=str(out / RECORD) if wanted.held_out else None,
+        masks=chosen.masks,
+        ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
-    )  # fmt: skip
+    )
 
     def inputs() -> dict[str, Any]:
         files = {p.name: _digest_or_none(str(p)) for p in (qdq, out / FP32)}
         return {
-            "settings": _settings(spec), **files, "images": fingerprint(spec.data, spec.class_index, note),
+            "settings": _settings(spec),
+            **files,
+            "images": fingerprint(spec.data, spec.class_index, note),
             "masks": fingerprint(spec.masks, None, note) if spec.masks else None,
             "versions": _runtime(),
-        }  # fmt: skip
+        }
 
     def work() -> Outcome:
         record = evaluate(spec, progress)
@@ -339,13 +406,15 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
     shared = shared_images(found.source, learned)
     if shared and trained.val is not None and not wanted.data:
         index = wanted.class_index or trained.val_class_index or trained.class_index
-        found = _Evaluated(trained.val, index, trained.val_masks or wanted.masks, open_source(trained.val, index))
+        found = _Evaluated(
+            trained.val, index, trained.val_masks or wanted.masks, open_source(trained.val, index)
+        )
         shared = shared_images(found.source, learned)
     if shared:
         raise UsageError(
             "The recipe evaluates on images that training saw",
-            f"[finetune] learns from {trained.data}, which holds {len(shared)} of the {len(found.source)} images of {found.data}, "
-            f"such as {found.source.ids[shared[0]]}",
+            f"[finetune] learns from {trained.data}, which holds {len(shared)} of the "
+            f"{len(found.source)} images of {found.data}, such as {found.source.ids[shared[0]]}",
             "Give [evaluate] images of its own, or [finetune] a val, or set held_out = false",
         )
     return found
@@ -356,7 +425,9 @@ def _require_classes(recipe: Recipe, chosen: Source) -> None:
     base, trained = recipe.quantize, recipe.finetune
     if trained is None or trained.masks is not None:
         require_one_class_list(chosen)
-        require_calibrated_classes(chosen, open_source(base.data, base.class_index).classes, base.data)
+        require_calibrated_classes(
+            chosen, open_source(base.data, base.class_index).classes, base.data
+        )
     else:
         require_one_class_list(open_source(trained.data, trained.class_index), chosen)
 
@@ -373,7 +444,14 @@ def _require_left(base: QuantizeSpec, chosen: Source) -> None:
         )
 
 
-PATHS = ("data", "class_index", "val", "val_class_index", "masks", "val_masks")  # keys hold the content behind them
+PATHS = (
+    "data",
+    "class_index",
+    "val",
+    "val_class_index",
+    "masks",
+    "val_masks",
+)  # keys hold the content behind them
 
 
 def _settings(spec: Spec, *without: str) -> dict[str, Any]:
@@ -403,15 +481,24 @@ def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, n
     spec = BuildSpec(onnx=str(source), target=wanted.target, out=str(engine), **options)
 
     def inputs() -> dict[str, Any]:
-        versions: dict[str, Any] = {n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")}
+        versions: dict[str, Any] = {
+            n: package_version(n) for n in ("tensorrt-rtx-cu13", "tensorrt")
+        }
         if wanted.backend == "trtexec":
             versions["trtexec"] = _trtexec_or_none()
         return {
-            "settings": _settings(spec), source.name: _digest_or_none(str(source)), "builder version": versions,
+            "settings": _settings(spec),
+            source.name: _digest_or_none(str(source)),
+            "builder version": versions,
             "images": fingerprint(spec.data, None, note) if spec.data else None,
-        }  # fmt: skip
+        }
 
-    return Stage(f"build {name}", inputs, (engine, manifest_path(engine)), lambda: _outcome(build(spec, progress)))
+    return Stage(
+        f"build {name}",
+        inputs,
+        (engine, manifest_path(engine)),
+        lambda: _outcome(build(spec, progress)),
+    )
 
 
 def _trtexec_or_none() -> str | None:
@@ -423,17 +510,27 @@ def _trtexec_or_none() -> str | None:
         return None
 
 
-def _bench_stage(wanted: BenchStage, label: str, path: Path, out: Path, progress: Progress) -> Stage:
+def _bench_stage(
+    wanted: BenchStage, label: str, path: Path, out: Path, progress: Progress
+) -> Stage:
     spec = BenchSpec(
-        file=(str(path),), device=wanted.device, batch=(wanted.batch,), duration=wanted.duration, min_samples=wanted.min_samples,
-        max_duration=wanted.max_duration, verdict=wanted.verdict,
-    )  # fmt: skip
+        file=(str(path),),
+        device=wanted.device,
+        batch=(wanted.batch,),
+        duration=wanted.duration,
+        min_samples=wanted.min_samples,
+        max_duration=wanted.max_duration,
+        verdict=wanted.verdict,
+    )
     target = out / f"bench.{label}.json"
 
     def inputs() -> dict[str, Any]:
         return {
-            "settings": msgspec.to_builtins(spec), path.name: _digest_or_none(str(path)), "machine": cpu_name(), "versions": _runtime(),
-        }  # fmt: skip
+            "settings": msgspec.to_builtins(spec),
+            path.name: _digest_or_none(str(path)),
+            "machine": cpu_name(),
+            "versions": _runtime(),
+        }
 
     def work() -> Outcome:
         record = bench(spec, progress)
@@ -448,7 +545,10 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
 
     def inputs() -> dict[str, Any]:
         boards = sorted(out.glob("deploy/*/deploy.json"))
-        return {"title": recipe.title, **{str(p.relative_to(out)): _digest_or_none(str(p)) for p in [*records, *boards]}}
+        return {
+            "title": recipe.title,
+            **{str(p.relative_to(out)): _digest_or_none(str(p)) for p in [*records, *boards]},
+        }
 
     def work() -> Outcome:
         return Outcome(str(write_page(out, page, title=recipe.title)))
@@ -458,7 +558,10 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
 
 def _outcome(record: Any) -> Outcome:
     """Return what a record says of itself: whether its measurements are valid, its outputs finite."""
-    return Outcome(str(record.summary), bool(getattr(record, "valid", True)) and bool(getattr(record, "finite", True)))
+    return Outcome(
+        str(record.summary),
+        bool(getattr(record, "valid", True)) and bool(getattr(record, "finite", True)),
+    )
 
 
 def _digest_or_none(path: str | None) -> str | None:

@@ -70,7 +70,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tables
     except FileNotFoundError as exc:
         raise UsageError(f"Cannot read the recipe {path}", "there is no such file") from exc
-    except (OSError, ValueError, RecursionError) as exc:  # TOMLDecodeError and UnicodeDecodeError are values that are wrong
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as exc:  # TOMLDecodeError and UnicodeDecodeError are values that are wrong
         raise UsageError(f"Cannot read the recipe {path}", reason(exc)) from exc
 
 
@@ -79,9 +83,17 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
     fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
     wrong = next((k for k in (*fixed, "model", "checkpoint", "checkpoint_key") if k in table), None)
     if wrong is not None:
-        raise UsageError(f"[finetune] cannot set {wrong}", "the chain does: it goes on from [quantize]", "Leave it out")
+        raise UsageError(
+            f"[finetune] cannot set {wrong}",
+            "the chain does: it goes on from [quantize]",
+            "Leave it out",
+        )
     own = ("seed", "opset", "target", "parity_images", "weight_storage")
-    same = {n: getattr(base, n) for n in (*ModelInputSpec.__struct_fields__, *own) if n != "class_index" or "data" not in table}
+    same = {
+        n: getattr(base, n)
+        for n in (*ModelInputSpec.__struct_fields__, *own)
+        if n != "class_index" or "data" not in table
+    }
     return FinetuneSpec.make({**same, **table, **fixed}, where=where)
 
 
@@ -89,34 +101,49 @@ def load_recipe(path: Path) -> Recipe:
     """Return the recipe in a TOML file; relative paths stay relative to the current folder.
 
     Raises:
-        UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out of range.
+        UsageError: not TOML, an unknown table or setting (the nearest is suggested), or a value out
+            of range.
     """
     tables = read_toml(path)
     known = ("out", "title", "quantize", "finetune", "evaluate", "build", "bench")
     for key in tables:
         if key not in known:
-            raise UsageError(f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known))
+            raise UsageError(
+                f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known)
+            )
     for key in ("quantize", "finetune", "evaluate", "bench"):
         if key in tables and not isinstance(tables[key], dict):
-            raise UsageError(f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]")
+            raise UsageError(
+                f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]"
+            )
     for key in ("out", "title"):
         if key in tables and not isinstance(tables[key], str):
-            raise UsageError(f"{key} in {path} must be a text", f"found {tables[key]!r}", f'Write {key} = "..."')
+            raise UsageError(
+                f"{key} in {path} must be a text", f"found {tables[key]!r}", f'Write {key} = "..."'
+            )
     builds = tables.get("build", [])
     builds = [builds] if isinstance(builds, dict) else builds
     if not isinstance(builds, list) or not all(isinstance(b, dict) for b in builds):
-        raise UsageError(f"build in {path} must be a list of tables", f"found {builds!r}", "Write [[build]]")
+        raise UsageError(
+            f"build in {path} must be a list of tables", f"found {builds!r}", "Write [[build]]"
+        )
     if "quantize" not in tables:
-        raise UsageError(f"The recipe {path} has no [quantize] table", mend="It names the model and the images")
+        raise UsageError(
+            f"The recipe {path} has no [quantize] table", mend="It names the model and the images"
+        )
     out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")
     stages: dict[str, Any] = {
         "out": out,
         "title": str(tables.get("title", path.stem)),
-        "quantize": QuantizeSpec.make({**tables["quantize"], "out": out}, where=f"[quantize] of {path}"),
+        "quantize": QuantizeSpec.make(
+            {**tables["quantize"], "out": out}, where=f"[quantize] of {path}"
+        ),
         "build": tuple(BuildStage.make(b, where=f"[[build]] of {path}") for b in builds),
     }
     if "finetune" in tables:
-        stages["finetune"] = _finetune_of(stages["quantize"], tables["finetune"], where=f"[finetune] of {path}")
+        stages["finetune"] = _finetune_of(
+            stages["quantize"], tables["finetune"], where=f"[finetune] of {path}"
+        )
     if "evaluate" in tables:
         stages["evaluate"] = EvaluateStage.make(tables["evaluate"], where=f"[evaluate] of {path}")
     if "bench" in tables:

@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 KEPT = {"\t"}
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format, lone surrogate, separators
 # Letters and marks that a terminal draws as nothing.
-HIDDEN_RANGES = ((0x34F, 0x34F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x2800, 0x2800),
-                 (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFFA0, 0xFFA0), (0xE0000, 0xE0FFF))  # fmt: skip
+HIDDEN_RANGES = (
+    (0x34F, 0x34F),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0),
+    (0xE0000, 0xE0FFF),
+)
 
 
 class Lines(str):
@@ -56,7 +65,9 @@ def visible(text: object, *, lines: bool = False) -> str:
     plain = str(text)
     if plain.isascii() and plain.isprintable():
         return plain
-    return "".join(c if c in KEPT or (lines and c == "\n") or not _is_hidden(c) else _escape(c) for c in plain)
+    return "".join(
+        c if c in KEPT or (lines and c == "\n") or not _is_hidden(c) else _escape(c) for c in plain
+    )
 
 
 def _is_hidden(char: str) -> bool:

@@ -14,7 +14,10 @@ from trtq.errors import UsageError, reason
 
 T = TypeVar("T")
 WHERE = "Cannot run as one of several processes"
-HINT = "Start them with torchrun --nproc-per-node N -m trtq ..., or unset RANK and WORLD_SIZE to run as one"
+HINT = (
+    "Start them with torchrun --nproc-per-node N -m trtq ..., or unset RANK and WORLD_SIZE to "
+    "run as one"
+)
 
 
 def _number(name: str, default: int) -> int:
@@ -43,20 +46,31 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         """Return what ``torchrun`` set, one process without it.
 
         Raises:
-            UsageError: a variable is no number, the rank does not fit, or the address of the first process is missing.
+            UsageError: a variable is no number, the rank does not fit, or the address of the first
+                process is missing.
         """
-        made = cls(rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1), local=_number("LOCAL_RANK", 0))
+        made = cls(
+            rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1), local=_number("LOCAL_RANK", 0)
+        )
         if made.world < 1 or not 0 <= made.rank < made.world:
-            why = f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank lies between 0 and WORLD_SIZE - 1"
+            why = (
+                f"RANK is {made.rank} and WORLD_SIZE is {made.world}; a rank lies between 0 and "
+                "WORLD_SIZE - 1"
+            )
             raise UsageError(WHERE, why, HINT)
         missing = [n for n in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
         if made.world > 1 and missing:
-            why = f"WORLD_SIZE is {made.world}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set"
+            why = (
+                f"WORLD_SIZE is {made.world}, and {' and '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not set"
+            )
             raise UsageError(WHERE, why, HINT)
         return made
 
     @contextmanager
-    def joined(self, *, gpu: bool = False, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    def joined(
+        self, *, gpu: bool = False, waiting: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
         """Let the processes talk to each other inside (torch.distributed: nccl between GPUs, else gloo).
 
         Args:
@@ -73,11 +87,21 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         if waiting is not None:
-            waiting(f"process {self.rank} of {self.world} waits for the other {self.world - 1} at {place}")
+            waiting(
+                f"process {self.rank} of {self.world} waits for the other {self.world - 1} at "
+                f"{place}"
+            )
         try:
-            distributed.init_process_group("nccl" if gpu else "gloo", rank=self.rank, world_size=self.world, timeout=timedelta(days=2))
+            distributed.init_process_group(
+                "nccl" if gpu else "gloo",
+                rank=self.rank,
+                world_size=self.world,
+                timeout=timedelta(days=2),
+            )
         except (RuntimeError, ValueError, OSError) as exc:
-            raise UsageError(f"Cannot reach the other processes at {place}", reason(exc), HINT) from exc
+            raise UsageError(
+                f"Cannot reach the other processes at {place}", reason(exc), HINT
+            ) from exc
         try:
             yield
         finally:

@@ -17,10 +17,20 @@ from trtq.bench.meters.jetson import LINES, is_jetson
 from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu
 from trtq.errors import MeterError
 
-# Without these a record cannot be held against another one: present, or with the reason why not in "missing".
+# Without these a record cannot be held against another one: present, or with the reason why not in
+# "missing".
 NEEDED = {
     "cpu": ("cpu", "cores", "governor", "affinity", "container", "host"),
-    "gpu": ("name", "uuid", "driver", "power_limit_w", "sm_clock_max_mhz", "ecc", "mig", "locked_clocks"),
+    "gpu": (
+        "name",
+        "uuid",
+        "driver",
+        "power_limit_w",
+        "sm_clock_max_mhz",
+        "ecc",
+        "mig",
+        "locked_clocks",
+    ),
     "jetson": ("model", "l4t", "power_mode", "clocks"),
 }
 MAX_SPREAD = 0.02
@@ -122,9 +132,15 @@ class Watch:
         """Take a reading: between blocks, never inside.
 
         Args:
-            loaded: whether the device has been at work just now: only then do its clocks say something.
+            loaded: whether the device has been at work just now: only then do its clocks say
+                something.
         """
-        state: dict[str, Any] = {"at": time.perf_counter(), "slept": _slept(), "cpu": _cpu_seconds(self.root), "loaded": loaded}
+        state: dict[str, Any] = {
+            "at": time.perf_counter(),
+            "slept": _slept(),
+            "cpu": _cpu_seconds(self.root),
+            "loaded": loaded,
+        }
         if self.gpu is not None:
             state["gpu"] = self.gpu.state()
         self.states.append(state)
@@ -147,13 +163,20 @@ class Watch:
             return found
         states = [s["gpu"] for s in self.states]
         for name in THROTTLE_FIELDS.values():
-            before, after = states[0]["throttled_ns"].get(name), states[-1]["throttled_ns"].get(name)
+            before, after = (
+                states[0]["throttled_ns"].get(name),
+                states[-1]["throttled_ns"].get(name),
+            )
             if before is not None and after is not None and after > before:
                 found.append(f"the GPU was slowed down for {(after - before) / 1e9:.2f} s: {name}")
         for text in dict.fromkeys(t for s in states for t in s["throttle_reasons"] or ()):
             if not any(text in f for f in found):
                 found.append(f"the GPU is being slowed down: {text}")
-        clocks = [s["gpu"]["sm_clock_mhz"] for s in self.states if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None]
+        clocks = [
+            s["gpu"]["sm_clock_mhz"]
+            for s in self.states
+            if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
+        ]
         if len(clocks) > 1 and max(clocks) > (1 + MAX_SPREAD) * min(clocks):
             found.append(f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz")
         strangers = _strangers([s["processes"] for s in states if s["processes"] is not None])
@@ -181,15 +204,24 @@ class Watch:
         others = self.others()
         made: dict[str, Any] = {"other_processes_cpu": None if others is None else round(others, 4)}
         if self.gpu is not None:
-            clocks = [s["gpu"]["sm_clock_mhz"] for s in self.states if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None]
-            made |= {"before": self.states[0]["gpu"], "after": self.states[-1]["gpu"], "sm_clocks_under_load_mhz": sorted(set(clocks))}
+            clocks = [
+                s["gpu"]["sm_clock_mhz"]
+                for s in self.states
+                if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
+            ]
+            made |= {
+                "before": self.states[0]["gpu"],
+                "after": self.states[-1]["gpu"],
+                "sm_clocks_under_load_mhz": sorted(set(clocks)),
+            }
         return made
 
 
 def _strangers(seen: list[list[int]]) -> int:
     """Return how many processes other than this one were on the GPU.
 
-    Inside a container the driver names processes as the host does, and this one is not found: a single process is then taken for it.
+    Inside a container the driver names processes as the host does, and this one is not found: a
+    single process is then taken for it.
     """
     found = {p for pids in seen for p in pids}
     if os.getpid() in found:
@@ -234,7 +266,9 @@ def _container(root: Path) -> str:
     if (root / "run/.containerenv").exists():
         return "podman"
     groups = _text(root / "proc/1/cgroup") or ""
-    return next((k for k in ("docker", "kubepods", "containerd", "lxc") if k in groups), "none seen")
+    return next(
+        (k for k in ("docker", "kubepods", "containerd", "lxc") if k in groups), "none seen"
+    )
 
 
 def _jetson(root: Path, missing: dict[str, str]) -> dict[str, Any]:
@@ -255,7 +289,7 @@ def _output(line: list[str]) -> str | None:
     if shutil.which(line[0]) is None:
         return None
     try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -19,22 +19,30 @@ READY = "ready"
 def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
     """Hold the SM clock of a GPU; yield what came of it, for the record.
 
-    Without permission nothing is changed and the text says so. The clocks are free again afterwards, also when this process is killed.
+    Without permission nothing is changed and the text says so. The clocks are free again
+    afterwards, also when this process is killed.
 
     Args:
         gpu: whose clocks.
         mhz: default: the largest it has, which may throttle; readings under load tell.
     """
     uuid = gpu.ask("uuid", lambda: gpu.nvml.nvmlDeviceGetUUID(gpu.handle))
-    top = mhz or gpu.ask("largest SM clock", lambda: gpu.nvml.nvmlDeviceGetMaxClockInfo(gpu.handle, gpu.nvml.NVML_CLOCK_SM))
+    top = mhz or gpu.ask(
+        "largest SM clock",
+        lambda: gpu.nvml.nvmlDeviceGetMaxClockInfo(gpu.handle, gpu.nvml.NVML_CLOCK_SM),
+    )
     if uuid is None or top is None:
         yield f"floating: {gpu.missing.get('uuid') or gpu.missing.get('largest SM clock')}"
         return
     # The guardian is there before the lock is, so that there is no moment without one.
-    with subprocess.Popen(
-        [sys.executable, "-m", "trtq.bench.clocks", uuid], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "trtq.bench.clocks", uuid],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as guardian:
-        assert guardian.stdin is not None and guardian.stdout is not None
+        assert guardian.stdin is not None and guardian.stdout is not None  # noqa: S101
         if guardian.stdout.readline().strip() != READY:
             yield "floating: the process that would free them again did not start"
             return
@@ -53,7 +61,11 @@ def guard(uuid: str) -> int:
     """Wait until whoever started this process ends, then free the clocks."""
     import signal
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # what ends the other one must not end this one: it has still to work
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # what ends the other one must not end this one: it has still to work
         signal.signal(number, signal.SIG_IGN)
     gpu = Gpu(uuid=uuid)
     print(READY, flush=True)

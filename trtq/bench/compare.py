@@ -1,8 +1,9 @@
 """Two models taking turns: loaded anew again and again, and timed in short blocks in random order.
 
-Drift hits both, since turns are short. But two loads of one and the same file differ, too: their memory lies elsewhere, and on a CPU
-that alone makes some percent. So a load is what is repeated: in each group the first model is loaded twice and the second once, and
-the ratio's interval comes from the spread between groups. The two loads of the first model show the noise floor.
+Drift hits both, since turns are short. But two loads of one and the same file differ, too: their
+memory lies elsewhere, and on a CPU that alone makes some percent. So a load is what is repeated: in
+each group the first model is loaded twice and the second once, and the ratio's interval comes from
+the spread between groups. The two loads of the first model show the noise floor.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Turns:
         first_ms, second_ms: medians over blocks.
         ratio, low, high: time of the second over time of the first, 95 %.
         noise: how far from 1 the interval of the first against itself reaches.
-        outcome: of the second: a difference when the interval lies outside the margin and the ratio outside the noise.
+        outcome: of the second: a difference when the interval lies outside the margin and the ratio
+            outside the noise.
         groups: loads of each (twice as many of the first).
         stopped: which rule ended it.
     """
@@ -50,16 +52,26 @@ class Turns:
 
 
 def take_turns(
-    first: Callable[[], Call], second: Callable[[], Call], *, block_s: float = BLOCK_S, rounds: int = ROUNDS, min_groups: int = MIN_GROUPS,
-    max_groups: int = MAX_GROUPS, narrow: float = NARROW, margin: float = MARGIN, seed: int = 0,
-    clock: Callable[[], int] = time.perf_counter_ns, between: Callable[[], object] = lambda: None,
-) -> Turns:  # fmt: skip
+    first: Callable[[], Call],
+    second: Callable[[], Call],
+    *,
+    block_s: float = BLOCK_S,
+    rounds: int = ROUNDS,
+    min_groups: int = MIN_GROUPS,
+    max_groups: int = MAX_GROUPS,
+    narrow: float = NARROW,
+    margin: float = MARGIN,
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    between: Callable[[], object] = lambda: None,
+) -> Turns:
     """Load and time until the ratio is known well enough.
 
     Args:
         first: loads the first model and returns one request.
         second: the same of the other one.
-        block_s: length of a turn, seconds; its first 10 % are set aside, since a turn begins with cold caches.
+        block_s: length of a turn, seconds; its first 10 % are set aside, since a turn begins with
+            cold caches.
         rounds: turns of each load.
         min_groups: fewest loads of the second model.
         max_groups: most.
@@ -81,7 +93,9 @@ def take_turns(
         calls: dict[int, Call] = {int(i): openers[i]() for i in rng.permutation(3)}
         rows = _group([calls[i] for i in range(3)], rng, block_s, rounds, clock)
         logs = np.log(rows)
-        groups.append([_middle(logs[:, 2] - logs[:, :2].mean(axis=1)), _middle(logs[:, 1] - logs[:, 0])])
+        groups.append(
+            [_middle(logs[:, 2] - logs[:, :2].mean(axis=1)), _middle(logs[:, 1] - logs[:, 0])]
+        )
         blocks += rows.tolist()
         between()
         if len(groups) >= min_groups:
@@ -92,14 +106,29 @@ def take_turns(
     ratio, low, high, noise, outcome = judge(np.asarray(groups), margin=margin)
     table = np.asarray(blocks)
     return Turns(
-        first_ms=float(np.median(table[:, :2])), second_ms=float(np.median(table[:, 2])), ratio=ratio, low=low, high=high, noise=noise,
-        outcome=outcome, groups=len(groups), stopped=stopped,
-    )  # fmt: skip
+        first_ms=float(np.median(table[:, :2])),
+        second_ms=float(np.median(table[:, 2])),
+        ratio=ratio,
+        low=low,
+        high=high,
+        noise=noise,
+        outcome=outcome,
+        groups=len(groups),
+        stopped=stopped,
+    )
 
 
-def _group(calls: list[Call], rng: np.random.Generator, block_s: float, rounds: int, clock: Callable[[], int]) -> Values:
+def _group(
+    calls: list[Call],
+    rng: np.random.Generator,
+    block_s: float,
+    rounds: int,
+    clock: Callable[[], int],
+) -> Values:
     """Return the medians of blocks, ms [rounds, 3], of three loads taking turns."""
-    warmed = [warm_up(c, calls=10, seconds=block_s, limit_s=5 * block_s, clock=clock) for c in calls]
+    warmed = [
+        warm_up(c, calls=10, seconds=block_s, limit_s=5 * block_s, clock=clock) for c in calls
+    ]
     failed = next((w.failed for w in warmed if w.failed), "")
     if failed:
         raise BenchError("A request failed in the warm-up", failed)

@@ -40,7 +40,13 @@ class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line a verdict."""
-        return stack([*(v.summary for v in self.verdicts), *(f"differs: {d}" for d in self.differences), *self.notes])
+        return stack(
+            [
+                *(v.summary for v in self.verdicts),
+                *(f"differs: {d}" for d in self.differences),
+                *self.notes,
+            ]
+        )
 
 
 def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
@@ -54,10 +60,14 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     told, began = progress or Silent(), time.perf_counter()
     paths = [Path(f) for f in spec.file]
     if len(paths) < 2:
-        raise UsageError("trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help")
+        raise UsageError(
+            "trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help"
+        )
     records = [p for p in paths if p.suffix == ".json"]
     if records and (len(records) != len(paths) or len(paths) != 2):
-        raise UsageError("Cannot compare records with files", "give two records, or files that can take turns")
+        raise UsageError(
+            "Cannot compare records with files", "give two records, or files that can take turns"
+        )
     out = ensure_writable_dir(Path(spec.out)) if spec.out else None
     verdicts: list[Verdict] = []
     unlike, notes = list[str](), list[str]()
@@ -72,15 +82,31 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
             told.begin(f"{paths[0].name} and {other.name} take turns", 0)
             verdicts.append(
                 judge_files(
-                    paths[0], other, device=device, batch=spec.batch, trust=spec.trust, gpu=gpu, margin=spec.margin, block_s=spec.block,
-                    max_groups=spec.max_loads, profile=spec.profile,
+                    paths[0],
+                    other,
+                    device=device,
+                    batch=spec.batch,
+                    trust=spec.trust,
+                    gpu=gpu,
+                    margin=spec.margin,
+                    block_s=spec.block,
+                    max_groups=spec.max_loads,
+                    profile=spec.profile,
                 )
-            )  # fmt: skip
+            )
         valid = all(v.valid for v in verdicts)
     record = CompareRecord(
-        schema=SCHEMA, verb="compare", spec=msgspec.to_builtins(spec), verdicts=verdicts, differences=unlike, notes=notes,
-        card=take_card(device, gpu=gpu), valid=valid, seconds=round(time.perf_counter() - began, 3), environment=environment(),
-    )  # fmt: skip
+        schema=SCHEMA,
+        verb="compare",
+        spec=msgspec.to_builtins(spec),
+        verdicts=verdicts,
+        differences=unlike,
+        notes=notes,
+        card=take_card(device, gpu=gpu),
+        valid=valid,
+        seconds=round(time.perf_counter() - began, 3),
+        environment=environment(),
+    )
     if out is not None:
         write_json(out / RECORD, record)
     try:
@@ -99,20 +125,45 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     notes = []
     for x in a.rows:
         for y in b.rows:
-            kind = next((k for k in ("e2e", "gpu") if getattr(x, k) is not None and getattr(y, k) is not None), None)
+            kind = next(
+                (
+                    k
+                    for k in ("e2e", "gpu")
+                    if getattr(x, k) is not None and getattr(y, k) is not None
+                ),
+                None,
+            )
             if (x.mode, x.batch) != (y.mode, y.batch) or kind is None:
                 continue
             before, after = getattr(x, kind), getattr(y, kind)
-            unlike += [f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)]
-            ratio = "n/a" if not before.median.value or after.median.value is None else f"x {after.median.value / before.median.value:.4f}"
+            unlike += [
+                f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)
+            ]
+            ratio = (
+                "n/a"
+                if not before.median.value or after.median.value is None
+                else f"x {after.median.value / before.median.value:.4f}"
+            )
             what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}, {kind}"
-            notes.append(f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two runs, which did not take turns")
+            notes.append(
+                f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two "
+                "runs, which did not take turns"
+            )
     if not notes:
         why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
-        raise UsageError("These records have no latency of one kind, mode and batch in common", why, "Measure both alike: trtq bench")
+        raise UsageError(
+            "These records have no latency of one kind, mode and batch in common",
+            why,
+            "Measure both alike: trtq bench",
+        )
     return unlike, notes, a.valid and b.valid and not unlike
 
 
 def _kinds(record: BenchRecord) -> str:
-    found = [f"{k} of {r.mode}, batch {r.batch}" for r in record.rows for k in ("e2e", "gpu") if getattr(r, k) is not None]
+    found = [
+        f"{k} of {r.mode}, batch {r.batch}"
+        for r in record.rows
+        for k in ("e2e", "gpu")
+        if getattr(r, k) is not None
+    ]
     return "; ".join(dict.fromkeys(found)) or "no latency"

@@ -1,7 +1,7 @@
 """Energy per image: a steady load, a sensor read beside it, windows long enough for the sensor, idle power subtracted.
 
-Only what lies between two ticks of a counter (or between readings of power) counts, so neither the start nor the end of the load is in a
-window; images are counted over the very same stretch of time.
+Only what lies between two ticks of a counter (or between readings of power) counts, so neither the
+start nor the end of the load is in a window; images are counted over the very same stretch of time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from trtq.errors import MeterError
 MIN_TICKS, MIN_READINGS, MAX_APART = 50, 200, 0.05
 INTERVAL_S, JITTER = 0.005, 0.2
 SETTLE_S = 2.0  # a sensor that averages over a second has forgotten the idle time by then
-MAX_GAP = 20  # intervals without a reading: a thread of Python beside a busy one comes late now and then
+MAX_GAP = (
+    20  # intervals without a reading: a thread of Python beside a busy one comes late now and then
+)
 
 
 @dataclass(slots=True)
@@ -74,10 +76,13 @@ class Power:
     readings: int
 
 
-def mean_power(track: Track, *, counter: bool, start: float, end: float, interval_s: float = INTERVAL_S) -> Power:
+def mean_power(
+    track: Track, *, counter: bool, start: float, end: float, interval_s: float = INTERVAL_S
+) -> Power:
     """Return the mean power between two times.
 
-    A counter gives (last tick - first tick) over the time between those ticks; power is integrated by the trapezoid rule.
+    A counter gives (last tick - first tick) over the time between those ticks; power is integrated
+    by the trapezoid rule.
 
     Raises:
         MeterError: the meter died, went backwards, paused, or ticked less than twice.
@@ -88,40 +93,71 @@ def mean_power(track: Track, *, counter: bool, start: float, end: float, interva
         raise MeterError("The meter stopped in the middle of a window", track.failed)
     if counter:
         if bool((np.diff(values) < 0).any()):
-            raise MeterError("The energy counter went backwards", "the driver was loaded again, or it wrapped around", "Measure again")
+            raise MeterError(
+                "The energy counter went backwards",
+                "the driver was loaded again, or it wrapped around",
+                "Measure again",
+            )
         ticks = np.flatnonzero(inside[1:] & (np.diff(values) > 0)) + 1
         if len(ticks) < 2:
-            raise MeterError("The energy counter did not move", f"{len(ticks)} ticks in {end - start:.2f} s", "Measure longer")
+            raise MeterError(
+                "The energy counter did not move",
+                f"{len(ticks)} ticks in {end - start:.2f} s",
+                "Measure longer",
+            )
         first, last = ticks[0], ticks[-1]
         length = float(times[last] - times[first])
-        return Power(float(values[last] - values[first]) / length, float(times[first]), float(times[last]), len(ticks))
+        return Power(
+            float(values[last] - values[first]) / length,
+            float(times[first]),
+            float(times[last]),
+            len(ticks),
+        )
     times, values = times[inside], values[inside]
     if len(times) < 2:
-        raise MeterError("There are no readings in the window", f"{len(times)} in {end - start:.2f} s", "Measure longer")
+        raise MeterError(
+            "There are no readings in the window",
+            f"{len(times)} in {end - start:.2f} s",
+            "Measure longer",
+        )
     if float(np.diff(times).max()) > MAX_GAP * interval_s:
         raise MeterError(
-            "The readings of power have a gap", f"{np.diff(times).max():.2f} s without one, asked every {interval_s:g} s",
+            "The readings of power have a gap",
+            f"{np.diff(times).max():.2f} s without one, asked every {interval_s:g} s",
             "Measure on a machine with nothing else to do",
-        )  # fmt: skip
+        )
     length = float(times[-1] - times[0])
-    return Power(float(np.trapezoid(values, times)) / length, float(times[0]), float(times[-1]), len(times))
+    return Power(
+        float(np.trapezoid(values, times)) / length, float(times[0]), float(times[-1]), len(times)
+    )
 
 
 def measure_energy(
-    call: Callable[[], object], images: int, meter: Meter, *, window_s: float | None = None, repeats: int = 5, cooldown_s: float = 5.0,
-    settle_s: float = SETTLE_S, rate: float | None = None, interval_s: float = INTERVAL_S, check: Meter | None = None,
+    call: Callable[[], object],
+    images: int,
+    meter: Meter,
+    *,
+    window_s: float | None = None,
+    repeats: int = 5,
+    cooldown_s: float = 5.0,
+    settle_s: float = SETTLE_S,
+    rate: float | None = None,
+    interval_s: float = INTERVAL_S,
+    check: Meter | None = None,
     told: Callable[[str], None] = lambda _: None,
-) -> Energy:  # fmt: skip
+) -> Energy:
     """Return the energy of one image.
 
     Args:
         call: serves one request.
         images: in a request.
         meter: what is read.
-        window_s: length of a window, seconds; default: what the meter needs. A shorter one is marked as not valid.
+        window_s: length of a window, seconds; default: what the meter needs. A shorter one is
+            marked as not valid.
         repeats: windows.
         cooldown_s: pause between them.
-        settle_s: what a window waits for when the load begins or ends, until the sensor has forgotten what was before.
+        settle_s: what a window waits for when the load begins or ends, until the sensor has
+            forgotten what was before.
         rate: requests a second; None for one after another.
         interval_s: between two readings.
         check: a second meter of the same, read beside; more than 5 % apart is not valid.
@@ -138,19 +174,35 @@ def measure_energy(
         with Recorder(meter, interval_s) as recorder:
             began = time.perf_counter()
             time.sleep(window_s)
-        return mean_power(recorder.track, counter=meter.counter, start=began, end=time.perf_counter(), interval_s=interval_s).watts
+        return mean_power(
+            recorder.track,
+            counter=meter.counter,
+            start=began,
+            end=time.perf_counter(),
+            interval_s=interval_s,
+        ).watts
 
     before = idle()
-    powers, rates, lengths, readings, apart = list[float](), list[float](), list[float](), list[int](), 0.0
+    powers, rates, lengths, readings, apart = (
+        list[float](),
+        list[float](),
+        list[float](),
+        list[int](),
+        0.0,
+    )
     for i in range(repeats):
         time.sleep(cooldown_s if i else 0.0)
         told(f"Energy under load, window {i + 1} of {repeats}: {window_s:g} s")
         with Recorder(meter, interval_s) as recorder, _maybe(check, interval_s) as other:
             began = time.perf_counter() + settle_s
             done, now = _load(call, began + window_s, rate)
-        found = mean_power(recorder.track, counter=meter.counter, start=began, end=now, interval_s=interval_s)
+        found = mean_power(
+            recorder.track, counter=meter.counter, start=began, end=now, interval_s=interval_s
+        )
         if check is not None and other is not None:
-            second = mean_power(other.track, counter=check.counter, start=began, end=now, interval_s=interval_s).watts
+            second = mean_power(
+                other.track, counter=check.counter, start=began, end=now, interval_s=interval_s
+            ).watts
             apart = max(apart, abs(second / found.watts - 1.0))
         powers.append(found.watts)
         rates.append(images * _requests(done, found.start, found.end) / (found.end - found.start))
@@ -161,25 +213,46 @@ def measure_energy(
     net = (np.asarray(powers) - idle_w) / np.asarray(rates)
     reasons, least = [], MIN_TICKS if meter.counter else MIN_READINGS
     if window_s < meter.min_window_s:
-        reasons.append(f"too short to measure: windows of {window_s:g} s, the sensor needs {meter.min_window_s:g} s")
+        reasons.append(
+            f"too short to measure: windows of {window_s:g} s, the sensor needs "
+            f"{meter.min_window_s:g} s"
+        )
     elif min(readings) < least:
-        reasons.append(f"too short to measure: {min(readings)} {'ticks' if meter.counter else 'readings'} in a window, needs {least}")
+        reasons.append(
+            f"too short to measure: {min(readings)} {'ticks' if meter.counter else 'readings'} "
+            f"in a window, needs {least}"
+        )
     if apart > MAX_APART:
         reasons.append(f"{meter.name} and {check.name if check else ''} are {apart:.0%} apart")
     load = "one request after another" if rate is None else f"{rate:g} requests a second"
     return Energy(
-        meter=meter.name, scope=meter.scope, method="counter" if meter.counter else "power integrated", load=load,
-        gross_j=float(np.median(gross)), net_j=float(np.median(net)), low_j=float(gross.min()), high_j=float(gross.max()),
-        power_w=float(np.median(powers)), idle_w=idle_w, images_per_s=float(np.median(rates)), window_s=min(lengths), repeats=repeats,
-        readings=min(readings), valid=not reasons, reasons=reasons, limits=list(meter.limits),
-    )  # fmt: skip
+        meter=meter.name,
+        scope=meter.scope,
+        method="counter" if meter.counter else "power integrated",
+        load=load,
+        gross_j=float(np.median(gross)),
+        net_j=float(np.median(net)),
+        low_j=float(gross.min()),
+        high_j=float(gross.max()),
+        power_w=float(np.median(powers)),
+        idle_w=idle_w,
+        images_per_s=float(np.median(rates)),
+        window_s=min(lengths),
+        repeats=repeats,
+        readings=min(readings),
+        valid=not reasons,
+        reasons=reasons,
+        limits=list(meter.limits),
+    )
 
 
 def _maybe(meter: Meter | None, interval_s: float) -> Any:
     return Recorder(meter, interval_s) if meter is not None else contextlib.nullcontext()
 
 
-def _load(call: Callable[[], object], until: float, rate: float | None) -> tuple[list[float], float]:
+def _load(
+    call: Callable[[], object], until: float, rate: float | None
+) -> tuple[list[float], float]:
     """Serve requests until a time; return when each ended, and when the last did."""
     done: list[float] = []
     due = time.perf_counter()

@@ -1,6 +1,7 @@
 """A new process that loads a model and answers: what a start costs, and what it holds. Run as ``python -m trtq.bench.fresh``.
 
-It reads one JSON object from its command line and prints one. Nothing heavy is imported before it has to be.
+It reads one JSON object from its command line and prints one. Nothing heavy is imported before it
+has to be.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ def main() -> int:
     from trtq.bench.workload import open_workload, parse_device
 
     parse_device(device)
-    started: int = asked["started"]  # perf_counter_ns is CLOCK_MONOTONIC: one clock for all processes
+    started: int = asked[
+        "started"
+    ]  # perf_counter_ns is CLOCK_MONOTONIC: one clock for all processes
     laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
     memory = Memory(device) if asked["memory"] else None
     _import_runtime(path)
@@ -89,10 +92,18 @@ class Memory:
     def look(self, name: str) -> None:
         """Remember what is held now; the peak counts from the first look."""
         if not self.seen:
-            with contextlib.suppress(OSError):  # a kernel without it: the peak may be that of the imports
+            with contextlib.suppress(
+                OSError
+            ):  # a kernel without it: the peak may be that of the imports
                 Path("/proc/self/clear_refs").write_text("5")
         held = status()
-        used = shared_memory_used() if self.shared else self.gpu.memory_used() if self.gpu is not None else None
+        used = (
+            shared_memory_used()
+            if self.shared
+            else self.gpu.memory_used()
+            if self.gpu is not None
+            else None
+        )
         self.seen[name] = {"rss": held["VmRSS"], "peak": held["VmHWM"], "device": used}
 
     def account(self, workload: Any) -> dict[str, Any]:
@@ -109,18 +120,33 @@ class Memory:
         device = None
         if before["device"] is not None and after["device"] is not None:
             device = after["device"] - before["device"]
-            seen = "MemTotal less MemAvailable: GPU and CPU share this memory, the process is in it, and so are all others"
-            sources["device"] = f"growth of {seen if self.shared else 'the memory in use on the GPU by all processes, NVML'}"
+            seen = (
+                "MemTotal less MemAvailable: GPU and CPU share this memory, the process is in "
+                "it, and so are all others"
+            )
+            sources["device"] = (
+                "growth of "
+                f"{seen if self.shared else 'the memory in use on the GPU by all processes, NVML'}"
+            )
         else:
             sources["device"] = f"n/a: {self.why}"
         for name, value in (("weights", weights), ("activations", activations)):
-            said = "the engine's own account" if value is not None else "n/a: this runtime keeps no account of it"
+            said = (
+                "the engine's own account"
+                if value is not None
+                else "n/a: this runtime keeps no account of it"
+            )
             sources[name] = said
-        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
+        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None  # noqa: S101
         return {
-            "weights": weights, "activations": activations, "io": io, "process": after["rss"] - before["rss"],
-            "process_peak": after["peak"] - before["rss"], "device": device, "sources": sources,
-        }  # fmt: skip
+            "weights": weights,
+            "activations": activations,
+            "io": io,
+            "process": after["rss"] - before["rss"],
+            "process_peak": after["peak"] - before["rss"],
+            "device": device,
+            "sources": sources,
+        }
 
 
 def account_of(engine: Any) -> tuple[int | None, int | None]:

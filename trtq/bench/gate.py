@@ -53,9 +53,13 @@ class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
         """A table in Markdown."""
         lines = [f"### trtq gate: {self.outcome}", ""]
         if self.checks:
-            lines += ["| what | baseline | candidate | change | limit | outcome |", "|---|---|---|---|---|---|"]
             lines += [
-                f"| {c.what} | {c.baseline} | {c.candidate} | {c.change} | {c.limit} | {c.outcome}{f': {c.why}' if c.why else ''} |"
+                "| what | baseline | candidate | change | limit | outcome |",
+                "|---|---|---|---|---|---|",
+            ]
+            lines += [
+                f"| {c.what} | {c.baseline} | {c.candidate} | {c.change} | {c.limit} | "
+                f"{c.outcome}{f': {c.why}' if c.why else ''} |"
                 for c in self.checks
             ]
         lines += ["", *(f"- not valid: {r}" for r in self.reasons), *(f"- {n}" for n in self.notes)]
@@ -71,7 +75,9 @@ def read_record(path: Path) -> BenchRecord:
     held = read_json(path, kind="bench record")
     if held.get("verb") != "bench":
         raise ArtifactError(
-            f"{path} is no record of trtq bench", f"its verb is {held.get('verb')!r}", "Make one: trtq bench FILE --out DIR"
+            f"{path} is no record of trtq bench",
+            f"its verb is {held.get('verb')!r}",
+            "Make one: trtq bench FILE --out DIR",
         )
     record = check_record(held, path, BenchRecord, kind="bench record")
     lacking = incomplete(record.card)
@@ -95,7 +101,9 @@ def share(text: str, option: str) -> float:
     except ValueError:
         value = -1.0
     if value < 0.0:
-        raise UsageError(f"Cannot read {option} {text!r}", "expected a share", "Write it like 3% or 0.03")
+        raise UsageError(
+            f"Cannot read {option} {text!r}", "expected a share", "Write it like 3% or 0.03"
+        )
     return value
 
 
@@ -121,7 +129,10 @@ def gate(spec: GateSpec) -> GateRecord:
     unlike = differences(baseline.card, candidate.card)
     reasons += [f"the machines differ: {text}" for text in unlike]
     packages = baseline.environment.get("packages", {}), candidate.environment.get("packages", {})
-    reasons += [f"the packages differ: {text}" for text in differences(*({k: v for k, v in p.items() if k != "trtq"} for p in packages))]
+    reasons += [
+        f"the packages differ: {text}"
+        for text in differences(*({k: v for k, v in p.items() if k != "trtq"} for p in packages))
+    ]
     pairs, why = _pair(baseline, candidate)
     reasons += why
     checks: list[Check] = []
@@ -129,15 +140,27 @@ def gate(spec: GateSpec) -> GateRecord:
         checks += _row_checks(before, after, limits)
     if spec.max_accuracy_drop is not None:
         checks.append(_accuracy(spec))
-    notes = [] if candidate.card.get("host") == baseline.card.get("host") else ["the two records come from two hosts"]
-    notes.append("two runs at two times: trtq compare lets the files take turns, which is the stronger test")
+    notes = (
+        []
+        if candidate.card.get("host") == baseline.card.get("host")
+        else ["the two records come from two hosts"]
+    )
+    notes.append(
+        "two runs at two times: trtq compare lets the files take turns, which is the stronger test"
+    )
     worst: Outcome = "failed" if any(c.outcome == "failed" for c in checks) else "passed"
     if reasons or (worst == "passed" and any(c.outcome == "not valid" for c in checks)):
         worst = "not valid"
     made = GateRecord(
-        schema=SCHEMA, verb="gate", spec=msgspec.to_builtins(spec), checks=checks, reasons=reasons, notes=notes, outcome=worst,
+        schema=SCHEMA,
+        verb="gate",
+        spec=msgspec.to_builtins(spec),
+        checks=checks,
+        reasons=reasons,
+        notes=notes,
+        outcome=worst,
         environment=environment(),
-    )  # fmt: skip
+    )
     if spec.summary:
         try:
             with Path(spec.summary).open("a", encoding="utf-8") as handle:
@@ -147,10 +170,13 @@ def gate(spec: GateSpec) -> GateRecord:
     return made
 
 
-def _pair(baseline: BenchRecord, candidate: BenchRecord) -> tuple[list[tuple[BenchRow, BenchRow]], list[str]]:
+def _pair(
+    baseline: BenchRecord, candidate: BenchRecord
+) -> tuple[list[tuple[BenchRow, BenchRow]], list[str]]:
     """Return rows that can be compared, and what keeps others from it.
 
-    Rows belong together by the file's name, mode and batch; where either record has one file alone, its name may differ.
+    Rows belong together by the file's name, mode and batch; where either record has one file alone,
+    its name may differ.
     """
     one = len({r.file for r in baseline.rows}) == 1 and len({r.file for r in candidate.rows}) == 1
 
@@ -164,9 +190,15 @@ def _pair(baseline: BenchRecord, candidate: BenchRecord) -> tuple[list[tuple[Ben
         if other is None:
             why.append(f"the candidate has no row for {label}")
             continue
-        unlike = differences({"input_shape": row.input_shape, "device": row.device, **row.settings},
-                             {"input_shape": other.input_shape, "device": other.device, **other.settings})  # fmt: skip
-        why += [f"the rows of {label} differ: {d}" for d in unlike if not d.startswith("device: ") or row.kind != "engine"]
+        unlike = differences(
+            {"input_shape": row.input_shape, "device": row.device, **row.settings},
+            {"input_shape": other.input_shape, "device": other.device, **other.settings},
+        )
+        why += [
+            f"the rows of {label} differ: {d}"
+            for d in unlike
+            if not d.startswith("device: ") or row.kind != "engine"
+        ]
         found.append((row, other))
     return found, why
 
@@ -179,26 +211,72 @@ def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) 
     if old is not None and new is not None:
         a, b = old.median, new.median
         if None in (a.value, a.low, a.high, b.value, b.low, b.high):
-            checks.append(_check(f"{label}: {kind} median", "n/a", "n/a", "n/a", limits["slowdown"], "not valid", "too few samples"))
+            checks.append(
+                _check(
+                    f"{label}: {kind} median",
+                    "n/a",
+                    "n/a",
+                    "n/a",
+                    limits["slowdown"],
+                    "not valid",
+                    "too few samples",
+                )
+            )
         else:
             low, high = b.low / a.high - 1.0, b.high / a.low - 1.0
-            outcome: Outcome = "failed" if low > limits["slowdown"] else "passed" if high <= limits["slowdown"] else "not valid"
-            why = "the limit lies inside the interval: measure longer" if outcome == "not valid" else ""
+            outcome: Outcome = (
+                "failed"
+                if low > limits["slowdown"]
+                else "passed"
+                if high <= limits["slowdown"]
+                else "not valid"
+            )
+            why = (
+                "the limit lies inside the interval: measure longer"
+                if outcome == "not valid"
+                else ""
+            )
             checks.append(
-                _check(f"{label}: {kind} median", f"{a.value:.3f} ms", f"{b.value:.3f} ms",
-                       f"{b.value / a.value - 1.0:+.2%} [{low:+.2%}, {high:+.2%}]", limits["slowdown"], outcome, why)
-            )  # fmt: skip
+                _check(
+                    f"{label}: {kind} median",
+                    f"{a.value:.3f} ms",
+                    f"{b.value:.3f} ms",
+                    f"{b.value / a.value - 1.0:+.2%} [{low:+.2%}, {high:+.2%}]",
+                    limits["slowdown"],
+                    outcome,
+                    why,
+                )
+            )
     elif before.throughput is not None and after.throughput is not None:
         x, y = before.throughput.images_per_s, after.throughput.images_per_s
         outcome = "passed" if x / y - 1.0 <= limits["slowdown"] else "failed"
-        checks.append(_check(f"{label}: throughput", f"{x:.1f} /s", f"{y:.1f} /s", f"{y / x - 1.0:+.2%}", limits["slowdown"], outcome))
+        checks.append(
+            _check(
+                f"{label}: throughput",
+                f"{x:.1f} /s",
+                f"{y:.1f} /s",
+                f"{y / x - 1.0:+.2%}",
+                limits["slowdown"],
+                outcome,
+            )
+        )
     for name, unit, scale in (("energy", "mJ an image", 1e3), ("memory", "MB", 1e-6)):
         if name not in limits:
             continue
         least, most = _figure(before, name), _figure(after, name)
         if least is None or most is None:
             who = "baseline" if least is None else "candidate"
-            checks.append(_check(f"{label}: {name}", "n/a", "n/a", "n/a", limits[name], "not valid", f"the {who} has no {name}"))
+            checks.append(
+                _check(
+                    f"{label}: {name}",
+                    "n/a",
+                    "n/a",
+                    "n/a",
+                    limits[name],
+                    "not valid",
+                    f"the {who} has no {name}",
+                )
+            )
             continue
         change = most / least - 1.0
         outcome = "passed" if change <= limits[name] else "failed"
@@ -213,8 +291,24 @@ def _figure(row: BenchRow, name: str) -> float | None:
     return float(row.memory.process) if row.memory is not None else None
 
 
-def _check(what: str, baseline: str, candidate: str, change: str, limit: float, outcome: Outcome, why: str = "") -> Check:
-    return Check(what=what, baseline=baseline, candidate=candidate, change=change, limit=f"{limit:+.1%}", outcome=outcome, why=why)
+def _check(
+    what: str,
+    baseline: str,
+    candidate: str,
+    change: str,
+    limit: float,
+    outcome: Outcome,
+    why: str = "",
+) -> Check:
+    return Check(
+        what=what,
+        baseline=baseline,
+        candidate=candidate,
+        change=change,
+        limit=f"{limit:+.1%}",
+        outcome=outcome,
+        why=why,
+    )
 
 
 class _Evaluation(msgspec.Struct):
@@ -229,15 +323,19 @@ class _Evaluation(msgspec.Struct):
 
 
 def _evaluation(path: str) -> _Evaluation:
-    return check_record(read_json(Path(path), kind="evaluation"), Path(path), _Evaluation, kind="evaluation")
+    return check_record(
+        read_json(Path(path), kind="evaluation"), Path(path), _Evaluation, kind="evaluation"
+    )
 
 
 def _accuracy(spec: GateSpec) -> Check:
     """Compare the records of ``trtq evaluate``."""
-    assert spec.max_accuracy_drop is not None
+    assert spec.max_accuracy_drop is not None  # noqa: S101
     if spec.accuracy is None:
         raise UsageError(
-            "--max-accuracy-drop needs --accuracy", "a bench record has no accuracy in it", "trtq evaluate FILE --data ... --json > A.json"
+            "--max-accuracy-drop needs --accuracy",
+            "a bench record has no accuracy in it",
+            "trtq evaluate FILE --data ... --json > A.json",
         )
     new = _evaluation(spec.accuracy)
     old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None
@@ -251,9 +349,16 @@ def _accuracy(spec: GateSpec) -> Check:
         if old is not None and (old.images, old.data) != (new.images, new.data):
             outcome, why = "not valid", "the two evaluations saw other images"
         return Check(
-            what=f"{unit} on {new.images} images", baseline=f"{before:.2f}", candidate=f"{after:.2f}",
-            change=f"{after - before:+.2f}", limit=f"-{spec.max_accuracy_drop:g}", outcome=outcome, why=why,
-        )  # fmt: skip
+            what=f"{unit} on {new.images} images",
+            baseline=f"{before:.2f}",
+            candidate=f"{after:.2f}",
+            change=f"{after - before:+.2f}",
+            limit=f"-{spec.max_accuracy_drop:g}",
+            outcome=outcome,
+            why=why,
+        )
     raise ArtifactError(
-        f"There is no accuracy in {spec.accuracy}", "neither top-1 nor mIoU of both sides", "Evaluate with labels and --reference"
+        f"There is no accuracy in {spec.accuracy}",
+        "neither top-1 nor mIoU of both sides",
+        "Evaluate with labels and --reference",
     )

@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, sha256_file, write_atomic, write_json
+from trtq.artifact import (
+    SCHEMA,
+    ensure_writable_dir,
+    environment,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 from trtq.bench.card import Watch, open_gpu, take_card
 from trtq.bench.clocks import locked_clocks
 from trtq.bench.energy import measure_energy
@@ -45,7 +52,8 @@ VERDICT_LOADS = 16  # half a minute; trtq compare takes more
 def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     """Measure.
 
-    A request that fails ends its row, Ctrl-C ends everything: what was measured until then is kept, written and marked as not valid.
+    A request that fails ends its row, Ctrl-C ends everything: what was measured until then is kept,
+    written and marked as not valid.
 
     Raises:
         UsageError: unknown device, nothing to measure, or a batch that a file does not take.
@@ -66,14 +74,20 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     device = device_for(spec.device, *paths)
     gpu, why_no_gpu = open_gpu(device)
     card = take_card(device, gpu=gpu)
-    notes = [] if gpu is not None or device == "cpu" else [f"clocks, power and throttling are not watched: {why_no_gpu}"]
+    notes = (
+        []
+        if gpu is not None or device == "cpu"
+        else [f"clocks, power and throttling are not watched: {why_no_gpu}"]
+    )
     rows: list[BenchRow] = []
     verdicts: list[Verdict] = []
     with _clocks(spec, gpu, card):
         stopped = False
         for path, batch in itertools.product(paths, spec.batch):
             if not stopped:
-                row = _Row(spec, path, batch, device_for(spec.device, path), gpu, why_no_gpu, out, told)
+                row = _Row(
+                    spec, path, batch, device_for(spec.device, path), gpu, why_no_gpu, out, told
+                )
                 rows.append(row.measure())
                 stopped = row.interrupted
         for path in paths if spec.verdict and spec.mode == "latency" and not stopped else ():
@@ -83,10 +97,18 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
                 notes.append(f"no verdict on {path.name}: {said(exc)}")
     command = shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")])
     record = BenchRecord(
-        schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec), command=command, rows=rows, verdicts=verdicts, card=card,
-        valid=all(r.valid for r in rows) and all(v.valid for v in verdicts), notes=notes, seconds=round(time.perf_counter() - began, 3),
+        schema=SCHEMA,
+        verb="bench",
+        spec=msgspec.to_builtins(spec),
+        command=command,
+        rows=rows,
+        verdicts=verdicts,
+        card=card,
+        valid=all(r.valid for r in rows) and all(v.valid for v in verdicts),
+        notes=notes,
+        seconds=round(time.perf_counter() - began, 3),
         environment=environment(),
-    )  # fmt: skip
+    )
     if out is not None:
         write_json(out / RECORD, record)
     try:
@@ -98,7 +120,9 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     return record
 
 
-def _verdict(spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], told: Progress) -> list[Verdict]:
+def _verdict(
+    spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], told: Progress
+) -> list[Verdict]:
     """Return the verdict on a quantized file; none for a float one, and a note where there is no baseline."""
     if not is_quantized(path):
         return []
@@ -109,10 +133,16 @@ def _verdict(spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], tol
     told.begin(f"{path.name} and {baseline.name} take turns", 0)
     return [
         judge_files(
-            baseline, path, device=spec.device, batch=spec.batch[0], trust=spec.trust, graph=spec.cuda_graph, gpu=gpu,
+            baseline,
+            path,
+            device=spec.device,
+            batch=spec.batch[0],
+            trust=spec.trust,
+            graph=spec.cuda_graph,
+            gpu=gpu,
             max_groups=VERDICT_LOADS,
         )
-    ]  # fmt: skip
+    ]
 
 
 @contextlib.contextmanager
@@ -134,9 +164,23 @@ class _Row:
     """One file with one batch."""
 
     def __init__(
-        self, spec: BenchSpec, path: Path, batch: int, device: str, gpu: Gpu | None, why_no_gpu: str, out: Path | None, told: Progress
+        self,
+        spec: BenchSpec,
+        path: Path,
+        batch: int,
+        device: str,
+        gpu: Gpu | None,
+        why_no_gpu: str,
+        out: Path | None,
+        told: Progress,
     ) -> None:
-        self.spec, self.path, self.batch, self.device, self.why_no_gpu = spec, path, batch, device, why_no_gpu
+        self.spec, self.path, self.batch, self.device, self.why_no_gpu = (
+            spec,
+            path,
+            batch,
+            device,
+            why_no_gpu,
+        )
         self.gpu, self.out, self.told = gpu if device != "cpu" else None, out, told
         self.sha256 = require_onnx(path) if path.suffix == ".onnx" else sha256_file(path)
         self.interrupted = False
@@ -146,9 +190,12 @@ class _Row:
         self.found: dict[str, Any] = {}
         self.warmup_calls = 0
         self.rule = StopRule(
-            seconds=MLPERF_SECONDS if spec.mlperf_like else spec.duration, samples=spec.min_samples,
-            limit_s=max(spec.max_duration, MLPERF_SECONDS if spec.mlperf_like else 0.0, spec.duration),
-        )  # fmt: skip
+            seconds=MLPERF_SECONDS if spec.mlperf_like else spec.duration,
+            samples=spec.min_samples,
+            limit_s=max(
+                spec.max_duration, MLPERF_SECONDS if spec.mlperf_like else 0.0, spec.duration
+            ),
+        )
 
     def measure(self) -> BenchRow:
         """Load the file and take every figure that was asked for."""
@@ -162,29 +209,53 @@ class _Row:
         if not failed:
             self._more(workload)
         return BenchRow(
-            file=str(self.path), file_sha256=self.sha256, file_bytes=self.path.stat().st_size,
-            kind="engine" if is_engine(self.path) else "onnx", device=workload.label, mode=spec.mode, batch=self.batch,
-            input_shape=workload.shape, unavailable=self.unavailable, warmup_calls=self.warmup_calls,
+            file=str(self.path),
+            file_sha256=self.sha256,
+            file_bytes=self.path.stat().st_size,
+            kind="engine" if is_engine(self.path) else "onnx",
+            device=workload.label,
+            mode=spec.mode,
+            batch=self.batch,
+            input_shape=workload.shape,
+            unavailable=self.unavailable,
+            warmup_calls=self.warmup_calls,
             settings={**workload.settings, **self._settings()},
             state={**watch.summary(), "loop_overhead_us": round(loop_overhead(10_000), 3)},
-            valid=not self.reasons, reasons=self.reasons, notes=self.notes, **self.found,
-        )  # fmt: skip
+            valid=not self.reasons,
+            reasons=self.reasons,
+            notes=self.notes,
+            **self.found,
+        )
 
     def _open(self) -> Workload:
-        return open_workload(self.path, device=self.device, batch=self.batch, graph=self.spec.cuda_graph, trust=self.spec.trust)
+        return open_workload(
+            self.path,
+            device=self.device,
+            batch=self.batch,
+            graph=self.spec.cuda_graph,
+            trust=self.spec.trust,
+        )
 
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the mode, which two rows must share to be compared."""
         spec = self.spec
         if spec.mode == "throughput":
-            return {"scenario": spec.scenario, "streams": spec.streams, "latency_bound": spec.latency_bound}
+            return {
+                "scenario": spec.scenario,
+                "streams": spec.streams,
+                "latency_bound": spec.latency_bound,
+            }
         return {"rate": spec.rate} if spec.mode == "paced" else {}
 
     def _repeats(self, workload: Workload, watch: Watch) -> bool:
         """Take the figures of the mode as often as asked, loading anew each time; return whether a request failed."""
         spec, spread = self.spec, list[float]()
         for i in range(spec.repeat):
-            self.told.begin(f"{self.path.name}, batch {self.batch}: {spec.mode}" + (f", {i + 1} of {spec.repeat}" if i else ""), 0)
+            self.told.begin(
+                f"{self.path.name}, batch {self.batch}: {spec.mode}"
+                + (f", {i + 1} of {spec.repeat}" if i else ""),
+                0,
+            )
             before = len(self.reasons)
             failed, figure = self._mode(workload if i == 0 else self._open(), watch, first=i == 0)
             if i:
@@ -197,7 +268,8 @@ class _Row:
         if len(spread) > 1:
             self.found["repeats"] = spread
             self.notes.append(
-                f"{len(spread)} repeats: {', '.join(f'{v:.4g}' for v in spread)} ({max(spread) / min(spread) - 1.0:.1%} apart)"
+                f"{len(spread)} repeats: {', '.join(f'{v:.4g}' for v in spread)} "
+                f"({max(spread) / min(spread) - 1.0:.1%} apart)"
             )
         return False
 
@@ -207,9 +279,14 @@ class _Row:
         if spec.mode == "throughput":
             try:
                 made = measure_throughput(
-                    workload, scenario=spec.scenario, streams=spec.streams, seconds=self.rule.seconds, bound_ms=spec.latency_bound,
-                    between=watch.between, counts=spec.mlperf_like,
-                )  # fmt: skip
+                    workload,
+                    scenario=spec.scenario,
+                    streams=spec.streams,
+                    seconds=self.rule.seconds,
+                    bound_ms=spec.latency_bound,
+                    between=watch.between,
+                    counts=spec.mlperf_like,
+                )
             except BenchError as exc:
                 if first:
                     raise
@@ -224,12 +301,19 @@ class _Row:
             if not workload.apart:
                 self.unavailable |= dict.fromkeys(("gpu", "enqueue"), workload.why_whole)
         else:
-            few = StopRule(seconds=self.rule.seconds, samples=min(self.rule.samples, PACED_SAMPLES), limit_s=self.rule.limit_s)
+            few = StopRule(
+                seconds=self.rule.seconds,
+                samples=min(self.rule.samples, PACED_SAMPLES),
+                limit_s=self.rule.limit_s,
+            )
             if spec.mode == "paced":
                 taken, warmup, late = paced(workload, spec.rate, few, watch)
                 self.notes += [f"{spec.rate:g} requests a second"] if first else []
                 if late > 0.01:
-                    self.reasons.append(f"{late:.0%} of the requests were due before the one before them had ended: --rate is too high")
+                    self.reasons.append(
+                        f"{late:.0%} of the requests were due before the one before them had "
+                        "ended: --rate is too high"
+                    )
             else:
                 taken, warmup, emptied = cold(workload, few, watch)
                 self.notes += [f"emptied before each request: {emptied}"] if first else []
@@ -247,19 +331,31 @@ class _Row:
                 self.reasons.append(self.unavailable[kind])
                 continue
             timing = summarize(kind, taken, percentiles)
-            self.reasons += [d if kind == "e2e" else f"{kind}: {d}" for d in doubts(timing, warmup, taken)]
+            self.reasons += [
+                d if kind == "e2e" else f"{kind}: {d}" for d in doubts(timing, warmup, taken)
+            ]
             if not first:
                 continue
             self.warmup_calls = warmup.calls
             if self.out is not None:
-                name = f"{self.path.stem}.{self.sha256[:8]}.b{self.batch}.{self.spec.mode}.{kind}.npy"
+                name = (
+                    f"{self.path.stem}.{self.sha256[:8]}.b{self.batch}.{self.spec.mode}.{kind}.npy"
+                )
                 write_atomic(self.out / name, lambda tmp, ns=taken.ns: _save(tmp, ns))  # type: ignore[misc]
-                timing = msgspec.structs.replace(timing, file=name, file_sha256=sha256_file(self.out / name))
+                timing = msgspec.structs.replace(
+                    timing, file=name, file_sha256=sha256_file(self.out / name)
+                )
             self.found[kind] = timing
         gpu, enqueue = self.found.get("gpu"), self.found.get("enqueue")
-        if first and gpu is not None and enqueue is not None and enqueue.median.value > 0.8 * gpu.median.value:
+        if (
+            first
+            and gpu is not None
+            and enqueue is not None
+            and enqueue.median.value > 0.8 * gpu.median.value
+        ):
             self.notes.append(
-                "enqueue-bound: the host takes over 80 % of the GPU's time to launch it; a CUDA graph or a larger batch helps"
+                "enqueue-bound: the host takes over 80 % of the GPU's time to launch it; a CUDA "
+                "graph or a larger batch helps"
             )
 
     def _more(self, workload: Workload) -> None:
@@ -267,7 +363,11 @@ class _Row:
         wanted: list[tuple[bool, str, Callable[[], Any]]] = [
             (spec.energy, "energy", lambda: self._energy(workload)),
             (spec.load, "load", self._load),
-            (spec.memory, "memory", lambda: measure_memory(self.path, device=self.device, batch=self.batch)),
+            (
+                spec.memory,
+                "memory",
+                lambda: measure_memory(self.path, device=self.device, batch=self.batch),
+            ),
             (spec.profile, "layers", lambda: self._layers(workload)),
             (spec.trtexec, "trtexec", lambda: self._trtexec(workload)),
         ]
@@ -279,7 +379,10 @@ class _Row:
                 self.found[name] = take()
             except TrtqError as exc:
                 self.unavailable[name] = f"{exc.what}: {exc.why}" if exc.why else exc.what
-            except (Exception, KeyboardInterrupt) as exc:  # whatever a runtime raises: what was measured before stays
+            except (
+                Exception,
+                KeyboardInterrupt,
+            ) as exc:  # whatever a runtime raises: what was measured before stays
                 self.interrupted = isinstance(exc, KeyboardInterrupt)
                 self.unavailable[name] = said(exc)
                 self.reasons.append(f"{name}: {said(exc)}")
@@ -287,23 +390,37 @@ class _Row:
     def _energy(self, workload: Workload) -> Any:
         spec = self.spec
         if spec.mode in ("throughput", "cold"):
-            raise MeterError("Energy is not measured in this mode", "its load is another one", "Use --mode latency or --mode paced")
+            raise MeterError(
+                "Energy is not measured in this mode",
+                "its load is another one",
+                "Use --mode latency or --mode paced",
+            )
         meter = open_meter(self.device, self.gpu, self.why_no_gpu)
         watch = Watch(self.device, self.gpu)
         made = measure_energy(
-            workload.call, self.batch, meter, window_s=spec.energy_window, repeats=spec.energy_repeats,
-            cooldown_s=5.0 if self.device != "cpu" else 1.0, rate=spec.rate if spec.mode == "paced" else None,
-            check=NvmlPower(self.gpu) if self.gpu is not None and meter.counter else None, told=self.told.status,
-        )  # fmt: skip
+            workload.call,
+            self.batch,
+            meter,
+            window_s=spec.energy_window,
+            repeats=spec.energy_repeats,
+            cooldown_s=5.0 if self.device != "cpu" else 1.0,
+            rate=spec.rate if spec.mode == "paced" else None,
+            check=NvmlPower(self.gpu) if self.gpu is not None and meter.counter else None,
+            told=self.told.status,
+        )
         watch.look()
         reasons = [*made.reasons, *watch.reasons()]
         self.reasons += [f"energy: {r}" for r in reasons]
-        return msgspec.structs.replace(made, reasons=reasons, valid=not reasons, state=watch.summary())
+        return msgspec.structs.replace(
+            made, reasons=reasons, valid=not reasons, state=watch.summary()
+        )
 
     def _load(self) -> Any:
         found = [measure_load(self.path, device=self.device, batch=self.batch)]
         try:
-            found.append(measure_load(self.path, device=self.device, batch=self.batch, cache="cold"))
+            found.append(
+                measure_load(self.path, device=self.device, batch=self.batch, cache="cold")
+            )
         except BenchError as exc:
             self.unavailable["cold start"] = f"{exc.what}: {exc.why}"
         return found
@@ -317,8 +434,14 @@ class _Row:
     def _trtexec(self, workload: Workload) -> Any:
         if not isinstance(workload, EngineWorkload):
             raise BenchError("No second opinion", "trtexec reads engines, this is an ONNX file")
-        shapes = f"{workload.runner.inputs[0]}:{'x'.join(map(str, workload.shape))}" if workload.is_dynamic else ""
-        return second_opinion(self.path, self.found.get("gpu"), shapes=shapes, graph=self.spec.cuda_graph)
+        shapes = (
+            f"{workload.runner.inputs[0]}:{'x'.join(map(str, workload.shape))}"
+            if workload.is_dynamic
+            else ""
+        )
+        return second_opinion(
+            self.path, self.found.get("gpu"), shapes=shapes, graph=self.spec.cuda_graph
+        )
 
 
 def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:

@@ -23,7 +23,19 @@ CREATE TABLE IF NOT EXISTS rows (
     batch INTEGER NOT NULL, median_ms REAL, images_per_s REAL, joule REAL, process_bytes INTEGER, valid INTEGER NOT NULL,
     host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL
 )"""
-COLUMNS = ("time", "file", "device", "mode", "batch", "median_ms", "images_per_s", "joule", "process_bytes", "valid", "machine")
+COLUMNS = (
+    "time",
+    "file",
+    "device",
+    "mode",
+    "batch",
+    "median_ms",
+    "images_per_s",
+    "joule",
+    "process_bytes",
+    "valid",
+    "machine",
+)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,13 +75,19 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         path.parent.mkdir(parents=True, exist_ok=True)
         link = sqlite3.connect(path, timeout=30.0)
     except (OSError, sqlite3.Error) as exc:
-        raise ArtifactError(f"Cannot open the history {path}", str(exc), "Set TRTQ_HISTORY to a file that can be written") from exc
+        raise ArtifactError(
+            f"Cannot open the history {path}",
+            str(exc),
+            "Set TRTQ_HISTORY to a file that can be written",
+        ) from exc
     try:
         with link:
             link.execute(TABLE)
             yield link
     except sqlite3.Error as exc:
-        raise ArtifactError(f"Cannot use the history {path}", str(exc), "Move it away: a new one is made") from exc
+        raise ArtifactError(
+            f"Cannot use the history {path}", str(exc), "Move it away: a new one is made"
+        ) from exc
     finally:
         link.close()
 
@@ -87,18 +105,36 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
         for row in record.rows:
             text = msgspec.json.encode(row)
             link.execute(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                "?, ?)",
                 (
-                    sha256_bytes(text + card + str(record.environment["time"]).encode()), record.environment["time"], row.file,
-                    row.file_sha256, row.device, row.mode, row.batch, row.median_ms,
-                    row.throughput.images_per_s if row.throughput else None, row.energy.gross_j if row.energy else None,
-                    row.memory.process if row.memory else None, int(row.valid), record.card.get("host"), machine, text.decode(),
+                    sha256_bytes(text + card + str(record.environment["time"]).encode()),
+                    record.environment["time"],
+                    row.file,
+                    row.file_sha256,
+                    row.device,
+                    row.mode,
+                    row.batch,
+                    row.median_ms,
+                    row.throughput.images_per_s if row.throughput else None,
+                    row.energy.gross_j if row.energy else None,
+                    row.memory.process if row.memory else None,
+                    int(row.valid),
+                    record.card.get("host"),
+                    machine,
+                    text.decode(),
                     card.decode(),
                 ),
-            )  # fmt: skip
+            )
 
 
-def remember_verdicts(verdicts: Sequence[Verdict], batch: int, card: dict[str, Any], time: str, path: Path | None = None) -> None:
+def remember_verdicts(
+    verdicts: Sequence[Verdict],
+    batch: int,
+    card: dict[str, Any],
+    time: str,
+    path: Path | None = None,
+) -> None:
     """Add what ``trtq compare`` found: a row of mode ``compare`` for the second file of each pair, the whole verdict in it.
 
     Raises:
@@ -109,19 +145,38 @@ def remember_verdicts(verdicts: Sequence[Verdict], batch: int, card: dict[str, A
         for v in verdicts:
             text = msgspec.json.encode(v)
             link.execute(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                "?, ?)",
                 (
-                    sha256_bytes(text + time.encode()), time, v.second, "", v.device, "compare", batch, v.second_ms, None, None, None,
-                    int(v.valid), card.get("host"), str(gpu.get("name") or card.get("cpu")), text.decode(),
+                    sha256_bytes(text + time.encode()),
+                    time,
+                    v.second,
+                    "",
+                    v.device,
+                    "compare",
+                    batch,
+                    v.second_ms,
+                    None,
+                    None,
+                    None,
+                    int(v.valid),
+                    card.get("host"),
+                    str(gpu.get("name") or card.get("cpu")),
+                    text.decode(),
                     msgspec.json.encode(card).decode(),
                 ),
-            )  # fmt: skip
+            )
 
 
 def recall(
-    *, file: str | None = None, device: str | None = None, mode: str | None = None, since: str | None = None, valid: bool = False,
+    *,
+    file: str | None = None,
+    device: str | None = None,
+    mode: str | None = None,
+    since: str | None = None,
+    valid: bool = False,
     path: Path | None = None,
-) -> list[Entry]:  # fmt: skip
+) -> list[Entry]:
     """Return what was measured here, the oldest first.
 
     Args:
@@ -138,13 +193,19 @@ def recall(
     from fnmatch import fnmatch
 
     with _open(path or history_path()) as link:
-        found = link.execute(f"SELECT {', '.join(COLUMNS)} FROM rows ORDER BY time, file, batch").fetchall()  # noqa: S608
+        found = link.execute(
+            f"SELECT {', '.join(COLUMNS)} FROM rows ORDER BY time, file, batch"  # noqa: S608
+        ).fetchall()
     entries = [Entry(**_named(values)) for values in found]
     return [
-        e for e in entries
-        if (file is None or fnmatch(Path(e.file).name, file) or fnmatch(e.file, file)) and (device is None or fnmatch(e.device, device))
-        and (mode is None or e.mode == mode) and (since is None or e.time >= since) and (e.valid or not valid)
-    ]  # fmt: skip
+        e
+        for e in entries
+        if (file is None or fnmatch(Path(e.file).name, file) or fnmatch(e.file, file))
+        and (device is None or fnmatch(e.device, device))
+        and (mode is None or e.mode == mode)
+        and (since is None or e.time >= since)
+        and (e.valid or not valid)
+    ]
 
 
 def _named(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -167,7 +228,9 @@ def plot(entries: list[Entry], out: Path) -> Path:
 
     known = ("png", "svg", "pdf")
     if out.suffix[1:] not in known:
-        raise UsageError(f"Cannot draw {out}", f"its ending is {out.suffix!r}", f"Use .{', .'.join(known)}")
+        raise UsageError(
+            f"Cannot draw {out}", f"its ending is {out.suffix!r}", f"Use .{', .'.join(known)}"
+        )
     with mpl.rc_context({"text.parse_math": False}):  # a name may hold a dollar
         figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
         lines = _draw(axes, entries)
@@ -196,5 +259,7 @@ def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
         for e, t, v in zip(rows, times, values, strict=True):
             axes.plot(t, v, "o", color=color, markerfacecolor=color if e.valid else "none")
         label = visible(f"{name}, {device}, {mode}, batch {batch}")
-        lines.append((line, f" {label}" if label.startswith("_") else label))  # matplotlib hides such a label
+        lines.append(
+            (line, f" {label}" if label.startswith("_") else label)
+        )  # matplotlib hides such a label
     return lines

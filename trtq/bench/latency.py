@@ -11,7 +11,16 @@ import numpy as np
 
 from trtq.bench.card import Watch
 from trtq.bench.record import Timing
-from trtq.bench.sampling import BLOCK_S, Samples, StopRule, Warmup, quiet_interpreter, said, sample, warm_up
+from trtq.bench.sampling import (
+    BLOCK_S,
+    Samples,
+    StopRule,
+    Warmup,
+    quiet_interpreter,
+    said,
+    sample,
+    warm_up,
+)
 from trtq.bench.statistics import Values, drift, effective_samples, outliers, quantile
 from trtq.bench.workload import Workload
 
@@ -25,32 +34,57 @@ def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCEN
     """Return what single times say; nothing is left out of them."""
     ms: Values = samples.ms
     return Timing(
-        kind=kind, median=quantile(ms, 0.5), percentiles=[quantile(ms, q) for q in percentiles], min=float(ms.min()), max=float(ms.max()),
-        mean=float(ms.mean()), samples=len(ms), effective=effective_samples(ms), outliers=outliers(ms),
-        drift=drift(samples.block_medians()), blocks=samples.block_medians(), stopped=samples.stopped,
-    )  # fmt: skip
+        kind=kind,
+        median=quantile(ms, 0.5),
+        percentiles=[quantile(ms, q) for q in percentiles],
+        min=float(ms.min()),
+        max=float(ms.max()),
+        mean=float(ms.mean()),
+        samples=len(ms),
+        effective=effective_samples(ms),
+        outliers=outliers(ms),
+        drift=drift(samples.block_medians()),
+        blocks=samples.block_medians(),
+        stopped=samples.stopped,
+    )
 
 
 def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
     """Return why a timing should not be used."""
     found = []
     if samples.failed:
-        found.append(f"a request failed after {len(samples.ns)} good ones ({samples.failed}): what was measured until then is kept")
+        found.append(
+            f"a request failed after {len(samples.ns)} good ones ({samples.failed}): what was "
+            "measured until then is kept"
+        )
     if not warmup.stable:
-        found.append(f"the time of a request did not settle within 1 % in {warmup.calls} requests of warm-up")
+        found.append(
+            f"the time of a request did not settle within 1 % in {warmup.calls} requests of warm-up"
+        )
     middle = timing.median
     if middle.value is None or middle.low is None or middle.high is None:
         found.append(f"{timing.samples} samples are too few for an interval of the median")
     elif (middle.high - middle.low) / middle.value > WIDE:
-        found.append(f"the 95 % interval of the median is {(middle.high - middle.low) / middle.value:.0%} wide: the machine was busy")
+        found.append(
+            "the 95 % interval of the median is "
+            f"{(middle.high - middle.low) / middle.value:.0%} wide: the machine was busy"
+        )
     if timing.drift.found:
-        found.append(f"the time drifted by {timing.drift.change:+.1%} over the run (Mann-Kendall p = {timing.drift.p:.3f})")
+        found.append(
+            f"the time drifted by {timing.drift.change:+.1%} over the run (Mann-Kendall p = "
+            f"{timing.drift.p:.3f})"
+        )
     if timing.samples >= ENOUGH > timing.effective:
-        found.append(f"{timing.samples} samples tell as much as {timing.effective} independent ones: measure longer (--duration)")
+        found.append(
+            f"{timing.samples} samples tell as much as {timing.effective} independent ones: "
+            "measure longer (--duration)"
+        )
     return found
 
 
-def measure_latency(workload: Workload, rule: StopRule, watch: Watch) -> tuple[dict[str, Samples], Warmup]:
+def measure_latency(
+    workload: Workload, rule: StopRule, watch: Watch
+) -> tuple[dict[str, Samples], Warmup]:
     """Return the times of single requests by kind: ``e2e``, and ``gpu`` and ``enqueue`` where the device can tell them apart."""
     warmup = warm_up(workload.call)
     watch.look()
@@ -66,7 +100,12 @@ def measure_latency(workload: Workload, rule: StopRule, watch: Watch) -> tuple[d
 
 def nothing(warmup: Warmup) -> Samples:
     """Return the samples of a run whose warm-up failed: none, and why."""
-    return Samples(np.zeros(0, dtype=np.int64), [], "a call failed", f"in the warm-up, after {warmup.calls} good requests: {warmup.failed}")
+    return Samples(
+        np.zeros(0, dtype=np.int64),
+        [],
+        "a call failed",
+        f"in the warm-up, after {warmup.calls} good requests: {warmup.failed}",
+    )
 
 
 def _apart(workload: Workload, rule: StopRule, warmup: Warmup, watch: Watch) -> dict[str, Samples]:
@@ -89,14 +128,20 @@ def _apart(workload: Workload, rule: StopRule, warmup: Warmup, watch: Watch) -> 
                 stopped = f"{rule.limit_s:g} s had passed"
             elif seconds >= rule.seconds and len(gpu) >= rule.samples:
                 stopped = "enough samples and time"
-    return {k: Samples(v, list(blocks), stopped, failed) for k, v in (("gpu", gpu), ("enqueue", enqueue))}
+    return {
+        k: Samples(v, list(blocks), stopped, failed)
+        for k, v in (("gpu", gpu), ("enqueue", enqueue))
+    }
 
 
-def paced(workload: Workload, rate: float, rule: StopRule, watch: Watch) -> tuple[Samples, Warmup, float]:
+def paced(
+    workload: Workload, rate: float, rule: StopRule, watch: Watch
+) -> tuple[Samples, Warmup, float]:
     """Serve ``rate`` requests a second with idle time between them, as a camera does.
 
     Returns:
-        the times of requests, the warm-up, and the share of requests that were due before the one before them had ended.
+        the times of requests, the warm-up, and the share of requests that were due before the one
+            before them had ended.
     """
     warmup = warm_up(workload.call)
     if warmup.failed:
@@ -116,7 +161,9 @@ def paced(workload: Workload, rate: float, rule: StopRule, watch: Watch) -> tupl
     return found, warmup, max(0, late - 1) / max(1, len(found.ns))
 
 
-def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int | None = None) -> tuple[Samples, Warmup, str]:
+def cold(
+    workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int | None = None
+) -> tuple[Samples, Warmup, str]:
     """Time requests with the caches emptied before each: the last-level cache of a CPU, the L2 of a GPU.
 
     Returns:
@@ -129,11 +176,15 @@ def cold(workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int |
     return _one_by_one(workload, rule, watch, empty, COLD_BLOCK), warmup, what
 
 
-def _one_by_one(workload: Workload, rule: StopRule, watch: Watch, before: Callable[[], object], per_block: int) -> Samples:
+def _one_by_one(
+    workload: Workload, rule: StopRule, watch: Watch, before: Callable[[], object], per_block: int
+) -> Samples:
     """Time single requests with something untimed before each, until ``rule`` is met or a request fails."""
     times: list[int] = []
     began, failed = time.perf_counter(), ""
-    while (time.perf_counter() - began < rule.seconds or len(times) < rule.samples) and time.perf_counter() - began < rule.limit_s:
+    while (
+        time.perf_counter() - began < rule.seconds or len(times) < rule.samples
+    ) and time.perf_counter() - began < rule.limit_s:
         before()
         start = time.perf_counter_ns()
         try:
@@ -145,8 +196,16 @@ def _one_by_one(workload: Workload, rule: StopRule, watch: Watch, before: Callab
         if len(times) % per_block == 0:
             watch.between()
     watch.between()
-    stopped = "a call failed" if failed else "enough samples and time" if time.perf_counter() - began < rule.limit_s else "time had passed"
-    return Samples(np.asarray(times, dtype=np.int64), list(range(0, len(times), per_block)), stopped, failed)
+    stopped = (
+        "a call failed"
+        if failed
+        else "enough samples and time"
+        if time.perf_counter() - began < rule.limit_s
+        else "time had passed"
+    )
+    return Samples(
+        np.asarray(times, dtype=np.int64), list(range(0, len(times), per_block)), stopped, failed
+    )
 
 
 def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], Any], str]:
@@ -163,7 +222,9 @@ def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], 
         return flush, f"L2 of the GPU, by writing {2 * size / 1e6:.0f} MB"
     size = cache_bytes or last_level_cache()
     held = np.zeros(2 * size, dtype=np.uint8)
-    return lambda: held.__iadd__(1), f"last-level cache of the CPU, by writing {2 * size / 1e6:.0f} MB"
+    return lambda: held.__iadd__(
+        1
+    ), f"last-level cache of the CPU, by writing {2 * size / 1e6:.0f} MB"
 
 
 def last_level_cache(root: Path = Path("/")) -> int:

@@ -34,10 +34,12 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
         times = {name: (ms / runs, "layer") for name, ms in workload.profile(runs).items()}
         module_of: Callable[[str, str], str] = lambda name, _: next(iter(layer_names(name)), name)  # noqa: E731
     else:
-        assert isinstance(workload, OnnxWorkload)
+        assert isinstance(workload, OnnxWorkload)  # noqa: S101
         times, module_of = profile_onnx(workload, runs), onnx_modules(load_onnx(path))
     if not times:
-        raise BenchError(f"There is no layer profile of {path.name}", "the runtime reported no layers")
+        raise BenchError(
+            f"There is no layer profile of {path.name}", "the runtime reported no layers"
+        )
     predicted, why = _predicted(path, workload.shape[0])
     total = sum(ms for ms, _ in times.values())
     rows = []
@@ -66,7 +68,9 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
         options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
-        session = ort.InferenceSession(str(workload.path), options, providers=workload.session.get_providers())
+        session = ort.InferenceSession(
+            str(workload.path), options, providers=workload.session.get_providers()
+        )
         for _ in range(5):
             session.run(None, workload.given)
         for _ in range(runs):
@@ -75,7 +79,11 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as exc:
             mend = "Set TMPDIR to a folder that has space"
-            raise BenchError(f"There is no layer profile of {workload.path.name}", f"the runtime wrote none ({reason(exc)})", mend) from exc
+            raise BenchError(
+                f"There is no layer profile of {workload.path.name}",
+                f"the runtime wrote none ({reason(exc)})",
+                mend,
+            ) from exc
     return read_onnx_profile(events, runs, skip=5)
 
 
@@ -86,8 +94,8 @@ MADE = re.compile(r"(\.out_nchwc|_nchwc|/duplicated|_bias_dq|/MatMulAddFusion|_t
 def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
     """Return what tells the module of a node that ONNX Runtime ran, by its name and op.
 
-    A convolution fused with its activation carries the activation's name: the convolution before it counts. A Q/DQ pair belongs to the
-    layer whose operand it quantizes.
+    A convolution fused with its activation carries the activation's name: the convolution before it
+    counts. A Q/DQ pair belongs to the layer whose operand it quantizes.
     """
     nodes = {n.name: n for n in model.graph.node}
     producer = {o: n for n in model.graph.node for o in n.output}
@@ -96,7 +104,12 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
         node = nodes.get(MADE.sub("", name))
         if node is None:
             return name.rpartition("/")[0] or name
-        while "Conv" in kind and node.op_type not in ("Conv", *QDQ) and node.input and node.input[0] in producer:
+        while (
+            "Conv" in kind
+            and node.op_type not in ("Conv", *QDQ)
+            and node.input
+            and node.input[0] in producer
+        ):
             node = producer[node.input[0]]
         module: str = node.name.rpartition("/")[0] or node.name
         layer = module.rpartition(".")[0] or module
@@ -105,7 +118,9 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
     return module_of
 
 
-def read_onnx_profile(events: Sequence[Mapping[str, Any]], runs: int, *, skip: int) -> dict[str, tuple[float, str]]:
+def read_onnx_profile(
+    events: Sequence[Mapping[str, Any]], runs: int, *, skip: int
+) -> dict[str, tuple[float, str]]:
     """Return ms a request and op by node name, without the first ``skip`` requests."""
     seen: dict[str, int] = {}
     times: dict[str, tuple[float, str]] = {}
@@ -118,7 +133,10 @@ def read_onnx_profile(events: Sequence[Mapping[str, Any]], runs: int, *, skip: i
         if seen[node] <= skip:
             continue
         before = times.get(node, (0.0, ""))[0]
-        times[node] = (before + float(event["dur"]) / 1e3 / runs, str(event.get("args", {}).get("op_name", "")))
+        times[node] = (
+            before + float(event["dur"]) / 1e3 / runs,
+            str(event.get("args", {}).get("op_name", "")),
+        )
     return times
 
 
@@ -136,7 +154,10 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     try:
         model, _, digest = read_onnx(source)
         if digest != manifest.onnx_sha256:
-            return {}, f"no prediction: {source}, which the engine was built from, is another file by now"
+            return (
+                {},
+                f"no prediction: {source}, which the engine was built from, is another file by now",
+            )
         device = find_device(manifest.target["name"].partition("@")[0])
         ops = list_onnx_ops(model, manifest.spec["onnx"])
     except TrtqError as exc:
@@ -150,7 +171,9 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     return {t.name: t.ms for t in times}, ""
 
 
-def what_ate(first: Sequence[LayerTime], second: Sequence[LayerTime], most: int = 5) -> list[LayerTime]:
+def what_ate(
+    first: Sequence[LayerTime], second: Sequence[LayerTime], most: int = 5
+) -> list[LayerTime]:
     """Return the layers of ``second`` whose module takes more time there than in ``first``, the largest loss first; ``ms`` is that loss."""
     before: dict[str, float] = {}
     after: dict[str, LayerTime] = {}
@@ -162,7 +185,13 @@ def what_ate(first: Sequence[LayerTime], second: Sequence[LayerTime], most: int 
         after.setdefault(row.module, row)
     total = sum(summed.values()) or 1.0
     lost = [
-        LayerTime(name=after[m].name, module=m, kind=after[m].kind, ms=ms - before.get(m, 0.0), share=(ms - before.get(m, 0.0)) / total)
+        LayerTime(
+            name=after[m].name,
+            module=m,
+            kind=after[m].kind,
+            ms=ms - before.get(m, 0.0),
+            share=(ms - before.get(m, 0.0)) / total,
+        )
         for m, ms in summed.items()
         if ms > before.get(m, 0.0)
     ]

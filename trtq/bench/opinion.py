@@ -17,12 +17,22 @@ WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
 
 
 def command(
-    executable: str, version: Version, engine: Path, *, shapes: str = "", graph: bool = True, warmup_ms: int = WARMUP_MS,
-    seconds: float = SECONDS, requests: int | None = None, times: str = "", dla: int | None = None,
-) -> list[str]:  # fmt: skip
+    executable: str,
+    version: Version,
+    engine: Path,
+    *,
+    shapes: str = "",
+    graph: bool = True,
+    warmup_ms: int = WARMUP_MS,
+    seconds: float = SECONDS,
+    requests: int | None = None,
+    times: str = "",
+    dla: int | None = None,
+) -> list[str]:
     """Return the line that times an engine, copies included and launches as a graph or not, whatever this release does by itself.
 
-    Before 11.0 copies are timed and graphs are off unless asked for, from 11.0 on the other way round (facts: defaults by version).
+    Before 11.0 copies are timed and graphs are off unless asked for, from 11.0 on the other way
+    round (facts: defaults by version).
 
     Args:
         executable: trtexec.
@@ -36,7 +46,11 @@ def command(
         times: file for the times of single requests, "" for none.
         dla: core that the engine was built for, None for the GPU.
     """
-    given: list[tuple[str, str | None]] = [("loadEngine", str(engine)), ("warmUp", str(warmup_ms)), ("duration", f"{seconds:g}")]
+    given: list[tuple[str, str | None]] = [
+        ("loadEngine", str(engine)),
+        ("warmUp", str(warmup_ms)),
+        ("duration", f"{seconds:g}"),
+    ]
     if requests is not None:
         given.append(("iterations", str(requests)))
     if times:
@@ -47,10 +61,15 @@ def command(
         given.append(("shapes", shapes))
     wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
     given += [(name, None) for name in wanted if within(FLAGS[name], version)]
-    return [executable, *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given)]
+    return [
+        executable,
+        *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given),
+    ]
 
 
-def second_opinion(engine: Path, ours: Timing | None, *, shapes: str = "", graph: bool = True) -> SecondOpinion:
+def second_opinion(
+    engine: Path, ours: Timing | None, *, shapes: str = "", graph: bool = True
+) -> SecondOpinion:
     """Run trtexec on an engine and hold its GPU time against ours.
 
     Raises:
@@ -61,20 +80,36 @@ def second_opinion(engine: Path, ours: Timing | None, *, shapes: str = "", graph
     version = version_of(probe_number(executable))
     line = command(executable, version, engine, shapes=shapes, graph=graph)
     try:
-        done = subprocess.run(line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S)
+        done = subprocess.run(  # noqa: S603
+            line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S
+        )
     except subprocess.TimeoutExpired as exc:
-        raise BenchError(f"trtexec {shown(version)} gives no second opinion on {engine.name}", f"no answer in {LIMIT_S} s") from exc
+        raise BenchError(
+            f"trtexec {shown(version)} gives no second opinion on {engine.name}",
+            f"no answer in {LIMIT_S} s",
+        ) from exc
     log = read_log(done.stdout + done.stderr)
     if done.returncode or "gpu_compute" not in log.rows:
-        why = log.errors[-1] if log.errors else f"exit status {done.returncode}, no line of GPU times"
-        raise BenchError(f"trtexec {shown(version)} gives no second opinion on {engine.name}", why[:300])
-    gpu, latency = log.rows["gpu_compute"].median, log.rows["latency"].median if "latency" in log.rows else log.rows["gpu_compute"].median
+        why = (
+            log.errors[-1] if log.errors else f"exit status {done.returncode}, no line of GPU times"
+        )
+        raise BenchError(
+            f"trtexec {shown(version)} gives no second opinion on {engine.name}", why[:300]
+        )
+    gpu, latency = (
+        log.rows["gpu_compute"].median,
+        log.rows["latency"].median if "latency" in log.rows else log.rows["gpu_compute"].median,
+    )
     mine = ours.median.value if ours is not None else None
     notes = list(log.advice)
     if graph and not log.cuda_graph:
         notes.append("it did not capture a graph")
     return SecondOpinion(
-        version=shown(version), command=shlex.join(line), gpu_ms=gpu, latency_ms=latency,
+        version=shown(version),
+        command=shlex.join(line),
+        gpu_ms=gpu,
+        latency_ms=latency,
         difference=gpu / mine - 1.0 if mine else None,
-        note="; ".join(notes) or "its latency is the sum of copies and GPU time, not an elapsed time",
-    )  # fmt: skip
+        note="; ".join(notes)
+        or "its latency is the sum of copies and GPU time, not an elapsed time",
+    )

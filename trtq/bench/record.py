@@ -14,8 +14,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Times of single requests.
 
     Attributes:
-        kind: ``e2e`` (host clock, from input to answer in host memory), ``gpu`` (event pair around the launch), ``enqueue`` (host time in
-            the launch).
+        kind: ``e2e`` (host clock, from input to answer in host memory), ``gpu`` (event pair around
+            the launch), ``enqueue`` (host time in the launch).
         unit: ``ms``.
         median, percentiles: with 95 % intervals between order statistics.
         min, max, mean: diagnosis: the least and the most grow with the number of samples.
@@ -23,7 +23,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         outliers, drift: they stay in every figure.
         blocks: medians of the blocks, in the order they were taken.
         stopped: which rule ended the run.
-        file, file_sha256: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was written.
+        file, file_sha256: the samples themselves, nanoseconds, int64, as .npy; "" when nothing was
+            written.
     """
 
     kind: str
@@ -47,10 +48,12 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
     """Requests served at the same time.
 
     Attributes:
-        scenario: ``closed`` (as many in flight as streams), ``single``, ``multi``, ``offline``, ``server``: patterns of MLPerf Inference at
-            durations of our own, which are no MLPerf results.
+        scenario: ``closed`` (as many in flight as streams), ``single``, ``multi``, ``offline``,
+            ``server``: patterns of MLPerf Inference at durations of our own, which are no MLPerf
+            results.
         streams: requests in flight.
-        images_per_s: images whose answers arrived, over the time between the first start and the last answer.
+        images_per_s: images whose answers arrived, over the time between the first start and the
+            last answer.
         queries: served; ``samples_per_query`` images each times the batch.
         seconds: measured.
         latency: of a query from when it was due, ms, where the scenario asks for one.
@@ -114,9 +117,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         weights, activations: by the engine's own account.
         io: inputs and outputs.
-        process: growth of the process from before the file was read to after the requests, and its peak.
-        device: growth of what all processes hold on the GPU, or of the one memory that GPU and CPU share on a Jetson: that is then in it
-            whole, and not to be added to ``process``. None on a CPU.
+        process: growth of the process from before the file was read to after the requests, and its
+            peak.
+        device: growth of what all processes hold on the GPU, or of the one memory that GPU and CPU
+            share on a Jetson: that is then in it whole, and not to be added to ``process``. None on
+            a CPU.
     """
 
     weights: int | None
@@ -132,15 +137,18 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Energy per request.
 
     Attributes:
-        meter, scope: what was read, and what it covers: ``GPU board``, ``CPU package``, a Jetson's input rail.
+        meter, scope: what was read, and what it covers: ``GPU board``, ``CPU package``, a Jetson's
+            input rail.
         method: ``counter`` or ``power integrated``.
         load: how requests came: one after another, or at a rate.
         gross_j, net_j: per image, median over repeats; net is without the idle power.
         low_j, high_j: range of the repeats, gross.
         power_w, idle_w: mean power under load, and with the model loaded and nothing to do.
         images_per_s: in the same windows.
-        window_s, repeats, readings: length of a window, how many, and ticks of the counter or power readings in the shortest.
-        valid, limits: False with the reason where the window was too short; what the sensor cannot see.
+        window_s, repeats, readings: length of a window, how many, and ticks of the counter or power
+            readings in the shortest.
+        valid, limits: False with the reason where the window was too short; what the sensor cannot
+            see.
     """
 
     meter: str
@@ -236,17 +244,25 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
                 parts.append(f"{timing.kind} {shown(timing.median, samples=timing.effective)}")
         timing = self.e2e or self.gpu
         if timing is not None:
-            parts += [f"p{100 * p.q:g} {shown(p, samples=timing.effective)}" for p in timing.percentiles if p.q > 0.5]
+            parts += [
+                f"p{100 * p.q:g} {shown(p, samples=timing.effective)}"
+                for p in timing.percentiles
+                if p.q > 0.5
+            ]
             parts.append(f"{timing.samples} samples")
         if self.throughput is not None:
             t = self.throughput
             parts.append(f"{t.scenario}: {t.images_per_s:.1f} images/s with {t.streams} in flight")
         for load in self.load:
-            parts.append(f"{load.total.name} {load.total.median:.0f} ms after the start ({load.cache})")
+            parts.append(
+                f"{load.total.name} {load.total.median:.0f} ms after the start ({load.cache})"
+            )
         if self.memory is not None:
             parts.append(f"{self.memory.process / 1e6:.0f} MB of process memory")
         if self.energy is not None:
-            parts.append(f"{1e3 * self.energy.gross_j:.3g} mJ an image ({self.energy.scope}, gross)")
+            parts.append(
+                f"{1e3 * self.energy.gross_j:.3g} mJ an image ({self.energy.scope}, gross)"
+            )
         if "graph" in self.settings:
             parts.append(f"CUDA graph {self.settings['graph']}")
         parts.append("VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}")
@@ -295,13 +311,24 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        said = f"{self.second} is {self.outcome} than {self.first}" if self.outcome in ("faster", "slower") else (
-            f"{self.second} and {self.first}: {self.outcome}"
-        )  # fmt: skip
+        said = (
+            f"{self.second} is {self.outcome} than {self.first}"
+            if self.outcome in ("faster", "slower")
+            else (f"{self.second} and {self.first}: {self.outcome}")
+        )
         valid = "" if self.valid else f"; NOT VALID: {'; '.join(self.reasons)}"
-        times = f"{self.first_ms:.3f} to {self.second_ms:.3f} ms, {self.device}{f', batch {self.batch}' if self.batch != 1 else ''}"
-        how = f"{self.loads} loads of each taking turns; the first against itself up to {self.noise:.1%}"
-        return f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; {how}). {self.advice}{valid}"
+        times = (
+            f"{self.first_ms:.3f} to {self.second_ms:.3f} ms, "
+            f"{self.device}{f', batch {self.batch}' if self.batch != 1 else ''}"
+        )
+        how = (
+            f"{self.loads} loads of each taking turns; the first against itself up to "
+            f"{self.noise:.1%}"
+        )
+        return (
+            f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; "
+            f"{how}). {self.advice}{valid}"
+        )
 
 
 class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,7 +58,9 @@ class Samples:
 
     def block_medians(self) -> list[float]:
         """Return the median of each block, milliseconds."""
-        return [float(np.median(part)) / 1e6 for part in np.split(self.ns, self.blocks[1:]) if len(part)]
+        return [
+            float(np.median(part)) / 1e6 for part in np.split(self.ns, self.blocks[1:]) if len(part)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,9 @@ def quiet_interpreter() -> Iterator[None]:
             gc.enable()
 
 
-def time_block(call: Callable[[], object], times: np.ndarray, clock: Clock = time.perf_counter_ns) -> None:
+def time_block(
+    call: Callable[[], object], times: np.ndarray, clock: Clock = time.perf_counter_ns
+) -> None:
     """Fill ``times`` (int64) with the nanoseconds of one call each; what a call raises goes on.
 
     The loop costs about 0.1 us a call; ``loop_overhead`` measures it.
@@ -129,9 +133,13 @@ def _nothing() -> None:
 
 
 def warm_up(
-    call: Callable[[], object], *, calls: int = WARMUP_CALLS, seconds: float = WARMUP_S, limit_s: float = WARMUP_LIMIT_S,
+    call: Callable[[], object],
+    *,
+    calls: int = WARMUP_CALLS,
+    seconds: float = WARMUP_S,
+    limit_s: float = WARMUP_LIMIT_S,
     clock: Clock = time.perf_counter_ns,
-) -> Warmup:  # fmt: skip
+) -> Warmup:
     """Call until enough calls and time have passed and two windows of 20 agree within 1 %, at most ``limit_s``."""
     times: list[int] = []
     began = clock()
@@ -145,7 +153,10 @@ def warm_up(
         times.append(now - start)
         if len(times) < 2 * WARMUP_WINDOW and (now - began) / 1e9 < limit_s:
             continue
-        late, before = np.median(times[-WARMUP_WINDOW:]), np.median(times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW] or times)
+        late, before = (
+            np.median(times[-WARMUP_WINDOW:]),
+            np.median(times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW] or times),
+        )
         stable = bool(abs(late - before) <= STABLE_WITHIN * before)
         ready = len(times) >= calls and (now - began) / 1e9 >= seconds and stable
         if ready or (now - began) / 1e9 >= limit_s:
@@ -153,9 +164,14 @@ def warm_up(
 
 
 def sample(
-    call: Callable[[], object], expected_s: float, rule: StopRule, *, block_s: float = BLOCK_S, clock: Clock = time.perf_counter_ns,
+    call: Callable[[], object],
+    expected_s: float,
+    rule: StopRule,
+    *,
+    block_s: float = BLOCK_S,
+    clock: Clock = time.perf_counter_ns,
     between: Callable[[], object] = lambda: None,
-) -> Samples:  # fmt: skip
+) -> Samples:
     """Time blocks of calls until ``rule`` is met; an exception or Ctrl-C ends the run and keeps what was measured.
 
     Args:
@@ -174,7 +190,9 @@ def sample(
     with quiet_interpreter():
         while not stopped:
             if filled + per_block > len(times):
-                times = np.concatenate([times, np.zeros(max(len(times), per_block), dtype=np.int64)])
+                times = np.concatenate(
+                    [times, np.zeros(max(len(times), per_block), dtype=np.int64)]
+                )
             block = times[filled : filled + per_block]
             block[:] = -1
             try:
@@ -186,7 +204,11 @@ def sample(
                 blocks.append(filled)
                 filled += taken
                 between()
-            stopped = "a call failed" if failed else _ended(times[:filled], len(blocks), (clock() - began) / 1e9, rule)
+            stopped = (
+                "a call failed"
+                if failed
+                else _ended(times[:filled], len(blocks), (clock() - began) / 1e9, rule)
+            )
     return Samples(ns=times[:filled].copy(), blocks=blocks, stopped=stopped, failed=failed)
 
 
@@ -197,7 +219,11 @@ def _ended(ns: np.ndarray, blocks: int, seconds: float, rule: StopRule) -> str:
     if seconds < rule.seconds or len(ns) < rule.samples or blocks < MIN_BLOCKS:
         return ""
     width = half_width(ns.astype(np.float64))
-    return f"the median is known within {rule.narrow:.1%}" if width is not None and width <= rule.narrow else ""
+    return (
+        f"the median is known within {rule.narrow:.1%}"
+        if width is not None and width <= rule.narrow
+        else ""
+    )
 
 
 def half_width(samples: Values) -> float | None:

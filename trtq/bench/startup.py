@@ -22,8 +22,13 @@ LIMIT_S = 600
 
 
 def measure_load(
-    path: Path, *, device: str, batch: int, cache: Literal["warm", "cold"] = "warm", processes: int = PROCESSES
-) -> Load:  # fmt: skip
+    path: Path,
+    *,
+    device: str,
+    batch: int,
+    cache: Literal["warm", "cold"] = "warm",
+    processes: int = PROCESSES,
+) -> Load:
     """Return the phases of a start, each the median over new processes.
 
     Raises:
@@ -38,11 +43,19 @@ def measure_load(
         runs.append(_start(path, device=device, batch=batch, memory=False))
     names = [name for name, _ in runs[0]["laps"]]
     times = np.asarray([[ns / 1e6 for _, ns in r["laps"]] for r in runs])
-    lazy = os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later") if device != "cpu" else "no CUDA"
+    lazy = (
+        os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later")
+        if device != "cpu"
+        else "no CUDA"
+    )
     return Load(
-        cache=cache, phases=[_phase(n, times[:, i]) for i, n in enumerate(names)], total=_phase("first answer", times.sum(axis=1)),
-        second=_phase("second answer", np.asarray([r["second"] / 1e6 for r in runs])), processes=processes, lazy=lazy,
-    )  # fmt: skip
+        cache=cache,
+        phases=[_phase(n, times[:, i]) for i, n in enumerate(names)],
+        total=_phase("first answer", times.sum(axis=1)),
+        second=_phase("second answer", np.asarray([r["second"] / 1e6 for r in runs])),
+        processes=processes,
+        lazy=lazy,
+    )
 
 
 def measure_memory(path: Path, *, device: str, batch: int) -> Memory:
@@ -59,14 +72,25 @@ def _phase(name: str, ms: Any) -> Phase:
 
 
 def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, Any]:
-    asked = {"file": str(path), "device": device, "batch": batch, "memory": memory, "started": time.perf_counter_ns()}
+    asked = {
+        "file": str(path),
+        "device": device,
+        "batch": batch,
+        "memory": memory,
+        "started": time.perf_counter_ns(),
+    }
     try:
         line = [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)]
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)  # noqa: S603
     except subprocess.TimeoutExpired as exc:
-        raise BenchError(f"A new process cannot load {path.name}", f"it had not answered after {LIMIT_S} s") from exc
+        raise BenchError(
+            f"A new process cannot load {path.name}", f"it had not answered after {LIMIT_S} s"
+        ) from exc
     if done.returncode:
-        raise BenchError(f"A new process cannot load {path.name}", last_line(done.stderr) or f"exit status {done.returncode}")
+        raise BenchError(
+            f"A new process cannot load {path.name}",
+            last_line(done.stderr) or f"exit status {done.returncode}",
+        )
     made: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return made
 
@@ -83,9 +107,10 @@ def drop_from_cache(path: Path) -> None:
     left = cached_share(path)
     if left > 0.01:
         raise BenchError(
-            f"Cannot measure a cold start of {path.name}", f"{left:.0%} of it stays in the page cache",
+            f"Cannot measure a cold start of {path.name}",
+            f"{left:.0%} of it stays in the page cache",
             "Put it on a local disk that is not a memory file system",
-        )  # fmt: skip
+        )
 
 
 def cached_share(path: Path) -> float:
@@ -100,8 +125,12 @@ def cached_share(path: Path) -> float:
             flags = (ctypes.c_ubyte * pages)()
             anchor = ctypes.c_char.from_buffer(held)
             address = ctypes.addressof(anchor)
-            failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), flags)
+            failed = ctypes.CDLL(None, use_errno=True).mincore(
+                ctypes.c_void_p(address), ctypes.c_size_t(size), flags
+            )
             del anchor
     if failed:
-        raise BenchError(f"Cannot tell whether {path.name} is in the page cache", os.strerror(ctypes.get_errno()))
+        raise BenchError(
+            f"Cannot tell whether {path.name} is in the page cache", os.strerror(ctypes.get_errno())
+        )
     return sum(f & 1 for f in flags) / pages

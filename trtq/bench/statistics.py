@@ -1,7 +1,8 @@
 """What samples say: quantiles with intervals, dependence, outliers, drift. Nothing here assumes a distribution.
 
-Samples of a latency are skewed, have several modes and depend on their neighbours. Intervals are therefore between order statistics,
-and dependence is paid for with a smaller effective number of samples (Hoefler and Belli, SC'15).
+Samples of a latency are skewed, have several modes and depend on their neighbours. Intervals are
+therefore between order statistics, and dependence is paid for with a smaller effective number of
+samples (Hoefler and Belli, SC'15).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LONGEST, MOST_PARTS = 1 << 17, 8
 class Quantile(msgspec.Struct, frozen=True, kw_only=True):
     """A quantile of the samples with its 95 % interval; None where there are too few samples for the interval.
 
-    The median's value is always there: half of the samples lie on either side of it, whatever is known about the next run.
+    The median's value is always there: half of the samples lie on either side of it, whatever is
+    known about the next run.
 
     Attributes:
         q: 0 to 1.
@@ -70,7 +72,8 @@ def samples_needed(q: float, *, alpha: float = ALPHA) -> int:
 def ranks(n: int, q: float, *, alpha: float = ALPHA) -> tuple[int, int] | None:
     """Return the 1-based ranks (L, U) of the interval of quantile q, None with too few samples.
 
-    L is the largest with P(X <= L - 1) <= alpha / 2, U the smallest with P(X <= U - 1) >= 1 - alpha / 2, for X ~ Binomial(n, q).
+    L is the largest with P(X <= L - 1) <= alpha / 2, U the smallest with P(X <= U - 1) >= 1 - alpha
+    / 2, for X ~ Binomial(n, q).
 
     >>> ranks(100, 0.5), ranks(1000, 0.99), ranks(360, 0.99)
     ((40, 61), (983, 997), None)
@@ -88,12 +91,15 @@ def ranks(n: int, q: float, *, alpha: float = ALPHA) -> tuple[int, int] | None:
 def inefficiency(indicator: Values) -> float:
     """Return how many samples carry the information of one, at least 1: 1 + 2 x the sum of autocorrelations (Geyer 1992).
 
-    The sum ends with the first pair of lags whose correlations add up to nothing (initial positive sequence).
+    The sum ends with the first pair of lags whose correlations add up to nothing (initial positive
+    sequence).
     """
     n = len(indicator)
     if n < 4 or float(np.ptp(indicator)) == 0.0:
         return 1.0
-    length = min(n, LONGEST)  # a dependence that reaches further would show within it; memory stays small
+    length = min(
+        n, LONGEST
+    )  # a dependence that reaches further would show within it; memory stays small
     starts = np.unique(np.linspace(0, n - length, MOST_PARTS if n > length else 1).astype(int))
     mean, total = float(indicator.mean()), np.zeros(length)
     for start in starts:
@@ -113,14 +119,16 @@ def inefficiency(indicator: Values) -> float:
 def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
     """Return quantile q with the interval between order statistics that holds it with 1 - alpha.
 
-    The samples may depend on their neighbours: the variance of the share of samples below the quantile grows by its inefficiency, which
-    takes as many samples away. Ranks are those of the effective number, spread over all samples.
+    The samples may depend on their neighbours: the variance of the share of samples below the
+    quantile grows by its inefficiency, which takes as many samples away. Ranks are those of the
+    effective number, spread over all samples.
     """
     n, needs = len(samples), samples_needed(q, alpha=alpha)
     ordered, effective = np.sort(samples), n
     if n >= needs:
         spread = inefficiency(_below(samples, ordered, q))
-        # A tail has too few samples to see its own dependence: it must be worth its number by that of the median, too.
+        # A tail has too few samples to see its own dependence: it must be worth its number by that
+        # of the median, too.
         enough = n / inefficiency(_below(samples, ordered, 0.5)) >= needs
         effective = max(1, round(n / spread)) if enough else 0
     found = ranks(effective, q, alpha=alpha)
@@ -128,15 +136,24 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
         middle = float(np.median(ordered)) if q == 0.5 and n else None
         return Quantile(q=q, value=middle, low=None, high=None, needs=needs)
     low, high = found
-    # Ranks among n: the same distance in standard deviations from q n, rounded outwards; wider while the dependence itself is uncertain.
+    # Ranks among n: the same distance in standard deviations from q n, rounded outwards; wider
+    # while the dependence itself is uncertain.
     stretch = n / effective * _uncertainty(effective, n)
     first = max(1, math.floor(q * n - (q * effective - low) * stretch))
     last = min(n, math.ceil(q * n + (high - q * effective) * stretch))
-    return Quantile(q=q, value=float(np.quantile(ordered, q)), low=float(ordered[first - 1]), high=float(ordered[last - 1]), needs=needs)
+    return Quantile(
+        q=q,
+        value=float(np.quantile(ordered, q)),
+        low=float(ordered[first - 1]),
+        high=float(ordered[last - 1]),
+        needs=needs,
+    )
 
 
 def _below(samples: Values, ordered: Values, q: float) -> Values:
-    below: Values = (samples <= ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)]).astype(np.float64)
+    below: Values = (
+        samples <= ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)]
+    ).astype(np.float64)
     return below
 
 
@@ -159,7 +176,9 @@ def outliers(samples: Values) -> Outliers:
     middle = float(np.median(samples))
     spread = MAD_TO_SIGMA * float(np.median(np.abs(samples - middle)))
     far = samples[samples > middle + OUTLIER_SIGMAS * spread] if spread > 0.0 else samples[:0]
-    return Outliers(count=len(far), share=float(far.sum() / samples.sum()) if samples.sum() > 0.0 else 0.0)
+    return Outliers(
+        count=len(far), share=float(far.sum() / samples.sum()) if samples.sum() > 0.0 else 0.0
+    )
 
 
 def drift(medians: Sequence[float]) -> Drift:
@@ -174,11 +193,14 @@ def drift(medians: Sequence[float]) -> Drift:
     return Drift(change=slope * (len(values) - 1) / float(np.median(values)), p=p)
 
 
-def early_stopping(samples: Values, q: float, *, confidence: float = EARLY_CONFIDENCE) -> float | None:
+def early_stopping(
+    samples: Values, q: float, *, confidence: float = EARLY_CONFIDENCE
+) -> float | None:
     """Return MLPerf's early-stopping estimate of a latency quantile, None with too few queries for it.
 
-    With the largest number t of slow queries for which the run would still prove the quantile (tolerance 0), the t - 1 slowest are set
-    aside and the slowest of the rest stands (MLPerf Inference rules, early stopping).
+    With the largest number t of slow queries for which the run would still prove the quantile
+    (tolerance 0), the t - 1 slowest are set aside and the slowest of the rest stands (MLPerf
+    Inference rules, early stopping).
 
     >>> early_stopping(np.arange(1.0, 64.0), 0.9), early_stopping(np.arange(1.0, 65.0), 0.9), early_stopping(np.arange(1.0, 82.0), 0.9)
     (None, 64.0, 80.0)
@@ -186,7 +208,8 @@ def early_stopping(samples: Values, q: float, *, confidence: float = EARLY_CONFI
     from scipy.stats import binom
 
     n = len(samples)
-    # A run with t slow queries proves the quantile when so few would be unlikely if their share were 1 - q.
+    # A run with t slow queries proves the quantile when so few would be unlikely if their share
+    # were 1 - q.
     slow = np.arange(1, n + 1)
     proven = slow[binom.cdf(slow, n, 1.0 - q) <= 1.0 - confidence]
     if not len(proven):

@@ -23,7 +23,8 @@ Scenario = Literal["closed", "single", "multi", "offline", "server"]
 QUANTILES = {"single": 0.9, "multi": 0.99, "server": 0.99}
 SAMPLES_PER_QUERY = {"multi": 8}
 MLPERF_SECONDS = 600.0
-# What MLPerf's rules ask for beside the time: queries for early stopping at the scenario's quantile (99 % confidence), images of offline.
+# What MLPerf's rules ask for beside the time: queries for early stopping at the scenario's quantile
+# (99 % confidence), images of offline.
 MLPERF_QUERIES, MLPERF_IMAGES = {"single": 64, "multi": 662, "server": 662}, {"offline": 24_576}
 NO_RESULT = "the pattern is MLPerf Inference's; this is no MLPerf result"
 TRIALS = 8
@@ -31,43 +32,66 @@ LOOK_S = 0.5
 
 
 def measure_throughput(
-    workload: Workload, *, scenario: Scenario = "closed", streams: int = 2, seconds: float = 3.0, bound_ms: float | None = None,
-    seed: int = 0, between: Callable[[], object] = lambda: None, counts: bool = False,
-) -> Throughput:  # fmt: skip
+    workload: Workload,
+    *,
+    scenario: Scenario = "closed",
+    streams: int = 2,
+    seconds: float = 3.0,
+    bound_ms: float | None = None,
+    seed: int = 0,
+    between: Callable[[], object] = lambda: None,
+    counts: bool = False,
+) -> Throughput:
     """Serve requests for ``seconds`` after a warm-up; a failure or Ctrl-C ends it early and stands in ``failed``.
 
     Args:
         workload: the model.
-        scenario: ``closed``: as many in flight as streams. ``single``: the next when the last has ended. ``multi``: the same with 8
-            images a query. ``offline``: everything at once. ``server``: Poisson arrivals; the highest rate whose 99th percentile meets
-            ``bound_ms``.
+        scenario: ``closed``: as many in flight as streams. ``single``: the next when the last has
+            ended. ``multi``: the same with 8 images a query. ``offline``: everything at once.
+            ``server``: Poisson arrivals; the highest rate whose 99th percentile meets ``bound_ms``.
         streams: requests in flight (``closed``, ``offline``, ``server``).
         seconds: measured, for each rate that ``server`` tries.
         bound_ms: of ``server``.
         seed: of the arrivals.
         between: called about twice a second meanwhile.
-        counts: go on until there are as many queries as MLPerf's rules ask for, however long that takes.
+        counts: go on until there are as many queries as MLPerf's rules ask for, however long that
+            takes.
 
     Raises:
         BenchError: ``server`` without a bound, or not one request succeeds.
     """
     if scenario == "server" and bound_ms is None:
-        raise BenchError("The scenario server needs a bound", "it asks for the highest rate that meets one", "Give --latency-bound MS")
+        raise BenchError(
+            "The scenario server needs a bound",
+            "it asks for the highest rate that meets one",
+            "Give --latency-bound MS",
+        )
     warmup = warm_up(workload.call)
     if warmup.failed:
         raise BenchError("A request failed in the warm-up", warmup.failed)
     if scenario in ("single", "multi"):
-        made = _one_after_another(workload, scenario, seconds, between, least=MLPERF_QUERIES[scenario] if counts else 0)
+        made = _one_after_another(
+            workload, scenario, seconds, between, least=MLPERF_QUERIES[scenario] if counts else 0
+        )
     else:
         slots = [workload, *(workload.again() for _ in range(streams - 1))]
         for slot in slots[1:]:
             slot.call()
         if scenario == "server":
-            assert bound_ms is not None
-            made = _server(slots, seconds, bound_ms, seed, between, least=MLPERF_QUERIES[scenario] if counts else 0)
+            assert bound_ms is not None  # noqa: S101
+            made = _server(
+                slots,
+                seconds,
+                bound_ms,
+                seed,
+                between,
+                least=MLPERF_QUERIES[scenario] if counts else 0,
+            )
         else:
             images = MLPERF_IMAGES.get(scenario, 0) if counts else 0
-            made = _flooded(slots, scenario, seconds, between, least=math.ceil(images / workload.shape[0]))
+            made = _flooded(
+                slots, scenario, seconds, between, least=math.ceil(images / workload.shape[0])
+            )
     return msgspec.structs.replace(made, warmup_calls=warmup.calls, stable=warmup.stable)
 
 
@@ -75,19 +99,37 @@ def throughput_doubts(made: Throughput) -> list[str]:
     """Return why a throughput should not be used."""
     found = []
     if made.failed:
-        found.append(f"a request failed after {made.queries} good ones ({made.failed}): what was measured until then is kept")
+        found.append(
+            f"a request failed after {made.queries} good ones ({made.failed}): what was "
+            "measured until then is kept"
+        )
     if not made.stable:
-        found.append(f"the time of a request did not settle within 1 % in {made.warmup_calls} requests of warm-up")
+        found.append(
+            f"the time of a request did not settle within 1 % in {made.warmup_calls} requests "
+            "of warm-up"
+        )
     if made.scenario == "server" and not made.met:
-        assert made.latency is not None
-        why = "" if made.latency.value is not None else f" ({made.queries} queries, its interval needs {made.latency.needs}: --duration)"
-        found.append(f"no rate that was tried surely keeps the 99th percentile under {made.bound_ms:g} ms{why}")
+        assert made.latency is not None  # noqa: S101
+        why = (
+            ""
+            if made.latency.value is not None
+            else f" ({made.queries} queries, its interval needs {made.latency.needs}: --duration)"
+        )
+        found.append(
+            f"no rate that was tried surely keeps the 99th percentile under {made.bound_ms:g} "
+            f"ms{why}"
+        )
     return found
 
 
 def _one_after_another(
-    workload: Workload, scenario: Scenario, seconds: float, between: Callable[[], object], *, least: int
-) -> Throughput:  # fmt: skip
+    workload: Workload,
+    scenario: Scenario,
+    seconds: float,
+    between: Callable[[], object],
+    *,
+    least: int,
+) -> Throughput:
     q, many = QUANTILES[scenario], SAMPLES_PER_QUERY.get(scenario, 1)
     times: list[float] = []
     began = looked = time.perf_counter()
@@ -109,10 +151,17 @@ def _one_after_another(
         raise BenchError("Not one query was served", failed or f"none ended within {seconds:g} s")
     found = np.asarray(times)
     return Throughput(
-        scenario=scenario, streams=1, images_per_s=workload.shape[0] * many * len(times) / span, queries=len(times), samples_per_query=many,
-        seconds=span, latency=quantile(found, q), early_stopping_ms=early_stopping(found, q), failed=failed,
+        scenario=scenario,
+        streams=1,
+        images_per_s=workload.shape[0] * many * len(times) / span,
+        queries=len(times),
+        samples_per_query=many,
+        seconds=span,
+        latency=quantile(found, q),
+        early_stopping_ms=early_stopping(found, q),
+        failed=failed,
         note=f"{NO_RESULT}{'' if seconds >= MLPERF_SECONDS else f', which takes {MLPERF_SECONDS:g} s'}",
-    )  # fmt: skip
+    )
 
 
 class _Crew:
@@ -146,7 +195,7 @@ class _Crew:
 
 def _flood(
     slots: Sequence[Workload], seconds: float, between: Callable[[], object], *, least: int = 0
-) -> tuple[list[float], list[float], str]:  # fmt: skip
+) -> tuple[list[float], list[float], str]:
     """Keep every slot busy; return when requests started and ended, and what failed."""
     starts: list[float] = []
     ends: list[float] = []
@@ -161,29 +210,45 @@ def _flood(
 
     crew.run([partial(serve, slot) for slot in slots])
     if not ends:
-        raise BenchError("Not one request was served", crew.failed or f"none ended within {seconds:g} s")
+        raise BenchError(
+            "Not one request was served", crew.failed or f"none ended within {seconds:g} s"
+        )
     return starts, ends, crew.failed
 
 
 def _flooded(
-    slots: Sequence[Workload], scenario: Scenario, seconds: float, between: Callable[[], object], *, least: int
-) -> Throughput:  # fmt: skip
+    slots: Sequence[Workload],
+    scenario: Scenario,
+    seconds: float,
+    between: Callable[[], object],
+    *,
+    least: int,
+) -> Throughput:
     starts, ends, failed = _flood(slots, seconds, between, least=least)
     span = max(ends) - min(starts)
     note = f"every request waits from the start; {NO_RESULT}" if scenario == "offline" else ""
     return Throughput(
-        scenario=scenario, streams=len(slots), images_per_s=slots[0].shape[0] * len(ends) / span, queries=len(ends), samples_per_query=1,
-        seconds=span, note=note, failed=failed,
-    )  # fmt: skip
+        scenario=scenario,
+        streams=len(slots),
+        images_per_s=slots[0].shape[0] * len(ends) / span,
+        queries=len(ends),
+        samples_per_query=1,
+        seconds=span,
+        note=note,
+        failed=failed,
+    )
 
 
-def offered(slots: Sequence[Workload], arrivals: Values, between: Callable[[], object] = lambda: None) -> tuple[Values, float, str]:
+def offered(
+    slots: Sequence[Workload], arrivals: Values, between: Callable[[], object] = lambda: None
+) -> tuple[Values, float, str]:
     """Offer requests at given times, seconds from now.
 
     Arrivals do not wait for answers: a server that falls behind is seen to.
 
     Returns:
-        the latency of each served one from when it was due, ms; the seconds until the last answer; and what failed.
+        the latency of each served one from when it was due, ms; the seconds until the last answer;
+            and what failed.
     """
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     latency = np.full(len(arrivals), np.nan)
@@ -208,8 +273,14 @@ def offered(slots: Sequence[Workload], arrivals: Values, between: Callable[[], o
 
 
 def _server(
-    slots: Sequence[Workload], seconds: float, bound_ms: float, seed: int, between: Callable[[], object], *, least: int
-) -> Throughput:  # fmt: skip
+    slots: Sequence[Workload],
+    seconds: float,
+    bound_ms: float,
+    seed: int,
+    between: Callable[[], object],
+    *,
+    least: int,
+) -> Throughput:
     """Return the highest rate of eight tried whose 99th percentile surely meets the bound."""
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
     low, high = 0.0, len(ends) / (max(ends) - min(starts))
@@ -217,22 +288,37 @@ def _server(
     last: Throughput | None = None
     for trial in range(TRIALS):
         rate = high * 0.9 if trial == 0 else (low + high) / 2.0
-        gaps = np.random.default_rng(seed + trial).exponential(1.0 / rate, max(1, round(rate * seconds), least))
+        gaps = np.random.default_rng(seed + trial).exponential(
+            1.0 / rate, max(1, round(rate * seconds), least)
+        )
         latency, span, failed = offered(slots, np.cumsum(gaps), between)
         if not len(latency):
             raise BenchError("Not one request was served", failed)
-        tail, early = quantile(latency, QUANTILES["server"]), early_stopping(latency, QUANTILES["server"])
+        tail, early = (
+            quantile(latency, QUANTILES["server"]),
+            early_stopping(latency, QUANTILES["server"]),
+        )
         met = tail.high is not None and tail.high <= bound_ms
         last = Throughput(
-            scenario="server", streams=len(slots), images_per_s=len(latency) * slots[0].shape[0] / span, queries=len(latency),
-            samples_per_query=1, seconds=span, latency=tail, early_stopping_ms=early, bound_ms=bound_ms, met=met, rate=rate, failed=failed,
+            scenario="server",
+            streams=len(slots),
+            images_per_s=len(latency) * slots[0].shape[0] / span,
+            queries=len(latency),
+            samples_per_query=1,
+            seconds=span,
+            latency=tail,
+            early_stopping_ms=early,
+            bound_ms=bound_ms,
+            met=met,
+            rate=rate,
+            failed=failed,
             note=f"Poisson arrivals, {TRIALS} rates tried; {NO_RESULT}",
-        )  # fmt: skip
+        )
         if failed:
             return last
         if met:
             low, best = rate, last
         else:
             high = rate
-    assert last is not None
+    assert last is not None  # noqa: S101
     return best if best is not None else last

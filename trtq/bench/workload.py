@@ -22,7 +22,8 @@ class Workload(Protocol):
     """One model, loaded, with its input.
 
     Attributes:
-        label: what runs it and on what: ``CPU (ONNX Runtime)``. A CPU's figures are never called anything else.
+        label: what runs it and on what: ``CPU (ONNX Runtime)``. A CPU's figures are never called
+            anything else.
         device: ``cpu`` or ``cuda:N``.
         shape: of the input, [N, C, H, W].
         settings: what changes the meaning of its times: transfers, wait, graph.
@@ -61,8 +62,14 @@ def device_for(device: str, *paths: Path) -> str:
 
 
 def open_workload(
-    path: Path, *, device: str = "cpu", batch: int = 1, graph: bool = True, trust: bool = False, taking_turns: bool = False
-) -> Workload:  # fmt: skip
+    path: Path,
+    *,
+    device: str = "cpu",
+    batch: int = 1,
+    graph: bool = True,
+    trust: bool = False,
+    taking_turns: bool = False,
+) -> Workload:
     """Load an ONNX file into ONNX Runtime or an engine into TensorRT, with random input.
 
     Args:
@@ -75,14 +82,17 @@ def open_workload(
 
     Raises:
         UsageError: no such device, or a batch that the file does not take.
-        BenchError: the file's inputs are not one image tensor, or an engine is asked to run on a CPU.
+        BenchError: the file's inputs are not one image tensor, or an engine is asked to run on a
+            CPU.
         EngineError, ExportError: it cannot be loaded.
     """
     provider, index = parse_device(device)
     if not path.is_file():
         raise BenchError(f"Cannot read {path}", "there is no such file")
     if is_engine(path):
-        return EngineWorkload(open_engine(path, trust=trust, device=device_for(device, path)), batch, graph=graph)
+        return EngineWorkload(
+            open_engine(path, trust=trust, device=device_for(device, path)), batch, graph=graph
+        )
     return OnnxWorkload(path, batch, provider=provider, index=index, taking_turns=taking_turns)
 
 
@@ -98,7 +108,11 @@ def parse_device(text: str) -> tuple[str, int]:
     if name == "cuda" and (index or "0").isdigit():
         return "CUDA", int(index or 0)
     if name == "ssh":
-        raise UsageError(f"Cannot measure on {text}", "this verb measures here", f"On the board: trtq deploy {index or 'NAME'} FILE.onnx")
+        raise UsageError(
+            f"Cannot measure on {text}",
+            "this verb measures here",
+            f"On the board: trtq deploy {index or 'NAME'} FILE.onnx",
+        )
     raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
 
 
@@ -119,23 +133,46 @@ class OnnxWorkload:
     why_whole = "ONNX Runtime launches on a stream of its own: only the whole request can be timed"
 
     def __init__(
-        self, path: Path, batch: int, *, provider: str = "CPU", index: int = 0, session: Any = None, taking_turns: bool = False
+        self,
+        path: Path,
+        batch: int,
+        *,
+        provider: str = "CPU",
+        index: int = 0,
+        session: Any = None,
+        taking_turns: bool = False,
     ) -> None:
-        self.session = session or open_session(path, as_written=False, provider=provider, device_id=index, taking_turns=taking_turns)
+        self.session = session or open_session(
+            path, as_written=False, provider=provider, device_id=index, taking_turns=taking_turns
+        )
         fixed = static_batch(self.session)
         if fixed is not None and fixed != batch:
-            raise UsageError(f"Cannot run {path.name} with --batch {batch}", f"its batch is fixed at {fixed}", f"Use --batch {fixed}")
+            raise UsageError(
+                f"Cannot run {path.name} with --batch {batch}",
+                f"its batch is fixed at {fixed}",
+                f"Use --batch {fixed}",
+            )
         inputs = self.session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(isinstance(v, int) for v in inputs[0].shape[1:]):
+        if (
+            len(inputs) != 1
+            or inputs[0].type != "tensor(float)"
+            or not all(isinstance(v, int) for v in inputs[0].shape[1:])
+        ):
             found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
-            raise BenchError(f"Cannot make input for {path.name}", f"expected one float32 image input with a fixed size, found {found}")
+            raise BenchError(
+                f"Cannot make input for {path.name}",
+                f"expected one float32 image input with a fixed size, found {found}",
+            )
         self.path, self.provider, self.index = path, provider, index
         self.device = "cpu" if provider == "CPU" else f"cuda:{index}"
         self.label = f"{'CPU' if provider == 'CPU' else self.device} (ONNX Runtime)"
         if provider == "CPU":
             self.why_whole = "the request runs on the CPU: there is no GPU time in it"
         self.shape = [batch, *(int(v) for v in input_shape(self.session)[1:])]
-        self.settings = {"runtime": "ONNX Runtime, its own graph optimisation and integer kernels", "transfers": "included"}
+        self.settings = {
+            "runtime": "ONNX Runtime, its own graph optimisation and integer kernels",
+            "transfers": "included",
+        }
         self.given = {inputs[0].name: random_input(self.shape)}
         self.made: list[Array] = []
 
@@ -154,7 +191,9 @@ class OnnxWorkload:
 
     def again(self) -> OnnxWorkload:
         """Return a second request on the same session."""
-        return OnnxWorkload(self.path, self.shape[0], provider=self.provider, index=self.index, session=self.session)
+        return OnnxWorkload(
+            self.path, self.shape[0], provider=self.provider, index=self.index, session=self.session
+        )
 
     def answer(self) -> list[Array]:
         """Return what the last call computed."""
@@ -172,15 +211,28 @@ class EngineWorkload:
         cuda: streams, events and graphs; torch's, or a stand-in.
     """
 
-    def __init__(self, runner: EngineRunner, batch: int, *, graph: bool = True, context: Any = None, cuda: Any = None) -> None:
+    def __init__(
+        self,
+        runner: EngineRunner,
+        batch: int,
+        *,
+        graph: bool = True,
+        context: Any = None,
+        cuda: Any = None,
+    ) -> None:
         import time
 
         self.runner, self.graph_wanted, self.clock = runner, graph, time.perf_counter_ns
         torch, open_shape = runner.torch, runner.input_shape
-        self.cuda: Any = cuda if cuda is not None else torch.cuda if runner.device.type == "cuda" else None
+        self.cuda: Any = (
+            cuda if cuda is not None else torch.cuda if runner.device.type == "cuda" else None
+        )
         self.label, self.device = f"{runner.device} (TensorRT, {runner.label})", str(runner.device)
         if not all(isinstance(v, int) for v in open_shape[1:]):
-            raise BenchError(f"Cannot make input for the {runner.label}", f"expected an image input with a fixed size, found {open_shape}")
+            raise BenchError(
+                f"Cannot make input for the {runner.label}",
+                f"expected an image input with a fixed size, found {open_shape}",
+            )
         self.is_dynamic = open_shape[0] is None
         self.shape = [batch, *(int(v) for v in open_shape[1:])]
         pinned = runner.device.type == "cuda"
@@ -188,16 +240,26 @@ class EngineWorkload:
         self.host = host.pin_memory() if pinned else host
         self.bound = runner.bind(self.host.to(runner.device), context)
         outputs = {n: b for n, b in self.bound.buffers.items() if n not in runner.inputs}
-        self.outputs = {n: torch.empty_like(b, device="cpu", pin_memory=pinned) for n, b in outputs.items()}
+        self.outputs = {
+            n: torch.empty_like(b, device="cpu", pin_memory=pinned) for n, b in outputs.items()
+        }
         self.stream: Any = self.cuda.Stream() if self.cuda is not None else None
         self.apart = self.cuda is not None
         self.why_whole = "" if self.apart else "there are no CUDA events on this device"
         self.graph: Any = None
-        why = self._capture() if graph and self.cuda is not None else "not asked for" if not graph else "no CUDA here"
+        why = (
+            self._capture()
+            if graph and self.cuda is not None
+            else "not asked for"
+            if not graph
+            else "no CUDA here"
+        )
         self.settings = {
-            "runtime": "TensorRT", "transfers": "included in e2e, not in GPU time", "wait": "stream synchronize",
+            "runtime": "TensorRT",
+            "transfers": "included in e2e, not in GPU time",
+            "wait": "stream synchronize",
             "graph": "used" if self.graph is not None else f"not used: {why}",
-        }  # fmt: skip
+        }
 
     def _capture(self) -> str:
         """Capture one launch as a CUDA graph; return why that did not come about."""
@@ -232,7 +294,11 @@ class EngineWorkload:
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Run ``count`` inferences without copies; an event pair around each, on its stream."""
         gpu, enqueue = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        clock, begin, end = self.clock, self.cuda.Event(enable_timing=True), self.cuda.Event(enable_timing=True)
+        clock, begin, end = (
+            self.clock,
+            self.cuda.Event(enable_timing=True),
+            self.cuda.Event(enable_timing=True),
+        )
         with self.cuda.stream(self.stream):
             for i in range(count):
                 begin.record(self.stream)
@@ -275,7 +341,13 @@ class EngineWorkload:
 
     def again(self) -> EngineWorkload:
         """Return a second request with a context and a stream of its own."""
-        return EngineWorkload(self.runner, self.shape[0], graph=self.graph_wanted, context=self.runner.new_context(), cuda=self.cuda)
+        return EngineWorkload(
+            self.runner,
+            self.shape[0],
+            graph=self.graph_wanted,
+            context=self.runner.new_context(),
+            cuda=self.cuda,
+        )
 
     def answer(self) -> list[Array]:
         """Return what the last call computed."""

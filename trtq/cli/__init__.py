@@ -63,7 +63,9 @@ class LazyGroup(click.Group):
         """Return the subcommand, None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"trtq.cli.{cmd_name.replace('-', '_')}_cmd").command
+        command: click.Command = importlib.import_module(
+            f"trtq.cli.{cmd_name.replace('-', '_')}_cmd"
+        ).command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -87,7 +89,10 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, "--version", message="trtq %(version)s")
 def cli() -> None:
     """Take a PyTorch vision model to a quantized TensorRT engine and prove what it gained.

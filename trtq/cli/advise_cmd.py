@@ -20,7 +20,8 @@ def command(as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      trtq advise timm:resnet18 --data images/train --target xavier --budget size=0.15 --min-accuracy -1.0
+      trtq advise timm:resnet18 --data images/train --target xavier --budget size=0.15
+      --min-accuracy -1.0
     """
     merged = collect(AdviseSpec, values)
     require(merged, ("model", "data"), "advise", "model")
@@ -34,7 +35,8 @@ def command(as_json: bool, **values: Any) -> None:
     say(record.summary)
     for row in record.rows:
         say(
-            f"  {'*' if row.applies else ' '} {row.scenario}: {row.strategy}, {row.precision}" + (f" ({row.why})" if row.why else "")
+            f"  {'*' if row.applies else ' '} {row.scenario}: {row.strategy}, {row.precision}"
+            + (f" ({row.why})" if row.why else "")
         )
     for note in record.notes:
         say(f"  {note}")

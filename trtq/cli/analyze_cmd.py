@@ -20,7 +20,8 @@ def command(as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      trtq analyze timm:resnet18 --checkpoint resnet18.safetensors --data images/train --metric jsd --out S.json
+      trtq analyze timm:resnet18 --checkpoint resnet18.safetensors --data images/train --metric jsd
+      --out S.json
     """
     merged = collect(AnalyzeSpec, values)
     require(merged, ("model", "data", "out"), "analyze", "model")
@@ -34,7 +35,11 @@ def command(as_json: bool, **values: Any) -> None:
         return
     say(record.summary)
     widest = max(len(layer.name) for layer in record.layers)
-    say(f"{'layer':{widest}}" + "".join(f"{o:>12}" for o in record.bits if o != "fp16") + f"{'weights':>12}{'MACs':>14}")
+    say(
+        f"{'layer':{widest}}"
+        + "".join(f"{o:>12}" for o in record.bits if o != "fp16")
+        + f"{'weights':>12}{'MACs':>14}"
+    )
     for layer in record.layers:
         losses = "".join(f"{layer.loss[o]:>12.4g}" for o in record.bits if o != "fp16")
         say(f"{layer.name:{widest}}{losses}{layer.cost.weights:>12,}{layer.cost.macs:>14,}")

@@ -18,8 +18,8 @@ from trtq.terminal import say
 def command(as_json: bool, **values: Any) -> None:
     """Say, module by module, what FILE computes in and what was asked for.
 
-    FILE is an engine that trtq built with TensorRT-RTX (no GPU is needed), or TensorRT's own layer report. Exit code 1 when a module that
-    asks for INT8 or FP8 computes in something else.
+    FILE is an engine that trtq built with TensorRT-RTX (no GPU is needed), or TensorRT's own layer
+    report. Exit code 1 when a module that asks for INT8 or FP8 computes in something else.
 
     \b
     Example:

@@ -17,7 +17,8 @@ from trtq.specs import BenchSpec
 def command(as_json: bool, **values: Any) -> int:
     """Latency, throughput, load time, memory and energy of each FILE, with the machine they were taken on.
 
-    What cannot be measured here is named with the reason, never a zero. Exit code 3: measured, but not valid.
+    What cannot be measured here is named with the reason, never a zero. Exit code 3: measured, but
+    not valid.
 
     \b
     Example:
@@ -36,5 +37,9 @@ def command(as_json: bool, **values: Any) -> int:
         record = bench(spec, progress)
     missing = {f"{name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
     notes = [n for row in record.rows for n in row.notes]
-    print_record(record, as_json=as_json, lines=[*dict.fromkeys(notes), *(f"n/a: {m}" for m in sorted(missing))])
+    print_record(
+        record,
+        as_json=as_json,
+        lines=[*dict.fromkeys(notes), *(f"n/a: {m}" for m in sorted(missing))],
+    )
     return 0 if record.valid else 3

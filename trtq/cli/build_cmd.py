@@ -14,7 +14,11 @@ from trtq.terminal import say
 
 @click.command("build")
 @spec_options(BuildSpec, argument="onnx", required=("target", "out"))
-@click.option("--dry-run", is_flag=True, help="Print the one command line (trtexec) or the Python that would build it; build nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the one command line (trtexec) or the Python that would build it; build nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     """Build a TensorRT engine from ONNX for a device, here, without that device where the backend can.
@@ -22,7 +26,8 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
     \b
     Example:
       trtq build out/model.qdq.onnx --target rtx4090 --out engines/rtx4090.engine
-      trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec --dry-run --out xavier.engine
+      trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec --dry-run --out
+      xavier.engine
     """
     merged = collect(BuildSpec, values)
     require(merged, ("onnx", "target", "out"), "build", "onnx")

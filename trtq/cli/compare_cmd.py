@@ -17,7 +17,8 @@ from trtq.specs import CompareSpec
 def command(as_json: bool, **values: Any) -> int:
     """Let files take turns on one device: faster, slower or no measurable difference, against the first FILE.
 
-    Files are loaded anew for each group of turns, the first one twice: what it shows against itself is the noise. Exit code 3: not valid.
+    Files are loaded anew for each group of turns, the first one twice: what it shows against itself
+    is the noise. Exit code 3: not valid.
 
     \b
     Example:

@@ -38,7 +38,10 @@ def command(as_json: bool, **values: Any) -> None:
     for note in record.notes:
         say(f"  {note}")
     widest = max([len(r.layer.name) for r in record.rows] or [5])
-    say(f"{'layer':{widest}}  {'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}")
+    say(
+        f"{'layer':{widest}}  "
+        f"{'kind':8}{'width':>8}{'MACs':>16}{'weights':>12}{'bytes moved':>14}{'energy %':>10}"
+    )
     for r in record.rows:
         share = 100 * r.energy / record.total["energy"]
         width = f"w{r.weight_bits}a{r.input_bits}"
@@ -56,4 +59,7 @@ def command(as_json: bool, **values: Any) -> None:
             say(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
         for note in found.notes:
             say(f"  {note}")
-        say(f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to {found.fitted_to}")
+        say(
+            f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to "
+            f"{found.fitted_to}"
+        )

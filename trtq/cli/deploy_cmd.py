@@ -20,7 +20,8 @@ from trtq.specs import DeploySpec
 def command(as_json: bool, **values: Any) -> int:
     """Build MODEL on DEVICE, measure it there, and keep the engine there with its manifest.
 
-    What is there and has not changed is neither sent nor built nor measured again. Exit code 3: measured, but not valid.
+    What is there and has not changed is neither sent nor built nor measured again. Exit code 3:
+    measured, but not valid.
 
     \b
     Example:
@@ -41,10 +42,18 @@ def command(as_json: bool, **values: Any) -> int:
             record = deploy_recipe(load_recipe(Path(spec.model)), spec, progress)
         else:
             record = deploy(spec, progress)
-    missing = {f"n/a: {name}: {why}" for row in record.rows for name, why in row.unavailable.items()}
+    missing = {
+        f"n/a: {name}: {why}" for row in record.rows for name, why in row.unavailable.items()
+    }
     notes = [n for row in record.rows for n in row.notes]
     print_record(
-        record, as_json=as_json, lines=[*dict.fromkeys(notes), *sorted(missing), f"{record.sent} bytes sent, {record.received} received"]
+        record,
+        as_json=as_json,
+        lines=[
+            *dict.fromkeys(notes),
+            *sorted(missing),
+            f"{record.sent} bytes sent, {record.received} received",
+        ],
     )
     return 0 if record.valid else 3
 

@@ -36,10 +36,24 @@ def command() -> None:
 @command.command("add")
 @click.argument("name")
 @click.argument("address", metavar="USER@HOST[:PORT]")
-@click.option("--identity", default="", help="Private key file; default: what your SSH configuration and agent offer.")
+@click.option(
+    "--identity",
+    default="",
+    help="Private key file; default: what your SSH configuration and agent offer.",
+)
 @click.option("--jump", default="", help="Host to go through, as for ssh -J.")
-@click.option("--workdir", default="", help="Folder on the board for models and engines; default: .trtq in the home of the user there.")
-@click.option("--accept-key", default="", metavar="SHA256:...", help="Accept a new host key with this fingerprint, without asking.")
+@click.option(
+    "--workdir",
+    default="",
+    help="Folder on the board for models and engines; default: .trtq in the home of the user "
+    "there.",
+)
+@click.option(
+    "--accept-key",
+    default="",
+    metavar="SHA256:...",
+    help="Accept a new host key with this fingerprint, without asking.",
+)
 def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_key: str) -> None:
     """Name a board. A host key that is new is shown and must be accepted once; one that has changed stops."""
     from trtq.deploy.devices import WORKDIR, parse_device, remember_device
@@ -78,20 +92,29 @@ def _meet(agent: Agent, accept_key: str) -> None:
         if "has not been accepted" not in exc.why or "the host key of this host" not in exc.why:
             raise
     lines, shown = link.offered_key()
-    say(f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen before:", err=True)
+    say(
+        f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen "
+        "before:",
+        err=True,
+    )
     for line in shown:
         say(f"  {line}", err=True)
     if accept_key:
         wanted = f"SHA256:{accept_key.removeprefix('SHA256:')}"
         if not any(wanted in line.split() for line in shown):
             mend = f"Compare it with the board's own: {OWN_KEY}"
-            raise HostKeyError(f"Cannot accept the host key of {agent.device.name}", f"none of them has the fingerprint {wanted}", mend)
+            raise HostKeyError(
+                f"Cannot accept the host key of {agent.device.name}",
+                f"none of them has the fingerprint {wanted}",
+                mend,
+            )
     elif not sys.stdin.isatty():
         fingerprint = shown[0].split()[1] if shown else "SHA256:..."
         raise HostKeyError(
-            f"The host key of {agent.device.name} must be accepted once", "there is no terminal to ask on",
+            f"The host key of {agent.device.name} must be accepted once",
+            "there is no terminal to ask on",
             f"Compare it with the board's own ({OWN_KEY}), then add --accept-key {fingerprint}",
-        )  # fmt: skip
+        )
     elif not click.confirm("Is it the board's own, and shall it be accepted?", err=True):
         raise HostKeyError(f"{agent.device.name} was not added", "its host key was not accepted")
     link.accept(lines)
@@ -105,7 +128,10 @@ def _key(agent: Agent, start: str) -> str:
     fitting: list[str] = [j["key"] for j in agent.ask("list")["jobs"] if j["key"].startswith(start)]
     if len(fitting) != 1:
         name = agent.device.name
-        raise UsageError(f"{len(fitting)} jobs on {name} begin with {start}", mend=f"See trtq device logs {shlex.quote(name)}")
+        raise UsageError(
+            f"{len(fitting)} jobs on {name} begin with {start}",
+            mend=f"See trtq device logs {shlex.quote(name)}",
+        )
     return fitting[0]
 
 
@@ -129,7 +155,10 @@ def list_(as_json: bool) -> None:
     if not devices:
         say("none yet: trtq device add NAME user@host")
     for name, device in devices.items():
-        say(f"{name}: {device.place}{f', through {device.jump}' if device.jump else ''}, {device.workdir}")
+        say(
+            f"{name}: {device.place}{f', through {device.jump}' if device.jump else ''}, "
+            f"{device.workdir}"
+        )
 
 
 @command.command("remove")
@@ -166,7 +195,9 @@ def shell(name: str) -> int:
     from trtq.deploy.ssh import Link
 
     link = Link(find_device(name))
-    return subprocess.run(link.line(None, "-t", "-o", "RequestTTY=auto", "-o", "ControlPath=none"), check=False).returncode
+    return subprocess.run(  # noqa: S603
+        link.line(None, "-t", "-o", "RequestTTY=auto", "-o", "ControlPath=none"), check=False
+    ).returncode
 
 
 @command.command("logs")
@@ -181,7 +212,10 @@ def logs(name: str, key: str | None) -> None:
                 say(f"engine {entry['file']}: {size_words(entry['bytes'])}, {entry['model']}")
             for job in found["jobs"]:
                 why = f" ({job['why']})" if job["why"] else ""
-                say(f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, {job['state']}{why}, of {job['owner'] or 'nobody'}")
+                say(
+                    f"job {job['key']}: {job['title']}, {_ago(job['age_s'])}, "
+                    f"{job['state']}{why}, of {job['owner'] or 'nobody'}"
+                )
             if not found["engines"] and not found["jobs"]:
                 say("nothing there yet")
             return
@@ -209,5 +243,9 @@ def clean(name: str, everything: bool) -> None:
     """Remove uploads and jobs that have ended from a board; only inside the folder that trtq made there."""
     with _reached(name) as agent:
         found = agent.ask("clean", everything=everything)
-    kept = f"; {len(found['kept'])} jobs are still at work, so files and engines stay" if found["kept"] else ""
+    kept = (
+        f"; {len(found['kept'])} jobs are still at work, so files and engines stay"
+        if found["kept"]
+        else ""
+    )
     say(f"{name}: {size_words(found['bytes'])} removed{kept}")

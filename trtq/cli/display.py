@@ -24,7 +24,13 @@ class ConsoleProgress:
     def begin(self, label: str, total: int) -> None:
         """Start a loop of ``total`` items; 0: nobody knows how many."""
         self.close()
-        self._label, self._total, self._done, self._start, self._told = label, total, 0, time.monotonic(), time.monotonic()
+        self._label, self._total, self._done, self._start, self._told = (
+            label,
+            total,
+            0,
+            time.monotonic(),
+            time.monotonic(),
+        )
         self._status = ""
         if self.quiet:
             return
@@ -46,7 +52,11 @@ class ConsoleProgress:
         elif not self.quiet and time.monotonic() - self._told > 10:
             self._told = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-6)
-            done = f": {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left" if self._total else self._status
+            done = (
+                f": {self._done}/{self._total}, {rate:.0f}/s{self._status}, {left:.0f} s left"
+                if self._total
+                else self._status
+            )
             say(f"{self._label}{done}", err=True)
 
     def status(self, text: str) -> None:
@@ -74,7 +84,13 @@ class ConsoleProgress:
 
 def _new_bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -18,7 +18,8 @@ from trtq.terminal import say
 def command(as_json: bool, **values: Any) -> None:
     """Top-1, top-5, agreement with a reference and SQNR of the logits of ONNX: a file in ONNX Runtime, or an engine on its GPU.
 
-    A file that trtq wrote carries its own preprocessing: the input options are only needed for other files.
+    A file that trtq wrote carries its own preprocessing: the input options are only needed for
+    other files.
 
     \b
     Example:

@@ -19,7 +19,8 @@ def command(as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      trtq export timm:resnet18 --checkpoint resnet18.safetensors --encodings out/encodings.safetensors --data images/train \\
+      trtq export timm:resnet18 --checkpoint resnet18.safetensors --encodings
+      out/encodings.safetensors --data images/train \\
         --target xavier@8.5 --target orin@10.3 --target rtx4090 --out profiles
     """
     merged = collect(ExportSpec, values)

@@ -24,11 +24,15 @@ def command(as_json: bool, **values: Any) -> None:
 
     \b
     Example:
-      trtq finetune timm:resnet18 --checkpoint resnet18.safetensors --encodings ptq/encodings.safetensors \\
+      trtq finetune timm:resnet18 --checkpoint resnet18.safetensors --encodings
+      ptq/encodings.safetensors \\
         --data images/train --val images/val --epochs 3 --out qat
-      trtq finetune trtq:fcn_resnet18 --model-arg num_classes=11 --checkpoint fcn.safetensors --input-size 3x240x320 \\
-        --encodings ptq/encodings.safetensors --data camvid.zip/train --masks camvid.zip/trainannot \\
-        --val camvid.zip/val --val-masks camvid.zip/valannot --ignore-index 11 --class-weights median --out qat
+      trtq finetune trtq:fcn_resnet18 --model-arg num_classes=11 --checkpoint fcn.safetensors
+      --input-size 3x240x320 \\
+        --encodings ptq/encodings.safetensors --data camvid.zip/train --masks camvid.zip/trainannot
+            \\
+        --val camvid.zip/val --val-masks camvid.zip/valannot --ignore-index 11 --class-weights
+            median --out qat
       torchrun --nproc_per_node 4 -m trtq finetune ...
     """
     merged = collect(FinetuneSpec, values)
@@ -40,5 +44,7 @@ def command(as_json: bool, **values: Any) -> None:
         record = finetune(spec, progress)
     if Workers.from_environment().rank:
         return  # of several processes the first speaks
-    files = (f"{Path(spec.out) / name}  {size_words(file.bytes)}" for name, file in record.files.items())
+    files = (
+        f"{Path(spec.out) / name}  {size_words(file.bytes)}" for name, file in record.files.items()
+    )
     print_record(record, as_json=as_json, lines=files)

@@ -17,7 +17,8 @@ from trtq.specs import GateSpec
 def command(as_json: bool, **values: Any) -> int:
     """Hold RECORD against a baseline, for a CI runner: prints a Markdown table.
 
-    Exit code 0: within the limits; 1: surely not; 3: these records cannot tell (not valid, other machines, or an interval over the limit).
+    Exit code 0: within the limits; 1: surely not; 3: these records cannot tell (not valid, other
+    machines, or an interval over the limit).
 
     \b
     Example:

@@ -18,7 +18,12 @@ from trtq.terminal import say
 @click.option("--mode", help="latency, throughput, paced, cold or compare.")
 @click.option("--since", metavar="DATE", help="Such as 2026-11-01.")
 @click.option("--valid", is_flag=True, help="Leave out what is not valid.")
-@click.option("--plot", type=PathText(), metavar="FILE", help="Draw the medians over time: .png, .svg or .pdf.")
+@click.option(
+    "--plot",
+    type=PathText(),
+    metavar="FILE",
+    help="Draw the medians over time: .png, .svg or .pdf.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
     """Every record that trtq bench, compare and deploy made on this account, the oldest first.
@@ -38,8 +43,14 @@ def command(plot: str | None, as_json: bool, **given: Any) -> None:
         print_json(entries)
         return
     for e in entries:
-        parts = [f"{e.median_ms:.3f} ms" if e.median_ms is not None else "", f"{e.images_per_s:.1f} images/s" if e.images_per_s else ""]
-        parts += [f"{1e3 * e.joule:.3g} mJ" if e.joule else "", f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else ""]
+        parts = [
+            f"{e.median_ms:.3f} ms" if e.median_ms is not None else "",
+            f"{e.images_per_s:.1f} images/s" if e.images_per_s else "",
+        ]
+        parts += [
+            f"{1e3 * e.joule:.3g} mJ" if e.joule else "",
+            f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else "",
+        ]
         figures = ", ".join(p for p in parts if p)
         what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
         say(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")

@@ -37,7 +37,12 @@ def _show(value: Any, indent: int) -> None:
             say(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
             if indent < DEEPEST:
                 _show(item, indent + 1)
-        elif isinstance(item, list) and item and indent < DEEPEST and all(isinstance(e, dict) for e in item):
+        elif (
+            isinstance(item, list)
+            and item
+            and indent < DEEPEST
+            and all(isinstance(e, dict) for e in item)
+        ):
             for i, entry in enumerate(item[:MOST]):
                 say(f"{pad}{key}, {i + 1} of {len(item)}:")
                 _show(entry, indent + 1)

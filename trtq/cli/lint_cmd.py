@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def command(as_json: bool, **values: Any) -> None:
     """Say what TensorRT would refuse in ONNX, or accept and silently compute in float.
 
-    Works on files of any tool. Exit code 1 when something would not build or not compute in INT8, 0 otherwise.
+    Works on files of any tool. Exit code 1 when something would not build or not compute in INT8, 0
+    otherwise.
 
     \b
     Example:

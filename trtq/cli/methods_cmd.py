@@ -25,7 +25,16 @@ def command(as_json: bool) -> None:
     methods = [get_method(name) for name in METHODS]
     if as_json:
         print_json(
-            [{"name": m.name, "label": m.label, "summary": m.summary, "source": m.source, "arguments": dict(m.arguments)} for m in methods]
+            [
+                {
+                    "name": m.name,
+                    "label": m.label,
+                    "summary": m.summary,
+                    "source": m.source,
+                    "arguments": dict(m.arguments),
+                }
+                for m in methods
+            ]
         )
         return
     for m in methods:

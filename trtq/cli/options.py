@@ -23,7 +23,13 @@ METAVARS = {
     "target": "DEVICE",
 }  # of options that repeat
 
-HINTS = {("precision", "int8"): "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL --data DIR --out DIR"}
+HINTS = {
+    (
+        "precision",
+        "int8",
+    ): "It is for what has no Q/DQ pairs; INT8 comes from a Q/DQ file: trtq quantize MODEL "
+    "--data DIR --out DIR"
+}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +55,11 @@ class _Known(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.choices:
             mend = HINTS.get((self.field, str(value))) or suggest(str(value), self.choices)
-            raise UsageError(f"Cannot use {option_name(self.field)} {value}", f"known are {', '.join(self.choices)}", mend)
+            raise UsageError(
+                f"Cannot use {option_name(self.field)} {value}",
+                f"known are {', '.join(self.choices)}",
+                mend,
+            )
         return super().convert(value, param, ctx)
 
 
@@ -63,10 +73,11 @@ def _description(kind: Any) -> str:
 
 def spec_options(
     spec: type[Spec], *, argument: str, required: tuple[str, ...] = (), first: str | None = None
-) -> Callable[[F], F]:  # fmt: skip
+) -> Callable[[F], F]:
     """Add one option per field of ``spec``; ``argument`` becomes the positional argument, behind ``first`` where there is one.
 
-    Options left out stay out of the values, so that a recipe file or the spec's default can fill them.
+    Options left out stay out of the values, so that a recipe file or the spec's default can fill
+    them.
     """
 
     def add(function: F) -> F:
@@ -83,12 +94,17 @@ def spec_options(
             elif isinstance(default, (int, float, str)) and default != "":
                 settings["help"] = f"{text}  [default: {default}]"
             elif isinstance(default, tuple) and default and Ellipsis in get_args(plain):
-                settings["help"] = f"{text}  [default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in default)}]"
+                settings["help"] = (
+                    f"{text}  [default: "
+                    f"{','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in default)}]"
+                )
             if get_origin(plain) is Literal:
                 settings["type"] = _Known(name, [str(v) for v in get_args(plain)])
             elif plain in (int, float):
                 settings["type"] = plain
-            elif get_origin(plain) is dict or (get_origin(plain) is tuple and str in get_args(plain)):
+            elif get_origin(plain) is dict or (
+                get_origin(plain) is tuple and str in get_args(plain)
+            ):
                 shown = "K=V" if get_origin(plain) is dict else METAVARS.get(name, "PATTERN")
                 settings.update(multiple=True, default=(), metavar=shown)
             elif get_origin(plain) is tuple:
@@ -101,15 +117,30 @@ def spec_options(
                 function = click.option(shown, name, **settings)(function)
                 continue
             function = click.option(option_name(name), name, **settings)(function)
-        needed, many = defaults[argument] is msgspec.NODEFAULT, get_origin(plain_type(hints[argument])) is tuple
-        shown = f"{argument.upper()}{'...' if many else ''}" if needed else f"[{argument.upper()}]{'...' if many else ''}"
-        function = click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(function)
-        return function if first is None else click.argument(first, metavar=first.upper(), required=False)(function)
+        needed, many = (
+            defaults[argument] is msgspec.NODEFAULT,
+            get_origin(plain_type(hints[argument])) is tuple,
+        )
+        shown = (
+            f"{argument.upper()}{'...' if many else ''}"
+            if needed
+            else f"[{argument.upper()}]{'...' if many else ''}"
+        )
+        function = click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(
+            function
+        )
+        return (
+            function
+            if first is None
+            else click.argument(first, metavar=first.upper(), required=False)(function)
+        )
 
     return add
 
 
-def collect(spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None = None, table: str = "") -> dict[str, Any]:
+def collect(
+    spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None = None, table: str = ""
+) -> dict[str, Any]:
     """Return the values a spec is made of: a recipe file's table first, then what was typed.
 
     Raises:
@@ -119,7 +150,10 @@ def collect(spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None =
     if recipe is not None:
         tables = read_toml(Path(recipe))
         if table not in tables:
-            raise UsageError(f"The recipe {recipe} has no [{table}] table", f"it has {', '.join(tables) or 'nothing'}")
+            raise UsageError(
+                f"The recipe {recipe} has no [{table}] table",
+                f"it has {', '.join(tables) or 'nothing'}",
+            )
         merged.update(tables[table])
         if "out" in tables:
             merged.setdefault("out", tables["out"])
@@ -132,7 +166,11 @@ def collect(spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None =
             pairs = [v.partition("=") for v in value]
             wrong = next((k for k, eq, _ in pairs if not eq), None)
             if wrong is not None:
-                raise UsageError(f"Cannot read {option_name(name)} {wrong!r}", "expected K=V", "Write it like num_classes=10")
+                raise UsageError(
+                    f"Cannot read {option_name(name)} {wrong!r}",
+                    "expected K=V",
+                    "Write it like num_classes=10",
+                )
             value = {k: v for k, _, v in pairs}
         merged[name] = value
     return merged

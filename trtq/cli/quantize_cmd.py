@@ -16,12 +16,19 @@ from trtq.terminal import say
 
 @click.command("quantize")
 @spec_options(QuantizeSpec, argument="model", required=("data", "out"))
-@click.option("--recipe", default=None, type=PathText(), metavar="FILE", help="TOML file whose [quantize] table gives what is not typed.")
+@click.option(
+    "--recipe",
+    default=None,
+    type=PathText(),
+    metavar="FILE",
+    help="TOML file whose [quantize] table gives what is not typed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     """Calibrate MODEL and write OUT/model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json.
 
-    MODEL is timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or path/to/file.py:factory.
+    MODEL is timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or
+    path/to/file.py:factory.
 
     \b
     Example:
@@ -41,6 +48,9 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     for left in record.left_in_float[:5]:
         say(f"  left in float: {left.name}: {left.reason}")
     if len(record.left_in_float) > 5:
-        say(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / 'quantize.json'}")
+        say(
+            f"  ... and {len(record.left_in_float) - 5} more, see "
+            f"{Path(spec.out) / 'quantize.json'}"
+        )
     for name, file in record.files.items():
         say(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")

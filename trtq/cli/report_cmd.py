@@ -17,7 +17,8 @@ from trtq.specs import ReportSpec
 def command(as_json: bool, **values: Any) -> None:
     """Write one HTML page about each RUN: verdict, trade-offs, every layer, machines, what was left out and why, the commands.
 
-    A RUN is a folder that trtq run, quantize or search wrote. Several are held against each other. The page needs no network.
+    A RUN is a folder that trtq run, quantize or search wrote. Several are held against each other.
+    The page needs no network.
 
     \b
     Example:

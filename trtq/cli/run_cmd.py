@@ -15,12 +15,17 @@ from trtq.terminal import say
 @click.command("run")
 @click.argument("recipe", metavar="RECIPE", type=PathText())
 @click.option("--dry-run", is_flag=True, help="Say which stages would run, and why; do nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print what happened to each stage as JSON; no progress.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print what happened to each stage as JSON; no progress.",
+)
 def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
-    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it stopped. Exit code 3: the figures of a
-    stage are not valid.
+    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it
+    stopped. Exit code 3: the figures of a stage are not valid.
 
     \b
     Example of a recipe:
@@ -47,7 +52,18 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
         results = run(parsed, progress, dry_run=dry_run)
     code = 0 if all(r.valid for r in results) else 3
     if as_json:
-        print_json([{"stage": r.name, "ran": r.ran, "why": r.why, "summary": r.summary, "valid": r.valid} for r in results])
+        print_json(
+            [
+                {
+                    "stage": r.name,
+                    "ran": r.ran,
+                    "why": r.why,
+                    "summary": r.summary,
+                    "valid": r.valid,
+                }
+                for r in results
+            ]
+        )
         return code
     for result in results:
         verb = "would run" if dry_run and result.ran else "ran" if result.ran else "skipped"

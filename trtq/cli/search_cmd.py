@@ -19,14 +19,16 @@ from trtq.terminal import say
 def command(as_json: bool, **values: Any) -> int:
     """Find widths of MODEL that meet every budget and keep its accuracy, proven on the exported file.
 
-    Analyzes, allocates, quantizes and evaluates, then tightens or loosens. OUT holds the chosen model with its records, search.json,
-    frontier.json and report.html. Exit code 3: finished, and a constraint does not hold; the record says by how much.
+    Analyzes, allocates, quantizes and evaluates, then tightens or loosens. OUT holds the chosen
+    model with its records, search.json, frontier.json and report.html. Exit code 3: finished, and a
+    constraint does not hold; the record says by how much.
 
     \b
     Examples:
       trtq search timm:resnet18 --checkpoint r18.safetensors --data images/train --val images/val \\
         --budget size=0.15 --budget latency@xavier=6ms --min-accuracy -1.0 --out out
-      trtq search --candidates timm:mobilevitv2_050=a.pt,timm:mobilevitv2_075=b.pt --data images --budget size=2MB --out out
+      trtq search --candidates timm:mobilevitv2_050=a.pt,timm:mobilevitv2_075=b.pt --data images
+      --budget size=2MB --out out
     """
     merged = collect(SearchSpec, values)
     require(merged, ("data", "out"), "search", "model")
@@ -41,7 +43,10 @@ def command(as_json: bool, **values: Any) -> int:
     say(record.summary)
     for c in record.constraints:
         state = "holds" if c.met else "DOES NOT HOLD"
-        say(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}" + (f"; needs {c.needed}" if c.needed and not c.met else ""))
+        say(
+            f"  {c.name}: {c.got}; asked for {c.allowed}: {state}"
+            + (f"; needs {c.needed}" if c.needed and not c.met else "")
+        )
     widest = max(len(t.label) for t in record.tries)
     say(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
     full = record.reference["costs"]
@@ -49,6 +54,9 @@ def command(as_json: bool, **values: Any) -> int:
         ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
         say(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
-    say(f"  sizes count packed codes; codes below 8 bits lie in INT8 in the file: {size_words(record.best.onnx_bytes)}")
+    say(
+        "  sizes count packed codes; codes below 8 bits lie in INT8 in the file: "
+        f"{size_words(record.best.onnx_bytes)}"
+    )
     say(f"  {spec.out}")
     return 0 if record.met else 3

@@ -27,17 +27,31 @@ def command(target: str | None, as_json: bool) -> None:
     if target is not None:
         (row,) = rows
         say(f"{row.device}, compute capability {row.capability}")
-        say(f"  multiplies in FP32, {', '.join(row.formats)}" + (", and has DLA" if row.dla else ""))
-        say(f"  {reads(row)}" + (f"; {row.last} is the last release with kernels for it" if row.last else ""))
+        say(
+            f"  multiplies in FP32, {', '.join(row.formats)}" + (", and has DLA" if row.dla else "")
+        )
+        say(
+            f"  {reads(row)}"
+            + (f"; {row.last} is the last release with kernels for it" if row.last else "")
+        )
         if row.features:
             say(f"  this release has: {', '.join(row.features)}")
-        say(f"  built {'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}")
+        say(
+            "  built "
+            f"{'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}"
+        )
         return
     width = max(len(r.name) for r in rows)
     say(f"{'target':{width}}  {'SM':>5}  {'TensorRT':8}  {'formats':25}  device")
     for row in rows:
         formats = ", ".join(row.formats)
-        say(f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  {row.device}")
+        say(
+            f"{row.name:{width}}  {row.capability:>5}  {row.tensorrt or 'any':8}  {formats:25}  "
+            f"{row.device}"
+        )
     from trtq.cost.devices import devices
 
-    say(f"latencies are predicted for (trtq cost --device NAME, --budget latency@NAME=3ms): {', '.join(devices())}")
+    say(
+        "latencies are predicted for (trtq cost --device NAME, --budget latency@NAME=3ms): "
+        f"{', '.join(devices())}"
+    )

@@ -16,13 +16,34 @@ from trtq.graph.normalize import CONVS, conv_groups, get_constant, operands
 
 aten = torch.ops.aten
 ALIASES = (
-    operator.getitem, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.expand.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.flatten.using_ints,
-    aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int,
+    operator.getitem,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.flatten.using_ints,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
     aten.contiguous.default,
-    aten.clone.default, aten.detach.default, aten.alias.default, aten._to_copy.default, aten.to.dtype, aten.expand_as.default,
-    aten.unflatten.int, aten.movedim.int,
-)  # fmt: skip
+    aten.clone.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.expand_as.default,
+    aten.unflatten.int,
+    aten.movedim.int,
+)
 POINTWISE = (aten.hardswish.default, aten.prelu.default)  # PyTorch does not tag them
 
 
@@ -47,9 +68,13 @@ class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 KINDS: Mapping[object, str] = {
-    **dict.fromkeys((*CONVS, *TRANSPOSED), "conv"), aten.linear.default: "linear", **dict.fromkeys(MATMULS, "matmul"),
-    **dict.fromkeys(NORMS, "norm"), **dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(POINTWISE, "pointwise"),
-}  # fmt: skip
+    **dict.fromkeys((*CONVS, *TRANSPOSED), "conv"),
+    aten.linear.default: "linear",
+    **dict.fromkeys(MATMULS, "matmul"),
+    **dict.fromkeys(NORMS, "norm"),
+    **dict.fromkeys(ALIASES, "alias"),
+    **dict.fromkeys(POINTWISE, "pointwise"),
+}
 
 
 class _Shapes(fx.Interpreter):
@@ -64,7 +89,9 @@ class _Shapes(fx.Interpreter):
         if isinstance(result, torch.Tensor):
             self.shapes[n] = result.shape
         elif isinstance(result, (list, tuple)) and result and isinstance(result[0], torch.Tensor):
-            self.shapes[n] = torch.Size([sum(v.numel() for v in result)])  # of a split: its parts are aliases
+            self.shapes[n] = torch.Size(
+                [sum(v.numel() for v in result)]
+            )  # of a split: its parts are aliases
         return result
 
 
@@ -93,7 +120,9 @@ def _constants(graph: fx.GraphModule) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.graph.nodes:
         inputs = node.all_input_nodes
-        if node.op == "get_attr" or (node.op == "call_function" and all(i in found for i in inputs)):
+        if node.op == "get_attr" or (
+            node.op == "call_function" and all(i in found for i in inputs)
+        ):
             found.add(node)
     return found
 
@@ -105,37 +134,66 @@ def _kind(node: fx.Node) -> str:
     if kind is not None:
         return kind
     tags = getattr(node.target, "tags", ())
-    return "pointwise" if torch.Tag.pointwise in tags else str(getattr(node.target, "__name__", node.target)).split(".")[0]
+    return (
+        "pointwise"
+        if torch.Tag.pointwise in tags
+        else str(getattr(node.target, "__name__", node.target)).split(".")[0]
+    )
 
 
-def _op(graph: fx.GraphModule, node: fx.Node, shapes: Mapping[fx.Node, torch.Size], constant: set[fx.Node], batch: int) -> Op:
+def _op(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    shapes: Mapping[fx.Node, torch.Size],
+    constant: set[fx.Node],
+    batch: int,
+) -> Op:
     kind, given = _kind(node), [a for a in operands(node) if isinstance(a, fx.Node)]
     held = [c for a in given if (c := get_constant(graph, a)) is not None]
     weight = held[0] if held and kind in WEIGHTED else None
     if kind in ("conv", "linear") and weight is None:
         kind = "computed"  # its weight is computed: it is no layer
-    # A transposed convolution multiplies every input value with a kernel, the others make every output value from one.
+    # A transposed convolution multiplies every input value with a kernel, the others make every
+    # output value from one.
     produced, per_value = given[0] if node.target in TRANSPOSED and given else node, 0
     if kind == "matmul":
         per_value = int(shapes[given[-2]][-1])  # baddbmm's first operand is what it adds
     elif weight is not None:
         per_value = weight.numel() // int(weight.shape[0])
-    reads = {a.name: shapes[a].numel() // batch for a in node.all_input_nodes if a in shapes and a not in constant}
+    reads = {
+        a.name: shapes[a].numel() // batch
+        for a in node.all_input_nodes
+        if a in shapes and a not in constant
+    }
     return Op(
-        name=node_name(node), kind=kind, macs=shapes[produced].numel() // batch * per_value,
-        weights=0 if weight is None else weight.numel(), reads=reads, writes={node.name: shapes[node].numel() // batch},
-        depthwise=kind == "conv" and weight is not None and weight.shape[1] == 1 and weight.shape[0] > 1 and conv_groups(node) > 1,
-    )  # fmt: skip
+        name=node_name(node),
+        kind=kind,
+        macs=shapes[produced].numel() // batch * per_value,
+        weights=0 if weight is None else weight.numel(),
+        reads=reads,
+        writes={node.name: shapes[node].numel() // batch},
+        depthwise=kind == "conv"
+        and weight is not None
+        and weight.shape[1] == 1
+        and weight.shape[0] > 1
+        and conv_groups(node) > 1,
+    )
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
     """Return the cost of every convolution, linear, matmul, norm and softmax. What is elementwise fuses into them and is not counted."""
     return [
         LayerCost(
-            name=op.name, kind=op.kind, macs=op.macs, weights=op.weights, reads=sum(op.reads.values()), writes=sum(op.writes.values())
+            name=op.name,
+            kind=op.kind,
+            macs=op.macs,
+            weights=op.weights,
+            reads=sum(op.reads.values()),
+            writes=sum(op.writes.values()),
         )
-        for op in ops if op.kind in COUNTED
-    ]  # fmt: skip
+        for op in ops
+        if op.kind in COUNTED
+    ]
 
 
 def list_kernels(graph: fx.GraphModule, ops: Sequence[Op]) -> list[Kernel]:

@@ -19,7 +19,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         name: as ``--device`` and budgets write it.
         title: what people call it.
         kind: its class: ``server``, ``geforce`` or ``jetson``.
-        peaks: dense operations a second by precision: fp32, fp16, int8, fp8; what is missing has no kernels.
+        peaks: dense operations a second by precision: fp32, fp16, int8, fp8; what is missing has no
+            kernels.
         bandwidth: of its memory, bytes a second.
         power: limit in W.
         source: where the figures come from.
@@ -75,11 +76,22 @@ def devices() -> dict[str, Device]:
 
 
 def _device(name: str, row: _Row, shared: _Class) -> Device:
-    peaks = {p: v * 1e12 for p in ("fp32", "fp16", "int8", "fp8") if (v := getattr(row, p)) is not None}
+    peaks = {
+        p: v * 1e12 for p in ("fp32", "fp16", "int8", "fp8") if (v := getattr(row, p)) is not None
+    }
     return Device(
-        name=name, title=row.title, kind=row.kind, peaks=peaks, bandwidth=row.bandwidth * 1e9, power=row.power, source=row.source,
-        efficiency=shared.efficiency, launch=shared.launch_us * 1e-6, memory=shared.memory, fitted_to=shared.fitted_to,
-    )  # fmt: skip
+        name=name,
+        title=row.title,
+        kind=row.kind,
+        peaks=peaks,
+        bandwidth=row.bandwidth * 1e9,
+        power=row.power,
+        source=row.source,
+        efficiency=shared.efficiency,
+        launch=shared.launch_us * 1e-6,
+        memory=shared.memory,
+        fitted_to=shared.fitted_to,
+    )
 
 
 def find_device(name: str) -> Device:
@@ -91,5 +103,7 @@ def find_device(name: str) -> Device:
     found = devices().get(name.strip().lower())
     if found is None:
         known = f"known are {', '.join(devices())}"
-        raise UsageError(f"Unknown device {name!r} in the hardware table", known, suggest(name, devices()))
+        raise UsageError(
+            f"Unknown device {name!r} in the hardware table", known, suggest(name, devices())
+        )
     return found

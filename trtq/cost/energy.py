@@ -6,7 +6,8 @@ from trtq.cost.count import LayerCost
 
 FULL = 32
 DRAM_OVER_MAC = 200.0  # S1 section 3.5: one 32-bit DRAM access costs 200 times a 32-bit MAC
-# Horowitz, ISSCC 2014, 45 nm, pJ: INT8 multiply 0.2 + INT32 add 0.1; FP16 multiply 1.1 + FP32 add 0.9; FP32 multiply 3.7 + add 0.9.
+# Horowitz, ISSCC 2014, 45 nm, pJ: INT8 multiply 0.2 + INT32 add 0.1; FP16 multiply 1.1 + FP32 add
+# 0.9; FP32 multiply 3.7 + add 0.9.
 PJ_MAC = {16: 2.0, 32: 4.6}
 PJ_INT8_MULTIPLY, PJ_INT32_ADD = 0.2, 0.1
 PJ_DRAM_BIT = 20.0  # the lower end, 1.3 nJ for 64 bits
@@ -24,8 +25,8 @@ def relative_energy(memory_share: float, bits: int) -> float:
 def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
     """Return a layer's energy in units of one 32-bit MAC (S1 eq. 7): MACs by the product of the widths, accesses by the width.
 
-    Every weight is read once, every input read once and every output written once, from DRAM: S1 does not say what it counts, and its
-    printed ratios imply memory shares of 0.936 and 0.952.
+    Every weight is read once, every input read once and every output written once, from DRAM: S1
+    does not say what it counts, and its printed ratios imply memory shares of 0.936 and 0.952.
     """
     compute = layer.macs * weight_bits * input_bits / FULL**2
     moved = layer.weights * weight_bits + (layer.reads + layer.writes) * input_bits
@@ -35,7 +36,8 @@ def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
 def layer_picojoules(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
     """Return a layer's energy in pJ for a 45 nm chip and 20 pJ a bit of DRAM (Horowitz 2014).
 
-    Below 8 bits the multiplier follows the product of the widths (an extrapolation), the accumulator stays INT32.
+    Below 8 bits the multiplier follows the product of the widths (an extrapolation), the
+    accumulator stays INT32.
     """
     widest = max(weight_bits, input_bits)
     narrow = PJ_INT8_MULTIPLY * weight_bits * input_bits / 64 + PJ_INT32_ADD

@@ -13,23 +13,86 @@ from trtq.errors import ArtifactError, first_line
 from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
 ALIASES = (
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Identity", "Cast", "QuantizeLinear",
-    "DequantizeLinear", "Gather", "Dropout",
-)  # fmt: skip
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Slice",
+    "Split",
+    "Identity",
+    "Cast",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Gather",
+    "Dropout",
+)
 POINTWISE = (
-    "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Mish", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Erf", "Add",
-    "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Abs", "Neg", "Min", "Max", "Clip", "Where", "Round", "Floor", "Ceil",
-    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Sign",
-)  # fmt: skip
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Gelu",
+    "Mish",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Softplus",
+    "Erf",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Sqrt",
+    "Reciprocal",
+    "Exp",
+    "Log",
+    "Abs",
+    "Neg",
+    "Min",
+    "Max",
+    "Clip",
+    "Where",
+    "Round",
+    "Floor",
+    "Ceil",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "And",
+    "Or",
+    "Not",
+    "Sign",
+)
 KINDS = {
-    "Conv": "conv", "ConvTranspose": "conv", "Gemm": "linear", "MatMul": "matmul", "LayerNormalization": "norm",
-    "InstanceNormalization": "norm", "GroupNormalization": "norm", "BatchNormalization": "norm", "Softmax": "softmax",
-    **dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(POINTWISE, "pointwise"),
-}  # fmt: skip
+    "Conv": "conv",
+    "ConvTranspose": "conv",
+    "Gemm": "linear",
+    "MatMul": "matmul",
+    "LayerNormalization": "norm",
+    "InstanceNormalization": "norm",
+    "GroupNormalization": "norm",
+    "BatchNormalization": "norm",
+    "Softmax": "softmax",
+    **dict.fromkeys(ALIASES, "alias"),
+    **dict.fromkeys(POINTWISE, "pointwise"),
+}
 BITS: dict[int, int] = {
-    TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
-    TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT8E4M3FN: 8,
-}  # fmt: skip
+    TensorProto.FLOAT: 32,
+    TensorProto.FLOAT16: 16,
+    TensorProto.BFLOAT16: 16,
+    TensorProto.INT8: 8,
+    TensorProto.UINT8: 8,
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.FLOAT8E4M3FN: 8,
+}
 FIXED = "Export it with a fixed image size"
 
 
@@ -40,10 +103,18 @@ class _Reader:
         graph = scope.graph
         self.scope, self.outer = scope, outer
         values = (*graph.input, *graph.value_info, *graph.output)
-        self.shapes: dict[str, list[int]] = {**(outer.shapes if outer else {}), **{v.name: _dims(v) for v in values}}
-        self.types: dict[str, int] = {**(outer.types if outer else {}), **{v.name: v.type.tensor_type.elem_type for v in values}}
+        self.shapes: dict[str, list[int]] = {
+            **(outer.shapes if outer else {}),
+            **{v.name: _dims(v) for v in values},
+        }
+        self.types: dict[str, int] = {
+            **(outer.types if outer else {}),
+            **{v.name: v.type.tensor_type.elem_type for v in values},
+        }
         self.constant: set[str] = set(outer.constant) if outer else set()
-        self.stored: dict[str, int] = dict(outer.stored) if outer else {}  # bits of what a DequantizeLinear reads
+        self.stored: dict[str, int] = (
+            dict(outer.stored) if outer else {}
+        )  # bits of what a DequantizeLinear reads
         self.fp8: set[str] = set(outer.fp8) if outer else set()
         for name, held in scope.constants.items():
             self.hold(name, list(held.dims), held.data_type)
@@ -62,7 +133,8 @@ class _Reader:
 def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
     """Return every call of an ONNX model for one image, in order.
 
-    Of the branches of an If the one with more multiply-accumulates counts, the body of a Loop or Scan once.
+    Of the branches of an If the one with more multiply-accumulates counts, the body of a Loop or
+    Scan once.
 
     Args:
         model: its batch may be dynamic, its image size must not.
@@ -84,8 +156,20 @@ def _list(reader: _Reader, path: str, batch: int) -> list[Op]:
             continue
         inner = branches(node)
         if inner:
-            found += _dearest([_list(_Reader(Scope(g, reader.scope.opsets, reader.scope, node), reader), path, batch) for g in inner])
-        elif all(name in reader.constant for name in node.input if name) and node.op_type not in RANDOM:
+            found += _dearest(
+                [
+                    _list(
+                        _Reader(Scope(g, reader.scope.opsets, reader.scope, node), reader),
+                        path,
+                        batch,
+                    )
+                    for g in inner
+                ]
+            )
+        elif (
+            all(name in reader.constant for name in node.input if name)
+            and node.op_type not in RANDOM
+        ):
             _fold(reader, node)
             continue
         elif node.op_type == "DequantizeLinear":
@@ -130,7 +214,9 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
             if axis == 0:
                 d.dim_value = 1
             else:
-                raise ArtifactError(f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED)
+                raise ArtifactError(
+                    f"Cannot count {path}", f"axis {axis} of its input {value.name} is open", FIXED
+                )
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     del copy.graph.value_info[:]
@@ -157,9 +243,17 @@ def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
     """A node on constants is computed when the engine is built; a weight behind a Q/DQ pair keeps its stored width."""
     bits = min((reader.bits(n) for n in node.input[:1]), default=32)
     for name in node.output:
-        reader.hold(name, reader.shapes.get(name) or reader.shapes.get(node.input[0], []) if node.input else [], TensorProto.FLOAT)
+        reader.hold(
+            name,
+            reader.shapes.get(name) or reader.shapes.get(node.input[0], []) if node.input else [],
+            TensorProto.FLOAT,
+        )
         if node.op_type == "QuantizeLinear":
-            kind = reader.types.get(node.input[2], TensorProto.INT8) if len(node.input) > 2 else TensorProto.UINT8
+            kind = (
+                reader.types.get(node.input[2], TensorProto.INT8)
+                if len(node.input) > 2
+                else TensorProto.UINT8
+            )
             reader.stored[name] = BITS.get(kind, 8)
         elif bits < BITS[TensorProto.FLOAT]:
             reader.stored[name] = bits
@@ -167,27 +261,52 @@ def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
 
 def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     kind = KINDS.get(node.op_type, node.op_type)
-    attributes: Mapping[str, object] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attributes: Mapping[str, object] = {
+        a.name: helper.get_attribute_value(a) for a in node.attribute
+    }
     activations = [n for n in node.input if n and n not in reader.constant]
-    weight = next((n for n in node.input[:2] if n in reader.constant), None) if kind in WEIGHTED else None
-    kind = "linear" if kind == "matmul" and weight is not None else "matmul" if kind == "linear" and weight is None else kind
+    weight = (
+        next((n for n in node.input[:2] if n in reader.constant), None)
+        if kind in WEIGHTED
+        else None
+    )
+    kind = (
+        "linear"
+        if kind == "matmul" and weight is not None
+        else "matmul"
+        if kind == "linear" and weight is None
+        else kind
+    )
     for name in (*activations, *node.output):
         if kind in (*WEIGHTED, "norm", "softmax") and not reader.values(name):
-            raise ArtifactError(f"Cannot count {path}", f"the shape of {name} at {node.name} is not known", FIXED)
-    produced, shape = activations[0] if node.op_type == "ConvTranspose" else node.output[0], reader.shapes.get(weight or "", [])
+            raise ArtifactError(
+                f"Cannot count {path}", f"the shape of {name} at {node.name} is not known", FIXED
+            )
+    produced, shape = (
+        activations[0] if node.op_type == "ConvTranspose" else node.output[0],
+        reader.shapes.get(weight or "", []),
+    )
     per_value = 0
     if kind == "conv":
         per_value = math.prod(shape[1:])
-    elif kind in ("linear", "matmul"):  # the axis both operands share: the left one's last, its first when Gemm turns it
+    elif kind in (
+        "linear",
+        "matmul",
+    ):  # the axis both operands share: the left one's last, its first when Gemm turns it
         per_value = reader.shapes[node.input[0]][0 if attributes.get("transA") else -1]
     groups = attributes.get("group", 1)
     return Op(
-        name=op_name(node), kind=kind, macs=reader.values(produced) * per_value // batch, weights=reader.values(weight) if weight else 0,
-        reads={n: reader.values(n) // batch for n in activations}, writes={n: reader.values(n) // batch for n in node.output if n},
+        name=op_name(node),
+        kind=kind,
+        macs=reader.values(produced) * per_value // batch,
+        weights=reader.values(weight) if weight else 0,
+        reads={n: reader.values(n) // batch for n in activations},
+        writes={n: reader.values(n) // batch for n in node.output if n},
         depthwise=kind == "conv" and isinstance(groups, int) and groups > 1 and shape[1:2] == [1],
-        weight_bits=reader.bits(weight) if weight else None, input_bits=min((reader.bits(n) for n in activations), default=None),
+        weight_bits=reader.bits(weight) if weight else None,
+        input_bits=min((reader.bits(n) for n in activations), default=None),
         fp8=any(n in reader.fp8 for n in activations),
-    )  # fmt: skip
+    )
 
 
 def op_name(node: onnx.NodeProto) -> str:

@@ -15,12 +15,14 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as in every other record.
-        kind: conv, linear, matmul, norm, softmax; ``pointwise``; ``alias`` (the same values under another shape); else what it is.
+        kind: conv, linear, matmul, norm, softmax; ``pointwise``; ``alias`` (the same values under
+            another shape); else what it is.
         macs: multiply-accumulates; a norm or a softmax has none by convention.
         weights: values of its weight, the bias not counted.
         reads: values it reads, by the name of the tensor; constants are not among them.
         writes: values it writes, by the name of the tensor.
-        depthwise: every group of the convolution has one input channel: no tensor core multiplies it.
+        depthwise: every group of the convolution has one input channel: no tensor core multiplies
+            it.
         weight_bits, input_bits: what the file stores; None where the graph does not say.
         fp8: those 8 bits are FP8.
     """
@@ -63,8 +65,8 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
     """Return the kernels: a pointwise op joins the kernel that made the last of its operands; every other op starts one.
 
-    That is what TensorRT does to activations, residual adds and scales; what a builder does beyond (attention in one kernel, two
-    convolutions in one) is in its plan only.
+    That is what TensorRT does to activations, residual adds and scales; what a builder does beyond
+    (attention in one kernel, two convolutions in one) is in its plan only.
 
     Args:
         ops: in the order they run.
@@ -93,7 +95,10 @@ def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
         for op in group:
             for t in op.reads:
                 readers.setdefault(root.get(t, t), set()).add(index)
-    return [_kernel(index, group, root, made_by, sizes, readers, leaving) for index, group in enumerate(members)]
+    return [
+        _kernel(index, group, root, made_by, sizes, readers, leaving)
+        for index, group in enumerate(members)
+    ]
 
 
 def _kernel(
@@ -105,16 +110,34 @@ def _kernel(
     readers: Mapping[str, set[int]],
     leaving: set[str],
 ) -> Kernel:
-    parts: dict[str, dict[str, int]] = {}  # two slices of one tensor are two reads, the same tensor twice is one
+    parts: dict[
+        str, dict[str, int]
+    ] = {}  # two slices of one tensor are two reads, the same tensor twice is one
     for op in group:
         for t, values in op.reads.items():
             source = root.get(t, t)
             if made_by.get(source) != index:
                 parts.setdefault(source, {})[t] = values
-    read = {source: min(sum(by_name.values()), sizes.get(source, sum(by_name.values()))) for source, by_name in parts.items()}
-    written = {t: v for op in group for t, v in op.writes.items() if t in leaving or readers.get(t, set()) - {index}}
+    read = {
+        source: min(sum(by_name.values()), sizes.get(source, sum(by_name.values())))
+        for source, by_name in parts.items()
+    }
+    written = {
+        t: v
+        for op in group
+        for t, v in op.writes.items()
+        if t in leaving or readers.get(t, set()) - {index}
+    }
     head = group[0]
     return Kernel(
-        name=head.name, kind=head.kind, macs=head.macs, weights=head.weights, reads=sum(read.values()), writes=sum(written.values()),
-        depthwise=head.depthwise, weight_bits=head.weight_bits, input_bits=head.input_bits, fp8=head.fp8,
-    )  # fmt: skip
+        name=head.name,
+        kind=head.kind,
+        macs=head.macs,
+        weights=head.weights,
+        reads=sum(read.values()),
+        writes=sum(written.values()),
+        depthwise=head.depthwise,
+        weight_bits=head.weight_bits,
+        input_bits=head.input_bits,
+        fp8=head.fp8,
+    )

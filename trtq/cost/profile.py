@@ -33,7 +33,8 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True):
         iterations: it averages over.
         measured_ms: sum over its layers.
         predicted_ms: sum over the kernels.
-        factor: measured over predicted: what predictions for this device and kind of model are multiplied with.
+        factor: measured over predicted: what predictions for this device and kind of model are
+            multiplied with.
         matched: layers and kernels whose names meet.
         unmatched: kernels without a layer.
     """
@@ -56,26 +57,42 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
     try:
         rows = _rows(path.read_text(encoding="utf-8", errors="replace"))
         count = next(int(r["count"]) for r in rows if "count" in r)
-        layers = [(str(r["name"]), float(r.get("averageMs", math.nan))) for r in rows if "name" in r]
+        layers = [
+            (str(r["name"]), float(r.get("averageMs", math.nan))) for r in rows if "name" in r
+        ]
         if not layers or any(not math.isfinite(ms) or ms < 0 for _, ms in layers):
             raise ValueError("its layers have no averageMs")
     except FileNotFoundError as exc:
         raise ArtifactError(f"Cannot read the profile {path}", "there is no such file") from exc
     except (OSError, msgspec.MsgspecError, StopIteration, ValueError) as exc:
         raise ArtifactError(
-            f"{path} is no layer profile", f"expected what trtexec --exportProfile writes ({exc or 'no count'})", "Make it with that option"
+            f"{path} is no layer profile",
+            f"expected what trtexec --exportProfile writes ({exc or 'no count'})",
+            "Make it with that option",
         ) from exc
     by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
     for layer, ms in layers:
         found = [n for n in dict.fromkeys(layer_names(layer)) if n in by_name and n not in used]
         if found:
             used.update(found)
-            matched.append(Matched(kernels=found, layer=layer, predicted=sum(by_name[n].ms for n in found), measured=ms))
+            matched.append(
+                Matched(
+                    kernels=found,
+                    layer=layer,
+                    predicted=sum(by_name[n].ms for n in found),
+                    measured=ms,
+                )
+            )
     measured, predicted = sum(ms for _, ms in layers), sum(t.ms for t in times)
     return Correction(
-        source=str(path), iterations=count, measured_ms=measured, predicted_ms=predicted, factor=measured / predicted, matched=matched,
+        source=str(path),
+        iterations=count,
+        measured_ms=measured,
+        predicted_ms=predicted,
+        factor=measured / predicted,
+        matched=matched,
         unmatched=len(times) - len(used),
-    )  # fmt: skip
+    )
 
 
 def _rows(text: str) -> list[dict[str, str | float | int]]:
@@ -89,8 +106,15 @@ def _rows(text: str) -> list[dict[str, str | float | int]]:
         if count is None or not text.rstrip().endswith("]"):  # no profile, or one that was cut off
             raise
         rows: list[dict[str, str | float | int]] = [{"count": int(count[1])}]
-        for name, rest in re.findall(r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL):
-            rows.append({"name": name, **{k: float(v) for k, v in re.findall(r'"(\w+)"\s*:\s*([-+.\deE]+)', rest)}})
+        for name, rest in re.findall(
+            r'"name"\s*:\s*"(.*?)"\s*,\s*("timeMs".*?)\}', text, re.DOTALL
+        ):
+            rows.append(
+                {
+                    "name": name,
+                    **{k: float(v) for k, v in re.findall(r'"(\w+)"\s*:\s*([-+.\deE]+)', rest)},
+                }
+            )
         return rows
 
 
@@ -113,6 +137,10 @@ def read_factors(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             factor = 0.0
         if not (math.isfinite(factor) and factor > 0):
-            raise UsageError(f"Cannot read --correct {text!r}", "expected DEVICE=FACTOR, greater than 0", "Write it like xavier=1.4")
+            raise UsageError(
+                f"Cannot read --correct {text!r}",
+                "expected DEVICE=FACTOR, greater than 0",
+                "Write it like xavier=1.4",
+            )
         found[name.strip().lower()] = factor
     return found

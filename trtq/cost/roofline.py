@@ -22,8 +22,9 @@ class Widths(NamedTuple):
 Bound = Literal["compute", "memory", "launch"]
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8}
 HOW = (
-    "Roofline: max(operations / (peak x efficiency), bytes / (bandwidth x memory share)) + launch, kernel by kernel. Peaks and bandwidth "
-    "from data sheets; efficiency and launch fitted, two numbers a class of devices. Caches, clocks below boost and copies to and from "
+    "Roofline: max(operations / (peak x efficiency), bytes / (bandwidth x memory share)) + "
+    "launch, kernel by kernel. Peaks and bandwidth from data sheets; efficiency and launch "
+    "fitted, two numbers a class of devices. Caches, clocks below boost and copies to and from "
     "the host are not in it. Predicted, not measured."
 )
 
@@ -48,7 +49,8 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
 def computes_in(device: Device, widths: Widths) -> str:
     """Return the precision a device multiplies operands of these widths in: INT8 and FP8 need both at 8 bits or less, and kernels.
 
-    Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are unpacked and multiplied in FP16.
+    Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are
+    unpacked and multiplied in FP16.
     """
     widest = max(widths.weight, widths.input)
     narrow = "fp8" if widths.fp8 else "int8"
@@ -62,7 +64,9 @@ def _weight_bits(widths: Widths, precision: str) -> int:
     return BITS[precision] if not weight_only else 4 if widths.weight <= 4 else 8
 
 
-def predict(kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, precision: str | None = None) -> KernelTime:
+def predict(
+    kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, precision: str | None = None
+) -> KernelTime:
     """Return the roofline's time of one kernel.
 
     Args:
@@ -74,14 +78,30 @@ def predict(kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, p
     """
     precision = precision or computes_in(device, widths)
     stored = BITS[precision]
-    # Depthwise convolutions and everything that is no product run on the plain cores, not on tensor cores.
-    peak = device.peaks[precision] if kernel.kind in WEIGHTED and not kernel.depthwise else device.peaks["fp32"]
+    # Depthwise convolutions and everything that is no product run on the plain cores, not on tensor
+    # cores.
+    peak = (
+        device.peaks[precision]
+        if kernel.kind in WEIGHTED and not kernel.depthwise
+        else device.peaks["fp32"]
+    )
     compute = 2.0 * kernel.macs * batch / (peak * device.efficiency)
-    moved = (kernel.weights * _weight_bits(widths, precision) + (kernel.reads + kernel.writes) * batch * stored) / 8
+    moved = (
+        kernel.weights * _weight_bits(widths, precision)
+        + (kernel.reads + kernel.writes) * batch * stored
+    ) / 8
     memory = moved / (device.bandwidth * device.memory)
     busiest = max(compute, memory)
-    bound: Bound = "launch" if device.launch > busiest else "compute" if compute >= memory else "memory"
-    return KernelTime(name=kernel.name, kind=kernel.kind, precision=precision, ms=1e3 * (busiest + device.launch), bound=bound)
+    bound: Bound = (
+        "launch" if device.launch > busiest else "compute" if compute >= memory else "memory"
+    )
+    return KernelTime(
+        name=kernel.name,
+        kind=kernel.kind,
+        precision=precision,
+        ms=1e3 * (busiest + device.launch),
+        bound=bound,
+    )
 
 
 def predict_all(

@@ -1,7 +1,8 @@
 """What an output of a model is, and how the answers of two models compare: the one place that every verb asks.
 
-Only scores of classes have predictions that can agree. Class indices, boxes, maps, embeddings and angles are compared as
-numbers: signal to quantization noise and cosine for floats, equality for integers.
+Only scores of classes have predictions that can agree. Class indices, boxes, maps, embeddings and
+angles are compared as numbers: signal to quantization noise and cosine for floats, equality for
+integers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def kind_of_array(array: npt.NDArray[Any], known: Kind | None = None) -> Kind:
     """Return what an output is, as its file says it (``known``), where its type allows that."""
     if array.dtype.kind in "iub":
         return "indices"
-    return known if known in HAVE_PREDICTIONS and array.ndim in (2, 4) and array.shape[1] > 1 else "values"
+    return (
+        known
+        if known in HAVE_PREDICTIONS and array.ndim in (2, 4) and array.shape[1] > 1
+        else "values"
+    )
 
 
 class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,12 +64,15 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: of the output.
         kind: what it is; only ``classes`` and ``pixels`` have predictions.
-        sqnr_db: reference over difference, dB; None without a difference, for integers, and where not comparable.
-        cosine: of all values, -1 to 1; None for integers, where either is zero, and where not comparable.
+        sqnr_db: reference over difference, dB; None without a difference, for integers, and where
+            not comparable.
+        cosine: of all values, -1 to 1; None for integers, where either is zero, and where not
+            comparable.
         agreement: equal predictions, percent; None where there are none.
         equal: equal integers, percent; None for floats.
         finite: both answers have the same shapes and no NaN or infinity.
-        constant: the reference gave the same numbers for every image, of at least two; a class may well be the same for all.
+        constant: the reference gave the same numbers for every image, of at least two; a class may
+            well be the same for all.
     """
 
     name: str
@@ -88,8 +96,12 @@ class OutputComparison(msgspec.Struct, frozen=True, kw_only=True):
             return "not comparable: shapes differ, or values are NaN or infinite"
         if self.equal is not None:
             return f"{percent_words(self.equal, 2)} of its integers equal"
-        parts = [f"agreement {percent_words(self.agreement, 2)}"] if self.agreement is not None else []
-        parts.append(sqnr_words(self.sqnr_db) if self.sqnr_db is None else f"SQNR {sqnr_words(self.sqnr_db)}")
+        parts = (
+            [f"agreement {percent_words(self.agreement, 2)}"] if self.agreement is not None else []
+        )
+        parts.append(
+            sqnr_words(self.sqnr_db) if self.sqnr_db is None else f"SQNR {sqnr_words(self.sqnr_db)}"
+        )
         if self.agreement is None and self.cosine is not None:
             parts.append(f"cosine {self.cosine:.6f}")
         return ", ".join(parts)
@@ -138,7 +150,9 @@ class Tally:
             self.varies = self.varies or bool((reference != self.first).any())
         else:
             self.varies = True
-        if reference.shape != answer.shape or not (np.isfinite(reference).all() and np.isfinite(answer).all()):
+        if reference.shape != answer.shape or not (
+            np.isfinite(reference).all() and np.isfinite(answer).all()
+        ):
             self.finite = False
             return
         if self.kind == "indices":
@@ -168,14 +182,20 @@ class Tally:
             kind=self.kind,
             sqnr_db=round(sqnr, 3) if numbers and math.isfinite(sqnr) else None,
             cosine=round(self.dot / length, 9) if numbers and length > 0.0 else None,
-            agreement=round(share, 6) if self.kind in HAVE_PREDICTIONS and share is not None and self.finite else None,
-            equal=round(share, 6) if self.kind == "indices" and share is not None and self.finite else None,
+            agreement=round(share, 6)
+            if self.kind in HAVE_PREDICTIONS and share is not None and self.finite
+            else None,
+            equal=round(share, 6)
+            if self.kind == "indices" and share is not None and self.finite
+            else None,
             finite=self.finite,
             constant=self.rows > 1 and not self.varies and self.kind != "indices",
         )
 
 
-def compare_answers(name: str, reference: npt.NDArray[Any], answer: npt.NDArray[Any], known: Kind | None = None) -> OutputComparison:
+def compare_answers(
+    name: str, reference: npt.NDArray[Any], answer: npt.NDArray[Any], known: Kind | None = None
+) -> OutputComparison:
     """Return how one output compares with the reference's over all images."""
     tally = Tally(name, known)
     tally.add(reference, answer)

@@ -26,7 +26,9 @@ def ratio_db(signal: float, noise: float) -> float:
 
 def sqnr_words(value: float | None, *, finite: bool = True) -> str:
     """Return a signal to noise ratio in dB as a person reads it; None is no difference, unless an output was not ``finite``."""
-    return "NaN or infinite" if not finite else "no difference" if value is None else f"{value:.2f} dB"
+    return (
+        "NaN or infinite" if not finite else "no difference" if value is None else f"{value:.2f} dB"
+    )
 
 
 def predictions(logits: Array) -> npt.NDArray[np.int64]:
@@ -34,10 +36,14 @@ def predictions(logits: Array) -> npt.NDArray[np.int64]:
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 
-def confusion(found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int) -> npt.NDArray[np.int64]:
+def confusion(
+    found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int
+) -> npt.NDArray[np.int64]:
     """Return how often each class (row) was taken for each (column), [classes, classes]; ``ignore`` counts for nothing."""
     seen = wanted != ignore
-    return np.bincount(wanted[seen] * classes + found[seen], minlength=classes * classes).reshape(classes, classes)
+    return np.bincount(wanted[seen] * classes + found[seen], minlength=classes * classes).reshape(
+        classes, classes
+    )
 
 
 def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

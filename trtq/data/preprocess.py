@@ -26,7 +26,12 @@ RESAMPLING = {
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
-    "cifar10": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0, "interpolation": "bilinear"},
+    "cifar10": {
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+    },
     "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
 }
 SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
@@ -38,8 +43,10 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         input_size: (C, H, W) of the model.
         mean, std: per channel, for values in [0, 1].
-        resize: length of the short side after resizing, in pixels; None squeezes the whole image to ``input_size``.
-        crop: side of the central square that is kept, in pixels; resized to ``input_size`` when it differs.
+        resize: length of the short side after resizing, in pixels; None squeezes the whole image to
+            ``input_size``.
+        crop: side of the central square that is kept, in pixels; resized to ``input_size`` when it
+            differs.
         interpolation: how pixels are resampled.
     """
 
@@ -57,11 +64,18 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             UndecodableError: its samples have no known range.
         """
         channels = self.input_size[0]
-        if image.mode not in ("L", "RGB"):  # a source gives these; an image of a program's own can have any mode
+        if image.mode not in (
+            "L",
+            "RGB",
+        ):  # a source gives these; an image of a program's own can have any mode
             image = to_eight_bits(image).image
-        image = self._place(image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation])
+        image = self._place(
+            image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation]
+        )
         pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
-        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(self.std, dtype=np.float32)
+        pixels = (pixels - np.asarray(self.mean, dtype=np.float32)) / np.asarray(
+            self.std, dtype=np.float32
+        )
         tensor = torch.from_numpy(np.ascontiguousarray(pixels))
         return tensor[None] if channels == 1 else tensor.permute(2, 0, 1).contiguous()
 
@@ -107,23 +121,32 @@ def resolve_preprocess(
 ) -> tuple[Preprocess, list[str]]:
     """Return the preprocessing and what the user should know about it.
 
-    What is given wins over the preset, the preset over what the model's authors say (``hints``), and that over ImageNet's.
+    What is given wins over the preset, the preset over what the model's authors say (``hints``),
+    and that over ImageNet's.
 
     Raises:
         UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
     """
     hints = dict(hints or {})
     notes: list[str] = []
-    chosen: dict[str, Any] = {**PRESETS["imagenet"], **{k: v for k, v in hints.items() if v is not None}}
+    chosen: dict[str, Any] = {
+        **PRESETS["imagenet"],
+        **{k: v for k, v in hints.items() if v is not None},
+    }
     if preset is not None:
         chosen.update(PRESETS[preset])
     elif not hints and mean is None:
-        notes.append("the model does not say how its input is normalised: ImageNet's mean and std are used (--preset, --mean, --std)")
+        notes.append(
+            "the model does not say how its input is normalised: ImageNet's mean and std are "
+            "used (--preset, --mean, --std)"
+        )
     size = tuple(int(v) for v in (input_size or chosen.get("input_size") or (3, 224, 224)))
     channels, height, width = size
     if channels not in (1, 3):
         raise UsageError(
-            f"Cannot read images for {channels} channels", "images have 1 (gray) or 3 (RGB)", "Give --input-size 3xHxW or 1xHxW"
+            f"Cannot read images for {channels} channels",
+            "images have 1 (gray) or 3 (RGB)",
+            "Give --input-size 3xHxW or 1xHxW",
         )
     values: list[tuple[float, ...]] = []
     for name, given in (("mean", mean), ("std", std)):
@@ -133,31 +156,49 @@ def resolve_preprocess(
         if len(value) == 1:
             value = value * channels
         if len(value) != channels:
-            raise UsageError(f"--{name} has {len(value)} values", f"the input has {channels} channels")
+            raise UsageError(
+                f"--{name} has {len(value)} values", f"the input has {channels} channels"
+            )
         if given is not None and hints.get(name) and not np.allclose(value, hints[name], atol=1e-3):
-            notes.append(f"--{name} {_join(value)} differs from the model's own {_join(hints[name])}")
+            notes.append(
+                f"--{name} {_join(value)} differs from the model's own {_join(hints[name])}"
+            )
         values.append(value)
     if min(values[1]) <= 0 or not all(math.isfinite(v) for pair in values for v in pair):
-        raise UsageError("Cannot normalise with these numbers", f"mean {values[0]}, std {values[1]}", "std must be greater than 0")
+        raise UsageError(
+            "Cannot normalise with these numbers",
+            f"mean {values[0]}, std {values[1]}",
+            "std must be greater than 0",
+        )
     ratio = float(chosen.get("crop_pct") or 0.875)
     if resize is not None and resize < (crop or max(height, width)):
-        raise UsageError(f"--resize {resize} is smaller than the crop of {crop or max(height, width)}", mend="Give a larger --resize")
-    # Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre is.
+        raise UsageError(
+            f"--resize {resize} is smaller than the crop of {crop or max(height, width)}",
+            mend="Give a larger --resize",
+        )
+    # Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre
+    # is.
     whole = height != width or height < SMALL or ratio >= 1.0
     if resize is None and (crop is not None or not whole):
         resize = math.floor((crop or height) / min(ratio, 1.0))
     chosen_interpolation = interpolation or chosen.get("interpolation") or "bilinear"
     return Preprocess(
-        input_size=(channels, height, width), mean=values[0], std=values[1], resize=resize, crop=crop,
+        input_size=(channels, height, width),
+        mean=values[0],
+        std=values[1],
+        resize=resize,
+        crop=crop,
         interpolation=chosen_interpolation if chosen_interpolation in RESAMPLING else "bilinear",
-    ), notes  # fmt: skip
+    ), notes
 
 
 def _join(values: Sequence[float]) -> str:
     return ",".join(f"{v:g}" for v in values)
 
 
-def batches(source: Source, indices: Sequence[int], preprocess: Preprocess, batch_size: int) -> Iterator[torch.Tensor]:
+def batches(
+    source: Source, indices: Sequence[int], preprocess: Preprocess, batch_size: int
+) -> Iterator[torch.Tensor]:
     """Yield the images ``indices`` as float32 batches of at most ``batch_size``; the next batch is decoded meanwhile.
 
     Raises:

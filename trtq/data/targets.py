@@ -35,7 +35,7 @@ class Targets:
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of images, int64 [N]."""
-        assert self.source.labels is not None
+        assert self.source.labels is not None  # noqa: S101
         return torch.tensor([self.source.labels[i] for i in indices])
 
     def identity(self) -> object:
@@ -50,21 +50,30 @@ class Targets:
         Raises:
             DataError: names both numbers.
         """
-        assert self.source.labels is not None
+        assert self.source.labels is not None  # noqa: S101
         self._check(max(self.source.labels), classes, model)
         if len(self.source.classes) != classes and not self.source.indexed and not self.reported:
             self.reported = True
-            counts = f"{self.source.name} has {len(self.source.classes)} classes, the model {classes}"
-            self.source.tell(f"{counts}: accuracy is right only if these are its first (--class-index)")
+            counts = (
+                f"{self.source.name} has {len(self.source.classes)} classes, the model {classes}"
+            )
+            self.source.tell(
+                f"{counts}: accuracy is right only if these are its first (--class-index)"
+            )
 
     def _check(self, highest: int, classes: int, model: str) -> None:
         if highest < classes:
             return
-        mend = "the index that means nothing with --ignore-index, or another model" if self.dense else "the class order with --class-index"
+        mend = (
+            "the index that means nothing with --ignore-index, or another model"
+            if self.dense
+            else "the class order with --class-index"
+        )
         raise DataError(
             f"The {'masks' if self.dense else 'labels'} of {self.source.name} do not fit {model}",
-            f"the highest class index is {highest}, the model has {classes} classes", f"Give {mend}",
-        )  # fmt: skip
+            f"the highest class index is {highest}, the model has {classes} classes",
+            f"Give {mend}",
+        )
 
 
 class PixelTargets(Targets):
@@ -94,14 +103,17 @@ class PixelTargets(Targets):
         lacking = [n for n in source.ids if _key(n) not in held]
         if lacking:
             raise DataError(
-                f"{lacking[0]} of {source.name} has no mask in {masks}", f"{len(lacking)} of {len(source)} images have none",
+                f"{lacking[0]} of {source.name} has no mask in {masks}",
+                f"{len(lacking)} of {len(source)} images have none",
                 "A mask has the name of its image (.png), in the same folders",
-            )  # fmt: skip
+            )
         self.places = [held[_key(n)] for n in source.ids]
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of the images' pixels, int64 [N, H, W]."""
-        found = torch.stack([self.preprocess.apply_mask(self._mask(i), self.ignore) for i in indices])
+        found = torch.stack(
+            [self.preprocess.apply_mask(self._mask(i), self.ignore) for i in indices]
+        )
         if self.expected is not None:
             known = found[found != self.ignore]
             self._check(int(known.max()) if known.numel() else 0, *self.expected)
@@ -117,16 +129,18 @@ class PixelTargets(Targets):
             values = decode_mask(self.masks.read(place))
         except UndecodableError as exc:
             raise DataError(
-                f"Cannot use the mask {self.masks.ids[place]} of {self.masks.name}", str(exc),
+                f"Cannot use the mask {self.masks.ids[place]} of {self.masks.name}",
+                str(exc),
                 "Give masks whose pixels are class indices: one channel, or a palette",
-            ) from exc  # fmt: skip
+            ) from exc
         return self._upright(index, values)
 
     def _upright(self, index: int, values: np.ndarray) -> np.ndarray:
         """Return a mask in the geometry of its image: one drawn on the stored pixels is turned by the image's EXIF orientation.
 
         Raises:
-            DataError: the sizes leave open whether the mask was drawn on the stored image or on the upright one.
+            DataError: the sizes leave open whether the mask was drawn on the stored image or on the
+                upright one.
         """
         image = self.source.geometry(index)
         if image.orientation == 1:
@@ -136,8 +150,10 @@ class PixelTargets(Targets):
             return turn(values, image.orientation) if values.shape == stored else values
         raise DataError(
             f"Cannot place the mask of {self.source.ids[index]} of {self.source.name}",
-            f"the image has the EXIF orientation {image.orientation}, and sizes do not tell whether the mask is upright",
-            "Turn the image's pixels and remove its orientation (exiftran -a, or jpegtran and exiftool)",
+            f"the image has the EXIF orientation {image.orientation}, and sizes do not tell "
+            "whether the mask is upright",
+            "Turn the image's pixels and remove its orientation (exiftran -a, or jpegtran and "
+            "exiftool)",
         )
 
     def identity(self) -> object:
@@ -156,7 +172,9 @@ def _by_key(masks: Source, names: Sequence[str], place: Mapping[str, int]) -> di
         other = found.setdefault(_key(name), place[name])
         if other != place[name]:
             raise DataError(
-                f"{masks.name} has two masks for one image", f"{masks.ids[other]} and {name} differ only in their endings", "Remove one"
+                f"{masks.name} has two masks for one image",
+                f"{masks.ids[other]} and {name} differ only in their endings",
+                "Remove one",
             )
     return found
 
@@ -170,7 +188,9 @@ def _key(name: str) -> str:
     return next((path.removesuffix(e) for e in ENDINGS if path.endswith(e)), path)
 
 
-def open_targets(source: Source, masks: str | None, preprocess: Preprocess, ignore: int) -> Targets | None:
+def open_targets(
+    source: Source, masks: str | None, preprocess: Preprocess, ignore: int
+) -> Targets | None:
     """Return the targets of a source: its masks when there are, else its labels, else None."""
     if masks is not None:
         return PixelTargets(source, masks, preprocess, ignore)

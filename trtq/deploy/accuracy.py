@@ -35,12 +35,21 @@ class BoardRunner:
         BoardError: the board's Python has no TensorRT.
     """
 
-    def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], batch: int, *, dla: int | None = None) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        board: Board,
+        engine: tuple[str, str],
+        batch: int,
+        *,
+        dla: int | None = None,
+    ) -> None:
         if not board.tensorrt_python:
             raise BoardError(
-                f"Cannot run images on {agent.device.name}", "its Python has no TensorRT",
-                "on the board: sudo apt-get install python3-libnvinfer"
-            )  # fmt: skip
+                f"Cannot run images on {agent.device.name}",
+                "its Python has no TensorRT",
+                "on the board: sudo apt-get install python3-libnvinfer",
+            )
         self.agent, self.board, self.batch, self.dla = agent, board, batch, dla
         self.path, self.sha256 = engine
 
@@ -57,23 +66,42 @@ class BoardRunner:
             digest = sha256_file(local)
             name = f"files/{digest}.bin"
             request = {
-                "engine": self.path, "input": f"{home}/{name}", "output": f"{home}/files/{digest}.out", "shape": list(batch.shape[1:]),
-                "count": len(batch), "batch": self.batch, "dla": self.dla,
-            }  # fmt: skip
-            step = {"name": "images", "argv": [self.board.python_path, "-I", self.board.agent, "infer", encode(request)]}
+                "engine": self.path,
+                "input": f"{home}/{name}",
+                "output": f"{home}/files/{digest}.out",
+                "shape": list(batch.shape[1:]),
+                "count": len(batch),
+                "batch": self.batch,
+                "dla": self.dla,
+            }
+            step = {
+                "name": "images",
+                "argv": [self.board.python_path, "-I", self.board.agent, "infer", encode(request)],
+            }
             key = digest_of({"engine": self.sha256, "images": digest, "batch": self.batch})[:32]
             self.agent.upload(local, name, digest)
             self.agent.told.begin(f"Running {len(batch)} images on {self.agent.device.name}", 0)
-            result, lines = do(self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True})
+            result, lines = do(
+                self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True}
+            )
             if not result["ok"]:
                 said = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
-                raise BoardError(f"Cannot run images on {self.agent.device.name}", (said[-1] if said else result["why"])[:400])
+                raise BoardError(
+                    f"Cannot run images on {self.agent.device.name}",
+                    (said[-1] if said else result["why"])[:400],
+                )
             outputs = outputs_of(lines, self.agent.device.name)
             size = 4 * len(batch) * sum(math.prod(o["shape"]) for o in outputs)
-            answers = self.agent.download(f"files/{digest}.out", Path(folder) / "answers.bin", most=min(size, MOST_ANSWERS))
+            answers = self.agent.download(
+                f"files/{digest}.out", Path(folder) / "answers.bin", most=min(size, MOST_ANSWERS)
+            )
             if answers.stat().st_size != size:
                 why = f"{answers.stat().st_size} bytes for {len(batch)} images, expected {size}"
-                raise BoardError(f"Cannot read the answers of {self.agent.device.name}", why, "Run the same command again")
+                raise BoardError(
+                    f"Cannot read the answers of {self.agent.device.name}",
+                    why,
+                    "Run the same command again",
+                )
             data = np.fromfile(answers, dtype=np.float32)
             self.agent.ask("remove", names=[name, f"files/{digest}.out"])
         return _split(data, outputs, len(batch), self.batch)

@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+)
 
 from trtq import agent as source
 from trtq.agent import encode
@@ -35,7 +41,9 @@ WATCH_S = 20.0
 JOB_S = 48 * 3600.0  # no build takes that long
 MOST_LOG, MOST_LINES, MOST_LINE = 64 * MIB, 1_000_000, 4 * MIB  # of one job
 MOST_FILE = 64 << 30
-IDLE_TRIES = 20  # uploads in a row that bring nothing further, answers in a row that come before their time
+IDLE_TRIES = (
+    20  # uploads in a row that bring nothing further, answers in a row that come before their time
+)
 BUSY_TRIES = 180  # of 20 s each
 SIGNALS = range(128, 192)  # exit statuses of a shell whose program was killed
 T = TypeVar("T")
@@ -80,19 +88,35 @@ class Agent:
             self.link.close(stale=True)
 
         first = Retrying(
-            stop=stop_after_delay(self.patience_s if self._reached else 0.0), wait=wait_exponential(multiplier=0.3, max=10.0),
-            retry=retry_if_exception_type(LinkError), before_sleep=gone, reraise=True,
-        )  # fmt: skip
+            stop=stop_after_delay(self.patience_s if self._reached else 0.0),
+            wait=wait_exponential(multiplier=0.3, max=10.0),
+            retry=retry_if_exception_type(LinkError),
+            before_sleep=gone,
+            reraise=True,
+        )
         return first(action)
 
-    def _once(self, verb: str, asked: dict[str, Any], *, stdin: IO[bytes] | None = None, limits: Limits | None = None) -> dict[str, Any]:
+    def _once(
+        self,
+        verb: str,
+        asked: dict[str, Any],
+        *,
+        stdin: IO[bytes] | None = None,
+        limits: Limits | None = None,
+    ) -> dict[str, Any]:
         answers = list(self._answers(verb, asked, stdin, limits))
         if not answers:
-            raise SshError(f"{self.device.name} did not answer {verb}", "the agent ended without a word")
+            raise SshError(
+                f"{self.device.name} did not answer {verb}", "the agent ended without a word"
+            )
         return answers[-1]
 
     def _answers(
-        self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None = None, limits: Limits | None = None
+        self,
+        verb: str,
+        asked: dict[str, Any],
+        stdin: IO[bytes] | None = None,
+        limits: Limits | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Yield what the agent answers after its hello; put it there where it is missing or another one."""
         start = stdin.tell() if stdin is not None else 0
@@ -109,8 +133,15 @@ class Agent:
             if not stale:
                 return
             if attempt:
-                why = f"{self.place} is not this user's alone there, or another agent answers from it each time"
-                raise SshError(f"Cannot put the agent on {self.device.name}", why, f"Remove {shlex.quote(self.place)} there")
+                why = (
+                    f"{self.place} is not this user's alone there, or another agent answers "
+                    "from it each time"
+                )
+                raise SshError(
+                    f"Cannot put the agent on {self.device.name}",
+                    why,
+                    f"Remove {shlex.quote(self.place)} there",
+                )
             self.install()
 
     def _known(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -123,23 +154,30 @@ class Agent:
         if answer["event"] in ("stale", "missing"):
             return True
         if answer["event"] == "broken":
-            why, python = (bytes.fromhex(answer[k]).decode("utf-8", "replace")[:900] for k in ("why", "python"))
+            why, python = (
+                bytes.fromhex(answer[k]).decode("utf-8", "replace")[:900] for k in ("why", "python")
+            )
             raise BoardError(
-                f"The agent does not start on {name}", f"{why} ({python})",
+                f"The agent does not start on {name}",
+                f"{why} ({python})",
                 "Repair that Python (on the board: sudo apt-get install --reinstall python3), "
                 "or let another one come first in the PATH of a login without a terminal",
-            )  # fmt: skip
+            )
         self._reached = True
         if answer["event"] == "refused":
-            raise BoardError(f"{name} refuses to {verb}", answer["why"], hint_words(answer["mend"], name))
+            raise BoardError(
+                f"{name} refuses to {verb}", answer["why"], hint_words(answer["mend"], name)
+            )
         return False
 
-    def _lines(self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None, limits: Limits | None) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, verb: str, asked: dict[str, Any], stdin: IO[bytes] | None, limits: Limits | None
+    ) -> Iterator[dict[str, Any]]:
         """Run the agent and yield its answers; what login scripts print has no mark."""
         text = encode(asked)
         with contextlib.ExitStack() as stack:
             if len(text) > MOST_ARGUMENT:
-                assert stdin is None
+                assert stdin is None  # noqa: S101
                 stdin = stack.enter_context(tempfile.TemporaryFile())
                 stdin.write(json.dumps(asked).encode())
                 self.sent += stdin.tell()
@@ -158,7 +196,9 @@ class Agent:
 
     @contextlib.contextmanager
     def _open(self, line: str, stdin: IO[bytes] | None, limits: Limits | None) -> Iterator[Stream]:
-        with self.link.open(line, stdin=stdin if stdin is not None else subprocess.DEVNULL, limits=limits) as stream:
+        with self.link.open(
+            line, stdin=stdin if stdin is not None else subprocess.DEVNULL, limits=limits
+        ) as stream:
             try:
                 yield stream
             finally:
@@ -182,11 +222,23 @@ class Agent:
         if heard and code in (0, 1, source.STALE):
             return
         if code in (126, 127) and not heard:
-            raise BoardError(f"There is no python3 on {name}", said or f"exit status {code}", "on the board: sudo apt-get install python3")
+            raise BoardError(
+                f"There is no python3 on {name}",
+                said or f"exit status {code}",
+                "on the board: sudo apt-get install python3",
+            )
         if heard or code <= 0 or code in SIGNALS or self._reached:
             raise LinkError(f"{name} stopped answering", said or f"exit status {code}")
-        why = f"python3 there ends with status {code}: {said}" if said else f"python3 there ends with status {code} without a word"
-        raise BoardError(f"The agent does not start on {name}", why, f"Look at it: trtq device shell {shlex.quote(name)}")
+        why = (
+            f"python3 there ends with status {code}: {said}"
+            if said
+            else f"python3 there ends with status {code} without a word"
+        )
+        raise BoardError(
+            f"The agent does not start on {name}",
+            why,
+            f"Look at it: trtq device shell {shlex.quote(name)}",
+        )
 
     def install(self) -> None:
         """Put the agent on the device, into the work folder; it looks at the folder itself before it writes.
@@ -200,9 +252,15 @@ class Agent:
 
             def put() -> dict[str, Any]:
                 handle.seek(0)
-                answers = [a for a in self._lines("install", self._known({}), handle, None) if not self._is_stale("take the agent", a)]
+                answers = [
+                    a
+                    for a in self._lines("install", self._known({}), handle, None)
+                    if not self._is_stale("take the agent", a)
+                ]
                 if not answers or not answers[-1].get("whole"):
-                    raise LinkError(f"Cannot put the agent on {self.device.name}", "it does not arrive whole")
+                    raise LinkError(
+                        f"Cannot put the agent on {self.device.name}", "it does not arrive whole"
+                    )
                 return answers[-1]
 
             self._patiently(put)
@@ -212,7 +270,8 @@ class Agent:
         """Send a file into the work folder unless it is there; go on where a cut upload stopped; return its path there.
 
         Raises:
-            BoardError: no room there, another upload of it does not end, or what arrives is damaged.
+            BoardError: no room there, another upload of it does not end, or what arrives is
+                damaged.
             LinkError: nothing arrives, however often it is tried.
         """
         size, most = path.stat().st_size, 0
@@ -228,7 +287,9 @@ class Agent:
             try:
                 done = self._send(path, name, digest, size, offset)
             except LinkError as exc:
-                self.told.note(f"{self.device.name}: {exc.why}; the upload goes on where it stopped")
+                self.told.note(
+                    f"{self.device.name}: {exc.why}; the upload goes on where it stopped"
+                )
                 self.link.close(stale=True)
                 time.sleep(0.3)
                 done, why = {"state": "cut"}, exc.why
@@ -244,11 +305,23 @@ class Agent:
             self.told.note(f"{name}: somebody else sends the same file; waiting for it")
             time.sleep(0.3)
             if tries[state] == BUSY_TRIES:
-                raise BoardError(f"Cannot send {path.name} to {name}", "another upload of the same file does not end", "Try again later")
+                raise BoardError(
+                    f"Cannot send {path.name} to {name}",
+                    "another upload of the same file does not end",
+                    "Try again later",
+                )
         elif state == "damaged" and tries[state] == 3:
-            raise BoardError(f"Cannot send {path.name} to {name}", "what arrives has another SHA-256, three times", "Look at its disk")
+            raise BoardError(
+                f"Cannot send {path.name} to {name}",
+                "what arrives has another SHA-256, three times",
+                "Look at its disk",
+            )
         elif tries[state] == IDLE_TRIES:
-            raise LinkError(f"Cannot send {path.name} to {name}", f"{why}, {IDLE_TRIES} times in a row", "Look at the link, or at its disk")
+            raise LinkError(
+                f"Cannot send {path.name} to {name}",
+                f"{why}, {IDLE_TRIES} times in a row",
+                "Look at the link, or at its disk",
+            )
 
     def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> dict[str, Any]:
         """Let ssh read the file itself: nothing of ours stands between it and the link."""
@@ -269,15 +342,25 @@ class Agent:
             watcher.start()
             try:
                 return self._once(
-                    "put", {"name": name, "size": size, "sha256": digest, "offset": offset, "token": self.token}, stdin=handle,
+                    "put",
+                    {
+                        "name": name,
+                        "size": size,
+                        "sha256": digest,
+                        "offset": offset,
+                        "token": self.token,
+                    },
+                    stdin=handle,
                     limits=transfer_limits(size - offset),
-                )  # fmt: skip
+                )
             finally:
                 over.set()
                 watcher.join()
                 self.sent += max(handle.tell() - offset, 0)
 
-    def download(self, name: str, to: Path, *, digest: str | None = None, most: int = MOST_FILE) -> Path:
+    def download(
+        self, name: str, to: Path, *, digest: str | None = None, most: int = MOST_FILE
+    ) -> Path:
         """Fetch a file of the work folder; one that is here already is not fetched again, a cut one goes on where it stopped.
 
         Args:
@@ -304,17 +387,33 @@ class Agent:
             raise
         if got != wanted or (digest is not None and wanted != digest):
             part.unlink()
-            raise SshError(f"{name} of {self.device.name} did not arrive whole", "its SHA-256 is another one", "Run the same command again")
+            raise SshError(
+                f"{name} of {self.device.name} did not arrive whole",
+                "its SHA-256 is another one",
+                "Run the same command again",
+            )
         write_atomic(to, lambda beside: _move(part, beside))
         return to
 
     def _receive(self, name: str, part: Path, most: int) -> str:
         """Fetch from where ``part`` ends; return the digest that the whole should have."""
         offset, device = part.stat().st_size if part.exists() else 0, self.device.name
-        line = command("run", self.digest[:16], self.device.workdir, f"get {encode(self._known({'name': name, 'offset': offset}))}")
+        line = command(
+            "run",
+            self.digest[:16],
+            self.device.workdir,
+            f"get {encode(self._known({'name': name, 'offset': offset}))}",
+        )
         self.sent += len(line)
         with self._open(line, None, None) as stream:
-            head = next((a for a in self._marked(stream) if self._is_stale(f"give {name}", a) or a["event"] == "file"), None)
+            head = next(
+                (
+                    a
+                    for a in self._marked(stream)
+                    if self._is_stale(f"give {name}", a) or a["event"] == "file"
+                ),
+                None,
+            )
             if head is None:
                 self._require_end(stream, heard=False)
                 raise LinkError(f"{device} stopped in the middle of {name}", "the connection ended")
@@ -325,17 +424,23 @@ class Agent:
                 said = last_line(stream.errors)
                 if stream.end() == FAILED and stream.own:
                     raise self.link.explain(stream.own, stream.errors)
-                raise LinkError(f"{device} stopped in the middle of {name}", said or "the connection ended")
+                raise LinkError(
+                    f"{device} stopped in the middle of {name}", said or "the connection ended"
+                )
         self.install()  # somebody changed or removed it
         raise LinkError(f"{device} stopped in the middle of {name}", "its agent was another one")
 
-    def _take(self, stream: Stream, part: Path, offset: int, size: int, name: str, most: int) -> int:
+    def _take(
+        self, stream: Stream, part: Path, offset: int, size: int, name: str, most: int
+    ) -> int:
         """Append to ``part`` what comes, never more than was announced; return how much there is."""
         if size > most:
             raise BoardError(
-                f"Cannot fetch {name} from {self.device.name}", f"it announces {size} bytes, at most {most} are expected",
-                f"trtq device clean {shlex.quote(self.device.name)}, then run the same command again"
-            )  # fmt: skip
+                f"Cannot fetch {name} from {self.device.name}",
+                f"it announces {size} bytes, at most {most} are expected",
+                f"trtq device clean {shlex.quote(self.device.name)}, then run the same command "
+                "again",
+            )
         stream.limits = transfer_limits(size)
         with part.open("ab") as out:
             while offset < size and (block := stream.block()):
@@ -347,8 +452,8 @@ class Agent:
     def follow(self, key: str, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         """Wait for a job to end and pass on what it writes; return how it stands (``done``, ``lost`` or ``none``), and its ``lines``.
 
-        The link may go meanwhile: the job does not, and this goes on behind the last line it heard. Of a job that somebody started again
-        meanwhile only the lines of its last run are kept.
+        The link may go meanwhile: the job does not, and this goes on behind the last line it heard.
+        Of a job that somebody started again meanwhile only the lines of its last run are kept.
 
         Raises:
             BoardError: it writes without end, or never ends.
@@ -361,9 +466,15 @@ class Agent:
                 return {**now, "lines": heard.all_lines}
             early = early + 1 if time.monotonic() - asked_at < WATCH_S / 2 else 0
             if early == IDLE_TRIES or time.monotonic() - began > JOB_S:
-                why = f"no end in {JOB_S / 3600:.0f} h" if early < IDLE_TRIES else f"it answers {IDLE_TRIES} times in a row before its time"
+                why = (
+                    f"no end in {JOB_S / 3600:.0f} h"
+                    if early < IDLE_TRIES
+                    else f"it answers {IDLE_TRIES} times in a row before its time"
+                )
                 stop = f"trtq device stop {shlex.quote(self.device.name)} {key[:8]}"
-                raise BoardError(f"Cannot follow the job {key[:8]} on {self.device.name}", why, stop)
+                raise BoardError(
+                    f"Cannot follow the job {key[:8]} on {self.device.name}", why, stop
+                )
 
     def _watch(self, key: str, heard: _Heard) -> dict[str, Any]:
         """Ask once how a job stands, for a while."""
@@ -395,7 +506,9 @@ def _move(part: Path, beside: Path) -> None:
 
 def _path_of(answer: dict[str, Any], name: str) -> str:
     if "path" not in answer:
-        raise BoardError(f"Cannot read the answer of {name}", "it does not say where the upload lies")
+        raise BoardError(
+            f"Cannot read the answer of {name}", "it does not say where the upload lies"
+        )
     return str(answer["path"])
 
 
@@ -420,10 +533,15 @@ class _Heard:
         self.offset = answer["offset"]
         self.size += len(answer["text"])
         if self.size > MOST_LOG:
-            raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LOG // MIB} MiB")
+            raise BoardError(
+                f"{self.name} sends too much", f"a job's log of more than {MOST_LOG // MIB} MiB"
+            )
         *whole, self._rest = (self._rest + answer["text"]).split("\n")
         if len(self.lines) + len(whole) > MOST_LINES or len(self._rest) > MOST_LINE:
-            raise BoardError(f"{self.name} sends too much", f"a job's log of more than {MOST_LINES} lines, or a line without end")
+            raise BoardError(
+                f"{self.name} sends too much",
+                f"a job's log of more than {MOST_LINES} lines, or a line without end",
+            )
         for text in whole:
             self.lines.append(text)
             self.line(text)

@@ -28,7 +28,9 @@ class HintDict(TypedDict):
     """Advice: a name of ``HINTS``, and what the board puts into it."""
 
     name: Annotated[str, Meta(max_length=40)]
-    arguments: Annotated[dict[Short, Annotated[str, Meta(max_length=MOST_TEXT)]], Meta(max_length=8)]
+    arguments: Annotated[
+        dict[Short, Annotated[str, Meta(max_length=MOST_TEXT)]], Meta(max_length=8)
+    ]
 
 
 class Hello(TypedDict):
@@ -329,10 +331,26 @@ class BoardAnswer(TypedDict):
 
 
 ANSWERS: dict[str, Any] = {
-    "hello": Hello, "stale": Nothing, "missing": Nothing, "broken": Broken, "beat": Nothing, "refused": Refusal, "installed": Installed,
-    "board": BoardAnswer, "have": UploadPath, "put": UploadPath, "file": File, "engine": EngineAnswer, "job": JobAnswer, "log": Log,
-    "cleaned": Cleaned, "listing": Listing, "logs": Logs, "written": Nothing, "removed": Nothing,
-}  # fmt: skip
+    "hello": Hello,
+    "stale": Nothing,
+    "missing": Nothing,
+    "broken": Broken,
+    "beat": Nothing,
+    "refused": Refusal,
+    "installed": Installed,
+    "board": BoardAnswer,
+    "have": UploadPath,
+    "put": UploadPath,
+    "file": File,
+    "engine": EngineAnswer,
+    "job": JobAnswer,
+    "log": Log,
+    "cleaned": Cleaned,
+    "listing": Listing,
+    "logs": Logs,
+    "written": Nothing,
+    "removed": Nothing,
+}
 
 
 class _Head(msgspec.Struct):
@@ -372,7 +390,10 @@ def outputs_of(lines: list[str], name: str) -> list[Output]:
     """
     line = next((ln for ln in reversed(lines) if ln.startswith(MARK)), None)
     if line is None:
-        raise BoardError(f"Cannot read the answers of {name}", "the program that ran the images does not say what it wrote")
+        raise BoardError(
+            f"Cannot read the answers of {name}",
+            "the program that ran the images does not say what it wrote",
+        )
     try:
         return decode_json(line[len(MARK) :], _Outputs)["outputs"]
     except msgspec.MsgspecError as exc:

@@ -22,13 +22,15 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         board: name of the target, such as ``orin-nano``.
         trtexec: path, number (8201) and, where it did not start, what it said.
-        tensorrt: version of the library that is installed; ``tensorrt_python``: whether the system's Python has its module.
+        tensorrt: version of the library that is installed; ``tensorrt_python``: whether the
+            system's Python has its module.
         memory, disk: bytes.
         power: the total in mW at that moment, what the figure is, where it was read.
         root: whether sudo works without a password.
         missing: what is not as it should be, each with the command that mends it.
         time: of the board's clock, which may stand in 1970.
-        meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the board goes back to.
+        meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the
+            board goes back to.
     """
 
     model: str | None
@@ -94,15 +96,20 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.number is None:
             raise BoardError(
-                f"There is no TensorRT on {self.name}", "no libnvinfer, no trtexec", "on the board: sudo apt-get install nvidia-jetpack"
+                f"There is no TensorRT on {self.name}",
+                "no libnvinfer, no trtexec",
+                "on the board: sudo apt-get install nvidia-jetpack",
             )
         version = version_of(self.number)
         if version < OLDEST:
             raise BoardError(
                 f"Cannot build on {self.name}",
-                f"it has TensorRT {shown(version)} (JetPack {self.jetpack}), trtq knows it from {shown(OLDEST)} on",
-                "Flash JetPack 4.6 or later" if self.soc in ("tegra210", "tegra186") else "Flash a newer JetPack",
-            )  # fmt: skip
+                f"it has TensorRT {shown(version)} (JetPack {self.jetpack}), trtq knows it from "
+                f"{shown(OLDEST)} on",
+                "Flash JetPack 4.6 or later"
+                if self.soc in ("tegra210", "tegra186")
+                else "Flash a newer JetPack",
+            )
         return version
 
     @property
@@ -116,7 +123,9 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         if self.capability is None:
             said = ", ".join(self.compatible[:3]) or "no device tree"
             raise BoardError(
-                f"{self.name} cannot be deployed to", f"it is no Jetson that trtq knows ({said})", "trtq build builds on this machine"
+                f"{self.name} cannot be deployed to",
+                f"it is no Jetson that trtq knows ({said})",
+                "trtq build builds on this machine",
             )
         name = self.board or f"sm{self.capability.replace('.', '')}"
         return parse_target(f"{name}@{shown(self.release)}")
@@ -131,16 +140,29 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         """Return the machine card of records; ``held`` has power mode and clocks while it was measured."""
         clocks = self.clocks.get("gpu") or {}
         jetson = {
-            "model": self.model, "soc": self.soc, "l4t": self.l4t, "jetpack": self.jetpack, "power_mode": held["power_mode"],
-            "clocks": held["clocks"], "gpu_max_hz": clocks.get("max_freq"),
-        }  # fmt: skip
+            "model": self.model,
+            "soc": self.soc,
+            "l4t": self.l4t,
+            "jetpack": self.jetpack,
+            "power_mode": held["power_mode"],
+            "clocks": held["clocks"],
+            "gpu_max_hz": clocks.get("max_freq"),
+        }
         missing = dict.fromkeys(("cores", "governor", "affinity"), "not asked of a board")
         return {
-            "kind": "jetson", "host": self.user, "cpu": self.machine, "container": "docker" if self.container else "none seen",
+            "kind": "jetson",
+            "host": self.user,
+            "cpu": self.machine,
+            "container": "docker" if self.container else "none seen",
             "jetson": jetson,
-            "kernel": self.kernel, "memory_bytes": self.memory.get("MemTotal"), "tensorrt": self.tensorrt, "trtexec": self.number,
-            "python": self.python, "missing": missing | {k: "the board does not say" for k, v in jetson.items() if v is None},
-        }  # fmt: skip
+            "kernel": self.kernel,
+            "memory_bytes": self.memory.get("MemTotal"),
+            "tensorrt": self.tensorrt,
+            "trtexec": self.number,
+            "python": self.python,
+            "missing": missing
+            | {k: "the board does not say" for k, v in jetson.items() if v is None},
+        }
 
     @property
     def lines(self) -> list[str]:
@@ -149,27 +171,38 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         swap = memory.get("SwapTotal")
         mode = self.power_mode
         made = [
-            f"{self.name}, {self.soc or 'unknown SoC'}, compute capability {self.capability or 'unknown'}",
-            f"JetPack {self.jetpack or 'unknown'} (L4T {self.l4t or 'unknown'}), kernel {self.kernel}, Python {self.python}",
-            f"TensorRT {self.tensorrt or 'unknown'}; trtexec {self.trtexec['path'] if self.trtexec else 'not there'}; Python module "
+            f"{self.name}, {self.soc or 'unknown SoC'}, compute capability "
+            f"{self.capability or 'unknown'}",
+            f"JetPack {self.jetpack or 'unknown'} (L4T {self.l4t or 'unknown'}), kernel "
+            f"{self.kernel}, Python {self.python}",
+            f"TensorRT {self.tensorrt or 'unknown'}; trtexec "
+            f"{self.trtexec['path'] if self.trtexec else 'not there'}; Python module "
             f"{'there' if self.tensorrt_python else 'not there'}",
-            f"memory {_gb(memory.get('MemAvailable'))} free of {_gb(memory.get('MemTotal'))}, swap {_gb(swap) if swap else 'none'}; "
+            f"memory {_gb(memory.get('MemAvailable'))} free of {_gb(memory.get('MemTotal'))}, "
+            f"swap {_gb(swap) if swap else 'none'}; "
             f"disk {_gb(self.disk['free'])} free at {self.home}",
-            f"power mode {mode['name'] or 'unknown'}{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; clocks "
-            f"{'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo {'without password' if self.root else 'needs a password'}",
+            "power mode "
+            f"{mode['name'] or 'unknown'}{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; "
+            f"clocks {'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo "
+            f"{'without password' if self.root else 'needs a password'}",
             f"power n/a: {watts['what']}"
             if watts["mw"] is None
             else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
-        ]  # fmt: skip
+        ]
         if self.meanwhile is not None:
             clocks = ", clocks pinned" if self.meanwhile["pinned"] else ""
-            made.append(f"a job holds the power mode {self.meanwhile['mode'] or 'unknown'}{clocks} now; the above is what it goes back to")
+            made.append(
+                f"a job holds the power mode {self.meanwhile['mode'] or 'unknown'}{clocks} now; "
+                "the above is what it goes back to"
+            )
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
             made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")
         profile = profiles().get(self.board or "")
         made += [f"note: {n}" for n in (profile.notes if profile is not None else ())]
-        made += [f"missing: {m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing]
+        made += [
+            f"missing: {m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing
+        ]
         return made
 
 
@@ -184,5 +217,10 @@ def probe(agent: Agent) -> Board:
         DeviceError: it cannot be reached, or its answer cannot be read.
     """
     answer = agent.ask("probe")
-    missing = [{"what": m["what"], "mend": hint_words(m["mend"], agent.device.name)} for m in answer["missing"]]
-    return msgspec.convert({**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board)
+    missing = [
+        {"what": m["what"], "mend": hint_words(m["mend"], agent.device.name)}
+        for m in answer["missing"]
+    ]
+    return msgspec.convert(
+        {**{k: v for k, v in answer.items() if k != "event"}, "missing": missing}, Board
+    )

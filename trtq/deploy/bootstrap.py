@@ -1,13 +1,15 @@
 """How the agent is started over there: one command line for any shell, without the board's own modules in the way.
 
-``python3 -I`` leaves out the current folder (the home), PYTHONPATH and the packages of the user. The program has no character that a shell
-expands inside single quotes, and imports nothing that the board could lack before it can say what is lacking.
+``python3 -I`` leaves out the current folder (the home), PYTHONPATH and the packages of the user.
+The program has no character that a shell expands inside single quotes, and imports nothing that the
+board could lack before it can say what is lacking.
 """
 
 from __future__ import annotations
 
-# Python 3.6. Arguments: what to do ("run" or "install"), name of the agent's folder, the work folder in hexadecimal, and the agent's own.
-# A folder that is not this user's alone counts as missing: the agent itself says what is wrong with it, when it is to be put there.
+# Python 3.6. Arguments: what to do ("run" or "install"), name of the agent's folder, the work
+# folder in hexadecimal, and the agent's own. A folder that is not this user's alone counts as
+# missing: the agent itself says what is wrong with it, when it is to be put there.
 PROGRAM = """
 import os, stat, sys
 def own(path):
@@ -41,17 +43,24 @@ except BaseException as e:
     sys.exit(1)
 sys.exit(main(sys.argv[1:]) if main else 0)
 """
-NEWLINE, QUOTE, APOSTROPHE = "~", "^", "`"  # what stands for what a shell, or a string, could take for its own
+NEWLINE, QUOTE, APOSTROPHE = (
+    "~",
+    "^",
+    "`",
+)  # what stands for what a shell, or a string, could take for its own
 
 
 def _flat(program: str) -> str:
     """Return a program as the inside of a string literal on one line."""
     lines = program.strip().replace("    ", " ")
-    assert not set(lines) & {NEWLINE, QUOTE, APOSTROPHE, "\\", "$", "!"}
+    assert not set(lines) & {NEWLINE, QUOTE, APOSTROPHE, "\\", "$", "!"}  # noqa: S101
     return lines.replace("\n", NEWLINE).replace('"', QUOTE).replace("'", APOSTROPHE)
 
 
-_PAIRS = "".join(f'.replace("{mark}",chr({ord(char)}))' for mark, char in ((NEWLINE, "\n"), (QUOTE, '"'), (APOSTROPHE, "'")))
+_PAIRS = "".join(
+    f'.replace("{mark}",chr({ord(char)}))'
+    for mark, char in ((NEWLINE, "\n"), (QUOTE, '"'), (APOSTROPHE, "'"))
+)
 _WORD = f"'exec(\"{_flat(PROGRAM)}\"{_PAIRS})'"
 
 
@@ -64,4 +73,7 @@ def command(how: str, digest: str, home: str, arguments: str) -> str:
         home: the work folder, as the user typed it.
         arguments: the agent's own; words without anything that a shell expands.
     """
-    return f"python3 -I -c {_WORD} {how} {digest} {home.encode('utf-8', 'surrogateescape').hex()} {arguments}"
+    return (
+        f"python3 -I -c {_WORD} {how} {digest} {home.encode('utf-8', 'surrogateescape').hex()} "
+        f"{arguments}"
+    )

@@ -55,13 +55,32 @@ class BoardBuilder:
         BoardError: there is nothing to build with.
     """
 
-    def __init__(self, agent: Agent, board: Board, engine: str, told: Progress, power: dict[str, Any], *, again: bool = False) -> None:
-        self.agent, self.board, self.engine, self.told, self.power = agent, board, engine, told, power
+    def __init__(
+        self,
+        agent: Agent,
+        board: Board,
+        engine: str,
+        told: Progress,
+        power: dict[str, Any],
+        *,
+        again: bool = False,
+    ) -> None:
+        self.agent, self.board, self.engine, self.told, self.power = (
+            agent,
+            board,
+            engine,
+            told,
+            power,
+        )
         self.version = board.release
         there = board.has_trtexec
         if not there and not board.tensorrt_python:
             mend = next((m["mend"] for m in board.missing if "trtexec" in m["what"]), "")
-            raise BoardError(f"Cannot build on {agent.device.name}", "it has neither trtexec nor TensorRT's Python module", mend)
+            raise BoardError(
+                f"Cannot build on {agent.device.name}",
+                "it has neither trtexec nor TensorRT's Python module",
+                mend,
+            )
         self.name = "trtexec" if there else "tensorrt"
         self.executable = board.trtexec["path"] if there and board.trtexec is not None else ""
         self.spelled = TrtexecBuilder(self.executable, self.version, told)
@@ -84,25 +103,46 @@ class BoardBuilder:
         digest, board = sha256_file(source), self.board
         name = f"files/{digest}.onnx"
         beside, report = f"{self.target_path}.new", f"{self.target_path}.layers"
-        how = digest_of({**self.power, "mode": board.power_mode["name"], "dla": settings.options.dla})[:8]  # times of other clocks mislead
+        how = digest_of(
+            {**self.power, "mode": board.power_mode["name"], "dla": settings.options.dla}
+        )[:8]  # times of other clocks mislead
         cache = f"{board.home}/timing.{board.number}.{how}.cache"
         options = msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new")
         caches = {}
         if settings.calibration is not None:
             held = sha256_file(settings.calibration)
             caches[f"files/{held}.cache"] = settings.calibration, held
-        asked = replace(settings, options=options, calibration=next((Path(f"{board.home}/{n}") for n in caches), None))
+        asked = replace(
+            settings,
+            options=options,
+            calibration=next((Path(f"{board.home}/{n}") for n in caches), None),
+        )
         reports = within(FLAGS["exportLayerInfo"], self.version)
-        argv = self._argv(Path(f"{board.home}/{name}"), Path(beside), asked, Path(f"{report}.new") if reports else None)
+        argv = self._argv(
+            Path(f"{board.home}/{name}"),
+            Path(beside),
+            asked,
+            Path(f"{report}.new") if reports else None,
+        )
         step = {
-            "name": "build", "argv": argv, "fresh": [beside, f"{report}.new", f"{cache}.new"], "copies": [[cache, f"{cache}.new"]],
-            "makes": [[beside, self.target_path], [f"{report}.new", f"{report}.gz"], [f"{cache}.new", cache]],
-        }  # fmt: skip
+            "name": "build",
+            "argv": argv,
+            "fresh": [beside, f"{report}.new", f"{cache}.new"],
+            "copies": [[cache, f"{cache}.new"]],
+            "makes": [
+                [beside, self.target_path],
+                [f"{report}.new", f"{report}.gz"],
+                [f"{cache}.new", cache],
+            ],
+        }
         size = source.stat().st_size
         job = {
-            "title": f"the build of {self.engine.rpartition('/')[2][:12]}", "steps": [step], **self.power,
-            "needs_bytes": 2 * size + MARGIN_BYTES, "again": self.again,
-        }  # fmt: skip
+            "title": f"the build of {self.engine.rpartition('/')[2][:12]}",
+            "steps": [step],
+            **self.power,
+            "needs_bytes": 2 * size + MARGIN_BYTES,
+            "again": self.again,
+        }
         for there, (path, held) in {name: (source, digest), **caches}.items():
             self.agent.upload(path, there, held)
             self.uploads.append(there)
@@ -119,30 +159,48 @@ class BoardBuilder:
         log = read_log("\n".join(lines))
         who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
         where = f"{who} cannot build the engine for {settings.target.device}"
-        ran = result["steps"][0]  # a result has at least one where it failed, and all where it did not
+        ran = result["steps"][
+            0
+        ]  # a result has at least one where it failed, and all where it did not
         if not result["ok"]:
             unknown = [ln for ln in lines if ln.startswith("Unknown option")]
             if not ran["rc"]:
                 raise EngineError(where, result["why"], advice(result, self.agent))
-            raise self._advised(explain(where, [*log.errors, *unknown], ran["rc"], last=lines[-1] if lines else result["why"]), result)
+            raise self._advised(
+                explain(
+                    where,
+                    [*log.errors, *unknown],
+                    ran["rc"],
+                    last=lines[-1] if lines else result["why"],
+                ),
+                result,
+            )
         made = ran["files"].get(self.target_path)
         if made is None:
             raise EngineError(where, "it ended well and wrote no engine")
         return Built(
-            plan=b"", version=log.version or (dotted(board.number) if board.number is not None else shown(self.version)),
-            tensors=[], log=log.warnings, numbers=log.numbers,
-            layers=self._layers(ran["files"].get(f"{report}.gz"), f"{self.engine}.layers.gz"), away=(made["sha256"], made["bytes"]),
-        )  # fmt: skip
+            plan=b"",
+            version=log.version
+            or (dotted(board.number) if board.number is not None else shown(self.version)),
+            tensors=[],
+            log=log.warnings,
+            numbers=log.numbers,
+            layers=self._layers(ran["files"].get(f"{report}.gz"), f"{self.engine}.layers.gz"),
+            away=(made["sha256"], made["bytes"]),
+        )
 
     def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
         if self.executable:
             return self.spelled.command(source, out, settings, report=report)
         if settings.calibration is not None:
             raise EngineError(
-                f"TensorRT on {self.agent.device.name} cannot build INT8 from a cache", "its Python module is not given one here",
+                f"TensorRT on {self.agent.device.name} cannot build INT8 from a cache",
+                "its Python module is not given one here",
                 "On the board: sudo apt-get install libnvinfer-bin",
-            )  # fmt: skip
-        plain = replace(settings, options=msgspec.structs.replace(settings.options, timing_cache=None))
+            )
+        plain = replace(
+            settings, options=msgspec.structs.replace(settings.options, timing_cache=None)
+        )
         request = self._python().request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None
         request["apis"] = sorted(n for n in API if has_api(n, self.version))
@@ -155,12 +213,17 @@ class BoardBuilder:
         if made is None:
             return None
         with tempfile.TemporaryDirectory(prefix="trtq-layers-") as folder:
-            packed = self.agent.download(name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS)
+            packed = self.agent.download(
+                name, Path(folder) / "layers.gz", digest=made["sha256"], most=MOST_LAYERS
+            )
             report = gunzip(packed, self.agent.device.name)
         try:
             decode_json(report, _Report)
         except msgspec.MsgspecError as exc:
-            self.told.note(f"{self.agent.device.name}: the layer report cannot be read ({reason(exc)}): INT8 coverage is unknown")
+            self.told.note(
+                f"{self.agent.device.name}: the layer report cannot be read ({reason(exc)}): "
+                "INT8 coverage is unknown"
+            )
             return None
         return report
 
@@ -174,10 +237,15 @@ class BoardBuilder:
         least = result["watch"]["least_free"] if "watch" in result else None
         swap = self.board.memory.get("SwapTotal") or 0
         had = f"; {least / 1e6:.0f} MB were free at the least" if least is not None else ""
-        mends = ["Stop the desktop there (sudo systemctl isolate multi-user.target)"] * self.board.desktop
+        mends = [
+            "Stop the desktop there (sudo systemctl isolate multi-user.target)"
+        ] * self.board.desktop
         mends += ["close what uses CUDA there", "give less with --workspace"]
         if swap < 2 * 2**30:
-            mends.append(f"add swap for the host's part (there are {swap / 1e9:.1f} GB; pages of the GPU cannot be swapped)")
+            mends.append(
+                f"add swap for the host's part (there are {swap / 1e9:.1f} GB; pages of the GPU "
+                "cannot be swapped)"
+            )
         return BuilderMemoryError(error.what, f"{error.why}{had}", f"{', or '.join(mends)}")
 
     def keeps(self, node: str) -> bool:
@@ -186,4 +254,8 @@ class BoardBuilder:
 
     def show(self, source: Path, out: Path, settings: Settings) -> str:
         """Return the command line that would run on the board."""
-        return self.spelled.show(source, out, settings) if self.executable else json.dumps(self._argv(source, out, settings, None))
+        return (
+            self.spelled.show(source, out, settings)
+            if self.executable
+            else json.dumps(self._argv(source, out, settings, None))
+        )

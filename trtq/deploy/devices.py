@@ -14,7 +14,8 @@ from trtq.artifact import decode_json, explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 from trtq.paths import expand_home, path_variable, user_folder
 
-# What may stand in an address: nothing that ssh could take for an option or a shell for more than a word.
+# What may stand in an address: nothing that ssh could take for an option or a shell for more than a
+# word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
 ADDRESS = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST})(?::(?P<port>\d{{1,5}}))?")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
@@ -26,7 +27,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: what the user calls it.
-        user, host, port: of its SSH server; what is empty or None is what the user's own SSH configuration says.
+        user, host, port: of its SSH server; what is empty or None is what the user's own SSH
+            configuration says.
         identity: private key file, "" for what SSH finds.
         jump: host to go through, as for ``ssh -J``; "" for none.
         workdir: folder on the board that is ours.
@@ -43,8 +45,19 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def add_command(self) -> list[str]:
         """The words that add it."""
-        more = [("--identity", self.identity), ("--jump", self.jump), ("--workdir", self.workdir if self.workdir != WORKDIR else "")]
-        return ["trtq", "device", "add", self.name, self.place, *(w for option, value in more if value for w in (option, value))]
+        more = [
+            ("--identity", self.identity),
+            ("--jump", self.jump),
+            ("--workdir", self.workdir if self.workdir != WORKDIR else ""),
+        ]
+        return [
+            "trtq",
+            "device",
+            "add",
+            self.name,
+            self.place,
+            *(w for option, value in more if value for w in (option, value)),
+        ]
 
     @property
     def address(self) -> str:
@@ -58,37 +71,70 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
         return self.address + (f":{self.port}" if self.port is not None else "")
 
 
-def parse_device(name: str, address: str, *, identity: str = "", jump: str = "", workdir: str = WORKDIR) -> Device:
+def parse_device(
+    name: str, address: str, *, identity: str = "", jump: str = "", workdir: str = WORKDIR
+) -> Device:
     """Return the device that an address names.
 
     Raises:
-        UsageError: a name, an address or a jump host that is none, or an identity file that is not there.
+        UsageError: a name, an address or a jump host that is none, or an identity file that is not
+            there.
     """
     if not NAME.fullmatch(name):
-        raise UsageError(f"Cannot call a device {name!r}", "a name has letters, digits, ., _ and -", "Call it like nano or lab-orin.local")
+        raise UsageError(
+            f"Cannot call a device {name!r}",
+            "a name has letters, digits, ., _ and -",
+            "Call it like nano or lab-orin.local",
+        )
     found = ADDRESS.fullmatch(address)
     if found is None:
         number = address.rpartition("@")[2].count(":") > 1
-        mend = "Write an IPv6 address in brackets: jetson@[fe80::1%eth0]:22" if number else "Write it like jetson@192.168.55.1"
-        raise UsageError(f"Cannot read the address {address!r}", "expected user@host or user@host:port", mend)
+        mend = (
+            "Write an IPv6 address in brackets: jetson@[fe80::1%eth0]:22"
+            if number
+            else "Write it like jetson@192.168.55.1"
+        )
+        raise UsageError(
+            f"Cannot read the address {address!r}", "expected user@host or user@host:port", mend
+        )
     port = int(found["port"]) if found["port"] else None
     if port is not None and not 0 < port < 65536:
-        raise UsageError(f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535")
+        raise UsageError(
+            f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535"
+        )
     for hop in filter(None, jump.split(",")):
         if not ADDRESS.fullmatch(hop):
-            raise UsageError(f"Cannot read the jump host {hop!r}", "expected user@host or user@host:port", "Write it like me@gateway:2222")
+            raise UsageError(
+                f"Cannot read the jump host {hop!r}",
+                "expected user@host or user@host:port",
+                "Write it like me@gateway:2222",
+            )
     key = ""
     if identity:
         key = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100 - links stay: a certificate lies beside the name
         if not Path(key).is_file():
             raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
         if not key.isprintable() or "${" in key:
-            raise UsageError(f"Cannot use --identity {identity}", "ssh expands what is in its name", "Give the key another name")
+            raise UsageError(
+                f"Cannot use --identity {identity}",
+                "ssh expands what is in its name",
+                "Give the key another name",
+            )
     if not workdir or not workdir.isprintable() or workdir.startswith("-") or len(workdir) > 1024:
-        raise UsageError(f"Cannot use --workdir {workdir!r}", "expected a folder on the board", "Write it like /mnt/nvme/trtq")
+        raise UsageError(
+            f"Cannot use --workdir {workdir!r}",
+            "expected a folder on the board",
+            "Write it like /mnt/nvme/trtq",
+        )
     return Device(
-        name=name, host=found["host"].strip("[]"), user=found["user"] or "", port=port, identity=key, jump=jump, workdir=workdir
-    )  # fmt: skip
+        name=name,
+        host=found["host"].strip("[]"),
+        user=found["user"] or "",
+        port=port,
+        identity=key,
+        jump=jump,
+        workdir=workdir,
+    )
 
 
 def config_folder() -> Path:
@@ -102,7 +148,11 @@ def config_folder() -> Path:
         return Path(given).absolute()
     base = user_folder("XDG_CONFIG_HOME", ".config")
     if base is None:
-        raise UsageError("Cannot tell where devices are kept", "this user has no home", "Name a folder: export TRTQ_CONFIG=/path/to/folder")
+        raise UsageError(
+            "Cannot tell where devices are kept",
+            "this user has no home",
+            "Name a folder: export TRTQ_CONFIG=/path/to/folder",
+        )
     return base / "trtq"
 
 
@@ -141,7 +191,11 @@ def known_devices() -> dict[str, Device]:
         raise DeviceError(f"Cannot read the devices in {path}", reason(exc), mend) from exc
     for name, device in devices.items():
         if device.name != name or not _has_form(device):
-            raise DeviceError(f"Cannot read the devices in {path}", f"the entry {name[:80]!r} is none that trtq device add writes", mend)
+            raise DeviceError(
+                f"Cannot read the devices in {path}",
+                f"the entry {name[:80]!r} is none that trtq device add writes",
+                mend,
+            )
     return devices
 
 
@@ -194,8 +248,18 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
         return devices[name]
     first, _, rest = name.partition("@")
     if first in devices and re.fullmatch(r"\d+(\.\d+){0,2}", rest):
-        raise UsageError(f"Unknown device {name!r}", f"{first} is one, and it builds with the TensorRT it has", f"Write {first}")
+        raise UsageError(
+            f"Unknown device {name!r}",
+            f"{first} is one, and it builds with the TensorRT it has",
+            f"Write {first}",
+        )
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
         return parse_device(slug(name).lstrip(".-_")[:64], name)
-    mend = suggest(name, devices) if devices else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
-    raise UsageError(f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend)
+    mend = (
+        suggest(name, devices)
+        if devices
+        else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
+    )
+    raise UsageError(
+        f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend
+    )

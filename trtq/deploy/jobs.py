@@ -25,10 +25,13 @@ def owner() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None) -> tuple[Result, list[str]]:
+def do(
+    agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None
+) -> tuple[Result, list[str]]:
     """Return the result of a job and the lines that its programs wrote, whoever started it.
 
-    A job whose process or board went away is started again, twice at most. It may be another workstation's: the same work has the same key.
+    A job whose process or board went away is started again, twice at most. It may be another
+    workstation's: the same work has the same key.
 
     Args:
         agent: on the board.
@@ -41,21 +44,31 @@ def do(agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], Non
     """
     for attempt in range(MOST_RESTARTS + 1):
         try:
-            agent.ask("start", key=key, job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0})
+            agent.ask(
+                "start",
+                key=key,
+                job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0},
+            )
             now = agent.follow(key, line)
         except KeyboardInterrupt:
             stop = shlex.join(["trtq", "device", "stop", called(agent.device), key[:8]])
-            agent.told.note(f"{agent.device.name}: {job['title']} goes on there, and the same command finds it again; to end it: {stop}")
+            agent.told.note(
+                f"{agent.device.name}: {job['title']} goes on there, and the same command finds "
+                f"it again; to end it: {stop}"
+            )
             raise
         if now["state"] == "done":
             return _checked(now.get("result"), agent, job), now["lines"]
         why = now.get("why", "somebody removed it")
         if attempt < MOST_RESTARTS:
-            agent.told.note(f"{agent.device.name}: {job['title']} was lost: {why}; starting it again")
+            agent.told.note(
+                f"{agent.device.name}: {job['title']} was lost: {why}; starting it again"
+            )
     raise BoardError(
-        f"{agent.device.name} lost {job['title']} {MOST_RESTARTS + 1} times", why, "Look at its power supply and memory: trtq device probe "
-        f"{shlex.quote(agent.device.name)}",
-    )  # fmt: skip
+        f"{agent.device.name} lost {job['title']} {MOST_RESTARTS + 1} times",
+        why,
+        f"Look at its power supply and memory: trtq device probe {shlex.quote(agent.device.name)}",
+    )
 
 
 def advice(result: Result, agent: Agent) -> str:
@@ -66,9 +79,17 @@ def advice(result: Result, agent: Agent) -> str:
 def _checked(result: Result | None, agent: Agent, job: dict[str, Any]) -> Result:
     """Return a result that has what a good one has."""
     if result is None:
-        raise BoardError(f"Cannot read the answer of {agent.device.name}", f"{job['title']} is done without a result")
+        raise BoardError(
+            f"Cannot read the answer of {agent.device.name}",
+            f"{job['title']} is done without a result",
+        )
     if not result["ok"] and not result["steps"]:
-        raise BoardError(f"{agent.device.name} cannot do {job['title']}", result["why"], advice(result, agent))
+        raise BoardError(
+            f"{agent.device.name} cannot do {job['title']}", result["why"], advice(result, agent)
+        )
     if result["ok"] and [s["name"] for s in result["steps"]] != [s["name"] for s in job["steps"]]:
-        raise BoardError(f"Cannot read the answer of {agent.device.name}", f"{job['title']} has other steps than were asked for")
+        raise BoardError(
+            f"Cannot read the answer of {agent.device.name}",
+            f"{job['title']} has other steps than were asked for",
+        )
     return result

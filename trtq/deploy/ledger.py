@@ -1,7 +1,7 @@
 """What this workstation knows of the engines on boards: a digest of each manifest, which has the digest of its engine.
 
-A board keeps engine and manifest side by side, so whoever changes one there can change the other: what is used again is compared with
-what was seen when it was built.
+A board keeps engine and manifest side by side, so whoever changes one there can change the other:
+what is used again is compared with what was seen when it was built.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def board_manifest(answer: Any, name: str) -> EngineManifest:
         msgspec.convert(answer, _Used)
         return msgspec.convert(answer, EngineManifest)
     except (msgspec.ValidationError, RecursionError) as exc:
-        raise BoardError(f"Cannot read a manifest of {name}", reason(exc), "Deploy its model again") from exc
+        raise BoardError(
+            f"Cannot read a manifest of {name}", reason(exc), "Deploy its model again"
+        ) from exc
 
 
 def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None:
@@ -72,7 +74,10 @@ def remember_engine(device: Device, name: str, manifest: EngineManifest) -> None
     """
     folder = writable_config()
     with locked(folder / ".engines.lock"):
-        write_json(folder / "engines.json", {**_known(), _place(device, name): digest_of(msgspec.to_builtins(manifest))})
+        write_json(
+            folder / "engines.json",
+            {**_known(), _place(device, name): digest_of(msgspec.to_builtins(manifest))},
+        )
 
 
 def is_known_engine(device: Device, name: str, manifest: EngineManifest) -> bool | None:
@@ -93,4 +98,6 @@ def _known() -> dict[str, str]:
         return {}
     except (OSError, msgspec.MsgspecError) as exc:
         mend = "Move the file away: engines on boards then count as those of another workstation"
-        raise DeviceError(f"Cannot read the digests of engines in {path}", reason(exc), mend) from exc
+        raise DeviceError(
+            f"Cannot read the digests of engines in {path}", reason(exc), mend
+        ) from exc

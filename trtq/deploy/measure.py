@@ -37,9 +37,15 @@ MARKS = {"inference": "Starting inference", "end": "Performance summary"}
 
 
 def measure(
-    agent: Agent, board: Board, manifest: EngineManifest, path: str, options: DeployOptions, power: dict[str, Any], folder: Path,
+    agent: Agent,
+    board: Board,
+    manifest: EngineManifest,
+    path: str,
+    options: DeployOptions,
+    power: dict[str, Any],
+    folder: Path,
     nonce: str,
-) -> list[BenchRow]:  # fmt: skip
+) -> list[BenchRow]:
     """Return a row for each batch of an engine on a board.
 
     Args:
@@ -50,7 +56,8 @@ def measure(
         options: which batches, for how long, energy.
         power: power mode and pinning of the jobs.
         folder: where the times and the readings go.
-        nonce: of this measurement: one that was interrupted is found again by it, one that is done is never taken for a new one.
+        nonce: of this measurement: one that was interrupted is found again by it, one that is done
+            is never taken for a new one.
 
     Raises:
         BoardError: there is no trtexec, or the engine does not run.
@@ -62,25 +69,46 @@ def measure(
     if wrong is not None:
         low, high = min(least, wrong), max(most, wrong)
         raise UsageError(
-            f"Cannot measure batch {wrong}", f"the engine takes {least} to {most}", f"Build it for that: --batch {low}:{wrong}:{high}"
+            f"Cannot measure batch {wrong}",
+            f"the engine takes {least} to {most}",
+            f"Build it for that: --batch {low}:{wrong}:{high}",
         )
     given = next((t for t in manifest.tensors if t.get("mode") == "input"), None)
     if given is None or not {"name", "shape"} <= given.keys():
-        raise BoardError(f"Cannot measure {path} on {agent.device.name}", "its manifest names no input", "Deploy it again")
+        raise BoardError(
+            f"Cannot measure {path} on {agent.device.name}",
+            "its manifest names no input",
+            "Deploy it again",
+        )
     graph, rows = options.cuda_graph and options.dla is None, []  # a DLA takes no graphs
     for batch in options.bench_batch:
         shape = [batch, *given["shape"][1:]]
         shapes = f"{given['name']}:{'x'.join(map(str, shape))}" if least != most else ""
         found = bench.run(
-            shapes, batch, seconds=options.duration, requests=options.min_samples, energy=options.energy, graph=graph, dla=options.dla,
-            nonce=nonce, folder=folder,
-        )  # fmt: skip
+            shapes,
+            batch,
+            seconds=options.duration,
+            requests=options.min_samples,
+            energy=options.energy,
+            graph=graph,
+            dla=options.dla,
+            nonce=nonce,
+            folder=folder,
+        )
         rows.append(
             row_of(
-                board, *found, engine=path, sha256=manifest.engine_sha256, size=manifest.engine_bytes, batch=batch, shape=shape,
-                energy=options.energy, graph=graph, mode=power["mode"] or board.power_mode["name"],
+                board,
+                *found,
+                engine=path,
+                sha256=manifest.engine_sha256,
+                size=manifest.engine_bytes,
+                batch=batch,
+                shape=shape,
+                energy=options.energy,
+                graph=graph,
+                mode=power["mode"] or board.power_mode["name"],
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -94,10 +122,14 @@ class BoardBench:
         power: power mode and pinning.
     """
 
-    def __init__(self, agent: Agent, board: Board, engine: tuple[str, str], power: dict[str, Any]) -> None:
+    def __init__(
+        self, agent: Agent, board: Board, engine: tuple[str, str], power: dict[str, Any]
+    ) -> None:
         if not board.has_trtexec:
             raise BoardError(
-                f"Cannot measure on {agent.device.name}", "there is no trtexec", "on the board: sudo apt-get install libnvinfer-bin"
+                f"Cannot measure on {agent.device.name}",
+                "there is no trtexec",
+                "on the board: sudo apt-get install libnvinfer-bin",
             )
         self.agent, self.board, self.power = agent, board, power
         self.path, self.sha256 = engine
@@ -118,28 +150,67 @@ class BoardBench:
         """Run the job (or find it done) and fetch what it gave.
 
         Returns:
-            the agent's result, what trtexec printed in the timed run and in the loads, the files of times and of readings.
+            the agent's result, what trtexec printed in the timed run and in the loads, the files of
+                times and of readings.
         """
-        number, trtexec = self.board.number, self.board.trtexec["path"] if self.board.trtexec is not None else ""
+        number, trtexec = (
+            self.board.number,
+            self.board.trtexec["path"] if self.board.trtexec is not None else "",
+        )
         version, engine = self.board.release, Path(self.path)
         seconds = max(seconds, ENERGY_WINDOW_S + SETTLE_S) if energy else seconds
-        load = command(trtexec, version, engine, shapes=shapes, graph=False, warmup_ms=0, seconds=0, requests=1, dla=dla)
+        load = command(
+            trtexec,
+            version,
+            engine,
+            shapes=shapes,
+            graph=False,
+            warmup_ms=0,
+            seconds=0,
+            requests=1,
+            dla=dla,
+        )
         timed = command(
-            trtexec, version, engine, shapes=shapes, graph=graph, warmup_ms=WARMUP_MS, seconds=seconds, requests=requests,
-            times=TIMES, dla=dla
-        )  # fmt: skip
+            trtexec,
+            version,
+            engine,
+            shapes=shapes,
+            graph=graph,
+            warmup_ms=WARMUP_MS,
+            seconds=seconds,
+            requests=requests,
+            times=TIMES,
+            dla=dla,
+        )
         idle = ENERGY_WINDOW_S if energy else IDLE_S
         steps: list[dict[str, Any]] = [
-            {"name": f"load {i + 1} of {LOADS}", "argv": load, "marks": MARKS, "idle_s": IDLE_S if i == 0 else 0.0} for i in range(LOADS)
+            {
+                "name": f"load {i + 1} of {LOADS}",
+                "argv": load,
+                "marks": MARKS,
+                "idle_s": IDLE_S if i == 0 else 0.0,
+            }
+            for i in range(LOADS)
         ]
         steps.append(
-            {"name": "latency", "argv": timed, "marks": MARKS, "idle_s": idle, "makes": [[TIMES, f"{TIMES}.gz"]]}
-        )  # fmt: skip
+            {
+                "name": "latency",
+                "argv": timed,
+                "marks": MARKS,
+                "idle_s": idle,
+                "makes": [[TIMES, f"{TIMES}.gz"]],
+            }
+        )
         job = {
-            "title": f"the measurement at batch {batch}", "steps": steps, "rest_s": ENERGY_WINDOW_S + SETTLE_S if energy else 0.0,
-            "sample_s": SAMPLE_S, **self.power,
-        }  # fmt: skip
-        key = digest_of({"steps": steps, "engine": self.sha256, "trtexec": number, "nonce": nonce, **self.power})[:32]
+            "title": f"the measurement at batch {batch}",
+            "steps": steps,
+            "rest_s": ENERGY_WINDOW_S + SETTLE_S if energy else 0.0,
+            "sample_s": SAMPLE_S,
+            **self.power,
+        }
+        key = digest_of(
+            {"steps": steps, "engine": self.sha256, "trtexec": number, "nonce": nonce, **self.power}
+        )[:32]
         for step in steps:
             step["limit_s"] = 3 * seconds + SLOWEST_S
         self.agent.told.begin(f"Measuring on {self.agent.device.name}, batch {batch}", 0)
@@ -148,12 +219,30 @@ class BoardBench:
         if not result["ok"]:
             failed = logs[-1] if logs else None
             why = failed.errors[0] if failed is not None and failed.errors else result["why"]
-            raise BoardError(f"{self.agent.device.name} cannot run the engine", why[:400], advice(result, self.agent))
+            raise BoardError(
+                f"{self.agent.device.name} cannot run the engine",
+                why[:400],
+                advice(result, self.agent),
+            )
         made = result["steps"][-1]["files"].get(f"{TIMES}.gz")
-        if made is None or len(logs) != len(steps) or not {"watch", "before", "after"} <= result.keys():
-            raise BoardError(f"Cannot read the measurement of {self.agent.device.name}", "its times, its log or its readings are missing")
-        local = self.agent.download(f"jobs/{key}/{TIMES}.gz", folder / f"times.b{batch}.json.gz", digest=made["sha256"], most=MOST_PACKED)
-        readings = self.agent.download(f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz", most=MOST_PACKED)
+        if (
+            made is None
+            or len(logs) != len(steps)
+            or not {"watch", "before", "after"} <= result.keys()
+        ):
+            raise BoardError(
+                f"Cannot read the measurement of {self.agent.device.name}",
+                "its times, its log or its readings are missing",
+            )
+        local = self.agent.download(
+            f"jobs/{key}/{TIMES}.gz",
+            folder / f"times.b{batch}.json.gz",
+            digest=made["sha256"],
+            most=MOST_PACKED,
+        )
+        readings = self.agent.download(
+            f"jobs/{key}/watch.json.gz", folder / f"readings.b{batch}.json.gz", most=MOST_PACKED
+        )
         return result, logs[-1], logs[:-1], local, readings
 
 
@@ -163,24 +252,48 @@ def _by_step(text: str) -> list[str]:
 
 
 def row_of(
-    board: Board, result: Result, log: TrtexecLog, loads: list[TrtexecLog], times: Path, readings: Path, *, engine: str,
-    sha256: str, size: int, batch: int, shape: list[int], energy: bool, graph: bool, mode: str | None,
-) -> BenchRow:  # fmt: skip
+    board: Board,
+    result: Result,
+    log: TrtexecLog,
+    loads: list[TrtexecLog],
+    times: Path,
+    readings: Path,
+    *,
+    engine: str,
+    sha256: str,
+    size: int,
+    batch: int,
+    shape: list[int],
+    energy: bool,
+    graph: bool,
+    mode: str | None,
+) -> BenchRow:
     """Return the row of a record from what a board gave."""
     version = board.release
-    found = read_times(gunzip(times, board.name).decode("utf-8", "replace"), version, warmup_ms=WARMUP_MS)
+    found = read_times(
+        gunzip(times, board.name).decode("utf-8", "replace"), version, warmup_ms=WARMUP_MS
+    )
     ms = np.asarray(found.compute, dtype=np.float64)
     if not len(ms) or not (ms > 0).all() or not (ms < MOST_MS).all():
-        raise BoardError(f"Cannot read the times of {board.name}", f"{len(ms)} times, expected some between 0 and {MOST_MS:g} ms")
+        raise BoardError(
+            f"Cannot read the times of {board.name}",
+            f"{len(ms)} times, expected some between 0 and {MOST_MS:g} ms",
+        )
     ns = np.asarray(ms * 1e6, dtype=np.int64)
     samples = Samples(ns, list(range(0, len(ns), BLOCK)), "trtexec's duration and iterations")
     gpu = summarize("gpu", samples)
     seen = _readings(readings, board.name)
     timed, starts = result["steps"][-1], result["steps"][:-1]
-    watch, notes, reasons = result["watch"], list(log.advice), doubts(gpu, Warmup(0, True, 0.0), samples)
+    watch, notes, reasons = (
+        result["watch"],
+        list(log.advice),
+        doubts(gpu, Warmup(0, True, 0.0), samples),
+    )
     if watch["throttled"]:
         counted = ", ".join(f"{k} {v}" for k, v in watch["throttled"].items())
-        reasons.append(f"the board throttled meanwhile ({counted}; hottest {watch['hottest_c'] or 0:.0f} C)")
+        reasons.append(
+            f"the board throttled meanwhile ({counted}; hottest {watch['hottest_c'] or 0:.0f} C)"
+        )
     if watch["swapped"] > 2**20:
         reasons.append(f"{watch['swapped'] / 1e6:.0f} MB went to swap meanwhile")
     before = result["before"]
@@ -193,14 +306,20 @@ def row_of(
         reasons.append(f"the GPU's pinned clock fell to {slow:.0%} meanwhile: it throttled")
     profile = profiles().get(board.board or "")
     if profile is not None and (watch["hottest_c"] or 0.0) >= profile.throttles_c:
-        reasons.append(f"it was {watch['hottest_c']:.0f} C hot: {profile.name} throttles from {profile.throttles_c:g} C on")
+        reasons.append(
+            f"it was {watch['hottest_c']:.0f} C hot: {profile.name} throttles from "
+            f"{profile.throttles_c:g} C on"
+        )
     if before["boot"] != result["after"]["boot"]:
         reasons.append("the board was started again meanwhile")
     missing = {
-        "e2e": "trtexec gives no elapsed time of a request: its latency is the sum of copies and GPU time",
+        "e2e": "trtexec gives no elapsed time of a request: its latency is the sum of copies and "
+        "GPU time",
         "enqueue": "not measured on boards",
     }
-    measured, why = _energy(timed, seen, watch, log, batch) if energy else (None, "not asked for (--energy)")
+    measured, why = (
+        _energy(timed, seen, watch, log, batch) if energy else (None, "not asked for (--energy)")
+    )
     if measured is None:
         missing["energy"] = why
     else:
@@ -214,24 +333,46 @@ def row_of(
     if not load:
         missing["load"] = "trtexec did not say when inference began"
     return BenchRow(
-        file=engine, file_sha256=sha256, file_bytes=size, kind="engine", device=f"{board.name} (trtexec {log.version or version[0]})",
-        mode="latency", batch=batch, input_shape=shape, gpu=gpu, load=load, memory=memory, energy=measured, unavailable=missing,
+        file=engine,
+        file_sha256=sha256,
+        file_bytes=size,
+        kind="engine",
+        device=f"{board.name} (trtexec {log.version or version[0]})",
+        mode="latency",
+        batch=batch,
+        input_shape=shape,
+        gpu=gpu,
+        load=load,
+        memory=memory,
+        energy=measured,
+        unavailable=missing,
         settings={
-            "power_mode": before["power_mode"], "clocks": "pinned" if before["clocks"]["pinned"] else "not pinned",
+            "power_mode": before["power_mode"],
+            "clocks": "pinned" if before["clocks"]["pinned"] else "not pinned",
             "graph": "captured" if log.cuda_graph else "not used",
-            "transfers": log.transfers, "warmup_ms": WARMUP_MS,
+            "transfers": log.transfers,
+            "warmup_ms": WARMUP_MS,
         },
         state={
-            "latency_ms": log.rows["latency"].median if "latency" in log.rows else None, "before": before, "after": result["after"],
-            "hottest_c": watch["hottest_c"], "least_free_bytes": watch["least_free"],
+            "latency_ms": log.rows["latency"].median if "latency" in log.rows else None,
+            "before": before,
+            "after": result["after"],
+            "hottest_c": watch["hottest_c"],
+            "least_free_bytes": watch["least_free"],
         },
-        valid=not reasons, reasons=reasons, notes=notes,
-    )  # fmt: skip
+        valid=not reasons,
+        reasons=reasons,
+        notes=notes,
+    )
 
 
 class _Readings(msgspec.Struct):
     columns: list[str]
-    rows: list[tuple[Number | None, Number | None, Number | None, Number | None, Number | None, Number | None]]
+    rows: list[
+        tuple[
+            Number | None, Number | None, Number | None, Number | None, Number | None, Number | None
+        ]
+    ]
 
 
 def _readings(path: Path, name: str) -> dict[str, Values]:
@@ -241,21 +382,34 @@ def _readings(path: Path, name: str) -> dict[str, Values]:
     except msgspec.MsgspecError as exc:
         raise BoardError(f"Cannot read the readings of {name}", reason(exc)) from exc
     if data.columns != list(Watch.COLUMNS):
-        raise BoardError(f"Cannot read the readings of {name}", f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}")
-    rows = np.asarray([[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64).reshape(-1, len(data.columns))
+        raise BoardError(
+            f"Cannot read the readings of {name}",
+            f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}",
+        )
+    rows = np.asarray(
+        [[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64
+    ).reshape(-1, len(data.columns))
     return {name: rows[:, i] for i, name in enumerate(data.columns)}
 
 
 def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
     """Return the starts: from the start of the process until it begins to infer, deserializing apart where trtexec tells it."""
-    whole = [1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]]
+    whole = [
+        1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]
+    ]
     if not whole:
         return []
     apart = [1e3 * log.numbers["deserialized_s"] for log in logs if "deserialized_s" in log.numbers]
     phases = [_phase("deserialize", apart)] if len(apart) == len(whole) else []
     rest = [w - a for w, a in zip(whole, apart, strict=True)] if phases else whole
-    phases.append(_phase("process, libraries, reading, context" if phases else "process up to inference", rest))
-    second = Phase(name="next request (GPU time)", median=gpu.median.value or 0.0, low=gpu.min, high=gpu.max)
+    phases.append(
+        _phase(
+            "process, libraries, reading, context" if phases else "process up to inference", rest
+        )
+    )
+    second = Phase(
+        name="next request (GPU time)", median=gpu.median.value or 0.0, low=gpu.min, high=gpu.max
+    )
     return [
         Load(
             cache="warm",
@@ -271,7 +425,9 @@ def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]
 def _slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
     """Return how far the pinned GPU clock fell under load, as a share; None where it did not, or is not pinned."""
     top = clocks["gpu"].get("max_freq")
-    inside = seen["gpu_hz"][(seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])]
+    inside = seen["gpu_hz"][
+        (seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])
+    ]
     inside = inside[~np.isnan(inside)]
     if not clocks["pinned"] or not top or not len(inside):
         return None
@@ -283,7 +439,9 @@ def _phase(name: str, values: list[float]) -> Phase:
     return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
 
 
-def _memory(timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]) -> tuple[Memory | None, str]:
+def _memory(
+    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
+) -> tuple[Memory | None, str]:
     """Return the growth of the one memory that CPU and GPU share while the engine ran, over what was used just before the first load."""
     t, ram = seen["t"], seen["ram_bytes"]
     before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
@@ -292,18 +450,39 @@ def _memory(timed: Step, starts: list[Step], seen: dict[str, Values], log: Trtex
         return None, "the board's memory could not be read beside the run"
     growth = int(during.max() - np.median(before))
     if growth <= 0:
-        return None, "the board's used memory did not grow while it ran: something else gave memory back"
-    whole = "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries included"
+        return (
+            None,
+            "the board's used memory did not grow while it ran: something else gave memory back",
+        )
+    whole = (
+        "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries "
+        "included"
+    )
     sizes = {k: int(v) for k, v in log.numbers.items() if k.endswith("_bytes") and 0 <= v < 1 << 50}
-    weights, activations = sizes.get("weights_bytes"), sizes.get("activation_bytes", sizes.get("context_bytes"))
+    weights, activations = (
+        sizes.get("weights_bytes"),
+        sizes.get("activation_bytes", sizes.get("context_bytes")),
+    )
     return Memory(
-        weights=weights, activations=activations,
-        io=4 * int(np.prod(shape)), process=growth, process_peak=growth, device=growth,
-        sources={"process": whole, "device": whole, "weights": "trtexec's log", "activations": "trtexec's log", "io": "float32 input"},
-    ), ""  # fmt: skip
+        weights=weights,
+        activations=activations,
+        io=4 * int(np.prod(shape)),
+        process=growth,
+        process_peak=growth,
+        device=growth,
+        sources={
+            "process": whole,
+            "device": whole,
+            "weights": "trtexec's log",
+            "activations": "trtexec's log",
+            "io": "float32 input",
+        },
+    ), ""
 
 
-def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int) -> tuple[Energy | None, str]:
+def _energy(
+    timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int
+) -> tuple[Energy | None, str]:
     """Return the energy of an image: mean power over the timed run without its edges, over the images it served in a second."""
     if watch["failed"]:
         return None, watch["failed"]
@@ -317,9 +496,15 @@ def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLo
     begin = timed["marks"]["inference"] + SETTLE_S
     end = timed["marks"].get("end", timed["end"]) - 0.2
     inside = there & (t >= begin) & (t <= end)
-    idle = there & (((t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - 0.2)) | (t > timed["end"] + SETTLE_S))
+    idle = there & (
+        ((t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - 0.2))
+        | (t > timed["end"] + SETTLE_S)
+    )
     if inside.sum() < 2 or idle.sum() < 2:
-        return None, f"{int(inside.sum())} readings under load and {int(idle.sum())} idle are too few"
+        return (
+            None,
+            f"{int(inside.sum())} readings under load and {int(idle.sum())} idle are too few",
+        )
     if not (np.diff(t[inside]) > 0).all():
         return None, "the times of the readings do not grow"
     power = float(np.trapezoid(mw[inside], t[inside]) / (t[inside][-1] - t[inside][0])) / 1e3
@@ -338,7 +523,21 @@ def _energy(timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLo
     if watch["scope"].startswith("sum"):
         limits.append("a sum of monitored rails is less than what the board draws")
     return Energy(
-        meter=watch["source"], scope=watch["scope"], method="power integrated", load="trtexec, requests one after another",
-        gross_j=power / images, net_j=(power - rest) / images, low_j=power / images, high_j=power / images, power_w=power, idle_w=rest,
-        images_per_s=images, window_s=window, repeats=1, readings=readings, valid=not reasons, reasons=reasons, limits=limits,
-    ), ""  # fmt: skip
+        meter=watch["source"],
+        scope=watch["scope"],
+        method="power integrated",
+        load="trtexec, requests one after another",
+        gross_j=power / images,
+        net_j=(power - rest) / images,
+        low_j=power / images,
+        high_j=power / images,
+        power_w=power,
+        idle_w=rest,
+        images_per_s=images,
+        window_s=window,
+        repeats=1,
+        readings=readings,
+        valid=not reasons,
+        reasons=reasons,
+        limits=limits,
+    ), ""

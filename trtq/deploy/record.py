@@ -17,7 +17,8 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         images: how many, and where they are from.
-        top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on the same images.
+        top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on
+            the same images.
         agreement: the engine held against the ONNX file.
     """
 
@@ -37,7 +38,8 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
         engine: path on the board; ``fetched``: where a copy lies here, "" for none.
         built: False when the very engine was there already.
         manifest: of the engine.
-        rows: what was measured, one for each batch; ``measured``: False when these figures were there already.
+        rows: what was measured, one for each batch; ``measured``: False when these figures were
+            there already.
         accuracy: on images; None without any.
         sent, received: bytes over the link.
         restored: the power mode that was set back to, None where nothing had been set.
@@ -69,12 +71,16 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def valid(self) -> bool:
         """Whether every figure that was asked for may be used, and the engine computes what the ONNX file says, where images were run."""
-        return not self.disagreement and (not self.spec.get("bench", True) or all(r.valid for r in self.rows))
+        return not self.disagreement and (
+            not self.spec.get("bench", True) or all(r.valid for r in self.rows)
+        )
 
     @property
     def disagreement(self) -> str:
         """Why the engine's answers are not those of the ONNX file; "" where they are, or no images were run."""
-        wrong = self.accuracy is not None and not all(c.passed for c in self.accuracy.agreement.comparisons)
+        wrong = self.accuracy is not None and not all(
+            c.passed for c in self.accuracy.agreement.comparisons
+        )
         return "the engine does not compute what the file says" if wrong else ""
 
     @property
@@ -101,7 +107,8 @@ class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         precision: of the engine, such as ``INT8 + fp16``.
-        load_ms: from the start of a process until it infers; latency_ms: GPU time of a request, median with its 95 % interval.
+        load_ms: from the start of a process until it infers; latency_ms: GPU time of a request,
+            median with its 95 % interval.
         memory_bytes: growth of the board's used memory.
         millijoule: of an image, gross.
     """
@@ -167,14 +174,30 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
         body = [
             (
-                r.device, r.board, r.model, str(r.batch or ""), r.precision, r.power_mode, _shown(r.load_ms, ".0f"),
-                _shown(r.latency_ms, ".3f") + ("" if r.low_ms is None or r.high_ms is None else f" [{r.low_ms:.3f}, {r.high_ms:.3f}]"),
-                _shown(r.memory_bytes / 1e6 if r.memory_bytes is not None else None, ".0f"), _shown(r.millijoule, ".3g"),
+                r.device,
+                r.board,
+                r.model,
+                str(r.batch or ""),
+                r.precision,
+                r.power_mode,
+                _shown(r.load_ms, ".0f"),
+                _shown(r.latency_ms, ".3f")
+                + (
+                    ""
+                    if r.low_ms is None or r.high_ms is None
+                    else f" [{r.low_ms:.3f}, {r.high_ms:.3f}]"
+                ),
+                _shown(r.memory_bytes / 1e6 if r.memory_bytes is not None else None, ".0f"),
+                _shown(r.millijoule, ".3g"),
                 "yes" if r.valid else "no",
-            ) for r in self.rows
-        ]  # fmt: skip
+            )
+            for r in self.rows
+        ]
         widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (head, *body)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in (head, *body)
+        ]
         return stack([*lines, *(f"{_who(r)}: {r.why}" for r in self.rows if r.why)])
 
 
@@ -187,22 +210,44 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def fleet_rows(
-    device: str, board: str, model: str, manifest: EngineManifest, found: list[BenchRow], *, doubt: str = ""
-) -> list[FleetRow]:  # fmt: skip
+    device: str,
+    board: str,
+    model: str,
+    manifest: EngineManifest,
+    found: list[BenchRow],
+    *,
+    doubt: str = "",
+) -> list[FleetRow]:
     """Return the rows of the table for what was measured of one engine; with a ``doubt`` about it none of them is valid."""
-    precision = (f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision).replace("fp", "FP")
+    precision = (
+        f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision
+    ).replace("fp", "FP")
     rows = []
     for r in found:
         timing, power = r.gpu, r.settings.get("power_mode")
         rows.append(
             FleetRow(
-                device=device, board=board, model=model, batch=r.batch,
-                precision=precision, power_mode=f"{power or 'unknown'}, clocks {r.settings.get('clocks')}",
-                load_ms=r.load[0].total.median if r.load else None, latency_ms=timing.median.value if timing else None,
-                low_ms=timing.median.low if timing else None, high_ms=timing.median.high if timing else None,
-                memory_bytes=r.memory.device if r.memory else None, millijoule=1e3 * r.energy.gross_j if r.energy else None,
-                engine_bytes=manifest.engine_bytes, valid=r.valid and not doubt,
-                why="; ".join([*r.reasons, *([doubt] if doubt else []), *([manifest.fallback] if manifest.fallback else [])]),
+                device=device,
+                board=board,
+                model=model,
+                batch=r.batch,
+                precision=precision,
+                power_mode=f"{power or 'unknown'}, clocks {r.settings.get('clocks')}",
+                load_ms=r.load[0].total.median if r.load else None,
+                latency_ms=timing.median.value if timing else None,
+                low_ms=timing.median.low if timing else None,
+                high_ms=timing.median.high if timing else None,
+                memory_bytes=r.memory.device if r.memory else None,
+                millijoule=1e3 * r.energy.gross_j if r.energy else None,
+                engine_bytes=manifest.engine_bytes,
+                valid=r.valid and not doubt,
+                why="; ".join(
+                    [
+                        *r.reasons,
+                        *([doubt] if doubt else []),
+                        *([manifest.fallback] if manifest.fallback else []),
+                    ]
+                ),
             )
-        )  # fmt: skip
+        )
     return rows

@@ -57,9 +57,11 @@ class Stream:
         received: bytes of standard output.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path) -> None:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    def __init__(
+        self, process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
+    ) -> None:
+        assert process.stdout is not None  # noqa: S101
+        assert process.stderr is not None  # noqa: S101
         self.process, self.name, self.limits, self.log = process, name, limits, log
         self._out, self._err = process.stdout.fileno(), process.stderr.fileno()
         os.set_blocking(self._err, False)
@@ -142,14 +144,23 @@ class Stream:
     def _too_much(self, what: str) -> BoardError:
         said = last_line(self._errors.decode("utf-8", "replace"))
         return BoardError(
-            f"{self.name} sends too much", f"{what} in one answer{f', such as: {said}' if said else ''}",
+            f"{self.name} sends too much",
+            f"{what} in one answer{f', such as: {said}' if said else ''}",
             "Is it the board you mean? Look at what its login scripts and its python3 print",
-        )  # fmt: skip
+        )
 
     def _too_slow(self, now: float) -> LinkError:
         silent = now - self._heard >= self.limits.silence_s
-        why = f"no byte in {self.limits.silence_s:g} s" if silent else f"no end in {self.limits.call_s:g} s"
-        return LinkError(f"{self.name} does not answer", why, "Is the board overloaded? Log in and look, or restart it")
+        why = (
+            f"no byte in {self.limits.silence_s:g} s"
+            if silent
+            else f"no end in {self.limits.call_s:g} s"
+        )
+        return LinkError(
+            f"{self.name} does not answer",
+            why,
+            "Is the board overloaded? Log in and look, or restart it",
+        )
 
     def end(self) -> int:
         """Wait for the process to end and return its exit status; read what is left of standard error."""
@@ -212,9 +223,11 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
         size += len(block)
         if size > most:
             raise BoardError(
-                f"{path.name} of {name} unpacks to too much", f"more than {most // MIB} MiB out of {path.stat().st_size} bytes",
-                "Run the same command again; if it comes back, remove the jobs there with trtq device clean",
-            )  # fmt: skip
+                f"{path.name} of {name} unpacks to too much",
+                f"more than {most // MIB} MiB out of {path.stat().st_size} bytes",
+                "Run the same command again; if it comes back, remove the jobs there with trtq "
+                "device clean",
+            )
         parts.append(block)
 
     try:
@@ -224,14 +237,21 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
         raise BoardError(
             f"Cannot unpack {path.name} of {name}",
             str(exc),
-            "Run the same command again; if it comes back, remove the jobs there with trtq device clean",
+            "Run the same command again; if it comes back, remove the jobs there with trtq "
+            "device clean",
         ) from exc
     if not unpack.eof:
-        raise BoardError(f"Cannot unpack {path.name} of {name}", "it ends in the middle", "Run the same command again")
+        raise BoardError(
+            f"Cannot unpack {path.name} of {name}",
+            "it ends in the middle",
+            "Run the same command again",
+        )
     return b"".join(parts)
 
 
-def _unpack(read: Callable[[], bytes], unpack: zlib._Decompress, keep: Callable[[bytes], None]) -> None:
+def _unpack(
+    read: Callable[[], bytes], unpack: zlib._Decompress, keep: Callable[[bytes], None]
+) -> None:
     """Pass on what a stream unpacks to, a MiB at a time: a few bytes can stand for gigabytes."""
     while not unpack.eof and (block := read()):
         keep(unpack.decompress(block, MIB))

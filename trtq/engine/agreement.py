@@ -1,9 +1,10 @@
 """After a build: does what was built compute what the ONNX file says? On the same images, with what can run here.
 
-The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Held against it: the model that was really built (FP16 types,
-pairs taken out), in ONNX Runtime with every FP16 result rounded, and the engine, where its GPU is. A difference may be 6 dB above the
-quantization error of the file itself, and must lie 30 dB below the signal for a float file. When it does not, tensors on the way are
-compared, and the first that differs is named.
+The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Held against it: the model
+that was really built (FP16 types, pairs taken out), in ONNX Runtime with every FP16 result rounded,
+and the engine, where its GPU is. A difference may be 6 dB above the quantization error of the file
+itself, and must lie 30 dB below the signal for a float file. When it does not, tensors on the way
+are compared, and the first that differs is named.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from trtq.export.onnx_file import count_qdq, get_metadata
 from trtq.export.strip import strip_qdq
 
 FLOAT_SQNR_DB, LEAST_SQNR_DB = 30.0, 10.0  # the latter however bad the file itself is
-# FP16 between two quantizers moves a value near the end of the range by 3 % of a code: as many codes flip, each by a whole step, which is a
-# third of the quantization noise for every layer, and flips make flips.
+# FP16 between two quantizers moves a value near the end of the range by 3 % of a code: as many
+# codes flip, each by a whole step, which is a third of the quantization noise for every layer, and
+# flips make flips.
 SLACK_DB = 6.0
 PARTING_DB = 10.0
 MIN_EQUAL = 99.0  # percent of integers: where two classes tie, rounding decides
@@ -41,11 +43,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         runner: what ran.
-        agreement: share of equal predictions of the first output, percent; None where it is no scores of classes.
-        sqnr_db: signal to difference of the worst output; None when there is none, or when one is missing or not finite.
+        agreement: share of equal predictions of the first output, percent; None where it is no
+            scores of classes.
+        sqnr_db: signal to difference of the worst output; None when there is none, or when one is
+            missing or not finite.
         outputs: each by itself.
         finite: every output is there and finite.
-        margin_db: how far the difference lies below the file's own quantization error; None for a float file.
+        margin_db: how far the difference lies below the file's own quantization error; None for a
+            float file.
         parts_at: the first tensor that differs, "" when it agrees.
         passed: within the margin.
     """
@@ -66,7 +71,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             return self.outputs[0].words
         first = "" if self.agreement is None else f"agreement {percent_words(self.agreement, 2)}, "
         worst = sqnr_words(self.sqnr_db, finite=self.finite)
-        return f"{first}{worst}" + (f" of the worst of {len(self.outputs)} outputs" if len(self.outputs) > 1 else "")
+        return f"{first}{worst}" + (
+            f" of the worst of {len(self.outputs)} outputs" if len(self.outputs) > 1 else ""
+        )
 
 
 class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,9 +99,15 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_agreement(
-    model: onnx.ModelProto, source: onnx.ModelProto, images: Sequence[Array], *, engine: Runner | None, rebuild: Opener,
-    missing: Sequence[str], yardstick: str,
-) -> AgreementRecord:  # fmt: skip
+    model: onnx.ModelProto,
+    source: onnx.ModelProto,
+    images: Sequence[Array],
+    *,
+    engine: Runner | None,
+    rebuild: Opener,
+    missing: Sequence[str],
+    yardstick: str,
+) -> AgreementRecord:
     """Compare on the same images.
 
     Args:
@@ -102,7 +115,8 @@ def check_agreement(
         source: the model that was built.
         images: batches, float32 [N, C, H, W].
         engine: runs the very engine that was built; None where it cannot run.
-        rebuild: builds a model like ``source`` with other outputs and runs it, to find where an engine parts.
+        rebuild: builds a model like ``source`` with other outputs and runs it, to find where an
+            engine parts.
         missing: why something is not compared, for the record.
         yardstick: what ``model`` is, for the record.
     """
@@ -110,7 +124,9 @@ def check_agreement(
     error = quantization_error(model, images, wanted)
     runners: list[tuple[str, Runner, Opener]] = []
     if source.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
-        said = "what was built, in ONNX Runtime" + (", every FP16 result rounded" if has_half(source) else "")
+        said = "what was built, in ONNX Runtime" + (
+            ", every FP16 result rounded" if has_half(source) else ""
+        )
         runners.append((said, run_rounded(source), run_rounded))
     if engine is not None:
         runners.append(("engine", engine, rebuild))
@@ -118,9 +134,16 @@ def check_agreement(
     for name, runner, opener in runners:
         found = compare(name, wanted, answers(runner, images), error, known)
         if not found.passed:
-            found = msgspec.structs.replace(found, parts_at=_located(opener, model, source, images[0]))
+            found = msgspec.structs.replace(
+                found, parts_at=_located(opener, model, source, images[0])
+            )
         comparisons.append(found)
-    return AgreementRecord(images=sum(map(len, images)), yardstick=yardstick, comparisons=comparisons, missing=list(missing))
+    return AgreementRecord(
+        images=sum(map(len, images)),
+        yardstick=yardstick,
+        comparisons=comparisons,
+        missing=list(missing),
+    )
 
 
 def run_rounded(model: onnx.ModelProto) -> Runner:
@@ -141,11 +164,17 @@ def require_agreement(record: AgreementRecord) -> None:
                 far = f"the difference is {-c.sqnr_db:.1f} dB of the signal"
             elif c.finite:
                 far = c.words
-            own = "" if c.margin_db is None else f", {-c.margin_db:.1f} dB above the quantization error of the file itself"
+            own = (
+                ""
+                if c.margin_db is None
+                else f", {-c.margin_db:.1f} dB above the quantization error of the file itself"
+            )
             raise AgreementError(
-                "The engine does not compute what the ONNX file says", f"{c.runner}: {far}{own}; they part first at {c.parts_at}",
-                "Keep that layer in float: trtq quantize ... --high-precision LAYER, or build with --precision fp32",
-            )  # fmt: skip
+                "The engine does not compute what the ONNX file says",
+                f"{c.runner}: {far}{own}; they part first at {c.parts_at}",
+                "Keep that layer in float: trtq quantize ... --high-precision LAYER, or build "
+                "with --precision fp32",
+            )
 
 
 def answers(runner: Runner, images: Sequence[Array]) -> Outputs:
@@ -159,9 +188,15 @@ def as_float64(values: Array) -> Array:
     return values if values.dtype.kind in "iub" else values.astype(np.float64)
 
 
-def quantization_error(model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs) -> float | None:
+def quantization_error(
+    model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs
+) -> float | None:
     """Return the SQNR of the file against itself without pairs, dB, of its worst output; None for a float file."""
-    return worst_sqnr(answers(OnnxRunner(strip_qdq(model)), images), wanted) if count_qdq(model) else None
+    return (
+        worst_sqnr(answers(OnnxRunner(strip_qdq(model)), images), wanted)
+        if count_qdq(model)
+        else None
+    )
 
 
 def worst_sqnr(wanted: Outputs, got: Outputs) -> float:
@@ -175,7 +210,9 @@ def _sqnr_of(wanted: Array, got: Array | None) -> float:
     return math.inf if wanted.dtype.kind in "iub" else _sqnr(wanted, got)
 
 
-def compare(name: str, wanted: Outputs, got: Outputs, error: float | None, known: Kind | None = None) -> Comparison:
+def compare(
+    name: str, wanted: Outputs, got: Outputs, error: float | None, known: Kind | None = None
+) -> Comparison:
     """Hold outputs against the yardstick's.
 
     Args:
@@ -186,16 +223,27 @@ def compare(name: str, wanted: Outputs, got: Outputs, error: float | None, known
         known: what the first output is.
     """
     sqnr = worst_sqnr(wanted, got)
-    floor = FLOAT_SQNR_DB if error is None else min(max(error - SLACK_DB, LEAST_SQNR_DB), FLOAT_SQNR_DB)
+    floor = (
+        FLOAT_SQNR_DB if error is None else min(max(error - SLACK_DB, LEAST_SQNR_DB), FLOAT_SQNR_DB)
+    )
     comparable = sqnr > -math.inf  # the same shapes, and finite
     nothing = np.empty(0)
-    outputs = [compare_answers(n, w, got.get(n, nothing), None if i else known) for i, (n, w) in enumerate(wanted.items())]
+    outputs = [
+        compare_answers(n, w, got.get(n, nothing), None if i else known)
+        for i, (n, w) in enumerate(wanted.items())
+    ]
     whole = all(o.equal is None or o.equal >= MIN_EQUAL for o in outputs)
     margin = sqnr - error if error is not None else math.inf
     return Comparison(
-        runner=name, agreement=outputs[0].agreement, outputs=outputs, sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
-        finite=comparable, margin_db=round(margin, 3) if math.isfinite(margin) else None, parts_at="", passed=sqnr >= floor and whole,
-    )  # fmt: skip
+        runner=name,
+        agreement=outputs[0].agreement,
+        outputs=outputs,
+        sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
+        finite=comparable,
+        margin_db=round(margin, 3) if math.isfinite(margin) else None,
+        parts_at="",
+        passed=sqnr >= floor and whole,
+    )
 
 
 def _sqnr(wanted: Array, got: Array) -> float:
@@ -207,24 +255,35 @@ def _sqnr(wanted: Array, got: Array) -> float:
 def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array) -> str:
     try:
         return first_parting(opener, model, source, batch)
-    except TrtqError as exc:  # what is wrong was found; that its place was not is no reason to hide it
+    except (
+        TrtqError
+    ) as exc:  # what is wrong was found; that its place was not is no reason to hide it
         return f"a tensor that could not be found ({exc.what})"
 
 
-def first_parting(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array) -> str:
+def first_parting(
+    opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, batch: Array
+) -> str:
     """Return the first tensor on the way that differs by much more than those before it.
 
-    Results of convolutions and products, and what every Q/DQ pair gives, are made outputs of both; in an engine that can change what
-    is fused, so an answer of "the output" means that the tapped engine computes the right thing.
+    Results of convolutions and products, and what every Q/DQ pair gives, are made outputs of both;
+    in an engine that can change what is fused, so an answer of "the output" means that the tapped
+    engine computes the right thing.
     """
     there = {o for n in source.graph.node for o in n.output}
     view = View(model)
     taps = {
         n.output[0]: n.name or n.output[0]
         for n in model.graph.node
-        if n.output[0] in there and (n.op_type in AUDITED or (n.op_type == "DequantizeLinear" and not view.is_weight(n.output[0])))
+        if n.output[0] in there
+        and (
+            n.op_type in AUDITED
+            or (n.op_type == "DequantizeLinear" and not view.is_weight(n.output[0]))
+        )
     }
-    ours, theirs = (run(_tapped(m, list(taps))).run(batch) for run, m in ((OnnxRunner, model), (opener, source)))
+    ours, theirs = (
+        run(_tapped(m, list(taps))).run(batch) for run, m in ((OnnxRunner, model), (opener, source))
+    )
     best = math.inf
     for tensor, name in taps.items():
         sqnr = _sqnr(ours[tensor].astype(np.float64), theirs[tensor].astype(np.float64))
@@ -239,5 +298,9 @@ def _tapped(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
     result.CopyFrom(model)
     types = elem_types(model)
     known = {o.name for o in model.graph.output}
-    result.graph.output.extend(helper.make_tensor_value_info(t, types.get(t, TensorProto.FLOAT), None) for t in tensors if t not in known)
+    result.graph.output.extend(
+        helper.make_tensor_value_info(t, types.get(t, TensorProto.FLOAT), None)
+        for t in tensors
+        if t not in known
+    )
     return result

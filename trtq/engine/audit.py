@@ -1,7 +1,7 @@
 """What an engine computes in, module by module: from TensorRT's own layer report, or from the rows inside a TensorRT-RTX plan.
 
-Layer reports differ between 8.2 and 11 (facts: keys, type texts, fused names); layers are found again by the names of their ONNX
-nodes, inside fused names and metadata, never by equality.
+Layer reports differ between 8.2 and 11 (facts: keys, type texts, fused names); layers are found
+again by the names of their ONNX nodes, inside fused names and metadata, never by equality.
 """
 
 from __future__ import annotations
@@ -24,9 +24,19 @@ from trtq.onnx_walk import Scope, all_nodes, scopes
 AUDITED = (*COMPUTE, "ConvTranspose")
 PRODUCTS = ("conv", "linear", "matmul")
 UNKNOWN = "unknown"
-# Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16 contains float16 contains float.
-TYPES = (("int8", "int8"), ("fp8", "fp8"), ("bf16", "bf16"), ("bfloat", "bf16"), ("fp16", "fp16"), ("half", "fp16"), ("float16", "fp16"),
-         ("fp32", "fp32"), ("float", "fp32"))  # fmt: skip
+# Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16
+# contains float16 contains float.
+TYPES = (
+    ("int8", "int8"),
+    ("fp8", "fp8"),
+    ("bf16", "bf16"),
+    ("bfloat", "bf16"),
+    ("fp16", "fp16"),
+    ("half", "fp16"),
+    ("float16", "fp16"),
+    ("fp32", "fp32"),
+    ("float", "fp32"),
+)
 FOREIGN = re.compile(r"\{ForeignNode\[(.+?)\.\.\.(.+?)\]\}")
 
 
@@ -108,14 +118,21 @@ def parse_layer_info(report: bytes, name: str) -> list[LayerRow]:
     layers = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(layers, list) or not layers:
         raise EngineError(
-            f"{name} is no layer report of TensorRT", 'it has no list called "Layers"', "Make it with trtexec --exportLayerInfo"
+            f"{name} is no layer report of TensorRT",
+            'it has no list called "Layers"',
+            "Make it with trtexec --exportLayerInfo",
         )
     return [_row(layer) for layer in layers]
 
 
 def _row(layer: Any) -> LayerRow:
     if not isinstance(layer, dict):  # built without --profilingVerbosity=detailed
-        return LayerRow(name=str(layer), precision=UNKNOWN, text=str(layer), moves=str(layer).startswith("Reformat"))
+        return LayerRow(
+            name=str(layer),
+            precision=UNKNOWN,
+            text=str(layer),
+            moves=str(layer).startswith("Reformat"),
+        )
     name, kind = str(layer.get("Name", "")), str(layer.get("LayerType", ""))
     weights = layer.get("Weights")
     types = [classify(_type(t)) for t in layer.get("Inputs", ()) if isinstance(t, dict)]
@@ -125,13 +142,19 @@ def _row(layer: Any) -> LayerRow:
     # A layer with an INT8 input and FP16 weights is not an INT8 layer: the widest of them decides.
     order = ("fp32", "bf16", "fp16", "fp8", "int8")
     precision = min(known, key=order.index) if known else UNKNOWN
-    moves = kind in ("Reformat", "NoOp", "Quantize", "Dequantize", "Shuffle") or name.startswith("Reformatting")
-    return LayerRow(name=name, precision=precision, text=f"{name} {layer.get('Metadata', '')}", moves=moves)
+    moves = kind in ("Reformat", "NoOp", "Quantize", "Dequantize", "Shuffle") or name.startswith(
+        "Reformatting"
+    )
+    return LayerRow(
+        name=name, precision=precision, text=f"{name} {layer.get('Metadata', '')}", moves=moves
+    )
 
 
 def _type(tensor: Mapping[str, Any]) -> str:
     """Return the type text of a tensor: one field up to 10, two from 11 on."""
-    return str(tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("DataType") or "")
+    return str(
+        tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("DataType") or ""
+    )
 
 
 def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
@@ -139,8 +162,18 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
         return None
-    rows = [LayerRow(name=k.name, precision=k.precision, text=" ".join((k.name, *k.layers)), product=k.kind in PRODUCTS) for k in kernels]
-    return sorted(rows, key=lambda r: not r.product)  # a pointwise kernel can carry the name of the product it follows
+    rows = [
+        LayerRow(
+            name=k.name,
+            precision=k.precision,
+            text=" ".join((k.name, *k.layers)),
+            product=k.kind in PRODUCTS,
+        )
+        for k in kernels
+    ]
+    return sorted(
+        rows, key=lambda r: not r.product
+    )  # a pointwise kernel can carry the name of the product it follows
 
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:
@@ -151,7 +184,9 @@ def requests(model: onnx.ModelProto) -> dict[str, str]:
             if node.op_type in AUDITED:
                 pairs = [scope.pair(name) for name in node.input[:2]]
                 asked = [_codes(scope, p.dq) for p in pairs if p is not None]
-                found[node.name or node.output[0]] = "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"
+                found[node.name or node.output[0]] = (
+                    "float" if len(asked) < 2 else "fp8" if "fp8" in asked else "int8"
+                )
     return found
 
 
@@ -162,7 +197,12 @@ def _codes(scope: Scope, dq: onnx.NodeProto) -> str:
     return "fp8" if any(h.data_type == onnx.TensorProto.FLOAT8E4M3FN for h in held) else "int8"
 
 
-def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str, int], reasons: Mapping[str, str]) -> list[ModuleRow]:
+def match(
+    model: onnx.ModelProto,
+    layers: Sequence[LayerRow],
+    macs: Mapping[str, int],
+    reasons: Mapping[str, str],
+) -> list[ModuleRow]:
     """Return a row for every convolution and product of an ONNX file.
 
     Args:
@@ -180,17 +220,23 @@ def match(model: onnx.ModelProto, layers: Sequence[LayerRow], macs: Mapping[str,
         actual = None if layer is None else layer.precision if direct else UNKNOWN
         rows.append(
             ModuleRow(
-                node=node, requested=requested, actual=actual, layer=layer.name if layer is not None else "", macs=macs.get(node, 0),
+                node=node,
+                requested=requested,
+                actual=actual,
+                layer=layer.name if layer is not None else "",
+                macs=macs.get(node, 0),
                 why=reasons.get(node, ""),
             )
-        )  # fmt: skip
+        )
     return rows
 
 
 def unnamed_products(layers: Sequence[LayerRow], rows: Sequence[ModuleRow]) -> dict[str, int]:
     """Return the products of an engine that no row was matched with, by precision: merged ones and fused attention lose the names."""
     named = {r.layer for r in rows}
-    return dict(Counter(layer.precision for layer in layers if layer.product and layer.name not in named))
+    return dict(
+        Counter(layer.precision for layer in layers if layer.product and layer.name not in named)
+    )
 
 
 def _spans(text: str, order: Mapping[str, int]) -> list[tuple[int, int]]:
@@ -198,7 +244,9 @@ def _spans(text: str, order: Mapping[str, int]) -> list[tuple[int, int]]:
     return [(order[a], order[b]) for a, b in FOREIGN.findall(text) if a in order and b in order]
 
 
-def _named(node: str, layers: Iterable[tuple[LayerRow, list[tuple[int, int]]]], position: int) -> tuple[LayerRow | None, bool]:
+def _named(
+    node: str, layers: Iterable[tuple[LayerRow, list[tuple[int, int]]]], position: int
+) -> tuple[LayerRow | None, bool]:
     """Return the layer whose text has the node's name as a whole (True), or whose region spans it (False)."""
     whole = re.compile(rf"(?<![\w./-]){re.escape(node)}(?![\w./-])")
     spanned = None

@@ -45,8 +45,8 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     """Build the engine and write it with its manifest.
 
     Raises:
-        EngineError: the backend cannot do what is asked on this target, the parser or the builder refuses (their words, with
-            node names), or what was built is not what was asked for.
+        EngineError: the backend cannot do what is asked on this target, the parser or the builder
+            refuses (their words, with node names), or what was built is not what was asked for.
         MissingExtraError: the backend is not installed.
     """
     told, out = progress or Silent(), Path(spec.out)
@@ -83,7 +83,8 @@ def _require_output(spec: BuildSpec, out: Path) -> None:
     """Refuse, before any work, an output that cannot be written or would overwrite what it must not.
 
     Raises:
-        ArtifactError: the engine or its manifest would replace an input, a folder, a device or a file of another origin.
+        ArtifactError: the engine or its manifest would replace an input, a folder, a device or a
+            file of another origin.
     """
     inputs = [Path(p) for p in (spec.onnx, spec.calibration, spec.timing_cache) if p]
     ensure_writable_file(out, inputs=inputs)
@@ -97,11 +98,14 @@ def _require_output(spec: BuildSpec, out: Path) -> None:
         raise ArtifactError(f"Cannot write {out}", why, "Choose another --out, such as NAME.engine")
 
 
-def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> tuple[Climb, dict[str, Any]]:
+def build_and_look(
+    builder: Builder, job: Job, settings: Settings, told: Progress
+) -> tuple[Climb, dict[str, Any]]:
     """Build, and return with it what the manifest says of what came out: seconds, coverage, audit.
 
     Raises:
-        EngineError: nothing helped, or the engine computes nothing in codes although the model asks for it.
+        EngineError: nothing helped, or the engine computes nothing in codes although the model asks
+            for it.
     """
     started = time.perf_counter()
     found = climb(builder, job, settings, told)
@@ -114,30 +118,68 @@ def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progres
 
 def yardstick(job: Job) -> str:
     """Return what the agreement gate holds an engine of this job against."""
-    return "the float model of the file" if job.fallback else "the ONNX file in ONNX Runtime, pairs computed as written"
+    return (
+        "the float model of the file"
+        if job.fallback
+        else "the ONNX file in ONNX Runtime, pairs computed as written"
+    )
 
 
-def describe(job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any) -> EngineManifest:
+def describe(
+    job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any
+) -> EngineManifest:
     """Return the manifest of an engine that was just built; ``looked`` has what was found out about it."""
-    spec, built, metadata, path = job.spec, found.built, get_metadata(job.model), Path(job.spec.onnx)
+    spec, built, metadata, path = (
+        job.spec,
+        found.built,
+        get_metadata(job.model),
+        Path(job.spec.onnx),
+    )
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
-    said = {"command": builder.show(path, Path(spec.out), last)} if by_command else {"module": MODULES[builder.name]}
-    without = [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"] if found.without else []
+    said = (
+        {"command": builder.show(path, Path(spec.out), last)}
+        if by_command
+        else {"module": MODULES[builder.name]}
+    )
+    without = (
+        [f"without Q/DQ pairs, for want of a kernel: {', '.join(found.without)}"]
+        if found.without
+        else []
+    )
     return EngineManifest(
-        schema=SCHEMA, verb="build", spec=msgspec.to_builtins(spec), engine_sha256=built.sha256, engine_bytes=built.size,
+        schema=SCHEMA,
+        verb="build",
+        spec=msgspec.to_builtins(spec),
+        engine_sha256=built.sha256,
+        engine_bytes=built.size,
         builder={"backend": builder.name, "version": built.version, **said},
-        target={"name": job.target.name, "device": job.target.device, "capability": job.target.capability},
-        precision=_precision(found.source, spec), quantized_tensors=count_qdq(found.source),
-        codes=codes_of(found.source) or ("INT8" if spec.calibration else ""), batch=job.batch,
+        target={
+            "name": job.target.name,
+            "device": job.target.device,
+            "capability": job.target.capability,
+        },
+        precision=_precision(found.source, spec),
+        quantized_tensors=count_qdq(found.source),
+        codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
+        batch=job.batch,
         tensors=built.tensors or _tensors(found.source),
-        onnx_sha256=job.onnx_sha256, onnx_bytes=path.stat().st_size, encodings_sha256=metadata.get("encodings_sha256"),
-        model=metadata.get("model"), preprocess=metadata.get("preprocess"),
-        builder_log=built.log, quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
-        fallback="; ".join(filter(None, [job.fallback, *without])), attempts=found.attempts,
-        float_nodes={n: job.float_nodes[n] for n in settings.float_nodes}, numbers=built.numbers,
-        workspace=found.workspace, notes=[*job.notes, *job.unkept(settings)], environment=environment(), **looked,
-    )  # fmt: skip
+        onnx_sha256=job.onnx_sha256,
+        onnx_bytes=path.stat().st_size,
+        encodings_sha256=metadata.get("encodings_sha256"),
+        model=metadata.get("model"),
+        preprocess=metadata.get("preprocess"),
+        builder_log=built.log,
+        quantized_convolutions=len(quantized_nodes(job.model, "Conv")),
+        fallback="; ".join(filter(None, [job.fallback, *without])),
+        attempts=found.attempts,
+        float_nodes={n: job.float_nodes[n] for n in settings.float_nodes},
+        numbers=built.numbers,
+        workspace=found.workspace,
+        notes=[*job.notes, *job.unkept(settings)],
+        environment=environment(),
+        **looked,
+    )
 
 
 def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
@@ -148,10 +190,15 @@ def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
 def _tensors(model: onnx.ModelProto) -> list[dict[str, Any]]:
     """Return inputs and outputs as the file has them, for builders that do not tell."""
     return [
-        {"name": v.name, "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type), "mode": mode,
-         "shape": [d.dim_value or -1 for d in v.type.tensor_type.shape.dim]}
-        for mode, values in (("input", model.graph.input), ("output", model.graph.output)) for v in values
-    ]  # fmt: skip
+        {
+            "name": v.name,
+            "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
+            "mode": mode,
+            "shape": [d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
+        }
+        for mode, values in (("input", model.graph.input), ("output", model.graph.output))
+        for v in values
+    ]
 
 
 def _images(job: Job, told: Progress) -> list[Any]:
@@ -160,15 +207,19 @@ def _images(job: Job, told: Progress) -> list[Any]:
     Raises:
         UsageError: the file does not say how.
     """
-    from trtq.data.preprocess import Preprocess, batches  # torch takes seconds to load: a build without images does without
+    from trtq.data.preprocess import (
+        Preprocess,
+        batches,
+    )  # torch takes seconds to load: a build without images does without
     from trtq.data.source import open_source
 
     spec, stored = job.spec, get_metadata(job.model).get("preprocess")
     if stored is None:
         raise UsageError(
-            f"Cannot hold the engine against {spec.onnx} on {spec.data}", "the file does not say how images become its input",
+            f"Cannot hold the engine against {spec.onnx} on {spec.data}",
+            "the file does not say how images become its input",
             "Leave --data out; trtq evaluate takes --mean, --std and --input-size",
-        )  # fmt: skip
+        )
     source, size = open_source(spec.data or "", None, told.note), job.batch[1]
     count = min(spec.check_images, len(source))
     count -= count % size if job.batch[0] == job.batch[2] and count > size else 0
@@ -177,8 +228,13 @@ def _images(job: Job, told: Progress) -> list[Any]:
     return [b.numpy() for b in batches(source, indices, preprocess, size)]
 
 
-def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]) -> AgreementRecord:
-    last, module = replace(settings, workspace=found.workspace), MODULES.get(builder.name, "tensorrt")
+def _agree(
+    job: Job, builder: Builder, settings: Settings, found: Climb, images: list[Any]
+) -> AgreementRecord:
+    last, module = (
+        replace(settings, workspace=found.workspace),
+        MODULES.get(builder.name, "tensorrt"),
+    )
     span, missing, engine = (job.batch[0], job.batch[2]), [_torch_said(job)], None
 
     def opened(plan: bytes) -> EngineRunner:
@@ -190,9 +246,14 @@ def _agree(job: Job, builder: Builder, settings: Settings, found: Climb, images:
     else:
         engine = opened(found.built.plan)
     return check_agreement(
-        job.model, found.source, images, engine=engine, missing=missing, rebuild=lambda m: opened(build_model(builder, m, last).plan),
+        job.model,
+        found.source,
+        images,
+        engine=engine,
+        missing=missing,
+        rebuild=lambda m: opened(build_model(builder, m, last).plan),
         yardstick=yardstick(job),
-    )  # fmt: skip
+    )
 
 
 def _why_not(job: Job, builder: Builder, module: str) -> str:
@@ -228,7 +289,8 @@ def _torch_said(job: Job) -> str:
 def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     """Return the one command line, or the Python, that would build the engine; nothing is built, and no builder need be here.
 
-    A model that must be changed first (pairs removed, types written into the graph) is written beside ``spec.out``, and named.
+    A model that must be changed first (pairs removed, types written into the graph) is written
+    beside ``spec.out``, and named.
 
     Raises:
         EngineError: the target's TensorRT cannot read the file, or the device lacks what it needs.
@@ -252,7 +314,10 @@ def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:
     """Write the changed model beside the engine and return where."""
     path = Path(spec.out).with_suffix(".onnx")
     if path.resolve() == Path(spec.onnx).resolve():
-        raise UsageError(f"--out {spec.out} would put the changed model over {spec.onnx}", mend="Give another --out")
+        raise UsageError(
+            f"--out {spec.out} would put the changed model over {spec.onnx}",
+            mend="Give another --out",
+        )
     ensure_writable_dir(path.parent)
     try:
         onnx.save(model, path)

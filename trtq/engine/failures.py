@@ -8,9 +8,13 @@ import signal
 from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
 
 MEMORY = re.compile(
-    r"out of memory|OutOfMemory|bad_alloc|insufficient memory|failed to allocate|Requested amount of GPU memory", re.IGNORECASE
+    r"out of memory|OutOfMemory|bad_alloc|insufficient memory|failed to allocate|Requested "
+    r"amount of GPU memory",
+    re.IGNORECASE,
 )
-NO_KERNEL = re.compile(r"[Cc]ould not find any implementation for node (.+?)(?: due to .*)?\.?(?: In \w+ at .*|\])?$")
+NO_KERNEL = re.compile(
+    r"[Cc]ould not find any implementation for node (.+?)(?: due to .*)?\.?(?: In \w+ at .*|\])?$"
+)
 
 
 def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -> EngineError:
@@ -26,18 +30,33 @@ def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -
     killed = _signal_name(-returncode) if returncode < 0 else "SIGKILL" if returncode == 137 else ""
     missing = next((m.group(1) for line in errors if (m := NO_KERNEL.search(line))), None)
     if killed == "SIGKILL" or any(MEMORY.search(line) for line in errors):
-        why = "the system killed it, most likely for the memory it took" if killed == "SIGKILL" else text
-        return BuilderMemoryError(where, why, "Give it less with --workspace, close other programs, or add swap")
+        why = (
+            "the system killed it, most likely for the memory it took"
+            if killed == "SIGKILL"
+            else text
+        )
+        return BuilderMemoryError(
+            where, why, "Give it less with --workspace, close other programs, or add swap"
+        )
     if missing is not None and "insufficient workspace" in text:
         return EngineError(where, text, "Give the builder more scratch memory: --workspace")
     if missing is not None:
-        mend = "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize again with --high-precision for its layer"
+        mend = (
+            "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize "
+            "again with --high-precision for its layer"
+        )
         return MissingKernelError(where, text, mend, node=missing)
     if killed:
-        return EngineError(where, f"the builder crashed ({killed})" + (f" after: {text}" if text else ""))
+        return EngineError(
+            where, f"the builder crashed ({killed})" + (f" after: {text}" if text else "")
+        )
     return EngineError(where, text or last or "the builder gave no reason")
 
 
 def _signal_name(number: int) -> str:
     """Return the name of a signal; those for real time have none."""
-    return signal.Signals(number).name if number in {int(s) for s in signal.Signals} else f"signal {number}"
+    return (
+        signal.Signals(number).name
+        if number in {int(s) for s in signal.Signals}
+        else f"signal {number}"
+    )

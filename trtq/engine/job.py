@@ -34,11 +34,13 @@ class Job:
         spec: as asked for, or as the fallback made it.
         target: parsed.
         model: the file, without its pairs where the fallback took them out.
-        stamp: of the file, where it is ``model`` as it stands: it can be built from without a copy, and must not change meanwhile.
+        stamp: of the file, where it is ``model`` as it stands: it can be built from without a copy,
+            and must not change meanwhile.
         pairs: Q/DQ pairs of ``model``.
         onnx_sha256: of the file, as it was read.
         batch: min, opt, max.
-        float_nodes: nodes that must compute in float32 beside FP16, and why; empty when nothing becomes FP16.
+        float_nodes: nodes that must compute in float32 beside FP16, and why; empty when nothing
+            becomes FP16.
         fallback: why this is not what was asked for, "" when it is.
         notes: what a user should know.
     """
@@ -75,21 +77,34 @@ class Job:
         if self.spec.dla is not None:
             self._require_fit_for_dla()
         made = Settings(
-            target=self.target, shapes=_shapes(self.model, self.batch), quantized=self.pairs > 0, half=self.half, options=options,
-            calibration=_calibration(self.spec, self.model, builder.version, self.pairs, number), workspace=self.spec.workspace,
-        )  # fmt: skip
+            target=self.target,
+            shapes=_shapes(self.model, self.batch),
+            quantized=self.pairs > 0,
+            half=self.half,
+            options=options,
+            calibration=_calibration(self.spec, self.model, builder.version, self.pairs, number),
+            workspace=self.spec.workspace,
+        )
         typed = made.typed(builder.version)
-        return replace(made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n)))
+        return replace(
+            made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n))
+        )
 
     def _require_fit_for_dla(self) -> None:
         if self.pairs:
             raise EngineError(
-                f"Cannot build {self.spec.onnx} for the DLA", "it takes no Q/DQ pairs, in no release",
-                "Export a calibration cache (trtq export-calib) and build the float file with --calibration",
-            )  # fmt: skip
+                f"Cannot build {self.spec.onnx} for the DLA",
+                "it takes no Q/DQ pairs, in no release",
+                "Export a calibration cache (trtq export-calib) and build the float file with "
+                "--calibration",
+            )
         if not self.half and self.spec.calibration is None:
             why = "it computes in FP16 and INT8 alone: everything would run on the GPU"
-            raise EngineError(f"Cannot build {self.spec.onnx} for the DLA in FP32", why, "Add --precision fp16, or --calibration")
+            raise EngineError(
+                f"Cannot build {self.spec.onnx} for the DLA in FP32",
+                why,
+                "Add --precision fp16, or --calibration",
+            )
 
     def unkept(self, settings: Settings) -> list[str]:
         """Return what a user must know about nodes that should stay in FP32 and cannot."""
@@ -98,35 +113,60 @@ class Job:
             return []
         more = ", ..." if len(lost) > 3 else ""
         names = f"{', '.join(lost[:3])}{more}"
-        return [f"this builder cannot keep {len(lost)} nodes in FP32 that FP16 harms ({names}): --precision fp32 is safe"]
+        return [
+            f"this builder cannot keep {len(lost)} nodes in FP32 that FP16 harms ({names}): "
+            "--precision fp32 is safe"
+        ]
 
-    def source(self, settings: Settings, version: Version, without: Collection[str] = ()) -> onnx.ModelProto:
+    def source(
+        self, settings: Settings, version: Version, without: Collection[str] = ()
+    ) -> onnx.ModelProto:
         """Return the model as it is built: nodes in ``without`` lose their pairs, FP16 stands in the graph where the release wants it."""
         model = strip_at(self.model, without) if without else self.model
-        return convert_to_half(model, self.float_nodes) if self.half and settings.typed(version) else model
+        return (
+            convert_to_half(model, self.float_nodes)
+            if self.half and settings.typed(version)
+            else model
+        )
 
 
 def prepare(spec: BuildSpec) -> Job:
     """Read the file and check what can be checked without a builder.
 
     Raises:
-        EngineError: the device lacks what the model needs, and ``spec.fallback`` does not allow the alternative.
+        EngineError: the device lacks what the model needs, and ``spec.fallback`` does not allow the
+            alternative.
     """
     if spec.calibration is not None and spec.backend != "trtexec":
-        raise UsageError("--calibration needs --backend trtexec", "the other builders take the scales of Q/DQ pairs", "Build the Q/DQ file")
+        raise UsageError(
+            "--calibration needs --backend trtexec",
+            "the other builders take the scales of Q/DQ pairs",
+            "Build the Q/DQ file",
+        )
     target, path, fallback = parse_target(spec.target), Path(spec.onnx), ""
     model, stamp, digest = read_onnx(path)
     if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
-        fallback = f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: FP16 of the same model"
+        fallback = (
+            f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: "
+            "FP16 of the same model"
+        )
         model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
     refuse_missing_kernels(model, target, pairs)
     notes: list[str] = []
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
-        spec=spec, target=target, model=model, stamp=stamp, pairs=pairs, onnx_sha256=digest,
-        batch=_batch(model, spec.batch), float_nodes=float_nodes, fallback=fallback, notes=notes,
-    )  # fmt: skip
+        spec=spec,
+        target=target,
+        model=model,
+        stamp=stamp,
+        pairs=pairs,
+        onnx_sha256=digest,
+        batch=_batch(model, spec.batch),
+        float_nodes=float_nodes,
+        fallback=fallback,
+        notes=notes,
+    )
 
 
 def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
@@ -135,17 +175,27 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
         return {}
     stored = get_metadata(model).get(FLOAT_NODES)
     there = {n.name for n in model.graph.node}
-    found = {k: v for k, v in stored.items() if k in there} if stored is not None else constants_beyond_half(model)
+    found = (
+        {k: v for k, v in stored.items() if k in there}
+        if stored is not None
+        else constants_beyond_half(model)
+    )
     if stored is None:
         notes.append(
-            "FP16: the file does not say which tensors leave its range, only constants were looked at (trtq export looks at images)"
+            "FP16: the file does not say which tensors leave its range, only constants were "
+            "looked at (trtq export looks at images)"
         )
     if found:
-        notes.append(f"{len(found)} nodes stay in FP32: {', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}")
+        notes.append(
+            f"{len(found)} nodes stay in FP32: "
+            f"{', '.join(list(found)[:3])}{', ...' if len(found) > 3 else ''}"
+        )
     return found
 
 
-def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pairs: int, number: int | None) -> Path | None:
+def _calibration(
+    spec: BuildSpec, model: onnx.ModelProto, version: Version, pairs: int, number: int | None
+) -> Path | None:
     """Return the calibration cache to build with, once it is known that this trtexec (``number``, where it is here) will read it.
 
     Raises:
@@ -155,22 +205,35 @@ def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pair
         return None
     path, where = Path(spec.calibration), f"Cannot build {spec.onnx} with {spec.calibration}"
     if pairs:
-        raise EngineError(where, "it has Q/DQ pairs, and TensorRT then reads no cache", "Give the float file, or leave --calibration out")
+        raise EngineError(
+            where,
+            "it has Q/DQ pairs, and TensorRT then reads no cache",
+            "Give the float file, or leave --calibration out",
+        )
     if not offers("calibration cache", version):
-        mend = f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} --out DIR"
+        mend = (
+            f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} "
+            "--out DIR"
+        )
         raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
     try:
         cache = read_cache(path.read_text(encoding="utf-8-sig"), spec.calibration)
     except (OSError, UnicodeDecodeError) as exc:
         raise EngineError(where, reason(exc)) from exc
-    if cache.version != version or cache.algorithm != ENTROPY_2 or (number is not None and cache.number != number):
+    if (
+        cache.version != version
+        or cache.algorithm != ENTROPY_2
+        or (number is not None and cache.number != number)
+    ):
         here = number if number is not None else cache_number(version)
         release = f"{spec.target.partition('@')[0]}@{shown(version)} --release-number {here}"
         again = f"trtq export-calib MODEL.qdq.onnx --target {release} --out CACHE"
         raise EngineError(
-            where, f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and calibrates on random numbers",
+            where,
+            f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and "
+            "calibrates on random numbers",
             f"Write it for this release: {again}",
-        )  # fmt: skip
+        )
     known = {i.name for i in model.graph.input} | {o for n in model.graph.node for o in n.output}
     if not known & set(cache.scales):
         first = ", ".join(list(cache.scales)[:3])
@@ -182,7 +245,9 @@ def _calibration(spec: BuildSpec, model: onnx.ModelProto, version: Version, pair
 def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
     """Return min, opt and max shape of every dynamic input."""
     return {
-        i.name: [[d.dim_value if is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch]
+        i.name: [
+            [d.dim_value if is_fixed(d) else b for d in i.type.tensor_type.shape.dim] for b in batch
+        ]
         for i in model.graph.input
         if i.type.tensor_type.shape.dim and not is_fixed(i.type.tensor_type.shape.dim[0])
     }
@@ -205,10 +270,16 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
         fixed = dims[0].dim_value
         if wanted is not None and wanted != (fixed, fixed, fixed):
             raise UsageError(
-                f"Cannot build with --batch {':'.join(map(str, wanted))}", f"the model has a fixed batch of {fixed}", "Leave --batch out"
+                f"Cannot build with --batch {':'.join(map(str, wanted))}",
+                f"the model has a fixed batch of {fixed}",
+                "Leave --batch out",
             )
         return (fixed, fixed, fixed)
     low, opt, high = wanted or DEFAULT_BATCH
     if not 1 <= low <= opt <= high:
-        raise UsageError(f"Cannot build with --batch {low}:{opt}:{high}", "expected 1 <= MIN <= OPT <= MAX", "Write it like 1:8:32")
+        raise UsageError(
+            f"Cannot build with --batch {low}:{opt}:{high}",
+            "expected 1 <= MIN <= OPT <= MAX",
+            "Write it like 1:8:32",
+        )
     return (low, opt, high)

@@ -66,23 +66,47 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
         source = job.source(settings, builder.version, without)
         as_it_is = source is job.model and job.stamp is not None
         try:
-            built = _build_file(builder, job, settings) if as_it_is else build_model(builder, source, settings)
-            return Climb(built=built, source=source, attempts=attempts, without=without, workspace=settings.workspace)
+            built = (
+                _build_file(builder, job, settings)
+                if as_it_is
+                else build_model(builder, source, settings)
+            )
+            return Climb(
+                built=built,
+                source=source,
+                attempts=attempts,
+                without=without,
+                workspace=settings.workspace,
+            )
         except BuilderMemoryError as exc:
-            attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
-            smaller = next((w for w in WORKSPACES if settings.workspace is None or w < settings.workspace), None)
+            attempts.append(
+                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why)
+            )
+            smaller = next(
+                (w for w in WORKSPACES if settings.workspace is None or w < settings.workspace),
+                None,
+            )
             if smaller is None:
-                tried = ", ".join("all there is" if a.workspace is None else f"{a.workspace} MiB" for a in attempts)
-                raise BuilderMemoryError(exc.what, f"{exc.why}; tried workspaces of {tried}", exc.mend) from exc
+                tried = ", ".join(
+                    "all there is" if a.workspace is None else f"{a.workspace} MiB"
+                    for a in attempts
+                )
+                raise BuilderMemoryError(
+                    exc.what, f"{exc.why}; tried workspaces of {tried}", exc.mend
+                ) from exc
             told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
             settings = replace(settings, workspace=smaller)
         except MissingKernelError as exc:
             found = [n for n in nodes_in(exc.node, source) if n not in without]
             if not job.spec.fallback or not found or len(without) >= MAX_EXCLUDED:
                 raise
-            attempts.append(AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why))
+            attempts.append(
+                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.why)
+            )
             without += found
-            told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}")
+            told.note(
+                f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}"
+            )
 
 
 def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
@@ -100,19 +124,27 @@ def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
 def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> None:
     try:
         now = stamp_of(path)
-        same = job.stamp is not None and now[:-1] == job.stamp[:-1]  # a new link or mode changes ctime, and no content
+        same = (
+            job.stamp is not None and now[:-1] == job.stamp[:-1]
+        )  # a new link or mode changes ctime, and no content
     except OSError:  # it is gone
         same = False
     if not same:
         raise EngineError(
-            f"{path} changed while the engine was built from it", "what was checked may not be what was built", "Build it again"
+            f"{path} changed while the engine was built from it",
+            "what was checked may not be what was built",
+            "Build it again",
         ) from cause
 
 
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
     """Return the quantized convolutions and products that a builder's name for a (fused) node holds."""
     view = View(model)
-    quantized = [n.name for n in model.graph.node if n.op_type in COMPUTE and any(view.pair(i) is not None for i in n.input)]
+    quantized = [
+        n.name
+        for n in model.graph.node
+        if n.op_type in COMPUTE and any(view.pair(i) is not None for i in n.input)
+    ]
     return [n for n in quantized if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w./-])", text)]
 
 

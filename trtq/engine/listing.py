@@ -44,12 +44,19 @@ def describe(target: Target) -> TargetRow:
     """Return the row of a target."""
     release, last = target.release, LAST.get(target.sm)
     return TargetRow(
-        name=target.name, device=target.device, capability=target.capability, tensorrt=shown(release) if release else None,
-        last=shown(last) if last else None, formats=target.arithmetic, dla=target.dla, opset=target.opset,
+        name=target.name,
+        device=target.device,
+        capability=target.capability,
+        tensorrt=shown(release) if release else None,
+        last=shown(last) if last else None,
+        formats=target.arithmetic,
+        dla=target.dla,
+        opset=target.opset,
         reads=newest_opset(release) if release else None,
         typed=offers("typed", release) if release else None,
-        features=tuple(f for f in FEATURES if offers(f, release)) if release else (), here=target.sm in RTX_AHEAD_OF_TIME,
-    )  # fmt: skip
+        features=tuple(f for f in FEATURES if offers(f, release)) if release else (),
+        here=target.sm in RTX_AHEAD_OF_TIME,
+    )
 
 
 def list_targets(asked: str | None = None) -> list[TargetRow]:

@@ -15,7 +15,11 @@ from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
 from trtq.errors import EngineError, reason
 
-NAMED = {"builder": ("backend", "version"), "target": ("name", "device", "capability"), "spec": ("onnx",)}  # what every reader takes
+NAMED = {
+    "builder": ("backend", "version"),
+    "target": ("name", "device", "capability"),
+    "spec": ("onnx",),
+}  # what every reader takes
 
 
 class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +31,8 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         target: device name and compute capability.
         precision: of what is not quantized.
         quantized_tensors: Q/DQ pairs in the ONNX file; 0 for a float model.
-        codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``; "" for a float model.
+        codes: what they round to, such as ``INT8``, ``FP8`` or ``INT4, INT8``; "" for a float
+            model.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
         onnx_sha256, encodings_sha256: what it was built from.
@@ -90,13 +95,23 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        codes = f"{self.codes} Q/DQ ({self.quantized_tensors} pairs) + " if self.quantized_tensors else ""
+        codes = (
+            f"{self.codes} Q/DQ ({self.quantized_tensors} pairs) + "
+            if self.quantized_tensors
+            else ""
+        )
         kind = f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}{self.precision}"
         device = self.target["device"]
-        where = device if self.target["capability"] in device else f"{device} (compute capability {self.target['capability']})"
+        where = (
+            device
+            if self.target["capability"] in device
+            else f"{device} (compute capability {self.target['capability']})"
+        )
         return (
-            f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.builder['backend']} {self.builder['version']}"
-            f"{self._covered}, {self.seconds:.1f} s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
+            f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.builder['backend']} "
+            f"{self.builder['version']}"
+            f"{self._covered}, {self.seconds:.1f} "
+            f"s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
             f"{f'; fell back: {self.fallback}' if self.fallback else ''}{f'; {self.agreement.summary}' if self.agreement else ''}"
         )
 
@@ -138,7 +153,9 @@ def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
     try:
         manifest = decode_json(path.read_bytes(), EngineManifest)
     except FileNotFoundError as exc:
-        raise EngineError(f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild) from exc
+        raise EngineError(
+            f"The engine {engine} has no manifest", f"expected {path.name} beside it", rebuild
+        ) from exc
     except (OSError, msgspec.MsgspecError) as exc:
         raise EngineError(f"Cannot read the manifest {path}", reason(exc), rebuild) from exc
     require_schema(manifest.schema, path, "manifest")
@@ -146,7 +163,8 @@ def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
     if actual != manifest.engine_sha256:
         raise EngineError(
             f"The manifest {path.name} belongs to another engine",
-            f"it describes {manifest.engine_bytes} bytes with SHA-256 {manifest.engine_sha256[:12]}, {engine.name} has "
+            f"it describes {manifest.engine_bytes} bytes with SHA-256 "
+            f"{manifest.engine_sha256[:12]}, {engine.name} has "
             f"{engine.stat().st_size} bytes with {actual[:12]}",
             rebuild,
         )

@@ -29,16 +29,20 @@ def is_engine(path: Path) -> bool:
 def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
     """Return an engine ready to run, after its manifest was held against the file, this TensorRT and this GPU.
 
-    Loading an engine can run code that is in it: without a manifest that names this very file, ``trust`` is needed.
+    Loading an engine can run code that is in it: without a manifest that names this very file,
+    ``trust`` is needed.
 
     Raises:
-        EngineError: another file, version or GPU than the manifest says (with the command that builds it here), or no manifest.
+        EngineError: another file, version or GPU than the manifest says (with the command that
+            builds it here), or no manifest.
         UsageError: there is no GPU, or no TensorRT.
     """
     path = Path(path)
     plan = read_plan(path)  # once: what is checked is what is loaded
     manifest = None if trust and not manifest_path(path).is_file() else read_manifest(path, plan)
-    module = MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
+    module = (
+        MODULES.get(manifest.builder["backend"], "tensorrt") if manifest is not None else "tensorrt"
+    )
     where = f"Cannot run the engine {path.name} here"
     trt = require_runtime(where, module, device)
     if manifest is not None:
@@ -58,16 +62,24 @@ def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> P
     if not source.is_file() or digest_onnx(source) != manifest.onnx_sha256:
         state = "another file by now" if source.is_file() else "not there"
         raise EngineError(
-            f"Cannot build {path.name} again", f"{source}, which it was built from, is {state}", "Build from the file you have: trtq build"
+            f"Cannot build {path.name} again",
+            f"{source}, which it was built from, is {state}",
+            "Build from the file you have: trtq build",
         )
-    target = manifest.target["name"] if capability in (None, manifest.target["capability"]) else f"sm{capability.replace('.', '')}"
+    target = (
+        manifest.target["name"]
+        if capability in (None, manifest.target["capability"])
+        else f"sm{capability.replace('.', '')}"
+    )
     out = path.with_name(f"{path.stem}.{target.partition('@')[0]}.rebuilt{path.suffix}")
     given = {k: v for k, v in manifest.spec.items() if k in BuildSpec.__struct_fields__}
     build(BuildSpec.make({**given, "target": target.partition("@")[0], "out": str(out)}), progress)
     return out
 
 
-def require_same(path: Path, manifest: EngineManifest, version: str, capability: str | None) -> None:
+def require_same(
+    path: Path, manifest: EngineManifest, version: str, capability: str | None
+) -> None:
     """Explain an engine of another TensorRT or another GPU before TensorRT sees it.
 
     Raises:
@@ -80,15 +92,22 @@ def require_same(path: Path, manifest: EngineManifest, version: str, capability:
     short = min(built.count("."), version.count(".")) + 1
     if not loose and built.split(".")[:short] != version.split(".")[:short]:
         raise EngineError(
-            f"The engine {path.name} is not for the TensorRT here", f"it was built with {built}, here is {version}, plans do not travel",
+            f"The engine {path.name} is not for the TensorRT here",
+            f"it was built with {built}, here is {version}, plans do not travel",
             f"Build it again: {_again(path, spec, manifest.target['name'])}, or add --rebuild",
-        )  # fmt: skip
-    wide = spec.get("hardware_compatible") == "ampere+" and capability is not None and int(capability.replace(".", "")) >= AMPERE
+        )
+    wide = (
+        spec.get("hardware_compatible") == "ampere+"
+        and capability is not None
+        and int(capability.replace(".", "")) >= AMPERE
+    )
     if capability is not None and capability != mine and not wide:
         raise EngineError(
             f"The engine {path.name} is not for the GPU here",
-            f"it was built for {manifest.target['device']} (compute capability {mine}), here is {capability}",
-            f"Build it again: {_again(path, spec, 'sm' + capability.replace('.', ''))}, or add --rebuild",
+            f"it was built for {manifest.target['device']} (compute capability {mine}), here is "
+            f"{capability}",
+            f"Build it again: {_again(path, spec, 'sm' + capability.replace('.', ''))}, or add "
+            "--rebuild",
         )
 
 
@@ -101,7 +120,12 @@ def _again(path: Path, spec: Mapping[str, Any], target: str) -> str:
     unset = {f.name: f.default for f in msgspec.structs.fields(BuildSpec)}
     line = ["trtq", "build", str(spec["onnx"]), "--target", target, "--out", str(path)]
     for name, value in spec.items():
-        if name not in ("onnx", "target", "out", "data") and name in unset and value != unset[name] and value is not None:
+        if (
+            name not in ("onnx", "target", "out", "data")
+            and name in unset
+            and value != unset[name]
+            and value is not None
+        ):
             shown = ":".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             option = option_name(name) if value is not False else f"--no-{name.replace('_', '-')}"
             line += [option] if isinstance(value, bool) else [option, shown]

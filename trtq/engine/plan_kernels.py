@@ -1,6 +1,7 @@
 """The kernels a TensorRT-RTX plan says it has, with the sizes and types of what they read and write, for the roofline.
 
-The same undocumented rows as plan_text reads: known versions only, and anything unexpected gives None instead of a guess.
+The same undocumented rows as plan_text reads: known versions only, and anything unexpected gives
+None instead of a guess.
 """
 
 from __future__ import annotations
@@ -14,13 +15,29 @@ from trtq.cost.ops import Kernel
 from trtq.cost.roofline import BITS, KernelTime, Widths, predict
 from trtq.engine.plan_text import KNOWN_VERSIONS, text_of
 
-TENSOR = re.compile(rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
+TENSOR = re.compile(
+    rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)'
+)
 ROW = re.compile(
-    rb"^  (corrltn|fully_connected|function|runtime_fusion|_gemm_mha_v2|avgpool|maxpool|softmax)=\{ name=\"?([^\" ]*)\"?([^\n]*)", re.M
+    rb"^  "
+    rb"(corrltn|fully_connected|function|runtime_fusion|_gemm_mha_v2|avgpool|maxpool|softmax)=\{ "
+    rb"name=\"?([^\" ]*)\"?([^\n]*)",
+    re.M,
 )
 NAMES = re.compile(rb'"([^"]+)"')
 GROUPS = re.compile(rb"nbr_groups=(\d+)")
-SIZES = {"float": 32, "half": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "int32": 32, "int64": 64, "bool": 8, "uint8": 8}
+SIZES = {
+    "float": 32,
+    "half": 16,
+    "bf16": 16,
+    "int8": 8,
+    "fp8": 8,
+    "int4": 4,
+    "int32": 32,
+    "int64": 64,
+    "bool": 8,
+    "uint8": 8,
+}
 TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
 PRODUCTS = ("corrltn", "fully_connected", "_gemm_mha_v2")
 FROM_ONNX = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
@@ -69,9 +86,20 @@ class PlanKernel:
         """Return the roofline's time of the kernel; the counts are of the whole batch already."""
         per = BITS[self.precision]
         counts = Kernel(
-            name=self.name, kind=self.kind, macs=self.macs, weights=0, reads=self.bits // per, writes=0, depthwise=self.depthwise
+            name=self.name,
+            kind=self.kind,
+            macs=self.macs,
+            weights=0,
+            reads=self.bits // per,
+            writes=0,
+            depthwise=self.depthwise,
         )
-        return predict(counts, device, Widths(per, per), precision=self.precision if self.precision in device.peaks else "fp16")
+        return predict(
+            counts,
+            device,
+            Widths(per, per),
+            precision=self.precision if self.precision in device.peaks else "fp16",
+        )
 
 
 def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel] | None:
@@ -85,10 +113,17 @@ def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel]
     if not version.startswith(KNOWN_VERSIONS):
         return None
     plan = text_of(plan)
-    tensors = {m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)}
+    tensors = {
+        m.group(2): _tensor(m.group(1), m.group(3).decode(), batch) for m in TENSOR.finditer(plan)
+    }
     found = []
     for match in ROW.finditer(plan):
-        kernel = _kernel(match.group(1).decode(), match.group(2).decode(errors="replace"), match.group(3), tensors)
+        kernel = _kernel(
+            match.group(1).decode(),
+            match.group(2).decode(errors="replace"),
+            match.group(3),
+            tensors,
+        )
         if kernel is None:
             return None
         found.append(kernel)
@@ -114,7 +149,9 @@ def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> 
     reads = [tensors[n] for n in _listed(row, b"input_args", b"input") if n in tensors]
     writes = [tensors[n] for n in _listed(row, b"output_args", b"output") if n in tensors]
     reads = [t for t in reads if t.kind != "int64"]  # sizes, not values
-    if not writes or (not reads and kind != "function"):  # a generated kernel may only fill a tensor
+    if not writes or (
+        not reads and kind != "function"
+    ):  # a generated kernel may only fill a tensor
         return None
     macs, groups = 0, GROUPS.search(row)
     if kind == "corrltn" and len(reads) > 1:
@@ -124,11 +161,22 @@ def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> 
     elif kind == "_gemm_mha_v2" and len(reads) > 2:
         macs = 2 * reads[0].values * reads[1].dims[-2]
     shape = reads[1].dims if len(reads) > 1 else ()
-    depthwise = kind == "corrltn" and groups is not None and int(groups.group(1)) > 1 and int(groups.group(1)) == shape[0]
+    depthwise = (
+        kind == "corrltn"
+        and groups is not None
+        and int(groups.group(1)) > 1
+        and int(groups.group(1)) == shape[0]
+    )
     return PlanKernel(
-        name=name, kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(kind, kind),
-        precision=TYPES.get((*reads, *writes)[0].kind, "fp32"), macs=macs, bits=sum(t.bits for t in (*reads, *writes)),
-        written=sum(t.bits for t in writes), depthwise=depthwise,
+        name=name,
+        kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(
+            kind, kind
+        ),
+        precision=TYPES.get((*reads, *writes)[0].kind, "fp32"),
+        macs=macs,
+        bits=sum(t.bits for t in (*reads, *writes)),
+        written=sum(t.bits for t in writes),
+        depthwise=depthwise,
         unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
         layers=tuple(n.decode(errors="replace") for n in FROM_ONNX.findall(row)),
-    )  # fmt: skip
+    )

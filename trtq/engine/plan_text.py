@@ -1,7 +1,8 @@
 """What a TensorRT-RTX plan says of itself: how many convolutions and matrix products it computes in INT8.
 
-The plan embeds readable rows for tensors (with their type) and operations (with their inputs). The format is not documented:
-it is read for known versions only, and anything unexpected gives None instead of a guess.
+The plan embeds readable rows for tensors (with their type) and operations (with their inputs). The
+format is not documented: it is read for known versions only, and anything unexpected gives None
+instead of a guess.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from collections import Counter
 import msgspec
 
 KNOWN_VERSIONS = ("1.7",)
-TENSOR = re.compile(rb'tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*? name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)')
-OPERATION = re.compile(rb'(corrltn|fully_connected)=\{ name="([^"]*)" output=\{[^}]*\} input=\{"([^"]+)"')
+TENSOR = re.compile(
+    rb'tensor=\{[^{}]*(?:\{[^{}]*\}[^{}]*)*? name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)'
+)
+OPERATION = re.compile(
+    rb'(corrltn|fully_connected)=\{ name="([^"]*)" output=\{[^}]*\} input=\{"([^"]+)"'
+)
 
 
 class PlanAudit(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,4 +55,6 @@ def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
         counts[match.group(1)][kind] += 1
     if not any(counts.values()):
         return None
-    return PlanAudit(convolutions=dict(counts[b"corrltn"]), products=dict(counts[b"fully_connected"]))
+    return PlanAudit(
+        convolutions=dict(counts[b"corrltn"]), products=dict(counts[b"fully_connected"])
+    )

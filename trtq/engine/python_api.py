@@ -37,21 +37,29 @@ class PythonBuilder:
         """Build in a new process.
 
         Raises:
-            EngineError: the parser or the builder refuses (their words, with node names), or the process crashed.
+            EngineError: the parser or the builder refuses (their words, with node names), or the
+                process crashed.
         """
         with scratch("build") as folder:
             asked = self.request(source, folder / "plan", settings, folder)
             events, code, stderr = self._watch(asked)
             done = next((e for e in events if e["event"] == "done"), None)
             if code == 0 and done is not None and (folder / "plan").is_file():
-                if settings.options.timing_cache is not None and (folder / "timing.cache").is_file():
-                    write_bytes(Path(settings.options.timing_cache), (folder / "timing.cache").read_bytes())
+                if (
+                    settings.options.timing_cache is not None
+                    and (folder / "timing.cache").is_file()
+                ):
+                    write_bytes(
+                        Path(settings.options.timing_cache), (folder / "timing.cache").read_bytes()
+                    )
                 layers = folder / "layers.json"
                 return Built(
-                    plan=(folder / "plan").read_bytes(), version=str(done["version"]), tensors=done["tensors"],
+                    plan=(folder / "plan").read_bytes(),
+                    version=str(done["version"]),
+                    tensors=done["tensors"],
                     log=[f"{e['severity']}: {e['text']}" for e in events if e["event"] == "log"],
                     layers=layers.read_bytes() if layers.is_file() else None,
-                )  # fmt: skip
+                )
             raise _failure(events, code, stderr, settings)
 
     def keeps(self, node: str) -> bool:
@@ -62,35 +70,56 @@ class PythonBuilder:
         """Return the Python that would build ``out``."""
         asked = self.request(source, out, settings, None)
         setting = f'import os\nos.environ["TRTQ_TENSORRT"] = "{MODULES[self.name]}"'
-        return f"{setting}\nimport json\nfrom trtq.engine.worker import build\nbuild(json.loads({json.dumps(json.dumps(asked))}))"
+        return (
+            f"{setting}\nimport json\nfrom trtq.engine.worker import build\n"
+            f"build(json.loads({json.dumps(json.dumps(asked))}))"
+        )
 
-    def request(self, source: Path, out: Path, settings: Settings, folder: Path | None) -> dict[str, Any]:
+    def request(
+        self, source: Path, out: Path, settings: Settings, folder: Path | None
+    ) -> dict[str, Any]:
         """Return what a worker reads, here or on a board; without a folder for them, nothing beside the plan is written."""
         options, rtx = settings.options, self.name == "tensorrt-rtx"
         if rtx and options.timing_cache is not None:
             raise UsageError(
-                "Cannot use a timing cache with TensorRT for RTX", "it has no effect there, and setting one needs a GPU",
+                "Cannot use a timing cache with TensorRT for RTX",
+                "it has no effect there, and setting one needs a GPU",
                 "Leave --timing-cache out",
-            )  # fmt: skip
+            )
         return {
-            "onnx": str(source), "out": str(out), "shapes": {k: [list(s) for s in v] for k, v in settings.shapes.items()},
-            "sm": settings.target.sm if rtx else None, "typed": settings.typed(self.version), "fp16": settings.half,
-            "int8": settings.quantized, "float_nodes": list(settings.float_nodes), "workspace": settings.workspace,
-            "level": options.optimization_level, "version_compatible": options.version_compatible,
-            "hardware": options.hardware_compatible, "strip_weights": options.strip_weights, "dla": options.dla,
-            "gpu_fallback": options.gpu_fallback, "timing_cache": options.timing_cache,
-            "timing_cache_out": str(folder / "timing.cache") if folder is not None and options.timing_cache else options.timing_cache,
-            # A report takes the GPU the plan is for; a plan of TensorRT for RTX says the same by itself.
+            "onnx": str(source),
+            "out": str(out),
+            "shapes": {k: [list(s) for s in v] for k, v in settings.shapes.items()},
+            "sm": settings.target.sm if rtx else None,
+            "typed": settings.typed(self.version),
+            "fp16": settings.half,
+            "int8": settings.quantized,
+            "float_nodes": list(settings.float_nodes),
+            "workspace": settings.workspace,
+            "level": options.optimization_level,
+            "version_compatible": options.version_compatible,
+            "hardware": options.hardware_compatible,
+            "strip_weights": options.strip_weights,
+            "dla": options.dla,
+            "gpu_fallback": options.gpu_fallback,
+            "timing_cache": options.timing_cache,
+            "timing_cache_out": str(folder / "timing.cache")
+            if folder is not None and options.timing_cache
+            else options.timing_cache,
+            # A report takes the GPU the plan is for; a plan of TensorRT for RTX says the same by
+            # itself.
             "report": str(folder / "layers.json") if folder is not None and not rtx else None,
-        }  # fmt: skip
+        }
 
     def _watch(self, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
         """Have a worker build, pass its progress on, and return its events, exit status and error output."""
         worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
         with worker.errors, ended_with(worker.process) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended already; its error output says why
+            assert process.stdin is not None  # noqa: S101
+            assert process.stdout is not None  # noqa: S101
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # it has ended already; its error output says why
                 process.stdin.write(json.dumps(asked))
                 process.stdin.close()
             current = ""
@@ -122,7 +151,10 @@ def installed_version(name: str) -> Version:
     if name == "tensorrt-rtx":
         return LIKE_RTX
     done = subprocess.run(
-        [sys.executable, "-c", "import tensorrt; print(tensorrt.__version__)"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import tensorrt; print(tensorrt.__version__)"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     parts = done.stdout.strip().split(".")
     if done.returncode or len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
@@ -131,9 +163,15 @@ def installed_version(name: str) -> Version:
     return int(parts[0]), int(parts[1])
 
 
-def _failure(events: list[dict[str, Any]], code: int, stderr: str, settings: Settings) -> EngineError:
+def _failure(
+    events: list[dict[str, Any]], code: int, stderr: str, settings: Settings
+) -> EngineError:
     where = f"Cannot build the engine for {settings.target.device} (sm{settings.target.sm})"
-    parser = [f"{e['node']}{' (' + e['op'] + ')' if e['op'] else ''}: {e['text']}" for e in events if e["event"] == "error"]
+    parser = [
+        f"{e['node']}{' (' + e['op'] + ')' if e['op'] else ''}: {e['text']}"
+        for e in events
+        if e["event"] == "error"
+    ]
     if parser:
         return EngineError(where, "the ONNX parser refuses " + "; ".join(parser))
     errors = [str(e["text"]) for e in events if e["event"] == "log" and "error" in e["severity"]]

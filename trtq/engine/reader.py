@@ -22,11 +22,20 @@ SHOWN = 3  # errors that a message names
 def reader_of(target: Target) -> Reader:
     """Return what a target reads: without a release, TensorRT for RTX where that covers it."""
     release, rtx = target.release, target.version is None and target.sm in RTX_AHEAD_OF_TIME
-    runtime = "TensorRT for RTX" if rtx else f"TensorRT {shown(release)}" if release is not None else "TensorRT 10 and later"
+    runtime = (
+        "TensorRT for RTX"
+        if rtx
+        else f"TensorRT {shown(release)}"
+        if release is not None
+        else "TensorRT 10 and later"
+    )
     return Reader(
-        version=release, opset=newest_opset(release) if release is not None else NEWEST_OPSET, formats=target.arithmetic,
-        name=f"{target.device}, {runtime}", rtx=rtx,
-    )  # fmt: skip
+        version=release,
+        opset=newest_opset(release) if release is not None else NEWEST_OPSET,
+        formats=target.arithmetic,
+        name=f"{target.device}, {runtime}",
+        rtx=rtx,
+    )
 
 
 def reader_for(builder: Builder, target: Target) -> Reader:
@@ -34,9 +43,12 @@ def reader_for(builder: Builder, target: Target) -> Reader:
     rtx = builder.name == RTX
     runtime = "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}"
     return Reader(
-        version=None if rtx else builder.version, opset=newest_opset(builder.version), formats=target.arithmetic,
-        name=f"{target.device}, {runtime}", rtx=rtx,
-    )  # fmt: skip
+        version=None if rtx else builder.version,
+        opset=newest_opset(builder.version),
+        formats=target.arithmetic,
+        name=f"{target.device}, {runtime}",
+        rtx=rtx,
+    )
 
 
 def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target: str) -> None:
@@ -51,7 +63,11 @@ def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target
     first, more = found[0], f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
     why = "; ".join(f"{f.rule}, {f.where}: {f.why}" for f in found[:SHOWN])
     lines = f"trtq lint {onnx_file} --target {target}"
-    hint = f"Repair it: {lines} --fix FIXED.onnx" if all(f.repairable for f in found) else f"{first.mend}; see all of it: {lines}"
+    hint = (
+        f"Repair it: {lines} --fix FIXED.onnx"
+        if all(f.repairable for f in found)
+        else f"{first.mend}; see all of it: {lines}"
+    )
     raise EngineError(f"Cannot build {onnx_file} for {reader.name}", why + more, hint)
 
 
@@ -67,7 +83,11 @@ def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
             found.setdefault(finding.where, f"{finding.rule}: {finding.why}")
     for scope in scopes(model):
         for node in scope.graph.node:
-            pairs = [p for n in node.input[:2] if node.op_type in COMPUTE and (p := scope.pair(n)) is not None]
+            pairs = [
+                p
+                for n in node.input[:2]
+                if node.op_type in COMPUTE and (p := scope.pair(n)) is not None
+            ]
             near = [m.name for p in pairs for m in (p.q, p.dq, *p.path) if m is not None]
             why = next((found[n] for n in (node.name, *near) if n in found), None)
             if why is not None:

@@ -1,6 +1,7 @@
 """Running an ONNX file or an engine: one method, whatever runs it.
 
-Engines run through TensorRT's Python API: by tensor names from 8.5 on, by bindings before. Buffers are torch tensors on the GPU.
+Engines run through TensorRT's Python API: by tensor names from 8.5 on, by bindings before. Buffers
+are torch tensors on the GPU.
 """
 
 from __future__ import annotations
@@ -39,13 +40,20 @@ class OnnxRunner:
 
     Args:
         model: a file, or a model in memory.
-        provider: of ONNX Runtime; TensorRT and NvTensorRTRTX build an engine of their own from the file.
+        provider: of ONNX Runtime; TensorRT and NvTensorRTRTX build an engine of their own from the
+            file.
         as_written: compute Q/DQ pairs as the file says.
     """
 
     def __init__(self, model: Any, *, provider: Provider = "CPU", as_written: bool = True) -> None:
         self.session = open_session(model, as_written=as_written, provider=provider)
-        own = "; an engine of its own" if provider in ("TensorRT", "NvTensorRTRTX") else ", any Q/DQ pair as written" if as_written else ""
+        own = (
+            "; an engine of its own"
+            if provider in ("TensorRT", "NvTensorRTRTX")
+            else ", any Q/DQ pair as written"
+            if as_written
+            else ""
+        )
         self.label = f"ONNX Runtime ({provider}){own}"
         self.names = [o.name for o in self.session.get_outputs()]
 
@@ -97,9 +105,13 @@ def _by_bindings() -> _Calls:
         is_input=lambda engine, name: bool(engine.binding_is_input(index(engine, name))),
         dtype=lambda engine, name: engine.get_binding_dtype(index(engine, name)),
         shape=lambda engine, context, name: tuple(context.get_binding_shape(index(engine, name))),
-        set_shape=lambda engine, context, name, shape: context.set_binding_shape(index(engine, name), shape),
+        set_shape=lambda engine, context, name, shape: context.set_binding_shape(
+            index(engine, name), shape
+        ),
         place=lambda *_: None,
-        execute=lambda context, addresses, stream: bool(context.execute_async_v2(list(addresses.values()), stream)),
+        execute=lambda context, addresses, stream: bool(
+            context.execute_async_v2(list(addresses.values()), stream)
+        ),
     )
 
 
@@ -121,14 +133,21 @@ class EngineRunner:
         module: ``tensorrt`` or ``tensorrt_rtx``.
         device: where the buffers lie, for torch.
         label: what this is, for records.
-        batch: smallest and largest batch of its profile; larger ones run in parts, smaller ones are filled up.
+        batch: smallest and largest batch of its profile; larger ones run in parts, smaller ones are
+            filled up.
 
     Raises:
         EngineError: TensorRT cannot load it.
     """
 
     def __init__(
-        self, plan: bytes, module: str, *, device: str = "cuda", label: str = "engine", batch: tuple[int, int] | None = None
+        self,
+        plan: bytes,
+        module: str,
+        *,
+        device: str = "cuda",
+        label: str = "engine",
+        batch: tuple[int, int] | None = None,
     ) -> None:
         import torch
 
@@ -141,22 +160,37 @@ class EngineRunner:
         logger = trt.Logger(trt.Logger.ERROR)
         runtime = trt.Runtime(logger)
         if has_api("engine_host_code_allowed", self.version):
-            runtime.engine_host_code_allowed = True  # version-compatible plans hold code; whoever calls this trusts the plan
+            runtime.engine_host_code_allowed = (
+                True  # version-compatible plans hold code; whoever calls this trusts the plan
+            )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} cannot load the {label}", "see what it wrote", "Build it again here: trtq build")
+            raise EngineError(
+                f"TensorRT {trt.__version__} cannot load the {label}",
+                "see what it wrote",
+                "Build it again here: trtq build",
+            )
         self.deserialized_ns = time.perf_counter_ns()  # what comes after is the context
         self.loaded = _Loaded(logger, runtime, engine, engine.create_execution_context())
         self.names = self.calls.names(engine)
         self.inputs = [n for n in self.names if self.calls.is_input(engine, n)]
         if len(self.inputs) != 1:
-            raise EngineError(f"Cannot run the {label}", f"it has {len(self.inputs)} inputs ({', '.join(self.inputs)}), expected one image")
-        self.types = {n: getattr(torch, np.dtype(trt.nptype(self.calls.dtype(engine, n))).name) for n in self.names}
+            raise EngineError(
+                f"Cannot run the {label}",
+                f"it has {len(self.inputs)} inputs ({', '.join(self.inputs)}), expected one image",
+            )
+        self.types = {
+            n: getattr(torch, np.dtype(trt.nptype(self.calls.dtype(engine, n))).name)
+            for n in self.names
+        }
 
     @property
     def input_shape(self) -> list[Any]:
         """Of the images, before a batch was given: -1 for an open axis."""
-        return [d if d >= 0 else None for d in self.calls.shape(self.loaded.engine, self.loaded.context, self.inputs[0])]
+        return [
+            d if d >= 0 else None
+            for d in self.calls.shape(self.loaded.engine, self.loaded.context, self.inputs[0])
+        ]
 
     def run(self, batch: Array) -> dict[str, Array]:
         """Return the outputs by name.
@@ -170,7 +204,9 @@ class EngineRunner:
 
     def _run(self, batch: Array) -> dict[str, Array]:
         torch = self.torch
-        given = torch.from_numpy(np.ascontiguousarray(batch)).to(self.device, self.types[self.inputs[0]])
+        given = torch.from_numpy(np.ascontiguousarray(batch)).to(
+            self.device, self.types[self.inputs[0]]
+        )
         bound = self.bind(given)
         stream = torch.cuda.Stream() if self.device.type == "cuda" else None
         if stream is not None:
@@ -178,13 +214,16 @@ class EngineRunner:
         bound.launch(stream.cuda_stream if stream else 0)
         if stream is not None:
             stream.synchronize()
-        return {n: b.float().cpu().numpy() for n, b in bound.buffers.items() if n not in self.inputs}
+        return {
+            n: b.float().cpu().numpy() for n, b in bound.buffers.items() if n not in self.inputs
+        }
 
     def bind(self, given: Any, context: Any = None) -> Bound:
         """Return the engine with buffers for one batch, ready to launch as often as wanted.
 
         Args:
-            given: the input on this device, a torch tensor of the engine's type; the shape is taken from it.
+            given: the input on this device, a torch tensor of the engine's type; the shape is taken
+                from it.
             context: an execution context of its own, for several launches at once.
 
         Raises:
@@ -192,11 +231,18 @@ class EngineRunner:
         """
         engine, context, name = self.loaded.engine, context or self.loaded.context, self.inputs[0]
         if self.calls.set_shape(engine, context, name, tuple(given.shape)) is False:
-            raise EngineError(f"The {self.label} does not take input {list(given.shape)}", "it is outside the profile it was built with")
+            raise EngineError(
+                f"The {self.label} does not take input {list(given.shape)}",
+                "it is outside the profile it was built with",
+            )
         buffers = {}
         for n in self.names:
             shape = self.calls.shape(engine, context, n)
-            buffers[n] = given if n == name else self.torch.empty(shape, dtype=self.types[n], device=self.device)
+            buffers[n] = (
+                given
+                if n == name
+                else self.torch.empty(shape, dtype=self.types[n], device=self.device)
+            )
         return Bound(self, context, buffers)
 
     def new_context(self) -> Any:
@@ -220,7 +266,9 @@ class Bound:
         """
         if not self.runner.calls.execute(self.context, self.addresses, stream):
             shape = list(self.buffers[self.runner.inputs[0]].shape)
-            raise EngineError(f"The {self.runner.label} failed on input {shape}", "TensorRT says so and no more")
+            raise EngineError(
+                f"The {self.runner.label} failed on input {shape}", "TensorRT says so and no more"
+            )
 
 
 def require_runtime(where: str, module: str, device: str) -> Any:
@@ -232,8 +280,16 @@ def require_runtime(where: str, module: str, device: str) -> Any:
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(where, "it needs its NVIDIA GPU, and torch finds none on this machine", "Run this on the device it was built for")
+        raise UsageError(
+            where,
+            "it needs its NVIDIA GPU, and torch finds none on this machine",
+            "Run this on the device it was built for",
+        )
     try:
         return importlib.import_module(module)
     except ImportError as exc:
-        raise UsageError(where, f"the module {module} is not installed", f"pip install {module.replace('_', '-')}") from exc
+        raise UsageError(
+            where,
+            f"the module {module} is not installed",
+            f"pip install {module.replace('_', '-')}",
+        ) from exc

@@ -27,7 +27,8 @@ class Settings:
         half: what is not quantized may run in FP16.
         options: what the user chose beside that.
         calibration: a cache whose ranges make a model without pairs INT8.
-        float_nodes: nodes that must compute in float32 where ``half`` leaves the choice to the builder.
+        float_nodes: nodes that must compute in float32 where ``half`` leaves the choice to the
+            builder.
         workspace: most scratch memory of a kernel, MiB.
     """
 
@@ -56,7 +57,8 @@ class Built:
         log: warnings.
         numbers: times and sizes that trtexec printed, seconds and bytes.
         layers: the builder's own report of the layers, JSON; None where it gives none.
-        away: digest and size of an engine that stays on the board where it was built; ``plan`` is empty then.
+        away: digest and size of an engine that stays on the board where it was built; ``plan`` is
+            empty then.
     """
 
     plan: bytes
@@ -97,9 +99,12 @@ class Builder(Protocol):
 
 # Option of BuildOptions: the feature of the version table it needs.
 NEEDS: Mapping[str, str] = {
-    "optimization_level": "optimization level", "version_compatible": "version-compatible engines",
-    "hardware_compatible": "hardware-compatible engines", "strip_weights": "engines without weights", "dla": "DLA",
-}  # fmt: skip
+    "optimization_level": "optimization level",
+    "version_compatible": "version-compatible engines",
+    "hardware_compatible": "hardware-compatible engines",
+    "strip_weights": "engines without weights",
+    "dla": "DLA",
+}
 
 
 def require_dla(core: int, target: Target) -> None:
@@ -109,7 +114,9 @@ def require_dla(core: int, target: Target) -> None:
         EngineError: names the device.
     """
     if not target.dla:
-        raise EngineError(f"Cannot build for DLA core {core}", f"{target.device} has no DLA", "Leave --dla out")
+        raise EngineError(
+            f"Cannot build for DLA core {core}", f"{target.device} has no DLA", "Leave --dla out"
+        )
 
 
 def require_offered(options: BuildOptions, builder: Builder, target: Target) -> None:
@@ -123,12 +130,18 @@ def require_offered(options: BuildOptions, builder: Builder, target: Target) -> 
         rtx = builder.name == "tensorrt-rtx"
         there = feature not in NOT_IN_RTX if rtx else offers(feature, builder.version)
         if getattr(options, name) != getattr(unset, name) and not there:
-            option, who = f"--{name.replace('_', '-')}", "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}"
-            raise EngineError(f"Cannot build with {option}", f"{who} has no {feature}", f"Leave {option} out")
+            option, who = (
+                f"--{name.replace('_', '-')}",
+                "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}",
+            )
+            raise EngineError(
+                f"Cannot build with {option}", f"{who} has no {feature}", f"Leave {option} out"
+            )
     if options.dla is not None:
         require_dla(options.dla, target)
     if options.hardware_compatible == "ampere+" and target.sm < 80:
         raise EngineError(
-            "Cannot build with --hardware-compatible ampere+", f"{target.device} has compute capability {target.capability}, below 8.0",
+            "Cannot build with --hardware-compatible ampere+",
+            f"{target.device} has compute capability {target.capability}, below 8.0",
             "Leave --hardware-compatible out",
-        )  # fmt: skip
+        )

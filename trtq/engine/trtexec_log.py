@@ -1,7 +1,8 @@
 """What trtexec printed and exported, 8.0 to 11: times, percentiles, sizes, memory, warnings; what a release does not print is None.
 
-Anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits, exponents, ``nan``). Source: sampleReporting.cpp,
-trtexec.cpp and sampleEngines.cpp of the tags; lines of the library itself come from public logs, so their wording is matched loosely.
+Anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits, exponents,
+``nan``). Source: sampleReporting.cpp, trtexec.cpp and sampleEngines.cpp of the tags; lines of the
+library itself come from public logs, so their wording is matched loosely.
 """
 
 from __future__ import annotations
@@ -16,20 +17,29 @@ from trtq.engine.versions import Version
 from trtq.errors import BenchError
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-# trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the agent no date.
+# trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the
+# agent no date.
 STAMP = re.compile(r"^(?:\[\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d\] )?(?:\[TRT\] )?\[([IWEFV])\] ?")
 STATS = re.compile(rf"(min|max|mean|median) = {NUMBER} ms")
 PERCENTILE = re.compile(rf"percentile\(({NUMBER[1:-1]})%\) = {NUMBER} ms")
 ROWS = {
-    "latency": "Latency", "end_to_end": "End-to-End Host Latency", "enqueue": "Enqueue Time", "h2d": "H2D Latency",
-    "gpu_compute": "GPU Compute Time", "d2h": "D2H Latency",
-}  # fmt: skip
+    "latency": "Latency",
+    "end_to_end": "End-to-End Host Latency",
+    "enqueue": "Enqueue Time",
+    "h2d": "H2D Latency",
+    "gpu_compute": "GPU Compute Time",
+    "d2h": "D2H Latency",
+}
 # Label of a single number: name here, unit (ms and MiB become seconds and bytes).
 SINGLES = (
-    ("throughput_qps", rf"^Throughput: {NUMBER} qps", 1.0), ("walltime_s", rf"^Total Host Walltime: {NUMBER} s", 1.0),
-    ("compute_s", rf"^Total GPU Compute Time: {NUMBER} s", 1.0), ("built_s", rf"^Engine built in {NUMBER} sec", 1.0),
-    ("loaded_s", rf"^Engine loaded in {NUMBER} sec", 1.0), ("deserialized_s", rf"^Engine deserialized in {NUMBER} sec", 1.0),
-    ("warmup_queries", rf"^Warmup completed {NUMBER} queries over", 1.0), ("queries", rf"^Timing trace has {NUMBER} queries over", 1.0),
+    ("throughput_qps", rf"^Throughput: {NUMBER} qps", 1.0),
+    ("walltime_s", rf"^Total Host Walltime: {NUMBER} s", 1.0),
+    ("compute_s", rf"^Total GPU Compute Time: {NUMBER} s", 1.0),
+    ("built_s", rf"^Engine built in {NUMBER} sec", 1.0),
+    ("loaded_s", rf"^Engine loaded in {NUMBER} sec", 1.0),
+    ("deserialized_s", rf"^Engine deserialized in {NUMBER} sec", 1.0),
+    ("warmup_queries", rf"^Warmup completed {NUMBER} queries over", 1.0),
+    ("queries", rf"^Timing trace has {NUMBER} queries over", 1.0),
     ("engine_bytes", rf"^(?:Created|Loaded) engine with size: {NUMBER} MiB", 2.0**20),
     ("engine_bytes", rf"Loaded engine size: {NUMBER} MiB", 2.0**20),
     ("host_persistent_bytes", rf"Total Host Persistent Memory: {NUMBER}(?: bytes)?", 1.0),
@@ -38,7 +48,7 @@ SINGLES = (
     ("activation_bytes", rf"Total Activation Memory: {NUMBER}(?: bytes)?", 1.0),
     ("weights_bytes", rf"Total Weights Memory: {NUMBER}(?: bytes)?", 1.0),
     ("context_bytes", rf"Created execution context with device memory size: {NUMBER} MiB", 2.0**20),
-)  # fmt: skip
+)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +72,8 @@ class TrtexecLog(msgspec.Struct, frozen=True, kw_only=True):
         passed: its last line says so.
         version: down to the patch, such as 10.3.0; None where no line names it.
         device, capability: of the GPU; None where no line names it.
-        rows: the summary by name (``latency``, ``gpu_compute``, ...); empty when nothing was measured.
+        rows: the summary by name (``latency``, ``gpu_compute``, ...); empty when nothing was
+            measured.
         numbers: single numbers by name, seconds, bytes and counts.
         warnings, errors: its own lines, without stamps.
         advice: why its numbers should be doubted, from its ``* `` lines.
@@ -113,13 +124,26 @@ def read_log(text: str) -> TrtexecLog:
                 rows[name] = row
         for name, pattern, unit in SINGLES:
             hit = re.search(pattern, body)
-            if hit is not None and name not in numbers and math.isfinite(value := float(hit.group(1)) * unit):
+            if (
+                hit is not None
+                and name not in numbers
+                and math.isfinite(value := float(hit.group(1)) * unit)
+            ):
                 numbers[name] = value
     return TrtexecLog(
-        passed="&&&& PASSED" in text, version=version, device=device, capability=capability, rows=rows, numbers=numbers,
-        warnings=said["W"], errors=[*said["E"], *said["F"]], advice=advice,
-        cuda_graph=bool(re.search(r"Successfully captured CUDA graph|CUDA graph capture succeeded", text)),
-    )  # fmt: skip
+        passed="&&&& PASSED" in text,
+        version=version,
+        device=device,
+        capability=capability,
+        rows=rows,
+        numbers=numbers,
+        warnings=said["W"],
+        errors=[*said["E"], *said["F"]],
+        advice=advice,
+        cuda_graph=bool(
+            re.search(r"Successfully captured CUDA graph|CUDA graph capture succeeded", text)
+        ),
+    )
 
 
 def dotted(number: int) -> str:
@@ -177,7 +201,11 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
         why = f"{exc}; expected a list of records with computeMs, latencyMs"
         raise BenchError("This is no file of trtexec --exportTimes", why) from exc
     kept = [r for r in records if version >= (8, 5) or r.start >= warmup_ms]
-    return Times(compute=[r.compute for r in kept], latency=[r.latency for r in kept], left_out=len(records) - len(kept))
+    return Times(
+        compute=[r.compute for r in kept],
+        latency=[r.latency for r in kept],
+        left_out=len(records) - len(kept),
+    )
 
 
 class _Inference(msgspec.Struct):

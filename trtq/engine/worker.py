@@ -1,9 +1,11 @@
 """The builder process: one ONNX file in, one plan out. It runs apart, because a bad graph can crash a native builder.
 
-Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is ``tensorrt`` or ``tensorrt_rtx``: one API.
-TensorRT is loaded before the request is read: a worker can be started early. Without a request it ends.
-Writes one JSON object a line to standard output: ``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``.
-What only some releases have is called when the version table says so; mypy checks the calls against the types of 10.13.
+Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is
+``tensorrt`` or ``tensorrt_rtx``: one API. TensorRT is loaded before the request is read: a worker
+can be started early. Without a request it ends. Writes one JSON object a line to standard output:
+``{"event": "log", ...}``, ``"error"``, ``"phase"``, ``"step"``; at the end ``"done"``. What only
+some releases have is called when the version table says so; mypy checks the calls against the types
+of 10.13.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def _monitor() -> Any:
     return Monitor()
 
 
-def _create_network(builder: trt.Builder, version: Version, *, typed: bool) -> trt.INetworkDefinition:
+def _create_network(
+    builder: trt.Builder, version: Version, *, typed: bool
+) -> trt.INetworkDefinition:
     flags, mask = trt.NetworkDefinitionCreationFlag, 0
     if version < (10, 0) and has_api("EXPLICIT_BATCH", version):  # 0 means an implicit batch there
         mask |= 1 << int(getattr(flags, "EXPLICIT_BATCH"))  # noqa: B009
@@ -79,19 +83,33 @@ def _parse(network: trt.INetworkDefinition, logger: trt.ILogger, model: bytes) -
         error = parser.get_error(i)
         has_name = hasattr(error, "node_name")  # from 10 on; before, only the number of the node
         node = error.node_name() if has_name else f"node {error.node()}"
-        _emit("error", kind="parser", node=node, op=error.node_operator() if has_name else "", text=error.desc())
+        _emit(
+            "error",
+            kind="parser",
+            node=node,
+            op=error.node_operator() if has_name else "",
+            text=error.desc(),
+        )
     return False
 
 
 def _configure(
-    builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig, asked: dict[str, Any], version: Version
+    builder: trt.Builder,
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    asked: dict[str, Any],
+    version: Version,
 ) -> None:
     flags = trt.BuilderFlag
     if not asked["typed"]:  # the builder chooses the precision of what is not quantized
         for name in ("FP16", "INT8"):
             if asked[name.lower()] and has_api(name, version):
                 config.set_flag(getattr(flags, name))
-        if asked["float_nodes"] and asked["fp16"] and has_api("OBEY_PRECISION_CONSTRAINTS", version):
+        if (
+            asked["float_nodes"]
+            and asked["fp16"]
+            and has_api("OBEY_PRECISION_CONSTRAINTS", version)
+        ):
             config.set_flag(getattr(flags, "OBEY_PRECISION_CONSTRAINTS"))  # noqa: B009
             kept = set(asked["float_nodes"])
             for i in range(network.num_layers):
@@ -103,7 +121,7 @@ def _configure(
     if asked["sm"] is not None and has_api("set_compute_capability", version):
         ahead: Any = config  # TensorRT for RTX: no GPU needs to be here
         ahead.num_compute_capabilities = 1
-        ahead.set_compute_capability(getattr(getattr(trt, "ComputeCapability"), f"SM{asked['sm']}"), 0)  # noqa: B009
+        ahead.set_compute_capability(getattr(trt.ComputeCapability, f"SM{asked['sm']}"), 0)
     if asked["workspace"] is not None:
         size = asked["workspace"] << 20
         if has_api("set_memory_pool_limit", version):
@@ -150,7 +168,9 @@ def _tensors(network: trt.INetworkDefinition) -> list[dict[str, Any]]:
     found = []
     for mode, t in (*inputs, *outputs):
         shape = [t.shape[k] for k in range(len(t.shape))]
-        found.append({"name": t.name, "dtype": str(t.dtype).rsplit(".", 1)[-1], "shape": shape, "mode": mode})
+        found.append(
+            {"name": t.name, "dtype": str(t.dtype).rsplit(".", 1)[-1], "shape": shape, "mode": mode}
+        )
     return found
 
 
@@ -160,10 +180,14 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
         return
     runtime = trt.Runtime(logger)
     if has_api("engine_host_code_allowed", version):
-        runtime.engine_host_code_allowed = True  # version-compatible plans hold code; this one was made a moment ago
+        runtime.engine_host_code_allowed = (
+            True  # version-compatible plans hold code; this one was made a moment ago
+        )
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is not None:
-        out.write_text(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+        out.write_text(
+            engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        )
 
 
 def build(request: dict[str, Any]) -> bool:

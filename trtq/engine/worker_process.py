@@ -37,16 +37,23 @@ def start(module: str) -> Worker:
         return found
     errors = scratch_file()  # whoever waits for the worker closes it
     process = subprocess.Popen(
-        [sys.executable, "-m", "trtq.engine.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-        env=os.environ | {"TRTQ_TENSORRT": module}, errors="replace",
-    )  # fmt: skip
+        [sys.executable, "-m", "trtq.engine.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=os.environ | {"TRTQ_TENSORRT": module},
+        errors="replace",
+    )
     return Worker(module, process, errors)
 
 
 def start_early(spec: BuildSpec) -> None:
     """Start the worker of TensorRT for RTX where a build comes to that whatever the file holds: it loads while the file is read."""
     target = parse_target(spec.target)
-    covered = target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75  # Q/DQ files for 7.5 go to full TensorRT
+    covered = (
+        target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75
+    )  # Q/DQ files for 7.5 go to full TensorRT
     if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
         atexit.register(_end_early)

@@ -1,8 +1,9 @@
 """Ops that :mod:`trtq.export.ops` does not have: each becomes a small program, whose ONNX form is spliced into the file.
 
-A region is one such op with the values behind it that ONNX has no type for (complex numbers, computed sizes).
-It is exported by itself: decomposed into simpler ops where the table has those, else by ``torch.onnx.export``, converted to
-an older opset where that is asked for. The quantized rest of the graph never passes through torch's exporter.
+A region is one such op with the values behind it that ONNX has no type for (complex numbers,
+computed sizes). It is exported by itself: decomposed into simpler ops where the table has those,
+else by ``torch.onnx.export``, converted to an older opset where that is asked for. The quantized
+rest of the graph never passes through torch's exporter.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ class Region:
 
 def region_of(start: fx.Node) -> Region:
     """Return the region of an op that cannot be written by itself, with copies of what ONNX has no type for behind it."""
-    core = [start, *(u for u in start.users if u.target is operator.getitem)] if not is_writable(start) else [start]
+    core = (
+        [start, *(u for u in start.users if u.target is operator.getitem)]
+        if not is_writable(start)
+        else [start]
+    )
     copied = set(core) | set(_untyped_behind(core))
     order = [n for n in start.graph.nodes if n in copied]
     inputs = dict.fromkeys(i for n in order for i in n.all_input_nodes if i not in copied)
@@ -65,7 +70,9 @@ def is_deferred(node: fx.Node) -> bool:
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return value.dtype not in ONNX_TYPES
-    return value is None or isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
+    return value is None or isinstance(
+        value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+    )
 
 
 def _untyped_behind(nodes: list[fx.Node]) -> Iterator[fx.Node]:
@@ -103,7 +110,8 @@ class Borrower:
             by_table: try the table on the decomposed op first.
 
         Raises:
-            ExportError: neither torch nor the opset can express it; carries the exporter's own cause.
+            ExportError: neither torch nor the opset can express it; carries the exporter's own
+                cause.
         """
         program = _program(self.graph, region, reason)
         values = [writer.values[i] for i in region.inputs]
@@ -129,9 +137,11 @@ def _decomposed(
     try:
         with quiet(), torch.no_grad():
             graph = program.run_decompositions().module(check_guards=False)
-            assert isinstance(graph, fx.GraphModule)
+            assert isinstance(graph, fx.GraphModule)  # noqa: S101
             normalize_(graph)
-    except Exception as exc:  # torch's decompositions share no base of errors; its exporter may still know the op
+    except (
+        Exception
+    ) as exc:  # torch's decompositions share no base of errors; its exporter may still know the op
         raise UnsupportedOpError(str(exc)) from exc
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
     return graph, dict(zip(inputs, values, strict=True))
@@ -150,7 +160,8 @@ def _program(graph: fx.GraphModule, region: Region, reason: str) -> torch.export
     values = [n.meta["val"] for n in region.inputs]
     examples = tuple(torch.zeros([_hint(d) for d in v.shape], dtype=v.dtype) for v in values)
     opened = tuple(
-        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(v.shape) if isinstance(d, torch.SymInt)} for v in values
+        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(v.shape) if isinstance(d, torch.SymInt)}
+        for v in values
     )
     try:
         with quiet(), torch.no_grad():
@@ -171,8 +182,10 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
     try:
         # The exporter prints progress and warnings that a user of trtq can do nothing about.
         with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            made = torch.onnx.export(program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False)
-        assert made is not None
+            made = torch.onnx.export(
+                program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False
+            )
+        assert made is not None  # noqa: S101
         model = inliner.inline_local_functions(made.model_proto)
     except Exception as exc:  # the exporter's failures share no base
         raise _refusal(reason, exc) from exc
@@ -187,7 +200,8 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
 def _older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return a model at an older opset: as it is where its ops had that form already, else converted.
 
-    What a form computes may have changed between opsets; the file is compared with torch before it is used.
+    What a form computes may have changed between opsets; the file is compared with torch before it
+    is used.
     """
     same = onnx.ModelProto()
     same.CopyFrom(model)
@@ -214,7 +228,9 @@ def _axes_as_attributes_(graph: onnx.GraphProto) -> None:
             node.attribute.extend(kept)
             if axes is not None:
                 del node.input[1:]
-                node.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).flatten().tolist()))
+                node.attribute.append(
+                    helper.make_attribute("axes", numpy_helper.to_array(axes).flatten().tolist())
+                )
 
 
 def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> ExportError:
@@ -235,14 +251,18 @@ def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> Expor
 def splice(writer: Writer, model: onnx.ModelProto, values: list[Any]) -> list[str]:
     """Write the nodes of ``model`` with ``values`` as its inputs, and return the names of its outputs."""
     graph = model.graph
-    names = dict(zip((i.name for i in graph.input), map(writer.value, values), strict=True)) | {"": ""}
+    names = dict(zip((i.name for i in graph.input), map(writer.value, values), strict=True)) | {
+        "": ""
+    }
     for initializer in graph.initializer:
         names[initializer.name] = writer.constant(numpy_helper.to_array(initializer))
     for node in graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedOpError(f"{node.domain}::{node.op_type}")
         given = {a.name: _attribute(a, names) for a in node.attribute}
-        made = writer.op(node.op_type, *(names[i] for i in node.input), outputs=len(node.output), **given)
+        made = writer.op(
+            node.op_type, *(names[i] for i in node.input), outputs=len(node.output), **given
+        )
         names.update(zip(node.output, [made] if isinstance(made, str) else made, strict=True))
     return [names[o.name] for o in graph.output]
 

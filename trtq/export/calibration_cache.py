@@ -1,7 +1,8 @@
 """TensorRT's calibration cache: one text line a tensor, read by releases up to 10.16, gone in 11.
 
-``TRT-<version>-<algorithm>`` and then ``<tensor>: <hex>``: the bits of a big-endian float32 without leading zeros, whose value is the
-scale, amax / 127. Only activations stand in it; TensorRT takes the ranges of weights from the weights.
+``TRT-<version>-<algorithm>`` and then ``<tensor>: <hex>``: the bits of a big-endian float32 without
+leading zeros, whose value is the scale, amax / 127. Only activations stand in it; TensorRT takes
+the ranges of weights from the weights.
 """
 
 from __future__ import annotations
@@ -75,10 +76,16 @@ def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTRO
     for name, scale in scales.items():
         if "\n" in name or "\r" in name:
             raise EncodingsError(
-                "Cannot write a calibration cache", f"the tensor name {name!r} has a line break", "Rename it in the ONNX file"
+                "Cannot write a calibration cache",
+                f"the tensor name {name!r} has a line break",
+                "Rename it in the ONNX file",
             )
         if not math.isfinite(scale) or scale < 0:
-            raise EncodingsError("Cannot write a calibration cache", f"the scale of {name} is {scale}", "Calibrate it again")
+            raise EncodingsError(
+                "Cannot write a calibration cache",
+                f"the scale of {name} is {scale}",
+                "Calibrate it again",
+            )
         lines.append(f"{name}: {struct.unpack('>I', struct.pack('>f', scale))[0]:x}")
     return "\n".join(lines) + "\n"
 
@@ -91,7 +98,8 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
         name: for messages.
 
     Raises:
-        EncodingsError: a wrong header, a line without a colon, or hex that is no usable number; names the line.
+        EncodingsError: a wrong header, a line without a colon, or hex that is no usable number;
+            names the line.
     """
     lines = text.splitlines()
     header = HEADER.fullmatch(lines[0].strip()) if lines else None
@@ -110,14 +118,28 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
         tensor, colon, digits = line.rpartition(":")
         digits = digits.strip()
         if not colon or not tensor or not re.fullmatch(r"[0-9a-fA-F]{1,8}", digits):
-            raise EncodingsError(f"Cannot read line {i} of {name}", f"found {line[:80]!r}", "Expected NAME: and up to eight hex digits")
+            raise EncodingsError(
+                f"Cannot read line {i} of {name}",
+                f"found {line[:80]!r}",
+                "Expected NAME: and up to eight hex digits",
+            )
         value = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
         if not math.isfinite(value) or value < 0:
-            raise EncodingsError(f"Cannot use line {i} of {name}", f"its scale is {value}", "A scale is a finite number of at least 0")
+            raise EncodingsError(
+                f"Cannot use line {i} of {name}",
+                f"its scale is {value}",
+                "A scale is a finite number of at least 0",
+            )
         if tensor in scales and scales[tensor] != value:
-            raise EncodingsError(f"Cannot use {name}", f"line {i} names {tensor} again with another scale", "Remove one of the two lines")
+            raise EncodingsError(
+                f"Cannot use {name}",
+                f"line {i} names {tensor} again with another scale",
+                "Remove one of the two lines",
+            )
         scales[tensor] = value
-    return CalibrationCacheText(number=number, version=version_of(number), algorithm=header.group(2), scales=scales)
+    return CalibrationCacheText(
+        number=number, version=version_of(number), algorithm=header.group(2), scales=scales
+    )
 
 
 def amax_of(scale: float) -> float:

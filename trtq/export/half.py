@@ -19,16 +19,18 @@ HALF = "tensor(float16)"
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Return ``model`` with FP16 weights and computation.
 
-    Inputs and outputs stay float32. Scales stay the calibrated numbers to the last bit: a Q/DQ pair is FP16 where FP16 has its scale
-    (``Encodings.settle_`` sees to that), so that INT8 kernels hand over FP16, and float32 between two casts where it has not. The codes
-    of weights are always those of float32. A file that has FP16 types is returned as it is.
+    Inputs and outputs stay float32. Scales stay the calibrated numbers to the last bit: a Q/DQ pair
+    is FP16 where FP16 has its scale (``Encodings.settle_`` sees to that), so that INT8 kernels hand
+    over FP16, and float32 between two casts where it has not. The codes of weights are always those
+    of float32. A file that has FP16 types is returned as it is.
 
     Args:
         model: float32, with or without Q/DQ pairs.
         keep: names of the nodes that compute in float32 (``half_ranges.find_float_nodes``).
 
     Raises:
-        ExportError: a weight of another node does not fit FP16 (it is named), or the graph has branches.
+        ExportError: a weight of another node does not fit FP16 (it is named), or the graph has
+            branches.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -44,7 +46,10 @@ def has_half(model: onnx.ModelProto) -> bool:
 
 def has_in_half(scale: np.ndarray) -> bool:
     """Whether FP16 has each of these scales, and the 128 codes beside it."""
-    return bool(scale.max(initial=0.0) * 128 <= HALF_MAX and (scale.astype(np.float16).astype(np.float32) == scale).all())
+    return bool(
+        scale.max(initial=0.0) * 128 <= HALF_MAX
+        and (scale.astype(np.float16).astype(np.float32) == scale).all()
+    )
 
 
 def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
@@ -57,14 +62,21 @@ def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bo
 
 
 def _allowed(formal: Sequence[onnx.defs.OpSchema.FormalParameter], count: int) -> list[bool]:
-    return [HALF in formal[min(i, len(formal) - 1)].types for i in range(count)]  # the last may stand for any number
+    return [
+        HALF in formal[min(i, len(formal) - 1)].types for i in range(count)
+    ]  # the last may stand for any number
 
 
 class _Retyping:
     """Rewrites a model so that each node reads the type it computes in."""
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
-        self.model, self.graph, self.keep, self.opset = model, model.graph, set(keep), opset_of(model)
+        self.model, self.graph, self.keep, self.opset = (
+            model,
+            model.graph,
+            set(keep),
+            opset_of(model),
+        )
         for node in self.graph.node:
             if any(a.HasField("g") or a.graphs for a in node.attribute):
                 raise ExportError(
@@ -78,20 +90,30 @@ class _Retyping:
         self.half = set[str]()  # computed tensors that are FP16 now
         self.cast = dict[tuple[str, int], str]()
         self.nodes = list[onnx.NodeProto]()
-        self.taken = {n for node in self.graph.node for n in (*node.input, *node.output)} | set(self.weights)
-        self.kept_reads = {n for node in self.graph.node if node.name in self.keep for n in node.input}
+        self.taken = {n for node in self.graph.node for n in (*node.input, *node.output)} | set(
+            self.weights
+        )
+        self.kept_reads = {
+            n for node in self.graph.node if node.name in self.keep for n in node.input
+        }
 
     def run(self) -> None:
         """Rewrite the nodes, then what goes in and out."""
         outputs = {o.name for o in self.graph.output}
         renamed: dict[str, str] = {}
         for node in self.graph.node:
-            in_float = node.name in self.keep or self._is_opaque(node) or (node.op_type in QDQ and self._is_float_pair(node, renamed))
+            in_float = (
+                node.name in self.keep
+                or self._is_opaque(node)
+                or (node.op_type in QDQ and self._is_float_pair(node, renamed))
+            )
             reads, gives = operand_types(node, self.opset)
             for i, given in enumerate(node.input):
                 name = renamed.get(given, given)
                 if self.types.get(name) == TensorProto.FLOAT:
-                    node.input[i] = self.provide(name, TensorProto.FLOAT if in_float or not reads[i] else TensorProto.FLOAT16)
+                    node.input[i] = self.provide(
+                        name, TensorProto.FLOAT if in_float or not reads[i] else TensorProto.FLOAT16
+                    )
             if not in_float:
                 _attributes_to_half(node)
             for i, name in enumerate(node.output):
@@ -103,7 +125,9 @@ class _Retyping:
                 self.half.add(node.output[i])
             self.nodes.append(node)
         for name, made in renamed.items():
-            self.nodes.append(helper.make_node("Cast", [made], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))
+            self.nodes.append(
+                helper.make_node("Cast", [made], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+            )
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         read = {n for node in self.nodes for n in node.input} | outputs
@@ -123,7 +147,9 @@ class _Retyping:
 
     def _is_opaque(self, node: onnx.NodeProto) -> bool:
         """Whether a node's types cannot be chosen: it has one written into it, or reads what inference knows nothing of."""
-        return any(a.name == "dtype" for a in node.attribute) or any(n and n not in self.types for n in node.input)
+        return any(a.name == "dtype" for a in node.attribute) or any(
+            n and n not in self.types for n in node.input
+        )
 
     def unique(self, name: str) -> str:
         """Return a name that no tensor has yet."""
@@ -142,7 +168,9 @@ class _Retyping:
             if name in self.weights:
                 self.weights[new] = _to_half(self.weights[name], new)
             else:
-                self.nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind))
+                self.nodes.append(
+                    helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind)
+                )
         return self.cast[name, kind]
 
 
@@ -160,20 +188,27 @@ def _inline_constants(graph: onnx.GraphProto) -> None:
             graph.node.remove(node)
     for node in graph.node:
         if node.op_type == "ConstantOfShape" and not node.attribute:
-            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32))))
+            node.attribute.append(
+                helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32)))
+            )
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float32 model that rounds every result which ``model`` has in FP16, as hardware does.
 
-    ONNX Runtime's CPU computes chains of FP16 ops in float32 and rounds only behind them: it shows neither their overflow nor their loss.
+    ONNX Runtime's CPU computes chains of FP16 ops in float32 and rounds only behind them: it shows
+    neither their overflow nor their loss.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     types, nodes = elem_types(model), []
     for tensor in result.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor).astype(np.float32), tensor.name
+                )
+            )
     for node in result.graph.node:
         for a in node.attribute:
             if node.op_type == "Cast" and a.name == "to" and a.i == TensorProto.FLOAT16:
@@ -184,8 +219,14 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         for i, name in enumerate(node.output):
             if types.get(name) == TensorProto.FLOAT16:
                 node.output[i] = f"{name}/exact"
-                nodes.append(helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16))
-                nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
+                nodes.append(
+                    helper.make_node(
+                        "Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16
+                    )
+                )
+                nodes.append(
+                    helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT)
+                )
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     del result.graph.value_info[:]
@@ -200,9 +241,10 @@ def _to_half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
     if largest > HALF_MAX:
         raise ExportError(
-            f"The weight {tensor.name} does not fit FP16", f"its largest value is {largest:.4g}, FP16 ends at {HALF_MAX:g}",
+            f"The weight {tensor.name} does not fit FP16",
+            f"its largest value is {largest:.4g}, FP16 ends at {HALF_MAX:g}",
             "Build with --precision fp32",
-        )  # fmt: skip
+        )
     return numpy_helper.from_array(array.astype(np.float16), name)
 
 

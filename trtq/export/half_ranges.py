@@ -1,9 +1,11 @@
 """Which nodes must stay in float32 when the rest becomes FP16: measured on images, node by node.
 
-Every node is computed twice on the same float32 tensors: as written, and as it would run with its operands and result rounded to
-FP16. A node stays in float32 when a range comes too near to the end of FP16, or when the rounding alone costs it more than a set
-SQNR. What is kept then runs in float32 on rounded operands and is measured again; where that does not help, the nodes that make its
-operands are kept, too, since a difference of large numbers is lost before it is computed; and so on, until nothing is added.
+Every node is computed twice on the same float32 tensors: as written, and as it would run with its
+operands and result rounded to FP16. A node stays in float32 when a range comes too near to the end
+of FP16, or when the rounding alone costs it more than a set SQNR. What is kept then runs in float32
+on rounded operands and is measured again; where that does not help, the nodes that make its
+operands are kept, too, since a difference of large numbers is lost before it is computed; and so
+on, until nothing is added.
 """
 
 from __future__ import annotations
@@ -32,11 +34,14 @@ FLOAT_NODES = "float_nodes"  # metadata of an ONNX file: nodes that FP16 would h
 IMAGES = 16  # that files are looked at with when they are written
 
 
-def find_float_nodes(model: onnx.ModelProto, batches: Iterable[np.ndarray], *, min_sqnr_db: float = MIN_SQNR_DB) -> dict[str, str]:
+def find_float_nodes(
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], *, min_sqnr_db: float = MIN_SQNR_DB
+) -> dict[str, str]:
     """Return, by node name, why a node must compute in float32 beside FP16 ones.
 
     Args:
-        model: float32 ONNX with one image input, with or without Q/DQ pairs; nodes without a name are never kept.
+        model: float32 ONNX with one image input, with or without Q/DQ pairs; nodes without a name
+            are never kept.
         batches: preprocessed images, float32 [N, C, H, W].
         min_sqnr_db: least SQNR of a node's result with operands and result in FP16.
 
@@ -71,9 +76,15 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> 
     return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
 
 
-def constants_beyond_half(model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_DB) -> dict[str, str]:
+def constants_beyond_half(
+    model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_DB
+) -> dict[str, str]:
     """Return the nodes that read a float constant which FP16 has not or loses, and why; no images are needed."""
-    weights = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer if i.data_type == TensorProto.FLOAT}
+    weights = {
+        i.name: numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_type == TensorProto.FLOAT
+    }
     for node in model.graph.node:
         value = constant_of(node) if node.op_type == "Constant" else None
         if value is not None and value.data_type == TensorProto.FLOAT:
@@ -85,18 +96,25 @@ def constants_beyond_half(model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_
         if largest > HALF_MAX:
             bad[name] = f"its constant {name} reaches {largest:.3g}, FP16 ends at {HALF_MAX:g}"
         elif (lost := _loss(finite)) < min_sqnr_db:
-            bad[name] = f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
+            bad[name] = (
+                f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
+            )
     opset, result = opset_of(model), dict[str, str]()
     for node in model.graph.node:
         reads, _ = operand_types(node, opset)
-        why = next((bad[n] for n, half in zip(node.input, reads, strict=True) if half and n in bad), None)
+        why = next(
+            (bad[n] for n, half in zip(node.input, reads, strict=True) if half and n in bad), None
+        )
         if why is not None and node.op_type not in QDQ and node.name:
             result[node.name] = why
     return result
 
 
 def _loss(values: np.ndarray) -> float:
-    return ratio_db(float(np.sum(values**2, dtype=np.float64)), float(np.sum((values - values.astype(np.float16)) ** 2, dtype=np.float64)))
+    return ratio_db(
+        float(np.sum(values**2, dtype=np.float64)),
+        float(np.sum((values - values.astype(np.float16)) ** 2, dtype=np.float64)),
+    )
 
 
 @dataclass(slots=True)
@@ -112,7 +130,9 @@ class _Seen:
         self.amax = max(self.amax, values["amax"])
         self.signal += values["signal"]
         self.noise += values["noise"]
-        self.whole = max(self.whole, values.get("mean", 0.0) * values.get("many", 1.0) / values.get("few", 1.0))
+        self.whole = max(
+            self.whole, values.get("mean", 0.0) * values.get("many", 1.0) / values.get("few", 1.0)
+        )
 
 
 def _measure(
@@ -126,9 +146,13 @@ def _measure(
         try:
             got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
         except Exception as exc:  # ONNX Runtime's exceptions share no public base
-            raise ExportError("ONNX Runtime cannot compute the model beside its FP16 twin", first_line(exc)) from exc
+            raise ExportError(
+                "ONNX Runtime cannot compute the model beside its FP16 twin", first_line(exc)
+            ) from exc
         for node, parts in shadow.taps.items():
-            seen.setdefault(node, _Seen()).add({k: float(np.asarray(got[v]).max()) for k, v in parts.items()})
+            seen.setdefault(node, _Seen()).add(
+                {k: float(np.asarray(got[v]).max()) for k, v in parts.items()}
+            )
     return seen, shadow
 
 
@@ -142,13 +166,21 @@ def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str
                 found[node] = f"{said} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
         if sqnr >= floor or not at.signal > 0.0:
             continue
-        why = f"FP16 would leave it {sqnr:.1f} dB" if math.isfinite(sqnr) else "FP16 would make it NaN or infinite"
+        why = (
+            f"FP16 would leave it {sqnr:.1f} dB"
+            if math.isfinite(sqnr)
+            else "FP16 would make it NaN or infinite"
+        )
         if node not in keep:
             found.setdefault(node, why)
             continue
-        for other in shadow.makers(node):  # float32 alone did not help it: its operands were rounded
+        for other in shadow.makers(
+            node
+        ):  # float32 alone did not help it: its operands were rounded
             if other not in keep:
-                found.setdefault(other, f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}")
+                found.setdefault(
+                    other, f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}"
+                )
     return found
 
 
@@ -156,11 +188,18 @@ class _Shadow:
     """A model with every node's FP16 twin beside it, and numbers about the two as outputs."""
 
     def __init__(self, model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str]) -> None:
-        self.model, self.keep, self.infinite, self.opset = onnx.ModelProto(), keep, infinite, opset_of(model)
+        self.model, self.keep, self.infinite, self.opset = (
+            onnx.ModelProto(),
+            keep,
+            infinite,
+            opset_of(model),
+        )
         self.model.CopyFrom(model)
         self.types = elem_types(model)
         self.producer = {o: n for n in model.graph.node for o in n.output}
-        self.constants = {i.name for i in model.graph.initializer} | {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+        self.constants = {i.name for i in model.graph.initializer} | {
+            n.output[0] for n in model.graph.node if n.op_type == "Constant"
+        }
         self.extra: list[onnx.NodeProto] = []
         self.taps: dict[str, dict[str, str]] = {}
         self.made: dict[tuple[str, ...], str] = {}
@@ -193,10 +232,13 @@ class _Shadow:
         """Return the nodes whose results a node reads in FP16, Q/DQ left out."""
         found = next(n for n in self.model.graph.node if n.name == node)
         return [
-            p.name for i in found.input
-            if (p := self.producer.get(i)) is not None and p.op_type not in (*QDQ, "Constant") and p.name
+            p.name
+            for i in found.input
+            if (p := self.producer.get(i)) is not None
+            and p.op_type not in (*QDQ, "Constant")
+            and p.name
             and self.types.get(i) == TensorProto.FLOAT
-        ]  # fmt: skip
+        ]
 
     def _twin(self, node: onnx.NodeProto, reads: list[bool]) -> None:
         kept, out = node.name in self.keep, node.output[0]
@@ -223,11 +265,18 @@ class _Shadow:
         if node.op_type in SUMS:
             whole = onnx.NodeProto()
             whole.CopyFrom(node)
-            whole.name, whole.input[0], whole.output[0] = f"{node.name}/whole", self._op("Abs", node.input[0]), f"{out}/whole"
+            whole.name, whole.input[0], whole.output[0] = (
+                f"{node.name}/whole",
+                self._op("Abs", node.input[0]),
+                f"{out}/whole",
+            )
             self.extra.append(whole)
             self.taps[node.name]["mean"] = self._all("ReduceMax", f"{out}/whole")
             if node.op_type != "ReduceSum":
-                self.taps[node.name] |= {"many": self._op("Size", node.input[0]), "few": self._op("Size", out)}
+                self.taps[node.name] |= {
+                    "many": self._op("Size", node.input[0]),
+                    "few": self._op("Size", out),
+                }
 
     def _operand(self, name: str, kept: bool) -> str:
         """Return what a node reads, float32: the tensor as a kept node makes it, or rounded to FP16."""
@@ -239,7 +288,9 @@ class _Shadow:
 
     def _rounded(self, name: str) -> str:
         """Return a tensor after a visit to FP16. The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ones."""
-        return self._op("Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
+        return self._op(
+            "Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT
+        )
 
     def _without(self, masked: str, name: str) -> str:
         """Return a tensor with 0 where ``masked`` is true."""
@@ -248,7 +299,9 @@ class _Shadow:
             zero = "trtq/zero"
             if zero not in self.constants:
                 self.constants.add(zero)
-                self.model.graph.initializer.append(numpy_helper.from_array(np.zeros((), dtype=np.float32), zero))
+                self.model.graph.initializer.append(
+                    numpy_helper.from_array(np.zeros((), dtype=np.float32), zero)
+                )
             self.made[key] = f"trtq/measured_{len(self.made)}"
             self.extra.append(helper.make_node("Where", [masked, zero, name], [self.made[key]]))
         return self.made[key]

@@ -43,10 +43,11 @@ class Inserted:
 def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     """Return a copy of ``model`` with Q/DQ pairs where the ranges allow it.
 
-    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a range, and to the
-    shortcut of every Add behind a quantized Conv. A weight may be computed from constants (a Cast, a Transpose): it is
-    evaluated. A tensor without a range takes that of the tensor whose values it holds in another order. Weights get the
-    largest magnitude of each output channel, as TensorRT takes it itself; codes -128 to 127, zero point 0.
+    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a
+    range, and to the shortcut of every Add behind a quantized Conv. A weight may be computed from
+    constants (a Cast, a Transpose): it is evaluated. A tensor without a range takes that of the
+    tensor whose values it holds in another order. Weights get the largest magnitude of each output
+    channel, as TensorRT takes it itself; codes -128 to 127, zero point 0.
 
     Args:
         model: float; not changed.
@@ -56,13 +57,18 @@ def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
         ExportError: it has Q/DQ pairs already, or its opset has no scale per channel.
     """
     if any(n.op_type in QDQ for n in all_nodes(model)):
-        raise ExportError("Cannot quantize this ONNX file", "it has Q/DQ pairs already", "Give the float file that was calibrated")
+        raise ExportError(
+            "Cannot quantize this ONNX file",
+            "it has Q/DQ pairs already",
+            "Give the float file that was calibrated",
+        )
     opset = opset_of(model)
     if opset < OLDEST_PER_CHANNEL:
         raise ExportError(
-            "Cannot quantize this ONNX file", f"its opset is {opset}, and scales per channel exist from {OLDEST_PER_CHANNEL} on",
+            "Cannot quantize this ONNX file",
+            f"its opset is {opset}, and scales per channel exist from {OLDEST_PER_CHANNEL} on",
             "Convert it: onnx.version_converter.convert_version(model, 13)",
-        )  # fmt: skip
+        )
     result = onnx.ModelProto()
     result.CopyFrom(model)
     work = _Work(Inserted(model=result), scales, scopes(result)[0])
@@ -99,17 +105,24 @@ class _Work:
         values = self.scope.value(weight)
         if values is None:
             why = "both operands are activations: TensorRT's implicit INT8 does not quantize them"
-            self.done.missing[name] = "its weight cannot be evaluated" if self.scope.is_constant(weight) else why
+            self.done.missing[name] = (
+                "its weight cannot be evaluated" if self.scope.is_constant(weight) else why
+            )
             return
         if self.scale(data) <= 0.0:
             why = "was never active in calibration" if data in self.scales else "has no range"
             self.done.missing[name] = f"its input {data} {why}"
             return
         if values.dtype != np.float32:
-            self.done.missing[name] = f"its weight is of type {values.dtype}; pairs of TensorRT's implicit INT8 are FP32"
+            self.done.missing[name] = (
+                f"its weight is of type {values.dtype}; pairs of TensorRT's implicit INT8 are FP32"
+            )
             return
         weight = self.stored(weight, values)
-        node.input[0], node.input[1] = self.activation(data), self.weight(weight, values, weight_axis(node, values.ndim))
+        node.input[0], node.input[1] = (
+            self.activation(data),
+            self.weight(weight, values, weight_axis(node, values.ndim)),
+        )
         if node.op_type == "Conv":
             self.quantized.add(node.output[0])
 
@@ -126,7 +139,9 @@ class _Work:
         """List the layers inside a branch: they stay in float."""
         for node in graph.node:
             if node.op_type in COMPUTE:
-                self.done.missing[node.name or node.output[0]] = f"it is inside a branch of {owner}, where nothing is quantized"
+                self.done.missing[node.name or node.output[0]] = (
+                    f"it is inside a branch of {owner}, where nothing is quantized"
+                )
             for inner in branches(node):
                 self.branch(inner, node.name)
 
@@ -169,22 +184,46 @@ class _Work:
         """Return the dequantized name of a weight."""
         key = f"{name}@{axis}"
         if key not in self.made:
-            amax = np.abs(values).max(axis=tuple(d for d in range(values.ndim) if d != axis)).astype(np.float32)
-            amax = np.where(amax > 0, amax, np.float32(1.0))  # a channel of zeros: any scale holds it
+            amax = (
+                np.abs(values)
+                .max(axis=tuple(d for d in range(values.ndim) if d != axis))
+                .astype(np.float32)
+            )
+            amax = np.where(
+                amax > 0, amax, np.float32(1.0)
+            )  # a channel of zeros: any scale holds it
             scale = (amax / np.float32(127.0)).astype(np.float32)
-            self.made[key] = self._pair(name, scale, np.zeros(scale.shape, dtype=np.int8), axis, tag="" if axis == 0 else f".{axis}")
+            self.made[key] = self._pair(
+                name,
+                scale,
+                np.zeros(scale.shape, dtype=np.int8),
+                axis,
+                tag="" if axis == 0 else f".{axis}",
+            )
             self.done.weights[name], self.done.axes[name] = amax, axis
         return self.made[key]
 
-    def _pair(self, name: str, scale: np.ndarray, zero: np.ndarray, axis: int | None, *, tag: str = "") -> str:
+    def _pair(
+        self, name: str, scale: np.ndarray, zero: np.ndarray, axis: int | None, *, tag: str = ""
+    ) -> str:
         base = f"{name}{tag}"
         self.graph.initializer.extend(
-            [numpy_helper.from_array(np.asarray(scale), f"{base}/scale"), numpy_helper.from_array(zero, f"{base}/zero")]
+            [
+                numpy_helper.from_array(np.asarray(scale), f"{base}/scale"),
+                numpy_helper.from_array(zero, f"{base}/zero"),
+            ]
         )
         rest = [f"{base}/scale", f"{base}/zero"]
         pair = [
-            helper.make_node("QuantizeLinear", [name, *rest], [f"{base}/codes"], name=f"{base}/QuantizeLinear"),
-            helper.make_node("DequantizeLinear", [f"{base}/codes", *rest], [f"{base}/values"], name=f"{base}/DequantizeLinear"),
+            helper.make_node(
+                "QuantizeLinear", [name, *rest], [f"{base}/codes"], name=f"{base}/QuantizeLinear"
+            ),
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{base}/codes", *rest],
+                [f"{base}/values"],
+                name=f"{base}/DequantizeLinear",
+            ),
         ]
         for node in pair if axis is not None else ():
             node.attribute.append(helper.make_attribute("axis", axis))
@@ -198,7 +237,9 @@ class _Work:
         nodes = [p for name, pair in self.pairs.items() if name in given for p in pair]
         for node in self.graph.node:
             nodes.append(node)
-            nodes += [p for name in node.output if name not in given for p in self.pairs.get(name, [])]
+            nodes += [
+                p for name in node.output if name not in given for p in self.pairs.get(name, [])
+            ]
         copies = []
         for node in nodes:
             copy = onnx.NodeProto()
@@ -210,13 +251,21 @@ class _Work:
             drop_unread_(self.done.model)  # what fed them
         self.done.unused = [name for name in self.scales if name not in self.used]
         if self.borrowed:
-            self.done.notes.append(f"{self.borrowed} tensors take the range of the tensor whose values they hold in another order")
+            self.done.notes.append(
+                f"{self.borrowed} tensors take the range of the tensor whose values they hold "
+                "in another order"
+            )
 
     def store(self) -> None:
         """Write weights that nodes made from constants as constants: parsers before 10 quantize nothing else."""
         for name, values in self.evaluated.items():
-            self.graph.initializer.append(numpy_helper.from_array(np.array(values, order="C"), name))
+            self.graph.initializer.append(
+                numpy_helper.from_array(np.array(values, order="C"), name)
+            )
             if name in self.scope.producer:
                 self.graph.node.remove(self.scope.producer[name])
         if self.evaluated:
-            self.done.notes.append(f"{len(self.evaluated)} weights that Constant, Cast and the like made are stored as constants")
+            self.done.notes.append(
+                f"{len(self.evaluated)} weights that Constant, Cast and the like made are "
+                "stored as constants"
+            )

@@ -42,7 +42,9 @@ def repair(
         if fix is None:
             continue
         for k in range(len(scopes(result))):
-            view = View(result, reader, scopes(result)[k])  # anew: the rule before may have changed the graph
+            view = View(
+                result, reader, scopes(result)[k]
+            )  # anew: the rule before may have changed the graph
             if any(f.repairable or (change_values and f.changes_values) for f in check(view)):
                 done[rule] = done.get(rule, 0) + fix(view)
     if done:

@@ -1,8 +1,8 @@
 """What the ONNX parser of each TensorRT release reads: an allow-list of ops, plugins and tensor types.
 
 Sources: the importers and docs/operators.md of the release branches 8.0 to 10.1 of onnx-tensorrt,
-docs/operators.md of 10.15, the changelogs of 10.2 to 11.1, and the parser of TensorRT for RTX 1.7.1,
-which was asked for every op of ONNX 1.23.
+docs/operators.md of 10.15, the changelogs of 10.2 to 11.1, and the parser of TensorRT for RTX
+1.7.1, which was asked for every op of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ Version = tuple[int, int]
 
 OWN = ("", "ai.onnx")  # ONNX's own domain, which the parser reads
 # Domains whose nodes the parser takes for its own custom ops or for plugins.
-PLUGIN_DOMAINS = ("trt", "TRT", "trt.plugins", "tensorrt", "tensorrt.plugins", "nvinfer", "TRT_plugins", "trt_plugins")
+PLUGIN_DOMAINS = (
+    "trt",
+    "TRT",
+    "trt.plugins",
+    "tensorrt",
+    "tensorrt.plugins",
+    "nvinfer",
+    "TRT_plugins",
+    "trt_plugins",
+)
 
 _FIRST: Mapping[Version, str] = {
     (8, 0): """
@@ -32,7 +41,11 @@ _FIRST: Mapping[Version, str] = {
         ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where""",
     (8, 2): "Einsum GatherND IsNaN Round Scatter ScatterElements ScatterND Sign",
     (8, 4): "HardSwish Shrink Xor",
-    (8, 5): "GridSample MeanVarianceNormalization Mod NonZero OneHot RandomNormal RandomNormalLike RoiAlign Trilu",
+    (
+        8,
+        5,
+    ): "GridSample MeanVarianceNormalization Mod NonZero OneHot RandomNormal RandomNormalLike "
+    "RoiAlign Trilu",
     (8, 6): "GroupNormalization IsInf LayerNormalization",
     (9, 1): "CastLike",
     (9, 2): "Hardmax",
@@ -43,13 +56,13 @@ _FIRST: Mapping[Version, str] = {
     (10, 14): "Attention",
     (10, 15): "RMSNormalization RotaryEmbedding TensorScatter",
     (11, 0): "Swish",
-}  # fmt: skip
+}
 # Op of ONNX's own domain: the first release whose parser reads it. Every other op is refused.
 FIRST_RELEASE: Mapping[str, Version] = {
     op: release for release, ops in _FIRST.items() for op in ops.split()
 }
-# TensorRT for RTX has the parser of 11 and no library of plugins: its parser computes the first three with
-# plugins, and its builder has no kernel for the last.
+# TensorRT for RTX has the parser of 11 and no library of plugins: its parser computes the first
+# three with plugins, and its builder has no kernel for the last.
 NOT_IN_RTX = frozenset(("DeformConv", "NonZero", "RoiAlign", "NonMaxSuppression"))
 _SECOND = """
     ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
@@ -57,9 +70,17 @@ _SECOND = """
 # Operands that must be known when the engine is built, or follow from shapes: positions by op.
 BUILD_TIME: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(_SECOND.split(), (1,)),
-    "Slice": (1, 2, 3, 4), "Resize": (1, 2, 3), "Upsample": (1,), "ConstantOfShape": (0,), "Dropout": (2,),
-    "NonMaxSuppression": (2,), "BlackmanWindow": (0,), "HammingWindow": (0,), "HannWindow": (0,), "STFT": (1, 2),
-}  # fmt: skip
+    "Slice": (1, 2, 3, 4),
+    "Resize": (1, 2, 3),
+    "Upsample": (1,),
+    "ConstantOfShape": (0,),
+    "Dropout": (2,),
+    "NonMaxSuppression": (2,),
+    "BlackmanWindow": (0,),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "STFT": (1, 2),
+}
 # Ops that may read a UINT8 input.
 BYTES = frozenset(("Cast", "CastLike", "Identity", "Equal", "QuantizeLinear", "DequantizeLinear"))
 # The parser of TensorRT for RTX reads these, and its builder has been seen to take them.
@@ -67,10 +88,17 @@ ONLY_IN_RTX = frozenset(("CausalConvWithState", "LinearAttention", "SimplifiedLa
 
 # The parser's own custom ops, in a domain of PLUGIN_DOMAINS or in none.
 CUSTOM: Mapping[str, Version] = {
-    "TRT_FP8QuantizeLinear": (8, 6), "TRT_FP8DequantizeLinear": (8, 6), "TRT_INT4QuantizeLinear": (10, 0),
-    "TRT_INT4DequantizeLinear": (10, 0), "TRT_FP4DynamicQuantize": (10, 8), "TRT_MXFP8DynamicQuantize": (10, 12),
-    "TRT_MXFP8DequantizeLinear": (10, 12), "TRT_Attention": (11, 0), "TRT_MoE": (11, 0), "TRT_KVCacheUpdate": (11, 0),
-}  # fmt: skip
+    "TRT_FP8QuantizeLinear": (8, 6),
+    "TRT_FP8DequantizeLinear": (8, 6),
+    "TRT_INT4QuantizeLinear": (10, 0),
+    "TRT_INT4DequantizeLinear": (10, 0),
+    "TRT_FP4DynamicQuantize": (10, 8),
+    "TRT_MXFP8DynamicQuantize": (10, 12),
+    "TRT_MXFP8DequantizeLinear": (10, 12),
+    "TRT_Attention": (11, 0),
+    "TRT_MoE": (11, 0),
+    "TRT_KVCacheUpdate": (11, 0),
+}
 _PLUGINS = """
     BatchTilePlugin_TRT BatchedNMS_TRT BatchedNMSDynamic_TRT Clip_TRT CoordConvAC CropAndResize
     CropAndResizeDynamic CustomEmbLayerNormPluginDynamic CustomFCPluginDynamic CustomGeluPluginDynamic
@@ -82,23 +110,36 @@ _PLUGINS = """
     NMSDynamic_TRT Normalize_TRT PillarScatterPlugin PriorBox_TRT Proposal ProposalDynamic
     ProposalLayer_TRT PyramidROIAlign_TRT ROIAlign_TRT RPROI_TRT Region_TRT Reorg_TRT ResizeNearest_TRT
     SpecialSlice_TRT TopkLastDim VoxelGeneratorPlugin"""
-# Plugins of NVIDIA's own library (libnvinfer_plugin, plugin/README.md of 8.5 to 11.1), which trtexec loads.
+# Plugins of NVIDIA's own library (libnvinfer_plugin, plugin/README.md of 8.5 to 11.1), which
+# trtexec loads.
 PLUGINS = frozenset(_PLUGINS.split())
 
 # First release with tensors of a type. Types that are not here are in no release.
 TYPES: Mapping[int, Version] = {
-    TensorProto.FLOAT: (8, 0), TensorProto.FLOAT16: (8, 0), TensorProto.INT8: (8, 0), TensorProto.INT32: (8, 0),
-    TensorProto.INT64: (8, 0), TensorProto.BOOL: (8, 0), TensorProto.UINT8: (8, 5), TensorProto.BFLOAT16: (9, 0),
-    TensorProto.FLOAT8E4M3FN: (9, 0), TensorProto.INT4: (10, 0), TensorProto.FLOAT4E2M1: (10, 8),
+    TensorProto.FLOAT: (8, 0),
+    TensorProto.FLOAT16: (8, 0),
+    TensorProto.INT8: (8, 0),
+    TensorProto.INT32: (8, 0),
+    TensorProto.INT64: (8, 0),
+    TensorProto.BOOL: (8, 0),
+    TensorProto.UINT8: (8, 5),
+    TensorProto.BFLOAT16: (9, 0),
+    TensorProto.FLOAT8E4M3FN: (9, 0),
+    TensorProto.INT4: (10, 0),
+    TensorProto.FLOAT4E2M1: (10, 8),
     TensorProto.FLOAT8E8M0: (10, 12),
-}  # fmt: skip
+}
 # Types that exist between QuantizeLinear and DequantizeLinear alone.
-QUANTIZED = frozenset((TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1, TensorProto.FLOAT8E8M0))
+QUANTIZED = frozenset(
+    (TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1, TensorProto.FLOAT8E8M0)
+)
 LOCAL_FUNCTIONS: Version = (9, 0)
 
 
 def is_plugin(op_type: str, domain: str) -> bool:
     """Whether the parser looks for a plugin of this name: by its domain, or by its name where it has none."""
     if domain in OWN:
-        return op_type in PLUGINS or (op_type not in FIRST_RELEASE and op_type.endswith(("_TRT", "Plugin", "PluginDynamic")))
+        return op_type in PLUGINS or (
+            op_type not in FIRST_RELEASE and op_type.endswith(("_TRT", "Plugin", "PluginDynamic"))
+        )
     return domain in PLUGIN_DOMAINS and op_type not in CUSTOM

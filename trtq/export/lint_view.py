@@ -23,13 +23,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rule: its number.
-        severity: ``error``: does not build, or computes other values than the file says; ``float``: builds and silently computes in
-            float; ``slow``: builds and loses speed; ``note``: builds under a condition that is named.
+        severity: ``error``: does not build, or computes other values than the file says; ``float``:
+            builds and silently computes in float; ``slow``: builds and loses speed; ``note``:
+            builds under a condition that is named.
         where: node or tensor.
         why: what it is, and what TensorRT does.
         mend: what to do.
         repairable: ``--fix`` does it.
-        changes_values: its repair changes values: ``--fix`` does it with ``--allow-value-changes`` alone.
+        changes_values: its repair changes values: ``--fix`` does it with ``--allow-value-changes``
+            alone.
     """
 
     rule: str
@@ -162,11 +164,18 @@ def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
         ExportError: they have a scale for each block.
     """
     codes, scale = view.value(node.input[0]), view.value(node.input[1])
-    assert codes is not None
+    assert codes is not None  # noqa: S101
     if scale is None or in_blocks(node):
-        raise ExportError(f"Cannot read the codes of {named(node)}", "their scales are computed, or one for each block", "Export it again")
+        raise ExportError(
+            f"Cannot read the codes of {named(node)}",
+            "their scales are computed, or one for each block",
+            "Export it again",
+        )
     zero, axis = view.zero_point(node), axis_of(node)
-    shape = [-1 if d == (1 if axis is None else axis) % max(codes.ndim, 1) else 1 for d in range(codes.ndim)]
+    shape = [
+        -1 if d == (1 if axis is None else axis) % max(codes.ndim, 1) else 1
+        for d in range(codes.ndim)
+    ]
 
     def along(value: np.ndarray) -> np.ndarray:
         held = value.astype(np.float32)
@@ -191,7 +200,9 @@ def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
 
 def drop_unread_(model: onnx.ModelProto) -> None:
     """Remove nodes, constants and notes of shapes that nothing reads any more; what branches read counts, too."""
-    for scope in reversed(scopes(model)):  # the innermost first: what they no longer read dies outside
+    for scope in reversed(
+        scopes(model)
+    ):  # the innermost first: what they no longer read dies outside
         _drop_unread_(scope.graph)
 
 

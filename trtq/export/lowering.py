@@ -43,7 +43,8 @@ def lower(
         refused: names of calls that the table is not to write, and why.
 
     Raises:
-        UnsupportedOpError: an op or a form of it that the table does not write, and there is no ``borrower``.
+        UnsupportedOpError: an op or a form of it that the table does not write, and there is no
+            ``borrower``.
         ExportError: a format that has no Q/DQ form, or an op that the borrower cannot write.
     """
     source = next(n for n in graph.graph.nodes if n.op == "placeholder")
@@ -55,8 +56,15 @@ def lower(
     _rename_output(writer, result)
     nodes = _used(writer.nodes)
     read = {name for node in nodes for name in node.input}
-    body = helper.make_graph(nodes, "trtq", inputs, outputs, [t for n, t in writer.initializers.items() if n in read])
-    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSIONS[opset], producer_name="trtq")
+    body = helper.make_graph(
+        nodes, "trtq", inputs, outputs, [t for n, t in writer.initializers.items() if n in read]
+    )
+    return helper.make_model(
+        body,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=IR_VERSIONS[opset],
+        producer_name="trtq",
+    )
 
 
 def lower_into(writer: Writer, graph: fx.GraphModule, inputs: Mapping[fx.Node, Any]) -> list[str]:
@@ -140,7 +148,9 @@ class _Lowering:
             for operand in region.inputs:
                 self.write(operand)
             self.writer.scope, self.writer.module = node_name(node), module_name(node)
-            self.borrower.write_(self.writer, region, str(exc), by_table=node_name(node) not in self.refused)
+            self.borrower.write_(
+                self.writer, region, str(exc), by_table=node_name(node) not in self.refused
+            )
 
     def _written(self, node: fx.Node) -> Any:
         writer = self.writer
@@ -157,7 +167,9 @@ class _Lowering:
         if write is None:
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
         if node_name(node) in self.refused:
-            raise UnsupportedOpError(f"{node.target} at {node_name(node)}: {self.refused[node_name(node)]}")
+            raise UnsupportedOpError(
+                f"{node.target} at {node_name(node)}: {self.refused[node_name(node)]}"
+            )
         mark = writer.mark()
         try:
             return write(writer, node, *node.args, **node.kwargs)
@@ -171,29 +183,40 @@ class _Lowering:
         if value is None or value.dtype not in ONNX_TYPES:
             return  # read by regions alone, which hold it themselves; any other reader is refused
         array = value.numpy().T if node in self.transposed else value.numpy()
-        self.writer.values[node] = self.writer.constant(array, str(node.target) if self.scope is None else None)
+        self.writer.values[node] = self.writer.constant(
+            array, str(node.target) if self.scope is None else None
+        )
 
 
-def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> None:
+def _write_qdq(
+    writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
+) -> None:
     """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel.
 
-    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first, a weight lies on them. What
-    has no kernel is written in float: a weight as the values of its codes, a log2 activation as the ops that compute it.
+    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first,
+    a weight lies on them. What has no kernel is written in float: a weight as the values of its
+    codes, a log2 activation as the ops that compute it.
     """
     x, scale, zero_point, axis, qmin, qmax, name, kind = operands(node)
     value = get_constant(graph, scale)
-    assert value is not None
+    assert value is not None  # noqa: S101
     writer.scope = writer.quantizer = str(name)
     if kind in ("asymmetric", "log2") and x.op == "get_attr":
         writer.values[node], writer.quantizer = writer.value(x), ""
         return
     if kind == "log2":
         zero = get_constant(graph, zero_point)
-        assert zero is not None
-        writer.values[node], writer.quantizer = _write_log2(writer, x, value, zero, (qmin, qmax)), ""
+        assert zero is not None  # noqa: S101
+        writer.values[node], writer.quantizer = (
+            _write_log2(writer, x, value, zero, (qmin, qmax)),
+            "",
+        )
         return
     if kind == "fp8":
-        writer.values[node], writer.quantizer = _write_fp8(writer, node, tuple(value.shape), transposed), ""
+        writer.values[node], writer.quantizer = (
+            _write_fp8(writer, node, tuple(value.shape), transposed),
+            "",
+        )
         return
     if kind != "uniform" or qmin < -128 or qmax > 127:
         raise ExportError(
@@ -216,37 +239,55 @@ def _write_qdq(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed:
     writer.quantizer = ""
 
 
-def _write_fp8(writer: Writer, node: fx.Node, shape: tuple[int, ...], transposed: set[fx.Node]) -> str:
+def _write_fp8(
+    writer: Writer, node: fx.Node, shape: tuple[int, ...], transposed: set[fx.Node]
+) -> str:
     """Write the pair with an E4M3 zero point, which ONNX has from opset 19 on."""
     x, scale, _, axis, _, _, name, _ = operands(node)
     if writer.opset < FP8_OPSET:
         raise ExportError(
-            f"Cannot write {name} in FP8", f"ONNX has it from opset {FP8_OPSET} on, asked for {writer.opset}", "Give --opset 20"
+            f"Cannot write {name} in FP8",
+            f"ONNX has it from opset {FP8_OPSET} on, asked for {writer.opset}",
+            "Give --opset 20",
         )
     if axis is not None and node in transposed:
         axis = 1 - axis % 2
     zeros = writer.fp8_zeros(shape)
-    return str(writer.op("DequantizeLinear", writer.op("QuantizeLinear", x, scale, zeros, axis=axis), scale, zeros, axis=axis))
+    return str(
+        writer.op(
+            "DequantizeLinear",
+            writer.op("QuantizeLinear", x, scale, zeros, axis=axis),
+            scale,
+            zeros,
+            axis=axis,
+        )
+    )
 
 
-def _write_log2(writer: Writer, x: fx.Node, step: torch.Tensor, zero: torch.Tensor, codes: tuple[int, int]) -> str:
+def _write_log2(
+    writer: Writer, x: fx.Node, step: torch.Tensor, zero: torch.Tensor, codes: tuple[int, int]
+) -> str:
     """Write S3's log2 quantization in float ops, in the order the simulation computes."""
 
     def scalar(value: torch.Tensor | float) -> str:
         return writer.constant(np.asarray(value, dtype=np.float32))
 
     log = writer.op("Log", writer.op("Add", x, scalar(LOG_EPSILON)))
-    line = writer.op("Add", writer.op("Mul", log, scalar(1.0 / (math.log(2.0) * step))), scalar(zero))
+    line = writer.op(
+        "Add", writer.op("Mul", log, scalar(1.0 / (math.log(2.0) * step))), scalar(zero)
+    )
     code = writer.op("Clip", writer.op("Round", line), scalar(codes[0]), scalar(codes[1]))
     exponent = writer.op("Mul", writer.op("Sub", code, scalar(zero)), scalar(step))
     return str(writer.op("Pow", scalar(2.0), exponent))
 
 
-def _write_int4(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]) -> str:
+def _write_int4(
+    writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
+) -> str:
     """Write a weight's codes as INT4, with the DequantizeLinear alone: half the bytes of INT8."""
     x, scale, _, axis, *_ = operands(node)
     value, step = get_constant(graph, x), get_constant(graph, scale)
-    assert value is not None and step is not None
+    assert value is not None and step is not None  # noqa: S101
     codes = (value / along_axis(step, value.ndim, axis)).round()
     if node in transposed:
         codes, axis = codes.T, 1 - axis % 2
@@ -257,7 +298,8 @@ def _write_int4(writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed
 def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
     """Return the constants (and their fake-quantize calls) that are linear weights and nothing else: stored as [K, N].
 
-    TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing then stands between the pair and the MatMul.
+    TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing then stands between
+    the pair and the MatMul.
     """
     found: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
@@ -265,8 +307,14 @@ def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
         if node.op != "get_attr" and not quantized:
             continue
         uses = [(u, i) for u in node.users for i, a in enumerate(u.args) if a is node]
-        covered = {u for u, _ in uses} == set(node.users)  # a use inside a list of operands is none of these
-        if uses and covered and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses):
+        covered = {u for u, _ in uses} == set(
+            node.users
+        )  # a use inside a list of operands is none of these
+        if (
+            uses
+            and covered
+            and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses)
+        ):
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.ndim == 2:
                 found.add(node)
@@ -277,8 +325,12 @@ def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
 def _value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:
     value = node.meta["val"]
     dims = ["batch" if i == 0 else None for i in range(value.ndim)]
-    shape = [d if isinstance(s, torch.SymInt) else int(s) for d, s in zip(dims, value.shape, strict=True)]
-    return helper.make_tensor_value_info(name, ONNX_TYPES.get(value.dtype, TensorProto.FLOAT), shape)
+    shape = [
+        d if isinstance(s, torch.SymInt) else int(s) for d, s in zip(dims, value.shape, strict=True)
+    ]
+    return helper.make_tensor_value_info(
+        name, ONNX_TYPES.get(value.dtype, TensorProto.FLOAT), shape
+    )
 
 
 def _used(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

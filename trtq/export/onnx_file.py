@@ -11,7 +11,15 @@ import msgspec
 import onnx
 import onnx.inliner
 
-from trtq.artifact import Stamp, decode_json, read_json, sha256_bytes, sha256_file, stamp_of, write_atomic
+from trtq.artifact import (
+    Stamp,
+    decode_json,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    stamp_of,
+    write_atomic,
+)
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
@@ -27,9 +35,15 @@ _MENDS = {
     "tflite": "Convert it: python -m tf2onnx.convert --tflite FILE --output MODEL.onnx",
 }  # for files of other kinds, by kind
 METADATA: dict[str, Any] = {
-    "preprocess": dict[str, Any] | None, "model": str | None, "weights": str | None, "precision": str | None,
-    "encodings_sha256": str | None, "float_nodes": dict[str, str], "answer": str | None, "classes": list[str] | None,
-}  # types of what trtq stores in ONNX files  # fmt: skip
+    "preprocess": dict[str, Any] | None,
+    "model": str | None,
+    "weights": str | None,
+    "precision": str | None,
+    "encodings_sha256": str | None,
+    "float_nodes": dict[str, str],
+    "answer": str | None,
+    "classes": list[str] | None,
+}  # types of what trtq stores in ONNX files
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -80,7 +94,9 @@ def check_onnx(model: onnx.ModelProto, name: str) -> None:
     copy.CopyFrom(model)
     opset = opset_of(model)
     for node in all_nodes(copy):
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, max_inclusive_version=opset):
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(
+            node.op_type, max_inclusive_version=opset
+        ):
             node.domain = PLUGIN_DOMAIN
     declare_domains_(copy)
     try:
@@ -118,11 +134,15 @@ def _parse(path: Path) -> tuple[onnx.ModelProto, bytes, Stamp]:
     data, stamp = _bytes_of(path)
     try:
         model = onnx.load_from_string(data)
-    except Exception as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
+    except (
+        Exception
+    ) as exc:  # protobuf's DecodeError is not public; whatever it is, the file is not ONNX
         raise ExportError(f"Cannot read {path}", *_what_it_is(path, data)) from exc
     if not model.graph.node:
         if model.ir_version and model.HasField("graph") and model.opset_import:
-            raise ExportError(f"Cannot use {path}", "its graph has no nodes", "Export the model again")
+            raise ExportError(
+                f"Cannot use {path}", "its graph has no nodes", "Export the model again"
+            )
         raise ExportError(f"Cannot read {path}", *_what_it_is(path, data))
     return model, data, stamp
 
@@ -138,7 +158,8 @@ def _bytes_of(path: Path) -> tuple[bytes, Stamp]:
             raise ExportError(
                 f"Cannot read {path}",
                 f"it has {stamp.size / 1e9:.1f} GB, and an ONNX file ends at 2 GB",
-                "Save it with its tensors outside: onnx.save_model(model, path, save_as_external_data=True)",
+                "Save it with its tensors outside: onnx.save_model(model, path, "
+                "save_as_external_data=True)",
             )
         return path.read_bytes(), stamp
     except FileNotFoundError as exc:
@@ -153,26 +174,44 @@ def _what_it_is(path: Path, data: bytes) -> tuple[str, str]:
     if found is not None and found.kind != "text":
         return found.what, found.mend or _MENDS.get(found.kind, "Give the .onnx file")
     if data[:4] == b"PK\x03\x04":
-        return "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it", "Export or unpack the .onnx file"
+        return (
+            "it is a zip archive: a checkpoint of PyTorch, or an archive with the file in it",
+            "Export or unpack the .onnx file",
+        )
     if path.suffix in (".engine", ".plan"):
         return "it is a TensorRT engine", _MENDS["engine"]
     if data[:2] == b"\x80\x02" or path.suffix in (".pt", ".pth"):
         return "it is a checkpoint of PyTorch", "Export it: trtq quantize, or torch.onnx.export"
     if path.suffix == ".pb" or b"saved_model" in data[:64] or _is_tensorflow(data):
-        return "it is a graph of TensorFlow (.pb)", "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx"
+        return (
+            "it is a graph of TensorFlow (.pb)",
+            "Convert it: python -m tf2onnx.convert --graphdef FILE --output MODEL.onnx",
+        )
     if _starts_like_onnx(data):
-        return f"it ends too early: {len(data)} bytes of an ONNX file, the rest is missing", "Copy or download it again"
+        return (
+            f"it ends too early: {len(data)} bytes of an ONNX file, the rest is missing",
+            "Copy or download it again",
+        )
     return "it is not an ONNX file", ""
 
 
 def _is_tensorflow(data: bytes) -> bool:
     """Whether the bytes start like a GraphDef: a list of nodes, each with a name and an op."""
-    return data[:1] == b"\x0a" and (b"Placeholder" in data[:256] or b"Const" in data[:256]) and b"\x12" in data[:64]
+    return (
+        data[:1] == b"\x0a"
+        and (b"Placeholder" in data[:256] or b"Const" in data[:256])
+        and b"\x12" in data[:64]
+    )
 
 
 def _starts_like_onnx(data: bytes) -> bool:
     """Whether the bytes start like a ModelProto: its IR version, then its producer, opsets or graph."""
-    return len(data) > 2 and data[0] == 0x08 and 1 <= data[1] <= 32 and data[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    return (
+        len(data) > 2
+        and data[0] == 0x08
+        and 1 <= data[1] <= 32
+        and data[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+    )
 
 
 def parse_onnx(path: Path) -> onnx.ModelProto:
@@ -218,17 +257,28 @@ def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
         ExportError: names the file that is missing, or lies outside the model's folder.
     """
     outside = _outside(model)
-    # A cache of downloads links both the model and its data into one folder: that folder is the model's own, too.
+    # A cache of downloads links both the model and its data into one folder: that folder is the
+    # model's own, too.
     folders = (path.parent.resolve(), path.resolve().parent)
     for held in all_tensors(model):
-        if held.data_location == onnx.TensorProto.EXTERNAL and not any(e.key == "location" for e in held.external_data):
+        if held.data_location == onnx.TensorProto.EXTERNAL and not any(
+            e.key == "location" for e in held.external_data
+        ):
             why = f"its tensor {held.name} lies in another file, and no file is named"
             raise ExportError(f"Cannot read {path}", why, "Export it again")
     for name in outside:
         where = path.parent / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or not any(where.resolve().is_relative_to(f) for f in folders):
+        if (
+            Path(name).is_absolute()
+            or ".." in Path(name).parts
+            or not any(where.resolve().is_relative_to(f) for f in folders)
+        ):
             why = f"it reads tensors from {name}, outside the file's own folder"
-            raise ExportError(f"Refusing to read {path}", why, "Put that file beside the model, and save it again with its name alone")
+            raise ExportError(
+                f"Refusing to read {path}",
+                why,
+                "Put that file beside the model, and save it again with its name alone",
+            )
         if not where.is_file():
             why = f"the file with its tensors is missing: {where}"
             raise ExportError(f"Cannot read {path}", why, f"Copy {name} beside it")
@@ -260,7 +310,10 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
         with (path.parent / facts["location"]).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if offset < 0 or length < 0 or offset + length > size:
-                why = f"{facts['location']} has {size} bytes, {held.name} would end at byte {offset + length}"
+                why = (
+                    f"{facts['location']} has {size} bytes, {held.name} would end at byte "
+                    f"{offset + length}"
+                )
                 raise ExportError(where, why, f"Copy {facts['location']} again")
             file.seek(offset)
             data: bytes = file.read(length)
@@ -271,7 +324,11 @@ def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
 
 def _digest(path: Path, data: bytes, outside: list[str]) -> str:
     own = sha256_bytes(data)
-    return sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode()) if outside else own
+    return (
+        sha256_bytes(" ".join([own, *(sha256_file(path.parent / o) for o in outside)]).encode())
+        if outside
+        else own
+    )
 
 
 def _tidy_(model: onnx.ModelProto) -> bool:
@@ -282,7 +339,10 @@ def _tidy_(model: onnx.ModelProto) -> bool:
     if len(inputs) < len(model.graph.input):  # files of IR 3 list them
         del model.graph.input[:]
         model.graph.input.extend(inputs)
-        model.ir_version, changed = max(model.ir_version, 4), True  # from which on constants need not be inputs
+        model.ir_version, changed = (
+            max(model.ir_version, 4),
+            True,
+        )  # from which on constants need not be inputs
     for i, node in enumerate(all_nodes(model)):
         if not node.name:
             name = f"{node.op_type}_{i}"
@@ -296,7 +356,11 @@ def _tidy_(model: onnx.ModelProto) -> bool:
 def _inline_(model: onnx.ModelProto) -> bool:
     """Write the bodies of local functions in the place of their calls; those that stand in for a plugin stay."""
     called = {(n.domain, n.op_type) for n in all_nodes(model)}
-    ours = [(f.domain, f.name) for f in model.functions if (f.domain, f.name) in called and not is_plugin(f.name, f.domain)]
+    ours = [
+        (f.domain, f.name)
+        for f in model.functions
+        if (f.domain, f.name) in called and not is_plugin(f.name, f.domain)
+    ]
     if not ours:
         return False
     try:
@@ -319,7 +383,9 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
         n
         for scope in scopes(model)
         for n in scope.graph.node
-        if n.op_type in kinds and len(n.input) > 1 and all(scope.pair(name) is not None for name in n.input[:2])
+        if n.op_type in kinds
+        and len(n.input) > 1
+        and all(scope.pair(name) is not None for name in n.input[:2])
     ]
 
 
@@ -347,5 +413,7 @@ def codes_of(model: onnx.ModelProto) -> str:
     for n in all_nodes(model):
         if n.op_type == "DequantizeLinear":
             zero = n.input[2] if len(n.input) > 2 else ""
-            found.add(names.get(types.get(zero, types.get(n.input[0], onnx.TensorProto.INT8)), "INT8"))
+            found.add(
+                names.get(types.get(zero, types.get(n.input[0], onnx.TensorProto.INT8)), "INT8")
+            )
     return ", ".join(sorted(found))

@@ -18,18 +18,26 @@ SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
 
 
 def open_session(
-    model: Path | onnx.ModelProto, *, as_written: bool = True, provider: str = "CPU", device_id: int = 0, taking_turns: bool = False
-) -> Any:  # fmt: skip
+    model: Path | onnx.ModelProto,
+    *,
+    as_written: bool = True,
+    provider: str = "CPU",
+    device_id: int = 0,
+    taking_turns: bool = False,
+) -> Any:
     """Return an ``onnxruntime.InferenceSession``.
 
     Args:
         model: a file, or a model in memory.
-        as_written: compute every Q/DQ pair in float exactly as the file says (what the parity gate and accuracy need). False
-            lets ONNX Runtime fuse pairs into its own integer kernels and rewrite biases to int32 (what its latency means).
-        provider: ``CPU``, ``CUDA``, ``TensorRT`` or ``NvTensorRTRTX``; the last two build an engine of their own.
+        as_written: compute every Q/DQ pair in float exactly as the file says (what the parity gate
+            and accuracy need). False lets ONNX Runtime fuse pairs into its own integer kernels and
+            rewrite biases to int32 (what its latency means).
+        provider: ``CPU``, ``CUDA``, ``TensorRT`` or ``NvTensorRTRTX``; the last two build an engine
+            of their own.
         device_id: which GPU.
-        taking_turns: other sessions run between its requests: its threads then stop spinning when a request ends. Without that the threads
-            of idle sessions take the cores from the one at work (resnet18 at 64x64 on two cores: 7.6 ms instead of 2.9 ms).
+        taking_turns: other sessions run between its requests: its threads then stop spinning when a
+            request ends. Without that the threads of idle sessions take the cores from the one at
+            work (resnet18 at 64x64 on two cores: 7.6 ms instead of 2.9 ms).
 
     Raises:
         ExportError: ONNX Runtime refuses the model or does not offer the provider.
@@ -42,7 +50,8 @@ def open_session(
         options.add_session_config_entry("session.force_spinning_stop", "1")
     if as_written:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # Two rewrites that the entry above does not reach: they drop a Relu before an FP8 pair, and refuse a Clip before one.
+        # Two rewrites that the entry above does not reach: they drop a Relu before an FP8 pair, and
+        # refuse a Clip before one.
         rewrites = ["ReluQuantRewrite", "ClipQuantRewrite"]
     else:
         rewrites = []
@@ -58,12 +67,18 @@ def open_session(
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         settings = {"device_id": device_id} if provider != "CPU" else {}
-        session = ort.InferenceSession(source, options, providers=[(name, settings)], disabled_optimizers=rewrites)
+        session = ort.InferenceSession(
+            source, options, providers=[(name, settings)], disabled_optimizers=rewrites
+        )
     except Exception as exc:  # ONNX Runtime's exceptions share no public base
         label = str(model) if isinstance(model, Path) else "the model"
         raise ExportError(f"ONNX Runtime cannot load {label}", *_why(model, exc)) from exc
     if session.get_providers()[0] != name:  # it falls back to the CPU with a warning only
-        raise ExportError(f"ONNX Runtime does not run on {provider} here", "it fell back to the CPU", "Check the NVIDIA driver")
+        raise ExportError(
+            f"ONNX Runtime does not run on {provider} here",
+            "it fell back to the CPU",
+            "Check the NVIDIA driver",
+        )
     return session
 
 
@@ -73,7 +88,10 @@ def _why(model: Path | onnx.ModelProto, exc: Exception) -> tuple[str, str]:
     plugins = [n for n in all_nodes(parsed) if is_plugin(n.op_type, n.domain)]
     if not plugins:
         return first_line(exc), ""
-    first = f"{plugins[0].op_type} at {plugins[0].name or plugins[0].output[0]} is a plugin of TensorRT, which only an engine runs"
+    first = (
+        f"{plugins[0].op_type} at {plugins[0].name or plugins[0].output[0]} is a plugin of "
+        "TensorRT, which only an engine runs"
+    )
     return first, "Give the engine built from it, or end the model before that node"
 
 
@@ -98,16 +116,26 @@ def run_batch(session: Any, batch: Array) -> list[Array]:
     try:
         if fixed is None or fixed == len(batch):
             return [np.asarray(o) for o in session.run(None, {name: batch})]
-        parts = [session.run(None, {name: p}) for p in (padded(batch[i : i + fixed], fixed) for i in range(0, len(batch), fixed))]
+        parts = [
+            session.run(None, {name: p})
+            for p in (padded(batch[i : i + fixed], fixed) for i in range(0, len(batch), fixed))
+        ]
     except Exception as exc:
         raise ExportError(
             f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
             f"it expects {input_shape(session)}: {first_line(exc)}",
             "Give --input-size as the model has it",
         ) from exc
-    return [np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)] for i in range(len(parts[0]))]
+    return [
+        np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)]
+        for i in range(len(parts[0]))
+    ]
 
 
 def padded(batch: Array, size: int) -> Array:
     """Return at least ``size`` images: what takes no fewer gets the last one again, and its answers are dropped."""
-    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]) if len(batch) < size else batch
+    return (
+        np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+        if len(batch) < size
+        else batch
+    )

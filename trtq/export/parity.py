@@ -1,14 +1,17 @@
 """The parity gate: torch's simulation and ONNX Runtime on the exported file must tell the same story.
 
-The two sum float32 in different orders, so a value on the edge between two codes may fall to either side. Two rules:
+The two sum float32 in different orders, so a value on the edge between two codes may fall to either
+side. Two rules:
 
 * Predictions: equal on at least 99.5 % of the images whose two best classes lie further apart than the drift explains.
 * Codes: torch is run with ONNX Runtime's own quantized tensors as inputs of every step; the codes it finds at each quantizer
-  must equal ONNX Runtime's but for scattered ties of one code. This finds a wrong scale, axis or op at the place where it is.
+  must equal ONNX Runtime's but for scattered ties of one code. This finds a wrong scale, axis or op
+  at the place where it is.
 
-How far the two answers drift apart at the output (``margin_db``) is reported, and below 8 dB noted, but it does not decide:
-in a deep network one tie makes others, so the drift grows with depth until it approaches the rounding noise, and the smaller
-the systematic part of the quantization error, the smaller the margin (docs/decisions.md has the measurement).
+How far the two answers drift apart at the output (``margin_db``) is reported, and below 8 dB noted,
+but it does not decide: in a deep network one tie makes others, so the drift grows with depth until
+it approaches the rounding noise, and the smaller the systematic part of the quantization error, the
+smaller the margin (docs/decisions.md has the measurement).
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ FORCED_IMAGES = 4
 DECISIVE = 6.0  # distance of the two best logits in units of the root mean square drift
 COARSE_BINS = 64
 MIN_AXES = 2
-MAX_OTHER_ROWS = 0.2  # of a selection's rows: those at its end, and those that rounding to two digits tells apart
+# of a selection's rows: those at its end, and those that rounding to two digits tells apart
+MAX_OTHER_ROWS = 0.2
 
 
 class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,17 +55,23 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         images: how many calibration images were compared.
         kind: what the output is; only ``classes`` and ``pixels`` have predictions.
-        equal_predictions: share of equal predictions of simulation and ONNX Runtime, percent; None where there are none.
-        near_ties: predictions that differ although nothing is wrong: their two best classes are closer than the drift.
+        equal_predictions: share of equal predictions of simulation and ONNX Runtime, percent; None
+            where there are none.
+        near_ties: predictions that differ although nothing is wrong: their two best classes are
+            closer than the drift.
         quantization_sqnr_db: signal to (float - simulation); None when they are equal.
         runtime_sqnr_db: signal to (simulation - ONNX Runtime); None when they are equal bit by bit.
-        margin_db: how far the runtimes' difference lies below the quantization error; None when either is zero.
-        agreement: share of equal predictions of float and simulation, percent; None where there are none.
+        margin_db: how far the runtimes' difference lies below the quantization error; None when
+            either is zero.
+        agreement: share of equal predictions of float and simulation, percent; None where there are
+            none.
         equal: share of equal integers of float and simulation, percent; None for floats.
-        cosine: of float and simulation over all values; None for integers, and where either is zero.
+        cosine: of float and simulation over all values; None for integers, and where either is
+            zero.
         comparable: float and simulation give the same shapes, all finite.
         constant: the float model gave the same answer for every image.
-        first_divergence: the first quantizer whose codes differ by more than ties; None when there is none.
+        first_divergence: the first quantizer whose codes differ by more than ties; None when there
+            is none.
         passed: both rules hold.
         reason: which rule failed, empty when none did.
     """
@@ -86,9 +96,15 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
     def answer(self) -> OutputComparison:
         """How the simulation's answers compare with the float model's."""
         return OutputComparison(
-            name="output", kind=self.kind, sqnr_db=self.quantization_sqnr_db, cosine=self.cosine, agreement=self.agreement,
-            equal=self.equal, finite=self.comparable, constant=self.constant,
-        )  # fmt: skip
+            name="output",
+            kind=self.kind,
+            sqnr_db=self.quantization_sqnr_db,
+            cosine=self.cosine,
+            agreement=self.agreement,
+            equal=self.equal,
+            finite=self.comparable,
+            constant=self.constant,
+        )
 
 
 class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +113,8 @@ class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         sqnr_db: signal to its own rounding and clipping error; None when exact or never active.
         saturated: share of values beyond the outermost code, 0 to 1.
-        histogram: counts of magnitudes in 64 equal bins over [0, histogram_limit); empty for weights.
+        histogram: counts of magnitudes in 64 equal bins over [0, histogram_limit); empty for
+            weights.
         histogram_limit: upper edge of the last bin.
         low, high: smallest and largest value.
     """
@@ -123,7 +140,11 @@ class _Probe(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not FAKE_QUANTIZE:
             return super().run_node(n)
-        if n in self.weights:  # a constant: quantized once; what it loses is measured against the weight as given, elsewhere
+        if (
+            n in self.weights
+            # a constant: quantized once; what it loses is measured against the weight as given,
+            # elsewhere
+        ):
             return self.weights[n]
         result = super().run_node(n)
         if isinstance(operands(n)[0], fx.Node) and operands(n)[0].op == "get_attr":
@@ -133,14 +154,26 @@ class _Probe(fx.Interpreter):
         return result
 
     def _measure(
-        self, result: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None,
-        qmin: int, qmax: int, name: str, kind: str,
-    ) -> None:  # fmt: skip
+        self,
+        result: torch.Tensor,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor | None,
+        axis: int | None,
+        qmin: int,
+        qmax: int,
+        name: str,
+        kind: str,
+    ) -> None:
         low, high = (float(v) for v in torch.aminmax(x))
         sums = self.sums.setdefault(name, [0.0, 0.0, 0.0, 0.0, low, high])
         sums[0] += _energy(x)
         sums[1] += _energy(x - result)
-        if kind not in ("uniform", "fp8") or high > (qmax + 0.5) * float(scale) or low < (qmin - 0.5) * float(scale):
+        if (
+            kind not in ("uniform", "fp8")
+            or high > (qmax + 0.5) * float(scale)
+            or low < (qmin - 0.5) * float(scale)
+        ):
             where = positions(x, scale, zero_point, axis, kind)
             sums[2] += float(((where > qmax + 0.5) | (where < qmin - 0.5)).sum())
         sums[3] += x.numel()
@@ -155,9 +188,13 @@ class _Probe(fx.Interpreter):
             hist = self.hists[name]
             coarse = hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS).sum(axis=1).tolist()
             found[name] = QuantizerStats(
-                sqnr_db=round(value, 3) if math.isfinite(value) else None, saturated=saturated / max(count, 1.0),
-                histogram=coarse, histogram_limit=hist.limit, low=low, high=high,
-            )  # fmt: skip
+                sqnr_db=round(value, 3) if math.isfinite(value) else None,
+                saturated=saturated / max(count, 1.0),
+                histogram=coarse,
+                histogram_limit=hist.limit,
+                low=low,
+                high=high,
+            )
         return found
 
 
@@ -198,10 +235,14 @@ def check_parity(
             if progress:
                 progress(len(batch))
     where = first_divergence(simulated, exported, batches[0][:FORCED_IMAGES])
-    return judge(np.concatenate(full), np.concatenate(sim), np.concatenate(run), where, known), probe.stats()
+    return judge(
+        np.concatenate(full), np.concatenate(sim), np.concatenate(run), where, known
+    ), probe.stats()
 
 
-def require_same_float(graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor) -> None:
+def require_same_float(
+    graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
+) -> None:
     """Refuse a float file that does not compute what the graph computes, before anything is calibrated.
 
     Args:
@@ -220,19 +261,40 @@ def require_same_float(graph: fx.GraphModule, exported: onnx.ModelProto, batch: 
     far = f"its output is {list(got.shape)}, the model's {list(wanted.shape)}"
     if wanted.shape == got.shape:
         off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
-        far = f"outputs differ by {off:.2e}, their largest value is {np.abs(wanted).max(initial=0.0):.2e}"
+        far = (
+            f"outputs differ by {off:.2e}, their largest value is "
+            f"{np.abs(wanted).max(initial=0.0):.2e}"
+        )
     raise ExportError(
-        "The float ONNX file does not compute what the model computes", far,
-        "Write the ops that torch.onnx wrote (named above) with others, or report this: it is an error of trtq or of torch.onnx",
-    )  # fmt: skip
+        "The float ONNX file does not compute what the model computes",
+        far,
+        "Write the ops that torch.onnx wrote (named above) with others, or report this: it is "
+        "an error of trtq or of torch.onnx",
+    )
 
 
-SELECTIONS = ("topk", "sort", "argsort", "argmax", "argmin", "nms", "nonzero", "max_dim", "masked_select")
+SELECTIONS = (
+    "topk",
+    "sort",
+    "argsort",
+    "argmax",
+    "argmin",
+    "nms",
+    "nonzero",
+    "max_dim",
+    "masked_select",
+)
 
 
 def _selects(graph: fx.GraphModule) -> bool:
     """Whether a graph chooses among its values: where two are nearly equal, rounding decides which comes first."""
-    names = (str(getattr(n.target, "_schema", n.target)).split("(")[0].replace(".dim", "_dim").split("::")[-1] for n in graph.graph.nodes)
+    names = (
+        str(getattr(n.target, "_schema", n.target))
+        .split("(")[0]
+        .replace(".dim", "_dim")
+        .split("::")[-1]
+        for n in graph.graph.nodes
+    )
     return any(name.split(".")[0] in SELECTIONS for name in names)
 
 
@@ -241,12 +303,16 @@ def _same_rows(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
     if wanted.ndim < MIN_AXES or wanted.shape[-1:] != got.shape[-1:]:
         return False
     size = max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
-    a, b = (np.round(v.reshape(-1, v.shape[-1]).astype(np.float64) / size, 2) for v in (wanted, got))
+    a, b = (
+        np.round(v.reshape(-1, v.shape[-1]).astype(np.float64) / size, 2) for v in (wanted, got)
+    )
     missing = len({row.tobytes() for row in a} ^ {row.tobytes() for row in b})
     return missing <= max(2.0, MAX_OTHER_ROWS * len(a))
 
 
-def judge(full: Array, sim: Array, run: Array, where: str | None, known: Kind | None = None) -> ParityRecord:
+def judge(
+    full: Array, sim: Array, run: Array, where: str | None, known: Kind | None = None
+) -> ParityRecord:
     """Apply the gate's rules.
 
     Args:
@@ -256,12 +322,19 @@ def judge(full: Array, sim: Array, run: Array, where: str | None, known: Kind | 
         where: what :func:`first_divergence` found.
         known: what the output is; predictions are compared where it is scores of classes.
     """
-    quantized, runtime = compare_answers("output", full, sim, known), compare_answers("output", sim, run, known)
-    decided, near_ties, allowed = _predictions(sim, run) if runtime.agreement is not None else (0, 0, 0)
+    quantized, runtime = (
+        compare_answers("output", full, sim, known),
+        compare_answers("output", sim, run, known),
+    )
+    decided, near_ties, allowed = (
+        _predictions(sim, run) if runtime.agreement is not None else (0, 0, 0)
+    )
     runtime_db = None
     if runtime.finite and runtime.kind != "indices":
         runtime_db = ratio_db(_squares(full), _squares(np.subtract(sim, run, dtype=np.float64)))
-    margin = None if runtime_db is None or quantized.sqnr_db is None else runtime_db - quantized.sqnr_db
+    margin = (
+        None if runtime_db is None or quantized.sqnr_db is None else runtime_db - quantized.sqnr_db
+    )
     reason = ""
     if not all(np.isfinite(a).all() for a in (full, sim, run)):
         reason = "the outputs are NaN or infinite"
@@ -270,15 +343,29 @@ def judge(full: Array, sim: Array, run: Array, where: str | None, known: Kind | 
     elif decided > allowed:
         reason = f"{decided} predictions differ that were no near ties, at most {allowed} may"
     elif runtime.equal is not None and runtime.equal < MIN_EQUAL and (sim != run).sum() > 1:
-        reason = f"only {percent_words(runtime.equal, 2)} of the integers are equal, at least {MIN_EQUAL} % must be"
+        reason = (
+            f"only {percent_words(runtime.equal, 2)} of the integers are equal, at least "
+            f"{MIN_EQUAL} % must be"
+        )
     elif runtime_db is not None and runtime_db < LEAST_RUNTIME_DB and sim.shape == run.shape:
         reason = f"torch and ONNX Runtime differ by more than the signal: {runtime_db:.1f} dB"
     return ParityRecord(
-        images=len(full), kind=quantized.kind, near_ties=near_ties,
-        equal_predictions=runtime.agreement, agreement=quantized.agreement, equal=quantized.equal, cosine=quantized.cosine,
-        quantization_sqnr_db=quantized.sqnr_db, runtime_sqnr_db=_finite(runtime_db), margin_db=_finite(margin),
-        comparable=quantized.finite, constant=quantized.constant, first_divergence=where, passed=not reason, reason=reason,
-    )  # fmt: skip
+        images=len(full),
+        kind=quantized.kind,
+        near_ties=near_ties,
+        equal_predictions=runtime.agreement,
+        agreement=quantized.agreement,
+        equal=quantized.equal,
+        cosine=quantized.cosine,
+        quantization_sqnr_db=quantized.sqnr_db,
+        runtime_sqnr_db=_finite(runtime_db),
+        margin_db=_finite(margin),
+        comparable=quantized.finite,
+        constant=quantized.constant,
+        first_divergence=where,
+        passed=not reason,
+        reason=reason,
+    )
 
 
 def _predictions(sim: Array, run: Array) -> tuple[int, int, int]:
@@ -316,22 +403,30 @@ class _Forced(fx.Interpreter):
         args = self.fetch_args_kwargs_from_env(n)[0]
         scale, axis, name, kind = args[1], args[3], args[6], args[7]
         if name not in self.values:
-            # The exporter merged it with an equal pair on the same tensor; what follows, and the output, are still compared.
+            # The exporter merged it with an equal pair on the same tensor; what follows, and the
+            # output, are still compared.
             return result
         theirs = torch.from_numpy(self.values[name])
         if operands(n)[0].op == "get_attr" and theirs.ndim == 2 and not torch.equal(theirs, result):
-            theirs = theirs.mT if theirs.mT.shape == result.shape else theirs  # the export stores a linear's weight transposed
+            theirs = (
+                theirs.mT if theirs.mT.shape == result.shape else theirs
+            )  # the export stores a linear's weight transposed
         if theirs.shape != result.shape:
             self.first = self.first or name
             return result
         ours, others = (positions(v, scale, None, axis, kind) for v in (result, theirs))
         off = (ours - others).abs() / spacing(ours, kind)
-        if self.first is None and (float(off.max()) > MAX_TIE_CODES or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())):
+        if self.first is None and (
+            float(off.max()) > MAX_TIE_CODES
+            or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())
+        ):
             self.first = name
         return theirs
 
 
-def first_divergence(simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor) -> str | None:
+def first_divergence(
+    simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
+) -> str | None:
     """Return the first quantizer whose codes differ by more than ties, None when there is none.
 
     Args:
@@ -346,8 +441,13 @@ def first_divergence(simulated: fx.GraphModule, exported: onnx.ModelProto, batch
     for node in tapped.graph.node:
         quantizer = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
         if quantizer is not None:
-            outputs[quantizer] = node.output[0]  # of several nodes that make one quantizer, the last gives its value
-    tapped.graph.output.extend(onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in outputs.values())
+            outputs[quantizer] = node.output[
+                0
+            ]  # of several nodes that make one quantizer, the last gives its value
+    tapped.graph.output.extend(
+        onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None)
+        for o in outputs.values()
+    )
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     got = session.run([*names, *outputs.values()], {session.get_inputs()[0].name: batch.numpy()})
@@ -377,9 +477,10 @@ def require_varying(record: ParityRecord) -> None:
     """
     if record.constant:
         raise ParityError(
-            "The model gives the same answer for every image", f"{record.images} calibration images, bit by bit the same output",
+            "The model gives the same answer for every image",
+            f"{record.images} calibration images, bit by bit the same output",
             "Check its weights and its checkpoint",
-        )  # fmt: skip
+        )
 
 
 def require_parity(record: ParityRecord) -> None:
@@ -391,7 +492,11 @@ def require_parity(record: ParityRecord) -> None:
     if record.passed:
         return
     where = record.first_divergence
-    place = f"they part first at {where}" if where else "no single quantizer stands out, the ties of many add up"
+    place = (
+        f"they part first at {where}"
+        if where
+        else "no single quantizer stands out, the ties of many add up"
+    )
     raise ParityError(
         "The exported model does not compute what was simulated",
         f"{record.reason}; {place}",

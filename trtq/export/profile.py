@@ -38,7 +38,14 @@ def furthest_scale(model: onnx.ModelProto, encodings: Encodings) -> tuple[int, i
         name = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
         if node.op_type not in QDQ or name not in encodings.amax or node.input[1] not in constants:
             continue
-        ours = encodings.scale(name).to(torch.float32).numpy().reshape(-1).view(np.int32).astype(np.int64)
+        ours = (
+            encodings.scale(name)
+            .to(torch.float32)
+            .numpy()
+            .reshape(-1)
+            .view(np.int32)
+            .astype(np.int64)
+        )
         held = numpy_helper.to_array(constants[node.input[1]]).astype(np.float32).reshape(-1)
         compared += node.op_type == "DequantizeLinear"
         furthest = max(furthest, int(np.abs(held.view(np.int32).astype(np.int64) - ours).max()))

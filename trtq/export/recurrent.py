@@ -14,7 +14,9 @@ from trtq.export.writer import UnsupportedOpError, Writer
 Array = npt.NDArray[Any]
 
 
-def recurrent(kind: str, order: Sequence[int], *, states: int = 1, **attributes: Any) -> Callable[..., Any]:
+def recurrent(
+    kind: str, order: Sequence[int], *, states: int = 1, **attributes: Any
+) -> Callable[..., Any]:
     """Return a writer for a stack of recurrent layers.
 
     Args:
@@ -25,9 +27,18 @@ def recurrent(kind: str, order: Sequence[int], *, states: int = 1, **attributes:
     """
 
     def write(
-        w: Writer, n: fx.Node, x: fx.Node, start: Any, params: Sequence[fx.Node], biases: bool, layers: int,
-        dropout: float, train: bool, both: bool, batch_first: bool,
-    ) -> Any:  # fmt: skip
+        w: Writer,
+        n: fx.Node,
+        x: fx.Node,
+        start: Any,
+        params: Sequence[fx.Node],
+        biases: bool,
+        layers: int,
+        dropout: float,
+        train: bool,
+        both: bool,
+        batch_first: bool,
+    ) -> Any:
         directions, each = 1 + both, 4 if biases else 2
         if len(params) != layers * directions * each or (train and dropout):
             raise UnsupportedOpError("a recurrent layer with projections, or in training")
@@ -37,13 +48,26 @@ def recurrent(kind: str, order: Sequence[int], *, states: int = 1, **attributes:
         ends: list[list[str]] = [[] for _ in starts]
         for layer in range(layers):
             first, last = layer * directions, (layer + 1) * directions
-            arrays = [[w.array(p) for p in params[d * each : (d + 1) * each]] for d in range(first, last)]
+            arrays = [
+                [w.array(p) for p in params[d * each : (d + 1) * each]] for d in range(first, last)
+            ]
             hidden = int(arrays[0][1].shape[1])
             result = w.op(
-                kind, value, *_parameters(arrays, order), None, *(w.op("Slice", s, [first], [last], [0]) for s in starts),
-                outputs=1 + states, hidden_size=hidden, direction="bidirectional" if both else "forward", **given,
-            )  # fmt: skip
-            value = w.op("Reshape", w.op("Transpose", result[0], perm=[0, 2, 1, 3]), [0, 0, directions * hidden])
+                kind,
+                value,
+                *_parameters(arrays, order),
+                None,
+                *(w.op("Slice", s, [first], [last], [0]) for s in starts),
+                outputs=1 + states,
+                hidden_size=hidden,
+                direction="bidirectional" if both else "forward",
+                **given,
+            )
+            value = w.op(
+                "Reshape",
+                w.op("Transpose", result[0], perm=[0, 2, 1, 3]),
+                [0, 0, directions * hidden],
+            )
             for end, state in zip(ends, result[1:], strict=True):
                 end.append(state)
         answer = w.op("Transpose", value, perm=[1, 0, 2]) if batch_first else value
@@ -61,4 +85,8 @@ def _parameters(arrays: list[list[Array]], order: Sequence[int]) -> list[Array]:
 
     zeros = np.zeros(arrays[0][0].shape[0], dtype=arrays[0][0].dtype)
     biases = [np.concatenate([gates(b) for b in (a[2:] or [zeros, zeros])]) for a in arrays]
-    return [np.stack([gates(a[0]) for a in arrays]), np.stack([gates(a[1]) for a in arrays]), np.stack(biases)]
+    return [
+        np.stack([gates(a[0]) for a in arrays]),
+        np.stack([gates(a[1]) for a in arrays]),
+        np.stack(biases),
+    ]

@@ -13,7 +13,8 @@ class Runs(NamedTuple):
     """The answer for one quantizer.
 
     Attributes:
-        label: ``engine`` TensorRT has the kernel, ``ops`` extra float ops run, ``simulated`` there is no kernel anywhere.
+        label: ``engine`` TensorRT has the kernel, ``ops`` extra float ops run, ``simulated`` there
+            is no kernel anywhere.
         extra_ops: how many.
         computes_in: what the engine multiplies with.
     """
@@ -23,13 +24,16 @@ class Runs(NamedTuple):
     computes_in: str
 
 
-def where_it_runs(fmt: Format, *, is_weight: bool, partner: bool = True, int4: bool = False) -> Runs:
+def where_it_runs(
+    fmt: Format, *, is_weight: bool, partner: bool = True, int4: bool = False
+) -> Runs:
     """Return where a tensor of this format runs in the exported file.
 
     Args:
         fmt: its format.
         is_weight: it is a constant.
-        partner: what it is multiplied with has integer codes, too (True for the shortcut of an add).
+        partner: what it is multiplied with has integer codes, too (True for the shortcut of an
+            add).
         int4: weights of 4 bits are stored as INT4.
     """
     if not fmt.has_kernel:
@@ -37,7 +41,13 @@ def where_it_runs(fmt: Format, *, is_weight: bool, partner: bool = True, int4: b
             return Runs("simulated", 0, "float: the stored values lie on their codes")
         return Runs("ops", LOG2_OPS, "float")
     if fmt.kind == "fp8":
-        return Runs("engine", 0, "FP8, on Ada (sm89), Hopper and later" if partner else "float: what it is multiplied with has no codes")
+        return Runs(
+            "engine",
+            0,
+            "FP8, on Ada (sm89), Hopper and later"
+            if partner
+            else "float: what it is multiplied with has no codes",
+        )
     if is_weight and int4 and fmt.bits == 4:
         return Runs("engine", 0, "float: INT4 weights are dequantized first")
     clips = int(fmt.bits < 8 and not is_weight)

@@ -35,8 +35,12 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
     yield from _graph_faults(model.graph, versions, frozenset())
 
 
-def _graph_faults(graph: onnx.GraphProto, versions: dict[str, int], outer: Set[str]) -> Iterator[str]:
-    made = {i.name for i in (*graph.input, *graph.initializer)} | {s.values.name for s in graph.sparse_initializer}
+def _graph_faults(
+    graph: onnx.GraphProto, versions: dict[str, int], outer: Set[str]
+) -> Iterator[str]:
+    made = {i.name for i in (*graph.input, *graph.initializer)} | {
+        s.values.name for s in graph.sparse_initializer
+    }
     known = outer | made | {o for n in graph.node for o in n.output}
     for tensor in graph.initializer:
         yield from _tensor_faults(tensor, f"the constant {tensor.name}")
@@ -44,7 +48,9 @@ def _graph_faults(graph: onnx.GraphProto, versions: dict[str, int], outer: Set[s
         yield from _node_faults(node, versions, known)
         for attribute in node.attribute:
             for tensor in _tensors_of(attribute):
-                yield from _tensor_faults(tensor, f"the attribute {attribute.name} of {_named(node)}")
+                yield from _tensor_faults(
+                    tensor, f"the attribute {attribute.name} of {_named(node)}"
+                )
             for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _graph_faults(inner, versions, known)
     for value in graph.output:
@@ -62,13 +68,21 @@ def _node_faults(node: onnx.NodeProto, versions: dict[str, int], known: Set[str]
         yield f"{_named(node)} reads {missing!r}, which nothing makes"
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, onnx.defs.onnx_opset_version()), domain)
+        schema = onnx.defs.get_schema(
+            node.op_type, versions.get(domain, onnx.defs.onnx_opset_version()), domain
+        )
     except onnx.defs.SchemaError:
         return  # a plugin, or an op of another release
     if not schema.min_input <= len(node.input) <= schema.max_input:
-        yield f"{_named(node)} has {len(node.input)} inputs, expected {schema.min_input} to {schema.max_input}"
+        yield (
+            f"{_named(node)} has {len(node.input)} inputs, expected {schema.min_input} to "
+            f"{schema.max_input}"
+        )
     if not schema.min_output <= len(node.output) <= schema.max_output:
-        yield f"{_named(node)} has {len(node.output)} outputs, expected {schema.min_output} to {schema.max_output}"
+        yield (
+            f"{_named(node)} has {len(node.output)} outputs, expected {schema.min_output} to "
+            f"{schema.max_output}"
+        )
 
 
 def _named(node: onnx.NodeProto) -> str:
@@ -85,7 +99,10 @@ def _tensor_faults(tensor: TensorProto, what: str) -> Iterator[str]:
     elif tensor.HasField("raw_data"):
         wanted = bytes_of(tensor)
         if len(tensor.raw_data) != wanted:
-            yield f"{what} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
+            yield (
+                f"{what} has {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs "
+                f"{wanted}"
+            )
     else:
         try:
             numpy_helper.to_array(tensor)

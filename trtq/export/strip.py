@@ -11,14 +11,26 @@ from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, na
 from trtq.onnx_walk import QDQ, REORDER, all_nodes, rename_, scopes
 
 # What may stand between the halves of a pair: it moves codes as it moves values.
-BETWEEN = (*REORDER, "Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "Concat")
+BETWEEN = (
+    *REORDER,
+    "Slice",
+    "Split",
+    "Gather",
+    "Expand",
+    "Tile",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "MaxPool",
+    "Concat",
+)
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return ``model`` without its Q/DQ pairs; weights are what went into their pair, or the values of codes that were stored.
 
     Raises:
-        ExportError: something that computes stands between the two halves of a pair, or codes are stored in blocks.
+        ExportError: something that computes stands between the two halves of a pair, or codes are
+            stored in blocks.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -26,7 +38,11 @@ def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
         _strip_graph_(View(result, scope=scopes(result)[k]))
     drop_unread_(result)
     if any(n.op_type in QDQ for n in all_nodes(result)):
-        raise ExportError("Cannot take the Q/DQ pairs out", "codes of some are read by something else", "Give the float file instead")
+        raise ExportError(
+            "Cannot take the Q/DQ pairs out",
+            "codes of some are read by something else",
+            "Give the float file instead",
+        )
     return result
 
 
@@ -34,17 +50,24 @@ def _strip_graph_(view: View) -> None:
     graph = view.graph
     for node in view.nodes("DequantizeLinear"):
         if view.value(node.input[0]) is not None:  # stored as codes
-            _replace_(view, node, add_named(view, f"{node.output[0]}/float", dequantized(view, node)))
+            _replace_(
+                view, node, add_named(view, f"{node.output[0]}/float", dequantized(view, node))
+            )
         elif _ends_at_codes(view, node.input[0]):
             _replace_(view, node, node.input[0])
         else:
             raise ExportError(
-                f"Cannot take the Q/DQ pairs out at {named(node)}", "something stands between its two halves", "Give the float file instead"
+                f"Cannot take the Q/DQ pairs out at {named(node)}",
+                "something stands between its two halves",
+                "Give the float file instead",
             )
     outputs = {o.name for o in graph.output}
     for node in view.nodes("QuantizeLinear"):
         if node.output[0] in outputs:
-            where, why = f"Cannot take the Q/DQ pairs out at {named(node)}", "its codes are an output of the model"
+            where, why = (
+                f"Cannot take the Q/DQ pairs out at {named(node)}",
+                "its codes are an output of the model",
+            )
             raise ExportError(where, why, "Give the float file instead")
         _replace_(view, node, node.input[0])
 
@@ -80,13 +103,17 @@ def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
 def _unpaired(view: View, name: str) -> str:
     """Return a tensor with the values of ``name`` before its pair: what moves them between pair and reader is copied."""
     node = view.scope.maker(name)
-    assert node is not None
+    assert node is not None  # noqa: S101
     if node.op_type == "DequantizeLinear":
         pair = view.pair(name)
-        assert pair is not None
+        assert pair is not None  # noqa: S101
         if pair.q is not None and pair.q.output[0] == node.input[0]:
             return str(pair.q.input[0])
-        return add_named(view, f"{name}/float", dequantized(view, node)) if view.value(node.input[0]) is not None else name
+        return (
+            add_named(view, f"{name}/float", dequantized(view, node))
+            if view.value(node.input[0]) is not None
+            else name
+        )
     made = f"{name}/float"
     if made in view.scope.local or name not in view.producer:
         return made if made in view.scope.local else name  # a pair outside of the branch stays

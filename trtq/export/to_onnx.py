@@ -26,12 +26,14 @@ def export_onnx(
 ) -> onnx.ModelProto:
     """Return the ONNX model of a captured graph, with Q/DQ pairs where it has fake-quantize calls.
 
-    Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are float, inputs and outputs are
-    called ``input`` and ``output``, node names start with the layer they come from. Single ops that trtq does not write itself
-    go through torch's exporter, and ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
+    Weights stay float in front of their Q/DQ pair, per-channel pairs say their axis, biases are
+    float, inputs and outputs are called ``input`` and ``output``, node names start with the layer
+    they come from. Single ops that trtq does not write itself go through torch's exporter, and
+    ``note`` is told. With ``int4`` weights of 4 bits are stored as INT4.
 
     Raises:
-        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot; names the op and the cause.
+        ExportError: torch cannot write an op of the model as ONNX either, or this opset cannot;
+            names the op and the cause.
     """
     refused: dict[str, str] = {}
     while True:
@@ -42,16 +44,25 @@ def export_onnx(
             break
         name = next((n for n in _names(simulated) if fault[0].startswith(f"{n}/")), None)
         if name is None or name in refused:
-            raise ExportError("Cannot write the model as ONNX", f"{fault[0]}: {fault[1]}", "Write that part with other ops")
+            raise ExportError(
+                "Cannot write the model as ONNX",
+                f"{fault[0]}: {fault[1]}",
+                "Write that part with other ops",
+            )
         refused[name] = fault[1]
     if borrower.borrowed:
-        note(f"written by torch.onnx, since trtq does not write them: {'; '.join(dict.fromkeys(borrower.borrowed))}")
+        note(
+            "written by torch.onnx, since trtq does not write them: "
+            f"{'; '.join(dict.fromkeys(borrower.borrowed))}"
+        )
     return model
 
 
 def _names(graph: fx.GraphModule) -> list[str]:
     """Return the names of all calls, the longest first: one may begin like another."""
-    return sorted((node_name(n) for n in graph.graph.nodes if n.op == "call_function"), key=len, reverse=True)
+    return sorted(
+        (node_name(n) for n in graph.graph.nodes if n.op == "call_function"), key=len, reverse=True
+    )
 
 
 def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:

@@ -14,10 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import fx
 
 ONNX_TYPES: Mapping[torch.dtype, int] = {
-    torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.float64: TensorProto.DOUBLE,
-    torch.int64: TensorProto.INT64, torch.int32: TensorProto.INT32, torch.int8: TensorProto.INT8, torch.uint8: TensorProto.UINT8,
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.float64: TensorProto.DOUBLE,
+    torch.int64: TensorProto.INT64,
+    torch.int32: TensorProto.INT32,
+    torch.int8: TensorProto.INT8,
+    torch.uint8: TensorProto.UINT8,
     torch.bool: TensorProto.BOOL,
-}  # fmt: skip
+}
 
 
 class UnsupportedOpError(Exception):
@@ -62,13 +67,16 @@ class Writer:
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).
 
-        Inputs are names, FX nodes, numpy arrays, lists of integers, or None for one that is left out.
+        Inputs are names, FX nodes, numpy arrays, lists of integers, or None for one that is left
+        out.
         """
         base = f"{self.scope}/{kind}" if self.scope else kind
         name = self._unique(base)
         made = [name if outputs == 1 else f"{name}:{i}" for i in range(outputs)]
         given = {k: v for k, v in attributes.items() if v is not None}
-        node = helper.make_node(kind, [self.value(v) for v in inputs], [f"{m}.out" for m in made], name=name, **given)
+        node = helper.make_node(
+            kind, [self.value(v) for v in inputs], [f"{m}.out" for m in made], name=name, **given
+        )
         for key, value in (("module", self.module), ("quantizer", self.quantizer)):
             if value:
                 node.metadata_props.add(key=key, value=value)
@@ -98,7 +106,9 @@ class Writer:
                 self._constants[key] = self.constant(array, f"constant_{len(self._constants)}")
             return self._constants[key]
         name = self._unique(name)
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+        self.initializers[name] = numpy_helper.from_array(
+            np.ascontiguousarray(array).reshape(array.shape), name
+        )
         return name
 
     def array(self, given: fx.Node) -> npt.NDArray[Any]:
@@ -111,7 +121,9 @@ class Writer:
     def int4_constant(self, codes: npt.NDArray[Any], name: str) -> str:
         """Return the name of an INT4 initializer with these codes, -8 to 7."""
         name = self._unique(name)
-        self.initializers[name] = helper.make_tensor(name, TensorProto.INT4, codes.shape, codes.astype(np.int8).flatten())
+        self.initializers[name] = helper.make_tensor(
+            name, TensorProto.INT4, codes.shape, codes.astype(np.int8).flatten()
+        )
         return name
 
     def fp8_zeros(self, shape: tuple[int, ...]) -> str:
@@ -119,14 +131,22 @@ class Writer:
         name = f"fp8_zeros_{'x'.join(map(str, shape))}"
         if name not in self.initializers:
             count = int(np.prod(shape, dtype=np.int64))
-            self.initializers[name] = helper.make_tensor(name, TensorProto.FLOAT8E4M3FN, shape, b"\0" * count, raw=True)
+            self.initializers[name] = helper.make_tensor(
+                name, TensorProto.FLOAT8E4M3FN, shape, b"\0" * count, raw=True
+            )
         return name
 
     def sizes(self, sizes: Sequence[Any]) -> str:
         """Return an int64 vector of plain integers and symbolic ones (FX nodes, themselves vectors of one)."""
         if all(isinstance(s, int) for s in sizes):
             return self.constant(np.asarray(sizes, dtype=np.int64))
-        return str(self.op("Concat", *(self.value(s) if isinstance(s, fx.Node) else self.sizes([s]) for s in sizes), axis=0))
+        return str(
+            self.op(
+                "Concat",
+                *(self.value(s) if isinstance(s, fx.Node) else self.sizes([s]) for s in sizes),
+                axis=0,
+            )
+        )
 
     def scalar(self, given: Any, like: fx.Node) -> str:
         """Return a number as a scalar of ``like``'s type; a tensor or a symbolic size as itself."""
@@ -144,7 +164,11 @@ class Writer:
         """Append a reduction; its axes became an input in opset 18 (ReduceSum: 13)."""
         axes = None if axes is None else list(axes)
         if self.opset >= 18 or kind == "ReduceSum":
-            return str(self.op(kind, x, axes, keepdims=int(keepdims)) if axes else self.op(kind, x, keepdims=int(keepdims)))
+            return str(
+                self.op(kind, x, axes, keepdims=int(keepdims))
+                if axes
+                else self.op(kind, x, keepdims=int(keepdims))
+            )
         return str(self.op(kind, x, axes=axes or None, keepdims=int(keepdims)))
 
     def _unique(self, name: str) -> str:

@@ -33,15 +33,19 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True):
 def identify_blocks(model: nn.Module) -> Blocks:
     """Return the convolutional and the transformer parts (S3, Algorithm 1).
 
-    Each convolution is CNN; each linear, and each module whose name or class contains attn, Attention or Transformer, is
-    transformer. A convolution inside an attention stays CNN, as the algorithm asks for the layer's type first.
+    Each convolution is CNN; each linear, and each module whose name or class contains attn,
+    Attention or Transformer, is transformer. A convolution inside an attention stays CNN, as the
+    algorithm asks for the layer's type first.
     """
     cnn, transformer = list[str](), list[str]()
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
         if isinstance(module, CONV_MODULES):
             cnn.append(path)
-        elif path and (isinstance(module, nn.Linear) or any(t in name or t in type(module).__name__ for t in TRANSFORMER_NAMES)):
+        elif path and (
+            isinstance(module, nn.Linear)
+            or any(t in name or t in type(module).__name__ for t in TRANSFORMER_NAMES)
+        ):
             transformer.append(path)
     return Blocks(cnn=cnn, transformer=transformer)
 
@@ -53,7 +57,10 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
     attentions = [n for n in graph.graph.nodes if n.target in SOFTMAXES and n.meta["val"].ndim >= 3]
     linears = sum(n.target is aten.linear.default for n in graph.graph.nodes)
     rolls = sum(n.target is aten.roll.default for n in graph.graph.nodes)
-    counted = f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, {len(attentions)} attentions"
+    counted = (
+        f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, "
+        f"{len(attentions)} attentions"
+    )
     if attentions and rolls:
         return "windowed", f"{counted}, windows shifted {rolls} times"
     if linears > len(convs) and len(convs) <= STEM_CONVS:

@@ -18,7 +18,8 @@ from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_, operands
 
 logger = logging.getLogger(__name__)
-# Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular variances reach 1e-5.
+# Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
+# variances reach 1e-5.
 MAX_REL_DIFF = 1e-4
 MAX_TIED = 1e-3  # share of class indices that two nearly equal scores may decide
 
@@ -28,8 +29,10 @@ class CapturedGraph:
     """A model as one functional FX graph, ready to be calibrated, quantized and exported.
 
     Attributes:
-        module: the graph; parameters are its own (BatchNorm folded), nodes carry a stable name in ``meta["trtq_name"]``.
-        example: one input batch, float32, shape [2, C, H, W] ([1, C, H, W] when the batch is static).
+        module: the graph; parameters are its own (BatchNorm folded), nodes carry a stable name in
+            ``meta["trtq_name"]``.
+        example: one input batch, float32, shape [2, C, H, W] ([1, C, H, W] when the batch is
+            static).
         dynamic_batch: False when the model only captures at batch 1.
         notes: why the batch is static, which outputs were dropped; what the user must know.
         max_rel_diff: max |graph - eager| / max |eager| on a random batch.
@@ -49,7 +52,10 @@ def quiet() -> Iterator[None]:
     """Silence what torch prints while it traces; failures still raise."""
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    loggers = [logging.getLogger(n) for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx", "onnx_ir")]
+    loggers = [
+        logging.getLogger(n)
+        for n in ("torch.export", "torch._export", "torch.onnx", "torch.fx", "onnx_ir")
+    ]
     levels = [lg.level for lg in loggers]
     try:
         for lg in loggers:
@@ -75,12 +81,13 @@ def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.Grap
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)
+        assert isinstance(graph, fx.GraphModule)  # noqa: S101
         if make_functional_(graph):
             return graph
-        # Views of memory that changes later, nested graphs: torch's own functionalisation traces everything again (3x the time).
+        # Views of memory that changes later, nested graphs: torch's own functionalisation traces
+        # everything again (3x the time).
         graph = program.run_decompositions({}).module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)
+        assert isinstance(graph, fx.GraphModule)  # noqa: S101
         return graph
 
 
@@ -93,7 +100,9 @@ def first_tensor(output: object) -> torch.Tensor:
     if isinstance(output, (tuple, list)) and output:
         return first_tensor(output[0])
     raise CaptureError(
-        "Cannot use the model's output", f"expected a tensor, found {type(output).__name__}", "Wrap the model so that it returns logits"
+        "Cannot use the model's output",
+        f"expected a tensor, found {type(output).__name__}",
+        "Wrap the model so that it returns logits",
     )
 
 
@@ -101,7 +110,10 @@ def _dropped_outputs(output: object) -> str:
     """Say which outputs :func:`first_tensor` leaves out, "" when there is one only."""
     if isinstance(output, dict) and len(output) > 1:
         kept = "out" if "out" in output else next(iter(output))
-        return f"the model has {len(output)} outputs: {kept!r} is kept, {', '.join(repr(k) for k in output if k != kept)} dropped"
+        return (
+            f"the model has {len(output)} outputs: {kept!r} is kept, "
+            f"{', '.join(repr(k) for k in output if k != kept)} dropped"
+        )
     if isinstance(output, (tuple, list)) and len(output) > 1:
         return f"the model has {len(output)} outputs: the first is kept, the others are dropped"
     return ""
@@ -118,7 +130,10 @@ class AllOutputs(nn.Module):
         """Return the output tensors."""
         output = self.model(x)
         kept = first_tensor(output)
-        return (kept, *(t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t is not kept))
+        return (
+            kept,
+            *(t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t is not kept),
+        )
 
 
 def keep_first_(graph: fx.GraphModule) -> None:
@@ -132,7 +147,7 @@ def keep_first_(graph: fx.GraphModule) -> None:
     (results,) = operands(output)
     output.args = ((results[0],),)
     codegen = graph.graph._codegen
-    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
+    assert isinstance(codegen, fx.graph._PyTreeCodeGen)  # noqa: S101
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(0))
     graph.graph.eliminate_dead_code()
     lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}
@@ -142,7 +157,8 @@ def keep_first_(graph: fx.GraphModule) -> None:
         raise CaptureError(
             f"The model has {len(results)} outputs, and only the first can be kept",
             f"{len(weights)} weights serve the others alone and would be lost: {names}",
-            "Wrap the model so that it returns one tensor that all its weights make, such as torch.cat of its outputs",
+            "Wrap the model so that it returns one tensor that all its weights make, such as "
+            "torch.cat of its outputs",
         )
     graph.recompile()
 
@@ -158,16 +174,23 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     """Capture ``model`` as one normalised graph.
 
     Args:
-        model: in eval mode, float32, on the CPU; takes [N, C, H, W], returns a tensor (or a dict or tuple of them).
+        model: in eval mode, float32, on the CPU; takes [N, C, H, W], returns a tensor (or a dict or
+            tuple of them).
         input_size: (C, H, W).
 
     Raises:
-        CaptureError: the forward pass fails on this input size, or torch.export refuses; names module and line.
+        CaptureError: the forward pass fails on this input size, or torch.export refuses; names
+            module and line.
     """
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, *input_size, generator=generator)
     try:
-        with quiet(), torch.no_grad():  # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key
+        with (
+            quiet(),
+            torch.no_grad(),
+            # torch's fused path for whole encoder layers answers otherwise where a mask leaves no
+            # key
+        ):
             raw = model(example)
             reference = first_tensor(raw)
     except CaptureError:
@@ -176,10 +199,14 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on input {list(example.shape)}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW; a model with several inputs needs a wrapper that makes them from one",
+            "Give the size it expects with --input-size CxHxW; a model with several inputs "
+            "needs a wrapper that makes them from one",
         ) from exc
     if not torch.isfinite(reference).all():
-        raise CaptureError("The model gives NaN or infinity on random input", mend="Check its weights and its checkpoint")
+        raise CaptureError(
+            "The model gives NaN or infinity on random input",
+            mend="Check its weights and its checkpoint",
+        )
     wrapped = model if isinstance(raw, torch.Tensor) else AllOutputs(model)
     prefix = "" if wrapped is model else "model."
     graph, dynamic, note = _trace_best(wrapped, example)
@@ -198,8 +225,10 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     if not diff <= MAX_REL_DIFF:
         raise CaptureError(
             "The captured graph does not equal the model",
-            f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} is rounding",
-            "Is the model in eval mode, and free of randomness and of state that forward() changes?",
+            f"outputs differ by {diff:.2e} of their largest value, at most {MAX_REL_DIFF:.0e} "
+            "is rounding",
+            "Is the model in eval mode, and free of randomness and of state that forward() "
+            "changes?",
         )
     return CapturedGraph(
         module=graph,
@@ -243,14 +272,31 @@ def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
     where = ""
     for frame, _ in traceback.walk_tb(exc.__traceback__):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and frame.f_code.co_name != "__call__" and "/torch/" not in frame.f_code.co_filename:
+        if (
+            isinstance(owner, nn.Module)
+            and frame.f_code.co_name != "__call__"
+            and "/torch/" not in frame.f_code.co_filename
+        ):
             line = frame.f_lineno
-            name = next((n for n, m in model.named_modules() if m is owner), modules.get(type(owner), ""))
-            where = f"module {name or '(top)'} ({type(owner).__name__}), {frame.f_code.co_filename}:{line}"
+            name = next(
+                (n for n, m in model.named_modules() if m is owner), modules.get(type(owner), "")
+            )
+            where = (
+                f"module {name or '(top)'} ({type(owner).__name__}), "
+                f"{frame.f_code.co_filename}:{line}"
+            )
     text = first_line(exc)
     if "data-dependent" in str(exc) or "GuardOnDataDependentSymNode" in type(exc).__name__:
-        text = "forward() decides by the values of a tensor (if, while, .item()), which a graph cannot do"
+        text = (
+            "forward() decides by the values of a tensor (if, while, .item()), which a graph "
+            "cannot do"
+        )
         mend = "Replace the decision by torch.where or torch.cond, or move it out of forward()"
     else:
-        mend = "Change that line to plain tensor operations, or quantize a part of the model that has none"
-    return CaptureError(f"Cannot capture the model as a graph{' at ' + where if where else ''}", text, mend)
+        mend = (
+            "Change that line to plain tensor operations, or quantize a part of the model that "
+            "has none"
+        )
+    return CaptureError(
+        f"Cannot capture the model as a graph{' at ' + where if where else ''}", text, mend
+    )

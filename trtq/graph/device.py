@@ -32,11 +32,17 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
     workers = workers or Workers()
     if ":" in asked and workers.world > 1:
         why = f"{workers.world} processes would share one GPU"
-        raise UsageError(f"Cannot use {asked} with torchrun", why, "Give --device cuda: each takes its own")
+        raise UsageError(
+            f"Cannot use {asked} with torchrun", why, "Give --device cuda: each takes its own"
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "cpu" or (asked == "auto" and not count):
         return torch.device("cpu")
     number = int(asked.partition(":")[2] or workers.local)
     if number >= count:
-        raise UsageError(f"Cannot use {asked}", f"torch sees {count} GPUs", "Give --device cpu, or see trtq doctor")
+        raise UsageError(
+            f"Cannot use {asked}",
+            f"torch sees {count} GPUs",
+            "Give --device cpu, or see trtq doctor",
+        )
     return torch.device("cuda", number)

@@ -10,18 +10,26 @@ from torch import fx
 aten = torch.ops.aten
 # Alias by behaviour though their schemas do not say so.
 MAY_ALIAS = (
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-    aten.broadcast_tensors.default, aten.einsum.default,
-)  # fmt: skip
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+    aten.broadcast_tensors.default,
+    aten.einsum.default,
+)
 
 
 def make_functional_(graph: fx.GraphModule) -> bool:
     """Replace every in-place call by its functional twin; False, and nothing is promised, where that cannot be shown to be exact.
 
-    ``x.relu_()`` equals ``y = relu(x)`` with every later use of x reading y, as long as no other view of x's memory is read
-    afterwards and x is neither an input nor a constant. Graphs with nested graphs (autocast, no_grad regions) are left alone.
+    ``x.relu_()`` equals ``y = relu(x)`` with every later use of x reading y, as long as no other
+    view of x's memory is read afterwards and x is neither an input nor a constant. Graphs with
+    nested graphs (autocast, no_grad regions) are left alone.
     """
-    if any(n.op == "call_module" or isinstance(n.target, torch._ops.HigherOrderOperator) for n in graph.graph.nodes):
+    if any(
+        n.op == "call_module" or isinstance(n.target, torch._ops.HigherOrderOperator)
+        for n in graph.graph.nodes
+    ):
         return False
     order = {n: i for i, n in enumerate(graph.graph.nodes)}
     roots: dict[fx.Node, fx.Node] = {}
@@ -34,13 +42,26 @@ def make_functional_(graph: fx.GraphModule) -> bool:
         twin = _functional_twin(node)
         if twin is None or not isinstance(changed, fx.Node) or roots[changed].op != "call_function":
             return False
-        if len({v.dtype for n in node.all_input_nodes if isinstance(v := n.meta.get("val"), torch.Tensor)}) > 1:
+        if (
+            len(
+                {
+                    v.dtype
+                    for n in node.all_input_nodes
+                    if isinstance(v := n.meta.get("val"), torch.Tensor)
+                }
+            )
+            > 1
+        ):
             return False  # in place the result keeps the first operand's type, the twin may not
-        others = [n for n, root in roots.items() if root is roots[changed] and n not in (changed, node)]
+        others = [
+            n for n, root in roots.items() if root is roots[changed] and n not in (changed, node)
+        ]
         if any(order[user] > order[node] for other in others for user in other.users):
             return False
         node.target = twin
-        changed.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: order[user] > order[node])  # type: ignore[misc]
+        changed.replace_all_uses_with(
+            node, delete_user_cb=lambda user, node=node: order[user] > order[node]
+        )  # type: ignore[misc]
         roots[node] = node
     graph.recompile()
     return True
@@ -52,9 +73,11 @@ def _is_mutating(node: fx.Node) -> bool:
 
 def _functional_twin(node: fx.Node) -> torch._ops.OpOverload | None:
     """Return the overload without the underscore and with the same arguments: ``relu_.default`` gives ``relu.default``."""
-    assert isinstance(node.target, torch._ops.OpOverload)
+    assert isinstance(node.target, torch._ops.OpOverload)  # noqa: S101
     schema = node.target._schema
-    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    written = [
+        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    ]
     name = schema.name.split("::")[-1]
     if written != [schema.arguments[0].name] or not name.endswith("_"):
         return None
@@ -70,6 +93,8 @@ def _aliased(node: fx.Node) -> fx.Node | None:
     first = node.args[0] if node.args else None
     if node.target is operator.getitem or node.target in MAY_ALIAS:
         return next(iter(node.all_input_nodes), None)
-    if isinstance(node.target, torch._ops.OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns):
+    if isinstance(node.target, torch._ops.OpOverload) and any(
+        r.alias_info is not None for r in node.target._schema.returns
+    ):
         return first if isinstance(first, fx.Node) else None
     return None

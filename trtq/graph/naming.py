@@ -11,17 +11,29 @@ from trtq.graph.normalize import CONVS, module_path, operands
 
 aten = torch.ops.aten
 MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.baddbmm.default)
-TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
 WEIGHTED = (*CONVS, aten.linear.default, *TRANSPOSED)
 # Normalisations, and which of their operands scale and shift the result channel by channel.
 NORM_AFFINE: Mapping[object, tuple[int, ...]] = {
-    aten.layer_norm.default: (2, 3), aten.group_norm.default: (2, 3), aten.rms_norm.default: (2,),
-    aten.instance_norm.default: (1, 2), aten.batch_norm.default: (1, 2),
-}  # fmt: skip
+    aten.layer_norm.default: (2, 3),
+    aten.group_norm.default: (2, 3),
+    aten.rms_norm.default: (2,),
+    aten.instance_norm.default: (1, 2),
+    aten.batch_norm.default: (1, 2),
+}
 NORMS = tuple(NORM_AFFINE)
-LAST_AXIS = (aten.linear.default, aten.layer_norm.default, aten.rms_norm.default)  # their channels are the last axis
+LAST_AXIS = (
+    aten.linear.default,
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+)  # their channels are the last axis
 SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-# What may lie between the matmul of queries and keys and its softmax, and between softmax and the matmul with values.
+# What may lie between the matmul of queries and keys and its softmax, and between softmax and the
+# matmul with values.
 PASS_THROUGH = (
     aten.mul.Tensor,
     aten.div.Tensor,
@@ -47,9 +59,9 @@ def is_softmax(node: fx.Node) -> bool:
 def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
     """Give every call a name in ``meta["trtq_name"]``, and rename the nodes of the graph after it.
 
-    A weighted op is called after its module (``layer1.0.conv1``); any other op after its module and its kind
-    (``layer1.0.add``, ``blocks.3.attn.softmax``); the two matmuls of an attention are ``qk`` and ``av``. A second op
-    that would get the same name gets ``_1``.
+    A weighted op is called after its module (``layer1.0.conv1``); any other op after its module and
+    its kind (``layer1.0.add``, ``blocks.3.attn.softmax``); the two matmuls of an attention are
+    ``qk`` and ``av``. A second op that would get the same name gets ``_1``.
 
     Args:
         graph: a normalised graph.
@@ -65,7 +77,9 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
         path = "" if path == prefix.rstrip(".") else path.removeprefix(prefix)
         node.meta["trtq_module"] = path
         kind = attention.get(node) or _kind(node)
-        name = _weight_owner(node, prefix) or (path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip("."))
+        name = _weight_owner(node, prefix) or (
+            path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip(".")
+        )
         unique, k = name, 0
         while unique in taken:
             k += 1
@@ -96,7 +110,11 @@ def _weight_owner(node: fx.Node, prefix: str) -> str:
     if node.target not in WEIGHTED:
         return ""
     weight = operands(node)[1]
-    if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
+    if (
+        isinstance(weight, fx.Node)
+        and weight.op == "get_attr"
+        and str(weight.target).endswith(".weight")
+    ):
         return str(weight.target).removeprefix(prefix).removesuffix(".weight")
     return ""
 

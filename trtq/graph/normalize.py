@@ -1,7 +1,7 @@
 """Normalisation passes over a captured graph, run in order; each returns how many places it touched.
 
-After them the graph has no BatchNorm, no dropout, no fused attention, no view that depends on memory layout, and no
-computation on constants alone.
+After them the graph has no BatchNorm, no dropout, no fused attention, no view that depends on
+memory layout, and no computation on constants alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
     return value.detach() if isinstance(value, torch.Tensor) else None
 
 
-def add_constant(graph: fx.GraphModule, name: str, value: torch.Tensor, *, before: fx.Node) -> fx.Node:
+def add_constant(
+    graph: fx.GraphModule, name: str, value: torch.Tensor, *, before: fx.Node
+) -> fx.Node:
     """Register ``value`` as the buffer ``name`` (made unique) and return a ``get_attr`` node in front of ``before``."""
     flat = name.replace(".", "_")
     unique, k = flat, 1
@@ -79,9 +81,15 @@ def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> 
     *parents, leaf = str(node.target).split(".")
     for part in parents:
         owner = getattr(owner, part)
-    assert isinstance(owner, torch.nn.Module)
+    assert isinstance(owner, torch.nn.Module)  # noqa: S101
     old = getattr(owner, leaf)
-    setattr(owner, leaf, torch.nn.Parameter(value, requires_grad=False) if isinstance(old, torch.nn.Parameter) else value)
+    setattr(
+        owner,
+        leaf,
+        torch.nn.Parameter(value, requires_grad=False)
+        if isinstance(old, torch.nn.Parameter)
+        else value,
+    )
 
 
 def _drop_unused_constants(graph: fx.GraphModule) -> None:
@@ -103,7 +111,9 @@ def _like(new: fx.Node, old: fx.Node) -> fx.Node:
     return new
 
 
-def insert_call(graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object) -> fx.Node:
+def insert_call(
+    graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object
+) -> fx.Node:
     """Insert a call in front of ``origin``, with the origin's module path and its own example value."""
     with graph.graph.inserting_before(origin):
         node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
@@ -114,7 +124,9 @@ def insert_call(graph: fx.GraphModule, origin: fx.Node, target: Callable[..., ob
         fake = next((v.fake_mode for v in vals if hasattr(v, "fake_mode")), None)
         if fake is not None:
             with fake:
-                node.meta["val"] = target(*[fake.from_tensor(v) if _is_plain(v) else v for v in vals])
+                node.meta["val"] = target(
+                    *[fake.from_tensor(v) if _is_plain(v) else v for v in vals]
+                )
     return node
 
 
@@ -139,10 +151,21 @@ def _remove_no_ops(graph: fx.GraphModule) -> int:
         if node.target is aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
             continue
-        training = node.target in (aten.dropout.default, aten.feature_dropout.default) and len(operands(node)) > 2 and operands(node)[2]
+        training = (
+            node.target in (aten.dropout.default, aten.feature_dropout.default)
+            and len(operands(node)) > 2
+            and operands(node)[2]
+        )
         empty_pad = node.target in PADS and not any(operands(node)[1])
-        same_type = node.target is aten.to.dtype and node.meta["val"].dtype == operands(node)[0].meta["val"].dtype
-        if node.op == "call_function" and (node.target in gone or empty_pad or same_type) and not training:
+        same_type = (
+            node.target is aten.to.dtype
+            and node.meta["val"].dtype == operands(node)[0].meta["val"].dtype
+        )
+        if (
+            node.op == "call_function"
+            and (node.target in gone or empty_pad or same_type)
+            and not training
+        ):
             node.replace_all_uses_with(operands(node)[0])
             graph.graph.erase_node(node)
             count += 1
@@ -156,17 +179,36 @@ def _free_views(graph: fx.GraphModule) -> int:
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
         elif node.target is aten.view_as_complex.default:  # reads pairs that lie side by side
-            parts = [insert_call(graph, node, aten.select.int, operands(node)[0], -1, i) for i in (0, 1)]
+            parts = [
+                insert_call(graph, node, aten.select.int, operands(node)[0], -1, i) for i in (0, 1)
+            ]
             node.target, node.args = aten.complex.default, tuple(parts)
-        elif node.target in (aten.flatten.using_ints, aten.unflatten.int, aten.reshape_as.default, aten.view_as.default):
+        elif node.target in (
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+            aten.reshape_as.default,
+            aten.view_as.default,
+        ):
             sizes = _sizes(node.meta["val"])
             if sizes is None:
                 continue
-            node.target, node.args, node.kwargs = aten.reshape.default, (operands(node)[0], sizes), {}
-        elif node.target is aten.expand_as.default and not any(isinstance(d, torch.SymInt) for d in node.meta["val"].shape):
-            node.target, node.args = aten.expand.default, (operands(node)[0], [int(d) for d in node.meta["val"].shape])
+            node.target, node.args, node.kwargs = (
+                aten.reshape.default,
+                (operands(node)[0], sizes),
+                {},
+            )
+        elif node.target is aten.expand_as.default and not any(
+            isinstance(d, torch.SymInt) for d in node.meta["val"].shape
+        ):
+            node.target, node.args = (
+                aten.expand.default,
+                (operands(node)[0], [int(d) for d in node.meta["val"].shape]),
+            )
         elif node.target is aten.expand_as.default and _open_as_before(node):
-            node.target, node.args = aten.expand.default, (operands(node)[0], _sizes(node.meta["val"]))
+            node.target, node.args = (
+                aten.expand.default,
+                (operands(node)[0], _sizes(node.meta["val"])),
+            )
         else:
             continue
         count += 1
@@ -177,7 +219,9 @@ def _open_as_before(node: fx.Node) -> bool:
     """Whether the one open size of an expansion is the operand's own, which expand writes as -1."""
     before, after = operands(node)[0].meta["val"].shape, node.meta["val"].shape
     opens = [i for i, d in enumerate(after) if isinstance(d, torch.SymInt)]
-    return len(before) == len(after) and len(opens) == 1 and isinstance(before[opens[0]], torch.SymInt)
+    return (
+        len(before) == len(after) and len(opens) == 1 and isinstance(before[opens[0]], torch.SymInt)
+    )
 
 
 def _sizes(value: torch.Tensor) -> list[int] | None:
@@ -195,12 +239,19 @@ def _unify_splits(graph: fx.GraphModule) -> int:
             sizes = [v.shape[dim] for v in node.meta["val"]]
             if any(isinstance(d, torch.SymInt) for d in sizes):
                 continue
-            node.target, node.args, node.kwargs = aten.split_with_sizes.default, (operands(node)[0], sizes, dim), {}
+            node.target, node.args, node.kwargs = (
+                aten.split_with_sizes.default,
+                (operands(node)[0], sizes, dim),
+                {},
+            )
             count += 1
         elif node.target is aten.unbind.int:
             dim = int(operands(node)[1] if len(operands(node)) > 1 else node.kwargs.get("dim", 0))
             for user in list(node.users):
-                user.target, user.args = aten.select.int, (operands(node)[0], dim, operands(user)[1])
+                user.target, user.args = (
+                    aten.select.int,
+                    (operands(node)[0], dim, operands(user)[1]),
+                )
             count += 1
     return count
 
@@ -215,10 +266,16 @@ def _spell_out_padding(graph: fx.GraphModule) -> int:
         x, weight, bias, stride, padding, dilation, groups = given + defaults[len(given) :]
         dims = weight.meta["val"].ndim - 2
         steps = [dilation] * dims if isinstance(dilation, int) else (list(dilation) * dims)[:dims]
-        totals = [d * (int(k) - 1) if padding == "same" else 0 for d, k in zip(steps, weight.meta["val"].shape[2:], strict=True)]
+        totals = [
+            d * (int(k) - 1) if padding == "same" else 0
+            for d, k in zip(steps, weight.meta["val"].shape[2:], strict=True)
+        ]
         if any(t % 2 for t in totals):  # torch pads the odd one on the right
             amounts = [v for t in reversed(totals) for v in (t // 2, t - t // 2)]
-            x, totals = insert_call(graph, node, aten.constant_pad_nd.default, x, amounts), [0] * dims
+            x, totals = (
+                insert_call(graph, node, aten.constant_pad_nd.default, x, amounts),
+                [0] * dims,
+            )
         node.target = NAMED_PADDING[node.target]
         strides = [stride] * dims if isinstance(stride, int) else (list(stride) * dims)[:dims]
         node.args = (x, weight, bias, strides, [t // 2 for t in totals], steps, groups)
@@ -244,7 +301,9 @@ def _split_attention(graph: fx.GraphModule) -> int:
         key_t = insert_call(graph, node, aten.transpose.int, key, -2, -1)
         logits = insert_call(graph, node, aten.matmul.default, query, key_t)
         scale = node.kwargs.get("scale")
-        scale = float(scale) if scale is not None else 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
+        scale = (
+            float(scale) if scale is not None else 1.0 / math.sqrt(int(query.meta["val"].shape[-1]))
+        )
         logits = insert_call(graph, node, aten.mul.Tensor, logits, scale)
         bias, attends = _attention_bias(graph, node)
         if bias is not None:
@@ -260,35 +319,48 @@ def _split_attention(graph: fx.GraphModule) -> int:
     return count
 
 
-def _repeat_heads(graph: fx.GraphModule, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node) -> tuple[fx.Node, fx.Node]:
+def _repeat_heads(
+    graph: fx.GraphModule, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node
+) -> tuple[fx.Node, fx.Node]:
     """Return key and value with as many heads as the query, where fewer of them are shared."""
     if not node.kwargs.get("enable_gqa"):
         return key, value
     times = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
-    first, second = (insert_call(graph, node, aten.repeat_interleave.self_int, n, times, -3) for n in (key, value))
+    first, second = (
+        insert_call(graph, node, aten.repeat_interleave.self_int, n, times, -3)
+        for n in (key, value)
+    )
     return first, second
 
 
 def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """Return what is added to an attention's logits, and which of its rows have a key at all; None where all have.
 
-    A row without a key answers 0, as torch's scaled dot product does; a softmax over -inf alone would give NaN. Its bias becomes 0, so
-    that nothing on the way is NaN either.
+    A row without a key answers 0, as torch's scaled dot product does; a softmax over -inf alone
+    would give NaN. Its bias becomes 0, so that nothing on the way is NaN either.
     """
     given = operands(node)
     mask = given[3] if len(given) > 3 else node.kwargs.get("attn_mask")
     if (given[5] if len(given) > 5 else node.kwargs.get("is_causal")) or False:
         rows, cols = int(given[0].meta["val"].shape[-2]), int(given[1].meta["val"].shape[-2])
-        causal = torch.zeros(rows, cols).masked_fill_(~torch.ones(rows, cols).tril().bool(), -math.inf)
+        causal = torch.zeros(rows, cols).masked_fill_(
+            ~torch.ones(rows, cols).tril().bool(), -math.inf
+        )
         return add_constant(graph, "causal_mask", causal, before=node), None
     if not isinstance(mask, fx.Node):
         return None, None
     known = get_constant(graph, mask)
     if known is not None:
-        bias = torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known
+        bias = (
+            torch.zeros(known.shape).masked_fill_(~known, -math.inf)
+            if known.dtype == torch.bool
+            else known
+        )
         reached = (bias > -math.inf).any(-1, keepdim=True)
         if bool(reached.all()):
-            return mask if known is bias else add_constant(graph, "attention_bias", bias, before=node), None
+            return mask if known is bias else add_constant(
+                graph, "attention_bias", bias, before=node
+            ), None
         return (
             add_constant(graph, "attention_bias", torch.where(reached, bias, 0.0), before=node),
             add_constant(graph, "attends", reached, before=node),
@@ -311,13 +383,25 @@ def _fold_constants(graph: fx.GraphModule) -> int:
                 known[node] = value
         elif _can_fold(node) and all(i in known for i in node.all_input_nodes):
             with torch.no_grad():
-                known[node] = node.target(*fx.map_arg(operands(node), known.__getitem__), **fx.map_arg(node.kwargs, known.__getitem__))
+                known[node] = node.target(
+                    *fx.map_arg(operands(node), known.__getitem__),
+                    **fx.map_arg(node.kwargs, known.__getitem__),
+                )
             count += 1
     for node in list(graph.graph.nodes):
         value = known.get(node)
-        if node.op == "call_function" and isinstance(value, torch.Tensor) and any(u not in known for u in node.users):
+        if (
+            node.op == "call_function"
+            and isinstance(value, torch.Tensor)
+            and any(u not in known for u in node.users)
+        ):
             path = module_path(node)
-            constant = _like(add_constant(graph, f"{path}.{node.name}" if path else node.name, value, before=node), node)
+            constant = _like(
+                add_constant(
+                    graph, f"{path}.{node.name}" if path else node.name, value, before=node
+                ),
+                node,
+            )
             node.replace_all_uses_with(constant)
     return count
 
@@ -326,11 +410,18 @@ def _can_fold(node: fx.Node) -> bool:
     """Whether the node's result is always the same tensor (or tuple of them) once its operands are."""
     if node.op != "call_function" or _is_random(node):
         return False
-    if node.target is aten.batch_norm.default and operands(node)[3] is not None and operands(node)[5]:
+    if (
+        node.target is aten.batch_norm.default
+        and operands(node)[3] is not None
+        and operands(node)[5]
+    ):
         return False  # in training it would change its statistics
     value = node.meta.get("val")
     tensors = value if isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(t, torch.Tensor) and not any(isinstance(s, torch.SymInt) for s in t.shape) for t in tensors):
+    if not all(
+        isinstance(t, torch.Tensor) and not any(isinstance(s, torch.SymInt) for s in t.shape)
+        for t in tensors
+    ):
         return False
     return bool(node.all_input_nodes) or isinstance(node.target, torch._ops.OpOverload)
 
@@ -357,13 +448,17 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
             outputs = [node]
         else:
             source, weight, bias, mean, var, _, eps = operands(node)[:7]
-            outputs = [u for u in node.users if u.target is operator.getitem and operands(u)[1] == 0]
+            outputs = [
+                u for u in node.users if u.target is operator.getitem and operands(u)[1] == 0
+            ]
         mu, sigma2 = get_constant(graph, mean), get_constant(graph, var)
         if mu is None or sigma2 is None:
             continue
         gamma = get_constant(graph, weight)
         beta = get_constant(graph, bias)
-        scale = torch.rsqrt(sigma2.double() + float(eps)) * (1.0 if gamma is None else gamma.double())
+        scale = torch.rsqrt(sigma2.double() + float(eps)) * (
+            1.0 if gamma is None else gamma.double()
+        )
         shift = (0.0 if beta is None else beta.double()) - mu.double() * scale
         folded = _fold_into(graph, source, scale, shift)
         if folded is not None:
@@ -386,7 +481,9 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
     return count
 
 
-def _fold_into(graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shift: torch.Tensor) -> fx.Node | None:
+def _fold_into(
+    graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shift: torch.Tensor
+) -> fx.Node | None:
     """Scale and shift the output channels of ``source`` inside its weights; None where that would not be exact."""
     if len(source.users) != 1 or source.target not in (*CONVS, aten.linear.default):
         return None

@@ -29,7 +29,8 @@ class Workbench:
     Attributes:
         graph: captured; :meth:`fold` changes its constants.
         placement: its quantizers.
-        images: call it with a number to get batches of at most that many calibration images, float32 [N, C, H, W].
+        images: call it with a number to get batches of at most that many calibration images,
+            float32 [N, C, H, W].
         dynamic_batch: False when the graph takes one image at a time.
         encodings: made by calibration; None for methods that act before it.
         folded: constants that :meth:`fold` changed, by name.
@@ -58,7 +59,7 @@ class Workbench:
     def constant(self, node: fx.Node) -> torch.Tensor:
         """Return the tensor of a constant of the graph."""
         value = get_constant(self.graph, node)
-        assert value is not None, node.target
+        assert value is not None, node.target  # noqa: S101
         return value
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -71,7 +72,7 @@ class Workbench:
     @property
     def made(self) -> Encodings:
         """The encodings, for methods that act after calibration."""
-        assert self.encodings is not None
+        assert self.encodings is not None  # noqa: S101
         return self.encodings
 
     def simulated(self) -> fx.GraphModule:
@@ -95,10 +96,10 @@ class Method:
     Attributes:
         name: as on the command line.
         summary: one line for ``trtq methods``.
-        label: ``engine`` TensorRT has the kernel, ``folded`` costs nothing at run time, ``ops`` runs as extra float ops,
-            ``simulated`` has no kernel anywhere.
-        acts: ``before`` calibration (changes constants, exactly, or the placement or ops, with a label that says so), or ``after``
-            it (changes encodings).
+        label: ``engine`` TensorRT has the kernel, ``folded`` costs nothing at run time, ``ops``
+            runs as extra float ops, ``simulated`` has no kernel anywhere.
+        acts: ``before`` calibration (changes constants, exactly, or the placement or ops, with a
+            label that says so), or ``after`` it (changes encodings).
         source: the paper, and the equation.
         arguments: names and defaults.
         run: does it; returns what goes into the record.
@@ -129,19 +130,27 @@ class Method:
         values = dict(self.arguments)
         for key, value in given.items():
             if key not in values:
-                raise UsageError(f"The method {self.name} has no argument {key!r}", mend=suggest(key, values))
+                raise UsageError(
+                    f"The method {self.name} has no argument {key!r}", mend=suggest(key, values)
+                )
             try:
                 kind = type(values[key])
-                values[key] = str(value) if kind is str else msgspec.convert(value, kind, strict=False)  # "false" is not True
+                values[key] = (
+                    str(value) if kind is str else msgspec.convert(value, kind, strict=False)
+                )  # "false" is not True
             except msgspec.ValidationError as exc:
                 expected = type(values[key]).__name__
-                raise UsageError(f"Cannot use {self.name}.{key}={value}", f"expected {expected}") from exc
+                raise UsageError(
+                    f"Cannot use {self.name}.{key}={value}", f"expected {expected}"
+                ) from exc
         return values
 
 
 def needs_batches(bench: Workbench) -> str | None:
     """Return why a method that runs many images at once does not fit, None when it does."""
-    return None if bench.dynamic_batch else "the model takes one image at a time, and it needs batches"
+    return (
+        None if bench.dynamic_batch else "the model takes one image at a time, and it needs batches"
+    )
 
 
 def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
@@ -153,5 +162,5 @@ def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.N
 
 def channel_axis(node: fx.Node) -> int:
     """Return the axis of a weighted op's output (and input) that holds channels: 1 for a convolution, -1 for a linear."""
-    assert node.target in WEIGHTED, node_name(node)
+    assert node.target in WEIGHTED, node_name(node)  # noqa: S101
     return -1 if node.target is torch.ops.aten.linear.default else 1

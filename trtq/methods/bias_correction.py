@@ -14,9 +14,17 @@ from trtq.quant.fake_quantize import along_axis
 
 aten = torch.ops.aten
 ACTIVATIONS = (
-    aten.relu.default, aten.hardtanh.default, aten.clamp.default, aten.silu.default, aten.gelu.default, aten.hardswish.default,
-    aten.leaky_relu.default, aten.sigmoid.default, aten.hardsigmoid.default, aten.relu6.default,
-)  # fmt: skip
+    aten.relu.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.hardswish.default,
+    aten.leaky_relu.default,
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.relu6.default,
+)
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -40,7 +48,7 @@ class _Steps(fx.Interpreter):
                 del self.env[dead]
             if node.name == name:
                 self.last, value = node, self.env[node]
-                assert isinstance(value, torch.Tensor)
+                assert isinstance(value, torch.Tensor)  # noqa: S101
                 return value
         raise AssertionError(name)
 
@@ -54,17 +62,25 @@ def _activation(node: fx.Node) -> Callable[[torch.Tensor], torch.Tensor]:
     follower = next(iter(node.users)) if len(node.users) == 1 else node
     if follower.target not in ACTIVATIONS:
         return lambda x: x
-    target, rest, named = ACTIVATIONS[ACTIVATIONS.index(follower.target)], follower.args[1:], follower.kwargs
+    target, rest, named = (
+        ACTIVATIONS[ACTIVATIONS.index(follower.target)],
+        follower.args[1:],
+        follower.kwargs,
+    )
     return lambda x: target(x, *rest, **named)
 
 
 def best_shift(
-    wanted: torch.Tensor, got: torch.Tensor, axis: int, activation: Callable[[torch.Tensor], torch.Tensor]
+    wanted: torch.Tensor,
+    got: torch.Tensor,
+    axis: int,
+    activation: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (the shift of each channel [C], ``got`` with it).
 
-    The mean error, half of it, or none of it: whichever leaves least squared error behind the activation. Behind a ReLU that is
-    mostly off, moving all of a channel up to restore its mean does more harm than the mean error itself.
+    The mean error, half of it, or none of it: whichever leaves least squared error behind the
+    activation. Behind a ReLU that is mostly off, moving all of a channel up to restore its mean
+    does more harm than the mean error itself.
 
     Args:
         wanted: a layer's output in float.
@@ -74,19 +90,26 @@ def best_shift(
     """
     full = _channel_means(wanted - got, axis)
     reference = activation(wanted)
-    best, best_error = torch.zeros_like(full), _channel_means((activation(got) - reference).square(), axis)
+    best, best_error = (
+        torch.zeros_like(full),
+        _channel_means((activation(got) - reference).square(), axis),
+    )
     for share in (0.5, 1.0):
         moved = activation(got + along_axis(share * full, got.ndim, axis))
         error = _channel_means((moved - reference).square(), axis)
-        best, best_error = torch.where(error < best_error, share * full, best), torch.minimum(error, best_error)
+        best, best_error = (
+            torch.where(error < best_error, share * full, best),
+            torch.minimum(error, best_error),
+        )
     return best, got + along_axis(best, got.ndim, axis)
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Correct the biases in the encodings, layer by layer in graph order, each on inputs already corrected.
 
-    Corrections add up along the network, and late layers may lose by them (EfficientNet-Lite0 does): as many layers from the first on
-    are corrected as leave the outputs nearest to the float model's.
+    Corrections add up along the network, and late layers may lose by them (EfficientNet-Lite0
+    does): as many layers from the first on are corrected as leave the outputs nearest to the float
+    model's.
     """
     batch = torch.cat(list(bench.images(int(arguments["images"]))))
     if batch.ndim == 4:
@@ -110,7 +133,13 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     best = min(errors, key=lambda k: errors[k])
     bench.made.constants = {**before, **{k: v.clone() for k, v in corrected[:best]}}
     left = [node_name(n) for n in layers if n not in able]
-    return {"layers": best, "of": len(able), "error": [errors[0], errors[best]], "images": len(batch), "left_alone": left}
+    return {
+        "layers": best,
+        "of": len(able),
+        "error": [errors[0], errors[best]],
+        "images": len(batch),
+        "left_alone": left,
+    }
 
 
 METHOD = Method(

@@ -53,7 +53,14 @@ def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int
     while name in taken:
         name, k = f"{node_name(softmax)}.output_{k}", k + 1
     made = Quantizer(
-        name=name, layer=node_name(reader), role="lhs", consumer=reader, operand=operand, source=softmax, format=Format(), is_weight=False
+        name=name,
+        layer=node_name(reader),
+        role="lhs",
+        consumer=reader,
+        operand=operand,
+        source=softmax,
+        format=Format(),
+        is_weight=False,
     )
     existing.append(made)
     return made
@@ -63,12 +70,20 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Set the formats; calibration then finds the numbers."""
     granularity = str(arguments["granularity"])
     if granularity not in GRANULARITY:
-        raise UsageError(f"Cannot use efficientquant.granularity={granularity}", f"expected one of {', '.join(GRANULARITY)}")
+        raise UsageError(
+            f"Cannot use efficientquant.granularity={granularity}",
+            f"expected one of {', '.join(GRANULARITY)}",
+        )
     convolutions = []
     for q in bench.placement.quantizers:
         if q.decided:
             continue
-        if q.role == "weight" and q.is_weight and q.consumer.target in CONVS and not is_transposed(q.consumer):
+        if (
+            q.role == "weight"
+            and q.is_weight
+            and q.consumer.target in CONVS
+            and not is_transposed(q.consumer)
+        ):
             axis = None if granularity == "layer" else q.format.axis
             q.format = msgspec.structs.replace(q.format, kind="asymmetric", axis=axis)
             q.float_reason = None
@@ -76,22 +91,40 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         else:
             q.float_reason = q.float_reason or ONLY
     softmaxes = log2_outputs_(bench, 8)
-    return {"convolutions": len(convolutions), "softmaxes": len(softmaxes), "engine_computes_in": "float"}
+    return {
+        "convolutions": len(convolutions),
+        "softmaxes": len(softmaxes),
+        "engine_computes_in": "float",
+    }
 
 
 def _unfit(bench: Workbench) -> str | None:
     convolutions = any(n.target in CONVS for n in bench.graph.graph.nodes)
-    return None if convolutions or attention_softmaxes(bench.graph) else "it has no convolution and no attention"
+    return (
+        None
+        if convolutions or attention_softmaxes(bench.graph)
+        else "it has no convolution and no attention"
+    )
 
 
 METHOD = Method(
     name="efficientquant",
-    summary="EfficientQuant: weights of convolutions on asymmetric codes, outputs of softmax on log2 codes, all else in float.",
+    summary="EfficientQuant: weights of convolutions on asymmetric codes, outputs of softmax on "
+    "log2 codes, all else in float.",
     label="simulated",
     acts="before",
     source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
     arguments={"granularity": "layer"},
     run=run,
     unfit=_unfit,
-    excludes=("smooth", "qads", "equalize", "repq", "ranking", "reconstruct", "attention-percentile", "layernorm-ema"),
+    excludes=(
+        "smooth",
+        "qads",
+        "equalize",
+        "repq",
+        "ranking",
+        "reconstruct",
+        "attention-percentile",
+        "layernorm-ema",
+    ),
 )

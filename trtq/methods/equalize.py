@@ -30,7 +30,9 @@ def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _between_weights(bench: Workbench) -> list[Pair]:
-    return [p for p in find_pairs(bench)[0] if p.producer.target in WEIGHTED and len(p.consumers) == 1]
+    return [
+        p for p in find_pairs(bench)[0] if p.producer.target in WEIGHTED and len(p.consumers) == 1
+    ]
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,13 +42,20 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for _ in range(int(arguments["rounds"])):
         moved = 1.0
         for pair in pairs:
-            first, second = (bench.constant(operands(n)[1]) for n in (pair.producer, pair.consumers[0]))
+            first, second = (
+                bench.constant(operands(n)[1]) for n in (pair.producer, pair.consumers[0])
+            )
             left = first.flatten(1).abs().amax(dim=1)
             columns = second.movedim(1, 0).flatten(1).abs().amax(dim=1)
             if len(columns) != pair.channels:  # grouped: each group has inputs of its own
                 groups = pair.channels // second.shape[1]
                 columns = (
-                    second.reshape(groups, -1, second.shape[1], *second.shape[2:]).movedim(2, 1).flatten(2).abs().amax(dim=2).flatten()
+                    second.reshape(groups, -1, second.shape[1], *second.shape[2:])
+                    .movedim(2, 1)
+                    .flatten(2)
+                    .abs()
+                    .amax(dim=2)
+                    .flatten()
                 )
             factors = equalizing_factors(left, columns)
             fold_factors(bench, pair, factors)
@@ -59,12 +68,17 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 METHOD = Method(
     name="equalize",
-    summary="Cross-layer equalisation: balance the weights of neighbouring layers channel by channel.",
+    summary="Cross-layer equalisation: balance the weights of neighbouring layers channel by "
+    "channel.",
     label="folded",
     acts="before",
     source="Nagel et al. 2019, Data-Free Quantization, eq. 11",
     arguments={"rounds": 10},
     run=run,
     exact=True,
-    unfit=lambda bench: None if _between_weights(bench) else "no two convs or linears have only ReLU or pooling between them",
+    unfit=lambda bench: (
+        None
+        if _between_weights(bench)
+        else "no two convs or linears have only ReLU or pooling between them"
+    ),
 )

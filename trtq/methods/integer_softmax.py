@@ -26,9 +26,10 @@ GRID, STARTS = 512, 48
 def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
     """Return (knots, heights) of sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1), near e^x on [low, 0].
 
-    Heights are not negative, so the function never falls: the order of logits stays. Heights are a least-squares fit on an even grid;
-    knots lie evenly in e^(x/2), where the error of linear pieces of an exponential is the same in all; where the first one lies is
-    searched for the least error. With one segment it is S2's clip(a x + b, l, u); l is 0, so that what a mask hides stays hidden.
+    Heights are not negative, so the function never falls: the order of logits stays. Heights are a
+    least-squares fit on an even grid; knots lie evenly in e^(x/2), where the error of linear pieces
+    of an exponential is the same in all; where the first one lies is searched for the least error.
+    With one segment it is S2's clip(a x + b, l, u); l is 0, so that what a mask hides stays hidden.
 
     Args:
         low: the smallest distance to the largest logit that occurs, less than 0.
@@ -46,7 +47,7 @@ def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
         heights, residual = nnls(_ramps(x, knots), wanted)
         if best is None or residual < best[0]:
             best = float(residual), knots, heights
-    assert best is not None
+    assert best is not None  # noqa: S101
     return best[1:]
 
 
@@ -66,7 +67,9 @@ class _Distances(fx.Interpreter):
         if n in self.softmaxes:
             x, dim = self.fetch_args_kwargs_from_env(n)[0][:2]
             distance = x - x.amax(dim=dim, keepdim=True)
-            self.lowest[n.name] = min(self.lowest[n.name], float(distance.clamp_min(FURTHEST).min()))
+            self.lowest[n.name] = min(
+                self.lowest[n.name], float(distance.clamp_min(FURTHEST).min())
+            )
         return super().run_node(n)
 
 
@@ -89,10 +92,12 @@ def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats)
         if height <= 0.0:
             continue
         slope = height / (end - start)
-        ramp = call(aten.add.Tensor, call(aten.mul.Tensor, distance, float(slope)), float(-start * slope))
+        ramp = call(
+            aten.add.Tensor, call(aten.mul.Tensor, distance, float(slope)), float(-start * slope)
+        )
         piece = call(aten.clamp.default, ramp, 0.0, float(height))
         total = piece if total is None else call(aten.add.Tensor, total, piece)
-    assert total is not None  # e^0 = 1: some height is positive
+    assert total is not None  # e^0 = 1: some height is positive  # noqa: S101
     result = call(aten.div.Tensor, total, call(aten.sum.dim_IntList, total, [dim], True))
     result.meta.update(trtq_is_softmax=True, trtq_name=node_name(softmax))
     bench.replace(softmax, result)
@@ -119,17 +124,26 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         ops += _replace(bench, softmax, knots, heights)
     bench.graph.graph.lint()
     bench.graph.recompile()
-    return {"softmaxes": len(softmaxes), "segments": segments, "extra_ops": ops, "largest_error_of_exp": worst}
+    return {
+        "softmaxes": len(softmaxes),
+        "segments": segments,
+        "extra_ops": ops,
+        "largest_error_of_exp": worst,
+    }
 
 
 METHOD = Method(
     name="integer-softmax",
-    summary="Replace the exponential of attentions by an order-preserving piecewise-linear function.",
+    summary="Replace the exponential of attentions by an order-preserving piecewise-linear "
+    "function.",
     label="ops",
     acts="before",
-    source="S2, integer-only linear softmax: e^x = clip(a x + b, l, u), here with N segments fitted by least squares",
+    source="S2, integer-only linear softmax: e^x = clip(a x + b, l, u), here with N segments "
+    "fitted by least squares",
     arguments={"segments": 8, "images": 32},
     run=run,
-    unfit=lambda bench: None if attention_softmaxes(bench.graph) else "it has no attention; it is for transformers",
+    unfit=lambda bench: (
+        None if attention_softmaxes(bench.graph) else "it has no attention; it is for transformers"
+    ),
     excludes=("repq",),
 )

@@ -1,7 +1,7 @@
 """What learns beside the weights: the step of a quantizer, a codebook, a kept BatchNorm.
 
-Straight-through gradients inside the range; ranges by LSQ (Esser et al. 2020, eq. 3 and section 2.2), learned as logarithms so that
-they stay positive.
+Straight-through gradients inside the range; ranges by LSQ (Esser et al. 2020, eq. 3 and section
+2.2), learned as logarithms so that they stay positive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from trtq.quant.formats import Format
 from trtq.quant.histogram import dense_view
 
 aten = torch.ops.aten
-# Best clipping points of a Laplace distribution in units of its scale, by bits (Banner et al. 2019, section 4): more codes reach further.
+# Best clipping points of a Laplace distribution in units of its scale, by bits (Banner et al. 2019,
+# section 4): more codes reach further.
 REACH = {2: 2.83, 3: 3.89, 4: 5.03, 5: 6.20, 6: 7.41, 7: 8.64, 8: 9.89}
 EPSILON = 1e-5  # of a kept BatchNorm
 
@@ -28,7 +29,9 @@ class _Origin:
 
     __slots__ = ("axis", "held", "qmax", "qmin", "step", "x")
 
-    def __init__(self, x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int) -> None:
+    def __init__(
+        self, x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int
+    ) -> None:
         self.x, self.step, self.axis, self.qmin, self.qmax = x, step, axis, qmin, qmax
         self.held: torch.Tensor | None = None
 
@@ -50,7 +53,8 @@ class _Origin:
 class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
     """While a forward pass runs inside, backward keeps no tensor that lies on its codes: it is rounded again from what it was made from.
 
-    A convolution keeps its input for backward, and so does what comes before it; without this the rounded copy would be a third.
+    A convolution keeps its input for backward, and so does what comes before it; without this the
+    rounded copy would be a third.
     """
 
     active: LeanMemory | None = None
@@ -66,7 +70,11 @@ class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
 
     def _pack(self, tensor: torch.Tensor) -> object:
         found = self.origins.get(tensor.untyped_storage()._cdata)
-        return tensor if found is None else (found[0], tensor.size(), tensor.stride(), tensor.storage_offset())
+        return (
+            tensor
+            if found is None
+            else (found[0], tensor.size(), tensor.stride(), tensor.storage_offset())
+        )
 
     @staticmethod
     def _unpack(packed: Any) -> torch.Tensor:
@@ -90,7 +98,13 @@ class _LearnedStep(torch.autograd.Function):
     """Round to codes; gradients of the input and of the step (LSQ eq. 3), the latter times ``grad_scale``."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, step: torch.Tensor, origin: _Origin, grad_scale: float) -> torch.Tensor:  # noqa: ARG004
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        step: torch.Tensor,
+        origin: _Origin,
+        grad_scale: float,  # noqa: ARG004
+    ) -> torch.Tensor:
         ctx.origin, ctx.grad_scale = origin, grad_scale
         return origin.made()
 
@@ -99,17 +113,26 @@ class _LearnedStep(torch.autograd.Function):
         (grad,), made = grads, ctx.origin
         x, axis, qmin, qmax = made.x, made.axis, made.qmin, made.qmax
         step = along_axis(made.step, x.ndim, axis)
-        # The gradient where the position rounds onto a code (half a code beyond the ends still does), else 0.
-        if axis is None and x.device.type == "cpu":  # one pass less; elsewhere reading the step would wait for the device
-            into_x = aten.hardtanh_backward(grad, x, (qmin - 0.5) * step.item(), (qmax + 0.5) * step.item())
+        # The gradient where the position rounds onto a code (half a code beyond the ends still
+        # does), else 0.
+        if (
+            axis is None and x.device.type == "cpu"
+        ):  # one pass less; elsewhere reading the step would wait for the device
+            into_x = aten.hardtanh_backward(
+                grad, x, (qmin - 0.5) * step.item(), (qmax + 0.5) * step.item()
+            )
         else:
             into_x = aten.hardtanh_backward(grad, torch.div(x, step), qmin - 0.5, qmax + 0.5)
         into_step = None
         if ctx.needs_input_grad[1]:
-            # LSQ eq. 3: what rounding did inside, the end code outside. Two sums of small terms: those of grad * codes and grad * x
-            # apart would be large, and cancel.
+            # LSQ eq. 3: what rounding did inside, the end code outside. Two sums of small terms:
+            # those of grad * codes and grad * x apart would be large, and cancel.
             codes, outside = made.take(), grad - into_x
-            if axis is None and grad.dtype == x.dtype == torch.float32 and grad.stride() == x.stride():
+            if (
+                axis is None
+                and grad.dtype == x.dtype == torch.float32
+                and grad.stride() == x.stride()
+            ):
                 outer = torch.dot(dense_view(outside), dense_view(codes))
                 inner = torch.dot(dense_view(into_x), dense_view(codes.sub_(x)))
             else:
@@ -121,7 +144,9 @@ class _LearnedStep(torch.autograd.Function):
         return into_x, into_step, None, None
 
 
-def _composed(x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float) -> torch.Tensor:
+def _composed(
+    x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float
+) -> torch.Tensor:
     """The same in differentiable operations, which a compiler fuses."""
     step = step * grad_scale + (step - step * grad_scale).detach()
     s = along_axis(step, x.ndim, axis)
@@ -176,8 +201,9 @@ class LearnedFakeQuantize(nn.Module):
 class LearnedCodebook(nn.Module):
     """Weights as one of 2^b learned values a layer, times a range a channel; the values follow k-means by moving averages (S2 Fig. 1).
 
-    No gradient reaches the values: after each step a value moves towards the mean of the weights that are nearest to it, as in
-    van den Oord et al. 2017, appendix A.1. No engine has a kernel for this: it is simulated.
+    No gradient reaches the values: after each step a value moves towards the mean of the weights
+    that are nearest to it, as in van den Oord et al. 2017, appendix A.1. No engine has a kernel for
+    this: it is simulated.
 
     Args:
         weight: float32, [C, ...]; where the values start.
@@ -191,14 +217,25 @@ class LearnedCodebook(nn.Module):
     sums: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, axis: int | None, bits: int, decay: float = 0.99) -> None:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        axis: int | None,
+        bits: int,
+        decay: float = 0.99,
+    ) -> None:
         super().__init__()
         self.axis, self.decay = axis, decay
         self.register_buffer("scale", scale.detach().clone())
         flat = self._relative(weight.detach()).flatten()
         levels = 1 << bits
-        values = torch.quantile(flat[:: max(1, flat.numel() // 1_000_000)], (torch.arange(levels) + 0.5) / levels)
-        values = (values + torch.linspace(-1e-6, 1e-6, levels)).sort().values  # equal quantiles part, and stay in order
+        values = torch.quantile(
+            flat[:: max(1, flat.numel() // 1_000_000)], (torch.arange(levels) + 0.5) / levels
+        )
+        values = (
+            (values + torch.linspace(-1e-6, 1e-6, levels)).sort().values
+        )  # equal quantiles part, and stay in order
         self.register_buffer("counts", torch.ones(levels))
         self.register_buffer("sums", values.clone())
         for _ in range(10):  # Lloyd's algorithm brings them to rest before training begins
@@ -221,12 +258,16 @@ class LearnedCodebook(nn.Module):
         counts = torch.bincount(where, minlength=len(self.counts)).to(flat.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, where, flat)
         used = counts > 0  # a value that nothing is near keeps its place
-        self.counts.copy_(torch.where(used, decay * self.counts + (1 - decay) * counts, self.counts))
+        self.counts.copy_(
+            torch.where(used, decay * self.counts + (1 - decay) * counts, self.counts)
+        )
         self.sums.copy_(torch.where(used, decay * self.sums + (1 - decay) * sums, self.sums))
 
     def snapped(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight on its values."""
-        return self.values[self._nearest(self._relative(weight))] * along_axis(self.scale, weight.ndim, self.axis)
+        return self.values[self._nearest(self._relative(weight))] * along_axis(
+            self.scale, weight.ndim, self.axis
+        )
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight on its values; gradients pass straight through."""
@@ -240,8 +281,8 @@ class LearnedCodebook(nn.Module):
 class KeptNorm(nn.Module):
     """The BatchNorm of a folded convolution, taken up again behind it: statistics of the batch in training, running ones otherwise.
 
-    Folding it back scales output channels by a positive factor, so that per-channel codes of the weight stay what they are. In
-    several processes the statistics are those of the whole batch.
+    Folding it back scales output channels by a positive factor, so that per-channel codes of the
+    weight stay what they are. In several processes the statistics are those of the whole batch.
 
     Args:
         bias: float32, [C]: of the folded convolution, which loses it.
@@ -258,21 +299,40 @@ class KeptNorm(nn.Module):
         self.register_buffer("start", bias.detach().clone())
         self.register_buffer("mean", torch.zeros_like(bias))
         self.register_buffer("var", torch.ones_like(bias))
-        self.log_weight = nn.Parameter(torch.zeros_like(bias))  # a logarithm: the factor stays positive
+        self.log_weight = nn.Parameter(
+            torch.zeros_like(bias)
+        )  # a logarithm: the factor stays positive
         self.bias = nn.Parameter(bias.detach().clone())
         self.seen: list[torch.Tensor] | None = None
-        self.counts = True  # False: what this process sees now is a placeholder, and enters no statistics
+        self.counts = (
+            True  # False: what this process sees now is a placeholder, and enters no statistics
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return ``x`` [N, C, ...] normalised, or with its old bias while statistics are gathered."""
         if self.seen is not None:
             dims = [d for d in range(x.ndim) if d != 1]
             values = x.double()
-            self.seen.append(torch.cat([values.sum(dims), values.square().sum(dims), values.new_full((1,), x.numel() / x.shape[1])]))
+            self.seen.append(
+                torch.cat(
+                    [
+                        values.sum(dims),
+                        values.square().sum(dims),
+                        values.new_full((1,), x.numel() / x.shape[1]),
+                    ]
+                )
+            )
             return x + along_axis(self.start, x.ndim, 1)
         if not (self.training and distributed.is_available() and distributed.is_initialized()):
             result: torch.Tensor = nn.functional.batch_norm(
-                x, self.mean, self.var, self.log_weight.exp(), self.bias, self.training and x.numel() > x.shape[1], self.momentum, EPSILON
+                x,
+                self.mean,
+                self.var,
+                self.log_weight.exp(),
+                self.bias,
+                self.training and x.numel() > x.shape[1],
+                self.momentum,
+                EPSILON,
             )
             return result
         mean, var, count = _shared_statistics(x, self.counts)
@@ -284,7 +344,7 @@ class KeptNorm(nn.Module):
 
     def settle_(self) -> None:
         """Take the gathered statistics as running ones, and the factor and bias with which nothing changes."""
-        assert self.seen
+        assert self.seen  # noqa: S101
         total = torch.stack(self.seen).sum(0)
         self.seen = None
         channels, count = len(self.start), float(total[-1])
@@ -311,5 +371,7 @@ def _shared_statistics(x: torch.Tensor, counts: bool) -> tuple[torch.Tensor, tor
     count = values.new_full((1,), weight * x.numel() / x.shape[1])
     total: torch.Tensor = all_reduce(torch.cat([values.sum(dims) * weight, count]))  # type: ignore[no-untyped-call]
     mean = total[:-1] / total[-1]
-    squares: torch.Tensor = all_reduce((values - along_axis(mean, x.ndim, 1)).square().sum(dims) * weight)  # type: ignore[no-untyped-call]
+    squares: torch.Tensor = all_reduce(
+        (values - along_axis(mean, x.ndim, 1)).square().sum(dims) * weight
+    )  # type: ignore[no-untyped-call]
     return mean, squares / total[-1], float(total[-1])

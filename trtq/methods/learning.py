@@ -26,7 +26,6 @@ class _State(msgspec.Struct):
     losses: list[float]
 
 
-
 class LearningState:
     """The parameters, the optimizer and the random numbers of one learning run, as one safetensors file.
 
@@ -36,7 +35,9 @@ class LearningState:
         key: everything the result depends on. A file of another key is never read.
     """
 
-    def __init__(self, optimizer: torch.optim.Adam, generator: torch.Generator, *, key: object) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Adam, generator: torch.Generator, *, key: object
+    ) -> None:
         self.optimizer, self.generator = optimizer, generator
         self.key = digest_of([key, str(torch.__version__), __version__])
         self.saved = time.monotonic()
@@ -62,7 +63,10 @@ class LearningState:
         except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError):
             return 0, []
         parameters = self._parameters()
-        same = all(f"{i}.value" in tensors and tensors[f"{i}.value"].shape == p.shape for i, p in enumerate(parameters))
+        same = all(
+            f"{i}.value" in tensors and tensors[f"{i}.value"].shape == p.shape
+            for i, p in enumerate(parameters)
+        )
         if meta.key != self.key or not same or not {"generator", "global"} <= tensors.keys():
             return 0, []
         with torch.no_grad():
@@ -78,11 +82,18 @@ class LearningState:
         """Write the state when the last one is old enough, or when it is the last."""
         if folder is None or not (last or time.monotonic() - self.saved >= EVERY_S):
             return
-        tensors: dict[str, torch.Tensor] = {"generator": self.generator.get_state(), "global": torch.get_rng_state()}
+        tensors: dict[str, torch.Tensor] = {
+            "generator": self.generator.get_state(),
+            "global": torch.get_rng_state(),
+        }
         for i, p in enumerate(self._parameters()):
             state: dict[str, Any] = self.optimizer.state[p]
             tensors[f"{i}.value"] = p.detach().contiguous()
-            tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}  # none where no gradient ever came
+            tensors |= {
+                f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state
+            }  # none where no gradient ever came
         meta = {"key": self.key, "done": done, "losses": losses}
-        write_bytes(self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()}))
+        write_bytes(
+            self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})
+        )
         self.saved = time.monotonic()

@@ -37,7 +37,8 @@ class Objective:
         temperature: of the answers that are compared.
         weights: of the classes, float32 [classes]; None for all the same.
         ignore: class index that counts for nothing.
-        own: ``own(answer, wanted)`` returns the mean over the images; it takes the place of the cross-entropy.
+        own: ``own(answer, wanted)`` returns the mean over the images; it takes the place of the
+            cross-entropy.
     """
 
     distill: float
@@ -46,7 +47,9 @@ class Objective:
     ignore: int
     own: Loss | None
 
-    def parts(self, answer: torch.Tensor, wanted: torch.Tensor | None, teacher: torch.Tensor | None) -> list[Part]:
+    def parts(
+        self, answer: torch.Tensor, wanted: torch.Tensor | None, teacher: torch.Tensor | None
+    ) -> list[Part]:
         """Return the terms for answers [N, C] or [N, C, H, W].
 
         Args:
@@ -65,26 +68,43 @@ class Objective:
             t = self.temperature
             ours, theirs = (answer / t).log_softmax(dim=1), (teacher.float() / t).log_softmax(dim=1)
             total = kl_div(ours, theirs, reduction="sum", log_target=True) * t**2
-            found.append(Part(self.distill, total, answer.new_tensor(answer.numel() / answer.shape[1])))
+            found.append(
+                Part(self.distill, total, answer.new_tensor(answer.numel() / answer.shape[1]))
+            )
         return found
 
-    def _asked(self, answer: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _asked(
+        self, answer: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.own is not None:
             value = self.own(answer, wanted)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                raise UsageError("Cannot use --loss", f"it returned {shape}, not one number", "Return the mean over the images, a tensor")
+                shape = (
+                    list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                )
+                raise UsageError(
+                    "Cannot use --loss",
+                    f"it returned {shape}, not one number",
+                    "Return the mean over the images, a tensor",
+                )
             return value.reshape(()) * len(answer), answer.new_tensor(float(len(answer)))
-        total = cross_entropy(answer, wanted, weight=self.weights, ignore_index=self.ignore, reduction="sum")
+        total = cross_entropy(
+            answer, wanted, weight=self.weights, ignore_index=self.ignore, reduction="sum"
+        )
         seen = wanted[wanted != self.ignore]
-        return total, answer.new_tensor(float(seen.numel())) if self.weights is None else self.weights[seen].sum()
+        return total, answer.new_tensor(
+            float(seen.numel())
+        ) if self.weights is None else self.weights[seen].sum()
 
 
-def class_weights(how: str, targets: Iterable[torch.Tensor], classes: int, ignore: int) -> torch.Tensor | None:
+def class_weights(
+    how: str, targets: Iterable[torch.Tensor], classes: int, ignore: int
+) -> torch.Tensor | None:
     """Return a weight for each class from how often it is wanted, float32 [classes]; None for ``none``.
 
-    ``log``: 1 / ln(1.02 + share) (Paszke et al. 2016, section 5.2). ``median``: median of the shares over the share (Eigen and Fergus
-    2015, section 6.3.2; shares over all pixels). A class that is nowhere gets 0.
+    ``log``: 1 / ln(1.02 + share) (Paszke et al. 2016, section 5.2). ``median``: median of the
+    shares over the share (Eigen and Fergus 2015, section 6.3.2; shares over all pixels). A class
+    that is nowhere gets 0.
 
     >>> class_weights("median", [torch.tensor([0, 0, 0, 1, 1, 2])], 3, -100)
     tensor([0.6667, 1.0000, 2.0000])
@@ -95,5 +115,9 @@ def class_weights(how: str, targets: Iterable[torch.Tensor], classes: int, ignor
     for wanted in targets:
         counts += torch.bincount(wanted[wanted != ignore].flatten(), minlength=classes)
     share = counts.double() / counts.sum().clamp_min(1)
-    weights = 1.0 / torch.log(1.02 + share) if how == "log" else share[counts > 0].quantile(0.5) / share.clamp_min(1e-12)
+    weights = (
+        1.0 / torch.log(1.02 + share)
+        if how == "log"
+        else share[counts > 0].quantile(0.5) / share.clamp_min(1e-12)
+    )
     return torch.where(counts > 0, weights, 0.0).float()

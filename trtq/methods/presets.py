@@ -52,18 +52,35 @@ _SHORTCUTS = Step(name="shortcuts of residual adds in float", high_precision=("*
 _ATTENTION = Step(name="attention in float", attention="float")
 _CORRECT = Step(name="bias correction", method=("bias-correction",))
 _SMOOTH = Step(name="smoothing", method=("smooth",))
-_WORST = (Step(name="the worst tenth of the layers in float", worst=0.1), Step(name="the worst quarter in float", worst=0.25))
+_WORST = (
+    Step(name="the worst tenth of the layers in float", worst=0.1),
+    Step(name="the worst quarter in float", worst=0.25),
+)
 
 _TRANSFORMER = Preset(
-    wide=("smooth",), narrow=("smooth", "reconstruct", "bias-correction"), fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST)
+    wide=("smooth",),
+    narrow=("smooth", "reconstruct", "bias-correction"),
+    fallback=(_ATTENTION, _SMOOTH, _ANCHORS, *_WORST),
 )
 # The figures behind these choices: benchmarks/results/methods.md.
 PRESETS: Mapping[Family, Preset] = {
-    "cnn": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST)),
-    "mobile": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST)),
+    "cnn": Preset(
+        wide=(),
+        narrow=("reconstruct", "bias-correction"),
+        fallback=(_SHORTCUTS, _CORRECT, _ANCHORS, *_WORST),
+    ),
+    "mobile": Preset(
+        wide=(),
+        narrow=("reconstruct", "bias-correction"),
+        fallback=(_CORRECT, _SHORTCUTS, _ANCHORS, *_WORST),
+    ),
     "vit": _TRANSFORMER,
     "windowed": _TRANSFORMER,
-    "hybrid": Preset(wide=(), narrow=("reconstruct", "bias-correction"), fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST)),
+    "hybrid": Preset(
+        wide=(),
+        narrow=("reconstruct", "bias-correction"),
+        fallback=(_ATTENTION, _SHORTCUTS, _SMOOTH, _ANCHORS, *_WORST),
+    ),
 }
 
 
@@ -74,7 +91,9 @@ def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
     return spec if spec.method else msgspec.structs.replace(spec, method=methods)
 
 
-def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float]) -> QuantizeSpec:
+def add(
+    spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float]
+) -> QuantizeSpec:
     """Return ``spec`` with a fallback step added; as it is when the step changes nothing on this model.
 
     Args:
@@ -83,19 +102,32 @@ def add(spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str,
         placement: of the last attempt.
         sqnr: decibels of each quantizer in the last attempt, by name.
     """
-    methods = tuple(m for m in step.method if m not in spec.method and not contradicts(m, spec.method))
+    methods = tuple(
+        m for m in step.method if m not in spec.method and not contradicts(m, spec.method)
+    )
     active = {q.name for q in placement.active}
-    patterns = [p for p in step.high_precision if any(q.name in active for q in matching(placement, p))]
+    patterns = [
+        p for p in step.high_precision if any(q.name in active for q in matching(placement, p))
+    ]
     if step.worst:
         layers: dict[str, float] = {}
         for q in placement.active:
             if q.name in sqnr:
                 layers[q.layer] = min(layers.get(q.layer, float("inf")), sqnr[q.name])
-        patterns += sorted(layers, key=lambda name: layers[name])[: max(1, round(step.worst * len(layers)))]
+        patterns += sorted(layers, key=lambda name: layers[name])[
+            : max(1, round(step.worst * len(layers)))
+        ]
     patterns = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
     attends = any(attention_of(q) is not None for q in placement.active)
     # What the user said about attention stays.
-    attention = step.attention if step.attention and attends and spec.attention == "auto" else spec.attention
+    attention = (
+        step.attention
+        if step.attention and attends and spec.attention == "auto"
+        else spec.attention
+    )
     return msgspec.structs.replace(
-        spec, method=(*spec.method, *methods), high_precision=(*spec.high_precision, *patterns), attention=attention
+        spec,
+        method=(*spec.method, *methods),
+        high_precision=(*spec.high_precision, *patterns),
+        attention=attention,
     )

@@ -21,12 +21,19 @@ aten = torch.ops.aten
 
 
 def search_factors(
-    rows: torch.Tensor, amax: torch.Tensor, weights: list[torch.Tensor], bits: tuple[int, int], *, steps: int, lr: float
+    rows: torch.Tensor,
+    amax: torch.Tensor,
+    weights: list[torch.Tensor],
+    bits: tuple[int, int],
+    *,
+    steps: int,
+    lr: float,
 ) -> tuple[torch.Tensor, float, float]:
     """Return (factors [C], error with them, error without) for one layer's input.
 
-    Starts from the best SmoothQuant factors and follows the gradient of the output error in log factors (straight-through rounding);
-    the best factors met on the way are kept, so the result is never worse than either start.
+    Starts from the best SmoothQuant factors and follows the gradient of the output error in log
+    factors (straight-through rounding); the best factors met on the way are kept, so the result is
+    never worse than either start.
 
     Args:
         rows: sampled inputs, float32 [rows, C].
@@ -62,7 +69,12 @@ def _others(bench: Workbench, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node
     for node, _ in bench.layers():
         weight = operands(node)[1]
         own = get_constant(bench.graph, weight) is not None and len(weight.users) == 1
-        if node not in taken and node in quantized and own and quantized[node].source is operands(node)[0]:
+        if (
+            node not in taken
+            and node in quantized
+            and own
+            and quantized[node].source is operands(node)[0]
+        ):
             found.setdefault(operands(node)[0], []).append(node)
     return found
 
@@ -73,7 +85,11 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     threshold = float(arguments["explicit"])
     others = _others(bench, {c for p in pairs for c in p.consumers}) if threshold > 0 else {}
     readers = {p.activation: list(p.consumers) for p in pairs} | others
-    watch = Watch(bench.graph, {a.name: channel_axis(c[0]) for a, c in readers.items()}, int(arguments["rows"]))
+    watch = Watch(
+        bench.graph,
+        {a.name: channel_axis(c[0]) for a, c in readers.items()},
+        int(arguments["rows"]),
+    )
     watch.over(bench.images(int(arguments["images"])))
     folds = {p.activation: p for p in pairs}
     gains, explicit = dict[str, float](), list[str]()
@@ -82,9 +98,13 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         amax = watch.amax[activation.name].clone()
         weights = [weight_matrix(bench, c, amax.numel()) for c in consumers]
         factors, error, plain = search_factors(
-            watch.samples[activation.name], amax, weights, widths(bench, consumers[0]),
-            steps=int(arguments["steps"]), lr=float(arguments["lr"]),
-        )  # fmt: skip
+            watch.samples[activation.name],
+            amax,
+            weights,
+            widths(bench, consumers[0]),
+            steps=int(arguments["steps"]),
+            lr=float(arguments["lr"]),
+        )
         bench.advance(1)
         gain = 10.0 * math.log10(plain / error) if error > 0 and plain > 0 else 0.0
         if activation in folds:
@@ -96,10 +116,17 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             continue
         gains[node_name(consumers[0])] = round(gain, 2)
     bench.graph.recompile()
-    return {"gain_db": gains, "explicit": explicit, "refused": refused, "label": "ops" if explicit else "folded"}
+    return {
+        "gain_db": gains,
+        "explicit": explicit,
+        "refused": refused,
+        "label": "ops" if explicit else "folded",
+    }
 
 
-def _multiply(bench: Workbench, activation: fx.Node, consumers: list[fx.Node], factors: torch.Tensor) -> None:
+def _multiply(
+    bench: Workbench, activation: fx.Node, consumers: list[fx.Node], factors: torch.Tensor
+) -> None:
     """Put a Mul by 1 / factors between an activation and its readers, whose weights take the factors up."""
     first = consumers[0]
     inverse = along_axis(1.0 / factors, activation.meta["val"].ndim, channel_axis(first))
@@ -119,13 +146,17 @@ def _multiply(bench: Workbench, activation: fx.Node, consumers: list[fx.Node], f
 
 METHOD = Method(
     name="qads",
-    summary="QADS: scale each input channel for the least output error; folded where exact, an explicit Mul where it pays.",
+    summary="QADS: scale each input channel for the least output error; folded where exact, an "
+    "explicit Mul where it pays.",
     label="folded",
     acts="before",
-    source="S2 section QADS, Y = (X / a)(a W); the search by gradient in log a is ours, the paper gives none",
+    source="S2 section QADS, Y = (X / a)(a W); the search by gradient in log a is ours, the paper "
+    "gives none",
     arguments={"images": 32, "rows": 256, "steps": 50, "lr": 0.05, "explicit": 3.0},
     run=run,
     exact=True,
     excludes=("smooth",),
-    unfit=lambda bench: needs_batches(bench) or (None if bench.layers() else "it has no quantized conv or linear"),
+    unfit=lambda bench: (
+        needs_batches(bench) or (None if bench.layers() else "it has no quantized conv or linear")
+    ),
 )

@@ -31,8 +31,9 @@ class TrainingGraph:
         learn_amax: ranges learn, too.
         freeze: shell patterns of layers whose weights, biases and ranges stay.
         only: names of the layers that learn; None: all.
-        keep_norms: the BatchNorm of a convolution is taken up again behind it (Krishnamoorthi 2018, section 3.2.2), and folded again by
-            :meth:`learned`. Call :meth:`settle_norms_` before the first step.
+        keep_norms: the BatchNorm of a convolution is taken up again behind it (Krishnamoorthi 2018,
+            section 3.2.2), and folded again by :meth:`learned`. Call :meth:`settle_norms_` before
+            the first step.
         codebook: bits of a codebook in the place of every uniform format of a weight; None: none.
 
     Raises:
@@ -49,13 +50,22 @@ class TrainingGraph:
     """
 
     def __init__(
-        self, graph: fx.GraphModule, encodings: Encodings, *, learn_amax: bool, freeze: Sequence[str] = (),
-        only: Collection[str] | None = None, keep_norms: bool = False, codebook: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        graph: fx.GraphModule,
+        encodings: Encodings,
+        *,
+        learn_amax: bool,
+        freeze: Sequence[str] = (),
+        only: Collection[str] | None = None,
+        keep_norms: bool = False,
+        codebook: int | None = None,
+    ) -> None:
         fixed = next((n for n, f in encodings.formats.items() if f.kind != "uniform"), None)
         if fixed is not None:
             why = "only integer codes around 0 learn their range"
-            raise EncodingsError(f"The format {encodings.formats[fixed].label} of {fixed} cannot be trained", why)
+            raise EncodingsError(
+                f"The format {encodings.formats[fixed].label} of {fixed} cannot be trained", why
+            )
         self.encodings, self.placement = encodings, placement_of(graph, encodings)
         owned = fx.GraphModule(graph, copy.deepcopy(graph.graph))
         self._names = _hold_constants_(owned, encodings)
@@ -74,17 +84,27 @@ class TrainingGraph:
         for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
             readers = _readers(node)
             still = readers <= frozen or (only is not None and not readers & set(only))
-            self._learn_(node, f"fake_quantize_{i}", learn=learn_amax and not still, codebook=None if still else codebook)
+            self._learn_(
+                node,
+                f"fake_quantize_{i}",
+                learn=learn_amax and not still,
+                codebook=None if still else codebook,
+            )
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
         learning = {id(p) for p in (*self.trained, *self.ranges)}
-        for p in self.module.parameters():  # the model's own weights lie beside those that replaced them
+        for p in (
+            self.module.parameters()
+        ):  # the model's own weights lie beside those that replaced them
             p.requires_grad_(id(p) in learning)
 
     @property
     def trained(self) -> list[nn.Parameter]:
         """Weights, biases and the factors of kept BatchNorms, in a fixed order."""
-        return [*self.weights.values(), *(p for norm in self.norms.values() for p in norm.parameters())]
+        return [
+            *self.weights.values(),
+            *(p for norm in self.norms.values() for p in norm.parameters()),
+        ]
 
     @property
     def ranges(self) -> list[nn.Parameter]:
@@ -94,7 +114,9 @@ class TrainingGraph:
     @property
     def moving(self) -> list[torch.Tensor]:
         """What training moves without a gradient: running statistics and codebooks."""
-        return [b for part in (*self.norms.values(), *self.codebooks.values()) for b in part.buffers()]
+        return [
+            b for part in (*self.norms.values(), *self.codebooks.values()) for b in part.buffers()
+        ]
 
     def widen_(self, bits: int) -> None:
         """Let every narrower quantizer take ``bits`` bits for a while; its own again with 0."""
@@ -125,7 +147,7 @@ class TrainingGraph:
                     kept |= {str(given.target)} if node_name(node) in frozen else set()
         for i, (target, node) in enumerate((t, n) for t, n in wanted.items() if t not in kept):
             value = get_constant(self.module, original[target])
-            assert value is not None
+            assert value is not None  # noqa: S101
             name, own = f"trained_{i}", self._names.get(target, target)
             self.weights[own] = nn.Parameter(value.detach().clone())
             self.module.register_parameter(name, self.weights[own])
@@ -136,7 +158,11 @@ class TrainingGraph:
         own = {id(p): name for name, p in self.weights.items()}
 
         def trained(node: object) -> str | None:
-            value = getattr(self.module, str(node.target), None) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+            value = (
+                getattr(self.module, str(node.target), None)
+                if isinstance(node, fx.Node) and node.op == "get_attr"
+                else None
+            )
             return own.get(id(value))
 
         for node in list(self.module.graph.nodes):
@@ -153,22 +179,34 @@ class TrainingGraph:
             node.update_arg(2, None)
             with self.module.graph.inserting_after(node):
                 call = self.module.graph.call_module(name, (node,))
-            call.meta.update({k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")})
-            node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+            call.meta.update(
+                {k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")}
+            )
+            node.replace_all_uses_with(
+                call, delete_user_cb=lambda user, call=call: user is not call
+            )
             self.norms[node_name(node)] = norm
-            self._folds[node_name(node)] = weight, bias, str(operands(codes)[6]) if codes is not None else None
+            self._folds[node_name(node)] = (
+                weight,
+                bias,
+                str(operands(codes)[6]) if codes is not None else None,
+            )
 
     def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
         x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
         step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
-        assert step is not None
+        assert step is not None  # noqa: S101
         held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
         weight = next((w for w in self.weights.values() if w is held), None)
         made: LearnedCodebook | LearnedFakeQuantize
         if codebook is not None and weight is not None:
-            made = self.codebooks[str(quantizer)] = LearnedCodebook(weight, step * fmt.qmax, fmt.axis, codebook)
+            made = self.codebooks[str(quantizer)] = LearnedCodebook(
+                weight, step * fmt.qmax, fmt.axis, codebook
+            )
         else:
-            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(str(quantizer), step, fmt, learn=learn)
+            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
+                str(quantizer), step, fmt, learn=learn
+            )
         self.module.add_submodule(name, made)
         with self.module.graph.inserting_before(node):
             call = self.module.graph.call_module(name, (x,))
@@ -177,10 +215,16 @@ class TrainingGraph:
 
     def learned(self) -> Encodings:
         """Return the encodings as they are now: kept BatchNorms folded, codebook weights as constants on their values."""
-        amax, formats, left = dict(self.encodings.amax), dict(self.encodings.formats), dict(self.encodings.left_in_float)
+        amax, formats, left = (
+            dict(self.encodings.amax),
+            dict(self.encodings.formats),
+            dict(self.encodings.left_in_float),
+        )
         for q in self.placement.active:
             made = self.quantizers.get(self._shared[q.name])
-            if made is not None and made.log_step.requires_grad:  # others stay what they were, to the bit
+            if (
+                made is not None and made.log_step.requires_grad
+            ):  # others stay what they were, to the bit
                 amax[q.name] = made.amax.cpu()
         values = {k: v.detach().cpu().clone() for k, v in self.weights.items()}
         for layer, norm in self.norms.items():
@@ -188,28 +232,45 @@ class TrainingGraph:
             factor, values[bias] = (v.cpu() for v in norm.folded())
             values[weight] = values[weight] * factor.reshape([-1] + [1] * (values[weight].ndim - 1))
             if quantizer in self.quantizers:
-                assert quantizer is not None
+                assert quantizer is not None  # noqa: S101
                 amax[quantizer] = amax[quantizer] * factor
         for q in self.placement.active:
             book = self.codebooks.get(self._shared[q.name])
             if book is not None:
                 self._write_codebook_(q.name, str(q.source.target), book, values)
                 formats.pop(q.name), amax.pop(q.name)
-                left[q.name] = f"a codebook of {len(book.values)} values: simulated, no engine has a kernel for it"
-        origin = {**self.encodings.origin, "methods": f"{self.encodings.origin.get('methods', '')} qat".strip()}
+                left[q.name] = (
+                    f"a codebook of {len(book.values)} values: simulated, no engine has a "
+                    "kernel for it"
+                )
+        origin = {
+            **self.encodings.origin,
+            "methods": f"{self.encodings.origin.get('methods', '')} qat".strip(),
+        }
         result = Encodings(
-            amax=amax, amin=self.encodings.amin, formats=formats, constants={**self.encodings.constants, **values},
-            left_in_float=left, origin=origin,
-        )  # fmt: skip
+            amax=amax,
+            amin=self.encodings.amin,
+            formats=formats,
+            constants={**self.encodings.constants, **values},
+            left_in_float=left,
+            origin=origin,
+        )
         result.settle_()
         return result
 
-    def _write_codebook_(self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]) -> None:
+    def _write_codebook_(
+        self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]
+    ) -> None:
         """Put the weight on its values; the factor of a folded BatchNorm is applied behind them, as it is to the range of codes."""
         snapped = book.snapped(self.weights[weight].detach()).cpu()
-        fold = next((layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer), None)
+        fold = next(
+            (layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer),
+            None,
+        )
         factor = self.norms[fold].folded()[0].cpu() if fold is not None else None
-        values[weight] = snapped if factor is None else snapped * factor.reshape([-1] + [1] * (snapped.ndim - 1))
+        values[weight] = (
+            snapped if factor is None else snapped * factor.reshape([-1] + [1] * (snapped.ndim - 1))
+        )
 
     def first_non_finite(self, images: torch.Tensor) -> str:
         """Return what is NaN or infinite first: a trained value, or what a node computes on ``images``."""
@@ -232,7 +293,12 @@ class _FirstNonFinite(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
-        if not self.name and isinstance(result, torch.Tensor) and result.is_floating_point() and not bool(torch.isfinite(result).all()):
+        if (
+            not self.name
+            and isinstance(result, torch.Tensor)
+            and result.is_floating_point()
+            and not bool(torch.isfinite(result).all())
+        ):
             self.name = f"the output of {node_name(n)}" if n.op != "placeholder" else "the input"
         return result
 
@@ -244,7 +310,11 @@ def _behind_codes(node: object) -> Any:
 
 def _readers(node: fx.Node) -> set[str]:
     """Return the names of what reads a quantizer, through zero pads."""
-    return {r for user in node.users for r in (_readers(user) if user.target in PADS else {node_name(user)})}
+    return {
+        r
+        for user in node.users
+        for r in (_readers(user) if user.target in PADS else {node_name(user)})
+    }
 
 
 def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, str]:
@@ -264,11 +334,17 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
     return names
 
 
-def _frozen(graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None) -> set[str]:
+def _frozen(
+    graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None
+) -> set[str]:
     names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
     found = set() if only is None else set(names) - set(only)
     for pattern in patterns:
-        hits = [n for n in names if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")]
+        hits = [
+            n
+            for n in names
+            if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")
+        ]
         if not hits:
             raise UsageError(f"--freeze {pattern!r} matches no layer", mend=suggest(pattern, names))
         found.update(hits)

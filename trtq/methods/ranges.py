@@ -19,15 +19,25 @@ LAYER_NORM = torch.ops.aten.layer_norm.default
 
 def _attention_tensors(bench: Workbench) -> list[Quantizer]:
     """Queries, keys and values; never the probabilities, whose few large ones carry the result."""
-    found = [q for q in bench.placement.active if attention_of(q) is not None and not q.is_weight and q.format.kind == "uniform"]
+    found = [
+        q
+        for q in bench.placement.active
+        if attention_of(q) is not None and not q.is_weight and q.format.kind == "uniform"
+    ]
     return [q for q in found if not is_softmax(q.source)]
 
 
 def _layer_norm_outputs(bench: Workbench) -> list[Quantizer]:
-    return [q for q in bench.placement.active if q.source.target is LAYER_NORM and q.format.kind == "uniform"]
+    return [
+        q
+        for q in bench.placement.active
+        if q.source.target is LAYER_NORM and q.format.kind == "uniform"
+    ]
 
 
-def _range_again(bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int) -> dict[str, list[float]]:
+def _range_again(
+    bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int
+) -> dict[str, list[float]]:
     """Observe some tensors once more and replace their ranges; return each with its range before and after."""
     seen = observe(bench.graph, Placement(quantizers), bench.images(images), mode=mode)
     changed = {}
@@ -43,17 +53,29 @@ def clamp(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Set the range of queries, keys and values to a percentile of their magnitudes."""
     percentile = float(arguments["percentile"])
     if not 50.0 < percentile <= 100.0:
-        raise UsageError(f"Cannot use attention-percentile.percentile={percentile:g}", "expected more than 50 and at most 100")
+        raise UsageError(
+            f"Cannot use attention-percentile.percentile={percentile:g}",
+            "expected more than 50 and at most 100",
+        )
     tensors = _attention_tensors(bench)
     if not tensors:
-        bench.note("attention-percentile: every attention stays in float here, so there was nothing to clamp (--attention int8)")
+        bench.note(
+            "attention-percentile: every attention stays in float here, so there was nothing to "
+            "clamp (--attention int8)"
+        )
         return {"ranges": {}}
-    return {"ranges": _range_again(bench, tensors, "percentile", percentile, int(arguments["images"]))}
+    return {
+        "ranges": _range_again(bench, tensors, "percentile", percentile, int(arguments["images"]))
+    }
 
 
 def ema(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Set the range behind every LayerNorm to the moving average of each image's largest magnitude."""
-    return {"ranges": _range_again(bench, _layer_norm_outputs(bench), "ema", 100.0, int(arguments["images"]))}
+    return {
+        "ranges": _range_again(
+            bench, _layer_norm_outputs(bench), "ema", 100.0, int(arguments["images"])
+        )
+    }
 
 
 ATTENTION_PERCENTILE = Method(
@@ -64,7 +86,11 @@ ATTENTION_PERCENTILE = Method(
     source="S2 eq. 1",
     arguments={"percentile": 99.9, "images": 256},
     run=clamp,
-    unfit=lambda bench: None if _attention_tensors(bench) else "it has no attention with quantized operands; it is for transformers",
+    unfit=lambda bench: (
+        None
+        if _attention_tensors(bench)
+        else "it has no attention with quantized operands; it is for transformers"
+    ),
     excludes=("ranking",),
 )
 LAYERNORM_EMA = Method(
@@ -72,8 +98,13 @@ LAYERNORM_EMA = Method(
     summary="Range of LayerNorm outputs from a moving average over the first images.",
     label="folded",
     acts="after",
-    source="S2, dynamic range estimation for LayerNorm: an exponential moving average of each image's largest magnitude",
+    source="S2, dynamic range estimation for LayerNorm: an exponential moving average of each "
+    "image's largest magnitude",
     arguments={"images": 128},
     run=ema,
-    unfit=lambda bench: None if _layer_norm_outputs(bench) else "no LayerNorm feeds a quantized layer; it is for transformers",
+    unfit=lambda bench: (
+        None
+        if _layer_norm_outputs(bench)
+        else "no LayerNorm feeds a quantized layer; it is for transformers"
+    ),
 )

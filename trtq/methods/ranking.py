@@ -24,7 +24,9 @@ def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a * b).sum(-1)[live] / norm[live]).mean()) if bool(live.any()) else 1.0
 
 
-def pair_differences(logits: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def pair_differences(
+    logits: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
     """Return logits_i - logits_j for the sampled pairs of keys, along the last axis."""
     return logits[..., pairs[0]] - logits[..., pairs[1]]
 
@@ -75,13 +77,18 @@ class _Search(fx.Interpreter):
             self.bench.advance(1)
         return super().run_node(n)
 
-    def _choose(self, node: fx.Node, query: torch.Tensor, key: torch.Tensor, lhs: Quantizer, rhs: Quantizer) -> None:
+    def _choose(
+        self, node: fx.Node, query: torch.Tensor, key: torch.Tensor, lhs: Quantizer, rhs: Quantizer
+    ) -> None:
         encodings, keys = self.bench.made, key.shape[-1]
         scale = query.shape[-1] ** -0.5
         generator = torch.Generator().manual_seed(0)
         count = int(self.arguments["pairs"])
         first = torch.randint(keys, (count,), generator=generator)
-        pairs = first, (first + torch.randint(1, max(2, keys), (count,), generator=generator)) % keys
+        pairs = (
+            first,
+            (first + torch.randint(1, max(2, keys), (count,), generator=generator)) % keys,
+        )
         full = query @ key * scale
         wanted = pair_differences(full, pairs)
 
@@ -96,7 +103,9 @@ class _Search(fx.Interpreter):
 
         def score(amax: tuple[float, float]) -> float:
             got = logits(amax)
-            penalty = ranking_loss(wanted, pair_differences(got, pairs), float(self.arguments["theta"]))
+            penalty = ranking_loss(
+                wanted, pair_differences(got, pairs), float(self.arguments["theta"])
+            )
             return pearson(full, got) - float(self.arguments["gamma"]) * penalty
 
         start = float(encodings.amax[lhs.name]), float(encodings.amax[rhs.name])
@@ -104,11 +113,17 @@ class _Search(fx.Interpreter):
         for _ in range(int(self.arguments["rounds"])):
             for side in (0, 1):
                 for fraction in FRACTIONS:
-                    tried = (start[0] * fraction, best[1]) if side == 0 else (best[0], start[1] * fraction)
+                    tried = (
+                        (start[0] * fraction, best[1])
+                        if side == 0
+                        else (best[0], start[1] * fraction)
+                    )
                     value = score(tried)
                     if value > best_score:
                         best, best_score = tried, value
-        encodings.amax[lhs.name], encodings.amax[rhs.name] = (torch.tensor(a, dtype=torch.float32) for a in best)
+        encodings.amax[lhs.name], encodings.amax[rhs.name] = (
+            torch.tensor(a, dtype=torch.float32) for a in best
+        )
         before, after = (kendall(wanted, pair_differences(logits(a), pairs)) for a in (start, best))
         self.report[node_name(node)] = {"kendall_before": before, "kendall_after": after}
 
@@ -117,7 +132,11 @@ def _attentions(bench: Workbench) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
     """Return the matmuls of queries and keys whose operands are both quantized."""
     found: dict[fx.Node, dict[str, Quantizer]] = {}
     for q in bench.placement.active:
-        if q.role in ("lhs", "rhs") and not q.is_weight and node_name(q.consumer).rpartition(".")[2].startswith("qk"):
+        if (
+            q.role in ("lhs", "rhs")
+            and not q.is_weight
+            and node_name(q.consumer).rpartition(".")[2].startswith("qk")
+        ):
             found.setdefault(q.consumer, {})[q.role] = q
     return {n: (q["lhs"], q["rhs"]) for n, q in found.items() if len(q) == 2}
 
@@ -126,7 +145,10 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Choose the ranges and report the rank agreement of each attention before and after, on sampled pairs."""
     search = _Search(bench, arguments)
     if not search.attentions:
-        bench.note("ranking: every attention stays in float here, so there was nothing to choose (--attention int8)")
+        bench.note(
+            "ranking: every attention stays in float here, so there was nothing to choose "
+            "(--attention int8)"
+        )
         return {"attentions": {}}
     bench.begin("Ranking-aware attention ranges", len(search.attentions))
     with torch.inference_mode():
@@ -136,14 +158,20 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 METHOD = Method(
     name="ranking",
-    summary="Choose the ranges of queries and keys so that the order of attention logits survives quantization.",
+    summary="Choose the ranges of queries and keys so that the order of attention logits survives "
+    "quantization.",
     label="folded",
     acts="after",
-    source="S1 section 4.6; Liu et al. 2021, Post-Training Quantization for Vision Transformer, eq. 5-8",
+    source="S1 section 4.6; Liu et al. 2021, Post-Training Quantization for Vision Transformer, "
+    "eq. 5-8",
     arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
     run=run,
     unfit=lambda bench: (
         needs_batches(bench)
-        or (None if _attentions(bench) else "it has no attention with quantized queries and keys; it is for transformers")
+        or (
+            None
+            if _attentions(bench)
+            else "it has no attention with quantized queries and keys; it is for transformers"
+        )
     ),
 )

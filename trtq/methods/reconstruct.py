@@ -1,6 +1,7 @@
 """Learned rounding: choose for each weight whether it rounds up or down, and each activation's range, by what comes out.
 
-The quantized network learns to give the float network's block outputs and logits on the calibration images; no labels are read.
+The quantized network learns to give the float network's block outputs and logits on the calibration
+images; no labels are read.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class SoftRounding(torch.nn.Module):
     def forward(self) -> torch.Tensor:
         """Return the weight with every decision taken, and the gradient of the soft one (straight-through).
 
-        AdaRound's soft weights with a regulariser need thousands of steps to decide; after a few hundred the decided network is
-        another than the learned one (EfficientNet-Lite0, w4a8: 70 % agreement before, 46 % after).
+        AdaRound's soft weights with a regulariser need thousands of steps to decide; after a few
+        hundred the decided network is another than the learned one (EfficientNet-Lite0, w4a8: 70 %
+        agreement before, 46 % after).
         """
         up = self.up()
         decided = (up >= 0.5).to(up.dtype)
@@ -85,7 +87,12 @@ class LearnedRange(torch.nn.Module):
 class _Learner(fx.Interpreter):
     """Runs the simulation with learned weights and ranges in place of their fake-quantize calls."""
 
-    def __init__(self, graph: fx.GraphModule, weights: Mapping[str, SoftRounding], ranges: Mapping[str, LearnedRange]) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        weights: Mapping[str, SoftRounding],
+        ranges: Mapping[str, LearnedRange],
+    ) -> None:
         super().__init__(graph)
         self.weights, self.ranges, self.keep = weights, ranges, 1.0
         self.taps = dict[str, torch.Tensor]()
@@ -109,13 +116,23 @@ def _blocks(graph: fx.GraphModule) -> list[str]:
     for node in graph.graph.nodes:
         if node.target is aten.add.Tensor and not node.meta.get("trtq_part"):
             left, right = operands(node)[:2]
-            both = isinstance(left, fx.Node) and isinstance(right, fx.Node) and "get_attr" not in (left.op, right.op)
-            if both and isinstance(node.meta.get("val"), torch.Tensor) and node.meta["val"].ndim >= 3:
+            both = (
+                isinstance(left, fx.Node)
+                and isinstance(right, fx.Node)
+                and "get_attr" not in (left.op, right.op)
+            )
+            if (
+                both
+                and isinstance(node.meta.get("val"), torch.Tensor)
+                and node.meta["val"].ndim >= 3
+            ):
                 found.append(node.name)
     return found
 
 
-def _learners(bench: Workbench, shared: Mapping[str, str]) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
+def _learners(
+    bench: Workbench, shared: Mapping[str, str]
+) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
     encodings = bench.made
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
     for q in bench.placement.active:
@@ -126,7 +143,9 @@ def _learners(bench: Workbench, shared: Mapping[str, str]) -> tuple[dict[str, So
             if len(q.source.users) != 1:
                 continue  # two layers with scales of their own would each round the other's codes
             weight = encodings.constant(bench.graph, q.source)
-            weights[q.name] = SoftRounding(weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax)
+            weights[q.name] = SoftRounding(
+                weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax
+            )
         elif not q.is_weight:
             ranges[q.name] = LearnedRange(step, fmt.qmin, fmt.qmax)
     return weights, ranges
@@ -138,7 +157,10 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     encodings, shared = bench.made, shared_names(bench.placement, bench.made)
     weights, ranges = _learners(bench, shared)
     if not weights and not ranges:
-        bench.note("reconstruct: everything below 8 bits stays in float or is shared, so there was nothing to learn")
+        bench.note(
+            "reconstruct: everything below 8 bits stays in float or is shared, so there was "
+            "nothing to learn"
+        )
         return {"steps": 0, "images": len(images), "weights": 0, "ranges": 0, "loss": []}
     losses = _learn(bench, arguments, images, weights, ranges)
     for q in bench.placement.active:
@@ -146,7 +168,13 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
             encodings.amax[q.name] = ranges[shared[q.name]].log_step.detach().exp() * q.format.qmax
-    return {"steps": int(arguments["steps"]), "images": len(images), "weights": len(weights), "ranges": len(ranges), "loss": losses}
+    return {
+        "steps": int(arguments["steps"]),
+        "images": len(images),
+        "weights": len(weights),
+        "ranges": len(ranges),
+        "loss": losses,
+    }
 
 
 def _learn(
@@ -173,17 +201,27 @@ def _learn(
     bench.begin("Learning the rounding", steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        state = LearningState(optimizer, generator, key=[bench.made.digest(), dict(arguments), sha256_bytes(images.numpy().tobytes())])
+        state = LearningState(
+            optimizer,
+            generator,
+            key=[bench.made.digest(), dict(arguments), sha256_bytes(images.numpy().tobytes())],
+        )
         done, losses = state.load(bench.resume)
         if 0 < done < steps:
-            bench.note(f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped")
+            bench.note(
+                f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped"
+            )
         bench.advance(done)
         for i in range(done, steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
             x = images[torch.randint(len(images), (min(batch, len(images)),), generator=generator)]
             if float(torch.rand((), generator=generator)) < float(arguments["flip"]):
-                x = x.flip(-1)  # the float network answers for mirrored images, too: twice the images to learn from
+                x = x.flip(
+                    -1
+                    # the float network answers for mirrored images, too: twice the images to learn
+                    # from
+                )
             with torch.no_grad():
                 wanted = target.run(x)
             learner.keep = float(arguments["keep"])
@@ -197,7 +235,9 @@ def _learn(
             losses = [losses[0] if losses else float(loss.detach()), float(loss.detach())]
             if not math.isfinite(losses[1]):
                 raise CalibrationError(
-                    "Learning the rounding failed", f"the loss is {losses[1]} at step {i}", "Use a smaller --method-arg reconstruct.lr=0.01"
+                    "Learning the rounding failed",
+                    f"the loss is {losses[1]} at step {i}",
+                    "Use a smaller --method-arg reconstruct.lr=0.01",
                 )
             state.save(bench.resume, i + 1, losses, last=i + 1 == steps)
             bench.advance(1)
@@ -212,12 +252,22 @@ def _relative(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 METHOD = Method(
     name="reconstruct",
-    summary="Learn the rounding of weights and the ranges of activations below 8 bits from the float model's block outputs.",
+    summary="Learn the rounding of weights and the ranges of activations below 8 bits from the "
+    "float model's block outputs.",
     label="folded",
     acts="after",
-    source="Nagel et al. 2020, AdaRound, eq. 22-23, decided at every step; Li et al. 2021, BRECQ; Wei et al. 2022, QDrop (keep); "
+    source="Nagel et al. 2020, AdaRound, eq. 22-23, decided at every step; Li et al. 2021, BRECQ; "
+    "Wei et al. 2022, QDrop (keep); "
     "Esser et al. 2020, LSQ",
-    arguments={"steps": 200, "batch": 32, "images": 512, "lr": 0.05, "lr_range": 0.01, "keep": 1.0, "flip": 0.5},
+    arguments={
+        "steps": 200,
+        "batch": 32,
+        "images": 512,
+        "lr": 0.05,
+        "lr_range": 0.01,
+        "keep": 1.0,
+        "flip": 0.5,
+    },
     run=run,
     unfit=lambda bench: (
         needs_batches(bench)

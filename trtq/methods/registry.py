@@ -9,7 +9,8 @@ from typing import Any
 from trtq.errors import UsageError, suggest
 from trtq.methods.base import Method, Workbench
 
-# Name: module, and the variable where it is not METHOD. The order is the order they act in. Help needs no import of them.
+# Name: module, and the variable where it is not METHOD. The order is the order they act in. Help
+# needs no import of them.
 METHODS: Mapping[str, str] = {
     "integer-softmax": "trtq.methods.integer_softmax",
     "smooth": "trtq.methods.smooth",
@@ -43,11 +44,14 @@ def contradicts(name: str, others: Sequence[str]) -> bool:
     return any(o in get_method(name).excludes or name in get_method(o).excludes for o in others)
 
 
-def choose(names: Sequence[str], arguments: Mapping[str, Any]) -> list[tuple[Method, dict[str, Any]]]:
+def choose(
+    names: Sequence[str], arguments: Mapping[str, Any]
+) -> list[tuple[Method, dict[str, Any]]]:
     """Return the methods asked for with their arguments, in the order they act.
 
     Raises:
-        UsageError: an unknown or repeated method, an argument of a method that was not asked for, a wrong argument.
+        UsageError: an unknown or repeated method, an argument of a method that was not asked for, a
+            wrong argument.
     """
     repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if repeated is not None:
@@ -56,16 +60,29 @@ def choose(names: Sequence[str], arguments: Mapping[str, Any]) -> list[tuple[Met
     for key, value in arguments.items():
         name, dot, argument = key.partition(".")
         if not dot:
-            raise UsageError(f"Cannot read --method-arg {key}={value}", "expected NAME.K=V", "Write it like smooth.strength=0.7")
+            raise UsageError(
+                f"Cannot read --method-arg {key}={value}",
+                "expected NAME.K=V",
+                "Write it like smooth.strength=0.7",
+            )
         if name not in given:
-            raise UsageError(f"--method-arg {key} is for a method that was not asked for", mend=f"Add --method {name}")
+            raise UsageError(
+                f"--method-arg {key} is for a method that was not asked for",
+                mend=f"Add --method {name}",
+            )
         given[name][argument] = value
     order = list(METHODS)
     for name in names:
         clash = next((n for n in get_method(name).excludes if n in names), None)
         if clash is not None:
-            raise UsageError(f"The methods {name} and {clash} contradict each other", "both decide the same numbers", "Leave one out")
-    return [((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)]
+            raise UsageError(
+                f"The methods {name} and {clash} contradict each other",
+                "both decide the same numbers",
+                "Leave one out",
+            )
+    return [
+        ((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)
+    ]
 
 
 def require_fit(method: Method, bench: Workbench) -> None:
@@ -76,4 +93,8 @@ def require_fit(method: Method, bench: Workbench) -> None:
     """
     reason = method.unfit(bench)
     if reason is not None:
-        raise UsageError(f"The method {method.name} does not fit this model", reason, "See trtq methods for what each is for")
+        raise UsageError(
+            f"The method {method.name} does not fit this model",
+            reason,
+            "See trtq methods for what each is for",
+        )

@@ -31,13 +31,20 @@ class _Ends(fx.Interpreter):
             flat = result.reshape(-1, result.shape[-1])
             low, high = flat.amin(dim=0), flat.amax(dim=0)
             if n.name in self.ends:
-                low, high = torch.minimum(low, self.ends[n.name][0]), torch.maximum(high, self.ends[n.name][1])
+                low, high = (
+                    torch.minimum(low, self.ends[n.name][0]),
+                    torch.maximum(high, self.ends[n.name][1]),
+                )
             self.ends[n.name] = low, high
         return result
 
 
 def _pairs(bench: Workbench) -> list[Pair]:
-    return [p for p in find_pairs(bench)[0] if p.producer.target is aten.layer_norm.default and p.activation is p.producer]
+    return [
+        p
+        for p in find_pairs(bench)[0]
+        if p.producer.target is aten.layer_norm.default and p.activation is p.producer
+    ]
 
 
 def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
@@ -45,13 +52,16 @@ def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
     shift = (*operands(pair.producer), None, None)[3]
     layers = [weight_and_bias(bench.graph, c) for c in pair.consumers]
     moved = [shift, *(bias for _, bias in layers)]
-    own = all(isinstance(n, fx.Node) and get_constant(bench.graph, n) is not None and len(n.users) == 1 for n in moved)
+    own = all(
+        isinstance(n, fx.Node) and get_constant(bench.graph, n) is not None and len(n.users) == 1
+        for n in moved
+    )
     if not own or any(c.target is not aten.linear.default for c in pair.consumers):
         return False
     old = [bench.constant(n) for n in moved]
     bench.fold(moved[0], old[0] - middle)
     for (weight, bias), value in zip(layers, old[1:], strict=True):
-        assert bias is not None
+        assert bias is not None  # noqa: S101
         bench.fold(bias, value + bench.constant(weight) @ middle)
     return True
 
@@ -73,9 +83,16 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             spread = torch.maximum(low.abs(), high.abs())
         live = spread > 0
         mean = spread[live].mean() if bool(live.any()) else torch.ones(())
-        fold_factors(bench, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3))
+        fold_factors(
+            bench, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3)
+        )
     softmaxes = log2_outputs_(bench, None) if arguments["softmax"] else []
-    return {"layernorms": len(pairs), "centred": len(centred), "softmaxes": softmaxes, "label": "ops" if softmaxes else "folded"}
+    return {
+        "layernorms": len(pairs),
+        "centred": len(centred),
+        "softmaxes": softmaxes,
+        "label": "ops" if softmaxes else "folded",
+    }
 
 
 def finish(bench: Workbench, arguments: Mapping[str, Any]) -> None:
@@ -90,10 +107,13 @@ def finish(bench: Workbench, arguments: Mapping[str, Any]) -> None:
 
 METHOD = Method(
     name="repq",
-    summary="RepQ-ViT: per-channel ranges behind LayerNorm folded into one range; log-sqrt(2) codes for softmax.",
+    summary="RepQ-ViT: per-channel ranges behind LayerNorm folded into one range; log-sqrt(2) "
+    "codes "
+    "for softmax.",
     label="ops",
     acts="before",
-    source="Li et al. 2023, RepQ-ViT, eq. 9-14 and 16-18, with symmetric codes: r2 centres each channel",
+    source="Li et al. 2023, RepQ-ViT, eq. 9-14 and 16-18, with symmetric codes: r2 centres each "
+    "channel",
     arguments={"images": 32, "softmax": True},
     run=run,
     exact=True,

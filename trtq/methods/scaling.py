@@ -35,12 +35,18 @@ class Watch(fx.Interpreter):
         """Run one node and keep what is watched."""
         result = super().run_node(n)
         if n.name in self.axes:
-            flat = result.movedim(self.axes[n.name], -1).reshape(-1, result.shape[self.axes[n.name]])
+            flat = result.movedim(self.axes[n.name], -1).reshape(
+                -1, result.shape[self.axes[n.name]]
+            )
             amax = flat.abs().amax(dim=0)
-            self.amax[n.name] = torch.maximum(self.amax[n.name], amax) if n.name in self.amax else amax
+            self.amax[n.name] = (
+                torch.maximum(self.amax[n.name], amax) if n.name in self.amax else amax
+            )
             if n.name not in self.samples:
                 generator = torch.Generator().manual_seed(0)
-                self.samples[n.name] = flat[torch.randint(len(flat), (self.rows,), generator=generator)].clone()
+                self.samples[n.name] = flat[
+                    torch.randint(len(flat), (self.rows,), generator=generator)
+                ].clone()
         return result
 
     def over(self, batches: Iterable[torch.Tensor]) -> Watch:
@@ -59,7 +65,11 @@ def round_trip(x: torch.Tensor, amax: torch.Tensor, qmax: int) -> torch.Tensor:
 
 
 def output_error(
-    rows: torch.Tensor, amax: torch.Tensor, weights: list[torch.Tensor], factors: torch.Tensor, bits: tuple[int, int]
+    rows: torch.Tensor,
+    amax: torch.Tensor,
+    weights: list[torch.Tensor],
+    factors: torch.Tensor,
+    bits: tuple[int, int],
 ) -> torch.Tensor:
     """Return the squared error of the layers' outputs on sampled rows, both operands quantized after scaling by ``factors``.
 

@@ -15,7 +15,9 @@ from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def smoothing_factors(activation: torch.Tensor, weight: torch.Tensor, strength: float) -> torch.Tensor:
+def smoothing_factors(
+    activation: torch.Tensor, weight: torch.Tensor, strength: float
+) -> torch.Tensor:
     """Return s_j = max|X_j|^m / max|W_j|^(1-m), scaled to a geometric mean of 1 (Xiao et al. 2023, eq. 4).
 
     Args:
@@ -28,15 +30,24 @@ def smoothing_factors(activation: torch.Tensor, weight: torch.Tensor, strength: 
     """
     # A channel without values, or that nothing reads, moves nothing.
     live = (activation > 0) & (weight > 0)
-    safe = torch.where(live, activation, torch.ones_like(activation)), torch.where(live, weight, torch.ones_like(weight))
+    safe = (
+        torch.where(live, activation, torch.ones_like(activation)),
+        torch.where(live, weight, torch.ones_like(weight)),
+    )
     factors = safe[0].pow(strength) / safe[1].pow(1.0 - strength)
     if bool(live.any()):
-        factors = (factors / factors[live].log().mean().exp()).clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR)
+        factors = (factors / factors[live].log().mean().exp()).clamp(
+            1.0 / LARGEST_FACTOR, LARGEST_FACTOR
+        )
     return torch.where(live, factors, torch.ones_like(factors))
 
 
 def best_strength(
-    rows: torch.Tensor, amax: torch.Tensor, weights: list[torch.Tensor], bits: tuple[int, int], strengths: tuple[float, ...] = STRENGTHS
+    rows: torch.Tensor,
+    amax: torch.Tensor,
+    weights: list[torch.Tensor],
+    bits: tuple[int, int],
+    strengths: tuple[float, ...] = STRENGTHS,
 ) -> tuple[float | None, torch.Tensor]:
     """Return the strength with the least output error and its factors; (None, ones) when nothing beats leaving it alone."""
     largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
@@ -50,7 +61,9 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Fold factors into every pair; the strength is the one with the least output error unless one is given."""
     pairs, refused = find_pairs(bench)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
-    watch = Watch(bench.graph, axes, int(arguments["rows"])).over(bench.images(int(arguments["images"])))
+    watch = Watch(bench.graph, axes, int(arguments["rows"])).over(
+        bench.images(int(arguments["images"]))
+    )
     chosen: dict[str, float | None] = {}  # None: left as it is
     given = float(arguments["strength"])
     for pair in pairs:
@@ -70,13 +83,19 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 METHOD = Method(
     name="smooth",
-    summary="SmoothQuant: move large activation channels into the weights that read them, where that is exact.",
+    summary="SmoothQuant: move large activation channels into the weights that read them, where "
+    "that is exact.",
     label="folded",
     acts="before",
-    source="Xiao et al. 2023, SmoothQuant, eq. 4; the strength searched per layer for the least output error",
+    source="Xiao et al. 2023, SmoothQuant, eq. 4; the strength searched per layer for the least "
+    "output error",
     arguments={"strength": -1.0, "images": 32, "rows": 512},
     run=run,
     exact=True,
     excludes=("qads",),
-    unfit=lambda bench: None if find_pairs(bench)[0] else "no norm, conv or linear hands its channels on through exact ops only",
+    unfit=lambda bench: (
+        None
+        if find_pairs(bench)[0]
+        else "no norm, conv or linear hands its channels on through exact ops only"
+    ),
 )

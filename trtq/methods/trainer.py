@@ -21,7 +21,15 @@ from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.methods.learned import LeanMemory
 from trtq.methods.objective import Objective, Part
 from trtq.methods.qat import TrainingGraph
-from trtq.methods.training import Draws, Position, RunState, keep_freed_memory_, rate, read_state, stops
+from trtq.methods.training import (
+    Draws,
+    Position,
+    RunState,
+    keep_freed_memory_,
+    rate,
+    read_state,
+    stops,
+)
 from trtq.progress import Progress
 from trtq.specs import FinetuneSpec
 from trtq.workers import Workers
@@ -40,7 +48,9 @@ class Examples:
     targets: Targets | None
     preprocess: Preprocess
 
-    def walk(self, parts: Sequence[Sequence[int]]) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def walk(
+        self, parts: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Yield images [N, C, H, W] and their targets, one part after the other; the next is decoded meanwhile."""
 
         def decode(part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -69,12 +79,30 @@ class Trainer:
     """
 
     def __init__(
-        self, spec: FinetuneSpec, graph: TrainingGraph, teacher: fx.GraphModule, objective: Objective, *, train: Examples,
-        val: tuple[Examples, list[int]] | None, batch: int, classes: int, workers: Workers, key: object, folder: Path,
+        self,
+        spec: FinetuneSpec,
+        graph: TrainingGraph,
+        teacher: fx.GraphModule,
+        objective: Objective,
+        *,
+        train: Examples,
+        val: tuple[Examples, list[int]] | None,
+        batch: int,
+        classes: int,
+        workers: Workers,
+        key: object,
+        folder: Path,
         told: Progress,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.spec, self.graph, self.teacher, self.objective = spec, graph, teacher, objective
-        self.train_on, self.val, self.batch, self.classes, self.workers, self.told = train, val, batch, classes, workers, told
+        self.train_on, self.val, self.batch, self.classes, self.workers, self.told = (
+            train,
+            val,
+            batch,
+            classes,
+            workers,
+            told,
+        )
         self.device = next(iter(graph.module.parameters())).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.amp == "fp16")
         self._optimizers()
@@ -90,12 +118,16 @@ class Trainer:
             self.state.take_up(found[1])
             if self.scaler.is_enabled():
                 at = self.position
-                self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": at.scale, "_growth_tracker": at.growth})
+                self.scaler.load_state_dict(
+                    {**self.scaler.state_dict(), "scale": at.scale, "_growth_tracker": at.growth}
+                )
         self._require_same_start()
         self.run: nn.Module = graph.module
         if workers.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.run = nn.parallel.DistributedDataParallel(self.run, device_ids=ids, broadcast_buffers=False)
+            self.run = nn.parallel.DistributedDataParallel(
+                self.run, device_ids=ids, broadcast_buffers=False
+            )
         if spec.compile:
             self.run = torch.compile(self.run)  # type: ignore[assignment]
 
@@ -103,14 +135,29 @@ class Trainer:
         spec = self.spec
         self.optimizers: list[torch.optim.Optimizer] = []
         if self.graph.trained:
-            many, few = [w for w in self.graph.trained if w.ndim > 1], [w for w in self.graph.trained if w.ndim <= 1]
+            many, few = (
+                [w for w in self.graph.trained if w.ndim > 1],
+                [w for w in self.graph.trained if w.ndim <= 1],
+            )
             # biases and norms do not decay
-            groups = [{"params": g, "weight_decay": d, "base": spec.lr} for g, d in ((many, spec.weight_decay), (few, 0.0)) if g]
+            groups = [
+                {"params": g, "weight_decay": d, "base": spec.lr}
+                for g, d in ((many, spec.weight_decay), (few, 0.0))
+                if g
+            ]
             sgd = spec.optimizer == "sgd"
-            kind = torch.optim.SGD(groups, lr=spec.lr, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=spec.lr)
+            kind = (
+                torch.optim.SGD(groups, lr=spec.lr, momentum=0.9)
+                if sgd
+                else torch.optim.AdamW(groups, lr=spec.lr)
+            )
             self.optimizers.append(kind)
         if self.graph.ranges:
-            self.optimizers.append(torch.optim.Adam([{"params": self.graph.ranges, "base": spec.lr_amax}], lr=spec.lr_amax))
+            self.optimizers.append(
+                torch.optim.Adam(
+                    [{"params": self.graph.ranges, "base": spec.lr_amax}], lr=spec.lr_amax
+                )
+            )
 
     def _require_same_start(self) -> None:
         """Refuse processes that found different checkpoints.
@@ -119,14 +166,16 @@ class Trainer:
             ArtifactError: the folder is not the same one for all of them.
         """
         at = self.position
-        mine = torch.tensor([float(at.epoch), float(at.step)], dtype=torch.float64, device=self.device)
+        mine = torch.tensor(
+            [float(at.epoch), float(at.step)], dtype=torch.float64, device=self.device
+        )
         total = self.workers.sum_(mine.clone())
         if not torch.equal(total, mine * self.workers.world):
             raise ArtifactError(
                 "The processes do not go on from the same checkpoint",
                 f"this one is at epoch {at.epoch + 1}, step {at.step}, others are not",
                 "Give an --out that every machine sees, and remove its checkpoint folder",
-            )  # fmt: skip
+            )
 
     def _begin(self, fresh: bool) -> None:
         """Bring the graph to where the run is: the width of the epoch under way, and first statistics for kept BatchNorms."""
@@ -135,7 +184,9 @@ class Trainer:
             chosen = self.train_on.source.sample(NORM_IMAGES, self.spec.seed)
             parts = [chosen[i : i + self.batch] for i in range(0, len(chosen), self.batch)]
             with self._enough_memory():
-                self.graph.settle_norms_(images.to(self.device) for images, _ in self.train_on.walk(parts))
+                self.graph.settle_norms_(
+                    images.to(self.device) for images, _ in self.train_on.walk(parts)
+                )
 
     def _width(self, epoch: int) -> int:
         """Return the bits that narrower quantizers take in an epoch, 0 for their own."""
@@ -163,7 +214,9 @@ class Trainer:
 
     def _stop(self) -> None:
         at = self.position
-        self.told.note(f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there")
+        self.told.note(
+            f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there"
+        )
         raise KeyboardInterrupt
 
     def take_best_(self) -> None:
@@ -184,19 +237,29 @@ class Trainer:
 
     def _epoch(self, stopped: list[int]) -> None:
         spec, at = self.spec, self.position
-        order = [int(i) for i in np.random.default_rng([spec.seed, at.epoch]).permutation(len(self.train_on.source))][: spec.limit]
+        order = [
+            int(i)
+            for i in np.random.default_rng([spec.seed, at.epoch]).permutation(
+                len(self.train_on.source)
+            )
+        ][: spec.limit]
         parts = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
         self.told.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
         self.told.advance(at.step * self.batch)
         self._mode(True)
         began, seen = time.perf_counter(), 0
-        # A process that gets no image of the last, short batch computes one that counts for nothing.
+        # A process that gets no image of the last, short batch computes one that counts for
+        # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
         for images, wanted in self.train_on.walk(shares[at.step :]):
             part = parts[at.step]
             with self._enough_memory():
                 loss, told_to_stop = self._step(images, wanted, part, len(parts), bool(stopped))
-            at.total, at.count, at.step = at.total + loss * len(part), at.count + len(part), at.step + 1
+            at.total, at.count, at.step = (
+                at.total + loss * len(part),
+                at.count + len(part),
+                at.step + 1,
+            )
             seen += len(part)
             self.told.status(f"loss {at.total / at.count:.4f}")
             self.told.advance(len(part))
@@ -211,7 +274,10 @@ class Trainer:
     def _close_epoch(self, speed: float) -> None:
         spec, at = self.spec, self.position
         score = self._score()
-        row = {"loss": at.total / max(at.count, 1), "lr": spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs)}
+        row = {
+            "loss": at.total / max(at.count, 1),
+            "lr": spec.lr * at.factor * rate(spec.schedule, (at.epoch + 1) / spec.epochs),
+        }
         row |= {} if score is None else {"score": score}
         at.history.append(row | {"images_per_s": round(speed, 2)})
         self._remember(score)
@@ -220,14 +286,22 @@ class Trainer:
         if self._width(at.epoch) != self._width(at.epoch - 1):
             self.graph.widen_(self._width(at.epoch))
         self._save(None)
-        shown = f", {self.measure} {score:.2f} % on --val (torch, codes in place)" if score is not None else ""
+        shown = (
+            f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
+            if score is not None
+            else ""
+        )
         rest = f", about {left:.0f} s left" if left else ""
-        self.told.note(f"epoch {at.epoch}: loss {row['loss']:.4f}{shown}; {speed:.0f} images/s{rest}")
+        self.told.note(
+            f"epoch {at.epoch}: loss {row['loss']:.4f}{shown}; {speed:.0f} images/s{rest}"
+        )
 
     @property
     def measure(self) -> str:
         """What an epoch's score is."""
-        dense = self.val is not None and self.val[0].targets is not None and self.val[0].targets.dense
+        dense = (
+            self.val is not None and self.val[0].targets is not None and self.val[0].targets.dense
+        )
         return "mIoU" if dense else "top-1"
 
     @contextmanager
@@ -238,25 +312,40 @@ class Trainer:
             if not isinstance(exc, MemoryError) and not any(w in str(exc) for w in MEMORY_WORDS):
                 raise
             batch, more = max(1, self.batch // 2), self.spec.accumulate * 2
-            mend = f"--batch-size {batch} --accumulate {more} takes half of it for the same updates" if self.batch > 1 else ""
+            mend = (
+                f"--batch-size {batch} --accumulate {more} takes half of it for the same updates"
+                if self.batch > 1
+                else ""
+            )
             raise CalibrationError(
                 f"Out of memory at {self.batch} images a step", first_line(str(exc)), mend
             ) from exc
 
-    def _step(self, images: torch.Tensor, wanted: torch.Tensor | None, part: list[int], steps: int, stopped: bool) -> tuple[float, bool]:
+    def _step(
+        self,
+        images: torch.Tensor,
+        wanted: torch.Tensor | None,
+        part: list[int],
+        steps: int,
+        stopped: bool,
+    ) -> tuple[float, bool]:
         """Learn from one batch; return its loss over all processes, and whether one of them was told to stop."""
         spec, at = self.spec, self.position
         mine = list(self.workers.share(range(len(part))))
         seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
         for norm in self.graph.norms.values():
             norm.counts = bool(mine)
-        drawn = Draws(spec.augment, len(part), images.shape[2:], torch.Generator().manual_seed(seed))
+        drawn = Draws(
+            spec.augment, len(part), images.shape[2:], torch.Generator().manual_seed(seed)
+        )
         images, wanted = drawn.vary(images, wanted, mine or [0])
         images = images.to(self.device, memory_format=torch.channels_last)
         wanted = wanted.to(self.device) if wanted is not None else None
         updates = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
         teacher = None
-        cast = torch.autocast(self.device.type, AMP[spec.amp]) if spec.amp != "none" else nullcontext()
+        cast = (
+            torch.autocast(self.device.type, AMP[spec.amp]) if spec.amp != "none" else nullcontext()
+        )
         if spec.distill > 0.0:
             with torch.no_grad(), cast:
                 teacher = self.teacher(images)
@@ -272,21 +361,32 @@ class Trainer:
                     f"first not finite: {self.graph.first_non_finite(images)}",
                     f"Lower --lr or --lr-amax{self._checkpoint()}",
                 )
-            first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
+            first = (
+                at.step // spec.accumulate * spec.accumulate
+            )  # the step at which this update began
             torch.autograd.backward(self.scaler.scale(loss / min(spec.accumulate, steps - first)))
         if updates:  # at the share when it began: the last one still counts
             self._move((at.epoch + first / steps) / spec.epochs)
         return value, any_stopped
 
-    def _gather(self, parts: list[Part], counts: bool, stopped: bool) -> tuple[torch.Tensor, float, bool]:
+    def _gather(
+        self, parts: list[Part], counts: bool, stopped: bool
+    ) -> tuple[torch.Tensor, float, bool]:
         """Return the loss to go back from, its value over all processes, and whether one of them was told to stop."""
         weight = 1.0 if counts else 0.0
-        numbers = [p.norm.detach() * weight for p in parts] + [p.total.detach() * weight for p in parts]
-        told = self.workers.sum_(torch.stack([*numbers, numbers[0].new_tensor(float(stopped))]).double())
+        numbers = [p.norm.detach() * weight for p in parts] + [
+            p.total.detach() * weight for p in parts
+        ]
+        told = self.workers.sum_(
+            torch.stack([*numbers, numbers[0].new_tensor(float(stopped))]).double()
+        )
         norms, totals = told[: len(parts)].clamp_min(1e-12), told[len(parts) : -1]
         value = sum(p.share * float(t / n) for p, t, n in zip(parts, totals, norms, strict=True))
         # Gradients are averaged over the processes; the norms are already those of all of them.
-        terms = [p.total * (p.share * weight * self.workers.world) / n.to(p.total.dtype) for p, n in zip(parts, norms, strict=True)]
+        terms = [
+            p.total * (p.share * weight * self.workers.world) / n.to(p.total.dtype)
+            for p, n in zip(parts, norms, strict=True)
+        ]
         return torch.stack(terms).sum(), value, bool(told[-1] > 0)
 
     def _move(self, done: float) -> None:
@@ -308,14 +408,22 @@ class Trainer:
     def _save(self, images: torch.Tensor | None) -> None:
         """Write the checkpoint, unless it would keep something that is not finite."""
         at = self.position
-        at.scale, at.growth = self.scaler.get_scale(), int(self.scaler.state_dict().get("_growth_tracker", 0))
+        at.scale, at.growth = (
+            self.scaler.get_scale(),
+            int(self.scaler.state_dict().get("_growth_tracker", 0)),
+        )
         broken = next((p for p in self.kept if not bool(torch.isfinite(p).all())), None)
         if broken is not None:
-            where = self.graph.first_non_finite(images.to(self.device)) if images is not None else "a trained value"
+            where = (
+                self.graph.first_non_finite(images.to(self.device))
+                if images is not None
+                else "a trained value"
+            )
             raise CalibrationError(
-                f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}", f"first not finite: {where}",
+                f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
+                f"first not finite: {where}",
                 f"Lower --lr or --lr-amax{self._checkpoint()}",
-            )  # fmt: skip
+            )
         if self.workers.rank == 0:
             self.state.save(at)
 
@@ -324,15 +432,21 @@ class Trainer:
         if self.val is None:
             return None
         examples, indices = self.val
-        assert examples.targets is not None
+        assert examples.targets is not None  # noqa: S101
         mine, ignore = list(self.workers.share(indices)), examples.targets.ignore
         counts = np.zeros((self.classes, self.classes), dtype=np.int64)
         self._mode(False)
         with self._enough_memory(), self._averaged(), torch.no_grad():
-            for images, wanted in examples.walk([mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]):
-                assert wanted is not None
-                answer = self.graph.module(images.to(self.device, memory_format=torch.channels_last))
-                found = confusion(answer.argmax(dim=1).cpu().numpy(), wanted.numpy(), answer.shape[1], ignore)
+            for images, wanted in examples.walk(
+                [mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]
+            ):
+                assert wanted is not None  # noqa: S101
+                answer = self.graph.module(
+                    images.to(self.device, memory_format=torch.channels_last)
+                )
+                found = confusion(
+                    answer.argmax(dim=1).cpu().numpy(), wanted.numpy(), answer.shape[1], ignore
+                )
                 counts += found
         total = self.workers.sum_(torch.from_numpy(counts).to(self.device)).cpu().numpy()
         return mean_overlap(total) if examples.targets.dense else hit_rate(total)

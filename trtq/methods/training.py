@@ -27,13 +27,18 @@ WARM_SHARE = 0.3  # of a one-cycle run
 def keep_freed_memory_() -> None:
     """Ask glibc to keep freed memory instead of giving it back: a step allocates what the last one freed.
 
-    Clearing fresh pages took a fifth of a ResNet-20 step on a CPU, float or quantized. Other C libraries are left as they are.
+    Clearing fresh pages took a fifth of a ResNet-20 step on a CPU, float or quantized. Other C
+    libraries are left as they are.
     """
     try:
         tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    for option, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 256 << 20)):
+    for option, value in (
+        (M_MMAP_THRESHOLD, 32 << 20),
+        (M_TRIM_THRESHOLD, (1 << 31) - 1),
+        (M_TOP_PAD, 256 << 20),
+    ):
         tune(option, value)
 
 
@@ -89,12 +94,18 @@ class Draws:
         generator: what is drawn from; the same draws in every process.
     """
 
-    def __init__(self, how: str, count: int, size: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self, how: str, count: int, size: Sequence[int], generator: torch.Generator
+    ) -> None:
         self.how, (self.height, self.width) = how, size
         self.flips = torch.rand(count, generator=generator) < 0.5
-        self.tops, self.lefts = (torch.randint(0, 2 * (n // 8) + 1, (count,), generator=generator).tolist() for n in size)
+        self.tops, self.lefts = (
+            torch.randint(0, 2 * (n // 8) + 1, (count,), generator=generator).tolist() for n in size
+        )
 
-    def vary(self, images: torch.Tensor, masks: torch.Tensor | None, picks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def vary(
+        self, images: torch.Tensor, masks: torch.Tensor | None, picks: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images [N, C, H, W] and masks [N, H, W] varied alike; what moves in from outside is mirrored.
 
         Args:
@@ -105,13 +116,22 @@ class Draws:
         if self.how == "none":
             return images, masks
         dense = masks is not None and masks.ndim == 3
-        both = torch.cat([images, masks[:, None].to(images.dtype)], dim=1) if dense and masks is not None else images
+        both = (
+            torch.cat([images, masks[:, None].to(images.dtype)], dim=1)
+            if dense and masks is not None
+            else images
+        )
         both = torch.where(self.flips[list(picks)][:, None, None, None], both.flip(3), both)
         if self.how == "flip-crop":
             up, left = self.height // 8, self.width // 8
             padded = torch.nn.functional.pad(both, (left, left, up, up), mode="reflect")
             corners = [(self.tops[i], self.lefts[i]) for i in picks]
-            both = torch.stack([p[:, t : t + self.height, x : x + self.width] for p, (t, x) in zip(padded, corners, strict=True)])
+            both = torch.stack(
+                [
+                    p[:, t : t + self.height, x : x + self.width]
+                    for p, (t, x) in zip(padded, corners, strict=True)
+                ]
+            )
         return (both[:, :-1].contiguous(), both[:, -1].round().long()) if dense else (both, masks)
 
 
@@ -142,20 +162,30 @@ class RunState:
     """
 
     def __init__(
-        self, folder: Path, key: object, parameters: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer],
+        self,
+        folder: Path,
+        key: object,
+        parameters: Sequence[torch.Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
         averages: Sequence[torch.Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path, self.key = folder / STATE, _key(key)
         self.parameters, self.optimizers, self.averages = parameters, optimizers, averages
 
     def save(self, position: Position) -> None:
         """Write the state."""
-        tensors = {f"parameter.{i}": p.detach().cpu().contiguous() for i, p in enumerate(self.parameters)}
+        tensors = {
+            f"parameter.{i}": p.detach().cpu().contiguous() for i, p in enumerate(self.parameters)
+        }
         tensors |= {f"average.{i}": a.cpu().contiguous() for i, a in enumerate(self.averages)}
         for o, optimizer in enumerate(self.optimizers):
             for i, p in enumerate(_held(optimizer)):
                 state: Mapping[str, Any] = optimizer.state[p]
-                tensors |= {f"optimizer.{o}.{i}.{k}": v.cpu().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+                tensors |= {
+                    f"optimizer.{o}.{i}.{k}": v.cpu().contiguous()
+                    for k, v in state.items()
+                    if isinstance(v, torch.Tensor)
+                }
         meta = {"key": self.key, "position": msgspec.json.encode(position).decode()}
         write_bytes(self.path, save(tensors, metadata=meta))
 
@@ -171,7 +201,9 @@ class RunState:
                     prefix = f"optimizer.{o}.{i}."
                     # The count of steps stays on the CPU, where the optimizer keeps it.
                     state = {
-                        k.removeprefix(prefix): v if v.ndim == 0 else v.to(p.device) for k, v in tensors.items() if k.startswith(prefix)
+                        k.removeprefix(prefix): v if v.ndim == 0 else v.to(p.device)
+                        for k, v in tensors.items()
+                        if k.startswith(prefix)
                     }
                     if state:
                         optimizer.state[p] = state
@@ -196,12 +228,15 @@ def read_state(folder: Path, key: object) -> tuple[Position, dict[str, torch.Ten
             tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
         position = decode_json(meta["position"], Position)
     except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as exc:
-        raise ArtifactError(f"Cannot read the checkpoint {path}", str(exc), "Remove it to start again") from exc
+        raise ArtifactError(
+            f"Cannot read the checkpoint {path}", str(exc), "Remove it to start again"
+        ) from exc
     if meta.get("key") != _key(key):
         raise ArtifactError(
-            f"The checkpoint {path} is of another run", "a setting, the weights, the encodings or the images differ",
+            f"The checkpoint {path} is of another run",
+            "a setting, the weights, the encodings or the images differ",
             "Give another --out, or remove it to start again",
-        )  # fmt: skip
+        )
     return position, tensors
 
 

@@ -10,7 +10,8 @@ def known_classes(module: nn.Module, name: str, columns: int) -> int | None:
 
     Args:
         module: the model; timm's, and many others, carry ``num_classes``.
-        name: the text it was asked for by; torchvision's classifiers and segmentation models are known by it.
+        name: the text it was asked for by; torchvision's classifiers and segmentation models are
+            known by it.
         columns: the size of axis 1 of its output.
     """
     own = getattr(module, "num_classes", None)
@@ -22,6 +23,9 @@ def known_classes(module: nn.Module, name: str, columns: int) -> int | None:
     if kind == "torchvision":
         from torchvision import models
 
-        known = [*models.list_models(module=models), *models.list_models(module=models.segmentation)]
+        known = [
+            *models.list_models(module=models),
+            *models.list_models(module=models.segmentation),
+        ]
         return columns if rest in known else None
     return None

@@ -27,7 +27,9 @@ class FCNResNet18(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits of shape [N, num_classes, H, W] for images of shape [N, 3, H, W]."""
         logits = self.classifier(self.backbone(x))
-        return nn.functional.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return nn.functional.interpolate(
+            logits, size=x.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 def fcn_resnet18(num_classes: int = 21) -> FCNResNet18:

@@ -175,7 +175,10 @@ def source_digest(name: str, what: str) -> str:
         if file in known or not file.is_relative_to(home) or not file.is_file():
             continue
         known[file] = sha256_file(file)
-        used = {v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None) for v in vars(module).values()}
+        used = {
+            v.__name__ if isinstance(v, ModuleType) else getattr(v, "__module__", None)
+            for v in vars(module).values()
+        }
         pending += [sys.modules[n] for n in used if isinstance(n, str) and n in sys.modules]
     return digest_of(sorted([str(f.relative_to(home)), digest] for f, digest in known.items()))
 

@@ -47,7 +47,9 @@ class CalibrationCache:
         """Return the file of ``key``."""
         return self.folder / f"{key.digest[:32]}.safetensors"
 
-    def lock(self, key: CacheKey, *, waiting: Callable[[str], None] | None = None) -> contextlib.AbstractContextManager[None]:
+    def lock(
+        self, key: CacheKey, *, waiting: Callable[[str], None] | None = None
+    ) -> contextlib.AbstractContextManager[None]:
         """Hold this while calibrating: a second process then finds the finished entry instead of doing the work again."""
         return locked(self.path(key).with_suffix(".lock"), waiting=waiting)
 
@@ -62,11 +64,21 @@ class CalibrationCache:
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
             names: list[str] = decode_json(meta["names"], list[str])
             if meta["digest"] != _content_digest(names, tensors) or meta["key"] != key.digest:
-                return None, f"not used: {path.name} was altered since it was written; calibrating again"
+                return (
+                    None,
+                    f"not used: {path.name} was altered since it was written; calibrating again",
+                )
             numbers = tensors["numbers"]
             if numbers.shape != (len(names), len(FIELDS)):
-                return None, f"not used: {path.name} is damaged (its numbers are {list(numbers.shape)}); calibrating again"
-            stats = {n: _row(numbers[i], tensors.get(f"{i}.mean"), tensors.get(f"{i}.variance")) for i, n in enumerate(names)}
+                return (
+                    None,
+                    f"not used: {path.name} is damaged (its numbers are {list(numbers.shape)}); "
+                    "calibrating again",
+                )
+            stats = {
+                n: _row(numbers[i], tensors.get(f"{i}.mean"), tensors.get(f"{i}.variance"))
+                for i, n in enumerate(names)
+            }
         except (SafetensorError, OSError, KeyError, msgspec.MsgspecError, ValueError) as exc:
             return None, f"not used: {path.name} is damaged ({reason(exc)}); calibrating again"
         return stats, f"used: {path.name} (same weights, images, preprocessing and calibrator)"
@@ -74,11 +86,19 @@ class CalibrationCache:
     def save(self, key: CacheKey, stats: Mapping[str, ActivationStats]) -> Path:
         """Write the entry of ``key`` atomically."""
         names = list(stats)
-        rows = [[torch.nan if (v := getattr(s, f)) is None else v for f in FIELDS] for s in stats.values()]
-        tensors = {"numbers": torch.tensor(rows, dtype=torch.float64).reshape(len(names), len(FIELDS))}
+        rows = [
+            [torch.nan if (v := getattr(s, f)) is None else v for f in FIELDS]
+            for s in stats.values()
+        ]
+        tensors = {
+            "numbers": torch.tensor(rows, dtype=torch.float64).reshape(len(names), len(FIELDS))
+        }
         for i, s in enumerate(stats.values()):
             if s.mean is not None and s.variance is not None:
-                tensors[f"{i}.mean"], tensors[f"{i}.variance"] = s.mean.contiguous(), s.variance.contiguous()
+                tensors[f"{i}.mean"], tensors[f"{i}.variance"] = (
+                    s.mean.contiguous(),
+                    s.variance.contiguous(),
+                )
         meta = {
             "trtq": "calibration",
             "names": msgspec.json.encode(names).decode(),
@@ -94,7 +114,9 @@ class CalibrationCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             with contextlib.suppress(SafetensorError, OSError, KeyError, msgspec.MsgspecError):
                 with safe_open(path, framework="pt") as handle:
-                    parts: dict[str, str] = decode_json((handle.metadata() or {})["parts"], dict[str, str])
+                    parts: dict[str, str] = decode_json(
+                        (handle.metadata() or {})["parts"], dict[str, str]
+                    )
                 changed = [k for k in key.parts if parts.get(k) != key.parts[k]]
                 if best is None or len(changed) < best[0]:
                     best = (len(changed), changed)
@@ -107,13 +129,21 @@ class CalibrationCache:
         return f"not used: {' and '.join(best[1])} changed since the nearest entry"
 
 
-def _row(numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None) -> ActivationStats:
+def _row(
+    numbers: torch.Tensor, mean: torch.Tensor | None, variance: torch.Tensor | None
+) -> ActivationStats:
     values = [None if math.isnan(v) else v for v in numbers.tolist()]
     amax, low, high, rms, lowest = values
     if amax is None or low is None or high is None:
         raise ValueError("a range is missing")
     return ActivationStats(
-        amax=amax, low=low, high=high, bulk_rms=rms, mean=mean, variance=variance, lowest=None if lowest is None else int(lowest)
+        amax=amax,
+        low=low,
+        high=high,
+        bulk_rms=rms,
+        mean=mean,
+        variance=variance,
+        lowest=None if lowest is None else int(lowest),
     )
 
 

@@ -13,7 +13,15 @@ from torch import fx
 
 from trtq.graph.naming import is_softmax
 from trtq.graph.normalize import get_constant, operands
-from trtq.quant.calibrators import NEEDS_HISTOGRAM, Moments, best_interval, bias_floor, channel_rows, histogram_calibrator, weight_amax
+from trtq.quant.calibrators import (
+    NEEDS_HISTOGRAM,
+    Moments,
+    best_interval,
+    bias_floor,
+    channel_rows,
+    histogram_calibrator,
+    weight_amax,
+)
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import LOG_EPSILON
 from trtq.quant.formats import INT8, Format
@@ -33,8 +41,10 @@ class ActivationStats:
         amax: what the calibrator chose.
         lowest: the lowest code it chose, None for two's complement.
         low, high: smallest and largest value seen.
-        bulk_rms: root mean square of the 95 % of non-zero values with the smallest magnitude; None when all are 0.
-        mean, variance: per input channel of the layer that follows, float64 [C]; None where no weight follows.
+        bulk_rms: root mean square of the 95 % of non-zero values with the smallest magnitude; None
+            when all are 0.
+        mean, variance: per input channel of the layer that follows, float64 [C]; None where no
+            weight follows.
     """
 
     amax: float
@@ -46,7 +56,9 @@ class ActivationStats:
     lowest: int | None = None
 
 
-def summarize_all(placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float) -> dict[str, ActivationStats]:
+def summarize_all(
+    placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float
+) -> dict[str, ActivationStats]:
     """Return the statistics of every observed activation by ``Quantizer.stats_key``: one for each tensor and width.
 
     Args:
@@ -56,14 +68,17 @@ def summarize_all(placement: Placement, seen: Mapping[str, Range], calibrator: s
         percentile: for the calibrator of that name, percent.
     """
     wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
-    return {k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits) for k, q in wanted.items()}
+    return {
+        k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits)
+        for k, q in wanted.items()
+    }
 
 
 def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) -> ActivationStats:
     """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator`` for ``bits`` bits.
 
-    Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor without negative values
-    unsigned codes.
+    Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor
+    without negative values unsigned codes.
     """
     lowest = 0 if bits < 8 and seen.low >= 0.0 else None
     if calibrator == "mse" and bits < 8:
@@ -78,7 +93,13 @@ def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) ->
         mean = seen.sums / seen.count
         variance = (seen.squares / seen.count - mean.square()).clamp_min(0.0)
     return ActivationStats(
-        amax=amax, low=seen.low, high=seen.high, bulk_rms=bulk_rms(seen.bulk, seen.zeros), mean=mean, variance=variance, lowest=lowest
+        amax=amax,
+        low=seen.low,
+        high=seen.high,
+        bulk_rms=bulk_rms(seen.bulk, seen.zeros),
+        mean=mean,
+        variance=variance,
+        lowest=lowest,
     )
 
 
@@ -97,21 +118,25 @@ def bulk_rms(hist: Histogram, zeros: int) -> float | None:
 def outlier_reason(stats: ActivationStats, qmax: int, *, steps: float = 1.0) -> str | None:
     """Return why INT8 cannot carry this activation, or None.
 
-    One step is amax / qmax. When ``steps`` of them exceed the root mean square of the lower 95 % of the values, outliers own
-    the range and everything else rounds to -1, 0 or 1: that is what residual outliers of vision transformers do (facts: amax
-    in the hundreds over a bulk near 1).
+    One step is amax / qmax. When ``steps`` of them exceed the root mean square of the lower 95 % of
+    the values, outliers own the range and everything else rounds to -1, 0 or 1: that is what
+    residual outliers of vision transformers do (facts: amax in the hundreds over a bulk near 1).
     """
     amax = max(abs(stats.low), abs(stats.high))
     if stats.bulk_rms is None or steps * amax / qmax <= stats.bulk_rms:
         return None
     return (
-        f"its range of {stats.low:.4g} to {stats.high:.4g} is set by outliers: one INT8 step would be {amax / qmax:.3g}, "
+        f"its range of {stats.low:.4g} to {stats.high:.4g} is set by outliers: one INT8 step "
+        f"would be {amax / qmax:.3g}, "
         f"while 95 % of its values have a root mean square of {stats.bulk_rms:.3g}"
     )
 
 
 def make_encodings(
-    graph: fx.GraphModule, placement: Placement, stats: Mapping[str, ActivationStats], origin: Mapping[str, Any]
+    graph: fx.GraphModule,
+    placement: Placement,
+    stats: Mapping[str, ActivationStats],
+    origin: Mapping[str, Any],
 ) -> Encodings:
     """Return the encodings of every quantizer that runs in INT8; the others get ``float_reason`` set in ``placement``.
 
@@ -137,7 +162,11 @@ def make_encodings(
         elif quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
             seen = stats[feeding.stats_key] if feeding else None
-            step = seen.amax / Format(bits=feeding.format.bits, lowest=seen.lowest).qmax if feeding and seen else 0.0
+            step = (
+                seen.amax / Format(bits=feeding.format.bits, lowest=seen.lowest).qmax
+                if feeding and seen
+                else 0.0
+            )
             amax[quantizer.name] = _weight(graph, quantizer, seen, step)
         else:
             seen = stats[quantizer.stats_key]
@@ -148,24 +177,30 @@ def make_encodings(
     return Encodings(amax=amax, amin=amin, formats=formats, left_in_float=left, origin=origin)
 
 
-def _ends(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]) -> tuple[torch.Tensor, torch.Tensor]:
+def _ends(
+    graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the lowest and the highest value of a tensor with an asymmetric or a log2 format."""
     if quantizer.is_weight:
         weight, axis = get_constant(graph, quantizer.source), quantizer.format.axis
-        assert weight is not None
+        assert weight is not None  # noqa: S101
         flat = channel_rows(weight, axis)
         low, high = flat.amin(dim=1), flat.amax(dim=1)
         return (low.reshape([]), high.reshape([])) if axis is None else (low, high)
     seen = stats[quantizer.stats_key]
     shift = LOG_EPSILON if quantizer.format.kind == "log2" else 0.0
-    return torch.tensor(seen.low + shift, dtype=torch.float32), torch.tensor(seen.high + shift, dtype=torch.float32)
+    return torch.tensor(seen.low + shift, dtype=torch.float32), torch.tensor(
+        seen.high + shift, dtype=torch.float32
+    )
 
 
-def _largest(graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]) -> torch.Tensor:
+def _largest(
+    graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]
+) -> torch.Tensor:
     """Return the largest magnitude: FP8 keeps its relative precision over 15 binades, so nothing is gained by clipping."""
     if quantizer.is_weight:
         weight = get_constant(graph, quantizer.source)
-        assert weight is not None
+        assert weight is not None  # noqa: S101
         return weight_amax(weight, quantizer.format.axis)
     seen = stats[quantizer.stats_key]
     return torch.tensor(max(abs(seen.low), abs(seen.high)), dtype=torch.float32)
@@ -175,7 +210,8 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
     if stats.low == stats.high == 0.0:
         quantizer.float_reason = "it was 0 on every calibration image, so it has no range"
         return
-    # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need more than one step.
+    # The probabilities of a softmax sum to 1, so the many small ones carry the result: they need
+    # more than one step.
     if quantizer.format.kind != "uniform" or (force and "trtq_softmax" in quantizer.consumer.meta):
         return
     steps = SOFTMAX_STEPS if is_softmax(quantizer.source) else 1.0
@@ -185,10 +221,17 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
         quantizer.float_reason = reason
 
 
-def _weight(graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None, input_step: float) -> torch.Tensor:
+def _weight(
+    graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None, input_step: float
+) -> torch.Tensor:
     weight, node, fmt = get_constant(graph, quantizer.source), quantizer.consumer, quantizer.format
-    assert weight is not None
-    if quantizer.role != "weight" or feeding is None or feeding.mean is None or feeding.variance is None:
+    assert weight is not None  # noqa: S101
+    if (
+        quantizer.role != "weight"
+        or feeding is None
+        or feeding.mean is None
+        or feeding.variance is None
+    ):
         return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
     groups, rest = divmod(feeding.mean.numel(), weight.shape[1])
     if rest or not groups or weight.shape[0] % groups:

@@ -47,7 +47,9 @@ def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
     return errors
 
 
-def mse_amax(hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest: float = 0.2) -> float:
+def mse_amax(
+    hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest: float = 0.2
+) -> float:
     """Return the ``amax`` with the smallest mean squared quantization error among evenly spaced fractions of the largest value."""
     if hist.amax == 0.0:
         return 0.0
@@ -58,8 +60,8 @@ def mse_amax(hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest:
 def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[float, int]:
     """Return (amax, lowest code) of the ``bits``-bit codes with the least mean squared error on a tensor with two sides.
 
-    Below 8 bits codes lie in an INT8 container, so any run of 2^bits codes around 0 is exact at run time: this is asymmetric
-    quantization whose zero point is an integer by construction.
+    Below 8 bits codes lie in an INT8 container, so any run of 2^bits codes around 0 is exact at run
+    time: this is asymmetric quantization whose zero point is an integer by construction.
 
     Args:
         positive: magnitudes of the values above 0 (the others counted as 0).
@@ -68,7 +70,9 @@ def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[
     """
     best = (np.inf, 0.0, 0)
     half = 1 << (bits - 1)
-    starts = [0] if negative.amax == 0.0 else sorted({-max(1, round(half * i / 8)) for i in range(1, 9)})
+    starts = (
+        [0] if negative.amax == 0.0 else sorted({-max(1, round(half * i / 8)) for i in range(1, 9)})
+    )
     for lowest in starts:
         highest = lowest + (1 << bits) - 1
         full = max(positive.amax / highest, negative.amax / -lowest if lowest else 0.0)
@@ -87,15 +91,17 @@ def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[
 def entropy_amax(hist: Histogram, *, levels: int = 128, candidates: int = 256) -> float:
     """Return the clipping value whose quantized distribution is nearest to the original in Kullback-Leibler divergence.
 
-    Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each clipping bin i, P is the histogram up to i with everything
-    beyond added to its last bin, Q is P's own bins (without that addition) merged into ``levels`` groups and spread evenly
-    over the bins of a group that are not empty; the i with the smallest KL(P || Q) wins. As in TensorRT's calibrator the
-    first bin, which holds the zeros of a ReLU and carries no range, is left out.
+    Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each clipping bin i, P is the histogram
+    up to i with everything beyond added to its last bin, Q is P's own bins (without that addition)
+    merged into ``levels`` groups and spread evenly over the bins of a group that are not empty; the
+    i with the smallest KL(P || Q) wins. As in TensorRT's calibrator the first bin, which holds the
+    zeros of a ReLU and carries no range, is left out.
 
     Args:
         hist: counts of magnitudes.
         levels: number of positive codes.
-        candidates: how many clipping bins are tried, evenly spaced between ``levels`` and the last used one.
+        candidates: how many clipping bins are tried, evenly spaced between ``levels`` and the last
+            used one.
     """
     if hist.amax == 0.0:
         return 0.0
@@ -123,13 +129,16 @@ def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
     if q_sum == 0.0:
         return float("inf")
     used = p > 0
-    # Where clipping put mass on an empty last bin Q has none: a floor keeps the divergence finite and large.
+    # Where clipping put mass on an empty last bin Q has none: a floor keeps the divergence finite
+    # and large.
     q_used = np.maximum(q[used] / q_sum, 1e-12)
     p_used = p[used] / p_sum
     return float(np.sum(p_used * np.log(p_used / q_used)))
 
 
-def histogram_calibrator(name: str, *, percentile: float, qmax: int = 127) -> Callable[[Histogram], float]:
+def histogram_calibrator(
+    name: str, *, percentile: float, qmax: int = 127
+) -> Callable[[Histogram], float]:
     """Return the function from a histogram to ``amax`` that the calibrator ``name`` stands for."""
     table: dict[str, Callable[[Histogram], float]] = {
         "percentile": lambda h: percentile_amax(h, percentile),
@@ -151,24 +160,35 @@ class Moments:
 
 
 WEIGHT_TRIES = 81
-# Fewer codes pay for more clipping: the smallest fraction of the largest weight that is tried, by highest code.
+# Fewer codes pay for more clipping: the smallest fraction of the largest weight that is tried, by
+# highest code.
 SMALLEST_FRACTION = ((100, 0.8), (30, 0.6), (12, 0.45), (0, 0.25))
 
 
 def channel_rows(weight: torch.Tensor, axis: int | None) -> torch.Tensor:
     """Return ``weight`` with one row for each index of ``axis``, or with one row for None."""
-    return weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    return (
+        weight.reshape(1, -1)
+        if axis is None
+        else weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    )
 
 
 def weight_amax(
-    weight: torch.Tensor, axis: int | None, *, moments: Moments | None = None, groups: int = 1, qmax: int = 127
+    weight: torch.Tensor,
+    axis: int | None,
+    *,
+    moments: Moments | None = None,
+    groups: int = 1,
+    qmax: int = 127,
 ) -> torch.Tensor:
     """Return ``amax`` of a weight: the largest magnitude, or the fraction of it that costs the layer's output least.
 
-    With ``moments`` each output channel takes, out of 81 fractions between 1 and 0.8, the one with the smallest expected
-    squared error of its output, ``(sum d_i mean_i)^2 + sum d_i^2 variance_i`` for the rounding errors ``d`` of its weights
-    and independent inputs. The first term is the shift of the channel's mean, which rounding to nearest leaves to chance and
-    which dominates after ReLU, where every input has a positive mean (docs/decisions.md has the measurement).
+    With ``moments`` each output channel takes, out of 81 fractions between 1 and 0.8, the one with
+    the smallest expected squared error of its output, ``(sum d_i mean_i)^2 + sum d_i^2 variance_i``
+    for the rounding errors ``d`` of its weights and independent inputs. The first term is the shift
+    of the channel's mean, which rounding to nearest leaves to chance and which dominates after
+    ReLU, where every input has a positive mean (docs/decisions.md has the measurement).
 
     Args:
         weight: float32, shape [C_out, C_in / groups, ...], any shape without ``moments``.
@@ -192,7 +212,9 @@ def weight_amax(
 CHUNK_VALUES = 1 << 19  # weights per step: the search runs in the cache
 
 
-def _least_output_error(flat: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int) -> torch.Tensor:
+def _least_output_error(
+    flat: torch.Tensor, moments: Moments, channels: int, groups: int, qmax: int
+) -> torch.Tensor:
     """Return the best ``amax`` of each row of ``flat``, float32 [C_out, C_in / groups * taps]."""
     outputs, taps = flat.shape[0], flat.shape[1] // channels
     mean = moments.mean.float().reshape(groups, channels).repeat_interleave(taps, dim=1)
@@ -203,7 +225,9 @@ def _least_output_error(flat: torch.Tensor, moments: Moments, channels: int, gro
     for i in range(0, outputs, rows):
         part, groups_here = flat[i : i + rows], group_of[i : i + rows]
         if groups == 1:
-            found.append(_search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax))
+            found.append(
+                _search_rows(part, partial(_dot, mean[0]), partial(_dot, variance[0]), qmax)
+            )
         else:
             m, v = mean[groups_here], variance[groups_here]
             found.append(_search_rows(part, partial(_row_dot, m), partial(_row_dot, v), qmax))
@@ -236,15 +260,21 @@ def _search_rows(
         shift = weigh_mean(error)
         cost = weigh_variance(error.square_()).add_(shift.square_())
         better = cost < best_cost
-        best, best_cost = torch.where(better, largest * fraction, best), torch.where(better, cost, best_cost)
+        best, best_cost = (
+            torch.where(better, largest * fraction, best),
+            torch.where(better, cost, best_cost),
+        )
     return best
 
 
-def bias_floor(amax: torch.Tensor, bias: torch.Tensor | None, input_scale: float, qmax: int = 127) -> torch.Tensor:
+def bias_floor(
+    amax: torch.Tensor, bias: torch.Tensor | None, input_scale: float, qmax: int = 127
+) -> torch.Tensor:
     """Return ``amax`` raised where the layer's bias, written as int32 codes of input scale times weight scale, would overflow.
 
-    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ file. Only channels whose
-    weights are below 2^-23 of their bias are touched: nothing they add to the output is lost.
+    TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ
+    file. Only channels whose weights are below 2^-23 of their bias are touched: nothing they add to
+    the output is lost.
 
     Args:
         amax: float32, shape [C].

@@ -28,5 +28,7 @@ def structure_digest(graph: fx.GraphModule) -> str:
     """Return a SHA-256 over the calls of a captured graph: names, ops, operands and constants."""
     total = hashlib.sha256()
     for node in graph.graph.nodes:
-        total.update(f"{node_name(node)} {node.op} {node.target} {node.args} {node.kwargs}\n".encode())
+        total.update(
+            f"{node_name(node)} {node.op} {node.target} {node.args} {node.kwargs}\n".encode()
+        )
     return total.hexdigest()

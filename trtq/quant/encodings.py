@@ -1,7 +1,8 @@
 """Encodings: the one artefact every method writes and every later stage reads.
 
-A safetensors file holds the range of each quantizer; its metadata holds, as JSON, the formats, where the numbers come from,
-and a digest of both, so that an edit by hand or a torn file is noticed.
+A safetensors file holds the range of each quantizer; its metadata holds, as JSON, the formats,
+where the numbers come from, and a digest of both, so that an edit by hand or a torn file is
+noticed.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ class Encodings:
     """Formats and numbers of one model.
 
     Attributes:
-        amax: by quantizer name, float32, shape [] or [C]: the largest magnitude of a uniform format, greater than 0; the highest
-            value of an asymmetric or a log2 one.
+        amax: by quantizer name, float32, shape [] or [C]: the largest magnitude of a uniform
+            format, greater than 0; the highest value of an asymmetric or a log2 one.
         amin: the lowest value, of asymmetric and log2 formats only; same shape.
         formats: by quantizer name.
-        constants: by name in the graph, float32: weights and biases that a method put in place of the model's own (rounding,
-            corrections, factors folded in).
+        constants: by name in the graph, float32: weights and biases that a method put in place of
+            the model's own (rounding, corrections, factors folded in).
         left_in_float: by quantizer name, the reason.
         origin: model, data and method digests and names.
     """
@@ -57,8 +58,8 @@ class Encodings:
     def scale(self, name: str) -> torch.Tensor:
         """Return one step of the codes, float32, shape of ``amax``.
 
-        ``amax / qmax`` for a uniform format (S1 eq. 3), ``(amax - amin) / (2^b - 1)`` for an asymmetric one (S3 eq. 1), and
-        ``(log2 amax - log2 amin) / (2^b - 1)`` for log2 (S3 eq. 4).
+        ``amax / qmax`` for a uniform format (S1 eq. 3), ``(amax - amin) / (2^b - 1)`` for an
+        asymmetric one (S3 eq. 1), and ``(log2 amax - log2 amin) / (2^b - 1)`` for log2 (S3 eq. 4).
 
         Raises:
             EncodingsError: there is no such quantizer, or a value is not usable.
@@ -72,7 +73,10 @@ class Encodings:
         amax, fmt = self.amax[name], self.formats[name]
         if fmt.has_kernel:
             if not bool(torch.isfinite(amax).all()) or not bool((amax > 0).all()):
-                raise EncodingsError(f"The encoding of {name} cannot be used", "amax must be finite and greater than 0")
+                raise EncodingsError(
+                    f"The encoding of {name} cannot be used",
+                    "amax must be finite and greater than 0",
+                )
             return amax / fmt.qmax
         low, high = self._ends(name)
         step = (high - low) / fmt.qmax
@@ -82,8 +86,9 @@ class Encodings:
     def settle_(self) -> None:
         """Move each scale of a format with a kernel to the FP16 number next to it, where there is one within 0.1 % for every channel.
 
-        FP16 graphs then hold the very scales that float32 graphs hold, and INT8 kernels hand over FP16 instead of float32. Below 3e-5,
-        where FP16 grows coarse, and above its end a scale stays what it is.
+        FP16 graphs then hold the very scales that float32 graphs hold, and INT8 kernels hand over
+        FP16 instead of float32. Below 3e-5, where FP16 grows coarse, and above its end a scale
+        stays what it is.
         """
         for name, fmt in self.formats.items():
             if not fmt.has_kernel:
@@ -105,18 +110,28 @@ class Encodings:
     def _ends(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the range of an asymmetric format, or its logarithm for log2."""
         low, high = self.amin.get(name), self.amax[name]
-        if low is None or low.shape != high.shape or not bool(torch.isfinite(low).all() and (low <= high).all()):
-            raise EncodingsError(f"The encoding of {name} cannot be used", "amin must be finite and no larger than amax")
+        if (
+            low is None
+            or low.shape != high.shape
+            or not bool(torch.isfinite(low).all() and (low <= high).all())
+        ):
+            raise EncodingsError(
+                f"The encoding of {name} cannot be used",
+                "amin must be finite and no larger than amax",
+            )
         if self.formats[name].kind != "log2":
             return low, high
         if not bool((low > 0).all()):
-            raise EncodingsError(f"The encoding of {name} cannot be used", "the lowest value of a log2 format must be greater than 0")
+            raise EncodingsError(
+                f"The encoding of {name} cannot be used",
+                "the lowest value of a log2 format must be greater than 0",
+            )
         return low.log2(), high.log2()
 
     def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
         """Return a constant of ``graph`` as these encodings have it: a method's, or the graph's own."""
         own = get_constant(graph, node)
-        assert own is not None, node.target
+        assert own is not None, node.target  # noqa: S101
         return self.constants.get(str(node.target), own)
 
     def digest(self) -> str:
@@ -133,12 +148,21 @@ class Encodings:
         return {k: v.detach().to(torch.float32).contiguous() for k, v in named.items()}
 
     def _header_json(self) -> bytes:
-        header = {"formats": self.formats, "left_in_float": self.left_in_float, "origin": self.origin}
+        header = {
+            "formats": self.formats,
+            "left_in_float": self.left_in_float,
+            "origin": self.origin,
+        }
         return msgspec.json.encode(msgspec.to_builtins(header), order="sorted")
 
     def save(self, path: Path) -> Path:
         """Write the file atomically."""
-        meta = {"trtq": "encodings", "schema": str(SCHEMA), "header": self._header_json().decode(), "digest": self.digest()}
+        meta = {
+            "trtq": "encodings",
+            "schema": str(SCHEMA),
+            "header": self._header_json().decode(),
+            "digest": self.digest(),
+        }
         return write_bytes(path, save(self._tensors(), metadata=meta))
 
     @classmethod
@@ -146,7 +170,8 @@ class Encodings:
         """Read the file back.
 
         Raises:
-            EncodingsError: missing, torn, not trtq's, of a newer schema, or changed since trtq wrote it.
+            EncodingsError: missing, torn, not trtq's, of a newer schema, or changed since trtq
+                wrote it.
         """
         again = "Make it again: trtq quantize ..."
         try:
@@ -154,11 +179,17 @@ class Encodings:
                 meta = handle.metadata() or {}
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
         except FileNotFoundError as exc:
-            raise EncodingsError(f"Cannot read the encodings {path}", "there is no such file", again) from exc
+            raise EncodingsError(
+                f"Cannot read the encodings {path}", "there is no such file", again
+            ) from exc
         except (SafetensorError, OSError) as exc:
-            raise EncodingsError(f"Cannot read the encodings {path}", f"not a whole safetensors file ({exc})", again) from exc
+            raise EncodingsError(
+                f"Cannot read the encodings {path}", f"not a whole safetensors file ({exc})", again
+            ) from exc
         if meta.get("trtq") != "encodings":
-            raise EncodingsError(f"{path} holds no encodings", "it is a safetensors file of something else", again)
+            raise EncodingsError(
+                f"{path} holds no encodings", "it is a safetensors file of something else", again
+            )
         if meta.get("schema") != str(SCHEMA):
             raise EncodingsError(
                 f"Cannot read the encodings {path}",
@@ -170,17 +201,24 @@ class Encodings:
             result = cls(
                 amax={k: v for k, v in tensors.items() if not k.startswith((CONSTANT, AMIN))},
                 amin={k.removeprefix(AMIN): v for k, v in tensors.items() if k.startswith(AMIN)},
-                constants={k.removeprefix(CONSTANT): v for k, v in tensors.items() if k.startswith(CONSTANT)},
+                constants={
+                    k.removeprefix(CONSTANT): v
+                    for k, v in tensors.items()
+                    if k.startswith(CONSTANT)
+                },
                 formats=header.formats,
                 left_in_float=header.left_in_float,
                 origin=header.origin,
             )
         except (KeyError, msgspec.MsgspecError, UsageError) as exc:
-            raise EncodingsError(f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", again) from exc
+            raise EncodingsError(
+                f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", again
+            ) from exc
         if result.digest() != meta.get("digest"):
             raise EncodingsError(
                 f"The encodings {path} were changed since trtq wrote them",
-                f"their digest is {result.digest()[:12]}, the file says {str(meta.get('digest'))[:12]}",
+                f"their digest is {result.digest()[:12]}, the file says "
+                f"{str(meta.get('digest'))[:12]}",
                 again,
             )
         return result

@@ -1,9 +1,10 @@
 """The one op of simulation: quantize, then dequantize.
 
-It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same order: divide by the scale, round half to
-even, add the zero point, clamp, subtract the zero point, multiply by the scale. The kind ``log2`` does so with log2(x + 1e-5),
-and raises 2 to the result (S3 eq. 4-6, in the form that inverts: the equations as printed do not, docs/methods.md). The kind
-``fp8`` rounds to the nearest E4M3 value instead of the nearest integer.
+It computes what ONNX QuantizeLinear and DequantizeLinear compute, in the same order: divide by the
+scale, round half to even, add the zero point, clamp, subtract the zero point, multiply by the
+scale. The kind ``log2`` does so with log2(x + 1e-5), and raises 2 to the result (S3 eq. 4-6, in the
+form that inverts: the equations as printed do not, docs/methods.md). The kind ``fp8`` rounds to the
+nearest E4M3 value instead of the nearest integer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
 def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
     """Return ``value`` [C] shaped to meet axis ``axis`` of a tensor of ``ndim`` axes; as it is for None."""
-    return value if axis is None else value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+    return (
+        value
+        if axis is None
+        else value.reshape([-1 if d == axis % ndim else 1 for d in range(ndim)])
+    )
 
 
 @torch.library.custom_op("trtq::fake_quantize", mutates_args=())
@@ -57,12 +62,24 @@ def fake_quantize(
     return out.add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
 
 
-def positions(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor | None, axis: int | None, kind: str) -> torch.Tensor:
+def positions(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int | None,
+    kind: str,
+) -> torch.Tensor:
     """Return where ``x`` lies on the line of codes, neither rounded nor clamped: a new tensor of its shape."""
     s = along_axis(scale, x.ndim, axis)
     # ONNX has the natural logarithm only; one factor turns it into steps.
-    out = x.add(LOG_EPSILON).log_().mul_(1.0 / (math.log(2.0) * s)) if kind == "log2" else torch.div(x, s)
-    return out if zero_point is None else out.add_(along_axis(zero_point, x.ndim, axis).to(out.dtype))
+    out = (
+        x.add(LOG_EPSILON).log_().mul_(1.0 / (math.log(2.0) * s))
+        if kind == "log2"
+        else torch.div(x, s)
+    )
+    return (
+        out if zero_point is None else out.add_(along_axis(zero_point, x.ndim, axis).to(out.dtype))
+    )
 
 
 def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:

@@ -16,10 +16,12 @@ from trtq.artifact import decode_json
 from trtq.errors import EncodingsError, reason
 from trtq.models.checkpoint import read_state_dict
 
-# layer._input_quantizer._amax (pytorch-quantization), layer.input_quantizer._amax (ModelOpt); other quantizers of theirs are listed.
+# layer._input_quantizer._amax (pytorch-quantization), layer.input_quantizer._amax (ModelOpt); other
+# quantizers of theirs are listed.
 RANGE = re.compile(r"(?P<layer>.+)\.(?P<old>_?)(?P<role>\w+?)_quantizer\.(?P<what>.+)")
 ROLES = ("input", "weight", "output", "residual")
-# Quantizers around the matmuls of an attention module, as ModelOpt calls them: trtq's matmul and operand.
+# Quantizers around the matmuls of an attention module, as ModelOpt calls them: trtq's matmul and
+# operand.
 ATTENTION = {"q_bmm": "qk.lhs", "k_bmm": "qk.rhs", "v_bmm": "av.rhs", "softmax": "av.lhs"}
 
 
@@ -30,7 +32,8 @@ class Foreign(msgspec.Struct, kw_only=True):
         tool: whose file it is.
         amax: float32 [] or [C], by ``layer.input`` and ``layer.weight``.
         bits: by the same names; 8 where the file does not say.
-        axes: by the same names: the axis that a range per channel runs along, where the file says it.
+        axes: by the same names: the axis that a range per channel runs along, where the file says
+            it.
         weights: the model's own tensors, without those of quantizers; empty for AIMET.
         unread: names in the file that trtq has no place for, and why.
         notes: what a user must know.
@@ -88,32 +91,41 @@ def _checkpoint(path: Path, key: str | None) -> Foreign:
         old = old or bool(match["old"])
         if match["what"].endswith("pre_quant_scale") and not bool((value == 1).all()):
             raise EncodingsError(
-                f"Cannot take {path} over", f"{name}: SmoothQuant or AWQ divided weights by it, and multiplies inputs",
+                f"Cannot take {path} over",
+                f"{name}: SmoothQuant or AWQ divided weights by it, and multiplies inputs",
                 "Quantize again without smoothing, or with trtq quantize --method smooth",
-            )  # fmt: skip
+            )
         if match["what"] not in ("_amax", "amax"):
             continue  # masks, counters and the like
         role = ATTENTION.get(match["role"], match["role"])
         if role not in (*ROLES, *ATTENTION.values()):
             found.unread[name] = f"trtq has no place for the {role} of a layer"
             continue
-        key, wide = f"{match['layer']}.{role}", [d for d, size in enumerate(value.shape) if size > 1]
+        key, wide = (
+            f"{match['layer']}.{role}",
+            [d for d, size in enumerate(value.shape) if size > 1],
+        )
         if len(wide) == 1:
             found.axes[key] = wide[0]
         _put(found, key, value.float().reshape(-1), name, path)
     found.tool = "pytorch-quantization" if old else "ModelOpt"
     if not found.amax:
         raise EncodingsError(
-            f"There are no ranges in {path}", "no tensor is called LAYER.input_quantizer._amax",
+            f"There are no ranges in {path}",
+            "no tensor is called LAYER.input_quantizer._amax",
             "Give the state dict of the quantized model: torch.save(model.state_dict(), FILE)",
-        )  # fmt: skip
+        )
     found.notes.append("a state dict does not say how many bits its quantizers have: 8 are assumed")
     return found
 
 
 def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -> None:
     if not bool(torch.isfinite(value).all()) or not bool((value >= 0).all()) or not value.numel():
-        raise EncodingsError(f"Cannot use {key} of {path}", "a range must be finite and not below 0", "Calibrate it again")
+        raise EncodingsError(
+            f"Cannot use {key} of {path}",
+            "a range must be finite and not below 0",
+            "Calibrate it again",
+        )
     # A channel of zeros, or a tensor that was never active: any range holds it.
     value = torch.where(value > 0, value, torch.ones_like(value))
     found.amax[name], found.bits[name] = value[0] if value.numel() == 1 else value, 8
@@ -126,13 +138,17 @@ def _aimet(path: Path) -> Foreign:
         raise EncodingsError(f"Cannot read the encodings {path}", reason(exc)) from exc
     if not isinstance(data, dict) or not isinstance(data.get("activation_encodings"), dict):
         raise EncodingsError(
-            f"{path} holds no encodings of AIMET", "it has no activation_encodings by name", "Give the file NAME_torch.encodings"
+            f"{path} holds no encodings of AIMET",
+            "it has no activation_encodings by name",
+            "Give the file NAME_torch.encodings",
         )
     found = Foreign(tool="AIMET", amax={}, bits={}, axes={}, weights={}, unread={}, notes=[])
     for layer, sides in data["activation_encodings"].items():
         inputs = sides.get("input") if isinstance(sides, dict) else None
         if not inputs:
-            found.unread[layer] = "it has a range of its output only; TensorRT takes those of inputs"
+            found.unread[layer] = (
+                "it has a range of its output only; TensorRT takes those of inputs"
+            )
             continue
         _aimet_range(found, f"{layer}.input", [next(iter(inputs.values()))], path)
     for name, values in data.get("param_encodings", {}).items():
@@ -141,7 +157,9 @@ def _aimet(path: Path) -> Foreign:
         else:
             found.unread[name] = "biases stay in float"
     if not found.amax:
-        raise EncodingsError(f"There are no ranges in {path}", "no layer has one of its input or weight")
+        raise EncodingsError(
+            f"There are no ranges in {path}", "no layer has one of its input or weight"
+        )
     return found
 
 
@@ -154,14 +172,20 @@ def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], pat
     try:
         ends = torch.tensor([[float(v["min"]), float(v["max"])] for v in values])
     except (KeyError, TypeError, ValueError) as exc:
-        raise EncodingsError(f"Cannot read {name} of {path}", f"no numbers for min and max ({exc})") from exc
+        raise EncodingsError(
+            f"Cannot read {name} of {path}", f"no numbers for min and max ({exc})"
+        ) from exc
     bits = max(widths)
-    # The lowest of its symmetric codes is one further out than the highest: min = -128 steps, max = 127.
+    # The lowest of its symmetric codes is one further out than the highest: min = -128 steps, max =
+    # 127.
     steps = torch.maximum(ends[:, 1] / (2 ** (bits - 1) - 1), -ends[:, 0] / 2 ** (bits - 1))
     if any(
-        str(v.get("is_symmetric", "True")) == "False" and not math.isclose(abs(float(v["min"])), float(v["max"]), rel_tol=0.02)
+        str(v.get("is_symmetric", "True")) == "False"
+        and not math.isclose(abs(float(v["min"])), float(v["max"]), rel_tol=0.02)
         for v in values
     ):
-        found.notes.append(f"{name} was asymmetric; TensorRT's codes are symmetric and reach its largest magnitude")
+        found.notes.append(
+            f"{name} was asymmetric; TensorRT's codes are symmetric and reach its largest magnitude"
+        )
     _put(found, name, steps * (2 ** (bits - 1) - 1), name, path)
     found.bits[name] = bits

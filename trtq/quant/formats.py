@@ -16,12 +16,15 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     Attributes:
         bits: 2 to 8.
-        lowest: the lowest code, -2^(bits-1) to 0; None for -2^(bits-1), two's complement. Below 8 bits the codes live in an INT8
-            container, so any 2^bits neighbouring codes around 0 will do: 0 to 15 for a ReLU, -1 to 14 for a GELU.
+        lowest: the lowest code, -2^(bits-1) to 0; None for -2^(bits-1), two's complement. Below 8
+            bits the codes live in an INT8 container, so any 2^bits neighbouring codes around 0 will
+            do: 0 to 15 for a ReLU, -1 to 14 for a GELU.
         axis: the axis that keeps a scale of its own per index, None for one scale per tensor.
-        kind: the spacing of the codes. ``uniform``: equal steps, zero at code 0. ``asymmetric``: equal steps from the lowest value
-            to the highest, codes 0 to 2^bits - 1. ``log2``: equal steps of the logarithm (S3 eq. 4), codes 0 to 2^bits - 1.
-            ``fp8``: E4M3 without infinities (OCP 8-bit floating point), whose values run from -448 to 448 before the scale.
+        kind: the spacing of the codes. ``uniform``: equal steps, zero at code 0. ``asymmetric``:
+            equal steps from the lowest value to the highest, codes 0 to 2^bits - 1. ``log2``: equal
+            steps of the logarithm (S3 eq. 4), codes 0 to 2^bits - 1. ``fp8``: E4M3 without
+            infinities (OCP 8-bit floating point), whose values run from -448 to 448 before the
+            scale.
 
     >>> Format(bits=8).qmin, Format(bits=8).qmax, Format(bits=4, axis=0).granularity
     (-128, 127, 'per-channel')
@@ -40,13 +43,21 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise UsageError(f"Cannot use a format of {self.bits} bits", "trtq's integer formats have 2 to 8 bits")
+            raise UsageError(
+                f"Cannot use a format of {self.bits} bits",
+                "trtq's integer formats have 2 to 8 bits",
+            )
         if self.lowest is not None and not -(1 << (self.bits - 1)) <= self.lowest <= 0:
-            raise UsageError(f"Cannot start the codes of {self.bits} bits at {self.lowest}", f"expected {-(1 << (self.bits - 1))} to 0")
+            raise UsageError(
+                f"Cannot start the codes of {self.bits} bits at {self.lowest}",
+                f"expected {-(1 << (self.bits - 1))} to 0",
+            )
         if self.kind == "fp8" and self.bits != 8:
             raise UsageError(f"Cannot use FP8 with {self.bits} bits", "it has 8")
         if self.lowest is not None and self.kind != "uniform":
-            raise UsageError(f"Cannot choose the lowest code of the format {self.kind}", "its codes start at 0")
+            raise UsageError(
+                f"Cannot choose the lowest code of the format {self.kind}", "its codes start at 0"
+            )
 
     @property
     def qmin(self) -> int:

@@ -18,13 +18,14 @@ Counts = npt.NDArray[np.int64]
 class Histogram:
     """Counts of |x| in ``NUM_BINS`` equal bins over [0, limit), where ``limit`` is a power of two.
 
-    When a value beyond ``limit`` comes, ``limit`` doubles and neighbouring bins merge. As every limit is a power of two the
-    bin edges nest exactly: the counts are those of one histogram over all values at the final limit, whatever the order
-    and the batch size.
+    When a value beyond ``limit`` comes, ``limit`` doubles and neighbouring bins merge. As every
+    limit is a power of two the bin edges nest exactly: the counts are those of one histogram over
+    all values at the final limit, whatever the order and the batch size.
 
     Attributes:
         amax: the largest magnitude seen, exact.
-        limit: upper edge of the last bin; ``limit / 2 <= amax < limit`` once a value other than 0 was seen.
+        limit: upper edge of the last bin; ``limit / 2 <= amax < limit`` once a value other than 0
+            was seen.
         counts: int64, shape [NUM_BINS].
     """
 
@@ -35,7 +36,14 @@ class Histogram:
         self.limit = 0.0
         self.counts: Counts = np.zeros(NUM_BINS, dtype=np.int64)
 
-    def add(self, x: torch.Tensor, amax: float, scratch: tuple[torch.Tensor, torch.Tensor] | None = None, *, signed: bool = True) -> None:
+    def add(
+        self,
+        x: torch.Tensor,
+        amax: float,
+        scratch: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *,
+        signed: bool = True,
+    ) -> None:
         """Count the magnitudes of ``x``.
 
         Args:
@@ -76,7 +84,9 @@ class Histogram:
     @property
     def centres(self) -> npt.NDArray[np.float64]:
         """The middle of each bin; 0 for the first, where exact zeros (after a ReLU) gather."""
-        centres: npt.NDArray[np.float64] = (np.arange(NUM_BINS, dtype=np.float64) + 0.5) * (self.limit / NUM_BINS)
+        centres: npt.NDArray[np.float64] = (np.arange(NUM_BINS, dtype=np.float64) + 0.5) * (
+            self.limit / NUM_BINS
+        )
         centres[0] = 0.0
         return centres
 

@@ -28,13 +28,15 @@ class Range:
 
     Attributes:
         low, high: smallest and largest value.
-        average, averaged: moving sum of each image's largest magnitude, and of how many images; see :attr:`ema`.
+        average, averaged: moving sum of each image's largest magnitude, and of how many images; see
+            :attr:`ema`.
         hist: magnitudes of all images; empty unless the calibrator reads it.
         bulk: magnitudes of the first ``BULK_IMAGES`` images, to tell outliers from the rest.
-        positive, negative: magnitudes of the values above and below 0; empty unless the codes' interval is searched.
+        positive, negative: magnitudes of the values above and below 0; empty unless the codes'
+            interval is searched.
         zeros: how many of the values in ``bulk`` are exactly 0.
-        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer that follows,
-            over the first ``MOMENT_IMAGES`` images.
+        sums, squares: float64, shape [C]: sum and sum of squares of each input channel of the layer
+            that follows, over the first ``MOMENT_IMAGES`` images.
         count: values per channel in ``sums``.
     """
 
@@ -72,13 +74,20 @@ class Observer(nn.Module):
 
     Args:
         mode: the calibrator's name; it decides what is gathered.
-        channel_axis: the axis along which the following layer sums (1 for a convolution, -1 for a linear), None when the
-            activation feeds no weight.
+        channel_axis: the axis along which the following layer sums (1 for a convolution, -1 for a
+            linear), None when the activation feeds no weight.
         scratch: work buffers, shared by all observers.
         sides: gather the two sides of 0 apart, too.
     """
 
-    def __init__(self, mode: str, channel_axis: int | None, scratch: tuple[torch.Tensor, torch.Tensor], *, sides: bool) -> None:
+    def __init__(
+        self,
+        mode: str,
+        channel_axis: int | None,
+        scratch: tuple[torch.Tensor, torch.Tensor],
+        *,
+        sides: bool,
+    ) -> None:
         super().__init__()
         self.sides = sides
         self.range = Range()
@@ -117,11 +126,16 @@ class Observer(nn.Module):
 
     def _add_moments(self, x: torch.Tensor) -> None:
         in_memory = self.channel_axis
-        if in_memory == 1 and x.ndim == 4 and not x.is_contiguous():  # channels-last: channels are the last axis in memory
+        if (
+            in_memory == 1 and x.ndim == 4 and not x.is_contiguous()
+        ):  # channels-last: channels are the last axis in memory
             x, in_memory = x.permute(0, 2, 3, 1), -1
         if in_memory == 1:
             flat = x.flatten(2)
-            sums, squares = flat.sum(2).double().sum(0), torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0)
+            sums, squares = (
+                flat.sum(2).double().sum(0),
+                torch.linalg.vector_norm(flat, 2, 2).double().square().sum(0),
+            )
         else:
             flat = x.reshape(-1, x.shape[-1])
             sums, squares = flat.sum(0).double(), flat.square().sum(0).double()
@@ -137,7 +151,8 @@ def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
         for q in placement.quantizers
         if q.source is source and q.role == "input"
     }
-    # A tensor that feeds a convolution and a linear has no one channel axis: its weights take their plain maximum.
+    # A tensor that feeds a convolution and a linear has no one channel axis: its weights take their
+    # plain maximum.
     return axes.pop() if len(axes) == 1 else None
 
 
@@ -153,13 +168,15 @@ def observe(
 
     Args:
         graph: captured; not changed.
-        placement: its quantizers; those left in float are watched too, so that their range can be reported.
+        placement: its quantizers; those left in float are watched too, so that their range can be
+            reported.
         batches: float32, [N, C, H, W]; read once.
         mode: the calibrator's name.
         progress: called with the number of images after each batch.
 
     Raises:
-        CalibrationError: no images, or NaN or infinity appeared; names the module where it first did.
+        CalibrationError: no images, or NaN or infinity appeared; names the module where it first
+            did.
     """
     watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
     by_name = {n.name: n for n in watched.graph.nodes}
@@ -167,8 +184,12 @@ def observe(
     observers: dict[str, Observer] = {}
     for source in placement.sources:
         node = by_name[source.name]
-        narrow = any(q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers)
-        observer = Observer(mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse")
+        narrow = any(
+            q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers
+        )
+        observer = Observer(
+            mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse"
+        )
         attr = f"_observe_{node.name}"
         watched.add_submodule(attr, observer)
         after = node
@@ -182,14 +203,20 @@ def observe(
     with torch.inference_mode():
         for batch in batches:
             # CPU convolutions, depthwise ones above all, are faster on channels-last tensors.
-            watched(batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch)
+            watched(
+                batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+            )
             seen += len(batch)
             if any(not _finite(o.range) for o in observers.values()):
                 _raise_not_finite(graph, batch)
             if progress:
                 progress(len(batch))
     if not seen:
-        raise CalibrationError("Cannot calibrate", "there are no calibration images", "Give a folder with images to --data")
+        raise CalibrationError(
+            "Cannot calibrate",
+            "there are no calibration images",
+            "Give a folder with images to --data",
+        )
     return {name: o.range for name, o in observers.items()}
 
 
@@ -202,10 +229,16 @@ class _FirstNotFinite(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
-        if n.op == "call_function" and isinstance(result, torch.Tensor) and result.is_floating_point():
+        if (
+            n.op == "call_function"
+            and isinstance(result, torch.Tensor)
+            and result.is_floating_point()
+        ):
             bad = int((~torch.isfinite(result)).sum())
             # An attention mask is made of -inf on purpose; softmax turns it into zeros.
-            if bad and (torch.isnan(result).any() or not any("softmax" in str(u.target) for u in n.users)):
+            if bad and (
+                torch.isnan(result).any() or not any("softmax" in str(u.target) for u in n.users)
+            ):
                 raise CalibrationError(
                     f"Calibration stopped: {node_name(n)} gives NaN or infinity",
                     f"{bad} of {result.numel()} values of {list(result.shape)}",
@@ -216,4 +249,8 @@ class _FirstNotFinite(fx.Interpreter):
 
 def _raise_not_finite(graph: fx.GraphModule, batch: torch.Tensor) -> None:
     _FirstNotFinite(graph).run(batch)
-    raise CalibrationError("Calibration stopped", "an activation is NaN or infinite", "Check the weights and the images")
+    raise CalibrationError(
+        "Calibration stopped",
+        "an activation is NaN or infinite",
+        "Check the weights and the images",
+    )

@@ -31,21 +31,31 @@ OPS: dict[str, tuple[object, ...]] = {
 
 def is_transposed(node: fx.Node) -> bool:
     """Whether a node is a transposed convolution."""
-    return node.target in OPS["conv_transpose"] or (node.target is aten.convolution.default and bool(operands(node)[6]))
+    return node.target in OPS["conv_transpose"] or (
+        node.target is aten.convolution.default and bool(operands(node)[6])
+    )
 
 
-# Products that have no INT8 kernel as they are written: which nodes, the operand that is listed for them, and why.
+# Products that have no INT8 kernel as they are written: which nodes, the operand that is listed for
+# them, and why.
 NEVER: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str], ...] = (
-    (is_transposed, lambda n: operands(n)[1], "TensorRT computes transposed convolutions in float whatever is asked"),
     (
-        lambda n: n.target is aten.einsum.default, lambda n: operands(n)[1][0],
+        is_transposed,
+        lambda n: operands(n)[1],
+        "TensorRT computes transposed convolutions in float whatever is asked",
+    ),
+    (
+        lambda n: n.target is aten.einsum.default,
+        lambda n: operands(n)[1][0],
         "einsum is not quantized: write it as matmul to have it in INT8",
     ),
     (
-        lambda n: n.target in (aten.baddbmm.default, aten.addmm.default), lambda n: operands(n)[1],
-        "a product and a sum in one call are not quantized: write them as matmul and add to have the product in INT8",
+        lambda n: n.target in (aten.baddbmm.default, aten.addmm.default),
+        lambda n: operands(n)[1],
+        "a product and a sum in one call are not quantized: write them as matmul and add to "
+        "have the product in INT8",
     ),
-)  # fmt: skip
+)
 
 
 class LayerBits(NamedTuple):
@@ -66,8 +76,9 @@ class Rule:
     axis: int | None = None
 
 
-# facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and its add fuse into it);
-# of a residual add only the shortcut; biases stay float. Transposed convolutions run in float whatever is asked.
+# facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
+# its add fuse into it); of a residual add only the shortcut; biases stay float. Transposed
+# convolutions run in float whatever is asked.
 TENSORRT: tuple[Rule, ...] = (
     Rule("conv", 0, "input"),
     Rule("conv", 1, "weight", axis=0),
@@ -89,12 +100,15 @@ class Quantizer:
         role: what the tensor is to the op.
         consumer: the call whose operand is quantized.
         operand: which one.
-        source: the node whose value is quantized (before a zero pad, so that the pad still fuses into its convolution).
+        source: the node whose value is quantized (before a zero pad, so that the pad still fuses
+            into its convolution).
         format: the number format wanted.
         is_weight: the source is a constant.
         float_reason: why it stays in float, None when it is quantized.
-        decided: who wants it in float, whatever its values: a user, an allocation, or what it is multiplied with; "" for nobody.
-        alone: it has codes whatever becomes of what it is multiplied with: only the weight of its layer was asked for.
+        decided: who wants it in float, whatever its values: a user, an allocation, or what it is
+            multiplied with; "" for nobody.
+        alone: it has codes whatever becomes of what it is multiplied with: only the weight of its
+            layer was asked for.
     """
 
     name: str
@@ -152,16 +166,17 @@ def place(
     Args:
         graph: normalised and named.
         rules: the placement table of the target.
-        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``, ``@anchors``; a layer or a quantizer
-            whose name matches stays in float.
+        high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``,
+            ``@anchors``; a layer or a quantizer whose name matches stays in float.
         weight_bits: of weights; 2 to 8.
-        input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and the shortcuts of residual adds
-            keep 8 bits.
+        input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and
+            the shortcuts of residual adds keep 8 bits.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
         layer_bits: formats of single layers, None for float; it overrides the widths above.
 
     Raises:
-        UsageError: a pattern matches nothing (the nearest names are suggested), or ``layer_bits`` names no layer.
+        UsageError: a pattern matches nothing (the nearest names are suggested), or ``layer_bits``
+            names no layer.
     """
     found = Placement(force_attention=attention == "int8")
     depth = _depths(graph)
@@ -192,31 +207,45 @@ def _set_bits_(placement: Placement, weight_bits: int, input_bits: int) -> None:
     wide = {*layers[:1], *layers[-1:]}
     for q in placement.quantizers:
         if q.layer not in wide and q.role != "residual":
-            q.format = msgspec.structs.replace(q.format, bits=weight_bits if q.is_weight else input_bits)
+            q.format = msgspec.structs.replace(
+                q.format, bits=weight_bits if q.is_weight else input_bits
+            )
 
 
 def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | None]) -> None:
     known = _weighted_layers(placement)
     for name in layer_bits:
         if name not in known:
-            raise UsageError(f"The allocation names a layer {name} that the model does not have", mend=suggest(name, known))
+            raise UsageError(
+                f"The allocation names a layer {name} that the model does not have",
+                mend=suggest(name, known),
+            )
     for q in placement.quantizers:
         if q.role in ("input", "weight") and q.layer in layer_bits:
             bits = layer_bits[q.layer]
             if bits is None:
-                q.float_reason, q.decided = q.float_reason or "the allocation keeps it in float", "allocation"
+                q.float_reason, q.decided = (
+                    q.float_reason or "the allocation keeps it in float",
+                    "allocation",
+                )
             elif not q.is_weight and bits.input is None:
                 q.float_reason = q.float_reason or "the allocation quantizes the weight alone"
             else:
                 q.alone = bits.input is None
-                q.format = msgspec.structs.replace(q.format, bits=bits.weight if q.is_weight else bits.input, kind=bits.kind)
+                q.format = msgspec.structs.replace(
+                    q.format, bits=bits.weight if q.is_weight else bits.input, kind=bits.kind
+                )
 
 
 def _weighted_layers(placement: Placement) -> list[str]:
-    return list(dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight")))
+    return list(
+        dict.fromkeys(q.layer for q in placement.quantizers if q.role in ("input", "weight"))
+    )
 
 
-def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node, int]) -> Quantizer | None:
+def _apply(
+    graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node, int]
+) -> Quantizer | None:
     operand, reason = rule.operand, None
     if rule.role == "residual":
         found = _shortcut(node, depth)
@@ -231,7 +260,10 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
     if rule.op == "conv" and is_transposed(node):
         return None
     if rule.role == "weight" and constant is None:
-        axis, reason = None, "its weight is computed from the input, and only a constant weight runs in INT8"
+        axis, reason = (
+            None,
+            "its weight is computed from the input, and only a constant weight runs in INT8",
+        )
     if rule.op == "matmul" and constant is not None:
         axis = constant.ndim - 1 if rule.role == "rhs" and constant.ndim == 2 else None
     if constant is None:
@@ -241,18 +273,32 @@ def _apply(graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node
         name = f"{node_name(source)}.output"
     fmt = INT8 if axis is None else Format(axis=axis)
     return Quantizer(
-        name=name, layer=layer, role=rule.role, consumer=node, operand=operand, source=source, format=fmt,
-        is_weight=constant is not None, float_reason=reason,
-    )  # fmt: skip
+        name=name,
+        layer=layer,
+        role=rule.role,
+        consumer=node,
+        operand=operand,
+        source=source,
+        format=fmt,
+        is_weight=constant is not None,
+        float_reason=reason,
+    )
 
 
 def _float_only(graph: fx.GraphModule, node: fx.Node, source: fx.Node, reason: str) -> Quantizer:
     name, constant = node_name(node), get_constant(graph, source) is not None
     role: Role = "weight" if constant else "lhs"
     return Quantizer(
-        name=f"{name}.{role}", layer=name, role=role, consumer=node, operand=1, source=source, format=INT8, is_weight=constant,
+        name=f"{name}.{role}",
+        layer=name,
+        role=role,
+        consumer=node,
+        operand=1,
+        source=source,
+        format=INT8,
+        is_weight=constant,
         float_reason=reason,
-    )  # fmt: skip
+    )
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -264,9 +310,15 @@ def _before_pad(source: fx.Node) -> fx.Node:
     """Zero is exact in every symmetric format: quantize before a zero pad, so that nothing stands between pad and conv."""
     while source.target in PADS and len(source.users) == 1:
         mode = operands(source)[2] if len(operands(source)) > 2 else "constant"
-        value = operands(source)[3] if source.target is aten.pad.default and len(operands(source)) > 3 else None
+        value = (
+            operands(source)[3]
+            if source.target is aten.pad.default and len(operands(source)) > 3
+            else None
+        )
         amounts = operands(source)[1]
-        spatial = not any(amounts[4:])  # amounts run from the last axis: more than two axes would pad channels
+        spatial = not any(
+            amounts[4:]
+        )  # amounts run from the last axis: more than two axes would pad channels
         if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0) or not spatial:
             return source
         inner = operands(source)[0]
@@ -287,14 +339,20 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None] | None:
     """Return which operand of an add is its shortcut, and why it stays in float (None: quantize it).
 
-    An add is residual when both operands are activations of one shape and one of them ends in a convolution or a linear
-    whose only use is this add: that one fuses with the add. The other, or the shallower of two such, is the shortcut.
+    An add is residual when both operands are activations of one shape and one of them ends in a
+    convolution or a linear whose only use is this add: that one fuses with the add. The other, or
+    the shallower of two such, is the shortcut.
     """
     left, right = operands(node)[:2]
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or node.kwargs:
         return None
     a, b = left.meta.get("val"), right.meta.get("val")
-    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.shape != b.shape or a.ndim < 3:
+    if (
+        not isinstance(a, torch.Tensor)
+        or not isinstance(b, torch.Tensor)
+        or a.shape != b.shape
+        or a.ndim < 3
+    ):
         return None
     if not depth[left] or not depth[right]:
         return None
@@ -304,7 +362,11 @@ def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None
     operand = 0 if ends[0] is None else 1 if ends[1] is None else int(depth[right] < depth[left])
     if ends[1 - operand] == "conv":
         return operand, None
-    return operand, "the add follows a linear layer and no INT8 convolution: a quantized residual stream would gain nothing"
+    return (
+        operand,
+        "the add follows a linear layer and no INT8 convolution: a quantized residual stream "
+        "would gain nothing",
+    )
 
 
 def _branch_end(node: fx.Node) -> str | None:
@@ -325,9 +387,14 @@ def _branch_end(node: fx.Node) -> str | None:
 
 
 SHAPE_OPS = (
-    aten.reshape.default, aten.permute.default, aten.transpose.int, aten.roll.default, aten.slice.Tensor, aten.unsqueeze.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.roll.default,
+    aten.slice.Tensor,
+    aten.unsqueeze.default,
     aten.squeeze.dim,
-)  # fmt: skip
+)
 
 
 def _is_layer_scale(node: fx.Node) -> bool:
@@ -338,20 +405,26 @@ def _is_layer_scale(node: fx.Node) -> bool:
 def keep_whole_(placement: Placement) -> None:
     """Take with a quantizer that stays in float those that are worth nothing without it.
 
-    A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a kernel runs in float anyway and
-    is left alone. The two matmuls of an attention and the softmax
-    between them are one fused kernel when all of it is INT8 or all of it float, and separate ones when it is mixed
-    (docs/decisions.md has the builds).
+    A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a
+    kernel runs in float anyway and is left alone. The two matmuls of an attention and the softmax
+    between them are one fused kernel when all of it is INT8 or all of it float, and separate ones
+    when it is mixed (docs/decisions.md has the builds).
     """
     compute = [q for q in placement.quantizers if q.role != "residual"]
-    for kind, owner in (("an INT8 kernel needs both operands", _consumer), ("an attention is one kernel, all INT8 or none", attention_of)):
+    for kind, owner in (
+        ("an INT8 kernel needs both operands", _consumer),
+        ("an attention is one kernel, all INT8 or none", attention_of),
+    ):
         for quantizer in compute:
             if quantizer.float_reason is None or owner(quantizer) is None:
                 continue
             for other in compute:
                 keeps = other.alone or not other.format.has_kernel
                 if other.float_reason is None and not keeps and owner(other) is owner(quantizer):
-                    other.float_reason, other.decided = f"{quantizer.name} stays in float, and {kind}", "partner"
+                    other.float_reason, other.decided = (
+                        f"{quantizer.name} stays in float, and {kind}",
+                        "partner",
+                    )
 
 
 def _consumer(quantizer: Quantizer) -> fx.Node | None:
@@ -369,7 +442,9 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
         hits = matching(placement, pattern)
         if not hits:
             names = [q.layer for q in placement.quantizers]
-            raise UsageError(f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names))
+            raise UsageError(
+                f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names)
+            )
         for q in hits:
             q.float_reason, q.decided = f"asked for by --high-precision {pattern}", "user"
     keep_whole_(placement)
@@ -378,12 +453,24 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
 def matching(placement: Placement, pattern: str) -> list[Quantizer]:
     """Return the quantizers of a shell pattern on names and layers, of ``@first``, ``@last``, or ``@anchors``, which is both."""
     weighted = _weighted_layers(placement)
-    wanted = {"@first": weighted[:1], "@last": weighted[-1:], "@anchors": [*weighted[:1], *weighted[-1:]]}.get(pattern)
-    return [q for q in placement.quantizers if (q.layer in wanted if wanted is not None else _matches(q, pattern))]
+    wanted = {
+        "@first": weighted[:1],
+        "@last": weighted[-1:],
+        "@anchors": [*weighted[:1], *weighted[-1:]],
+    }.get(pattern)
+    return [
+        q
+        for q in placement.quantizers
+        if (q.layer in wanted if wanted is not None else _matches(q, pattern))
+    ]
 
 
 def _matches(quantizer: Quantizer, pattern: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, p) for name in (quantizer.name, quantizer.layer) for p in (pattern, f"{pattern}.*"))
+    return any(
+        fnmatch.fnmatchcase(name, p)
+        for name in (quantizer.name, quantizer.layer)
+        for p in (pattern, f"{pattern}.*")
+    )
 
 
 def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
@@ -397,15 +484,23 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
     for name in encodings.formats:
         if name not in known:
             more = module_quantizers(graph, name.partition(":")[0])
-            found.quantizers += [q for q in more if q.name not in known and q.name in encodings.formats]
+            found.quantizers += [
+                q for q in more if q.name not in known and q.name in encodings.formats
+            ]
             known |= {q.name: q for q in more}
         if name not in known:
             raise EncodingsError(
-                f"The encodings name a quantizer {name} that the model does not have", suggest(name, known) or "its graph is another",
-                "Give the encodings of this model; methods that insert ops (qads) change the graph itself",
-            )  # fmt: skip
+                f"The encodings name a quantizer {name} that the model does not have",
+                suggest(name, known) or "its graph is another",
+                "Give the encodings of this model; methods that insert ops (qads) change the "
+                "graph itself",
+            )
     for q in found.quantizers:
-        q.float_reason = None if q.name in encodings.formats else encodings.left_in_float.get(q.name, "not in the encodings")
+        q.float_reason = (
+            None
+            if q.name in encodings.formats
+            else encodings.left_in_float.get(q.name, "not in the encodings")
+        )
         q.format = encodings.formats.get(q.name, q.format)
     return found
 
@@ -426,15 +521,23 @@ def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
         for node in graph.graph.nodes
         if node.op in ("call_function", "output")
         for i, operand in enumerate(_read_by(node))
-        if isinstance(operand, fx.Node) and _is_float(operand) and _meets(module, kind, node, operand)
+        if isinstance(operand, fx.Node)
+        and _is_float(operand)
+        and _meets(module, kind, node, operand)
     ]
     return [
         Quantizer(
-            name=f"{name}:{k}" if k else name, layer=module, role=kind, consumer=node, operand=i, source=source, format=INT8,
+            name=f"{name}:{k}" if k else name,
+            layer=module,
+            role=kind,
+            consumer=node,
+            operand=i,
+            source=source,
+            format=INT8,
             is_weight=kind == "weight",
         )
         for k, (node, i, source) in enumerate(places)
-    ]  # fmt: skip
+    ]
 
 
 def _read_by(node: fx.Node) -> tuple[object, ...]:
@@ -446,12 +549,21 @@ def _read_by(node: fx.Node) -> tuple[object, ...]:
 def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
     """Whether a call reads the input of a module from outside, its output outside, or its weight."""
     if role == "weight":
-        return source.op == "get_attr" and str(source.target).removeprefix("model.") == f"{module}.weight"
+        return (
+            source.op == "get_attr"
+            and str(source.target).removeprefix("model.") == f"{module}.weight"
+        )
     if source.op == "get_attr":
         return False
     reads = consumer.op != "output" and _within(module, module_name(consumer))
-    folded = source.meta.get("batch_norm")  # of this path: what the node gives is the normalisation's output, not its own
-    makes = _within(module, module_name(source)) if folded is None or role == "input" else module == folded
+    folded = source.meta.get(
+        "batch_norm"
+    )  # of this path: what the node gives is the normalisation's output, not its own
+    makes = (
+        _within(module, module_name(source))
+        if folded is None or role == "input"
+        else module == folded
+    )
     return (reads and not makes) if role == "input" else (makes and not reads)
 
 

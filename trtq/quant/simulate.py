@@ -14,11 +14,14 @@ from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, Quantizer
 
 
-def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings: Encodings, *, on_codes: bool = True) -> fx.GraphModule:
+def insert_fake_quantize(
+    graph: fx.GraphModule, placement: Placement, encodings: Encodings, *, on_codes: bool = True
+) -> fx.GraphModule:
     """Return a copy of ``graph`` that computes with the codes of ``encodings``.
 
-    Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with ``graph``. Narrow weights are stored
-    on their codes, as the exported file has them, unless ``on_codes`` is False: training needs what lies between.
+    Quantizers that share a tensor, a format and a scale share one call. Parameters are shared with
+    ``graph``. Narrow weights are stored on their codes, as the exported file has them, unless
+    ``on_codes`` is False: training needs what lies between.
 
     Raises:
         EncodingsError: an active quantizer has no encoding, or one of another shape.
@@ -37,7 +40,11 @@ def insert_fake_quantize(graph: fx.GraphModule, placement: Placement, encodings:
                 scale = encodings.scale(quantizer.name)
                 _check_shape(quantizer, scale, source)
                 zero_point = encodings.zero_point(quantizer.name)
-                held = _on_codes(simulated, quantizer, scale, zero_point, source) if on_codes else source
+                held = (
+                    _on_codes(simulated, quantizer, scale, zero_point, source)
+                    if on_codes
+                    else source
+                )
                 made[first] = _insert(simulated, quantizer, scale, zero_point, held)
             _redirect(by_name[quantizer.consumer.name], quantizer.operand, source, made[first])
         coded = {q.source.name: made[shared[q.name]] for q in outputs}
@@ -59,16 +66,23 @@ def _replace_constants(graph: fx.GraphModule, encodings: Encodings) -> dict[str,
 
 
 def _on_codes(
-    graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, zero_point: torch.Tensor | None, source: fx.Node
+    graph: fx.GraphModule,
+    quantizer: Quantizer,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    source: fx.Node,
 ) -> fx.Node:
     """Return a weight that no INT8 pair can clamp, of fewer bits or of another kind, as it is stored: already on its codes.
 
-    Q/DQ has no clamp below 8 bits; a weight on its codes needs none, and an INT8 container then holds them exactly.
+    Q/DQ has no clamp below 8 bits; a weight on its codes needs none, and an INT8 container then
+    holds them exactly.
     """
     fmt, weight = quantizer.format, get_constant(graph, source)
     if not quantizer.is_weight or weight is None or (fmt.bits == 8 and fmt.has_kernel):
         return source
-    codes = torch.ops.trtq.fake_quantize(weight, scale, zero_point, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind)
+    codes = torch.ops.trtq.fake_quantize(
+        weight, scale, zero_point, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind
+    )
     return add_constant(graph, str(source.target), codes, before=source)
 
 
@@ -84,15 +98,28 @@ def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
     return names
 
 
-def _insert(graph: fx.GraphModule, quantizer: Quantizer, scale: torch.Tensor, zero_point: torch.Tensor | None, source: fx.Node) -> fx.Node:
+def _insert(
+    graph: fx.GraphModule,
+    quantizer: Quantizer,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    source: fx.Node,
+) -> fx.Node:
     following = source.next
     while following.op in ("placeholder", "get_attr"):
         following = following.next
     constant = add_constant(graph, f"{quantizer.name}.scale", scale, before=following)
-    zero = None if zero_point is None else add_constant(graph, f"{quantizer.name}.zero_point", zero_point, before=following)
+    zero = (
+        None
+        if zero_point is None
+        else add_constant(graph, f"{quantizer.name}.zero_point", zero_point, before=following)
+    )
     fmt = quantizer.format
     with graph.graph.inserting_before(following):
-        node = graph.graph.call_function(FAKE_QUANTIZE, (source, constant, zero, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind))
+        node = graph.graph.call_function(
+            FAKE_QUANTIZE,
+            (source, constant, zero, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind),
+        )
     node.meta.update({k: v for k, v in source.meta.items() if k in ("val", "nn_module_stack")})
     node.meta["trtq_name"] = quantizer.name
     return node
@@ -114,7 +141,13 @@ def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.No
 
 def _check_shape(quantizer: Quantizer, scale: torch.Tensor, source: fx.Node) -> None:
     axis, value = quantizer.format.axis, source.meta.get("val")
-    expected = [] if axis is None else [int(value.shape[axis])] if isinstance(value, torch.Tensor) else list(scale.shape)
+    expected = (
+        []
+        if axis is None
+        else [int(value.shape[axis])]
+        if isinstance(value, torch.Tensor)
+        else list(scale.shape)
+    )
     if list(scale.shape) != expected:
         raise EncodingsError(
             f"The encodings do not fit the graph at {quantizer.name}",

@@ -99,13 +99,17 @@ class Frontier(msgspec.Struct):
 Spec = dict[str, Any]
 PARTS: dict[str, dict[str, Any]] = {
     "quantize": {
-        "spec": Spec, "model": _Model, "environment": _Environment, "calibration": _Calibration, "data": _Data,
+        "spec": Spec,
+        "model": _Model,
+        "environment": _Environment,
+        "calibration": _Calibration,
+        "data": _Data,
     },
     "build": {"target": _Device, "builder": _Builder, "environment": _Environment, "spec": Spec},
     "finetune": {"trained": _Trained, "training": _Training, "history": list[_Epoch]},
     "search": {"reference": _Reference},
     "bench": {"card": _Card, "spec": Spec},
-}  # fmt: skip
+}
 FILES = {
     "quantize": ("model.qdq.onnx", "encodings.safetensors"),
     "finetune": ("model.qdq.onnx", "encodings.safetensors"),
@@ -122,7 +126,9 @@ def read_part(path: Path, verb: str) -> dict[str, Any]:
     for field, kind in PARTS.get(verb, {}).items():
         check_record(content[field], path, kind, kind=f"{verb} record ({field})")
     for name in FILES.get(verb, ()):
-        check_record(content["files"].get(name), path, dict[str, Any], kind=f"{verb} record (files: {name})")
+        check_record(
+            content["files"].get(name), path, dict[str, Any], kind=f"{verb} record (files: {name})"
+        )
     return content
 
 

@@ -16,15 +16,29 @@ from trtq.terminal import visible
 
 INK = "#7a8290"  # readable on white and on near-black
 INPUT, WEIGHT, WARN = "#2f7ed8", "#d9822b", "#d64545"
-FONT: Any = {"font.size": 9, "svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "trtq", "text.parse_math": False}
+FONT: Any = {
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "svg.hashsalt": "trtq",
+    "text.parse_math": False,
+}
 
 
 def _svg(figure: Figure, title: str) -> str:
     buffer = io.StringIO()
     with mpl.rc_context(FONT):
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Title": title})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            metadata={"Date": None, "Title": title},
+        )
     text = visible(buffer.getvalue(), lines=True)
-    return text[text.index("<svg") :].replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+    return text[text.index("<svg") :].replace(
+        "<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1
+    )
 
 
 def _ink(axes: Any) -> None:
@@ -43,12 +57,25 @@ def sqnr_figure(quantizers: Sequence[dict[str, Any]]) -> str:
         figure = Figure(figsize=(10, 3))
         axes = figure.subplots()
         for kind, color, label in ((True, WEIGHT, "weights"), (False, INPUT, "activations")):
-            points = [(i, q["sqnr_db"]) for i, q in enumerate(quantizers) if (q["role"] == "weight") == kind and q["sqnr_db"] is not None]
-            axes.plot([p[0] for p in points], [p[1] for p in points], "o", ms=3.5, color=color, label=label)
+            points = [
+                (i, q["sqnr_db"])
+                for i, q in enumerate(quantizers)
+                if (q["role"] == "weight") == kind and q["sqnr_db"] is not None
+            ]
+            axes.plot(
+                [p[0] for p in points],
+                [p[1] for p in points],
+                "o",
+                ms=3.5,
+                color=color,
+                label=label,
+            )
         axes.set_xlabel("quantizer, in the order the model runs them")
         axes.set_ylabel("SQNR, dB")
         axes.grid(axis="y", color=INK, alpha=0.25)
-        axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+        axes.legend(
+            frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2
+        )
         _ink(axes)
     return _svg(figure, "SQNR of every quantizer")
 
@@ -61,18 +88,46 @@ def sensitivity_figure(layers: Sequence[dict[str, Any]], bits: Sequence[str], me
         shown = [b for b in bits if all(b in v["loss"] for v in layers)]
         for i, label in enumerate(shown):
             values = [v["loss"][label] or math.nan for v in layers]
-            axes.plot(range(len(layers)), values, "o-", ms=3.5, lw=0.8, color=INPUT, alpha=1.0 - 0.75 * i / max(len(shown), 1), label=label)
+            axes.plot(
+                range(len(layers)),
+                values,
+                "o-",
+                ms=3.5,
+                lw=0.8,
+                color=INPUT,
+                alpha=1.0 - 0.75 * i / max(len(shown), 1),
+                label=label,
+            )
         axes.set_yscale("log")
         axes.set_ylabel(f"loss by {metric}")
         step = max(1, len(layers) // 40)
-        axes.set_xticks(range(0, len(layers), step), [v["name"] for v in layers[::step]], rotation=90, fontsize=6)
+        axes.set_xticks(
+            range(0, len(layers), step),
+            [v["name"] for v in layers[::step]],
+            rotation=90,
+            fontsize=6,
+        )
         axes.grid(axis="y", color=INK, alpha=0.25)
-        axes.legend(frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(shown) or 1)
+        axes.legend(
+            frameon=False,
+            labelcolor=INK,
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(shown) or 1,
+        )
         _ink(axes)
     return _svg(figure, f"Loss of every layer by {metric}")
 
 
-def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str, chosen: str, limit: float | None, unit: str) -> str:
+def frontier_figure(
+    points: Sequence[dict[str, Any]],
+    axis: str,
+    *,
+    measure: str,
+    chosen: str,
+    limit: float | None,
+    unit: str,
+) -> str:
     """Return measured accuracy against one cost: every point labelled, dominated ones grey, the chosen one ringed, the budget a line.
 
     Args:
@@ -86,8 +141,17 @@ def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(7.5, 4.2))
         axes = figure.subplots()
-        front = sorted((p for p in points if not p["dominated"][axis]), key=lambda p: p["costs"][axis])
-        axes.plot([p["costs"][axis] for p in front], [p["accuracy"] for p in front], "-", color=INPUT, lw=1, alpha=0.6)
+        front = sorted(
+            (p for p in points if not p["dominated"][axis]), key=lambda p: p["costs"][axis]
+        )
+        axes.plot(
+            [p["costs"][axis] for p in front],
+            [p["accuracy"] for p in front],
+            "-",
+            color=INPUT,
+            lw=1,
+            alpha=0.6,
+        )
         for i, p in enumerate(points):
             color = INK if p["dominated"][axis] else INPUT
             x, y = p["costs"][axis], p["accuracy"]
@@ -95,7 +159,11 @@ def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str
             if p["label"] == chosen:
                 axes.plot(x, y, "o", ms=12, mfc="none", color=WEIGHT, mew=1.5)
             place = (6, 5 if i % 2 else -11)
-            text: dict[str, Any] = {"fontsize": 7, "color": color, "parse_math": False}  # a label may hold a dollar
+            text: dict[str, Any] = {
+                "fontsize": 7,
+                "color": color,
+                "parse_math": False,
+            }  # a label may hold a dollar
             axes.annotate(p["label"], (x, y), xytext=place, textcoords="offset points", **text)
         if limit is not None:
             axes.axvline(limit, color=WARN, lw=1, ls="--")
@@ -107,12 +175,20 @@ def frontier_figure(points: Sequence[dict[str, Any]], axis: str, *, measure: str
     return _svg(figure, f"Accuracy against {axis}")
 
 
-def predicted_figure(front: Sequence[dict[str, float]], axis: str, *, at: dict[str, float], metric: str, unit: str) -> str:
+def predicted_figure(
+    front: Sequence[dict[str, float]], axis: str, *, at: dict[str, float], metric: str, unit: str
+) -> str:
     """Return the predicted frontier, loss against one cost, with the chosen allocation on it."""
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(7.5, 3.2))
         axes = figure.subplots()
-        axes.plot([p["cost"] for p in front], [p["loss"] or math.nan for p in front], "-", color=INPUT, lw=1.2)
+        axes.plot(
+            [p["cost"] for p in front],
+            [p["loss"] or math.nan for p in front],
+            "-",
+            color=INPUT,
+            lw=1.2,
+        )
         axes.plot(at["cost"], at["loss"] or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
         axes.set_yscale("log")
         axes.set_xlabel(f"{axis}, {unit}, predicted")
@@ -129,11 +205,24 @@ def histogram_figure(quantizer: dict[str, Any]) -> str:
         figure = Figure(figsize=(4.6, 2.1))
         axes = figure.subplots()
         width = limit / len(counts)
-        axes.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=width, color=INPUT, alpha=0.8)
+        axes.bar(
+            [(i + 0.5) * width for i in range(len(counts))],
+            counts,
+            width=width,
+            color=INPUT,
+            alpha=0.8,
+        )
         axes.axvline(quantizer["amax"], color=WARN, lw=1.5)
         axes.set_yscale("log", nonpositive="clip")
         top = max(counts)
-        axes.text(quantizer["amax"], top, f" amax {quantizer['amax']:.3g}", color=WARN, va="top", fontsize=8)
+        axes.text(
+            quantizer["amax"],
+            top,
+            f" amax {quantizer['amax']:.3g}",
+            color=WARN,
+            va="top",
+            fontsize=8,
+        )
         axes.set_xlabel("magnitude")
         axes.set_ylabel("count")
         axes.set_xlim(0, limit)

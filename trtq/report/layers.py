@@ -18,10 +18,12 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
     """A layer.
 
     Attributes:
-        precision: format of its weight (of its first operand where it has none), ``float`` where nothing is quantized.
+        precision: format of its weight (of its first operand where it has none), ``float`` where
+            nothing is quantized.
         runs: what an engine computes it in.
         sqnr_db: lowest of its quantizers, dB; None where all are exact or there are none.
-        loss: of the sensitivity analysis at the narrowest width that was looked at; None without one.
+        loss: of the sensitivity analysis at the narrowest width that was looked at; None without
+            one.
         share: of the work, 0 to 1; None where it is not known.
     """
 
@@ -75,12 +77,15 @@ def layers_of(run: RunSummary) -> Layers:
     shares, work = _shares(run)
     rows = [
         LayerRow(
-            name=name, precision=_precision(held), runs=" and ".join(sorted({q["computes_in"] for q in held})) or "float",
-            sqnr_db=min((q["sqnr_db"] for q in held if q["sqnr_db"] is not None), default=None), loss=losses.get(name),
+            name=name,
+            precision=_precision(held),
+            runs=" and ".join(sorted({q["computes_in"] for q in held})) or "float",
+            sqnr_db=min((q["sqnr_db"] for q in held if q["sqnr_db"] is not None), default=None),
+            loss=losses.get(name),
             share=shares.get(name),
         )
         for name, held in found.items()
-    ]  # fmt: skip
+    ]
     return Layers(rows=rows, sensitivity=sensitivity, work=work)
 
 
@@ -103,7 +108,11 @@ def _shares(run: RunSummary) -> tuple[dict[str, float], str]:
             what = "" if key == "qdq" else "the float file's "
             return shares, f"share of {what}time on the {row['device']}, profiled"
     if run.search is not None:
-        macs = {v["name"]: v["cost"]["macs"] for v in run.search["analysis"]["layers"] if v.get("cost", {}).get("macs")}
+        macs = {
+            v["name"]: v["cost"]["macs"]
+            for v in run.search["analysis"]["layers"]
+            if v.get("cost", {}).get("macs")
+        }
         if macs:
             return _normalized(macs), "share of the multiply-adds, counted"
     values = run.quantize["model"].get("weight_values", {})
@@ -121,28 +130,48 @@ def draw_strip(layers: Layers) -> str:
     step = WIDTH / max(len(rows), 1)
     tracks.append(("precision", _blocks(rows, step)))
     if layers.sensitivity:
-        tracks.append((f"{layers.sensitivity}, log scale", _bars([_log(r.loss) for r in rows], step, "loss")))
+        tracks.append(
+            (f"{layers.sensitivity}, log scale", _bars([_log(r.loss) for r in rows], step, "loss"))
+        )
     highest = max((r.sqnr_db for r in rows if r.sqnr_db is not None), default=None)
     if highest is not None:
         top = max(highest, 1.0)
         label = f"lowest SQNR of its tensors, 0 to {top:.0f} dB"
-        tracks.append((label, _bars([None if r.sqnr_db is None else max(r.sqnr_db, 0.0) / top for r in rows], step, "sqnr")))
+        tracks.append(
+            (
+                label,
+                _bars(
+                    [None if r.sqnr_db is None else max(r.sqnr_db, 0.0) / top for r in rows],
+                    step,
+                    "sqnr",
+                ),
+            )
+        )
     most = max((r.share for r in rows if r.share is not None), default=0.0)
     if most:
         label = f"{layers.work}, up to {100 * most:.1f} %"
-        tracks.append((label, _bars([None if r.share is None else r.share / most for r in rows], step, "share")))
+        tracks.append(
+            (
+                label,
+                _bars([None if r.share is None else r.share / most for r in rows], step, "share"),
+            )
+        )
     height = len(tracks) * (TRACK + GAP)
     parts = []
     for i, (label, body) in enumerate(tracks):
         top = i * (TRACK + GAP)
         parts.append(
-            f'<text x="{LEFT:g}" y="{top + 11:g}">{_escaped(label)}</text><g transform="translate(0 {top + GAP:g})">'
+            f'<text x="{LEFT:g}" y="{top + 11:g}">{_escaped(label)}</text><g '
+            f'transform="translate(0 {top + GAP:g})">'
             f'<path class="base" d="M0 {TRACK:g}h{WIDTH:g}"/>{body}</g>'
         )
     return (
-        f'<svg class="strip" viewBox="0 0 {WIDTH:g} {height:g}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{len(rows)} layers: {_escaped("; ".join(t for t, _ in tracks))}. The table below has the numbers.">'
-        f'{"".join(parts)}<path class="cursor" d="" data-step="{step:g}" data-height="{height:g}"/></svg>'
+        f'<svg class="strip" viewBox="0 0 {WIDTH:g} {height:g}" preserveAspectRatio="none" '
+        'role="img" '
+        f'aria-label="{len(rows)} layers: {_escaped("; ".join(t for t, _ in tracks))}. The '
+        'table below has the numbers.">'
+        f'{"".join(parts)}<path class="cursor" d="" data-step="{step:g}" '
+        f'data-height="{height:g}"/></svg>'
     )
 
 
@@ -153,7 +182,9 @@ def _log(loss: float | None) -> float | None:
 def _blocks(rows: Sequence[LayerRow], step: float) -> str:
     paths: dict[str, list[str]] = {}
     for i, row in enumerate(rows):
-        paths.setdefault(row.kind, []).append(f"M{i * step:.2f} 4h{step * 0.86:.2f}v{TRACK - 4:g}h-{step * 0.86:.2f}z")
+        paths.setdefault(row.kind, []).append(
+            f"M{i * step:.2f} 4h{step * 0.86:.2f}v{TRACK - 4:g}h-{step * 0.86:.2f}z"
+        )
     return "".join(f'<path class="{kind}" d="{"".join(d)}"/>' for kind, d in paths.items())
 
 
@@ -167,8 +198,12 @@ def _bars(values: Sequence[float | None], step: float, kind: str) -> str:
     d = []
     for i, v in enumerate(values):
         if v is not None:
-            height = max(1.0, (TRACK - 2) * (0.06 + 0.94 * (v - low) / span if kind == "loss" else v))
-            d.append(f"M{i * step:.2f} {TRACK:g}h{step * 0.86:.2f}v-{height:.1f}h-{step * 0.86:.2f}z")
+            height = max(
+                1.0, (TRACK - 2) * (0.06 + 0.94 * (v - low) / span if kind == "loss" else v)
+            )
+            d.append(
+                f"M{i * step:.2f} {TRACK:g}h{step * 0.86:.2f}v-{height:.1f}h-{step * 0.86:.2f}z"
+            )
     return f'<path class="{kind}" d="{"".join(d)}"/>'
 
 

@@ -14,7 +14,14 @@ from trtq.data.answers import percent_words
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
 from trtq.errors import ArtifactError, listed
 from trtq.known_records import read_known
-from trtq.report.figures import frontier_figure, histogram_figure, predicted_figure, sensitivity_figure, sqnr_figure, training_figure
+from trtq.report.figures import (
+    frontier_figure,
+    histogram_figure,
+    predicted_figure,
+    sensitivity_figure,
+    sqnr_figure,
+    training_figure,
+)
 from trtq.report.layers import layers_of
 from trtq.report.runs import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
@@ -29,14 +36,27 @@ LABELS = {
     "simulated": "simulation only: no kernel anywhere",
 }
 WORST = 6
-TRAINING_SETTINGS = ("epochs", "limit", "batch_size", "lr", "lr_amax", "schedule", "distill", "batch_norm", "augment", "class_weights")
+TRAINING_SETTINGS = (
+    "epochs",
+    "limit",
+    "batch_size",
+    "lr",
+    "lr_amax",
+    "schedule",
+    "distill",
+    "batch_norm",
+    "augment",
+    "class_weights",
+)
 TEMPLATE = "page.html.j2"
 
 
 def _render(template: str, **values: Any) -> bytes:
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain
+    )
     environment.filters["size"] = size_words
     environment.filters["percent"] = percent_words
     return environment.get_template(template).render(**values).encode()
@@ -74,8 +94,15 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
         training=_training(run.training) if run.training else None,
         boards=_boards(folder),
         layers=layers,
-        strip_data=[[r.name, f"{r.precision}, computes in {r.runs}", r.sqnr_db, r.loss, r.share] for r in layers.rows],
-        histograms={q["name"]: [q["histogram"], q["histogram_limit"], q["amax"]] for q in quantizers if q["histogram"]},
+        strip_data=[
+            [r.name, f"{r.precision}, computes in {r.runs}", r.sqnr_db, r.loss, r.share]
+            for r in layers.rows
+        ],
+        histograms={
+            q["name"]: [q["histogram"], q["histogram_limit"], q["amax"]]
+            for q in quantizers
+            if q["histogram"]
+        },
         skipped=_skipped(run),
         notes=list(dict.fromkeys(n for record in _records(run) for n in record.get("notes", []))),
         cards=_cards(run),
@@ -97,9 +124,12 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     runs = [summarize_run(f) for f in folders]
     found = compare_runs(folders, runs)
     text = _render(
-        "runs.html.j2", title=title, c=found, version=__version__,
+        "runs.html.j2",
+        title=title,
+        c=found,
+        version=__version__,
         repeat=[(row.label, _commands(run)) for row, run in zip(found.rows, runs, strict=False)],
-    )  # fmt: skip
+    )
     write_bytes(page, text)
     return found.verdict
 
@@ -122,11 +152,22 @@ def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
         verdict += "; not every figure is valid"
     spec = dict(record["spec"])
     kind = "deploy" if spec["model"] else "bench"
-    words = ["trtq", "fleet", kind, *spec.pop("model"), *(w for k, v in spec.items() for w in option_words(k, v))]
+    words = [
+        "trtq",
+        "fleet",
+        kind,
+        *spec.pop("model"),
+        *(w for k, v in spec.items() for w in option_words(k, v)),
+    ]
     text = _render(
-        "fleet.html.j2", title="Boards", rows=rows, verdict=verdict, command=shlex.join(words), made=record["environment"]["time"],
+        "fleet.html.j2",
+        title="Boards",
+        rows=rows,
+        verdict=verdict,
+        command=shlex.join(words),
+        made=record["environment"]["time"],
         version=__version__,
-    )  # fmt: skip
+    )
     return write_bytes(page, text)
 
 
@@ -139,13 +180,20 @@ def _records(run: RunSummary) -> list[dict[str, Any]]:
 def _skipped(run: RunSummary) -> list[tuple[str, str]]:
     """What has no figure or no codes, each with the reason: figures that could not be had, layers an engine keeps in float, fallbacks."""
     rows = [row for b in run.bench.values() for row in b["rows"]]
-    found = [(f"{figure} of {row['file']}", why) for row in rows for figure, why in row["unavailable"].items()]
+    found = [
+        (f"{figure} of {row['file']}", why)
+        for row in rows
+        for figure, why in row["unavailable"].items()
+    ]
     for m in run.engines:
         device = m["target"]["device"]
         if m.get("fallback"):
             found.append((f"the engine for {device}", m["fallback"]))
         short = (m.get("coverage") or {}).get("short", [])
-        found += [(f"INT8 for {s['node']} on {device}", s.get("why") or "no reason is known") for s in short]
+        found += [
+            (f"INT8 for {s['node']} on {device}", s.get("why") or "no reason is known")
+            for s in short
+        ]
     reasons: dict[str, list[str]] = {}
     for f in run.quantize["left_in_float"]:
         reasons.setdefault(f["reason"], []).append(f["name"])
@@ -157,16 +205,26 @@ def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
     """The machines: where the files were made, and where each was measured."""
     environment = run.quantize["environment"]
     made = [
-        ("CPU", f"{environment['cpu']}, {environment['cores']} cores"), ("system", environment["system"]),
-        ("Python", environment["python"]), *environment["packages"].items(), ("when", environment["time"]),
-    ]  # fmt: skip
+        ("CPU", f"{environment['cpu']}, {environment['cores']} cores"),
+        ("system", environment["system"]),
+        ("Python", environment["python"]),
+        *environment["packages"].items(),
+        ("when", environment["time"]),
+    ]
     cards = [("Where the files were made", made)]
     for record in run.bench.values():
-        told = [(name.replace("_", " "), text) for name, value in record["card"].items() if (text := _said(value))]
+        told = [
+            (name.replace("_", " "), text)
+            for name, value in record["card"].items()
+            if (text := _said(value))
+        ]
         if ("Where they were measured", told) not in cards:
             cards.append(("Where they were measured", told))
     for m in run.engines[:1]:
-        built = [("builder", f"{m['builder']['backend']} {m['builder']['version']}"), ("when", m["environment"]["time"])]
+        built = [
+            ("builder", f"{m['builder']['backend']} {m['builder']['version']}"),
+            ("when", m["environment"]["time"]),
+        ]
         cards.append(("What built the engines", built))
     return cards
 
@@ -174,7 +232,9 @@ def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
 def _said(value: Any) -> str:
     """A value of a machine card in a line, "" for nothing."""
     if isinstance(value, dict):
-        return ", ".join(f"{k.replace('_', ' ')} {text}" for k, v in value.items() if (text := _said(v)))
+        return ", ".join(
+            f"{k.replace('_', ' ')} {text}" for k, v in value.items() if (text := _said(v))
+        )
     if isinstance(value, list):
         return ", ".join(filter(None, map(_said, value)))
     return "" if value in (None, "") else str(value)
@@ -190,36 +250,65 @@ def _boards(folder: Path) -> list[dict[str, Any]]:
             why = f"{path.name} is of another version of trtq: deploy again"
             rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
             continue
-        rows += fleet_rows(record.device, str(record.board["model"]), folder.name, record.manifest, record.rows, doubt=record.disagreement)
+        rows += fleet_rows(
+            record.device,
+            str(record.board["model"]),
+            folder.name,
+            record.manifest,
+            record.rows,
+            doubt=record.disagreement,
+        )
     return [msgspec.to_builtins(r) for r in rows]
 
 
 def _training(record: dict[str, Any]) -> dict[str, Any]:
     """The section of a training: curves, what learned, how it was run."""
     spec = record["spec"]
-    changed = [w for name, value in spec.items() if name in TRAINING_SETTINGS for w in option_words(name, value)]
-    return {**record, "figure": training_figure(record["history"], record["measure"]), "settings": shlex.join(changed)}
+    changed = [
+        w
+        for name, value in spec.items()
+        if name in TRAINING_SETTINGS
+        for w in option_words(name, value)
+    ]
+    return {
+        **record,
+        "figure": training_figure(record["history"], record["measure"]),
+        "settings": shlex.join(changed),
+    }
 
 
 def _search(records: dict[str, Any]) -> dict[str, Any]:
     """The section of a search: constraints, frontiers, and why each layer has its width."""
-    search, frontier, allocation, analysis = (records[k] for k in ("search", "frontier", "allocation", "analysis"))
+    search, frontier, allocation, analysis = (
+        records[k] for k in ("search", "frontier", "allocation", "analysis")
+    )
     full = search["reference"]["costs"]
     figures = [
         frontier_figure(
-            frontier["points"], axis, measure=frontier["measure"], chosen=frontier["chosen"],
-            limit=frontier["limits"].get(axis), unit=unit,
+            frontier["points"],
+            axis,
+            measure=frontier["measure"],
+            chosen=frontier["chosen"],
+            limit=frontier["limits"].get(axis),
+            unit=unit,
         )
         for axis, unit in frontier["units"].items()
-    ]  # fmt: skip
+    ]
     predicted = frontier["predicted"]
     return {
-        **search, "figures": figures, "layers": [_why(layer, full) for layer in allocation["layers"]], "metric": allocation["metric"],
+        **search,
+        "figures": figures,
+        "layers": [_why(layer, full) for layer in allocation["layers"]],
+        "metric": allocation["metric"],
         "predicted": predicted_figure(
-            predicted["front"], predicted["axis"], at=predicted["at"], metric=predicted["metric"], unit="MB of parameters"
+            predicted["front"],
+            predicted["axis"],
+            at=predicted["at"],
+            metric=predicted["metric"],
+            unit="MB of parameters",
         ),
         "sensitivity": sensitivity_figure(analysis["layers"], analysis["bits"], analysis["metric"]),
-    }  # fmt: skip
+    }
 
 
 def _why(layer: dict[str, Any], full: dict[str, float]) -> dict[str, Any]:
@@ -229,17 +318,28 @@ def _why(layer: dict[str, Any], full: dict[str, float]) -> dict[str, Any]:
         if other is None:
             return "none on offer"
         energy = 100 * other["costs"]["energy"] / full["energy"]
-        return f"{other['option']}: loss {other['loss']:+.3g}, {other['costs']['size'] / 1e3:+.2f} kB, {energy:+.2f} % of the energy"
+        return (
+            f"{other['option']}: loss {other['loss']:+.3g}, {other['costs']['size'] / 1e3:+.2f} "
+            f"kB, {energy:+.2f} % of the energy"
+        )
 
     shared = [n for n in layer["group"] if n != layer["name"]]
-    return {**layer, "shared": shared, "narrower": said(layer["narrower"]), "wider": said(layer["wider"])}
+    return {
+        **layer,
+        "shared": shared,
+        "narrower": said(layer["narrower"]),
+        "wider": said(layer["wider"]),
+    }
 
 
 def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The activations with the lowest SQNR, each tensor once, with its figure."""
     seen: set[tuple[float, float, float]] = set()
     found = []
-    for q in sorted((q for q in quantizers if q["histogram"] and q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"]):
+    for q in sorted(
+        (q for q in quantizers if q["histogram"] and q["sqnr_db"] is not None),
+        key=lambda q: q["sqnr_db"],
+    ):
         key = (q["amax"], q["low"], q["high"])
         if key in seen:
             continue
@@ -253,16 +353,29 @@ def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
     commands = []
-    records = (run.search["search"],) if run.search else (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
+    records = (
+        (run.search["search"],)
+        if run.search
+        else (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
+    )
     for record in records:
         if record is None:
             continue
         spec = dict(record["spec"])
-        first = {"search": "model", "quantize": "model", "finetune": "model", "evaluate": "onnx", "build": "onnx", "bench": "file"}[
-            record["verb"]
-        ]
+        first = {
+            "search": "model",
+            "quantize": "model",
+            "finetune": "model",
+            "evaluate": "onnx",
+            "build": "onnx",
+            "bench": "file",
+        }[record["verb"]]
         given = spec.pop(first)  # a search of candidates names no model
-        words = ["trtq", record["verb"], *(given if isinstance(given, list) else [str(given)] if given else [])]
+        words = [
+            "trtq",
+            record["verb"],
+            *(given if isinstance(given, list) else [str(given)] if given else []),
+        ]
         for name, value in spec.items():
             words += option_words(name, value)
         commands.append(shlex.join(words))

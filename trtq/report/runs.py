@@ -14,7 +14,11 @@ from trtq.report.figures import frontier_figure
 from trtq.report.summary import RunSummary, measure_of, weight_bytes
 
 AGREEMENT = "agreement with float"
-UNITS = {"weights": "MB of packed codes, computed", "engine": "MB, file size", "latency": "ms, median"}
+UNITS = {
+    "weights": "MB of packed codes, computed",
+    "engine": "MB, file size",
+    "latency": "ms, median",
+}
 
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,16 +70,37 @@ def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Compari
     rows = [_row(label, run, measure) for label, run in zip(_labels(folders), runs, strict=True)]
     rows += _floats(runs, measure)
     axes = {axis: _unit(axis) for axis in dict.fromkeys(a for r in rows for a in r.costs)}
-    rows = [msgspec.structs.replace(r, dominated={a: _beaten(r, rows, a) for a in r.costs}) for r in rows]
+    rows = [
+        msgspec.structs.replace(r, dominated={a: _beaten(r, rows, a) for a in r.costs})
+        for r in rows
+    ]
     figures = [
         frontier_figure(
-            [{"label": r.label, "accuracy": r.accuracy, "costs": r.costs, "dominated": r.dominated} for r in shown], axis,
-            measure=measure, chosen="", limit=None, unit=unit,
+            [
+                {
+                    "label": r.label,
+                    "accuracy": r.accuracy,
+                    "costs": r.costs,
+                    "dominated": r.dominated,
+                }
+                for r in shown
+            ],
+            axis,
+            measure=measure,
+            chosen="",
+            limit=None,
+            unit=unit,
         )
-        for axis, unit in axes.items() if len(shown := [r for r in rows if axis in r.costs and r.accuracy is not None]) > 1
-    ]  # fmt: skip
+        for axis, unit in axes.items()
+        if len(shown := [r for r in rows if axis in r.costs and r.accuracy is not None]) > 1
+    ]
     return Comparison(
-        measure=measure, rows=rows, axes=axes, verdict=_verdict(rows[: len(runs)], measure), doubts=_doubts(runs, measure), figures=figures
+        measure=measure,
+        rows=rows,
+        axes=axes,
+        verdict=_verdict(rows[: len(runs)], measure),
+        doubts=_doubts(runs, measure),
+        figures=figures,
     )
 
 
@@ -96,13 +121,23 @@ def _row(label: str, run: RunSummary, measure: str) -> RunRow:
     accuracy = agreement if measure == AGREEMENT else found[1] if found else None
     packed = weight_bytes(run, packed=True)[1]
     costs = {"weights": packed / 1e6} if packed else {}
-    costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if has_codes(m)}
+    costs |= {
+        f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6
+        for m in run.engines
+        if has_codes(m)
+    }
     latency, valid = _latency(run, "qdq")
     names = ", ".join(m["name"] for m in q["methods"]) + (", training" if run.training else "")
     return RunRow(
-        label=label, model=q["model"]["name"], width=run.width, methods=names.removeprefix(", "), accuracy=accuracy, agreement=agreement,
-        costs={**costs, **latency}, valid=valid,
-    )  # fmt: skip
+        label=label,
+        model=q["model"]["name"],
+        width=run.width,
+        methods=names.removeprefix(", "),
+        accuracy=accuracy,
+        agreement=agreement,
+        costs={**costs, **latency},
+        valid=valid,
+    )
 
 
 def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
@@ -113,19 +148,31 @@ def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
         found = measure_of(run)
         full = weight_bytes(run)[0]
         costs = {"weights": full / 1e6} if full else {}
-        costs |= {f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6 for m in run.engines if not has_codes(m)}
+        costs |= {
+            f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6
+            for m in run.engines
+            if not has_codes(m)
+        }
         latency, valid = _latency(run, "fp32")
         accuracy = 100.0 if measure == AGREEMENT else found[2] if found else None
         row = RunRow(
-            label=f"float {model['name']}", model=model["name"], width="float", methods="", accuracy=accuracy, agreement=100.0,
-            costs={**costs, **latency}, valid=valid,
-        )  # fmt: skip
+            label=f"float {model['name']}",
+            model=model["name"],
+            width="float",
+            methods="",
+            accuracy=accuracy,
+            agreement=100.0,
+            costs={**costs, **latency},
+            valid=valid,
+        )
         key = f"{model['name']} {model['weights_sha256']}"
         known = rows.get(key, row)  # what an earlier run did not measure, a later one may have
         rows[key] = msgspec.structs.replace(
-            known, costs={**row.costs, **known.costs}, accuracy=row.accuracy if known.accuracy is None else known.accuracy,
+            known,
+            costs={**row.costs, **known.costs},
+            accuracy=row.accuracy if known.accuracy is None else known.accuracy,
             valid=known.valid and row.valid,
-        )  # fmt: skip
+        )
     return list(rows.values())
 
 
@@ -135,7 +182,9 @@ def _latency(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
         return {}, True
     row = record["rows"][0]
     median = (row.get("e2e") or {}).get("median", {}).get("value")
-    return ({f"latency on {row['device']}, batch {row['batch']}": median} if median is not None else {}), bool(row["valid"])
+    return (
+        {f"latency on {row['device']}, batch {row['batch']}": median} if median is not None else {}
+    ), bool(row["valid"])
 
 
 def _unit(axis: str) -> str:
@@ -146,8 +195,14 @@ def _beaten(row: RunRow, rows: Sequence[RunRow], axis: str) -> bool:
     mine = row.accuracy
     if mine is None:
         return False
-    others = [(r.accuracy, r.costs[axis]) for r in rows if r is not row and axis in r.costs and r.accuracy is not None]
-    return any(a >= mine and c <= row.costs[axis] and (a > mine or c < row.costs[axis]) for a, c in others)
+    others = [
+        (r.accuracy, r.costs[axis])
+        for r in rows
+        if r is not row and axis in r.costs and r.accuracy is not None
+    ]
+    return any(
+        a >= mine and c <= row.costs[axis] and (a > mine or c < row.costs[axis]) for a, c in others
+    )
 
 
 def _verdict(rows: Sequence[RunRow], measure: str) -> str:
@@ -158,7 +213,11 @@ def _verdict(rows: Sequence[RunRow], measure: str) -> str:
     said = f"{len(rows)} runs: {best.label} keeps most ({best.accuracy:.2f} % {measure})"
     sized = [r for r in known if "weights" in r.costs]
     smallest = min(sized, key=lambda r: r.costs["weights"], default=None)
-    if smallest is not None and smallest is not best and smallest.costs["weights"] < best.costs.get("weights", 0.0):
+    if (
+        smallest is not None
+        and smallest is not best
+        and smallest.costs["weights"] < best.costs.get("weights", 0.0)
+    ):
         weights = size_words(1e6 * smallest.costs["weights"])
         said += f"; {smallest.label} is smallest ({weights} of weights, {smallest.accuracy:.2f} %)"
     return f"{said}."
@@ -172,17 +231,32 @@ def _doubts(runs: Sequence[RunSummary], measure: str) -> list[str]:
             images = run.evaluate["data"].get("images_sha256")
             if images is not None:
                 return images
-            left_out = run.evaluate["spec"].get("exclude") and run.quantize["data"].get("ids_digest")
-            return run.evaluate["data"], run.evaluate["images"], run.evaluate["spec"].get("limit"), left_out
-        return "calibration images", run.quantize["parity"]["images"], run.quantize["data"].get("calibration_sha256")
+            left_out = run.evaluate["spec"].get("exclude") and run.quantize["data"].get(
+                "ids_digest"
+            )
+            return (
+                run.evaluate["data"],
+                run.evaluate["images"],
+                run.evaluate["spec"].get("limit"),
+                left_out,
+            )
+        return (
+            "calibration images",
+            run.quantize["parity"]["images"],
+            run.quantize["data"].get("calibration_sha256"),
+        )
 
     if len({str(seen(r)) for r in runs}) > 1:
-        found.append("The runs were measured on different images: their accuracies are not comparable.")
+        found.append(
+            "The runs were measured on different images: their accuracies are not comparable."
+        )
     if len({r.quantize["model"]["name"] for r in runs}) > 1 and measure == AGREEMENT:
         found.append("The models differ, and agreement is with each model's own float answers.")
     machines = {b["card"].get("cpu") for r in runs for b in r.bench.values()}
     if len(machines) > 1:
-        found.append(f"Latencies come from different machines: {', '.join(sorted(map(str, machines)))}.")
+        found.append(
+            f"Latencies come from different machines: {', '.join(sorted(map(str, machines)))}."
+        )
     if any(b["rows"][0]["valid"] is False for r in runs for b in r.bench.values()):
         found.append("Some latencies are not valid: their own reports say why.")
     return found

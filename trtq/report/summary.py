@@ -15,7 +15,10 @@ from trtq.report.contents import read_frontier, read_part
 
 SCORES = (("miou", "mIoU"), ("top1", "top-1"))
 INT8_SIZE = "computed: 4 bytes a value, 1 where the layer is quantized"
-SIMULATED_SIZE = "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine holds floats"
+SIMULATED_SIZE = (
+    "computed: 1 byte a value of a quantized layer, as an archive could store it; the engine "
+    "holds floats"
+)
 
 
 @dataclass(slots=True)
@@ -31,8 +34,10 @@ class RunSummary:
         simulated: no tensor of it runs on integer kernels.
         rows: label, FP32, INT8 and how it was measured.
         verdict: one sentence.
-        training: finetune/finetune.json, when it started from the encodings here; what was evaluated and built is then its result.
-        search: search.json with frontier.json, allocation.json and analysis.json, when the files here are what a search chose.
+        training: finetune/finetune.json, when it started from the encodings here; what was
+            evaluated and built is then its result.
+        search: search.json with frontier.json, allocation.json and analysis.json, when the files
+            here are what a search chose.
     """
 
     quantize: dict[str, Any]
@@ -58,7 +63,11 @@ def summarize_run(folder: Path) -> RunSummary:
         quantize=read_part(folder / "quantize.json", "quantize"),
         evaluate=read_part(evaluation, "evaluate") if evaluation.is_file() else None,
         engines=[read_part(p, "build") for p in sorted(folder.glob("*.engine.json"))],
-        bench={k: r for k in ("fp32", "qdq") if (p := folder / f"bench.{k}.json").is_file() and (r := read_part(p, "bench"))["rows"]},
+        bench={
+            k: r
+            for k in ("fp32", "qdq")
+            if (p := folder / f"bench.{k}.json").is_file() and (r := read_part(p, "bench"))["rows"]
+        },
     )
     trained = folder / "finetune/finetune.json"
     run.training = read_part(trained, "finetune") if trained.is_file() else None
@@ -66,7 +75,9 @@ def summarize_run(folder: Path) -> RunSummary:
     run.search = _search(folder, run)
     bits = run.quantize["model"]["bits"]
     run.width = {"w8a8": "INT8", "mixed": "mixed widths"}.get(bits, bits.upper())
-    run.simulated = not any(q["computes_in"].startswith(("INT8", "FP8")) for q in run.quantize["quantizers"])
+    run.simulated = not any(
+        q["computes_in"].startswith(("INT8", "FP8")) for q in run.quantize["quantizers"]
+    )
     run.rows = [*_accuracy_rows(run), *_size_rows(run), *_latency_rows(run)]
     run.verdict = _verdict(run)
     return run
@@ -81,20 +92,34 @@ def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
     verbs = {"search": "search", "allocation": "allocate", "analysis": "analyze"}
     found = {k: read_part(folder / n, verbs[k]) for k, n in names.items()}
     found["frontier"] = read_frontier(folder / "frontier.json")
-    return found if found["search"].get("qdq_sha256") == run.quantize["files"]["model.qdq.onnx"]["sha256"] else None
+    return (
+        found
+        if found["search"].get("qdq_sha256") == run.quantize["files"]["model.qdq.onnx"]["sha256"]
+        else None
+    )
 
 
 def _drop_strangers_(run: RunSummary) -> None:
     """Keep only what was made from the files this quantize.json vouches for: a folder may hold leftovers of another run."""
     own = run.quantize["files"]
-    if run.training is not None and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]:
+    if (
+        run.training is not None
+        and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]
+    ):
         run.training = None
     used = {m["onnx_sha256"] for m in (*run.engines, *([run.evaluate] if run.evaluate else []))} | {
         b["rows"][0]["file_sha256"] for b in run.bench.values()
     }
-    if own["model.qdq.onnx"]["sha256"] in used:  # what was measured is the file before training: the training is of another run
+    if (
+        own["model.qdq.onnx"]["sha256"] in used
+    ):  # what was measured is the file before training: the training is of another run
         run.training = None
-    files = {f["sha256"] for record in (run.quantize, run.training) if record is not None for f in record["files"].values()}
+    files = {
+        f["sha256"]
+        for record in (run.quantize, run.training)
+        if record is not None
+        for f in record["files"].values()
+    }
     run.engines = [m for m in run.engines if m["onnx_sha256"] in files]
     run.bench = {k: b for k, b in run.bench.items() if b["rows"][0]["file_sha256"] in files}
     if run.evaluate is not None and run.evaluate["onnx_sha256"] not in files:
@@ -108,26 +133,45 @@ def _accuracy_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
         how = f"{p['images']} calibration images, torch simulation"
         return _against_float(p, p["quantization_sqnr_db"], how)
     seen = e["calibration_images"]
-    held = "overlap with calibration unknown" if seen is None else f"{seen or 'none'} of them used for calibration"
+    held = (
+        "overlap with calibration unknown"
+        if seen is None
+        else f"{seen or 'none'} of them used for calibration"
+    )
     how = f"{e['images']} images, {held}; {e['runtime']}"
     rows = []
     for key, label in (("top1", "Top-1 accuracy"), ("miou", "Mean intersection over union")):
         if e.get(key) is not None:
             rows.append((label, _percent(e[f"reference_{key}"]), _percent(e[key]), how))
-    outputs = e.get("outputs") or ([{"agreement": e["agreement"], "sqnr_db": e["sqnr_db"]}] if e["agreement"] is not None else [])
+    outputs = e.get("outputs") or (
+        [{"agreement": e["agreement"], "sqnr_db": e["sqnr_db"]}]
+        if e["agreement"] is not None
+        else []
+    )
     for output in outputs:
         named = f" ({output['name']})" if len(outputs) > 1 else ""
-        rows += [(f"{label}{named}", "", value, how) for label, _, value, how in _against_float(output, output["sqnr_db"], how)]
+        rows += [
+            (f"{label}{named}", "", value, how)
+            for label, _, value, how in _against_float(output, output["sqnr_db"], how)
+        ]
     return rows
 
 
-def _against_float(found: dict[str, Any], sqnr_db: float | None, how: str) -> list[tuple[str, str, str, str]]:
+def _against_float(
+    found: dict[str, Any], sqnr_db: float | None, how: str
+) -> list[tuple[str, str, str, str]]:
     """Return the rows of one output against the float model's."""
     if not found.get("finite", found.get("comparable", True)):
-        return [("Outputs", "", "not comparable: shapes differ, or values are NaN or infinite", how)]
+        return [
+            ("Outputs", "", "not comparable: shapes differ, or values are NaN or infinite", how)
+        ]
     if found.get("equal") is not None:
         return [("Equal integers", "", percent_words(found["equal"], 2), how)]
-    rows = [("Agreement with FP32", "", percent_words(found["agreement"], 2), how)] if found["agreement"] is not None else []
+    rows = (
+        [("Agreement with FP32", "", percent_words(found["agreement"], 2), how)]
+        if found["agreement"] is not None
+        else []
+    )
     rows.append(("SQNR of the outputs", "", sqnr_words(sqnr_db), how))
     if found["agreement"] is None and found.get("cosine") is not None:
         rows.append(("Cosine of the outputs", "", f"{found['cosine']:.6f}", how))
@@ -155,9 +199,15 @@ def weight_bytes(run: RunSummary, *, packed: bool = False) -> tuple[float, float
         run: its quantizers name the formats.
         packed: codes take their own width; else the byte that an INT8 container has for each.
     """
-    widths = {q["layer"]: bits_of(q["format"]) if packed else 8 for q in run.quantize["quantizers"] if q["role"] == "weight"}
+    widths = {
+        q["layer"]: bits_of(q["format"]) if packed else 8
+        for q in run.quantize["quantizers"]
+        if q["role"] == "weight"
+    }
     weights = run.quantize["model"].get("weight_values", {})
-    return 4.0 * sum(weights.values()), sum(n * widths.get(layer, 32) / 8 for layer, n in weights.items())
+    return 4.0 * sum(weights.values()), sum(
+        n * widths.get(layer, 32) / 8 for layer, n in weights.items()
+    )
 
 
 def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
@@ -175,14 +225,29 @@ def _size_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
     rows = [("Weights", size_words(full), size_words(small), how)] if full else []
     by_device: dict[str, dict[str, dict[str, Any]]] = {}
     for m in run.engines:
-        by_device.setdefault(m["target"]["device"], {})["int8" if has_codes(m) else m["precision"]] = m
+        by_device.setdefault(m["target"]["device"], {})[
+            "int8" if has_codes(m) else m["precision"]
+        ] = m
     for device, found in by_device.items():
         base = found.get("fp32") or found.get("fp16")
-        label = size_words(base["engine_bytes"]) + ("" if "fp32" in found else " (FP16)") if base else ""
+        label = (
+            size_words(base["engine_bytes"]) + ("" if "fp32" in found else " (FP16)")
+            if base
+            else ""
+        )
         coded = size_words(found["int8"]["engine_bytes"]) if "int8" in found else ""
         builder = next(iter(found.values()))["builder"]
-        place = "built without the GPU" if builder["backend"] == "tensorrt-rtx" else "built on that GPU"
-        rows.append((f"Engine for {device}", label, coded, f"file size; {builder['backend']} {builder['version']}, {place}"))
+        place = (
+            "built without the GPU" if builder["backend"] == "tensorrt-rtx" else "built on that GPU"
+        )
+        rows.append(
+            (
+                f"Engine for {device}",
+                label,
+                coded,
+                f"file size; {builder['backend']} {builder['version']}, {place}",
+            )
+        )
     return rows
 
 
@@ -201,13 +266,20 @@ def _latency_rows(run: RunSummary) -> list[tuple[str, str, str, str]]:
         return f"{median['value']:.2f} ms{interval}" + ("" if row["valid"] else " (NOT VALID)")
 
     first, card = next(iter(rows.values())), next(iter(run.bench.values()))["card"]
-    where = f", {card['cpu']}: says nothing about a GPU" if first["device"].startswith("CPU") else ""
+    where = (
+        f", {card['cpu']}: says nothing about a GPU" if first["device"].startswith("CPU") else ""
+    )
     how = f"median and 95 % interval, batch {first['batch']}, on the {first['device']}{where}"
     found = [(f"{first['device'].split(' ')[0]} latency", cell("fp32"), cell("qdq"), how)]
     for record in run.bench.values():
         for v in record["verdicts"]:
-            said = f"{v['outcome']}: x {v['ratio']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" + ("" if v["valid"] else " (NOT VALID)")
-            how = f"{v['second']} against {v['first']}, {v['loads']} loads of each taking turns, noise {v['noise']:.1%}, {v['device']}"
+            said = f"{v['outcome']}: x {v['ratio']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" + (
+                "" if v["valid"] else " (NOT VALID)"
+            )
+            how = (
+                f"{v['second']} against {v['first']}, {v['loads']} loads of each taking turns, "
+                f"noise {v['noise']:.1%}, {v['device']}"
+            )
             found.append(("INT8 against float", "", said, how))
     return found
 
@@ -218,27 +290,47 @@ def _verdict(run: RunSummary) -> str:
     container = "" if run.width == "INT8" else " (in INT8 containers)"
     if run.simulated:
         container = " (simulated: engines compute it in float)"
-    parts = [f"{q['model']['name']} in {run.width}{container}" + (f" with {', '.join(methods)}" if methods else "")]
+    parts = [
+        f"{q['model']['name']} in {run.width}{container}"
+        + (f" with {', '.join(methods)}" if methods else "")
+    ]
     measure = measure_of(run)
     if e is not None and measure is not None:
         name, score, reference = measure
-        kept = f"keeps {percent_words(e['agreement'])} of its predictions (" if e["agreement"] is not None else "has (against float "
+        kept = (
+            f"keeps {percent_words(e['agreement'])} of its predictions ("
+            if e["agreement"] is not None
+            else "has (against float "
+        )
         parts.append(f"{kept}{score - reference:+.2f} points of {name} on {e['images']} images)")
     elif e is not None and e["agreement"] is not None:
-        parts.append(f"keeps {percent_words(e['agreement'])} of its predictions on {e['images']} images")
+        parts.append(
+            f"keeps {percent_words(e['agreement'])} of its predictions on {e['images']} images"
+        )
     elif e is not None and e.get("outputs"):
         label, _, value, _ = _against_float(e["outputs"][0], e["outputs"][0]["sqnr_db"], "")[0]
         parts.append(f"has, against float, {label}: {value}, on {e['images']} images")
     else:
         p = q["parity"]
         label, _, value, _ = _against_float(p, p["quantization_sqnr_db"], "")[0]
-        said = f"keeps {value} of its predictions" if p["agreement"] is not None else f"has, against float, {label}: {value},"
+        said = (
+            f"keeps {value} of its predictions"
+            if p["agreement"] is not None
+            else f"has, against float, {label}: {value},"
+        )
         parts.append(f"{said} on {p['images']} calibration images")
-        alone = next(((key, name) for key, name in SCORES if e is not None and e.get(key) is not None), None)
+        alone = next(
+            ((key, name) for key, name in SCORES if e is not None and e.get(key) is not None), None
+        )
         if e is not None and alone is not None:
-            parts.append(f"and has {e[alone[0]]:.2f} % {alone[1]} on {e['images']} images (the float model was not measured)")
+            parts.append(
+                f"and has {e[alone[0]]:.2f} % {alone[1]} on {e['images']} images (the float "
+                "model was not measured)"
+            )
     covered = [m for m in run.engines if m["quantized_tensors"] and m.get("coverage")]
     if covered:
         least = min((m["coverage"] for m in covered), key=lambda c: c["got"])
-        parts.append(f"and its engines compute {least['got']} of {least['asked']} quantized layers in INT8")
+        parts.append(
+            f"and its engines compute {least['got']} of {least['asked']} quantized layers in INT8"
+        )
     return " ".join(parts) + "."

@@ -52,7 +52,8 @@ class Allocation:
         options: label by group name.
         loss: sum of the groups' losses.
         costs: sum by budget name.
-        front: (cost, loss, options) of every Pareto-optimal allocation, by cost; empty unless the strategy finds it.
+        front: (cost, loss, options) of every Pareto-optimal allocation, by cost; empty unless the
+            strategy finds it.
     """
 
     options: Mapping[str, str]
@@ -62,17 +63,24 @@ class Allocation:
 
 
 def summed(
-    choices: Sequence[Choice], options: Mapping[str, str], *, front: Sequence[tuple[float, float, Mapping[str, str]]] = ()
+    choices: Sequence[Choice],
+    options: Mapping[str, str],
+    *,
+    front: Sequence[tuple[float, float, Mapping[str, str]]] = (),
 ) -> Allocation:
     """Return the allocation ``options`` with its loss and costs."""
     budgets = choices[0].costs if choices else {}
     return Allocation(
-        options=dict(options), loss=float(sum(c.loss[options[c.name]] for c in choices)),
-        costs={b: float(sum(c.costs[b][options[c.name]] for c in choices)) for b in budgets}, front=front,
-    )  # fmt: skip
+        options=dict(options),
+        loss=float(sum(c.loss[options[c.name]] for c in choices)),
+        costs={b: float(sum(c.costs[b][options[c.name]] for c in choices)) for b in budgets},
+        front=front,
+    )
 
 
-def require_possible(choices: Sequence[Choice], budgets: Mapping[str, float], labels: Sequence[str]) -> None:
+def require_possible(
+    choices: Sequence[Choice], budgets: Mapping[str, float], labels: Sequence[str]
+) -> None:
     """Raise when a budget cannot be met even at the cheapest widths.
 
     Raises:
@@ -82,31 +90,44 @@ def require_possible(choices: Sequence[Choice], budgets: Mapping[str, float], la
         least = sum(min(c.costs[budget][o] for o in labels) for c in choices)
         if over({budget: least}, {budget: limit}):
             raise UsageError(
-                f"The budget {budget} cannot be met", f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
+                f"The budget {budget} cannot be met",
+                f"the narrowest widths ({labels[0]}) need {least:.6g}, {limit:.6g} is allowed",
                 f"Allow {least / limit:.2f} times as much, or offer narrower widths with --bits",
-            )  # fmt: skip
+            )
 
 
-def percentile(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+def percentile(
+    choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
+) -> Allocation:
     """Return the widest of three widths for the 25 % most sensitive groups, the narrowest for the 25 % least (S1 eq. 6).
 
-    S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24 and 13 of 50) follows only with "at most P25" for the narrowest, where eq. 6 prints
-    "less than". The rule knows no budget.
+    S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24 and 13 of 50) follows only with "at most P25" for
+    the narrowest, where eq. 6 prints "less than". The rule knows no budget.
 
     Raises:
         UsageError: not three widths, or a budget was given.
     """
     if len(labels) != len(PERCENTILES) + 1:
-        raise UsageError("The percentile rule needs three widths", f"it got {len(labels)}: {', '.join(labels)}", "Give --bits 4,6,8")
+        raise UsageError(
+            "The percentile rule needs three widths",
+            f"it got {len(labels)}: {', '.join(labels)}",
+            "Give --bits 4,6,8",
+        )
     if budgets:
-        raise UsageError("The percentile rule knows no budget", f"asked for {', '.join(budgets)}", "Use --strategy milp, pareto or greedy")
+        raise UsageError(
+            "The percentile rule knows no budget",
+            f"asked for {', '.join(budgets)}",
+            "Use --strategy milp, pareto or greedy",
+        )
     scores = np.array([c.sensitivity for c in choices])
     low, high = np.percentile(scores, PERCENTILES)
     picked = [labels[0] if s <= low else labels[2] if s >= high else labels[1] for s in scores]
     return summed(choices, {c.name: o for c, o in zip(choices, picked, strict=True)})
 
 
-def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+def greedy(
+    choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
+) -> Allocation:
     """Start at the cheapest widths; in order of sensitivity, give each group the widest that all budgets still allow (S2, Alg. 1).
 
     Raises:
@@ -124,7 +145,7 @@ def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[st
             "The greedy strategy finds no start within the budgets",
             f"{broken} needs {spent[broken]:.6g}, {budgets[broken]:.6g} is allowed",
             "Use --strategy milp",
-        )  # fmt: skip
+        )
     for c in sorted(choices, key=lambda c: (-c.sensitivity, c.name)):
         for label in reversed(labels):
             after = {b: spent[b] + c.costs[b][label] - c.costs[b][options[c.name]] for b in budgets}
@@ -134,21 +155,30 @@ def greedy(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[st
     return summed(choices, options)
 
 
-def pareto(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+def pareto(
+    choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
+) -> Allocation:
     """Return the allocation with the least loss within one budget, and the whole Pareto front below it (S4, Algorithm 2).
 
-    The table holds, for each cost, the least loss that reaches it; dominated entries are dropped. The front is exact up to 20,000
-    entries; beyond that one entry stays in each of as many cells, the one with the least loss.
+    The table holds, for each cost, the least loss that reaches it; dominated entries are dropped.
+    The front is exact up to 20,000 entries; beyond that one entry stays in each of as many cells,
+    the one with the least loss.
 
     Raises:
         UsageError: not exactly one budget, or it cannot be met.
     """
     if len(budgets) != 1:
-        raise UsageError("The Pareto strategy takes exactly one budget", f"it got {len(budgets)}", "Use --strategy milp for several")
+        raise UsageError(
+            "The Pareto strategy takes exactly one budget",
+            f"it got {len(budgets)}",
+            "Use --strategy milp for several",
+        )
     ((budget, limit),) = budgets.items()
     require_possible(choices, budgets, labels)
     least = [min(c.costs[budget][o] for o in labels) for c in choices]
-    room = limit * (1 + 1e-9) - np.concatenate([np.cumsum(least[::-1])[::-1][1:], [0.0]])  # what the groups to come still need
+    room = limit * (1 + 1e-9) - np.concatenate(
+        [np.cumsum(least[::-1])[::-1][1:], [0.0]]
+    )  # what the groups to come still need
     costs, losses = np.zeros(1), np.zeros(1)
     parents: list[Indices] = []
     for c, allowed in zip(choices, room, strict=True):
@@ -184,10 +214,13 @@ def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
     return kept
 
 
-def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]) -> Allocation:
+def mixed_integer(
+    choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
+) -> Allocation:
     """Return the allocation with the least total loss under any set of budgets, by mixed-integer linear programming (HiGHS).
 
-    Of allocations with equal loss the one with the lower cost is taken: a millionth of the loss range is spent on it.
+    Of allocations with equal loss the one with the lower cost is taken: a millionth of the loss
+    range is spent on it.
 
     Raises:
         UsageError: a budget cannot be met, alone or together with the others.
@@ -196,24 +229,35 @@ def mixed_integer(choices: Sequence[Choice], labels: Sequence[str], budgets: Map
     loss = np.array([[c.loss[o] for o in labels] for c in choices])
     costs = {b: np.array([[c.costs[b][o] for o in labels] for c in choices]) for b in budgets}
     spread = float(np.ptp(loss, axis=1).sum()) or 1.0
-    tie = sum((v / max(float(v.max(axis=1).sum()), 1e-30) for v in costs.values()), start=np.zeros_like(loss))
+    tie = sum(
+        (v / max(float(v.max(axis=1).sum()), 1e-30) for v in costs.values()),
+        start=np.zeros_like(loss),
+    )
     one = np.kron(np.eye(len(choices)), np.ones(len(labels)))
     rows = [LinearConstraint(one, 1, 1)]
-    rows += [LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()]
+    rows += [
+        LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()
+    ]
     with _quiet_stdout():
         found = milp(
-            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(), constraints=rows, integrality=np.ones(loss.size),
-            bounds=Bounds(0, 1), options={"mip_rel_gap": 0.0, "time_limit": 60.0},
-        )  # fmt: skip
+            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(),
+            constraints=rows,
+            integrality=np.ones(loss.size),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": 60.0},
+        )
     if found.status == TIME_OUT:
         raise UsageError(
-            "The integer program found no proven answer in 60 s", f"{len(choices)} groups at {len(labels)} widths", "Use --strategy greedy"
+            "The integer program found no proven answer in 60 s",
+            f"{len(choices)} groups at {len(labels)} widths",
+            "Use --strategy greedy",
         )
     if found.x is None:
         raise UsageError(
-            "The budgets cannot be met together", f"each alone is possible: {', '.join(f'{b} <= {v:.6g}' for b, v in budgets.items())}",
+            "The budgets cannot be met together",
+            f"each alone is possible: {', '.join(f'{b} <= {v:.6g}' for b, v in budgets.items())}",
             "Loosen one of them, or offer narrower widths with --bits",
-        )  # fmt: skip
+        )
     picked = found.x.reshape(loss.shape).argmax(axis=1)
     return summed(choices, {c.name: labels[i] for c, i in zip(choices, picked, strict=True)})
 
@@ -233,4 +277,9 @@ def _quiet_stdout() -> Iterator[None]:
 
 
 Strategy = Callable[[Sequence[Choice], Sequence[str], Mapping[str, float]], Allocation]
-STRATEGIES: Mapping[str, Strategy] = {"percentile": percentile, "greedy": greedy, "pareto": pareto, "milp": mixed_integer}
+STRATEGIES: Mapping[str, Strategy] = {
+    "percentile": percentile,
+    "greedy": greedy,
+    "pareto": pareto,
+    "milp": mixed_integer,
+}

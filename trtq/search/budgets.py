@@ -52,7 +52,8 @@ def parse_budgets(texts: Sequence[str]) -> list[Budget]:
         texts: as on the command line.
 
     Raises:
-        UsageError: an unknown budget (the nearest is suggested), a missing or unknown unit, a ratio out of range, a repeated budget.
+        UsageError: an unknown budget (the nearest is suggested), a missing or unknown unit, a ratio
+            out of range, a repeated budget.
     """
     found: dict[str, Budget] = {}
     for text in texts:
@@ -60,19 +61,37 @@ def parse_budgets(texts: Sequence[str]) -> list[Budget]:
         name = name.strip().lower()
         kind, at, device = name.partition("@")
         if kind == LATENCY and not device:
-            raise UsageError(f"The budget {text!r} names no device", "a latency is one on a device", "Write it like latency@xavier=3ms")
+            raise UsageError(
+                f"The budget {text!r} names no device",
+                "a latency is one on a device",
+                "Write it like latency@xavier=3ms",
+            )
         if name not in NAMES and (kind, at) != (LATENCY, "@"):
             known = [*NAMES, f"{LATENCY}@DEVICE"]
-            raise UsageError(f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES))
+            raise UsageError(
+                f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES)
+            )
         parts = FORM.match(value.strip()) if equals else None
         if parts is None:
-            raise UsageError(f"Cannot read the budget {text!r}", "expected NAME=NUMBER", f"Write it like {_example(name)}")
+            raise UsageError(
+                f"Cannot read the budget {text!r}",
+                "expected NAME=NUMBER",
+                f"Write it like {_example(name)}",
+            )
         if name in found:
             raise UsageError(f"The budget {name} was given twice", mend="Name it once")
         number, unit = float(parts[1]), parts[2].upper()
         if number <= 0:
-            raise UsageError(f"Cannot read the budget {text!r}", "it must be greater than 0", f"Write it like {_example(name)}")
-        found[name] = Budget(name, number, _unit(name, unit, text)) if unit else Budget(name, _ratio(name, number, text), None)
+            raise UsageError(
+                f"Cannot read the budget {text!r}",
+                "it must be greater than 0",
+                f"Write it like {_example(name)}",
+            )
+        found[name] = (
+            Budget(name, number, _unit(name, unit, text))
+            if unit
+            else Budget(name, _ratio(name, number, text), None)
+        )
     return list(found.values())
 
 
@@ -81,7 +100,8 @@ def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, f
 
     Args:
         texts: as on the command line.
-        full: what the float model costs, by budget name: bytes, BitOps, S1's energy unit, milliseconds on a device.
+        full: what the float model costs, by budget name: bytes, BitOps, S1's energy unit,
+            milliseconds on a device.
 
     Raises:
         UsageError: as ``parse_budgets`` has it.
@@ -96,15 +116,29 @@ def _example(name: str) -> str:
 def _unit(name: str, unit: str, text: str) -> float:
     units = UNITS.get(name.partition("@")[0])
     if units is None:
-        raise UsageError(f"Cannot read the budget {text!r}", f"{name} is a ratio of the float model and has no unit", f"Write {name}=0.2")
+        raise UsageError(
+            f"Cannot read the budget {text!r}",
+            f"{name} is a ratio of the float model and has no unit",
+            f"Write {name}=0.2",
+        )
     if unit not in units:
-        raise UsageError(f"Unknown unit in {text!r}", f"known are {', '.join(units)}", suggest(unit, units))
+        raise UsageError(
+            f"Unknown unit in {text!r}", f"known are {', '.join(units)}", suggest(unit, units)
+        )
     return units[unit]
 
 
 def _ratio(name: str, number: float, text: str) -> float:
     if not 0.0 < number <= 1.0:
         with_unit = {"size": "size=1.9MB", LATENCY: f"{name}=3ms"}.get(name.partition("@")[0])
-        mend = f"Give a unit, such as {with_unit}, or a ratio, such as {name}=0.2" if with_unit else f"Write it like {name}=0.2"
-        raise UsageError(f"Cannot read the budget {text!r}", "without a unit it is a ratio of the float model, above 0 and at most 1", mend)
+        mend = (
+            f"Give a unit, such as {with_unit}, or a ratio, such as {name}=0.2"
+            if with_unit
+            else f"Write it like {name}=0.2"
+        )
+        raise UsageError(
+            f"Cannot read the budget {text!r}",
+            "without a unit it is a ratio of the float model, above 0 and at most 1",
+            mend,
+        )
     return number

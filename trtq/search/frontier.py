@@ -11,4 +11,7 @@ def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
     >>> dominated([(1.0, 90.0), (2.0, 95.0), (2.0, 94.0), (3.0, 95.0), (1.0, 90.0)])
     [False, False, True, True, False]
     """
-    return [any(c <= cost and a >= accuracy and (c < cost or a > accuracy) for c, a in points) for cost, accuracy in points]
+    return [
+        any(c <= cost and a >= accuracy and (c < cost or a > accuracy) for c, a in points)
+        for cost, accuracy in points
+    ]

@@ -26,8 +26,8 @@ def _all_images(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
 def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 at W'_l = W_l + dW, dW ~ N(0, (eps / ||W_l||)^2).
 
-    S4 eq. 3.1-3.3 and Algorithm 1: one layer is perturbed at a time, the L1 norm is a sum over its weights. The loss of a width of b
-    bits is S_l / b (eq. 3.4).
+    S4 eq. 3.1-3.3 and Algorithm 1: one layer is perturbed at a time, the L1 norm is a sum over its
+    weights. The loss of a width of b bits is S_l / b (eq. 3.4).
     """
     images, targets = _all_images(study)
     trials, epsilon = int(study.arguments["trials"]), float(study.arguments["epsilon"])
@@ -55,17 +55,23 @@ def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
             continue  # another process's
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
-        found[layer.name] = Sensitivity(loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error)
+        found[layer.name] = Sensitivity(
+            loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error
+        )
     study.units.flush()
     return found, {"trials": trials, "epsilon": epsilon}
 
 
 def hutchinson(
-    loss: torch.Tensor, weights: list[torch.Tensor], generator: np.random.Generator, slopes: list[torch.Tensor] | None = None
+    loss: torch.Tensor,
+    weights: list[torch.Tensor],
+    generator: np.random.Generator,
+    slopes: list[torch.Tensor] | None = None,
 ) -> list[float]:
     """Return one estimate of the trace of each diagonal block of the Hessian: v_l . (H v)_l with independent Rademacher parts v_l.
 
-    One Hessian-vector product serves all blocks: E[v_l v_m] = 0 for l != m, so the blocks off the diagonal average out.
+    One Hessian-vector product serves all blocks: E[v_l v_m] = 0 for l != m, so the blocks off the
+    diagonal average out.
 
     Args:
         loss: a scalar that depends twice differentiably on ``weights``; its graph is kept.
@@ -76,7 +82,9 @@ def hutchinson(
     slopes = slopes or list(torch.autograd.grad(loss, weights, create_graph=True))
     probe = [_signs(w, generator) for w in weights]
     products = torch.autograd.grad(slopes, weights, grad_outputs=probe, retain_graph=True)
-    return [float(torch.dot(v.flatten(), p.flatten())) for v, p in zip(probe, products, strict=True)]
+    return [
+        float(torch.dot(v.flatten(), p.flatten())) for v, p in zip(probe, products, strict=True)
+    ]
 
 
 def _signs(like: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
@@ -94,12 +102,18 @@ def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
 def hessian(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return Tr(H_l) ||Q(W_l) - W_l||^2 of each layer at each width (S2), the trace by Hutchinson's estimator.
 
-    Probes stop early when the layers' order is stable: Kendall's tau between the two halves of the probes reaches 0.95.
+    Probes stop early when the layers' order is stable: Kendall's tau between the two halves of the
+    probes reaches 0.95.
     """
     images, targets = _all_images(study)
     count, names = int(study.arguments["probes"]), [layer.name for layer in study.layers]
-    variables: dict[fx.Node, torch.Tensor] = {}  # a weight that two layers read is one variable in both places
-    weights = [variables.setdefault(operands(n.node)[1], n.weight.clone().requires_grad_(True)) for n in study.layers]
+    variables: dict[
+        fx.Node, torch.Tensor
+    ] = {}  # a weight that two layers read is one variable in both places
+    weights = [
+        variables.setdefault(operands(n.node)[1], n.weight.clone().requires_grad_(True))
+        for n in study.layers
+    ]
     estimates: list[list[float]] = []
     loss, slopes = None, None
     study.begin("Hessian probes", count)
@@ -124,12 +138,23 @@ def hessian(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     if not estimates:
         return {}, {}  # every probe is another process's
     table = np.array(estimates)
-    means, errors = table.mean(axis=0), table.std(axis=0, ddof=1) / math.sqrt(len(table)) if len(table) > 1 else np.full(len(names), np.nan)
+    means, errors = (
+        table.mean(axis=0),
+        table.std(axis=0, ddof=1) / math.sqrt(len(table))
+        if len(table) > 1
+        else np.full(len(names), np.nan),
+    )
     found = {}
     for layer, mean, error in zip(study.layers, means, errors, strict=True):
         losses = {o: omega(float(mean), layer.weight, c.weight) for o, c in layer.codings.items()}
-        found[layer.name] = Sensitivity(loss=losses, raw=float(mean), stderr=None if math.isnan(error) else float(error))
-    return found, {"probes": len(estimates), "asked": count, "tau_of_halves": round(_agreement(estimates), 4)}
+        found[layer.name] = Sensitivity(
+            loss=losses, raw=float(mean), stderr=None if math.isnan(error) else float(error)
+        )
+    return found, {
+        "probes": len(estimates),
+        "asked": count,
+        "tau_of_halves": round(_agreement(estimates), 4),
+    }
 
 
 def _agreement(estimates: list[list[float]]) -> float:

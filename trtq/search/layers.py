@@ -35,7 +35,9 @@ class Coding:
     qmax: int = 0
     kind: str = "uniform"
 
-    def quantize_input(self, x: torch.Tensor, scratch: dict[torch.Size, torch.Tensor]) -> torch.Tensor:
+    def quantize_input(
+        self, x: torch.Tensor, scratch: dict[torch.Size, torch.Tensor]
+    ) -> torch.Tensor:
         """Return the layer's input on its codes, in a tensor of ``scratch`` that the next call of this shape overwrites.
 
         A fresh tensor costs more than the rounding: the system clears its pages.
@@ -43,7 +45,9 @@ class Coding:
         if self.scale is None:
             return x
         if self.kind != "uniform":
-            rounded: torch.Tensor = fake_quantize(x, self.scale, None, None, self.qmin, self.qmax, "", self.kind)
+            rounded: torch.Tensor = fake_quantize(
+                x, self.scale, None, None, self.qmin, self.qmax, "", self.kind
+            )
             return rounded
         if x.shape not in scratch:
             scratch[x.shape] = torch.empty_like(x)
@@ -71,13 +75,20 @@ class Layer:
     codings: dict[str, Coding]
 
     def call(
-        self, arguments: Sequence[Any], keywords: Mapping[str, Any], label: str, scratch: dict[torch.Size, torch.Tensor] | None = None
+        self,
+        arguments: Sequence[Any],
+        keywords: Mapping[str, Any],
+        label: str,
+        scratch: dict[torch.Size, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Return the layer's output on ``arguments`` (those of its call) with both operands quantized; ``scratch`` is overwritten."""
         coding, target = self.codings[label], self.node.target
-        assert callable(target)
+        assert callable(target)  # noqa: S101
         result: torch.Tensor = target(
-            coding.quantize_input(arguments[0], {} if scratch is None else scratch), coding.weight, *arguments[2:], **keywords
+            coding.quantize_input(arguments[0], {} if scratch is None else scratch),
+            coding.weight,
+            *arguments[2:],
+            **keywords,
         )
         return result
 
@@ -101,8 +112,16 @@ def prepare_layers(
         percentile: for the calibrator of that name.
         progress: called with the number of images after each batch.
     """
-    narrow = dict.fromkeys(weighted_layers(place(graph)), LayerBits(2, 2))  # observers gather what the narrowest width needs
-    seen = observe(graph, _inputs_only(place(graph, layer_bits=narrow)), batches, mode=calibrator, progress=progress)
+    narrow = dict.fromkeys(
+        weighted_layers(place(graph)), LayerBits(2, 2)
+    )  # observers gather what the narrowest width needs
+    seen = observe(
+        graph,
+        _inputs_only(place(graph, layer_bits=narrow)),
+        batches,
+        mode=calibrator,
+        progress=progress,
+    )
     layers: dict[str, Layer] = {}
     for option in (o for o in options if o.quantized):
         placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, option.bits)))
@@ -118,29 +137,57 @@ def prepare_layers(
 
 def weighted_layers(placement: Placement) -> list[str]:
     """Return the names of the layers whose weight is a constant that can have codes, in graph order."""
-    return list(dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight))
+    return list(
+        dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight)
+    )
 
 
 def _inputs_only(placement: Placement) -> Placement:
-    return Placement([q for q in placement.quantizers if q.role in ("input", "weight") and q.float_reason is None])
+    return Placement(
+        [
+            q
+            for q in placement.quantizers
+            if q.role in ("input", "weight") and q.float_reason is None
+        ]
+    )
 
 
-def _encodings(graph: fx.GraphModule, placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float) -> Encodings:
+def _encodings(
+    graph: fx.GraphModule,
+    placement: Placement,
+    seen: Mapping[str, Range],
+    calibrator: str,
+    percentile: float,
+) -> Encodings:
     stats = summarize_all(placement, seen, calibrator, percentile)
     return make_encodings(graph, placement, stats, {})
 
 
 def _add(
-    layers: dict[str, Layer], name: str, found: Mapping[str, Quantizer], encodings: Encodings, graph: fx.GraphModule, label: str
+    layers: dict[str, Layer],
+    name: str,
+    found: Mapping[str, Quantizer],
+    encodings: Encodings,
+    graph: fx.GraphModule,
+    label: str,
 ) -> None:
     w, x = found["weight"], found.get("input")
     weight, fmt = encodings.constant(graph, w.source), w.format
-    codes = fake_quantize(weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind)
+    codes = fake_quantize(
+        weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind
+    )
     coding = Coding(weight=codes, scale=None)
     if x is not None and x.name in encodings.amax:
-        coding.scale, coding.qmin, coding.qmax, coding.kind = encodings.scale(x.name), x.format.qmin, x.format.qmax, x.format.kind
+        coding.scale, coding.qmin, coding.qmax, coding.kind = (
+            encodings.scale(x.name),
+            x.format.qmin,
+            x.format.qmax,
+            x.format.kind,
+        )
     source = x.source if x is not None else operands(w.consumer)[0]
-    layer = layers.setdefault(name, Layer(name=name, node=w.consumer, source=source, weight=weight, codings={}))
+    layer = layers.setdefault(
+        name, Layer(name=name, node=w.consumer, source=source, weight=weight, codings={})
+    )
     layer.codings[label] = coding
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-AS_ASKED, NONE = 1.0, 2.0  # points on the line: the budgets that were asked for, and no budget at all
+AS_ASKED, NONE = (
+    1.0,
+    2.0,
+)  # points on the line: the budgets that were asked for, and no budget at all
 
 
-def budgets_at(t: float, asked: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]) -> dict[str, float]:
+def budgets_at(
+    t: float, asked: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]
+) -> dict[str, float]:
     """Return the budgets at point ``t``: 0 the narrowest widths, 1 what was asked for, 2 the widest widths.
 
     Args:
@@ -27,8 +32,8 @@ def budgets_at(t: float, asked: Mapping[str, float], least: Mapping[str, float],
 def smallest(holds: Callable[[float], bool], low: float, high: float, rounds: int) -> float:
     """Return the smallest point that was seen to hold, by bisection between ``low``, which does not, and ``high``, which does.
 
-    Measured accuracy is not quite monotonic, so this is a point that holds and below which a nearby one does not, not a proof that none
-    below it does.
+    Measured accuracy is not quite monotonic, so this is a point that holds and below which a nearby
+    one does not, not a proof that none below it does.
 
     Args:
         holds: measures a point.

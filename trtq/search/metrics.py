@@ -28,6 +28,12 @@ def combined(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     return found, {**said, **more}
 
 
-METRICS: Mapping[str, Metric] = {"l2": l2, "gradient": gradient, "hessian": hessian, "jsd": jsd, "combined": combined}
+METRICS: Mapping[str, Metric] = {
+    "l2": l2,
+    "gradient": gradient,
+    "hessian": hessian,
+    "jsd": jsd,
+    "combined": combined,
+}
 IN_PIECES = frozenset(METRICS) - {"l2"}  # what several processes can share
 NEEDS_TARGETS = frozenset({"gradient", "hessian", "combined"})

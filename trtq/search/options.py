@@ -46,7 +46,9 @@ class Option(msgspec.Struct, frozen=True, kw_only=True, order=True):
         """As placement takes it; None for a layer in float."""
         if not self.quantized:
             return None
-        return LayerBits(self.weight, None if self.weight_only else self.input, FP8 if self.fp8 else "uniform")
+        return LayerBits(
+            self.weight, None if self.weight_only else self.input, FP8 if self.fp8 else "uniform"
+        )
 
     @property
     def weight_only(self) -> bool:
@@ -69,9 +71,10 @@ def read_option(text: str) -> Option:
     found = FORMS.match(text.strip())
     if found is None:
         raise UsageError(
-            f"Cannot read the width {text!r}", "expected 2 to 8, a pair like w4a8, w4a16 for weights alone, fp8 or fp16",
+            f"Cannot read the width {text!r}",
+            "expected 2 to 8, a pair like w4a8, w4a16 for weights alone, fp8 or fp16",
             "Write it like --bits 2,4,w4a8",
-        )  # fmt: skip
+        )
     weight, given, both = found.groups()
     return Option(weight=int(weight or both), input=int(given or both))
 

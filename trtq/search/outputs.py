@@ -35,7 +35,8 @@ class _OwnOutputs(fx.Interpreter):
 def l2(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return S_l = ||y_full - y_quant||_2 of each layer's own output, on the float model's inputs (S1 eq. 5).
 
-    All layers and all widths in one run over the images: as many passes as there are widths, and one.
+    All layers and all widths in one run over the images: as many passes as there are widths, and
+    one.
     """
     runner = _OwnOutputs(study.graph, list(study.layers))
     study.begin("Comparing layer outputs", 1)
@@ -79,16 +80,24 @@ def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
 def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return the divergence of the output distribution with one layer quantized, all others in float (S2), mean over the images.
 
-    What lies before the layer is taken from one float run; only what depends on it is computed again.
+    What lies before the layer is taken from one float run; only what depends on it is computed
+    again.
     """
     batches = list(study.batches())
     rest = {layer.name: _rest(study.graph, layer.node) for layer in study.layers}
     sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in study.layers}
     scratch: dict[torch.Size, torch.Tensor] = {}
-    study.begin("Quantizing one layer at a time", len(batches) * sum(len(layer.codings) for layer in study.layers))
+    study.begin(
+        "Quantizing one layer at a time",
+        len(batches) * sum(len(layer.codings) for layer in study.layers),
+    )
     with torch.inference_mode():
         for b, (images, _) in enumerate(batches):
-            if any(study.units.get(f"jsd/{b}/{layer.name}/{label}") is None for layer in study.layers for label in layer.codings):
+            if any(
+                study.units.get(f"jsd/{b}/{layer.name}/{label}") is None
+                for layer in study.layers
+                for label in layer.codings
+            ):
                 full = fx.Interpreter(study.graph, garbage_collect_values=False)
                 wanted = full.run(images).softmax(dim=1)
                 values = dict(full.env)
@@ -99,7 +108,9 @@ def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
                     if known is None and not study.units.is_mine(unit):
                         continue
                     if known is None:
-                        got = _from_layer(study.graph, layer, label, rest[layer.name], values, scratch).softmax(dim=1)
+                        got = _from_layer(
+                            study.graph, layer, label, rest[layer.name], values, scratch
+                        ).softmax(dim=1)
                         known = [float(jensen_shannon(wanted, got).sum())]
                         require_finite(known[0], "output divergence", layer.name)
                         study.units.put(unit, known)
@@ -132,5 +143,5 @@ def _from_layer(
     for node in rest:
         runner.env[node] = answer = runner.run_node(node)
     result = answer[0] if isinstance(answer, (list, tuple)) else answer
-    assert isinstance(result, torch.Tensor)
+    assert isinstance(result, torch.Tensor)  # noqa: S101
     return result

@@ -43,7 +43,8 @@ class Sensitivity:
 
     Attributes:
         loss: by option label; comparable between layers.
-        raw: what the paper's formula gives, before widths come in; None where it has no such number.
+        raw: what the paper's formula gives, before widths come in; None where it has no such
+            number.
         stderr: standard error of ``raw``.
     """
 

@@ -27,7 +27,11 @@ class Units:
     def __init__(self, folder: Path | None, key: object, workers: Workers | None = None) -> None:
         self.key, self.workers, self.folder = digest_of(key), workers or Workers(), folder
         self.stem = f"analysis-{self.key[:32]}"
-        self.path = folder / f"{self.stem}{f'.{self.workers.rank}' if self.workers.world > 1 else ''}.json" if folder else None
+        self.path = (
+            folder / f"{self.stem}{f'.{self.workers.rank}' if self.workers.world > 1 else ''}.json"
+            if folder
+            else None
+        )
         self.done: dict[str, list[float]] = {}
         self.others: dict[str, list[float]] = {}
         self.read()
@@ -42,7 +46,11 @@ class Units:
     def _one(self, path: Path) -> dict[str, list[float]]:
         try:
             held = decode_json(path.read_bytes(), dict[str, object])
-            return msgspec.convert(held["units"], dict[str, list[float]]) if held.get("key") == self.key else {}
+            return (
+                msgspec.convert(held["units"], dict[str, list[float]])
+                if held.get("key") == self.key
+                else {}
+            )
         except (OSError, KeyError, msgspec.MsgspecError):
             return {}  # torn: the work is done again
 

@@ -3,7 +3,15 @@
 from trtq.specs.base import Spec, changed_words, option_name, option_words, parse_text, plain_type
 from trtq.specs.bench import BenchSpec, CompareSpec, GateSpec, ReportSpec
 from trtq.specs.deploy import DeployOptions, DeploySpec, FleetSpec
-from trtq.specs.engine import AuditSpec, BuildOptions, BuildSpec, ExportCalibSpec, ExportSpec, ImportCalibSpec, LintSpec
+from trtq.specs.engine import (
+    AuditSpec,
+    BuildOptions,
+    BuildSpec,
+    ExportCalibSpec,
+    ExportSpec,
+    ImportCalibSpec,
+    LintSpec,
+)
 from trtq.specs.fields import OPSET
 from trtq.specs.finetune import FinetuneSpec
 from trtq.specs.inputs import BlocksSpec, InputSpec, ModelInputSpec

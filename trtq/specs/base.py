@@ -13,7 +13,12 @@ from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 
 T = TypeVar("T", bound="Spec")
-FORMS = {"input_size": "3x224x224", "batch": "1:8:32", "mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5"}  # of texts that stand for numbers
+FORMS = {
+    "input_size": "3x224x224",
+    "batch": "1:8:32",
+    "mean": "0.5,0.5,0.5",
+    "std": "0.5,0.5,0.5",
+}  # of texts that stand for numbers
 Doc = Meta
 
 
@@ -31,12 +36,16 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)
-            if isinstance(value, Spec) or (isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)):
+            if isinstance(value, Spec) or (
+                isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)
+            ):
                 continue
             try:
                 msgspec.convert(msgspec.to_builtins(value), kind, strict=True)
             except msgspec.ValidationError as exc:
-                raise UsageError(f"Cannot use {option_name(name)} {_show(value)}", str(exc)) from exc
+                raise UsageError(
+                    f"Cannot use {option_name(name)} {_show(value)}", str(exc)
+                ) from exc
 
     @classmethod
     def make(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -47,13 +56,17 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             where: they stand, for errors; default: the spec's name.
 
         Raises:
-            UsageError: an unknown field (the nearest is suggested), a missing one, or a value out of range.
+            UsageError: an unknown field (the nearest is suggested), a missing one, or a value out
+                of range.
         """
         fields = cls.__struct_fields__
         hints = get_type_hints(cls, include_extras=True)
         for name in values:
             if name not in fields:
-                raise UsageError(f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}", mend=suggest(name, fields))
+                raise UsageError(
+                    f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}",
+                    mend=suggest(name, fields),
+                )
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
         try:
             return msgspec.convert(parsed, cls, strict=False)
@@ -61,15 +74,25 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             why, _, place = str(exc).partition(" - at `$.")
             name = re.split(r"\W", place)[0]
             if name not in values:  # a field is missing
-                raise UsageError(f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)) from exc
+                raise UsageError(
+                    f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)
+                ) from exc
             form = _form(name, hints[name])
-            what = f"{name} = {_show(values[name])} in {where}" if where else f"{option_name(name)} {_show(values[name])}"
-            raise UsageError(f"Cannot use {what}", why, f"Write it like {form}" if form else "") from exc
+            what = (
+                f"{name} = {_show(values[name])} in {where}"
+                if where
+                else f"{option_name(name)} {_show(values[name])}"
+            )
+            raise UsageError(
+                f"Cannot use {what}", why, f"Write it like {form}" if form else ""
+            ) from exc
 
 
 def is_path(kind: Any) -> bool:
     """Whether a field's type says that its texts name files or folders."""
-    if get_origin(kind) is Annotated and any(isinstance(m, Meta) and (m.extra or {}).get("path") for m in get_args(kind)[1:]):
+    if get_origin(kind) is Annotated and any(
+        isinstance(m, Meta) and (m.extra or {}).get("path") for m in get_args(kind)[1:]
+    ):
         return True
     return any(is_path(part) for part in get_args(kind) if get_origin(kind) is not Literal)
 
@@ -86,7 +109,11 @@ def _require_unicode(value: str, option: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as exc:
-        raise UsageError(f"Cannot use {option} {value!r}", "its bytes are not UTF-8", "Rename the file or the folder") from exc
+        raise UsageError(
+            f"Cannot use {option} {value!r}",
+            "its bytes are not UTF-8",
+            "Rename the file or the folder",
+        ) from exc
 
 
 def _show(value: object) -> str:
@@ -119,14 +146,21 @@ def option_words(field: str, value: Any) -> list[str]:
         if all(isinstance(v, str) for v in value):
             return [w for v in value for w in (option, v)]
         sep = {"input_size": "x", "batch": ":"}.get(field, ",")
-        return [option, sep.join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in value)]
+        return [
+            option,
+            sep.join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in value),
+        ]
     return [option, str(value)]
 
 
 def changed_words(spec: Spec, *without: str) -> list[str]:
     """Return the words of a command line for what differs from the spec's defaults; ``without`` are its positional arguments."""
     defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
-    plain = {n: v for n, v in msgspec.to_builtins(spec).items() if n not in without and getattr(spec, n) != defaults[n]}
+    plain = {
+        n: v
+        for n, v in msgspec.to_builtins(spec).items()
+        if n not in without and getattr(spec, n) != defaults[n]
+    }
     return [w for n, v in plain.items() for w in option_words(n, v)]
 
 
@@ -135,7 +169,11 @@ def plain_type(kind: Any) -> Any:
     if get_origin(kind) is Annotated:
         return plain_type(get_args(kind)[0])
     args = [a for a in get_args(kind) if a is not type(None)]
-    if get_origin(kind) not in (tuple, dict, Literal, None) and type(None) in get_args(kind) and len(args) == 1:
+    if (
+        get_origin(kind) not in (tuple, dict, Literal, None)
+        and type(None) in get_args(kind)
+        and len(args) == 1
+    ):
         return plain_type(args[0])
     return kind
 
@@ -150,4 +188,8 @@ def parse_text(value: Any, kind: Any, name: str) -> Any:
     try:
         return [number(p) for p in parts]
     except ValueError as exc:
-        raise UsageError(f"Cannot read {option_name(name)} {value!r}", "expected numbers", f"Write it like {_form(name, kind)}") from exc
+        raise UsageError(
+            f"Cannot read {option_name(name)} {value!r}",
+            "expected numbers",
+            f"Write it like {_form(name, kind)}",
+        ) from exc

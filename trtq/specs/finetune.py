@@ -16,102 +16,206 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Train a quantized model further, with its codes in place."""
 
     out: Annotated[str, PathDoc(description="Folder for the results.")]
-    encodings: Annotated[str, PathDoc(description="Where training starts: the encodings.safetensors of trtq quantize or search.")]
+    encodings: Annotated[
+        str,
+        PathDoc(
+            description="Where training starts: the encodings.safetensors of trtq quantize or "
+            "search."
+        ),
+    ]
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
-    val: Annotated[str | None, PathDoc(description="Labelled images that every epoch and the result are measured on.")] = None
-    val_class_index: Annotated[str | None, PathDoc(description="Like --class-index, for --val; default: the same.")] = None
+    val: Annotated[
+        str | None,
+        PathDoc(description="Labelled images that every epoch and the result are measured on."),
+    ] = None
+    val_class_index: Annotated[
+        str | None, PathDoc(description="Like --class-index, for --val; default: the same.")
+    ] = None
     val_masks: Annotated[str | None, PathDoc(description="Like --masks, for --val.")] = None
-    val_limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
+    val_limit: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Measure on at most this many images, drawn evenly."),
+    ] = None
     epochs: Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")] = 3
-    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Train on this many images an epoch, drawn anew.")] = None
-    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images a step, over all processes.")] = 64
-    accumulate: Annotated[int, Meta(ge=1), Doc(description="Steps whose gradients are added before the weights move.")] = 1
-    optimizer: Annotated[Literal["sgd", "adamw"], Doc(description="sgd: with momentum 0.9.")] = "sgd"
+    limit: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Train on this many images an epoch, drawn anew."),
+    ] = None
+    batch_size: Annotated[
+        int, Meta(ge=1, le=4096), Doc(description="Images a step, over all processes.")
+    ] = 64
+    accumulate: Annotated[
+        int, Meta(ge=1), Doc(description="Steps whose gradients are added before the weights move.")
+    ] = 1
+    optimizer: Annotated[Literal["sgd", "adamw"], Doc(description="sgd: with momentum 0.9.")] = (
+        "sgd"
+    )
     lr: Annotated[float, Meta(gt=0), Doc(description="Learning rate of weights and biases.")] = 1e-3
-    lr_amax: Annotated[float, Meta(gt=0), Doc(description="Learning rate of ranges, which are learned as logarithms (Adam).")] = 1e-3
+    lr_amax: Annotated[
+        float,
+        Meta(gt=0),
+        Doc(description="Learning rate of ranges, which are learned as logarithms (Adam)."),
+    ] = 1e-3
     weight_decay: Annotated[float, Meta(ge=0), Doc(description="Of weights.")] = 0.0
     schedule: Annotated[
         Literal["cosine", "onecycle", "plateau", "constant"],
-        Doc(description="Of both learning rates; plateau divides them by ten when an epoch brought nothing."),
+        Doc(
+            description="Of both learning rates; plateau divides them by ten when an epoch brought "
+            "nothing."
+        ),
     ] = "cosine"
     learn_amax: Annotated[bool, Doc(description="Ranges learn, too (LSQ).")] = True
     loss: Annotated[
         str | None,
-        PathDoc(description="A loss of your own in place of cross-entropy, package.module:function or file.py:function of (answer, wanted)."),
+        PathDoc(
+            description="A loss of your own in place of cross-entropy, package.module:function or "
+            "file.py:function of (answer, wanted)."
+        ),
     ] = None
     class_weights: Annotated[
         Literal["none", "log", "median"],
-        Doc(description="Weigh classes by how rare they are: 1 / ln(1.02 + share), or median share / share."),
+        Doc(
+            description="Weigh classes by how rare they are: 1 / ln(1.02 + share), or median "
+            "share / "
+            "share."
+        ),
     ] = "none"
     distill: Annotated[
-        float, Meta(ge=0, le=1), Doc(description="Share of the loss that asks for the float model's answers instead of the labels.")
+        float,
+        Meta(ge=0, le=1),
+        Doc(
+            description="Share of the loss that asks for the float model's answers instead of the "
+            "labels."
+        ),
     ] = 0.5
-    temperature: Annotated[float, Meta(gt=0), Doc(description="Of the answers that are compared.")] = 2.0
-    ema: Annotated[float, Meta(ge=0, lt=1), Doc(description="Average the weights over steps with this decay; 0: do not.")] = 0.0
+    temperature: Annotated[
+        float, Meta(gt=0), Doc(description="Of the answers that are compared.")
+    ] = 2.0
+    ema: Annotated[
+        float,
+        Meta(ge=0, lt=1),
+        Doc(description="Average the weights over steps with this decay; 0: do not."),
+    ] = 0.0
     patience: Annotated[
-        Annotated[int, Meta(ge=1)] | None, Doc(description="Stop when this many epochs in a row brought nothing on --val.")
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Stop when this many epochs in a row brought nothing on --val."),
     ] = None
-    freeze: Annotated[tuple[str, ...], Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable.")] = ()
+    freeze: Annotated[
+        tuple[str, ...],
+        Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable."),
+    ] = ()
     sensitivity: Annotated[
-        str | None, PathDoc(description="What trtq analyze wrote: train the layers that --worst ranks by it, and leave the others as they are.")
+        str | None,
+        PathDoc(
+            description="What trtq analyze wrote: train the layers that --worst ranks by it, "
+            "and leave "
+            "the others as they are."
+        ),
     ] = None
     worst: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        Doc(description="Share of the layers to train, the most sensitive first; default: 0.25. Needs --sensitivity."),
+        Doc(
+            description="Share of the layers to train, the most sensitive first; default: 0.25. "
+            "Needs "
+            "--sensitivity."
+        ),
     ] = None
     batch_norm: Annotated[
         Literal["folded", "kept"],
         Doc(
-            description="folded: into its convolution before training. kept: taken up again behind it, and folded at the end; bears higher rates."
+            description="folded: into its convolution before training. kept: taken up again "
+            "behind it, "
+            "and folded at the end; bears higher rates."
         ),
     ] = "folded"
     freeze_bn: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Doc(description="With --batch-norm kept: its statistics stay from this epoch on, counted from 0."),
+        Doc(
+            description="With --batch-norm kept: its statistics stay from this epoch on, "
+            "counted from 0."
+        ),
     ] = None
     lower_bits: Annotated[
-        tuple[int, ...], Doc(description="Bits that narrower layers take in the first epochs, one number an epoch: 8,6 then their own.")
+        tuple[int, ...],
+        Doc(
+            description="Bits that narrower layers take in the first epochs, one number an "
+            "epoch: 8,6 "
+            "then their own."
+        ),
     ] = ()
     codebook: Annotated[
         Annotated[int, Meta(ge=2, le=8)] | None,
         Doc(
-            description="Weights as one of 2^N learned values a layer (k-means by moving averages): simulated, no engine has a kernel for it."
+            description="Weights as one of 2^N learned values a layer (k-means by moving "
+            "averages): "
+            "simulated, no engine has a kernel for it."
         ),
     ] = None
     device: Annotated[
-        str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), Doc(description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one.")
+        str,
+        Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
+        Doc(description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."),
     ] = "auto"
     amp: Annotated[
-        Literal["none", "bf16", "fp16"], Doc(description="Compute convolutions and products in 16 bits; fp16 scales its gradients.")
+        Literal["none", "bf16", "fp16"],
+        Doc(description="Compute convolutions and products in 16 bits; fp16 scales its gradients."),
     ] = "none"
-    compile: Annotated[bool, Doc(description="Let torch.compile fuse the step; the first one takes a minute.")] = False
-    weight_storage: Annotated[Literal["int8", "int4"], Doc(description="How weights of 4 bits are stored, as for trtq quantize.")] = "int8"
+    compile: Annotated[
+        bool, Doc(description="Let torch.compile fuse the step; the first one takes a minute.")
+    ] = False
+    weight_storage: Annotated[
+        Literal["int8", "int4"],
+        Doc(description="How weights of 4 bits are stored, as for trtq quantize."),
+    ] = "int8"
     augment: Annotated[
-        Literal["flip-crop", "flip", "none"], Doc(description="flip-crop: mirrored at random, and moved by up to an eighth.")
+        Literal["flip-crop", "flip", "none"],
+        Doc(description="flip-crop: mirrored at random, and moved by up to an eighth."),
     ] = "flip-crop"
     opset: Opset = None
     target: FilesFor = None
-    parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
-    seed: Annotated[int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")] = 0
+    parity_images: Annotated[
+        int,
+        Meta(ge=1),
+        Doc(description="Images the parity gate compares torch and ONNX Runtime on."),
+    ] = 32
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")
+    ] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(2 <= b <= 8 for b in self.lower_bits) or list(self.lower_bits) != sorted(self.lower_bits, reverse=True):
+        if not all(2 <= b <= 8 for b in self.lower_bits) or list(self.lower_bits) != sorted(
+            self.lower_bits, reverse=True
+        ):
             raise UsageError(
-                f"Cannot use --lower-bits {','.join(map(str, self.lower_bits))}", "expected falling numbers from 8 to 2", "Write 8,6"
+                f"Cannot use --lower-bits {','.join(map(str, self.lower_bits))}",
+                "expected falling numbers from 8 to 2",
+                "Write 8,6",
             )
         if len(self.lower_bits) >= self.epochs:
-            why = f"{len(self.lower_bits)} of {self.epochs} epochs would be at wider widths, and none at their own"
+            why = (
+                f"{len(self.lower_bits)} of {self.epochs} epochs would be at wider widths, and "
+                "none at their own"
+            )
             raise UsageError("Cannot use --lower-bits", why, "Give more --epochs")
         for needed, name, given in (
-            (self.batch_norm == "kept", "--batch-norm kept", "--freeze-bn" if self.freeze_bn is not None else None),
-            (self.val is not None, "--val", "--val-masks" if self.val_masks else None),
-            (self.sensitivity is not None, "--sensitivity", "--worst" if self.worst is not None else None),
             (
-                self.loss is None and self.distill < 1.0, "the cross-entropy: no --loss, and --distill below 1",
+                self.batch_norm == "kept",
+                "--batch-norm kept",
+                "--freeze-bn" if self.freeze_bn is not None else None,
+            ),
+            (self.val is not None, "--val", "--val-masks" if self.val_masks else None),
+            (
+                self.sensitivity is not None,
+                "--sensitivity",
+                "--worst" if self.worst is not None else None,
+            ),
+            (
+                self.loss is None and self.distill < 1.0,
+                "the cross-entropy: no --loss, and --distill below 1",
                 "--class-weights" if self.class_weights != "none" else None,
             ),
-        ):  # fmt: skip
+        ):
             if given is not None and not needed:
                 raise UsageError(f"{given} needs {name}")

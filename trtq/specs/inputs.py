@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, PathDoc, Spec
-from trtq.specs.fields import Checkpoint, CheckpointKey, CheckpointMatch, InputSize, ModelArg, ModelName, Preset
+from trtq.specs.fields import (
+    Checkpoint,
+    CheckpointKey,
+    CheckpointMatch,
+    InputSize,
+    ModelArg,
+    ModelName,
+    Preset,
+)
 
 
 class InputSpec(Spec, frozen=True, kw_only=True):
@@ -16,21 +24,45 @@ class InputSpec(Spec, frozen=True, kw_only=True):
     data: Annotated[
         str,
         PathDoc(
-            description="Images: a folder of class folders, a flat folder, a .zip of either or a folder inside one, cifar10:DIR, or digits."
+            description="Images: a folder of class folders, a flat folder, a .zip of either or "
+            "a folder "
+            "inside one, cifar10:DIR, or digits."
         ),
     ] = ""
-    class_index: Annotated[str | None, PathDoc(description="JSON list of folder names in class order, or text or numeric; default: folder names in text order.")] = None
+    class_index: Annotated[
+        str | None,
+        PathDoc(
+            description="JSON list of folder names in class order, or text or numeric; default: "
+            "folder "
+            "names in text order."
+        ),
+    ] = None
     input_size: InputSize = None
-    mean: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
-    std: Annotated[tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")] = None
-    preset: Annotated[Preset | None, Doc(description="Normalisation by name; default: the model's own, else imagenet.")] = None
+    mean: Annotated[
+        tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")
+    ] = None
+    std: Annotated[
+        tuple[float, ...] | None, Doc(description="Per channel, for pixels in 0..1.")
+    ] = None
+    preset: Annotated[
+        Preset | None,
+        Doc(description="Normalisation by name; default: the model's own, else imagenet."),
+    ] = None
     resize: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Short side after resizing, pixels; default: input size / 0.875, or no crop for small inputs."),
+        Doc(
+            description="Short side after resizing, pixels; default: input size / 0.875, or no "
+            "crop for "
+            "small inputs."
+        ),
     ] = None
-    crop: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Side of the centre crop, pixels; default: the input size.")] = None
+    crop: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Side of the centre crop, pixels; default: the input size."),
+    ] = None
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic"] | None, Doc(description="Resampling; default: the model's own, else bilinear.")
+        Literal["nearest", "bilinear", "bicubic"] | None,
+        Doc(description="Resampling; default: the model's own, else bilinear."),
     ] = None
 
 

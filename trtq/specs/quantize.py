@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from trtq.specs.base import Doc, PathDoc
-from trtq.specs.fields import OPSET, CalibCache, Calibrator, FilesFor, IgnoreIndex, Masks, Opset, Percentile
+from trtq.specs.fields import (
+    OPSET,
+    CalibCache,
+    Calibrator,
+    FilesFor,
+    IgnoreIndex,
+    Masks,
+    Opset,
+    Percentile,
+)
 from trtq.specs.inputs import InputSpec, ModelInputSpec
 
 
@@ -17,47 +26,96 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Percentile = 99.99
-    calib_images: Annotated[int, Meta(ge=1), Doc(description="How many images calibration looks at.")] = 256
-    batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per forward pass; changes memory, not results.")] = 16
+    calib_images: Annotated[
+        int, Meta(ge=1), Doc(description="How many images calibration looks at.")
+    ] = 256
+    batch_size: Annotated[
+        int,
+        Meta(ge=1, le=4096),
+        Doc(description="Images per forward pass; changes memory, not results."),
+    ] = 16
     bits: Annotated[
         str,
         Meta(pattern=r"^w[2-8]a[2-8]$"),
-        Doc(description="Width of weights and activations, w8a8 to w2a2; the first and the last layer and residual shortcuts keep 8."),
+        Doc(
+            description="Width of weights and activations, w8a8 to w2a2; the first and the last "
+            "layer "
+            "and residual shortcuts keep 8."
+        ),
     ] = "w8a8"
-    allocation: Annotated[str | None, PathDoc(description="What trtq allocate wrote: a width for every layer, in place of --bits.")] = None
+    allocation: Annotated[
+        str | None,
+        PathDoc(
+            description="What trtq allocate wrote: a width for every layer, in place of --bits."
+        ),
+    ] = None
     method: Annotated[
-        tuple[str, ...], Doc(description="A quantization method to apply, by name (trtq methods lists them); repeatable.")
+        tuple[str, ...],
+        Doc(
+            description="A quantization method to apply, by name (trtq methods lists them); "
+            "repeatable."
+        ),
     ] = ()
-    method_arg: Annotated[dict[str, str | int | float | bool], Doc(description="Argument of a method, NAME.K=V; repeatable.")] = {}
+    method_arg: Annotated[
+        dict[str, str | int | float | bool],
+        Doc(description="Argument of a method, NAME.K=V; repeatable."),
+    ] = {}
     preset_quant: Annotated[
         Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
         Doc(
-            description="Methods and fallbacks by family of models: auto takes the family from the graph, none does what is asked and "
+            description="Methods and fallbacks by family of models: auto takes the family from the "
+            "graph, none does what is asked and "
             "nothing else. Methods that are asked for replace the family's."
         ),
     ] = "auto"
     min_agreement: Annotated[
-        float, Meta(ge=0, le=100), Doc(description="Quick check: agreement with float on calibration images below which fallbacks are tried, percent; 0 tries none.")
+        float,
+        Meta(ge=0, le=100),
+        Doc(
+            description="Quick check: agreement with float on calibration images below which "
+            "fallbacks "
+            "are tried, percent; 0 tries none."
+        ),
     ] = 90.0
     weight_storage: Annotated[
         Literal["int8", "int4"],
-        Doc(description="How weights of 4 bits are stored: int4 halves the file, needs --opset 21, and engines then compute in float."),
+        Doc(
+            description="How weights of 4 bits are stored: int4 halves the file, needs --opset "
+            "21, and "
+            "engines then compute in float."
+        ),
     ] = "int8"
     attention: Annotated[
         Literal["auto", "int8", "float"],
-        Doc(description="The products of attentions: in INT8 where their softmax can be (auto), always, or never."),
+        Doc(
+            description="The products of attentions: in INT8 where their softmax can be (auto), "
+            "always, "
+            "or never."
+        ),
     ] = "auto"
     high_precision: Annotated[
-        tuple[str, ...], Doc(description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); repeatable.")
+        tuple[str, ...],
+        Doc(
+            description="Layers to leave in float: a shell pattern, @first, @last or @anchors "
+            "(both); "
+            "repeatable."
+        ),
     ] = ()
     opset: Opset = None
     target: FilesFor = None
     seed: Annotated[
-        int, Meta(ge=0), Doc(description="Chooses the calibration images, and random weights where there is no checkpoint.")
+        int,
+        Meta(ge=0),
+        Doc(
+            description="Chooses the calibration images, and random weights where there is no "
+            "checkpoint."
+        ),
     ] = 0
-    parity_images: Annotated[int, Meta(ge=1), Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on.")] = (
-        32
-    )
+    parity_images: Annotated[
+        int,
+        Meta(ge=1),
+        Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on."),
+    ] = 32
     calib_cache: CalibCache = None
 
 
@@ -65,28 +123,72 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Take over the ranges of a model that another tool quantized."""
 
     ranges: Annotated[
-        str, PathDoc(description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, .safetensors), or AIMET's NAME_torch.encodings.")
+        str,
+        PathDoc(
+            description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, "
+            ".safetensors), or "
+            "AIMET's NAME_torch.encodings."
+        ),
     ]
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     opset: Annotated[int, Meta(ge=13, le=21), Doc(description="Of the ONNX files.")] = OPSET
-    parity_images: Annotated[int, Meta(ge=1), Doc(description="Images the parity gate compares torch and ONNX Runtime on.")] = 32
+    parity_images: Annotated[
+        int,
+        Meta(ge=1),
+        Doc(description="Images the parity gate compares torch and ONNX Runtime on."),
+    ] = 32
     seed: Annotated[int, Meta(ge=0), Doc(description="Chooses those images.")] = 0
 
 
 class EvaluateSpec(InputSpec, frozen=True, kw_only=True):
     """Accuracy of an ONNX file or an engine, and its agreement with another ONNX file."""
 
-    onnx: Annotated[str, PathDoc(description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for.")]
-    reference: Annotated[str | None, PathDoc(description="ONNX file to compare predictions and logits with.")] = None
+    onnx: Annotated[
+        str,
+        PathDoc(
+            description="The ONNX file, or an engine (.engine, .plan) on the GPU it was built for."
+        ),
+    ]
+    reference: Annotated[
+        str | None, PathDoc(description="ONNX file to compare predictions and logits with.")
+    ] = None
     provider: Annotated[
         Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"],
-        Doc(description="Of ONNX Runtime, for an ONNX file; the last two build an engine of their own."),
+        Doc(
+            description="Of ONNX Runtime, for an ONNX file; the last two build an engine of "
+            "their own."
+        ),
     ] = "CPU"
-    trust: Annotated[bool, Doc(description="Load an engine that has no manifest: loading one can run code that is in it.")] = False
-    rebuild: Annotated[bool, Doc(description="Build an engine of another TensorRT or GPU again, beside it, from the file it came from.")] = False
-    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Evaluate at most this many images, drawn evenly.")] = None
+    trust: Annotated[
+        bool,
+        Doc(
+            description="Load an engine that has no manifest: loading one can run code that is "
+            "in it."
+        ),
+    ] = False
+    rebuild: Annotated[
+        bool,
+        Doc(
+            description="Build an engine of another TensorRT or GPU again, beside it, from the "
+            "file it "
+            "came from."
+        ),
+    ] = False
+    limit: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Evaluate at most this many images, drawn evenly."),
+    ] = None
     masks: Masks = None
     ignore_index: IgnoreIndex = 255
-    exclude: Annotated[str | None, PathDoc(description="A quantize.json: leave out the images it was calibrated on.")] = None
-    out: Annotated[str, PathDoc(description="Folder for evaluate.json: that of the run, and trtq report shows the accuracy.")] = ""
+    exclude: Annotated[
+        str | None,
+        PathDoc(description="A quantize.json: leave out the images it was calibrated on."),
+    ] = None
+    out: Annotated[
+        str,
+        PathDoc(
+            description="Folder for evaluate.json: that of the run, and trtq report shows the "
+            "accuracy."
+        ),
+    ] = ""
     batch_size: Annotated[int, Meta(ge=1, le=4096), Doc(description="Images per call.")] = 16

@@ -30,29 +30,58 @@ from trtq.specs.inputs import ModelInputSpec
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Measure how much each layer suffers at each width."""
 
-    out: Annotated[str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")]
+    out: Annotated[
+        str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")
+    ]
     metric: AnalyzeMetric = "jsd"
-    bits: Annotated[tuple[str, ...], Doc(
-            description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 for weights alone, fp8, fp16; repeatable, "
+    bits: Annotated[
+        tuple[str, ...],
+        Doc(
+            description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
+            "for "
+            "weights alone, fp8, fp16; repeatable, "
             "or with commas."
-        )] = (
-        "2", "4", "6", "8",
-    )  # fmt: skip
+        ),
+    ] = (
+        "2",
+        "4",
+        "6",
+        "8",
+    )
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
     calib_images: CalibImages = 256
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Percentile = 99.99
     targets: Annotated[
         Literal["labels", "model"],
-        Doc(description="What the loss of gradient and hessian compares with: labels, or the model's own answer."),
+        Doc(
+            description="What the loss of gradient and hessian compares with: labels, or the "
+            "model's "
+            "own answer."
+        ),
     ] = "labels"
-    probes: Annotated[int, Meta(ge=2), Doc(description="Most probes of the Hessian; fewer when the order of layers is stable.")] = 50
+    probes: Annotated[
+        int,
+        Meta(ge=2),
+        Doc(description="Most probes of the Hessian; fewer when the order of layers is stable."),
+    ] = 50
     trials: Annotated[int, Meta(ge=1), Doc(description="Perturbations a layer, for gradient.")] = 4
-    epsilon: Annotated[float, Meta(gt=0), Doc(description="Perturbations have a standard deviation of this over the weight's norm.")] = 1.0
+    epsilon: Annotated[
+        float,
+        Meta(gt=0),
+        Doc(description="Perturbations have a standard deviation of this over the weight's norm."),
+    ] = 1.0
     batch_size: BatchSize = 16
-    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")
+    ] = 0
     calib_cache: Annotated[
-        str | None, PathDoc(description="Folder for what an interrupted analysis has done; default: $TRTQ_CALIB_CACHE, else ./calib_cache.")
+        str | None,
+        PathDoc(
+            description="Folder for what an interrupted analysis has done; default: "
+            "$TRTQ_CALIB_CACHE, "
+            "else ./calib_cache."
+        ),
     ] = None
 
 
@@ -64,12 +93,19 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
     strategy: Annotated[
         Literal["percentile", "greedy", "pareto", "milp"],
         Doc(
-            description="percentile: 25 %, 50 %, 25 % of the layers get three widths. greedy: the most sensitive first. pareto: exact for one "
+            description="percentile: 25 %, 50 %, 25 % of the layers get three widths. greedy: "
+            "the most "
+            "sensitive first. pareto: exact for one "
             "budget, with the whole front. milp: exact for any budgets."
         ),
     ] = "milp"
     bits: Annotated[
-        tuple[str, ...], Doc(description="Widths to choose from; default: all that were analysed; repeatable, or with commas.")
+        tuple[str, ...],
+        Doc(
+            description="Widths to choose from; default: all that were analysed; repeatable, or "
+            "with "
+            "commas."
+        ),
     ] = ()
     budget: Budgets = ()
     target: Target = None
@@ -84,32 +120,60 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     candidates: Annotated[
         tuple[str, ...],
         PathDoc(
-            description="Several models in place of MODEL, each MODEL or MODEL=CHECKPOINT; repeatable, or with commas. The first is the "
+            description="Several models in place of MODEL, each MODEL or MODEL=CHECKPOINT; "
+            "repeatable, "
+            "or with commas. The first is the "
             "reference of shares and of --min-accuracy."
         ),
     ] = ()
     budget: Budgets = ()
     min_accuracy: Annotated[
         Annotated[float, Meta(ge=-100, le=100)] | None,
-        Doc(description="Top-1 to keep: 0 or below, points against the float model (-1.0); above 0, percent. Without labels: agreement."),
+        Doc(
+            description="Top-1 to keep: 0 or below, points against the float model (-1.0); "
+            "above 0, "
+            "percent. Without labels: agreement."
+        ),
     ] = None
     minimize: Annotated[
         str | None,
         Doc(
-            description="size, bitops, energy or latency@DEVICE: make it as small as --min-accuracy allows; default without a budget: size."
+            description="size, bitops, energy or latency@DEVICE: make it as small as "
+            "--min-accuracy "
+            "allows; default without a budget: size."
         ),
     ] = None
     val: Annotated[
-        str | None, PathDoc(description="Images that accuracy is measured on; default: those of --data that calibration leaves over.")
+        str | None,
+        PathDoc(
+            description="Images that accuracy is measured on; default: those of --data that "
+            "calibration "
+            "leaves over."
+        ),
     ] = None
-    val_class_index: Annotated[str | None, PathDoc(description="Like --class-index, for --val; default: the same.")] = None
-    limit: Annotated[Annotated[int, Meta(ge=1)] | None, Doc(description="Measure on at most this many images, drawn evenly.")] = None
+    val_class_index: Annotated[
+        str | None, PathDoc(description="Like --class-index, for --val; default: the same.")
+    ] = None
+    limit: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Doc(description="Measure on at most this many images, drawn evenly."),
+    ] = None
     rounds: Annotated[
-        int, Meta(ge=1, le=100), Doc(description="Most allocations that are tried for one model, besides 8 bits everywhere.")
+        int,
+        Meta(ge=1, le=100),
+        Doc(
+            description="Most allocations that are tried for one model, besides 8 bits everywhere."
+        ),
     ] = 8
     metric: AnalyzeMetric = "jsd"
-    strategy: Annotated[Literal["milp", "greedy"], Doc(description="How widths are chosen within budgets; see trtq allocate.")] = "milp"
-    bits: Annotated[tuple[str, ...], Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas.")] = ("4", "6", "8")
+    strategy: Annotated[
+        Literal["milp", "greedy"],
+        Doc(description="How widths are chosen within budgets; see trtq allocate."),
+    ] = "milp"
+    bits: Annotated[
+        tuple[str, ...],
+        Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas."),
+    ] = ("4", "6", "8")
     target: Target = None
     correct: Correct = ()
     images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
@@ -118,11 +182,20 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     percentile: Percentile = 99.99
     methods: Annotated[
         Literal["auto", "never", "always"],
-        Doc(description="The family's quantization methods: when accuracy does not hold without them (auto), never, or in every try."),
+        Doc(
+            description="The family's quantization methods: when accuracy does not hold without "
+            "them "
+            "(auto), never, or in every try."
+        ),
     ] = "auto"
-    attention: Annotated[Literal["auto", "int8", "float"], Doc(description="The products of attentions, as for trtq quantize.")] = "auto"
+    attention: Annotated[
+        Literal["auto", "int8", "float"],
+        Doc(description="The products of attentions, as for trtq quantize."),
+    ] = "auto"
     batch_size: BatchSize = 16
-    seed: Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")] = 0
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")
+    ] = 0
     calib_cache: CalibCache = None
 
 
@@ -131,12 +204,24 @@ class AdviseSpec(ModelInputSpec, frozen=True, kw_only=True):
 
     target: Target = None
     budget: Budgets = ()
-    min_accuracy: Annotated[float | None, Doc(description="Points of top-1 against the float model that may go, such as -1.0.")] = None
+    min_accuracy: Annotated[
+        float | None,
+        Doc(description="Points of top-1 against the float model that may go, such as -1.0."),
+    ] = None
     train: Annotated[
-        str | None, PathDoc(description="Labelled images one may train on; default: --data, when it has labels and enough of them.")
+        str | None,
+        PathDoc(
+            description="Labelled images one may train on; default: --data, when it has labels and "
+            "enough of them."
+        ),
     ] = None
     result: Annotated[
-        str | None, PathDoc(description="Folder of a trtq run at w8a8 with [evaluate]: its measured accuracy decides whether PTQ is enough.")
+        str | None,
+        PathDoc(
+            description="Folder of a trtq run at w8a8 with [evaluate]: its measured accuracy "
+            "decides "
+            "whether PTQ is enough."
+        ),
     ] = None
 
 
@@ -145,29 +230,48 @@ class CostSpec(Spec, frozen=True, kw_only=True):
 
     model: Annotated[
         str,
-        PathDoc(description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, path/to/file.py:factory, or FILE.onnx."),
+        PathDoc(
+            description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, "
+            "path/to/file.py:factory, or FILE.onnx."
+        ),
     ]
     checkpoint: Checkpoint = None
     checkpoint_match: CheckpointMatch = "name"
     checkpoint_key: CheckpointKey = None
     model_arg: ModelArg = {}
-    seed: Annotated[int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")] = 0
+    seed: Annotated[
+        int, Meta(ge=0), Doc(description="Of random weights where there is no checkpoint.")
+    ] = 0
     input_size: InputSize = None
-    allocation: Annotated[str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")] = None
+    allocation: Annotated[
+        str | None, PathDoc(description="What trtq allocate wrote: the widths to count with.")
+    ] = None
     bits: Annotated[
         Annotated[str, Meta(pattern=r"^(w[2-8]a[2-8]|fp16|fp32)$")] | None,
         Doc(description="Widths of every layer without an allocation; default: fp32."),
     ] = None
     device: Annotated[
-        str | None, Doc(description="Predict the latency there: a device of the hardware table, such as t4, xavier or rtx3080.")
+        str | None,
+        Doc(
+            description="Predict the latency there: a device of the hardware table, such as t4, "
+            "xavier "
+            "or rtx3080."
+        ),
     ] = None
     batch: Annotated[int, Meta(ge=1), Doc(description="Images a call, for the latency.")] = 1
     engine: Annotated[
-        str | None, PathDoc(description="A TensorRT-RTX engine of the model: predict over its own fused kernels, too. Needs --device.")
+        str | None,
+        PathDoc(
+            description="A TensorRT-RTX engine of the model: predict over its own fused "
+            "kernels, too. "
+            "Needs --device."
+        ),
     ] = None
     profile: Annotated[
         str | None,
         PathDoc(
-            description="Measured layer times on that device (trtexec --exportProfile): say how far the prediction is off. Needs --device."
+            description="Measured layer times on that device (trtexec --exportProfile): say how "
+            "far the "
+            "prediction is off. Needs --device."
         ),
     ] = None

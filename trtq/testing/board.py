@@ -1,7 +1,8 @@
 """A stand-in Jetson: a real sshd on loopback, an unprivileged user, and a tree of files that looks like the board's own.
 
-``StandInBoard(folder, "nano")`` makes the tree; ``with board.serving():`` starts sshd. Everything that a real board would answer through
-NVIDIA's programs is answered by :mod:`trtq.testing.board_tools` and :mod:`trtq.testing.trtexec`; what runs on it is the real agent.
+``StandInBoard(folder, "nano")`` makes the tree; ``with board.serving():`` starts sshd. Everything
+that a real board would answer through NVIDIA's programs is answered by
+:mod:`trtq.testing.board_tools` and :mod:`trtq.testing.trtexec`; what runs on it is the real agent.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Kind:
     modes: tuple[str, ...]
     gpu: str
     files: Mapping[str, str] = field(default_factory=dict)
-    busy: Mapping[str, str] = field(default_factory=dict)  # what the rails show while an engine runs
+    busy: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what the rails show while an engine runs
     tegrastats: tuple[str, ...] = ()
     trtexec_place: str = "usr/src/tensorrt/bin/trtexec"
 
@@ -66,48 +69,93 @@ def _iio(rails: Mapping[str, int]) -> dict[str, str]:
 def _hwmon(rails: Mapping[str, int], number: int = 3) -> dict[str, str]:
     """Return an INA3221 as JetPack 5 and later show it: 5 V on each rail, the rest in mA; and the sum of shunts, which is none."""
     base = f"sys/class/hwmon/hwmon{number}"
-    made = {f"{base}/name": "ina3221", f"{base}/in7_label": "sum of shunt voltages", f"{base}/in7_input": "5"}
+    made = {
+        f"{base}/name": "ina3221",
+        f"{base}/in7_label": "sum of shunt voltages",
+        f"{base}/in7_input": "5",
+    }
     for i, (name, mw) in enumerate(rails.items(), start=1):
-        made |= {f"{base}/in{i}_label": name, f"{base}/in{i}_input": "5000", f"{base}/curr{i}_input": str(mw // 5)}
+        made |= {
+            f"{base}/in{i}_label": name,
+            f"{base}/in{i}_input": "5000",
+            f"{base}/curr{i}_input": str(mw // 5),
+        }
     return made
 
 
 XAVIER_LINE = (
-    "01-01-1970 00:01:01 RAM 2190/31928MB (lfb 6400x4MB) SWAP 0/15964MB (cached 0MB) CPU [3%@1190,1%@1190,off,off] EMC_FREQ 0% GR3D_FREQ "
+    "01-01-1970 00:01:01 RAM 2190/31928MB (lfb 6400x4MB) SWAP 0/15964MB (cached 0MB) CPU "
+    "[3%@1190,1%@1190,off,off] EMC_FREQ 0% GR3D_FREQ "
     "{load}% "
-    "AO@36C GPU@36.5C PMIC@50C AUX@36C CPU@37C thermal@36.4C GPU {gpu}mW/{gpu}mW CPU 620mW/620mW SOC 930mW/930mW CV 0mW/0mW "
+    "AO@36C GPU@36.5C PMIC@50C AUX@36C CPU@37C thermal@36.4C GPU {gpu}mW/{gpu}mW CPU "
+    "620mW/620mW SOC 930mW/930mW CV 0mW/0mW "
     "VDDRQ 310mW/310mW "
     "SYS5V 1800mW/1800mW"
 )
 KINDS: Mapping[str, Kind] = {
     "nano": Kind(
-        model="NVIDIA Jetson Nano Developer Kit", soc="tegra210", sm="5.3", trtexec="v8201", library="8.2.1", memory_kb=4059712,
-        release="# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, DATE: Sat Feb 19 17:05:08 UTC 2022",
-        modes=("MAXN", "5W"), gpu="57000000.gpu", files=_iio({"POM_5V_IN": 2000, "POM_5V_GPU": 40, "POM_5V_CPU": 400}),
+        model="NVIDIA Jetson Nano Developer Kit",
+        soc="tegra210",
+        sm="5.3",
+        trtexec="v8201",
+        library="8.2.1",
+        memory_kb=4059712,
+        release="# R32 (release), REVISION: 7.1, GCID: 29818004, BOARD: t210ref, EABI: aarch64, "
+        "DATE: Sat Feb 19 17:05:08 UTC 2022",
+        modes=("MAXN", "5W"),
+        gpu="57000000.gpu",
+        files=_iio({"POM_5V_IN": 2000, "POM_5V_GPU": 40, "POM_5V_CPU": 400}),
         busy=_iio({"POM_5V_IN": 6000, "POM_5V_GPU": 3000, "POM_5V_CPU": 900}),
     ),
     "xavier": Kind(
-        model="Jetson-AGX", soc="tegra194", sm="7.2", trtexec="v8502", library="8.5.2", memory_kb=32694272,
-        release="# R35 (release), REVISION: 2.1, GCID: 32398013, BOARD: t186ref, EABI: aarch64, DATE: Sun Jan 22 03:22:38 UTC 2023",
-        modes=("MAXN", "MODE_10W", "MODE_15W", "MODE_30W_ALL"), gpu="17000000.gv11b",
-        tegrastats=(XAVIER_LINE.format(load=0, gpu=340), "BUSY " + XAVIER_LINE.format(load=99, gpu=8340)),
+        model="Jetson-AGX",
+        soc="tegra194",
+        sm="7.2",
+        trtexec="v8502",
+        library="8.5.2",
+        memory_kb=32694272,
+        release="# R35 (release), REVISION: 2.1, GCID: 32398013, BOARD: t186ref, EABI: aarch64, "
+        "DATE: Sun Jan 22 03:22:38 UTC 2023",
+        modes=("MAXN", "MODE_10W", "MODE_15W", "MODE_30W_ALL"),
+        gpu="17000000.gv11b",
+        tegrastats=(
+            XAVIER_LINE.format(load=0, gpu=340),
+            "BUSY " + XAVIER_LINE.format(load=99, gpu=8340),
+        ),
     ),
     "orin": Kind(
-        model="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", soc="tegra234", sm="8.7", trtexec="v100300",
-        library="10.3.0", memory_kb=7802880, gpu="17000000.gpu", modes=("15W", "25W", "MAXN_SUPER", "7W"),
-        release="# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025",
+        model="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        soc="tegra234",
+        sm="8.7",
+        trtexec="v100300",
+        library="10.3.0",
+        memory_kb=7802880,
+        gpu="17000000.gpu",
+        modes=("15W", "25W", "MAXN_SUPER", "7W"),
+        release="# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, "
+        "DATE: Wed Jan  8 01:49:37 UTC 2025",
         files=_hwmon({"VDD_IN": 5000, "VDD_CPU_GPU_CV": 800, "VDD_SOC": 1500}),
         busy=_hwmon({"VDD_IN": 15000, "VDD_CPU_GPU_CV": 8800, "VDD_SOC": 2500}),
     ),
     "thor": Kind(
-        model="NVIDIA Jetson AGX Thor Developer Kit", soc="tegra264", sm="11.0", trtexec="v101300", library="10.13.3", memory_kb=128744448,
-        gpu="gpu-gpc-0", modes=("MAXN", "120W", "90W", "70W"),
-        release="# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, DATE: Fri Aug 22 00:55:42 UTC 2025",
-        files={**_hwmon({"VDD_GPU": 3000, "VDD_CPU_SOC_MSS": 6000, "VIN_SYS_5V0": 4000}),
-               "sys/class/hwmon/hwmon9/name": "ina238", "sys/class/hwmon/hwmon9/power1_input": "30000000"},
+        model="NVIDIA Jetson AGX Thor Developer Kit",
+        soc="tegra264",
+        sm="11.0",
+        trtexec="v101300",
+        library="10.13.3",
+        memory_kb=128744448,
+        gpu="gpu-gpc-0",
+        modes=("MAXN", "120W", "90W", "70W"),
+        release="# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64, "
+        "DATE: Fri Aug 22 00:55:42 UTC 2025",
+        files={
+            **_hwmon({"VDD_GPU": 3000, "VDD_CPU_SOC_MSS": 6000, "VIN_SYS_5V0": 4000}),
+            "sys/class/hwmon/hwmon9/name": "ina238",
+            "sys/class/hwmon/hwmon9/power1_input": "30000000",
+        },
         busy={"sys/class/hwmon/hwmon9/power1_input": "90000000"},
     ),
-}  # fmt: skip
+}
 
 
 def find_sshd() -> str | None:
@@ -137,7 +185,9 @@ class StandInBoard:
         home: of the user there.
     """
 
-    def __init__(self, folder: Path, kind: str, *, python: str = "/usr/bin/python3", sudo: bool = True) -> None:
+    def __init__(
+        self, folder: Path, kind: str, *, python: str = "/usr/bin/python3", sudo: bool = True
+    ) -> None:
         self.folder, self.kind, self.user = folder, KINDS[kind], _user()
         self.root, self.home, self.port = folder / "root", folder / "home", free_port()
         self.identity = folder / "client_key"
@@ -153,21 +203,34 @@ class StandInBoard:
         gpu = f"sys/class/devfreq/{kind.gpu}"
         modes = "".join(f"< POWER_MODEL ID={i} NAME={n} >\n" for i, n in enumerate(kind.modes))
         files = {
-            "etc/nv_tegra_release": kind.release + "\n", "proc/device-tree/model": kind.model + "\0",
-            "proc/device-tree/compatible": f"nvidia,p0000-0000\0nvidia,{kind.soc}\0", "etc/nvpmodel.conf": modes,
-            "var/lib/nvpmodel/status": "pmode:0000 fmode:fanNull", "var/lib/nvpmodel/changes": "",
-            f"{gpu}/min_freq": "114750000", f"{gpu}/max_freq": "921600000", f"{gpu}/cur_freq": "114750000",
+            "etc/nv_tegra_release": kind.release + "\n",
+            "proc/device-tree/model": kind.model + "\0",
+            "proc/device-tree/compatible": f"nvidia,p0000-0000\0nvidia,{kind.soc}\0",
+            "etc/nvpmodel.conf": modes,
+            "var/lib/nvpmodel/status": "pmode:0000 fmode:fanNull",
+            "var/lib/nvpmodel/changes": "",
+            f"{gpu}/min_freq": "114750000",
+            f"{gpu}/max_freq": "921600000",
+            f"{gpu}/cur_freq": "114750000",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "schedutil",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "102000",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "1479000",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "102000",
-            "sys/class/thermal/thermal_zone0/type": "GPU-therm", "sys/class/thermal/thermal_zone0/temp": "36500",
-            "sys/class/thermal/thermal_zone1/type": "PMIC-Die", "sys/class/thermal/thermal_zone1/temp": "100000",
-            "sys/class/thermal/cooling_device0/type": "gpu-throttle-alert", "sys/class/thermal/cooling_device0/cur_state": "0",
-            "proc/sys/kernel/random/boot_id": str(uuid.uuid4()), "tegrastats.txt": "\n".join(kind.tegrastats) + "\n",
-            "proc/meminfo": self._meminfo(0.6), f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{kind.library}": "", **kind.files,
-            "busy.json": json.dumps({**kind.busy, "proc/meminfo": self._meminfo(0.5), f"{gpu}/cur_freq": "921600000"}),
-        }  # fmt: skip
+            "sys/class/thermal/thermal_zone0/type": "GPU-therm",
+            "sys/class/thermal/thermal_zone0/temp": "36500",
+            "sys/class/thermal/thermal_zone1/type": "PMIC-Die",
+            "sys/class/thermal/thermal_zone1/temp": "100000",
+            "sys/class/thermal/cooling_device0/type": "gpu-throttle-alert",
+            "sys/class/thermal/cooling_device0/cur_state": "0",
+            "proc/sys/kernel/random/boot_id": str(uuid.uuid4()),
+            "tegrastats.txt": "\n".join(kind.tegrastats) + "\n",
+            "proc/meminfo": self._meminfo(0.6),
+            f"usr/lib/aarch64-linux-gnu/libnvinfer.so.{kind.library}": "",
+            **kind.files,
+            "busy.json": json.dumps(
+                {**kind.busy, "proc/meminfo": self._meminfo(0.5), f"{gpu}/cur_freq": "921600000"}
+            ),
+        }
         if sudo:
             files["etc/nopasswd"] = "nvpmodel jetson_clocks"
         for name, text in files.items():
@@ -177,7 +240,10 @@ class StandInBoard:
 
     def _meminfo(self, free: float) -> str:
         total = self.kind.memory_kb
-        return f"MemTotal: {total} kB\nMemAvailable: {int(total * free)} kB\nSwapTotal: 2029852 kB\nSwapFree: 2029852 kB\n"
+        return (
+            f"MemTotal: {total} kB\nMemAvailable: {int(total * free)} kB\nSwapTotal: 2029852 "
+            "kB\nSwapFree: 2029852 kB\n"
+        )
 
     def _make_tools(self) -> None:
         for name in ("sudo", "nvpmodel", "jetson_clocks", "tegrastats"):
@@ -207,21 +273,29 @@ class StandInBoard:
             f"export TRTQ_CUDART='{self.folder}/libcudart.so'\n"
             "echo 'Welcome to this board: login scripts may print what they like'\n"
             'exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"\n'
-        )  # fmt: skip
+        )
         for name in ("host_key", "client_key"):
             path = self.folder / name
             if not path.is_file():
-                subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)  # noqa: S607
+                subprocess.run(  # noqa: S603
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)],
+                    check=True,  # noqa: S607
+                )
         self._authorize()
         (self.folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/authorized_keys\n"
-            f"PidFile {self.folder}/sshd.pid\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"ForceCommand /bin/sh {login}\nMaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\n"
-        )  # fmt: skip
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\n"
+            f"AuthorizedKeysFile {self.folder}/authorized_keys\n"
+            f"PidFile {self.folder}/sshd.pid\nStrictModes no\nUsePAM no\nPasswordAuthentication "
+            "no\nKbdInteractiveAuthentication no\n"
+            f"ForceCommand /bin/sh {login}\nMaxStartups 100\nMaxSessions 100\nSubsystem sftp "
+            "internal-sftp\n"
+        )
 
     def _make_packages(self, python: Path) -> None:
         """Let ``python/`` be what dist-packages is on a board: the agent leaves PYTHONPATH out, not what the system installed."""
-        (self.folder / "pyvenv.cfg").write_text(f"home = {python.resolve().parent}\ninclude-system-site-packages = true\n")
+        (self.folder / "pyvenv.cfg").write_text(
+            f"home = {python.resolve().parent}\ninclude-system-site-packages = true\n"
+        )
         line = f"import sys; sys.path.insert(0, {str(self.folder / 'python')!r})\n"
         for minor in range(6, 16):  # whichever it is
             packages = self.folder / f"lib/python3.{minor}/site-packages"
@@ -247,7 +321,14 @@ class StandInBoard:
         if os.geteuid() != 0:
             return line
         entry = pwd.getpwnam(self.user)
-        return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups", "--", *line]
+        return [
+            "setpriv",
+            f"--reuid={entry.pw_uid}",
+            f"--regid={entry.pw_gid}",
+            "--clear-groups",
+            "--",
+            *line,
+        ]
 
     @property
     def address(self) -> str:
@@ -266,15 +347,21 @@ class StandInBoard:
     def switch_on(self) -> None:
         """Start sshd and wait until it answers."""
         sshd = find_sshd()
-        assert sshd is not None
+        assert sshd is not None  # noqa: S101
         with (self.folder / "sshd.log").open("ab") as log:
-            self._sshd = subprocess.Popen(
-                self.as_user([sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")]), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            self._sshd = subprocess.Popen(  # noqa: S603
+                self.as_user([sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         until = time.monotonic() + 10.0
         while time.monotonic() < until:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 1.0),
+            ):
                 return
             time.sleep(0.02)
         raise RuntimeError((self.folder / "sshd.log").read_text()[-500:])
@@ -309,7 +396,11 @@ class StandInBoard:
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 line, environ = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-                if (mine in line or mine in environ) and containing.encode() in line and int(entry.name) != os.getpid():
+                if (
+                    (mine in line or mine in environ)
+                    and containing.encode() in line
+                    and int(entry.name) != os.getpid()
+                ):
                     found.append(int(entry.name))
         return found
 
@@ -317,7 +408,10 @@ class StandInBoard:
         """Change the host key, as flashing does."""
         for name in ("host_key", "host_key.pub"):
             (self.folder / name).unlink()
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")], check=True)  # noqa: S607
+        subprocess.run(  # noqa: S603
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")],  # noqa: S607
+            check=True,
+        )
         self._give_away()
 
     def add_tensorrt(self) -> bool:
@@ -332,8 +426,15 @@ class StandInBoard:
         told = {"release": [int(v) for v in self.kind.library.split(".")[:2]], "names": NAMES}
         (self.folder / "python/release.json").write_text(json.dumps(told))
         (self.folder / "cudart.c").write_text(CUDART)
-        subprocess.run(
-            [compiler, "-shared", "-fPIC", "-o", str(self.folder / "libcudart.so"), str(self.folder / "cudart.c")],
+        subprocess.run(  # noqa: S603
+            [
+                compiler,
+                "-shared",
+                "-fPIC",
+                "-o",
+                str(self.folder / "libcudart.so"),
+                str(self.folder / "cudart.c"),
+            ],
             check=True,
             capture_output=True,
         )
@@ -348,6 +449,15 @@ def _user() -> str:
     try:
         pwd.getpwnam(USER)
     except KeyError:
-        line = ["useradd", "--system", "--shell", "/bin/sh", "--no-create-home", "--home-dir", "/", USER]
-        subprocess.run(line, check=True, capture_output=True)
+        line = [
+            "useradd",
+            "--system",
+            "--shell",
+            "/bin/sh",
+            "--no-create-home",
+            "--home-dir",
+            "/",
+            USER,
+        ]
+        subprocess.run(line, check=True, capture_output=True)  # noqa: S603
     return USER

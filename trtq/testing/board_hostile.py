@@ -1,8 +1,8 @@
 """A board that means no good: a stand-in for the ssh program, which answers whatever a test has it answer.
 
-``HostileBoard(folder)`` writes the program; ``board.says("probe", code)`` gives it Python code for a
-verb of the agent (``""`` for every other one); ``board.replays("probe", data)`` has it send bytes.
-Put ``board.bin`` first in the PATH.
+``HostileBoard(folder)`` writes the program; ``board.says("probe", code)`` gives it Python code for
+a verb of the agent (``""`` for every other one); ``board.replays("probe", data)`` has it send
+bytes. Put ``board.bin`` first in the PATH.
 """
 
 from __future__ import annotations

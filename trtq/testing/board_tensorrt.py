@@ -1,9 +1,11 @@
 """Stand-ins for TensorRT's Python module on a board without NVIDIA's software; Python 3.6, standard library alone.
 
-An engine is any file; it takes one float32 input [N, C, H, W] called ``input`` and answers with the mean of every channel, [N, C]:
-what a model of one global average pooling computes. Addresses are of ordinary memory, as ``CUDART`` of :mod:`trtq.testing.board` hands them out.
-Its builder knows the names of the release that stands in ``release.json`` beside it, and writes what it was told into the engine. What a
-real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB).
+An engine is any file; it takes one float32 input [N, C, H, W] called ``input`` and answers with the
+mean of every channel, [N, C]: what a model of one global average pooling computes. Addresses are of
+ordinary memory, as ``CUDART`` of :mod:`trtq.testing.board` hands them out. Its builder knows the
+names of the release that stands in ``release.json`` beside it, and writes what it was told into the
+engine. What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``,
+``memory:N`` (killed above a workspace of N MiB).
 """
 
 import array
@@ -14,7 +16,10 @@ import re
 import signal
 import sys
 
-_TOLD = {"release": [8, 5], "names": {}}  # what the board's folder says instead: names with their first and last release
+_TOLD = {
+    "release": [8, 5],
+    "names": {},
+}  # what the board's folder says instead: names with their first and last release
 _BESIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "release.json")
 if os.path.exists(_BESIDE):
     with open(_BESIDE) as _handle:
@@ -29,7 +34,9 @@ def _has(name):
 
 def _members(kind, *names):
     """An enumeration with the members of the release alone."""
-    return type(kind, (), {n: i for i, n in enumerate(n for n in names if _has("%s.%s" % (kind, n)))})
+    return type(
+        kind, (), {n: i for i, n in enumerate(n for n in names if _has("%s.%s" % (kind, n)))}
+    )
 
 
 class Logger:
@@ -43,7 +50,9 @@ class Logger:
         sys.stderr.write("[11/21/2026-10:00:01] [TRT] [E] %s\n" % text)
 
 
-NetworkDefinitionCreationFlag = _members("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
+NetworkDefinitionCreationFlag = _members(
+    "NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED"
+)
 BuilderFlag = _members("BuilderFlag", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "GPU_FALLBACK")
 DeviceType = _members("DeviceType", "GPU", "DLA")
 MemoryPoolType = _members("MemoryPoolType", "WORKSPACE")
@@ -96,7 +105,14 @@ class OnnxParser:
 
 
 class _Config:
-    KNOWN = ("told", "max_workspace_size", "builder_optimization_level", "profiling_verbosity", "default_device_type", "DLA_core")
+    KNOWN = (
+        "told",
+        "max_workspace_size",
+        "builder_optimization_level",
+        "profiling_verbosity",
+        "default_device_type",
+        "DLA_core",
+    )
 
     def __init__(self):
         self.told = {"flags": [], "profiles": [], "workspace": None}
@@ -140,20 +156,31 @@ class Builder:
         return _Profile()
 
     def build_serialized_network(self, network, config):
-        workspace = config.told["workspace"] or (getattr(config, "max_workspace_size", 0) >> 20) or 8192
+        workspace = (
+            config.told["workspace"] or (getattr(config, "max_workspace_size", 0) >> 20) or 8192
+        )
         most = re.search(b"memory:(\\d+)", network.model)
         if most is not None and workspace > int(most.group(1)):
             os.kill(os.getpid(), signal.SIGKILL)
         if b"no-gpu" in network.model:
-            self.logger.error("1: [cudaResources.cpp::ScopedCudaStream::47] Error Code 1: Cuda Runtime (unknown error)")
+            self.logger.error(
+                "1: [cudaResources.cpp::ScopedCudaStream::47] Error Code 1: Cuda Runtime "
+                "(unknown error)"
+            )
             return None
         flags = {i: n for n, i in vars(BuilderFlag).items() if isinstance(i, int)}
-        creation = {i: n for n, i in vars(NetworkDefinitionCreationFlag).items() if isinstance(i, int)}
+        creation = {
+            i: n for n, i in vars(NetworkDefinitionCreationFlag).items() if isinstance(i, int)
+        }
         told = dict(
-            config.told, workspace=workspace, flags=sorted(flags[f] for f in config.told["flags"]),
-            creation=[n for i, n in sorted(creation.items()) if network.mask >> i & 1], float=sorted({la.name for la in network.layers if la.precision}),
-            dla=getattr(config, "DLA_core", None), level=getattr(config, "builder_optimization_level", None),
-        )  # fmt: skip
+            config.told,
+            workspace=workspace,
+            flags=sorted(flags[f] for f in config.told["flags"]),
+            creation=[n for i, n in sorted(creation.items()) if network.mask >> i & 1],
+            float=sorted({la.name for la in network.layers if la.precision}),
+            dla=getattr(config, "DLA_core", None),
+            level=getattr(config, "builder_optimization_level", None),
+        )
         return b"not an engine: " + json.dumps(told).encode()
 
 
@@ -178,7 +205,9 @@ class _Context:
         count, channels, size = self.shape[0], self.shape[1], self.shape[2] * self.shape[3]
         values = array.array("f")
         values.frombytes(ctypes.string_at(self.places["input"], 4 * count * channels * size))
-        means = array.array("f", [sum(values[i * size : (i + 1) * size]) / size for i in range(count * channels)])
+        means = array.array(
+            "f", [sum(values[i * size : (i + 1) * size]) / size for i in range(count * channels)]
+        )
         ctypes.memmove(self.places["output"], means.tobytes(), 4 * count * channels)
         return True
 

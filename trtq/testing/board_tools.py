@@ -1,7 +1,8 @@
 """Stand-ins for the programs of a Jetson, copied onto a stand-in board; Python 3.6, standard library alone.
 
-Called as ``nvpmodel``, ``jetson_clocks``, ``tegrastats`` or ``sudo``. Files below ``TRTQ_ROOT`` are the board's state: ``sudo`` works where
-``etc/nopasswd`` is there, the others want its word for what needs root, as the real ones do.
+Called as ``nvpmodel``, ``jetson_clocks``, ``tegrastats`` or ``sudo``. Files below ``TRTQ_ROOT`` are
+the board's state: ``sudo`` works where ``etc/nopasswd`` is there, the others want its word for what
+needs root, as the real ones do.
 """
 
 import os
@@ -41,7 +42,9 @@ def sudo(arguments):
     if not os.path.exists(_path("etc/nopasswd")):
         sys.stderr.write("sudo: a password is required\n")
         return 1
-    if os.path.basename(arguments[1]) not in _read("etc/nopasswd").split():  # the line that trtq asks for allows two programs
+    if (
+        os.path.basename(arguments[1]) not in _read("etc/nopasswd").split()
+    ):  # the line that trtq asks for allows two programs
         sys.stderr.write("sudo: a password is required\n")
         return 1
     return subprocess.call(arguments[1:], env=dict(os.environ, TRTQ_STAND_IN_ROOT="1"))
@@ -80,7 +83,10 @@ def jetson_clocks(arguments):
         print("Error: Run as root!")
         return 1
     if arguments == ["--show"]:
-        print("GPU MinFreq=%s MaxFreq=%s CurrentFreq=%s" % tuple(_read(node + n) for n in ("/min_freq", "/max_freq", "/cur_freq")))
+        print(
+            "GPU MinFreq=%s MaxFreq=%s CurrentFreq=%s"
+            % tuple(_read(node + n) for n in ("/min_freq", "/max_freq", "/cur_freq"))
+        )
         return 0
     if arguments[:1] == ["--store"]:
         if os.path.exists(arguments[1]):
@@ -91,7 +97,10 @@ def jetson_clocks(arguments):
         return 0
     if arguments[:1] == ["--restore"]:
         if len(arguments) < 2 or not os.path.exists(arguments[1]):
-            print("Error: %s file not found !" % (arguments[1:] or ["/root/.jetsonclocks_conf.txt"])[0])
+            print(
+                "Error: %s file not found !"
+                % (arguments[1:] or ["/root/.jetsonclocks_conf.txt"])[0]
+            )
             return 1
         with open(arguments[1]) as handle:
             _write(node + "/min_freq", handle.read())
@@ -102,7 +111,11 @@ def jetson_clocks(arguments):
 
 
 def tegrastats(arguments):
-    interval = int(arguments[arguments.index("--interval") + 1]) / 1000.0 if "--interval" in arguments else 1.0
+    interval = (
+        int(arguments[arguments.index("--interval") + 1]) / 1000.0
+        if "--interval" in arguments
+        else 1.0
+    )
     lines = _read("tegrastats.txt").splitlines()
     busy = [ln.replace("BUSY ", "", 1) for ln in lines if ln.startswith("BUSY ")]
     idle = [ln for ln in lines if not ln.startswith("BUSY ")]
@@ -116,6 +129,13 @@ def tegrastats(arguments):
 if __name__ == "__main__":
     _NAME = os.path.basename(sys.argv[0])
     try:
-        sys.exit({"sudo": sudo, "nvpmodel": nvpmodel, "jetson_clocks": jetson_clocks, "tegrastats": tegrastats}[_NAME](sys.argv[1:]))
+        sys.exit(
+            {
+                "sudo": sudo,
+                "nvpmodel": nvpmodel,
+                "jetson_clocks": jetson_clocks,
+                "tegrastats": tegrastats,
+            }[_NAME](sys.argv[1:])
+        )
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(0)

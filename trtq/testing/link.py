@@ -37,7 +37,12 @@ class ShapedLink:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -80,7 +85,9 @@ class ShapedLink:
                 self._open |= {client, server}
                 self._clients.add(client)
             for source, to in ((client, server), (server, client)):
-                threading.Thread(target=self._relay, args=(source, to, to is server), daemon=True).start()
+                threading.Thread(
+                    target=self._relay, args=(source, to, to is server), daemon=True
+                ).start()
 
     def _relay(self, source: socket.socket, to: socket.socket, upwards: bool) -> None:
         with contextlib.suppress(OSError):

@@ -47,7 +47,9 @@ class TinySegmenter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits [N, num_classes, H, W]."""
         y = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-        return nn.functional.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return nn.functional.interpolate(
+            self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 
 class TinyBlock(nn.Module):
@@ -66,7 +68,11 @@ class TinyBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [N, T, C] for [N, T, C]."""
         n, t, c = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .reshape(n, t, 3, self.heads, c // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         a = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, c)
         x = x + self.proj(a)
         return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
@@ -84,7 +90,7 @@ class TinyViT(nn.Module):
         self.head = nn.Linear(dim, num_classes)
         if outlier:
             with torch.no_grad():
-                assert self.patch.bias is not None
+                assert self.patch.bias is not None  # noqa: S101
                 self.patch.bias[3] += outlier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -125,7 +131,11 @@ def _randomize_(module: nn.Module) -> nn.Module:
     """Give BatchNorms statistics a trained network would have."""
     generator = torch.Generator().manual_seed(1)
     for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None and child.running_var is not None:
+        if (
+            isinstance(child, nn.BatchNorm2d)
+            and child.running_mean is not None
+            and child.running_var is not None
+        ):
             child.running_mean.copy_(torch.randn(child.num_features, generator=generator) * 0.2)
             child.running_var.copy_(torch.rand(child.num_features, generator=generator) + 0.5)
     return module

@@ -1,9 +1,11 @@
 """A stand-in for NVIDIA's management library: the names of nvidia-ml-py that trtq calls, over a JSON file that says what the GPU does.
 
-``write_fake_nvml(folder, **state)`` puts a module called ``pynvml`` there, for the front of the path, and returns the file with its
-state. Keys: ``power_w`` (steady), ``missing`` (names of calls that answer NotSupported), ``denied`` (NoPermission), ``tick_s`` (of the
-energy counter), ``average_s`` (of the power reading), ``square_s`` (the power is on for half of such a period, else ``idle_w``),
-``processes``, ``reasons`` (bits), ``throttled_ns``, ``clock``, ``backwards_at`` and ``dies_after`` (reads). Time is the system's.
+``write_fake_nvml(folder, **state)`` puts a module called ``pynvml`` there, for the front of the
+path, and returns the file with its state. Keys: ``power_w`` (steady), ``missing`` (names of calls
+that answer NotSupported), ``denied`` (NoPermission), ``tick_s`` (of the energy counter),
+``average_s`` (of the power reading), ``square_s`` (the power is on for half of such a period, else
+``idle_w``), ``processes``, ``reasons`` (bits), ``throttled_ns``, ``clock``, ``backwards_at`` and
+``dies_after`` (reads). Time is the system's.
 """
 
 from __future__ import annotations
@@ -16,10 +18,24 @@ from typing import Any
 
 ERRORS = ("NotSupported", "NoPermission", "LibraryNotFound", "GpuIsLost")
 DEFAULTS: dict[str, Any] = {
-    "power_w": 200.0, "idle_w": 50.0, "missing": [], "denied": [], "tick_s": 0.1, "average_s": 0.0, "square_s": 0.0, "processes": [],
-    "reasons": 0, "throttled_ns": {}, "clock": 1980, "locked": None, "reads": 0, "backwards_at": None, "dies_after": None, "mig": 0,
+    "power_w": 200.0,
+    "idle_w": 50.0,
+    "missing": [],
+    "denied": [],
+    "tick_s": 0.1,
+    "average_s": 0.0,
+    "square_s": 0.0,
+    "processes": [],
+    "reasons": 0,
+    "throttled_ns": {},
+    "clock": 1980,
+    "locked": None,
+    "reads": 0,
+    "backwards_at": None,
+    "dies_after": None,
+    "mig": 0,
     "memory": 1 << 30,
-}  # fmt: skip
+}
 
 
 def write_fake_nvml(folder: Path, **state: Any) -> Path:
@@ -42,7 +58,12 @@ def names_of(held: str) -> dict[str, Any]:
     errors = {f"NVMLError_{n}": type(f"NVMLError_{n}", (base,), {}) for n in ERRORS}
     gpu = _Gpu(Path(held), errors)
     calls = {name: getattr(gpu, name) for name in dir(gpu) if name.startswith("nvml")}
-    constants = {"NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0, "NVML_FI_DEV_POWER_INSTANT": 186}
+    constants = {
+        "NVML_CLOCK_SM": 1,
+        "NVML_CLOCK_MEM": 2,
+        "NVML_TEMPERATURE_GPU": 0,
+        "NVML_FI_DEV_POWER_INSTANT": 186,
+    }
     return {"NVMLError": base, **errors, **constants, **calls}
 
 
@@ -87,7 +108,9 @@ class _Gpu:
         return 13000
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
-        return types.SimpleNamespace(total=80 << 30, used=self._state("nvmlDeviceGetMemoryInfo")["memory"])
+        return types.SimpleNamespace(
+            total=80 << 30, used=self._state("nvmlDeviceGetMemoryInfo")["memory"]
+        )
 
     def nvmlDeviceGetPowerManagementLimitConstraints(self, handle: str) -> list[int]:
         return [200_000, 700_000]
@@ -121,7 +144,10 @@ class _Gpu:
         return 40
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:
-        return [types.SimpleNamespace(pid=p) for p in self._state("nvmlDeviceGetComputeRunningProcesses")["processes"]]
+        return [
+            types.SimpleNamespace(pid=p)
+            for p in self._state("nvmlDeviceGetComputeRunningProcesses")["processes"]
+        ]
 
     def nvmlDeviceSetGpuLockedClocks(self, handle: str, low: int, high: int) -> None:
         self._state("nvmlDeviceSetGpuLockedClocks")
@@ -135,7 +161,11 @@ class _Gpu:
         made = []
         for number, _ in fields:
             if number == 186:
-                value = 1e3 * self._watts(state, time.perf_counter()) if "instant" not in state["missing"] else None
+                value = (
+                    1e3 * self._watts(state, time.perf_counter())
+                    if "instant" not in state["missing"]
+                    else None
+                )
             else:
                 value = state["throttled_ns"].get(str(number))
             held = types.SimpleNamespace(ullVal=int(value or 0))
@@ -146,7 +176,9 @@ class _Gpu:
         state, now = self._state("nvmlDeviceGetPowerUsage"), time.perf_counter()
         span = state["average_s"]
         steps = 50 if span else 1
-        return int(1e3 * sum(self._watts(state, now - span * i / steps) for i in range(steps)) / steps)
+        return int(
+            1e3 * sum(self._watts(state, now - span * i / steps) for i in range(steps)) / steps
+        )
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         state = self._state("nvmlDeviceGetTotalEnergyConsumption")

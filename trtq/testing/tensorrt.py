@@ -1,8 +1,10 @@
 """A stand-in for TensorRT's Python module: the names of the release it plays, and no others.
 
-``write_fake_tensorrt(folder, "8.6.1")`` puts a package called ``tensorrt`` there, for the front of the path. Its builder writes a plan that
-holds the ONNX file; its runtime computes that file with ONNX Runtime, reading and writing host memory at the addresses it is given, through
-whichever API the release has. What a real builder would stumble over stands in the model's ``doc_string`` (:mod:`trtq.testing.trtexec`).
+``write_fake_tensorrt(folder, "8.6.1")`` puts a package called ``tensorrt`` there, for the front of
+the path. Its builder writes a plan that holds the ONNX file; its runtime computes that file with
+ONNX Runtime, reading and writing host memory at the addresses it is given, through whichever API
+the release has. What a real builder would stumble over stands in the model's ``doc_string``
+(:mod:`trtq.testing.trtexec`).
 """
 
 from __future__ import annotations
@@ -20,25 +22,40 @@ from trtq.testing.trtexec import DEFAULT_WORKSPACE, trouble
 
 MAGIC = b"no plan of TensorRT\n"
 NEWEST = (99, 0)
-# Independent of trtq.engine.versions on purpose: facts, section 3. Name: first and last release that have it.
+# Independent of trtq.engine.versions on purpose: facts, section 3. Name: first and last release
+# that have it.
 NAMES = {
-    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ((8, 0), (10, 16)), "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ((9, 1), NEWEST),
-    "BuilderFlag.FP16": ((8, 0), (10, 16)), "BuilderFlag.INT8": ((8, 0), (10, 16)),
-    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": ((8, 2), (10, 16)), "BuilderFlag.VERSION_COMPATIBLE": ((8, 6), NEWEST),
-    "BuilderFlag.STRIP_PLAN": ((10, 0), NEWEST), "BuilderFlag.GPU_FALLBACK": ((8, 0), NEWEST),
-    "config.max_workspace_size": ((8, 0), (9, 3)), "config.set_memory_pool_limit": ((8, 4), NEWEST),
-    "config.builder_optimization_level": ((8, 6), NEWEST), "config.hardware_compatibility_level": ((8, 6), NEWEST),
-    "config.progress_monitor": ((9, 1), NEWEST), "config.profiling_verbosity": ((8, 2), NEWEST), "layer.precision": ((8, 0), (10, 16)),
-    "IProgressMonitor": ((9, 1), NEWEST), "MemoryPoolType": ((8, 4), NEWEST), "HardwareCompatibilityLevel": ((8, 6), NEWEST),
-    "engine.names": ((8, 5), NEWEST), "engine.bindings": ((8, 0), (9, 3)), "engine.create_engine_inspector": ((8, 2), NEWEST),
-}  # fmt: skip
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ((8, 0), (10, 16)),
+    "NetworkDefinitionCreationFlag.STRONGLY_TYPED": ((9, 1), NEWEST),
+    "BuilderFlag.FP16": ((8, 0), (10, 16)),
+    "BuilderFlag.INT8": ((8, 0), (10, 16)),
+    "BuilderFlag.OBEY_PRECISION_CONSTRAINTS": ((8, 2), (10, 16)),
+    "BuilderFlag.VERSION_COMPATIBLE": ((8, 6), NEWEST),
+    "BuilderFlag.STRIP_PLAN": ((10, 0), NEWEST),
+    "BuilderFlag.GPU_FALLBACK": ((8, 0), NEWEST),
+    "config.max_workspace_size": ((8, 0), (9, 3)),
+    "config.set_memory_pool_limit": ((8, 4), NEWEST),
+    "config.builder_optimization_level": ((8, 6), NEWEST),
+    "config.hardware_compatibility_level": ((8, 6), NEWEST),
+    "config.progress_monitor": ((9, 1), NEWEST),
+    "config.profiling_verbosity": ((8, 2), NEWEST),
+    "layer.precision": ((8, 0), (10, 16)),
+    "IProgressMonitor": ((9, 1), NEWEST),
+    "MemoryPoolType": ((8, 4), NEWEST),
+    "HardwareCompatibilityLevel": ((8, 6), NEWEST),
+    "engine.names": ((8, 5), NEWEST),
+    "engine.bindings": ((8, 0), (9, 3)),
+    "engine.create_engine_inspector": ((8, 2), NEWEST),
+}
 
 
 def write_fake_tensorrt(folder: Path, version: str) -> Path:
     """Write the package and return the folder to put on the path."""
     package = folder / "tensorrt"
     package.mkdir(parents=True, exist_ok=True)
-    (package / "__init__.py").write_text(f"from trtq.testing.tensorrt import names_of\nglobals().update(names_of({version!r}))\n")
+    (package / "__init__.py").write_text(
+        f"from trtq.testing.tensorrt import names_of\nglobals().update(names_of({version!r}))\n"
+    )
     return folder
 
 
@@ -54,19 +71,38 @@ def names_of(version: str) -> dict[str, Any]:
         found = [m for m in members if has(f"{kind}.{m}")]
         return types.SimpleNamespace(**{m: i for i, m in enumerate(found)})
 
-    flags = enum("BuilderFlag", "FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", "VERSION_COMPATIBLE", "STRIP_PLAN", "GPU_FALLBACK")
+    flags = enum(
+        "BuilderFlag",
+        "FP16",
+        "INT8",
+        "OBEY_PRECISION_CONSTRAINTS",
+        "VERSION_COMPATIBLE",
+        "STRIP_PLAN",
+        "GPU_FALLBACK",
+    )
     creation = enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH", "STRONGLY_TYPED")
     release = _Release(has, version, flags, creation)
     module: dict[str, Any] = {
-        "__version__": version, "ILogger": _Logger, "Logger": _Logger, "BuilderFlag": flags, "NetworkDefinitionCreationFlag": creation,
-        "Builder": lambda logger: _Builder(release, logger), "OnnxParser": _Parser, "Runtime": lambda logger: _Runtime(release),
-        "Dims": list, "float32": "float32",
-        "DeviceType": types.SimpleNamespace(DLA="DLA", GPU="GPU"), "ProfilingVerbosity": types.SimpleNamespace(DETAILED="detailed"),
-        "LayerInformationFormat": types.SimpleNamespace(JSON="json"), "TensorIOMode": types.SimpleNamespace(INPUT="in", OUTPUT="out"),
-        "MemoryPoolType": types.SimpleNamespace(WORKSPACE="workspace"), "nptype": np.dtype,
-        "HardwareCompatibilityLevel": types.SimpleNamespace(AMPERE_PLUS="ampere+"), "IProgressMonitor": type("IProgressMonitor", (), {}),
+        "__version__": version,
+        "ILogger": _Logger,
+        "Logger": _Logger,
+        "BuilderFlag": flags,
+        "NetworkDefinitionCreationFlag": creation,
+        "Builder": lambda logger: _Builder(release, logger),
+        "OnnxParser": _Parser,
+        "Runtime": lambda logger: _Runtime(release),
+        "Dims": list,
+        "float32": "float32",
+        "DeviceType": types.SimpleNamespace(DLA="DLA", GPU="GPU"),
+        "ProfilingVerbosity": types.SimpleNamespace(DETAILED="detailed"),
+        "LayerInformationFormat": types.SimpleNamespace(JSON="json"),
+        "TensorIOMode": types.SimpleNamespace(INPUT="in", OUTPUT="out"),
+        "MemoryPoolType": types.SimpleNamespace(WORKSPACE="workspace"),
+        "nptype": np.dtype,
+        "HardwareCompatibilityLevel": types.SimpleNamespace(AMPERE_PLUS="ampere+"),
+        "IProgressMonitor": type("IProgressMonitor", (), {}),
         "IProfiler": type("IProfiler", (), {}),
-    }  # fmt: skip
+    }
     return {name: value for name, value in module.items() if has(name)}
 
 
@@ -112,7 +148,9 @@ class _Layer(_Of):
 
     def set_output_type(self, index: int, kind: str) -> None:
         if not self.release.has("layer.precision"):
-            raise AttributeError(f"layers of TensorRT {self.release.version} have no set_output_type")
+            raise AttributeError(
+                f"layers of TensorRT {self.release.version} have no set_output_type"
+            )
 
 
 class _Network:
@@ -154,7 +192,9 @@ class _Parser:
 
     def parse(self, model: bytes) -> bool:
         self.network.model = onnx.load_from_string(model)
-        self.network.layers = [_Layer(self.network.release, n.name) for n in self.network.model.graph.node]
+        self.network.layers = [
+            _Layer(self.network.release, n.name) for n in self.network.model.graph.node
+        ]
         implicit = not self.network.mask and self.network.release.version.startswith("8.")
         self.said = "Network must have an explicit batch" if implicit else ""
         self.num_errors = int(implicit)
@@ -169,7 +209,12 @@ class _Config(_Of):
 
     def __init__(self, release: _Release) -> None:
         super().__init__(release)
-        self.told: dict[str, Any] = {"flags": 0, "profiles": 0, "workspace": DEFAULT_WORKSPACE, "cache": ""}
+        self.told: dict[str, Any] = {
+            "flags": 0,
+            "profiles": 0,
+            "workspace": DEFAULT_WORKSPACE,
+            "cache": "",
+        }
 
     def set_flag(self, flag: int) -> None:
         self.told["flags"] |= 1 << flag
@@ -218,8 +263,14 @@ class _Builder:
         return self.profile
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes | None:
-        workspace = int(getattr(config, "max_workspace_size", 0) or 0) >> 20 or config.told["workspace"]
-        monitor = getattr(config, "progress_monitor", None) if self.release.has("config.progress_monitor") else None
+        workspace = (
+            int(getattr(config, "max_workspace_size", 0) or 0) >> 20 or config.told["workspace"]
+        )
+        monitor = (
+            getattr(config, "progress_monitor", None)
+            if self.release.has("config.progress_monitor")
+            else None
+        )
         if monitor is not None:
             monitor.phase_start("Building", None, 2)
             monitor.step_complete("Building", 0)
@@ -229,14 +280,23 @@ class _Builder:
             self.logger.log(_Logger.ERROR, error)
             return None
         leveled = self.release.has("config.builder_optimization_level")
-        flags = {n: bool(config.told["flags"] >> b & 1) for n, b in vars(self.release.flags).items()}
+        flags = {
+            n: bool(config.told["flags"] >> b & 1) for n, b in vars(self.release.flags).items()
+        }
         creation = {n: bool(network.mask >> b & 1) for n, b in vars(self.release.creation).items()}
-        kept = [layer.name for layer in network.layers if getattr(layer, "precision", None) == "float32"]
+        kept = [
+            layer.name for layer in network.layers if getattr(layer, "precision", None) == "float32"
+        ]
         head = {
-            "version": self.release.version, "flags": flags, "creation": creation, "workspace": workspace, "float": kept,
-            "shapes": self.profile.shapes, "level": getattr(config, "builder_optimization_level", None) if leveled else None,
+            "version": self.release.version,
+            "flags": flags,
+            "creation": creation,
+            "workspace": workspace,
+            "float": kept,
+            "shapes": self.profile.shapes,
+            "level": getattr(config, "builder_optimization_level", None) if leveled else None,
             "report": (layers or b"").decode(),
-        }  # fmt: skip
+        }
         written: bytes = network.model.SerializeToString()
         return MAGIC + json.dumps(head).encode() + b"\n" + written
 
@@ -258,7 +318,9 @@ class _Runtime:
             head, model = read_fake_plan(plan)
         except ValueError:
             return None
-        return _Engine(self.release, head, model) if head["version"] == self.release.version else None
+        return (
+            _Engine(self.release, head, model) if head["version"] == self.release.version else None
+        )
 
 
 class _Engine:
@@ -274,7 +336,11 @@ class _Engine:
         self.outputs = {o.name: o for o in self.session.get_outputs()}
         self.names = [*self.inputs, *self.outputs]
         self.release, self.head = release, head
-        self.layers = [n.name for n in onnx.load_from_string(model).graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+        self.layers = [
+            n.name
+            for n in onnx.load_from_string(model).graph.node
+            if n.op_type in ("Conv", "Gemm", "MatMul")
+        ]
         self.device_memory_size_v2 = 4096
         if release.has("engine.names"):
             self.num_io_tensors = len(self.names)
@@ -288,7 +354,9 @@ class _Engine:
             self.binding_is_input = lambda i: self.names[i] in self.inputs
             self.get_binding_dtype = lambda i: self._dtype(self.names[i])
         if release.has("engine.create_engine_inspector"):
-            self.create_engine_inspector = lambda: types.SimpleNamespace(get_engine_information=lambda kind: head["report"])
+            self.create_engine_inspector = lambda: types.SimpleNamespace(
+                get_engine_information=lambda kind: head["report"]
+            )
 
     def _dtype(self, name: str) -> str:
         kind = (self.inputs | self.outputs)[name].type
@@ -311,7 +379,9 @@ class _Context:
         if engine.release.has("engine.bindings"):
             self.set_binding_shape = lambda i, shape: self._set(shape)
             self.get_binding_shape = lambda i: self._shape_of(names[i])
-            self.execute_async_v2 = lambda addresses, stream: self._execute(dict(zip(names, addresses, strict=True)))
+            self.execute_async_v2 = lambda addresses, stream: self._execute(
+                dict(zip(names, addresses, strict=True))
+            )
 
     def _set(self, shape: tuple[int, ...]) -> bool:
         profile = next(iter(self.engine.head["shapes"].values()), None)
@@ -325,7 +395,9 @@ class _Context:
         dims = [d if isinstance(d, int) else -1 for d in value.shape]
         if not dims:  # a tensor made an output later has no shape of its own
             blank = np.zeros(self.shape, np.float32)
-            return tuple(self.engine.session.run([name], {next(iter(self.engine.inputs)): blank})[0].shape)
+            return tuple(
+                self.engine.session.run([name], {next(iter(self.engine.inputs)): blank})[0].shape
+            )
         return tuple(self.shape[0] if d < 0 and self.shape else d for d in dims)
 
     def _execute(self, addresses: dict[str, int] | None = None) -> bool:

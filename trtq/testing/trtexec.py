@@ -1,13 +1,14 @@
 """A stand-in for trtexec where there is none: it reads the flags of the release it plays and writes a plan that is no engine.
 
-``write_fake_trtexec(folder, "v8502", sm="8.7")`` puts an executable called ``trtexec`` there. It accepts the build flags that
-release accepts, prints its first and last line and its device section, and fails on a flag of another release as trtexec does.
-Given an engine to load it prints a performance summary: 2 ms of GPU time, 0.1 ms of copies each way where they are asked for.
-What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N`` (killed above a workspace of N MiB),
-``no-kernel:NODE`` (while NODE reads a dequantized tensor), ``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes),
-``megabytes:N`` (of the engine).
-``write_board_trtexec`` puts a copy onto a stand-in board, for any Python 3 and without trtq; it shows the load in the
-board's rails and memory meanwhile.
+``write_fake_trtexec(folder, "v8502", sm="8.7")`` puts an executable called ``trtexec`` there. It
+accepts the build flags that release accepts, prints its first and last line and its device section,
+and fails on a flag of another release as trtexec does. Given an engine to load it prints a
+performance summary: 2 ms of GPU time, 0.1 ms of copies each way where they are asked for. What a
+real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N``
+(killed above a workspace of N MiB), ``no-kernel:NODE`` (while NODE reads a dequantized tensor),
+``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes), ``megabytes:N`` (of
+the engine). ``write_board_trtexec`` puts a copy onto a stand-in board, for any Python 3 and without
+trtq; it shows the load in the board's rails and memory meanwhile.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import sys
 import time
 from pathlib import Path
 
-# Independent of trtq.engine.versions on purpose: from facts, the flags a build may use, by the digits of the version.
+# Independent of trtq.engine.versions on purpose: from facts, the flags a build may use, by the
+# digits of the version.
 ALWAYS = (
-    "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore allowGPUFallback warmUp duration "
-    "iterations exportTimes"
+    "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore "
+    "allowGPUFallback warmUp duration iterations exportTimes"
 )
 WEAK = "fp16 int8 calib useCudaGraph useSpinWait noDataTransfers"
 STRONG = "noCudaGraph noSpinWait includeDataTransfers"
@@ -61,7 +63,10 @@ def write_fake_trtexec(folder: Path, version: str, *, sm: str = "8.7") -> Path:
         sm: the compute capability of the device it claims to run on.
     """
     path = folder / "trtexec"
-    path.write_text(f"#!{sys.executable}\nfrom trtq.testing.trtexec import main\nraise SystemExit(main({version!r}, {sm!r}))\n")
+    path.write_text(
+        f"#!{sys.executable}\nfrom trtq.testing.trtexec import main\nraise "
+        f"SystemExit(main({version!r}, {sm!r}))\n"
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -69,7 +74,10 @@ def write_fake_trtexec(folder: Path, version: str, *, sm: str = "8.7") -> Path:
 def write_board_trtexec(path: Path, version: str, *, sm: str) -> Path:
     """Write a copy that needs neither trtq nor its environment; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/python3\n{Path(__file__).read_text()}\n\nraise SystemExit(main({version!r}, {sm!r}))\n")
+    path.write_text(
+        f"#!/usr/bin/python3\n{Path(__file__).read_text()}\n\nraise "
+        f"SystemExit(main({version!r}, {sm!r}))\n"
+    )
     path.chmod(0o755)
     return path
 
@@ -84,7 +92,11 @@ def main(version: str, sm: str) -> int:
     given = dict(a.removeprefix("--").partition("=")[::2] for a in sys.argv[1:])
     unknown = [f"--{k} {v}" for k, v in given.items() if k not in ACCEPTED[version].split()]
     if unknown:
-        print("=== Model Options ===\n" + "\n".join(f"Unknown option: {u}" for u in unknown) + f"\n&&&& FAILED {tail}")
+        print(
+            "=== Model Options ===\n"
+            + "\n".join(f"Unknown option: {u}" for u in unknown)
+            + f"\n&&&& FAILED {tail}"
+        )
         return 1
     print("[11/21/2026-10:00:00] [I] === Device Information ===")
     print(f"[11/21/2026-10:00:00] [I] Compute Capability: {sm}", flush=True)
@@ -100,8 +112,13 @@ def main(version: str, sm: str) -> int:
         print(f"&&&& PASSED {tail}")
         return 0
     if b"QuantizeLinear" in Path(given["onnx"]).read_bytes() and sm in ("5.3", "6.2"):
-        said = "Networks with QuantizeLayer/DequantizeLayer layers require hardware with Int8 support."
-        print(f"[11/21/2026-10:00:01] [E] Error[9]: Error Code 9: Internal Error ({said})", file=sys.stderr)
+        said = (
+            "Networks with QuantizeLayer/DequantizeLayer layers require hardware with Int8 support."
+        )
+        print(
+            f"[11/21/2026-10:00:01] [E] Error[9]: Error Code 9: Internal Error ({said})",
+            file=sys.stderr,
+        )
         print(f"&&&& FAILED {tail}")
         return 1
     error, layers = trouble(Path(given["onnx"]).read_bytes(), _workspace(given))
@@ -118,7 +135,11 @@ def main(version: str, sm: str) -> int:
     large = re.search(rb"megabytes:(\d+)", Path(given["onnx"]).read_bytes())
     try:
         with Path(given["saveEngine"]).open("wb") as engine:
-            engine.write(b"not an engine: " + " ".join(sorted(given)).encode() + b" \0" * (500_000 * int(large.group(1)) if large else 0))
+            engine.write(
+                b"not an engine: "
+                + " ".join(sorted(given)).encode()
+                + b" \0" * (500_000 * int(large.group(1)) if large else 0)
+            )
     except OSError:
         print("[11/21/2026-10:00:02] [E] Saving engine to file failed.", file=sys.stderr)
         print(f"&&&& FAILED {tail}")
@@ -135,7 +156,11 @@ def _misfit(given: dict[str, str]) -> str:
     if not engine.startswith(b"not an engine"):
         return "[TRT] 1: [stdArchiveReader.cpp] Magic tag does not match"
     wanted = b"useDLACore" in engine
-    return "" if wanted == ("useDLACore" in given) else "[TRT] 3: Cannot deserialize engine with DLA core on a runtime without it"
+    return (
+        ""
+        if wanted == ("useDLACore" in given)
+        else "[TRT] 3: Cannot deserialize engine with DLA core on a runtime without it"
+    )
 
 
 def _misasked(given: dict[str, str], version: str, sm: str) -> str:
@@ -190,7 +215,11 @@ def _time(given: dict[str, str], version: str) -> None:
     graph = "noCudaGraph" not in given if strong else "useCudaGraph" in given
     copy = 0.1 if copies else 0.0
     info = "[11/21/2026-10:00:00] [I] "
-    warmup, seconds, least = float(given.get("warmUp", 200)) / 1e3, float(given.get("duration", 3)), int(given.get("iterations", 10))
+    warmup, seconds, least = (
+        float(given.get("warmUp", 200)) / 1e3,
+        float(given.get("duration", 3)),
+        int(given.get("iterations", 10)),
+    )
     count = max(least, int(seconds / 0.002))
     print(f"{info}Engine loaded in 0.05 sec.", flush=True)
     if number >= 8400:
@@ -202,18 +231,31 @@ def _time(given: dict[str, str], version: str) -> None:
         time.sleep(0.1 * warmup + seconds)
     print(f"{info}Warmup completed {int(warmup / 0.002)} queries over {1e3 * warmup:g} ms")
     print(f"{info}Timing trace has {count} queries over {seconds:g} s")
-    print(f"{info}=== Performance summary ===\n{info}Throughput: {1 / (0.002 + 2 * copy / 1e3):g} qps")
-    rows = {"Latency": 2.0 + 2 * copy, "H2D Latency": copy, "GPU Compute Time": 2.0, "D2H Latency": copy}
+    print(
+        f"{info}=== Performance summary ===\n{info}Throughput: {1 / (0.002 + 2 * copy / 1e3):g} qps"
+    )
+    rows = {
+        "Latency": 2.0 + 2 * copy,
+        "H2D Latency": copy,
+        "GPU Compute Time": 2.0,
+        "D2H Latency": copy,
+    }
     if number < 8400:
         rows["End-to-End Host Latency"] = 3.9
     shown = (99,) if number < 8500 else (90, 95, 99)
     for name, ms in rows.items():
         tail = ", ".join(f"percentile({p}%) = {ms} ms" for p in shown)
-        print(f"{info}{name}: min = {ms} ms, max = {ms} ms, mean = {ms} ms, median = {ms} ms, {tail}")
+        print(
+            f"{info}{name}: min = {ms} ms, max = {ms} ms, mean = {ms} ms, median = {ms} ms, {tail}"
+        )
     if "exportTimes" in given:
         before = int(warmup / 0.002) if number < 8500 else 0  # the warm-up is in the file up to 8.4
         records = [
-            {"startComputeMs": round(i * 2.0, 3), "computeMs": 2.0 + 0.01 * ((i * 7919) % 13), "latencyMs": 2.0 + 2 * copy}
+            {
+                "startComputeMs": round(i * 2.0, 3),
+                "computeMs": 2.0 + 0.01 * ((i * 7919) % 13),
+                "latencyMs": 2.0 + 2 * copy,
+            }
             for i in range(before + count)
         ]
         Path(given["exportTimes"]).write_text(json.dumps(records))
@@ -245,12 +287,20 @@ def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
     if most is not None and workspace > int(most.group(1)):
         os.kill(os.getpid(), signal.SIGKILL)
     if "starved:" in asked:
-        return "Error Code 10: Could not find any implementation for node conv1/Conv due to insufficient workspace. See verbose log", None
+        return (
+            "Error Code 10: Could not find any implementation for node conv1/Conv due to "
+            "insufficient workspace. See verbose log",
+            None,
+        )
     if graph is not None:
         made = {n.output[0] for n in graph.graph.node if n.op_type == "DequantizeLinear"}
         for name in re.findall(r"no-kernel:(\S+)", asked):
             node = next(n for n in graph.graph.node if n.name == name)
             if set(node.input) & made:
-                return f"Error Code 10: Internal Error (Could not find any implementation for node {name} + relu.)", None
+                return (
+                    "Error Code 10: Internal Error (Could not find any implementation for node "
+                    f"{name} + relu.)",
+                    None,
+                )
     report = re.search(r"layers:(\S+)", asked)
     return "", Path(report.group(1)).read_bytes() if report is not None else None

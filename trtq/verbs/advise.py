@@ -36,7 +36,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         images, labels: of the data.
         training: labelled images one may train on.
         target: the device, and whether it has INT8 kernels; both None when none was named.
-        bits: the widest uniform weights that meet every budget, 16 where FP16 meets them, None where nothing does.
+        bits: the widest uniform weights that meet every budget, 16 where FP16 meets them, None
+            where nothing does.
         strict: at most half a point may go.
         int8_change: points that a measured INT8 model lost, None where none was given.
     """
@@ -103,7 +104,10 @@ def _no_int8(f: Facts) -> str | None:
 
 def _half(f: Facts) -> str | None:
     if max(f.images, f.training) < FEW and (f.bits or 0) >= 8:
-        return f"{f.images} images are too few to calibrate with confidence, and the budgets leave room for FP16 or INT8"
+        return (
+            f"{f.images} images are too few to calibrate with confidence, and the budgets leave "
+            "room for FP16 or INT8"
+        )
     return None
 
 
@@ -112,7 +116,8 @@ def _training(f: Facts) -> str | None:
         return None
     if f.bits <= 4:
         return (
-            f"the budgets need {f.bits} bits, where rounding cannot be made up for by scaling, and {f.training} labelled images are there"
+            f"the budgets need {f.bits} bits, where rounding cannot be made up for by scaling, "
+            f"and {f.training} labelled images are there"
         )
     if f.family in ("vit", "windowed", "hybrid"):
         return f"the budgets need {f.bits} bits, and a model with attentions is sensitive below 8"
@@ -127,9 +132,15 @@ def _select(f: Facts) -> str | None:
     if f.bits < 8:
         return f"the budgets need {f.bits} bits on average: which layers can bear it must be found"
     if f.int8_change is not None:
-        return f"INT8 everywhere lost {-f.int8_change:.2f} points, more than {SMALL_LOSS}: some layers must be wider"
+        return (
+            f"INT8 everywhere lost {-f.int8_change:.2f} points, more than {SMALL_LOSS}: some "
+            "layers must be wider"
+        )
     if f.strict and f.labels:
-        return f"at most half a point may go, and {f.images} labelled images can tell which layers cost it"
+        return (
+            f"at most half a point may go, and {f.images} labelled images can tell which layers "
+            "cost it"
+        )
     return None
 
 
@@ -141,7 +152,8 @@ def _clipping(f: Facts) -> str | None:
     return f"{max(f.images, f.training)} images give ranges, and 8 bits meet the budgets"
 
 
-# scenario, data, precision, strategy of S2 Table IV, and when a line fits; the first that fits is the advice.
+# scenario, data, precision, strategy of S2 Table IV, and when a line fits; the first that fits is
+# the advice.
 MATRIX: tuple[tuple[str, str, str, str, Callable[[Facts], str | None]], ...] = (
     ("No INT8 arithmetic", "none", "FP16", "FP16 engine, no quantization", _no_int8),
     ("Rapid Prototyping", "Limited", "FP16", "Standard PTQ", _half),
@@ -169,24 +181,46 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     family, counted = family_of(captured.module)
     counts = outline(captured.module, captured.example, weights_of(captured.module))
     facts = Facts(
-        family=family, counted=counted, images=len(source), labels=source.labels is not None,
-        training=len(train) if train.labels is not None else 0, target=device.title if device else None,
-        int8="int8" in device.peaks if device else None, bits=_bits(spec, counts),
-        strict=spec.min_accuracy is not None and -SMALL_LOSS <= spec.min_accuracy <= 0, int8_change=_measured(spec.result),
-    )  # fmt: skip
+        family=family,
+        counted=counted,
+        images=len(source),
+        labels=source.labels is not None,
+        training=len(train) if train.labels is not None else 0,
+        target=device.title if device else None,
+        int8="int8" in device.peaks if device else None,
+        bits=_bits(spec, counts),
+        strict=spec.min_accuracy is not None and -SMALL_LOSS <= spec.min_accuracy <= 0,
+        int8_change=_measured(spec.result),
+    )
     rows = [_row(line, facts) for line in MATRIX]
     taken = next(r for r in rows if r.applies)
     notes += _notes(facts, taken, device)
     return AdviseRecord(
-        schema=SCHEMA, verb="advise", spec=msgspec.to_builtins(spec), model=loaded.name, facts=facts, rows=rows, strategy=taken.strategy,
-        precision=taken.precision, commands=_commands(spec, taken.strategy, facts), notes=notes, environment=environment(),
-    )  # fmt: skip
+        schema=SCHEMA,
+        verb="advise",
+        spec=msgspec.to_builtins(spec),
+        model=loaded.name,
+        facts=facts,
+        rows=rows,
+        strategy=taken.strategy,
+        precision=taken.precision,
+        commands=_commands(spec, taken.strategy, facts),
+        notes=notes,
+        environment=environment(),
+    )
 
 
 def _row(line: tuple[str, str, str, str, Callable[[Facts], str | None]], facts: Facts) -> Row:
     scenario, data, precision, strategy, fits = line
     why = fits(facts)
-    return Row(scenario=scenario, data=data, precision=precision, strategy=strategy, applies=why is not None, why=why or "")
+    return Row(
+        scenario=scenario,
+        data=data,
+        precision=precision,
+        strategy=strategy,
+        applies=why is not None,
+        why=why or "",
+    )
 
 
 def _bits(spec: AdviseSpec, counts: Outline) -> int | None:
@@ -208,22 +242,40 @@ def _measured(result: str | None) -> float | None:
     """
     if result is None:
         return None
-    made, scored = read_known(Path(result) / "quantize.json", "quantize"), read_known(Path(result) / "evaluate.json", "evaluate")
+    made, scored = (
+        read_known(Path(result) / "quantize.json", "quantize"),
+        read_known(Path(result) / "evaluate.json", "evaluate"),
+    )
     bits = made.model.get("bits")
     if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
-        why = f"it is of {bits}" if bits != "w8a8" else "its evaluation has no labels or no reference"
-        raise ArtifactError(f"Cannot take the INT8 accuracy from {result}", why, "Give the folder of trtq run at w8a8 with [evaluate]")
+        why = (
+            f"it is of {bits}" if bits != "w8a8" else "its evaluation has no labels or no reference"
+        )
+        raise ArtifactError(
+            f"Cannot take the INT8 accuracy from {result}",
+            why,
+            "Give the folder of trtq run at w8a8 with [evaluate]",
+        )
     return float(scored.top1) - float(scored.reference_top1)
 
 
 def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
     notes = []
     if facts.bits is None:
-        notes.append("no uniform width meets the budgets: a search with --bits 2,4,8 may, a smaller model will (--candidates)")
+        notes.append(
+            "no uniform width meets the budgets: a search with --bits 2,4,8 may, a smaller "
+            "model will (--candidates)"
+        )
     elif facts.bits < 8:
-        notes.append("TensorRT has no kernels for convolutions below 8 bits: they run in INT8 containers, no faster than INT8")
+        notes.append(
+            "TensorRT has no kernels for convolutions below 8 bits: they run in INT8 "
+            "containers, no faster than INT8"
+        )
     if taken.strategy.startswith("QAT"):
-        notes.append("the search finds widths to start from; its exit code 3 (accuracy does not hold yet) is what training is for")
+        notes.append(
+            "the search finds widths to start from; its exit code 3 (accuracy does not hold "
+            "yet) is what training is for"
+        )
     if not facts.labels and facts.training == 0:
         notes.append("without labels accuracy is agreement with the float model")
     if device is None:
@@ -233,23 +285,57 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
 
 def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
     given = msgspec.to_builtins(spec)
-    named = (f.name for f in msgspec.structs.fields(ModelInputSpec) if f.name != "model" and given[f.name] != f.default)
+    named = (
+        f.name
+        for f in msgspec.structs.fields(ModelInputSpec)
+        if f.name != "model" and given[f.name] != f.default
+    )
     model = [spec.model, *(w for name in named for w in option_words(name, given[name]))]
-    accuracy = ["--min-accuracy", f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}"]
+    accuracy = [
+        "--min-accuracy",
+        f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}",
+    ]
     budgets = [w for b in spec.budget for w in ("--budget", b)]
     if strategy.startswith("FP16"):
-        build = "trtq build out/model.fp32.onnx --precision fp16 --backend trtexec --target TARGET --out out/model.engine"
-        return [shlex.join(["trtq", "quantize", *model, "--out", "out"]), build.replace("TARGET", spec.target or "TARGET")]
+        build = (
+            "trtq build out/model.fp32.onnx --precision fp16 --backend trtexec --target TARGET "
+            "--out out/model.engine"
+        )
+        return [
+            shlex.join(["trtq", "quantize", *model, "--out", "out"]),
+            build.replace("TARGET", spec.target or "TARGET"),
+        ]
     if strategy == "Standard PTQ":
-        return [shlex.join(["trtq", "quantize", *model, "--high-precision", "@anchors", "--out", "out"])]
+        return [
+            shlex.join(["trtq", "quantize", *model, "--high-precision", "@anchors", "--out", "out"])
+        ]
     if strategy == "PTQ + Clipping":
         return [shlex.join(["trtq", "quantize", *model, "--calibrator", "mse", "--out", "out"])]
-    widths = ["--bits", "8,fp16"] if (facts.bits or 0) >= 8 else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
+    widths = (
+        ["--bits", "8,fp16"]
+        if (facts.bits or 0) >= 8
+        else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
+    )
     widths += ["--target", spec.target] if spec.target else []
     if not spec.budget:
         accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
-    commands = [shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])]
+    commands = [
+        shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])
+    ]
     if strategy.startswith("QAT"):
         trained = ["--data", spec.train] if spec.train else []
-        commands.append(shlex.join(["trtq", "finetune", *model, *trained, "--encodings", "out/encodings.safetensors", "--out", "qat"]))
+        commands.append(
+            shlex.join(
+                [
+                    "trtq",
+                    "finetune",
+                    *model,
+                    *trained,
+                    "--encodings",
+                    "out/encodings.safetensors",
+                    "--out",
+                    "qat",
+                ]
+            )
+        )
     return commands

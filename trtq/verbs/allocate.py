@@ -8,7 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, ensure_writable_file, environment, read_json, write_json
+from trtq.artifact import (
+    SCHEMA,
+    check_record,
+    ensure_writable_dir,
+    ensure_writable_file,
+    environment,
+    read_json,
+    write_json,
+)
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
 from trtq.search.allocate import STRATEGIES, Choice, summed
@@ -30,11 +38,17 @@ def read_analysis(path: Path) -> AnalyzeRecord:
     """
     held = read_json(path, kind="analysis")
     if held.get("verb") != "analyze":
-        raise ArtifactError(f"{path} holds no analysis", f"it is of {held.get('verb', 'something else')}", "Make one: trtq analyze ...")
+        raise ArtifactError(
+            f"{path} holds no analysis",
+            f"it is of {held.get('verb', 'something else')}",
+            "Make one: trtq analyze ...",
+        )
     record = check_record(held, path, AnalyzeRecord, kind="analysis")
     why = _inconsistent(record)
     if why:
-        raise ArtifactError(f"Cannot use the analysis {path}", why, "Make it again: trtq analyze ...")
+        raise ArtifactError(
+            f"Cannot use the analysis {path}", why, "Make it again: trtq analyze ..."
+        )
     return record
 
 
@@ -55,10 +69,18 @@ def _inconsistent(analysis: AnalyzeRecord) -> str:
     return ""
 
 
-def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]) -> list[Choice]:
+def make_choices(
+    analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]
+) -> list[Choice]:
     """Return the groups of layers with their summed losses and costs; staying in float has no loss."""
-    by_name, seen, found = {layer.name: layer for layer in analysis.layers}, set[str](), list[Choice]()
-    narrowest = min(o for o in options if o.quantized) if any(o.quantized for o in options) else None
+    by_name, seen, found = (
+        {layer.name: layer for layer in analysis.layers},
+        set[str](),
+        list[Choice](),
+    )
+    narrowest = (
+        min(o for o in options if o.quantized) if any(o.quantized for o in options) else None
+    )
     for layer in analysis.layers:
         if layer.name in seen:
             continue
@@ -66,12 +88,19 @@ def make_choices(analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Op
         seen.update(layer.group)
         found.append(
             Choice(
-                name=layer.name, layers=tuple(layer.group),
+                name=layer.name,
+                layers=tuple(layer.group),
                 sensitivity=sum(m.loss[narrowest.label] for m in members) if narrowest else 0.0,
-                loss={o.label: sum(m.loss[o.label] for m in members) if o.quantized else 0.0 for o in options},
-                costs={b: {o.label: sum(pricing.layer(m.name, o, b) for m in members) for o in options} for b in pricing.names},
+                loss={
+                    o.label: sum(m.loss[o.label] for m in members) if o.quantized else 0.0
+                    for o in options
+                },
+                costs={
+                    b: {o.label: sum(pricing.layer(m.name, o, b) for m in members) for o in options}
+                    for b in pricing.names
+                },
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -79,7 +108,8 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
     """Choose the widths and write them to ``spec.out``.
 
     Raises:
-        UsageError: a budget that cannot be read or met, a width that was not analysed, a device that is not known.
+        UsageError: a budget that cannot be read or met, a width that was not analysed, a device
+            that is not known.
         ArtifactError: the analysis cannot be read, or the file cannot be written.
     """
     out = ensure_writable_file(Path(spec.out), inputs=[Path(spec.analysis)])
@@ -87,18 +117,23 @@ def allocate(spec: AllocateSpec) -> AllocateRecord:
     pricing = Pricing(analysis.outline, latency_devices(spec.budget), read_factors(spec.correct))
     budgets = read_budgets(spec.budget, pricing.full())
     if not budgets and spec.strategy in ("greedy", "milp"):
-        raise UsageError(f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15")
+        raise UsageError(
+            f"The strategy {spec.strategy} needs a budget", mend="Write it like --budget size=0.15"
+        )
     record = decide(spec, analysis, pricing, budgets)
     ensure_writable_dir(out.parent)
     write_json(out, record)
     return record
 
 
-def decide(spec: AllocateSpec, analysis: AnalyzeRecord, pricing: Pricing, budgets: Mapping[str, float]) -> AllocateRecord:
+def decide(
+    spec: AllocateSpec, analysis: AnalyzeRecord, pricing: Pricing, budgets: Mapping[str, float]
+) -> AllocateRecord:
     """Return the allocation of ``spec.strategy`` under absolute budgets.
 
     Raises:
-        UsageError: a budget that cannot be met, or a width that was not analysed or that ``spec.target`` cannot run.
+        UsageError: a budget that cannot be met, or a width that was not analysed or that
+            ``spec.target`` cannot run.
     """
     options = offered(spec.bits, spec.target, analysis, spec.analysis)
     require_fp8(options, (d.name for d in pricing.devices.values()))
@@ -106,23 +141,44 @@ def decide(spec: AllocateSpec, analysis: AnalyzeRecord, pricing: Pricing, budget
     fixed = {b: pricing.fixed(b) for b in budgets}
     for budget, rest in fixed.items():
         if rest >= budgets[budget]:
-            what = "parameters that have no width to choose" if budget == "size" else "what is no layer with a weight"
+            what = (
+                "parameters that have no width to choose"
+                if budget == "size"
+                else "what is no layer with a weight"
+            )
             raise UsageError(
-                f"The budget {budget} cannot be met", f"{shown(budget, rest)} goes to {what}, {shown(budget, budgets[budget])} is allowed"
+                f"The budget {budget} cannot be met",
+                f"{shown(budget, rest)} goes to {what}, {shown(budget, budgets[budget])} is "
+                "allowed",
             )
     done = STRATEGIES[spec.strategy](choices, labels, {b: v - fixed[b] for b, v in budgets.items()})
     chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
     step = max(1, -(-len(done.front) // MOST_POINTS))
     return AllocateRecord(
-        schema=SCHEMA, verb="allocate", spec=msgspec.to_builtins(spec), model=analysis.model, metric=analysis.metric, budgets=dict(budgets),
-        costs=pricing.totals(chosen), full=pricing.full(), loss=summed(choices, done.options).loss,
+        schema=SCHEMA,
+        verb="allocate",
+        spec=msgspec.to_builtins(spec),
+        model=analysis.model,
+        metric=analysis.metric,
+        budgets=dict(budgets),
+        costs=pricing.totals(chosen),
+        full=pricing.full(),
+        loss=summed(choices, done.options).loss,
         layers=_layers(analysis, choices, labels, done.options),
-        front=[FrontPoint(cost=cost + sum(fixed.values()), loss=loss, options=dict(o)) for cost, loss, o in done.front[::-step][::-1]],
+        front=[
+            FrontPoint(cost=cost + sum(fixed.values()), loss=loss, options=dict(o))
+            for cost, loss, o in done.front[::-step][::-1]
+        ],
         environment=environment(),
-    )  # fmt: skip
+    )
 
 
-def _layers(analysis: AnalyzeRecord, choices: Sequence[Choice], labels: Sequence[str], picked: Mapping[str, str]) -> list[AllocatedLayer]:
+def _layers(
+    analysis: AnalyzeRecord,
+    choices: Sequence[Choice],
+    labels: Sequence[str],
+    picked: Mapping[str, str],
+) -> list[AllocatedLayer]:
     by_layer = {n: c for c in choices for n in c.layers}
     found = []
     for layer in analysis.layers:
@@ -131,11 +187,16 @@ def _layers(analysis: AnalyzeRecord, choices: Sequence[Choice], labels: Sequence
         at = labels.index(option)
         found.append(
             AllocatedLayer(
-                name=layer.name, option=option, loss=layer.loss.get(option, 0.0), group=layer.group,
+                name=layer.name,
+                option=option,
+                loss=layer.loss.get(option, 0.0),
+                group=layer.group,
                 narrower=_alternative(choice, option, labels[at - 1]) if at else None,
-                wider=_alternative(choice, option, labels[at + 1]) if at + 1 < len(labels) else None,
+                wider=_alternative(choice, option, labels[at + 1])
+                if at + 1 < len(labels)
+                else None,
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -144,7 +205,9 @@ def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
     return Alternative(option=other, loss=choice.loss[other] - choice.loss[taken], costs=costs)
 
 
-def offered(bits: Sequence[str], target: str | None, analysis: AnalyzeRecord, path: str) -> list[Option]:
+def offered(
+    bits: Sequence[str], target: str | None, analysis: AnalyzeRecord, path: str
+) -> list[Option]:
     """Return the widths on offer, narrowest first: those asked for, or all that were analysed.
 
     Raises:
@@ -154,9 +217,11 @@ def offered(bits: Sequence[str], target: str | None, analysis: AnalyzeRecord, pa
     for option in options:
         if option.quantized and option.label not in analysis.bits:
             raise UsageError(
-                f"The width {option.label} was not analysed", f"{path} has {', '.join(analysis.bits)}",
-                suggest(option.label, analysis.bits) or f"Run trtq analyze with --bits {option.label}",
-            )  # fmt: skip
+                f"The width {option.label} was not analysed",
+                f"{path} has {', '.join(analysis.bits)}",
+                suggest(option.label, analysis.bits)
+                or f"Run trtq analyze with --bits {option.label}",
+            )
     if target:
         require_kernels(options, target)
     return options

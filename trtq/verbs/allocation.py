@@ -63,7 +63,8 @@ class AllocateRecord(msgspec.Struct, frozen=True, kw_only=True):
         costs: of the allocation, predicted by counting.
         full: of the float model.
         layers: in graph order.
-        front: with --strategy pareto, every allocation that no other dominates, at most 200 of them, evenly drawn.
+        front: with --strategy pareto, every allocation that no other dominates, at most 200 of
+            them, evenly drawn.
         loss: sum of the layers'.
     """
 
@@ -86,8 +87,12 @@ class AllocateRecord(msgspec.Struct, frozen=True, kw_only=True):
         counts: dict[str, int] = {}
         for layer in self.layers:
             counts[layer.option] = counts.get(layer.option, 0) + 1
-        widths = ", ".join(f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: read_option(c[0])))
-        costs = ", ".join(f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items() if self.full[b])
+        widths = ", ".join(
+            f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: read_option(c[0]))
+        )
+        costs = ", ".join(
+            f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items() if self.full[b]
+        )
         return f"{len(self.layers)} layers: {widths}; predicted, of the float model: {costs}"
 
 
@@ -103,7 +108,11 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, Option]:
     """
     held = read_json(path, kind="allocation")
     if held.get("verb") != "allocate" or held.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} holds no allocation", f"it is of {held.get('verb', 'something else')}", "Make one: trtq allocate ...")
+        raise ArtifactError(
+            f"{path} holds no allocation",
+            f"it is of {held.get('verb', 'something else')}",
+            "Make one: trtq allocate ...",
+        )
     record = check_record(held, path, AllocateRecord, kind="allocation")
     made_for = record.model.get("weights_sha256")
     if made_for != weights_sha256:

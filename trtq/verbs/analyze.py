@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import torch
 
-from trtq.artifact import SCHEMA, digest_of, ensure_writable_dir, ensure_writable_file, environment, write_bytes, write_json
+from trtq.artifact import (
+    SCHEMA,
+    digest_of,
+    ensure_writable_dir,
+    ensure_writable_file,
+    environment,
+    write_bytes,
+    write_json,
+)
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
@@ -87,7 +95,12 @@ class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
     def outline(self) -> Outline:
         """The counts, for prices."""
         layers = {layer.name: layer.cost for layer in self.layers}
-        return Outline(layers=layers, left_out=self.left_out, other_bytes=self.other_bytes, kernels=self.kernels)
+        return Outline(
+            layers=layers,
+            left_out=self.left_out,
+            other_bytes=self.other_bytes,
+            kernels=self.kernels,
+        )
 
     @property
     def summary(self) -> str:
@@ -95,8 +108,8 @@ class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
         narrowest = self.bits[0]
         worst = sorted(self.layers, key=lambda layer: -layer.loss[narrowest])[:3]
         return (
-            f"{len(self.layers)} layers by {self.metric} at {', '.join(self.bits)}; most sensitive at {narrowest}: "
-            f"{', '.join(layer.name for layer in worst)}"
+            f"{len(self.layers)} layers by {self.metric} at {', '.join(self.bits)}; most "
+            f"sensitive at {narrowest}: {', '.join(layer.name for layer in worst)}"
         )
 
 
@@ -104,12 +117,17 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     """Measure the sensitivity of every layer of a model and write it to ``spec.out``.
 
     Raises:
-        TrtqError: any of its branches; what was done of a long metric is kept and taken up by the next run.
+        TrtqError: any of its branches; what was done of a long metric is kept and taken up by the
+            next run.
     """
     told, clock = progress or Silent(), Clock()
     options = read_options(spec.bits)
     if not any(o.quantized for o in options):
-        raise UsageError("There is no width to analyse", f"asked for {', '.join(o.label for o in options)}", "Give --bits 4 --bits 8")
+        raise UsageError(
+            "There is no width to analyse",
+            f"asked for {', '.join(o.label for o in options)}",
+            "Give --bits 4 --bits 8",
+        )
     out = Path(spec.out)
     ensure_writable_file(out)
     ensure_writable_dir(out.parent)
@@ -125,49 +143,91 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     ranges, looked = indices[: spec.calib_images], indices[: spec.images]
     told.begin(f"Calibrating ({spec.calibrator})", len(ranges))
     layers = prepare_layers(
-        graph, options, batches(source, ranges, preprocess, size), calibrator=spec.calibrator, percentile=spec.percentile,
+        graph,
+        options,
+        batches(source, ranges, preprocess, size),
+        calibrator=spec.calibrator,
+        percentile=spec.percentile,
         progress=told.advance,
-    )  # fmt: skip
+    )
     layers, dropped = _complete(layers, [o.label for o in options if o.quantized])
     note(*about_input, *dropped)
     if not layers:
-        raise UsageError(f"There is nothing to analyse in {spec.model}", "it has no convolution or linear with a constant weight")
+        raise UsageError(
+            f"There is nothing to analyse in {spec.model}",
+            "it has no convolution or linear with a constant weight",
+        )
     clock.lap("calibrate")
     images = list(batches(source, looked, preprocess, size))
     # Metrics that look at outputs read no targets.
-    targets = _targets(spec, source, looked, images, graph) if spec.metric in NEEDS_TARGETS else [torch.empty(0)] * len(images)
+    targets = (
+        _targets(spec, source, looked, images, graph)
+        if spec.metric in NEEDS_TARGETS
+        else [torch.empty(0)] * len(images)
+    )
     weights = weights_digest(graph)
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [
-        weights, source.digest(indices), source.labels and [source.labels[i] for i in looked], msgspec.to_builtins(preprocess),
-        _depends(spec), str(torch.__version__), __version__,
-    ]  # fmt: skip
+        weights,
+        source.digest(indices),
+        source.labels and [source.labels[i] for i in looked],
+        msgspec.to_builtins(preprocess),
+        _depends(spec),
+        str(torch.__version__),
+        __version__,
+    ]
     workers = Workers.from_environment()
     units = Units(folder, depends, workers)
     if units.found:
         told.note(f"{units.found} pieces of this analysis were done before and are taken up")
     study = Study(
-        graph=graph, layers=layers, batches=lambda: list(zip(images, targets, strict=True)), units=units, begin=told.begin,
-        advance=told.advance, arguments={"probes": spec.probes, "trials": spec.trials, "epsilon": spec.epsilon, "seed": spec.seed},
-    )  # fmt: skip
+        graph=graph,
+        layers=layers,
+        batches=lambda: list(zip(images, targets, strict=True)),
+        units=units,
+        begin=told.begin,
+        advance=told.advance,
+        arguments={
+            "probes": spec.probes,
+            "trials": spec.trials,
+            "epsilon": spec.epsilon,
+            "seed": spec.seed,
+        },
+    )
     if workers.world > 1 and spec.metric in IN_PIECES:
         METRICS[spec.metric](study)  # this process's pieces
         units.collect()
     found, said = METRICS[spec.metric](study)
     clock.lap(spec.metric)
-    counted = outline(graph, captured.example, {layer.name: str(operands(layer.node)[1].target) for layer in layers})
+    counted = outline(
+        graph,
+        captured.example,
+        {layer.name: str(operands(layer.node)[1].target) for layer in layers},
+    )
     record = AnalyzeRecord(
-        schema=SCHEMA, verb="analyze", spec=msgspec.to_builtins(spec),
+        schema=SCHEMA,
+        verb="analyze",
+        spec=msgspec.to_builtins(spec),
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
-        data=describe(source), preprocess=preprocess, metric=spec.metric, bits=[o.label for o in options],
-        layers=_layers(layers, found, counted.layers), left_out=counted.left_out,
-        other_bytes=counted.other_bytes, kernels=counted.kernels,
-        said=said, notes=note.lines, seconds=clock.seconds, environment=environment(),
-    )  # fmt: skip
+        data=describe(source),
+        preprocess=preprocess,
+        metric=spec.metric,
+        bits=[o.label for o in options],
+        layers=_layers(layers, found, counted.layers),
+        left_out=counted.left_out,
+        other_bytes=counted.other_bytes,
+        kernels=counted.kernels,
+        said=said,
+        notes=note.lines,
+        seconds=clock.seconds,
+        environment=environment(),
+    )
     if workers.rank:
         return record
     write_json(out, record)
-    from trtq.report.figures import sensitivity_figure  # matplotlib is slow to import, and only this line needs it
+    from trtq.report.figures import (
+        sensitivity_figure,
+    )  # matplotlib is slow to import, and only this line needs it
 
     figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
     write_bytes(out.with_suffix(".svg"), figure.encode())
@@ -185,9 +245,11 @@ def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
         return source
     if source.labels is None:
         raise DataError(
-            f"The metric {spec.metric} needs labels, {source.name} has none", "it is not a folder of class folders",
-            "Give --targets model to compare with the model's own answer, or use --metric l2 or jsd",
-        )  # fmt: skip
+            f"The metric {spec.metric} needs labels, {source.name} has none",
+            "it is not a folder of class folders",
+            "Give --targets model to compare with the model's own answer, or use --metric l2 or "
+            "jsd",
+        )
     require_one_class_list(source)
     return source
 
@@ -197,15 +259,21 @@ def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
     kept = {layer.name for layer in whole}
     lines = [
-        f"{layer.name} stays in float: outliers leave it no codes at {', '.join(o for o in labels if o not in layer.codings)}"
-        for layer in layers if layer.name not in kept
-    ]  # fmt: skip
+        f"{layer.name} stays in float: outliers leave it no codes at "
+        f"{', '.join(o for o in labels if o not in layer.codings)}"
+        for layer in layers
+        if layer.name not in kept
+    ]
     return whole, lines
 
 
 def _depends(spec: AnalyzeSpec) -> str:
     """Return a digest of the settings the numbers depend on: not of where they go."""
-    settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in ("out", "calib_cache", "data", "class_index")}
+    settings = {
+        k: v
+        for k, v in msgspec.to_builtins(spec).items()
+        if k not in ("out", "calib_cache", "data", "class_index")
+    }
     return digest_of(settings)
 
 
@@ -217,13 +285,18 @@ def _require_scores(spec: AnalyzeSpec, answer: Kind) -> None:
     """
     if spec.metric in ("jsd", *NEEDS_TARGETS) and answer not in HAVE_PREDICTIONS:
         raise UsageError(
-            f"The metric {spec.metric} needs scores of classes", "the model's output is not known to be that",
+            f"The metric {spec.metric} needs scores of classes",
+            "the model's output is not known to be that",
             "Use --metric l2, or give images in as many class folders as the model has classes",
-        )  # fmt: skip
+        )
 
 
 def _targets(
-    spec: AnalyzeSpec, source: Source, indices: list[int], images: list[torch.Tensor], graph: torch.fx.GraphModule
+    spec: AnalyzeSpec,
+    source: Source,
+    indices: list[int],
+    images: list[torch.Tensor],
+    graph: torch.fx.GraphModule,
 ) -> list[torch.Tensor]:
     """Return the class of every image, by batch: its label, or what the model itself says."""
     if source.labels is not None and spec.targets == "labels":
@@ -234,9 +307,10 @@ def _targets(
         classes = _classes(graph, images[0])
         if int(torch.cat(batched).max()) >= classes:
             raise DataError(
-                f"The labels of {source.name} do not fit the model", f"it has {len(source.classes)} classes, the model {classes}",
+                f"The labels of {source.name} do not fit the model",
+                f"it has {len(source.classes)} classes, the model {classes}",
                 "Give the folder the model was trained on, or --targets model",
-            )  # fmt: skip
+            )
         return batched
     with torch.inference_mode():
         return [graph(batch).argmax(dim=1).clone() for batch in images]
@@ -247,12 +321,18 @@ def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
         return int(graph(batch[:1]).shape[1])
 
 
-def _layers(layers: list[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]) -> list[AnalyzedLayer]:
+def _layers(
+    layers: list[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]
+) -> list[AnalyzedLayer]:
     together = {name: list(names) for names in groups(layers) for name in names}
     return [
         AnalyzedLayer(
-            name=layer.name, loss=found[layer.name].loss, raw=found[layer.name].raw, stderr=found[layer.name].stderr,
-            group=together[layer.name], cost=counted[layer.name],
+            name=layer.name,
+            loss=found[layer.name].loss,
+            raw=found[layer.name].raw,
+            stderr=found[layer.name].stderr,
+            group=together[layer.name],
+            cost=counted[layer.name],
         )
         for layer in layers
-    ]  # fmt: skip
+    ]

@@ -72,7 +72,12 @@ class Inputs:
 
     def images(self, count: int, batch_size: int) -> Iterator[torch.Tensor]:
         """Return batches of the first ``count`` calibration images."""
-        return batches(self.source, self.indices[:count], self.preprocess, batch_size if self.captured.dynamic_batch else 1)
+        return batches(
+            self.source,
+            self.indices[:count],
+            self.preprocess,
+            batch_size if self.captured.dynamic_batch else 1,
+        )
 
     def export(self, graph: fx.GraphModule, spec: QuantizeSpec, **metadata: str) -> onnx.ModelProto:
         """Return ``graph`` as ONNX, with the metadata later verbs read."""
@@ -80,8 +85,11 @@ class Inputs:
             graph, opset=opset_of(spec), int4=spec.weight_storage == "int4", note=self.note
         )
         origin = {
-            "preprocess": self.preprocess, "model": self.loaded.name, "weights": self.loaded.weights, ANSWER: self.answer,
-        }  # fmt: skip
+            "preprocess": self.preprocess,
+            "model": self.loaded.name,
+            "weights": self.loaded.weights,
+            ANSWER: self.answer,
+        }
         set_metadata_(model, {**origin, **metadata})
         self.clock.lap("export")
         return model
@@ -113,10 +121,16 @@ def check_spec(spec: QuantizeSpec) -> None:
     check_files(spec)
     if spec.allocation and spec.bits != "w8a8":
         raise UsageError(
-            "Give --bits or --allocation, not both", f"--bits {spec.bits} and {spec.allocation}", "The allocation has the widths"
+            "Give --bits or --allocation, not both",
+            f"--bits {spec.bits} and {spec.allocation}",
+            "The allocation has the widths",
         )
     if spec.weight_storage == "int4" and not spec.allocation and not spec.bits.startswith("w4"):
-        raise UsageError("Cannot store weights as INT4", f"they have other widths with --bits {spec.bits}", "Give --bits w4a8 or w4a4")
+        raise UsageError(
+            "Cannot store weights as INT4",
+            f"they have other widths with --bits {spec.bits}",
+            "Give --bits w4a8 or w4a4",
+        )
 
 
 def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
@@ -147,13 +161,30 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
     simulated = insert_fake_quantize(graph, placement, encodings)
     qdq = inputs.export(simulated, spec, precision="int8", encodings_sha256=encodings.digest())
     compared = list(inputs.images(spec.parity_images, spec.batch_size))
-    inputs.progress.begin("Comparing torch and ONNX Runtime", min(spec.parity_images, len(inputs.indices)))
-    parity, measured = check_parity(captured.module, simulated, qdq, compared, known=inputs.answer, progress=inputs.progress.advance)
+    inputs.progress.begin(
+        "Comparing torch and ONNX Runtime", min(spec.parity_images, len(inputs.indices))
+    )
+    parity, measured = check_parity(
+        captured.module,
+        simulated,
+        qdq,
+        compared,
+        known=inputs.answer,
+        progress=inputs.progress.advance,
+    )
     inputs.clock.lap("parity")
     return Attempt(
-        spec=spec, graph=graph, placement=placement, encodings=encodings, stats=stats, methods=[*before, *after], cache_note=cache_note,
-        qdq=qdq, parity=parity, measured=measured,
-    )  # fmt: skip
+        spec=spec,
+        graph=graph,
+        placement=placement,
+        encodings=encodings,
+        stats=stats,
+        methods=[*before, *after],
+        cache_note=cache_note,
+        qdq=qdq,
+        parity=parity,
+        measured=measured,
+    )
 
 
 def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> QuantizeSpec:
@@ -161,7 +192,11 @@ def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> Quantiz
     if set(spec.method) <= set(asked):
         return spec
     bench = _workbench(inputs, spec)
-    kept = [m.name for m, _ in choose(spec.method, spec.method_arg) if m.name in asked or m.unfit(bench) is None]
+    kept = [
+        m.name
+        for m, _ in choose(spec.method, spec.method_arg)
+        if m.name in asked or m.unfit(bench) is None
+    ]
     return msgspec.structs.replace(spec, method=tuple(m for m in spec.method if m in kept))
 
 
@@ -170,19 +205,32 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
     captured = inputs.captured
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
     weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
-    chosen = read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else {}
+    chosen = (
+        read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else {}
+    )
     placement = place(
-        graph, high_precision=spec.high_precision, weight_bits=weight_bits, input_bits=input_bits, attention=spec.attention,
+        graph,
+        high_precision=spec.high_precision,
+        weight_bits=weight_bits,
+        input_bits=input_bits,
+        attention=spec.attention,
         layer_bits={name: option.bits for name, option in chosen.items()},
-    )  # fmt: skip
+    )
     if not placement.quantizers:
-        raise CalibrationError(f"There is nothing to quantize in {spec.model}", "its graph has no convolution, linear or matmul")
+        raise CalibrationError(
+            f"There is nothing to quantize in {spec.model}",
+            "its graph has no convolution, linear or matmul",
+        )
     return Workbench(
-        graph=graph, placement=placement, dynamic_batch=captured.dynamic_batch, note=inputs.note,
-        begin=inputs.progress.begin, advance=inputs.progress.advance,
+        graph=graph,
+        placement=placement,
+        dynamic_batch=captured.dynamic_batch,
+        note=inputs.note,
+        begin=inputs.progress.begin,
+        advance=inputs.progress.advance,
         resume=ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache"),
         images=lambda count: inputs.images(count, spec.batch_size),
-    )  # fmt: skip
+    )
 
 
 def cache_folder(given: str | None) -> Path:
@@ -190,14 +238,22 @@ def cache_folder(given: str | None) -> Path:
     return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
 
 
-def _apply(inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]) -> list[MethodRecord]:
+def _apply(
+    inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]
+) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:
         did = method.run(bench, arguments)
         if method.exact:
             _require_same_function(inputs, bench, method.name)
-        label = did.pop("label", method.label)  # what it did on this model may run otherwise than it mostly does
-        records.append(MethodRecord(name=method.name, label=label, source=method.source, arguments=arguments, did=did))
+        label = did.pop(
+            "label", method.label
+        )  # what it did on this model may run otherwise than it mostly does
+        records.append(
+            MethodRecord(
+                name=method.name, label=label, source=method.source, arguments=arguments, did=did
+            )
+        )
         inputs.clock.lap(method.name)
     return records
 
@@ -210,7 +266,8 @@ def _require_same_function(inputs: Inputs, bench: Workbench, method: str) -> Non
     if not off <= MAX_FOLD_DIFF:
         raise CalibrationError(
             f"The method {method} changed what the model computes",
-            f"outputs moved by {off:.2e} of their largest value, at most {MAX_FOLD_DIFF:.0e} is rounding",
+            f"outputs moved by {off:.2e} of their largest value, at most {MAX_FOLD_DIFF:.0e} is "
+            "rounding",
             f"Leave --method {method} out, and report this: it is an error of trtq",
         )
 
@@ -222,25 +279,38 @@ def _calibrate(
     key = CacheKey(
         {
             "weights": weights,
-            "graph": digest_of([structure_digest(graph), [[q.name, q.format.bits] for q in placement.quantizers]]),
+            "graph": digest_of(
+                [structure_digest(graph), [[q.name, q.format.bits] for q in placement.quantizers]]
+            ),
             "images": inputs.source.digest(inputs.indices),
             "preprocessing": digest_of(msgspec.to_builtins(inputs.preprocess)),
-            "calibrator": f"percentile {spec.percentile!r}" if spec.calibrator == "percentile" else spec.calibrator,
-            "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch {package_version('torch')}",
+            "calibrator": f"percentile {spec.percentile!r}"
+            if spec.calibrator == "percentile"
+            else spec.calibrator,
+            "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch "
+            f"{package_version('torch')}",
         }
     )
     origin = {
-        "model": inputs.loaded.name, "weights_sha256": inputs.weights_sha256, "graph_sha256": key.parts["graph"],
-        "images_sha256": key.parts["images"], "calibrator": key.parts["calibrator"], "placement": "tensorrt",
+        "model": inputs.loaded.name,
+        "weights_sha256": inputs.weights_sha256,
+        "graph_sha256": key.parts["graph"],
+        "images_sha256": key.parts["images"],
+        "calibrator": key.parts["calibrator"],
+        "placement": "tensorrt",
         "bits": "mixed" if spec.allocation else spec.bits,
-    }  # fmt: skip
-    cache = CalibrationCache(ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache"))
+    }
+    cache = CalibrationCache(
+        ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
+    )
     with cache.lock(key, waiting=inputs.progress.note):
         stats, note = cache.load(key)
         if stats is None:
             inputs.progress.begin(f"Calibrating ({spec.calibrator})", len(inputs.indices))
             images = inputs.images(len(inputs.indices), spec.batch_size)
-            seen = observe(graph, placement, images, mode=spec.calibrator, progress=inputs.progress.advance)
+            seen = observe(
+                graph, placement, images, mode=spec.calibrator, progress=inputs.progress.advance
+            )
             stats = summarize_all(placement, seen, spec.calibrator, spec.percentile)
             cache.save(key, stats)
     inputs.progress.note(f"calibration cache {note}")

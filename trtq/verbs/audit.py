@@ -27,7 +27,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         source: what was read, in words.
         modules: every convolution and product of the ONNX file.
-        shares: share of their multiply-accumulates by precision, percent; ``folded`` are modules that no layer names.
+        shares: share of their multiply-accumulates by precision, percent; ``folded`` are modules
+            that no layer names.
         moving: layers that only change a layout or a type.
         layers: of the engine, how many.
         notes: what could not be known.
@@ -57,15 +58,21 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
         got = sum(m.actual == m.requested for m in asked)
         unknown = sum(m.actual in (None, UNKNOWN) for m in asked)
         shares = ", ".join(f"{v:.1f} % {k}" for k, v in self.shares.items())
-        said = f"{got} of {len(asked)} modules compute in what was asked for" + (f", of {unknown} it cannot be told" if unknown else "")
-        return f"{said}; multiply-accumulates: {shares or 'not counted'}; {self.moving} of {self.layers} layers only move data"
+        said = f"{got} of {len(asked)} modules compute in what was asked for" + (
+            f", of {unknown} it cannot be told" if unknown else ""
+        )
+        return (
+            f"{said}; multiply-accumulates: {shares or 'not counted'}; {self.moving} of "
+            f"{self.layers} layers only move data"
+        )
 
 
 def audit(spec: AuditSpec) -> AuditRecord:
     """Compare what an ONNX file asks for with what an engine, or TensorRT's report about one, says.
 
     Raises:
-        EngineError: the file is no engine of trtq's or no layer report, or the engine was built from another ONNX file.
+        EngineError: the file is no engine of trtq's or no layer report, or the engine was built
+            from another ONNX file.
         ExportError: the ONNX file cannot be read.
     """
     path, notes = Path(spec.file), list[str]()
@@ -75,15 +82,26 @@ def audit(spec: AuditSpec) -> AuditRecord:
     reasons = why_float(model, parse_target(spec.target)) if spec.target else {}
     modules = match(model, layers, macs, reasons)
     if all(layer.precision == UNKNOWN for layer in layers):
-        notes.append("the report has layer names alone: build with --profilingVerbosity=detailed to know precisions")
+        notes.append(
+            "the report has layer names alone: build with --profilingVerbosity=detailed to know "
+            "precisions"
+        )
     total, shares = sum(m.macs for m in modules), Counter[str]()
     for m in modules:
         shares[m.actual or "folded"] += m.macs
     return AuditRecord(
-        schema=SCHEMA, verb="audit", spec=msgspec.to_builtins(spec), engine_sha256=sha256_file(path), onnx_sha256=digest,
-        source=source, modules=modules, shares={k: round(100.0 * v / total, 2) for k, v in shares.most_common()} if total else {},
-        moving=sum(layer.moves for layer in layers), layers=len(layers), notes=notes,
-    )  # fmt: skip
+        schema=SCHEMA,
+        verb="audit",
+        spec=msgspec.to_builtins(spec),
+        engine_sha256=sha256_file(path),
+        onnx_sha256=digest,
+        source=source,
+        modules=modules,
+        shares={k: round(100.0 * v / total, 2) for k, v in shares.most_common()} if total else {},
+        moving=sum(layer.moves for layer in layers),
+        layers=len(layers),
+        notes=notes,
+    )
 
 
 def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[list[LayerRow], str]:
@@ -99,13 +117,16 @@ def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[lis
         )
     if manifest.builder["backend"] != "tensorrt-rtx":
         raise EngineError(
-            f"Cannot read the layers of {engine}", "only plans of TensorRT-RTX say what they compute in",
-            "Give the report of trtexec --exportLayerInfo, built with --profilingVerbosity=detailed",
-        )  # fmt: skip
+            f"Cannot read the layers of {engine}",
+            "only plans of TensorRT-RTX say what they compute in",
+            "Give the report of trtexec --exportLayerInfo, built with "
+            "--profilingVerbosity=detailed",
+        )
     layers = read_plan_layers(plan, manifest.builder["version"])
     if layers is None:
         raise EngineError(
-            f"Cannot read the layers of {engine}", f"the rows of TensorRT-RTX {manifest.builder['version']} are not those trtq knows"
+            f"Cannot read the layers of {engine}",
+            f"the rows of TensorRT-RTX {manifest.builder['version']} are not those trtq knows",
         )
     notes.append("read from the operation rows inside the plan, an undocumented format")
     return layers, f"the plan of TensorRT-RTX {manifest.builder['version']}"

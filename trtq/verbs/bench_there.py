@@ -16,10 +16,22 @@ from trtq.progress import Progress, Silent
 from trtq.specs import BenchSpec, DeploySpec, changed_words, option_name
 from trtq.verbs.deploy import deploy
 
-# What a deployment can be asked for, what it measures anyway, and what asks for nothing there; the rest is refused.
+# What a deployment can be asked for, what it measures anyway, and what asks for nothing there; the
+# rest is refused.
 MEANT_THERE = (
-    "file", "device", "batch", "duration", "min_samples", "energy", "cuda_graph", "lock_clocks", "load", "memory", "verdict", "out",
-)  # fmt: skip
+    "file",
+    "device",
+    "batch",
+    "duration",
+    "min_samples",
+    "energy",
+    "cuda_graph",
+    "lock_clocks",
+    "load",
+    "memory",
+    "verdict",
+    "out",
+)
 
 
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
@@ -34,33 +46,54 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
     for field in msgspec.structs.fields(spec):
         if field.name not in MEANT_THERE and getattr(spec, field.name) != field.default:
             why = "boards are measured with their own trtexec, one request at a time"
-            raise UsageError(f"Cannot measure with {option_name(field.name)} on {spec.device}", why, "Leave it out")
+            raise UsageError(
+                f"Cannot measure with {option_name(field.name)} on {spec.device}",
+                why,
+                "Leave it out",
+            )
     engine = next((f for f in spec.file if Path(f).suffix != ".onnx"), None)
     if engine is not None:
         raise UsageError(
-            f"Cannot measure {engine} on {spec.device}", "engines are built on the board that runs them",
-            f"Give the ONNX file, or measure what lies there: trtq fleet bench --devices {shlex.quote(name)}",
-        )  # fmt: skip
+            f"Cannot measure {engine} on {spec.device}",
+            "engines are built on the board that runs them",
+            "Give the ONNX file, or measure what lies there: trtq fleet bench --devices "
+            f"{shlex.quote(name)}",
+        )
     records = [
         deploy(
             DeploySpec(
-                device=name, model=file, bench_batch=spec.batch, duration=spec.duration, min_samples=spec.min_samples, energy=spec.energy,
-                cuda_graph=spec.cuda_graph, lock_clocks=spec.lock_clocks, out=str(Path(spec.out) / Path(file).stem) if spec.out else "",
+                device=name,
+                model=file,
+                bench_batch=spec.batch,
+                duration=spec.duration,
+                min_samples=spec.min_samples,
+                energy=spec.energy,
+                cuda_graph=spec.cuda_graph,
+                lock_clocks=spec.lock_clocks,
+                out=str(Path(spec.out) / Path(file).stem) if spec.out else "",
             ),
             told,
         )
         for file in spec.file
-    ]  # fmt: skip
+    ]
     rows = [r for record in records for r in record.rows]
     if not rows:
-        raise BoardError(f"Nothing was measured on {spec.device}", "; ".join(records[-1].unavailable.values()))
+        raise BoardError(
+            f"Nothing was measured on {spec.device}", "; ".join(records[-1].unavailable.values())
+        )
     record = BenchRecord(
-        schema=SCHEMA, verb="bench", spec=msgspec.to_builtins(spec),
+        schema=SCHEMA,
+        verb="bench",
+        spec=msgspec.to_builtins(spec),
         command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
-        rows=rows, verdicts=[], card=msgspec.convert(records[-1].board, Board).card(rows[-1].settings),
-        valid=all(r.valid for r in records), notes=[n for r in records for n in r.notes], seconds=round(time.perf_counter() - began, 3),
+        rows=rows,
+        verdicts=[],
+        card=msgspec.convert(records[-1].board, Board).card(rows[-1].settings),
+        valid=all(r.valid for r in records),
+        notes=[n for r in records for n in r.notes],
+        seconds=round(time.perf_counter() - began, 3),
         environment=environment(),
-    )  # fmt: skip
+    )
     if spec.out:
         write_json(Path(spec.out) / "bench.json", record)
     return record

@@ -39,4 +39,10 @@ def blocks(spec: BlocksSpec) -> BlocksRecord:
     loaded = open_model(spec)
     preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
     family, reason = family_of(capture(loaded.module, preprocess.input_size).module)
-    return BlocksRecord(model=loaded.name, blocks=identify_blocks(loaded.module), family=family, reason=reason, notes=loaded.notes)
+    return BlocksRecord(
+        model=loaded.name,
+        blocks=identify_blocks(loaded.module),
+        family=family,
+        reason=reason,
+        notes=loaded.notes,
+    )

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, decode_json, digest_of, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import (
+    SCHEMA,
+    decode_json,
+    digest_of,
+    ensure_writable_dir,
+    environment,
+    locked,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -50,7 +60,8 @@ class Seen:
 def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     """Build an ONNX file on a board, measure it there, and keep the engine there with its manifest.
 
-    A board without INT8 gets the FP16 engine of the same model. What is there and has not changed is neither built nor measured again.
+    A board without INT8 gets the FP16 engine of the same model. What is there and has not changed
+    is neither built nor measured again.
 
     Raises:
         UsageError: an unknown device, or a setting that the board cannot have.
@@ -63,7 +74,9 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
-    images = _images(spec, told.note) if spec.data is not None else None  # before minutes on the board
+    images = (
+        _images(spec, told.note) if spec.data is not None else None
+    )  # before minutes on the board
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -75,7 +88,11 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
             file = profile_for(source, target, spec.precision if spec.dla is None else "fp32", told)
             asked = _build_spec(spec, file.path, target.name, board, out)
             judged, notes = None, [*file.notes]
-            if spec.dla is not None and not file.fallback and count_qdq(given := load_onnx(file.path)):
+            if (
+                spec.dla is not None
+                and not file.fallback
+                and count_qdq(given := load_onnx(file.path))
+            ):
                 judged = given
                 asked = _int8_on_dla(asked, board, out / "dla", notes)
             job = prepare(asked)
@@ -84,7 +101,9 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
                 from trtq.verbs.evaluate import require_numbers
 
                 require_numbers(images, get_metadata(judged or job.model), source.parent)
-            return _Deployment(spec, agent, board, job, judged or job.model, out, [*notes, *job.notes], told, began).run()
+            return _Deployment(
+                spec, agent, board, job, judged or job.model, out, [*notes, *job.notes], told, began
+            ).run()
 
 
 def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
@@ -94,11 +113,19 @@ def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str])
         BoardError: the board has no trtexec: only that reads caches here.
     """
     if not board.has_trtexec or board.number is None:
-        mend = "on the board: sudo apt-get install libnvinfer-bin; or give the float file, which runs on the DLA in FP16"
-        raise BoardError(f"Cannot build INT8 for the DLA of {board.name}", "there is no trtexec to read the calibration cache", mend)
+        mend = (
+            "on the board: sudo apt-get install libnvinfer-bin; or give the float file, which "
+            "runs on the DLA in FP16"
+        )
+        raise BoardError(
+            f"Cannot build INT8 for the DLA of {board.name}",
+            "there is no trtexec to read the calibration cache",
+            mend,
+        )
     plain, cache, said = for_dla(Path(asked.onnx), board.number, folder)
     notes.append(
-        f"a DLA takes no Q/DQ pairs: the float file goes, with the scales of activations in a calibration cache for TRT-{board.number}; "
+        "a DLA takes no Q/DQ pairs: the float file goes, with the scales of activations in a "
+        f"calibration cache for TRT-{board.number}; "
         "TensorRT takes those of weights from the weights"
     )
     notes += said
@@ -119,15 +146,19 @@ def require_mode(spec: DeployOptions, board: Board) -> None:
     if spec.power_mode is not None and modes and spec.power_mode not in modes:
         near = next((m for m in modes if m.lower() == str(spec.power_mode).lower()), None)
         raise UsageError(
-            f"{board.name} has no power mode {spec.power_mode}", f"it has {', '.join(modes)}",
+            f"{board.name} has no power mode {spec.power_mode}",
+            f"it has {', '.join(modes)}",
             f"Write --power-mode {shlex.quote(near or next(iter(modes)))}",
-        )  # fmt: skip
-    already = spec.power_mode in (None, board.power_mode["name"]) and (not spec.lock_clocks or board.clocks["pinned"])
+        )
+    already = spec.power_mode in (None, board.power_mode["name"]) and (
+        not spec.lock_clocks or board.clocks["pinned"]
+    )
     if not board.root and not already:
         raise BoardError(
-            f"Cannot set the power mode or the clocks of {board.name}", "sudo asks for a password there, and trtq never does",
+            f"Cannot set the power mode or the clocks of {board.name}",
+            "sudo asks for a password there, and trtq never does",
             next((m["mend"] for m in board.missing if "sudo" in m["what"]), ""),
-        )  # fmt: skip
+        )
 
 
 def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
@@ -144,20 +175,45 @@ def power_of(spec: DeployOptions) -> dict[str, Any]:
 def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:
     asked = f"{target}@{board.release[0]}.{board.release[1]}"
     return BuildSpec(
-        onnx=str(onnx), target=asked, out=str(out / "engine"), backend="trtexec", precision=spec.precision, batch=spec.batch, fallback=True,
-        workspace=spec.workspace, optimization_level=spec.optimization_level, dla=spec.dla, gpu_fallback=spec.gpu_fallback,
-    )  # fmt: skip
+        onnx=str(onnx),
+        target=asked,
+        out=str(out / "engine"),
+        backend="trtexec",
+        precision=spec.precision,
+        batch=spec.batch,
+        fallback=True,
+        workspace=spec.workspace,
+        optimization_level=spec.optimization_level,
+        dla=spec.dla,
+        gpu_fallback=spec.gpu_fallback,
+    )
 
 
 class _Deployment:
     """One run of ``deploy`` once everything is known."""
 
     def __init__(
-        self, spec: DeploySpec, agent: Agent, board: Board, job: Job, judged: onnx.ModelProto, out: Path, notes: list[str], told: Progress,
+        self,
+        spec: DeploySpec,
+        agent: Agent,
+        board: Board,
+        job: Job,
+        judged: onnx.ModelProto,
+        out: Path,
+        notes: list[str],
+        told: Progress,
         began: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.judged = judged  # what the engine's answers are held against
-        self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = spec, agent, board, job, out, told, began
+        self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = (
+            spec,
+            agent,
+            board,
+            job,
+            out,
+            told,
+            began,
+        )
         self.note = Notes(told.note)
         self.note(*dict.fromkeys(notes))
         if job.fallback:
@@ -168,12 +224,22 @@ class _Deployment:
         self.key = digest_of(
             {
                 "onnx": job.onnx_sha256,
-                "spec": {k: v for k, v in msgspec.to_builtins(job.spec).items() if k not in ("onnx", "out", "calibration")},
-                "calibration": sha256_file(Path(job.spec.calibration)) if job.spec.calibration else None,
-                "tensorrt": board.number, "model": board.model, "capability": board.capability, "mode": mode,
-                "memory": round((board.memory.get("MemTotal") or 0) / 2**28), "pinned": spec.lock_clocks or board.clocks["pinned"],
+                "spec": {
+                    k: v
+                    for k, v in msgspec.to_builtins(job.spec).items()
+                    if k not in ("onnx", "out", "calibration")
+                },
+                "calibration": sha256_file(Path(job.spec.calibration))
+                if job.spec.calibration
+                else None,
+                "tensorrt": board.number,
+                "model": board.model,
+                "capability": board.capability,
+                "mode": mode,
+                "memory": round((board.memory.get("MemTotal") or 0) / 2**28),
+                "pinned": spec.lock_clocks or board.clocks["pinned"],
             }
-        )  # fmt: skip
+        )
         self.engine = f"engines/{self.key[:32]}.engine"
         self.altered = False  # whether what lies there must not be taken
 
@@ -188,7 +254,9 @@ class _Deployment:
         images_key = self._images_key(manifest)
         if self.spec.data is not None:
             try:
-                known = seen.accuracy if seen.images_key == images_key and not self.spec.again else None
+                known = (
+                    seen.accuracy if seen.images_key == images_key and not self.spec.again else None
+                )
                 accuracy = known or self._accuracy(manifest, path)
             except BoardError as exc:
                 missing["accuracy"] = exc.why or exc.what
@@ -196,24 +264,55 @@ class _Deployment:
         fetched = ""
         if self.spec.fetch_engine:
             name = f"{Path(self.spec.model).stem}.{self.agent.device.name}.engine"
-            fetched = str(self.agent.download(self.engine, self.out / name, digest=manifest.engine_sha256, most=manifest.engine_bytes))
+            fetched = str(
+                self.agent.download(
+                    self.engine,
+                    self.out / name,
+                    digest=manifest.engine_sha256,
+                    most=manifest.engine_bytes,
+                )
+            )
             write_json(manifest_path(Path(fetched)), manifest)
-        mode = self.board.power_mode["name"] if (built or measured) and (self.power["mode"] is not None or self.power["pin"]) else None
+        mode = (
+            self.board.power_mode["name"]
+            if (built or measured) and (self.power["mode"] is not None or self.power["pin"])
+            else None
+        )
         record = DeployRecord(
-            schema=SCHEMA, verb="deploy", spec={**msgspec.to_builtins(self.spec), "bench_key": bench_key, "images_key": images_key},
+            schema=SCHEMA,
+            verb="deploy",
+            spec={
+                **msgspec.to_builtins(self.spec),
+                "bench_key": bench_key,
+                "images_key": images_key,
+            },
             key=self.key,
-            device=self.agent.device.name, address=self.agent.device.address,
-            board=msgspec.to_builtins(self.board), onnx=self.job.spec.onnx,
-            engine=path, fetched=fetched, built=built, manifest=manifest, rows=rows, measured=measured, accuracy=accuracy,
+            device=self.agent.device.name,
+            address=self.agent.device.address,
+            board=msgspec.to_builtins(self.board),
+            onnx=self.job.spec.onnx,
+            engine=path,
+            fetched=fetched,
+            built=built,
+            manifest=manifest,
+            rows=rows,
+            measured=measured,
+            accuracy=accuracy,
             unavailable=missing,
-            notes=self.note.lines, sent=self.agent.sent, received=self.agent.received, seconds=round(time.perf_counter() - self.began, 3),
-            restored=mode, environment=environment(),
-        )  # fmt: skip
+            notes=self.note.lines,
+            sent=self.agent.sent,
+            received=self.agent.received,
+            seconds=round(time.perf_counter() - self.began, 3),
+            restored=mode,
+            environment=environment(),
+        )
         write_json(self.out / RECORD, record)
         if measured and rows:
             self._remember(record)
         elif not rows:
-            (self.out / "bench.json").unlink(missing_ok=True)  # of an engine that is not this one; the history keeps it
+            (self.out / "bench.json").unlink(
+                missing_ok=True
+            )  # of an engine that is not this one; the history keeps it
         return record
 
     def _seen(self) -> Seen:
@@ -231,7 +330,9 @@ class _Deployment:
             return ""
         from trtq.data.source import fingerprint
 
-        return digest_of([manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images])
+        return digest_of(
+            [manifest.engine_sha256, fingerprint(spec.data, spec.class_index), spec.images]
+        )
 
     def _manifest(self) -> tuple[EngineManifest, bool]:
         """Return the manifest of the engine on the board, built where it is not there."""
@@ -239,7 +340,14 @@ class _Deployment:
         if there is not None:
             return there, False
         job, told = self.job, self.told
-        builder = BoardBuilder(self.agent, self.board, self.engine, told, self.power, again=self.spec.again or self.altered)
+        builder = BoardBuilder(
+            self.agent,
+            self.board,
+            self.engine,
+            told,
+            self.power,
+            again=self.spec.again or self.altered,
+        )
         settings = job.settings(builder, self.board.number)
         self.note(*job.unkept(settings))
         found, looked = build_and_look(builder, job, settings, told)
@@ -285,27 +393,44 @@ class _Deployment:
     def _say(self, text: str) -> None:
         self.note(f"{self.agent.device.name}: {text}")
 
-    def _bench(self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]) -> tuple[list[BenchRow], bool, str]:
+    def _bench(
+        self, manifest: EngineManifest, path: str, seen: Seen, missing: dict[str, str]
+    ) -> tuple[list[BenchRow], bool, str]:
         """Return the rows, whether they were measured now, and what they depend on."""
         spec = self.spec
-        same = bool(seen.rows) and all((r.file, r.file_sha256) == (path, manifest.engine_sha256) for r in seen.rows)
+        same = bool(seen.rows) and all(
+            (r.file, r.file_sha256) == (path, manifest.engine_sha256) for r in seen.rows
+        )
         known = (list(seen.rows), False, seen.bench_key) if same else ([], False, "")
         if not spec.bench:
             return known
         if not self.board.has_trtexec:
-            missing["latency"] = "there is no trtexec on the board (sudo apt-get install libnvinfer-bin)"
+            missing["latency"] = (
+                "there is no trtexec on the board (sudo apt-get install libnvinfer-bin)"
+            )
             return known
         key = digest_of(
             {
-                "engine": manifest.engine_sha256, "mode": spec.power_mode or self.board.power_mode["name"], "pinned": spec.lock_clocks,
-                **{n: getattr(spec, n) for n in ("bench_batch", "duration", "min_samples", "energy", "cuda_graph")},
+                "engine": manifest.engine_sha256,
+                "mode": spec.power_mode or self.board.power_mode["name"],
+                "pinned": spec.lock_clocks,
+                **{
+                    n: getattr(spec, n)
+                    for n in ("bench_batch", "duration", "min_samples", "energy", "cuda_graph")
+                },
             }
-        )  # fmt: skip
-        if seen.bench_key == key and seen.rows and all(r.valid for r in seen.rows) and not spec.again:
+        )
+        if (
+            seen.bench_key == key
+            and seen.rows
+            and all(r.valid for r in seen.rows)
+            and not spec.again
+        ):
             return list(seen.rows), False, key
         from trtq.deploy.measure import measure
 
-        # Of a measurement that was interrupted the job is found again; one that has ended is not taken for a new one.
+        # Of a measurement that was interrupted the job is found again; one that has ended is not
+        # taken for a new one.
         under_way = self.out / ".measuring"
         asked = under_way.read_text().split() if under_way.is_file() else []
         nonce = asked[1] if asked[:1] == [key] and len(asked) == 2 else secrets.token_hex(8)
@@ -329,22 +454,38 @@ class _Deployment:
         metadata = get_metadata(job.model)
         stored = metadata.get("preprocess")
         if stored is None:
-            raise BoardError(f"Cannot run the images of {spec.data}", f"{job.spec.onnx} does not say how images become its input")
+            raise BoardError(
+                f"Cannot run the images of {spec.data}",
+                f"{job.spec.onnx} does not say how images become its input",
+            )
         source = _images(spec, self.told.note)
         low, _, high = manifest.batch
         size = high if low == high else min(BATCH, high)
         count = min(spec.images, len(source))
         count -= count % size if low == high and count > size else 0
         indices = source.sample(count, 0)
-        images = [b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)]
-        runner = BoardRunner(self.agent, self.board, (path, manifest.engine_sha256), size, dla=spec.dla)
+        images = [
+            b.numpy() for b in batches(source, indices, msgspec.convert(stored, Preprocess), size)
+        ]
+        runner = BoardRunner(
+            self.agent, self.board, (path, manifest.engine_sha256), size, dla=spec.dla
+        )
         got = runner.run(np.concatenate(images))
         source_model = job.source(
-            job.settings(BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)), self.board.release
+            job.settings(BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)),
+            self.board.release,
         )
-        built_from = self.judged if job.spec.calibration else source_model  # the float file of a cache has no codes to be held against
+        built_from = (
+            self.judged if job.spec.calibration else source_model
+        )  # the float file of a cache has no codes to be held against
         agreement = check_agreement(
-            self.judged, built_from, images, engine=_Answered(got), rebuild=_not_there, missing=[], yardstick=yardstick(job)
+            self.judged,
+            built_from,
+            images,
+            engine=_Answered(got),
+            rebuild=_not_there,
+            missing=[],
+            yardstick=yardstick(job),
         )
         top, reference, scores = None, None, next(iter(got.values()))
         if source.labels is not None and kind_of_array(scores, kind_in(metadata)) == "classes":
@@ -352,18 +493,40 @@ class _Deployment:
             top = 100.0 * float((predictions(scores.astype(np.float64)) == labels).mean())
             here = answers(OnnxRunner(self.judged), images)
             reference = 100.0 * float((predictions(here[next(iter(here))]) == labels).mean())
-        return Accuracy(images=len(indices), data=str(spec.data), top1=top, reference_top1=reference, agreement=agreement)
+        return Accuracy(
+            images=len(indices),
+            data=str(spec.data),
+            top1=top,
+            reference_top1=reference,
+            agreement=agreement,
+        )
 
     def _remember(self, record: DeployRecord) -> None:
         """Put the rows into bench.json and the history, like those measured here."""
         from trtq.bench.history import remember
 
-        said = shlex.join(["trtq", "deploy", self.spec.device, self.spec.model, *changed_words(self.spec, "device", "model")])
+        said = shlex.join(
+            [
+                "trtq",
+                "deploy",
+                self.spec.device,
+                self.spec.model,
+                *changed_words(self.spec, "device", "model"),
+            ]
+        )
         bench = BenchRecord(
-            schema=SCHEMA, verb="bench", spec=record.spec, command=said, rows=record.rows, verdicts=[],
+            schema=SCHEMA,
+            verb="bench",
+            spec=record.spec,
+            command=said,
+            rows=record.rows,
+            verdicts=[],
             card=self.board.card(record.rows[0].settings),
-            valid=record.valid, notes=record.notes, seconds=record.seconds, environment=record.environment,
-        )  # fmt: skip
+            valid=record.valid,
+            notes=record.notes,
+            seconds=record.seconds,
+            environment=record.environment,
+        )
         write_json(self.out / "bench.json", bench)
         try:
             remember(bench)

@@ -39,7 +39,11 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ("onnx", "everything", "pip install onnx"),
     ("onnxscript", "quantize (export)", "pip install onnxscript"),
     ("onnxruntime", "evaluate, bench, the parity gate", "pip install onnxruntime"),
-    ("tensorrt-rtx-cu13", "build without a GPU for sm75, sm80, sm86, sm89, sm120", "pip install 'trtq[rtx]'"),
+    (
+        "tensorrt-rtx-cu13",
+        "build without a GPU for sm75, sm80, sm86, sm89, sm120",
+        "pip install 'trtq[rtx]'",
+    ),
     ("tensorrt", "build on and for this machine's GPU", "pip install 'trtq[tensorrt]'"),
     ("nvidia-ml-py", "GPU power, clocks and memory", "pip install nvidia-ml-py"),
     ("scikit-learn", "the data set 'digits'", "pip install scikit-learn"),
@@ -51,11 +55,17 @@ def doctor() -> list[Check]:
     checks = [
         Check(name="trtq", found=__version__, needed_for="all of this"),
         Check(name="Python", found=platform.python_version(), needed_for="all of this"),
-        Check(name="CPU", found=f"{cpu_name()}, {os.cpu_count()} cores, {_memory()}", needed_for="calibration and evaluation"),
+        Check(
+            name="CPU",
+            found=f"{cpu_name()}, {os.cpu_count()} cores, {_memory()}",
+            needed_for="calibration and evaluation",
+        ),
     ]
     for name, purpose, mend in PACKAGES:
         version = package_version(name)
-        checks.append(Check(name=name, found=version, needed_for=purpose, mend="" if version else mend))
+        checks.append(
+            Check(name=name, found=version, needed_for=purpose, mend="" if version else mend)
+        )
     checks.append(_gpu())
     checks.append(_trtexec())
     checks.append(_power())
@@ -71,18 +81,29 @@ def _memory() -> str:
 
 
 def _gpu() -> Check:
-    mend = "install NVIDIA's driver; without a GPU trtq still quantizes, evaluates and builds ahead of time"
+    mend = (
+        "install NVIDIA's driver; without a GPU trtq still quantizes, evaluates and builds "
+        "ahead of time"
+    )
     tool = shutil.which("nvidia-smi")
     found = None
     if tool:
         query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
         try:
-            result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-            found = "; ".join(result.stdout.strip().splitlines()) if result.returncode == 0 else None
-            mend = mend if found else f"nvidia-smi fails: {(result.stderr or result.stdout).strip()[:120]}"
+            result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+            found = (
+                "; ".join(result.stdout.strip().splitlines()) if result.returncode == 0 else None
+            )
+            mend = (
+                mend
+                if found
+                else f"nvidia-smi fails: {(result.stderr or result.stdout).strip()[:120]}"
+            )
         except (OSError, subprocess.TimeoutExpired) as exc:
             mend = f"nvidia-smi fails: {exc}"
-    return Check(name="NVIDIA GPU", found=found, needed_for="running engines", mend="" if found else mend)
+    return Check(
+        name="NVIDIA GPU", found=found, needed_for="running engines", mend="" if found else mend
+    )
 
 
 def _trtexec() -> Check:
@@ -92,7 +113,9 @@ def _trtexec() -> Check:
         found, mend = find_trtexec(), ""
     except MissingExtraError as exc:
         found, mend = None, exc.mend
-    return Check(name="trtexec", found=found, needed_for="builds and a second opinion on engines", mend=mend)
+    return Check(
+        name="trtexec", found=found, needed_for="builds and a second opinion on engines", mend=mend
+    )
 
 
 def _power() -> Check:

@@ -11,9 +11,27 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from trtq.artifact import SCHEMA, check_record, ensure_writable_dir, environment, read_json, write_json
-from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_in, kind_of_array
-from trtq.data.classes import require_calibrated_classes, require_known_classes, require_one_class_list
+from trtq.artifact import (
+    SCHEMA,
+    check_record,
+    ensure_writable_dir,
+    environment,
+    read_json,
+    write_json,
+)
+from trtq.data.answers import (
+    HAVE_PREDICTIONS,
+    Kind,
+    OutputComparison,
+    Tally,
+    kind_in,
+    kind_of_array,
+)
+from trtq.data.classes import (
+    require_calibrated_classes,
+    require_known_classes,
+    require_one_class_list,
+)
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
@@ -36,18 +54,21 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         images: how many images were run.
         top1, top5: percent of labels that were first, or among the first five; None without labels.
-        agreement: percent of the first output's predictions equal to the reference's; None without a reference, and where
-            the output is not known to be scores of classes.
-        sqnr_db: first output of the reference over the difference, dB; None without a reference or without difference.
+        agreement: percent of the first output's predictions equal to the reference's; None without
+            a reference, and where the output is not known to be scores of classes.
+        sqnr_db: first output of the reference over the difference, dB; None without a reference or
+            without difference.
         outputs: every output against the reference's; empty without one.
         finite: no output was NaN or infinite, the reference's included.
-        constant: the first output, where it was the same for every image; others may be constants, such as anchors.
+        constant: the first output, where it was the same for every image; others may be constants,
+            such as anchors.
         reference_top1: the reference's own accuracy on the same images.
         miou: mean intersection over union of pixels, percent; None without masks.
         pixel_accuracy: share of right pixels, percent.
         iou: by class index, percent; None for a class that is nowhere.
         reference_miou: the reference's own.
-        calibration_images: how many of the images were used for calibration; None when that is not known.
+        calibration_images: how many of the images were used for calibration; None when that is not
+            known.
         runtime: what computed the outputs.
     """
 
@@ -79,7 +100,9 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def measure(self) -> str:
         """What :attr:`score` is: ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference, else none."""
-        return "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
+        return (
+            "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
+        )
 
     @property
     def doubt(self) -> str:
@@ -96,7 +119,13 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def score(self) -> float | None:
         """The number by which models are compared, percent."""
-        return self.miou if self.miou is not None else self.top1 if self.top1 is not None else self.agreement
+        return (
+            self.miou
+            if self.miou is not None
+            else self.top1
+            if self.top1 is not None
+            else self.agreement
+        )
 
     @property
     def reference_score(self) -> float | None:
@@ -114,19 +143,24 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
         if self.reference_score is not None:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
         for output in self.outputs:
-            parts.append(output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}")
+            parts.append(
+                output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"
+            )
         if self.doubt:
             parts.append(f"NOT VALID: {self.doubt}")
         if len(parts) == 1:
-            parts.append("no labels, no masks and no reference: there is nothing to compare with (--reference, --masks)")
+            parts.append(
+                "no labels, no masks and no reference: there is nothing to compare with "
+                "(--reference, --masks)"
+            )
         return "; ".join(parts)
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
     """Run images through an ONNX file or an engine and count.
 
-    The Q/DQ pairs are computed as the file says, in float: what TensorRT's explicit quantization means, not ONNX Runtime's own
-    integer kernels.
+    The Q/DQ pairs are computed as the file says, in float: what TensorRT's explicit quantization
+    means, not ONNX Runtime's own integer kernels.
 
     Raises:
         TrtqError: the file, the images or their sizes do not fit.
@@ -144,15 +178,24 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
     if used is None:
         why = "it does not say which images calibration looked at"
-        raise UsageError(f"Cannot leave out the images of {spec.exclude}", why, "Give the quantize.json of the calibration")
+        raise UsageError(
+            f"Cannot leave out the images of {spec.exclude}",
+            why,
+            "Give the quantize.json of the calibration",
+        )
     indices = _choose(source, spec, used)
     known = path.parent / "quantize.json"
     shared = None
     if not spec.exclude and known.is_file():
         seen = _calibration_images(known)
-        shared = sum(content in seen for content in source.short_contents(indices)) if seen else None
+        shared = (
+            sum(content in seen for content in source.short_contents(indices)) if seen else None
+        )
         if shared:
-            said.append(f"{shared} of these images were used for calibration (--exclude {known} leaves them out)")
+            said.append(
+                f"{shared} of these images were used for calibration (--exclude {known} leaves "
+                "them out)"
+            )
     note(*said)
     targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
     count = _Count(spec, runner, reference, kind_in(metadata), note)
@@ -171,11 +214,17 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         images=scores.images,
         top1=_percent(scores.top1, scores.images) if labelled else None,
         top5=_percent(scores.top5, scores.images) if labelled else None,
-        reference_top1=_percent(other.top1, scores.images) if labelled and other is not None else None,
+        reference_top1=_percent(other.top1, scores.images)
+        if labelled and other is not None
+        else None,
         miou=None if pixels is None else round(mean_overlap(pixels), 4),
         pixel_accuracy=None if pixels is None else round(hit_rate(pixels), 4),
-        iou=None if pixels is None else [round(v, 4) if math.isfinite(v) else None for v in overlap(pixels).tolist()],
-        reference_miou=None if other is None or other.confusion is None else round(mean_overlap(other.confusion), 4),
+        iou=None
+        if pixels is None
+        else [round(v, 4) if math.isfinite(v) else None for v in overlap(pixels).tolist()],
+        reference_miou=None
+        if other is None or other.confusion is None
+        else round(mean_overlap(other.confusion), 4),
         agreement=compared[0].agreement if compared else None,
         sqnr_db=compared[0].sqnr_db if compared else None,
         outputs=compared,
@@ -193,7 +242,9 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     return record
 
 
-def _open(spec: EvaluateSpec, path: Path, progress: Progress) -> tuple[Runner, dict[str, Any], Path]:
+def _open(
+    spec: EvaluateSpec, path: Path, progress: Progress
+) -> tuple[Runner, dict[str, Any], Path]:
     """Return what runs the file, what it says of its images, and the file that really runs."""
     if not is_engine(path):
         metadata = get_metadata(load_onnx(path))
@@ -214,15 +265,31 @@ class _Count:
     """Runs images through a file and its reference, and counts."""
 
     def __init__(
-        self, spec: EvaluateSpec, runner: Runner, reference: Runner | None, known: Kind | None, note: Callable[[str], None]
+        self,
+        spec: EvaluateSpec,
+        runner: Runner,
+        reference: Runner | None,
+        known: Kind | None,
+        note: Callable[[str], None],
     ) -> None:
-        self.spec, self.runner, self.reference, self.known, self.note = spec, runner, reference, known, note
+        self.spec, self.runner, self.reference, self.known, self.note = (
+            spec,
+            runner,
+            reference,
+            known,
+            note,
+        )
         self.scores, self.others = Scores(), Scores()
         self.tallies: dict[str, Tally] = {}
         self.said = False
 
     def run(
-        self, source: Source, preprocess: Preprocess, indices: list[int], targets: Targets | None, progress: Progress
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        indices: list[int],
+        targets: Targets | None,
+        progress: Progress,
     ) -> None:
         """Run all images."""
         self.scores.ignore = self.others.ignore = targets.ignore if targets is not None else -100
@@ -238,7 +305,9 @@ class _Count:
                 self.known = self._learned(first, source) or self.known
             wanted = self._wanted(first, targets, indices[done : done + len(array)])
             for i, (name, wants, has) in enumerate(pairs):
-                self.tallies.setdefault(name, Tally(name, self.known if i == 0 else None)).add(wants, has)
+                self.tallies.setdefault(name, Tally(name, self.known if i == 0 else None)).add(
+                    wants, has
+                )
             self.scores.add(first, wanted)
             if self.reference is not None:
                 self.others.add(pairs[0][1], wanted)
@@ -254,10 +323,14 @@ class _Count:
         names = list(ours) if set(ours) == set(theirs) else list(theirs)
         if len(ours) != len(theirs) or (set(ours) != set(theirs) and set(ours) & set(theirs)):
             raise UsageError(
-                f"Cannot compare {self.spec.onnx} with {self.spec.reference}", f"outputs {', '.join(ours)} and {', '.join(theirs)} differ"
+                f"Cannot compare {self.spec.onnx} with {self.spec.reference}",
+                f"outputs {', '.join(ours)} and {', '.join(theirs)} differ",
             )
         if names != list(ours):
-            self._say(f"outputs are compared in order, their names differ: {', '.join(ours)} and {', '.join(theirs)}")
+            self._say(
+                f"outputs are compared in order, their names differ: {', '.join(ours)} and "
+                f"{', '.join(theirs)}"
+            )
         pairs = [(mine, theirs[other], ours[mine]) for mine, other in zip(ours, names, strict=True)]
         for name, wants, has in pairs:
             if wants.shape != has.shape and not self._behind_selection(wants, has):
@@ -277,14 +350,22 @@ class _Count:
             return "pixels"
         return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
 
-    def _wanted(self, scores: Array, targets: Targets | None, indices: list[int]) -> npt.NDArray[np.int64] | None:
+    def _wanted(
+        self, scores: Array, targets: Targets | None, indices: list[int]
+    ) -> npt.NDArray[np.int64] | None:
         """Return the labels or masks of a batch; None where the answers are no scores of classes."""
         if targets is None:
             return None
         if targets.dense and (scores.ndim != 4 or scores.dtype.kind != "f"):
-            raise UsageError(f"Cannot compare {self.spec.onnx} with masks", f"its output is {list(scores.shape)}, not [N, classes, H, W]")
+            raise UsageError(
+                f"Cannot compare {self.spec.onnx} with masks",
+                f"its output is {list(scores.shape)}, not [N, classes, H, W]",
+            )
         if not targets.dense and kind_of_array(scores, self.known) != "classes":
-            why = "its output is not known to be scores of classes: give folders, or --class-index, of as many as it has columns"
+            why = (
+                "its output is not known to be scores of classes: give folders, or "
+                "--class-index, of as many as it has columns"
+            )
             self._say(f"no top-1: {why}")
             return None
         targets.expect(scores.shape[1], self.spec.onnx)
@@ -306,19 +387,29 @@ def _percent(count: int, total: int) -> float:
     return round(100.0 * count / total, 4)
 
 
-def _preprocess(spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]) -> tuple[Preprocess, list[str]]:
+def _preprocess(
+    spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]
+) -> tuple[Preprocess, list[str]]:
     """What the user gave, else what the file carries, else ImageNet's."""
-    given = {n: getattr(spec, n) for n in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")}
+    given = {
+        n: getattr(spec, n)
+        for n in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
+    }
     stored = metadata.get("preprocess")
     if stored is not None and all(v is None for v in given.values()):
         return msgspec.convert(stored, Preprocess), []
     if stored is not None:
-        # What is not typed stays as the file has it; a new input size or preset brings its own rule for what follows from it.
+        # What is not typed stays as the file has it; a new input size or preset brings its own rule
+        # for what follows from it.
         keep = {"input_size", "mean", "std", "resize", "crop", "interpolation"}
         keep -= {"mean", "std"} if given["preset"] else set()
         keep -= {"resize", "crop"} if given["input_size"] else set()
         given = {k: stored.get(k) if v is None and k in keep else v for k, v in given.items()}
-    if given["input_size"] is None and len(shape) == 4 and all(isinstance(v, int) for v in shape[1:]):
+    if (
+        given["input_size"] is None
+        and len(shape) == 4
+        and all(isinstance(v, int) for v in shape[1:])
+    ):
         given["input_size"] = tuple(shape[1:])
     return resolve_preprocess(**given)
 
@@ -354,7 +445,11 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     """Return the content digests of the images a record says calibration looked at; None where it does not say."""
     data = read_json(path, kind="quantize record").get("data")
     known = data.get("calibration_sha256") if isinstance(data, dict) else None
-    return None if known is None else frozenset(check_record(known, path, list[str], kind="quantize record"))
+    return (
+        None
+        if known is None
+        else frozenset(check_record(known, path, list[str], kind="quantize record"))
+    )
 
 
 def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
@@ -362,6 +457,8 @@ def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[in
     indices = [i for i in range(len(source)) if not used or contents[i] not in used]
     if not indices:
         raise DataError(
-            f"No image of {source.name} is left to evaluate", "all of them were used for calibration", "Use fewer --calib-images"
+            f"No image of {source.name} is left to evaluate",
+            "all of them were used for calibration",
+            "Use fewer --calib-images",
         )
     return [indices[i] for i in spread(len(indices), spec.limit)]

@@ -18,8 +18,10 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         encodings_sha256: of the file that training started from.
         trained: how many weights and biases, ranges, kept BatchNorms and codebooks learned.
-        measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch with the codes in place.
-        history: by epoch: loss, learning rate, score, images per second on the device named in ``training``.
+        measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch
+            with the codes in place.
+        history: by epoch: loss, learning rate, score, images per second on the device named in
+            ``training``.
         best_epoch: the one that was written, counted from 0.
         training: device, processes, arithmetic.
         codebooks: values by quantizer, relative to its range; simulated.
@@ -50,8 +52,16 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        losses = f"loss {self.history[0]['loss']:.4f} to {self.history[-1]['loss']:.4f} in {len(self.history)} epochs"
+        losses = (
+            f"loss {self.history[0]['loss']:.4f} to {self.history[-1]['loss']:.4f} in "
+            f"{len(self.history)} epochs"
+        )
         trained = f"{self.trained['weights']} weights and biases, {self.trained['ranges']} ranges"
-        books = f"; {len(self.codebooks)} weights on codebooks (simulated: engines compute them in float)" if self.codebooks else ""
+        books = (
+            f"; {len(self.codebooks)} weights on codebooks (simulated: engines compute them in "
+            "float)"
+            if self.codebooks
+            else ""
+        )
         said = f"{trained}; {losses}; epoch {self.best_epoch + 1} was written{books}"
         return f"{said}; {self.evaluation.summary}" if self.evaluation is not None else said

@@ -67,16 +67,27 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         why = "the table could not tell them apart"
-        raise UsageError(f"Two models would both be called {twice}", why, "Put them into folders of different names")
+        raise UsageError(
+            f"Two models would both be called {twice}",
+            why,
+            "Put them into folders of different names",
+        )
     out = ensure_writable_dir(Path(spec.out))
     with locked(out / ".trtq.lock", waiting=told.note):
-        work: Callable[[tuple[str, Device]], Done] = lambda d: _one(*d, spec, names, out, _Beside(d[1].name, told, lock))  # noqa: E731
+        work: Callable[[tuple[str, Device]], Done] = lambda d: _one(
+            *d, spec, names, out, _Beside(d[1].name, told, lock)
+        )
         with ThreadPoolExecutor(max_workers=len(devices)) as pool:
             done = list(pool.map(work, devices))
         record = FleetRecord(
-            schema=SCHEMA, verb="fleet", spec=msgspec.to_builtins(spec), rows=[r for rows, _ in done for r in rows],
-            records=[p for _, paths in done for p in paths], seconds=round(time.perf_counter() - began, 3), environment=environment(),
-        )  # fmt: skip
+            schema=SCHEMA,
+            verb="fleet",
+            spec=msgspec.to_builtins(spec),
+            rows=[r for rows, _ in done for r in rows],
+            records=[p for _, paths in done for p in paths],
+            seconds=round(time.perf_counter() - began, 3),
+            environment=environment(),
+        )
         write_json(out / TABLE, record)
         write_fleet_page(msgspec.to_builtins(record), out / PAGE)
     return record
@@ -86,7 +97,11 @@ def _devices(text: str) -> list[tuple[str, Device]]:
     """Return the devices, each with what it was called."""
     names = [n.strip() for n in text.split(",") if n.strip()] or list(known_devices())
     if not names:
-        raise UsageError("There is no device", "none has been added yet", "Add one: trtq device add NAME user@host")
+        raise UsageError(
+            "There is no device",
+            "none has been added yet",
+            "Add one: trtq device add NAME user@host",
+        )
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise UsageError(f"--devices names {twice} twice")
@@ -97,7 +112,9 @@ def _options(spec: FleetSpec) -> dict[str, Any]:
     return {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
 
 
-def _one(typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress) -> Done:
+def _one(
+    typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress
+) -> Done:
     """Do everything on one device; an error becomes a row that says it."""
     rows, paths = list[FleetRow](), list[str]()
     if not spec.model:
@@ -105,8 +122,17 @@ def _one(typed: str, device: Device, spec: FleetSpec, names: list[str], out: Pat
     for model, name in zip(spec.model, names, strict=True):
         folder = f"{out}/{device.name}/{name}"
         try:
-            record: DeployRecord = deploy(DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told)
-            rows += fleet_rows(device.name, str(record.board["model"]), name, record.manifest, record.rows, doubt=record.disagreement)
+            record: DeployRecord = deploy(
+                DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told
+            )
+            rows += fleet_rows(
+                device.name,
+                str(record.board["model"]),
+                name,
+                record.manifest,
+                record.rows,
+                doubt=record.disagreement,
+            )
             paths.append(f"{device.name}/{name}/{RECORD}")
         except TrtqError as exc:
             told.note(str(exc))
@@ -130,12 +156,30 @@ def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> lis
                 manifest = _manifest(agent, file, told)
                 place = ensure_writable_dir(folder / file[:12])
                 nonce = secrets.token_hex(8)
-                found = measure(agent, board, manifest, f"{board.home}/engines/{file}", spec, power_of(spec), place, nonce)
+                found = measure(
+                    agent,
+                    board,
+                    manifest,
+                    f"{board.home}/engines/{file}",
+                    spec,
+                    power_of(spec),
+                    place,
+                    nonce,
+                )
                 rows += fleet_rows(device.name, board.name, name, manifest, found)
             except TrtqError as exc:
-                rows.append(FleetRow(device=device.name, board=board.name, model=name, why=str(exc)))
+                rows.append(
+                    FleetRow(device=device.name, board=board.name, model=name, why=str(exc))
+                )
         if not rows:
-            rows.append(FleetRow(device=device.name, board=board.name, model="", why="no engine there yet: trtq deploy"))
+            rows.append(
+                FleetRow(
+                    device=device.name,
+                    board=board.name,
+                    model="",
+                    why="no engine there yet: trtq deploy",
+                )
+            )
     except TrtqError as exc:
         told.note(str(exc))
         rows.append(FleetRow(device=device.name, board="", model="", why=str(exc)))
@@ -158,7 +202,9 @@ def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
     manifest = board_manifest(answer["manifest"], device.name)
     known = is_known_engine(device, f"engines/{file}", manifest)
     if known is False:
-        raise BoardError(cannot, "it is not the one that was built from here", "Deploy its model again")
+        raise BoardError(
+            cannot, "it is not the one that was built from here", "Deploy its model again"
+        )
     if known is None:
         told.note(f"{device.name}: another workstation built the engine {file[:12]}")
     return manifest

@@ -10,7 +10,15 @@ import msgspec
 import torch
 from safetensors.torch import save
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, sha256_file, write_bytes, write_json
+from trtq.artifact import (
+    SCHEMA,
+    ensure_writable_dir,
+    environment,
+    locked,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.errors import EncodingsError
@@ -61,9 +69,9 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
         """One line for a person."""
         p = self.parity
         return (
-            f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors left in float, "
-            f"{len(self.unused)} ranges unused; against float on {p.images} images: {p.answer.words}; "
-            "parity torch/ONNX Runtime passed"
+            f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors "
+            f"left in float, {len(self.unused)} ranges unused; against float on {p.images} "
+            f"images: {p.answer.words}; parity torch/ONNX Runtime passed"
         )
 
 
@@ -71,18 +79,23 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     """Write ``OUT/model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``weights.safetensors`` and ``import.json``.
 
     Raises:
-        TrtqError: the file has no ranges, they are of another model, or the exported file does not compute what was simulated.
+        TrtqError: the file has no ranges, they are of another model, or the exported file does not
+            compute what was simulated.
     """
     told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
     note = Notes(told.note)
-    # Without a checkpoint the weights are those beside the ranges, and so is the part of the file that was asked for.
+    # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
+    # that was asked for.
     found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, spec.class_index, note)
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
-            # The weights of the same file, without the tensors of its quantizers: what later commands take as --checkpoint.
-            write_bytes(out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()}))
+            # The weights of the same file, without the tensors of its quantizers: what later
+            # commands take as --checkpoint.
+            write_bytes(
+                out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()})
+            )
             spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
         loaded = open_model(spec)
         modules = dict(loaded.module.named_modules())
@@ -95,24 +108,50 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         encodings, unused, lines = _encodings(found, before, captured.module, spec, modules)
         note(*lines)
         size = 16 if captured.dynamic_batch else 1
-        images = list(batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size))
+        images = list(
+            batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size)
+        )
         parity, paths = ship(
-            captured, encodings, images, out, origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
-            opset=spec.opset, int4=False, records=(RECORD,), told=told, note=note, answer=answer_kind(loaded, captured, source),
-        )  # fmt: skip
+            captured,
+            encodings,
+            images,
+            out,
+            origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
+            opset=spec.opset,
+            int4=False,
+            records=(RECORD,),
+            told=told,
+            note=note,
+            answer=answer_kind(loaded, captured, source),
+        )
         if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
-            schema=SCHEMA, verb="import-checkpoint", spec=msgspec.to_builtins(spec), tool=found.tool, quantizers=len(encodings.amax),
-            left_in_float=dict(encodings.left_in_float), unused=unused, parity=parity, notes=note.lines,
-            files={n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}, environment=environment(),
-        )  # fmt: skip
+            schema=SCHEMA,
+            verb="import-checkpoint",
+            spec=msgspec.to_builtins(spec),
+            tool=found.tool,
+            quantizers=len(encodings.amax),
+            left_in_float=dict(encodings.left_in_float),
+            unused=unused,
+            parity=parity,
+            notes=note.lines,
+            files={
+                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
+                for n, p in paths.items()
+            },
+            environment=environment(),
+        )
         write_json(out / RECORD, record)
     return record
 
 
 def _encodings(
-    found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, spec: ImportCheckpointSpec, modules: Collection[str]
+    found: Foreign,
+    before: dict[str, torch.Tensor],
+    graph: torch.fx.GraphModule,
+    spec: ImportCheckpointSpec,
+    modules: Collection[str],
 ) -> tuple[Encodings, dict[str, str], list[str]]:
     """Return the encodings of trtq's graph, the ranges of the file without a place in it, and what the user must know."""
     taken = _Taken(found, before, graph)
@@ -125,23 +164,38 @@ def _encodings(
     if not taken.amax:
         first = next(iter(found.amax))
         raise EncodingsError(
-            f"The ranges of {spec.ranges} are of another model", f"{spec.model} has no {first}", "Give the model they were made with"
+            f"The ranges of {spec.ranges} are of another model",
+            f"{spec.model} has no {first}",
+            "Give the model they were made with",
         )
     origin = {
-        "weights_sha256": weights_digest(graph), "structure_sha256": structure_digest(graph), "methods": f"import {found.tool}",
+        "weights_sha256": weights_digest(graph),
+        "structure_sha256": structure_digest(graph),
+        "methods": f"import {found.tool}",
         "ranges_sha256": sha256_file(Path(spec.ranges)),
-    }  # fmt: skip
-    unused = {**found.unread, **{n: _why_unused(n, graph, modules) for n in found.amax if n not in taken.names}}
-    encodings = Encodings(amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin)
+    }
+    unused = {
+        **found.unread,
+        **{n: _why_unused(n, graph, modules) for n in found.amax if n not in taken.names},
+    }
+    encodings = Encodings(
+        amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin
+    )
     return encodings, unused, _alone(taken)
 
 
 def _why_unused(name: str, graph: torch.fx.GraphModule, modules: Collection[str]) -> str:
     """Return why a range has no place in the graph."""
     layer, _, role = name.rpartition(".")
-    if role == "output" and any(node_name(n) == layer and "batch_norm" in n.meta for n in graph.graph.nodes):
+    if role == "output" and any(
+        node_name(n) == layer and "batch_norm" in n.meta for n in graph.graph.nodes
+    ):
         return "a BatchNorm was folded into that layer: its own output is not computed any more"
-    return "capture removed that module, which computes nothing" if layer in modules else "the model has no such layer"
+    return (
+        "capture removed that module, which computes nothing"
+        if layer in modules
+        else "the model has no such layer"
+    )
 
 
 def _range_name(q: Quantizer) -> str:
@@ -158,7 +212,9 @@ class _Taken:
         graph: captured.
     """
 
-    def __init__(self, found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule) -> None:
+    def __init__(
+        self, found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule
+    ) -> None:
         self.found, self.before, self.graph = found, before, graph
         self.amax: dict[str, torch.Tensor] = {}
         self.formats: dict[str, Format] = {}
@@ -168,7 +224,8 @@ class _Taken:
     def add(self, q: Quantizer, name: str) -> None:
         """Give a quantizer the range called ``name``, or the reason why it has none.
 
-        What trtq itself would leave in float has codes where the file has a range for it: the answers must be the other tool's.
+        What trtq itself would leave in float has codes where the file has a range for it: the
+        answers must be the other tool's.
         """
         found = self.found
         if name not in found.amax:
@@ -179,11 +236,16 @@ class _Taken:
         if q.is_weight:
             given, axis = self._weight(q, name)
             if given is None:
-                self.left[q.name] = "its range does not fit it, or capture changed this weight by more than a factor a channel"
+                self.left[q.name] = (
+                    "its range does not fit it, or capture changed this weight by more than a "
+                    "factor a channel"
+                )
                 return
             value = given
         elif value.ndim:
-            self.left[q.name] = "its range is one for each channel, which TensorRT does not take for activations"
+            self.left[q.name] = (
+                "its range is one for each channel, which TensorRT does not take for activations"
+            )
             return
         self.amax[q.name], self.formats[q.name] = value, Format(bits=found.bits[name], axis=axis)
 
@@ -206,19 +268,33 @@ def _alone(taken: _Taken) -> list[str]:
         layer, _, role = name.rpartition(".")
         other = {"input": "weight", "weight": "input"}.get(role)
         if other is not None and f"{layer}.{other}" in taken.left:
-            lines.append(f"{layer} has a range of its {role} alone: engines compute it in float ({taken.left[f'{layer}.{other}']})")
+            lines.append(
+                f"{layer} has a range of its {role} alone: engines compute it in float "
+                f"({taken.left[f'{layer}.{other}']})"
+            )
     return lines
 
 
 def _folded(
-    q: Quantizer, amax: torch.Tensor, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule, *, either: bool
+    q: Quantizer,
+    amax: torch.Tensor,
+    before: dict[str, torch.Tensor],
+    graph: torch.fx.GraphModule,
+    *,
+    either: bool,
 ) -> torch.Tensor | None:
     """Return the range of a weight after BatchNorm was folded into it, float32 [C]; None where it is no multiple of the one before.
 
-    With ``either`` the range may be of the folded weight already: it is taken for the one whose values it fits.
+    With ``either`` the range may be of the folded weight already: it is taken for the one whose
+    values it fits.
     """
     now, was = get_constant(graph, q.source), before.get(f"{q.layer}.weight")
-    if now is None or was is None or was.shape != now.shape or (amax.ndim and amax.numel() != now.shape[0]):
+    if (
+        now is None
+        or was is None
+        or was.shape != now.shape
+        or (amax.ndim and amax.numel() != now.shape[0])
+    ):
         return None
     flat, old = now.reshape(len(now), -1).double(), was.reshape(len(was), -1).double()
     factor = (flat * old).sum(1) / old.square().sum(1).clamp_min(1e-30)

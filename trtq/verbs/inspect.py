@@ -26,11 +26,26 @@ def inspect(path: Path | str) -> dict[str, Any]:
         return _folder(path)
     if not path.exists():
         raise ArtifactError(f"Cannot inspect {path}", "there is no such file or folder")
-    readers = {".onnx": _onnx, ".safetensors": _safetensors, ".engine": _engine, ".json": _record, ".toml": _recipe}
+    readers = {
+        ".onnx": _onnx,
+        ".safetensors": _safetensors,
+        ".engine": _engine,
+        ".json": _record,
+        ".toml": _recipe,
+    }
     reader = readers.get(path.suffix)
     if reader is None:
-        raise ArtifactError(f"Cannot inspect {path}", f"trtq writes {', '.join(readers)} files", "Is it another tool's?")
-    return {**reader(path), "path": str(path), "bytes": path.stat().st_size, "sha256": _digest(path)}
+        raise ArtifactError(
+            f"Cannot inspect {path}",
+            f"trtq writes {', '.join(readers)} files",
+            "Is it another tool's?",
+        )
+    return {
+        **reader(path),
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": _digest(path),
+    }
 
 
 def _digest(path: Path) -> str:
@@ -42,14 +57,28 @@ def _digest(path: Path) -> str:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    known = [p for p in sorted(path.iterdir()) if p.suffix in (".onnx", ".safetensors", ".engine", ".json", ".html")]
+    known = [
+        p
+        for p in sorted(path.iterdir())
+        if p.suffix in (".onnx", ".safetensors", ".engine", ".json", ".html")
+    ]
     if not known:
-        raise ArtifactError(f"There is nothing of trtq's in {path}", "no .onnx, .safetensors, .engine or .json file")
-    info: dict[str, Any] = {"kind": "folder", "path": str(path), "files": {p.name: p.stat().st_size for p in known}}
+        raise ArtifactError(
+            f"There is nothing of trtq's in {path}", "no .onnx, .safetensors, .engine or .json file"
+        )
+    info: dict[str, Any] = {
+        "kind": "folder",
+        "path": str(path),
+        "files": {p.name: p.stat().st_size for p in known},
+    }
     record = path / "quantize.json"
     if record.is_file():
         content = read_checked(record, "quantize")
-        changed = [n for n, f in content.get("files", {}).items() if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]]
+        changed = [
+            n
+            for n, f in content.get("files", {}).items()
+            if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]
+        ]
         info["quantize"] = _record(record)
         info["altered_or_missing"] = changed
     return info
@@ -62,7 +91,10 @@ def _onnx(path: Path) -> dict[str, Any]:
     model = load_onnx(path)
     ops = Counter(n.op_type for n in all_nodes(model))
     kinds = ("Conv", "MatMul", "Gemm", "ConvTranspose")
-    compute, quantized = [n for n in all_nodes(model) if n.op_type in kinds], quantized_nodes(model, *kinds)
+    compute, quantized = (
+        [n for n in all_nodes(model) if n.op_type in kinds],
+        quantized_nodes(model, *kinds),
+    )
     return {
         "kind": "Q/DQ ONNX" if ops["QuantizeLinear"] else "ONNX",
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
@@ -72,7 +104,9 @@ def _onnx(path: Path) -> dict[str, Any]:
         "nodes": sum(ops.values()),
         "ops": dict(ops.most_common(12)),
         "quantized_layers": f"{len(quantized)} of {len(compute)}",
-        "float_layers": [n.name for n in compute if n not in quantized][:20] if ops["QuantizeLinear"] else [],
+        "float_layers": [n.name for n in compute if n not in quantized][:20]
+        if ops["QuantizeLinear"]
+        else [],
         "trtq": get_metadata(model),
     }
 
@@ -88,7 +122,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="numpy") as handle:
             meta, names = handle.metadata() or {}, list(handle.keys())
     except (SafetensorError, OSError) as exc:
-        raise ArtifactError(f"Cannot inspect {path}", f"not a whole safetensors file ({exc})", "Make it again") from exc
+        raise ArtifactError(
+            f"Cannot inspect {path}", f"not a whole safetensors file ({exc})", "Make it again"
+        ) from exc
     if meta.get("trtq") == "encodings":
         from trtq.quant.encodings import Encodings
 
@@ -105,7 +141,9 @@ def _safetensors(path: Path) -> dict[str, Any]:
         try:
             parts = decode_json(meta.get("parts", ""), dict[str, str])
         except msgspec.MsgspecError as exc:
-            raise ArtifactError(f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it") from exc
+            raise ArtifactError(
+                f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it"
+            ) from exc
         return {"kind": "calibration cache entry", "key": parts, "tensors": len(names)}
     return {"kind": "weights", "tensors": len(names), "first": names[:8]}
 
@@ -126,12 +164,18 @@ def _record(path: Path) -> dict[str, Any]:
     if verb == "build":
         from trtq.engine.manifest import read_manifest
 
-        return {"kind": "engine manifest", "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary}
+        return {
+            "kind": "engine manifest",
+            "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary,
+        }
     record, damage = _decoded(content, path)
     summary = str(record.summary) if record is not None and verb in SUMMED else ""
     info: dict[str, Any] = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
     if verb == "quantize" and record is not None:
-        weak = sorted((q for q in content["quantizers"] if q["sqnr_db"] is not None), key=lambda q: q["sqnr_db"])[:5]
+        weak = sorted(
+            (q for q in content["quantizers"] if q["sqnr_db"] is not None),
+            key=lambda q: q["sqnr_db"],
+        )[:5]
         info |= {
             "model": content["model"].get("name"),
             "weights": content["model"].get("weights"),

@@ -45,9 +45,20 @@ class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> str:
         """One line for a person."""
         counts = Counter[str](f.severity for f in self.findings)
-        words = {"error": "would not build", "float": "would compute in float", "slow": "cost speed", "note": "notes"}
-        said = ", ".join(f"{counts[k]} {v}" for k, v in words.items() if counts[k]) or "nothing found"
-        fixed = f"; repaired {sum(self.repaired.values())} places ({', '.join(self.repaired)})" if self.repaired else ""
+        words = {
+            "error": "would not build",
+            "float": "would compute in float",
+            "slow": "cost speed",
+            "note": "notes",
+        }
+        said = (
+            ", ".join(f"{counts[k]} {v}" for k, v in words.items() if counts[k]) or "nothing found"
+        )
+        fixed = (
+            f"; repaired {sum(self.repaired.values())} places ({', '.join(self.repaired)})"
+            if self.repaired
+            else ""
+        )
         return f"for {self.reader}: {said}{fixed}"
 
 
@@ -62,7 +73,9 @@ def run_lint(spec: LintSpec) -> LintRecord:
     (model, _, digest), reader = read_onnx(path), reader_of(target)
     repaired: dict[str, int] = {}
     if spec.allow_value_changes and spec.fix is None:
-        raise UsageError("--allow-value-changes does nothing without --fix", mend="Add --fix OUT.onnx")
+        raise UsageError(
+            "--allow-value-changes does nothing without --fix", mend="Add --fix OUT.onnx"
+        )
     if spec.fix is not None:
         out = Path(spec.fix)
         if out.resolve() == path.resolve():
@@ -72,9 +85,14 @@ def run_lint(spec: LintSpec) -> LintRecord:
         model, repaired = repair(model, reader, change_values=spec.allow_value_changes)
         save_onnx(model, out)
     return LintRecord(
-        schema=SCHEMA, verb="lint", spec=msgspec.to_builtins(spec), onnx_sha256=digest, reader=reader.name,
-        findings=[*lint(model, reader), *_local_functions(path, spec, reader)], repaired=repaired,
-    )  # fmt: skip
+        schema=SCHEMA,
+        verb="lint",
+        spec=msgspec.to_builtins(spec),
+        onnx_sha256=digest,
+        reader=reader.name,
+        findings=[*lint(model, reader), *_local_functions(path, spec, reader)],
+        repaired=repaired,
+    )
 
 
 def _local_functions(path: Path, spec: LintSpec, reader: Reader) -> list[Finding]:

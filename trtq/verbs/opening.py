@@ -32,8 +32,15 @@ from trtq.specs import (
 
 
 def open_model(
-    spec: QuantizeSpec | AnalyzeSpec | AdviseSpec | FinetuneSpec | SearchSpec | CostSpec | BlocksSpec
-    | ImportCheckpointSpec | ExportSpec,
+    spec: QuantizeSpec
+    | AnalyzeSpec
+    | AdviseSpec
+    | FinetuneSpec
+    | SearchSpec
+    | CostSpec
+    | BlocksSpec
+    | ImportCheckpointSpec
+    | ExportSpec,
 ) -> LoadedModel:
     """Return the model of a spec with its weights.
 
@@ -57,9 +64,15 @@ def open_model(
 def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preprocess, list[str]]:
     """Return how images become the model's input, and what the user must know about it and the model."""
     preprocess, notes = resolve_preprocess(
-        input_size=spec.input_size, mean=spec.mean, std=spec.std, preset=spec.preset, resize=spec.resize, crop=spec.crop,
-        interpolation=spec.interpolation, hints=loaded.input_hints,
-    )  # fmt: skip
+        input_size=spec.input_size,
+        mean=spec.mean,
+        std=spec.std,
+        preset=spec.preset,
+        resize=spec.resize,
+        crop=spec.crop,
+        interpolation=spec.interpolation,
+        hints=loaded.input_hints,
+    )
     return preprocess, [*loaded.notes, *notes]
 
 
@@ -72,10 +85,14 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     preprocess, _ = open_preprocess(spec, loaded)
     graph = capture(loaded.module, preprocess.input_size).module
     said = getattr(loaded.module, "num_classes", None)  # decides what the output is
-    return digest_of([weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None])
+    return digest_of(
+        [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]
+    )
 
 
-def answer_kind(loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False) -> Kind:
+def answer_kind(
+    loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False
+) -> Kind:
     """Return what the model's output is: scores of classes only where the model, its labels or masks say so.
 
     Args:
@@ -99,19 +116,22 @@ def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: s
     """Return the digest of a graph's weights, once the encodings are known to be of this model.
 
     Raises:
-        EncodingsError: they are of other weights, or their methods put ops into the graph that capturing the model does not give.
+        EncodingsError: they are of other weights, or their methods put ops into the graph that
+            capturing the model does not give.
     """
     weights, structure, origin = weights_digest(graph), structure_digest(graph), encodings.origin
     if origin.get("weights_sha256") != weights:
         raise EncodingsError(
             f"The encodings {path} were made for another model",
-            f"its weights are {str(origin.get('weights_sha256'))[:12]}, this model's are {weights[:12]}",
+            f"its weights are {str(origin.get('weights_sha256'))[:12]}, this model's are "
+            f"{weights[:12]}",
             "Give the model and the checkpoint they were made with",
         )
     if origin.get("structure_sha256", structure) != structure:
         raise EncodingsError(
             f"Cannot {doing} {path}",
-            f"its methods ({origin.get('methods')}) put ops into the graph that the model itself does not have",
+            f"its methods ({origin.get('methods')}) put ops into the graph that the model "
+            "itself does not have",
             f"Quantize without qads and integer-softmax, and {doing} that",
         )
     return weights

@@ -20,11 +20,15 @@ def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
         return spec.opset or OPSET
     target = parse_target(spec.target)
     newest = target.opset
-    if spec.weight_storage == "int4" and (target.release is None or offers("INT4 weights", target.release)):
+    if spec.weight_storage == "int4" and (
+        target.release is None or offers("INT4 weights", target.release)
+    ):
         newest = INT4_OPSET
     if spec.opset is not None and target.release is not None and spec.opset > newest:
         why = f"TensorRT {shown(target.release)} has every op that trtq writes up to opset {newest}"
-        raise UsageError(f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out")
+        raise UsageError(
+            f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out"
+        )
     return spec.opset or newest
 
 
@@ -37,9 +41,11 @@ def check_files(spec: QuantizeSpec | FinetuneSpec) -> None:
     target = parse_target(spec.target) if spec.target is not None else None
     if target is not None and "INT8" not in target.arithmetic:
         raise UsageError(
-            f"Cannot quantize for {target.device}", f"compute capability {target.capability} has no INT8 arithmetic",
-            f"Leave --target out, and build with trtq build ... --target {spec.target} --fallback: FP16 of the same model",
-        )  # fmt: skip
+            f"Cannot quantize for {target.device}",
+            f"compute capability {target.capability} has no INT8 arithmetic",
+            f"Leave --target out, and build with trtq build ... --target {spec.target} "
+            "--fallback: FP16 of the same model",
+        )
     if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:
         why = f"ONNX has INT4 from opset {INT4_OPSET} on, asked for {opset_of(spec)}"
         raise UsageError("Cannot store weights as INT4", why, f"Give --opset {INT4_OPSET}")

@@ -18,7 +18,8 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     """Counts of a model.
 
     Attributes:
-        layers: by name, those that can have a width, in graph order; a weight that two of them read counts at the first.
+        layers: by name, those that can have a width, in graph order; a weight that two of them read
+            counts at the first.
         left_out: names of counted layers with weights that stay in float.
         other_bytes: of parameters that have no width to choose, at 4 bytes each.
         kernels: what an engine launches for one image.
@@ -32,7 +33,11 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
 
 def weights_of(graph: fx.GraphModule) -> dict[str, str]:
     """Return the constant behind the weight of every layer that can have a width, by the layer's name."""
-    return {q.layer: str(q.source.target) for q in place(graph).active if q.role == "weight" and q.is_weight}
+    return {
+        q.layer: str(q.source.target)
+        for q in place(graph).active
+        if q.role == "weight" and q.is_weight
+    }
 
 
 def outline(graph: fx.GraphModule, example: torch.Tensor, weights: Mapping[str, str]) -> Outline:
@@ -48,14 +53,24 @@ def outline(graph: fx.GraphModule, example: torch.Tensor, weights: Mapping[str, 
     layers = {}
     for name, weight in weights.items():
         shared = first.setdefault(weight, name) != name
-        layers[name] = msgspec.structs.replace(counted[name], weights=0) if shared else counted[name]
+        layers[name] = (
+            msgspec.structs.replace(counted[name], weights=0) if shared else counted[name]
+        )
     return Outline(
-        layers=layers, left_out=[n for n, c in counted.items() if c.weights and n not in layers],
-        other_bytes=_other_bytes(graph, set(weights.values())), kernels=list_kernels(graph, ops),
-    )  # fmt: skip
+        layers=layers,
+        left_out=[n for n, c in counted.items() if c.weights and n not in layers],
+        other_bytes=_other_bytes(graph, set(weights.values())),
+        kernels=list_kernels(graph, ops),
+    )
 
 
 def _other_bytes(graph: fx.GraphModule, weights: set[str]) -> int:
     """Return the bytes of every float constant that is no layer's weight: biases, norms, folded factors; each once, at 4 bytes."""
-    constants = {str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"}
-    return sum(4 * v.numel() for name, v in constants.items() if v is not None and v.is_floating_point() and name not in weights)
+    constants = {
+        str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"
+    }
+    return sum(
+        4 * v.numel()
+        for name, v in constants.items()
+        if v is not None and v.is_floating_point() and name not in weights
+    )

@@ -26,10 +26,17 @@ class Pricing:
         UsageError: a device that the hardware table does not have.
     """
 
-    def __init__(self, outline: Outline, devices: Iterable[str] = (), factors: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        outline: Outline,
+        devices: Iterable[str] = (),
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.outline = outline
         self.devices = {f"{LATENCY}@{name}": find_device(name) for name in devices}
-        self.factors = {f"{LATENCY}@{find_device(name).name}": v for name, v in (factors or {}).items()}
+        self.factors = {
+            f"{LATENCY}@{find_device(name).name}": v for name, v in (factors or {}).items()
+        }
         self.names = (*NAMES, *self.devices)
         self.kernels = {k.name: k for k in outline.kernels if k.name in outline.layers}
         self.others = [k for k in outline.kernels if k.name not in outline.layers]
@@ -59,17 +66,29 @@ class Pricing:
 
     def span(self, options: Sequence[Option]) -> tuple[dict[str, float], dict[str, float]]:
         """Return the least and the most the model can cost at these widths, by budget name."""
-        prices = {b: [[self.layer(n, o, b) for o in options] for n in self.outline.layers] for b in self.names}
-        least, most = ({b: self.fixed(b) + sum(pick(p) for p in rows) for b, rows in prices.items()} for pick in (min, max))
+        prices = {
+            b: [[self.layer(n, o, b) for o in options] for n in self.outline.layers]
+            for b in self.names
+        }
+        least, most = (
+            {b: self.fixed(b) + sum(pick(p) for p in rows) for b, rows in prices.items()}
+            for pick in (min, max)
+        )
         return least, most
 
     def totals(self, options: Mapping[str, Option]) -> dict[str, float]:
         """Return the cost of the whole model with the given width of every layer, the rest in FP16."""
-        return {b: self.fixed(b) + sum(self.layer(n, options[n], b) for n in self.outline.layers) for b in self.names}
+        return {
+            b: self.fixed(b) + sum(self.layer(n, options[n], b) for n in self.outline.layers)
+            for b in self.names
+        }
 
     def full(self) -> dict[str, float]:
         """Return the cost of the float model in FP32."""
-        return {b: self.fixed(b, FULL) + sum(self.layer(n, FULL, b) for n in self.outline.layers) for b in self.names}
+        return {
+            b: self.fixed(b, FULL) + sum(self.layer(n, FULL, b) for n in self.outline.layers)
+            for b in self.names
+        }
 
 
 def require_fp8(options: Sequence[Option], devices: Iterable[str]) -> None:
@@ -90,14 +109,17 @@ def require_kernels(options: Sequence[Option], target: str) -> None:
     """
     device = find_device(target)
     for option in options:
-        needed = "fp8" if option.fp8 else "int8" if option.quantized and option.input <= 8 else "fp16"
+        needed = (
+            "fp8" if option.fp8 else "int8" if option.quantized and option.input <= 8 else "fp16"
+        )
         if needed not in device.peaks:
             has = ", ".join(p.upper() for p in device.peaks)
             labels = [o.label for o in options if not o.fp8]
             raise UsageError(
-                f"The {device.title} cannot run {option.label}", f"it has kernels for {has}",
+                f"The {device.title} cannot run {option.label}",
+                f"it has kernels for {has}",
                 suggest("fp16", labels) or "Offer fp16, or leave --target out",
-            )  # fmt: skip
+            )
 
 
 def uniform(outline: Outline, option: Option) -> dict[str, Option]:

@@ -16,8 +16,15 @@ from trtq.export.onnx_file import records_beside
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
-QDQ, ENCODINGS, EXPORTED, SOURCE = "model.qdq.onnx", "encodings.safetensors", "export.json", "source.json"
-_ONE = threading.Lock()  # boards are deployed to side by side, capturing a model is done one at a time
+QDQ, ENCODINGS, EXPORTED, SOURCE = (
+    "model.qdq.onnx",
+    "encodings.safetensors",
+    "export.json",
+    "source.json",
+)
+_ONE = (
+    threading.Lock()
+)  # boards are deployed to side by side, capturing a model is done one at a time
 
 
 class Profiled(NamedTuple):
@@ -31,9 +38,10 @@ class Profiled(NamedTuple):
 def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
     """Return the file to send.
 
-    A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint) is exported for the target (opset,
-    typed FP16 with the ranges of real images) once; the next deployment finds it. A file of another origin goes as it is, and so does,
-    with a note, one whose model or images are not here.
+    A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
+    is exported for the target (opset, typed FP16 with the ranges of real images) once; the next
+    deployment finds it. A file of another origin goes as it is, and so does, with a note, one whose
+    model or images are not here.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -43,11 +51,14 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     record = _record(onnx)
     if record is None:
         return Profiled(onnx)
-    assert target.version is not None
+    assert target.version is not None  # noqa: S101
     label = f"{target.name}@{shown(target.version)}"
     folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
     name = f"{label.replace('@', '-')}.onnx"
-    source = {"onnx": record["files"][onnx.name]["sha256"], "encodings": record["files"][ENCODINGS]["sha256"]}
+    source = {
+        "onnx": record["files"][onnx.name]["sha256"],
+        "encodings": record["files"][ENCODINGS]["sha256"],
+    }
     if _fresh(folder, source):
         return _described(folder / name)
     # Only now what needs torch: an unchanged deployment takes no seconds to import it.
@@ -56,7 +67,13 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
     fields = set(ExportSpec.__struct_fields__)
     given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
-    given |= {"encodings": str(onnx.parent / ENCODINGS), "target": [label], "out": str(folder), "precision": precision, "fallback": True}
+    given |= {
+        "encodings": str(onnx.parent / ENCODINGS),
+        "target": [label],
+        "out": str(folder),
+        "precision": precision,
+        "fallback": True,
+    }
     try:
         export_profiles(ExportSpec.make(given), told)
     except (ModelError, DataError) as exc:  # trained on another machine, say
@@ -72,7 +89,8 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
 
     Args:
         qdq: the file.
-        number: of the trtexec that will read the cache, down to the patch: it ignores those of others.
+        number: of the trtexec that will read the cache, down to the patch: it ignores those of
+            others.
         folder: where both go; the next deployment finds them.
 
     Raises:
@@ -92,9 +110,14 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         scales, missing, unused, notes = ranges_for(model, stripped, str(qdq))
         if missing:
             first = next(iter(missing))
-            notes.append(f"{len(missing)} tensors have no range in the cache, what is not fused around them runs in float: {first}, ...")
+            notes.append(
+                f"{len(missing)} tensors have no range in the cache, what is not fused around "
+                f"them runs in float: {first}, ..."
+            )
         if unused:
-            notes.append(f"{len(unused)} scales are of no tensor of the float file, the first is {unused[0]}")
+            notes.append(
+                f"{len(unused)} scales are of no tensor of the float file, the first is {unused[0]}"
+            )
         save_onnx(stripped, plain)
         write_bytes(cache, write_cache(scales, number).encode())
         _sign(folder, source, plain.name, cache.name, notes=notes)
@@ -103,8 +126,14 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
 
 def _described(path: Path) -> Profiled:
     row = read_json(path.parent / EXPORTED)["profiles"][0]
-    kept = f"{len(row['float_nodes'])} nodes in FP32" if row["float_nodes"] else "every node in the precision asked for"
-    return Profiled(path, row["fallback"], (f"{path.name}: opset {row['opset']}, {row['kind']}, {kept}",))
+    kept = (
+        f"{len(row['float_nodes'])} nodes in FP32"
+        if row["float_nodes"]
+        else "every node in the precision asked for"
+    )
+    return Profiled(
+        path, row["fallback"], (f"{path.name}: opset {row['opset']}, {row['kind']}, {kept}",)
+    )
 
 
 def _record(onnx: Path) -> dict[str, Any] | None:
@@ -115,18 +144,29 @@ def _record(onnx: Path) -> dict[str, Any] | None:
     for record in records_beside(onnx):
         with contextlib.suppress(KeyError, TypeError):
             # The record of import-calib names no model: its file goes as it is.
-            if "model" in record["spec"] and all(record["files"][n]["sha256"] == digest for n, digest in here.items()):
+            if "model" in record["spec"] and all(
+                record["files"][n]["sha256"] == digest for n, digest in here.items()
+            ):
                 return record
     return None
 
 
 def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:
-    write_json(folder / SOURCE, {"made_from": source, "files": {n: sha256_file(folder / n) for n in names}, "notes": list(notes)})
+    write_json(
+        folder / SOURCE,
+        {
+            "made_from": source,
+            "files": {n: sha256_file(folder / n) for n in names},
+            "notes": list(notes),
+        },
+    )
 
 
 def _fresh(folder: Path, source: dict[str, Any]) -> bool:
     try:
         made = read_json(folder / SOURCE)
-        return bool(made["made_from"] == source) and all(sha256_file(folder / n) == d for n, d in made["files"].items())
+        return bool(made["made_from"] == source) and all(
+            sha256_file(folder / n) == d for n, d in made["files"].items()
+        )
     except (ArtifactError, KeyError, TypeError, AttributeError, OSError):
         return False

@@ -70,7 +70,8 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The preset: which family and why, what was applied, and what was tried when the quick check failed.
 
-    ``taken`` is the attempt that was written, with its ``methods``, ``high_precision`` and ``attention``.
+    ``taken`` is the attempt that was written, with its ``methods``, ``high_precision`` and
+    ``attention``.
     """
 
     family: str
@@ -130,7 +131,11 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
         more = self.preset.tried[1:] if self.preset is not None else []
         if not more or self.preset is None:
             return ""
-        last = "which was enough" if self.preset.passed else f"NONE of which was enough: {self.preset.taken} was taken"
+        last = (
+            "which was enough"
+            if self.preset.passed
+            else f"NONE of which was enough: {self.preset.taken} was taken"
+        )
         return f"; fell back on {', '.join(t.step for t in more)}, {last}"
 
 

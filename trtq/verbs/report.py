@@ -40,7 +40,11 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     """
     folders = [Path(r) for r in spec.run]
     if not folders:
-        raise UsageError("There is nothing to report", "no run is named", "Name the folder that trtq run or trtq quantize wrote")
+        raise UsageError(
+            "There is nothing to report",
+            "no run is named",
+            "Name the folder that trtq run or trtq quantize wrote",
+        )
     twice = next((f for f in folders if sum(f.resolve() == g.resolve() for g in folders) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice} is named twice")
@@ -61,6 +65,11 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     else:
         verdict = write_runs_page(folders, page, title=spec.title or f"{len(folders)} runs")
     return ReportRecord(
-        schema=SCHEMA, verb="report", spec=msgspec.to_builtins(spec), page=str(page), bytes=page.stat().st_size, verdict=verdict,
+        schema=SCHEMA,
+        verb="report",
+        spec=msgspec.to_builtins(spec),
+        page=str(page),
+        bytes=page.stat().st_size,
+        verdict=verdict,
         environment=environment(),
-    )  # fmt: skip
+    )

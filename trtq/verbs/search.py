@@ -33,7 +33,15 @@ from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
-from trtq.search.budgets import LATENCY, NAMES, latency_devices, over, parse_budgets, read_budgets, within
+from trtq.search.budgets import (
+    LATENCY,
+    NAMES,
+    latency_devices,
+    over,
+    parse_budgets,
+    read_budgets,
+    within,
+)
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
 from trtq.search.options import Option, read_option, read_options
@@ -52,8 +60,13 @@ from trtq.version import __version__
 from trtq.workers import Workers
 
 TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
-    "tries", "analysis.json", "allocation.json", "evaluate.json", "search.json", "frontier.json",
-)  # fmt: skip
+    "tries",
+    "analysis.json",
+    "allocation.json",
+    "evaluate.json",
+    "search.json",
+    "frontier.json",
+)
 RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
 WIDE = Option(weight=8, input=8)
 NO_SCORES = "its output is not known to be scores of classes"
@@ -63,7 +76,8 @@ LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     """Search the widths of one model, or models and widths, and write the chosen model with all records to ``spec.out``.
 
-    An interrupted search goes on: analyses are resumed, and files that were measured are not measured again.
+    An interrupted search goes on: analyses are resumed, and files that were measured are not
+    measured again.
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
@@ -102,9 +116,11 @@ class _Job:
         for candidate in self.candidates:
             if answer_kind(candidate.loaded, candidate.captured, self.val) not in HAVE_PREDICTIONS:
                 raise UsageError(
-                    f"Cannot measure the accuracy of {candidate.name}", NO_SCORES,
-                    "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
-                )  # fmt: skip
+                    f"Cannot measure the accuracy of {candidate.name}",
+                    NO_SCORES,
+                    "Search a classifier; for other outputs use trtq analyze --metric l2 and "
+                    "trtq allocate",
+                )
         self.note.lines += [line for c in self.candidates for line in c.notes]
         require_fp8(self.options, self.devices())
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
@@ -122,7 +138,8 @@ class _Job:
         if not spec.val and len(val) <= spec.calib_images:
             raise UsageError(
                 f"No image of {val.name} is left to measure accuracy on",
-                f"it has {len(val)} images, and calibration takes {min(len(val), spec.calib_images)}",
+                f"it has {len(val)} images, and calibration takes "
+                f"{min(len(val), spec.calib_images)}",
                 "Give others with --val, or fewer --calib-images",
             )
         data = self.data
@@ -136,9 +153,11 @@ class _Job:
         where, labelled = self.val.name, self.val.labels is not None
         if not labelled and self.spec.min_accuracy is not None and self.spec.min_accuracy > 0:
             raise UsageError(
-                f"Cannot hold an accuracy of {self.spec.min_accuracy:g} %", f"{where} has no labels",
-                "Give points against the float model, such as --min-accuracy -1.0: without labels that is agreement",
-            )  # fmt: skip
+                f"Cannot hold an accuracy of {self.spec.min_accuracy:g} %",
+                f"{where} has no labels",
+                "Give points against the float model, such as --min-accuracy -1.0: without "
+                "labels that is agreement",
+            )
         if not labelled and self.spec.candidates:
             raise UsageError(
                 "Cannot compare --candidates",
@@ -148,11 +167,17 @@ class _Job:
 
     def _val(self) -> tuple[str, str | None]:
         spec = self.spec
-        return (spec.val, spec.val_class_index or spec.class_index) if spec.val else (spec.data, spec.class_index)
+        return (
+            (spec.val, spec.val_class_index or spec.class_index)
+            if spec.val
+            else (spec.data, spec.class_index)
+        )
 
     def devices(self) -> list[str]:
         """Return the devices that budgets of latency name."""
-        return latency_devices([*self.spec.budget, *([self.spec.minimize] if self.spec.minimize else [])])
+        return latency_devices(
+            [*self.spec.budget, *([self.spec.minimize] if self.spec.minimize else [])]
+        )
 
     def _candidates(self) -> Iterator[Candidate]:
         named = [c for text in self.spec.candidates for c in text.split(",") if c]
@@ -162,9 +187,13 @@ class _Job:
         for i, text in enumerate(named):
             model, _, given = text.partition("=")
             checkpoint = expand_home(given, "--candidates")
-            label = f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
+            label = (
+                f"{i}-{model.rpartition(':')[2]}"  # two checkpoints of one model are two candidates
+            )
             self.told.note(f"candidate {model}")
-            yield Candidate(self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label)
+            yield Candidate(
+                self.spec, i, model, checkpoint or None, self.out / "candidates" / label, label
+            )
 
     def require_possible(self) -> None:
         """Drop candidates that no width brings within the budgets; raise when none is left."""
@@ -178,15 +207,24 @@ class _Job:
             first = broken[0]
             why = (
                 f"{candidate.name} needs {shown(first, least[first])} at its narrowest widths, "
-                f"{shown(first, self.budgets[first])} is allowed: {least[first] / self.budgets[first]:.2f} times as much"
+                f"{shown(first, self.budgets[first])} is allowed: "
+                f"{least[first] / self.budgets[first]:.2f} times as much"
             )
             if len(self.candidates) == 1:
-                raise UsageError(f"The budget {first} cannot be met", why, "Allow more, or offer narrower widths with --bits")
+                raise UsageError(
+                    f"The budget {first} cannot be met",
+                    why,
+                    "Allow more, or offer narrower widths with --bits",
+                )
             self.note(f"left out: {why}")
             if candidate.number == 0:
                 self._measure_reference(candidate)
         if not left:
-            raise UsageError("No candidate can meet the budgets", why, "Allow more, or offer narrower widths with --bits")
+            raise UsageError(
+                "No candidate can meet the budgets",
+                why,
+                "Allow more, or offer narrower widths with --bits",
+            )
         self.candidates = left
 
     def _measure_reference(self, candidate: Candidate) -> None:
@@ -196,16 +234,38 @@ class _Job:
         model = export_onnx(captured.module, note=self.note)
         require_same_float(captured.module, model, captured.example)
         answer = answer_kind(candidate.loaded, captured, self.val)
-        set_metadata_(model, {"preprocess": candidate.preprocess, "model": candidate.name, ANSWER: answer})
+        set_metadata_(
+            model, {"preprocess": candidate.preprocess, "model": candidate.name, ANSWER: answer}
+        )
         path = save_onnx(model, folder / FP32)
         exclude = None
         if not self.spec.val:  # the images that calibrate the others are left out here, too
             seen = self.val.short_contents(self.val.sample(self.spec.calib_images, self.spec.seed))
-            exclude = str(write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}}))
-        scored = evaluate(EvaluateSpec(onnx=str(path), data=where, class_index=index, limit=self.spec.limit, exclude=exclude), self.told)
+            exclude = str(
+                write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}})
+            )
+        scored = evaluate(
+            EvaluateSpec(
+                onnx=str(path),
+                data=where,
+                class_index=index,
+                limit=self.spec.limit,
+                exclude=exclude,
+            ),
+            self.told,
+        )
         if scored.top1 is None:
-            raise UsageError(f"Cannot measure the accuracy of {candidate.name}", NO_SCORES, "Give labelled images with --val")
-        self.reference = {"model": candidate.name, "accuracy": scored.top1, "measure": "top-1", "costs": self.full}
+            raise UsageError(
+                f"Cannot measure the accuracy of {candidate.name}",
+                NO_SCORES,
+                "Give labelled images with --val",
+            )
+        self.reference = {
+            "model": candidate.name,
+            "accuracy": scored.top1,
+            "measure": "top-1",
+            "costs": self.full,
+        }
 
     def search(self, candidate: Candidate) -> None:
         """Walk the line of budgets of one model."""
@@ -215,7 +275,10 @@ class _Job:
         helped = spec.methods == "always"
         first = walk.at(AS_ASKED, methods=helped)
         if not first.accurate and spec.methods == "auto" and walk.left > 0:
-            self.note(f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying the family's quantization methods")
+            self.note(
+                f"accuracy does not hold at the budgets ({first.change:+.2f} points): trying "
+                "the family's quantization methods"
+            )
             first, helped = walk.at(AS_ASKED, methods=True), True
         if first.accurate and self.minimize and spec.min_accuracy is not None:
             smallest(lambda t: walk.shrunk(t, first, methods=helped).accurate, 0.0, 1.0, walk.left)
@@ -225,33 +288,85 @@ class _Job:
     def _loosen(self, walk: _Walk, candidate: Candidate, *, helped: bool) -> None:
         """Find by how much the budgets would have to give for accuracy to hold."""
         if walk.left <= 0:
-            self.note(f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what accuracy would need")
+            self.note(
+                f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what "
+                "accuracy would need"
+            )
             return
         got = walk.at(NONE, methods=helped)
         if not got.accurate:
-            self.note(f"{candidate.name}: accuracy does not hold even without budgets at {', '.join(o.label for o in self.options)}")
+            self.note(
+                f"{candidate.name}: accuracy does not hold even without budgets at "
+                f"{', '.join(o.label for o in self.options)}"
+            )
             return
         if walk.left > 0:
-            got = walk.at(smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left), methods=helped)
+            got = walk.at(
+                smallest(lambda t: walk.at(t, methods=helped).accurate, AS_ASKED, NONE, walk.left),
+                methods=helped,
+            )
         for b in over(got.costs, self.budgets):
             v = got.costs[b]
-            candidate.needed[b] = f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for {got.change:+.2f} points"
-        self.note(f"{candidate.name}: accuracy holds with " + "; ".join(f"{b} {v}" for b, v in candidate.needed.items()))
+            candidate.needed[b] = (
+                f"{shown(b, v)}, {v / self.budgets[b]:.2f} times the budget, for "
+                f"{got.change:+.2f} points"
+            )
+        self.note(
+            f"{candidate.name}: accuracy holds with "
+            + "; ".join(f"{b} {v}" for b, v in candidate.needed.items())
+        )
 
     def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
-        fields = {**candidate.fields, "out": str(out / ANALYSIS), "bits": tuple(o.label for o in self.options)}
-        same = ("metric", "images", "calib_images", "calibrator", "percentile", "batch_size", "seed", "calib_cache")
-        candidate.analysis = analyze(AnalyzeSpec(**fields, **{f: getattr(spec, f) for f in same}), self.told)
+        fields = {
+            **candidate.fields,
+            "out": str(out / ANALYSIS),
+            "bits": tuple(o.label for o in self.options),
+        }
+        same = (
+            "metric",
+            "images",
+            "calib_images",
+            "calibrator",
+            "percentile",
+            "batch_size",
+            "seed",
+            "calib_cache",
+        )
+        candidate.analysis = analyze(
+            AnalyzeSpec(**fields, **{f: getattr(spec, f) for f in same}), self.told
+        )
         return candidate.analysis
 
-    def measure(self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
+    def measure(
+        self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str
+    ) -> Try:
         """Quantize and evaluate one allocation, or take up what an earlier run measured."""
         spec, where = self.spec, self._val()
-        same = ("calibrator", "percentile", "calib_images", "attention", "batch_size", "seed", "calib_cache")
+        same = (
+            "calibrator",
+            "percentile",
+            "calib_images",
+            "attention",
+            "batch_size",
+            "seed",
+            "calib_cache",
+        )
         fields = {f: getattr(spec, f) for f in same}
-        wanted = {**candidate.fields, **fields, "preset_quant": "auto" if methods else "none", "min_agreement": 0.0}
-        known = ("calib_cache", "batch_size", "checkpoint", "checkpoint_key", "data", "class_index")  # or covered by digests
+        wanted = {
+            **candidate.fields,
+            **fields,
+            "preset_quant": "auto" if methods else "none",
+            "min_agreement": 0.0,
+        }
+        known = (
+            "calib_cache",
+            "batch_size",
+            "checkpoint",
+            "checkpoint_key",
+            "data",
+            "class_index",
+        )  # or covered by digests
         parts = {k: v for k, v in wanted.items() if k not in known}
         versions = [__version__, package_version("torch"), package_version("onnxruntime")]
         key = digest_of(
@@ -269,18 +384,32 @@ class _Job:
         write_json(folder / ALLOCATION, allocated)
         if not (folder / EVALUATION).is_file():
             self.told.note(f"{label}: {allocated.summary}")
-            quantize(QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION)), self.told)
-            shared = {f: candidate.fields[f] for f in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")}
+            quantize(
+                QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION)),
+                self.told,
+            )
+            shared = {
+                f: candidate.fields[f]
+                for f in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
+            }
             scored = evaluate(
                 EvaluateSpec(
-                    onnx=str(folder / QDQ), reference=str(folder / FP32), data=where[0], class_index=where[1], limit=spec.limit,
-                    exclude=None if spec.val else str(folder / RECORD), **shared,
-                ), self.told,
-            )  # fmt: skip
+                    onnx=str(folder / QDQ),
+                    reference=str(folder / FP32),
+                    data=where[0],
+                    class_index=where[1],
+                    limit=spec.limit,
+                    exclude=None if spec.val else str(folder / RECORD),
+                    **shared,
+                ),
+                self.told,
+            )
             write_json(folder / EVALUATION, scored)
         return self._judge(candidate, allocated, folder, label)
 
-    def _judge(self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str) -> Try:
+    def _judge(
+        self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str
+    ) -> Try:
         scored = read_record(folder / EVALUATION, EvaluateRecord)
         made = read_record(folder / RECORD, QuantizeRecord, kind="quantize record")
         self.images = scored.images
@@ -288,28 +417,40 @@ class _Job:
         own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
         if accuracy is None or scored.agreement is None or not scored.valid:
             raise UsageError(
-                f"Cannot measure the accuracy of {candidate.name}", scored.doubt or NO_SCORES,
-                "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq allocate",
-            )  # fmt: skip
+                f"Cannot measure the accuracy of {candidate.name}",
+                scored.doubt or NO_SCORES,
+                "Search a classifier; for other outputs use trtq analyze --metric l2 and trtq "
+                "allocate",
+            )
         if not self.reference:
             self.reference = {
-                "model": candidate.name, "accuracy": own, "measure": "top-1" if scored.top1 is not None else "agreement",
+                "model": candidate.name,
+                "accuracy": own,
+                "measure": "top-1" if scored.top1 is not None else "agreement",
                 "costs": self.full,
-            }  # fmt: skip
+            }
         floor = self.spec.min_accuracy
         change = accuracy - float(self.reference["accuracy"])
         accurate = floor is None or (change >= floor - 1e-9 if floor <= 0 else accuracy >= floor)
         found = Try(
-            label=f"{candidate.label} {label}".strip(), model=candidate.name, candidate=candidate.number,
+            label=f"{candidate.label} {label}".strip(),
+            model=candidate.name,
+            candidate=candidate.number,
             folder=str(folder.relative_to(self.out)),
-            widths=_widths(allocated), methods=[m.name for m in made.methods], costs=dict(allocated.costs), accuracy=accuracy,
-            change=round(change, 4), agreement=scored.agreement, sqnr_db=scored.sqnr_db,
-            within=within(allocated.costs, self.budgets), accurate=accurate,
+            widths=_widths(allocated),
+            methods=[m.name for m in made.methods],
+            costs=dict(allocated.costs),
+            accuracy=accuracy,
+            change=round(change, 4),
+            agreement=scored.agreement,
+            sqnr_db=scored.sqnr_db,
+            within=within(allocated.costs, self.budgets),
+            accurate=accurate,
             onnx_bytes=made.files[QDQ].bytes,
-        )  # fmt: skip
+        )
         self.told.note(
-            f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), agreement "
-            f"{percent_words(scored.agreement, 2)}, "
+            f"{found.label}: {self.reference['measure']} {accuracy:.2f} % ({change:+.2f} points), "
+            f"agreement {percent_words(scored.agreement, 2)}, "
             f"{'within' if found.within else 'over'} the budgets"
         )
         self.tries.append(found)
@@ -327,25 +468,48 @@ class _Job:
         self._write_frontier(chosen, candidate)
         constraints = self._constraints(chosen, candidate)
         return SearchRecord(
-            schema=SCHEMA, verb="search", spec=msgspec.to_builtins(self.spec), images=self.images,
+            schema=SCHEMA,
+            verb="search",
+            spec=msgspec.to_builtins(self.spec),
+            images=self.images,
             reference=msgspec.convert(self.reference, Reference),
-            constraints=constraints, met=all(c.met for c in constraints), tries=self.tries, chosen=chosen.label,
-            qdq_sha256=sha256_file(self.out / QDQ), notes=self.note.lines, seconds=seconds, environment=environment(),
-        )  # fmt: skip
+            constraints=constraints,
+            met=all(c.met for c in constraints),
+            tries=self.tries,
+            chosen=chosen.label,
+            qdq_sha256=sha256_file(self.out / QDQ),
+            notes=self.note.lines,
+            seconds=seconds,
+            environment=environment(),
+        )
 
     def _write_frontier(self, chosen: Try, candidate: Candidate) -> None:
         """Write frontier.json and one picture for each cost: what was measured, and the predicted frontier of the chosen model."""
         from trtq.report.figures import frontier_figure
 
-        axes = ["size", "energy", *(b for b in self.tries[0].costs if b.startswith(LATENCY) or b in (*self.budgets, self.minimize))]
+        axes = [
+            "size",
+            "energy",
+            *(
+                b
+                for b in self.tries[0].costs
+                if b.startswith(LATENCY) or b in (*self.budgets, self.minimize)
+            ),
+        ]
         axes = list(dict.fromkeys(axes))
         points: list[dict[str, Any]] = [
             {
-                "label": t.label, "model": t.model, "accuracy": t.accuracy, "change": t.change, "widths": t.widths, "methods": t.methods,
-                "costs": {a: t.costs[a] / self._unit(a)[0] for a in axes}, "dominated": {},
+                "label": t.label,
+                "model": t.model,
+                "accuracy": t.accuracy,
+                "change": t.change,
+                "widths": t.widths,
+                "methods": t.methods,
+                "costs": {a: t.costs[a] / self._unit(a)[0] for a in axes},
+                "dominated": {},
             }
             for t in self.tries
-        ]  # fmt: skip
+        ]
         for a in axes:
             flags = dominated([(p["costs"][a], p["accuracy"]) for p in points])
             for p, flag in zip(points, flags, strict=True):
@@ -365,25 +529,46 @@ class _Job:
             },
         )
         for a in axes:
-            figure = frontier_figure(points, a, measure=self.reference["measure"], chosen=chosen.label, limit=limits.get(a), unit=units[a])
+            figure = frontier_figure(
+                points,
+                a,
+                measure=self.reference["measure"],
+                chosen=chosen.label,
+                limit=limits.get(a),
+                unit=units[a],
+            )
             write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
 
     def _unit(self, budget: str) -> tuple[float, str]:
         """Return what a cost is divided by for a person, and the unit it then has."""
         if budget == "size":
             return 1e6, "MB of parameters, predicted"
-        return (1.0, "ms, predicted") if budget.startswith(LATENCY) else (self.full[budget], "of the float model, predicted")
+        return (
+            (1.0, "ms, predicted")
+            if budget.startswith(LATENCY)
+            else (self.full[budget], "of the float model, predicted")
+        )
 
     def _predicted(self, chosen: Try, candidate: Candidate) -> dict[str, Any]:
         """Return every allocation of the chosen model that the metric cannot better at its size, and the chosen one."""
         analysis = candidate.analysed
         pricing = Pricing(analysis.outline, self.devices(), self.factors)
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
-        front = decide(asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}).front
+        front = decide(
+            asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}
+        ).front
         losses = {v.name: v.loss for v in analysis.layers}
         taken = read_record(self.out / ALLOCATION, AllocateRecord).layers
-        at = {"cost": chosen.costs["size"] / 1e6, "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken)}
-        return {"axis": "size", "metric": analysis.metric, "at": at, "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front]}
+        at = {
+            "cost": chosen.costs["size"] / 1e6,
+            "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken),
+        }
+        return {
+            "axis": "size",
+            "metric": analysis.metric,
+            "at": at,
+            "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
+        }
 
     def _best(self) -> Try:
         """The best of those that hold everything; else the most accurate within the budgets."""
@@ -396,23 +581,29 @@ class _Job:
     def _constraints(self, chosen: Try, candidate: Candidate) -> list[Constraint]:
         found = [
             Constraint(
-                name=b, allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
-                got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of float, predicted)",
-                met=not over(chosen.costs, {b: limit}), needed=candidate.needed.get(b),
+                name=b,
+                allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
+                got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of "
+                "float, predicted)",
+                met=not over(chosen.costs, {b: limit}),
+                needed=candidate.needed.get(b),
             )
             for b, limit in self.budgets.items()
-        ]  # fmt: skip
+        ]
         floor = self.spec.min_accuracy
         if floor is not None:
             allowed = f"{floor:g} points" if floor <= 0 else f"{floor:g} %"
             more = "; ".join(f"{b} {v}" for b, v in candidate.needed.items()) or None
             found.append(
                 Constraint(
-                    name="accuracy", allowed=allowed,
-                    got=f"{self.reference['measure']} {chosen.accuracy:.2f} % ({chosen.change:+.2f} points), ONNX Runtime on CPU",
-                    met=chosen.accurate, needed=None if chosen.accurate else more,
+                    name="accuracy",
+                    allowed=allowed,
+                    got=f"{self.reference['measure']} {chosen.accuracy:.2f} % "
+                    f"({chosen.change:+.2f} points), ONNX Runtime on CPU",
+                    met=chosen.accurate,
+                    needed=None if chosen.accurate else more,
                 )
-            )  # fmt: skip
+            )
         return found
 
 
@@ -428,44 +619,76 @@ class _Walk:
     def at(self, t: float, *, methods: bool) -> Try:
         """Return the file at point ``t`` of the line, measured."""
         label = _label(t) if self.job.budgets else "widest"
-        return self._measured(budgets_at(t, self.job.budgets, self.least, self.most), methods=methods, label=label)
+        return self._measured(
+            budgets_at(t, self.job.budgets, self.least, self.most), methods=methods, label=label
+        )
 
     def shrunk(self, t: float, first: Try, *, methods: bool) -> Try:
         """Return the file within the budgets whose cost to minimize is at most the share ``t`` of the way up to that of ``first``."""
         name = str(self.job.minimize)
         limit = self.least[name] + t * (first.costs[name] - self.least[name])
-        return self._measured({**self.job.budgets, name: limit}, methods=methods, label=f"{name} at {shown(name, limit)}")
+        return self._measured(
+            {**self.job.budgets, name: limit},
+            methods=methods,
+            label=f"{name} at {shown(name, limit)}",
+        )
 
     def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
         spec = self.job.spec
         asked = AllocateSpec(
-            analysis=str(self.candidate.folder / ANALYSIS), out="", strategy=spec.strategy, bits=spec.bits, target=spec.target
+            analysis=str(self.candidate.folder / ANALYSIS),
+            out="",
+            strategy=spec.strategy,
+            bits=spec.bits,
+            target=spec.target,
         )
         allocated = decide(asked, self.analysis, self.pricing, budgets)
         self.left -= 1
-        return self._once(allocated, methods=methods, label=f"{label}, methods" if methods else label)
+        return self._once(
+            allocated, methods=methods, label=f"{label}, methods" if methods else label
+        )
 
     def baseline(self) -> Try:
         """Return the file with 8 bits everywhere: what the searched ones are held against."""
         layers = self.analysis.layers
         allocated = AllocateRecord(
-            schema=SCHEMA, verb="allocate", spec={}, model=self.analysis.model, metric=self.analysis.metric, budgets={},
-            costs=self.pricing.totals(uniform(self.analysis.outline, WIDE)), full=self.pricing.full(),
+            schema=SCHEMA,
+            verb="allocate",
+            spec={},
+            model=self.analysis.model,
+            metric=self.analysis.metric,
+            budgets={},
+            costs=self.pricing.totals(uniform(self.analysis.outline, WIDE)),
+            full=self.pricing.full(),
             loss=sum(v.loss[WIDE.label] for v in layers),
-            layers=[AllocatedLayer(name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group) for v in layers],
-            front=[], environment=environment(),
-        )  # fmt: skip
+            layers=[
+                AllocatedLayer(
+                    name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group
+                )
+                for v in layers
+            ],
+            front=[],
+            environment=environment(),
+        )
         return self._once(allocated, methods=False, label="uniform w8a8")
 
     def _once(self, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
         key = (tuple(v.option for v in allocated.layers), methods)
         if key not in self.seen:
-            self.seen[key] = self.job.measure(self.candidate, allocated, methods=methods, label=label)
+            self.seen[key] = self.job.measure(
+                self.candidate, allocated, methods=methods, label=label
+            )
         return self.seen[key]
 
 
 def _label(t: float) -> str:
-    return "at the budgets" if t == AS_ASKED else "without budgets" if t == NONE else f"loosened {t:.3f}"
+    return (
+        "at the budgets"
+        if t == AS_ASKED
+        else "without budgets"
+        if t == NONE
+        else f"loosened {t:.3f}"
+    )
 
 
 def _widths(allocated: AllocateRecord) -> dict[str, int]:
@@ -482,28 +705,51 @@ def _check(spec: SearchSpec, options: list[Option]) -> None:
         UsageError: names what contradicts what.
     """
     if bool(spec.model) == bool(spec.candidates):
-        raise UsageError("trtq search needs a MODEL or --candidates", "it got both" if spec.model else "it got neither")
+        raise UsageError(
+            "trtq search needs a MODEL or --candidates",
+            "it got both" if spec.model else "it got neither",
+        )
     if spec.checkpoint_key and not (spec.checkpoint or any("=" in c for c in spec.candidates)):
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     if spec.candidates and spec.checkpoint:
-        raise UsageError("--checkpoint does not go with --candidates", mend="Write each as MODEL=CHECKPOINT")
+        raise UsageError(
+            "--checkpoint does not go with --candidates", mend="Write each as MODEL=CHECKPOINT"
+        )
     if not spec.budget and spec.min_accuracy is None:
-        raise UsageError("There is nothing to search for", "neither a budget nor an accuracy was given", "Add --budget size=0.2")
+        raise UsageError(
+            "There is nothing to search for",
+            "neither a budget nor an accuracy was given",
+            "Add --budget size=0.2",
+        )
     if spec.minimize and spec.min_accuracy is None:
-        raise UsageError("--minimize needs --min-accuracy", "the narrowest widths are always the smallest", "Add --min-accuracy -1.0")
+        raise UsageError(
+            "--minimize needs --min-accuracy",
+            "the narrowest widths are always the smallest",
+            "Add --min-accuracy -1.0",
+        )
     if Workers.from_environment().world > 1:
         raise UsageError(
-            "trtq search runs in one process", "torchrun started several",
-            "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings takes its pieces up",
-        )  # fmt: skip
+            "trtq search runs in one process",
+            "torchrun started several",
+            "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings "
+            "takes its pieces up",
+        )
     if spec.min_accuracy is not None and 0 < spec.min_accuracy < LOWEST:
         raise UsageError(
-            f"--min-accuracy {spec.min_accuracy:g} would be {spec.min_accuracy:g} %", "above 0 it is a percentage of right answers",
-            f"Write {-spec.min_accuracy:g} for points against the float model, or a percentage such as 76",
-        )  # fmt: skip
-    if spec.minimize and spec.minimize.lower() not in NAMES and not spec.minimize.lower().startswith(f"{LATENCY}@"):
+            f"--min-accuracy {spec.min_accuracy:g} would be {spec.min_accuracy:g} %",
+            "above 0 it is a percentage of right answers",
+            f"Write {-spec.min_accuracy:g} for points against the float model, or a percentage "
+            "such as 76",
+        )
+    if (
+        spec.minimize
+        and spec.minimize.lower() not in NAMES
+        and not spec.minimize.lower().startswith(f"{LATENCY}@")
+    ):
         raise UsageError(
-            f"Cannot minimize {spec.minimize!r}", f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE", suggest(spec.minimize, NAMES)
+            f"Cannot minimize {spec.minimize!r}",
+            f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE",
+            suggest(spec.minimize, NAMES),
         )
     parse_budgets(spec.budget)
     for device in latency_devices(spec.budget):

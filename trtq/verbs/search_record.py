@@ -72,7 +72,8 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What ``trtq search`` tried and chose.
 
     Attributes:
-        reference: the float model that shares and accuracy refer to: name, accuracy in percent, what accuracy is, its costs.
+        reference: the float model that shares and accuracy refer to: name, accuracy in percent,
+            what accuracy is, its costs.
         images: how many accuracy was measured on; the choice was made on these very images.
         constraints: one by one.
         met: all of them hold.
@@ -111,6 +112,6 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
         state = "every constraint holds" if self.met else "NOT every constraint holds"
         widths = ", ".join(f"{n} at {w}" for w, n in got.widths.items())
         return (
-            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % ({got.change:+.2f} points) on "
-            f"{self.images} images; {len(self.tries)} files measured"
+            f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % "
+            f"({got.change:+.2f} points) on {self.images} images; {len(self.tries)} files measured"
         )

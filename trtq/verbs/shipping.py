@@ -22,9 +22,19 @@ from trtq.verbs.quantize import ENCODINGS, FP32, QDQ
 
 
 def ship(
-    captured: CapturedGraph, encodings: Encodings, images: Sequence[torch.Tensor], out: Path, *, origin: Mapping[str, Any], opset: int,
-    int4: bool, records: Sequence[str], told: Progress, note: Callable[[str], None], answer: Kind,
-) -> tuple[ParityRecord, dict[str, Path]]:  # fmt: skip
+    captured: CapturedGraph,
+    encodings: Encodings,
+    images: Sequence[torch.Tensor],
+    out: Path,
+    *,
+    origin: Mapping[str, Any],
+    opset: int,
+    int4: bool,
+    records: Sequence[str],
+    told: Progress,
+    note: Callable[[str], None],
+    answer: Kind,
+) -> tuple[ParityRecord, dict[str, Path]]:
     """Write the three files and return what the parity gate saw and where they are.
 
     Args:
@@ -43,7 +53,9 @@ def ship(
     Raises:
         ParityError: torch and ONNX Runtime do not compute the same; nothing was written.
     """
-    simulated = insert_fake_quantize(captured.module, placement_of(captured.module, encodings), encodings)
+    simulated = insert_fake_quantize(
+        captured.module, placement_of(captured.module, encodings), encodings
+    )
     made = []
     for graph, more in (
         (captured.module, {"precision": "fp32"}),
@@ -54,7 +66,9 @@ def ship(
         made.append(model)
     fp32, qdq = made
     told.begin("Comparing torch and ONNX Runtime", sum(map(len, images)))
-    parity, _ = check_parity(captured.module, simulated, qdq, images, known=answer, progress=told.advance)
+    parity, _ = check_parity(
+        captured.module, simulated, qdq, images, known=answer, progress=told.advance
+    )
     require_parity(parity)
     looked_at = [b.numpy() for i, b in enumerate(images) if i * len(images[0]) < IMAGES]
     for said in dict.fromkeys(mark_float_nodes_(model, looked_at) for model in made):
@@ -62,4 +76,8 @@ def ship(
             note(said)
     for name in records:
         (out / name).unlink(missing_ok=True)
-    return parity, {FP32: save_onnx(fp32, out / FP32), QDQ: save_onnx(qdq, out / QDQ), ENCODINGS: encodings.save(out / ENCODINGS)}
+    return parity, {
+        FP32: save_onnx(fp32, out / FP32),
+        QDQ: save_onnx(qdq, out / QDQ),
+        ENCODINGS: encodings.save(out / ENCODINGS),
+    }

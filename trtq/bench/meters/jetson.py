@@ -36,14 +36,18 @@ class JetsonRails:
         self.root = root
         _, self.scope = self._total()
         self.limits = [
-            "the carrier board is not in it", "one step of the sensor is 40 to 150 mW",
+            "the carrier board is not in it",
+            "one step of the sensor is 40 to 150 mW",
             "the CPU that feeds the GPU is in it: that is what the board draws",
-        ]  # fmt: skip
+        ]
 
     def _total(self) -> tuple[int, str]:
         total, what = sysfs_power(str(self.root))
         if total is None:
-            raise MeterError("Cannot meter this board", what if read_rails(str(self.root)) else "there are no INA3221 monitors in sysfs")
+            raise MeterError(
+                "Cannot meter this board",
+                what if read_rails(str(self.root)) else "there are no INA3221 monitors in sysfs",
+            )
         return total, what
 
     def read(self) -> float:

@@ -7,22 +7,35 @@ from typing import Any
 
 from trtq.errors import MeterError, first_line
 
-# Bits of the clock event reasons that make a latency worthless, and the cumulative times, ns, of the same (facts: NVML).
+# Bits of the clock event reasons that make a latency worthless, and the cumulative times, ns, of
+# the same (facts: NVML).
 THROTTLES: Mapping[int, str] = {
-    0x4: "power cap", 0x8: "hardware slowdown", 0x20: "software thermal limit", 0x40: "hardware thermal limit", 0x80: "power brake",
-}  # fmt: skip
-THROTTLE_FIELDS: Mapping[int, str] = {74: "power cap", 269: "software thermal limit", 270: "hardware thermal limit", 271: "power brake"}
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal limit",
+    0x40: "hardware thermal limit",
+    0x80: "power brake",
+}
+THROTTLE_FIELDS: Mapping[int, str] = {
+    74: "power cap",
+    269: "software thermal limit",
+    270: "hardware thermal limit",
+    271: "power brake",
+}
 POWER_INSTANT = 186
 BOARD = 0
 # What an exception of NVML means for a person (facts: missing NVML).
 MEANING = {
-    "LibraryNotFound": "the NVIDIA management library was not found (no driver, a Jetson, or a container without the utility capability)",
+    "LibraryNotFound": "the NVIDIA management library was not found (no driver, a Jetson, or a "
+    "container "
+    "without the utility capability)",
     "DriverNotLoaded": "the NVIDIA driver is not loaded",
     "NoPermission": "that needs root",
     "NotSupported": "this board does not report it",
     "FunctionNotFound": "the driver is older than this figure",
     "GpuIsLost": "the GPU has fallen off the bus",
-    "LibRmVersionMismatch": "driver and library differ in version: load the driver again, or reboot",
+    "LibRmVersionMismatch": "driver and library differ in version: load the driver again, or "
+    "reboot",
     "OperatingSystem": "the operating system keeps the device away from this process (cgroup)",
 }
 
@@ -42,12 +55,17 @@ def load_nvml() -> Any:
     try:
         import pynvml
     except ImportError as exc:
-        raise MeterError("Cannot read the GPU's sensors", "nvidia-ml-py is not installed", "pip install nvidia-ml-py") from exc
+        raise MeterError(
+            "Cannot read the GPU's sensors",
+            "nvidia-ml-py is not installed",
+            "pip install nvidia-ml-py",
+        ) from exc
     if not hasattr(pynvml, "NVML_FI_DEV_POWER_INSTANT"):
         raise MeterError(
-            "Cannot read the GPU's sensors", "the unofficial package pynvml shadows NVIDIA's",
+            "Cannot read the GPU's sensors",
+            "the unofficial package pynvml shadows NVIDIA's",
             "pip uninstall pynvml; pip install --force-reinstall nvidia-ml-py",
-        )  # fmt: skip
+        )
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as exc:
@@ -67,7 +85,9 @@ class Gpu:
         MeterError: no NVML, or it does not know this GPU.
     """
 
-    def __init__(self, device: str = "cuda:0", *, nvml: Any = None, uuid: str | None = None) -> None:
+    def __init__(
+        self, device: str = "cuda:0", *, nvml: Any = None, uuid: str | None = None
+    ) -> None:
         self.nvml = nvml if nvml is not None else load_nvml()
         try:
             self.handle = self.nvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of(device))
@@ -101,9 +121,13 @@ class Gpu:
             "driver": ask("driver", n.nvmlSystemGetDriverVersion),
             "cuda": ask("cuda", lambda: _dotted(n.nvmlSystemGetCudaDriverVersion_v2())),
             "memory_bytes": memory.total if memory is not None else None,
-            "power_limit_w": _thousandth(ask("power limit", lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))),
+            "power_limit_w": _thousandth(
+                ask("power limit", lambda: n.nvmlDeviceGetEnforcedPowerLimit(h))
+            ),
             "power_limits_w": [_thousandth(v) for v in limits] if limits is not None else None,
-            "sm_clock_max_mhz": ask("largest SM clock", lambda: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM)),
+            "sm_clock_max_mhz": ask(
+                "largest SM clock", lambda: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM)
+            ),
             "ecc": ask("ecc", lambda: bool(n.nvmlDeviceGetEccMode(h)[0])),
             "mig": ask("mig", lambda: bool(n.nvmlDeviceGetMigMode(h)[0])),
             "persistence": ask("persistence", lambda: bool(n.nvmlDeviceGetPersistenceMode(h))),
@@ -116,17 +140,32 @@ class Gpu:
         reasons = ask("clock event reasons", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
         return {
             "sm_clock_mhz": ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
-            "memory_clock_mhz": ask("memory clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM)),
-            "temperature_c": ask("temperature", lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+            "memory_clock_mhz": ask(
+                "memory clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_MEM)
+            ),
+            "temperature_c": ask(
+                "temperature", lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)
+            ),
             "power_w": _thousandth(ask("power", lambda: n.nvmlDeviceGetPowerUsage(h))),
-            "throttle_reasons": None if reasons is None else [text for bit, text in THROTTLES.items() if reasons & bit],
-            "throttled_ns": {text: v for field, text in THROTTLE_FIELDS.items() if (v := self.field(field, text)) is not None},
-            "processes": ask("processes", lambda: sorted(p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(h))),
+            "throttle_reasons": None
+            if reasons is None
+            else [text for bit, text in THROTTLES.items() if reasons & bit],
+            "throttled_ns": {
+                text: v
+                for field, text in THROTTLE_FIELDS.items()
+                if (v := self.field(field, text)) is not None
+            },
+            "processes": ask(
+                "processes",
+                lambda: sorted(p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(h)),
+            ),
         }
 
     def field(self, number: int, name: str, *, scope: int = BOARD) -> int | None:
         """Return a field value; its own return code is looked at, too."""
-        found = self.ask(name, lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(number, scope)]))
+        found = self.ask(
+            name, lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(number, scope)])
+        )
         if found is None:
             return None
         if found[0].nvmlReturn != 0:
@@ -146,7 +185,11 @@ class Gpu:
             MeterError: neither, or the GPU is cut into instances, whose energy is not known.
         """
         if self.ask("mig", lambda: self.nvml.nvmlDeviceGetMigMode(self.handle)[0]):
-            raise MeterError("Cannot meter this GPU", "it is cut into MIG instances, and the sensor sees the whole board", "Turn MIG off")
+            raise MeterError(
+                "Cannot meter this GPU",
+                "it is cut into MIG instances, and the sensor sees the whole board",
+                "Turn MIG off",
+            )
         for kind in (NvmlCounter, NvmlPower):
             made = kind(self)
             try:
@@ -167,14 +210,18 @@ class NvmlCounter:
         self.gpu = gpu
         self.min_window_s = _window_of(gpu)
         self.limits = [
-            "refreshed about every 100 ms", "within 5 % of an external meter, by card",
-            "A100 and H100 sample a quarter of the time: a load that repeats every 100 ms can be misread",
+            "refreshed about every 100 ms",
+            "within 5 % of an external meter, by card",
+            "A100 and H100 sample a quarter of the time: a load that repeats every 100 ms can "
+            "be misread",
             "the host's CPU, memory and power supply are not in it",
-        ]  # fmt: skip
+        ]
 
     def read(self) -> float:
         """Return joules."""
-        value = self.gpu.ask("energy", lambda: self.gpu.nvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu.handle))
+        value = self.gpu.ask(
+            "energy", lambda: self.gpu.nvml.nvmlDeviceGetTotalEnergyConsumption(self.gpu.handle)
+        )
         if value is None:
             raise MeterError("Cannot read the energy counter", self.gpu.missing["energy"])
         return float(value) / 1e3
@@ -189,21 +236,40 @@ class NvmlPower:
         self.gpu = gpu
         self.min_window_s = _window_of(gpu)
         self.instant = gpu.field(POWER_INSTANT, "instant power") is not None
-        seen = "instant power, itself an average over 25 to 100 ms" if self.instant else "on recent boards an average over 1 s"
-        self.limits = [seen, "within 5 % of an external meter, by card", "the host's CPU, memory and power supply are not in it"]
+        seen = (
+            "instant power, itself an average over 25 to 100 ms"
+            if self.instant
+            else "on recent boards an average over 1 s"
+        )
+        self.limits = [
+            seen,
+            "within 5 % of an external meter, by card",
+            "the host's CPU, memory and power supply are not in it",
+        ]
 
     def read(self) -> float:
         """Return watts."""
         if self.instant:
             value = self.gpu.field(POWER_INSTANT, "instant power")
         else:
-            value = self.gpu.ask("power", lambda: self.gpu.nvml.nvmlDeviceGetPowerUsage(self.gpu.handle))
+            value = self.gpu.ask(
+                "power", lambda: self.gpu.nvml.nvmlDeviceGetPowerUsage(self.gpu.handle)
+            )
         if value is None:
-            raise MeterError("Cannot read the power", self.gpu.missing.get("power") or self.gpu.missing["instant power"])
+            raise MeterError(
+                "Cannot read the power",
+                self.gpu.missing.get("power") or self.gpu.missing["instant power"],
+            )
         return float(value) / 1e3
 
 
-PART_TIME = ("A100", "H100", "H200", "GH200", "V100")  # they look at a quarter or a half of the time
+PART_TIME = (
+    "A100",
+    "H100",
+    "H200",
+    "GH200",
+    "V100",
+)  # they look at a quarter or a half of the time
 
 
 def _window_of(gpu: Gpu) -> float:
@@ -230,4 +296,7 @@ def _uuid_of(device: str) -> str:
     try:
         return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
     except (AssertionError, RuntimeError, AttributeError) as exc:
-        raise MeterError(f"NVML cannot be asked about {device}", f"CUDA does not name that GPU ({first_line(exc)})") from exc
+        raise MeterError(
+            f"NVML cannot be asked about {device}",
+            f"CUDA does not name that GPU ({first_line(exc)})",
+        ) from exc

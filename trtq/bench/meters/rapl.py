@@ -23,9 +23,14 @@ class Rapl:
 
     def __init__(self, root: Path = Path("/")) -> None:
         # A zone called psys holds the whole platform, packages included.
-        self.zones = sorted(z for z in (root / ZONES).glob("intel-rapl:*") if _name(z).startswith("package"))
+        self.zones = sorted(
+            z for z in (root / ZONES).glob("intel-rapl:*") if _name(z).startswith("package")
+        )
         if not self.zones:
-            raise MeterError("Cannot meter this CPU", "it has no RAPL counters, or this machine is virtual and hides them")
+            raise MeterError(
+                "Cannot meter this CPU",
+                "it has no RAPL counters, or this machine is virtual and hides them",
+            )
         self.wraps = {z: _number(z / "max_energy_range_uj") for z in self.zones}
         self.seen = {z: _number(z / "energy_uj") for z in self.zones}
         self.total = 0.0
@@ -56,6 +61,8 @@ def _number(path: Path) -> int:
     try:
         return int(path.read_text())
     except PermissionError as exc:
-        raise MeterError("Cannot meter this CPU", f"only root may read {path}", f"sudo chmod a+r {path}") from exc
+        raise MeterError(
+            "Cannot meter this CPU", f"only root may read {path}", f"sudo chmod a+r {path}"
+        ) from exc
     except (OSError, ValueError) as exc:
         raise MeterError("Cannot meter this CPU", f"{path} holds no number ({exc})") from exc
