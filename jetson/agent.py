@@ -264,7 +264,7 @@ Hint = Dict[str, Any]
 
 def hint(name: str, **arguments: Any) -> Hint:
     """Return a piece of advice as it is sent."""
-    assert name in HINTS, name  # noqa: S101
+    assert name in HINTS, name
     return {"name": name, "arguments": {k: str(v)[:MOST_TEXT] for k, v in arguments.items()}}
 
 
@@ -293,7 +293,7 @@ def tool(name: str) -> Optional[str]:
 def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
     """Run a program without a shell and without input; return its status (127: not there, 124: too slow) and all it printed."""
     try:
-        child = subprocess.Popen(  # noqa: S603
+        child = subprocess.Popen(
             as_bytes(argv),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -555,7 +555,7 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
     if path is None:
         return
     try:
-        child = subprocess.Popen(  # noqa: S603
+        child = subprocess.Popen(
             [path, "--interval", str(interval_ms)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -568,7 +568,7 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
     if late is not None:
         late.start()
     try:
-        assert child.stdout is not None  # noqa: S101
+        assert child.stdout is not None
         for raw in child.stdout:
             yield raw.decode("utf-8", "replace")
             count -= 1
@@ -1091,7 +1091,7 @@ def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
         with extend(os.path.join(folder, "log.txt")) as log, open(os.devnull, "rb") as nothing:
             # A session of its own and no descriptor of the link's: it does not end with it, and
             # sshd does not wait for it.
-            child = subprocess.Popen(  # noqa: S603
+            child = subprocess.Popen(
                 line,
                 stdin=nothing,
                 stdout=log,
@@ -1557,7 +1557,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
         log.write(("### %s: %s\n" % (step["name"], " ".join(argv))).encode())
         begin, offset = time.monotonic(), log.tell()
         try:
-            child = subprocess.Popen(  # noqa: S603
+            child = subprocess.Popen(
                 as_bytes(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -1583,7 +1583,7 @@ def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
             late = threading.Timer(limit_s, lambda: (over.append(True), child.kill()))  # type: ignore[func-returns-value]
             late.start()
         try:
-            assert child.stdout is not None  # noqa: S101
+            assert child.stdout is not None
             for raw in child.stdout:
                 log.write(raw)
                 log.flush()

@@ -342,7 +342,7 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
 
 def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
     wanted, base = recipe.evaluate, recipe.quantize
-    assert wanted is not None  # noqa: S101
+    assert wanted is not None
     chosen = _evaluated(recipe, wanted)
     if chosen.masks is None:
         _require_classes(recipe, chosen.source)

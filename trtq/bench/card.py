@@ -289,7 +289,7 @@ def _output(line: list[str]) -> str | None:
     if shutil.which(line[0]) is None:
         return None
     try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -35,14 +35,14 @@ def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
         yield f"floating: {gpu.missing.get('uuid') or gpu.missing.get('largest SM clock')}"
         return
     # The guardian is there before the lock is, so that there is no moment without one.
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [sys.executable, "-m", "trtq.bench.clocks", uuid],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     ) as guardian:
-        assert guardian.stdin is not None and guardian.stdout is not None  # noqa: S101
+        assert guardian.stdin is not None and guardian.stdout is not None
         if guardian.stdout.readline().strip() != READY:
             yield "floating: the process that would free them again did not start"
             return

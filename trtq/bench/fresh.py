@@ -137,7 +137,7 @@ class Memory:
                 else "n/a: this runtime keeps no account of it"
             )
             sources[name] = said
-        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None  # noqa: S101
+        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
         return {
             "weights": weights,
             "activations": activations,

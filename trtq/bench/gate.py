@@ -330,7 +330,7 @@ def _evaluation(path: str) -> _Evaluation:
 
 def _accuracy(spec: GateSpec) -> Check:
     """Compare the records of ``trtq evaluate``."""
-    assert spec.max_accuracy_drop is not None  # noqa: S101
+    assert spec.max_accuracy_drop is not None
     if spec.accuracy is None:
         raise UsageError(
             "--max-accuracy-drop needs --accuracy",

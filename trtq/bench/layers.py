@@ -34,7 +34,7 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
         times = {name: (ms / runs, "layer") for name, ms in workload.profile(runs).items()}
         module_of: Callable[[str, str], str] = lambda name, _: next(iter(layer_names(name)), name)  # noqa: E731
     else:
-        assert isinstance(workload, OnnxWorkload)  # noqa: S101
+        assert isinstance(workload, OnnxWorkload)
         times, module_of = profile_onnx(workload, runs), onnx_modules(load_onnx(path))
     if not times:
         raise BenchError(

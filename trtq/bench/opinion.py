@@ -80,7 +80,7 @@ def second_opinion(
     version = version_of(probe_number(executable))
     line = command(executable, version, engine, shapes=shapes, graph=graph)
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired as exc:

@@ -81,7 +81,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
     }
     try:
         line = [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)]
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)  # noqa: S603
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired as exc:
         raise BenchError(
             f"A new process cannot load {path.name}", f"it had not answered after {LIMIT_S} s"

@@ -78,7 +78,7 @@ def measure_throughput(
         for slot in slots[1:]:
             slot.call()
         if scenario == "server":
-            assert bound_ms is not None  # noqa: S101
+            assert bound_ms is not None
             made = _server(
                 slots,
                 seconds,
@@ -109,7 +109,7 @@ def throughput_doubts(made: Throughput) -> list[str]:
             "of warm-up"
         )
     if made.scenario == "server" and not made.met:
-        assert made.latency is not None  # noqa: S101
+        assert made.latency is not None
         why = (
             ""
             if made.latency.value is not None
@@ -320,5 +320,5 @@ def _server(
             low, best = rate, last
         else:
             high = rate
-    assert last is not None  # noqa: S101
+    assert last is not None
     return best if best is not None else last

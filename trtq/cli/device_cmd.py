@@ -195,7 +195,7 @@ def shell(name: str) -> int:
     from trtq.deploy.ssh import Link
 
     link = Link(find_device(name))
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         link.line(None, "-t", "-o", "RequestTTY=auto", "-o", "ControlPath=none"), check=False
     ).returncode
 

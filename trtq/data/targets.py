@@ -35,7 +35,7 @@ class Targets:
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of images, int64 [N]."""
-        assert self.source.labels is not None  # noqa: S101
+        assert self.source.labels is not None
         return torch.tensor([self.source.labels[i] for i in indices])
 
     def identity(self) -> object:
@@ -50,7 +50,7 @@ class Targets:
         Raises:
             DataError: names both numbers.
         """
-        assert self.source.labels is not None  # noqa: S101
+        assert self.source.labels is not None
         self._check(max(self.source.labels), classes, model)
         if len(self.source.classes) != classes and not self.source.indexed and not self.reported:
             self.reported = True

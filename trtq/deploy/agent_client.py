@@ -177,7 +177,7 @@ class Agent:
         text = encode(asked)
         with contextlib.ExitStack() as stack:
             if len(text) > MOST_ARGUMENT:
-                assert stdin is None  # noqa: S101
+                assert stdin is None
                 stdin = stack.enter_context(tempfile.TemporaryFile())
                 stdin.write(json.dumps(asked).encode())
                 self.sent += stdin.tell()

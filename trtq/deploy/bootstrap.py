@@ -53,7 +53,7 @@ NEWLINE, QUOTE, APOSTROPHE = (
 def _flat(program: str) -> str:
     """Return a program as the inside of a string literal on one line."""
     lines = program.strip().replace("    ", " ")
-    assert not set(lines) & {NEWLINE, QUOTE, APOSTROPHE, "\\", "$", "!"}  # noqa: S101
+    assert not set(lines) & {NEWLINE, QUOTE, APOSTROPHE, "\\", "$", "!"}
     return lines.replace("\n", NEWLINE).replace('"', QUOTE).replace("'", APOSTROPHE)
 
 

@@ -245,7 +245,7 @@ class Link:
 
     def popen(self, line: list[str], stdin: IO[bytes] | int) -> subprocess.Popen[bytes]:
         """Start ssh."""
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(
             line,
             stdin=stdin,
             stdout=subprocess.PIPE,
@@ -570,7 +570,7 @@ class Link:
         with contextlib.suppress(
             subprocess.TimeoutExpired
         ):  # cleaning up must not hide what went before
-            subprocess.run(  # noqa: S603
+            subprocess.run(
                 self.line(None, "-O", "exit" if stale else "stop"),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -60,8 +60,8 @@ class Stream:
     def __init__(
         self, process: subprocess.Popen[bytes], name: str, limits: Limits, log: Path
     ) -> None:
-        assert process.stdout is not None  # noqa: S101
-        assert process.stderr is not None  # noqa: S101
+        assert process.stdout is not None
+        assert process.stderr is not None
         self.process, self.name, self.limits, self.log = process, name, limits, log
         self._out, self._err = process.stdout.fileno(), process.stderr.fileno()
         os.set_blocking(self._err, False)

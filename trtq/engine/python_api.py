@@ -115,8 +115,8 @@ class PythonBuilder:
         """Have a worker build, pass its progress on, and return its events, exit status and error output."""
         worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
         with worker.errors, ended_with(worker.process) as process:
-            assert process.stdin is not None  # noqa: S101
-            assert process.stdout is not None  # noqa: S101
+            assert process.stdin is not None
+            assert process.stdout is not None
             with contextlib.suppress(
                 BrokenPipeError
             ):  # it has ended already; its error output says why

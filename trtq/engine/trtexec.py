@@ -109,11 +109,11 @@ class TrtexecBuilder:
         """Run a command line, tell what the library says meanwhile, and return all it wrote and the exit status."""
         log: list[str] = []
         self.told.begin("trtexec", 0)
-        started = subprocess.Popen(  # noqa: S603
+        started = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
         with ended_with(started) as process:
-            assert process.stdout is not None  # noqa: S101
+            assert process.stdout is not None
             for text in process.stdout:
                 log.append(text)
                 if "] [I] " in text:
@@ -227,7 +227,7 @@ def probe_number(executable: str) -> int:
         EngineError: it cannot be started, or prints no version.
     """
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [executable, "--help"], capture_output=True, text=True, check=False, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired) as exc:

@@ -121,7 +121,8 @@ def _configure(
     if asked["sm"] is not None and has_api("set_compute_capability", version):
         ahead: Any = config  # TensorRT for RTX: no GPU needs to be here
         ahead.num_compute_capabilities = 1
-        ahead.set_compute_capability(getattr(trt.ComputeCapability, f"SM{asked['sm']}"), 0)
+        capabilities = getattr(trt, "ComputeCapability")  # noqa: B009
+        ahead.set_compute_capability(getattr(capabilities, f"SM{asked['sm']}"), 0)
     if asked["workspace"] is not None:
         size = asked["workspace"] << 20
         if has_api("set_memory_pool_limit", version):

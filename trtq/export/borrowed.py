@@ -137,7 +137,7 @@ def _decomposed(
     try:
         with quiet(), torch.no_grad():
             graph = program.run_decompositions().module(check_guards=False)
-            assert isinstance(graph, fx.GraphModule)  # noqa: S101
+            assert isinstance(graph, fx.GraphModule)
             normalize_(graph)
     except (
         Exception
@@ -185,7 +185,7 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=max(opset, OLDEST_OF_TORCH), verbose=False
             )
-        assert made is not None  # noqa: S101
+        assert made is not None
         model = inliner.inline_local_functions(made.model_proto)
     except Exception as exc:  # the exporter's failures share no base
         raise _refusal(reason, exc) from exc

@@ -88,7 +88,7 @@ def _fix_zero_points(view: View) -> int:
     shifted = []
     for node in found:
         zero, codes = view.zero_point(node), view.constants.get(node.input[0])
-        assert zero is not None  # noqa: S101
+        assert zero is not None
         stored = codes is not None and node.op_type == "DequantizeLinear"
         values = view.value(node.input[0]) if stored else None
         shifted.append((node, zero, values))
@@ -157,7 +157,7 @@ def _fix_single_scales(view: View) -> int:
     found = _single(view)
     for node in found:
         scale, zero = view.value(node.input[1]), view.zero_point(node)
-        assert scale is not None  # noqa: S101
+        assert scale is not None
         node.input[1] = add_named(view, f"{node.input[1]}/scalar", scale.reshape(()))
         if zero is not None:
             node.input[2] = add_named(view, f"{node.input[2]}/scalar", zero.reshape(()))

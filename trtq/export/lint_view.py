@@ -164,7 +164,7 @@ def dequantized(view: View, node: onnx.NodeProto) -> np.ndarray:
         ExportError: they have a scale for each block.
     """
     codes, scale = view.value(node.input[0]), view.value(node.input[1])
-    assert codes is not None  # noqa: S101
+    assert codes is not None
     if scale is None or in_blocks(node):
         raise ExportError(
             f"Cannot read the codes of {named(node)}",

@@ -199,14 +199,14 @@ def _write_qdq(
     """
     x, scale, zero_point, axis, qmin, qmax, name, kind = operands(node)
     value = get_constant(graph, scale)
-    assert value is not None  # noqa: S101
+    assert value is not None
     writer.scope = writer.quantizer = str(name)
     if kind in ("asymmetric", "log2") and x.op == "get_attr":
         writer.values[node], writer.quantizer = writer.value(x), ""
         return
     if kind == "log2":
         zero = get_constant(graph, zero_point)
-        assert zero is not None  # noqa: S101
+        assert zero is not None
         writer.values[node], writer.quantizer = (
             _write_log2(writer, x, value, zero, (qmin, qmax)),
             "",
@@ -287,7 +287,7 @@ def _write_int4(
     """Write a weight's codes as INT4, with the DequantizeLinear alone: half the bytes of INT8."""
     x, scale, _, axis, *_ = operands(node)
     value, step = get_constant(graph, x), get_constant(graph, scale)
-    assert value is not None and step is not None  # noqa: S101
+    assert value is not None and step is not None
     codes = (value / along_axis(step, value.ndim, axis)).round()
     if node in transposed:
         codes, axis = codes.T, 1 - axis % 2

@@ -27,7 +27,7 @@ FAR = 2**62  # torch writes "to the end" as the largest int64
 
 def _val(node: fx.Node) -> torch.Tensor:
     value = node.meta["val"]
-    assert isinstance(value, torch.Tensor)  # noqa: S101
+    assert isinstance(value, torch.Tensor)
     return value
 
 

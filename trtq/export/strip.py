@@ -103,10 +103,10 @@ def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
 def _unpaired(view: View, name: str) -> str:
     """Return a tensor with the values of ``name`` before its pair: what moves them between pair and reader is copied."""
     node = view.scope.maker(name)
-    assert node is not None  # noqa: S101
+    assert node is not None
     if node.op_type == "DequantizeLinear":
         pair = view.pair(name)
-        assert pair is not None  # noqa: S101
+        assert pair is not None
         if pair.q is not None and pair.q.output[0] == node.input[0]:
             return str(pair.q.input[0])
         return (

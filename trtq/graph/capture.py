@@ -81,13 +81,13 @@ def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.Grap
     with quiet(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
         graph = program.module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)  # noqa: S101
+        assert isinstance(graph, fx.GraphModule)
         if make_functional_(graph):
             return graph
         # Views of memory that changes later, nested graphs: torch's own functionalisation traces
         # everything again (3x the time).
         graph = program.run_decompositions({}).module(check_guards=False)
-        assert isinstance(graph, fx.GraphModule)  # noqa: S101
+        assert isinstance(graph, fx.GraphModule)
         return graph
 
 
@@ -147,7 +147,7 @@ def keep_first_(graph: fx.GraphModule) -> None:
     (results,) = operands(output)
     output.args = ((results[0],),)
     codegen = graph.graph._codegen
-    assert isinstance(codegen, fx.graph._PyTreeCodeGen)  # noqa: S101
+    assert isinstance(codegen, fx.graph._PyTreeCodeGen)
     codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_structure(0))
     graph.graph.eliminate_dead_code()
     lost = before - {str(n.target) for n in graph.graph.nodes if n.op == "get_attr" and n.users}

@@ -73,7 +73,7 @@ def _is_mutating(node: fx.Node) -> bool:
 
 def _functional_twin(node: fx.Node) -> torch._ops.OpOverload | None:
     """Return the overload without the underscore and with the same arguments: ``relu_.default`` gives ``relu.default``."""
-    assert isinstance(node.target, torch._ops.OpOverload)  # noqa: S101
+    assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema
     written = [
         a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write

@@ -81,7 +81,7 @@ def set_constant_(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> 
     *parents, leaf = str(node.target).split(".")
     for part in parents:
         owner = getattr(owner, part)
-    assert isinstance(owner, torch.nn.Module)  # noqa: S101
+    assert isinstance(owner, torch.nn.Module)
     old = getattr(owner, leaf)
     setattr(
         owner,

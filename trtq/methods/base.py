@@ -59,7 +59,7 @@ class Workbench:
     def constant(self, node: fx.Node) -> torch.Tensor:
         """Return the tensor of a constant of the graph."""
         value = get_constant(self.graph, node)
-        assert value is not None, node.target  # noqa: S101
+        assert value is not None, node.target
         return value
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
@@ -72,7 +72,7 @@ class Workbench:
     @property
     def made(self) -> Encodings:
         """The encodings, for methods that act after calibration."""
-        assert self.encodings is not None  # noqa: S101
+        assert self.encodings is not None
         return self.encodings
 
     def simulated(self) -> fx.GraphModule:
@@ -162,5 +162,5 @@ def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.N
 
 def channel_axis(node: fx.Node) -> int:
     """Return the axis of a weighted op's output (and input) that holds channels: 1 for a convolution, -1 for a linear."""
-    assert node.target in WEIGHTED, node_name(node)  # noqa: S101
+    assert node.target in WEIGHTED, node_name(node)
     return -1 if node.target is torch.ops.aten.linear.default else 1

@@ -47,7 +47,7 @@ def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
         heights, residual = nnls(_ramps(x, knots), wanted)
         if best is None or residual < best[0]:
             best = float(residual), knots, heights
-    assert best is not None  # noqa: S101
+    assert best is not None
     return best[1:]
 
 
@@ -97,7 +97,7 @@ def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats)
         )
         piece = call(aten.clamp.default, ramp, 0.0, float(height))
         total = piece if total is None else call(aten.add.Tensor, total, piece)
-    assert total is not None  # e^0 = 1: some height is positive  # noqa: S101
+    assert total is not None  # e^0 = 1: some height is positive
     result = call(aten.div.Tensor, total, call(aten.sum.dim_IntList, total, [dim], True))
     result.meta.update(trtq_is_softmax=True, trtq_name=node_name(softmax))
     bench.replace(softmax, result)

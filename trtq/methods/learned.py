@@ -100,10 +100,10 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
-        step: torch.Tensor,
+        x: torch.Tensor,  # noqa: ARG004
+        step: torch.Tensor,  # noqa: ARG004
         origin: _Origin,
-        grad_scale: float,  # noqa: ARG004
+        grad_scale: float,
     ) -> torch.Tensor:
         ctx.origin, ctx.grad_scale = origin, grad_scale
         return origin.made()
@@ -344,7 +344,7 @@ class KeptNorm(nn.Module):
 
     def settle_(self) -> None:
         """Take the gathered statistics as running ones, and the factor and bias with which nothing changes."""
-        assert self.seen  # noqa: S101
+        assert self.seen
         total = torch.stack(self.seen).sum(0)
         self.seen = None
         channels, count = len(self.start), float(total[-1])

@@ -147,7 +147,7 @@ class TrainingGraph:
                     kept |= {str(given.target)} if node_name(node) in frozen else set()
         for i, (target, node) in enumerate((t, n) for t, n in wanted.items() if t not in kept):
             value = get_constant(self.module, original[target])
-            assert value is not None  # noqa: S101
+            assert value is not None
             name, own = f"trained_{i}", self._names.get(target, target)
             self.weights[own] = nn.Parameter(value.detach().clone())
             self.module.register_parameter(name, self.weights[own])
@@ -195,7 +195,7 @@ class TrainingGraph:
     def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
         x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
         step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
-        assert step is not None  # noqa: S101
+        assert step is not None
         held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
         weight = next((w for w in self.weights.values() if w is held), None)
         made: LearnedCodebook | LearnedFakeQuantize
@@ -232,7 +232,7 @@ class TrainingGraph:
             factor, values[bias] = (v.cpu() for v in norm.folded())
             values[weight] = values[weight] * factor.reshape([-1] + [1] * (values[weight].ndim - 1))
             if quantizer in self.quantizers:
-                assert quantizer is not None  # noqa: S101
+                assert quantizer is not None
                 amax[quantizer] = amax[quantizer] * factor
         for q in self.placement.active:
             book = self.codebooks.get(self._shared[q.name])

@@ -61,7 +61,7 @@ def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
     old = [bench.constant(n) for n in moved]
     bench.fold(moved[0], old[0] - middle)
     for (weight, bias), value in zip(layers, old[1:], strict=True):
-        assert bias is not None  # noqa: S101
+        assert bias is not None
         bench.fold(bias, value + bench.constant(weight) @ middle)
     return True
 

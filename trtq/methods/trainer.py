@@ -432,7 +432,7 @@ class Trainer:
         if self.val is None:
             return None
         examples, indices = self.val
-        assert examples.targets is not None  # noqa: S101
+        assert examples.targets is not None
         mine, ignore = list(self.workers.share(indices)), examples.targets.ignore
         counts = np.zeros((self.classes, self.classes), dtype=np.int64)
         self._mode(False)
@@ -440,7 +440,7 @@ class Trainer:
             for images, wanted in examples.walk(
                 [mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]
             ):
-                assert wanted is not None  # noqa: S101
+                assert wanted is not None
                 answer = self.graph.module(
                     images.to(self.device, memory_format=torch.channels_last)
                 )

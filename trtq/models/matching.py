@@ -218,7 +218,7 @@ def _same(given: StateDict, found: list[Fit]) -> bool:
 
 def _wrong_shape(own: StateDict, stored: Stored, fit: Fit) -> ModelError:
     name = shapes_differ(own, stored.tensors, fit.source)
-    assert name is not None  # noqa: S101
+    assert name is not None
     source = fit.source[name]
     return ModelError(
         f"The checkpoint {stored.path} does not fit the model",

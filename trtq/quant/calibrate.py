@@ -183,7 +183,7 @@ def _ends(
     """Return the lowest and the highest value of a tensor with an asymmetric or a log2 format."""
     if quantizer.is_weight:
         weight, axis = get_constant(graph, quantizer.source), quantizer.format.axis
-        assert weight is not None  # noqa: S101
+        assert weight is not None
         flat = channel_rows(weight, axis)
         low, high = flat.amin(dim=1), flat.amax(dim=1)
         return (low.reshape([]), high.reshape([])) if axis is None else (low, high)
@@ -200,7 +200,7 @@ def _largest(
     """Return the largest magnitude: FP8 keeps its relative precision over 15 binades, so nothing is gained by clipping."""
     if quantizer.is_weight:
         weight = get_constant(graph, quantizer.source)
-        assert weight is not None  # noqa: S101
+        assert weight is not None
         return weight_amax(weight, quantizer.format.axis)
     seen = stats[quantizer.stats_key]
     return torch.tensor(max(abs(seen.low), abs(seen.high)), dtype=torch.float32)
@@ -225,7 +225,7 @@ def _weight(
     graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None, input_step: float
 ) -> torch.Tensor:
     weight, node, fmt = get_constant(graph, quantizer.source), quantizer.consumer, quantizer.format
-    assert weight is not None  # noqa: S101
+    assert weight is not None
     if (
         quantizer.role != "weight"
         or feeding is None

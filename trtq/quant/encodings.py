@@ -131,7 +131,7 @@ class Encodings:
     def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
         """Return a constant of ``graph`` as these encodings have it: a method's, or the graph's own."""
         own = get_constant(graph, node)
-        assert own is not None, node.target  # noqa: S101
+        assert own is not None, node.target
         return self.constants.get(str(node.target), own)
 
     def digest(self) -> str:

@@ -83,7 +83,7 @@ class Layer:
     ) -> torch.Tensor:
         """Return the layer's output on ``arguments`` (those of its call) with both operands quantized; ``scratch`` is overwritten."""
         coding, target = self.codings[label], self.node.target
-        assert callable(target)  # noqa: S101
+        assert callable(target)
         result: torch.Tensor = target(
             coding.quantize_input(arguments[0], {} if scratch is None else scratch),
             coding.weight,

@@ -143,5 +143,5 @@ def _from_layer(
     for node in rest:
         runner.env[node] = answer = runner.run_node(node)
     result = answer[0] if isinstance(answer, (list, tuple)) else answer
-    assert isinstance(result, torch.Tensor)  # noqa: S101
+    assert isinstance(result, torch.Tensor)
     return result

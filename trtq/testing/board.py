@@ -277,9 +277,9 @@ class StandInBoard:
         for name in ("host_key", "client_key"):
             path = self.folder / name
             if not path.is_file():
-                subprocess.run(  # noqa: S603
-                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)],
-                    check=True,  # noqa: S607
+                subprocess.run(
+                    ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)],  # noqa: S607
+                    check=True,
                 )
         self._authorize()
         (self.folder / "sshd_config").write_text(
@@ -347,9 +347,9 @@ class StandInBoard:
     def switch_on(self) -> None:
         """Start sshd and wait until it answers."""
         sshd = find_sshd()
-        assert sshd is not None  # noqa: S101
+        assert sshd is not None
         with (self.folder / "sshd.log").open("ab") as log:
-            self._sshd = subprocess.Popen(  # noqa: S603
+            self._sshd = subprocess.Popen(
                 self.as_user([sshd, "-D", "-e", "-f", str(self.folder / "sshd_config")]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -408,7 +408,7 @@ class StandInBoard:
         """Change the host key, as flashing does."""
         for name in ("host_key", "host_key.pub"):
             (self.folder / name).unlink()
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")],  # noqa: S607
             check=True,
         )
@@ -426,7 +426,7 @@ class StandInBoard:
         told = {"release": [int(v) for v in self.kind.library.split(".")[:2]], "names": NAMES}
         (self.folder / "python/release.json").write_text(json.dumps(told))
         (self.folder / "cudart.c").write_text(CUDART)
-        subprocess.run(  # noqa: S603
+        subprocess.run(
             [
                 compiler,
                 "-shared",
@@ -459,5 +459,5 @@ def _user() -> str:
             "/",
             USER,
         ]
-        subprocess.run(line, check=True, capture_output=True)  # noqa: S603
+        subprocess.run(line, check=True, capture_output=True)
     return USER

@@ -23,11 +23,11 @@ class FakeCuda:
 
         class Event:
             def __init__(self, *, enable_timing: bool) -> None:
-                assert enable_timing  # noqa: S101
+                assert enable_timing
                 self.at = 0.0
 
             def record(self, stream: Any) -> None:
-                assert isinstance(  # noqa: S101
+                assert isinstance(
                     stream, Stream
                 )  # an event on the default stream times something else
                 self.at = time.perf_counter()
@@ -40,7 +40,7 @@ class FakeCuda:
 
         class CUDAGraph:
             def replay(self) -> None:
-                assert owner.launch is not None  # noqa: S101
+                assert owner.launch is not None
                 owner.launch()
 
         class Stream:
@@ -54,8 +54,8 @@ class FakeCuda:
     @contextlib.contextmanager
     def graph(self, graph: Any, *, stream: Any) -> Iterator[None]:
         """Capture: what is launched inside runs, since nothing can be recorded here."""
-        assert graph is not None  # noqa: S101
-        assert stream is not None  # noqa: S101
+        assert graph is not None
+        assert stream is not None
         if self.refuses:
             raise RuntimeError(self.refuses)
         yield
@@ -64,5 +64,5 @@ class FakeCuda:
     @contextlib.contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         """Make a stream the current one."""
-        assert stream is not None  # noqa: S101
+        assert stream is not None
         yield

@@ -52,5 +52,5 @@ class Candidate:
     @property
     def analysed(self) -> AnalyzeRecord:
         """The analysis, once there is one."""
-        assert self.analysis is not None  # noqa: S101
+        assert self.analysis is not None
         return self.analysis

@@ -90,7 +90,7 @@ def _gpu() -> Check:
     if tool:
         query = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
         try:
-            result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+            result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
             found = (
                 "; ".join(result.stdout.strip().splitlines()) if result.returncode == 0 else None
             )

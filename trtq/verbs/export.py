@@ -367,7 +367,7 @@ class _Writer:
         self, model: onnx.ModelProto, target: Target, encodings: Encodings, out: Path, name: str
     ) -> str:
         """Write the calibration cache and the float file it is for; "" where the ranges do not fit one."""
-        assert target.release is not None  # noqa: S101
+        assert target.release is not None
         if any(
             f.bits != 8 or not f.has_kernel or f.kind != "uniform"
             for f in encodings.formats.values()

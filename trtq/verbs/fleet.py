@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable  # noqa: F401
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,10 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
         )
     out = ensure_writable_dir(Path(spec.out))
     with locked(out / ".trtq.lock", waiting=told.note):
-        work: Callable[[tuple[str, Device]], Done] = lambda d: _one(
-            *d, spec, names, out, _Beside(d[1].name, told, lock)
-        )
+
+        def work(pair: tuple[str, Device]) -> Done:
+            return _one(*pair, spec, names, out, _Beside(pair[1].name, told, lock))
+
         with ThreadPoolExecutor(max_workers=len(devices)) as pool:
             done = list(pool.map(work, devices))
         record = FleetRecord(

@@ -51,7 +51,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     record = _record(onnx)
     if record is None:
         return Profiled(onnx)
-    assert target.version is not None  # noqa: S101
+    assert target.version is not None
     label = f"{target.name}@{shown(target.version)}"
     folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
     name = f"{label.replace('@', '-')}.onnx"

@@ -379,7 +379,7 @@ def _weight_stats(
         quantizer.format,
         encodings.scale(quantizer.name),
     )
-    assert weight is not None  # noqa: S101
+    assert weight is not None
     stored, zero = encodings.constant(graph, quantizer.source), encodings.zero_point(quantizer.name)
     values = fake_quantize(
         stored, scale, zero, fmt.axis, fmt.qmin, fmt.qmax, quantizer.name, fmt.kind
