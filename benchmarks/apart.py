@@ -1,4 +1,7 @@
-"""One row in a process of its own, so that one that fails or runs out of memory does not take the others with it."""
+"""Run each row in a process of its own.
+
+A row that fails or runs out of memory does not take the others with it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ PREFIX = "RESULT "
 
 
 def run_apart(line: list[str]) -> dict[str, Any]:
-    """Return what the process printed as its result, or an ``error`` with the last line it wrote."""
+    """Return what the process printed as its result.
+
+    Without a result, return an ``error`` with the last line that the process wrote.
+    """
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     row = next((ln for ln in done.stdout.splitlines() if ln.startswith(PREFIX)), None)
     return (

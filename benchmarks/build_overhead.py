@@ -1,8 +1,11 @@
-"""What ``trtq build`` costs over calling the builder directly: same file, same profile, both as one process, in turns.
+"""What ``trtq build`` costs over a direct call of the builder.
 
-Usage: python benchmarks/build_overhead.py [--rounds 5] --out benchmarks/results/build_overhead.md
-Random weights; the builder is TensorRT for RTX, compute capability 8.6. What is compared is the
-wall time of the whole process.
+Usage: python benchmarks/build_overhead.py [--rounds 5] \
+    --out benchmarks/results/build_overhead.md
+
+Both build the same file with the same profile, each as one process, in turns. The weights are
+random; the builder is TensorRT for RTX, compute capability 8.6. The figure compared is the wall
+time of the whole process.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Time and memory of calibration over plain eager forward passes on the same images, side by side with other tools.
+"""Time and memory of calibration over plain eager forward passes, for trtq and other tools.
 
-Usage: TRTQ_DATA=... python benchmarks/calibration_cost.py [--modelopt-python PY]
-[--modelopt-onnx-python PY2] --out FILE.md Every row is a process of its own. It first runs the
-plain float model eagerly over the images twice and times the second pass; then it calibrates on the
-same tensors. Ratio = calibration / plain pass in the same process. Memory = highest resident size
-after calibration minus after the plain pass. Tools that read ONNX get the float file that trtq
-exported.
+Usage: TRTQ_DATA=... python benchmarks/calibration_cost.py [--modelopt-python PY] \
+    [--modelopt-onnx-python PY2] --out FILE.md
+
+All tools use the same images. Every row is a process of its own. It first runs the plain float
+model eagerly over the images twice and times the second pass; then it calibrates on the same
+tensors. Ratio = calibration / plain pass in the same process. Memory = highest resident size
+after calibration minus that after the plain pass. Tools that read ONNX get the float file that
+trtq exported.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ def peak_mb() -> float:
 
 
 def stream(batches, images):
-    """The same batches again and again, until ``images`` images were given: memory of many images without many images."""
+    """Repeat the same batches until ``images`` images were given.
+
+    This measures the memory that many images take without storing many images.
+    """
 
     def cycle():
         while True:

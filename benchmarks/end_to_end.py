@@ -1,10 +1,12 @@
 """``trtq quantize`` files to files against ModelOpt's torch path, quantization plus ONNX export.
 
-Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY --out
-benchmarks/results/end_to_end.md EfficientNet-Lite0, 256 images, max. Each round runs every row once
-in a process of its own; the table has the medians. The call alone: trtq.quantize decodes, captures,
-calibrates, exports, runs the parity gate and writes; ModelOpt's is mtq.quantize on images already
-in memory plus torch.onnx.export. Both after their imports, first call in the process. The whole
+Usage: TRTQ_DATA=... python benchmarks/end_to_end.py --modelopt-python PY \
+    --out benchmarks/results/end_to_end.md
+
+EfficientNet-Lite0, 256 images, max. Each round runs every row once in a process of its own; the
+table has the medians. The call alone: trtq.quantize decodes, captures, calibrates, exports, runs
+the parity gate and writes; ModelOpt's is mtq.quantize on images already in memory plus
+torch.onnx.export. Both are timed after their imports, as the first call in the process. The whole
 process: with interpreter start, imports and, for ModelOpt, decoding the images.
 """
 

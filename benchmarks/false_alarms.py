@@ -1,8 +1,10 @@
-"""Does trtq compare cry wolf? A file against itself, and against itself with 3 % of planted waiting.
+"""False alarms of trtq compare: a file against itself, without and with 3 % of planted waiting.
 
-Usage: python benchmarks/false_alarms.py --out benchmarks/results/false_alarms.md [--same 100]
-[--planted 50] Whatever else the machine does meanwhile is part of the test. The planted slowdown
-spins for 3 % of the time the request has taken.
+Usage: python benchmarks/false_alarms.py --out benchmarks/results/false_alarms.md \
+    [--same 100] [--planted 50]
+
+Any other load on the machine during the run is part of the test. The planted slowdown spins for
+3 % of the time the request has taken.
 """
 
 from __future__ import annotations

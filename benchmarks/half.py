@@ -1,9 +1,10 @@
-"""FP16 with the nodes that trtq keeps in FP32, beside ModelOpt's AutoCast and beside FP16 everywhere.
+"""FP16 with the nodes that trtq keeps in FP32, beside ModelOpt's AutoCast and FP16 everywhere.
 
 Usage: TRTQ_DATA=... python benchmarks/half.py --modelopt-python PY --out benchmarks/results/half.md
-PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. The same 16 images tell both tools the
-ranges; 256 others are evaluated. Every FP16 result is rounded (``trtq.export.half.rounded``): ONNX
-Runtime's CPU would compute chains of FP16 ops in float32.
+
+PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. Both tools take the ranges from the same
+16 images; 256 others are evaluated. Every FP16 result is rounded (``trtq.export.half.rounded``):
+ONNX Runtime's CPU would compute chains of FP16 ops in float32.
 """
 
 from __future__ import annotations

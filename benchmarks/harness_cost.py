@@ -1,6 +1,8 @@
-"""What the harness adds to a request: its loop against a bare one, around a model that does nothing; memory of a million samples.
+"""What the harness adds to a request, and the memory of a million samples.
 
 Usage: python benchmarks/harness_cost.py --out benchmarks/results/harness_cost.md
+
+The harness's loop runs against a bare one, around a model that does nothing.
 """
 
 from __future__ import annotations
@@ -71,13 +73,16 @@ def main() -> None:
     args.out.write_text(
         f"""# What the harness adds
 
-Made by `benchmarks/harness_cost.py` on {cpu_name()}, ONNX Runtime {package_version("onnxruntime")}; {ROUNDS} turns of {CALLS} requests to a model that does
+Made by `benchmarks/harness_cost.py` on {cpu_name()}, \
+ONNX Runtime {package_version("onnxruntime")}; {ROUNDS} turns of {CALLS} requests \
+to a model that does
 nothing (one Identity), bare loop and timed loop one after the other.
 
 | figure | value |
 |---|---|
 | a request in a bare loop | {statistics.median(bare):.2f} us |
-| what the timed loop adds to it | {statistics.median(added):.2f} us (of {ROUNDS} turns {min(added):.2f} to {max(added):.2f}) |
+| what the timed loop adds to it | {statistics.median(added):.2f} us \
+(of {ROUNDS} turns {min(added):.2f} to {max(added):.2f}) |
 | memory that {len(found.ns)} samples and their summary take | {peak() - before:.0f} MB |
 """
     )

@@ -1,9 +1,12 @@
-"""Kernels, INT8 share and bytes of the sm_86 plan: our Q/DQ file beside ModelOpt's (torch and ONNX paths) of the same model.
+"""Kernels, INT8 share and bytes of the sm_86 plan: trtq's Q/DQ file beside ModelOpt's.
 
-Usage: TRTQ_DATA=... python benchmarks/kernels.py --modelopt-python PY [--models ...] --out
-benchmarks/results/kernels.md PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. Weights are
-random and 16 images calibrate: what is compared is where the pairs stand and what the builder makes
-of them. All files are built by TensorRT for RTX with what is not quantized in FP16, batch 1.
+Usage: TRTQ_DATA=... python benchmarks/kernels.py --modelopt-python PY [--models ...] \
+    --out benchmarks/results/kernels.md
+
+ModelOpt quantizes the same model by its torch and by its ONNX path. PY is a Python with
+nvidia-modelopt[onnx] 0.47 and trtq. The weights are random and 16 images calibrate: the comparison
+is about where the pairs are and what the builder makes of them. TensorRT for RTX builds all files
+with what is not quantized in FP16, batch 1.
 """
 
 from __future__ import annotations
@@ -158,7 +161,12 @@ def render(found: dict[str, dict[str, dict[str, Any]]], machine: str) -> str:
             worse.append(f"{ours['int8']:.1f} % INT8 against {max(r['int8'] for r in peers):.1f}")
         verdicts.append(
             f"- {name}: "
-            f"{'; '.join(worse) if worse else 'no more kernels or bytes written than the better peer, INT8 share at least equal'}"
+            f"""{
+                "; ".join(worse)
+                if worse
+                else "no more kernels or bytes written than the better peer, "
+                "INT8 share at least equal"
+            }"""
         )
     return "\n".join([*lines, "", "Against the better peer in each column:", "", *verdicts]) + "\n"
 

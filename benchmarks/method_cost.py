@@ -1,8 +1,9 @@
-"""What each method costs, as a multiple of one float forward pass of the captured graph over the calibration images.
+"""What each method costs, as a multiple of one float forward pass.
 
 Usage: TRTQ_DATA=... python benchmarks/method_cost.py [--models ...] [--methods ...] [--out FILE]
-Both are timed in one process, the pass three times (the median counts) on decoded images; a method
-decodes its own images, too.
+
+The pass is one of the captured graph over the calibration images. Both are timed in one process,
+the pass three times (the median counts) on decoded images; a method also decodes its own images.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Methods and bit widths: agreement with the float model, next to ModelOpt at the same bits, images and quantized layers.
+"""Methods and bit widths: agreement with the float model, next to ModelOpt.
 
-Usage: TRTQ_DATA=... python benchmarks/methods.py [--models ...] [--bits ...] --modelopt-python PY
---out benchmarks/results/methods.md The exported file in ONNX Runtime, 512 calibration images (256
-for EfficientNet-Lite0). Evaluated on 2,500 CIFAR-10 test images, or the rest of the ImageNet
-sample. Both tools quantize every conv and linear, the first and the last at 8 bits, and nothing
-else.
+Usage: TRTQ_DATA=... python benchmarks/methods.py [--models ...] [--bits ...] \
+    --modelopt-python PY --out benchmarks/results/methods.md
+
+ModelOpt has the same bits, images and quantized layers. The exported file runs in ONNX Runtime,
+with 512 calibration images (256 for EfficientNet-Lite0). It is evaluated on 2,500 CIFAR-10 test
+images, or the rest of the ImageNet sample. Both tools quantize every conv and linear, the first
+and the last at 8 bits, and nothing else.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ def trtq_row(name: str, bits: str, recipe: str) -> dict[str, object]:
 
 
 def modelopt_config(model: torch.nn.Module, bits: str, algorithm: str) -> dict[str, object]:
-    """Return ModelOpt's settings for every conv and linear at ``bits``, the first and the last at 8."""
+    """Return ModelOpt's settings for every conv and linear at ``bits``, first and last at 8."""
     import copy
 
     import modelopt.torch.quantization as mtq

@@ -1,10 +1,12 @@
-"""Which metric and which strategy give the best widths: agreement at equal bytes of weights, next to uniform widths.
+"""Which metric and which strategy give the best widths, next to uniform widths.
 
-Usage: TRTQ_DATA=... python benchmarks/mixed_precision.py [--models ...] [--metrics ...] --out
-benchmarks/results/mixed_precision.md Every row is an exported file in ONNX Runtime on 2,000
-CIFAR-10 test images, against the float file. A row's budget is what the uniform model (first and
-last layer at 8 bits, as `--bits` does) or the percentile rule takes in bytes; BitOps are shown, not
-limited.
+Usage: TRTQ_DATA=... python benchmarks/mixed_precision.py [--models ...] [--metrics ...] \
+    --out benchmarks/results/mixed_precision.md
+
+The figure is the agreement at equal bytes of weights. Every row is an exported file in ONNX
+Runtime on 2,000 CIFAR-10 test images, against the float file. A row's budget is what the uniform
+model (first and last layer at 8 bits, as `--bits` does) or the percentile rule takes in bytes;
+BitOps are shown, not limited.
 """
 
 from __future__ import annotations
@@ -119,7 +121,10 @@ class Bench:
 
 
 def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[str, float]]:
-    """Return the bytes and the relative costs of uniform widths with the first and the last layer at 8 bits."""
+    """Return the bytes and the relative costs of uniform widths.
+
+    The first and the last layer have 8 bits.
+    """
     from trtq.search.options import Option
     from trtq.verbs.allocate import read_analysis
     from trtq.verbs.pricing import Pricing, uniform

@@ -1,4 +1,7 @@
-"""The models and images the benchmarks compare on. ``TRTQ_DATA`` names the folder of images; weights lie in ``../weights``."""
+"""The models and images that the benchmarks compare on.
+
+``TRTQ_DATA`` names the folder of images; weights are in ``../weights``.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +72,10 @@ def cifar_vit() -> nn.Module:
 
 
 class WithOutliers(nn.Module):
-    """The CIFAR-10 ViT with massive activations: in the middle of the network one channel of one token rises to ``amplitude``.
+    """The CIFAR-10 ViT with massive activations.
 
-    So do trained transformers (Sun et al. 2024: a few tokens, one or two channels, hundreds to
+    In the middle of the network one channel of one token rises to ``amplitude``. Trained
+    transformers show the same (Sun et al. 2024: a few tokens, one or two channels, hundreds to
     thousands); the next norm of that token sees little else. The weights stay, so the float model
     loses what that token carried and nothing more.
     """
@@ -160,7 +164,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def _smoke_settings(name: str, cifar: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of a model of the same kind that is tiny, with random weights in a checkpoint."""
+    """Return settings of a tiny model of the same kind, with random weights in a checkpoint."""
     from safetensors.torch import save_file
 
     here, size = Path(__file__), "3x32x32"
@@ -188,7 +192,10 @@ def tiny_vit() -> nn.Module:
 
 
 def evaluation(name: str) -> dict[str, Any]:
-    """Return the images to evaluate on: the rest of the ImageNet sample, or CIFAR-10's test images."""
+    """Return the images to evaluate on.
+
+    These are the rest of the ImageNet sample, or CIFAR-10's test images.
+    """
     data = data_folder()
     if name == "efficientnet_lite0" and not SMOKE:
         return {"data": f"{data}/imagenet-sample.zip", "class_index": f"{data}/imagenet-wnids.json"}

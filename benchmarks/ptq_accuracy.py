@@ -1,12 +1,14 @@
-"""INT8 post-training quantization: trtq's exported file in ONNX Runtime against ModelOpt's torch simulation, same images.
+"""INT8 post-training quantization: trtq's exported file against ModelOpt's torch simulation.
 
-Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY --out
-benchmarks/results/ptq_accuracy.md PY is a Python with nvidia-modelopt 0.47 and trtq installed
-(``pip install nvidia-modelopt==0.47.0 -e .``); without it the ModelOpt rows are left out.
-Calibration images are the same. ModelOpt quantizes every convolution and linear layer; trtq's
-default also the two products of each attention and the shortcut of each residual add behind a
-convolution, which is where TensorRT gains its speed. The row "same layers" leaves those in float:
-it compares like with like.
+Usage: TRTQ_DATA=... python benchmarks/ptq_accuracy.py --modelopt-python PY \
+    --out benchmarks/results/ptq_accuracy.md
+
+trtq's file runs in ONNX Runtime; both use the same images. PY is a Python with nvidia-modelopt
+0.47 and trtq installed (``pip install nvidia-modelopt==0.47.0 -e .``); without it the ModelOpt
+rows are left out. Calibration images are the same. ModelOpt quantizes every convolution and linear
+layer; trtq's default also quantizes the two products of each attention and the shortcut of each
+residual add behind a convolution, which is where TensorRT gains its speed. The row "same layers"
+leaves those in float: it compares like with like.
 """
 
 from __future__ import annotations
@@ -68,7 +70,10 @@ def modelopt_row(name: str, method: str) -> dict[str, float]:
 def score_in_torch(
     name: str, quantized, model, preprocess, source, indices, limit: int | None = None
 ) -> dict[str, float]:
-    """Count on the evaluation images that calibration did not see; ``limit`` takes those that trtq evaluate --limit takes."""
+    """Score the model on the evaluation images that calibration did not see.
+
+    ``limit`` takes the images that ``trtq evaluate --limit`` takes.
+    """
     where = evaluation(name)
     test = open_source(
         where["data"], Path(where["class_index"]) if "class_index" in where else None

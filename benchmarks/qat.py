@@ -1,11 +1,13 @@
-"""What training brings back: PTQ, PTQ with the family's methods, and QAT from the PTQ encodings, side by side, next to ModelOpt's QAT.
+"""What training brings back: PTQ, PTQ with the family's methods, and QAT, next to ModelOpt's QAT.
 
-Usage: TRTQ_DATA=... python benchmarks/qat.py [--models ...] [--bits ...] [--epochs N] [--images N]
-[--modelopt-python PY] --out FILE Top-1 of the exported file in ONNX Runtime on the CIFAR-10 test
-images (ModelOpt: of its torch model). Every conv and linear, the first and the last at 8 bits.
-"FP32, trained" went through the same training with no codes in place: what the images alone bring.
-ModelOpt trains with the same images in the same order, the same mirroring and crops, loss,
-optimizer and schedule; its BatchNorm is not folded.
+Usage: TRTQ_DATA=... python benchmarks/qat.py [--models ...] [--bits ...] [--epochs N] \
+    [--images N] [--modelopt-python PY] --out FILE
+
+QAT starts from the PTQ encodings. The figure is top-1 of the exported file in ONNX Runtime on the
+CIFAR-10 test images (ModelOpt: of its torch model). Every conv and linear is quantized, the first
+and the last at 8 bits. "FP32, trained" had the same training with no codes in place: it shows what
+the images alone bring. ModelOpt trains with the same images in the same order, the same mirroring
+and crops, loss, optimizer and schedule; its BatchNorm is not folded.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""What a training step costs with the codes in place: time and memory over the same step in float, next to ModelOpt's QAT.
+"""What a training step costs with the codes in place, next to ModelOpt's QAT.
 
-Usage: TRTQ_DATA=... python benchmarks/qat_cost.py [--models ...] [--device cpu|cuda] [--compile]
-[--modelopt-python PY] --out FILE A step is forward, cross-entropy, backward, on one batch of 64
-random images in channels-last, w8a8. Float and quantized steps take turns, the ratio is that of
-their medians. Memory: the high-water mark of what torch allocated during one step (on a CPU from
-its profiler, on a GPU torch.cuda.max_memory_allocated), weights not counted. The float step is the
-captured graph with BatchNorm folded for trtq and the eager module in training mode for ModelOpt:
-each tool is held against what it starts from.
+Usage: TRTQ_DATA=... python benchmarks/qat_cost.py [--models ...] [--device cpu|cuda] \
+    [--compile] [--modelopt-python PY] --out FILE
+
+The figures are time and memory over the same step in float. A step is forward, cross-entropy and
+backward on one batch of 64 random images in channels-last, w8a8. Float and quantized steps take
+turns; the ratio is that of their medians. Memory is the high-water mark of what torch allocated
+during one step (on a CPU from its profiler, on a GPU torch.cuda.max_memory_allocated), without the
+weights. The float step is the captured graph with BatchNorm folded for trtq and the eager module
+in training mode for ModelOpt: each tool is compared with what it starts from.
 """
 
 from __future__ import annotations

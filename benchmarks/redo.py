@@ -1,4 +1,7 @@
-"""What the scripts of the papers share: the printed numbers, the models to redo them with, rows with a verdict, one page a paper."""
+"""What the scripts of the papers share.
+
+The printed numbers, the models to redo them with, rows with a verdict, and one page per paper.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ class Section:
     def better(
         self, what: str, paper: str, ours: str, difference: float, noise: float, why: str = ""
     ) -> None:
-        """Add a claim that one figure is above another; within the noise of the images it is not decided.
+        """Add a claim that one figure is above another.
+
+        Within the noise of the images the claim is not decided.
 
         Args:
             what: the claim.
@@ -82,7 +87,7 @@ class Section:
             )
 
     def shows(self, what: str, paper: str, ours: str, why: str) -> None:
-        """Add a figure that cannot be held against the printed one, with the reason."""
+        """Add a figure that cannot be compared with the printed one, with the reason."""
         self.rows.append(Row(what, paper, ours, NOT, why))
 
 
@@ -104,7 +109,10 @@ class Subject:
         )
 
     def quantized(self, folder: Path, **changes: Any) -> tuple[Any, Any]:
-        """Return the records of a quantization with nothing but what is asked, and of its evaluation."""
+        """Return the records of a quantization and of its evaluation.
+
+        The quantization does nothing but what is asked for.
+        """
         from trtq import QuantizeSpec, quantize
 
         values = {
@@ -220,9 +228,10 @@ def parser_of(doc: str) -> argparse.ArgumentParser:
 def redo(
     paper: str, title: str, work: dict[str, Callable[[], Section]], args: argparse.Namespace
 ) -> None:
-    """Do every table that is asked for and write the page after each: an interrupted run keeps what it has.
+    """Do every table that is asked for and write the page after each.
 
-    A table that is not asked for keeps the section that an earlier run wrote.
+    An interrupted run keeps the tables it has done. A table that is not asked for keeps the section
+    that an earlier run wrote.
     """
     tables = printed(paper)
     unknown = [t for t in args.tables if t not in work]
@@ -293,11 +302,12 @@ def _write(path: Path, title: str, sections: Sequence[str]) -> None:
 
 
 def noise_of(*records: Any) -> float:
-    """Return two standard errors of a difference of accuracies, points: paired images, discordant at most where one of the files leaves float.
+    """Return two standard errors of a difference of accuracies, in points.
 
-    Files A and B can differ only on images where A or B differs from the float model: at most d =
-    (1 - agreement A) + (1 - agreement B) of n; the difference of right answers then has a variance
-    of at most d / n. Of mIoU no such bound is known: half a point.
+    The images are paired and discordant at most where one of the files differs from the float
+    model. Files A and B can differ only on images where A or B differs from the float model: at
+    most d = (1 - agreement A) + (1 - agreement B) of n; the difference of right answers then has a
+    variance of at most d / n. For mIoU no such bound is known: half a point.
     """
     if records[0].miou is not None:
         return MIOU_NOISE

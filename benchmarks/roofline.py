@@ -1,8 +1,9 @@
 """The roofline against latencies the papers print: how far each row is off.
 
 Usage: python benchmarks/roofline.py --out benchmarks/results/roofline.md
-S4's Tables 4.2, 4.5, 4.6 and 4.9 (T4, batch 1) and the averages of S3's Figure 7 with the two
-values its text names (RTX 3080).
+
+The rows are S4's Tables 4.2, 4.5, 4.6 and 4.9 (T4, batch 1) and the averages of S3's Figure 7 with
+the two values its text names (RTX 3080).
 """
 
 from __future__ import annotations
@@ -42,22 +43,31 @@ ROWS: list[tuple[str, str, list[str], dict[str, object], str, float]] = [
     ("S3 Fig. 7 average", "nano", [f"timm:{m}" for m in MOBILEVITS], {}, "fp32", 40.7),
 ]
 ABOUT = """\
-Every row is a prediction of `trtq cost --device`, batch 1; "published" is what the paper prints. Peaks and bandwidth are from data
-sheets (trtq/cost/devices.toml). Fitted, to these rows: two numbers a class of devices. That leaves 12 rows for 2 numbers on the T4, 3 for
-2 on the RTX 3080, and 2 for 2 on the Jetsons, where the fit proves nothing but that the figures are within reach.
+Every row is a prediction of `trtq cost --device`, batch 1; "published" is what the paper prints. \
+Peaks and bandwidth are from data
+sheets (trtq/cost/devices.toml). Fitted, to these rows: two numbers a class of devices. That \
+leaves 12 rows for 2 numbers on the T4, 3 for
+2 on the RTX 3080, and 2 for 2 on the Jetsons, where the fit proves nothing but that the figures \
+are within reach.
 
-S3 does not name the precision of its engines; its formats (codes of weights alone, log2 of the softmax) have no integer kernels, so they
-are predicted in FP32, TensorRT's default. Its text gives 40.7 ms for the AGX Xavier and 17.8 for the Nano and says in the same paragraph
+S3 does not name the precision of its engines; its formats (codes of weights alone, log2 of the \
+softmax) have no integer kernels, so they
+are predicted in FP32, TensorRT's default. Its text gives 40.7 ms for the AGX Xavier and 17.8 for \
+the Nano and says in the same paragraph
 that the Nano is 3 to 5 times slower: the two figures are taken as swapped.
 """
 WORST = """\
 ## The worst rows
 
-- **FCN-ResNet18 FP32**: 77 G MACs at 1024x2048 are 154 G operations; 18.99 ms is 8.1 TFLOPS, 100 % of the T4's FP32 peak at boost clock, which no
-  kernel reaches under its 70 W limit. At 512x1024, the size the thesis trained at, it would be 25 %: the printed size and the printed latency
+- **FCN-ResNet18 FP32**: 77 G MACs at 1024x2048 are 154 G operations; 18.99 ms is 8.1 TFLOPS, 100 \
+% of the T4's FP32 peak at boost clock, which no
+  kernel reaches under its 70 W limit. At 512x1024, the size the thesis trained at, it would be \
+25 %: the printed size and the printed latency
   do not belong together.
-- **MobileNetV2 INT8**: 1.31 ms for 54 kernels is 24 us a kernel, while the same table gives 115 us in FP32 and ResNet-50 gives 78 us in INT8.
-  One launch time cannot meet all three; TensorRT also fuses the inverted residuals further than one kernel a convolution. PTQ and QAT
+- **MobileNetV2 INT8**: 1.31 ms for 54 kernels is 24 us a kernel, while the same table gives 115 \
+us in FP32 and ResNet-50 gives 78 us in INT8.
+  One launch time cannot meet all three; TensorRT also fuses the inverted residuals further than \
+one kernel a convolution. PTQ and QAT
   run the same kernels and are printed 1.55 times apart.
 - **MobileNetV2 FP16** lies between the two.
 """

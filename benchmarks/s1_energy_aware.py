@@ -1,10 +1,12 @@
-"""S1, "Energy-Aware Quantization and Mixed-Precision Learning for Vision Models": Tables 1-5 and Figs 1-3 redone.
+"""S1: Tables 1-5 and Figs 1-3 redone.
 
-Usage: TRTQ_DATA=... python benchmarks/s1_energy_aware.py --out benchmarks/results/s1.md [--tables
-'Table 1' ...] ResNet-20 and a ViT of 6 blocks, both on CIFAR-10, stand for the paper's ResNet-18 on
-CIFAR-100 and DeiT-Tiny on ImageNet, whose weights are not published; with the paper's data:
---cnn-model timm:resnet18 --cnn-checkpoint W --cnn-data TRAIN --cnn-eval VAL, and --vit-...
-likewise.
+Usage: TRTQ_DATA=... python benchmarks/s1_energy_aware.py --out benchmarks/results/s1.md \
+    [--tables 'Table 1' ...]
+
+S1 is "Energy-Aware Quantization and Mixed-Precision Learning for Vision Models". ResNet-20 and a
+ViT of 6 blocks, both on CIFAR-10, replace the paper's ResNet-18 on CIFAR-100 and DeiT-Tiny on
+ImageNet, whose weights are not published. With the paper's data: --cnn-model timm:resnet18
+--cnn-checkpoint W --cnn-data TRAIN --cnn-eval VAL, and --vit-... likewise.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ class Lab:
 
     @cache  # noqa: B019
     def uniform(self, bits: int, methods: tuple[str, ...] = ()) -> tuple[Any, float]:
-        """Return the evaluation at a width, first and last layer at 8 bits (A.2), and the relative energy of that."""
+        """Return the evaluation at a width and its relative energy.
+
+        The first and the last layer have 8 bits (A.2).
+        """
         from mixed_precision import uniform_costs
 
         _, found = self.model.quantized(
@@ -49,7 +54,7 @@ class Lab:
 
     @cache  # noqa: B019
     def mixed(self) -> tuple[Any, float, list[str]]:
-        """Return the evaluation of the percentile rule, its relative energy, and every layer's width."""
+        """Return the percentile rule's evaluation, relative energy and width of every layer."""
         from trtq import AllocateSpec, allocate
 
         path = self.folder / "allocation.json"
@@ -139,7 +144,10 @@ def accuracy_table(name: str, lab: Lab) -> Section:
 
 
 def counts_of(folder: Path) -> Section:
-    """Table 3: how many layers get which width, on the paper's own models (the rule needs no accuracy)."""
+    """Table 3: how many layers get which width, on the paper's own models.
+
+    The rule needs no accuracy.
+    """
     from trtq import AllocateSpec, allocate
     from trtq.testing.images import write_classes
 

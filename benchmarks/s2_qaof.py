@@ -1,10 +1,11 @@
 """S2, "QAOF": Tables I-IV redone.
 
-Usage: TRTQ_DATA=... python benchmarks/s2_qaof.py --out benchmarks/results/s2.md [--tables 'Table I'
-...] ResNet-20 and a ViT of 6 blocks, both on CIFAR-10, stand for ResNet-50 on ImageNet and for
-BERT-Base on GLUE (trtq is for vision models). With ImageNet: --cnn-model timm:resnet50
---cnn-checkpoint W --cnn-data TRAIN --cnn-eval VAL, and --vit-model timm:deit_small_patch16_224
-likewise.
+Usage: TRTQ_DATA=... python benchmarks/s2_qaof.py --out benchmarks/results/s2.md \
+    [--tables 'Table I' ...]
+
+ResNet-20 and a ViT of 6 blocks, both on CIFAR-10, replace ResNet-50 on ImageNet and BERT-Base on
+GLUE (trtq is for vision models). With ImageNet: --cnn-model timm:resnet50 --cnn-checkpoint W
+--cnn-data TRAIN --cnn-eval VAL, and --vit-model timm:deit_small_patch16_224 likewise.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class Lab:
 
     @cache  # noqa: B019
     def qat(self) -> tuple[Any, Any]:
-        """Return the evaluations after training with codes in place, and after the same training without any."""
+        """Return the evaluations after training with codes in place and without any.
+
+        Both trainings are the same otherwise.
+        """
         from qat import without_codes
 
         from trtq import FinetuneSpec, finetune

@@ -1,9 +1,12 @@
-"""S3, "EfficientQuant: An Efficient Post-Training Quantization for CNN-Transformer Hybrid Models on Edge Devices": every table and figure.
+"""S3: every table and figure redone.
 
-Usage: TRTQ_DATA=... python benchmarks/s3_efficientquant.py --out benchmarks/results/s3.md [--tables
-'Table 1' ...] Here mobilevit_xxs with weights trained on CIFAR-10 at 64x64 stands for the ten
-models. With timm's weights (NAME.safetensors or NAME.pth in a folder) and ImageNet's validation
-images: --weights FOLDER --data TRAIN --eval VAL [--class-index FILE].
+Usage: TRTQ_DATA=... python benchmarks/s3_efficientquant.py --out benchmarks/results/s3.md \
+    [--tables 'Table 1' ...]
+
+S3 is "EfficientQuant: An Efficient Post-Training Quantization for CNN-Transformer Hybrid Models on
+Edge Devices". Here mobilevit_xxs with weights trained on CIFAR-10 at 64x64 replaces the ten models.
+With timm's weights (NAME.safetensors or NAME.pth in a folder) and ImageNet's validation images:
+--weights FOLDER --data TRAIN --eval VAL [--class-index FILE].
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""S4, the thesis on TensorRT PTQ and QAT with gradient-based mixed precision: Tables 4.1-4.9 and Figs 4.3-4.16 redone.
+"""S4, the thesis on TensorRT: Tables 4.1-4.9 and Figs 4.3-4.16 redone.
 
-Usage: TRTQ_DATA=... python benchmarks/s4_tensorrt_thesis.py --out benchmarks/results/s4.md
-[--tables 'Table 4.1' ...]
-           [--camvid camvid.zip --fcn-weights FILE of train_fcn.py] [--epochs N --train-images N]
-           [--fcn-epochs N]
-ResNet-20 and mobilevit_xxs, both on CIFAR-10, stand for ResNet50 and MobileNetV2 on Mini-ImageNet,
-CamVid at 240x320 for Cityscapes. With the thesis's own: --cnn-model timm:resnet50 --cnn-checkpoint
-W --cnn-data TRAIN --cnn-eval VAL, --mobile-model timm:mobilenetv2_100 likewise.
+Usage: TRTQ_DATA=... python benchmarks/s4_tensorrt_thesis.py --out benchmarks/results/s4.md \
+    [--tables 'Table 4.1' ...] [--camvid camvid.zip --fcn-weights FILE] \
+    [--epochs N --train-images N] [--fcn-epochs N]
+
+The thesis is about TensorRT PTQ and QAT with gradient-based mixed precision. train_fcn.py makes the
+FILE of --fcn-weights. ResNet-20 and mobilevit_xxs, both on CIFAR-10, replace ResNet50 and
+MobileNetV2 on Mini-ImageNet; CamVid at 240x320 replaces Cityscapes. With the thesis's own:
+--cnn-model timm:resnet50 --cnn-checkpoint W --cnn-data TRAIN --cnn-eval VAL, and --mobile-model
+timm:mobilenetv2_100 likewise.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ class Lab:
 
     @cache  # noqa: B019
     def allocation(self, mix: str, activations: int) -> Path:
-        """Return widths by gradient sensitivity and the Pareto front at the thesis's own compression."""
+        """Return widths by gradient sensitivity and the Pareto front.
+
+        The budget is the thesis's own compression.
+        """
         from trtq import AllocateSpec, allocate
 
         out = self.folder / f"A-{mix}-{activations}.json"
@@ -159,7 +164,7 @@ class Lab:
 
     @property
     def how(self) -> str:
-        """What stands behind a row called QAT."""
+        """How the rows called QAT were made."""
         epochs = self.training["epochs"]
         limit = self.training.get("limit")
         return (

@@ -1,8 +1,9 @@
-"""What a search costs: each metric in passes of the same model over the same images, and the integer program in seconds.
+"""What a search costs: each metric in passes of the model, the integer program in seconds.
 
 Usage: python benchmarks/search_cost.py --out benchmarks/results/search_cost.md
-Random images and weights: only time is measured. Every figure is a ratio to plain eager passes of
-the captured graph in the same process.
+
+The passes are of the same model over the same images. Images and weights are random: only time is
+measured. Every figure is a ratio to plain eager passes of the captured graph in the same process.
 """
 
 from __future__ import annotations

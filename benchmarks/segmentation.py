@@ -1,11 +1,14 @@
-"""FCN-ResNet18 on CamVid at 240x320: FP32, then PTQ and QAT at INT8 and at the thesis's 4MP-A8 and 4MP-A6 (S4 Tables 4.7 and 4.8).
+"""FCN-ResNet18 on CamVid at 240x320: FP32, PTQ and QAT (S4 Tables 4.7 and 4.8).
 
-Usage: python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors [--epochs 3]
---out benchmarks/results/segmentation.md WEIGHTS come from train_fcn.py. 4MP: widths of 8 and 4 bits
-by gradient sensitivity and the Pareto front, at the thesis's own compression (7.84 times); A8 and
-A6 are the bits of activations. mIoU of the exported file in ONNX Runtime on the 117 test images,
-void left out; training sees the 367 train images and nothing else, and the last epoch is taken.
-Predictions side by side are written beside FILE as .png.
+Usage: python benchmarks/segmentation.py --camvid camvid.zip --weights fcn.safetensors \
+    [--epochs 3] --out benchmarks/results/segmentation.md
+
+PTQ and QAT are at INT8 and at the thesis's 4MP-A8 and 4MP-A6. train_fcn.py makes the file of
+--weights. 4MP: widths of 8 and 4 bits by gradient sensitivity and the Pareto front, at the thesis's
+own compression (7.84 times); A8 and A6 are the bits of activations. mIoU is that of the exported
+file in ONNX Runtime on the 117 test images, void left out. Training sees the 367 train images and
+nothing else, and the last epoch is taken. Predictions side by side are written beside the file of
+--out as .png.
 """
 
 from __future__ import annotations

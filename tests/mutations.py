@@ -99,7 +99,10 @@ def _holder(value: Any, path: tuple[Any, ...]) -> Any:
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> Any:
-    """Return a JSON-like value with one or two places replaced, removed, doubled or renamed; places near the root come more often."""
+    """Return a JSON-like value with one or two places replaced, removed, doubled or renamed.
+
+    Places near the root are chosen more often.
+    """
     made = copy.deepcopy(tree)
     for _ in range(rng.randint(1, 2)):
         by_depth: dict[int, list[tuple[Any, ...]]] = {}
@@ -184,7 +187,10 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_onnx(data: bytes, rng: random.Random) -> bytes:
-    """Return a model with a node, a constant, a shape, a type or metadata changed, or with other bytes."""
+    """Return a damaged model.
+
+    A node, a constant, a shape, a type or metadata is changed, or the bytes are.
+    """
     if rng.random() < 0.25:
         return mutate_bytes(data, rng)
     model = onnx.load_from_string(data)

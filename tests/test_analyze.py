@@ -44,8 +44,7 @@ def analysis(images, out, **changes):
     return AnalyzeSpec.make({**values, **changes})
 
 
-# ---- counting
-# ----------------------------------------------------------------------------------------------------------
+# ---- counting ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,8 +115,7 @@ def test_cost_at_widths_and_on_the_command_line(tmp_path):
     assert "(predicted)" in done.stdout
 
 
-# ---- estimators
-# --------------------------------------------------------------------------------------------------------
+# ---- estimators --------------------------------------------------------------------------------
 
 
 def test_hutchinson_finds_the_exact_trace_of_every_block():
@@ -199,8 +197,7 @@ def test_jsd_from_the_cached_prefix_is_that_of_the_whole_model(images, tmp_path)
     assert got == pytest.approx(wanted, rel=1e-4, abs=1e-9)
 
 
-# ---- through the verbs
-# -------------------------------------------------------------------------------------------------
+# ---- through the verbs -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["l2", "gradient", "hessian", "jsd", "combined"])
@@ -401,8 +398,7 @@ def test_two_processes_share_an_analysis(metric, images, tmp_path):
         assert together == {v.name: pytest.approx(v.loss, rel=2e-2, abs=2e-8) for v in alone.layers}
 
 
-# ---- bad input
-# ---------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------
 
 
 def test_labels_that_are_missing_or_do_not_fit(images, tmp_path):

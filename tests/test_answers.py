@@ -1,4 +1,7 @@
-"""What an output is and how two models' answers compare: predictions only where there are scores of classes."""
+"""What an output is and how two models' answers compare.
+
+Only outputs with scores of classes have predictions.
+"""
 
 from __future__ import annotations
 

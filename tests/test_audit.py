@@ -1,4 +1,7 @@
-"""Audit: the precision every module asked for against the one it got, in reports of every generation and in a real plan."""
+"""Audit: the precision every module asked for against the one it got.
+
+The reports are of every generation and of a real plan.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,11 @@ def test_a_report_of_11(cnn_out: Path, tmp_path: Path):
 
 
 def middle_report(streams: bool) -> dict[str, object]:
-    """As 10.3 and 10.13 write it: short texts in one field, the ONNX names in the metadata, kernels of Myelin with names of their own."""
+    """Return a report as 10.3 and 10.13 write it.
+
+    It has short texts in one field, the ONNX names in the metadata, and kernels of Myelin with
+    names of their own.
+    """
     rows = []
     for i, node in enumerate(NODES):
         kind = {"depthwise/Conv": "Float", "head/MatMul": "Half"}.get(node, "Int8")

@@ -1,4 +1,7 @@
-"""The harness: every figure on the CPU with real parts, GPUs and boards against stand-ins, and what happens when something fails."""
+"""The harness: every figure on the CPU with real parts, GPUs and boards against stand-ins.
+
+The tests also cover what happens when something fails.
+"""
 
 from __future__ import annotations
 
@@ -79,8 +82,7 @@ def record(cnn_out, tmp_path_factory):
     return made, out
 
 
-# ---- sampling
-# ----------------------------------------------------------------------------------------------------------
+# ---- sampling ----------------------------------------------------------------------------------
 
 
 class Ticks:
@@ -166,8 +168,7 @@ def test_what_was_measured_before_a_failure_is_kept(error, text):
     assert found.stopped == "a call failed"
 
 
-# ---- bench
-# -------------------------------------------------------------------------------------------------------------
+# ---- bench -------------------------------------------------------------------------------------
 
 
 def test_bench_on_a_cpu_is_labelled_cpu_and_has_every_figure(record):
@@ -546,8 +547,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_anything_is_measured(cnn_ou
     assert time.perf_counter() - start < 1.0
 
 
-# ---- startup and memory
-# ------------------------------------------------------------------------------------------------
+# ---- startup and memory ------------------------------------------------------------------------
 
 
 def test_a_file_leaves_the_page_cache(tmp_path):
@@ -606,8 +606,7 @@ def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch)
     )
 
 
-# ---- meters
-# ------------------------------------------------------------------------------------------------------------
+# ---- meters ------------------------------------------------------------------------------------
 
 
 def test_mean_power_of_a_counter_lies_between_its_ticks():
@@ -644,7 +643,10 @@ def test_meters_that_cannot_be_believed(track, counter, text):
 
 
 def test_pain_10_a_square_wave_under_a_sensor_that_averages_a_second():
-    """A load that is on for half of each 0.4 s, seen through a 1 s average: a window of 10 s is right, a short one is marked."""
+    """A load is on for half of each 0.4 s and seen through a 1 s average.
+
+    A window of 10 s gives the right power; a short one is marked.
+    """
     on, idle, period = 300.0, 60.0, 0.4
 
     def watts(t: float) -> float:
@@ -881,8 +883,7 @@ def test_rails_of_boards(tmp_path):
         JetsonRails(tmp_path / "odd")
 
 
-# ---- the machine
-# -------------------------------------------------------------------------------------------------------
+# ---- the machine -------------------------------------------------------------------------------
 
 
 def test_a_card_of_a_gpu_is_complete_also_where_the_board_is_silent(tmp_path):
@@ -1019,8 +1020,7 @@ def test_clocks_without_permission_stay_floating(tmp_path, monkeypatch):
         assert said == "floating: that needs root"
 
 
-# ---- engines
-# -----------------------------------------------------------------------------------------------------------
+# ---- engines -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -1142,8 +1142,7 @@ def test_no_second_opinion(tmp_path, monkeypatch, cnn_out):
     )
 
 
-# ---- layers and verdicts
-# -----------------------------------------------------------------------------------------------
+# ---- layers and verdicts -----------------------------------------------------------------------
 
 
 def test_a_profile_leaves_the_first_runs_out():
@@ -1169,7 +1168,11 @@ def test_what_ate_the_gain_is_sorted_by_loss():
 
 
 def groups(rng: np.random.Generator, gap: float, *, n: int = 32) -> np.ndarray:
-    """Logarithms of ratios: loads that differ by 1 % each, turns that differ by 0.4 %, a burst of something else in one of twelve."""
+    """Return logarithms of ratios.
+
+    Loads differ by 1 % each, turns differ by 0.4 %, and one of twelve has a burst of
+    something else.
+    """
     first, copy, second = rng.normal(0.0, 0.01, (3, n))
     noise, bursts = rng.normal(0.0, 0.004, (2, n)), (rng.random(n) < 0.08) * rng.normal(0.0, 0.1, n)
     return np.stack(
@@ -1233,7 +1236,7 @@ def test_a_request_that_fails_while_taking_turns():
 
 
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
-    """The quantized file against itself as its baseline: no gain, so the advice is to keep the float one."""
+    """The quantized file is its own baseline: no gain, so the advice is to keep the float one."""
     from trtq.bench import verdict
 
     monkeypatch.setattr(verdict, "is_quantized", lambda path: path.name == "model.qdq.onnx")
@@ -1347,8 +1350,7 @@ def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path,
     assert find_baseline(int8) == (half, "")
 
 
-# ---- compare records, gate
-# ---------------------------------------------------------------------------------------------
+# ---- compare records, gate ---------------------------------------------------------------------
 
 
 def put(folder: Path, made, **changes) -> Path:
@@ -1450,7 +1452,10 @@ def test_gate_is_not_valid_on_another_machine_or_a_record_that_is_not(record, tm
 
 
 def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
-    """INT8 got slower and the float file faster: in order of the rows nothing would have changed."""
+    """INT8 got slower and the float file faster.
+
+    A comparison in the order of the rows would see no change.
+    """
 
     def two(folder: str, order: list[tuple[str, float]]) -> Path:
         path = put(tmp_path / folder, record[0])

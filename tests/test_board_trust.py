@@ -1,4 +1,8 @@
-"""Boards are not trusted: their answers are limited and checked, their folders are looked at, their hints are words of ours."""
+"""Boards are not trusted.
+
+Their answers are limited and checked, their folders are inspected, and their hints are in words of
+trtq's own.
+"""
 
 from __future__ import annotations
 

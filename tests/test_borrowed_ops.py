@@ -1,4 +1,4 @@
-"""Ops beside a quantized convolution: written, equal to torch, or refused before anything is calibrated."""
+"""Ops beside a quantized convolution: written and equal to torch, or refused before calibration."""
 
 from __future__ import annotations
 

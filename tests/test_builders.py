@@ -1,4 +1,7 @@
-"""Builders of every generation: the Python API (against a stand-in with the names of each release), trtexec, memory, missing kernels."""
+"""Builders of every generation: the Python API, trtexec, memory, missing kernels.
+
+The Python API runs against a stand-in with the names of each release.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +92,7 @@ def with_note(files: Path, folder: Path, note: str) -> Path:
     return folder
 
 
-# ---- the Python API of each release
-# ---------------------------------------------------------------------------------------
+# ---- the Python API of each release ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", RELEASES)
@@ -98,7 +100,10 @@ def with_note(files: Path, folder: Path, note: str) -> Path:
 def test_pain_4_every_release_is_asked_in_its_own_words(
     version, precision, files, tmp_path, tensorrt
 ):
-    """Up to 9 flags say the precision; from 10 on it stands in the graph, and no flag that is gone is touched."""
+    """Up to TensorRT 9 flags give the precision; from 10 on the graph does.
+
+    No flag that a release no longer has is touched.
+    """
     tensorrt(version)
     made = build(asked(files, tmp_path, precision=precision, workspace=512, batch=(1, 2, 4)))
     head, model = read_fake_plan((tmp_path / "e.engine").read_bytes())
@@ -257,8 +262,7 @@ def test_a_parser_that_refuses_says_all_it_has(files, tmp_path, tensorrt, monkey
     assert versions.API["EXPLICIT_BATCH"][0] == (8, 0)
 
 
-# ---- pains 18, 26: no kernel, no memory
-# ------------------------------------------------------------------------------------
+# ---- pains 18, 26: no kernel, no memory --------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "trtexec"])
@@ -471,8 +475,7 @@ def test_a_dla_takes_no_pairs_and_no_fp32(files, tmp_path, tensorrt):
     assert head["flags"]["FP16"] and head["flags"]["GPU_FALLBACK"]
 
 
-# ---- runners: both APIs, and what must not be loaded
-# ------------------------------------------------------------------------
+# ---- runners: both APIs, and what must not be loaded -------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["8.2.1", "8.5.2", "10.3.0", "11.4.0"])
@@ -680,8 +683,7 @@ def test_the_programs_of_the_engine_page_answer_like_the_file(
     assert set(programs) == {"with_trtq.py", "alone.py"}
 
 
-# ---- pain 3: the agreement gate
-# ----------------------------------------------------------------------------------------------
+# ---- pain 3: the agreement gate ----------------------------------------------------------------
 
 
 def test_agreement_without_a_gpu_runs_what_exists_and_says_so(files, images, tmp_path):
@@ -704,7 +706,10 @@ def test_agreement_without_a_gpu_runs_what_exists_and_says_so(files, images, tmp
 def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(
     files, images, tmp_path, tensorrt, monkeypatch
 ):
-    """The builder below doubles the scale of one layer: the shipped engine computes something else than the file."""
+    """The builder below doubles the scale of one layer.
+
+    The shipped engine computes something else than the file.
+    """
     tensorrt("10.3.0")
     monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -738,7 +743,7 @@ def test_pain_3_a_wrong_engine_fails_and_the_place_is_named(
 
 
 def test_the_engine_that_ships_is_the_one_that_runs(files, images, tmp_path, tensorrt, monkeypatch):
-    """A builder whose first plan is wrong and whose second is right: what was compared must be the first."""
+    """The first plan of a builder is wrong and its second is right: the first must be compared."""
     tensorrt("10.3.0")
     monkeypatch.setattr("trtq.engine.build.EngineRunner", partial(EngineRunner, device="cpu"))
     flag = tmp_path / "built-once"
@@ -766,7 +771,10 @@ def test_the_engine_that_ships_is_the_one_that_runs(files, images, tmp_path, ten
 
 
 def test_fp16_that_overflows_does_not_pass(files, images, tmp_path):
-    """ONNX Runtime computes chains of FP16 ops in float32 and shows no overflow: the gate rounds every result."""
+    """ONNX Runtime computes chains of FP16 ops in float32 and shows no overflow.
+
+    The gate rounds every result.
+    """
     pytest.importorskip("tensorrt_rtx")
     model = onnx.load(files / "model.fp32.onnx")
     big = onnx.numpy_helper.from_array(np.float32(3e4), "big")
@@ -824,8 +832,7 @@ def test_agreement_needs_to_know_the_preprocessing(files, images, tmp_path):
         )
 
 
-# ---- the command
-# -------------------------------------------------------------------------------------------------------------
+# ---- the command -------------------------------------------------------------------------------
 
 
 def test_two_builds_of_one_engine_at_once(files, tmp_path):
@@ -902,7 +909,10 @@ def test_truncated_engines(files, tmp_path, tensorrt):
 
 
 def test_all_errors_of_the_parser_with_their_nodes(files, tmp_path, monkeypatch):
-    """The real parser: an op of nobody's, named after its module; lint names the same nodes before the builder starts."""
+    """The real parser refuses an unknown op, and the error names the op's module.
+
+    Lint names the same nodes before the builder starts.
+    """
     pytest.importorskip("tensorrt_rtx")
     model = onnx.load(files / "model.fp32.onnx")
     for node in model.graph.node:
@@ -925,12 +935,14 @@ def test_all_errors_of_the_parser_with_their_nodes(files, tmp_path, monkeypatch)
         build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", backend="auto"))
 
 
-# ---- the file that is built from
-# -------------------------------------------------------------------------------------------
+# ---- the file that is built from ---------------------------------------------------------------
 
 
 def test_a_file_is_built_from_where_it_lies_and_must_not_change(files, tmp_path, monkeypatch):
-    """No copy is made of a file that needs no change; one that changes meanwhile gives no engine, and the old engine stays."""
+    """A file that needs no change is not copied.
+
+    A file that changes during the build gives no engine, and the old engine stays.
+    """
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="8.7")))
     with_note(files, tmp_path, "seconds:1.5")
     given = partial(

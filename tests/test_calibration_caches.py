@@ -50,8 +50,7 @@ def scales_of(path: Path) -> dict[str, float]:
     }
 
 
-# ---- the text
-# --------------------------------------------------------------------------------------------------------------------
+# ---- the text ----------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -111,8 +110,7 @@ def test_what_is_no_cache():
         write_cache({"a": math.nan}, 8502)
 
 
-# ---- out of a Q/DQ file and back
-# -------------------------------------------------------------------------------------------------
+# ---- out of a Q/DQ file and back ---------------------------------------------------------------
 
 
 def test_there_and_back_to_the_same_scales_and_answers(ptq: Path, tmp_path: Path):
@@ -244,8 +242,7 @@ def test_what_cannot_be_exported(ptq: Path, tmp_path: Path):
         export_calib(asked("xavier", "model.fp32.onnx"))
 
 
-# ---- into a build
-# ----------------------------------------------------------------------------------------------------------------
+# ---- into a build ------------------------------------------------------------------------------
 
 
 def test_what_a_cache_cannot_hold(images: Path, tmp_path: Path):

@@ -38,8 +38,7 @@ pytest_rtx = pytest.mark.skipif(
 )
 
 
-# ---- evaluate
-# ----------------------------------------------------------------------------------------------------------
+# ---- evaluate ----------------------------------------------------------------------------------
 
 
 def test_evaluate_reads_preprocessing_from_the_file(cnn_out, images):
@@ -138,8 +137,7 @@ def test_evaluate_errors(cnn_out, images, tmp_path):
         evaluate(EvaluateSpec(onnx=f"{cnn_out}/model.qdq.onnx", data=str(wide)))
 
 
-# ---- build
-# -------------------------------------------------------------------------------------------------------------
+# ---- build -------------------------------------------------------------------------------------
 
 
 @pytest_rtx
@@ -308,8 +306,7 @@ def test_a_session_reports_its_shape(cnn_out):
     assert input_shape(open_session(cnn_out / "model.qdq.onnx"))[1:] == [3, 32, 32]
 
 
-# ---- run
-# ---------------------------------------------------------------------------------------------------------------
+# ---- run ---------------------------------------------------------------------------------------
 
 
 def write_recipe(folder, images, **changes):
@@ -402,8 +399,7 @@ def test_the_same_recipe_twice_at_once(images, tmp_path):
     assert sum(out.count(": ran (") for out, _ in texts) == 7
 
 
-# ---- inspect
-# -----------------------------------------------------------------------------------------------------------
+# ---- inspect -----------------------------------------------------------------------------------
 
 
 def test_inspect_every_artefact(cnn_out, images, tmp_path):
@@ -455,8 +451,7 @@ def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path
         inspect(tmp_path / "empty")
 
 
-# ---- data
-# --------------------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------
 
 
 def test_zip_sources(images, tmp_path):

@@ -1,4 +1,7 @@
-"""Tensors of checkpoints: types, kinds, order, zeros and NaN; nothing goes where it does not belong."""
+"""Tensors of checkpoints: types, kinds, order, zeros and NaN.
+
+No tensor ends up where it does not belong.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checkpoints: every form is loaded right, or named for what it is; nothing in a file is ever run."""
+"""Checkpoints: every form is loaded right, or named for what it is.
+
+Nothing in a file is ever run.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,10 @@ def test_a_child_of_the_models_own_keeps_its_name(state, tmp_path, own, prefix):
 
 
 def test_names_with_a_wrappers_part_on_some_only(state, tmp_path):
-    """A model that really has a child called module beside others loads by its own names, and one wrapped inside loads as well."""
+    """A model that really has a child called module beside others loads by its own names.
+
+    A checkpoint of one wrapped inside loads as well.
+    """
 
     class Both(nn.Module):
         def __init__(self):
@@ -241,7 +247,10 @@ def test_averaged_model_of_torch(state, tmp_path):
 
 
 def test_one_layer_fits_under_no_other_layers_name(state, tmp_path):
-    """``weight`` and ``bias`` alone are in every file: they come from the outermost level or a wrapper, never from some layer."""
+    """``weight`` and ``bias`` alone are in every file.
+
+    They come from the outermost level or a wrapper, never from some layer.
+    """
     layer = filled(nn.Linear(8, 4))
     model, _ = loaded(tmp_path, prefixed(layer.state_dict(), "module."), nn.Linear(8, 4))
     assert equal(model, layer.state_dict())

@@ -36,8 +36,7 @@ def opened(data: Path | str, index: str | None = None) -> tuple[Source, str]:
     return source, " | ".join(lines)
 
 
-# ---- names in one set
-# -----------------------------------------------------------------------------
+# ---- names in one set --------------------------------------------------------------------------
 
 
 def test_an_empty_class_folder_keeps_its_number(tmp_path: Path) -> None:
@@ -153,8 +152,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert len(source.identity()) == 64
 
 
-# ---- zips
-# -----------------------------------------------------------------------------------------
+# ---- zips --------------------------------------------------------------------------------------
 
 
 def pack(path: Path, *names: str, link: str | None = None) -> str:
@@ -189,8 +187,7 @@ def test_names_of_a_zip(tmp_path: Path) -> None:
     assert "hidden names" in lines
 
 
-# ---- what is no class
-# -----------------------------------------------------------------------------
+# ---- what is no class --------------------------------------------------------------------------
 
 
 def test_folders_that_are_no_classes_need_a_statement(tmp_path: Path) -> None:
@@ -218,8 +215,7 @@ def test_left_and_right_are_not_mirrored(tmp_path: Path, cnn_out: Path) -> None:
         finetune(training(cnn_out, tmp_path, data))
 
 
-# ---- numbers
-# --------------------------------------------------------------------------------------
+# ---- numbers -----------------------------------------------------------------------------------
 
 
 def test_folders_named_by_numbers(tmp_path: Path, cnn_out: Path) -> None:
@@ -266,8 +262,7 @@ def test_class_index_files(tmp_path: Path, monkeypatch) -> None:
     assert opened(data, "~/i.json")[0].classes == ["b", "a"]
 
 
-# ---- several sets
-# ---------------------------------------------------------------------------------
+# ---- several sets ------------------------------------------------------------------------------
 
 
 def training(cnn_out: Path, tmp_path: Path, data: str, **changes) -> FinetuneSpec:

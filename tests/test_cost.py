@@ -65,8 +65,7 @@ def analysis(images, folder, **changes):
     return analyze(AnalyzeSpec.make({**values, **changes}))
 
 
-# ---- the hardware table
-# ----------------------------------------------------------------------------------------------------
+# ---- the hardware table ------------------------------------------------------------------------
 
 
 def test_every_device_is_a_target_and_its_precisions_fit_its_capability():
@@ -126,8 +125,7 @@ def test_slices_of_one_tensor_are_separate_reads():
     assert [(k.name, k.reads) for k in fuse(ops, ["s"])] == [("qkv", 4), ("qk", 8)]
 
 
-# ---- the roofline
-# ------------------------------------------------------------------------------------------------------------
+# ---- the roofline ------------------------------------------------------------------------------
 
 
 def test_the_roofline_by_hand():
@@ -477,8 +475,7 @@ def test_a_measured_profile_corrects_the_prediction(images, tmp_path, cnn_out: P
         allocate(AllocateSpec(**values, correct=("xavier=fast",)))
 
 
-# ---- latency budgets
-# ----------------------------------------------------------------------------------------------------------
+# ---- latency budgets ---------------------------------------------------------------------------
 
 
 def test_a_latency_budget_keeps_layers_in_float_only_where_it_allows(images, tmp_path):
@@ -510,8 +507,7 @@ def test_a_latency_budget_keeps_layers_in_float_only_where_it_allows(images, tmp
         )
 
 
-# ---- formats that are no integers of both operands
-# ---------------------------------------------------------------------------
+# ---- formats that are no integers of both operands ---------------------------------------------
 
 
 def pinned(folder: Path, **options: str) -> str:

@@ -45,8 +45,7 @@ def spellings(data: Path, monkeypatch) -> list[str]:
     return [str(data), f"{data}/", "set", "./set", "link/", "~/set", f"{data}/../set", "set/."]
 
 
-# ---- one identity for a set
-# -----------------------------------------------------------------------
+# ---- one identity for a set --------------------------------------------------------------------
 
 
 def test_every_spelling_is_the_same_set(data: Path, monkeypatch) -> None:
@@ -95,8 +94,7 @@ def test_the_last_image_of_many_counts(tmp_path: Path) -> None:
     assert len(seen) == 2
 
 
-# ---- digests that are kept
-# ------------------------------------------------------------------------
+# ---- digests that are kept ---------------------------------------------------------------------
 
 
 def test_digests_of_unchanged_files_are_kept(data: Path, cached: Path, monkeypatch) -> None:
@@ -177,8 +175,7 @@ def test_two_writers(data: Path, cached: Path) -> None:
     assert all(name.split(".")[0] == digest for name, (_, digest) in kept.known.items())
 
 
-# ---- held out images
-# ------------------------------------------------------------------------------
+# ---- held out images ---------------------------------------------------------------------------
 
 
 def recipe_of(tmp_path: Path, more: str, **values: object) -> Path:

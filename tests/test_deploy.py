@@ -1,4 +1,7 @@
-"""Boards over SSH: a real sshd on loopback, an unprivileged user, the real agent, and NVIDIA's programs played by stand-ins."""
+"""Boards over SSH, end to end.
+
+A real sshd on loopback, an unprivileged user, the real agent, and stand-ins for NVIDIA's programs.
+"""
 
 from __future__ import annotations
 
@@ -451,9 +454,8 @@ def test_bench_on_a_board(orin, tmp_path):
     done = run_cli(*asked, "--out", str(tmp_path / "o"))
     assert done.returncode == 0, done.stderr
     assert "gpu 2.06" in done.stdout and "inference begins" in done.stdout
-    record = read_record(
-        tmp_path / "o/bench.json"
-    )  # with a card that is complete: it can be held against another one
+    # The record has a complete card, so it can be compared with another one.
+    record = read_record(tmp_path / "o/bench.json")
     assert record.command.endswith(
         f"--device ssh:orin --duration 0.3 --min-samples 50 --out {tmp_path / 'o'}"
     )
@@ -779,7 +781,7 @@ def test_a_new_host_key_is_shown_and_accepted_once(place, tmp_path):
         done = run_cli(*asked, "--accept-key", fingerprint.removeprefix("SHA256:"))
         assert done.returncode == 0, done.stderr
         assert "Orin Nano" in done.stdout
-        # Changed: flashed anew, or somebody else.
+        # Changed: flashed again, or somebody else.
         board.new_host_key()
         board.switch_off()
         board.switch_on()
@@ -946,7 +948,7 @@ def test_pain_26_a_build_that_is_killed_for_memory_is_tried_with_less(orin, tmp_
 
 
 def test_pain_27_int8_on_a_nano(place, cnn_out, tmp_path):
-    """A file of another toolkit, with pairs: they are taken out, and it is said."""
+    """Pairs of another toolkit's file are taken out, and a note says so."""
     with served(place, "nano") as nano:
         introduce(nano, "nano")
         from trtq.specs import QuantizeSpec
@@ -1051,7 +1053,10 @@ def test_disk_full_there(orin, tmp_path):
 
 
 def test_disk_full_there_in_the_middle_of_a_build(orin, tmp_path):
-    """There was room for the model, and none for the engine; with more room the same command goes on."""
+    """There was room for the model, and none for the engine.
+
+    With more room the same command continues.
+    """
     small = orin.folder / "small"
     small.mkdir()
     line = ["mount", "-t", "tmpfs", "-o", "size=80m,mode=777", "tmpfs", str(small)]
@@ -1163,7 +1168,10 @@ def _agent(port: int, board: StandInBoard) -> Agent:
     "seed", [pytest.param(i, marks=pytest.mark.slow) if i >= 2 else i for i in range(20)]
 )
 def test_the_link_is_cut_at_some_moment(tmp_path, seed, one_orin):
-    """Once during the upload, once during the build and once during the fetch: nothing is lost, and what arrives is right."""
+    """Cut the link once during the upload, once during the build and once during the fetch.
+
+    Nothing is lost, and what arrives is right.
+    """
     draw, board, cuts = random.Random(seed), one_orin, []
     with ShapedLink(board.port) as link:
         agent = _agent(link.port, board)
@@ -1482,7 +1490,11 @@ def test_nodes_that_stay_in_float_through_python(place, tmp_path):
 
 @pytest.mark.parametrize("kind", ["orin", pytest.param("xavier", marks=pytest.mark.slow)])
 def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
-    """No release takes Q/DQ pairs there: the same scales go as a calibration cache of the very patch, the network weakly typed."""
+    """No release takes Q/DQ pairs on a DLA.
+
+    The same scales are given as a calibration cache of the exact patch release, and the network is
+    weakly typed.
+    """
     from trtq.engine.versions import shown
     from trtq.export.calibration_cache import read_cache
 
@@ -1529,7 +1541,11 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
 
 
 def test_a_trtexec_that_does_not_start(orin, cnn_out, tmp_path):
-    """It counts as none: built through Python, latency n/a, earlier figures of the same engine kept; INT8 on a DLA is refused."""
+    """Such a trtexec counts as none.
+
+    The engine is built through Python, latency is n/a, and earlier figures of the same engine are
+    kept; INT8 on a DLA is refused.
+    """
     if not orin.add_tensorrt():
         pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
     model = pooling(tmp_path / "m.onnx")

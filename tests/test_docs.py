@@ -85,7 +85,10 @@ def blocks(page: str, language: str) -> list[tuple[str, str]]:
 
 
 def run_console(text: str, folder: Path) -> None:
-    """Run the lines with a $; what stands below each must be in its output: counts as they are, measured figures within 5 %."""
+    """Run the lines with a $ and look for the lines below each in its output.
+
+    Counts must be equal, measured figures within 5 %.
+    """
     environ = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -1,7 +1,7 @@
-"""Every command that the documents show, run as it stands, page by page, in a folder with the files that the page takes as given.
+"""Every command that the documents show, run unchanged, page by page.
 
-ResNet-18 and MobileViT look at 64x64 pixels instead of 224x224 and 256x256: learning how to round
-takes an hour on two cores otherwise.
+The folder has the files that the page takes as given. ResNet-18 and MobileViT take 64x64 pixels
+instead of 224x224 and 256x256: otherwise learning how to round takes an hour on two cores.
 """
 
 from __future__ import annotations
@@ -114,7 +114,11 @@ def weights(name: str, folder: Path, **arguments) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
-    """Images, weights of every model that a page names, and what is left by the commands that the pages have in common."""
+    """Return a folder with the files that the pages take as given.
+
+    These are images, weights of every model that a page names, and the results of the commands that
+    the pages have in common.
+    """
     folder = tmp_path_factory.mktemp("given")
     for name, size in (
         ("train", 224),

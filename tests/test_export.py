@@ -1,4 +1,7 @@
-"""One set of encodings for every target: the same scales, files that lint for their reader, the same answers."""
+"""One set of encodings for every target.
+
+The scales are the same, the files lint for their reader, and the answers are the same.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ def profiles(images, ptq, tmp_path_factory):
 
 
 def test_pain_5_one_model_for_every_generation(profiles, ptq):
-    """Every file lints for its reader, and the scales of all of them are those of the encodings, caches included."""
+    """Every file lints for its reader.
+
+    The scales of all files are those of the encodings, caches included.
+    """
     out, record = profiles
     encodings = Encodings.load(ptq / "encodings.safetensors")
     assert [p.target for p in record.profiles] == [*GENERATIONS, "nano@8.2"]

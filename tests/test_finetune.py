@@ -1,4 +1,8 @@
-"""Quantization-aware training: gradients by hand, resuming to the bit, and an exported model with the placement of PTQ."""
+"""Quantization-aware training.
+
+Gradients are derived by hand, resuming is exact to the bit, and the exported model has the
+placement of PTQ.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +60,7 @@ def asked(images: Path, ptq: Path, out: Path, **changes):
     return FinetuneSpec.make({**values, **changes})
 
 
-# ---- the op
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- the op ------------------------------------------------------------------------------------
 
 
 def test_gradients_of_input_and_step_by_hand():
@@ -162,8 +165,7 @@ def test_rates_and_augmentation():
     )
 
 
-# ---- the verb
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- the verb ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -379,8 +381,7 @@ def test_finetuning_on_the_command_line(images: Path, ptq: Path, tmp_path: Path)
     assert (tmp_path / "o/model.qdq.onnx").is_file()
 
 
-# ---- several processes, kills, full disks
-# ------------------------------------------------------------------------------------------
+# ---- several processes, kills, full disks ------------------------------------------------------
 
 
 def words(images: Path, ptq: Path, out: Path, **more: str) -> list[str]:

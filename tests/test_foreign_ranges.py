@@ -1,4 +1,7 @@
-"""Ranges that other tools left in their files, on trtq's graph: BatchNorm folded, codes unchanged, nothing invented."""
+"""Ranges from the files of other tools, on trtq's graph.
+
+BatchNorm is folded, codes are unchanged, and no range is invented.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ CNN = "trtq.testing.models:tiny_cnn"
 def quantized_state(
     prefix: str, *, per_channel: bool = True
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """A state dict as pytorch-quantization (prefix "_") and ModelOpt (prefix "") write it: BatchNorm apart, ranges of unfolded weights."""
+    """Return a model and its state dict as pytorch-quantization and ModelOpt write it.
+
+    The prefix is "_" for pytorch-quantization and "" for ModelOpt. BatchNorm is separate, and the
+    ranges are those of the unfolded weights.
+    """
     torch.manual_seed(3)
     model = tiny_cnn().eval()
     state = dict(model.state_dict())
@@ -322,7 +329,10 @@ def test_aimet_ranges_of_folded_weights_are_not_folded_again(images: Path, tmp_p
 
 
 class Block(torch.nn.Module):
-    """A residual block of which the shortcut may be quantized, as NVIDIA's own ResNet for pytorch-quantization does it."""
+    """A residual block whose shortcut may be quantized.
+
+    NVIDIA's own ResNet for pytorch-quantization has such blocks.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -334,7 +344,10 @@ class Block(torch.nn.Module):
 
 
 class Placed(torch.nn.Module):
-    """Everything a toolkit quantizes that trtq's own rules leave in float: pools, shortcuts behind linears, transposed convolutions."""
+    """Everything a toolkit quantizes that trtq's own rules leave in float.
+
+    These are pools, shortcuts behind linears, and transposed convolutions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +372,10 @@ def placed() -> torch.nn.Module:
 def toolkit_answers(
     model: Placed, state: dict[str, torch.Tensor], prefix: str, x: torch.Tensor
 ) -> torch.Tensor:
-    """What a toolkit computes that quantizes the input of every module in ``state``, the weights, an output and a shortcut."""
+    """Return the answers of a toolkit.
+
+    It quantizes the input of every module in ``state``, the weights, an output and a shortcut.
+    """
 
     def amax(name: str, role: str) -> torch.Tensor | None:
         return state.get(f"{name}.{prefix}{role}_quantizer._amax")

@@ -1,7 +1,8 @@
-"""Damaged files through the verbs that read them: an error of trtq or a right answer, never a traceback, never a wrong "valid".
+"""Damaged files through the verbs that read them.
 
-The short form runs a few mutations of each kind; ``make test-slow`` runs 2,000. The seeds are
-fixed: a failure names its kind and number.
+Each gives an error of trtq or a right answer, never a traceback, never a wrong "valid". The short
+form runs a few mutations of each kind; ``make test-slow`` runs 2,000. The seeds are fixed: a
+failure names its kind and number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Answers of boards, damaged in a thousand ways: each ends in an error of trtq's own or in a right answer, and quickly."""
+"""Answers of boards, damaged in a thousand ways.
+
+Each quickly ends in an error of trtq's own or in a right answer.
+"""
 
 from __future__ import annotations
 

@@ -169,7 +169,11 @@ def test_constants_that_fp16_has_not():
 @settings(max_examples=40, deadline=None)
 @given(st.floats(-3.0, 6.0))
 def test_nothing_is_kept_where_fp16_is_right_and_something_where_it_is_not(power):
-    """A Mul by 10^power: kept exactly when four times its largest value passes the end, or the constant does not survive rounding."""
+    """A Mul by 10^power is kept only where FP16 is wrong.
+
+    It is kept exactly when four times its largest value passes the end, or the constant does not
+    survive rounding.
+    """
     factor = np.float32(10.0**power)
     model = make([helper.make_node("Mul", ["input", "w"], ["y"], name="mul")], [("w", factor)])
     x = np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)

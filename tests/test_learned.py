@@ -1,4 +1,7 @@
-"""What learns beside the weights: codebooks, kept BatchNorms, falling widths; what is asked of the answers; which layers train."""
+"""What is learned beside the weights: codebooks, kept BatchNorms, falling widths.
+
+The tests also cover what is asked of the answers, and which layers train.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,7 @@ def encodings(ptq: Path) -> Encodings:
     return Encodings.load(ptq / "encodings.safetensors")
 
 
-# ---- quantizers
-# ------------------------------------------------------------------------------------------------------------------
+# ---- quantizers --------------------------------------------------------------------------------
 
 
 def test_wider_codes_for_a_while_come_back_to_the_same_step():
@@ -73,7 +75,10 @@ def test_wider_codes_for_a_while_come_back_to_the_same_step():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gradient_of_a_range_does_not_cancel(dtype):
-    """Nothing is clipped, and the gradient follows the input: two large sums would leave noise, or in 16 bits nothing."""
+    """Nothing is clipped, and the gradient follows the input.
+
+    Two large sums would leave noise, or in 16 bits nothing.
+    """
     torch.manual_seed(0)
     x = torch.rand(4096).mul(100).to(dtype).requires_grad_()
     made = LearnedFakeQuantize("q", torch.tensor(1.0), Format(bits=8), learn=True)
@@ -133,8 +138,7 @@ def test_lean_memory_changes_no_bit_and_keeps_no_rounded_copy(encodings: Encodin
     assert LeanMemory.active is None
 
 
-# ---- codebooks
-# -------------------------------------------------------------------------------------------------------------------
+# ---- codebooks ---------------------------------------------------------------------------------
 
 
 def test_a_codebook_finds_the_clusters_and_follows_them():
@@ -199,8 +203,7 @@ def test_codebooks_are_exported_as_floats_and_said_to_be_simulated(
     assert max(per_channel) <= 8
 
 
-# ---- kept BatchNorms
-# -------------------------------------------------------------------------------------------------------------
+# ---- kept BatchNorms ---------------------------------------------------------------------------
 
 
 def test_a_kept_norm_starts_as_nothing_and_folds_exactly():
@@ -324,8 +327,7 @@ def test_kept_norms_bear_the_rate_that_a_folded_network_does_not(
         )
 
 
-# ---- falling widths
-# --------------------------------------------------------------------------------------------------------------
+# ---- falling widths ----------------------------------------------------------------------------
 
 
 def test_widths_fall_and_only_epochs_at_their_own_count(images: Path, ptq: Path, tmp_path: Path):
@@ -344,8 +346,7 @@ def test_widths_fall_and_only_epochs_at_their_own_count(images: Path, ptq: Path,
             asked(images, ptq, tmp_path, epochs=4, lower_bits=wrong)
 
 
-# ---- which layers train
-# ----------------------------------------------------------------------------------------------------------
+# ---- which layers train ------------------------------------------------------------------------
 
 
 def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
@@ -406,8 +407,7 @@ def test_only_the_worst_layers_train(images: Path, ptq: Path, tmp_path: Path):
         finetune(asked(images, ptq, tmp_path / "p", sensitivity=str(ranking)))
 
 
-# ---- what is asked of the answers
-# ------------------------------------------------------------------------------------------------
+# ---- what is asked of the answers --------------------------------------------------------------
 
 
 def asks(**changes) -> Objective:
@@ -505,8 +505,7 @@ def test_a_loss_of_ones_own(images: Path, ptq: Path, tmp_path: Path):
         finetune(asked(images, ptq, tmp_path / "p", loss=f"{mine}:endless"))
 
 
-# ---- where it computes
-# -----------------------------------------------------------------------------------------------------------
+# ---- where it computes -------------------------------------------------------------------------
 
 
 def test_a_graph_moves_as_a_whole():

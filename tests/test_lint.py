@@ -1,4 +1,4 @@
-"""Lint: for every rule one small wrong graph and one right one, and repairs that change no value."""
+"""Lint: one small wrong graph and one right one for every rule; repairs change no value."""
 
 from __future__ import annotations
 
@@ -342,7 +342,10 @@ def test_pain_19_repairs_change_no_value(rule):
 
 
 def broken() -> onnx.ModelProto:
-    """Return what several tools do at once: an axis beside a single scale, stored codes without a zero point, an INT32 bias."""
+    """Return a model with what several tools do at once.
+
+    It has an axis beside a single scale, stored codes without a zero point, and an INT32 bias.
+    """
     b = Build()
     x = b.pair("x", "in", axis=1)
     codes = b.const("w", RNG.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8))
@@ -476,7 +479,11 @@ def test_a_file_of_onnx_runtimes_own_quantizer(cnn_out: Path, tmp_path: Path):
 
 
 def test_repairs_that_once_went_wrong(tmp_path: Path):
-    """Two scales on one set of codes; notes of shapes that no longer hold; names that clash after cleaning; codes in blocks."""
+    """Repairs that once were wrong.
+
+    Two scales on one set of codes; annotated shapes that are out of date; names that clash after
+    cleaning; codes in blocks.
+    """
     b = Build()
     codes = b.const("w", RNG.integers(-127, 127, (4, 3, 3, 3)).astype(np.int8))
     zero = b.const("z", np.int8(0))

@@ -1,4 +1,7 @@
-"""What the parser of a release reads at all: an allow-list of ops, types and forms, checked against the real parser."""
+"""What the parser of a release reads: an allow-list of ops, types and forms.
+
+The list is checked against the real parser.
+"""
 
 from __future__ import annotations
 
@@ -281,7 +284,7 @@ GRAPHS = {
 
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_lint_and_build_agree(kind, tmp_path: Path):
-    """What lint calls an error is refused with its words, what it does not is built by the real builder."""
+    """Build refuses what lint calls an error, in lint's words; the real builder builds the rest."""
     pytest.importorskip("tensorrt_rtx")
     made, where = GRAPHS[kind]
     onnx.save(made, tmp_path / "m.onnx")

@@ -1,4 +1,7 @@
-"""``lint --fix``: no repair changes a value, on graphs as other tools write them; the one that does must be asked for."""
+"""``lint --fix``: no repair changes a value, on graphs as other tools write them.
+
+The one repair that does must be asked for.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ def bytes_with_other_readers(g: Graph) -> onnx.ModelProto:
 
 
 def shared_bytes(g: Graph) -> onnx.ModelProto:
-    """One set of stored codes behind two zero points of one name, one of them in a Constant node."""
+    """One set of stored codes has two zero points of one name, one of them in a Constant node."""
     codes, zero = (
         g.constant_node("w", g.rng.integers(0, 256, (4, 8, 1, 1)).astype(np.uint8)),
         g.constant_node("z", np.uint8(128)),
@@ -101,7 +104,10 @@ def shared_bytes(g: Graph) -> onnx.ModelProto:
 
 
 def int32_biases(g: Graph) -> onnx.ModelProto:
-    """ONNX Runtime's default: stored weights and an INT32 bias, here read twice and an output as well."""
+    """ONNX Runtime's default: stored weights and an INT32 bias.
+
+    Here both are read twice.
+    """
     codes = g.const("w", g.rng.integers(-127, 128, (4, 8, 3, 3)).astype(np.int8))
     w = g.node(
         "DequantizeLinear",
@@ -143,7 +149,10 @@ def half_codes(g: Graph) -> onnx.ModelProto:
 
 
 def shared_names(g: Graph) -> onnx.ModelProto:
-    """Names that clash, names with quotes, and tensors that already have the names a repair would give."""
+    """Names that clash and names with quotes.
+
+    Some tensors already have the names that a repair would give.
+    """
     g.const("x_s/scalar", np.float32(99.0))
     a = g.pair("x", "x", [0.05], np.zeros(1, np.int8))
     b = g.node("Add", [a, "x_s/scalar"], "sum", name='a"b')

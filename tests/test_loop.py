@@ -36,8 +36,7 @@ def wanted(images: Path, folder: Path, **changes):
     return SearchSpec.make({**values, **changes})
 
 
-# ---- the arithmetic
-# ------------------------------------------------------------------------------------------------------------
+# ---- the arithmetic ----------------------------------------------------------------------------
 
 
 @given(st.floats(0, 2), st.floats(1, 10), st.floats(0, 10), st.floats(0, 10))
@@ -72,8 +71,7 @@ def test_somebody_is_never_dominated_and_each_dominated_point_has_a_better_one(p
         assert any(c <= cost and a >= accuracy for c, a in front)
 
 
-# ---- the verb
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- the verb ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -406,8 +404,7 @@ def test_layers_that_cannot_have_a_width_stay_out_of_the_search(images: Path, tm
         assert "b" in analysis["left_out"]
 
 
-# ---- advice
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- advice ------------------------------------------------------------------------------------
 
 
 def asked(images: Path, **changes):

@@ -1,4 +1,7 @@
-"""Every form the table of ops writes, against torch, through the real ONNX Runtime, at an old and at a new opset."""
+"""Every form the table of ops writes, against torch.
+
+The files run in the real ONNX Runtime, at an old and at a new opset.
+"""
 
 from __future__ import annotations
 
@@ -277,8 +280,7 @@ def test_what_the_table_does_not_write_goes_through_torch_and_says_so():
         )
 
 
-# ---- in-place calls
-# ----------------------------------------------------------------------------------------------------
+# ---- in-place calls ----------------------------------------------------------------------------
 
 
 def in_place_then_read(x):

@@ -63,8 +63,7 @@ def bench_of(model, images=None):
     )
 
 
-# ---- widths
-# ------------------------------------------------------------------------------------------------------------
+# ---- widths ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w6a6", "w4a8", "w4a4", "w2a8", "w3a5"])
@@ -161,8 +160,7 @@ def test_bits_outside_their_range_are_refused(images, tmp_path):
             spec(images, tmp_path, bits=bits)
 
 
-# ---- methods through the verb
-# ------------------------------------------------------------------------------------------
+# ---- methods through the verb ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,8 +238,7 @@ def test_the_report_says_where_each_method_runs(images, tmp_path):
     assert "tensors in W4A8, INT8 containers" in record.summary
 
 
-# ---- folding is exact
-# --------------------------------------------------------------------------------------------------
+# ---- folding is exact --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [tiny_cnn, tiny_vit])
@@ -446,8 +443,7 @@ def test_grouped_and_depthwise_consumers_take_their_own_channels_factors():
         assert torch.allclose(left, right, rtol=1e-2)
 
 
-# ---- formulas
-# ----------------------------------------------------------------------------------------------------------
+# ---- formulas ----------------------------------------------------------------------------------
 
 
 def test_smoothing_factors_by_hand():
@@ -554,8 +550,7 @@ def test_attention_can_be_asked_for_and_left_out(images, tmp_path):
     assert "blocks.0.softmax.output" in {q.name for q in forced.quantizers}
 
 
-# ---- what a model is made of
-# -------------------------------------------------------------------------------------------
+# ---- what a model is made of -------------------------------------------------------------------
 
 
 def test_blocks_by_name_and_kind():
@@ -597,8 +592,7 @@ def test_blocks_on_the_command_line():
     assert run_cli("blocks").returncode == 2
 
 
-# ---- asking wrongly
-# ----------------------------------------------------------------------------------------------------
+# ---- asking wrongly ----------------------------------------------------------------------------
 
 
 def test_wrong_requests():
@@ -653,8 +647,7 @@ def test_the_list_names_every_method_with_its_label():
         assert f"{name}  [{get_method(name).label}]" in shown.stdout
 
 
-# ---- number formats
-# ----------------------------------------------------------------------------------------------------
+# ---- number formats ----------------------------------------------------------------------------
 
 
 def test_s3s_printed_equations_do_not_invert_and_ours_do_to_half_a_step():
@@ -746,8 +739,7 @@ def test_encodings_with_two_ends_come_back_from_the_file(tmp_path):
     assert torch.equal(back.zero_point("w"), torch.tensor([85.0, -13.0]))
 
 
-# ---- EfficientQuant, RepQ, QADS, integer softmax, ranges
-# ---------------------------------------------------------------
+# ---- EfficientQuant, RepQ, QADS, integer softmax, ranges ---------------------------------------
 
 
 def test_efficientquant_quantizes_convolutions_and_softmax_only(images, tmp_path):
@@ -900,7 +892,7 @@ def test_qads_never_does_worse_than_smoothing_on_its_rows():
 
 
 class Gated(nn.Module):
-    """A SiLU stands between the layers: nothing folds."""
+    """A SiLU between the layers: nothing folds."""
 
     def __init__(self):
         super().__init__()
@@ -1036,8 +1028,7 @@ def test_int4_weights_are_stored_in_half_bytes_and_computed_as_simulated(images,
     )
 
 
-# ---- odd values
-# --------------------------------------------------------------------------------------------------------
+# ---- odd values --------------------------------------------------------------------------------
 
 
 def _odd_cnn(tmp_path):
@@ -1093,8 +1084,7 @@ def test_calibration_images_of_other_sizes_are_resized(tmp_path):
     assert record.parity.passed
 
 
-# ---- learning resumes
-# --------------------------------------------------------------------------------------------------
+# ---- learning resumes --------------------------------------------------------------------------
 
 
 def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monkeypatch):
@@ -1142,8 +1132,7 @@ def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monke
     assert Encodings.load(tmp_path / "cut" / "encodings.safetensors").digest() == got.digest()
 
 
-# ---- presets
-# -----------------------------------------------------------------------------------------------------------
+# ---- presets -----------------------------------------------------------------------------------
 
 
 def test_the_preset_follows_the_family_and_says_so(images, tmp_path):
@@ -1160,7 +1149,10 @@ def test_the_preset_follows_the_family_and_says_so(images, tmp_path):
 
 
 def _with_a_checkpoint(images, tmp_path):
-    """A model with weights of its own, so that its agreement means something; its classes depend on the image."""
+    """A model with weights of its own, so that its agreement means something.
+
+    Its classes depend on the image.
+    """
     from safetensors.torch import save_file
 
     from trtq.data.preprocess import batches, resolve_preprocess
@@ -1268,8 +1260,7 @@ def test_random_weights_do_not_fall_back(images, tmp_path):
     assert [t.step for t in record.preset.tried] == ["as asked"]
 
 
-# ---- slow: whole families, trained weights
-# -----------------------------------------------------------------------------
+# ---- slow: whole families, trained weights -----------------------------------------------------
 
 HYBRIDS = (
     "mobilevit_xxs",

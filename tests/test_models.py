@@ -1,4 +1,7 @@
-"""Where models come from: users' own files that get in nobody's way, wrappers that come off, no network."""
+"""Where models come from.
+
+Users' own files do not collide with other modules, wrappers are removed, and there is no network.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What is read as ONNX: files that are something else are named for what they are, and tensors outside stay beside their model."""
+"""What is read as ONNX.
+
+Files that are something else are named for what they are. Tensors in external files stay beside
+their model.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +241,7 @@ def test_a_cache_of_downloads_links_both_files(tmp_path: Path):
 
 
 def test_advice_for_an_onnx_file_works_when_typed(tmp_path: Path):
-    """What quantize says instead is run as it stands."""
+    """The command that quantize suggests instead runs unchanged."""
     pytest.importorskip("tensorrt_rtx")
     half = network()
     half.graph.initializer[0].CopyFrom(

@@ -1,4 +1,7 @@
-"""One walker finds where operands come from: lint, build, audit, counts and import agree on every form of a graph."""
+"""One walker finds where operands come from.
+
+Lint, build, audit, counts and import agree on every form of a graph.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,10 @@ def amax(weight: np.ndarray, axis: int) -> np.ndarray:
 
 
 def linear() -> onnx.ModelProto:
-    """Weight -> Q -> DQ -> Transpose -> MatMul, twice: what torch.nn.functional.linear with a fake-quantized weight becomes."""
+    """Return Weight -> Q -> DQ -> Transpose -> MatMul, twice.
+
+    This is what torch.nn.functional.linear with a fake-quantized weight becomes.
+    """
     w, w2 = (RNG.normal(size=s).astype(np.float32) * 0.1 for s in ((256, 128), (128, 256)))
     parts = [
         pair("x", "x", 0.03),
@@ -143,7 +149,10 @@ def flatten() -> onnx.ModelProto:
 
 
 def moved(nodes: list[Node], held: list[onnx.TensorProto], shape: list[int]) -> onnx.ModelProto:
-    """A pair on the input, ops that move its values from x_dq to m, then a quantized convolution of 32 channels."""
+    """Return a pair on the input, ops ``nodes``, then a quantized convolution of 32 channels.
+
+    The ops move the values of the pair from x_dq to m.
+    """
     w = RNG.normal(size=(32, 32, 3, 3)).astype(np.float32) * 0.1
     (x, ix), (wn, iw) = pair("x", "x", 0.02), pair("w", "w", amax(w, 0), 0)
     last = helper.make_node("Conv", ["m", "w_dq"], ["y"], name="conv", pads=[1] * 4)
@@ -203,7 +212,10 @@ COMPUTED = {
 
 
 def agree(file: onnx.ModelProto, folder: Path, layers: int) -> None:
-    """Lint, build, audit and inspect say the same: so many layers in INT8, and nothing found where that is all of them."""
+    """Check that lint, build, audit and inspect agree on the number of layers in INT8.
+
+    Lint passes and build writes an engine unless that number is 0.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path, engine = folder / "m.onnx", folder / "e.engine"
     onnx.save(file, path)
@@ -352,7 +364,10 @@ def test_import_takes_the_range_of_the_tensor_with_the_same_values():
 
 
 def branched(*, name: str = "o") -> onnx.ModelProto:
-    """A quantized convolution in one branch of an If, none in the other; both call their result the same."""
+    """Return an If with a quantized convolution in one branch and none in the other.
+
+    Both branches call their result the same.
+    """
     w = RNG.normal(size=(32, 32, 3, 3)).astype(np.float32) * 0.1
     (x, ix), (wn, iw) = pair("x", "x", 0.02), pair("w", "w", amax(w, 0), 0)
     then = helper.make_graph(

@@ -1,4 +1,4 @@
-"""What the operating system refuses is one line, whatever was under way."""
+"""An error of the operating system becomes one line, in any step."""
 
 from __future__ import annotations
 
@@ -161,8 +161,7 @@ def test_interrupted_and_told_to_stop(monkeypatch, capsys):
         assert "interrupted" in capsys.readouterr().err
 
 
-# ---- homes
-# -------------------------------------------------------------------------------------------------------------
+# ---- homes -------------------------------------------------------------------------------------
 
 
 def test_no_home_and_no_entry_in_passwd(monkeypatch):
@@ -226,8 +225,7 @@ def test_a_user_without_passwd_entry_gets_its_figures(cnn_out):
     assert "Traceback" not in done.stderr
 
 
-# ---- locks, temporary folders, outputs
-# ---------------------------------------------------------------------------------
+# ---- locks, temporary folders, outputs ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
@@ -306,8 +304,7 @@ def test_places_that_no_file_can_have(name, why, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "input", "pipe"]
 
 
-# ---- processes, sensors
-# ------------------------------------------------------------------------------------------------
+# ---- processes, sensors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,8 +359,7 @@ def test_text_of_a_driver_that_is_not_utf8(monkeypatch):
     assert gpu.missing["name"] == "the driver's text is not UTF-8"
 
 
-# ---- byte order marks, deep nesting, newer files
-# -----------------------------------------------------------------------
+# ---- byte order marks, deep nesting, newer files -----------------------------------------------
 
 
 def test_a_byte_order_mark_is_no_content(tmp_path):

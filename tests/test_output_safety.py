@@ -22,8 +22,7 @@ from trtq.recipe import Recipe, load_recipe
 from trtq.specs import AllocateSpec, BenchSpec, QuantizeSpec, SearchSpec, Spec
 from trtq.specs.base import is_path
 
-# ---- ~
-# -----------------------------------------------------------------------------------------------------------------
+# ---- ~ -----------------------------------------------------------------------------------------
 
 
 def specs_of(kind: type[Spec]) -> list[type[Spec]]:
@@ -118,8 +117,7 @@ def test_a_home_is_written_out_in_arguments_without_a_spec(monkeypatch, tmp_path
     assert not (tmp_path / "~").exists()
 
 
-# ---- files of others
-# ---------------------------------------------------------------------------------------------------
+# ---- files of others ---------------------------------------------------------------------------
 
 
 def test_quantize_deletes_what_a_killed_run_of_it_left_and_nothing_else(images, tmp_path):
@@ -190,8 +188,7 @@ def test_other_verbs_too_refuse_a_folder_where_a_file_is_asked_for(
     assert "it is a folder. Name a file in it" in capsys.readouterr().err
 
 
-# ---- what is checked is what is used
-# -----------------------------------------------------------------------------------
+# ---- what is checked is what is used -----------------------------------------------------------
 
 
 def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, monkeypatch):
@@ -226,14 +223,14 @@ def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, m
         read_engine(engine)
 
 
-# ---- SIGTERM
-# -----------------------------------------------------------------------------------------------------------
+# ---- SIGTERM -----------------------------------------------------------------------------------
 
 SLEEPER = (
     "import os, time\nopen(os.environ['PID_FILE'], 'w').write(str(os.getpid()))\ntime.sleep(300)\n"
 )
 TRTEXEC = """#!/bin/sh
-case "$*" in *--help*) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --help"; exit 0;; esac
+case "$*" in *--help*) \
+echo "&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # trtexec --help"; exit 0;; esac
 echo $$ > "$PID_FILE"; exec sleep 300
 """
 

@@ -1,4 +1,4 @@
-"""The verb end to end on small models, with the real ONNX Runtime; and what it says about bad input."""
+"""The verb end to end on small models, with the real ONNX Runtime; its errors on bad input."""
 
 from __future__ import annotations
 
@@ -250,8 +250,7 @@ def test_a_sharp_softmax_leaves_its_attention_in_float(images, tmp_path):
     assert "blocks.1.softmax.output" in {q.name for q in record.quantizers}
 
 
-# ---- the parity gate
-# ---------------------------------------------------------------------------------------------------
+# ---- the parity gate ---------------------------------------------------------------------------
 
 
 def test_a_wrong_scale_in_the_file_is_found_where_it_is(cnn_out):
@@ -298,8 +297,7 @@ def test_a_failed_gate_stops_the_command_and_names_the_quantizer(images, tmp_pat
     assert not set(os.listdir(tmp_path)) & FILES
 
 
-# ---- bad input
-# ---------------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------
 
 
 def test_missing_empty_and_split_folders(images, tmp_path):

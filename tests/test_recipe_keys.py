@@ -1,4 +1,7 @@
-"""What makes a stage of a recipe run again: everything its result depends on, by content, and nothing else."""
+"""What makes a stage of a recipe run again.
+
+Everything its result depends on does, by content, and nothing else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page a person reads: what stands on it, and what happens in a real browser when it is clicked and typed into."""
+"""The page a person reads: its content, and clicks and typing in a real browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture()
 def opened(browser: Any) -> Iterator[Any]:
-    """Return a function that opens a page; at the end there must have been no error on its console and nothing fetched but itself."""
+    """Return a function that opens a page.
+
+    At the end its console must have had no error, and it must have fetched nothing but itself.
+    """
     said, fetched, contexts = [], [], []
 
     def show(path: Path, **given: Any) -> Any:
@@ -277,7 +280,10 @@ def test_a_thousand_layers(run_folder: Path, tmp_path: Path, opened):
 
 
 def test_what_the_strip_draws():
-    """Two layers with a work of 1 and 3: bars of a third and of the whole track; a missing value draws nothing."""
+    """Two layers with a work of 1 and 3 have bars of a third and of the whole track.
+
+    A missing value draws nothing.
+    """
     common = {"runs": "INT8", "loss": None}
     rows = [
         LayerRow(name="a", precision="INT8", sqnr_db=20.0, share=0.25, **common),

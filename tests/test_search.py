@@ -20,7 +20,10 @@ BITS = {"w2a2": 2, "w4a4": 4, "w8a8": 8}
 
 
 def choices(sensitivities, sizes, labels=LABELS):
-    """S4 eq. 3.4: the loss of a layer is its sensitivity over its bits, its cost its parameters times bits / 8."""
+    """Return the choices of S4 eq. 3.4.
+
+    The loss of a layer is its sensitivity over its bits, its cost its parameters times bits / 8.
+    """
     return [
         Choice(
             name=f"l{i}",

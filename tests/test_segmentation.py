@@ -64,7 +64,10 @@ def test_overlaps_by_hand():
 
 
 def test_masks_follow_their_images(tmp_path: Path):
-    """A mask painted into the red channel of its image stays equal to it through resizing and cropping."""
+    """A mask painted into the red channel of its image stays equal to that channel.
+
+    It does so through resizing and cropping.
+    """
     picture = np.zeros((60, 90, 3), dtype=np.uint8)
     picture[:, :, 0] = np.arange(6).repeat(15)[None] * 40
     Image.fromarray(picture).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""The user's own SSH set-up stays in force, whatever stands in it and wherever it lies."""
+"""The user's own SSH set-up stays in force, whatever it contains and wherever its files are."""
 
 from __future__ import annotations
 
@@ -308,7 +308,10 @@ def test_addresses_of_ipv6(tmp_path):
 
 
 def test_ipv6_to_the_end(board, place, tmp_path):
-    """With a server on ::1: the key is accepted, and a changed one is named as ssh-keygen takes it."""
+    """With a server on ::1 the key is accepted.
+
+    A changed key is named in the form that ssh-keygen takes.
+    """
     if (
         not Path("/proc/net/if_inet6").is_file()
         or "00000000000000000000000000000001" not in Path("/proc/net/if_inet6").read_text()

@@ -1,4 +1,8 @@
-"""What samples say: against scipy and numpy, against tables from the facts, and against simulated latencies whose truth is known."""
+"""What samples say.
+
+The functions are compared with scipy and numpy, with tables from the facts, and with simulated
+latencies whose truth is known.
+"""
 
 from __future__ import annotations
 

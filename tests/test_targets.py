@@ -1,4 +1,7 @@
-"""Targets and TensorRT versions: what each reads, what a device lacks, the one command line, the fallback."""
+"""Targets and TensorRT versions.
+
+What each reads, what a device lacks, the one command line, the fallback.
+"""
 
 from __future__ import annotations
 

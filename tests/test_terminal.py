@@ -1,4 +1,4 @@
-"""Everything printed goes through one function; names from files, boards and users are plain text."""
+"""One function prints everything; names from files, boards and users are plain text."""
 
 from __future__ import annotations
 

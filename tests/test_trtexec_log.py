@@ -1,4 +1,7 @@
-"""What trtexec prints and exports, release by release; the texts are written after the sources of the tags (facts, section 2)."""
+"""What trtexec prints and exports, release by release.
+
+The texts follow the sources of the tags (facts, section 2).
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,10 @@ Each verb takes a frozen spec and returns a record::
 
     from trtq import QuantizeSpec, quantize
 
-    record = quantize(QuantizeSpec(model="timm:resnet18", checkpoint="resnet18.pt", data="images/", out="out"))
+    spec = QuantizeSpec(
+        model="timm:resnet18", checkpoint="resnet18.pt", data="images/", out="out"
+    )
+    record = quantize(spec)
     print(record.summary)
 
 Importing trtq imports none of torch, onnx or TensorRT; each verb imports what it needs.

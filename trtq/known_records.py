@@ -1,4 +1,7 @@
-"""Every kind of record that trtq writes, and the one way to read one: parsed, of a known schema, each field of its type."""
+"""All kinds of records that trtq writes, and the functions that read them.
+
+Reading a record parses it and checks its schema and the type of each field.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ def read_known(path: Path, *verbs: str, kind: str = "") -> Any:
 
     Args:
         path: of the JSON file.
-        verbs: it may be of; none: of any.
-        kind: for messages; default: after the first of the verbs.
+        verbs: verbs whose records are accepted; default: all.
+        kind: for messages; default: named after the first of the verbs.
 
     Raises:
         ArtifactError: missing, damaged, of a newer trtq, or of another verb.

@@ -1,4 +1,7 @@
-"""What a file is by its first bytes, whatever its name: files that were given in place of the one that was meant."""
+"""Detect what a file is from its first bytes, regardless of its name.
+
+This recognizes files that were given by mistake in place of the intended one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ class Content(NamedTuple):
     Attributes:
         kind: in one word, for readers that know more about it.
         what: for a message.
-        mend: the way out whatever was to be read, "" where that depends on it.
+        mend: the fix for any intended kind of file, "" when it depends on the kind.
     """
 
     kind: str
@@ -60,9 +63,9 @@ _TAGS = (b"<!doctype html", b"<html", b"<head", b"<body")
 
 
 def content_of(head: bytes) -> Content | None:
-    """Return what a file is, None where its first bytes do not tell.
+    """Return what a file is, or None when its first bytes do not tell.
 
-    Zip archives and pickles are not told: their readers look further into them.
+    Zip archives and pickles are not recognized: their readers look further into them.
 
     Args:
         head: the first ``HEAD`` bytes, or all of a smaller file.

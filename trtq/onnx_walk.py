@@ -1,6 +1,6 @@
-"""Where an operand comes from: the one walker that lint, counts, audit and import share.
+"""Find where an operand comes from: the graph walker of lint, counts, audit and import.
 
-It looks through ops that only move values, evaluates what depends on constants alone, and enters
+It follows ops that only move values, evaluates what depends on constants only, and enters
 the branches of If, Loop and Scan.
 """
 
@@ -133,23 +133,23 @@ class Scope:
         self.local = {i.name for i in self.graph.input} | set(self.constants) | set(self.producer)
 
     def home(self, name: str) -> Scope | None:
-        """Return the scope that makes a tensor, None where nothing does."""
+        """Return the scope that defines a tensor, or None."""
         if name in self.local or self.outer is None:
             return self if name in self.local else None
         return self.outer.home(name)
 
     def constant(self, name: str) -> onnx.TensorProto | None:
-        """Return a stored constant of this scope or of one around it."""
+        """Return a stored constant of this scope or an enclosing one."""
         home = self.home(name)
         return home.constants.get(name) if home is not None else None
 
     def maker(self, name: str) -> onnx.NodeProto | None:
-        """Return the node that makes a tensor, in this scope or in one around it."""
+        """Return the node that produces a tensor, in this scope or an enclosing one."""
         home = self.home(name)
         return home.producer.get(name) if home is not None else None
 
     def value(self, name: str) -> np.ndarray | None:
-        """Return a tensor that depends on constants alone, evaluated; None for any other."""
+        """Return the value of a tensor that depends on constants only; None for any other."""
         home = self.home(name)
         if home is None:
             return None
@@ -172,17 +172,19 @@ class Scope:
         return results.get(name)
 
     def is_constant(self, name: str) -> bool:
-        """Whether a tensor depends on constants alone; Q/DQ pairs count as layers of their own."""
+        """Whether a tensor depends on constants only; Q/DQ pairs count as separate layers."""
         return all(node is not None and _folds(node) for _, node in self.origins(name))
 
     def origins(
         self, name: str, ends: tuple[str, ...] = ()
     ) -> Iterator[tuple[str, onnx.NodeProto | None]]:
-        """Yield every tensor that one is computed from, itself first, with the node that makes it, None for an input.
+        """Yield every tensor that a tensor is computed from, itself first, with its producer.
+
+        The producer is the node that computes the tensor, None for an input.
 
         Args:
-            name: of the tensor; stored constants are not among what is yielded.
-            ends: ops that are not looked behind.
+            name: of the tensor; stored constants are not yielded.
+            ends: ops at which the search ends.
         """
         seen, left = set[str](), [name]
         while left:
@@ -196,7 +198,10 @@ class Scope:
                 left += [n for n in node.input if n]
 
     def moved(self, name: str, kinds: tuple[str, ...] = MOVES) -> tuple[str, list[onnx.NodeProto]]:
-        """Return the tensor whose values an operand holds, and the ops that move them, nearest first."""
+        """Return the tensor whose values an operand holds, and the ops that move them.
+
+        The op nearest to the returned tensor comes first.
+        """
         path: list[onnx.NodeProto] = []
         while (node := self.maker(name)) is not None and self._moves(node, kinds):
             path.insert(0, node)
@@ -212,7 +217,10 @@ class Scope:
         return node.op_type in kinds and node.domain in ("", "ai.onnx")
 
     def pair(self, name: str) -> Pair | None:
-        """Return the pair that makes an operand, through ops that only move values; None for a float one."""
+        """Return the Q/DQ pair that produces an operand, None for a float operand.
+
+        Ops that only move values may lie between the pair and the operand.
+        """
         source, path = self.moved(name)
         dq = self.maker(source)
         if dq is None:
@@ -225,7 +233,10 @@ class Scope:
         return Pair(q if q is not None and q.op_type == "QuantizeLinear" else None, dq, tuple(path))
 
     def _joined(self, concat: onnx.NodeProto, path: list[onnx.NodeProto]) -> Pair | None:
-        """Return the pair of a Concat whose inputs all have one scale: TensorRT joins their codes."""
+        """Return the pair of a Concat whose inputs all have the same scale.
+
+        TensorRT concatenates their codes.
+        """
         pairs = [self.pair(n) for n in concat.input]
         first = pairs[0]
         scales = {self._scale(p.dq) if p is not None else None for p in pairs}
@@ -243,9 +254,9 @@ class Scope:
         return found is not None and self.is_constant(found.source)
 
     def channels(self, found: Pair) -> tuple[int, int] | None:
-        """Return the axis along which an operand's scales lie where it is read, and its rank.
+        """Return an operand's scale axis where it is read, and the operand's rank.
 
-        None: one scale, an unknown value, or an axis that a Reshape took apart.
+        Return None for a single scale, an unknown value, or an axis that a Reshape split.
         """
         scale, held = self.value(found.dq.input[1]), self.value(found.source)
         if found.q is not None and found.q.output[0] != found.dq.input[0]:
@@ -276,7 +287,7 @@ class Scope:
 
 
 def _folds(node: onnx.NodeProto) -> bool:
-    """Whether a node's result is a constant wherever its operands are."""
+    """Whether a node's result is a constant when its operands are."""
     if node.op_type in (*QDQ, *RANDOM) or has_branches(node):
         return False
     return node.op_type == "Constant" or (node.domain in ("", "ai.onnx") and any(node.input))
@@ -309,7 +320,10 @@ def _declared(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy that inference and checks can read: every domain declared, large constants without values."""
+    """Return a copy of the model for shape inference and checks.
+
+    In the copy every domain is declared and large constants have no values.
+    """
     copy = onnx.ModelProto()
     for name, value in model.ListFields():
         if name.name == "graph":
@@ -325,7 +339,10 @@ def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def declare_domains_(model: onnx.ModelProto) -> None:
-    """Declare the domains that nodes have and the file does not: tools leave out those of plugins."""
+    """Declare the domains that nodes use and the file does not declare.
+
+    Tools leave out the domains of plugins.
+    """
     known = {o.domain for o in model.opset_import}
     known |= {"", "ai.onnx"} if known & {"", "ai.onnx"} else set()
     for domain in sorted({n.domain for n in all_nodes(model)} - known):
@@ -361,7 +378,7 @@ def has_branches(node: onnx.NodeProto) -> bool:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node, those in branches and local functions, too."""
+    """Yield every node, including those in branches and local functions."""
     left = [*model.graph.node, *(n for f in model.functions for n in f.node)]
     while left:
         node = left.pop(0)
@@ -389,7 +406,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads, inside its branches, too."""
+    """Yield the names that a node reads, including inside its branches."""
     yield from node.input
     for branch in branches(node):
         for inner in branch.node:
@@ -400,7 +417,10 @@ def read_by(node: onnx.NodeProto) -> Iterator[str]:
 def evaluate(
     node: onnx.NodeProto, given: dict[str, np.ndarray], opsets: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return what one node makes of constants, by name; nothing where ONNX's reference cannot tell."""
+    """Evaluate one node on constants and return its outputs by name.
+
+    Return an empty dict when ONNX's reference evaluator cannot compute them.
+    """
     opset = min(opsets.get("", 0) or onnx.defs.onnx_opset_version(), onnx.defs.onnx_opset_version())
     inputs = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
@@ -426,7 +446,10 @@ def evaluate(
 
 
 def constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the tensor of a Constant node, in whichever form it is written; None for text and sparse ones."""
+    """Return the tensor of a Constant node, whichever attribute holds it.
+
+    Return None for strings and sparse tensors.
+    """
     for a in node.attribute:
         if a.name == "value":
             made = onnx.TensorProto()
@@ -449,18 +472,18 @@ def array_of(held: onnx.TensorProto) -> np.ndarray | None:
 
 
 def bytes_of(held: onnx.TensorProto) -> int:
-    """Return how many bytes the values of a stored tensor take, 0 for those of no fixed size."""
+    """Return the size of a stored tensor in bytes, 0 for types without a fixed size."""
     bits: int = math.prod(held.dims) * BITS.get(held.data_type, 0)
     return -(-bits // 8)
 
 
 def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
-    """Whether an axis has a size; some tools write -1 or 0 for an open one."""
+    """Whether an axis has a fixed size; some tools write -1 or 0 for a dynamic one."""
     return dim.HasField("dim_value") and dim.dim_value > 0
 
 
 def axis_of(node: onnx.NodeProto) -> int | None:
-    """Return the axis attribute, None where it is not written."""
+    """Return the axis attribute, or None when it is absent."""
     return next((a.i for a in node.attribute if a.name == "axis"), None)
 
 
@@ -470,7 +493,10 @@ def cast_type(node: onnx.NodeProto) -> int:
 
 
 def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
-    """Let every reader of ``old`` read ``new``, in branches too; an output of the graph gets an Identity."""
+    """Let every reader of ``old`` read ``new``, in branches too.
+
+    If ``old`` is an output of the graph, an Identity node produces it.
+    """
     for node in graph.node:
         for i, name in enumerate(node.input):
             if name == old:

@@ -1,4 +1,4 @@
-"""Paths as people write them: ``~`` is the home, in options, recipes, variables and files alike."""
+"""Paths as people write them: ``~`` is the home in options, recipes, variables and files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from trtq.errors import NO_HOME, UsageError
 
 
 def expand_home(text: str, what: str = "the path") -> str:
-    """Return a path whose leading ``~`` or ``~user`` is the home of that user; also behind ``cifar10:``.
+    """Expand a leading ``~`` or ``~user`` to that user's home.
+
+    The expansion also applies after the prefix ``cifar10:``.
 
     Args:
-        text: as it was written; it may carry more, such as ``~/model.py:factory``.
-        what: is set with it, for messages.
+        text: as it was written; it may contain more, such as ``~/model.py:factory``.
+        what: what the text sets, for messages.
 
     Raises:
-        UsageError: nobody knows that home.
+        UsageError: that home is unknown.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme.isalnum() and rest.startswith("~"):
@@ -37,13 +39,16 @@ def expand_home(text: str, what: str = "the path") -> str:
 
 
 def home_folder() -> Path | None:
-    """Return this user's home, from ``$HOME`` or the passwd entry; None where there is neither."""
+    """Return this user's home from ``$HOME`` or the passwd entry, None without either."""
     given = os.environ.get("HOME")
     return Path(given).absolute() if given else login_folder()
 
 
 def login_folder() -> Path | None:
-    """Return the home in this user's passwd entry, where ssh looks whatever ``$HOME`` says; None without an entry."""
+    """Return the home in this user's passwd entry, None without an entry.
+
+    ssh uses this folder regardless of ``$HOME``.
+    """
     try:
         return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
@@ -51,15 +56,15 @@ def login_folder() -> Path | None:
 
 
 def user_folder(variable: str, default: str) -> Path | None:
-    """Return a folder of this user, None where there is no home.
+    """Return a folder of this user, None without a home.
 
     Args:
         variable: of the XDG base directories, such as ``XDG_DATA_HOME``; a relative path in it is
-            ignored, as that standard says.
-        default: below the home, where the variable says nothing.
+            ignored, as that standard requires.
+        default: path below the home when the variable is not set.
 
     Raises:
-        UsageError: the variable names a home that nobody knows.
+        UsageError: the variable names an unknown home.
     """
     given = path_variable(variable)
     if given is not None and Path(given).is_absolute():
@@ -69,10 +74,10 @@ def user_folder(variable: str, default: str) -> Path | None:
 
 
 def path_variable(name: str) -> str | None:
-    """Return the path in an environment variable, None where it is not set or empty.
+    """Return the path in an environment variable, None when it is unset or empty.
 
     Raises:
-        UsageError: its home is not known.
+        UsageError: its home is unknown.
     """
     given = os.environ.get(name)
     return expand_home(given, name) if given else None

@@ -1,4 +1,7 @@
-"""``trtq run``: the chain of a recipe, each stage skipped when what it depends on has not changed and its files are whole."""
+"""``trtq run``: the chain of stages that a recipe describes.
+
+A stage is skipped when its inputs have not changed and its files are intact.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ STATE, RUN_LOCK = ".trtq-stages", ".trtq-run.lock"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a stage: a line about it, and whether its figures may be used."""
+    """Result of a stage: a summary line, and whether its figures may be used."""
 
     summary: str
     valid: bool = True
@@ -113,7 +116,7 @@ def run(
     """Run the chain of ``recipe`` and return what happened to each stage.
 
     A stage runs when its inputs changed, or when one of its files is missing or altered. An
-    interrupted run goes on with the stage it was in. Two runs in one folder take turns.
+    interrupted run resumes at the stage it was in. Two runs in one folder take turns.
 
     Args:
         recipe: what to do.
@@ -134,7 +137,9 @@ def run(
 
 
 def ready(recipe: Recipe, progress: Progress | None = None) -> Path:
-    """Run the chain of ``recipe`` up to the Q/DQ file and return that file: what is built and measured happens elsewhere.
+    """Run the chain of ``recipe`` up to the Q/DQ file and return the path of that file.
+
+    Engines are built and measured elsewhere.
 
     Raises:
         TrtqError: a stage failed; the results of the stages before it are kept.
@@ -150,7 +155,9 @@ def _up_to_the_file(recipe: Recipe) -> Recipe:
 def deploy_recipe(
     recipe: Recipe, spec: DeploySpec, progress: Progress | None = None
 ) -> DeployRecord:
-    """Run the chain of ``recipe`` up to the Q/DQ file, deploy that file, and put the board into the run's report.
+    """Run ``recipe`` up to the Q/DQ file and deploy that file.
+
+    The run's report then includes the board.
 
     Raises:
         TrtqError: a stage failed, or the board did.
@@ -217,7 +224,7 @@ def _state(stage: Stage, out: Path) -> dict[str, Any]:
 
 
 def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> str | None:
-    """Return why the stage must run, None when it is up to date."""
+    """Return why the stage must run, or None when it is up to date."""
     try:
         state = _state(stage, out)
     except ArtifactError:
@@ -390,10 +397,13 @@ class _Evaluated:
 
 
 def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
-    """Return the images of ``[evaluate]``: by default those of calibration, or of validation where those are trained on.
+    """Return the images of ``[evaluate]``.
+
+    The default is the calibration images, or the validation images when training uses the
+    calibration images.
 
     Raises:
-        UsageError: training saw some of them, and they are wanted as held out.
+        UsageError: training saw some of them although they must be held out.
     """
     base, trained = recipe.quantize, recipe.finetune
     data, index = wanted.data or base.data, wanted.class_index
@@ -421,7 +431,10 @@ def _evaluated(recipe: Recipe, wanted: EvaluateStage) -> _Evaluated:
 
 
 def _require_classes(recipe: Recipe, chosen: Source) -> None:
-    """Refuse evaluation images whose class numbers are not those of training, or of calibration where nothing is trained."""
+    """Refuse evaluation images whose class numbers differ from those of training.
+
+    Without training, the class numbers of the calibration images are compared.
+    """
     base, trained = recipe.quantize, recipe.finetune
     if trained is None or trained.masks is not None:
         require_one_class_list(chosen)
@@ -433,7 +446,10 @@ def _require_classes(recipe: Recipe, chosen: Source) -> None:
 
 
 def _require_left(base: QuantizeSpec, chosen: Source) -> None:
-    """Refuse evaluation images that calibration takes to the last: found now, not after quantization."""
+    """Refuse evaluation images that are all used for calibration.
+
+    This check runs before quantization.
+    """
     calibrating = open_source(base.data, base.class_index)
     taken = set(calibrating.contents(calibrating.sample(base.calib_images, base.seed)))
     if taken.issuperset(chosen.contents(range(len(chosen)))):
@@ -455,12 +471,15 @@ PATHS = (
 
 
 def _settings(spec: Spec, *without: str) -> dict[str, Any]:
-    """Return the settings of a stage for its key: paths of images are left out, the key has their content."""
+    """Return the settings of a stage for its key.
+
+    Paths of images are left out, since the key contains their content.
+    """
     return {k: v for k, v in msgspec.to_builtins(spec).items() if k not in (*PATHS, *without)}
 
 
 def _once(note: Note) -> Note:
-    """Return a function that passes every line once."""
+    """Return a function that passes each distinct line once."""
     passed: set[str] = set()
 
     def say(text: str) -> None:
@@ -502,7 +521,7 @@ def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, n
 
 
 def _trtexec_or_none() -> str | None:
-    """Return which trtexec there is; what is wrong with it is said when the stage runs."""
+    """Return the trtexec found, or None; the stage reports the error when it runs."""
     try:
         path = find_trtexec()
         return f"{path} {probe_number(path)}"
@@ -557,7 +576,7 @@ def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
 
 
 def _outcome(record: Any) -> Outcome:
-    """Return what a record says of itself: whether its measurements are valid, its outputs finite."""
+    """Return the outcome of a record: valid measurements and finite outputs."""
     return Outcome(
         str(record.summary),
         bool(getattr(record, "valid", True)) and bool(getattr(record, "finite", True)),
@@ -569,5 +588,5 @@ def _digest_or_none(path: str | None) -> str | None:
 
 
 def _runtime() -> dict[str, str | None]:
-    """Return the versions of what runs ONNX files."""
+    """Return the versions of the packages that run ONNX files."""
     return {n: package_version(n) for n in ("onnxruntime", "onnxruntime-gpu")}

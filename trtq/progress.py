@@ -1,4 +1,4 @@
-"""What a verb tells while it works; the command line draws it, a library user may ignore it."""
+"""Progress reports of verbs: the command line draws them, a library user may ignore them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives what happens."""
+    """Receives progress reports."""
 
     def begin(self, label: str, total: int) -> None:
-        """A loop of ``total`` items starts; 0 where nobody knows how many."""
+        """A loop of ``total`` items starts; 0 when the number is unknown."""
 
     def advance(self, count: int) -> None:
         """``count`` more items are done."""
 
     def status(self, text: str) -> None:
-        """How the loop is doing, such as its loss; the next one takes its place."""
+        """The state of the loop, such as its loss; it replaces the previous one."""
 
     def note(self, text: str) -> None:
-        """A line a user should read: a skip, a fallback, a choice made for them."""
+        """A line for the user: a skip, a fallback or an automatic choice."""
 
 
 class Silent:
-    """Tells nobody."""
+    """Discards all progress reports."""
 
     def begin(self, label: str, total: int) -> None:
         """Ignore."""
@@ -39,13 +39,13 @@ class Silent:
 
 
 class Notes:
-    """The notes of one run: each is told when it comes, and kept for the run's record.
+    """The notes of one run: each is passed on at once and kept for the record.
 
     Args:
         tell: receives each line.
 
     Attributes:
-        lines: those that came so far.
+        lines: the notes so far.
 
     >>> note = Notes(print)
     >>> note("a skip", "a fallback")
@@ -59,7 +59,7 @@ class Notes:
         self.tell, self.lines = tell, list[str]()
 
     def __call__(self, *lines: str) -> None:
-        """Tell and keep lines."""
+        """Pass on and keep lines."""
         for line in lines:
             self.lines.append(line)
             self.tell(line)

@@ -79,7 +79,10 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) -> FinetuneSpec:
-    """Return what ``[finetune]`` asks for; model, images and preprocessing are those of ``[quantize]`` unless it says otherwise."""
+    """Return the spec of ``[finetune]``.
+
+    The defaults for model, images and preprocessing are the settings of ``[quantize]``.
+    """
     fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
     wrong = next((k for k in (*fixed, "model", "checkpoint", "checkpoint_key") if k in table), None)
     if wrong is not None:

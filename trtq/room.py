@@ -1,4 +1,7 @@
-"""A room of the package that shares its name with a verb: ``trtq.cost(spec)`` works whether or not the room was imported before."""
+"""Make a subpackage that has the name of a verb callable as that verb.
+
+``trtq.cost(spec)`` works whether or not the subpackage was imported before.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The only place that writes for a person: names from files, boards and users cannot move the cursor or hide."""
+"""Terminal output: the only module that writes text for people.
+
+Names from files, boards and users cannot move the cursor or hide.
+"""
 
 from __future__ import annotations
 
@@ -34,28 +37,28 @@ HIDDEN_RANGES = (
 
 
 class Lines(str):
-    """A text whose line breaks are its own: made by :func:`stack`, printed as several lines."""
+    """A text with intended line breaks, made by :func:`stack` and printed as several lines."""
 
     __slots__ = ()
 
 
 def stack(lines: Iterable[object]) -> Lines:
-    """Return a text of one line each; line breaks inside one are written out."""
+    """Join items as one line each; line breaks inside an item are escaped."""
     return Lines("\n".join(visible(line) for line in lines))
 
 
 class ClosedOutputError(Exception):
-    """Whoever reads standard output has gone, as ``head`` does: the command ends without a word."""
+    """The reader of standard output has exited, as ``head`` does; the command ends silently."""
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    r"""Return a text in which each character that a terminal would obey or hide is written out.
+    r"""Escape each character that a terminal would interpret or hide.
 
-    The escapes of characters from U+007F on are those of JSON, so JSON stays the same JSON.
+    Characters from U+007F on are escaped as in JSON, so JSON text keeps its meaning.
 
     Args:
         text: anything with a ``str``.
-        lines: line breaks stay line breaks.
+        lines: keep line breaks.
 
     >>> visible("a\x1b[2Jb")
     'a\\x1b[2Jb'
@@ -86,16 +89,18 @@ def _escape(char: str) -> str:
 
 
 def say(text: object = "", *, err: bool = False, lines: bool = False, end: str = "\n") -> None:
-    """Print one line; what the terminal would obey is written out, what its encoding lacks is replaced.
+    """Print one line.
+
+    Characters that the terminal would interpret, or that its encoding lacks, are escaped.
 
     Args:
         text: to print.
-        err: to standard error; a standard error that is closed or full is no error.
+        err: print to standard error; a closed or full standard error is ignored.
         lines: the text may have several lines.
         end: after the text.
 
     Raises:
-        ClosedOutputError: nobody reads standard output any more.
+        ClosedOutputError: the reader of standard output has exited.
         SystemRefusalError: standard output cannot be written to, such as a file on a full disk.
     """
     stream = sys.stderr if err else sys.stdout
@@ -118,7 +123,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def rich_text(text: object) -> Text:
-    """Return a text for rich tables and bars, whose markup is plain text."""
+    """Return a text for rich tables and bars; markup in it is plain text."""
     from rich.text import Text
 
     return Text(visible(text))
@@ -138,7 +143,7 @@ def say_table(table: Table, rows: Iterable[Sequence[object]]) -> None:
     """Print a table of :func:`new_table` with these rows.
 
     Raises:
-        ClosedOutputError: nobody reads standard output any more.
+        ClosedOutputError: the reader of standard output has exited.
     """
     from rich.console import Console
 
@@ -153,7 +158,11 @@ def say_table(table: Table, rows: Iterable[Sequence[object]]) -> None:
 
 
 def prepare_streams_() -> None:
-    """Let standard output replace what its encoding lacks; closed standard streams lead nowhere, not into the next open file."""
+    """Prepare the standard streams for output.
+
+    Characters that the encoding lacks are escaped. Closed standard streams are opened on the null
+    device, so that the next opened file does not take their number.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -166,10 +175,10 @@ def prepare_streams_() -> None:
 
 
 def flush_output() -> None:
-    """Write out what standard output still holds.
+    """Flush standard output.
 
     Raises:
-        ClosedOutputError: nobody reads it any more.
+        ClosedOutputError: its reader has exited.
     """
     if sys.stdout is None:
         return
@@ -180,7 +189,7 @@ def flush_output() -> None:
 
 
 def drop_output_() -> None:
-    """Send what is still to be written to standard output nowhere, so that the interpreter ends without a word."""
+    """Discard pending standard output, so that the interpreter exits silently."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -29,12 +29,12 @@ def _number(name: str, default: int) -> int:
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of several processes this is; torchrun says so in the environment.
+    """Identifies this process among several; torchrun sets it in the environment.
 
     Attributes:
         rank: of this process; 0 writes the files.
-        world: how many there are.
-        local: of this process on its machine; it takes that GPU.
+        world: number of processes.
+        local: rank of this process on its machine; it takes that GPU.
     """
 
     rank: int = 0
@@ -43,11 +43,11 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_environment(cls) -> Workers:
-        """Return what ``torchrun`` set, one process without it.
+        """Return what ``torchrun`` set; without it, a single process.
 
         Raises:
-            UsageError: a variable is no number, the rank does not fit, or the address of the first
-                process is missing.
+            UsageError: a variable is not a number, the rank does not fit, or the address of the
+                first process is missing.
         """
         made = cls(
             rank=_number("RANK", 0), world=_number("WORLD_SIZE", 1), local=_number("LOCAL_RANK", 0)
@@ -71,14 +71,16 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     def joined(
         self, *, gpu: bool = False, waiting: Callable[[str], None] | None = None
     ) -> Iterator[None]:
-        """Let the processes talk to each other inside (torch.distributed: nccl between GPUs, else gloo).
+        """Connect the processes through torch.distributed inside the context.
+
+        The backend is nccl between GPUs, else gloo.
 
         Args:
-            gpu: whether they compute on GPUs.
-            waiting: receives a line about whom this process waits for.
+            gpu: whether the processes compute on GPUs.
+            waiting: receives a line about the processes that this one waits for.
 
         Raises:
-            UsageError: they cannot be reached.
+            UsageError: the other processes cannot be reached.
         """
         if self.world == 1:
             yield
@@ -108,14 +110,14 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
             distributed.destroy_process_group()
 
     def wait(self) -> None:
-        """Wait until every process is here, inside :meth:`joined`; at once when there is one."""
+        """Wait for all processes, inside :meth:`joined`; return at once when there is one."""
         if self.world > 1:
             from torch import distributed
 
             distributed.barrier()
 
     def sum_(self, tensor: Any) -> Any:
-        """Put the sum over all processes in the place of ``tensor`` and return it."""
+        """Replace ``tensor`` in place by its sum over all processes and return it."""
         if self.world > 1:
             from torch import distributed
 

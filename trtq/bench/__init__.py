@@ -8,7 +8,10 @@ from typing import Any
 
 
 class _Room(ModuleType):
-    """The room shares its name with the verb: ``trtq.bench(spec)`` works whether or not the room was imported before."""
+    """A module that can be called as the verb of the same name.
+
+    ``trtq.bench(spec)`` works whether or not the subpackage was imported before.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from trtq.bench.harness import bench

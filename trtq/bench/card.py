@@ -1,4 +1,4 @@
-"""The machine card: everything about a machine that moves a latency, and how it changed during a run."""
+"""The machine card: everything that affects latency on a machine, and its changes in a run."""
 
 from __future__ import annotations
 
@@ -185,14 +185,14 @@ class Watch:
         return found
 
     def unwatched(self) -> dict[str, str]:
-        """Return, by what could not be watched, why."""
+        """Return the reasons why something could not be watched, by its name."""
         if self.gpu is None:
             return {}
         names = ("SM clock", "clock event reasons", "processes", *THROTTLE_FIELDS.values())
         return {f"watching the {n}": self.gpu.missing[n] for n in names if n in self.gpu.missing}
 
     def others(self) -> float | None:
-        """Return the share of all cores that others used, None where the system does not tell."""
+        """Return the share of all cores that other processes used, None when unknown."""
         first: tuple[float, float] | None = self.states[0]["cpu"]
         last: tuple[float, float] | None = self.states[-1]["cpu"]
         if first is None or last is None or last[1] <= first[1]:
@@ -220,8 +220,8 @@ class Watch:
 def _strangers(seen: list[list[int]]) -> int:
     """Return how many processes other than this one were on the GPU.
 
-    Inside a container the driver names processes as the host does, and this one is not found: a
-    single process is then taken for it.
+    Inside a container the driver reports the host's process numbers, and this process is not
+    found. A single process is then assumed to be this one.
     """
     found = {p for pids in seen for p in pids}
     if os.getpid() in found:
@@ -242,7 +242,10 @@ def open_gpu(device: str) -> tuple[Gpu | None, str]:
 
 
 def _cpu_seconds(root: Path) -> tuple[float, float] | None:
-    """Return the seconds all cores spent on others, and all seconds of all cores, since the machine started."""
+    """Return the CPU seconds that other processes used since boot, and all CPU seconds.
+
+    Both are sums over all cores.
+    """
     text = _text(root / "proc/stat")
     if text is None or not text.startswith("cpu "):
         return None

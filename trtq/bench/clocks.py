@@ -1,6 +1,8 @@
-"""Locked GPU clocks that come back whatever happens: another process holds the other end of a pipe and undoes the lock when it closes.
+"""Lock GPU clocks and always release them.
 
-Run as ``python -m trtq.bench.clocks UUID`` this file is that other process.
+A second process holds the other end of a pipe and undoes the lock when the pipe closes.
+
+Run as ``python -m trtq.bench.clocks UUID``, this file is that second process.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ READY = "ready"
 
 @contextmanager
 def locked_clocks(gpu: Gpu, mhz: int | None = None) -> Iterator[str]:
-    """Hold the SM clock of a GPU; yield what came of it, for the record.
+    """Lock the SM clock of a GPU; yield a text about the result, for the record.
 
-    Without permission nothing is changed and the text says so. The clocks are free again
-    afterwards, also when this process is killed.
+    Without permission nothing is changed and the text says so. The clocks are released afterwards,
+    even when this process is killed.
 
     Args:
         gpu: whose clocks.
-        mhz: default: the largest it has, which may throttle; readings under load tell.
+        mhz: default: the highest clock, which may throttle; readings under load show it.
     """
     uuid = gpu.ask("uuid", lambda: gpu.nvml.nvmlDeviceGetUUID(gpu.handle))
     top = mhz or gpu.ask(

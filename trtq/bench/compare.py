@@ -1,9 +1,10 @@
-"""Two models taking turns: loaded anew again and again, and timed in short blocks in random order.
+"""Compare two models that take turns in short blocks in random order.
 
-Drift hits both, since turns are short. But two loads of one and the same file differ, too: their
-memory lies elsewhere, and on a CPU that alone makes some percent. So a load is what is repeated: in
-each group the first model is loaded twice and the second once, and the ratio's interval comes from
-the spread between groups. The two loads of the first model show the noise floor.
+Drift affects both models, since turns are short. Two loads of the same file also differ: their
+memory lies elsewhere, and on a CPU that alone makes a difference of some percent. The models are
+therefore loaded repeatedly: in each group the first model is loaded twice and the second once, and
+the ratio's interval comes from the spread between groups. The two loads of the first model show the
+noise floor.
 """
 
 from __future__ import annotations
@@ -165,14 +166,17 @@ def judge(groups: Values, *, margin: float = MARGIN) -> tuple[float, float, floa
 
 
 def _middle(values: Values) -> float:
-    """Return the mean without the outer fifths: what something else ran into does not count."""
+    """Return the mean without the outer fifths, which excludes disturbed groups."""
     from scipy.stats import trim_mean
 
     return float(trim_mean(values, TRIM))
 
 
 def _interval(values: Values) -> tuple[float, float]:
-    """Return the 95 % interval of the trimmed mean (Tukey and McLaughlin: Student's t with the winsorized variance)."""
+    """Return the 95 % interval of the trimmed mean.
+
+    The method is that of Tukey and McLaughlin: Student's t with the winsorized variance.
+    """
     from scipy.stats.mstats import trimmed_mean_ci
 
     low, high = trimmed_mean_ci(values, limits=(TRIM, TRIM), inclusive=(True, True), alpha=0.05)

@@ -1,4 +1,4 @@
-"""``trtq compare``: files that take turns on one device, or two records held against each other."""
+"""``trtq compare``: compare files that take turns on one device, or two records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ RECORD = "compare.json"
 
 
 class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on each file against the first; of two records, ``differences`` and the ratio of their medians in ``notes``."""
+    """The verdict on each file against the first.
+
+    For two records: ``differences``, and the ratio of their medians in ``notes``.
+    """
 
     schema: int
     verb: str
@@ -39,7 +42,7 @@ class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> str:
-        """One line a verdict."""
+        """One line per verdict."""
         return stack(
             [
                 *(v.summary for v in self.verdicts),
@@ -50,7 +53,7 @@ class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
-    """Compare.
+    """Compare files, or two records.
 
     Raises:
         UsageError: fewer than two files, or files and records mixed.
@@ -117,7 +120,10 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
 
 
 def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
-    """Return in what two records differ, what their medians say, and whether both are valid on machines that are alike."""
+    """Return the differences of two records, notes on their medians, and their validity.
+
+    The last is whether both records are valid and their machines are alike.
+    """
     a, b = read_record(first), read_record(second)
     unlike = [f"card, {d}" for d in differences(a.card, b.card)]
     packages = a.environment.get("packages", {}), b.environment.get("packages", {})

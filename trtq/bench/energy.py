@@ -1,7 +1,10 @@
-"""Energy per image: a steady load, a sensor read beside it, windows long enough for the sensor, idle power subtracted.
+"""Measure the energy per image under a steady load.
 
-Only what lies between two ticks of a counter (or between readings of power) counts, so neither the
-start nor the end of the load is in a window; images are counted over the very same stretch of time.
+A sensor is read during the load, in windows that are long enough for it, and idle power is
+subtracted.
+
+Only the energy between two ticks of a counter (or between readings of power) counts, so a window
+includes neither the start nor the end of the load. Images are counted over the same time.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ class Track:
 
 
 class Recorder:
-    """Reads a meter beside a load, in a thread, at jittered intervals so that it cannot keep step with the load."""
+    """Reads a meter in a thread during a load.
+
+    The intervals are jittered, so that the readings cannot synchronize with the load.
+    """
 
     def __init__(self, meter: Meter, interval_s: float = INTERVAL_S) -> None:
         self.meter, self.interval_s, self.track = meter, interval_s, Track()
@@ -68,7 +74,7 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """Mean power over a stretch: watts, its ends in seconds, and how many readings made it."""
+    """Mean power over an interval: watts, its ends in seconds, and the number of readings."""
 
     watts: float
     start: float
@@ -156,12 +162,12 @@ def measure_energy(
             marked as not valid.
         repeats: windows.
         cooldown_s: pause between them.
-        settle_s: what a window waits for when the load begins or ends, until the sensor has
-            forgotten what was before.
+        settle_s: wait of a window after the load begins or ends, until earlier power no longer
+            affects the sensor.
         rate: requests a second; None for one after another.
         interval_s: between two readings.
-        check: a second meter of the same, read beside; more than 5 % apart is not valid.
-        told: hears what goes on.
+        check: a second meter of the same quantity; more than 5 % apart is not valid.
+        told: receives progress.
 
     Raises:
         MeterError: the meter died, went backwards or did not move.
@@ -253,7 +259,7 @@ def _maybe(meter: Meter | None, interval_s: float) -> Any:
 def _load(
     call: Callable[[], object], until: float, rate: float | None
 ) -> tuple[list[float], float]:
-    """Serve requests until a time; return when each ended, and when the last did."""
+    """Serve requests until a time; return the end time of each and of the last."""
     done: list[float] = []
     due = time.perf_counter()
     while (now := time.perf_counter()) < until:
@@ -267,7 +273,10 @@ def _load(
 
 
 def _requests(done: list[float], start: float, end: float) -> float:
-    """Return how many requests ended between two times; the ones under way at either end count by the share that lies inside."""
+    """Return how many requests ended between two times.
+
+    Requests in progress at either end count by the share that lies inside.
+    """
     ends = np.asarray(done)
     counted = np.arange(1, len(ends) + 1, dtype=np.float64)
     return float(np.interp(end, ends, counted) - np.interp(start, ends, counted))

@@ -1,7 +1,9 @@
-"""A new process that loads a model and answers: what a start costs, and what it holds. Run as ``python -m trtq.bench.fresh``.
+"""Measure load time and memory in a new process that loads a model and answers.
 
-It reads one JSON object from its command line and prints one. Nothing heavy is imported before it
-has to be.
+Run as ``python -m trtq.bench.fresh``.
+
+The process reads one JSON object from its command line and prints one. Heavy imports are delayed
+until they are needed.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ def _import_runtime(path: Path) -> None:
 
 
 class Memory:
-    """Looks at this process and its GPU, before and after."""
+    """Measures the memory of this process and its GPU, before and after."""
 
     def __init__(self, device: str) -> None:
         from trtq.bench.card import open_gpu
@@ -90,7 +92,7 @@ class Memory:
         self.seen: dict[str, dict[str, int | None]] = {}
 
     def look(self, name: str) -> None:
-        """Remember what is held now; the peak counts from the first look."""
+        """Record the memory in use now; the peak counts from the first call."""
         if not self.seen:
             with contextlib.suppress(
                 OSError
@@ -150,7 +152,10 @@ class Memory:
 
 
 def account_of(engine: Any) -> tuple[int | None, int | None]:
-    """Return the bytes of an engine's weights and of its activations; None where this TensorRT does not say."""
+    """Return the bytes of an engine's weights and of its activations.
+
+    A value is None when this TensorRT does not report it.
+    """
     activations = getattr(engine, "device_memory_size_v2", None)
     if activations is None:
         activations = getattr(engine, "device_memory_size", None)
@@ -172,7 +177,7 @@ def status(text: str | None = None) -> dict[str, int]:
 
 
 def shared_memory_used(text: str | None = None) -> int:
-    """Return the memory that this machine has given out, bytes (MemTotal less MemAvailable)."""
+    """Return the memory in use on this machine, bytes (MemTotal minus MemAvailable)."""
     text = text if text is not None else Path("/proc/meminfo").read_text()
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))

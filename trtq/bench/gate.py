@@ -1,4 +1,7 @@
-"""``trtq gate``: may this be merged? A record held against its baseline; 0 yes, 1 no, 3 not to be told from these records."""
+"""``trtq gate``: compare a record with its baseline to decide whether to merge.
+
+Exit codes: 0 yes, 1 no, 3 these records cannot tell.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ Outcome = Literal["passed", "failed", "not valid"]
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One comparison: what, the baseline, the candidate, the change with its interval where there is one, the limit."""
+    """One comparison: what, baseline, candidate, change and limit.
+
+    The change includes its interval where there is one.
+    """
 
     what: str
     baseline: str
@@ -32,7 +38,10 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gate saw; ``outcome`` is the worst of its checks, and reasons make it not valid whatever they say."""
+    """Result of the gate: ``outcome`` is the worst of its checks.
+
+    With any ``reasons`` the outcome is not valid, regardless of the checks.
+    """
 
     schema: int
     verb: str
@@ -70,7 +79,7 @@ def read_record(path: Path) -> BenchRecord:
     """Return a record of ``trtq bench``.
 
     Raises:
-        ArtifactError: it is none, or its machine card is not complete.
+        ArtifactError: it is not such a record, or its machine card is incomplete.
     """
     held = read_json(path, kind="bench record")
     if held.get("verb") != "bench":
@@ -108,7 +117,7 @@ def share(text: str, option: str) -> float:
 
 
 def gate(spec: GateSpec) -> GateRecord:
-    """Hold a record against its baseline.
+    """Compare a record with its baseline.
 
     Raises:
         ArtifactError: a record is missing, or lacks what a comparison needs.
@@ -173,7 +182,7 @@ def gate(spec: GateSpec) -> GateRecord:
 def _pair(
     baseline: BenchRecord, candidate: BenchRecord
 ) -> tuple[list[tuple[BenchRow, BenchRow]], list[str]]:
-    """Return rows that can be compared, and what keeps others from it.
+    """Return rows that can be compared, and why others cannot.
 
     Rows belong together by the file's name, mode and batch; where either record has one file alone,
     its name may differ.

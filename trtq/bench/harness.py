@@ -1,4 +1,7 @@
-"""``trtq bench``: every figure of every file and batch, with the machine it was taken on and the reasons not to use it."""
+"""``trtq bench``: measure all figures of every file and batch.
+
+Each record names the machine and the reasons why a figure should not be used.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ VERDICT_LOADS = 16  # half a minute; trtq compare takes more
 
 
 def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
-    """Measure.
+    """Measure files.
 
     A request that fails ends its row, Ctrl-C ends everything: what was measured until then is kept,
     written and marked as not valid.
@@ -123,7 +126,10 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
 def _verdict(
     spec: BenchSpec, path: Path, gpu: Gpu | None, notes: list[str], told: Progress
 ) -> list[Verdict]:
-    """Return the verdict on a quantized file; none for a float one, and a note where there is no baseline."""
+    """Return the verdict on a quantized file, as a list.
+
+    The list is empty for a float file. Without a baseline it is empty and a note says why.
+    """
     if not is_quantized(path):
         return []
     baseline, why = find_baseline(path, spec.baseline)
@@ -198,7 +204,7 @@ class _Row:
         )
 
     def measure(self) -> BenchRow:
-        """Load the file and take every figure that was asked for."""
+        """Load the file and measure every requested figure."""
         spec = self.spec
         workload = self._open()
         watch = Watch(self.device, self.gpu)
@@ -248,7 +254,10 @@ class _Row:
         return {"rate": spec.rate} if spec.mode == "paced" else {}
 
     def _repeats(self, workload: Workload, watch: Watch) -> bool:
-        """Take the figures of the mode as often as asked, loading anew each time; return whether a request failed."""
+        """Measure the mode as often as requested; return whether a request failed.
+
+        Each repeat loads the file again.
+        """
         spec, spread = self.spec, list[float]()
         for i in range(spec.repeat):
             self.told.begin(
@@ -274,7 +283,7 @@ class _Row:
         return False
 
     def _mode(self, workload: Workload, watch: Watch, *, first: bool) -> tuple[str, float | None]:
-        """Take the figures of the mode; return what failed, and the figure that repeats are compared by."""
+        """Measure the mode once; return what failed, and the figure that repeats compare."""
         spec = self.spec
         if spec.mode == "throughput":
             try:
@@ -448,7 +457,7 @@ def open_meter(device: str, gpu: Gpu | None, why_no_gpu: str) -> Meter:
     """Return the meter of a device: NVML for a GPU, the rails of a Jetson, RAPL for a CPU.
 
     Raises:
-        MeterError: there is none, and why.
+        MeterError: there is none; the error says why.
     """
     if is_jetson():
         return JetsonRails()

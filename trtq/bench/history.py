@@ -1,4 +1,4 @@
-"""Every record ever made here: one SQLite file, one row for each file, batch and mode."""
+"""The history of all records made here: one SQLite file, one row per file, batch and mode."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from trtq.errors import NO_HOME, ArtifactError, SystemRefusalError, UsageError
 from trtq.paths import path_variable, user_folder
 from trtq.terminal import visible
 
-TABLE = """
-CREATE TABLE IF NOT EXISTS rows (
-    id TEXT PRIMARY KEY, time TEXT NOT NULL, file TEXT NOT NULL, file_sha256 TEXT NOT NULL, device TEXT NOT NULL, mode TEXT NOT NULL,
-    batch INTEGER NOT NULL, median_ms REAL, images_per_s REAL, joule REAL, process_bytes INTEGER, valid INTEGER NOT NULL,
-    host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL
-)"""
+TABLE = (
+    "\nCREATE TABLE IF NOT EXISTS rows (\n"
+    "    id TEXT PRIMARY KEY, time TEXT NOT NULL, file TEXT NOT NULL, file_sha256 TEXT NOT NULL, "
+    "device TEXT NOT NULL, mode TEXT NOT NULL,\n"
+    "    batch INTEGER NOT NULL, median_ms REAL, images_per_s REAL, joule REAL, "
+    "process_bytes INTEGER, valid INTEGER NOT NULL,\n"
+    "    host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL\n"
+    ")"
+)
 COLUMNS = (
     "time",
     "file",
@@ -55,10 +58,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def history_path() -> Path:
-    """Return where the history lies: ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder.
+    """Return the path of the history.
+
+    It is ``$TRTQ_HISTORY``, else trtq/history.sqlite in the user's data folder.
 
     Raises:
-        SystemRefusalError: there is no home.
+        SystemRefusalError: the user has no home.
     """
     given = path_variable("TRTQ_HISTORY")
     if given is not None:
@@ -93,7 +98,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def remember(record: BenchRecord, path: Path | None = None) -> None:
-    """Add a record; one that is there already is not added twice.
+    """Add a record; an existing one is not added again.
 
     Raises:
         ArtifactError: the file cannot be written.
@@ -135,7 +140,10 @@ def remember_verdicts(
     time: str,
     path: Path | None = None,
 ) -> None:
-    """Add what ``trtq compare`` found: a row of mode ``compare`` for the second file of each pair, the whole verdict in it.
+    """Add the verdicts of ``trtq compare``.
+
+    Each verdict is a row of mode ``compare`` for the second file of the pair; the row contains the
+    whole verdict.
 
     Raises:
         ArtifactError: the file cannot be written.
@@ -214,10 +222,12 @@ def _named(values: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def plot(entries: list[Entry], out: Path) -> Path:
-    """Draw the medians over time, one line for each file, device, mode and batch; hollow points are not valid.
+    """Plot the medians over time, one line for each file, device, mode and batch.
+
+    Hollow points are not valid.
 
     Raises:
-        UsageError: the ending names no kind of picture.
+        UsageError: the file extension is not that of an image format.
     """
     import matplotlib as mpl
 
@@ -245,7 +255,7 @@ def plot(entries: list[Entry], out: Path) -> Path:
 
 
 def _draw(axes: Any, entries: list[Entry]) -> list[tuple[Any, str]]:
-    """Draw one line for each file, device, mode and batch, and return the lines with their labels."""
+    """Draw one line per file, device, mode and batch; return the lines with their labels."""
     series: dict[tuple[str, str, str, int], list[Entry]] = {}
     for e in entries:
         if e.median_ms is not None:

@@ -1,4 +1,7 @@
-"""Latency: one request at a time. GPU time, time in the launch and time from end to end are three figures, never one."""
+"""Measure latency, one request at a time.
+
+GPU time, launch time and end-to-end time are three separate figures.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ COLD_BLOCK = 25
 
 
 def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCENTILES) -> Timing:
-    """Return what single times say; nothing is left out of them."""
+    """Summarize single times, without excluding any."""
     ms: Values = samples.ms
     return Timing(
         kind=kind,
@@ -85,7 +88,10 @@ def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
 def measure_latency(
     workload: Workload, rule: StopRule, watch: Watch
 ) -> tuple[dict[str, Samples], Warmup]:
-    """Return the times of single requests by kind: ``e2e``, and ``gpu`` and ``enqueue`` where the device can tell them apart."""
+    """Return the times of single requests by kind.
+
+    The kinds are ``e2e``, and ``gpu`` and ``enqueue`` when the device can separate them.
+    """
     warmup = warm_up(workload.call)
     watch.look()
     if warmup.failed:
@@ -109,7 +115,10 @@ def nothing(warmup: Warmup) -> Samples:
 
 
 def _apart(workload: Workload, rule: StopRule, warmup: Warmup, watch: Watch) -> dict[str, Samples]:
-    """Return GPU time and enqueue time of launches without copies, in as many blocks as their rule asks for."""
+    """Return GPU time and enqueue time of launches without copies.
+
+    Blocks are measured until ``rule`` is met.
+    """
     gpu, enqueue, blocks = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), list[int]()
     per_block = max(1, round(BLOCK_S / max(warmup.call_s, 1e-6)))
     began, stopped, failed = time.perf_counter(), "", ""
@@ -164,7 +173,9 @@ def paced(
 def cold(
     workload: Workload, rule: StopRule, watch: Watch, *, cache_bytes: int | None = None
 ) -> tuple[Samples, Warmup, str]:
-    """Time requests with the caches emptied before each: the last-level cache of a CPU, the L2 of a GPU.
+    """Time requests with the cache emptied before each.
+
+    The cache is the last-level cache of a CPU or the L2 of a GPU.
 
     Returns:
         the times, the warm-up, and what was emptied.
@@ -179,7 +190,10 @@ def cold(
 def _one_by_one(
     workload: Workload, rule: StopRule, watch: Watch, before: Callable[[], object], per_block: int
 ) -> Samples:
-    """Time single requests with something untimed before each, until ``rule`` is met or a request fails."""
+    """Time single requests until ``rule`` is met or a request fails.
+
+    ``before`` is called before each request and is not timed.
+    """
     times: list[int] = []
     began, failed = time.perf_counter(), ""
     while (
@@ -228,7 +242,7 @@ def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], 
 
 
 def last_level_cache(root: Path = Path("/")) -> int:
-    """Return the size of the CPU's largest cache, bytes; 64 MB where the system does not tell."""
+    """Return the size of the CPU's largest cache, bytes; 64 MB when unknown."""
     sizes = [64_000_000]
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     found = []

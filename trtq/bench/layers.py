@@ -1,4 +1,7 @@
-"""Time per layer, by the module it came from, beside what the cost model predicts. Shares count: a profiler slows everything down."""
+"""Time per layer, by module, beside the prediction of the cost model.
+
+Use the shares: a profiler slows everything down.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ RUNS = 20
 
 
 def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[list[LayerTime], str]:
-    """Return the layers, the slowest first, and why there is no prediction beside them ("" where there is one).
+    """Return the layers, slowest first, and why they have no prediction.
+
+    The reason is "" when there is a prediction.
 
     Raises:
         BenchError: the runtime gives no profile.
@@ -60,7 +65,10 @@ def profile_layers(workload: Workload, path: Path, runs: int = RUNS) -> tuple[li
 
 
 def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, str]]:
-    """Return the time and the op of each node that ONNX Runtime ran, ms a request, from its own profiler in a session of its own."""
+    """Return the time, ms per request, and the op of each node that ONNX Runtime ran.
+
+    The times come from ONNX Runtime's profiler, in a separate session.
+    """
     import onnxruntime as ort
 
     with scratch("profile") as folder:
@@ -92,7 +100,7 @@ MADE = re.compile(r"(\.out_nchwc|_nchwc|/duplicated|_bias_dq|/MatMulAddFusion|_t
 
 
 def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
-    """Return what tells the module of a node that ONNX Runtime ran, by its name and op.
+    """Return a function from the name and op of a node that ONNX Runtime ran to its module.
 
     A convolution fused with its activation carries the activation's name: the convolution before it
     counts. A Q/DQ pair belongs to the layer whose operand it quantizes.
@@ -121,7 +129,7 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
 def read_onnx_profile(
     events: Sequence[Mapping[str, Any]], runs: int, *, skip: int
 ) -> dict[str, tuple[float, str]]:
-    """Return ms a request and op by node name, without the first ``skip`` requests."""
+    """Return ms per request and op by node name, without the first ``skip`` requests."""
     seen: dict[str, int] = {}
     times: dict[str, tuple[float, str]] = {}
     for event in events:
@@ -174,7 +182,10 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
 def what_ate(
     first: Sequence[LayerTime], second: Sequence[LayerTime], most: int = 5
 ) -> list[LayerTime]:
-    """Return the layers of ``second`` whose module takes more time there than in ``first``, the largest loss first; ``ms`` is that loss."""
+    """Return the layers of ``second`` whose module takes more time than in ``first``.
+
+    The largest loss comes first; ``ms`` is the loss.
+    """
     before: dict[str, float] = {}
     after: dict[str, LayerTime] = {}
     for row in first:

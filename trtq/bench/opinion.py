@@ -1,4 +1,7 @@
-"""trtexec as a second opinion on an engine: the same settings, spelled out for the release that will read them."""
+"""trtexec as a second opinion on an engine.
+
+It gets the same settings, written out for the release that reads them.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,12 @@ def command(
     times: str = "",
     dla: int | None = None,
 ) -> list[str]:
-    """Return the line that times an engine, copies included and launches as a graph or not, whatever this release does by itself.
+    """Return the command line that times an engine, copies included.
 
-    Before 11.0 copies are timed and graphs are off unless asked for, from 11.0 on the other way
-    round (facts: defaults by version).
+    Launches use a CUDA graph or not, as requested, regardless of the defaults of the release.
+
+    Before 11.0 copies are timed and graphs are off by default; from 11.0 on the defaults are the
+    reverse (facts: defaults by version).
 
     Args:
         executable: trtexec.
@@ -41,8 +46,8 @@ def command(
         shapes: of a dynamic batch.
         graph: launch as a CUDA graph.
         warmup_ms: of requests that do not count.
-        seconds: the least it shall last.
-        requests: the least there shall be.
+        seconds: minimum duration.
+        requests: minimum number of requests.
         times: file for the times of single requests, "" for none.
         dla: core that the engine was built for, None for the GPU.
     """
@@ -70,11 +75,11 @@ def command(
 def second_opinion(
     engine: Path, ours: Timing | None, *, shapes: str = "", graph: bool = True
 ) -> SecondOpinion:
-    """Run trtexec on an engine and hold its GPU time against ours.
+    """Run trtexec on an engine and compare its GPU time with ours.
 
     Raises:
         MissingExtraError: there is no trtexec.
-        BenchError: it fails, or printed no times.
+        BenchError: it fails, or prints no times.
     """
     executable = find_trtexec()
     version = version_of(probe_number(executable))

@@ -1,4 +1,4 @@
-"""What ``trtq bench`` writes: figures with the way they were taken, and reasons where there are none."""
+"""Records of ``trtq bench``: figures, how they were measured, and why some are missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
             the launch), ``enqueue`` (host time in the launch).
         unit: ``ms``.
         median, percentiles: with 95 % intervals between order statistics.
-        min, max, mean: diagnosis: the least and the most grow with the number of samples.
+        min, max, mean: for diagnosis; min and max depend on the number of samples.
         samples, effective: taken, and how many independent ones tell as much.
         outliers, drift: they stay in every figure.
         blocks: medians of the blocks, in the order they were taken.
@@ -172,7 +172,10 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer of the profile, ms a request: shares count, sums do not (a profiler slows things down)."""
+    """One layer of the profile, ms per request.
+
+    Use the shares, not the sums: a profiler slows things down.
+    """
 
     name: str
     module: str
@@ -183,7 +186,10 @@ class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True):
-    """trtexec on the same engine with the same settings: its medians, ms, and how far ours lies from it."""
+    """Result of trtexec on the same engine with the same settings.
+
+    It holds the medians of trtexec, ms, and the difference from ours.
+    """
 
     version: str
     command: str
@@ -231,7 +237,10 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def median_ms(self) -> float | None:
-        """Median of a request from end to end; on a board, where only trtexec runs, of its GPU time."""
+        """Median end-to-end time of a request.
+
+        On a board, where only trtexec runs, it is the median GPU time.
+        """
         timing = self.e2e or self.gpu
         return timing.median.value if timing is not None else None
 
@@ -270,7 +279,10 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shown(value: Quantile, *, samples: int | None = None) -> str:
-    """Return a quantile with its interval in ms, or why there is none; ``samples`` is the number of independent ones."""
+    """Format a quantile with its interval in ms, or why there is none.
+
+    ``samples`` is the number of independent samples.
+    """
     if value.low is None or value.high is None:
         worth = "" if samples is None else f"worth {samples} independent samples, "
         missing = f"n/a ({worth}needs {value.needs})"

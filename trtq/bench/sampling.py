@@ -1,4 +1,7 @@
-"""Timing calls: warm up until stable, then blocks until the median is known well enough. The loop itself does nothing else."""
+"""Time calls: warm up until stable, then run blocks until the median is known well enough.
+
+The timed loop does nothing else.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Clock = Callable[[], int]
 
 @dataclass(frozen=True, slots=True)
 class Warmup:
-    """What came before the first sample.
+    """The warm-up before the first sample.
 
     Attributes:
         calls: how many.
@@ -70,8 +73,8 @@ class StopRule:
     Attributes:
         seconds: shortest measured time.
         samples: fewest calls.
-        limit_s: longest measured time; whichever figure is not reached by then is said.
-        narrow: relative half width of the median's interval that is wanted.
+        limit_s: longest measured time; a figure not reached by then is reported.
+        narrow: required relative half width of the median's interval.
     """
 
     seconds: float = 3.0
@@ -98,7 +101,7 @@ def quiet_interpreter() -> Iterator[None]:
 def time_block(
     call: Callable[[], object], times: np.ndarray, clock: Clock = time.perf_counter_ns
 ) -> None:
-    """Fill ``times`` (int64) with the nanoseconds of one call each; what a call raises goes on.
+    """Fill ``times`` (int64) with the nanoseconds of one call each; exceptions propagate.
 
     The loop costs about 0.1 us a call; ``loop_overhead`` measures it.
     """
@@ -110,7 +113,7 @@ def time_block(
 
 
 def loop_overhead(calls: int = 100_000) -> float:
-    """Return what the loop adds to a call that does nothing, microseconds."""
+    """Return the overhead of the loop for a call that does nothing, microseconds."""
     times = np.zeros(calls, dtype=np.int64)
     start = time.perf_counter_ns()
     with quiet_interpreter():
@@ -140,7 +143,11 @@ def warm_up(
     limit_s: float = WARMUP_LIMIT_S,
     clock: Clock = time.perf_counter_ns,
 ) -> Warmup:
-    """Call until enough calls and time have passed and two windows of 20 agree within 1 %, at most ``limit_s``."""
+    """Call until the times are stable, for at most ``limit_s``.
+
+    The warm-up ends when enough calls and time have passed and the medians of two windows of 20
+    calls agree within 1 %.
+    """
     times: list[int] = []
     began = clock()
     while True:
@@ -172,7 +179,9 @@ def sample(
     clock: Clock = time.perf_counter_ns,
     between: Callable[[], object] = lambda: None,
 ) -> Samples:
-    """Time blocks of calls until ``rule`` is met; an exception or Ctrl-C ends the run and keeps what was measured.
+    """Time blocks of calls until ``rule`` is met.
+
+    An exception or Ctrl-C ends the run; what was measured until then is kept.
 
     Args:
         call: what is timed.
@@ -227,7 +236,10 @@ def _ended(ns: np.ndarray, blocks: int, seconds: float, rule: StopRule) -> str:
 
 
 def half_width(samples: Values) -> float | None:
-    """Return half the width of the median's interval as a share of the median, None with too few samples."""
+    """Return the relative half width of the median's interval, None with too few samples.
+
+    It is half the width of the interval as a share of the median.
+    """
     found = quantile(samples, 0.5)
     if found.value is None or found.low is None or found.high is None or found.value <= 0.0:
         return None

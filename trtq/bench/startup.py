@@ -1,4 +1,4 @@
-"""Load time and memory, each from new processes."""
+"""Measure load time and memory, each in new processes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def measure_load(
 
 
 def measure_memory(path: Path, *, device: str, batch: int) -> Memory:
-    """Return what a fresh process holds.
+    """Return the memory of a new process.
 
     Raises:
         BenchError: the process fails.
@@ -96,7 +96,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
 
 
 def drop_from_cache(path: Path) -> None:
-    """Take a file out of the page cache, without root, and look whether it is out.
+    """Drop a file from the page cache, without root, and check the result.
 
     Raises:
         BenchError: the system keeps it.

@@ -1,8 +1,10 @@
-"""What samples say: quantiles with intervals, dependence, outliers, drift. Nothing here assumes a distribution.
+"""Statistics of samples: quantiles with intervals, dependence, outliers and drift.
 
-Samples of a latency are skewed, have several modes and depend on their neighbours. Intervals are
-therefore between order statistics, and dependence is paid for with a smaller effective number of
-samples (Hoefler and Belli, SC'15).
+No distribution is assumed.
+
+Latency samples are skewed, have several modes and depend on their neighbours. Intervals are
+therefore between order statistics, and dependence reduces the effective number of samples (Hoefler
+and Belli, SC'15).
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ LONGEST, MOST_PARTS = 1 << 17, 8
 
 
 class Quantile(msgspec.Struct, frozen=True, kw_only=True):
-    """A quantile of the samples with its 95 % interval; None where there are too few samples for the interval.
+    """A quantile of the samples with its 95 % interval.
 
-    The median's value is always there: half of the samples lie on either side of it, whatever is
-    known about the next run.
+    Values are None when there are too few samples for the interval.
+
+    The median always has a value: half of the samples lie on either side of it, whatever is known
+    about the next run.
 
     Attributes:
         q: 0 to 1.
@@ -42,14 +46,21 @@ class Quantile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outliers(msgspec.Struct, frozen=True, kw_only=True):
-    """Samples above median + 5 x 1.4826 x MAD: how many, and their share of the time. They stay in every figure."""
+    """Number of samples above median + 5 x 1.4826 x MAD, and their share of the time.
+
+    Outliers stay in every figure.
+    """
 
     count: int
     share: float
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """Trend of the medians of blocks: Theil-Sen change over the whole run as a share of the median, and Mann-Kendall's p."""
+    """Trend of the block medians.
+
+    ``change`` is the Theil-Sen change over the whole run as a share of the median, ``p`` is
+    Mann-Kendall's p.
+    """
 
     change: float
     p: float
@@ -61,7 +72,9 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def samples_needed(q: float, *, alpha: float = ALPHA) -> int:
-    """Return the smallest n for which a two-sided interval of quantile q exists: both tails hold at most alpha / 2.
+    """Return the smallest n for which a two-sided interval of quantile q exists.
+
+    Both tails hold at most alpha / 2.
 
     >>> [samples_needed(q) for q in (0.5, 0.9, 0.95, 0.99, 0.999)]
     [6, 36, 72, 368, 3688]
@@ -89,10 +102,12 @@ def ranks(n: int, q: float, *, alpha: float = ALPHA) -> tuple[int, int] | None:
 
 
 def inefficiency(indicator: Values) -> float:
-    """Return how many samples carry the information of one, at least 1: 1 + 2 x the sum of autocorrelations (Geyer 1992).
+    """Return how many samples carry the information of one independent sample, at least 1.
 
-    The sum ends with the first pair of lags whose correlations add up to nothing (initial positive
-    sequence).
+    It is 1 + 2 x the sum of autocorrelations (Geyer 1992).
+
+    The sum ends at the first pair of lags whose correlations do not add up to a positive value
+    (initial positive sequence).
     """
     n = len(indicator)
     if n < 4 or float(np.ptp(indicator)) == 0.0:
@@ -119,9 +134,9 @@ def inefficiency(indicator: Values) -> float:
 def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
     """Return quantile q with the interval between order statistics that holds it with 1 - alpha.
 
-    The samples may depend on their neighbours: the variance of the share of samples below the
-    quantile grows by its inefficiency, which takes as many samples away. Ranks are those of the
-    effective number, spread over all samples.
+    The samples may depend on their neighbours: the inefficiency multiplies the variance of the
+    share of samples below the quantile and divides the number of samples. Ranks are those of the
+    effective number, scaled to all samples.
     """
     n, needs = len(samples), samples_needed(q, alpha=alpha)
     ordered, effective = np.sort(samples), n
@@ -158,7 +173,10 @@ def _below(samples: Values, ordered: Values, q: float) -> Values:
 
 
 def _uncertainty(effective: int, n: int) -> float:
-    """Return how much wider an interval must be since the effective number is an estimate: Student's t over the normal."""
+    """Return the widening factor of an interval when the effective number is an estimate.
+
+    The factor is the ratio of the quantile of Student's t to that of the normal distribution.
+    """
     from scipy.stats import norm, t
 
     if effective >= n:
@@ -196,14 +214,18 @@ def drift(medians: Sequence[float]) -> Drift:
 def early_stopping(
     samples: Values, q: float, *, confidence: float = EARLY_CONFIDENCE
 ) -> float | None:
-    """Return MLPerf's early-stopping estimate of a latency quantile, None with too few queries for it.
+    """Return MLPerf's early-stopping estimate of a latency quantile.
+
+    Return None with too few queries for it.
 
     With the largest number t of slow queries for which the run would still prove the quantile
-    (tolerance 0), the t - 1 slowest are set aside and the slowest of the rest stands (MLPerf
-    Inference rules, early stopping).
+    (tolerance 0), the t - 1 slowest are set aside and the slowest of the rest is the estimate
+    (MLPerf Inference rules, early stopping).
 
-    >>> early_stopping(np.arange(1.0, 64.0), 0.9), early_stopping(np.arange(1.0, 65.0), 0.9), early_stopping(np.arange(1.0, 82.0), 0.9)
-    (None, 64.0, 80.0)
+    >>> early_stopping(np.arange(1.0, 64.0), 0.9), early_stopping(np.arange(1.0, 65.0), 0.9)
+    (None, 64.0)
+    >>> early_stopping(np.arange(1.0, 82.0), 0.9)
+    80.0
     """
     from scipy.stats import binom
 

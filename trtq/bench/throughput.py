@@ -1,4 +1,7 @@
-"""Throughput: several requests in flight, and the arrival patterns of MLPerf Inference at durations of our own."""
+"""Measure throughput with several requests in flight.
+
+The arrival patterns are those of MLPerf Inference, with durations of our own.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def measure_throughput(
     between: Callable[[], object] = lambda: None,
     counts: bool = False,
 ) -> Throughput:
-    """Serve requests for ``seconds`` after a warm-up; a failure or Ctrl-C ends it early and stands in ``failed``.
+    """Serve requests for ``seconds`` after a warm-up and return the throughput.
+
+    A failure or Ctrl-C ends the measurement early and is recorded in ``failed``.
 
     Args:
         workload: the model.
@@ -53,7 +58,7 @@ def measure_throughput(
         seconds: measured, for each rate that ``server`` tries.
         bound_ms: of ``server``.
         seed: of the arrivals.
-        between: called about twice a second meanwhile.
+        between: called about twice a second during the measurement.
         counts: go on until there are as many queries as MLPerf's rules ask for, however long that
             takes.
 
@@ -160,7 +165,8 @@ def _one_after_another(
         latency=quantile(found, q),
         early_stopping_ms=early_stopping(found, q),
         failed=failed,
-        note=f"{NO_RESULT}{'' if seconds >= MLPERF_SECONDS else f', which takes {MLPERF_SECONDS:g} s'}",
+        note=f"{NO_RESULT}"
+        f"{'' if seconds >= MLPERF_SECONDS else f', which takes {MLPERF_SECONDS:g} s'}",
     )
 
 
@@ -244,7 +250,7 @@ def offered(
 ) -> tuple[Values, float, str]:
     """Offer requests at given times, seconds from now.
 
-    Arrivals do not wait for answers: a server that falls behind is seen to.
+    Arrivals do not wait for answers, so a server that falls behind shows.
 
     Returns:
         the latency of each served one from when it was due, ms; the seconds until the last answer;
@@ -281,7 +287,7 @@ def _server(
     *,
     least: int,
 ) -> Throughput:
-    """Return the highest rate of eight tried whose 99th percentile surely meets the bound."""
+    """Return the highest of eight tried rates whose 99th percentile surely meets the bound."""
     starts, ends, failed = _flood(slots, min(seconds, 2.0), between)
     low, high = 0.0, len(ends) / (max(ends) - min(starts))
     best: Throughput | None = None

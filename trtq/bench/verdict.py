@@ -1,4 +1,7 @@
-"""Does INT8 win? A quantized file against its float baseline, taking turns on one device, and the layers that ate the gain."""
+"""Compare a quantized file with its float baseline.
+
+The two take turns on one device. The verdict names the layers that consume the gain.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ NOISY, UNKNOWN = 0.05, 0.02
 
 
 def is_quantized(path: Path) -> bool:
-    """Whether a file computes in codes: an ONNX file with Q/DQ pairs, an engine whose manifest counts some."""
+    """Whether a file computes in quantized codes.
+
+    That is an ONNX file with Q/DQ pairs, or an engine whose manifest counts some.
+    """
     if not is_engine(path):
         return count_qdq(load_onnx(path)) > 0
     beside = manifest_path(path)
@@ -30,7 +36,7 @@ def is_quantized(path: Path) -> bool:
 
 
 def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, str]:
-    """Return the float file that a quantized one has to beat, or None and how to get one.
+    """Return the float baseline of a quantized file, or None and how to get one.
 
     For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16
     engine for the same target in its folder.
@@ -80,7 +86,7 @@ def judge_files(
     max_groups: int = MAX_GROUPS,
     profile: bool = True,
 ) -> Verdict:
-    """Let two files take turns and say what follows for the second.
+    """Time two files in turns and return the verdict on the second.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.

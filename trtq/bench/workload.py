@@ -1,4 +1,4 @@
-"""What is timed: one request, from the input in host memory to the answer in host memory."""
+"""The timed workload: one request, from input in host memory to answer in host memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Workload(Protocol):
         device: ``cpu`` or ``cuda:N``.
         shape: of the input, [N, C, H, W].
         settings: what changes the meaning of its times: transfers, wait, graph.
-        apart: whether GPU time and enqueue time can be told from the host's: then ``split`` works.
-        why_whole: why not, where they cannot.
+        apart: whether GPU time and enqueue time can be separated from the host's: then ``split``
+            works.
+        why_whole: why they cannot be separated.
         io_bytes: of the input and the outputs, on the device.
     """
 
@@ -47,7 +48,10 @@ class Workload(Protocol):
         """Serve one request and wait for the answer."""
 
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Run ``count`` inferences one after another; return GPU time and the host's time in the launch, nanoseconds, int64 [count]."""
+        """Run ``count`` inferences one after another; return GPU times and launch times.
+
+        The launch time is the host's time in the launch. Both are nanoseconds, int64 [count].
+        """
 
     def again(self) -> Workload:
         """Return a second request that can run at the same time as this one."""
@@ -57,7 +61,7 @@ class Workload(Protocol):
 
 
 def device_for(device: str, *paths: Path) -> str:
-    """Return where files run: an engine has no other place than a GPU, whatever was asked for."""
+    """Return the device of files; an engine always runs on a GPU."""
     return "cuda:0" if device == "cpu" and any(is_engine(p) for p in paths) else device
 
 
@@ -117,7 +121,10 @@ def parse_device(text: str) -> tuple[str, int]:
 
 
 def random_input(shape: Sequence[int]) -> Array:
-    """Return the input of every run: standard normal from a fixed seed, so that no value is 0 and runs repeat."""
+    """Return the input of every run.
+
+    Values are standard normal from a fixed seed, so that no value is 0 and runs are repeatable.
+    """
     return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32)
 
 
@@ -201,13 +208,15 @@ class OnnxWorkload:
 
 
 class EngineWorkload:
-    """An engine on its GPU: pinned host buffers, copies and inference on one stream, one request in flight.
+    """An engine on its GPU, with one request in flight.
+
+    Host buffers are pinned; copies and inference run on one stream.
 
     Args:
         runner: the engine.
         batch: images in a request.
-        graph: launch a captured CUDA graph; ``settings`` says whether that came about.
-        context: an execution context of its own.
+        graph: launch a captured CUDA graph; ``settings`` says whether that succeeded.
+        context: a separate execution context.
         cuda: streams, events and graphs; torch's, or a stand-in.
     """
 
@@ -262,7 +271,7 @@ class EngineWorkload:
         }
 
     def _capture(self) -> str:
-        """Capture one launch as a CUDA graph; return why that did not come about."""
+        """Capture one launch as a CUDA graph; return why that failed, "" when it succeeded."""
         try:
             self._enqueue()  # TensorRT finishes what it does lazily before a capture
             self.stream.synchronize()
@@ -316,7 +325,10 @@ class EngineWorkload:
         return sum(int(b.numel() * b.element_size()) for b in self.bound.buffers.values())
 
     def profile(self, runs: int) -> dict[str, float]:
-        """Return the time of each layer by TensorRT's own profiler, ms, summed over ``runs`` requests in a context of their own."""
+        """Return the time of each layer from TensorRT's profiler, ms.
+
+        Times are summed over ``runs`` requests. The requests run in a separate execution context.
+        """
         times: dict[str, float] = {}
         base = self.runner.trt.IProfiler
 
@@ -340,7 +352,7 @@ class EngineWorkload:
         return times
 
     def again(self) -> EngineWorkload:
-        """Return a second request with a context and a stream of its own."""
+        """Return a second request with a separate context and stream."""
         return EngineWorkload(
             self.runner,
             self.shape[0],

@@ -1,4 +1,4 @@
-"""The command line: one module a subcommand, options made from the specs."""
+"""The command line: one module per subcommand, options made from the specs."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports a subcommand's module when that subcommand is asked for: help stays fast."""
+    """Imports a subcommand's module when that subcommand is used, so that help stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the chain."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the subcommand, None when there is none of that name."""
+        """Return the subcommand, or None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(
@@ -77,7 +77,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand; click would end without a word at a broken pipe to any process."""
+        """Run the subcommand; click would end silently at a broken pipe to any process."""
         try:
             return super().invoke(ctx)
         except OSError as exc:
@@ -103,7 +103,10 @@ def cli() -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: the command ends as after Ctrl-C, so that its processes and temporary folders go with it."""
+    """SIGTERM or SIGHUP: the command ends as after Ctrl-C.
+
+    Its processes and temporary folders end with it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -134,7 +137,9 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def run_command(words: list[str]) -> int:
-    """Run one command line and return its exit code; what went wrong is printed, with ``TRTQ_DEBUG=1`` the traceback, too.
+    """Run one command line, print any error and return the exit code.
+
+    With ``TRTQ_DEBUG=1`` the traceback is printed, too.
 
     Args:
         words: without the name of the program.

@@ -16,12 +16,14 @@ from trtq.terminal import say
 @spec_options(AdviseSpec, argument="model", required=("data",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:
-    """Say which way of quantizing MODEL fits its data, labels, target and budgets, and what to type.
+    """Recommend how to quantize MODEL for its data, labels, target and budgets.
+
+    It also prints the command to type.
 
     \b
     Example:
-      trtq advise timm:resnet18 --data images/train --target xavier --budget size=0.15
-      --min-accuracy -1.0
+      trtq advise timm:resnet18 --data images/train --target xavier \\
+        --budget size=0.15 --min-accuracy -1.0
     """
     merged = collect(AdviseSpec, values)
     require(merged, ("model", "data"), "advise", "model")

@@ -16,12 +16,12 @@ from trtq.terminal import say
 @spec_options(AnalyzeSpec, argument="model", required=("data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Measure how much each layer of MODEL suffers at each width.
+    """Measure the quantization sensitivity of each layer of MODEL at each width.
 
     \b
     Example:
-      trtq analyze timm:resnet18 --checkpoint resnet18.safetensors --data images/train --metric jsd
-      --out S.json
+      trtq analyze timm:resnet18 --checkpoint resnet18.safetensors \\
+        --data images/train --metric jsd --out S.json
     """
     merged = collect(AnalyzeSpec, values)
     require(merged, ("model", "data", "out"), "analyze", "model")

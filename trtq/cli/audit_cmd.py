@@ -16,7 +16,7 @@ from trtq.terminal import say
 @spec_options(AuditSpec, argument="file", required=("onnx",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:
-    """Say, module by module, what FILE computes in and what was asked for.
+    """Report the requested and the actual precision of each module of FILE.
 
     FILE is an engine that trtq built with TensorRT-RTX (no GPU is needed), or TensorRT's own layer
     report. Exit code 1 when a module that asks for INT8 or FP8 computes in something else.

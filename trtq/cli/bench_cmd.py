@@ -15,10 +15,12 @@ from trtq.specs import BenchSpec
 @spec_options(BenchSpec, argument="file")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:
-    """Latency, throughput, load time, memory and energy of each FILE, with the machine they were taken on.
+    """Measure latency, throughput, load time, memory and energy of each FILE.
 
-    What cannot be measured here is named with the reason, never a zero. Exit code 3: measured, but
-    not valid.
+    The record describes the machine, too.
+
+    A figure that cannot be measured here is listed with the reason, never as zero. Exit code 3:
+    measured, but not valid.
 
     \b
     Example:

@@ -21,13 +21,15 @@ from trtq.terminal import say
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def command(as_json: bool, dry_run: bool, **values: Any) -> None:
-    """Build a TensorRT engine from ONNX for a device, here, without that device where the backend can.
+    """Build a TensorRT engine from ONNX for a device, on this machine.
+
+    Some backends do not need that device.
 
     \b
     Example:
       trtq build out/model.qdq.onnx --target rtx4090 --out engines/rtx4090.engine
-      trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec --dry-run --out
-      xavier.engine
+      trtq build out/model.qdq.onnx --target xavier@8.5 --backend trtexec \\
+        --dry-run --out xavier.engine
     """
     merged = collect(BuildSpec, values)
     require(merged, ("onnx", "target", "out"), "build", "onnx")

@@ -15,10 +15,12 @@ from trtq.specs import CompareSpec
 @spec_options(CompareSpec, argument="file")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:
-    """Let files take turns on one device: faster, slower or no measurable difference, against the first FILE.
+    """Compare the speed of files that take turns on one device.
 
-    Files are loaded anew for each group of turns, the first one twice: what it shows against itself
-    is the noise. Exit code 3: not valid.
+    Each FILE is faster, slower or not measurably different from the first.
+
+    Files are loaded again for each group of turns, the first one twice: the difference between its
+    two loads is the noise. Exit code 3: not valid.
 
     \b
     Example:

@@ -16,7 +16,9 @@ from trtq.terminal import say
 @spec_options(CostSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:
-    """Count what MODEL costs for one image, layer by layer. Energy and latency are predicted by models of a chip, never measured.
+    """Count the cost of MODEL for one image, layer by layer.
+
+    Energy and latency are predicted by models of a chip, never measured.
 
     MODEL is a model as for trtq quantize, or an ONNX file, whose Q/DQ pairs give the widths.
 

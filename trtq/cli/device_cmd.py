@@ -24,7 +24,7 @@ OWN_KEY = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
 
 @click.group("device")
 def command() -> None:
-    """Boards that trtq builds and measures on, over the system's SSH.
+    """Manage the boards that trtq builds and measures on, over the system's SSH.
 
     \b
     Example:
@@ -55,7 +55,10 @@ def command() -> None:
     help="Accept a new host key with this fingerprint, without asking.",
 )
 def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_key: str) -> None:
-    """Name a board. A host key that is new is shown and must be accepted once; one that has changed stops."""
+    """Add a board under a name.
+
+    A new host key is shown and must be accepted once. A changed host key is an error.
+    """
     from trtq.deploy.devices import WORKDIR, parse_device, remember_device
 
     device = parse_device(name, address, identity=identity, jump=jump, workdir=workdir or WORKDIR)
@@ -72,7 +75,7 @@ def add(name: str, address: str, identity: str, jump: str, workdir: str, accept_
 
 @contextmanager
 def _reached(name: str, *, quiet: bool = False) -> Iterator[Agent]:
-    """The agent on a named board, for one command."""
+    """Yield the agent on a named board, for one command."""
     from trtq.deploy.agent_client import Agent
     from trtq.deploy.devices import find_device
 
@@ -81,7 +84,7 @@ def _reached(name: str, *, quiet: bool = False) -> Iterator[Agent]:
 
 
 def _meet(agent: Agent, accept_key: str) -> None:
-    """Have a new host key accepted."""
+    """Ask the user to accept a new host key."""
     from trtq.errors import HostKeyError
 
     link = agent.link
@@ -122,7 +125,7 @@ def _meet(agent: Agent, accept_key: str) -> None:
 
 
 def _key(agent: Agent, start: str) -> str:
-    """Return the one job whose key begins so."""
+    """Return the only job whose key starts with these letters."""
     from trtq.errors import UsageError
 
     fitting: list[str] = [j["key"] for j in agent.ask("list")["jobs"] if j["key"].startswith(start)]
@@ -175,7 +178,10 @@ def remove(name: str) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def probe_(name: str, as_json: bool) -> None:
-    """Show board, software, power modes, rails, memory and disk, and what is missing with the command that mends it."""
+    """Show board, software, power modes, rails, memory and disk.
+
+    What is missing is listed with the command that fixes it.
+    """
     from trtq.deploy.board import probe
 
     with _reached(name, quiet=as_json) as agent:
@@ -190,7 +196,7 @@ def probe_(name: str, as_json: bool) -> None:
 @command.command("shell")
 @click.argument("name")
 def shell(name: str) -> int:
-    """Open a shell on a board, with trtq's own way there."""
+    """Open a shell on a board, over the connection that trtq uses."""
     from trtq.deploy.devices import find_device
     from trtq.deploy.ssh import Link
 
@@ -204,7 +210,10 @@ def shell(name: str) -> int:
 @click.argument("name")
 @click.argument("key", required=False)
 def logs(name: str, key: str | None) -> None:
-    """List the engines and the jobs on a board, the newest last; with KEY (its first letters do), show what that job wrote."""
+    """List the engines and the jobs on a board, the newest last.
+
+    With KEY (or its first letters), show the output of that job.
+    """
     with _reached(name) as agent:
         found = agent.ask("list")
         if key is None:
@@ -229,7 +238,7 @@ def logs(name: str, key: str | None) -> None:
 @click.argument("name")
 @click.argument("key")
 def stop(name: str, key: str) -> None:
-    """End the job KEY (its first letters do) on a board; what it set there is set back."""
+    """End the job KEY (or its first letters) on a board and restore the settings it changed."""
     with _reached(name) as agent:
         found = agent.ask("stop", key=_key(agent, key))
     why = found["result"]["why"] if "result" in found else found.get("why", "")
@@ -240,7 +249,10 @@ def stop(name: str, key: str) -> None:
 @click.argument("name")
 @click.option("--all", "everything", is_flag=True, help="The engines, too.")
 def clean(name: str, everything: bool) -> None:
-    """Remove uploads and jobs that have ended from a board; only inside the folder that trtq made there."""
+    """Remove uploads and ended jobs from a board.
+
+    Only files inside the folder that trtq made there are removed.
+    """
     with _reached(name) as agent:
         found = agent.ask("clean", everything=everything)
     kept = (

@@ -1,4 +1,4 @@
-"""What a person sees: progress on standard error, results on standard output."""
+"""Terminal display: progress on standard error, results on standard output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from trtq.terminal import say, visible
 
 
 class ConsoleProgress:
-    """Draws a bar with count, rate and time left on a terminal; plain lines elsewhere; nothing when quiet."""
+    """Shows a progress bar with count, rate and time left on a terminal.
+
+    Elsewhere it prints plain lines, and nothing when quiet.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -22,7 +25,7 @@ class ConsoleProgress:
         self._status = ""
 
     def begin(self, label: str, total: int) -> None:
-        """Start a loop of ``total`` items; 0: nobody knows how many."""
+        """Start a loop of ``total`` items; 0 when the number is unknown."""
         self.close()
         self._label, self._total, self._done, self._start, self._told = (
             label,
@@ -60,17 +63,17 @@ class ConsoleProgress:
             say(f"{self._label}{done}", err=True)
 
     def status(self, text: str) -> None:
-        """Show ``text`` beside the rate from now on."""
+        """Show ``text`` beside the rate."""
         self._status = f", {text}" if text else ""
 
     def note(self, text: str) -> None:
-        """Print a line a user should read."""
+        """Print a line for the user."""
         if not self.quiet:
             self.close()
             say(f"  {text}", err=True)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -11,7 +11,10 @@ from trtq.terminal import say
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def command(as_json: bool) -> None:
-    """Versions, devices and sensors found here; what is missing, what it is needed for, and how to get it."""
+    """Show the versions, devices and sensors found here.
+
+    What is missing is listed with what it is needed for and how to get it.
+    """
     from trtq.verbs.doctor import doctor
 
     checks = doctor()

@@ -16,10 +16,12 @@ from trtq.terminal import say
 @spec_options(EvaluateSpec, argument="onnx", required=("data",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Top-1, top-5, agreement with a reference and SQNR of the logits of ONNX: a file in ONNX Runtime, or an engine on its GPU.
+    """Compute top-1, top-5, agreement with a reference, and SQNR of the logits of ONNX.
 
-    A file that trtq wrote carries its own preprocessing: the input options are only needed for
-    other files.
+    ONNX is a file that ONNX Runtime runs, or an engine that runs on its GPU.
+
+    A file that trtq wrote contains its preprocessing: the input options are only needed for other
+    files.
 
     \b
     Example:

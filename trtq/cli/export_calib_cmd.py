@@ -15,7 +15,9 @@ from trtq.specs import ExportCalibSpec
 @spec_options(ExportCalibSpec, argument="onnx", required=("target", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Write the ranges of the Q/DQ file ONNX as a calibration cache, for implicit INT8 on TensorRT up to 10.16.
+    """Write the ranges of the Q/DQ file ONNX as a calibration cache.
+
+    The cache is for implicit INT8 on TensorRT up to 10.16.
 
     \b
     Example:

@@ -15,12 +15,14 @@ from trtq.specs import ExportSpec
 @spec_options(ExportSpec, argument="model", required=("encodings", "target", "data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Write one set of encodings of MODEL as ONNX for several targets: OUT/TARGET.onnx, the same scales in each.
+    """Export MODEL with one set of encodings as ONNX for several targets.
+
+    The files are OUT/TARGET.onnx, with the same scales in each.
 
     \b
     Example:
-      trtq export timm:resnet18 --checkpoint resnet18.safetensors --encodings
-      out/encodings.safetensors --data images/train \\
+      trtq export timm:resnet18 --checkpoint resnet18.safetensors \\
+        --encodings out/encodings.safetensors --data images/train \\
         --target xavier@8.5 --target orin@10.3 --target rtx4090 --out profiles
     """
     merged = collect(ExportSpec, values)

@@ -18,21 +18,21 @@ from trtq.workers import Workers
 @spec_options(FinetuneSpec, argument="model", required=("encodings", "data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Train MODEL further with the codes of its encodings in place, and export it as trtq quantize does.
+    """Train MODEL with its encodings in place and export it as trtq quantize does.
 
-    Stopped (Ctrl-C, SIGTERM or a crash), the same command goes on from OUT/checkpoint.
+    After a stop (Ctrl-C, SIGTERM or a crash), the same command resumes from OUT/checkpoint.
 
     \b
     Example:
-      trtq finetune timm:resnet18 --checkpoint resnet18.safetensors --encodings
-      ptq/encodings.safetensors \\
+      trtq finetune timm:resnet18 --checkpoint resnet18.safetensors \\
+        --encodings ptq/encodings.safetensors \\
         --data images/train --val images/val --epochs 3 --out qat
-      trtq finetune trtq:fcn_resnet18 --model-arg num_classes=11 --checkpoint fcn.safetensors
-      --input-size 3x240x320 \\
-        --encodings ptq/encodings.safetensors --data camvid.zip/train --masks camvid.zip/trainannot
-            \\
-        --val camvid.zip/val --val-masks camvid.zip/valannot --ignore-index 11 --class-weights
-            median --out qat
+      trtq finetune trtq:fcn_resnet18 --model-arg num_classes=11 \\
+        --checkpoint fcn.safetensors --input-size 3x240x320 \\
+        --encodings ptq/encodings.safetensors --data camvid.zip/train \\
+        --masks camvid.zip/trainannot --val camvid.zip/val \\
+        --val-masks camvid.zip/valannot --ignore-index 11 \\
+        --class-weights median --out qat
       torchrun --nproc_per_node 4 -m trtq finetune ...
     """
     merged = collect(FinetuneSpec, values)

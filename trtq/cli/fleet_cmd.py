@@ -15,7 +15,9 @@ from trtq.specs import FleetSpec
 
 @click.group("fleet")
 def command() -> None:
-    """Several boards side by side, and the table of load time, latency and memory per model and device.
+    """Deploy to several boards and tabulate their figures.
+
+    The table has load time, latency and memory per model and device.
 
     \b
     Example:
@@ -42,7 +44,10 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
 @spec_options(FleetSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def deploy(as_json: bool, **values: Any) -> int:
-    """Build and measure each MODEL on every device at once; one that fails leaves the others alone. Exit code 1: one failed."""
+    """Build and measure each MODEL on all devices at once.
+
+    A failure on one device does not affect the others. Exit code 1: one failed.
+    """
     return _run(values, as_json=as_json, needs_model=True)
 
 
@@ -50,5 +55,8 @@ def deploy(as_json: bool, **values: Any) -> int:
 @spec_options(FleetSpec, argument="model")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def bench(as_json: bool, **values: Any) -> int:
-    """The table over whatever devices there are: without MODEL, of every engine that lies on them."""
+    """Print the table for the available devices.
+
+    Without MODEL, it covers every engine on them.
+    """
     return _run(values, as_json=as_json, needs_model=False)

@@ -15,7 +15,7 @@ from trtq.specs import GateSpec
 @spec_options(GateSpec, argument="record", required=("baseline",))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> int:
-    """Hold RECORD against a baseline, for a CI runner: prints a Markdown table.
+    """Compare RECORD with a baseline, for a CI runner, and print a Markdown table.
 
     Exit code 0: within the limits; 1: surely not; 3: these records cannot tell (not valid, other
     machines, or an interval over the limit).

@@ -26,7 +26,7 @@ from trtq.terminal import say
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(plot: str | None, as_json: bool, **given: Any) -> None:
-    """Every record that trtq bench, compare and deploy made on this account, the oldest first.
+    """List the records of trtq bench, compare and deploy on this account, the oldest first.
 
     They lie in one SQLite file: $TRTQ_HISTORY, else trtq/history.sqlite in the user's data folder.
 

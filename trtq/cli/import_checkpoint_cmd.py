@@ -15,7 +15,9 @@ from trtq.specs import ImportCheckpointSpec
 @spec_options(ImportCheckpointSpec, argument="model", required=("ranges", "data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> None:
-    """Take over the ranges that pytorch-quantization, ModelOpt or AIMET found for MODEL, and export as trtq quantize does.
+    """Import ranges of MODEL from another tool and export as trtq quantize does.
+
+    The tools are pytorch-quantization, ModelOpt and AIMET.
 
     \b
     Example:

@@ -17,9 +17,12 @@ DEEPEST, MOST = 2, 3  # of what is shown without --json
 @click.argument("path", metavar="PATH", type=PathText())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(path: str, as_json: bool) -> None:
-    """Explain PATH: ONNX, encodings, engine with its manifest, record, calibration cache entry, recipe, or a folder of them.
+    """Explain the contents of PATH.
 
-    Long lists and what lies deep is counted; --json has all of it.
+    PATH is an ONNX file, encodings, an engine with its manifest, a record, a calibration cache
+    entry, a recipe, or a folder of them.
+
+    Long lists and deeply nested parts are only counted; --json prints everything.
     """
     from trtq.verbs.inspect import inspect
 

@@ -11,7 +11,9 @@ from trtq.terminal import say
 @click.command("methods")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def command(as_json: bool) -> None:
-    """List the quantization methods of trtq quantize --method: where each runs, its arguments, its source.
+    """List the quantization methods of trtq quantize --method.
+
+    The list shows where each runs, its arguments and its source.
 
     \b
     Labels:

@@ -40,7 +40,7 @@ class PathText(click.ParamType[str]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the path with the home written out."""
+        """Return the path with the home expanded."""
         del ctx  # click fixes the signature
         return expand_home(str(value), param.opts[0] if param is not None else "the path")
 
@@ -74,10 +74,12 @@ def _description(kind: Any) -> str:
 def spec_options(
     spec: type[Spec], *, argument: str, required: tuple[str, ...] = (), first: str | None = None
 ) -> Callable[[F], F]:
-    """Add one option per field of ``spec``; ``argument`` becomes the positional argument, behind ``first`` where there is one.
+    """Add one option per field of ``spec``.
 
-    Options left out stay out of the values, so that a recipe file or the spec's default can fill
-    them.
+    ``argument`` becomes the positional argument, after ``first`` if there is one.
+
+    Omitted options stay out of the values, so that a recipe file or the default of the spec can
+    fill them.
     """
 
     def add(function: F) -> F:
@@ -141,7 +143,7 @@ def spec_options(
 def collect(
     spec: type[Spec], values: Mapping[str, Any], *, recipe: str | None = None, table: str = ""
 ) -> dict[str, Any]:
-    """Return the values a spec is made of: a recipe file's table first, then what was typed.
+    """Return the values of a spec: the recipe file's table, overridden by the command line.
 
     Raises:
         UsageError: a K=V option without ``=``, or a recipe without the table.

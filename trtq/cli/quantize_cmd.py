@@ -25,7 +25,9 @@ from trtq.terminal import say
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(recipe: str | None, as_json: bool, **values: Any) -> None:
-    """Calibrate MODEL and write OUT/model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json.
+    """Calibrate MODEL and export it as a Q/DQ ONNX file.
+
+    Writes model.fp32.onnx, model.qdq.onnx, encodings.safetensors and quantize.json to OUT.
 
     MODEL is timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or
     path/to/file.py:factory.

@@ -15,10 +15,13 @@ from trtq.specs import ReportSpec
 @spec_options(ReportSpec, argument="run")
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def command(as_json: bool, **values: Any) -> None:
-    """Write one HTML page about each RUN: verdict, trade-offs, every layer, machines, what was left out and why, the commands.
+    """Write one HTML page about each RUN.
 
-    A RUN is a folder that trtq run, quantize or search wrote. Several are held against each other.
-    The page needs no network.
+    The page has the verdict, trade-offs, every layer, the machines, what was left out and why, and
+    the commands.
+
+    A RUN is a folder that trtq run, quantize or search wrote. Several runs are compared. The page
+    needs no network.
 
     \b
     Example:

@@ -24,8 +24,8 @@ from trtq.terminal import say
 def command(recipe: str, dry_run: bool, as_json: bool) -> int:
     """Run quantize, finetune, evaluate, build, bench and report as RECIPE (a TOML file) says.
 
-    A stage whose inputs and files have not changed is skipped; an interrupted run goes on where it
-    stopped. Exit code 3: the figures of a stage are not valid.
+    A stage whose inputs and files have not changed is skipped; an interrupted run continues where
+    it stopped. Exit code 3: the figures of a stage are not valid.
 
     \b
     Example of a recipe:
@@ -44,7 +44,10 @@ def command(recipe: str, dry_run: bool, as_json: bool) -> int:
 
 
 def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Run the chain of a recipe file, print what happened, the tables and where the report is, and return the exit code."""
+    """Run the chain of a recipe file and return the exit code.
+
+    Prints what happened, the tables and the path of the report.
+    """
     parsed = load_recipe(recipe)
     from trtq.pipeline import run
 

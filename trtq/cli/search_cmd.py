@@ -17,7 +17,9 @@ from trtq.terminal import say
 @spec_options(SearchSpec, argument="model", required=("data", "out"))
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON; no progress.")
 def command(as_json: bool, **values: Any) -> int:
-    """Find widths of MODEL that meet every budget and keep its accuracy, proven on the exported file.
+    """Find widths of MODEL that meet every budget and keep its accuracy.
+
+    Both are verified on the exported file.
 
     Analyzes, allocates, quantizes and evaluates, then tightens or loosens. OUT holds the chosen
     model with its records, search.json, frontier.json and report.html. Exit code 3: finished, and a
@@ -27,8 +29,8 @@ def command(as_json: bool, **values: Any) -> int:
     Examples:
       trtq search timm:resnet18 --checkpoint r18.safetensors --data images/train --val images/val \\
         --budget size=0.15 --budget latency@xavier=6ms --min-accuracy -1.0 --out out
-      trtq search --candidates timm:mobilevitv2_050=a.pt,timm:mobilevitv2_075=b.pt --data images
-      --budget size=2MB --out out
+      trtq search --candidates timm:mobilevitv2_050=a.pt,timm:mobilevitv2_075=b.pt \\
+        --data images --budget size=2MB --out out
     """
     merged = collect(SearchSpec, values)
     require(merged, ("data", "out"), "search", "model")

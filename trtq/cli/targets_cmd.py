@@ -12,7 +12,9 @@ from trtq.terminal import say
 @click.argument("target", metavar="[TARGET]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def command(target: str | None, as_json: bool) -> None:
-    """List the devices that --target knows, or say what is known of one, such as nano, xavier@8.5 or rtx3080@11.4.
+    """List the devices that --target knows, or show what is known about one.
+
+    TARGET is a device such as nano, xavier@8.5 or rtx3080@11.4.
 
     \b
     Example:

@@ -1,4 +1,7 @@
-"""What a model costs: multiply-accumulates, values read and written, bytes, BitOps, energy, latency. Counted, never measured."""
+"""The cost of a model, counted and never measured.
+
+Costs are multiply-accumulates, values read and written, bytes, BitOps, energy and latency.
+"""
 
 from trtq.room import share_name_with_verb_
 

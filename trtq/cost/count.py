@@ -1,4 +1,4 @@
-"""Counting: how much each layer of a captured graph multiplies, reads and writes for one image."""
+"""Count multiplications, reads and writes of each layer of a captured graph, per image."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Shapes(fx.Interpreter):
 def list_ops(graph: fx.GraphModule, example: torch.Tensor) -> list[Op]:
     """Return every call of a captured graph in order.
 
-    Convolutions count their groups, attention counts both its products.
+    Counts of convolutions respect groups; attention counts both its products.
 
     Args:
         graph: captured and named.
@@ -181,7 +181,10 @@ def _op(
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:
-    """Return the cost of every convolution, linear, matmul, norm and softmax. What is elementwise fuses into them and is not counted."""
+    """Return the cost of every convolution, linear, matmul, norm and softmax.
+
+    Elementwise ops fuse into them and are not counted.
+    """
     return [
         LayerCost(
             name=op.name,

@@ -1,4 +1,7 @@
-"""Energy and BitOps from counts. Models, not measurements: on a GPU they say nothing about joules."""
+"""Energy and BitOps from counts.
+
+These are models, not measurements: on a GPU they say nothing about joules.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,22 @@ PJ_DRAM_BIT = 20.0  # the lower end, 1.3 nJ for 64 bits
 
 
 def relative_energy(memory_share: float, bits: int) -> float:
-    """Return the energy at ``bits`` bits over that at 32, when memory is ``memory_share`` of the latter (S1 eq. 7).
+    """Return the ratio of the energy at ``bits`` bits to that at 32 bits (S1 eq. 7).
 
-    >>> [round(relative_energy(0.936, b), 3) for b in (8, 6, 4)], [round(relative_energy(0.952, b), 3) for b in (8, 6, 4)]
-    ([0.238, 0.178, 0.118], [0.241, 0.18, 0.12])
+    ``memory_share`` is the share of memory in the energy at 32 bits.
+
+    >>> [round(relative_energy(0.936, b), 3) for b in (8, 6, 4)]
+    [0.238, 0.178, 0.118]
+    >>> [round(relative_energy(0.952, b), 3) for b in (8, 6, 4)]
+    [0.241, 0.18, 0.12]
     """
     return memory_share * bits / FULL + (1.0 - memory_share) * (bits / FULL) ** 2
 
 
 def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
-    """Return a layer's energy in units of one 32-bit MAC (S1 eq. 7): MACs by the product of the widths, accesses by the width.
+    """Return a layer's energy in units of one 32-bit MAC (S1 eq. 7).
+
+    The energy of MACs scales with the product of the widths, that of accesses with the width.
 
     Every weight is read once, every input read once and every output written once, from DRAM: S1
     does not say what it counts, and its printed ratios imply memory shares of 0.936 and 0.952.
@@ -36,8 +45,8 @@ def layer_energy(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
 def layer_picojoules(layer: LayerCost, weight_bits: int, input_bits: int) -> float:
     """Return a layer's energy in pJ for a 45 nm chip and 20 pJ a bit of DRAM (Horowitz 2014).
 
-    Below 8 bits the multiplier follows the product of the widths (an extrapolation), the
-    accumulator stays INT32.
+    Below 8 bits the multiplier's energy scales with the product of the widths (an extrapolation);
+    the accumulator stays INT32.
     """
     widest = max(weight_bits, input_bits)
     narrow = PJ_INT8_MULTIPLY * weight_bits * input_bits / 64 + PJ_INT32_ADD

@@ -97,7 +97,10 @@ FIXED = "Export it with a fixed image size"
 
 
 class _Reader:
-    """What is known of every tensor of one graph while its nodes are read in order; branches see the graph around them."""
+    """What is known about each tensor of a graph while its nodes are read in order.
+
+    A branch also sees the tensors of the graph around it.
+    """
 
     def __init__(self, scope: Scope, outer: _Reader | None = None) -> None:
         graph = scope.graph
@@ -133,8 +136,8 @@ class _Reader:
 def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
     """Return every call of an ONNX model for one image, in order.
 
-    Of the branches of an If the one with more multiply-accumulates counts, the body of a Loop or
-    Scan once.
+    Of the branches of an If, the one with the most multiply-accumulates counts. The body of a Loop
+    or Scan counts once.
 
     Args:
         model: its batch may be dynamic, its image size must not.
@@ -184,12 +187,15 @@ def _list(reader: _Reader, path: str, batch: int) -> list[Op]:
 
 
 def _dearest(lists: list[list[Op]]) -> list[Op]:
-    """Return the branch that costs most: which one runs is known when it runs."""
+    """Return the branch with the highest cost, since the branch taken is unknown before it runs."""
     return max(lists, key=lambda ops: (sum(o.macs for o in ops), len(ops)))
 
 
 def _pass_on(reader: _Reader, node: onnx.NodeProto) -> None:
-    """Let what only moves values hand on the width of their codes, as far as the walker follows a pair."""
+    """Copy the code width to the outputs of an op that only moves values.
+
+    This covers the ops through which the walker follows a Q/DQ pair.
+    """
     for name in node.output:
         found = reader.scope.pair(name) if name else None
         if found is not None and found.path:
@@ -228,7 +234,7 @@ def _with_shapes(model: onnx.ModelProto, path: str) -> onnx.ModelProto:
 
 
 def _batch(model: onnx.ModelProto) -> int:
-    """Return the images a fixed file takes at once: its counts are divided by it."""
+    """Return the fixed batch size of a file, by which its counts are divided."""
     held = {i.name for i in model.graph.initializer}
     given = next((i for i in model.graph.input if i.name not in held), None)
     dims = _dims(given) if given is not None else []
@@ -240,7 +246,11 @@ def _dims(value: onnx.ValueInfoProto) -> list[int]:
 
 
 def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
-    """A node on constants is computed when the engine is built; a weight behind a Q/DQ pair keeps its stored width."""
+    """Record the outputs of a node on constants as constants.
+
+    Such a node is computed when the engine is built. A weight behind a Q/DQ pair keeps its stored
+    width.
+    """
     bits = min((reader.bits(n) for n in node.input[:1]), default=32)
     for name in node.output:
         reader.hold(
@@ -310,5 +320,8 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
 
 
 def op_name(node: onnx.NodeProto) -> str:
-    """Return the name that a node has in every count: its own, without the kind of op that trtq ends it with."""
+    """Return the name of a node in counts.
+
+    It is the name of the node without the op type that trtq appends.
+    """
     return node.name.removesuffix(f"/{node.op_type}") or node.output[0]

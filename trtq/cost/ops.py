@@ -1,4 +1,4 @@
-"""One list of calls, whatever a model is held in, and the kernels an engine makes of them."""
+"""A list of calls for any model format, and the kernels that an engine makes of them."""
 
 from __future__ import annotations
 
@@ -63,10 +63,13 @@ class Kernel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
-    """Return the kernels: a pointwise op joins the kernel that made the last of its operands; every other op starts one.
+    """Group ops into kernels.
 
-    That is what TensorRT does to activations, residual adds and scales; what a builder does beyond
-    (attention in one kernel, two convolutions in one) is in its plan only.
+    A pointwise op joins the kernel that produces the last of its operands. Every other op starts a
+    new kernel.
+
+    TensorRT fuses activations, residual adds and scales in this way. Further fusions of a builder
+    (attention in one kernel, two convolutions in one) are known from its plan only.
 
     Args:
         ops: in the order they run.

@@ -1,4 +1,8 @@
-"""Measured layer times of an engine (``trtexec --exportProfile``), held against the roofline, and the factor between the two."""
+"""Compare measured layer times of an engine with the roofline.
+
+The times come from ``trtexec --exportProfile``. The result is the factor between measured and
+predicted times.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,10 @@ SEPARATORS = re.compile(r"\s*(?:\+|\|\||,)\s*|\[ONNX Layer: |\]")
 
 
 class Matched(msgspec.Struct, frozen=True, kw_only=True):
-    """One kernel with both times, in ms; a measured layer that holds several kernels stands beside their sum."""
+    """The measured and the predicted time of one layer, in ms.
+
+    When a measured layer contains several kernels, ``predicted`` is their sum.
+    """
 
     kernels: list[str]
     layer: str
@@ -96,7 +103,10 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
 
 
 def _rows(text: str) -> list[dict[str, str | float | int]]:
-    """Return the entries; trtexec does not escape names, so one with a quote or a backslash is read up to the next key."""
+    """Return the entries of a profile.
+
+    trtexec does not escape names, so a name with a quote or a backslash is read up to the next key.
+    """
     try:
         return decode_json(text, list[dict[str, str | float | int]])
     except msgspec.ValidationError:
@@ -119,7 +129,7 @@ def _rows(text: str) -> list[dict[str, str | float | int]]:
 
 
 def layer_names(layer: str) -> list[str]:
-    """Return the names of the nodes that TensorRT joined into a layer, without their op."""
+    """Return the names, without the op, of the nodes that TensorRT fused into a layer."""
     return [part.rpartition("/")[0] or part for part in SEPARATORS.split(layer) if part]
 
 

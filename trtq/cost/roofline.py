@@ -1,4 +1,7 @@
-"""Latency by a roofline: a lower bound from data sheets with two fitted numbers a class of devices. Predicted, never measured."""
+"""Latency predicted by a roofline model, never measured.
+
+The roofline is a lower bound from data sheets with two fitted numbers per class of devices.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,13 @@ HOW = (
 
 
 class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
-    """What the roofline says of one kernel.
+    """The roofline prediction for one kernel.
 
     Attributes:
         name, kind: of the kernel.
         precision: what it computes in.
         ms: predicted milliseconds, launch included.
-        bound: what most of it is.
+        bound: what dominates the time.
     """
 
     name: str
@@ -47,7 +50,9 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def computes_in(device: Device, widths: Widths) -> str:
-    """Return the precision a device multiplies operands of these widths in: INT8 and FP8 need both at 8 bits or less, and kernels.
+    """Return the precision in which a device multiplies operands of these widths.
+
+    INT8 and FP8 require both operands at 8 bits or less and kernels on the device.
 
     Widths below 8 bits run in INT8 containers; weights below 16 bits beside a float input are
     unpacked and multiplied in FP16.

@@ -1,4 +1,6 @@
-"""What an output of a model is, and how the answers of two models compare: the one place that every verb asks.
+"""What an output of a model is, and how the answers of two models compare.
+
+Every verb uses this module for it.
 
 Only scores of classes have predictions that can agree. Class indices, boxes, maps, embeddings and
 angles are compared as numbers: signal to quantization noise and cosine for floats, equality for
@@ -31,8 +33,10 @@ def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind
         integer: it holds integers or booleans.
         classes: how many classes the model is known to tell apart; None when that is not known.
 
-    >>> kind_of(["batch", 10], integer=False, classes=10), kind_of(["batch", 384], integer=False, classes=10)
-    ('classes', 'values')
+    >>> kind_of(["batch", 10], integer=False, classes=10)
+    'classes'
+    >>> kind_of(["batch", 384], integer=False, classes=10)
+    'values'
     """
     if integer:
         return "indices"

@@ -12,7 +12,9 @@ Array = npt.NDArray[np.float32]
 
 
 def ratio_db(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise) of two sums of squares: inf without noise, -inf without signal or where one is not finite.
+    """Return 10 log10(signal / noise) of two sums of squares.
+
+    It is inf without noise, and -inf without signal or where one is not finite.
 
     >>> round(ratio_db(25.0, 0.25), 3)
     20.0
@@ -25,21 +27,30 @@ def ratio_db(signal: float, noise: float) -> float:
 
 
 def sqnr_words(value: float | None, *, finite: bool = True) -> str:
-    """Return a signal to noise ratio in dB as a person reads it; None is no difference, unless an output was not ``finite``."""
+    """Return a signal-to-noise ratio in dB as text.
+
+    None means no difference, unless an output was not ``finite``.
+    """
     return (
         "NaN or infinite" if not finite else "no difference" if value is None else f"{value:.2f} dB"
     )
 
 
 def predictions(logits: Array) -> npt.NDArray[np.int64]:
-    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W]: scores of two classes or more."""
+    """Return the class of each image, or of each pixel when ``logits`` is [N, classes, H, W].
+
+    The scores are of two classes or more.
+    """
     return np.asarray(logits.argmax(axis=1), dtype=np.int64)
 
 
 def confusion(
     found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int
 ) -> npt.NDArray[np.int64]:
-    """Return how often each class (row) was taken for each (column), [classes, classes]; ``ignore`` counts for nothing."""
+    """Return how often each class (row) was taken for each (column), [classes, classes].
+
+    Labels equal to ``ignore`` do not count.
+    """
     seen = wanted != ignore
     return np.bincount(wanted[seen] * classes + found[seen], minlength=classes * classes).reshape(
         classes, classes
@@ -47,7 +58,7 @@ def confusion(
 
 
 def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the intersection over union of each class in percent, NaN for a class that is nowhere.
+    """Return the intersection over union of each class in percent, NaN for an absent class.
 
     >>> overlap(np.array([[3, 1], [0, 4]])).tolist()
     [75.0, 80.0]
@@ -58,7 +69,7 @@ def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def mean_overlap(counts: npt.NDArray[np.int64]) -> float:
-    """Return the mean intersection over union (mIoU) of the classes that are somewhere, percent."""
+    """Return the mean intersection over union (mIoU) of the classes that occur, percent."""
     values = overlap(counts)
     return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
 
@@ -88,7 +99,10 @@ class Scores:
     ignore: int = -100
 
     def add(self, logits: Array, labels: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch: [N, classes] with labels [N], or [N, classes, H, W] with masks [N, H, W]."""
+        """Count one batch.
+
+        ``logits`` is [N, classes] with labels [N], or [N, classes, H, W] with masks [N, H, W].
+        """
         self.images += len(logits)
         if labels is not None and labels.ndim == 3:
             found = confusion(predictions(logits), labels, logits.shape[1], self.ignore)

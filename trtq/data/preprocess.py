@@ -1,4 +1,7 @@
-"""From an image to the tensor the model was trained on; one value that travels inside every ONNX file trtq writes."""
+"""Preprocessing: from an image to the tensor that the model was trained on.
+
+It is one value that is stored in every ONNX file that trtq writes.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crop
 
 
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Resize the short side, crop the centre, scale to [0, 1], subtract ``mean``, divide by ``std``.
+    """Resize the short side, crop the centre, scale to [0, 1], then normalise.
+
+    Normalising subtracts ``mean`` and divides by ``std``.
 
     Attributes:
         input_size: (C, H, W) of the model.
@@ -199,7 +204,9 @@ def _join(values: Sequence[float]) -> str:
 def batches(
     source: Source, indices: Sequence[int], preprocess: Preprocess, batch_size: int
 ) -> Iterator[torch.Tensor]:
-    """Yield the images ``indices`` as float32 batches of at most ``batch_size``; the next batch is decoded meanwhile.
+    """Yield the images ``indices`` as float32 batches of at most ``batch_size``.
+
+    The next batch is decoded in the background.
 
     Raises:
         DataError: an image is damaged.
@@ -209,7 +216,7 @@ def batches(
 
 
 def ahead(parts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], T]) -> Iterator[T]:
-    """Yield what ``decode`` makes of each part; the next is made meanwhile.
+    """Yield what ``decode`` makes of each part; the next is made in the background.
 
     Raises:
         Exception: what ``decode`` raised.

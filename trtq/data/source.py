@@ -310,7 +310,10 @@ CIFAR10_RECORD = 1 + 3 * 32 * 32
 
 
 def _open_cifar10(name: str, root: Path) -> Source:
-    """CIFAR-10's binary version: records of one label byte and 3072 pixel bytes (https://www.cs.toronto.edu/~kriz/cifar.html)."""
+    """Open CIFAR-10's binary version: records of one label byte and 3072 pixel bytes.
+
+    The format is that of https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
     if not root.is_dir():
         raise DataError(f"Cannot read {name}", f"there is no folder {root}")
     inner = root / "cifar-10-batches-bin"

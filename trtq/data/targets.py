@@ -77,7 +77,7 @@ class Targets:
 
 
 class PixelTargets(Targets):
-    """Class indices of pixels, from one mask an image.
+    """Class indices of pixels, from one mask per image.
 
     Args:
         source: the images.
@@ -136,7 +136,9 @@ class PixelTargets(Targets):
         return self._upright(index, values)
 
     def _upright(self, index: int, values: np.ndarray) -> np.ndarray:
-        """Return a mask in the geometry of its image: one drawn on the stored pixels is turned by the image's EXIF orientation.
+        """Return a mask in the geometry of its image.
+
+        A mask drawn on the stored pixels is turned by the image's EXIF orientation.
 
         Raises:
             DataError: the sizes leave open whether the mask was drawn on the stored image or on the

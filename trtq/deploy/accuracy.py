@@ -1,4 +1,7 @@
-"""The engine on a board, run on real images: a runner like those here, through the TensorRT of the board's own Python."""
+"""Run an engine on real images on a board.
+
+The runner works like the local ones, through the TensorRT of the board's own Python.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class BoardRunner:
         agent: on the board.
         board: as it was probed.
         engine: path of the engine there, and its digest.
-        batch: most images at once: the largest batch the engine takes.
+        batch: most images at once, the largest batch the engine takes.
         dla: core that the engine was built for, None for the GPU.
 
     Raises:
@@ -108,7 +111,10 @@ class BoardRunner:
 
 
 def _split(data: Array, outputs: list[Output], count: int, size: int) -> dict[str, Array]:
-    """Return outputs by name from what the agent wrote: batch by batch, in each batch one output after another."""
+    """Return outputs by name from what the agent wrote.
+
+    The data is batch by batch, and in each batch one output after another.
+    """
     parts: dict[str, list[Array]] = {o["name"]: [] for o in outputs}
     place = 0
     for start in range(0, count, size):

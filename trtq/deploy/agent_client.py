@@ -1,4 +1,4 @@
-"""The agent on a board: put there, asked, and asked again when the link was gone."""
+"""The agent on a board: installed, called, and called again after the link broke."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ T = TypeVar("T")
 
 
 class Agent:
-    """What runs on a device, as seen from here. Everything that only asks is asked again when the link breaks.
+    """A device's agent, as seen from here.
+
+    Calls that only ask are repeated when the link breaks.
 
     Args:
         device: which one.
@@ -80,7 +82,10 @@ class Agent:
         return self._patiently(lambda: self._once(verb, asked))
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Do something until the link holds; only a device that has answered before is waited for."""
+        """Repeat an action until the link holds.
+
+        Only a device that has answered before is waited for.
+        """
 
         def gone(state: RetryCallState) -> None:
             why = state.outcome.exception() if state.outcome is not None else None
@@ -118,7 +123,10 @@ class Agent:
         stdin: IO[bytes] | None = None,
         limits: Limits | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yield what the agent answers after its hello; put it there where it is missing or another one."""
+        """Yield the agent's answers after its hello.
+
+        Install the agent first where it is missing or another one is there.
+        """
         start = stdin.tell() if stdin is not None else 0
         for attempt in range(2):
             stale = False
@@ -241,7 +249,9 @@ class Agent:
         )
 
     def install(self) -> None:
-        """Put the agent on the device, into the work folder; it looks at the folder itself before it writes.
+        """Install the agent in the device's work folder.
+
+        The agent checks the folder itself before it writes.
 
         Raises:
             BoardError: the folder is not this user's alone, or cannot be written.
@@ -267,7 +277,9 @@ class Agent:
         self.sent += len(self.code)
 
     def upload(self, path: Path, name: str, digest: str) -> str:
-        """Send a file into the work folder unless it is there; go on where a cut upload stopped; return its path there.
+        """Send a file into the work folder unless it is there, and return its path there.
+
+        A cut upload continues where it stopped.
 
         Raises:
             BoardError: no room there, another upload of it does not end, or what arrives is
@@ -324,7 +336,7 @@ class Agent:
             )
 
     def _send(self, path: Path, name: str, digest: str, size: int, offset: int) -> dict[str, Any]:
-        """Let ssh read the file itself: nothing of ours stands between it and the link."""
+        """Let ssh read the file itself: nothing of ours is between it and the link."""
         self.told.begin(f"Sending {path.name} to {self.device.name}, kB", (size - offset) // 1000)
         over = threading.Event()
         with path.open("rb", buffering=0) as handle:
@@ -361,13 +373,15 @@ class Agent:
     def download(
         self, name: str, to: Path, *, digest: str | None = None, most: int = MOST_FILE
     ) -> Path:
-        """Fetch a file of the work folder; one that is here already is not fetched again, a cut one goes on where it stopped.
+        """Fetch a file of the work folder.
+
+        A file that is here already is not fetched again; a cut download continues where it stopped.
 
         Args:
             name: of the file in the work folder.
-            to: where it goes; nothing else is written.
-            digest: that it must have.
-            most: bytes that it may have.
+            to: the file to write; nothing else is written.
+            digest: the required one.
+            most: the largest size allowed, bytes.
 
         Raises:
             BoardError: there is none, or it is larger than ``most``.
@@ -433,7 +447,7 @@ class Agent:
     def _take(
         self, stream: Stream, part: Path, offset: int, size: int, name: str, most: int
     ) -> int:
-        """Append to ``part`` what comes, never more than was announced; return how much there is."""
+        """Append incoming data to ``part``, never more than announced; return its new size."""
         if size > most:
             raise BoardError(
                 f"Cannot fetch {name} from {self.device.name}",
@@ -450,10 +464,12 @@ class Agent:
         return offset
 
     def follow(self, key: str, line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Wait for a job to end and pass on what it writes; return how it stands (``done``, ``lost`` or ``none``), and its ``lines``.
+        """Wait for a job to end and pass on its output; return its status and ``lines``.
 
-        The link may go meanwhile: the job does not, and this goes on behind the last line it heard.
-        Of a job that somebody started again meanwhile only the lines of its last run are kept.
+        The status is ``done``, ``lost`` or ``none``.
+
+        The link may break while the job continues; this resumes behind the last line received.
+        If somebody starts the job again in that time, only the lines of its last run are kept.
 
         Raises:
             BoardError: it writes without end, or never ends.
@@ -477,7 +493,7 @@ class Agent:
                 )
 
     def _watch(self, key: str, heard: _Heard) -> dict[str, Any]:
-        """Ask once how a job stands, for a while."""
+        """Ask for a job's status once, for a while."""
         asked = {"key": key, "offset": heard.offset, "seconds": WATCH_S, "run": heard.run}
         last: dict[str, Any] | None = None
         for answer in self._answers("wait", asked, limits=Limits(call_s=WATCH_S + CALL_S / 2)):

@@ -1,4 +1,4 @@
-"""The answers of the agent, in the only form in which they are taken; its advice, in words of this machine."""
+"""The agent's answers in the only accepted form, and its advice in this machine's words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Hello(TypedDict):
 
 
 class Broken(TypedDict):
-    """The agent could not start; texts are in hexadecimal: nothing could be imported to say them otherwise."""
+    """The agent could not start.
+
+    Texts are in hexadecimal: nothing could be imported to encode them otherwise.
+    """
 
     why: Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", max_length=8000)]
     python: Annotated[str, Meta(pattern=r"\A[0-9a-f]*\Z", max_length=8000)]
@@ -72,7 +75,7 @@ class Upload(TypedDict):
 
 
 class UploadPath(Upload, total=False):
-    """And where it lies, once it is whole."""
+    """An upload with the path of the file, once it is whole."""
 
     path: Folder
 
@@ -173,7 +176,7 @@ class ResultBase(TypedDict):
 
 
 class Result(ResultBase, total=False):
-    """And the state of the board around it; a job that never began has none."""
+    """A result with the state of the board around the job; a job that never began has none."""
 
     before: Card
     after: Card
@@ -182,7 +185,7 @@ class Result(ResultBase, total=False):
 
 
 class JobBase(TypedDict):
-    """How a job stands."""
+    """A job's status."""
 
     state: Literal["none", "waiting", "running", "done", "lost"]
     key: Key

@@ -27,10 +27,10 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         memory, disk: bytes.
         power: the total in mW at that moment, what the figure is, where it was read.
         root: whether sudo works without a password.
-        missing: what is not as it should be, each with the command that mends it.
-        time: of the board's clock, which may stand in 1970.
+        missing: what is not as it should be, each with the command that fixes it.
+        time: of the board's clock, which may say 1970.
         meanwhile: mode and pinning that a job holds now; ``power_mode`` and ``clocks`` are what the
-            board goes back to.
+            board returns to.
     """
 
     model: str | None
@@ -79,7 +79,10 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def number(self) -> int | None:
-        """The TensorRT that builds here, as trtexec numbers it; of the library where there is no trtexec."""
+        """The TensorRT that builds here, in trtexec's numbering.
+
+        Where there is no trtexec it is that of the library.
+        """
         if self.trtexec is not None and self.trtexec["number"] is not None:
             return self.trtexec["number"]
         if self.tensorrt is None:
@@ -137,7 +140,10 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         return None if total is None or profile is None else profile.workspace_for(total)
 
     def card(self, held: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the machine card of records; ``held`` has power mode and clocks while it was measured."""
+        """Return the machine card of records.
+
+        ``held`` has the power mode and the clocks during the measurement.
+        """
         clocks = self.clocks.get("gpu") or {}
         jetson = {
             "model": self.model,
@@ -182,7 +188,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
             f"swap {_gb(swap) if swap else 'none'}; "
             f"disk {_gb(self.disk['free'])} free at {self.home}",
             "power mode "
-            f"{mode['name'] or 'unknown'}{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; "
+            f"{mode['name'] or 'unknown'}"
+            f"{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; "
             f"clocks {'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo "
             f"{'without password' if self.root else 'needs a password'}",
             f"power n/a: {watts['what']}"

@@ -1,4 +1,6 @@
-"""How the agent is started over there: one command line for any shell, without the board's own modules in the way.
+"""Start the agent on a board with one command line that works in any shell.
+
+The board's own modules cannot get in the way.
 
 ``python3 -I`` leaves out the current folder (the home), PYTHONPATH and the packages of the user.
 The program has no character that a shell expands inside single quotes, and imports nothing that the
@@ -16,7 +18,8 @@ def own(path):
     f = os.lstat(path)
     return f.st_uid == os.geteuid() and not stat.S_ISLNK(f.st_mode) and not f.st_mode & 18
 def say(event, **more):
-    texts = "".join(', "%s": "%s"' % (k, v.encode("utf-8", "replace").hex()) for k, v in more.items())
+    texts = "".join(', "%s": "%s"' % (k, v.encode("utf-8", "replace").hex()) \
+for k, v in more.items())
     print('@trtq {"event": "%s"%s}' % (event, texts), flush=True)
 def start():
     how, digest, home = sys.argv[1:4]
@@ -25,7 +28,8 @@ def start():
         made = {"__name__": "agent", "SOURCE": sys.stdin.buffer.read()}
         exec(compile(made["SOURCE"], "agent.py", "exec"), made)
         return made["main"]
-    home = os.path.abspath(os.path.expanduser(bytes.fromhex(home).decode("utf-8", "surrogateescape")))
+    home = os.path.abspath(os.path.expanduser(\
+bytes.fromhex(home).decode("utf-8", "surrogateescape")))
     place = home + "/agents/" + digest
     try:
         whole = all(map(own, (home, home + "/agents", place, place + "/agent.py")))
@@ -39,7 +43,8 @@ def start():
 try:
     main = start()
 except BaseException as e:
-    say("broken", why=("%s: %s" % (type(e).__name__, e))[:900], python=sys.executable + " " + sys.version.split()[0])
+    say("broken", why=("%s: %s" % (type(e).__name__, e))[:900], \
+python=sys.executable + " " + sys.version.split()[0])
     sys.exit(1)
 sys.exit(main(sys.argv[1:]) if main else 0)
 """
@@ -47,7 +52,7 @@ NEWLINE, QUOTE, APOSTROPHE = (
     "~",
     "^",
     "`",
-)  # what stands for what a shell, or a string, could take for its own
+)  # replacements for characters that a shell, or a string, would interpret
 
 
 def _flat(program: str) -> str:

@@ -1,4 +1,4 @@
-"""A board as a builder: the same protocol as the builders here, the engine stays there."""
+"""A board as a builder: the local builders' protocol, but the engine stays on the board."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BoardBuilder:
         agent: on the board.
         board: as it was probed.
         engine: name of the engine in the work folder.
-        told: hears how it goes.
+        told: receives progress.
         power: power mode and pinning of the job.
         again: build even what was built before.
 

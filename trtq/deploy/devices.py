@@ -14,7 +14,7 @@ from trtq.artifact import decode_json, explain_os_error, locked, write_json
 from trtq.errors import DeviceError, UsageError, reason, suggest
 from trtq.paths import expand_home, path_variable, user_folder
 
-# What may stand in an address: nothing that ssh could take for an option or a shell for more than a
+# What an address may contain: nothing that ssh could take for an option or a shell for more than a
 # word.
 USER, HOST = r"[A-Za-z0-9_][\w.-]*", r"[A-Za-z0-9][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
 ADDRESS = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST})(?::(?P<port>\d{{1,5}}))?")
@@ -138,7 +138,9 @@ def parse_device(
 
 
 def config_folder() -> Path:
-    """Return where devices and accepted host keys are kept: ``$TRTQ_CONFIG``, else trtq/ in the user's configuration folder.
+    """Return the folder of devices and accepted host keys.
+
+    It is ``$TRTQ_CONFIG``, or else trtq/ in the user's configuration folder.
 
     Raises:
         UsageError: nothing says where that is.
@@ -233,12 +235,17 @@ def forget_device(name: str) -> None:
 
 
 def called(device: Device) -> str:
-    """Return what to write for a device on a command line: its name, or the address of one that was never added."""
+    """Return what names a device on a command line.
+
+    This is its name, or the address of a device that was never added.
+    """
     return device.name if device.name in known_devices() else device.place
 
 
 def find_device(name: str, *, addresses: bool = True) -> Device:
-    """Return the device called ``name``; with ``addresses``, ``user@host`` and host names work without being added.
+    """Return the device called ``name``.
+
+    With ``addresses``, ``user@host`` and host names work without being added.
 
     Raises:
         UsageError: there is none (the nearest are suggested).

@@ -1,7 +1,9 @@
-"""What this workstation knows of the engines on boards: a digest of each manifest, which has the digest of its engine.
+"""What this workstation knows of the engines on boards.
 
-A board keeps engine and manifest side by side, so whoever changes one there can change the other:
-what is used again is compared with what was seen when it was built.
+It keeps a digest of each manifest, which has the digest of its engine.
+
+A board keeps engine and manifest side by side, so whoever changes one there can change the other.
+What is used again is therefore compared with what was seen when it was built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Measuring an engine on a board with the board's own trtexec, its sensors read beside by the agent."""
+"""Measure an engine on a board with the board's own trtexec.
+
+The agent reads the board's sensors during the measurement.
+"""
 
 from __future__ import annotations
 
@@ -393,7 +396,11 @@ def _readings(path: Path, name: str) -> dict[str, Values]:
 
 
 def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
-    """Return the starts: from the start of the process until it begins to infer, deserializing apart where trtexec tells it."""
+    """Return the load times of an engine.
+
+    A load lasts from the start of the process until it begins to infer. Deserializing is separate
+    where trtexec reports it.
+    """
     whole = [
         1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]
     ]
@@ -423,7 +430,10 @@ def _load(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]
 
 
 def _slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
-    """Return how far the pinned GPU clock fell under load, as a share; None where it did not, or is not pinned."""
+    """Return the share by which the pinned GPU clock fell under load.
+
+    The result is None where it did not fall or is not pinned.
+    """
     top = clocks["gpu"].get("max_freq")
     inside = seen["gpu_hz"][
         (seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])
@@ -442,7 +452,10 @@ def _phase(name: str, values: list[float]) -> Phase:
 def _memory(
     timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
 ) -> tuple[Memory | None, str]:
-    """Return the growth of the one memory that CPU and GPU share while the engine ran, over what was used just before the first load."""
+    """Return how much the shared memory of CPU and GPU grew while the engine ran.
+
+    The reference is the memory in use just before the first load.
+    """
     t, ram = seen["t"], seen["ram_bytes"]
     before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
     during = ram[(t >= timed["begin"]) & (t <= timed["end"]) & ~np.isnan(ram)]
@@ -483,7 +496,11 @@ def _memory(
 def _energy(
     timed: Step, seen: dict[str, Values], watch: Watched, log: TrtexecLog, batch: int
 ) -> tuple[Energy | None, str]:
-    """Return the energy of an image: mean power over the timed run without its edges, over the images it served in a second."""
+    """Return the energy per image.
+
+    It is the mean power over the timed run without its edges, divided by the images served per
+    second.
+    """
     if watch["failed"]:
         return None, watch["failed"]
     t, mw = seen["t"], seen["mw"]

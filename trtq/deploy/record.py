@@ -19,7 +19,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
         images: how many, and where they are from.
         top1: percent, None without labels; ``reference_top1``: of the ONNX file in ONNX Runtime on
             the same images.
-        agreement: the engine held against the ONNX file.
+        agreement: the engine compared with the ONNX file.
     """
 
     images: int
@@ -70,14 +70,20 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def valid(self) -> bool:
-        """Whether every figure that was asked for may be used, and the engine computes what the ONNX file says, where images were run."""
+        """Whether every requested figure is usable and the engine agrees with the ONNX file.
+
+        Agreement counts where images were run.
+        """
         return not self.disagreement and (
             not self.spec.get("bench", True) or all(r.valid for r in self.rows)
         )
 
     @property
     def disagreement(self) -> str:
-        """Why the engine's answers are not those of the ONNX file; "" where they are, or no images were run."""
+        """Why the engine's answers are not those of the ONNX file.
+
+        The text is empty where they are, or where no images were run.
+        """
         wrong = self.accuracy is not None and not all(
             c.passed for c in self.accuracy.agreement.comparisons
         )
@@ -218,7 +224,10 @@ def fleet_rows(
     *,
     doubt: str = "",
 ) -> list[FleetRow]:
-    """Return the rows of the table for what was measured of one engine; with a ``doubt`` about it none of them is valid."""
+    """Return the table rows for what was measured of one engine.
+
+    With a ``doubt`` about the engine none of them is valid.
+    """
     precision = (
         f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision
     ).replace("fp", "FP")

@@ -1,7 +1,9 @@
-"""The system's OpenSSH: one multiplexed connection a device, never a prompt, host keys always checked.
+"""The system's OpenSSH, without prompts and with host keys always checked.
 
-What ssh itself says goes to a log file of its own (``-E``): what a board writes to standard error
-is never taken for it.
+Each device has one multiplexed connection.
+
+ssh writes its own messages to a separate log file (``-E``): what a board writes to standard error
+is never taken for them.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def require_ssh() -> str:
 
 
 def _socket_folder() -> tuple[Path, str]:
-    """Return a short folder of this user alone, for sockets and for ssh's configuration, and why it is not below XDG_RUNTIME_DIR.
+    """Return a short private folder, and why it is not below XDG_RUNTIME_DIR.
+
+    The folder is for sockets and for ssh's configuration. It belongs to this user alone.
 
     Raises:
         SshError: there is none.
@@ -90,7 +94,10 @@ def _socket_folder() -> tuple[Path, str]:
 
 
 def _unfit(folder: Path) -> str | None:
-    """Return why sockets cannot lie in ``folder``, which is made where it is missing; None where they can."""
+    """Return why sockets cannot lie in ``folder``, or None where they can.
+
+    The folder is made where it is missing.
+    """
     if not PLAIN.fullmatch(str(folder)) or len(os.fsencode(folder)) > MOST_FOLDER:
         return (
             f"its path has more than {MOST_FOLDER} bytes, is relative, or has characters that "
@@ -128,13 +135,15 @@ def quoted(path: Path | str) -> str:
 
 
 def _config(folder: Path) -> Path:
-    """Write the settings that come before the user's own, which then fill in the rest; jump hosts get the same file.
+    """Write the ssh settings that come before the user's own.
 
-    The first value that OpenSSH reads counts, so neither prompts nor unchecked host keys can come
-    back from the user's files. What is not here is the user's, ``IgnoreUnknown`` and
-    ``UserKnownHostsFile`` among it: host keys that were accepted through trtq are read beside them.
-    The file lies where its path needs no quotes: ssh itself puts it into a shell's command line for
-    jump hosts.
+    The user's own settings then fill in the rest. Jump hosts get the same file.
+
+    The first value that OpenSSH reads counts, so the user's files can bring back neither prompts
+    nor unchecked host keys. All other settings are the user's, including ``IgnoreUnknown`` and
+    ``UserKnownHostsFile``; host keys that were accepted through trtq are read in addition. The
+    file's path needs no quotes, because ssh itself puts it into a shell's command line for jump
+    hosts.
     """
     home = home_folder()
     hosts, mine = [known_hosts()], list[str]()
@@ -175,7 +184,7 @@ def _config(folder: Path) -> Path:
 
 
 def _plain(path: Path, folder: Path) -> Path:
-    """Return ``path``, or a link to it in ``folder`` where its own characters mean something to ssh."""
+    """Return ``path``, or a link to it in ``folder`` where ssh would interpret its characters."""
     if PLAIN.fullmatch(str(path)):
         return path
     link = folder / f"link-{sha256_bytes(os.fsencode(path))[:16]}"
@@ -209,7 +218,10 @@ class Link:
         self.socket = self.folder / digest_of(msgspec.to_builtins(device))[:16]
 
     def line(self, command: str | None, *options: str) -> list[str]:
-        """Return the command line of ssh; ``command`` is one of trtq's own fixed texts, never what a user typed."""
+        """Return the command line of ssh.
+
+        ``command`` is one of trtq's own fixed texts, never what a user typed.
+        """
         device = self.device
         line = [self.ssh, "-F", str(self.config), *options, "-o", f"ControlPath={self.socket}"]
         if device.jump:  # behind other gateways the same address is another board
@@ -234,7 +246,10 @@ class Link:
         stdin: IO[bytes] | int = subprocess.DEVNULL,
         limits: Limits | None = None,
     ) -> Iterator[Stream]:
-        """Run a command on the device; its output is read within ``limits``, and it ends with the block."""
+        """Run a command on the device and yield its output.
+
+        The output is read within ``limits``, and the command ends with the block.
+        """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
             process = self.popen(self.line(command, "-E", log.name), stdin)
             stream = Stream(process, self.device.name, limits or Limits(), Path(log.name))
@@ -278,7 +293,7 @@ class Link:
 
         Args:
             own: what this machine's ssh said.
-            errors: standard error of the device: shown, and never taken for ssh's words.
+            errors: standard error of the device, shown but never taken for ssh's words.
         """
         words = _own_words(own)
         if any(JUMP_FAILED.fullmatch(ln) for ln in words) and self._has_proxy():
@@ -419,7 +434,10 @@ class Link:
         return None
 
     def _locked_key(self) -> str | None:
-        """Return the private key that the board would take and that nothing here can open; None where there is none."""
+        """Return the private key that the board would take and that nothing here can open.
+
+        The result is None where there is none.
+        """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
             options = (
                 "-E",
@@ -449,7 +467,10 @@ class Link:
         )
 
     def _has_passphrase(self, key: str) -> bool:
-        """Whether a private key opens without a word; ``ssh-keygen`` says which of its failures it is."""
+        """Whether a private key needs a passphrase.
+
+        ``ssh-keygen`` says which of its failures it is.
+        """
         done = self._run(["ssh-keygen", "-y", "-P", "", "-f", key])
         return done.returncode != 0 and "incorrect passphrase" in done.stderr
 
@@ -465,9 +486,11 @@ class Link:
         )
 
     def _words_of_proxy(self) -> list[str]:
-        """Return what the ssh of a jump host says: a connection that is kept sends it nowhere, so connect once without.
+        """Return the messages of a jump host's ssh.
 
-        Nothing else writes to standard error as long as the device itself was not reached.
+        A kept connection discards them, so this connects once without one.
+
+        Nothing else writes to standard error until the device itself is reached.
         """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="log-") as log:
             alone = (
@@ -486,7 +509,10 @@ class Link:
         return [] if reached else _own_words(done.stderr)
 
     def _names(self) -> set[str]:
-        """Return what OpenSSH may call the device: what was typed, what the user's configuration makes of it, and its alias."""
+        """Return the names that OpenSSH may use for the device.
+
+        They are what was typed, what the user's configuration makes of it, and the device's alias.
+        """
         resolved = re.search(
             r"^hostname (\S+)$", self._run(self.line(None, "-G")).stdout, re.MULTILINE
         )
@@ -497,7 +523,9 @@ class Link:
         }
 
     def offered_key(self) -> tuple[str, list[str]]:
-        """Return the host keys that the device shows, as lines of known_hosts, and their fingerprints.
+        """Return the host keys that the device shows, and their fingerprints.
+
+        The keys are lines of known_hosts.
 
         Raises:
             LinkError, SshError: it cannot be reached.
@@ -566,10 +594,12 @@ class Link:
             )
 
     def close(self, *, stale: bool = False) -> None:
-        """Let the multiplexed connection end with its last command; a ``stale`` one, which would answer for the host, ends at once."""
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # cleaning up must not hide what went before
+        """Let the multiplexed connection end with its last command.
+
+        A ``stale`` connection, which would answer for the host, ends at once.
+        """
+        # Cleaning up must not hide an earlier error.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
                 self.line(None, "-O", "exit" if stale else "stop"),
                 stdin=subprocess.DEVNULL,
@@ -588,7 +618,10 @@ JUMP_FAILED = re.compile(
 
 
 def _own_words(text: str) -> list[str]:
-    """Return ssh's lines up to the first that carries words of the other side: those could hold anything."""
+    """Return ssh's lines up to the first that carries words of the other side.
+
+    Such words could hold anything.
+    """
     words: list[str] = []
     for line in text.splitlines():
         if line.strip():

@@ -1,4 +1,7 @@
-"""What a command on a device writes, read with limits: a board is not trusted to end, to be brief, or to be alive."""
+"""The output of a command on a device, read with limits.
+
+A board is not trusted to end, to be brief, or to be alive.
+"""
 
 from __future__ import annotations
 
@@ -163,7 +166,10 @@ class Stream:
         )
 
     def end(self) -> int:
-        """Wait for the process to end and return its exit status; read what is left of standard error."""
+        """Wait for the process to end and return its exit status.
+
+        What is left of standard error is read.
+        """
         try:
             code = self.process.wait(timeout=max(self.limits.silence_s, 1.0))
         except subprocess.TimeoutExpired:
@@ -177,7 +183,10 @@ class Stream:
 
     @property
     def errors(self) -> str:
-        """The end of what the device and the programs there wrote to standard error: never ssh's own words."""
+        """The end of the device's standard error, never ssh's own words.
+
+        The device and the programs there wrote it.
+        """
         return self._errors.decode("utf-8", "replace")
 
     @property
@@ -252,7 +261,7 @@ def gunzip(path: Path, name: str, most: int = 256 * MIB) -> bytes:
 def _unpack(
     read: Callable[[], bytes], unpack: zlib._Decompress, keep: Callable[[bytes], None]
 ) -> None:
-    """Pass on what a stream unpacks to, a MiB at a time: a few bytes can stand for gigabytes."""
+    """Pass on what a stream unpacks to, a MiB at a time: a few bytes can become gigabytes."""
     while not unpack.eof and (block := read()):
         keep(unpack.decompress(block, MIB))
         while unpack.unconsumed_tail:

@@ -1,10 +1,12 @@
-"""After a build: does what was built compute what the ONNX file says? On the same images, with what can run here.
+"""After a build, compare what was built with the ONNX file.
 
-The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Held against it: the model
-that was really built (FP16 types, pairs taken out), in ONNX Runtime with every FP16 result rounded,
-and the engine, where its GPU is. A difference may be 6 dB above the quantization error of the file
-itself, and must lie 30 dB below the signal for a float file. When it does not, tensors on the way
-are compared, and the first that differs is named.
+Both compute the same images, with whatever can run here.
+
+The yardstick is the model in ONNX Runtime, every Q/DQ pair as written. Two things are compared with
+it: the model that was really built (FP16 types, pairs taken out), in ONNX Runtime with every FP16
+result rounded, and the engine, where its GPU is. A difference may be 6 dB above the quantization
+error of the file itself, and must be 30 dB below the signal for a float file. When it exceeds that,
+intermediate tensors are compared, and the first that differs is named.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class AgreementRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         images: how many.
-        yardstick: what the others were held against.
+        yardstick: what the others were compared with.
         comparisons: one for each runner.
         missing: what did not run, and why.
     """
@@ -191,7 +193,10 @@ def as_float64(values: Array) -> Array:
 def quantization_error(
     model: onnx.ModelProto, images: Sequence[Array], wanted: Outputs
 ) -> float | None:
-    """Return the SQNR of the file against itself without pairs, dB, of its worst output; None for a float file."""
+    """Return the SQNR of the file against itself without pairs, for its worst output.
+
+    The SQNR is in dB; it is None for a float file.
+    """
     return (
         worst_sqnr(answers(OnnxRunner(strip_qdq(model)), images), wanted)
         if count_qdq(model)
@@ -200,7 +205,10 @@ def quantization_error(
 
 
 def worst_sqnr(wanted: Outputs, got: Outputs) -> float:
-    """Return the least SQNR over the outputs, by name, infinite for integers; minus infinity where one is missing or not finite."""
+    """Return the lowest SQNR over the outputs, by name.
+
+    It is infinite for integers, and minus infinity where an output is missing or not finite.
+    """
     return min(_sqnr_of(w, got.get(n)) for n, w in wanted.items())
 
 
@@ -213,7 +221,7 @@ def _sqnr_of(wanted: Array, got: Array | None) -> float:
 def compare(
     name: str, wanted: Outputs, got: Outputs, error: float | None, known: Kind | None = None
 ) -> Comparison:
-    """Hold outputs against the yardstick's.
+    """Compare outputs with the yardstick's.
 
     Args:
         name: of what gave ``got``, for the record.

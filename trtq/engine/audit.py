@@ -1,7 +1,9 @@
-"""What an engine computes in, module by module: from TensorRT's own layer report, or from the rows inside a TensorRT-RTX plan.
+"""What an engine computes in, module by module.
 
-Layer reports differ between 8.2 and 11 (facts: keys, type texts, fused names); layers are found
-again by the names of their ONNX nodes, inside fused names and metadata, never by equality.
+The source is TensorRT's own layer report, or the rows inside a TensorRT-RTX plan.
+
+Layer reports differ between 8.2 and 11 (facts: keys, type texts, fused names). Layers are found by
+the names of their ONNX nodes, inside fused names and metadata, never by equality.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: as the engine calls it.
         precision: type of its inputs and weights; ``unknown`` where the report has names alone.
-        text: everything in which the names of its ONNX nodes may stand.
+        text: everything that may contain the names of its ONNX nodes.
         moves: it only changes a layout or a type.
         product: it is known to be a convolution or a product.
     """
@@ -86,15 +88,19 @@ class ModuleRow(msgspec.Struct, frozen=True, kw_only=True):
 def classify(text: str) -> str:
     """Return the precision that a type text of any release means.
 
-    >>> classify("Thirty-two wide channel vectorized row major Int8 format"), classify("BFloat16"), classify("Float16"), classify("Float")
-    ('int8', 'bf16', 'fp16', 'fp32')
+    >>> classify("Thirty-two wide channel vectorized row major Int8 format"), classify("BFloat16")
+    ('int8', 'bf16')
+    >>> classify("Float16"), classify("Float")
+    ('fp16', 'fp32')
     """
     lowered = text.lower()
     return next((kind for word, kind in TYPES if word in lowered), UNKNOWN)
 
 
 def read_layer_info(path: Path) -> list[LayerRow]:
-    """Return the layers of a report of ``trtexec --exportLayerInfo`` or the engine inspector, 8.2 to 11.
+    """Return the layers of a layer report of TensorRT 8.2 to 11.
+
+    ``trtexec --exportLayerInfo`` or the engine inspector wrote it.
 
     Raises:
         EngineError: it is no such report.
@@ -158,7 +164,10 @@ def _type(tensor: Mapping[str, Any]) -> str:
 
 
 def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
-    """Return the layers of a TensorRT-RTX plan, None where its undocumented rows are not as known."""
+    """Return the layers of a TensorRT-RTX plan.
+
+    The result is None where its undocumented rows are not as known.
+    """
     kernels = read_plan_kernels(plan, version, 1)
     if kernels is None:
         return None
@@ -171,13 +180,15 @@ def read_plan_layers(plan: bytes, version: str) -> list[LayerRow] | None:
         )
         for k in kernels
     ]
-    return sorted(
-        rows, key=lambda r: not r.product
-    )  # a pointwise kernel can carry the name of the product it follows
+    # A pointwise kernel can carry the name of the product it follows.
+    return sorted(rows, key=lambda r: not r.product)
 
 
 def requests(model: onnx.ModelProto) -> dict[str, str]:
-    """Return, by node name, what every convolution and product is asked to compute in; those in branches, too."""
+    """Return the requested precision of every convolution and product, by node name.
+
+    Nodes in branches are included.
+    """
     found: dict[str, str] = {}
     for scope in scopes(model):
         for node in scope.graph.node:
@@ -232,7 +243,10 @@ def match(
 
 
 def unnamed_products(layers: Sequence[LayerRow], rows: Sequence[ModuleRow]) -> dict[str, int]:
-    """Return the products of an engine that no row was matched with, by precision: merged ones and fused attention lose the names."""
+    """Return the products of an engine that no row was matched with, by precision.
+
+    Merged products and fused attention lose the names.
+    """
     named = {r.layer for r in rows}
     return dict(
         Counter(layer.precision for layer in layers if layer.product and layer.name not in named)
@@ -247,7 +261,10 @@ def _spans(text: str, order: Mapping[str, int]) -> list[tuple[int, int]]:
 def _named(
     node: str, layers: Iterable[tuple[LayerRow, list[tuple[int, int]]]], position: int
 ) -> tuple[LayerRow | None, bool]:
-    """Return the layer whose text has the node's name as a whole (True), or whose region spans it (False)."""
+    """Return the layer of a node, and whether its text has the node's name as a whole.
+
+    The second value is False where the layer's region spans the node.
+    """
     whole = re.compile(rf"(?<![\w./-]){re.escape(node)}(?![\w./-])")
     spanned = None
     for layer, spans in layers:

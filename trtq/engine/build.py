@@ -1,4 +1,8 @@
-"""Build an engine: choose the builder, refuse what it would do silently wrong, build apart, look at what came out, write the manifest."""
+"""Build an engine and write its manifest.
+
+The steps are: choose the builder, refuse what it would silently do wrong, build in a separate
+process, look at what came out, and write the manifest.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +84,9 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
 
 
 def _require_output(spec: BuildSpec, out: Path) -> None:
-    """Refuse, before any work, an output that cannot be written or would overwrite what it must not.
+    """Refuse an output that cannot be written or would overwrite what it must not.
+
+    This happens before any work.
 
     Raises:
         ArtifactError: the engine or its manifest would replace an input, a folder, a device or a
@@ -117,7 +123,7 @@ def build_and_look(
 
 
 def yardstick(job: Job) -> str:
-    """Return what the agreement gate holds an engine of this job against."""
+    """Return what the agreement gate compares an engine of this job with."""
     return (
         "the float model of the file"
         if job.fallback
@@ -128,7 +134,10 @@ def yardstick(job: Job) -> str:
 def describe(
     job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any
 ) -> EngineManifest:
-    """Return the manifest of an engine that was just built; ``looked`` has what was found out about it."""
+    """Return the manifest of an engine that was just built.
+
+    ``looked`` has what was found out about the engine.
+    """
     spec, built, metadata, path = (
         job.spec,
         found.built,
@@ -183,7 +192,10 @@ def describe(
 
 
 def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
-    """Return what is not quantized computes in: what the types of the file say, where they say FP16."""
+    """Return the precision of what is not quantized.
+
+    It is FP16 where the types of the file say so.
+    """
     return "fp16" if has_half(source) else spec.precision
 
 
@@ -287,7 +299,9 @@ def _torch_said(job: Job) -> str:
 
 
 def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
-    """Return the one command line, or the Python, that would build the engine; nothing is built, and no builder need be here.
+    """Return the one command line, or the Python, that would build the engine.
+
+    Nothing is built, and no builder need be here.
 
     A model that must be changed first (pairs removed, types written into the graph) is written
     beside ``spec.out``, and named.

@@ -25,7 +25,10 @@ FLOAT_MATMULS = ("MatMul", "Gemm")
 def _wanted(
     spec: BuildSpec, target: Target, there: Callable[[str], bool], *, quantized: bool
 ) -> str:
-    """Return the backend to use, where ``there`` says which modules are; ``auto`` prefers the one that needs no GPU."""
+    """Return the backend to use; ``there`` says which modules are installed.
+
+    ``auto`` prefers the one that needs no GPU.
+    """
     if spec.backend != "auto":
         return spec.backend
     covered = (

@@ -1,4 +1,4 @@
-"""What an engine that was just built computes in, held against what its Q/DQ graph asked for."""
+"""What a new engine computes in, compared with what its Q/DQ graph asked for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 def cover(
     model: onnx.ModelProto, built: Built, backend: str, target: Target
 ) -> tuple[Coverage | None, PlanAudit | None]:
-    """Return what the builder's own report, or the rows inside a TensorRT-RTX plan, say; None where nothing can be known."""
+    """Return what the builder's own report or the rows of a TensorRT-RTX plan say.
+
+    A value is None where nothing can be known.
+    """
     rows: list[LayerRow] | None = None
     plan_rows = audit_plan(built.plan, built.version) if backend == "tensorrt-rtx" else None
     source = f"the plan of TensorRT-RTX {built.version}"

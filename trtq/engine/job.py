@@ -1,4 +1,4 @@
-"""From a build spec to what a builder reads: the target, the model as it will be built, the settings."""
+"""From a build spec to a builder's input: target, model as built, and settings."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Job:
         spec: as asked for, or as the fallback made it.
         target: parsed.
         model: the file, without its pairs where the fallback took them out.
-        stamp: of the file, where it is ``model`` as it stands: it can be built from without a copy,
-            and must not change meanwhile.
+        stamp: of the file, where it is ``model`` unchanged: it can be built from without a copy,
+            and must not change until then.
         pairs: Q/DQ pairs of ``model``.
         onnx_sha256: of the file, as it was read.
         batch: min, opt, max.
@@ -121,7 +121,11 @@ class Job:
     def source(
         self, settings: Settings, version: Version, without: Collection[str] = ()
     ) -> onnx.ModelProto:
-        """Return the model as it is built: nodes in ``without`` lose their pairs, FP16 stands in the graph where the release wants it."""
+        """Return the model as it is built.
+
+        Nodes in ``without`` lose their pairs. The graph has FP16 types where the release wants
+        them.
+        """
         model = strip_at(self.model, without) if without else self.model
         return (
             convert_to_half(model, self.float_nodes)
@@ -196,7 +200,9 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
 def _calibration(
     spec: BuildSpec, model: onnx.ModelProto, version: Version, pairs: int, number: int | None
 ) -> Path | None:
-    """Return the calibration cache to build with, once it is known that this trtexec (``number``, where it is here) will read it.
+    """Return the calibration cache to build with.
+
+    It is returned once it is known that this trtexec (``number``, where it is here) will read it.
 
     Raises:
         EngineError: TensorRT would ignore it and take ranges from random numbers.

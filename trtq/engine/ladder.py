@@ -1,4 +1,8 @@
-"""Building until it succeeds: less scratch memory when the builder runs out, one node less in INT8 when it has no kernel for it."""
+"""Build with less until it succeeds.
+
+There is less scratch memory when the builder runs out of it, and one node less in INT8 when the
+builder has no kernel for it.
+"""
 
 from __future__ import annotations
 
@@ -138,7 +142,10 @@ def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> Non
 
 
 def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
-    """Return the quantized convolutions and products that a builder's name for a (fused) node holds."""
+    """Return the quantized convolutions and products in a builder's name for a node.
+
+    The node can be a fused one.
+    """
     view = View(model)
     quantized = [
         n.name

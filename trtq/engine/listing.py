@@ -21,7 +21,7 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
         dla: has deep-learning accelerators.
         opset: of the ONNX files for it.
         reads: the newest opset its parser reads; None where any may be installed.
-        typed: types stand in the graph; None where that depends on the release.
+        typed: the graph has the types; None where that depends on the release.
         features: of the release; empty where any may be installed.
         here: can be built for ahead of time, without that GPU.
     """

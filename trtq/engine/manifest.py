@@ -1,4 +1,7 @@
-"""The manifest beside every engine: what it was built from, by what, for what; checked before anything trusts the engine."""
+"""The manifest beside every engine: what it was built from, by what, and for what.
+
+It is checked before anything trusts the engine.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,10 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
             if self.quantized_tensors
             else ""
         )
-        kind = f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}{self.precision}"
+        kind = (
+            f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}"
+            f"{self.precision}"
+        )
         device = self.target["device"]
         where = (
             device
@@ -112,7 +118,8 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.builder['version']}"
             f"{self._covered}, {self.seconds:.1f} "
             f"s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
-            f"{f'; fell back: {self.fallback}' if self.fallback else ''}{f'; {self.agreement.summary}' if self.agreement else ''}"
+            f"{f'; fell back: {self.fallback}' if self.fallback else ''}"
+            f"{f'; {self.agreement.summary}' if self.agreement else ''}"
         )
 
     @property
@@ -126,7 +133,10 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def has_codes(manifest: Mapping[str, Any]) -> bool:
-    """Whether an engine was built with scales, by its manifest as JSON: pairs in the file, or a calibration cache beside it."""
+    """Whether an engine was built with scales, by its manifest as JSON.
+
+    Scales come from pairs in the file, or from a calibration cache beside it.
+    """
     return bool(manifest["quantized_tensors"] or manifest["spec"].get("calibration"))
 
 
@@ -172,7 +182,9 @@ def read_manifest(engine: Path, plan: bytes | None = None) -> EngineManifest:
 
 
 def read_engine(engine: Path) -> tuple[EngineManifest, bytes]:
-    """Return the manifest of ``engine`` and the engine itself, read once: what is checked is what is used.
+    """Return the manifest of ``engine`` and the engine itself.
+
+    The engine is read once: what is checked is what is used.
 
     Raises:
         EngineError: no engine, no manifest, a damaged one, or one of another engine.

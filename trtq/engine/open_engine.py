@@ -1,4 +1,7 @@
-"""An engine file, ready to run: first its manifest is held against the file, this TensorRT and this GPU."""
+"""Open an engine file to run it.
+
+Its manifest is first compared with the file, this TensorRT and this GPU.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ def is_engine(path: Path) -> bool:
 
 
 def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") -> EngineRunner:
-    """Return an engine ready to run, after its manifest was held against the file, this TensorRT and this GPU.
+    """Return an engine ready to run, after its manifest was checked.
+
+    The manifest must match the file, this TensorRT and this GPU.
 
     Loading an engine can run code that is in it: without a manifest that names this very file,
     ``trust`` is needed.
@@ -52,7 +57,9 @@ def open_engine(path: Path | str, *, trust: bool = False, device: str = "cuda") 
 
 
 def rebuild_engine(path: Path, progress: Progress, *, device: str = "cuda") -> Path:
-    """Build the engine of ``path`` again for the TensorRT and the GPU here, beside it, and return where; the original stays.
+    """Build the engine of ``path`` again for the TensorRT and the GPU here.
+
+    Return the path of the new engine, which lies beside the original. The original stays.
 
     Raises:
         EngineError: the ONNX file it was built from is gone, or another one by now.

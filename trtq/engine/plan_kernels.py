@@ -1,7 +1,9 @@
-"""The kernels a TensorRT-RTX plan says it has, with the sizes and types of what they read and write, for the roofline.
+"""The kernels that a TensorRT-RTX plan says it has, for the roofline.
 
-The same undocumented rows as plan_text reads: known versions only, and anything unexpected gives
-None instead of a guess.
+Each has the sizes and types of what it reads and writes.
+
+They come from the undocumented rows that plan_text reads: known versions only, and anything
+unexpected gives None instead of a guess.
 """
 
 from __future__ import annotations
@@ -103,12 +105,14 @@ class PlanKernel:
 
 
 def read_plan_kernels(plan: bytes, version: str, batch: int) -> list[PlanKernel] | None:
-    """Return the kernels of a plan, or None when the version is unknown or the rows are not as expected.
+    """Return the kernels of a plan.
+
+    The result is None when the version is unknown or the rows are not as expected.
 
     Args:
         plan: the engine file.
         version: of the builder, such as ``1.7.1``.
-        batch: stands for the open dimension.
+        batch: the size of the open dimension.
     """
     if not version.startswith(KNOWN_VERSIONS):
         return None

@@ -1,4 +1,6 @@
-"""What a TensorRT-RTX plan says of itself: how many convolutions and matrix products it computes in INT8.
+"""How many convolutions and matrix products a TensorRT-RTX plan computes in INT8.
+
+The plan itself says it.
 
 The plan embeds readable rows for tensors (with their type) and operations (with their inputs). The
 format is not documented: it is read for known versions only, and anything unexpected gives None
@@ -35,14 +37,21 @@ class PlanAudit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def text_of(plan: bytes) -> bytes:
-    """Return the readable part of a plan: from the first tensor row to the zero byte after the last. The rest is kernels and weights."""
+    """Return the readable part of a plan.
+
+    It runs from the first tensor row to the zero byte after the last one. The rest is kernels and
+    weights.
+    """
     first, last = plan.find(b"tensor={"), plan.rfind(b"tensor={")
     end = plan.find(b"\0", last) if last >= 0 else 0
     return plan[first : end if end >= 0 else len(plan)] if first >= 0 else b""
 
 
 def audit_plan(plan: bytes, version: str) -> PlanAudit | None:
-    """Return the counts of a plan, or None when the version is unknown or the rows are not as expected."""
+    """Return the counts of a plan.
+
+    The result is None when the version is unknown or the rows are not as expected.
+    """
     if not version.startswith(KNOWN_VERSIONS):
         return None
     plan = text_of(plan)

@@ -1,4 +1,7 @@
-"""TensorRT and TensorRT for RTX through their Python API: one class, two modules, always in a process of its own."""
+"""TensorRT and TensorRT for RTX through their Python API.
+
+One class serves both modules, always in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,10 @@ class PythonBuilder:
     def request(
         self, source: Path, out: Path, settings: Settings, folder: Path | None
     ) -> dict[str, Any]:
-        """Return what a worker reads, here or on a board; without a folder for them, nothing beside the plan is written."""
+        """Return the request that a worker reads, here or on a board.
+
+        Without a folder for other files, nothing beside the plan is written.
+        """
         options, rtx = settings.options, self.name == "tensorrt-rtx"
         if rtx and options.timing_cache is not None:
             raise UsageError(
@@ -112,7 +118,10 @@ class PythonBuilder:
         }
 
     def _watch(self, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
-        """Have a worker build, pass its progress on, and return its events, exit status and error output."""
+        """Have a worker build; return its events, exit status and error output.
+
+        Its progress is passed on.
+        """
         worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
         with worker.errors, ended_with(worker.process) as process:
             assert process.stdin is not None
@@ -143,7 +152,9 @@ class PythonBuilder:
 
 
 def installed_version(name: str) -> Version:
-    """Return the release whose Python API is installed here, asked in another process: loading TensorRT takes memory that stays.
+    """Return the release whose Python API is installed here.
+
+    Another process is asked: loading TensorRT takes memory that stays in use.
 
     Raises:
         EngineError: it cannot be told.

@@ -1,4 +1,7 @@
-"""Who reads an ONNX file, for the lint rules: a target and its release; and what that reader computes in float, or refuses."""
+"""The reader of an ONNX file, for the lint rules: a target and its release.
+
+It includes what that reader computes in float, or refuses.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ def reader_for(builder: Builder, target: Target) -> Reader:
 
 
 def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target: str) -> None:
-    """Refuse what lint calls an error: the builder would, or would compute other values than the file says.
+    """Refuse what lint calls an error.
+
+    The builder would refuse it, too, or would compute other values than the file says.
 
     Raises:
         EngineError: names the first node or tensor and the rule.
@@ -72,9 +77,11 @@ def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target
 
 
 def why_float(model: onnx.ModelProto, target: Target) -> dict[str, str]:
-    """Return, by node or tensor, the first lint rule that says why this target computes it in float.
+    """Return why this target computes a node or tensor in float, by its name.
 
-    A finding at a pair is also that of the layers which read it.
+    The reason is the first lint rule that says so.
+
+    A finding at a pair also applies to the layers that read it.
     """
     reasons: dict[str, str] = {}
     found: dict[str, str] = {}

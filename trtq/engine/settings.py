@@ -42,7 +42,10 @@ class Settings:
     workspace: int | None = None
 
     def typed(self, version: Version) -> bool:
-        """Whether types stand in the graph; ranges from a cache exist in weakly typed networks only."""
+        """Whether the graph has the types.
+
+        Ranges from a cache exist in weakly typed networks only.
+        """
         return offers("typed", version) and self.calibration is None
 
 

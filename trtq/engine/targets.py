@@ -39,7 +39,11 @@ class Target:
 
     @property
     def release(self) -> Version | None:
-        """The TensorRT to write for: the one that was named, else that of the board's JetPack; None where any may be installed."""
+        """The TensorRT to write for.
+
+        It is the one that was named, or else that of the board's JetPack; None where any may be
+        installed.
+        """
         return self.version or OF_BOARDS.get(self.sm)
 
     @property
@@ -134,15 +138,20 @@ RTX_AHEAD_OF_TIME = (75, 80, 86, 89, 120)
 
 
 def parse_target(text: str) -> Target:
-    """Return the target ``text`` names: a device or a compute capability (``sm86``, ``sm_86``), with or without ``@`` a TensorRT version.
+    """Return the target that ``text`` names.
+
+    The text is a device or a compute capability (``sm86``, ``sm_86``), with or without ``@`` and a
+    TensorRT version.
 
     Raises:
         UsageError: unknown (the nearest are suggested), or a TensorRT that has no kernels for it.
 
-    >>> parse_target("rtx3080").capability, parse_target("sm_120").capability, parse_target("nano").release
-    ('8.6', '12.0', (8, 2))
-    >>> parse_target("orin@10.3").opset, parse_target("xavier").opset, parse_target("nano@8.2").arithmetic
-    (20, 16, ('FP16',))
+    >>> parse_target("rtx3080").capability, parse_target("sm_120").capability
+    ('8.6', '12.0')
+    >>> parse_target("nano").release, parse_target("nano@8.2").arithmetic
+    ((8, 2), ('FP16',))
+    >>> parse_target("orin@10.3").opset, parse_target("xavier").opset
+    (20, 16)
     """
     name, at, release = text.strip().lower().replace(" ", "").partition("@")
     version = _version(release, text) if at else None

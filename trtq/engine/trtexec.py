@@ -28,7 +28,9 @@ USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 
 
 def find_trtexec() -> str:
-    """Return the path of trtexec: ``$TRTQ_TRTEXEC``, on the PATH, or where NVIDIA's packages put it.
+    """Return the path of trtexec.
+
+    It is ``$TRTQ_TRTEXEC``, on the PATH, or where NVIDIA's packages put it.
 
     Raises:
         MissingExtraError: there is none.
@@ -45,7 +47,10 @@ def find_trtexec() -> str:
 
 
 def parse_number(text: str) -> int:
-    """Return the number in trtexec's first line: ``[TensorRT v8502]``, ``[TensorRT v100300] [b26]``; caches name it in their header.
+    """Return the number in trtexec's first line.
+
+    The line has ``[TensorRT v8502]`` or ``[TensorRT v100300] [b26]``. Caches name the number in
+    their header.
 
     Four digits are major * 1000 + minor * 100 + patch, five or six major * 10000 + minor * 100 +
     patch.
@@ -68,7 +73,7 @@ class TrtexecBuilder:
     Args:
         executable: its path.
         version: of it; any, where a command line is all that is wanted.
-        told: receives what it says meanwhile.
+        told: receives what it says while it runs.
     """
 
     name = "trtexec"
@@ -106,7 +111,10 @@ class TrtexecBuilder:
             )
 
     def _watch(self, line: list[str]) -> tuple[str, int]:
-        """Run a command line, tell what the library says meanwhile, and return all it wrote and the exit status."""
+        """Run a command line and return all it wrote and the exit status.
+
+        The library's messages are passed on while it runs.
+        """
         log: list[str] = []
         self.told.begin("trtexec", 0)
         started = subprocess.Popen(
@@ -188,7 +196,11 @@ class TrtexecBuilder:
         ]
 
     def _precision(self, settings: Settings) -> list[tuple[str, str | None]]:
-        """Return what says the precision: flags in weakly typed networks, nothing where types stand in the graph."""
+        """Return the options that set the precision.
+
+        Weakly typed networks take flags for it. Networks with types in the graph take none, except
+        for ``--stronglyTyped`` before 11.
+        """
         if settings.typed(self.version):  # a deprecated no-op from 11 on
             return [("stronglyTyped", None)] if self.version < (11, 0) else []
         int8 = settings.quantized or settings.calibration is not None
@@ -206,7 +218,10 @@ class TrtexecBuilder:
         return given
 
     def keeps(self, node: str) -> bool:
-        """Whether the command line can keep a node in float32: from 8.4 on, and by a name without what separates names."""
+        """Whether the command line can keep a node in float32.
+
+        It can from 8.4 on, if the node's name has no characters that separate names.
+        """
         return offers("precision by layer", self.version) and not set(node) & set(",:*")
 
 

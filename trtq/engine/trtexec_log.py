@@ -1,8 +1,10 @@
-"""What trtexec printed and exported, 8.0 to 11: times, percentiles, sizes, memory, warnings; what a release does not print is None.
+"""What trtexec 8.0 to 11 printed and exported.
 
-Anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits, exponents,
-``nan``). Source: sampleReporting.cpp, trtexec.cpp and sampleEngines.cpp of the tags; lines of the
-library itself come from public logs, so their wording is matched loosely.
+This covers times, percentiles, sizes, memory and warnings. What a release does not print is None.
+
+Parsing is anchored on labels, with any number of percentiles; numbers are C++ defaults (six digits,
+exponents, ``nan``). Source: sampleReporting.cpp, trtexec.cpp and sampleEngines.cpp of the tags;
+lines of the library itself come from public logs, so their wording is matched loosely.
 """
 
 from __future__ import annotations

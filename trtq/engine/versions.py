@@ -1,4 +1,7 @@
-"""What each release of TensorRT reads, offers, takes on its command line and has in its Python API: one table, never a trial.
+"""One table of what each release of TensorRT reads and offers.
+
+The table also has what a release takes on its command line and has in its Python API. Nothing is
+found out by trial.
 
 Sources: the tags 8.0.1 to 11.1 of NVIDIA's open-source repository (sampleOptions.cpp, the ONNX
 parser, NvInfer.h), release notes.
@@ -54,7 +57,7 @@ FLAGS: Mapping[str, Span] = {
     "exportTimes": ((8, 0), None),
 }
 
-# What else depends on the release. "typed": types stand in the graph; an option of 10, the only way
+# What else depends on the release. "typed": the graph has the types; an option of 10, the only way
 # of 11.
 FEATURES: Mapping[str, Span] = {
     "typed": ((10, 0), None),
@@ -152,8 +155,10 @@ def within(span: Span, version: Version) -> bool:
 def offers(feature: str, version: Version) -> bool:
     """Whether a release has a feature of the table.
 
-    >>> offers("calibration cache", (10, 16)), offers("calibration cache", (11, 0)), offers("typed", (8, 6))
-    (True, False, False)
+    >>> offers("calibration cache", (10, 16)), offers("calibration cache", (11, 0))
+    (True, False)
+    >>> offers("typed", (8, 6))
+    False
     """
     return within(FEATURES[feature], version)
 
@@ -176,7 +181,9 @@ def release_of_module(module: Any) -> Version:
 
 
 def newest_opset(version: Version, table: tuple[tuple[Version, int], ...] = READS) -> int:
-    """Return the newest opset this version's parser reads, or with ``WRITES`` the one that trtq writes for it.
+    """Return the newest opset that this version's parser reads.
+
+    With ``WRITES``, return the one that trtq writes for it.
 
     Raises:
         EngineError: older than TensorRT 8.0.

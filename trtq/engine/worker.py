@@ -1,4 +1,6 @@
-"""The builder process: one ONNX file in, one plan out. It runs apart, because a bad graph can crash a native builder.
+"""The builder process: one ONNX file in, one plan out.
+
+It runs apart, because a bad graph can crash a native builder.
 
 Usage: ``TRTQ_TENSORRT=MODULE python -m trtq.engine.worker < REQUEST.json``, where MODULE is
 ``tensorrt`` or ``tensorrt_rtx``: one API. TensorRT is loaded before the request is read: a worker

@@ -1,4 +1,7 @@
-"""The builder's process, as seen from here: it can be started before its request is known, and loads TensorRT meanwhile."""
+"""The builder's process, as seen from here.
+
+It can be started before its request is known, and loads TensorRT in that time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ _early: list[Worker] = []
 
 @dataclass
 class Worker:
-    """One process of :mod:`trtq.engine.worker`; it waits for its request and ends when this process does."""
+    """One process of :mod:`trtq.engine.worker`.
+
+    It waits for its request and ends when this process does.
+    """
 
     module: str
     process: subprocess.Popen[str]
@@ -49,11 +55,14 @@ def start(module: str) -> Worker:
 
 
 def start_early(spec: BuildSpec) -> None:
-    """Start the worker of TensorRT for RTX where a build comes to that whatever the file holds: it loads while the file is read."""
+    """Start the worker of TensorRT for RTX early.
+
+    This happens where the build needs it whatever the file holds. The worker loads TensorRT while
+    the file is read.
+    """
     target = parse_target(spec.target)
-    covered = (
-        target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75
-    )  # Q/DQ files for 7.5 go to full TensorRT
+    # Q/DQ files for 7.5 need full TensorRT.
+    covered = target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75
     if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
         atexit.register(_end_early)
@@ -69,7 +78,10 @@ def _end_early() -> None:
 
 @contextlib.contextmanager
 def ended_with(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """Wait for a process in the end; where this one is interrupted or fails, end the other at once instead."""
+    """Wait for a process at the end of the block.
+
+    If this process is interrupted or fails, it ends the other at once instead.
+    """
     with process:
         try:
             yield process

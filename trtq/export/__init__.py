@@ -1,1 +1,1 @@
-"""ONNX files: Q/DQ and float, their metadata, and the proof that they compute what torch simulated."""
+"""ONNX export: Q/DQ and float files, their metadata, and their parity with the simulation."""

@@ -1,4 +1,6 @@
-"""Ops that :mod:`trtq.export.ops` does not have: each becomes a small program, whose ONNX form is spliced into the file.
+"""Export of the ops that :mod:`trtq.export.ops` lacks, one small program per op.
+
+The ONNX form of each program is spliced into the file.
 
 A region is one such op with the values behind it that ONNX has no type for (complex numbers,
 computed sizes). It is exported by itself: decomposed into simpler ops where the table has those,
@@ -46,7 +48,10 @@ class Region:
 
 
 def region_of(start: fx.Node) -> Region:
-    """Return the region of an op that cannot be written by itself, with copies of what ONNX has no type for behind it."""
+    """Return the region of an op that cannot be written by itself.
+
+    The region includes copies of the values behind the op that ONNX has no type for.
+    """
     core = (
         [start, *(u for u in start.users if u.target is operator.getitem)]
         if not is_writable(start)
@@ -66,7 +71,10 @@ def is_writable(node: fx.Node) -> bool:
 
 
 def is_deferred(node: fx.Node) -> bool:
-    """Whether a node's value is written only as a part of what reads it: a complex tensor, a computed size or truth."""
+    """Whether a node's value is written only as a part of its reader.
+
+    This holds for complex tensors, computed sizes and computed booleans.
+    """
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
         return value.dtype not in ONNX_TYPES
@@ -76,7 +84,7 @@ def is_deferred(node: fx.Node) -> bool:
 
 
 def _untyped_behind(nodes: list[fx.Node]) -> Iterator[fx.Node]:
-    """Yield what nodes read that ONNX has no type for, back to the tensors it is made of."""
+    """Yield the operands that ONNX has no type for, back to the tensors they are made of."""
     pending = [i for n in nodes for i in n.all_input_nodes if i not in nodes]
     while pending:
         node = pending.pop()
@@ -198,7 +206,9 @@ def _torch_onnx(program: torch.export.ExportedProgram, opset: int, reason: str) 
 
 
 def _older(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Return a model at an older opset: as it is where its ops had that form already, else converted.
+    """Return a model in an older opset.
+
+    It is returned as it is where its ops already have the older form; otherwise it is converted.
 
     What a form computes may have changed between opsets; the file is compared with torch before it
     is used.
@@ -249,7 +259,10 @@ def _refusal(reason: str, exc: BaseException, opset: int | None = None) -> Expor
 
 
 def splice(writer: Writer, model: onnx.ModelProto, values: list[Any]) -> list[str]:
-    """Write the nodes of ``model`` with ``values`` as its inputs, and return the names of its outputs."""
+    """Write the nodes of ``model`` and return the names of its outputs.
+
+    ``values`` are the inputs of ``model``.
+    """
     graph = model.graph
     names = dict(zip((i.name for i in graph.input), map(writer.value, values), strict=True)) | {
         "": ""

@@ -1,8 +1,10 @@
-"""TensorRT's calibration cache: one text line a tensor, read by releases up to 10.16, gone in 11.
+"""TensorRT's calibration cache: one text line per tensor, read by releases up to 10.16.
 
-``TRT-<version>-<algorithm>`` and then ``<tensor>: <hex>``: the bits of a big-endian float32 without
-leading zeros, whose value is the scale, amax / 127. Only activations stand in it; TensorRT takes
-the ranges of weights from the weights.
+TensorRT 11 no longer reads it.
+
+The first line is ``TRT-<version>-<algorithm>``, every other line ``<tensor>: <hex>``: the bits of a
+big-endian float32 without leading zeros, whose value is the scale, amax / 127. The cache holds
+activations only; TensorRT takes the ranges of weights from the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class CalibrationCacheText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cache_number(version: tuple[int, int], patch: int = 0) -> int:
-    """Return the number in the header: major * 1000 + minor * 100 + patch up to 9, major * 10000 + minor * 100 + patch from 10 on.
+    """Return the release number in the header.
+
+    It is major * 1000 + minor * 100 + patch up to major version 9, and major * 10000 + minor * 100
+    + patch from 10 on.
 
     >>> cache_number((8, 5), 2), cache_number((10, 3))
     (8502, 100300)
@@ -48,7 +53,7 @@ def cache_number(version: tuple[int, int], patch: int = 0) -> int:
 
 
 def version_of(number: int) -> tuple[int, int]:
-    """Return (major, minor) of such a number, as it stands in headers and in trtexec's first line.
+    """Return (major, minor) of such a number, as found in headers and trtexec's first line.
 
     >>> version_of(8502), version_of(100300)
     ((8, 5), (10, 3))
@@ -63,7 +68,7 @@ def write_cache(scales: Mapping[str, float], number: int, algorithm: str = ENTRO
     Args:
         scales: by tensor name.
         number: in the header, of the exact release: TensorRT ignores a cache of another one.
-        algorithm: of the calibrator it is called after.
+        algorithm: of the calibrator, for the header.
 
     Raises:
         EncodingsError: a name has a line break, or a scale is not a finite number of at least 0.
@@ -143,7 +148,7 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
 
 
 def amax_of(scale: float) -> float:
-    """Return the range of a scale, such that ``amax / 127`` in float32 is that scale again, bit by bit."""
+    """Return the range of a scale: ``amax / 127`` in float32 is the scale again, bit by bit."""
     wanted, levels = np.float32(scale), np.float32(127.0)
     amax = np.float32(wanted * levels)
     near = (amax, np.nextafter(amax, np.float32(0)), np.nextafter(amax, np.float32(np.inf)))

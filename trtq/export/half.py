@@ -1,4 +1,7 @@
-"""A strongly typed FP16 graph from a float32 one: what is safe in half, the rest, inputs, outputs and Q/DQ in float32."""
+"""Conversion of a float32 graph to a strongly typed FP16 graph.
+
+What is safe in FP16 becomes FP16. The rest, inputs, outputs and Q/DQ stay in float32.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ HALF = "tensor(float16)"
 def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Return ``model`` with FP16 weights and computation.
 
-    Inputs and outputs stay float32. Scales stay the calibrated numbers to the last bit: a Q/DQ pair
-    is FP16 where FP16 has its scale (``Encodings.settle_`` sees to that), so that INT8 kernels hand
-    over FP16, and float32 between two casts where it has not. The codes of weights are always those
-    of float32. A file that has FP16 types is returned as it is.
+    Inputs and outputs stay float32. Scales keep their calibrated values to the last bit: a Q/DQ
+    pair is FP16 where FP16 has its scale (``Encodings.settle_`` ensures that), so that INT8 kernels
+    output FP16, and float32 between two casts elsewhere. The codes of weights are always those of
+    float32. A file that has FP16 types is returned as it is.
 
     Args:
         model: float32, with or without Q/DQ pairs.
@@ -40,12 +43,12 @@ def convert_to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.
 
 
 def has_half(model: onnx.ModelProto) -> bool:
-    """Whether FP16 types stand in a file already: it then says itself what computes in what."""
+    """Whether a file has FP16 types and thus already states what computes in which type."""
     return any(i.data_type == TensorProto.FLOAT16 for i in model.graph.initializer)
 
 
 def has_in_half(scale: np.ndarray) -> bool:
-    """Whether FP16 has each of these scales, and the 128 codes beside it."""
+    """Whether FP16 has each of these scales exactly, and 128 times the scale in its range."""
     return bool(
         scale.max(initial=0.0) * 128 <= HALF_MAX
         and (scale.astype(np.float16).astype(np.float32) == scale).all()
@@ -53,7 +56,10 @@ def has_in_half(scale: np.ndarray) -> bool:
 
 
 def operand_types(node: onnx.NodeProto, opset: int) -> tuple[list[bool], list[bool]]:
-    """Return, for each operand and each result of a node, whether ONNX has it in FP16; an unknown op has nothing in it."""
+    """Return, for each operand and each result of a node, whether ONNX allows FP16 for it.
+
+    An unknown op allows it for none.
+    """
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
@@ -98,7 +104,7 @@ class _Retyping:
         }
 
     def run(self) -> None:
-        """Rewrite the nodes, then what goes in and out."""
+        """Rewrite the nodes, then the inputs and outputs."""
         outputs = {o.name for o in self.graph.output}
         renamed: dict[str, str] = {}
         for node in self.graph.node:
@@ -137,7 +143,10 @@ class _Retyping:
         del self.graph.value_info[:]
 
     def _is_float_pair(self, node: onnx.NodeProto, renamed: Mapping[str, str]) -> bool:
-        """Whether a node of a Q/DQ pair works in float32: its scale, its data or its reader does."""
+        """Whether a Q/DQ node works in float32.
+
+        It does where its scale, its data or its reader does.
+        """
         held = self.weights.get(node.input[1])
         if held is None or not has_in_half(numpy_helper.to_array(held)):
             return True
@@ -146,7 +155,10 @@ class _Retyping:
         return node.output[0] in self.kept_reads
 
     def _is_opaque(self, node: onnx.NodeProto) -> bool:
-        """Whether a node's types cannot be chosen: it has one written into it, or reads what inference knows nothing of."""
+        """Whether a node's types cannot be chosen.
+
+        The node has a type written into it, or reads a tensor that type inference does not know.
+        """
         return any(a.name == "dtype" for a in node.attribute) or any(
             n and n not in self.types for n in node.input
         )
@@ -159,7 +171,10 @@ class _Retyping:
         return name
 
     def provide(self, name: str, kind: int) -> str:
-        """Return the name of ``name`` in this type: itself, a second copy of a weight, or a cast of it."""
+        """Return the name of ``name`` in this type.
+
+        This is the tensor itself, a second copy of a weight, or a cast.
+        """
         if (TensorProto.FLOAT16 if name in self.half else TensorProto.FLOAT) == kind:
             return name
         if (name, kind) not in self.cast:
@@ -180,7 +195,10 @@ def elem_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _inline_constants(graph: onnx.GraphProto) -> None:
-    """Turn Constant nodes into initializers: one place for every constant. What is filled with nothing is filled with float zeros."""
+    """Turn Constant nodes into initializers, so that every constant is in one place.
+
+    A ConstantOfShape without a value gets a float zero as its value.
+    """
     for node in [n for n in graph.node if n.op_type == "Constant"]:
         value = constant_of(node)
         if value is not None:
@@ -194,9 +212,9 @@ def _inline_constants(graph: onnx.GraphProto) -> None:
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float32 model that rounds every result which ``model`` has in FP16, as hardware does.
+    """Return a float32 model that rounds every FP16 result of ``model``, as hardware does.
 
-    ONNX Runtime's CPU computes chains of FP16 ops in float32 and rounds only behind them: it shows
+    ONNX Runtime's CPU computes chains of FP16 ops in float32 and rounds only after them: it shows
     neither their overflow nor their loss.
     """
     result = onnx.ModelProto()

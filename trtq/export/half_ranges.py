@@ -64,7 +64,10 @@ def find_float_nodes(
 
 
 def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> str:
-    """Write into a model's metadata which nodes must stay in float32 beside FP16; return what a user should know, "" for nothing."""
+    """Write into a model's metadata which nodes must stay in float32 beside FP16.
+
+    Returns what a user should know, "" for nothing.
+    """
     try:
         found = find_float_nodes(model, batches)
     except ExportError as exc:
@@ -79,7 +82,10 @@ def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> 
 def constants_beyond_half(
     model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_DB
 ) -> dict[str, str]:
-    """Return the nodes that read a float constant which FP16 has not or loses, and why; no images are needed."""
+    """Return the nodes that read a float constant unfit for FP16, and why.
+
+    FP16 lacks the constant's range or loses its precision. No images are needed.
+    """
     weights = {
         i.name: numpy_helper.to_array(i)
         for i in model.graph.initializer
@@ -138,7 +144,10 @@ class _Seen:
 def _measure(
     model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str], images: list[np.ndarray]
 ) -> tuple[dict[str, _Seen], _Shadow]:
-    """Return what every node does, and the model it was measured with; values of -inf in ``infinite`` nodes do not count."""
+    """Return the statistics of every node and the model that they were measured with.
+
+    Values of -inf in ``infinite`` nodes do not count.
+    """
     shadow = _Shadow(model, keep, infinite)
     session = open_session(shadow.build())
     name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
@@ -157,7 +166,7 @@ def _measure(
 
 
 def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str, str]:
-    """Return the nodes to keep in float32 beside those that are kept, and why."""
+    """Return further nodes to keep in float32, and why."""
     keep, found = shadow.keep, dict[str, str]()
     for node, at in seen.items():
         sqnr = ratio_db(at.signal, at.noise) if math.isfinite(at.noise) else -math.inf
@@ -207,7 +216,7 @@ class _Shadow:
         self.twins = set[str]()
 
     def build(self) -> onnx.ModelProto:
-        """Return the model; ``taps`` then names, for each node, the outputs that tell about it."""
+        """Return the model and set ``taps``: for each node, the outputs that measure it."""
         for node in self.model.graph.node:
             reads, gives = operand_types(node, self.opset)
             first = node.output[0] if node.output else ""
@@ -279,7 +288,7 @@ class _Shadow:
                 }
 
     def _operand(self, name: str, kept: bool) -> str:
-        """Return what a node reads, float32: the tensor as a kept node makes it, or rounded to FP16."""
+        """Return a node's operand in float32, as a kept node makes it or rounded to FP16."""
         maker = self.producer.get(name)
         if maker is not None and maker.name in self.keep and f"{name}/shadow" in self.twins:
             return f"{name}/shadow" if kept else self._rounded(f"{name}/shadow")
@@ -287,7 +296,10 @@ class _Shadow:
         return name if exact and kept else self._rounded(name)
 
     def _rounded(self, name: str) -> str:
-        """Return a tensor after a visit to FP16. The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ones."""
+        """Return a tensor rounded to FP16 and cast back to float32.
+
+        The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ops.
+        """
         return self._op(
             "Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT
         )

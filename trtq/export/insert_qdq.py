@@ -1,4 +1,7 @@
-"""Q/DQ pairs into an ONNX file of any origin, from ranges that are given: where TensorRT's implicit quantization would have used them."""
+"""Insertion of Q/DQ pairs into an ONNX file of any origin, from given ranges.
+
+The pairs are placed where TensorRT's implicit quantization would have used the ranges.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,11 @@ class Inserted:
 def insert_qdq(model: onnx.ModelProto, scales: Mapping[str, float]) -> Inserted:
     """Return a copy of ``model`` with Q/DQ pairs where the ranges allow it.
 
-    A pair goes to the input and to the weight of every Conv, Gemm and MatMul whose input has a
-    range, and to the shortcut of every Add behind a quantized Conv. A weight may be computed from
+    The input and the weight of every Conv, Gemm and MatMul whose input has a range get a pair, and
+    so does the shortcut of every Add after a quantized Conv. A weight may be computed from
     constants (a Cast, a Transpose): it is evaluated. A tensor without a range takes that of the
-    tensor whose values it holds in another order. Weights get the largest magnitude of each output
-    channel, as TensorRT takes it itself; codes -128 to 127, zero point 0.
+    tensor whose values it holds in another order. The range of a weight is the largest magnitude of
+    each output channel, as in TensorRT itself; codes are -128 to 127, the zero point is 0.
 
     Args:
         model: float; not changed.
@@ -127,7 +130,10 @@ class _Work:
             self.quantized.add(node.output[0])
 
     def stored(self, weight: str, values: np.ndarray) -> str:
-        """Return the name under which a weight is a stored constant; one that a node makes becomes one in :meth:`store`."""
+        """Return the name under which a weight is a stored constant.
+
+        A weight that a node makes becomes one in :meth:`store`.
+        """
         maker = self.scope.producer.get(weight)
         if maker is None:
             return weight
@@ -146,11 +152,17 @@ class _Work:
                 self.branch(inner, node.name)
 
     def scale(self, name: str) -> float:
-        """Return the scale of a tensor, or of the one whose values it holds in another order; 0 without one."""
+        """Return the scale of a tensor, 0 without one.
+
+        A tensor that holds another one's values in a different order has that one's scale.
+        """
         return self.scales.get(self.ranged(name), 0.0)
 
     def ranged(self, name: str) -> str:
-        """Return the nearest tensor with these values, in any order, that has a range; the tensor itself where none has."""
+        """Return the nearest tensor with these values, in any order, that has a range.
+
+        Where none has a range, this is the tensor itself.
+        """
         now = name
         while now not in self.scales:
             node = self.scope.maker(now)
@@ -160,7 +172,10 @@ class _Work:
         return now
 
     def shortcut(self, node: onnx.NodeProto) -> None:
-        """Quantize the other operand of an Add behind a quantized convolution: the sum then fuses into it."""
+        """Quantize the other operand of an Add after a quantized convolution.
+
+        The sum then fuses into the convolution.
+        """
         behind = [i for i, n in enumerate(node.input) if n in self.quantized]
         if len(behind) != 1:
             return
@@ -231,7 +246,7 @@ class _Work:
         return f"{base}/values"
 
     def finish(self) -> None:
-        """Put every pair behind what it reads, in an order that every parser takes."""
+        """Place every pair after what it reads, in an order that every parser accepts."""
         self.store()
         given = {i.name for i in self.graph.input} | {i.name for i in self.graph.initializer}
         nodes = [p for name, pair in self.pairs.items() if name in given for p in pair]
@@ -257,7 +272,10 @@ class _Work:
             )
 
     def store(self) -> None:
-        """Write weights that nodes made from constants as constants: parsers before 10 quantize nothing else."""
+        """Store the weights that nodes made from constants as constants.
+
+        Parsers before 10 quantize no other weights.
+        """
         for name, values in self.evaluated.items():
             self.graph.initializer.append(
                 numpy_helper.from_array(np.array(values, order="C"), name)

@@ -44,7 +44,7 @@ def repair(
         for k in range(len(scopes(result))):
             view = View(
                 result, reader, scopes(result)[k]
-            )  # anew: the rule before may have changed the graph
+            )  # again: the rule before may have changed the graph
             if any(f.repairable or (change_values and f.changes_values) for f in check(view)):
                 done[rule] = done.get(rule, 0) + fix(view)
     if done:

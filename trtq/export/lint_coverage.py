@@ -1,4 +1,4 @@
-"""Rules about what the parser of a release reads at all: ops, domains, tensor types, attributes, shapes."""
+"""Rules for what a release's parser reads: ops, domains, tensor types, attributes, shapes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def functions(view: View) -> Iterator[Finding]:
 
 
 def types(view: View) -> Iterator[Finding]:
-    """L23: tensors of a type that the release does not have, or has in some places alone."""
+    """L23: tensors of a type that the release does not have, or has only in some places."""
     if view.main:
         yield from _interface(view)
     for node in view.nodes():
@@ -211,7 +211,10 @@ def _results(view: View, node: onnx.NodeProto) -> Iterator[Finding]:
 
 
 def _of_shapes(view: View, name: str) -> bool:
-    """Whether a tensor is computed from shapes and constants alone: the builder does that, not the GPU."""
+    """Whether a tensor is computed from shapes and constants alone.
+
+    The builder computes such a tensor, not the GPU.
+    """
     return all(node is not None for _, node in view.scope.origins(name, SIZES))
 
 
@@ -240,7 +243,7 @@ def _type_finding(where: str, why: str, code: int) -> Finding:
 
 
 def attributes(view: View) -> Iterator[Finding]:
-    """L24: forms of an op that the parser refuses, or computes in another way."""
+    """L24: forms of an op that the parser refuses or computes differently."""
     for node in view.nodes():
         if node.domain not in OWN:
             continue

@@ -1,8 +1,10 @@
-"""What the ONNX parser of each TensorRT release reads: an allow-list of ops, plugins and tensor types.
+"""What the ONNX parser of each TensorRT release reads.
+
+This is an allow-list of ops, plugins and tensor types.
 
 Sources: the importers and docs/operators.md of the release branches 8.0 to 10.1 of onnx-tensorrt,
 docs/operators.md of 10.15, the changelogs of 10.2 to 11.1, and the parser of TensorRT for RTX
-1.7.1, which was asked for every op of ONNX 1.23.
+1.7.1, which was queried for every op of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -27,18 +29,29 @@ PLUGIN_DOMAINS = (
 )
 
 _FIRST: Mapping[Version, str] = {
-    (8, 0): """
-        Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil
-        Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace
-        DequantizeLinear Div Dropout Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather
-        GatherElements Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual HardSigmoid
-        Identity If ImageScaler InstanceNormalization LRN LSTM LeakyRelu Less LessOrEqual Log LogSoftmax
-        Loop LpNormalization LpPool MatMul Max MaxPool Mean Min Mul Neg NonMaxSuppression Not Or PRelu Pad
-        ParametricSoftplus Pow QuantizeLinear RNN RandomUniform RandomUniformLike Range Reciprocal ReduceL1
-        ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-        ReduceSumSquare Relu Reshape Resize ReverseSequence ScaledTanh Scan Selu Shape Sigmoid Sin Sinh
-        Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
-        ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where""",
+    (8, 0): (
+        "\n        Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool "
+        "BatchNormalization Cast Ceil"
+        "\n        Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum "
+        "DepthToSpace"
+        "\n        DequantizeLinear Div Dropout Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU "
+        "Gather"
+        "\n        GatherElements Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater "
+        "GreaterOrEqual HardSigmoid"
+        "\n        Identity If ImageScaler InstanceNormalization LRN LSTM LeakyRelu Less "
+        "LessOrEqual Log LogSoftmax"
+        "\n        Loop LpNormalization LpPool MatMul Max MaxPool Mean Min Mul Neg "
+        "NonMaxSuppression Not Or PRelu Pad"
+        "\n        ParametricSoftplus Pow QuantizeLinear RNN RandomUniform RandomUniformLike Range "
+        "Reciprocal ReduceL1"
+        "\n        ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd "
+        "ReduceSum"
+        "\n        ReduceSumSquare Relu Reshape Resize ReverseSequence ScaledTanh Scan Selu Shape "
+        "Sigmoid Sin Sinh"
+        "\n        Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum "
+        "Tan Tanh"
+        "\n        ThresholdedRelu Tile TopK Transpose Unsqueeze Upsample Where"
+    ),
     (8, 2): "Einsum GatherND IsNaN Round Scatter ScatterElements ScatterND Sign",
     (8, 4): "HardSwish Shrink Xor",
     (
@@ -64,9 +77,11 @@ FIRST_RELEASE: Mapping[str, Version] = {
 # TensorRT for RTX has the parser of 11 and no library of plugins: its parser computes the first
 # three with plugins, and its builder has no kernel for the last.
 NOT_IN_RTX = frozenset(("DeformConv", "NonZero", "RoiAlign", "NonMaxSuppression"))
-_SECOND = """
-    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare Squeeze Unsqueeze Reshape Pad Tile Expand TopK CumSum OneHot Split"""
+_SECOND = (
+    "\n    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
+    "ReduceProd ReduceSum"
+    "\n    ReduceSumSquare Squeeze Unsqueeze Reshape Pad Tile Expand TopK CumSum OneHot Split"
+)
 # Operands that must be known when the engine is built, or follow from shapes: positions by op.
 BUILD_TIME: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(_SECOND.split(), (1,)),
@@ -99,17 +114,25 @@ CUSTOM: Mapping[str, Version] = {
     "TRT_MoE": (11, 0),
     "TRT_KVCacheUpdate": (11, 0),
 }
-_PLUGINS = """
-    BatchTilePlugin_TRT BatchedNMS_TRT BatchedNMSDynamic_TRT Clip_TRT CoordConvAC CropAndResize
-    CropAndResizeDynamic CustomEmbLayerNormPluginDynamic CustomFCPluginDynamic CustomGeluPluginDynamic
-    CustomQKVToContextPluginDynamic CustomSkipLayerNormPluginDynamic DecodeBbox3DPlugin DetectionLayer_TRT
-    DisentangledAttention_TRT EfficientNMS_TRT EfficientNMS_ONNX_TRT EfficientNMS_Explicit_TF_TRT
-    EfficientNMS_Implicit_TF_TRT FlattenConcat_TRT GenerateDetection_TRT GridAnchor_TRT GridAnchorRect_TRT
-    GroupNormalizationPlugin InstanceNormalization_TRT LReLU_TRT ModulatedDeformConv2d
-    MultilevelCropAndResize_TRT MultilevelProposeROI_TRT MultiscaleDeformableAttnPlugin_TRT NMS_TRT
-    NMSDynamic_TRT Normalize_TRT PillarScatterPlugin PriorBox_TRT Proposal ProposalDynamic
-    ProposalLayer_TRT PyramidROIAlign_TRT ROIAlign_TRT RPROI_TRT Region_TRT Reorg_TRT ResizeNearest_TRT
-    SpecialSlice_TRT TopkLastDim VoxelGeneratorPlugin"""
+_PLUGINS = (
+    "\n    BatchTilePlugin_TRT BatchedNMS_TRT BatchedNMSDynamic_TRT Clip_TRT CoordConvAC "
+    "CropAndResize"
+    "\n    CropAndResizeDynamic CustomEmbLayerNormPluginDynamic CustomFCPluginDynamic "
+    "CustomGeluPluginDynamic"
+    "\n    CustomQKVToContextPluginDynamic CustomSkipLayerNormPluginDynamic DecodeBbox3DPlugin "
+    "DetectionLayer_TRT"
+    "\n    DisentangledAttention_TRT EfficientNMS_TRT EfficientNMS_ONNX_TRT "
+    "EfficientNMS_Explicit_TF_TRT"
+    "\n    EfficientNMS_Implicit_TF_TRT FlattenConcat_TRT GenerateDetection_TRT GridAnchor_TRT "
+    "GridAnchorRect_TRT"
+    "\n    GroupNormalizationPlugin InstanceNormalization_TRT LReLU_TRT ModulatedDeformConv2d"
+    "\n    MultilevelCropAndResize_TRT MultilevelProposeROI_TRT MultiscaleDeformableAttnPlugin_TRT "
+    "NMS_TRT"
+    "\n    NMSDynamic_TRT Normalize_TRT PillarScatterPlugin PriorBox_TRT Proposal ProposalDynamic"
+    "\n    ProposalLayer_TRT PyramidROIAlign_TRT ROIAlign_TRT RPROI_TRT Region_TRT Reorg_TRT "
+    "ResizeNearest_TRT"
+    "\n    SpecialSlice_TRT TopkLastDim VoxelGeneratorPlugin"
+)
 # Plugins of NVIDIA's own library (libnvinfer_plugin, plugin/README.md of 8.5 to 11.1), which
 # trtexec loads.
 PLUGINS = frozenset(_PLUGINS.split())
@@ -137,7 +160,10 @@ LOCAL_FUNCTIONS: Version = (9, 0)
 
 
 def is_plugin(op_type: str, domain: str) -> bool:
-    """Whether the parser looks for a plugin of this name: by its domain, or by its name where it has none."""
+    """Whether the parser looks for a plugin of this name.
+
+    The domain decides, or the name for a node in ONNX's own domain.
+    """
     if domain in OWN:
         return op_type in PLUGINS or (
             op_type not in FIRST_RELEASE and op_type.endswith(("_TRT", "Plugin", "PluginDynamic"))

@@ -1,6 +1,8 @@
-"""The rules: what TensorRT would refuse, or accept and silently compute in float, and what of it can be repaired.
+"""The lint rules for what TensorRT refuses, or accepts and silently computes in float.
 
-Their evidence: facts of the ONNX parser by release, and builds whose layer reports were read
+Some of the findings can be repaired.
+
+The evidence: facts of the ONNX parser by release, and builds whose layer reports were read
 (docs/targets.md).
 """
 
@@ -64,7 +66,10 @@ def _zero_points(view: View) -> Iterator[Finding]:
 
 
 def _shifts(view: View, node: onnx.NodeProto) -> bool:
-    """Whether UINT8 codes around 128 can become INT8 codes around 0: nothing but pairs of the same kind sees the codes."""
+    """Whether UINT8 codes around 128 can become INT8 codes around 0.
+
+    This requires that only pairs of the same kind see the codes.
+    """
     zero = view.zero_point(node)
     if zero is None or zero.dtype != np.uint8 or not np.all(zero == 128):
         return False
@@ -118,7 +123,10 @@ def _activation_scales(view: View) -> Iterator[Finding]:
 
 
 def _single_scales(view: View) -> Iterator[Finding]:
-    """The parsers up to 10.1 take a scale of shape [1] for one scale; newer ones take it for scales of channels."""
+    """L25: activation scales of shape [1].
+
+    Parsers up to 10.1 take such a scale as one scale, newer ones as a scale for each channel.
+    """
     if view.reader.before((10, 2)):
         return
     for node in _single(view):
@@ -333,7 +341,10 @@ def _int32(view: View) -> list[onnx.NodeProto]:
 
 
 def _stored_as(view: View, node: onnx.NodeProto) -> np.dtype | None:
-    """Return the type of codes that a DequantizeLinear reads from constants, None for computed ones."""
+    """Return the type of the codes that a DequantizeLinear reads from constants.
+
+    Returns None for computed codes.
+    """
     codes = view.value(node.input[0])
     return codes.dtype if codes is not None else None
 
@@ -375,7 +386,7 @@ def _fix_stored_weights(view: View) -> int:
         value = dequantized(view, node)
         if (
             _stored_as(view, node) == np.uint8
-        ):  # no INT8 codes hold it: its values stay, its pair goes
+        ):  # no INT8 codes hold it: its values stay, its pair is removed
             replace_node_(view, node, value)
             continue
         name = add_named(view, f"{node.output[0]}/float", value)
@@ -417,7 +428,7 @@ def _concat(view: View) -> Iterator[Finding]:
 
 
 def _readers_behind(view: View, name: str) -> list[onnx.NodeProto]:
-    """Return what reads a tensor, through ops that only move values."""
+    """Return the readers of a tensor, through ops that only move values."""
     found, left = list[onnx.NodeProto](), [name]
     while left:
         for node in view.readers.get(left.pop(), []):

@@ -73,7 +73,7 @@ ANY = Reader(version=None, opset=0, formats=("INT8",), name="any")
 
 
 class View:
-    """One graph of a model with what rules ask for: the model's own, or the body of a branch."""
+    """One graph of a model, its own or the body of a branch, with what rules query."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class View:
         return self.scope.outer is None
 
     def nodes(self, *kinds: str) -> list[onnx.NodeProto]:
-        """Return the nodes of these kinds, all without."""
+        """Return the nodes of these kinds, or all nodes without kinds."""
         return [n for n in self.graph.node if not kinds or n.op_type in kinds]
 
     def constant(self, name: str) -> onnx.TensorProto | None:
@@ -104,7 +104,7 @@ class View:
         return self.scope.constant(name)
 
     def value(self, name: str) -> np.ndarray | None:
-        """Return what depends on constants alone, None for anything else."""
+        """Return the value of what depends on constants alone, None for anything else."""
         return self.scope.value(name)
 
     def pair(self, name: str) -> Pair | None:
@@ -142,7 +142,10 @@ def weight_axis(node: onnx.NodeProto, ndim: int) -> int:
 
 
 def add_named(view: View, name: str, value: np.ndarray) -> str:
-    """Add a constant of this name, once for each view, and return the name it got: no tensor of the file has it."""
+    """Add a constant, once for each view, and return its name.
+
+    The name is ``name``, or a variant of it that no tensor of the file has.
+    """
     if name in view.added:
         return view.added[name]
     free, k = name, 1
@@ -192,14 +195,17 @@ def in_blocks(node: onnx.NodeProto) -> bool:
 
 
 def replace_node_(view: View, node: onnx.NodeProto, value: np.ndarray) -> None:
-    """Put a constant in the place of a node."""
+    """Replace a node by a constant."""
     name = add_named(view, f"{node.output[0]}/float", value)
     view.graph.node.remove(node)
     rename_(view.graph, node.output[0], name)
 
 
 def drop_unread_(model: onnx.ModelProto) -> None:
-    """Remove nodes, constants and notes of shapes that nothing reads any more; what branches read counts, too."""
+    """Remove nodes, constants and shape annotations that nothing reads any more.
+
+    What branches read is kept.
+    """
     for scope in reversed(
         scopes(model)
     ):  # the innermost first: what they no longer read dies outside

@@ -1,4 +1,4 @@
-"""A captured graph becomes ONNX: one walk over its nodes, a table says how each op is written."""
+"""Lowering of a captured graph to ONNX: one walk over its nodes, with a table of ops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def lower(
     borrower: Borrower | None = None,
     refused: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
-    """Return ``graph`` as ONNX: input ``input``, output ``output``, weights float in front of their Q/DQ pairs.
+    """Return ``graph`` as an ONNX model.
+
+    Its input is called ``input`` and its output ``output``. Weights are float in front of their
+    Q/DQ pairs.
 
     Args:
         graph: captured, with or without fake-quantize calls; every node carries ``meta["val"]``.
@@ -68,12 +71,14 @@ def lower(
 
 
 def lower_into(writer: Writer, graph: fx.GraphModule, inputs: Mapping[fx.Node, Any]) -> list[str]:
-    """Write a decomposed region into ``writer`` under its present scope, and return the names of its outputs.
+    """Write a decomposed region into ``writer`` and return the names of its outputs.
+
+    The nodes are written under the writer's present scope.
 
     Args:
         writer: receives the nodes.
         graph: whose output is a tuple of tensors.
-        inputs: what each placeholder stands for.
+        inputs: the value of each placeholder.
 
     Raises:
         UnsupportedOpError: an op that the table does not write.
@@ -107,7 +112,7 @@ class _Lowering:
         self.transposed = _transposed_weights(graph)
 
     def run(self) -> tuple[fx.Node, str]:
-        """Write the graph and return the node that gives the model's answer and the name of that tensor."""
+        """Write the graph and return the answer's node and the name of its tensor."""
         self.run_all()
         answer = self._outputs()[0]
         return answer, self.writer.value(answer)
@@ -124,7 +129,7 @@ class _Lowering:
         return list(given) if isinstance(given, (list, tuple)) else [given]
 
     def write(self, node: fx.Node) -> None:
-        """Write a node and what it needs, unless it is written."""
+        """Write a node and what it needs, unless it is written already."""
         if node in self.writer.values or node.op in ("placeholder", "output"):
             return
         if node.op == "get_attr":
@@ -191,11 +196,13 @@ class _Lowering:
 def _write_qdq(
     writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
 ) -> None:
-    """Write the op as QuantizeLinear and DequantizeLinear: explicit INT8 zero point, ``axis`` only per channel.
+    """Write the op as QuantizeLinear and DequantizeLinear.
 
-    Fewer than 8 bits lie in an INT8 container: an activation is clipped to its codes' range first,
-    a weight lies on them. What has no kernel is written in float: a weight as the values of its
-    codes, a log2 activation as the ops that compute it.
+    The zero point is an explicit INT8 one; ``axis`` is only set per channel.
+
+    Codes of fewer than 8 bits use an INT8 container: an activation is first clipped to the range of
+    its codes, a weight is already on its codes. A format without a kernel is written in float: a
+    weight as the values of its codes, a log2 activation as the ops that compute it.
     """
     x, scale, zero_point, axis, qmin, qmax, name, kind = operands(node)
     value = get_constant(graph, scale)
@@ -284,7 +291,7 @@ def _write_log2(
 def _write_int4(
     writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
 ) -> str:
-    """Write a weight's codes as INT4, with the DequantizeLinear alone: half the bytes of INT8."""
+    """Write a weight's codes as INT4 with a DequantizeLinear only: half the bytes of INT8."""
     x, scale, _, axis, *_ = operands(node)
     value, step = get_constant(graph, x), get_constant(graph, scale)
     assert value is not None and step is not None
@@ -296,10 +303,12 @@ def _write_int4(
 
 
 def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
-    """Return the constants (and their fake-quantize calls) that are linear weights and nothing else: stored as [K, N].
+    """Return the constants that are linear weights and nothing else: stored as [K, N].
 
-    TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing then stands between
-    the pair and the MatMul.
+    Their fake-quantize calls are included.
+
+    TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing is then between the
+    pair and the MatMul.
     """
     found: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
@@ -334,7 +343,7 @@ def _value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:
 
 
 def _used(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Return the nodes that lead to the output: a pad that its convolution took over does not."""
+    """Return the nodes that lead to the output, without pads that a convolution absorbed."""
     read, kept = {"output"}, list[onnx.NodeProto]()
     for node in reversed(nodes):
         if any(name in read for name in node.output):

@@ -1,4 +1,7 @@
-"""ONNX files: reading, writing, what is in them. Nothing here needs torch: commands that only read files start fast."""
+"""Reading, writing and inspection of ONNX files.
+
+Nothing here needs torch: commands that only read files start fast.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def read_onnx(path: Path) -> tuple[onnx.ModelProto, Stamp | None, str]:
-    """Return the model in ``path``, the file's stamp where the file is that model as it stands, and the digest of what was read.
+    """Return the model in ``path``, the file's stamp, and the digest of what was read.
+
+    The stamp is None where the file as it is differs from the model.
 
     Raises:
         ExportError: it is missing, no ONNX file, or a file with its tensors is missing.
@@ -205,7 +210,10 @@ def _is_tensorflow(data: bytes) -> bool:
 
 
 def _starts_like_onnx(data: bytes) -> bool:
-    """Whether the bytes start like a ModelProto: its IR version, then its producer, opsets or graph."""
+    """Whether the bytes start like a ModelProto.
+
+    It begins with the IR version, followed by the producer, opsets or graph.
+    """
     return (
         len(data) > 2
         and data[0] == 0x08
@@ -215,7 +223,9 @@ def _starts_like_onnx(data: bytes) -> bool:
 
 
 def parse_onnx(path: Path) -> onnx.ModelProto:
-    """Return the model as it stands in the file: local functions as functions, tensors outside not loaded.
+    """Return the model as it is in the file.
+
+    Local functions stay functions, and external tensors are not loaded.
 
     Raises:
         ExportError: it is missing, or no ONNX file.
@@ -224,7 +234,9 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 
 
 def require_onnx(path: Path) -> str:
-    """Return the digest of an ONNX file, once it is known that it is one and that its tensors are there; nothing is loaded.
+    """Check that a file is ONNX and that its tensors are there, and return its digest.
+
+    No external tensor is loaded.
 
     Raises:
         ExportError: as :func:`read_onnx`.
@@ -235,7 +247,7 @@ def require_onnx(path: Path) -> str:
 
 
 def digest_onnx(path: Path) -> str:
-    """Return the SHA-256 of a file, and of the files its tensors lie in where they lie outside."""
+    """Return the SHA-256 of a file and of its files of external tensors, if it has any."""
     path = Path(path)
     data = path.read_bytes()
     try:
@@ -251,7 +263,9 @@ def _outside(model: onnx.ModelProto) -> list[str]:
 
 
 def _require_outside(path: Path, model: onnx.ModelProto) -> list[str]:
-    """Return the files with the model's tensors, once it is known that they lie beside it and are there.
+    """Return the model's files of external tensors, after checking them.
+
+    They must exist and lie beside the model.
 
     Raises:
         ExportError: names the file that is missing, or lies outside the model's folder.
@@ -294,7 +308,7 @@ def _load_outside_(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _read_outside(path: Path, held: onnx.TensorProto) -> bytes:
-    """Return the bytes of a tensor whose file was found to lie beside the model.
+    """Return the bytes of a tensor whose file is known to lie beside the model.
 
     Raises:
         ExportError: its file ends before the tensor does, or cannot be read.
@@ -332,7 +346,10 @@ def _digest(path: Path, data: bytes, outside: list[str]) -> str:
 
 
 def _tidy_(model: onnx.ModelProto) -> bool:
-    """Write local functions into the graph, take constants out of the inputs, name every node; return whether that did anything."""
+    """Tidy a model in place and return whether anything changed.
+
+    Local functions are inlined, constants are removed from the inputs, and every node gets a name.
+    """
     changed = _inline_(model)
     constants, taken = {i.name for i in model.graph.initializer}, {n.name for n in all_nodes(model)}
     inputs = [i for i in model.graph.input if i.name not in constants]
@@ -354,7 +371,7 @@ def _tidy_(model: onnx.ModelProto) -> bool:
 
 
 def _inline_(model: onnx.ModelProto) -> bool:
-    """Write the bodies of local functions in the place of their calls; those that stand in for a plugin stay."""
+    """Inline the local functions, except those that stand in for a plugin."""
     called = {(n.domain, n.op_type) for n in all_nodes(model)}
     ours = [
         (f.domain, f.name)
@@ -378,7 +395,10 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
-    """Return the nodes of these kinds whose first two operands come from pairs, through ops that only move values; in branches, too."""
+    """Return the nodes of these kinds whose first two operands come from pairs.
+
+    Ops that only move values may lie between. Nodes in branches are included.
+    """
     return [
         n
         for scope in scopes(model)
@@ -390,12 +410,15 @@ def quantized_nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]
 
 
 def count_qdq(model: onnx.ModelProto) -> int:
-    """Return the number of QuantizeLinear nodes, those in branches too."""
+    """Return the number of QuantizeLinear nodes, including those in branches."""
     return sum(n.op_type == "QuantizeLinear" for n in all_nodes(model))
 
 
 def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records that lie beside an ONNX file, of the verbs that write such files; damaged ones are left out."""
+    """Yield the records beside an ONNX file, of the verbs that write such files.
+
+    Damaged records are left out.
+    """
     for name in ("quantize.json", "finetune.json", "import.json"):
         try:
             record = read_json(onnx_file.parent / name)
@@ -406,7 +429,10 @@ def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
 
 
 def codes_of(model: onnx.ModelProto) -> str:
-    """Return what its Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4`` or several; "" for a float model."""
+    """Return what the Q/DQ pairs round to: ``INT8``, ``FP8``, ``INT4`` or several.
+
+    Returns "" for a float model.
+    """
     names: dict[int, str] = {onnx.TensorProto.FLOAT8E4M3FN: "FP8", onnx.TensorProto.INT4: "INT4"}
     types = {name: held.data_type for s in scopes(model) for name, held in s.constants.items()}
     found = set()

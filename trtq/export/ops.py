@@ -1,4 +1,4 @@
-"""How each ATen op is written as ONNX. Data over branches: one table, a short function or one line for an op.
+"""How each ATen op is written as ONNX: one table, with a short function or one line per op.
 
 A function takes the writer, the FX node and the call's arguments, and returns the name of the
 result (or names). Forms are chosen by the writer's opset, so that one graph can be written for
@@ -52,8 +52,7 @@ def _dim(node: fx.Node, d: int) -> int:
     return _static([_val(node).shape[d]])[0]
 
 
-# ---- elementwise
-# -------------------------------------------------------------------------------------------------------
+# ---- elementwise ---------------------------------------------------------------------------------
 
 
 def unary(kind: str, **attributes: Any) -> Write:
@@ -89,7 +88,7 @@ def floor_divide(w: Writer, n: fx.Node, a: Any, b: Any, rounding_mode: Any = "fl
 
 
 def not_equal(w: Writer, n: fx.Node, a: Any, b: Any) -> Any:
-    """Compare; ONNX has the opposite."""
+    """Compare for inequality; ONNX has the opposite."""
     return w.op("Not", _binary("Equal")(w, n, a, b))
 
 
@@ -105,7 +104,10 @@ def logical(kind: str) -> Write:
 
 
 def _operand_like(n: fx.Node, *operands: Any) -> fx.Node:
-    """Return a node of the type the operands are computed in: the result's, for comparisons that of a tensor operand."""
+    """Return a node of the type that the operands are computed in.
+
+    This is the result, or a tensor operand for comparisons.
+    """
     if _val(n).dtype != torch.bool:
         tensors = [
             o
@@ -208,8 +210,7 @@ def masked_fill(w: Writer, n: fx.Node, x: fx.Node, mask: fx.Node, value: Any) ->
     return w.op("Where", mask, w.scalar(value, x), x)
 
 
-# ---- shapes
-# ------------------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------------------
 
 
 def sym_size(w: Writer, n: fx.Node, x: fx.Node, d: int) -> Any:
@@ -273,7 +274,7 @@ def cut(
 
 
 def select(w: Writer, n: fx.Node, x: fx.Node, d: int, index: Any) -> Any:
-    """One entry along an axis, which goes."""
+    """Take one entry along an axis, which is removed."""
     if not isinstance(index, int):
         raise UnsupportedOpError("an index that is computed")
     return w.op("Gather", x, np.asarray(index, dtype=np.int64), axis=d)
@@ -297,7 +298,7 @@ def getitem(w: Writer, n: fx.Node, x: fx.Node, index: int) -> Any:
 def roll(
     w: Writer, n: fx.Node, x: fx.Node, shifts: int | Sequence[int], dims: int | Sequence[int] = ()
 ) -> Any:
-    """Shift along axes, what leaves one end enters at the other."""
+    """Shift along axes with wrap-around."""
     shifts, dims = _ints(shifts, 1), _ints(dims, 1)
     if not dims:
         raise UnsupportedOpError("roll over the flattened tensor")
@@ -342,7 +343,11 @@ def pad(
     mode: Any = "constant",
     value: Any = None,
 ) -> Any:
-    """Pad; torch counts from the last axis, ONNX from the first. ``constant_pad_nd`` gives its value in place of a mode."""
+    """Pad a tensor.
+
+    Amounts start at the last axis in torch and at the first in ONNX. ``constant_pad_nd`` gives its
+    value in place of a mode.
+    """
     if not isinstance(mode, str):
         mode, value = "constant", mode
     if mode == "circular":
@@ -356,7 +361,7 @@ def pad(
 
 
 def circular_pad(w: Writer, n: fx.Node, x: fx.Node, amounts: Sequence[int]) -> Any:
-    """What leaves one end of an axis enters at the other."""
+    """Pad with wrap-around: each end of an axis continues at the other."""
     value: Any = x
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i : 2 * i + 2]
@@ -395,17 +400,17 @@ def top_k(
     largest: bool = True,
     ordered: bool = True,
 ) -> Any:
-    """The largest or smallest entries and where they are."""
+    """The largest or smallest entries and their indices."""
     return w.op("TopK", x, [k], outputs=2, axis=d, largest=int(largest), sorted=int(ordered))
 
 
 def sort(w: Writer, n: fx.Node, x: fx.Node, d: int = -1, descending: bool = False) -> Any:
-    """All entries along an axis in order, and where they were."""
+    """All entries along an axis in order, and their original indices."""
     return top_k(w, n, x, _dim(x, d), d, largest=descending)
 
 
 def arg_extreme(kind: str) -> Write:
-    """Return a writer for the place of the largest or smallest entry."""
+    """Return a writer for the index of the largest or smallest entry."""
 
     def write(
         w: Writer, n: fx.Node, x: fx.Node, d: int | None = None, keepdim: bool = False
@@ -420,7 +425,7 @@ def arg_extreme(kind: str) -> Write:
 
 
 def extreme(kind: str) -> Write:
-    """Return a writer for the largest or smallest entry along an axis and its place."""
+    """Return a writer for the largest or smallest entry along an axis and its index."""
 
     def write(w: Writer, n: fx.Node, x: fx.Node, d: int, keepdim: bool = False) -> Any:
         place = w.op(f"Arg{kind}", x, axis=d, keepdims=int(keepdim))
@@ -437,8 +442,7 @@ def cumsum(w: Writer, n: fx.Node, x: fx.Node, d: int, dtype: Any = None) -> Any:
     return w.op("CumSum", x, np.asarray(d, dtype=np.int64))
 
 
-# ---- reductions, matmuls, norms
-# ----------------------------------------------------------------------------------------
+# ---- reductions, matmuls, norms ------------------------------------------------------------------
 
 
 def reduction(kind: str) -> Write:
@@ -569,7 +573,10 @@ def group_norm(
     eps: float = 1e-5,
     cudnn: bool = True,
 ) -> Any:
-    """InstanceNormalization of the groups: ONNX's own GroupNormalization changed its meaning between opsets 18 and 21."""
+    """Group normalisation as InstanceNormalization of the groups.
+
+    ONNX's own GroupNormalization changed its meaning between opsets 18 and 21.
+    """
     channels, rank = _dim(x, 1), _val(x).ndim
     ones, zeros = np.ones(groups, dtype=np.float32), np.zeros(groups, dtype=np.float32)
     flat = w.op(
@@ -594,7 +601,7 @@ def instance_norm(
     eps: float,
     cudnn: bool,
 ) -> Any:
-    """Every image and channel by its own mean and variance."""
+    """Normalise each channel of each image by its own mean and variance."""
     if not measured:
         raise UnsupportedOpError("an instance norm with running statistics")
     if _val(x).dtype != torch.float32:
@@ -609,8 +616,7 @@ def instance_norm(
     )
 
 
-# ---- convolutions, pools, resampling
-# -----------------------------------------------------------------------------------
+# ---- convolutions, pools, resampling -------------------------------------------------------------
 
 
 def conv(
@@ -624,7 +630,10 @@ def conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
-    """A convolution of any number of spatial axes; a pad with zeros before it becomes its own, each side by itself."""
+    """A convolution with any number of spatial axes.
+
+    A pad with zeros before it becomes its own padding, each side separately.
+    """
     dims = _val(weight).ndim - 2
     x, begins, ends = _absorb_pad(x, _ints(padding, dims))
     return w.op(
@@ -737,7 +746,7 @@ def max_pool(
 
 
 def max_pool_with_indices(w: Writer, n: fx.Node, *args: Any) -> Any:
-    """The pooled values; where they came from is not written."""
+    """The pooled values; their indices are not written."""
     _require_one_read(n)
     return [max_pool(w, n, *args), None]
 
@@ -772,7 +781,10 @@ def avg_pool(
 
 
 def _require_batch(n: fx.Node, x: fx.Node) -> None:
-    """Refuse an image without a batch in front: the spatial axes of an op's name must be two less than its operand's."""
+    """Refuse an image without a batch axis.
+
+    The operand must have two axes more than the spatial axes that the op's name states.
+    """
     spatial = next((int(c) for c in str(n.target) if c in "123"), 0)
     if spatial and _val(x).ndim != spatial + 2:
         raise UnsupportedOpError("a pool of a tensor without a batch")
@@ -823,7 +835,10 @@ def _pool(
 
 
 def adaptive_pool(kind: str, mean: str, whole: str) -> Write:
-    """Return a writer for windows that are as many as asked for: one pool where they are equal, else axis by axis."""
+    """Return a writer for a pool with a given number of windows.
+
+    Equal windows become one pool; others are written axis by axis.
+    """
 
     def write(w: Writer, n: fx.Node, x: fx.Node, sizes: Any = None) -> Any:
         _require_batch(n, x)
@@ -868,8 +883,9 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
 
     Args:
         mode: as ONNX calls it.
-        place: how places in the result become places in the operand; empty where the call says it.
-        attributes: more of them.
+        place: how coordinates of the result map to those of the operand; empty where the call says
+            it.
+        attributes: further attributes.
     """
 
     def write(w: Writer, n: fx.Node, x: fx.Node, *args: Any) -> Any:
@@ -907,7 +923,7 @@ def upsample(mode: str, place: str = "", **attributes: Any) -> Write:
 def grid_sample(
     w: Writer, n: fx.Node, x: fx.Node, grid: fx.Node, mode: int, padding: int, aligned: bool
 ) -> Any:
-    """Read an image at computed places."""
+    """Sample an image at computed positions."""
     if w.opset < 16 or _val(x).ndim > 4:
         raise UnsupportedOpError("sampling at computed places before opset 16, or of volumes")
     modes = ("linear", "nearest", "cubic") if w.opset >= 20 else ("bilinear", "nearest", "bicubic")

@@ -83,7 +83,10 @@ def open_session(
 
 
 def _why(model: Path | onnx.ModelProto, exc: Exception) -> tuple[str, str]:
-    """Return why ONNX Runtime refuses a model, and what to do where that is known: a plugin of TensorRT runs in an engine alone."""
+    """Return why ONNX Runtime refuses a model, and what to do where that is known.
+
+    A plugin of TensorRT runs only in an engine.
+    """
     parsed = parse_onnx(model) if isinstance(model, Path) else model
     plugins = [n for n in all_nodes(parsed) if is_plugin(n.op_type, n.domain)]
     if not plugins:
@@ -133,7 +136,10 @@ def run_batch(session: Any, batch: Array) -> list[Array]:
 
 
 def padded(batch: Array, size: int) -> Array:
-    """Return at least ``size`` images: what takes no fewer gets the last one again, and its answers are dropped."""
+    """Return at least ``size`` images by repeating the last one.
+
+    This is for models that take no fewer images; the extra answers are dropped.
+    """
     return (
         np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
         if len(batch) < size

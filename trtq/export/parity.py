@@ -1,12 +1,13 @@
-"""The parity gate: torch's simulation and ONNX Runtime on the exported file must tell the same story.
+"""The parity gate: torch's simulation must agree with ONNX Runtime on the exported file.
 
 The two sum float32 in different orders, so a value on the edge between two codes may fall to either
 side. Two rules:
 
-* Predictions: equal on at least 99.5 % of the images whose two best classes lie further apart than the drift explains.
-* Codes: torch is run with ONNX Runtime's own quantized tensors as inputs of every step; the codes it finds at each quantizer
-  must equal ONNX Runtime's but for scattered ties of one code. This finds a wrong scale, axis or op
-  at the place where it is.
+* Predictions: equal on at least 99.5 % of the images whose two best classes lie further apart than
+  the drift explains.
+* Codes: torch runs with ONNX Runtime's own quantized tensors as inputs of every step; the codes it
+  finds at each quantizer must equal ONNX Runtime's except for scattered ties of one code. This
+  locates a wrong scale, axis or op.
 
 How far the two answers drift apart at the output (``margin_db``) is reported, and below 8 dB noted,
 but it does not decide: in a deep network one tie makes others, so the drift grows with depth until
@@ -94,7 +95,7 @@ class ParityRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def answer(self) -> OutputComparison:
-        """How the simulation's answers compare with the float model's."""
+        """The comparison of the simulation's answers with the float model's."""
         return OutputComparison(
             name="output",
             kind=self.kind,
@@ -199,7 +200,10 @@ class _Probe(fx.Interpreter):
 
 
 def _energy(x: torch.Tensor) -> float:
-    """Return the sum of squares; float32 dot products are blocked, so their error stays near 1e-6."""
+    """Return the sum of squares.
+
+    Dot products in float32 are blocked, so their error stays near 1e-6.
+    """
     flat = dense_view(x)
     return float(torch.dot(flat, flat))
 
@@ -213,7 +217,9 @@ def check_parity(
     known: Kind | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
-    """Compare float, simulation and exported file on ``batches``; also return what each activation quantizer did.
+    """Compare float, simulation and exported file on ``batches``.
+
+    The second result is what each activation quantizer did.
 
     Args:
         graph: captured, float.
@@ -243,7 +249,9 @@ def check_parity(
 def require_same_float(
     graph: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
 ) -> None:
-    """Refuse a float file that does not compute what the graph computes, before anything is calibrated.
+    """Refuse a float file that does not compute what the graph computes.
+
+    This check precedes any calibration.
 
     Args:
         graph: captured, float.
@@ -287,7 +295,10 @@ SELECTIONS = (
 
 
 def _selects(graph: fx.GraphModule) -> bool:
-    """Whether a graph chooses among its values: where two are nearly equal, rounding decides which comes first."""
+    """Whether a graph selects among its values.
+
+    Where two values are nearly equal, rounding decides which comes first.
+    """
     names = (
         str(getattr(n.target, "_schema", n.target))
         .split("(")[0]
@@ -299,7 +310,7 @@ def _selects(graph: fx.GraphModule) -> bool:
 
 
 def _same_rows(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
-    """Whether nearly all rows (along the last axis) of one answer are in the other, in whatever order."""
+    """Whether two answers share nearly all rows (along the last axis), in any order."""
     if wanted.ndim < MIN_AXES or wanted.shape[-1:] != got.shape[-1:]:
         return False
     size = max(float(np.abs(wanted).max(initial=0.0)), 1e-30)
@@ -369,7 +380,10 @@ def judge(
 
 
 def _predictions(sim: Array, run: Array) -> tuple[int, int, int]:
-    """Return how many predictions differ that were decided, how many that were near ties, and how many of the former may."""
+    """Return the numbers of decided and of near-tied predictions that differ, and a limit.
+
+    The limit is the number of decided predictions that may differ.
+    """
     p_sim, p_run = predictions(sim), predictions(run)
     best = np.partition(sim, -2, axis=1)
     drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
@@ -389,7 +403,10 @@ def _finite(value: float | None) -> float | None:
 
 
 class _Forced(fx.Interpreter):
-    """Runs the simulation step by step on another runtime's quantized tensors, and compares each step's codes with it."""
+    """Runs the simulation step by step on another runtime's quantized tensors.
+
+    Each step's codes are compared with those of the other runtime.
+    """
 
     def __init__(self, graph: fx.GraphModule, values: dict[str, Array]) -> None:
         super().__init__(graph)
@@ -460,7 +477,10 @@ def first_divergence(
 
 
 def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
-    """Whether two answers differ by rounding alone: floats by a share of the largest, integers in few ties."""
+    """Whether two answers differ by rounding alone.
+
+    Floats may differ by a share of the largest value, integers in few ties.
+    """
     if wanted.shape != got.shape:
         return False
     if wanted.dtype.kind in "iub":
@@ -487,7 +507,7 @@ def require_parity(record: ParityRecord) -> None:
     """Raise when the gate failed.
 
     Raises:
-        ParityError: says which rule failed and the first quantizer where the two part.
+        ParityError: says which rule failed and the first quantizer where the two diverge.
     """
     if record.passed:
         return

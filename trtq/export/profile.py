@@ -1,4 +1,7 @@
-"""The ONNX file of one generation of TensorRT: the same graph and the same scales, written the way that release reads them."""
+"""The ONNX file for one generation of TensorRT.
+
+The graph and the scales are the same for each; the form is the one that the release reads.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Profile:
     Attributes:
         opset: of the ONNX.
         quantized: with Q/DQ pairs.
-        half: FP16 types stand in the graph.
+        half: the graph has FP16 types.
         int4: weights of 4 bits as INT4.
     """
 
@@ -31,7 +34,11 @@ class Profile:
 
 
 def furthest_scale(model: onnx.ModelProto, encodings: Encodings) -> tuple[int, int]:
-    """Return how many quantizers of a file are among the encodings, and how far their scales lie from them, in units in the last place."""
+    """Compare the scales of a file with the encodings.
+
+    Returns how many quantizers of the file are among the encodings, and the largest distance of
+    their scales in units in the last place.
+    """
     constants = {i.name: i for i in model.graph.initializer}
     compared, furthest = 0, 0
     for node in model.graph.node:

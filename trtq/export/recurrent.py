@@ -1,4 +1,7 @@
-"""Recurrent layers: torch's LSTM, GRU and RNN as the ONNX ops of the same names, one for each layer of a stack."""
+"""Recurrent layers: torch's LSTM, GRU and RNN as the ONNX ops of the same names.
+
+A stack becomes one op for each layer.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ def recurrent(
 
     Args:
         kind: the ONNX op.
-        order: where each gate of the ONNX op stands among torch's.
+        order: the index of each gate of the ONNX op among torch's gates.
         states: how many tensors carry the state: 2 for an LSTM.
-        attributes: more of the ONNX op, lists once for each direction.
+        attributes: further ones of the ONNX op, lists once for each direction.
     """
 
     def write(
@@ -77,7 +80,10 @@ def recurrent(
 
 
 def _parameters(arrays: list[list[Array]], order: Sequence[int]) -> list[Array]:
-    """Return W [D, G*H, I], R [D, G*H, H] and B [D, 2*G*H] of the ONNX op from torch's tensors of each direction."""
+    """Return W, R and B of the ONNX op from torch's tensors of each direction.
+
+    The shapes are W [D, G*H, I], R [D, G*H, H] and B [D, 2*G*H].
+    """
 
     def gates(array: Array) -> Array:
         parts = np.split(array, len(order))

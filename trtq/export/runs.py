@@ -1,4 +1,4 @@
-"""Where a quantizer runs: what TensorRT has a kernel for, what costs extra ops, what is only simulated."""
+"""Where a quantizer runs: in a kernel of TensorRT, as extra ops, or only in the simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether an ONNX model is whole enough to be looked at: no plugin and no unknown op is refused here, only what no reader could use."""
+"""Checks that an ONNX model is complete enough to be examined.
+
+No plugin and no unknown op is refused here, only what no reader could use.
+"""
 
 from __future__ import annotations
 

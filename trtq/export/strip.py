@@ -1,4 +1,7 @@
-"""The float model back from a Q/DQ model: for hardware without INT8 arithmetic, where a Q/DQ graph does not build at all."""
+"""Recovery of the float model from a Q/DQ model.
+
+It is for hardware without INT8 arithmetic, where a Q/DQ graph does not build at all.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
 from trtq.onnx_walk import QDQ, REORDER, all_nodes, rename_, scopes
 
-# What may stand between the halves of a pair: it moves codes as it moves values.
+# What may lie between the halves of a pair: it moves codes as it moves values.
 BETWEEN = (
     *REORDER,
     "Slice",
@@ -26,11 +29,13 @@ BETWEEN = (
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without its Q/DQ pairs; weights are what went into their pair, or the values of codes that were stored.
+    """Return ``model`` without its Q/DQ pairs.
+
+    A weight becomes the input of its pair, or the values of its stored codes.
 
     Raises:
-        ExportError: something that computes stands between the two halves of a pair, or codes are
-            stored in blocks.
+        ExportError: an op that computes lies between the two halves of a pair, or codes are stored
+            in blocks.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -87,7 +92,10 @@ def _replace_(view: View, node: onnx.NodeProto, name: str) -> None:
 
 
 def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
-    """Return ``model`` in which these nodes read what went into their Q/DQ pairs; other readers of the pairs keep them."""
+    """Return ``model`` in which these nodes read the inputs of their Q/DQ pairs.
+
+    Other readers of the pairs keep them.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for scope in scopes(result):
@@ -101,7 +109,10 @@ def strip_at(model: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
 
 
 def _unpaired(view: View, name: str) -> str:
-    """Return a tensor with the values of ``name`` before its pair: what moves them between pair and reader is copied."""
+    """Return a tensor with the values that ``name`` has before its pair.
+
+    Ops that move values between the pair and its reader are copied.
+    """
     node = view.scope.maker(name)
     assert node is not None
     if node.op_type == "DequantizeLinear":

@@ -66,7 +66,10 @@ def _names(graph: fx.GraphModule) -> list[str]:
 
 
 def _type_fault(model: onnx.ModelProto) -> tuple[str, str] | None:
-    """Return the first node whose operands are of a type that its op does not take, and which; None where there is none."""
+    """Return the first node with an operand of a type that its op does not take, and the type.
+
+    Returns None where there is none.
+    """
     types: dict[str, int] = {}
     inferred = onnx.shape_inference.infer_shapes(model)
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):

@@ -65,7 +65,9 @@ class Writer:
             del self._constants[key]
 
     def op(self, kind: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """Append a node and return the name of its output (a list of names when ``outputs`` is not 1).
+        """Append a node and return the name of its output.
+
+        The result is a list of names when ``outputs`` is not 1.
 
         Inputs are names, FX nodes, numpy arrays, lists of integers, or None for one that is left
         out.
@@ -84,7 +86,7 @@ class Writer:
         return node.output[0] if outputs == 1 else list(node.output)
 
     def value(self, given: Any) -> str:
-        """Return the name of the tensor that stands for ``given``."""
+        """Return the name of the tensor for ``given``."""
         if given is None:
             return ""
         if isinstance(given, str):
@@ -137,7 +139,10 @@ class Writer:
         return name
 
     def sizes(self, sizes: Sequence[Any]) -> str:
-        """Return an int64 vector of plain integers and symbolic ones (FX nodes, themselves vectors of one)."""
+        """Return an int64 vector of plain and symbolic integers.
+
+        Symbolic integers are FX nodes, themselves vectors of one.
+        """
         if all(isinstance(s, int) for s in sizes):
             return self.constant(np.asarray(sizes, dtype=np.int64))
         return str(

@@ -51,7 +51,10 @@ def identify_blocks(model: nn.Module) -> Blocks:
 
 
 def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
-    """Return the family of a captured graph and the reason, from what it computes and not from its name."""
+    """Return the family of a captured graph and the reason.
+
+    What the graph computes decides, not its name.
+    """
     convs = [n for n in graph.graph.nodes if n.target in CONVS]
     depthwise = [n for n in convs if _is_depthwise(n)]
     attentions = [n for n in graph.graph.nodes if n.target in SOFTMAXES and n.meta["val"].ndim >= 3]

@@ -70,7 +70,9 @@ def quiet() -> Iterator[None]:
 
 
 def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.GraphModule:
-    """Return ``module`` as a functional ATen graph with composite ops (linear, conv2d, attention) kept whole.
+    """Return ``module`` as a functional ATen graph.
+
+    Composite ops (linear, conv2d, attention) are kept whole.
 
     Args:
         module: what to trace.
@@ -92,7 +94,10 @@ def trace(module: nn.Module, example: torch.Tensor, *, dynamic: bool) -> fx.Grap
 
 
 def first_tensor(output: object) -> torch.Tensor:
-    """Return the tensor that is the model's answer: itself, ``out["out"]``, or the first of a sequence."""
+    """Return the tensor that is the model's answer.
+
+    It is the output itself, ``out["out"]``, or the first of a sequence.
+    """
     if isinstance(output, torch.Tensor):
         return output
     if isinstance(output, dict) and output:
@@ -120,7 +125,10 @@ def _dropped_outputs(output: object) -> str:
 
 
 class AllOutputs(nn.Module):
-    """The model with all its output tensors in a row, the one that is kept first, under the model's own module names."""
+    """The model with all its output tensors in a tuple, the one that is kept first.
+
+    Modules keep the model's own names.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -241,14 +249,20 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
 
 
 def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return the largest difference as a share of the largest value; of integers the share of unequal ones, ties left out."""
+    """Return the largest difference as a share of the largest value.
+
+    For integers it is the share of unequal ones, without ties.
+    """
     if not reference.is_floating_point():
         return max(0.0, float((got != reference).double().mean()) - MAX_TIED)
     return float((got - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
 
 
 def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule, bool, str]:
-    """Trace with a dynamic batch; where the model ties itself to a batch size, with batch 1 and the reason."""
+    """Trace with a dynamic batch where the model allows it, else with batch 1.
+
+    Returns the graph, whether the batch is dynamic, and the reason where it is not.
+    """
     try:
         return trace(model, example, dynamic=True), True, ""
     except Exception as first:

@@ -1,4 +1,7 @@
-"""A functional graph without tracing again: in-place calls become their functional twins where that is provably the same."""
+"""Functional graphs without a second trace.
+
+In-place calls become their functional twins where that is provably the same.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ MAY_ALIAS = (
 
 
 def make_functional_(graph: fx.GraphModule) -> bool:
-    """Replace every in-place call by its functional twin; False, and nothing is promised, where that cannot be shown to be exact.
+    """Replace every in-place call by its functional twin.
+
+    Returns False where that cannot be shown to be exact; the graph is then not guaranteed to be
+    functional.
 
     ``x.relu_()`` equals ``y = relu(x)`` with every later use of x reading y, as long as no other
     view of x's memory is read afterwards and x is neither an input nor a constant. Graphs with
@@ -72,7 +78,10 @@ def _is_mutating(node: fx.Node) -> bool:
 
 
 def _functional_twin(node: fx.Node) -> torch._ops.OpOverload | None:
-    """Return the overload without the underscore and with the same arguments: ``relu_.default`` gives ``relu.default``."""
+    """Return the overload without the underscore and with the same arguments.
+
+    For example, ``relu_.default`` gives ``relu.default``.
+    """
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema
     written = [

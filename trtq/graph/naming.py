@@ -1,4 +1,4 @@
-"""Stable names: every node is called after the module it comes from, never after a counter of the tracer."""
+"""Stable names: every node is named after its module, never after a counter of the tracer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Normalisation passes over a captured graph, run in order; each returns how many places it touched.
+"""Normalisation passes over a captured graph.
+
+The passes run in order; each returns how many places it changed.
 
 After them the graph has no BatchNorm, no dropout, no fused attention, no view that depends on
 memory layout, and no computation on constants alone.
@@ -24,7 +26,7 @@ BATCH_NORMS = (
 
 
 def normalize_(graph: fx.GraphModule) -> dict[str, int]:
-    """Run every pass on ``graph`` in place and return what each of them touched."""
+    """Run every pass on ``graph`` in place and return how many places each of them changed."""
     report: dict[str, int] = {}
     for name, run in PASSES:
         touched = run(graph)
@@ -39,7 +41,10 @@ def normalize_(graph: fx.GraphModule) -> dict[str, int]:
 
 
 def operands(node: fx.Node) -> tuple[Any, ...]:
-    """Return a node's positional arguments, typed as what they are for an ATen call: nodes, numbers, lists."""
+    """Return a node's positional arguments, typed as those of an ATen call.
+
+    They are nodes, numbers and lists.
+    """
     return node.args
 
 
@@ -63,7 +68,10 @@ def get_constant(graph: fx.GraphModule, node: object) -> torch.Tensor | None:
 def add_constant(
     graph: fx.GraphModule, name: str, value: torch.Tensor, *, before: fx.Node
 ) -> fx.Node:
-    """Register ``value`` as the buffer ``name`` (made unique) and return a ``get_attr`` node in front of ``before``."""
+    """Register ``value`` as a buffer and return a ``get_attr`` node in front of ``before``.
+
+    The buffer is called ``name``, made unique.
+    """
     flat = name.replace(".", "_")
     unique, k = flat, 1
     while hasattr(graph, unique):
@@ -114,7 +122,10 @@ def _like(new: fx.Node, old: fx.Node) -> fx.Node:
 def insert_call(
     graph: fx.GraphModule, origin: fx.Node, target: Callable[..., object], *args: object
 ) -> fx.Node:
-    """Insert a call in front of ``origin``, with the origin's module path and its own example value."""
+    """Insert a call in front of ``origin``.
+
+    It has the module path of ``origin`` and its own example value.
+    """
     with graph.graph.inserting_before(origin):
         node = graph.graph.call_function(target, args)  # type: ignore[arg-type]
     if "nn_module_stack" in origin.meta:
@@ -135,7 +146,10 @@ def _is_plain(value: object) -> bool:
 
 
 def _remove_no_ops(graph: fx.GraphModule) -> int:
-    """Dropout in eval mode, aliases, copies, pads by nothing: the graph is functional, so a copy changes nothing."""
+    """Remove dropout in eval mode, aliases, copies and empty pads.
+
+    The graph is functional, so a copy changes nothing.
+    """
     gone = {
         aten.dropout.default,
         aten.alias.default,
@@ -173,7 +187,10 @@ def _remove_no_ops(graph: fx.GraphModule) -> int:
 
 
 def _free_views(graph: fx.GraphModule) -> int:
-    """View needs one memory layout, reshape any: the graph must also run on channels-last tensors."""
+    """Replace views, which need one memory layout, by reshapes.
+
+    The graph must also run on channels-last tensors.
+    """
     count = 0
     for node in graph.graph.nodes:
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -225,13 +242,19 @@ def _open_as_before(node: fx.Node) -> bool:
 
 
 def _sizes(value: torch.Tensor) -> list[int] | None:
-    """Return a shape as plain numbers with -1 for the one open dimension; None when more than one is open."""
+    """Return a shape as plain numbers with -1 for the one open dimension.
+
+    Returns None when more than one is open.
+    """
     sizes = [-1 if isinstance(d, torch.SymInt) else int(d) for d in value.shape]
     return sizes if sizes.count(-1) <= 1 else None
 
 
 def _unify_splits(graph: fx.GraphModule) -> int:
-    """Both chunk and split become split_with_sizes, unbind becomes selects: one form of each for every later stage."""
+    """Write chunk and split as split_with_sizes, and unbind as selects.
+
+    Every later stage then sees one form of each.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         if node.target in (aten.split.Tensor, aten.chunk.default):
@@ -257,7 +280,10 @@ def _unify_splits(graph: fx.GraphModule) -> int:
 
 
 def _spell_out_padding(graph: fx.GraphModule) -> int:
-    """padding="same" or "valid" becomes numbers, and a pad of its own where the two sides differ."""
+    """Replace padding="same" and "valid" by numbers.
+
+    Where the two sides differ, a separate pad is inserted.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         if node.target not in NAMED_PADDING:
@@ -291,7 +317,7 @@ NAMED_PADDING = {
 
 
 def _split_attention(graph: fx.GraphModule) -> int:
-    """scaled_dot_product_attention becomes matmul, scale, (mask), softmax, matmul."""
+    """Split scaled_dot_product_attention into matmul, scale, (mask), softmax, matmul."""
     count = 0
     for node in list(graph.graph.nodes):
         if node.target is not aten.scaled_dot_product_attention.default:
@@ -322,7 +348,7 @@ def _split_attention(graph: fx.GraphModule) -> int:
 def _repeat_heads(
     graph: fx.GraphModule, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node
 ) -> tuple[fx.Node, fx.Node]:
-    """Return key and value with as many heads as the query, where fewer of them are shared."""
+    """Return key and value with as many heads as the query, where they have fewer."""
     if not node.kwargs.get("enable_gqa"):
         return key, value
     times = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
@@ -334,10 +360,12 @@ def _repeat_heads(
 
 
 def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
-    """Return what is added to an attention's logits, and which of its rows have a key at all; None where all have.
+    """Return the bias on an attention's logits, and which of its rows have a key.
 
-    A row without a key answers 0, as torch's scaled dot product does; a softmax over -inf alone
-    would give NaN. Its bias becomes 0, so that nothing on the way is NaN either.
+    The latter is None where all rows have one.
+
+    The answer of a row without a key is 0, as in torch's scaled dot product; a softmax over -inf
+    alone would give NaN. Its bias becomes 0, so that no intermediate value is NaN either.
     """
     given = operands(node)
     mask = given[3] if len(given) > 3 else node.kwargs.get("attn_mask")
@@ -373,7 +401,10 @@ def _attention_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | Non
 
 
 def _fold_constants(graph: fx.GraphModule) -> int:
-    """Compute once what depends on weights alone (standardised weights, position-bias tables, re-parameterised branches)."""
+    """Fold everything that depends on weights alone into constants.
+
+    Examples are standardised weights, position-bias tables and re-parameterised branches.
+    """
     known: dict[fx.Node, Any] = {}
     count = 0
     for node in graph.graph.nodes:
@@ -407,7 +438,7 @@ def _fold_constants(graph: fx.GraphModule) -> int:
 
 
 def _can_fold(node: fx.Node) -> bool:
-    """Whether the node's result is always the same tensor (or tuple of them) once its operands are."""
+    """Whether fixed operands fix the node's result (a tensor or a tuple of them)."""
     if node.op != "call_function" or _is_random(node):
         return False
     if (
@@ -438,7 +469,11 @@ def module_path(node: fx.Node) -> str:
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> int:
-    """Fold y = (x - mean) / sqrt(var + eps) * w + b into the convolution or linear before it, else write it as x * s + t."""
+    """Fold a batch normalisation into the convolution or linear before it.
+
+    Its formula is y = (x - mean) / sqrt(var + eps) * w + b. Where it cannot be folded, it is
+    written as x * s + t.
+    """
     count = 0
     for node in list(graph.graph.nodes):
         if node.target not in BATCH_NORMS:
@@ -484,7 +519,10 @@ def _fold_batch_norm(graph: fx.GraphModule) -> int:
 def _fold_into(
     graph: fx.GraphModule, source: fx.Node, scale: torch.Tensor, shift: torch.Tensor
 ) -> fx.Node | None:
-    """Scale and shift the output channels of ``source`` inside its weights; None where that would not be exact."""
+    """Scale and shift the output channels of ``source`` inside its weights.
+
+    Returns None where that would not be exact.
+    """
     if len(source.users) != 1 or source.target not in (*CONVS, aten.linear.default):
         return None
     if source.target is aten.convolution.default and operands(source)[6]:

@@ -1,1 +1,4 @@
-"""Quantization methods, each a file of its own and a line in the registry; every one writes the same encodings."""
+"""Quantization methods: each is a file of its own and a line in the registry.
+
+All of them write the same encodings.
+"""

@@ -34,7 +34,7 @@ class Workbench:
         dynamic_batch: False when the graph takes one image at a time.
         encodings: made by calibration; None for methods that act before it.
         folded: constants that :meth:`fold` changed, by name.
-        note: tell the user a line that also stands in the record.
+        note: tell the user a line that is also written to the record.
         begin: announce (what, how many steps).
         advance: a number of steps is done.
         resume: folder for what a long method must not lose; None keeps nothing.
@@ -52,7 +52,7 @@ class Workbench:
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def fold(self, node: fx.Node, value: torch.Tensor) -> None:
-        """Replace a constant by one that leaves the model's function as it is, together with others."""
+        """Replace a constant as one part of a change that leaves the model's function as it is."""
         set_constant_(self.graph, node, value)
         self.folded[str(node.target)] = value
 
@@ -63,7 +63,10 @@ class Workbench:
         return value
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Let everything that reads ``old``, quantizers too, read ``new`` instead; ``new`` may itself read ``old``."""
+        """Make every reader of ``old``, quantizers included, read ``new`` instead.
+
+        ``new`` may itself read ``old``.
+        """
         old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         for q in self.placement.quantizers:
             if q.source is old:
@@ -76,11 +79,14 @@ class Workbench:
         return self.encodings
 
     def simulated(self) -> fx.GraphModule:
-        """Return the graph with fake-quantize calls as the encodings stand."""
+        """Return the graph with fake-quantize calls for the current encodings."""
         return insert_fake_quantize(self.graph, self.placement, self.made)
 
     def layers(self) -> list[tuple[fx.Node, Quantizer]]:
-        """Return each conv and linear with the quantizer of its weight, where that is active, in graph order."""
+        """Return each conv and linear with its active weight quantizer, in graph order.
+
+        A layer without one is left out.
+        """
         weights = {q.consumer: q for q in self.placement.active if q.role == "weight"}
         return [(n, weights[n]) for n in self.graph.graph.nodes if n in weights]
 
@@ -135,9 +141,10 @@ class Method:
                 )
             try:
                 kind = type(values[key])
+                # The text "false" is not True.
                 values[key] = (
                     str(value) if kind is str else msgspec.convert(value, kind, strict=False)
-                )  # "false" is not True
+                )
             except msgspec.ValidationError as exc:
                 expected = type(values[key]).__name__
                 raise UsageError(
@@ -161,6 +168,9 @@ def weight_and_bias(graph: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, fx.N
 
 
 def channel_axis(node: fx.Node) -> int:
-    """Return the axis of a weighted op's output (and input) that holds channels: 1 for a convolution, -1 for a linear."""
+    """Return the axis of a weighted op's output (and input) that holds channels.
+
+    It is 1 for a convolution and -1 for a linear.
+    """
     assert node.target in WEIGHTED, node_name(node)
     return -1 if node.target is torch.ops.aten.linear.default else 1

@@ -1,4 +1,4 @@
-"""Bias correction: take out of each channel the mean error that quantization put in."""
+"""Bias correction: remove from each channel the mean error that quantization introduced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _channel_means(value: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 class _Steps(fx.Interpreter):
-    """Runs a graph up to one node after another, and forgets what nothing reads any more."""
+    """Runs a graph up to one node after another, and frees values that nothing reads any more."""
 
     def __init__(self, graph: fx.GraphModule, batch: torch.Tensor) -> None:
         super().__init__(graph)
@@ -41,7 +41,7 @@ class _Steps(fx.Interpreter):
         self.rest = iter(graph.graph.nodes)
 
     def until(self, name: str) -> torch.Tensor:
-        """Run on up to the node ``name`` and return its value."""
+        """Continue to the node ``name`` and return its value."""
         for node in self.rest:
             self.env[node] = self.run_node(node)
             for dead in self.user_to_last_uses.get(node, []):
@@ -53,7 +53,7 @@ class _Steps(fx.Interpreter):
         raise AssertionError(name)
 
     def set(self, value: torch.Tensor) -> None:
-        """Put another value in the place of the one :meth:`until` returned."""
+        """Replace the value that :meth:`until` returned."""
         self.env[self.last] = value
 
 
@@ -78,9 +78,9 @@ def best_shift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (the shift of each channel [C], ``got`` with it).
 
-    The mean error, half of it, or none of it: whichever leaves least squared error behind the
-    activation. Behind a ReLU that is mostly off, moving all of a channel up to restore its mean
-    does more harm than the mean error itself.
+    The shift is the mean error, half of it, or none of it: the one that leaves the least squared
+    error behind the activation. Behind a ReLU that is mostly off, shifting a whole channel up to
+    restore its mean does more harm than the mean error itself.
 
     Args:
         wanted: a layer's output in float.
@@ -105,11 +105,11 @@ def best_shift(
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Correct the biases in the encodings, layer by layer in graph order, each on inputs already corrected.
+    """Correct the biases in the encodings, layer by layer in graph order.
 
-    Corrections add up along the network, and late layers may lose by them (EfficientNet-Lite0
-    does): as many layers from the first on are corrected as leave the outputs nearest to the float
-    model's.
+    Each layer sees inputs that are already corrected. Corrections add up along the network and can
+    hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
+    as many as bring the outputs nearest to the float model's.
     """
     batch = torch.cat(list(bench.images(int(arguments["images"]))))
     if batch.ndim == 4:

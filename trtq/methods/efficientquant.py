@@ -1,4 +1,4 @@
-"""EfficientQuant: 8-bit weights for convolutions, log2 quantization for what comes out of softmax, nothing else."""
+"""EfficientQuant: 8-bit convolution weights and log2 softmax outputs, nothing else."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax 
 
 
 def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
-    """Return the softmaxes of attentions: those over maps of scores, not the one over classes at the end."""
+    """Return the softmaxes of attentions.
+
+    They are the softmaxes over maps of scores, not the one over classes at the end.
+    """
     return [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
 
 
 def log2_outputs_(bench: Workbench, bits: int | None) -> list[str]:
-    """Give the output of every attention softmax the log2 format, with a quantizer where it had none; return their names.
+    """Give the output of every attention softmax the log2 format; return the quantizers' names.
+
+    An output without a quantizer gets one.
 
     Args:
         bench: its placement changes.

@@ -1,4 +1,9 @@
-"""Cross-layer equalisation: give the channels between two layers weights of like size on both sides."""
+"""Cross-layer equalisation: equalise the weight magnitudes of the channels between two layers.
+
+After it the weights on both sides of a channel are of like size.
+
+Alike means of like size.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,9 @@ from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
 def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return s_i = sqrt(r1_i / r2_i): dividing the left rows and multiplying the right columns makes both sqrt(r1_i r2_i).
+    """Return s_i = sqrt(r1_i / r2_i) for each channel.
+
+    Dividing the left rows and multiplying the right columns by s_i makes both sqrt(r1_i r2_i).
 
     Args:
         left: largest magnitude of each output channel of the first layer, float32 [C].
@@ -36,7 +43,7 @@ def _between_weights(bench: Workbench) -> list[Pair]:
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Equalise every pair, again and again until the factors are near 1."""
+    """Equalise every pair repeatedly, until the factors are near 1."""
     pairs = _between_weights(bench)
     largest = 1.0
     for _ in range(int(arguments["rounds"])):

@@ -1,4 +1,7 @@
-"""Softmax without an exponential: a piecewise-linear, order-preserving function of the distance to the largest logit."""
+"""Softmax without an exponential.
+
+A piecewise-linear, order-preserving function of the distance to the largest logit takes its place.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,15 @@ GRID, STARTS = 512, 48
 
 
 def fit_exponential(low: float, segments: int) -> tuple[Floats, Floats]:
-    """Return (knots, heights) of sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1), near e^x on [low, 0].
+    """Return (knots, heights) of a piecewise-linear function near e^x on [low, 0].
 
-    Heights are not negative, so the function never falls: the order of logits stays. Heights are a
-    least-squares fit on an even grid; knots lie evenly in e^(x/2), where the error of linear pieces
-    of an exponential is the same in all; where the first one lies is searched for the least error.
-    With one segment it is S2's clip(a x + b, l, u); l is 0, so that what a mask hides stays hidden.
+    The function is sum_k heights_k * clip((x - knots_k) / (knots_k+1 - knots_k), 0, 1).
+
+    Heights are not negative, so the function never falls and the order of the logits stays. They
+    are a least-squares fit on an even grid. Knots lie evenly in e^(x/2), where all linear pieces of
+    an exponential have the same error. The position of the first knot is searched for the least
+    error. With one segment the function is S2's clip(a x + b, l, u); l is 0, so that what a mask
+    hides stays hidden.
 
     Args:
         low: the smallest distance to the largest logit that occurs, less than 0.
@@ -74,7 +80,7 @@ class _Distances(fx.Interpreter):
 
 
 def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats) -> int:
-    """Put the approximation in the place of a softmax; return how many ops it takes."""
+    """Replace a softmax by the approximation; return the number of ops it takes."""
     x, dim = operands(softmax)[:2]
     made: list[fx.Node] = []
 

@@ -1,4 +1,4 @@
-"""What learns beside the weights: the step of a quantizer, a codebook, a kept BatchNorm.
+"""The parts that learn besides the weights: a quantizer's step, a codebook, a kept BatchNorm.
 
 Straight-through gradients inside the range; ranges by LSQ (Esser et al. 2020, eq. 3 and section
 2.2), learned as logarithms so that they stay positive.
@@ -25,7 +25,7 @@ EPSILON = 1e-5  # of a kept BatchNorm
 
 
 class _Origin:
-    """What a tensor on its codes was made from; makes it again when backward asks."""
+    """The source of a tensor on its codes; recomputes the tensor when backward asks for it."""
 
     __slots__ = ("axis", "held", "qmax", "qmin", "step", "x")
 
@@ -40,7 +40,10 @@ class _Origin:
         return torch.div(self.x, s).round_().clamp_(self.qmin, self.qmax).mul_(s)
 
     def value(self) -> torch.Tensor:
-        """Return it, kept until :meth:`take`: every consumer's backward runs before that of the quantizer."""
+        """Return the tensor and keep it until :meth:`take`.
+
+        Every consumer's backward runs before that of the quantizer.
+        """
         if self.held is None:
             self.held = self.made()
         return self.held
@@ -51,10 +54,10 @@ class _Origin:
 
 
 class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
-    """While a forward pass runs inside, backward keeps no tensor that lies on its codes: it is rounded again from what it was made from.
+    """Keeps no tensor on its codes for backward while a forward pass runs inside.
 
-    A convolution keeps its input for backward, and so does what comes before it; without this the
-    rounded copy would be a third.
+    Backward rounds it again from its source. A convolution keeps its input for backward, and so
+    does the op before it; without this class the rounded copy would be a third tensor.
     """
 
     active: LeanMemory | None = None
@@ -95,7 +98,10 @@ class LeanMemory(torch.autograd.graph.saved_tensors_hooks):
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Round to codes; gradients of the input and of the step (LSQ eq. 3), the latter times ``grad_scale``."""
+    """Round to codes, with gradients of the input and of the step (LSQ eq. 3).
+
+    The gradient of the step is multiplied by ``grad_scale``.
+    """
 
     @staticmethod
     def forward(
@@ -140,14 +146,14 @@ class _LearnedStep(torch.autograd.Function):
                 outer = (outside * codes).sum(dims, dtype=torch.float32)
                 inner = codes.sub_(x).mul(into_x).sum(dims, dtype=torch.float32)
             into_step = (inner + outer) * ctx.grad_scale / made.step
-        made.held = ctx.origin = None  # what it keeps goes now, not when the whole graph does
+        made.held = ctx.origin = None  # freed now, not with the whole graph
         return into_x, into_step, None, None
 
 
 def _composed(
     x: torch.Tensor, step: torch.Tensor, axis: int | None, qmin: int, qmax: int, grad_scale: float
 ) -> torch.Tensor:
-    """The same in differentiable operations, which a compiler fuses."""
+    """Round to codes in differentiable operations, which a compiler fuses."""
     step = step * grad_scale + (step - step * grad_scale).detach()
     s = along_axis(step, x.ndim, axis)
     v = (x / s).clamp(qmin - 0.5, qmax + 0.5)
@@ -155,7 +161,7 @@ def _composed(
 
 
 class LearnedFakeQuantize(nn.Module):
-    """The op of simulation with a step that learns.
+    """The fake-quantize op of the simulation with a learned step.
 
     Args:
         name: of the quantizer.
@@ -184,7 +190,10 @@ class LearnedFakeQuantize(nn.Module):
         return result
 
     def widen_(self, bits: int) -> None:
-        """Take the codes of ``bits`` bits, or of the format's own where those are more; the range moves with the reach of the width."""
+        """Use codes of ``bits`` bits, or of the format's own width where that is larger.
+
+        The range moves with the reach of the width.
+        """
         own = self.format.bits
         width = max(bits, own)
         self.qmin = self.format.qmin * (1 << (width - own))
@@ -199,11 +208,11 @@ class LearnedFakeQuantize(nn.Module):
 
 
 class LearnedCodebook(nn.Module):
-    """Weights as one of 2^b learned values a layer, times a range a channel; the values follow k-means by moving averages (S2 Fig. 1).
+    """Weights as one of 2^b learned values per layer, times a range per channel (S2 Fig. 1).
 
-    No gradient reaches the values: after each step a value moves towards the mean of the weights
-    that are nearest to it, as in van den Oord et al. 2017, appendix A.1. No engine has a kernel for
-    this: it is simulated.
+    The values follow k-means by moving averages. No gradient reaches them: after each step a value
+    moves towards the mean of the weights that are nearest to it, as in van den Oord et al. 2017,
+    appendix A.1. No engine has a kernel for this, so it is simulated.
 
     Args:
         weight: float32, [C, ...]; where the values start.
@@ -233,9 +242,8 @@ class LearnedCodebook(nn.Module):
         values = torch.quantile(
             flat[:: max(1, flat.numel() // 1_000_000)], (torch.arange(levels) + 0.5) / levels
         )
-        values = (
-            (values + torch.linspace(-1e-6, 1e-6, levels)).sort().values
-        )  # equal quantiles part, and stay in order
+        # Equal quantiles are separated and stay in order.
+        values = (values + torch.linspace(-1e-6, 1e-6, levels)).sort().values
         self.register_buffer("counts", torch.ones(levels))
         self.register_buffer("sums", values.clone())
         for _ in range(10):  # Lloyd's algorithm brings them to rest before training begins
@@ -279,10 +287,11 @@ class LearnedCodebook(nn.Module):
 
 
 class KeptNorm(nn.Module):
-    """The BatchNorm of a folded convolution, taken up again behind it: statistics of the batch in training, running ones otherwise.
+    """The BatchNorm of a folded convolution, put back behind it.
 
-    Folding it back scales output channels by a positive factor, so that per-channel codes of the
-    weight stay what they are. In several processes the statistics are those of the whole batch.
+    It uses the statistics of the batch in training and the running statistics otherwise. Folding it
+    back scales output channels by a positive factor, so that per-channel codes of the weight stay
+    what they are. With several processes the statistics are those of the whole batch.
 
     Args:
         bias: float32, [C]: of the folded convolution, which loses it.
@@ -299,9 +308,8 @@ class KeptNorm(nn.Module):
         self.register_buffer("start", bias.detach().clone())
         self.register_buffer("mean", torch.zeros_like(bias))
         self.register_buffer("var", torch.ones_like(bias))
-        self.log_weight = nn.Parameter(
-            torch.zeros_like(bias)
-        )  # a logarithm: the factor stays positive
+        # A logarithm: the factor stays positive.
+        self.log_weight = nn.Parameter(torch.zeros_like(bias))
         self.bias = nn.Parameter(bias.detach().clone())
         self.seen: list[torch.Tensor] | None = None
         self.counts = (
@@ -309,7 +317,10 @@ class KeptNorm(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x`` [N, C, ...] normalised, or with its old bias while statistics are gathered."""
+        """Return ``x`` [N, C, ...] normalised.
+
+        While statistics are gathered, return it with its old bias instead.
+        """
         if self.seen is not None:
             dims = [d for d in range(x.ndim) if d != 1]
             values = x.double()
@@ -343,7 +354,10 @@ class KeptNorm(nn.Module):
         return x * along_axis(factor, x.ndim, 1) + along_axis(self.bias - mean * factor, x.ndim, 1)
 
     def settle_(self) -> None:
-        """Take the gathered statistics as running ones, and the factor and bias with which nothing changes."""
+        """Make the gathered statistics the running ones.
+
+        The factor and bias are set so that nothing changes.
+        """
         assert self.seen
         total = torch.stack(self.seen).sum(0)
         self.seen = None
@@ -357,13 +371,19 @@ class KeptNorm(nn.Module):
             self.bias.copy_(self.mean + self.start)
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the factor of the output channels, greater than 0, and the bias that together replace this."""
+        """Return the factor of the output channels and the bias that together replace this norm.
+
+        The factor is greater than 0.
+        """
         factor = (self.log_weight.exp() / (self.var + EPSILON).sqrt()).detach()
         return factor, (self.bias - self.mean * factor).detach()
 
 
 def _shared_statistics(x: torch.Tensor, counts: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return mean and biased variance of each channel over the batch of all processes, and how many values each is over."""
+    """Return mean and biased variance of each channel over the batch of all processes.
+
+    The third value is the number of values behind each of them.
+    """
     from torch.distributed.nn.functional import all_reduce  # the one that gradients pass through
 
     dims, weight = [d for d in range(x.ndim) if d != 1], float(counts)

@@ -1,4 +1,4 @@
-"""What a learning method keeps on disk, so that a run that was stopped goes on where it was."""
+"""The state that a learning method keeps on disk, so that a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVERY_S = 15.0  # a state costs less than a step to write; losing this much is c
 
 
 class _State(msgspec.Struct):
-    """What stands beside the tensors of an interrupted run."""
+    """The metadata next to the tensors of an interrupted run."""
 
     key: str
     done: int
@@ -27,7 +27,7 @@ class _State(msgspec.Struct):
 
 
 class LearningState:
-    """The parameters, the optimizer and the random numbers of one learning run, as one safetensors file.
+    """The parameters, optimizer and random numbers of one learning run, in one safetensors file.
 
     Args:
         optimizer: Adam; its parameters are what is learned.
@@ -50,9 +50,9 @@ class LearningState:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def load(self, folder: Path | None) -> tuple[int, list[float]]:
-        """Take up what an earlier run left; return the number of steps it did and its losses, (0, []) when there is none.
+        """Restore what an earlier run left; return how many steps it did and its losses.
 
-        A file that cannot be read whole counts as none.
+        Returns (0, []) when there is no such run. A file that cannot be read whole counts as none.
         """
         if folder is None:
             return 0, []
@@ -89,9 +89,8 @@ class LearningState:
         for i, p in enumerate(self._parameters()):
             state: dict[str, Any] = self.optimizer.state[p]
             tensors[f"{i}.value"] = p.detach().contiguous()
-            tensors |= {
-                f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state
-            }  # none where no gradient ever came
+            # There is none for a parameter that never got a gradient.
+            tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}
         meta = {"key": self.key, "done": done, "losses": losses}
         write_bytes(
             self.path(folder), save(tensors, metadata={"state": msgspec.json.encode(meta).decode()})

@@ -1,4 +1,4 @@
-"""What training asks of the answers: labels or masks, the float model's answers, or a user's own loss."""
+"""The training objective: labels or masks, the float model's answers, or a user's own loss."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ class Objective:
 def class_weights(
     how: str, targets: Iterable[torch.Tensor], classes: int, ignore: int
 ) -> torch.Tensor | None:
-    """Return a weight for each class from how often it is wanted, float32 [classes]; None for ``none``.
+    """Return a weight for each class from its frequency, float32 [classes]; None for ``none``.
 
     ``log``: 1 / ln(1.02 + share) (Paszke et al. 2016, section 5.2). ``median``: median of the
     shares over the share (Eigen and Fergus 2015, section 6.3.2; shares over all pixels). A class
-    that is nowhere gets 0.
+    that never occurs gets 0.
 
     >>> class_weights("median", [torch.tensor([0, 0, 0, 1, 1, 2])], 3, -100)
     tensor([0.6667, 1.0000, 2.0000])

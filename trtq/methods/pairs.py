@@ -1,4 +1,7 @@
-"""Where a factor per channel can move from one layer into the next without changing the model's function."""
+"""Where a factor per channel can move from one layer into the next.
+
+The move does not change the model's function.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ LAYERS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A producer whose output channels can be divided by factors that its consumers' weights take up.
+    """A producer whose output channels can be divided by factors that its consumers absorb.
+
+    The consumers' weights take the factors up.
 
     Attributes:
         producer: a norm with an affine part, a conv or a linear.
@@ -44,7 +49,10 @@ class Pair:
 
 
 def find_pairs(bench: Workbench) -> tuple[list[Pair], list[str]]:
-    """Return the pairs of the graph, and for layers behind an activation that no factor passes, why not."""
+    """Return the pairs of the graph, and the reasons for layers without one.
+
+    Those layers are behind an activation that no factor passes.
+    """
     quantized = {n for n, _ in bench.layers()}
     found, refused, seen = list[Pair](), list[str](), set[fx.Node]()
     for node in bench.graph.graph.nodes:
@@ -100,7 +108,7 @@ def _input_axis(consumer: fx.Node) -> int:
 
 
 def _passes(node: fx.Node) -> bool:
-    """Whether a factor per channel (axis 1 of a map) comes out of ``node`` as it went in, channel by channel."""
+    """Whether a factor per channel (axis 1 of a map) passes through ``node`` unchanged."""
     if node.target in HOMOGENEOUS:
         return True
     if node.target not in (aten.mean.dim, aten.reshape.default, *PADS):
@@ -145,7 +153,10 @@ def fold_factors(bench: Workbench, pair: Pair, factors: torch.Tensor) -> None:
 
 
 def input_factors(weight: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Return ``factors`` shaped to multiply a weight [C_out, C_in / groups, ...] along its input channels."""
+    """Return ``factors`` shaped to multiply a weight along its input channels.
+
+    The weight is [C_out, C_in / groups, ...].
+    """
     spread = [1] * (weight.ndim - 2)
     if weight.shape[1] == factors.numel():
         return factors.reshape(1, -1, *spread)
@@ -169,7 +180,7 @@ def _affine(bench: Workbench, producer: fx.Node) -> list[fx.Node]:
 
 
 def _can_divide(bench: Workbench, producer: fx.Node) -> bool:
-    """Whether its output is an affine function with constants of its own that nothing else reads."""
+    """Whether the producer's output is affine in constants of its own that nothing else reads."""
     given = operands(producer)
     if producer.target in NORMS:
         constants = [given[i] if len(given) > i else None for i in NORM_AFFINE[producer.target]]

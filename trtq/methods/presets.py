@@ -1,4 +1,4 @@
-"""What each family of models gets when nobody says otherwise, and what is tried when that is not enough."""
+"""The default methods of each family of models, and the fallbacks when they are not enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_SQNR_DB = 10.0  # below it, equal predictions are luck: a third of the ans
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One fallback; it adds to what came before it.
+    """One fallback; it adds to the steps before it.
 
     Attributes:
         name: for the record.
@@ -85,7 +85,10 @@ PRESETS: Mapping[Family, Preset] = {
 
 
 def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
-    """Return ``spec`` with the methods of the family's preset; as it is when methods were asked for, too."""
+    """Return ``spec`` with the methods of the family's preset.
+
+    A spec that names methods is returned as it is.
+    """
     wide = spec.bits == "w8a8" and not spec.allocation
     methods = PRESETS[family].wide if wide else PRESETS[family].narrow
     return spec if spec.method else msgspec.structs.replace(spec, method=methods)
@@ -94,7 +97,9 @@ def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
 def add(
     spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float]
 ) -> QuantizeSpec:
-    """Return ``spec`` with a fallback step added; as it is when the step changes nothing on this model.
+    """Return ``spec`` with a fallback step added.
+
+    When the step changes nothing on this model, ``spec`` is returned as it is.
 
     Args:
         spec: what was tried last.

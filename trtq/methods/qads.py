@@ -1,4 +1,7 @@
-"""QADS: scale each input channel of a layer by a factor that is searched for the least error of the layer's output."""
+"""QADS: scale each input channel of a layer by a searched factor.
+
+The factor is the one with the least error of the layer's output.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def search_factors(
 
 
 def _others(bench: Workbench, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Return the activations that no fold reaches, each with the quantized layers that read it and can take factors."""
+    """Return the activations that no fold reaches, with their readers.
+
+    The readers are the quantized layers that read the activation and can take factors.
+    """
     quantized = {q.consumer: q for q in bench.placement.active if q.role == "input"}
     found: dict[fx.Node, list[fx.Node]] = {}
     for node, _ in bench.layers():
@@ -80,7 +86,10 @@ def _others(bench: Workbench, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Search the factors of every input; fold them where that is exact, else multiply where it pays."""
+    """Search the factors of every input; fold them where that is exact.
+
+    Elsewhere the factors are multiplied in where it pays.
+    """
     pairs, refused = find_pairs(bench)
     threshold = float(arguments["explicit"])
     others = _others(bench, {c for p in pairs for c in p.consumers}) if threshold > 0 else {}
@@ -127,7 +136,10 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _multiply(
     bench: Workbench, activation: fx.Node, consumers: list[fx.Node], factors: torch.Tensor
 ) -> None:
-    """Put a Mul by 1 / factors between an activation and its readers, whose weights take the factors up."""
+    """Put a Mul by 1 / factors between an activation and its readers.
+
+    The readers' weights take the factors up.
+    """
     first = consumers[0]
     inverse = along_axis(1.0 / factors, activation.meta["val"].ndim, channel_axis(first))
     constant = add_constant(bench.graph, f"{node_name(first)}.qads", inverse, before=first)

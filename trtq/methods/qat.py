@@ -1,4 +1,7 @@
-"""Quantization-aware training: a captured graph whose weights, biases and ranges learn with the codes in place."""
+"""Quantization-aware training of a captured graph.
+
+Weights, biases and ranges learn with the codes in place.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ aten = torch.ops.aten
 
 
 class TrainingGraph:
-    """What is trained: a copy of a captured graph with learned fake-quantize modules.
+    """The graph that is trained: a copy of a captured one with learned fake-quantize modules.
 
     Args:
         graph: captured; not changed.
@@ -119,12 +122,15 @@ class TrainingGraph:
         ]
 
     def widen_(self, bits: int) -> None:
-        """Let every narrower quantizer take ``bits`` bits for a while; its own again with 0."""
+        """Widen every narrower quantizer to ``bits`` bits for a while; 0 restores its own width."""
         for made in self.quantizers.values():
             made.widen_(bits or made.format.bits)
 
     def settle_norms_(self, batches: Iterable[torch.Tensor]) -> None:
-        """Give kept BatchNorms the statistics of what they see on ``batches``; the graph computes what it did before."""
+        """Give kept BatchNorms the statistics of what they see on ``batches``.
+
+        The graph still computes what it did before.
+        """
         for norm in self.norms.values():
             norm.seen = []
         with torch.no_grad():
@@ -154,7 +160,10 @@ class TrainingGraph:
             node.target = name
 
     def _keep_norms_(self) -> None:
-        """Put a BatchNorm behind every trained convolution that had one, where folding it again is exact."""
+        """Put a BatchNorm behind every trained convolution that had one.
+
+        Convolutions where folding it again would not be exact are left out.
+        """
         own = {id(p): name for name, p in self.weights.items()}
 
         def trained(node: object) -> str | None:
@@ -214,7 +223,10 @@ class TrainingGraph:
         node.replace_all_uses_with(call)
 
     def learned(self) -> Encodings:
-        """Return the encodings as they are now: kept BatchNorms folded, codebook weights as constants on their values."""
+        """Return the encodings as they are now.
+
+        Kept BatchNorms are folded. Codebook weights become constants on their values.
+        """
         amax, formats, left = (
             dict(self.encodings.amax),
             dict(self.encodings.formats),
@@ -261,7 +273,10 @@ class TrainingGraph:
     def _write_codebook_(
         self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]
     ) -> None:
-        """Put the weight on its values; the factor of a folded BatchNorm is applied behind them, as it is to the range of codes."""
+        """Put the weight on its codebook values.
+
+        The factor of a folded BatchNorm is applied after them, as it is to the range of codes.
+        """
         snapped = book.snapped(self.weights[weight].detach()).cpu()
         fold = next(
             (layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer),
@@ -273,7 +288,10 @@ class TrainingGraph:
         )
 
     def first_non_finite(self, images: torch.Tensor) -> str:
-        """Return what is NaN or infinite first: a trained value, or what a node computes on ``images``."""
+        """Return what is NaN or infinite first.
+
+        It is a trained value, or what a node computes on ``images``.
+        """
         for name, value in self.weights.items():
             if not bool(torch.isfinite(value).all()):
                 return f"the weight {name}"
@@ -318,7 +336,10 @@ def _readers(node: fx.Node) -> set[str]:
 
 
 def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, str]:
-    """Put the constants of a method (rounded weights, corrected biases) into the graph; return their own names by those they now have."""
+    """Put the constants of a method (rounded weights, corrected biases) into the graph.
+
+    Returns their own names by the names they have now.
+    """
     names: dict[str, str] = {}
     held: dict[str, str] = {}
     for node in graph.graph.nodes:

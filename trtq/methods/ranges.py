@@ -1,4 +1,4 @@
-"""Ranges of their own for the tensors of attentions and behind LayerNorms."""
+"""Separate ranges for the tensors of attentions and for LayerNorm outputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def _layer_norm_outputs(bench: Workbench) -> list[Quantizer]:
 def _range_again(
     bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int
 ) -> dict[str, list[float]]:
-    """Observe some tensors once more and replace their ranges; return each with its range before and after."""
+    """Observe some tensors once more and replace their ranges; return the old and new ranges.
+
+    The result has, for each changed quantizer, its range before and after.
+    """
     seen = observe(bench.graph, Placement(quantizers), bench.images(images), mode=mode)
     changed = {}
     for q in quantizers:
@@ -70,7 +73,10 @@ def clamp(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ema(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Set the range behind every LayerNorm to the moving average of each image's largest magnitude."""
+    """Set the range after every LayerNorm to a moving average over images.
+
+    The average is over each image's largest magnitude.
+    """
     return {
         "ranges": _range_again(
             bench, _layer_norm_outputs(bench), "ema", 100.0, int(arguments["images"])

@@ -1,4 +1,7 @@
-"""Ranking-aware ranges for attention: queries and keys are quantized so that the order of the attention logits survives."""
+"""Ranking-aware ranges for attention.
+
+Queries and keys are quantized so that the order of the attention logits survives.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ FRACTIONS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the mean correlation of the rows of ``a`` and ``b``; rows without variance do not count."""
+    """Return the mean correlation of the rows of ``a`` and ``b``, without rows of no variance."""
     a, b = (v.double() - v.double().mean(-1, keepdim=True) for v in (a, b))
     norm = a.norm(dim=-1) * b.norm(dim=-1)
     live = norm > 0
@@ -32,7 +35,9 @@ def pair_differences(
 
 
 def ranking_loss(wanted: torch.Tensor, got: torch.Tensor, theta: float) -> float:
-    """Return the mean of max(0, theta - (got_i - got_j) sign(wanted_i - wanted_j)) over pairs that are no ties (Liu et al. 2021, eq. 7).
+    """Return the ranking loss of Liu et al. 2021, eq. 7, over pairs that are no ties.
+
+    It is the mean of max(0, theta - (got_i - got_j) sign(wanted_i - wanted_j)).
 
     Args:
         wanted: differences of the float logits, any shape.
@@ -50,7 +55,9 @@ def ranking_loss(wanted: torch.Tensor, got: torch.Tensor, theta: float) -> float
 
 
 def kendall(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Return Kendall's tau over sampled pairs; a pair that became a tie counts as neither (tau-a of the decided pairs).
+    """Return Kendall's tau over sampled pairs (tau-a of the decided pairs).
+
+    A pair that became a tie counts as neither concordant nor discordant.
 
     >>> kendall(torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([2.0, 0.0, 1.0, 5.0]))
     0.0
@@ -62,7 +69,7 @@ def kendall(wanted: torch.Tensor, got: torch.Tensor) -> float:
 
 
 class _Search(fx.Interpreter):
-    """Runs the float graph and chooses the ranges of each attention's operands where it meets them."""
+    """Runs the float graph and chooses the ranges of each attention's operands on the way."""
 
     def __init__(self, bench: Workbench, arguments: Mapping[str, Any]) -> None:
         super().__init__(bench.graph)
@@ -142,7 +149,10 @@ def _attentions(bench: Workbench) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose the ranges and report the rank agreement of each attention before and after, on sampled pairs."""
+    """Choose the ranges and report each attention's rank agreement before and after.
+
+    The agreement is measured on sampled pairs.
+    """
     search = _Search(bench, arguments)
     if not search.attentions:
         bench.note(

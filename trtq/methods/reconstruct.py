@@ -1,7 +1,7 @@
-"""Learned rounding: choose for each weight whether it rounds up or down, and each activation's range, by what comes out.
+"""Learned rounding: choose for each weight whether it rounds up or down.
 
-The quantized network learns to give the float network's block outputs and logits on the calibration
-images; no labels are read.
+The range of each activation is learned, too. The quantized network learns to give the float
+network's block outputs and logits on the calibration images; no labels are read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ aten = torch.ops.aten
 
 
 class SoftRounding(torch.nn.Module):
-    """A weight whose codes are floor(w / s) plus a learned number between 0 and 1 (Nagel et al. 2020, eq. 22-24).
+    """A weight with codes floor(w / s) plus a learned number in 0 to 1.
+
+    See Nagel et al. 2020, eq. 22-24.
 
     Args:
         weight: float32.
@@ -47,11 +49,11 @@ class SoftRounding(torch.nn.Module):
         return (torch.sigmoid(self.logits) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
 
     def forward(self) -> torch.Tensor:
-        """Return the weight with every decision taken, and the gradient of the soft one (straight-through).
+        """Return the weight with every decision taken and the gradient of the soft weight.
 
-        AdaRound's soft weights with a regulariser need thousands of steps to decide; after a few
-        hundred the decided network is another than the learned one (EfficientNet-Lite0, w4a8: 70 %
-        agreement before, 46 % after).
+        The gradient is straight-through. AdaRound's soft weights with a regulariser need thousands
+        of steps to decide. After a few hundred the decided network differs from the learned one
+        (EfficientNet-Lite0, w4a8: 70 % agreement before, 46 % after).
         """
         up = self.up()
         decided = (up >= 0.5).to(up.dtype)
@@ -77,7 +79,10 @@ class LearnedRange(torch.nn.Module):
         self.qmin, self.qmax = qmin, qmax
 
     def forward(self, x: torch.Tensor, keep: float) -> torch.Tensor:
-        """Quantize; while learning, leave a share of 1 - ``keep`` of the values as they are (Wei et al. 2022, QDrop)."""
+        """Quantize; while learning, leave a share of 1 - ``keep`` of the values as they are.
+
+        This is QDrop (Wei et al. 2022).
+        """
         step = self.log_step.exp()
         codes = (x / step).clamp(self.qmin, self.qmax)
         out = (codes + (codes.round() - codes).detach()) * step
@@ -184,7 +189,10 @@ def _learn(
     weights: Mapping[str, SoftRounding],
     ranges: Mapping[str, LearnedRange],
 ) -> list[float]:
-    """Run the steps and return the first and the last loss; a run that was stopped goes on where it was."""
+    """Run the steps and return the first and the last loss.
+
+    A run that was stopped continues where it was.
+    """
     steps, batch = int(arguments["steps"]), int(arguments["batch"])
     learner, target = _Learner(bench.simulated(), weights, ranges), _Learner(bench.graph, {}, {})
     taps = _blocks(bench.graph)

@@ -1,4 +1,4 @@
-"""Which methods there are. To add one: write its file, and its line here."""
+"""The methods there are. To add one, write its file and add its line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RepQ-ViT: channel-wise ranges behind LayerNorm folded into one range, and log-sqrt(2) codes for softmax."""
+"""RepQ-ViT: channel-wise LayerNorm ranges folded into one, and log-sqrt(2) softmax codes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def _pairs(bench: Workbench) -> list[Pair]:
 
 
 def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
-    """Move the middle of each channel to 0, from the norm's shift into the biases of what reads it; False where that is not exact."""
+    """Move the middle of each channel to 0; return False where that is not exact.
+
+    The middle moves from the norm's shift into the biases of the layers that read it.
+    """
     shift = (*operands(pair.producer), None, None)[3]
     layers = [weight_and_bias(bench.graph, c) for c in pair.consumers]
     moved = [shift, *(bias for _, bias in layers)]
@@ -96,7 +99,10 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finish(bench: Workbench, arguments: Mapping[str, Any]) -> None:
-    """Set the step of the logarithm to 1/2, log-sqrt(2): the range of a softmax's codes ends where they run out."""
+    """Set the step of the logarithm to 1/2, which is log-sqrt(2).
+
+    The range of a softmax's codes ends where the codes run out.
+    """
     if not arguments["softmax"]:
         return
     for q in bench.placement.active:

@@ -1,4 +1,7 @@
-"""What the methods that scale input channels share: Y = (X / s)(s W), and the error of a choice of s on sampled rows."""
+"""Shared parts of the methods that scale input channels: Y = (X / s)(s W).
+
+The error of a choice of s is measured on sampled rows.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class Watch(fx.Interpreter):
 
 
 def round_trip(x: torch.Tensor, amax: torch.Tensor, qmax: int) -> torch.Tensor:
-    """Return ``x`` on symmetric codes, with a straight-through gradient to ``x`` and to ``amax``."""
+    """Return ``x`` on symmetric codes, with straight-through gradients to ``x`` and ``amax``."""
     step = (amax / qmax).clamp_min(torch.finfo(torch.float32).tiny)
     codes = (x / step).clamp(-qmax - 1, qmax)
     return (codes + (codes.round() - codes).detach()) * step
@@ -71,7 +74,9 @@ def output_error(
     factors: torch.Tensor,
     bits: tuple[int, int],
 ) -> torch.Tensor:
-    """Return the squared error of the layers' outputs on sampled rows, both operands quantized after scaling by ``factors``.
+    """Return the squared error of the layers' outputs on sampled rows.
+
+    Both operands are quantized after scaling by ``factors``.
 
     Args:
         rows: float32 [rows, C].
@@ -91,7 +96,10 @@ def output_error(
 
 
 def weight_matrix(bench: Workbench, consumer: fx.Node, channels: int) -> torch.Tensor:
-    """Return a layer's weight as [outputs * taps, channels]: what each input channel is multiplied with."""
+    """Return a layer's weight as [outputs * taps, channels].
+
+    A column holds what one input channel is multiplied with.
+    """
     weight = bench.constant(operands(consumer)[1])
     if weight.shape[1] != channels:  # grouped: zeros where a group does not read a channel
         full = torch.zeros(weight.shape[0], channels, *weight.shape[2:])

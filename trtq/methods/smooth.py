@@ -18,7 +18,9 @@ STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
 def smoothing_factors(
     activation: torch.Tensor, weight: torch.Tensor, strength: float
 ) -> torch.Tensor:
-    """Return s_j = max|X_j|^m / max|W_j|^(1-m), scaled to a geometric mean of 1 (Xiao et al. 2023, eq. 4).
+    """Return s_j = max|X_j|^m / max|W_j|^(1-m), scaled to a geometric mean of 1.
+
+    See Xiao et al. 2023, eq. 4.
 
     Args:
         activation: largest magnitude of each channel, float32 [C].
@@ -49,7 +51,10 @@ def best_strength(
     bits: tuple[int, int],
     strengths: tuple[float, ...] = STRENGTHS,
 ) -> tuple[float | None, torch.Tensor]:
-    """Return the strength with the least output error and its factors; (None, ones) when nothing beats leaving it alone."""
+    """Return the strength with the least output error and its factors.
+
+    Returns (None, ones) when no strength has a smaller error than the unscaled layers.
+    """
     largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
     options: dict[float | None, torch.Tensor] = {None: torch.ones_like(amax)}
     options |= {m: smoothing_factors(amax, largest, m) for m in strengths}
@@ -58,7 +63,10 @@ def best_strength(
 
 
 def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Fold factors into every pair; the strength is the one with the least output error unless one is given."""
+    """Fold factors into every pair.
+
+    The strength is the one with the least output error unless one is given.
+    """
     pairs, refused = find_pairs(bench)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
     watch = Watch(bench.graph, axes, int(arguments["rows"])).over(

@@ -1,4 +1,7 @@
-"""The loop of training: steps, epochs, checkpoints, several processes; everything random is a function of the step."""
+"""The training loop: steps, epochs, checkpoints, several processes.
+
+Everything random is a function of the step.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ class Examples:
     def walk(
         self, parts: Sequence[Sequence[int]]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yield images [N, C, H, W] and their targets, one part after the other; the next is decoded meanwhile."""
+        """Yield images [N, C, H, W] and their targets, one part after the other.
+
+        The next part is decoded in the background.
+        """
 
         def decode(part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
             images = torch.stack([self.preprocess.apply(self.source.image(i)) for i in part])
@@ -178,7 +184,11 @@ class Trainer:
             )
 
     def _begin(self, fresh: bool) -> None:
-        """Bring the graph to where the run is: the width of the epoch under way, and first statistics for kept BatchNorms."""
+        """Bring the graph to the state of the run.
+
+        Sets the width of the current epoch and, in a fresh run, the first statistics of kept
+        BatchNorms.
+        """
         self.graph.widen_(self._width(self.position.epoch))
         if self.graph.norms and fresh:
             chosen = self.train_on.source.sample(NORM_IMAGES, self.spec.seed)
@@ -329,7 +339,10 @@ class Trainer:
         steps: int,
         stopped: bool,
     ) -> tuple[float, bool]:
-        """Learn from one batch; return its loss over all processes, and whether one of them was told to stop."""
+        """Learn from one batch; return its loss and whether a process was told to stop.
+
+        Both are over all processes.
+        """
         spec, at = self.spec, self.position
         mine = list(self.workers.share(range(len(part))))
         seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
@@ -361,9 +374,8 @@ class Trainer:
                     f"first not finite: {self.graph.first_non_finite(images)}",
                     f"Lower --lr or --lr-amax{self._checkpoint()}",
                 )
-            first = (
-                at.step // spec.accumulate * spec.accumulate
-            )  # the step at which this update began
+            # The step at which this update began.
+            first = at.step // spec.accumulate * spec.accumulate
             torch.autograd.backward(self.scaler.scale(loss / min(spec.accumulate, steps - first)))
         if updates:  # at the share when it began: the last one still counts
             self._move((at.epoch + first / steps) / spec.epochs)
@@ -372,7 +384,10 @@ class Trainer:
     def _gather(
         self, parts: list[Part], counts: bool, stopped: bool
     ) -> tuple[torch.Tensor, float, bool]:
-        """Return the loss to go back from, its value over all processes, and whether one of them was told to stop."""
+        """Return the loss for backward, its value, and whether a process was told to stop.
+
+        The value and the stop are over all processes.
+        """
         weight = 1.0 if counts else 0.0
         numbers = [p.norm.detach() * weight for p in parts] + [
             p.total.detach() * weight for p in parts
@@ -406,7 +421,7 @@ class Trainer:
         return f"; the last good state is {self.state.path}" if self.state.path.is_file() else ""
 
     def _save(self, images: torch.Tensor | None) -> None:
-        """Write the checkpoint, unless it would keep something that is not finite."""
+        """Write the checkpoint, unless it contains a value that is not finite."""
         at = self.position
         at.scale, at.growth = (
             self.scaler.get_scale(),
@@ -428,7 +443,10 @@ class Trainer:
             self.state.save(at)
 
     def _score(self) -> float | None:
-        """Return top-1 or mIoU on the validation images in percent, with the averaged weights when there are."""
+        """Return top-1 or mIoU on the validation images in percent.
+
+        It is measured with the averaged weights when there are any.
+        """
         if self.val is None:
             return None
         examples, indices = self.val
@@ -453,7 +471,7 @@ class Trainer:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Put the averaged weights in place for a while."""
+        """Use the averaged weights for a while."""
         held = [w.detach().clone() for w in self.graph.trained] if self.averages else []
         with torch.no_grad():
             for weight, average in zip(self.graph.trained, self.averages, strict=False):
@@ -466,7 +484,10 @@ class Trainer:
                     weight.copy_(value)
 
     def _remember(self, score: float | None) -> None:
-        """Keep the best epoch; without validation images it is the last one. An epoch at wider widths is no result."""
+        """Keep the best epoch; without validation images that is the last one.
+
+        An epoch at wider widths is no result.
+        """
         at = self.position
         if self._width(at.epoch):
             return

@@ -1,4 +1,7 @@
-"""What a training run keeps on disk, how its learning rate moves, and how its images vary: all of it a function of the step."""
+"""A training run's files, its learning rate and the variation of its images.
+
+All of it is a function of the step.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ WARM_SHARE = 0.3  # of a one-cycle run
 
 
 def keep_freed_memory_() -> None:
-    """Ask glibc to keep freed memory instead of giving it back: a step allocates what the last one freed.
+    """Ask glibc to keep freed memory instead of returning it to the system.
 
-    Clearing fresh pages took a fifth of a ResNet-20 step on a CPU, float or quantized. Other C
-    libraries are left as they are.
+    A step allocates what the last one freed. Clearing fresh pages took a fifth of a ResNet-20 step
+    on a CPU, float or quantized. Other C libraries are left as they are.
     """
     try:
         tune = ctypes.CDLL(None).mallopt
@@ -72,8 +75,10 @@ class Position(msgspec.Struct, kw_only=True):
 def rate(schedule: str, done: float) -> float:
     """Return the factor of the learning rate when the share ``done`` of the run is over.
 
-    >>> [round(rate("cosine", d), 3) for d in (0.0, 0.5, 1.0)], [round(rate("onecycle", d), 3) for d in (0.0, 0.3, 1.0)]
-    ([1.0, 0.5, 0.0], [0.04, 1.0, 0.0])
+    >>> [round(rate("cosine", d), 3) for d in (0.0, 0.5, 1.0)]
+    [1.0, 0.5, 0.0]
+    >>> [round(rate("onecycle", d), 3) for d in (0.0, 0.3, 1.0)]
+    [0.04, 1.0, 0.0]
     """
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * done))
@@ -85,7 +90,9 @@ def rate(schedule: str, done: float) -> float:
 
 
 class Draws:
-    """How the images of one step vary: mirrored with even odds and, for ``flip-crop``, moved by up to an eighth.
+    """The variation of the images of one step.
+
+    They are mirrored with even odds and, for ``flip-crop``, moved by up to an eighth.
 
     Args:
         how: ``flip-crop``, ``flip`` or ``none``.
@@ -106,7 +113,9 @@ class Draws:
     def vary(
         self, images: torch.Tensor, masks: torch.Tensor | None, picks: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return images [N, C, H, W] and masks [N, H, W] varied alike; what moves in from outside is mirrored.
+        """Return images [N, C, H, W] and masks [N, H, W] with the same variation.
+
+        What moves in from outside is mirrored.
 
         Args:
             images: float32.
@@ -137,7 +146,10 @@ class Draws:
 
 @contextmanager
 def stops() -> Iterator[list[int]]:
-    """Yield a list that SIGTERM fills; the run then ends after its step. Elsewhere than in the main thread nothing is caught."""
+    """Yield a list that SIGTERM fills; the run then ends after its step.
+
+    Outside the main thread nothing is caught.
+    """
     stopped: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -151,7 +163,9 @@ def stops() -> Iterator[list[int]]:
 
 
 class RunState:
-    """Parameters, optimizers, averages and the position of a run, as one safetensors file written in one piece.
+    """Parameters, optimizers, averages and the position of a run, in one safetensors file.
+
+    The file is written in one piece.
 
     Args:
         folder: of the checkpoint.
@@ -190,7 +204,7 @@ class RunState:
         write_bytes(self.path, save(tensors, metadata=meta))
 
     def take_up(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put what :func:`read_state` found in the place of the present values."""
+        """Restore the values that :func:`read_state` found."""
         with torch.no_grad():
             for i, p in enumerate(self.parameters):
                 p.copy_(tensors[f"parameter.{i}"])

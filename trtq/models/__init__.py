@@ -1,1 +1,1 @@
-"""Where a model comes from: timm, torchvision, a builtin, or the user's own factory; and its checkpoint."""
+"""Models from timm, torchvision, a builtin or the user's own factory, and their checkpoints."""

@@ -60,8 +60,7 @@ def load_checkpoint_(
         path: a file, an index of shards or a folder, as :func:`trtq.models.stored.read_stored`
             takes it.
         match: ``name`` needs equal names but for the prefixes of wrappers; ``order`` pairs tensors
-            in order where names differ, and checks
-            every shape and the last part of every name.
+            in order where names differ, and checks every shape and the last part of every name.
         key: where the weights are in the file.
 
     Raises:
@@ -192,8 +191,7 @@ def check_finite(model: nn.Module) -> list[str]:
     """Refuse a model with a NaN or infinite parameter.
 
     Buffers may hold them: one that forward() never reads changes nothing, and masks hold -inf on
-        purpose. One that is read makes
-    the model's answers NaN, which capturing the model refuses.
+    purpose. One that is read makes the model's answers NaN, which capturing the model refuses.
 
     Returns:
         A line for each buffer with a NaN.

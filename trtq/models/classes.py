@@ -1,4 +1,7 @@
-"""How many classes a model tells apart, where something says so: an embedding has as many columns as a classifier."""
+"""How many classes a model distinguishes, where something says so.
+
+The columns do not: an embedding has as many as a classifier.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from torch import nn
 
 
 def known_classes(module: nn.Module, name: str, columns: int) -> int | None:
-    """Return how many classes a model's scores are of, None where nothing says that they are scores.
+    """Return how many classes a model's scores are of.
+
+    Returns None where nothing says that its outputs are scores.
 
     Args:
         module: the model; timm's, and many others, carry ``num_classes``.

@@ -1,4 +1,7 @@
-"""FCN-ResNet18: the segmentation model of the thesis (a ResNet-18 backbone under torchvision's FCN head)."""
+"""FCN-ResNet18, the segmentation model of the thesis.
+
+It is a ResNet-18 backbone under torchvision's FCN head.
+"""
 
 from __future__ import annotations
 

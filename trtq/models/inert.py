@@ -1,11 +1,9 @@
-"""Torch files read without running code: what is no tensor becomes a placeholder that does nothing.
+"""Torch files read without running code: what is no tensor becomes an inert placeholder.
 
 ``torch.load(weights_only=True)`` refuses a file at the first class that it does not know: an
-``argparse.Namespace`` among
-hyper-parameters, a metric, a whole module. Here such a name is bound to an empty class before torch
-reads the file. The
-unpickler is still torch's restricted one: it can only call what it knows itself and these empty
-classes.
+``argparse.Namespace`` among hyper-parameters, a metric, a whole module. Here such a name is bound
+to an empty class before torch reads the file. The unpickler is still torch's restricted one: it can
+only call what it knows itself and these empty classes.
 """
 
 from __future__ import annotations
@@ -31,7 +29,8 @@ from trtq.models.file_kind import SAVE, unreadable
 # use.
 _HOSTILE = re.compile(
     r"((builtins|__builtin__)\.(eval|exec|compile|open|__import__|input|breakpoint)|"
-    r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|code|webbrowser)\..*)$"
+    r"(os|posix|nt|sys|subprocess|commands|popen2|shutil|socket|runpy|pty|ctypes|importlib|"
+    r"code|webbrowser)\..*)$"
 )
 _NAME = re.compile(r"[\w.<>]+")
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (\S+) was not")

@@ -31,8 +31,7 @@ class LoadedModel:
         module: float32, on the CPU, in eval mode.
         name: the text it was asked for by.
         input_hints: what the model's authors say of its input (``input_size``, ``mean``, ``std``,
-            ``crop_pct``,
-            ``interpolation``), empty when they say nothing.
+            ``crop_pct``, ``interpolation``), empty when they say nothing.
         weights: where the weights come from, in words, and what was done to fit them.
         notes: what a user must know about how the model and its weights were read.
     """
@@ -71,8 +70,7 @@ def load_model(
 
     Args:
         name: ``timm:NAME``, ``torchvision:NAME``, ``trtq:fcn_resnet18``, ``package.module:factory``
-            or
-            ``path/to/file.py:factory``.
+            or ``path/to/file.py:factory``.
         args: keyword arguments of the factory; texts that read as numbers or booleans become such.
         checkpoint: weights to load; without one the weights are the factory's own (random for timm
             and torchvision).

@@ -316,8 +316,7 @@ def order_is_certain(own: StateDict, given: StateDict) -> bool:
     """Say whether pairing tensors in order can only be right: no renamed ones could be swapped.
 
     Every pair has the same shape and the same last part of its name. Among renamed tensors that are
-    alike in both, each pair has the
-    same numbers in its names, and no two pairs have the same ones.
+    alike in both, each pair has the same numbers in its names, and no two pairs have the same ones.
     """
     own, given = without_counters(own), without_counters(given)
     if len(own) != len(given):

@@ -45,8 +45,7 @@ def unwrap(module: nn.Module, name: str) -> tuple[nn.Module, list[str]]:
     """Return the plain module in eval mode, and a line for each kind of wrapper that came off.
 
     Wrappers of parts of the model come off as well. Modules that TorchScript or torch.export made
-    have
-    no plain module in them.
+    have no plain module in them.
 
     Args:
         module: what a factory returned; its own children are replaced where they are wrapped.

@@ -117,9 +117,8 @@ _neighbours = _Neighbours()
 def import_named(name: str, what: str) -> Any:
     """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
 
-    A file may import its neighbours; a neighbour never takes the place of a module of the standard
-    library, nor of one that
-    another folder's file imported under the same name.
+    A file may import its neighbours; a neighbour never replaces a module of the standard library,
+    nor one that another folder's file imported under the same name.
 
     Args:
         name: as the user wrote it.
@@ -157,7 +156,9 @@ def import_named(name: str, what: str) -> Any:
 
 
 def source_digest(name: str, what: str) -> str:
-    """Return a SHA-256 over the file of the user's callable and what it imports from beside it, one file after another.
+    """Return a SHA-256 over the file of the user's callable and the files that it imports.
+
+    Imports are followed from file to file, among those beside the callable's file.
 
     Args:
         name: as for :func:`import_named`.

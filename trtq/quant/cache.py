@@ -50,7 +50,10 @@ class CalibrationCache:
     def lock(
         self, key: CacheKey, *, waiting: Callable[[str], None] | None = None
     ) -> contextlib.AbstractContextManager[None]:
-        """Hold this while calibrating: a second process then finds the finished entry instead of doing the work again."""
+        """Return a lock to hold while calibrating.
+
+        A second process then finds the finished entry instead of repeating the work.
+        """
         return locked(self.path(key).with_suffix(".lock"), waiting=waiting)
 
     def load(self, key: CacheKey) -> tuple[dict[str, ActivationStats] | None, str]:

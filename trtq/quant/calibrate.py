@@ -1,4 +1,7 @@
-"""From observed ranges to encodings: choose amax, leave in float what INT8 cannot carry, say why."""
+"""From observed ranges to encodings.
+
+Calibration chooses amax, leaves in float what INT8 cannot carry, and states why.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ class ActivationStats:
 def summarize_all(
     placement: Placement, seen: Mapping[str, Range], calibrator: str, percentile: float
 ) -> dict[str, ActivationStats]:
-    """Return the statistics of every observed activation by ``Quantizer.stats_key``: one for each tensor and width.
+    """Return the statistics of every observed activation by ``Quantizer.stats_key``.
+
+    There is one entry for each tensor and width.
 
     Args:
         placement: the quantizers; those of weights need none.
@@ -75,7 +80,9 @@ def summarize_all(
 
 
 def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) -> ActivationStats:
-    """Return the statistics of one observed activation, with ``amax`` chosen by ``calibrator`` for ``bits`` bits.
+    """Return the statistics of one observed activation.
+
+    ``calibrator`` chooses ``amax`` for ``bits`` bits.
 
     Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor
     without negative values unsigned codes.
@@ -104,7 +111,10 @@ def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) ->
 
 
 def bulk_rms(hist: Histogram, zeros: int) -> float | None:
-    """Return the root mean square of the smallest 95 % of the non-zero magnitudes, None when there are none."""
+    """Return the root mean square of the smallest 95 % of the non-zero magnitudes.
+
+    Returns None when there are none.
+    """
     counts = hist.counts.astype(np.float64)
     counts[0] -= zeros
     total = counts.sum()
@@ -138,7 +148,9 @@ def make_encodings(
     stats: Mapping[str, ActivationStats],
     origin: Mapping[str, Any],
 ) -> Encodings:
-    """Return the encodings of every quantizer that runs in INT8; the others get ``float_reason`` set in ``placement``.
+    """Return the encodings of every quantizer that runs in INT8.
+
+    The others get ``float_reason`` set in ``placement``.
 
     Args:
         graph: captured.
@@ -197,7 +209,10 @@ def _ends(
 def _largest(
     graph: fx.GraphModule, quantizer: Quantizer, stats: Mapping[str, ActivationStats]
 ) -> torch.Tensor:
-    """Return the largest magnitude: FP8 keeps its relative precision over 15 binades, so nothing is gained by clipping."""
+    """Return the largest magnitude.
+
+    FP8 keeps its relative precision over 15 binades, so clipping gains nothing.
+    """
     if quantizer.is_weight:
         weight = get_constant(graph, quantizer.source)
         assert weight is not None

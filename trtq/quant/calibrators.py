@@ -1,4 +1,7 @@
-"""Calibrators: from what an observer gathered to ``amax``. Pure functions on histograms; no tensors, no files."""
+"""Calibrators: from what an observer gathered to ``amax``.
+
+They are pure functions on histograms, without tensors or files.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ Floats = npt.NDArray[np.float64]
 
 
 def percentile_amax(hist: Histogram, percentile: float) -> float:
-    """Return the magnitude that ``percentile`` percent of the values do not exceed, to within half a bin.
+    """Return the magnitude that ``percentile`` percent of the values do not exceed.
+
+    It is accurate to within half a bin.
 
     Args:
         hist: counts of magnitudes.
@@ -30,7 +35,9 @@ def percentile_amax(hist: Histogram, percentile: float) -> float:
 
 
 def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
-    """Return the mean squared error of symmetric quantization at each candidate ``amax`` (round to nearest, clamp).
+    """Return the mean squared error of symmetric quantization at each candidate ``amax``.
+
+    Quantization rounds to nearest and clamps.
 
     Args:
         hist: counts of magnitudes.
@@ -50,7 +57,10 @@ def clip_errors(hist: Histogram, amax: Floats, qmax: int = 127) -> Floats:
 def mse_amax(
     hist: Histogram, *, qmax: int = 127, candidates: int = 160, lowest: float = 0.2
 ) -> float:
-    """Return the ``amax`` with the smallest mean squared quantization error among evenly spaced fractions of the largest value."""
+    """Return the ``amax`` with the smallest mean squared quantization error.
+
+    Candidates are evenly spaced fractions of the largest value.
+    """
     if hist.amax == 0.0:
         return 0.0
     tries = hist.amax * np.linspace(lowest, 1.0, candidates)
@@ -58,7 +68,9 @@ def mse_amax(
 
 
 def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[float, int]:
-    """Return (amax, lowest code) of the ``bits``-bit codes with the least mean squared error on a tensor with two sides.
+    """Return (amax, lowest code) of the ``bits``-bit codes with the least mean squared error.
+
+    The tensor has values on both sides of 0.
 
     Below 8 bits codes lie in an INT8 container, so any run of 2^bits codes around 0 is exact at run
     time: this is asymmetric quantization whose zero point is an integer by construction.
@@ -89,7 +101,9 @@ def best_interval(positive: Histogram, negative: Histogram, bits: int) -> tuple[
 
 
 def entropy_amax(hist: Histogram, *, levels: int = 128, candidates: int = 256) -> float:
-    """Return the clipping value whose quantized distribution is nearest to the original in Kullback-Leibler divergence.
+    """Return the clipping value with the smallest Kullback-Leibler divergence.
+
+    The divergence compares the quantized distribution with the original.
 
     Migacz, "8-bit Inference with TensorRT" (GTC 2017): for each clipping bin i, P is the histogram
     up to i with everything beyond added to its last bin, Q is P's own bins (without that addition)
@@ -182,7 +196,9 @@ def weight_amax(
     groups: int = 1,
     qmax: int = 127,
 ) -> torch.Tensor:
-    """Return ``amax`` of a weight: the largest magnitude, or the fraction of it that costs the layer's output least.
+    """Return ``amax`` of a weight.
+
+    It is the largest magnitude, or the fraction of it that costs the layer's output least.
 
     With ``moments`` each output channel takes, out of 81 fractions between 1 and 0.8, the one with
     the smallest expected squared error of its output, ``(sum d_i mean_i)^2 + sum d_i^2 variance_i``
@@ -270,7 +286,9 @@ def _search_rows(
 def bias_floor(
     amax: torch.Tensor, bias: torch.Tensor | None, input_scale: float, qmax: int = 127
 ) -> torch.Tensor:
-    """Return ``amax`` raised where the layer's bias, written as int32 codes of input scale times weight scale, would overflow.
+    """Return ``amax`` raised where the layer's bias would overflow int32.
+
+    The bias is written as int32 codes of input scale times weight scale.
 
     TensorRT keeps biases in float, but ONNX Runtime rewrites them to int32 when it loads a Q/DQ
     file. Only channels whose weights are below 2^-23 of their bias are touched: nothing they add to

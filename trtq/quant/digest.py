@@ -12,7 +12,10 @@ from trtq.graph.normalize import get_constant
 
 
 def weights_digest(graph: fx.GraphModule) -> str:
-    """Return a SHA-256 over every constant that a captured graph reads, by name: parameters, buffers and plain tensors."""
+    """Return a SHA-256 over every constant that a captured graph reads, by name.
+
+    Constants are parameters, buffers and plain tensors.
+    """
     total, constants = hashlib.sha256(), dict[str, torch.Tensor]()
     for node in graph.graph.nodes:
         value = get_constant(graph, node)

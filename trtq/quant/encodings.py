@@ -84,11 +84,13 @@ class Encodings:
         return torch.where(step > 0, step, torch.where(low == 0, torch.ones_like(low), low.abs()))
 
     def settle_(self) -> None:
-        """Move each scale of a format with a kernel to the FP16 number next to it, where there is one within 0.1 % for every channel.
+        """Move each scale of a format with a kernel to the nearest FP16 number.
 
-        FP16 graphs then hold the very scales that float32 graphs hold, and INT8 kernels hand over
-        FP16 instead of float32. Below 3e-5, where FP16 grows coarse, and above its end a scale
-        stays what it is.
+        A scale is moved where that number is within 0.1 % for every channel.
+
+        FP16 graphs then have the same scales as float32 graphs, and INT8 kernels output FP16
+        instead of float32. Below 3e-5, where FP16 becomes coarse, and above the range of FP16 a
+        scale does not change.
         """
         for name, fmt in self.formats.items():
             if not fmt.has_kernel:
@@ -99,7 +101,9 @@ class Encodings:
                 self.amax[name] = near * fmt.qmax
 
     def zero_point(self, name: str) -> torch.Tensor | None:
-        """Return the code of real zero (of 1 for log2), round(-amin / step), float32; None for a uniform format, where it is 0.
+        """Return the code of real zero (of 1 for log2), round(-amin / step), float32.
+
+        It is None for a uniform format, where the code is 0.
 
         It may lie outside the codes, when zero lies outside the range.
         """
@@ -129,7 +133,7 @@ class Encodings:
         return low.log2(), high.log2()
 
     def constant(self, graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-        """Return a constant of ``graph`` as these encodings have it: a method's, or the graph's own."""
+        """Return a constant of ``graph`` under these encodings: a method's or the graph's own."""
         own = get_constant(graph, node)
         assert own is not None, node.target
         return self.constants.get(str(node.target), own)

@@ -17,7 +17,10 @@ LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
 
 def along_axis(value: torch.Tensor, ndim: int, axis: int | None) -> torch.Tensor:
-    """Return ``value`` [C] shaped to meet axis ``axis`` of a tensor of ``ndim`` axes; as it is for None."""
+    """Return ``value`` [C] shaped for axis ``axis`` of a tensor of ``ndim`` axes.
+
+    It is returned as it is when ``axis`` is None.
+    """
     return (
         value
         if axis is None
@@ -69,7 +72,10 @@ def positions(
     axis: int | None,
     kind: str,
 ) -> torch.Tensor:
-    """Return where ``x`` lies on the line of codes, neither rounded nor clamped: a new tensor of its shape."""
+    """Return the positions of ``x`` on the line of codes, neither rounded nor clamped.
+
+    The result is a new tensor of the shape of ``x``.
+    """
     s = along_axis(scale, x.ndim, axis)
     # ONNX has the natural logarithm only; one factor turns it into steps.
     out = (
@@ -83,7 +89,10 @@ def positions(
 
 
 def spacing(where: torch.Tensor, kind: str) -> torch.Tensor | float:
-    """Return the distance between neighbouring codes at these positions: 1, or that of E4M3, 2^(exponent - 3) and no less than 2^-9."""
+    """Return the distance between neighbouring codes at these positions.
+
+    It is 1, or for E4M3 2^(exponent - 3) and no less than 2^-9.
+    """
     return where.abs().clamp_min(2.0**-6).log2().floor().sub(3).exp2() if kind == "fp8" else 1.0
 
 
@@ -108,7 +117,10 @@ def _setup(ctx: object, inputs: tuple[object, ...], output: torch.Tensor) -> Non
 
 
 def _backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Straight-through inside the range, zero where the value was clamped (Bengio et al. 2013, clipped form)."""
+    """Straight-through gradient inside the range, zero where the value was clamped.
+
+    This is the clipped form of Bengio et al. 2013.
+    """
     x, scale, zero_point = ctx.saved_tensors  # type: ignore[attr-defined]
     codes = positions(x, scale, zero_point, ctx.axis, ctx.kind).round()  # type: ignore[attr-defined]
     inside = (codes >= ctx.qmin) & (codes <= ctx.qmax)  # type: ignore[attr-defined]

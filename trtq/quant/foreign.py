@@ -68,7 +68,10 @@ class Foreign(msgspec.Struct, kw_only=True):
 
 
 def read_foreign(path: Path, key: str | None = None) -> Foreign:
-    """Return the ranges in a checkpoint of pytorch-quantization or ModelOpt, or in AIMET's ``.encodings`` (with module names).
+    """Return the ranges that another tool stored.
+
+    The file is a checkpoint of pytorch-quantization or ModelOpt, or AIMET's ``.encodings`` (with
+    module names).
 
     Args:
         path: the file.
@@ -164,7 +167,10 @@ def _aimet(path: Path) -> Foreign:
 
 
 def _aimet_range(found: Foreign, name: str, values: list[Mapping[str, Any]], path: Path) -> None:
-    """AIMET's ranges may lie anywhere around 0: the largest magnitude is what symmetric codes must reach."""
+    """Add a range of AIMET, which may lie anywhere around 0.
+
+    Symmetric codes must reach its largest magnitude.
+    """
     widths = {int(v.get("bitwidth", 8)) for v in values}
     if widths - set(range(2, 9)):
         found.unread[name] = f"it has {max(widths)} bits"

@@ -28,10 +28,12 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     >>> Format(bits=8).qmin, Format(bits=8).qmax, Format(bits=4, axis=0).granularity
     (-128, 127, 'per-channel')
-    >>> Format(bits=4, lowest=-1).qmax, Format(bits=4, lowest=0).label, Format(bits=4, lowest=-1).label
-    (14, 'uint4', 'int4[-1,14]')
-    >>> Format(bits=8, kind="log2").label, Format(kind="asymmetric").qmax, Format(kind="asymmetric").has_kernel
-    ('log2-8', 255, False)
+    >>> Format(bits=4, lowest=-1).qmax, Format(bits=4, lowest=-1).label
+    (14, 'int4[-1,14]')
+    >>> Format(bits=4, lowest=0).label, Format(bits=8, kind="log2").label
+    ('uint4', 'log2-8')
+    >>> Format(kind="asymmetric").qmax, Format(kind="asymmetric").has_kernel
+    (255, False)
     >>> Format(kind="fp8").label, Format(kind="fp8").qmax, Format(kind="fp8").has_kernel
     ('fp8', 448, True)
     """

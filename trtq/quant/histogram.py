@@ -1,4 +1,4 @@
-"""A streaming histogram of magnitudes whose result does not depend on how the values were cut into batches."""
+"""A streaming histogram of magnitudes that does not depend on how values are batched."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ def new_scratch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dense_view(x: torch.Tensor) -> torch.Tensor:
-    """A flat view of a dense tensor in memory order (channels-last needs no copy: the order of values does not matter)."""
+    """A flat view of a dense tensor in memory order.
+
+    The order of values does not matter, so channels-last needs no copy.
+    """
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).reshape(-1)
     return x.reshape(-1)

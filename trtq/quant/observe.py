@@ -1,4 +1,7 @@
-"""The calibration run: images stream through the graph once, observers gather ranges, memory stays bounded."""
+"""The calibration run: images stream through the graph once while observers gather ranges.
+
+Memory stays bounded.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ class Range:
     count: int = 0
 
     def add_average(self, value: float) -> None:
-        """Count one image's largest magnitude; the start has no weight of its own (bias correction of Adam, Kingma 2014, 3)."""
+        """Count one image's largest magnitude.
+
+        The start has no weight of its own (bias correction of Adam, Kingma 2014, 3).
+        """
         self.average = EMA_MOMENTUM * self.average + (1.0 - EMA_MOMENTUM) * value
         self.averaged += 1
 
@@ -95,7 +101,7 @@ class Observer(nn.Module):
         self.images = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Note what ``x`` does and hand it on unchanged."""
+        """Observe ``x`` and return it unchanged."""
         low, high = (float(v) for v in torch.aminmax(dense_view(x)))
         seen = self.range
         # NaN compares false with everything: it must win, so that the run can stop and name it.
@@ -164,7 +170,9 @@ def observe(
     mode: str,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Range]:
-    """Run ``batches`` through ``graph`` and return what each activation of ``placement`` was seen to do, by node name.
+    """Run ``batches`` through ``graph`` and return the observed range of each activation.
+
+    The activations are those of ``placement``; the key is the node name.
 
     Args:
         graph: captured; not changed.

@@ -59,7 +59,10 @@ NEVER: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str]
 
 
 class LayerBits(NamedTuple):
-    """A layer's formats from an allocation: bits of its weight and of its input, None for an input that stays in float."""
+    """A layer's formats from an allocation: bits of its weight and of its input.
+
+    The bits are None for an input that stays in float.
+    """
 
     weight: int
     input: int | None
@@ -68,7 +71,10 @@ class LayerBits(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Quantize operand ``operand`` of every ``op``; -1 means the operand that is the shortcut of a residual add."""
+    """Quantize operand ``operand`` of every ``op``.
+
+    -1 means the operand that is the shortcut of a residual add.
+    """
 
     op: str
     operand: int
@@ -125,7 +131,10 @@ class Quantizer:
 
     @property
     def stats_key(self) -> str:
-        """Where the statistics of its tensor at its width are found: one tensor may be read at two widths."""
+        """The key of its tensor's statistics at its width.
+
+        One tensor may be read at two widths.
+        """
         return f"{self.source.name}:{self.format.bits}"
 
 
@@ -147,7 +156,10 @@ class Placement:
 
     @property
     def sources(self) -> list[fx.Node]:
-        """The distinct activations to observe, in graph order, those that stay in float included."""
+        """The distinct activations to observe, in graph order.
+
+        Those that stay in float are included.
+        """
         return list(dict.fromkeys(q.source for q in self.quantizers if not q.is_weight))
 
 
@@ -307,7 +319,11 @@ def _is_float(node: fx.Node) -> bool:
 
 
 def _before_pad(source: fx.Node) -> fx.Node:
-    """Zero is exact in every symmetric format: quantize before a zero pad, so that nothing stands between pad and conv."""
+    """Return the tensor before a zero pad.
+
+    Zero is exact in every symmetric format. Quantizing before the pad leaves nothing between pad
+    and conv.
+    """
     while source.target in PADS and len(source.users) == 1:
         mode = operands(source)[2] if len(operands(source)) > 2 else "constant"
         value = (
@@ -337,7 +353,9 @@ def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 
 def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None] | None:
-    """Return which operand of an add is its shortcut, and why it stays in float (None: quantize it).
+    """Return which operand of an add is its shortcut, and why it stays in float.
+
+    The reason is None for a shortcut that is quantized.
 
     An add is residual when both operands are activations of one shape and one of them ends in a
     convolution or a linear whose only use is this add: that one fuses with the add. The other, or
@@ -370,7 +388,7 @@ def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None
 
 
 def _branch_end(node: fx.Node) -> str | None:
-    """Return the kind of op whose result reaches the add unchanged in value ("conv", "linear"), or None."""
+    """Return the kind of op ("conv", "linear") whose values reach the add unchanged, or None."""
     while len(node.users) == 1:
         if node.target in CONVS:
             return "conv"
@@ -403,7 +421,7 @@ def _is_layer_scale(node: fx.Node) -> bool:
 
 
 def keep_whole_(placement: Placement) -> None:
-    """Take with a quantizer that stays in float those that are worth nothing without it.
+    """Keep in float the quantizers that are worth nothing without one that stays in float.
 
     A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a
     kernel runs in float anyway and is left alone. The two matmuls of an attention and the softmax
@@ -451,7 +469,11 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
 
 
 def matching(placement: Placement, pattern: str) -> list[Quantizer]:
-    """Return the quantizers of a shell pattern on names and layers, of ``@first``, ``@last``, or ``@anchors``, which is both."""
+    """Return the quantizers that a pattern selects.
+
+    It is a shell pattern on names and layers, ``@first``, ``@last``, or ``@anchors``, which is
+    both.
+    """
     weighted = _weighted_layers(placement)
     wanted = {
         "@first": weighted[:1],
@@ -506,7 +528,9 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
 
 
 def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
-    """Return quantizers where a module's own input, weight or output is read: what an import needs beyond trtq's rules.
+    """Return quantizers where a module's own input, weight or output is read.
+
+    An import needs them beyond trtq's rules.
 
     Args:
         graph: normalised and named.
@@ -547,7 +571,7 @@ def _read_by(node: fx.Node) -> tuple[object, ...]:
 
 
 def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
-    """Whether a call reads the input of a module from outside, its output outside, or its weight."""
+    """Whether a call reads a module's weight, its input from outside, or its output outside."""
     if role == "weight":
         return (
             source.op == "get_attr"

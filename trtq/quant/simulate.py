@@ -1,4 +1,4 @@
-"""Simulation: a copy of the graph with a fake-quantize call at every quantizer that has an encoding."""
+"""Simulation: a copy of the graph with a fake-quantize call at every encoded quantizer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def insert_fake_quantize(
 
 
 def _replace_constants(graph: fx.GraphModule, encodings: Encodings) -> dict[str, fx.Node]:
-    """Put the encodings' constants in the place of the graph's; return every node by the name it had."""
+    """Replace the graph's constants by those of the encodings.
+
+    Returns every node by the name that it had.
+    """
     by_name = {n.name: n for n in graph.graph.nodes}
     for node in list(by_name.values()):
         value = encodings.constants.get(str(node.target)) if node.op == "get_attr" else None
@@ -72,7 +75,9 @@ def _on_codes(
     zero_point: torch.Tensor | None,
     source: fx.Node,
 ) -> fx.Node:
-    """Return a weight that no INT8 pair can clamp, of fewer bits or of another kind, as it is stored: already on its codes.
+    """Return a weight that no INT8 pair can clamp as it is stored: already on its codes.
+
+    Such a weight has fewer bits or a format of another kind.
 
     Q/DQ has no clamp below 8 bits; a weight on its codes needs none, and an INT8 container then
     holds them exactly.
@@ -87,7 +92,10 @@ def _on_codes(
 
 
 def shared_names(placement: Placement, encodings: Encodings) -> dict[str, str]:
-    """Return, for each active quantizer, the first one with the same tensor, format and scale: they are one call."""
+    """Return, for each active quantizer, the first one with the same tensor, format and scale.
+
+    They are one call.
+    """
     first: dict[tuple[str, object, bytes], str] = {}
     names = {}
     for q in placement.active:
@@ -126,7 +134,10 @@ def _insert(
 
 
 def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.Node) -> None:
-    """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``, through a zero pad if one lies between."""
+    """Make operand ``operand`` of ``consumer`` read ``quantized`` instead of ``source``.
+
+    A zero pad between them stays.
+    """
     if consumer.op == "output":
         consumer.replace_input_with(source, quantized)
         return

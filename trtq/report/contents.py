@@ -1,4 +1,7 @@
-"""What a report reads inside the open parts of records, typed: records say less of them than a report needs."""
+"""The types of what a report reads inside the open parts of records.
+
+The records' own types say less than a report needs.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +120,9 @@ FILES = {
 
 
 def read_part(path: Path, verb: str) -> dict[str, Any]:
-    """Return a record of one verb as plain JSON, once everything that a report reads in it has its type.
+    """Return a record of one verb as plain JSON.
+
+    Everything that a report reads in it is known to have its type.
 
     Raises:
         ArtifactError: it is missing, damaged, of another verb or of a newer trtq.

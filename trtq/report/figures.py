@@ -81,7 +81,10 @@ def sqnr_figure(quantizers: Sequence[dict[str, Any]]) -> str:
 
 
 def sensitivity_figure(layers: Sequence[dict[str, Any]], bits: Sequence[str], metric: str) -> str:
-    """Return the loss of every layer at every width, in graph order, on a log scale; the widest width is the lightest."""
+    """Return the loss of every layer at every width, in graph order, on a log scale.
+
+    The widest width is the lightest.
+    """
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(10, 3.2))
         axes = figure.subplots()
@@ -128,7 +131,10 @@ def frontier_figure(
     limit: float | None,
     unit: str,
 ) -> str:
-    """Return measured accuracy against one cost: every point labelled, dominated ones grey, the chosen one ringed, the budget a line.
+    """Return measured accuracy against one cost.
+
+    Every point is labelled, dominated ones are grey, the chosen one is ringed, and the budget is a
+    line.
 
     Args:
         points: with ``label``, ``accuracy``, ``costs`` and ``dominated``, the last two by axis.
@@ -231,7 +237,10 @@ def histogram_figure(quantizer: dict[str, Any]) -> str:
 
 
 def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
-    """Return loss and score of every epoch; the loss on the left axis, the score (percent) on the right one."""
+    """Return loss and score of every epoch.
+
+    The loss is on the left axis, the score (percent) on the right one.
+    """
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(7.5, 3))
         axes = figure.subplots()

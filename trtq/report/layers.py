@@ -1,4 +1,4 @@
-"""One row a layer: what it computes in, what it loses, how sensitive it is and how much of the work it has."""
+"""One row per layer: precision, loss, sensitivity and share of the work."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def _precision(quantizers: Sequence[dict[str, Any]]) -> str:
 
 
 def _shares(run: RunSummary) -> tuple[dict[str, float], str]:
-    """Return the share of each layer: of measured time where there is a profile, else of counted work."""
+    """Return the share of each layer.
+
+    It is a share of measured time where there is a profile, else of counted work.
+    """
     for key in ("qdq", "fp32"):  # of the quantized file, where both were profiled
         row = run.bench[key]["rows"][0] if key in run.bench else {}
         if row.get("layers"):
@@ -125,7 +128,10 @@ def _normalized(values: dict[str, float]) -> dict[str, float]:
 
 
 def draw_strip(layers: Layers) -> str:
-    """Return precision, sensitivity, SQNR and share of the work of every layer on one axis; one path a colour, so a thousand stay light."""
+    """Return precision, sensitivity, SQNR and share of work of every layer on one axis.
+
+    There is one path per colour, so a thousand layers stay light.
+    """
     rows, tracks = layers.rows, list[tuple[str, str]]()
     step = WIDTH / max(len(rows), 1)
     tracks.append(("precision", _blocks(rows, step)))
@@ -189,7 +195,10 @@ def _blocks(rows: Sequence[LayerRow], step: float) -> str:
 
 
 def _bars(values: Sequence[float | None], step: float, kind: str) -> str:
-    """Bars from the baseline up; values are shares of the track, or logarithms that are spread over it."""
+    """Return bars from the baseline up.
+
+    Values are shares of the track, or logarithms that are spread over it.
+    """
     known = [v for v in values if v is not None]
     if not known:
         return ""

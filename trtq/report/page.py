@@ -63,7 +63,10 @@ def _render(template: str, **values: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as the page shows it: characters that would reorder or hide a line are written out."""
+    """Return a value as the page shows it.
+
+    Characters that would reorder or hide a line are written out.
+    """
     return visible(value, lines=True) if type(value) is str else value
 
 
@@ -178,7 +181,10 @@ def _records(run: RunSummary) -> list[dict[str, Any]]:
 
 
 def _skipped(run: RunSummary) -> list[tuple[str, str]]:
-    """What has no figure or no codes, each with the reason: figures that could not be had, layers an engine keeps in float, fallbacks."""
+    """Return what has no figure or no codes, each with the reason.
+
+    This covers figures that could not be had, layers an engine keeps in float, and fallbacks.
+    """
     rows = [row for b in run.bench.values() for row in b["rows"]]
     found = [
         (f"{figure} of {row['file']}", why)

@@ -1,4 +1,7 @@
-"""Several runs side by side: a row each, accuracy against every cost they all have, the ones that nothing beats."""
+"""Several runs side by side, one row each.
+
+Accuracy is compared with every cost that all runs have, and the runs that nothing beats are marked.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         measure: what accuracy is.
         axes: unit of each cost, by name.
-        doubts: why the rows should not be held against each other.
+        doubts: why the rows should not be compared.
     """
 
     measure: str
@@ -59,7 +62,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Comparison:
-    """Hold runs against each other.
+    """Compare several runs.
 
     Args:
         folders: of the runs; what tells them apart names them.

@@ -100,7 +100,10 @@ def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
 
 
 def _drop_strangers_(run: RunSummary) -> None:
-    """Keep only what was made from the files this quantize.json vouches for: a folder may hold leftovers of another run."""
+    """Keep only what was made from the files that this quantize.json vouches for.
+
+    A folder may hold leftovers of another run.
+    """
     own = run.quantize["files"]
     if (
         run.training is not None
@@ -193,7 +196,9 @@ def bits_of(label: str) -> int:
 
 
 def weight_bytes(run: RunSummary, *, packed: bool = False) -> tuple[float, float]:
-    """Return the bytes of the weights as floats, and with codes for quantized layers; zeros where they were not counted.
+    """Return the bytes of the weights as floats, and with codes for quantized layers.
+
+    Both are zero where the weights were not counted.
 
     Args:
         run: its quantizers name the formats.
@@ -211,7 +216,10 @@ def weight_bytes(run: RunSummary, *, packed: bool = False) -> tuple[float, float
 
 
 def measure_of(run: RunSummary) -> tuple[str, float, float] | None:
-    """Return what accuracy is here (``mIoU`` or ``top-1``), the quantized file's and the float file's percent; None without labels."""
+    """Return the accuracy measure, and the percent of the quantized and the float file.
+
+    The measure is ``mIoU`` or ``top-1``. The result is None without labels.
+    """
     e = run.evaluate or {}
     for key, name in SCORES:
         if e.get(key) is not None and e.get(f"reference_{key}") is not None:

@@ -1,4 +1,4 @@
-"""Which layers bear fewer bits, and what to give each of them."""
+"""Which layers tolerate fewer bits, and which width each of them gets."""
 
 from trtq.room import share_name_with_verb_
 

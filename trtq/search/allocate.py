@@ -1,4 +1,7 @@
-"""Allocation: which width each layer gets, from its loss at each width and what each width costs. Pure numbers, no tensors."""
+"""Allocation: the width of each layer, from its loss and its costs at each width.
+
+The module computes with plain numbers, no tensors.
+"""
 
 from __future__ import annotations
 
@@ -99,10 +102,11 @@ def require_possible(
 def percentile(
     choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
 ) -> Allocation:
-    """Return the widest of three widths for the 25 % most sensitive groups, the narrowest for the 25 % least (S1 eq. 6).
+    """Return the widest of three widths for the 25 % most sensitive groups (S1 eq. 6).
 
-    S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24 and 13 of 50) follows only with "at most P25" for
-    the narrowest, where eq. 6 prints "less than". The rule knows no budget.
+    The 25 % least sensitive groups get the narrowest. S1's Table 3 (6, 9 and 6 of 21 layers; 13, 24
+    and 13 of 50) follows only with "at most P25" for the narrowest, where eq. 6 prints "less than".
+    The rule takes no budget.
 
     Raises:
         UsageError: not three widths, or a budget was given.
@@ -128,7 +132,9 @@ def percentile(
 def greedy(
     choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
 ) -> Allocation:
-    """Start at the cheapest widths; in order of sensitivity, give each group the widest that all budgets still allow (S2, Alg. 1).
+    """Start at the cheapest widths and widen the groups in order of sensitivity (S2, Alg. 1).
+
+    Each group gets the widest width that all budgets still allow.
 
     Raises:
         UsageError: a budget cannot be met, or several pull the start into different widths.
@@ -158,7 +164,9 @@ def greedy(
 def pareto(
     choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
 ) -> Allocation:
-    """Return the allocation with the least loss within one budget, and the whole Pareto front below it (S4, Algorithm 2).
+    """Return the allocation with the least loss within one budget (S4, Algorithm 2).
+
+    The whole Pareto front below it is returned, too.
 
     The table holds, for each cost, the least loss that reaches it; dominated entries are dropped.
     The front is exact up to 20,000 entries; beyond that one entry stays in each of as many cells,
@@ -176,9 +184,8 @@ def pareto(
     ((budget, limit),) = budgets.items()
     require_possible(choices, budgets, labels)
     least = [min(c.costs[budget][o] for o in labels) for c in choices]
-    room = limit * (1 + 1e-9) - np.concatenate(
-        [np.cumsum(least[::-1])[::-1][1:], [0.0]]
-    )  # what the groups to come still need
+    # The subtracted part is what the groups to come still need.
+    room = limit * (1 + 1e-9) - np.concatenate([np.cumsum(least[::-1])[::-1][1:], [0.0]])
     costs, losses = np.zeros(1), np.zeros(1)
     parents: list[Indices] = []
     for c, allowed in zip(choices, room, strict=True):
@@ -200,7 +207,7 @@ def pareto(
 
 
 def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
-    """Return the indices of the entries that no other dominates, by rising cost and falling loss."""
+    """Return the indices of the non-dominated entries, by rising cost and falling loss."""
     order: Indices = np.lexsort((losses, costs))
     order = order[costs[order] <= limit]
     best = np.minimum.accumulate(losses[order])
@@ -217,10 +224,10 @@ def _front(costs: Floats, losses: Floats, limit: float) -> Indices:
 def mixed_integer(
     choices: Sequence[Choice], labels: Sequence[str], budgets: Mapping[str, float]
 ) -> Allocation:
-    """Return the allocation with the least total loss under any set of budgets, by mixed-integer linear programming (HiGHS).
+    """Return the allocation with the least total loss under any set of budgets.
 
-    Of allocations with equal loss the one with the lower cost is taken: a millionth of the loss
-    range is spent on it.
+    It is solved by mixed-integer linear programming (HiGHS). Among allocations of equal loss the
+    one with the lower cost wins: a millionth of the loss range is spent on it.
 
     Raises:
         UsageError: a budget cannot be met, alone or together with the others.
@@ -264,7 +271,7 @@ def mixed_integer(
 
 @contextmanager
 def _quiet_stdout() -> Iterator[None]:
-    """HiGHS prints lines of its own past every option, and standard output may be a record."""
+    """Redirect the lines that HiGHS prints whatever its options: stdout may be a record."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:

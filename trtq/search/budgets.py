@@ -1,4 +1,8 @@
-"""Budgets as a person writes them: ``size=1.9MB``, ``size=0.2``, ``bitops=0.1``, ``energy=0.15``, ``latency@xavier=3ms``."""
+"""Budgets as a person writes them.
+
+Examples are ``size=1.9MB``, ``size=0.2``, ``bitops=0.1``, ``energy=0.15`` and
+``latency@xavier=3ms``.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ def latency_devices(texts: Sequence[str]) -> list[str]:
 
 
 class Budget(NamedTuple):
-    """One budget as it was written: a number of a unit, or without one a share of the float model."""
+    """One budget as written: a number of a unit, or without a unit a share of the float model."""
 
     name: str
     number: float

@@ -1,4 +1,4 @@
-"""Which of several measured models nobody beats on both counts."""
+"""The measured models that no other one beats on both counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 
 def dominated(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Return, for each (cost, accuracy), whether another point costs no more and is no less accurate, and better in one of them.
+    """Return, for each (cost, accuracy), whether another point dominates it.
+
+    A dominating point costs no more, is no less accurate, and is better in one of the two.
 
     >>> dominated([(1.0, 90.0), (2.0, 95.0), (2.0, 94.0), (3.0, 95.0), (1.0, 90.0)])
     [False, False, True, True, False]

@@ -1,4 +1,4 @@
-"""Metrics that look at the loss: the gradient under perturbed weights (S4), and the trace of the Hessian (S2)."""
+"""Metrics from the loss: the gradient under perturbed weights (S4), the Hessian's trace (S2)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def _all_images(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
-    """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 at W'_l = W_l + dW, dW ~ N(0, (eps / ||W_l||)^2).
+    """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 (S4 eq. 3.1-3.3).
 
-    S4 eq. 3.1-3.3 and Algorithm 1: one layer is perturbed at a time, the L1 norm is a sum over its
-    weights. The loss of a width of b bits is S_l / b (eq. 3.4).
+    The weights are W'_l = W_l + dW with dW ~ N(0, (eps / ||W_l||)^2). As in S4's Algorithm 1, one
+    layer is perturbed at a time. The L1 norm is a sum over its weights. The loss of a width of b
+    bits is S_l / b (eq. 3.4).
     """
     images, targets = _all_images(study)
     trials, epsilon = int(study.arguments["trials"]), float(study.arguments["epsilon"])
@@ -68,10 +69,10 @@ def hutchinson(
     generator: np.random.Generator,
     slopes: list[torch.Tensor] | None = None,
 ) -> list[float]:
-    """Return one estimate of the trace of each diagonal block of the Hessian: v_l . (H v)_l with independent Rademacher parts v_l.
+    """Return one estimate of the trace of each diagonal block of the Hessian.
 
-    One Hessian-vector product serves all blocks: E[v_l v_m] = 0 for l != m, so the blocks off the
-    diagonal average out.
+    The estimate is v_l . (H v)_l with independent Rademacher parts v_l. One Hessian-vector product
+    serves all blocks: E[v_l v_m] = 0 for l != m, so the blocks off the diagonal average out.
 
     Args:
         loss: a scalar that depends twice differentiably on ``weights``; its graph is kept.
@@ -88,7 +89,10 @@ def hutchinson(
 
 
 def _signs(like: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Return -1 or 1 with equal odds, one bit of the generator each: drawing whole integers would take a fifth of a probe's time."""
+    """Return -1 or 1 with equal odds, from one bit of the generator each.
+
+    Drawing whole integers would take a fifth of a probe's time.
+    """
     count = like.numel()
     bits = np.unpackbits(generator.integers(0, 256, -(-count // 8), dtype=np.uint8))[:count]
     return torch.from_numpy(bits).to(like.dtype).mul_(2).sub_(1).reshape(like.shape)
@@ -100,16 +104,15 @@ def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
 
 
 def hessian(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
-    """Return Tr(H_l) ||Q(W_l) - W_l||^2 of each layer at each width (S2), the trace by Hutchinson's estimator.
+    """Return Tr(H_l) ||Q(W_l) - W_l||^2 of each layer at each width (S2).
 
-    Probes stop early when the layers' order is stable: Kendall's tau between the two halves of the
-    probes reaches 0.95.
+    The trace comes from Hutchinson's estimator. Probes stop early when the layers' order is stable:
+    Kendall's tau between the two halves of the probes reaches 0.95.
     """
     images, targets = _all_images(study)
     count, names = int(study.arguments["probes"]), [layer.name for layer in study.layers]
-    variables: dict[
-        fx.Node, torch.Tensor
-    ] = {}  # a weight that two layers read is one variable in both places
+    # A weight that two layers read is one variable in both places.
+    variables: dict[fx.Node, torch.Tensor] = {}
     weights = [
         variables.setdefault(operands(n.node)[1], n.weight.clone().requires_grad_(True))
         for n in study.layers

@@ -38,9 +38,10 @@ class Coding:
     def quantize_input(
         self, x: torch.Tensor, scratch: dict[torch.Size, torch.Tensor]
     ) -> torch.Tensor:
-        """Return the layer's input on its codes, in a tensor of ``scratch`` that the next call of this shape overwrites.
+        """Return the layer's input on its codes, in a tensor of ``scratch``.
 
-        A fresh tensor costs more than the rounding: the system clears its pages.
+        The next call of this shape overwrites that tensor. A fresh tensor costs more than the
+        rounding, because the system clears its pages.
         """
         if self.scale is None:
             return x
@@ -81,7 +82,10 @@ class Layer:
         label: str,
         scratch: dict[torch.Size, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return the layer's output on ``arguments`` (those of its call) with both operands quantized; ``scratch`` is overwritten."""
+        """Return the layer's output on ``arguments`` with both operands quantized.
+
+        ``arguments`` are those of the layer's call. ``scratch`` is overwritten.
+        """
         coding, target = self.codings[label], self.node.target
         assert callable(target)
         result: torch.Tensor = target(
@@ -102,7 +106,9 @@ def prepare_layers(
     percentile: float,
     progress: Callable[[int], None] | None = None,
 ) -> list[Layer]:
-    """Observe every layer's input in one pass and return the layers with their codings at every quantized option.
+    """Observe every layer's input in one pass and return the layers with their codings.
+
+    Each layer gets a coding at every quantized option.
 
     Args:
         graph: captured; not changed.
@@ -112,9 +118,8 @@ def prepare_layers(
         percentile: for the calibrator of that name.
         progress: called with the number of images after each batch.
     """
-    narrow = dict.fromkeys(
-        weighted_layers(place(graph)), LayerBits(2, 2)
-    )  # observers gather what the narrowest width needs
+    # Observers gather what the narrowest width needs.
+    narrow = dict.fromkeys(weighted_layers(place(graph)), LayerBits(2, 2))
     seen = observe(
         graph,
         _inputs_only(place(graph, layer_bits=narrow)),
@@ -136,7 +141,7 @@ def prepare_layers(
 
 
 def weighted_layers(placement: Placement) -> list[str]:
-    """Return the names of the layers whose weight is a constant that can have codes, in graph order."""
+    """Return the names of the layers whose weight is a codable constant, in graph order."""
     return list(
         dict.fromkeys(q.layer for q in placement.active if q.role == "weight" and q.is_weight)
     )
@@ -192,9 +197,10 @@ def _add(
 
 
 def groups(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
-    """Return the layers that share a width: those that read one tensor, such as queries, keys and values, and those of one weight.
+    """Return the layers that share a width.
 
-    One tensor has one set of codes in an engine; one stored weight, too.
+    They read one tensor, such as queries, keys and values, or they have one weight. One tensor has
+    one set of codes in an engine, and so has one stored weight.
     """
     leader: dict[str, str] = {}
     for key in ("source", "weight"):

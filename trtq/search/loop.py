@@ -1,19 +1,22 @@
-"""The closed loop's arithmetic: a line of budgets from the tightest to none, and the point on it where accuracy begins to hold."""
+"""The closed loop's arithmetic: a line of budgets from the tightest to none.
+
+It looks for the point on the line where accuracy begins to hold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-AS_ASKED, NONE = (
-    1.0,
-    2.0,
-)  # points on the line: the budgets that were asked for, and no budget at all
+# Points on the line: the budgets that were asked for, and no budget at all.
+AS_ASKED, NONE = 1.0, 2.0
 
 
 def budgets_at(
     t: float, asked: Mapping[str, float], least: Mapping[str, float], most: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return the budgets at point ``t``: 0 the narrowest widths, 1 what was asked for, 2 the widest widths.
+    """Return the budgets at point ``t`` of the line.
+
+    Point 0 is the narrowest widths, 1 what was asked for, 2 the widest widths.
 
     Args:
         t: 0 to 2.
@@ -21,8 +24,10 @@ def budgets_at(
         least: cost at the narrowest widths.
         most: cost at the widest widths; a budget above it stays as it is.
 
-    >>> budgets_at(0.5, {"size": 10.0}, {"size": 4.0}, {"size": 20.0}), budgets_at(1.5, {"size": 10.0}, {"size": 4.0}, {"size": 20.0})
-    ({'size': 7.0}, {'size': 15.0})
+    >>> budgets_at(0.5, {"size": 10.0}, {"size": 4.0}, {"size": 20.0})
+    {'size': 7.0}
+    >>> budgets_at(1.5, {"size": 10.0}, {"size": 4.0}, {"size": 20.0})
+    {'size': 15.0}
     """
     if t <= AS_ASKED:
         return {b: least[b] + t * (limit - least[b]) for b, limit in asked.items()}
@@ -30,10 +35,11 @@ def budgets_at(
 
 
 def smallest(holds: Callable[[float], bool], low: float, high: float, rounds: int) -> float:
-    """Return the smallest point that was seen to hold, by bisection between ``low``, which does not, and ``high``, which does.
+    """Return the smallest point that was seen to hold, by bisection.
 
-    Measured accuracy is not quite monotonic, so this is a point that holds and below which a nearby
-    one does not, not a proof that none below it does.
+    The search starts between ``low``, which does not hold, and ``high``, which does. Measured
+    accuracy is not quite monotonic: the result holds and a nearby point below it does not, but that
+    is no proof that no point below it holds.
 
     Args:
         holds: measures a point.

@@ -17,7 +17,10 @@ def _shares(found: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
 
 
 def combined(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
-    """Return the geometric mean of the Hessian's and the divergence's share of the total (S2 Algorithm 1, whose f it leaves open)."""
+    """Return the geometric mean of the Hessian's and the divergence's share of the total.
+
+    This is S2's Algorithm 1, which leaves its f open.
+    """
     curvature, said = hessian(study)
     divergence, more = jsd(study)
     first, second = _shares(curvature), _shares(divergence)

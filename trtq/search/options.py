@@ -17,7 +17,9 @@ FP8: Final = "fp8"
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """One choice. ``weight`` and ``input`` are bits; 16 means float, computed as FP16; 32 is the model as it came.
+    """One choice of bits for ``weight`` and ``input``.
+
+    16 means float, computed as FP16; 32 is the model as it came.
 
     >>> read_option("4").label, read_option("w4a8").label, read_option("fp16").weight
     ('w4a4', 'w4a8', 16)
@@ -60,7 +62,10 @@ HALF, FULL = Option(weight=16, input=16), Option(weight=32, input=32)
 
 
 def read_option(text: str) -> Option:
-    """Return the option called ``4`` (weights and inputs of 4 bits), ``w4a8``, ``w4a16`` (weights alone), ``fp8`` or ``fp16``.
+    """Return the option of a name.
+
+    The forms are ``4`` (weights and inputs of 4 bits), ``w4a8``, ``w4a16`` (weights alone), ``fp8``
+    and ``fp16``.
 
     Raises:
         UsageError: none of these forms.
@@ -83,7 +88,7 @@ def read_options(texts: Sequence[str]) -> list[Option]:
     """Return the options, narrowest first; a text may hold several, as in ``2,4,8``.
 
     Raises:
-        UsageError: one cannot be read, or stands there twice.
+        UsageError: one cannot be read, or is given twice.
     """
     options = [read_option(t) for text in texts for t in text.split(",")]
     twice = next((o.label for i, o in enumerate(options) if o in options[:i]), None)

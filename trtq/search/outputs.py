@@ -1,4 +1,4 @@
-"""Metrics that look at outputs: of each layer (l2), and of the whole model with one layer quantized (jsd)."""
+"""Metrics from outputs: of each layer (l2), and of the model with one layer quantized (jsd)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _OwnOutputs(fx.Interpreter):
 
 
 def l2(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
-    """Return S_l = ||y_full - y_quant||_2 of each layer's own output, on the float model's inputs (S1 eq. 5).
+    """Return S_l = ||y_full - y_quant||_2 of each layer's own output (S1 eq. 5).
 
-    All layers and all widths in one run over the images: as many passes as there are widths, and
-    one.
+    The inputs are the float model's. All layers and all widths share one run over the images, which
+    costs one pass per width plus one.
     """
     runner = _OwnOutputs(study.graph, list(study.layers))
     study.begin("Comparing layer outputs", 1)
@@ -54,9 +54,12 @@ def l2(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
 
 
 def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return JSD(P || Q) = KL(P || M) / 2 + KL(Q || M) / 2 with M = (P + Q) / 2, in nats, [N] for distributions over axis 1 (S2).
+    """Return the Jensen-Shannon divergence JSD(P || Q) in nats (S2).
 
-    >>> round(float(jensen_shannon(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))[0]), 6) == round(math.log(2), 6)
+    It is KL(P || M) / 2 + KL(Q || M) / 2 with M = (P + Q) / 2, [N] for distributions over axis 1.
+
+    >>> divergence = jensen_shannon(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    >>> round(float(divergence[0]), 6) == round(math.log(2), 6)
     True
     """
     middle = (p + q) / 2
@@ -68,7 +71,10 @@ def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
-    """Return the nodes that depend on ``start``, in graph order: what must be computed again when it changes."""
+    """Return the nodes that depend on ``start``, in graph order.
+
+    They must be computed again when it changes.
+    """
     touched, found = {start}, []
     for node in graph.graph.nodes:
         if node is not start and any(i in touched for i in node.all_input_nodes):
@@ -78,10 +84,10 @@ def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
 
 
 def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
-    """Return the divergence of the output distribution with one layer quantized, all others in float (S2), mean over the images.
+    """Return the divergence of the output distribution with one layer quantized (S2).
 
-    What lies before the layer is taken from one float run; only what depends on it is computed
-    again.
+    All other layers stay in float; the result is the mean over the images. The values before the
+    layer come from one float run, and only the nodes that depend on it are computed again.
     """
     batches = list(study.batches())
     rest = {layer.name: _rest(study.graph, layer.node) for layer in study.layers}
@@ -134,7 +140,7 @@ def _from_layer(
     values: dict[fx.Node, Any],
     scratch: dict[torch.Size, torch.Tensor],
 ) -> torch.Tensor:
-    """Return the model's answer with one layer quantized, from the float values of everything before it."""
+    """Return the model's answer with one layer quantized, from float values before it."""
     runner = fx.Interpreter(graph, garbage_collect_values=False)
     runner.env = dict(values)
     arguments, keywords = runner.fetch_args_kwargs_from_env(layer.node)

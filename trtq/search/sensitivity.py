@@ -1,4 +1,4 @@
-"""What a sensitivity metric gives: a loss for every layer at every width. One table names them."""
+"""Sensitivity metrics: each gives a loss for every layer at every width; one table names them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Metric = Callable[[Study], tuple[dict[str, Sensitivity], dict[str, Any]]]
 
 
 class WithWeights(fx.Interpreter):
-    """Runs the graph with other tensors in the place of some weights."""
+    """Runs the graph with other tensors in place of some weights."""
 
     def __init__(self, graph: fx.GraphModule, weights: Mapping[fx.Node, torch.Tensor]) -> None:
         super().__init__(graph)
@@ -69,7 +69,10 @@ class WithWeights(fx.Interpreter):
 
 
 def cross_entropy(answer: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the loss of a classifier [N, C] or of a segmenter [N, C, H, W] on class indices [N] or [N, H, W]."""
+    """Return the loss of a classifier [N, C] or of a segmenter [N, C, H, W].
+
+    The targets are class indices [N] or [N, H, W].
+    """
     return torch.nn.functional.cross_entropy(answer, targets)
 
 

@@ -1,4 +1,7 @@
-"""Pieces of finished work in JSON files, so that an interrupted analysis goes on where it was, and several processes share one."""
+"""Pieces of finished work in JSON files.
+
+An interrupted analysis continues where it was, and several processes share one.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ class Units:
         return zlib.crc32(name.encode()) % self.workers.world == self.workers.rank
 
     def put(self, name: str, values: list[float]) -> None:
-        """Keep the numbers of a piece; they reach the disk every few seconds and with :meth:`flush`."""
+        """Keep the numbers of a piece.
+
+        They reach the disk every few seconds and with :meth:`flush`.
+        """
         self.done[name] = values
         if time.monotonic() - self.saved >= EVERY_S:
             self.flush()
@@ -75,7 +81,10 @@ class Units:
             self.saved = time.monotonic()
 
     def collect(self, waiting: Callable[[str], None] | None = None) -> None:
-        """Wait for the other processes and take over what they did: from here on every piece that is left is this process's."""
+        """Wait for the other processes and take over what they did.
+
+        From here on every piece that is left belongs to this process.
+        """
         self.flush()
         with self.workers.joined(waiting=waiting):
             self.workers.wait()

@@ -1,4 +1,7 @@
-"""What each verb can be asked: frozen specs, one file a family. The command line's options and TOML recipes are made from these fields."""
+"""What each verb can be asked: frozen specs, one file per family.
+
+The command line's options and TOML recipes are made from these fields.
+"""
 
 from trtq.specs.base import Spec, changed_words, option_name, option_words, parse_text, plain_type
 from trtq.specs.bench import BenchSpec, CompareSpec, GateSpec, ReportSpec

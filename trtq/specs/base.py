@@ -1,4 +1,7 @@
-"""What every spec is: checked when it is made, and made from the texts of a command line or of a recipe."""
+"""The base of every spec.
+
+A spec is checked when it is made, and made from the texts of a command line or of a recipe.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ FORMS = {
     "batch": "1:8:32",
     "mean": "0.5,0.5,0.5",
     "std": "0.5,0.5,0.5",
-}  # of texts that stand for numbers
+}  # of texts that encode numbers
 Doc = Meta
 
 
@@ -49,11 +52,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @classmethod
     def make(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
-        """Return a spec from plain values; texts such as ``3x224x224`` or ``0.5,0.5,0.5`` become tuples.
+        """Return a spec from plain values.
+
+        Texts such as ``3x224x224`` or ``0.5,0.5,0.5`` become tuples.
 
         Args:
             values: by field.
-            where: they stand, for errors; default: the spec's name.
+            where: the source of the values, for errors; default: the spec's name.
 
         Raises:
             UsageError: an unknown field (the nearest is suggested), a missing one, or a value out
@@ -121,7 +126,7 @@ def _show(value: object) -> str:
 
 
 def _form(name: str, kind: Any) -> str | None:
-    """Return how a text that stands for numbers is written; None for a field that is none."""
+    """Return the form of a text that encodes numbers; None for a field that has no such text."""
     args = get_args(plain_type(kind))
     if get_origin(plain_type(kind)) is not tuple or str in args:
         return None
@@ -134,7 +139,10 @@ def option_name(field: str) -> str:
 
 
 def option_words(field: str, value: Any) -> list[str]:
-    """Return the words of a command line that set a field to a plain value (as in a record); none for one that is empty."""
+    """Return the command-line words that set a field to a plain value, as in a record.
+
+    There are none for an empty value.
+    """
     if value is None or value in ({}, [], ""):
         return []
     option = option_name(field)
@@ -154,7 +162,10 @@ def option_words(field: str, value: Any) -> list[str]:
 
 
 def changed_words(spec: Spec, *without: str) -> list[str]:
-    """Return the words of a command line for what differs from the spec's defaults; ``without`` are its positional arguments."""
+    """Return the command-line words for what differs from the spec's defaults.
+
+    ``without`` are its positional arguments.
+    """
     defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
     plain = {
         n: v
@@ -179,7 +190,10 @@ def plain_type(kind: Any) -> Any:
 
 
 def parse_text(value: Any, kind: Any, name: str) -> Any:
-    """Split a text that stands for a tuple of numbers: ``3x224x224``, ``0.5,0.5,0.5``, ``1:8:32``."""
+    """Split a text that encodes a tuple of numbers.
+
+    Examples are ``3x224x224``, ``0.5,0.5,0.5`` and ``1:8:32``.
+    """
     plain = plain_type(kind)
     if not isinstance(value, str) or get_origin(plain) is not tuple or str in get_args(plain):
         return value

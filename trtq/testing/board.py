@@ -1,4 +1,7 @@
-"""A stand-in Jetson: a real sshd on loopback, an unprivileged user, and a tree of files that looks like the board's own.
+"""A stand-in Jetson.
+
+It has a real sshd on loopback, an unprivileged user, and a tree of files that looks like the
+board's own.
 
 ``StandInBoard(folder, "nano")`` makes the tree; ``with board.serving():`` starts sshd. Everything
 that a real board would answer through NVIDIA's programs is answered by
@@ -31,14 +34,18 @@ CUDART = """
 #include <stdlib.h>
 #include <string.h>
 int cudaMalloc(void **p, size_t n) { *p = malloc(n); return *p == 0 ? 2 : 0; }
-int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); return kind == 1 || kind == 2 ? 0 : 21; }
+int cudaMemcpy(void *to, const void *from, size_t n, int kind) { memcpy(to, from, n); \
+return kind == 1 || kind == 2 ? 0 : 21; }
 int cudaDeviceSynchronize(void) { return 0; }
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of board; files are below the root, texts as the kernel and NVIDIA's programs write them."""
+    """One kind of board.
+
+    Files are below the root; texts are as the kernel and NVIDIA's programs write them.
+    """
 
     model: str
     soc: str
@@ -67,7 +74,10 @@ def _iio(rails: Mapping[str, int]) -> dict[str, str]:
 
 
 def _hwmon(rails: Mapping[str, int], number: int = 3) -> dict[str, str]:
-    """Return an INA3221 as JetPack 5 and later show it: 5 V on each rail, the rest in mA; and the sum of shunts, which is none."""
+    """Return an INA3221 as JetPack 5 and later show it.
+
+    Each rail has 5 V and the rest in mA. The sum of shunts is there, too, and is no rail.
+    """
     base = f"sys/class/hwmon/hwmon{number}"
     made = {
         f"{base}/name": "ina3221",
@@ -292,7 +302,10 @@ class StandInBoard:
         )
 
     def _make_packages(self, python: Path) -> None:
-        """Let ``python/`` be what dist-packages is on a board: the agent leaves PYTHONPATH out, not what the system installed."""
+        """Make ``python/`` what dist-packages is on a board.
+
+        The agent leaves PYTHONPATH out, but not what the system installed.
+        """
         (self.folder / "pyvenv.cfg").write_text(
             f"home = {python.resolve().parent}\ninclude-system-site-packages = true\n"
         )
@@ -391,7 +404,10 @@ class StandInBoard:
         self.switch_on()
 
     def processes(self, containing: str = "") -> list[int]:
-        """Return the processes that were started by way of this board, with ``containing`` in their command line."""
+        """Return the processes that were started through this board.
+
+        Only those with ``containing`` in their command line are returned.
+        """
         mine, found = str(self.folder).encode(), []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -415,7 +431,10 @@ class StandInBoard:
         self._give_away()
 
     def add_tensorrt(self) -> bool:
-        """Give the board's Python the TensorRT of its release and a CUDA runtime; False where there is no C compiler for the latter."""
+        """Give the board's Python the TensorRT of its release and a CUDA runtime.
+
+        Return False where there is no C compiler for the latter.
+        """
         from trtq.testing.tensorrt import NAMES
 
         compiler = shutil.which("gcc") or shutil.which("cc")

@@ -1,4 +1,4 @@
-"""A board that means no good: a stand-in for the ssh program, which answers whatever a test has it answer.
+"""A hostile board: a stand-in for the ssh program that answers what a test tells it to.
 
 ``HostileBoard(folder)`` writes the program; ``board.says("probe", code)`` gives it Python code for
 a verb of the agent (``""`` for every other one); ``board.replays("probe", data)`` has it send
@@ -70,7 +70,10 @@ class HostileBoard:
         program.chmod(0o755)
 
     def says(self, verb: str, code: str) -> None:
-        """Have it run Python code for a verb; ``out``, ``err``, ``asked``, ``send``, ``hello`` and ``own`` (ssh's log) are there."""
+        """Have it run Python code for a verb.
+
+        The code can use ``out``, ``err``, ``asked``, ``send``, ``hello`` and ``own`` (ssh's log).
+        """
         (self._answers / f"{verb or 'any'}.bin").unlink(missing_ok=True)
         (self._answers / f"{verb or 'any'}.py").write_text(code)
 

@@ -1,10 +1,12 @@
-"""Stand-ins for TensorRT's Python module on a board without NVIDIA's software; Python 3.6, standard library alone.
+"""Stand-ins for TensorRT's Python module on a board without NVIDIA's software.
+
+They run on Python 3.6 with the standard library alone.
 
 An engine is any file; it takes one float32 input [N, C, H, W] called ``input`` and answers with the
 mean of every channel, [N, C]: what a model of one global average pooling computes. Addresses are of
 ordinary memory, as ``CUDART`` of :mod:`trtq.testing.board` hands them out. Its builder knows the
-names of the release that stands in ``release.json`` beside it, and writes what it was told into the
-engine. What a real one would stumble over stands in the model's ``doc_string``: ``refuse-me``,
+names of the release that is in ``release.json`` beside it, and writes what it was told into the
+engine. What a real one would stumble over is in the model's ``doc_string``: ``refuse-me``,
 ``memory:N`` (killed above a workspace of N MiB).
 """
 

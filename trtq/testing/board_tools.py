@@ -1,4 +1,6 @@
-"""Stand-ins for the programs of a Jetson, copied onto a stand-in board; Python 3.6, standard library alone.
+"""Stand-ins for the programs of a Jetson, copied onto a stand-in board.
+
+They run on Python 3.6 with the standard library alone.
 
 Called as ``nvpmodel``, ``jetson_clocks``, ``tegrastats`` or ``sudo``. Files below ``TRTQ_ROOT`` are
 the board's state: ``sudo`` works where ``etc/nopasswd`` is there, the others want its word for what

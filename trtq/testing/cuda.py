@@ -1,4 +1,7 @@
-"""A stand-in for ``torch.cuda`` on a machine without a GPU: streams, events and graphs over the host's clock and memory."""
+"""A stand-in for ``torch.cuda`` on a machine without a GPU.
+
+Streams, events and graphs use the host's clock and memory.
+"""
 
 from __future__ import annotations
 

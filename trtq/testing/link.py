@@ -16,7 +16,7 @@ class ShapedLink:
 
     Args:
         port: where to.
-        rate: bytes a second in each direction; None for as fast as it goes.
+        rate: bytes a second in each direction; None for no limit.
 
     Attributes:
         port: to connect to.
@@ -58,7 +58,10 @@ class ShapedLink:
             end.close()
 
     def freeze(self) -> None:
-        """Pass nothing on any more over the connections there are, and close none, as a pulled cable does."""
+        """Pass nothing more on over the open connections, and close none.
+
+        A pulled cable does the same.
+        """
         with self._lock:
             self._frozen |= self._open
 

@@ -1,4 +1,7 @@
-"""Tiny models that contain what breaks tools: residual adds, depthwise convolutions, attention, uneven padding, dict outputs."""
+"""Tiny models that contain what breaks tools.
+
+They have residual adds, depthwise convolutions, attention, uneven padding and dict outputs.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,10 @@ class TinyBlock(nn.Module):
 
 
 class TinyViT(nn.Module):
-    """Patches of 8, two blocks. ``outlier`` is added to one channel of the residual stream and never removed."""
+    """A vision transformer with patches of 8 and two blocks.
+
+    ``outlier`` is added to one channel of the residual stream and never removed.
+    """
 
     def __init__(self, num_classes: int = 4, dim: int = 32, outlier: float = 0.0) -> None:
         super().__init__()

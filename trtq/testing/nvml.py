@@ -1,4 +1,6 @@
-"""A stand-in for NVIDIA's management library: the names of nvidia-ml-py that trtq calls, over a JSON file that says what the GPU does.
+"""A stand-in for NVIDIA's management library.
+
+It has the names of nvidia-ml-py that trtq calls, over a JSON file that says what the GPU does.
 
 ``write_fake_nvml(folder, **state)`` puts a module called ``pynvml`` there, for the front of the
 path, and returns the file with its state. Keys: ``power_w`` (steady), ``missing`` (names of calls

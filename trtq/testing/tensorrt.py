@@ -3,7 +3,7 @@
 ``write_fake_tensorrt(folder, "8.6.1")`` puts a package called ``tensorrt`` there, for the front of
 the path. Its builder writes a plan that holds the ONNX file; its runtime computes that file with
 ONNX Runtime, reading and writing host memory at the addresses it is given, through whichever API
-the release has. What a real builder would stumble over stands in the model's ``doc_string``
+the release has. What a real builder would stumble over is in the model's ``doc_string``
 (:mod:`trtq.testing.trtexec`).
 """
 

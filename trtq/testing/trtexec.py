@@ -1,14 +1,16 @@
-"""A stand-in for trtexec where there is none: it reads the flags of the release it plays and writes a plan that is no engine.
+"""A stand-in for trtexec where there is none.
+
+It reads the flags of the release it plays and writes a plan that is no engine.
 
 ``write_fake_trtexec(folder, "v8502", sm="8.7")`` puts an executable called ``trtexec`` there. It
 accepts the build flags that release accepts, prints its first and last line and its device section,
 and fails on a flag of another release as trtexec does. Given an engine to load it prints a
 performance summary: 2 ms of GPU time, 0.1 ms of copies each way where they are asked for. What a
-real one would stumble over stands in the model's ``doc_string``: ``refuse-me``, ``memory:N``
+real one would stumble over is in the model's ``doc_string``: ``refuse-me``, ``memory:N``
 (killed above a workspace of N MiB), ``no-kernel:NODE`` (while NODE reads a dequantized tensor),
 ``layers:FILE`` (the layer report to give), ``seconds:N`` (how long it takes), ``megabytes:N`` (of
 the engine). ``write_board_trtexec`` puts a copy onto a stand-in board, for any Python 3 and without
-trtq; it shows the load in the board's rails and memory meanwhile.
+trtq; while it runs, the board's rails and memory show the load.
 """
 
 from __future__ import annotations
@@ -180,7 +182,10 @@ def _misasked(given: dict[str, str], version: str, sm: str) -> str:
 
 
 class _Busy:
-    """Makes a stand-in board's sensors show the load: a file that tegrastats looks at, the rails and the memory in its files."""
+    """Makes a stand-in board's sensors show the load.
+
+    It writes a file that tegrastats looks at, and the board's files of the rails and the memory.
+    """
 
     def __enter__(self) -> None:
         self.root = os.environ.get("TRTQ_ROOT")
@@ -267,7 +272,9 @@ def _workspace(given: dict[str, str]) -> int:
 
 
 def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
-    """Return the error that a builder has with a model ("" for none), and the layer report that it asks for.
+    """Return the error that a builder has with a model ("" for none).
+
+    Return with it the layer report that the model asks for.
 
     The process is killed where the model asks for that.
     """
@@ -276,7 +283,7 @@ def trouble(model: bytes, workspace: int) -> tuple[str, bytes | None]:
 
         graph = onnx.load_from_string(model)
         asked = graph.doc_string
-    except ImportError:  # on a stand-in board: a doc_string stands in the file as it is
+    except ImportError:  # on a stand-in board: the file has a doc_string as it is
         graph, asked = None, model.decode("latin-1")
     if "refuse-me" in asked:
         return "[TRT] ModelImporter.cpp:726: While parsing node number 0 [Conv -> 'x']: no", None

@@ -1,4 +1,7 @@
-"""``trtq advise``: S2's decision matrix (Table IV and section III.C) as a table that looks at data, labels, target and budget."""
+"""``trtq advise``: S2's decision matrix (Table IV and section III.C) as a table.
+
+The table looks at data, labels, target and budget.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +167,7 @@ MATRIX: tuple[tuple[str, str, str, str, Callable[[Facts], str | None]], ...] = (
 
 
 def advise(spec: AdviseSpec) -> AdviseRecord:
-    """Return the lines of S2's Table IV that fit, in the order they are tried, and the commands of the first.
+    """Return the matching lines of S2's Table IV, in trial order, and the commands of the first.
 
     Raises:
         TrtqError: the model, the images, a budget or the device cannot be read.
@@ -224,7 +227,10 @@ def _row(line: tuple[str, str, str, str, Callable[[Facts], str | None]], facts: 
 
 
 def _bits(spec: AdviseSpec, counts: Outline) -> int | None:
-    """Return the widest uniform width that meets every budget, 16 for FP16, None when 2 bits are too many."""
+    """Return the widest uniform width that meets every budget.
+
+    16 means FP16; None means that even 2 bits are too many.
+    """
     pricing = Pricing(counts, latency_devices(spec.budget))
     budgets = read_budgets(spec.budget, pricing.full())
     for option in (HALF, *(Option(weight=b, input=b) for b in WIDTHS)):

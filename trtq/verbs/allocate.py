@@ -72,7 +72,10 @@ def _inconsistent(analysis: AnalyzeRecord) -> str:
 def make_choices(
     analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[Option]
 ) -> list[Choice]:
-    """Return the groups of layers with their summed losses and costs; staying in float has no loss."""
+    """Return the groups of layers with their summed losses and costs.
+
+    Staying in float has no loss.
+    """
     by_name, seen, found = (
         {layer.name: layer for layer in analysis.layers},
         set[str](),

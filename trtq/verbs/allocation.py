@@ -1,4 +1,7 @@
-"""The file between ``trtq allocate`` and ``trtq quantize --allocation``: a width for every layer of one model."""
+"""The file between ``trtq allocate`` and ``trtq quantize --allocation``.
+
+It holds a width for every layer of one model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``trtq analyze``: how much each layer suffers at each width, and what each width would cost."""
+"""``trtq analyze``: the loss of each layer at each width, and the cost of each width."""
 
 from __future__ import annotations
 
@@ -225,9 +225,8 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     if workers.rank:
         return record
     write_json(out, record)
-    from trtq.report.figures import (
-        sensitivity_figure,
-    )  # matplotlib is slow to import, and only this line needs it
+    # matplotlib is slow to import, and only this line needs it.
+    from trtq.report.figures import sensitivity_figure
 
     figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
     write_bytes(out.with_suffix(".svg"), figure.encode())
@@ -255,7 +254,10 @@ def _open_images(spec: AnalyzeSpec, note: Note) -> Source:
 
 
 def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list[str]]:
-    """Return the layers that have codes at every width, and a line for each that has not: it stays in float whatever is chosen."""
+    """Return the layers that have codes at every width, and a line for each other layer.
+
+    A layer without them stays in float whatever is chosen.
+    """
     whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
     kept = {layer.name for layer in whole}
     lines = [
@@ -268,7 +270,7 @@ def _complete(layers: list[Layer], labels: list[str]) -> tuple[list[Layer], list
 
 
 def _depends(spec: AnalyzeSpec) -> str:
-    """Return a digest of the settings the numbers depend on: not of where they go."""
+    """Return a digest of the settings that the numbers depend on, without the output path."""
     settings = {
         k: v
         for k, v in msgspec.to_builtins(spec).items()

@@ -1,4 +1,7 @@
-"""One attempt at quantizing a captured model: place, calibrate, apply the methods, simulate, export, hold the two together."""
+"""One attempt at quantizing a captured model.
+
+Its stages: place, calibrate, apply the methods, simulate, export, compare the two.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ MAX_FOLD_DIFF = 1e-3
 
 @dataclass(kw_only=True)
 class Inputs:
-    """What all attempts of one run share: the model, the images, and whom to tell."""
+    """What all attempts of one run share: the model, the images, and the receiver of messages."""
 
     loaded: LoadedModel
     captured: CapturedGraph
@@ -97,7 +100,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A quantized model that was not yet written, and how it was made."""
+    """A quantized model that is not written yet, and how it was made."""
 
     spec: QuantizeSpec
     graph: fx.GraphModule
@@ -188,7 +191,10 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
 
 
 def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> QuantizeSpec:
-    """Return ``spec`` without the methods that have nothing to do on this model; those in ``asked`` stay, and raise later."""
+    """Return ``spec`` without the methods that have nothing to do on this model.
+
+    Methods in ``asked`` stay, and raise later.
+    """
     if set(spec.method) <= set(asked):
         return spec
     bench = _workbench(inputs, spec)
@@ -234,7 +240,10 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
 
 
 def cache_folder(given: str | None) -> Path:
-    """Return the folder of the calibration cache: the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``."""
+    """Return the folder of the calibration cache.
+
+    It is the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``.
+    """
     return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
 
 
@@ -246,9 +255,8 @@ def _apply(
         did = method.run(bench, arguments)
         if method.exact:
             _require_same_function(inputs, bench, method.name)
-        label = did.pop(
-            "label", method.label
-        )  # what it did on this model may run otherwise than it mostly does
+        # On this model the method may run differently than it mostly does.
+        label = did.pop("label", method.label)
         records.append(
             MethodRecord(
                 name=method.name, label=label, source=method.source, arguments=arguments, did=did
@@ -259,7 +267,7 @@ def _apply(
 
 
 def _require_same_function(inputs: Inputs, bench: Workbench, method: str) -> None:
-    """Hold a graph whose constants a method moved against the model: its function must have stayed."""
+    """Check that a graph whose constants a method moved still computes the model's function."""
     with torch.no_grad():
         wanted, got = inputs.reference, bench.graph(inputs.captured.example)
     off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
@@ -275,7 +283,7 @@ def _require_same_function(inputs: Inputs, bench: Workbench, method: str) -> Non
 def _calibrate(
     inputs: Inputs, spec: QuantizeSpec, graph: fx.GraphModule, placement: Placement, weights: str
 ) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
-    """Return the statistics of every observed activation, where they come from, and what the cache did."""
+    """Return the statistics of every observed activation, their source, and what the cache did."""
     key = CacheKey(
         {
             "weights": weights,

@@ -48,7 +48,7 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether every module that asks for codes computes in them, as far as that can be known."""
+        """Whether every module that asks for codes computes in them, as far as that is known."""
         return not any(m.short for m in self.modules)
 
     @property

@@ -1,4 +1,4 @@
-"""``trtq bench --device ssh:NAME``: the same question, answered by a board."""
+"""``trtq bench --device ssh:NAME``: ``trtq bench`` on a board."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MEANT_THERE = (
 
 
 def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
-    """Build the ONNX files on the board where that has not been done, and measure them there.
+    """Build the ONNX files that the board has no engine of, and measure them there.
 
     Raises:
         UsageError: a file that is no ONNX file, or a figure that boards do not give.

@@ -1,4 +1,7 @@
-"""``trtq export-calib`` and ``trtq import-calib``: TensorRT's calibration caches out of Q/DQ files, and Q/DQ files out of caches."""
+"""``trtq export-calib`` and ``trtq import-calib``.
+
+They make TensorRT's calibration caches out of Q/DQ files, and Q/DQ files out of caches.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,11 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def leftovers(self) -> list[str]:
-        """A line for each of the first ten that have no range, and one for ranges that nothing reads."""
+        """Lines about the leftovers.
+
+        There is one for each of the first ten tensors that have no range, and one for ranges that
+        nothing reads.
+        """
         unused = [f"unused: {', '.join(self.unused[:10])}"] if self.unused else []
         return [*(f"{what}: {why}" for what, why in list(self.missing.items())[:10]), *unused]
 
@@ -90,7 +97,9 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> CalibrationRecord:
-    """Write the calibration cache of a Q/DQ file, for implicit INT8 of the float file on TensorRT up to 10.16, and ``OUT.json`` about it.
+    """Write the calibration cache of a Q/DQ file, and ``OUT.json`` about it.
+
+    The cache is for implicit INT8 of the float file on TensorRT up to 10.16.
 
     Raises:
         UsageError: the target's TensorRT reads no caches, or names no version.
@@ -149,7 +158,9 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
 def ranges_for(
     quantized: onnx.ModelProto, plain: onnx.ModelProto, name: str
 ) -> tuple[dict[str, float], dict[str, str], list[str], list[str]]:
-    """Return the scales of a Q/DQ file by the tensors of its float file, float tensors without one and why, scales of no tensor, and notes.
+    """Return the scales of a Q/DQ file by the tensors of its float file.
+
+    The others are the float tensors without a scale and why, the scales of no tensor, and notes.
 
     Raises:
         ExportError: there are no pairs, or a scale is not one that a cache can hold.
@@ -205,7 +216,9 @@ def ranges_for(
 
 
 def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
-    """Refuse a Q/DQ file whose encodings say that factors were folded into it: tensors of the float file have other ranges.
+    """Refuse a Q/DQ file whose encodings say that factors were folded into it.
+
+    The tensors of its float file have other ranges.
 
     Raises:
         ExportError: names the methods.
@@ -224,7 +237,9 @@ def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
 
 
 def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> CalibrationRecord:
-    """Write Q/DQ and float ONNX, encodings and ``import.json`` from a calibration cache and the float ONNX it was made for.
+    """Write a Q/DQ model from a calibration cache and the float ONNX it was made for.
+
+    The files are Q/DQ and float ONNX, encodings and ``import.json``.
 
     Raises:
         EncodingsError: the cache is damaged, or names none of the file's tensors.
@@ -259,9 +274,8 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         "methods": "import-calib",
     }
     encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
-    set_metadata_(
-        done.model, {"encodings_sha256": encodings.digest()}
-    )  # what the float file says of its images is there already
+    # The metadata of the float file about its images is there already.
+    set_metadata_(done.model, {"encodings_sha256": encodings.digest()})
     with locked(out / ".trtq.lock", waiting=told.note):
         (out / RECORD).unlink(missing_ok=True)
         paths = {

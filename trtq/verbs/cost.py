@@ -33,7 +33,10 @@ FLOAT_BITS = {"fp32": Widths(32, 32), "fp16": Widths(16, 16)}
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer at its width; energy and pJ are predictions of a model of a chip, not measurements."""
+    """One layer at its width.
+
+    Energy and pJ are predictions of a model of a chip, not measurements.
+    """
 
     layer: LayerCost
     weight_bits: int

@@ -1,4 +1,7 @@
-"""``trtq deploy``: one model on one board, built, measured and kept there, as often as asked and only as far as something changed."""
+"""``trtq deploy``: build, measure and keep one model on one board.
+
+It can run as often as wanted and repeats only what a change requires.
+"""
 
 from __future__ import annotations
 
@@ -74,9 +77,8 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
     if not source.is_file():
         why = "it is a folder" if source.is_dir() else "there is no such file"
         raise UsageError(f"Cannot deploy {spec.model}", why, "Give an ONNX file or a recipe.toml")
-    images = (
-        _images(spec, told.note) if spec.data is not None else None
-    )  # before minutes on the board
+    # Opened before minutes are spent on the board.
+    images = _images(spec, told.note) if spec.data is not None else None
     with Agent(device, told, patience_s=spec.patience) as agent:
         board = probe(agent)
         target = board.target
@@ -107,7 +109,9 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
 
 
 def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
-    """Ask for a Q/DQ file as a DLA takes it: the float file and a calibration cache with the same scales.
+    """Ask for a Q/DQ file in the form a DLA takes.
+
+    That is the float file and a calibration cache with the same scales.
 
     Raises:
         BoardError: the board has no trtexec: only that reads caches here.
@@ -133,7 +137,10 @@ def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str])
 
 
 def name_of(model: Path) -> str:
-    """Return what to call a model: many files are called model.qdq.onnx, so the folder is in it."""
+    """Return the name of a model.
+
+    Many files are called model.qdq.onnx, so the folder is part of it.
+    """
     folder = model.resolve().parent.name
     return slug(f"{folder}-{model.stem}" if folder else model.stem)
 
@@ -168,7 +175,10 @@ def _images(spec: DeployOptions, note: Callable[[str], None]) -> Source:
 
 
 def power_of(spec: DeployOptions) -> dict[str, Any]:
-    """Return what a job wants of the board; the agent decides what must be set for it once the board is the job's own."""
+    """Return what a job wants of the board.
+
+    The agent decides what must be set for it once the board is the job's own.
+    """
     return {"mode": spec.power_mode, "pin": spec.lock_clocks}
 
 
@@ -204,7 +214,7 @@ class _Deployment:
         told: Progress,
         began: float,
     ) -> None:
-        self.judged = judged  # what the engine's answers are held against
+        self.judged = judged  # what the engine's answers are compared with
         self.spec, self.agent, self.board, self.job, self.out, self.told, self.began = (
             spec,
             agent,
@@ -310,9 +320,8 @@ class _Deployment:
         if measured and rows:
             self._remember(record)
         elif not rows:
-            (self.out / "bench.json").unlink(
-                missing_ok=True
-            )  # of an engine that is not this one; the history keeps it
+            # It is of another engine; the history keeps it.
+            (self.out / "bench.json").unlink(missing_ok=True)
         return record
 
     def _seen(self) -> Seen:
@@ -359,7 +368,10 @@ class _Deployment:
         return manifest, True
 
     def _there(self) -> EngineManifest | None:
-        """Return the manifest of the engine on the board; None, with a note, where it is not the one that this workstation knows."""
+        """Return the manifest of the engine on the board.
+
+        Where it is not the engine that this workstation knows, return None and add a note.
+        """
         answer, device = self.agent.ask("engine", name=self.engine), self.agent.device
         if answer["manifest"] is None:
             if answer["changed"]:
@@ -380,7 +392,10 @@ class _Deployment:
         return manifest
 
     def _remember_engine(self, manifest: EngineManifest) -> None:
-        """Keep the digest of the engine here; that this cannot be done is no reason to lose the build."""
+        """Keep the digest of the engine here.
+
+        A failure to do so is no reason to lose the build.
+        """
         try:
             remember_engine(self.agent.device, self.engine, manifest)
         except (ArtifactError, OSError) as exc:
@@ -475,9 +490,8 @@ class _Deployment:
             job.settings(BoardBuilder(self.agent, self.board, self.engine, self.told, self.power)),
             self.board.release,
         )
-        built_from = (
-            self.judged if job.spec.calibration else source_model
-        )  # the float file of a cache has no codes to be held against
+        # The float file of a cache has no codes to compare with.
+        built_from = self.judged if job.spec.calibration else source_model
         agreement = check_agreement(
             self.judged,
             built_from,
@@ -535,7 +549,7 @@ class _Deployment:
 
 
 class _Answered:
-    """A runner whose answers are there already, in the order of the batches."""
+    """A runner with precomputed answers, in the order of the batches."""
 
     label = "the board"
 
@@ -550,7 +564,7 @@ class _Answered:
 
     @property
     def input_shape(self) -> list[Any]:
-        """Nothing that is known here."""
+        """The input shape is not known here."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""``trtq doctor``: what is installed here, what the machine has, what is missing and how to get it."""
+"""``trtq doctor``: what is installed, what the machine has, what is missing, how to get it."""
 
 from __future__ import annotations
 

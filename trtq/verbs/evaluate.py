@@ -1,4 +1,4 @@
-"""``trtq evaluate``: accuracy of an ONNX file or an engine, and how it compares with another file."""
+"""``trtq evaluate``: accuracy of an ONNX file or an engine, also against another file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,11 @@ class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def measure(self) -> str:
-        """What :attr:`score` is: ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference, else none."""
+        """What :attr:`score` is.
+
+        It is ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference,
+        else none.
+        """
         return (
             "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
         )
@@ -315,7 +319,9 @@ class _Count:
             progress.advance(len(array))
 
     def _pair(self, ours: Outputs, theirs: Outputs) -> list[tuple[str, Array, Array]]:
-        """Return name, reference and answer of every output: by name, or in order where the names differ.
+        """Return name, reference and answer of every output.
+
+        Outputs are paired by name, or in order where the names differ.
 
         Raises:
             UsageError: the two do not have the same outputs.
@@ -341,11 +347,14 @@ class _Count:
         return pairs
 
     def _behind_selection(self, wants: Array, has: Array) -> bool:
-        """Whether two answers differ in how many rows they chose alone."""
+        """Whether two answers differ only in the number of rows they chose."""
         return wants.ndim == has.ndim and wants.shape[1:] == has.shape[1:]
 
     def _learned(self, scores: Array, source: Source) -> Kind | None:
-        """Return what the first output is where the file does not say: scores if masks, or as many classes as columns, say so."""
+        """Return what the first output is, for a file that does not say.
+
+        It is scores if there are masks, or as many classes as columns.
+        """
         if self.spec.masks is not None:
             return "pixels"
         return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
@@ -353,7 +362,7 @@ class _Count:
     def _wanted(
         self, scores: Array, targets: Targets | None, indices: list[int]
     ) -> npt.NDArray[np.int64] | None:
-        """Return the labels or masks of a batch; None where the answers are no scores of classes."""
+        """Return the labels or masks of a batch; None where the answers are no class scores."""
         if targets is None:
             return None
         if targets.dense and (scores.ndim != 4 or scores.dtype.kind != "f"):
@@ -415,7 +424,9 @@ def _preprocess(
 
 
 def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -> None:
-    """Refuse labels whose class numbers are not those the model was trained with, as far as that is known.
+    """Refuse labels whose class numbers differ from the model's, as far as those are known.
+
+    The model's are the numbers it was trained with.
 
     Args:
         source: the labelled images.
@@ -435,14 +446,20 @@ def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -
 
 
 def _class_names(path: Path) -> list[str]:
-    """Return the class names that a record gives its images; none without a record, or where it gives none."""
+    """Return the class names that a record gives its images.
+
+    The list is empty without a record, or where the record gives none.
+    """
     data = read_json(path).get("data") if path.is_file() else None
     names = data.get("class_names") if isinstance(data, dict) else None
     return [str(n) for n in names] if isinstance(names, list) else []
 
 
 def _calibration_images(path: Path) -> frozenset[str] | None:
-    """Return the content digests of the images a record says calibration looked at; None where it does not say."""
+    """Return the content digests of the images that calibration saw, according to a record.
+
+    Returns None where the record does not say.
+    """
     data = read_json(path, kind="quantize record").get("data")
     known = data.get("calibration_sha256") if isinstance(data, dict) else None
     return (

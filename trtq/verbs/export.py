@@ -1,4 +1,7 @@
-"""``trtq export``: one set of encodings as ONNX for every target, each file looked at before it is written."""
+"""``trtq export``: one set of encodings as ONNX for every target.
+
+Each file is checked before it is written.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         file: its name in the folder.
         reader: who it was written for.
         opset: of it.
-        kind: what of it is quantized and what types stand in it.
+        kind: what of it is quantized and which types it contains.
         pairs: Q/DQ pairs.
         scales_ulp: how far its scales lie from the encodings', units in the last place.
         float_nodes: nodes that must stay in FP32 beside FP16, and why; types say so from 10 on, the
@@ -142,7 +145,9 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> ExportRecord:
-    """Write ``OUT/TARGET.onnx`` for every target, calibration caches for releases without typed graphs, and ``export.json``.
+    """Write ``OUT/TARGET.onnx`` for every target, and ``export.json``.
+
+    Releases without typed graphs get calibration caches, too.
 
     Raises:
         UsageError: a target is unknown, or lacks INT8 or FP8 and no fallback is allowed.
@@ -323,7 +328,10 @@ class _Writer:
         )
 
     def float32(self, profile: Profile) -> tuple[onnx.ModelProto, dict[str, str]]:
-        """Return the model with float32 types, and the nodes that FP16 would harm; they stand in its metadata, too."""
+        """Return the model with float32 types, and the nodes that FP16 would harm.
+
+        The model's metadata names those nodes, too.
+        """
         key = profile.opset, profile.quantized, profile.int4
         if key not in self.made:
             graph = self.simulated if profile.quantized else self.plain
@@ -341,7 +349,7 @@ class _Writer:
         return self.made[key]
 
     def compare(self, model: onnx.ModelProto, name: str, *, quantized: bool) -> Comparison:
-        """Hold a file in ONNX Runtime, every FP16 result rounded, against torch.
+        """Compare a file in ONNX Runtime, every FP16 result rounded, with torch.
 
         Raises:
             ExportError: it computes something else; nothing of it was written.
@@ -366,7 +374,10 @@ class _Writer:
     def cache(
         self, model: onnx.ModelProto, target: Target, encodings: Encodings, out: Path, name: str
     ) -> str:
-        """Write the calibration cache and the float file it is for; "" where the ranges do not fit one."""
+        """Write the calibration cache and the float file it is for.
+
+        Returns "" where the ranges do not fit a cache.
+        """
         assert target.release is not None
         if any(
             f.bits != 8 or not f.has_kernel or f.kind != "uniform"
@@ -374,9 +385,8 @@ class _Writer:
         ):
             self.note(f"{name}: no calibration cache, it holds 8-bit ranges around 0 alone")
             return ""
-        plain = strip_qdq(
-            model
-        )  # with what methods folded into it: the ranges are of these tensors
+        # It keeps what methods folded into it: the ranges are of these tensors.
+        plain = strip_qdq(model)
         save_onnx(plain, out / f"{name}.fp32.onnx")
         scales, _, _, said = ranges_for(model, plain, f"{name}.onnx")
         self.note(*(f"{name}: {line}" for line in said))

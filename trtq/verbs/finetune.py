@@ -1,4 +1,7 @@
-"""``trtq finetune``: train a quantized model further with its codes in place, and export it as ``trtq quantize`` does."""
+"""``trtq finetune``: train a quantized model further with its codes in place, and export it.
+
+The export is that of ``trtq quantize``.
+"""
 
 from __future__ import annotations
 
@@ -59,11 +62,14 @@ WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
 
 
 def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRecord:
-    """Train and write ``OUT/model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``curves.svg`` and ``finetune.json``.
+    """Train a quantized model and write its files to ``OUT``.
 
-    A run that was stopped goes on from ``OUT/checkpoint``; on a CPU with as many threads it ends in
-    the same bits. Started by torchrun, the processes share the images of every step; the first
-    writes the files, and all return the same record.
+    The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``curves.svg``
+    and ``finetune.json``.
+
+    A run that was stopped continues from ``OUT/checkpoint``; on a CPU with as many threads the
+    result is the same to the bit. Started by torchrun, the processes share the images of every
+    step; the first writes the files, and all return the same record.
 
     Raises:
         TrtqError: the encodings are of another model, there are no labels, memory ran out, or the
@@ -78,7 +84,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     joined = workers.joined(gpu=device.type == "cuda", waiting=(progress or Silent()).note)
     with locked(out / ".trtq.lock", waiting=told.note) if first else nullcontext(), joined:
         job = _Job(spec, told, workers, device)
-        workers.wait()  # nobody writes while another still reads
+        workers.wait()  # no process writes while another still reads
         job.trainer.train()
         job.clock.lap("train")
         if first:
@@ -144,9 +150,8 @@ class _Job:
             self.source,
             scored=self.train.targets is not None and spec.loss is None,
         )
-        exported = export_onnx(
-            self.captured.module, opset=opset_of(spec), note=self.note
-        )  # what cannot be written is found now
+        # A graph that cannot be written is found now.
+        exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)
         require_same_float(self.captured.module, exported, self.captured.example)
         self.encodings = Encodings.load(Path(spec.encodings))
         weights = require_own(self.encodings, self.captured.module, spec.encodings, "train from")
@@ -200,7 +205,10 @@ class _Job:
         return val
 
     def _require_fit(self) -> int:
-        """Return the number of classes, once the output, the labels or masks, and their sizes are known to fit."""
+        """Return the number of classes after checking that everything fits.
+
+        Checked are the output, the labels or masks, and their sizes.
+        """
         with torch.no_grad():
             answer = self.captured.module(self.captured.example)
         if not isinstance(answer, torch.Tensor) or answer.ndim not in (2, SEGMENTER_AXES):
@@ -245,7 +253,10 @@ class _Job:
         return int(answer.shape[1])
 
     def _worst(self, weights: str) -> set[str] | None:
-        """Return the layers that an analysis ranks worst at the width they have; None without one."""
+        """Return the layers that an analysis ranks worst at the width they have.
+
+        Returns None without an analysis.
+        """
         if self.spec.sensitivity is None:
             return None
         record = read_json(Path(self.spec.sensitivity), kind="analysis")

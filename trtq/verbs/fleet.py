@@ -1,4 +1,7 @@
-"""``trtq fleet``: several models on several boards side by side, one table; a board that fails leaves the others alone."""
+"""``trtq fleet``: several models on several boards side by side, in one table.
+
+A board that fails leaves the others alone.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ Done = tuple[list[FleetRow], list[str]]
 
 
 class _Beside:
-    """One board's notes among those of others: lines with its name, no bars."""
+    """One board's notes among those of others: lines with the board's name, no bars."""
 
     def __init__(self, name: str, told: Progress, lock: threading.Lock) -> None:
         self.name, self.told, self.lock = name, told, lock
@@ -52,7 +55,9 @@ class _Beside:
 
 
 def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
-    """Deploy every model to every device, or measure what lies there; write ``fleet.json`` and what each device left.
+    """Deploy every model to every device, or measure what lies there.
+
+    Writes ``fleet.json`` and what each device left.
 
     Raises:
         UsageError: no device, or an unknown one.

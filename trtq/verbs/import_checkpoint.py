@@ -1,4 +1,7 @@
-"""``trtq import-checkpoint``: the ranges that another tool calibrated or trained, on trtq's graph and in its files."""
+"""``trtq import-checkpoint``: another tool's ranges on trtq's graph and in its files.
+
+The other tool calibrated or trained them.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,10 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = None) -> ImportRecord:
-    """Write ``OUT/model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``weights.safetensors`` and ``import.json``.
+    """Write the files of a model with another tool's ranges to ``OUT``.
+
+    The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``,
+    ``weights.safetensors`` and ``import.json``.
 
     Raises:
         TrtqError: the file has no ranges, they are of another model, or the exported file does not
@@ -153,7 +159,10 @@ def _encodings(
     spec: ImportCheckpointSpec,
     modules: Collection[str],
 ) -> tuple[Encodings, dict[str, str], list[str]]:
-    """Return the encodings of trtq's graph, the ranges of the file without a place in it, and what the user must know."""
+    """Return the encodings of trtq's graph, the unplaced ranges, and what the user must know.
+
+    An unplaced range of the file has no counterpart in the graph.
+    """
     taken = _Taken(found, before, graph)
     for q in place(graph, attention="float").quantizers:
         taken.add(q, _range_name(q))
@@ -199,7 +208,10 @@ def _why_unused(name: str, graph: torch.fx.GraphModule, modules: Collection[str]
 
 
 def _range_name(q: Quantizer) -> str:
-    """Return what a range of another tool is called that belongs to a quantizer: residual adds by their block."""
+    """Return the other tool's name for the range of a quantizer.
+
+    Residual adds are named by their block.
+    """
     return f"{module_name(q.consumer)}.residual" if q.role == "residual" else f"{q.layer}.{q.role}"
 
 
@@ -224,8 +236,8 @@ class _Taken:
     def add(self, q: Quantizer, name: str) -> None:
         """Give a quantizer the range called ``name``, or the reason why it has none.
 
-        What trtq itself would leave in float has codes where the file has a range for it: the
-        answers must be the other tool's.
+        A tensor that trtq would leave in float has codes where the file has a range for it, because
+        the answers must be the other tool's.
         """
         found = self.found
         if name not in found.amax:
@@ -262,7 +274,7 @@ class _Taken:
 
 
 def _alone(taken: _Taken) -> list[str]:
-    """Return a line for each layer of which one operand alone has codes: it computes in float."""
+    """Return a line for each layer with codes for one operand only: it computes in float."""
     lines = []
     for name in taken.amax:
         layer, _, role = name.rpartition(".")
@@ -283,10 +295,10 @@ def _folded(
     *,
     either: bool,
 ) -> torch.Tensor | None:
-    """Return the range of a weight after BatchNorm was folded into it, float32 [C]; None where it is no multiple of the one before.
+    """Return the range of a weight after BatchNorm was folded into it, float32 [C].
 
-    With ``either`` the range may be of the folded weight already: it is taken for the one whose
-    values it fits.
+    Returns None where the folded weight is no multiple of the one before. With ``either`` the range
+    may already be that of the folded weight: it is taken for the one whose values it fits.
     """
     now, was = get_constant(graph, q.source), before.get(f"{q.layer}.weight")
     if (

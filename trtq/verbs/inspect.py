@@ -192,7 +192,10 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _decoded(content: dict[str, Any], path: Path) -> tuple[Any, str]:
-    """Return the record, and "" or, in its place, what is wrong with it: a damaged record is still shown."""
+    """Return the record, and "" or what is wrong with it.
+
+    In the second case there is None in place of the record; a damaged record is still shown.
+    """
     try:
         return known(content, path), ""
     except ArtifactError as exc:

@@ -38,7 +38,12 @@ class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Whether it builds to what the file says, and no layer computes in float that was to compute in INT8."""
+        """Whether the file builds to what it says.
+
+        This includes that no layer computes in float that was to compute in INT8.
+
+        No layer that was to compute in INT8 may compute in float.
+        """
         return not any(f.severity in ("error", "float") for f in self.findings)
 
     @property
@@ -96,5 +101,8 @@ def run_lint(spec: LintSpec) -> LintRecord:
 
 
 def _local_functions(path: Path, spec: LintSpec, reader: Reader) -> list[Finding]:
-    """Return what the parser thinks of the file's local functions; every command here reads them as part of the graph."""
+    """Return what the parser finds in the file's local functions.
+
+    Every command here reads them as part of the graph.
+    """
     return [] if spec.fix is not None else list(functions(View(parse_onnx(path), reader)))

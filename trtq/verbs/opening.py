@@ -1,4 +1,4 @@
-"""From what a spec says to the model and the preprocessing, the same way in every verb."""
+"""Open the model and the preprocessing of a spec, the same way in every verb."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def open_model(
 
 
 def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preprocess, list[str]]:
-    """Return how images become the model's input, and what the user must know about it and the model."""
+    """Return how images become the model's input, and what the user must know about both.
+
+    The second part covers the preprocessing and the model.
+    """
     preprocess, notes = resolve_preprocess(
         input_size=spec.input_size,
         mean=spec.mean,
@@ -93,7 +96,9 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
 def answer_kind(
     loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False
 ) -> Kind:
-    """Return what the model's output is: scores of classes only where the model, its labels or masks say so.
+    """Return what the model's output is.
+
+    It is scores of classes only where the model, its labels or its masks say so.
 
     Args:
         loaded: the model.

@@ -1,4 +1,7 @@
-"""The ONNX opset of the files that a verb writes, and what speaks against them, before anything is loaded."""
+"""The ONNX opset of the files that a verb writes, and the reasons against an opset.
+
+Both are known before anything is loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's layers cost before any width is chosen: counts that need no image."""
+"""The cost of a model's layers before any width is chosen: counts that need no image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def weights_of(graph: fx.GraphModule) -> dict[str, str]:
-    """Return the constant behind the weight of every layer that can have a width, by the layer's name."""
+    """Return the constant behind the weight of every layer with a width, by the layer's name."""
     return {
         q.layer: str(q.source.target)
         for q in place(graph).active
@@ -65,7 +65,10 @@ def outline(graph: fx.GraphModule, example: torch.Tensor, weights: Mapping[str, 
 
 
 def _other_bytes(graph: fx.GraphModule, weights: set[str]) -> int:
-    """Return the bytes of every float constant that is no layer's weight: biases, norms, folded factors; each once, at 4 bytes."""
+    """Return the bytes of every float constant that is no layer's weight.
+
+    They are biases, norms and folded factors; each counts once, at 4 bytes.
+    """
     constants = {
         str(n.target): get_constant(graph, n) for n in graph.graph.nodes if n.op == "get_attr"
     }

@@ -1,4 +1,7 @@
-"""What a layer costs at a width, by the name of a budget: from an analysis, and the hardware table for latency."""
+"""The cost of a layer at a width, by the name of a budget.
+
+Costs come from an analysis, and for latency from the hardware table.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from trtq.verbs.outline import Outline
 
 
 class Pricing:
-    """Costs by budget name: bytes of weights, BitOps, energy in S1's unit, and predicted milliseconds on named devices.
+    """Costs by budget name.
+
+    They are bytes of weights, BitOps, energy in S1's unit, and predicted milliseconds on named
+    devices.
 
     Args:
         outline: of the model.
@@ -77,7 +83,7 @@ class Pricing:
         return least, most
 
     def totals(self, options: Mapping[str, Option]) -> dict[str, float]:
-        """Return the cost of the whole model with the given width of every layer, the rest in FP16."""
+        """Return the cost of the whole model with a given width per layer and the rest in FP16."""
         return {
             b: self.fixed(b) + sum(self.layer(n, options[n], b) for n in self.outline.layers)
             for b in self.names
@@ -123,7 +129,10 @@ def require_kernels(options: Sequence[Option], target: str) -> None:
 
 
 def uniform(outline: Outline, option: Option) -> dict[str, Option]:
-    """Return one width for every layer, the first and the last at 8 bits, as ``trtq quantize --bits`` does."""
+    """Return one width for every layer, with the first and the last at 8 bits.
+
+    ``trtq quantize --bits`` does the same.
+    """
     options = dict.fromkeys(outline.layers, option)
     if option.quantized and not option.fp8:
         ends = list(outline.layers)

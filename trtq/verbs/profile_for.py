@@ -1,4 +1,7 @@
-"""The ONNX file that a board's TensorRT should read, made from the encodings where trtq made the file that was given."""
+"""The ONNX file that a board's TensorRT should read.
+
+It is made from the encodings where trtq made the file that was given.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,16 @@ QDQ, ENCODINGS, EXPORTED, SOURCE = (
     "export.json",
     "source.json",
 )
-_ONE = (
-    threading.Lock()
-)  # boards are deployed to side by side, capturing a model is done one at a time
+# Boards are deployed to side by side, but only one model is captured at a time.
+_ONE = threading.Lock()
 
 
 class Profiled(NamedTuple):
-    """The file to send; why it is not what was asked for, "" when it is; and what a user should know."""
+    """The file to send, and what to say about it.
+
+    ``fallback`` is why it is not what was asked for, "" when it is. ``notes`` are what a user
+    should know.
+    """
 
     path: Path
     fallback: str = ""
@@ -39,9 +45,9 @@ def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> P
     """Return the file to send.
 
     A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
-    is exported for the target (opset, typed FP16 with the ranges of real images) once; the next
-    deployment finds it. A file of another origin goes as it is, and so does, with a note, one whose
-    model or images are not here.
+    is exported for the target once (opset, typed FP16 with the ranges of real images); the next
+    deployment finds it. A file of another origin is sent unchanged. So is, with a note, a file
+    whose model or images are not here.
     """
     with _ONE:
         return _profile_for(onnx, target, precision, told)
@@ -85,7 +91,9 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
 
 
 def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]]:
-    """Return the float file of a Q/DQ file, its ranges as a calibration cache, and what to know of it: a DLA takes INT8 that way alone.
+    """Return a Q/DQ file's float file, its ranges as a calibration cache, and notes.
+
+    A DLA takes INT8 in that form only.
 
     Args:
         qdq: the file.
@@ -137,13 +145,17 @@ def _described(path: Path) -> Profiled:
 
 
 def _record(onnx: Path) -> dict[str, Any] | None:
-    """Return the record beside a Q/DQ file that speaks of this very file, of the encodings and of the model; None where there is none."""
+    """Return the record beside a Q/DQ file that describes this very file.
+
+    It must also name the file's encodings and its model. Returns None where there is no such
+    record.
+    """
     if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
         return None
     here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
     for record in records_beside(onnx):
         with contextlib.suppress(KeyError, TypeError):
-            # The record of import-calib names no model: its file goes as it is.
+            # The record of import-calib names no model: its file is sent unchanged.
             if "model" in record["spec"] and all(
                 record["files"][n]["sha256"] == digest for n, digest in here.items()
             ):

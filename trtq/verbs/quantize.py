@@ -73,9 +73,11 @@ INT4_BITS = 4
 
 
 def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRecord:
-    """Quantize a model and write ``OUT/model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``quantize.json``.
+    """Quantize a model and write its files to ``OUT``.
 
-    The record is written last: a folder with quantize.json holds a whole, consistent set of files.
+    The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors`` and
+    ``quantize.json``. The record is written last: a folder with quantize.json holds a whole,
+    consistent set of files.
 
     Raises:
         TrtqError: any of its branches; nothing half-written stays behind.
@@ -135,7 +137,10 @@ class _Job:
         )
 
     def settle(self, inputs: Inputs) -> Attempt:
-        """Attempt what was asked, with the family's preset; when the quick check fails, its fallbacks, and take the best."""
+        """Attempt what was asked, with the family's preset.
+
+        When the quick check fails, attempt the preset's fallbacks and take the best.
+        """
         spec = self.spec
         if inputs.answer not in HAVE_PREDICTIONS:
             self.note(
@@ -177,7 +182,10 @@ class _Job:
     def _fall_back(
         self, inputs: Inputs, preset: Preset, first: Attempt
     ) -> tuple[Attempt, list[TryRecord]]:
-        """Return the first attempt that passes the quick check, else the best one, and what was tried after the first."""
+        """Return the first attempt that passes the quick check, else the best one.
+
+        The second value is what was tried after the first attempt.
+        """
         floor, best, last, tried = self.spec.min_agreement, first, first, list[TryRecord]()
         for step in preset.fallback:
             if _passes(best, floor):
@@ -319,7 +327,10 @@ def _rank(done: Attempt) -> tuple[bool, float, float]:
 
 
 def _passes(done: Attempt, floor: float) -> bool:
-    """Whether the quick check passes: equal predictions and no ruined numbers behind them, or numbers that are close."""
+    """Whether the quick check passes.
+
+    It takes equal predictions without ruined numbers behind them, or numbers that are close.
+    """
     passed, share, sqnr = _rank(done)
     if floor == 0.0:  # asked for: nothing is to be checked
         return passed
@@ -373,7 +384,10 @@ def _choose_images(source: Source, spec: QuantizeSpec, note: Callable[[str], Non
 def _weight_stats(
     graph: fx.GraphModule, quantizer: Quantizer, encodings: Encodings
 ) -> QuantizerStats:
-    """Return what quantization did to a weight: what is stored against what it was, methods' rounding included."""
+    """Return what quantization did to a weight: stored values against the original ones.
+
+    The rounding of methods is included.
+    """
     weight, fmt, scale = (
         get_constant(graph, quantizer.source),
         quantizer.format,

@@ -1,4 +1,4 @@
-"""The records verbs return and write as JSON."""
+"""The records that verbs return and write as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class FloatRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One quantization method that was applied: where it runs, with what it was called and what it did."""
+    """One quantization method that was applied: where it ran, its arguments, what it did."""
 
     name: str
     label: str
@@ -68,10 +68,10 @@ class TryRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The preset: which family and why, what was applied, and what was tried when the quick check failed.
+    """The preset: which family and why, what was applied, and what was tried.
 
-    ``taken`` is the attempt that was written, with its ``methods``, ``high_precision`` and
-    ``attention``.
+    More is tried when the quick check fails. ``taken`` is the attempt that was written, with its
+    ``methods``, ``high_precision`` and ``attention``.
     """
 
     family: str

@@ -1,4 +1,7 @@
-"""``trtq search``: analyze, allocate, quantize, evaluate; tighten or loosen until every constraint holds, or say which cannot."""
+"""``trtq search``: analyze, allocate, quantize, evaluate.
+
+Tightens or loosens until every constraint holds, or says which cannot.
+"""
 
 from __future__ import annotations
 
@@ -74,10 +77,10 @@ LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 
 
 def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
-    """Search the widths of one model, or models and widths, and write the chosen model with all records to ``spec.out``.
+    """Search the widths of one model, or models and widths.
 
-    An interrupted search goes on: analyses are resumed, and files that were measured are not
-    measured again.
+    Writes the chosen model with all records to ``spec.out``. An interrupted search continues:
+    analyses are resumed, and files that were measured are not measured again.
 
     Raises:
         UsageError: constraints that contradict each other, or a budget that no width can meet.
@@ -129,7 +132,7 @@ class _Job:
         self.images_sha256 = self._images()
 
     def _images(self) -> list[str]:
-        """Return digests of the images that calibrate and of those that accuracy is measured on, labels included.
+        """Return digests of the images for calibration and of those for accuracy, with labels.
 
         Raises:
             UsageError: calibration leaves none to measure accuracy on.
@@ -228,7 +231,10 @@ class _Job:
         self.candidates = left
 
     def _measure_reference(self, candidate: Candidate) -> None:
-        """Measure the float accuracy of a reference that is left out itself: the others are held against it."""
+        """Measure the float accuracy of a reference that is left out itself.
+
+        The others are compared with it.
+        """
         folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
         captured = candidate.captured
         model = export_onnx(captured.module, note=self.note)
@@ -286,7 +292,7 @@ class _Job:
             self._loosen(walk, candidate, helped=helped)
 
     def _loosen(self, walk: _Walk, candidate: Candidate, *, helped: bool) -> None:
-        """Find by how much the budgets would have to give for accuracy to hold."""
+        """Find by how much the budgets must be loosened for accuracy to hold."""
         if walk.left <= 0:
             self.note(
                 f"{candidate.name}: --rounds {self.spec.rounds} were too few to find what "
@@ -341,7 +347,7 @@ class _Job:
     def measure(
         self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str
     ) -> Try:
-        """Quantize and evaluate one allocation, or take up what an earlier run measured."""
+        """Quantize and evaluate one allocation, or reuse what an earlier run measured."""
         spec, where = self.spec, self._val()
         same = (
             "calibrator",
@@ -484,7 +490,10 @@ class _Job:
         )
 
     def _write_frontier(self, chosen: Try, candidate: Candidate) -> None:
-        """Write frontier.json and one picture for each cost: what was measured, and the predicted frontier of the chosen model."""
+        """Write frontier.json and one picture for each cost.
+
+        They show what was measured, and the predicted frontier of the chosen model.
+        """
         from trtq.report.figures import frontier_figure
 
         axes = [
@@ -550,7 +559,10 @@ class _Job:
         )
 
     def _predicted(self, chosen: Try, candidate: Candidate) -> dict[str, Any]:
-        """Return every allocation of the chosen model that the metric cannot better at its size, and the chosen one."""
+        """Return the chosen model's allocations that the metric cannot better at their size.
+
+        The chosen allocation is returned, too.
+        """
         analysis = candidate.analysed
         pricing = Pricing(analysis.outline, self.devices(), self.factors)
         asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
@@ -571,7 +583,10 @@ class _Job:
         }
 
     def _best(self) -> Try:
-        """The best of those that hold everything; else the most accurate within the budgets."""
+        """Return the best try that meets every constraint.
+
+        If there is none, return the most accurate one within the budgets.
+        """
         good = [t for t in self.tries if t.within and t.accurate]
         if good and self.minimize and self.spec.min_accuracy is not None:
             return min(good, key=lambda t: (t.costs[str(self.minimize)], -t.accuracy))
@@ -608,7 +623,10 @@ class _Job:
 
 
 class _Walk:
-    """Points on one candidate's line of budgets; a point with the widths of an earlier one costs nothing."""
+    """Points on one candidate's line of budgets.
+
+    A point with the widths of an earlier one costs nothing.
+    """
 
     def __init__(self, job: _Job, candidate: Candidate, analysis: AnalyzeRecord) -> None:
         self.job, self.candidate, self.analysis = job, candidate, analysis
@@ -624,7 +642,10 @@ class _Walk:
         )
 
     def shrunk(self, t: float, first: Try, *, methods: bool) -> Try:
-        """Return the file within the budgets whose cost to minimize is at most the share ``t`` of the way up to that of ``first``."""
+        """Return the file within the budgets whose cost to minimize is at most a limit.
+
+        The limit lies at the share ``t`` of the way up to that cost of ``first``.
+        """
         name = str(self.job.minimize)
         limit = self.least[name] + t * (first.costs[name] - self.least[name])
         return self._measured(
@@ -649,7 +670,7 @@ class _Walk:
         )
 
     def baseline(self) -> Try:
-        """Return the file with 8 bits everywhere: what the searched ones are held against."""
+        """Return the file with 8 bits everywhere, the baseline of the searched ones."""
         layers = self.analysis.layers
         allocated = AllocateRecord(
             schema=SCHEMA,

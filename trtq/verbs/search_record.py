@@ -60,7 +60,10 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reference(TypedDict):
-    """The float model that shares and accuracy refer to: its name, its accuracy in percent, what accuracy is, its costs."""
+    """The float model that shares and accuracy refer to.
+
+    It has a name, an accuracy in percent, what that accuracy is, and its costs.
+    """
 
     model: str
     accuracy: float

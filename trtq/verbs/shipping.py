@@ -1,4 +1,7 @@
-"""From encodings to the files that ship: float ONNX, Q/DQ ONNX and the encodings, once torch and ONNX Runtime agree on them."""
+"""From encodings to the files that ship: float ONNX, Q/DQ ONNX and the encodings.
+
+They are written once torch and ONNX Runtime agree on them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A Jetson's power rails, read by the same file that runs on the board; NVML is never asked there."""
+"""Power rails of a Jetson, read by the same code that runs on the board.
+
+NVML is never used on a Jetson.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ LINES = Path("etc/nv_tegra_release")
 
 
 def is_jetson(root: Path = Path("/")) -> bool:
-    """Whether this machine is a Jetson: by its release file, or by its device tree where a container hides that."""
+    """Whether this machine is a Jetson.
+
+    The release file decides, or the device tree when a container hides that file.
+    """
     if (root / LINES).is_file():
         return True
     try:
@@ -21,10 +27,12 @@ def is_jetson(root: Path = Path("/")) -> bool:
 
 
 class JetsonRails:
-    """The total of the INA3221 monitors: the input rail where there is one, else the sum that the record names.
+    """Total power of the INA3221 monitors.
+
+    This is the input rail where there is one, else the sum that the record names.
 
     Args:
-        root: of the file system; another one in tests.
+        root: of the file system; tests use another one.
 
     Raises:
         MeterError: no monitors, or no total among their rails.

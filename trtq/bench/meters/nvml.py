@@ -1,4 +1,7 @@
-"""NVIDIA's management library: every figure degrades alone, and says why there is none."""
+"""Read a GPU through NVIDIA's management library (NVML).
+
+Each figure can fail on its own; the reason is recorded.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class Gpu:
     """One GPU through NVML.
 
     Args:
-        device: ``cuda:N``; the UUID is asked of torch, since NVML counts GPUs its own way.
+        device: ``cuda:N``; torch gives the UUID, since NVML numbers GPUs in another order.
         nvml: the module; a stand-in in tests.
         uuid: of the GPU, where it is known.
 
@@ -111,7 +114,7 @@ class Gpu:
         return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def card(self) -> dict[str, Any]:
-        """Return what the GPU is and how it is set; None where it does not say."""
+        """Return the properties and settings of the GPU; None where it reports none."""
         n, h, ask = self.nvml, self.handle, self.ask
         memory = ask("memory", lambda: n.nvmlDeviceGetMemoryInfo(h))
         limits = ask("power limits", lambda: n.nvmlDeviceGetPowerManagementLimitConstraints(h))
@@ -135,7 +138,10 @@ class Gpu:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return what changes: clocks, temperature, power, why clocks are low, who else is there."""
+        """Return the varying state of the GPU.
+
+        It includes clocks, temperature, power, the reasons for low clocks, and other processes.
+        """
         n, h, ask = self.nvml, self.handle, self.ask
         reasons = ask("clock event reasons", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
         return {
@@ -162,7 +168,7 @@ class Gpu:
         }
 
     def field(self, number: int, name: str, *, scope: int = BOARD) -> int | None:
-        """Return a field value; its own return code is looked at, too."""
+        """Return a field value after checking its own return code."""
         found = self.ask(
             name, lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(number, scope)])
         )
@@ -228,7 +234,10 @@ class NvmlCounter:
 
 
 class NvmlPower:
-    """The instant power of the board; where the driver has no such field, its usual figure, which may be an average over a second."""
+    """The instant power of the board.
+
+    Without that field in the driver, the usual figure is read, which may be an average over 1 s.
+    """
 
     name, scope, counter = "NVML power", "GPU board", False
 
@@ -286,7 +295,9 @@ def _dotted(version: int) -> str:
 
 
 def _uuid_of(device: str) -> str:
-    """Return the UUID of CUDA's GPU of that number: NVML counts them in another order, and does not see CUDA_VISIBLE_DEVICES.
+    """Return the UUID of the GPU with this CUDA index.
+
+    NVML numbers GPUs in another order and ignores CUDA_VISIBLE_DEVICES.
 
     Raises:
         MeterError: CUDA has no such GPU.

@@ -41,7 +41,7 @@ class Rapl:
         ]
 
     def read(self) -> float:
-        """Return joules since this meter was made; a counter that wrapped around goes on."""
+        """Return joules since this meter was made; counter wraparound is handled."""
         for zone in self.zones:
             now = _number(zone / "energy_uj")
             step = now - self.seen[zone]
