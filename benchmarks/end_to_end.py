@@ -33,7 +33,7 @@ def run_trtq() -> dict[str, float]:
     import torch.export._trace  # noqa: F401
     from models import settings
 
-    import trtq.verbs.quantize
+    import trtq.commands.quantize
     from trtq.specs import QuantizeSpec
 
     start = time.perf_counter()
@@ -45,7 +45,7 @@ def run_trtq() -> dict[str, float]:
             "calib_cache": f"{folder}/cache",
         }
         spec = QuantizeSpec.make(given)
-        record = trtq.verbs.quantize.quantize(spec)
+        record = trtq.commands.quantize.quantize(spec)
     return {"call": time.perf_counter() - start, **record.seconds}
 
 

@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = arguments(parser, same=2, planted=2, model=TINY["tiny"])
     from trtq.artifact import cpu_name, package_version
-    from trtq.bench.card import Watch
-    from trtq.bench.compare import take_turns
+    from trtq.bench.interleaved import take_turns
+    from trtq.bench.system_info import Watch
     from trtq.bench.workload import open_workload
     from trtq.export.onnx_file import save_onnx
     from trtq.export.to_onnx import export_onnx

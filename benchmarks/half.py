@@ -3,7 +3,7 @@
 Usage: TRTQ_DATA=... python benchmarks/half.py --modelopt-python PY --out benchmarks/results/half.md
 
 PY is a Python with nvidia-modelopt[onnx] 0.47 and trtq. Both tools take the ranges from the same
-16 images; 256 others are evaluated. Every FP16 result is rounded (``trtq.export.half.rounded``):
+16 images; 256 others are evaluated. Every FP16 result is rounded (``trtq.export.fp16.rounded``):
 ONNX Runtime's CPU would compute chains of FP16 ops in float32.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from apart import print_result, run_apart
 from smoke import arguments, few
+from subprocess_runner import print_result, run_apart
 
 NAMES = (
     "efficientnet_lite0",
@@ -39,12 +39,12 @@ def export(name: str, folder: str, opset: int) -> tuple[str, list[np.ndarray], l
     from models import settings
 
     from trtq import QuantizeSpec
+    from trtq.commands.loading import open_model, open_preprocess
     from trtq.data.preprocess import batches
     from trtq.data.source import open_source
     from trtq.export.onnx_file import save_onnx
     from trtq.export.to_onnx import export_onnx
     from trtq.graph.capture import capture
-    from trtq.verbs.opening import open_model, open_preprocess
 
     base, _, amplitude = name.partition("_outliers_")
     given = settings("vit" if base == "vit" else name)
@@ -70,8 +70,8 @@ def run_one(tool: str, name: str, opset: int) -> dict[str, Any]:
     import onnx
     from onnx import TensorProto
 
-    from trtq.export.half import convert_to_half, elem_types, rounded
-    from trtq.export.half_ranges import find_float_nodes
+    from trtq.export.fp16 import convert_to_half, elem_types, rounded
+    from trtq.export.fp16_ranges import find_float_nodes
     from trtq.export.ort import open_session
 
     with tempfile.TemporaryDirectory() as folder:

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from apart import print_result, run_apart
 from smoke import arguments, few
+from subprocess_runner import print_result, run_apart
 from targets import MODELS
 
 IMAGES = few(16, 8)
@@ -46,9 +46,9 @@ def quantized_file(tool: str, name: str, data: str, folder: str) -> tuple[str, s
         return f"{folder}/q/model.qdq.onnx", ""
     import torch
 
+    from trtq.commands.loading import open_model, open_preprocess
     from trtq.data.preprocess import batches
     from trtq.data.source import open_source
-    from trtq.verbs.opening import open_model, open_preprocess
 
     loaded = open_model(spec)
     preprocess, _ = open_preprocess(spec, loaded)

@@ -125,13 +125,13 @@ def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[s
 
     The first and the last layer have 8 bits.
     """
-    from trtq.search.options import Option
-    from trtq.verbs.allocate import read_analysis
-    from trtq.verbs.pricing import Pricing, uniform
+    from trtq.commands.allocate import read_analysis
+    from trtq.commands.pricing import Pricing, uniform
+    from trtq.search.options import BitConfig
 
     pricing = Pricing(read_analysis(analysis).outline)
     costs, full = (
-        pricing.totals(uniform(pricing.outline, Option(weight=bits, input=inputs))),
+        pricing.totals(uniform(pricing.outline, BitConfig(weight=bits, input=inputs))),
         pricing.full(),
     )
     return costs["size"], {b: v / full[b] for b, v in costs.items()}

@@ -178,9 +178,9 @@ def modelopt_row(name: str, bits: str, epochs: int, images: int) -> dict[str, fl
 
     from trtq.data.preprocess import batches, resolve_preprocess
     from trtq.data.source import open_source
-    from trtq.methods.objective import Objective
-    from trtq.methods.training import Draws, keep_freed_memory_, rate
     from trtq.models.load import load_model
+    from trtq.train.objective import Objective
+    from trtq.train.run_state import Draws, keep_freed_memory_, rate
 
     keep_freed_memory_()
     own = settings(name)

@@ -112,7 +112,7 @@ def stepper(
         for p in learning:
             p.grad = None
         if lean:
-            from trtq.methods.learned import LeanMemory
+            from trtq.train.learned import LeanMemory
 
             context: Any = LeanMemory()
         else:
@@ -128,9 +128,9 @@ def trtq_rows(name: str, device: torch.device, compiled: bool) -> dict[str, dict
     from trtq import Encodings, QuantizeSpec, quantize
     from trtq.graph.capture import capture
     from trtq.graph.device import to_device_
-    from trtq.methods.qat import TrainingGraph
-    from trtq.methods.training import keep_freed_memory_
     from trtq.testing.images import write_images
+    from trtq.train.run_state import keep_freed_memory_
+    from trtq.train.training_graph import TrainingGraph
 
     keep_freed_memory_()
     torch.manual_seed(0)
@@ -178,7 +178,7 @@ def modelopt_row(name: str, device: torch.device) -> dict[str, float]:
     import modelopt.torch.quantization as mtq
     from methods import modelopt_config
 
-    from trtq.methods.training import keep_freed_memory_
+    from trtq.train.run_state import keep_freed_memory_
 
     keep_freed_memory_()
     module, size, _ = model_of(name)

@@ -24,8 +24,8 @@ from trtq.search.gradients import hessian
 from trtq.search.layers import prepare_layers
 from trtq.search.options import read_options
 from trtq.search.outputs import jsd, l2
-from trtq.search.sensitivity import Study, cross_entropy
-from trtq.search.units import Units
+from trtq.search.sensitivity import SensitivityContext, cross_entropy
+from trtq.search.work_cache import WorkCache
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -36,7 +36,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def study(
     name: str, size: int, images: int, probes: int, widths: list[str]
-) -> tuple[Study, list[tuple[torch.Tensor, torch.Tensor]]]:
+) -> tuple[SensitivityContext, list[tuple[torch.Tensor, torch.Tensor]]]:
     captured = capture(load_model(name).module, (3, size, size))
     generator = torch.Generator().manual_seed(0)
     batches = [
@@ -53,11 +53,11 @@ def study(
         calibrator="max",
         percentile=99.99,
     )
-    made = Study(
+    made = SensitivityContext(
         graph=captured.module,
         layers=layers,
         batches=lambda: batches,
-        units=Units(None, "x"),
+        units=WorkCache(None, "x"),
         begin=lambda *_: None,
         advance=lambda _: None,
         arguments={"probes": probes, "trials": 1, "epsilon": 1.0, "seed": 0},
@@ -65,13 +65,13 @@ def study(
     return made, batches
 
 
-def forward(made: Study, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def forward(made: SensitivityContext, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     with torch.inference_mode():
         made.graph(batches[0][0])
         return min(seconds(lambda: [made.graph(x) for x, _ in batches]) for _ in range(3))
 
 
-def backward(made: Study, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def backward(made: SensitivityContext, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Return the seconds of a forward and a backward pass to every weight."""
     weights = [p.requires_grad_(True) for p in made.graph.parameters()]
     images, targets = torch.cat([x for x, _ in batches]), torch.cat([t for _, t in batches])

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apart import print_result, run_apart
 from smoke import TINY, arguments, few
+from subprocess_runner import print_result, run_apart
 
 MODELS = {
     "resnet18": "timm:resnet18",

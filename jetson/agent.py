@@ -1638,7 +1638,7 @@ def work(home: str, key: str) -> int:
             beat(step="idle power")
             time.sleep(job.get("rest_s", 0.0))
     except Refused as exc:
-        result.update(why=str(exc), mend=exc.mend)
+        result.update(why=str(exc), mend=exc.hint)
     except Ended as exc:
         stopped = os.path.exists(os.path.join(folder, STOPPED))
         result["why"] = (
@@ -2281,7 +2281,7 @@ def main(arguments: List[str]) -> int:
             return INSIDE[verb](asked)
         return _answer(verb, asked, beat)
     except Refused as exc:
-        return _refuse(str(exc), exc.mend)
+        return _refuse(str(exc), exc.hint)
     except OSError as exc:
         return _refuse("%s: %s" % (exc.strerror, exc.filename), _room(exc))
     except Exception as exc:  # said to the workstation, where somebody reads it

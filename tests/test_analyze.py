@@ -22,7 +22,7 @@ from trtq.search.gradients import hutchinson, omega
 from trtq.search.layers import groups, prepare_layers
 from trtq.search.options import read_options
 from trtq.search.outputs import jensen_shannon
-from trtq.search.units import Units
+from trtq.search.work_cache import WorkCache
 from trtq.testing.models import tiny_cnn, tiny_vit
 
 CNN, VIT = "trtq.testing.models:tiny_cnn", "trtq.testing.models:tiny_vit"
@@ -283,7 +283,7 @@ def test_queries_keys_and_values_that_read_one_tensor_share_a_width():
 
 
 def test_an_interrupted_analysis_goes_on(images, tmp_path, monkeypatch):
-    from trtq.search import units
+    from trtq.search import work_cache as units
 
     whole = analyze(analysis(images, tmp_path / "a", metric="jsd"))
 
@@ -317,12 +317,12 @@ def test_an_interrupted_analysis_goes_on(images, tmp_path, monkeypatch):
 
 
 def test_units_of_another_key_are_not_read(tmp_path):
-    first = Units(tmp_path, "a")
+    first = WorkCache(tmp_path, "a")
     first.put("x", [1.0])
     first.flush()
-    assert Units(tmp_path, "a").get("x") == [1.0]
-    assert Units(tmp_path, "b").get("x") is None
-    assert Units(None, "a").get("x") is None
+    assert WorkCache(tmp_path, "a").get("x") == [1.0]
+    assert WorkCache(tmp_path, "b").get("x") is None
+    assert WorkCache(None, "a").get("x") is None
 
 
 @pytest.mark.parametrize("metric", ["jsd", "hessian"])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trtq import quantize
-from trtq.export.half_ranges import find_float_nodes
+from trtq.export.fp16_ranges import find_float_nodes
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture, quiet

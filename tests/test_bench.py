@@ -22,25 +22,25 @@ import pytest
 from tests.conftest import read, run_cli
 from trtq import BenchSpec, CompareSpec, GateSpec, bench, compare, gate
 from trtq.artifact import sha256_file
-from trtq.bench import card as cards
 from trtq.bench import harness
-from trtq.bench.card import Watch, differences, incomplete, take_card
+from trtq.bench import system_info as cards
 from trtq.bench.clocks import locked_clocks
-from trtq.bench.compare import judge, take_turns
 from trtq.bench.energy import Recorder, Track, mean_power, measure_energy
-from trtq.bench.fresh import account_of, shared_memory_used, status
 from trtq.bench.history import plot, recall
+from trtq.bench.interleaved import judge, take_turns
 from trtq.bench.latency import last_level_cache
 from trtq.bench.layers import read_onnx_profile, what_ate
 from trtq.bench.meters.jetson import JetsonRails
 from trtq.bench.meters.nvml import Gpu, NvmlCounter, NvmlPower, load_nvml
 from trtq.bench.meters.rapl import Rapl
-from trtq.bench.opinion import command as trtexec_command
-from trtq.bench.opinion import second_opinion
 from trtq.bench.record import LayerTime
 from trtq.bench.sampling import StopRule, loop_overhead, sample, warm_up
 from trtq.bench.startup import cached_share, drop_from_cache, measure_load
+from trtq.bench.startup_worker import account_of, shared_memory_used, status
+from trtq.bench.system_info import Watch, differences, incomplete, take_card
 from trtq.bench.throughput import offered
+from trtq.bench.trtexec_bench import command as trtexec_command
+from trtq.bench.trtexec_bench import second_opinion
 from trtq.bench.workload import EngineWorkload, open_workload
 from trtq.engine.runner import EngineRunner
 from trtq.errors import ArtifactError, BenchError, ExportError, MeterError, UsageError
@@ -587,7 +587,7 @@ def test_pain_35_an_engines_own_account():
 
 
 def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch):
-    from trtq.bench import fresh
+    from trtq.bench import startup_worker as fresh
     from trtq.bench.meters import jetson
 
     monkeypatch.setattr(jetson, "is_jetson", lambda *_: True)
@@ -1237,7 +1237,7 @@ def test_a_request_that_fails_while_taking_turns():
 
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
     """The quantized file is its own baseline: no gain, so the advice is to keep the float one."""
-    from trtq.bench import verdict
+    from trtq.bench import int8_verdict as verdict
 
     monkeypatch.setattr(verdict, "is_quantized", lambda path: path.name == "model.qdq.onnx")
     (tmp_path / "float.onnx").write_bytes((cnn_out / "model.qdq.onnx").read_bytes())
@@ -1255,8 +1255,8 @@ def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, 
 def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
     cnn_out, monkeypatch, noise, half, reasons
 ):
-    from trtq.bench import verdict
-    from trtq.bench.compare import Turns
+    from trtq.bench import int8_verdict as verdict
+    from trtq.bench.interleaved import Turns
 
     turns = Turns(
         first_ms=1.0,
@@ -1278,7 +1278,7 @@ def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
 
 
 def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, monkeypatch):
-    from trtq.bench import verdict
+    from trtq.bench import int8_verdict as verdict
 
     seen = []
     real = verdict.judge_files
@@ -1306,7 +1306,7 @@ def test_a_quantized_file_without_a_baseline_gets_no_verdict_and_the_reason(cnn_
 def test_the_baseline_of_an_engine_is_the_fp16_one_for_the_same_target(tmp_path, cnn_out):
     pytest.importorskip("tensorrt_rtx")
     from trtq import BuildSpec, build
-    from trtq.bench.verdict import find_baseline, is_quantized
+    from trtq.bench.int8_verdict import find_baseline, is_quantized
 
     build(
         BuildSpec(

@@ -28,6 +28,8 @@ from tests.test_deploy import Heard, introduce, pooling, served, spec
 from trtq import agent as agent_code
 from trtq.agent import encode
 from trtq.artifact import sha256_file
+from trtq.commands.deploy import deploy
+from trtq.commands.fleet import fleet
 from trtq.deploy import agent_client, stream
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import hint_words, outputs_of
@@ -42,8 +44,6 @@ from trtq.progress import Silent
 from trtq.specs import FleetSpec
 from trtq.testing.board import StandInBoard, find_sshd
 from trtq.testing.board_hostile import HostileBoard
-from trtq.verbs.deploy import deploy
-from trtq.verbs.fleet import fleet
 
 needs_sshd = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server here: make system installs it"
@@ -409,7 +409,7 @@ def test_a_work_folder_that_is_not_ours(tmp_path):
     with pytest.raises(agent_code.Refused, match="link is a link") as caught:
         agent_code.open_home(f"{tmp_path}/link/")
     assert (
-        hint_words(caught.value.mend, "nano")
+        hint_words(caught.value.hint, "nano")
         == f"Give trtq device add the folder itself: --workdir {ours}"
     )
     (tmp_path / "file").write_text("x")

@@ -24,8 +24,9 @@ import pytest
 from tests.conftest import run_cli, spec
 from trtq import BuildSpec, EvaluateSpec, build, evaluate, quantize
 from trtq.artifact import locked
-from trtq.engine import choose, worker_process
 from trtq.engine import open_engine as opening
+from trtq.engine import select_builder as choose
+from trtq.engine import worker_process
 from trtq.engine.manifest import read_manifest
 from trtq.engine.open_engine import open_engine, require_same
 from trtq.engine.runner import EngineRunner, OnnxRunner
@@ -549,7 +550,7 @@ def on_cpu(monkeypatch):
     """Engines of the stand-in compute in host memory."""
     for name in ("open_engine", "rebuild_engine"):
         monkeypatch.setattr(
-            f"trtq.verbs.evaluate.{name}", partial(getattr(opening, name), device="cpu")
+            f"trtq.commands.evaluate.{name}", partial(getattr(opening, name), device="cpu")
         )
 
 

@@ -27,7 +27,7 @@ from trtq.errors import (
     MissingExtraError,
     UsageError,
 )
-from trtq.export.half import convert_to_half
+from trtq.export.fp16 import convert_to_half
 from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import input_shape, open_session, run_batch
 from trtq.testing.images import write_classes, write_images
@@ -199,7 +199,7 @@ def test_nothing_silent_on_turing(cnn_out, tmp_path):
 def test_full_tensorrt_builds_for_its_own_gpu_only(cnn_out, tmp_path, monkeypatch):
     import torch
 
-    from trtq.engine import choose
+    from trtq.engine import select_builder as choose
 
     monkeypatch.setattr(choose, "is_installed", lambda module: True)
     asked = BuildSpec(

@@ -28,9 +28,9 @@ from torch import nn
 
 from tests.checkpoints import Holder, Small, equal, filled, loaded, prefixed, refused
 from trtq import QuantizeSpec
+from trtq.commands.loading import open_model
 from trtq.errors import ModelError, UsageError
 from trtq.models.checkpoint import load_checkpoint_
-from trtq.verbs.opening import open_model
 
 
 @pytest.fixture(scope="module")

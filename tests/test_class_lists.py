@@ -10,6 +10,9 @@ import pytest
 
 from tests.conftest import read, spec
 from trtq import EvaluateSpec, evaluate, quantize
+from trtq.commands.analyze import analyze
+from trtq.commands.finetune import finetune
+from trtq.commands.search import search
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.source import Source, open_source
 from trtq.errors import DataError, UsageError
@@ -17,9 +20,6 @@ from trtq.pipeline import run
 from trtq.recipe import load_recipe
 from trtq.specs import AnalyzeSpec, FinetuneSpec, SearchSpec
 from trtq.testing.images import write_images
-from trtq.verbs.analyze import analyze
-from trtq.verbs.finetune import finetune
-from trtq.verbs.search import search
 
 NET = "trtq.testing.models:tiny_cnn"
 

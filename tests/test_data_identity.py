@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import read
 from trtq import EvaluateSpec, evaluate
 from trtq.artifact import stamp_of
+from trtq.commands.finetune import finetune
 from trtq.data import digests
 from trtq.data.digests import DigestCache
 from trtq.data.source import fingerprint, open_source, place_of, shared_images
@@ -19,7 +20,6 @@ from trtq.progress import Silent
 from trtq.recipe import load_recipe
 from trtq.specs import FinetuneSpec
 from trtq.testing.images import write_classes
-from trtq.verbs.finetune import finetune
 
 NET = "trtq.testing.models:tiny_cnn"
 

@@ -36,6 +36,8 @@ from trtq import agent as agent_code
 from trtq.artifact import sha256_file
 from trtq.bench.gate import read_record
 from trtq.cli import cli
+from trtq.commands.deploy import deploy
+from trtq.commands.fleet import fleet
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import find_device, parse_device, remember_device
@@ -60,8 +62,6 @@ from trtq.progress import Silent
 from trtq.specs import DeploySpec, FleetSpec
 from trtq.testing.board import KINDS, StandInBoard, find_sshd
 from trtq.testing.link import ShapedLink
-from trtq.verbs.deploy import deploy
-from trtq.verbs.fleet import fleet
 
 pytestmark = pytest.mark.skipif(
     find_sshd() is None, reason="no OpenSSH server here: make system installs it"
@@ -951,8 +951,8 @@ def test_pain_27_int8_on_a_nano(place, cnn_out, tmp_path):
     """Pairs of another toolkit's file are taken out, and a note says so."""
     with served(place, "nano") as nano:
         introduce(nano, "nano")
+        from trtq.commands.quantize import quantize
         from trtq.specs import QuantizeSpec
-        from trtq.verbs.quantize import quantize
 
         old = read(cnn_out / "quantize.json")["spec"]
         fields = {
@@ -1463,7 +1463,7 @@ def test_nodes_that_stay_in_float_through_python(place, tmp_path):
         if not board.add_tensorrt():
             pytest.skip("no C compiler for the stand-in of CUDA's runtime library")
         (board.root / "usr/src/tensorrt/bin/trtexec").unlink()
-        from trtq.export.half_ranges import FLOAT_NODES
+        from trtq.export.fp16_ranges import FLOAT_NODES
         from trtq.export.onnx_file import set_metadata_
 
         model = onnx.load(pooling(tmp_path / "m.onnx"))

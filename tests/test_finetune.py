@@ -25,13 +25,13 @@ from tests.conftest import read, run_cli, spec
 from trtq import FinetuneSpec, finetune, quantize
 from trtq.errors import ArtifactError, CalibrationError, DataError, EncodingsError, UsageError
 from trtq.graph.capture import capture
-from trtq.methods.learned import LearnedFakeQuantize
-from trtq.methods.qat import TrainingGraph
-from trtq.methods.training import Draws, rate
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_cnn
+from trtq.train.learned import LearnedFakeQuantize
+from trtq.train.run_state import Draws, rate
+from trtq.train.training_graph import TrainingGraph
 
 CNN = "trtq.testing.models:tiny_cnn"
 

@@ -17,7 +17,7 @@ from trtq import Encodings, ImportCheckpointSpec, import_checkpoint
 from trtq.errors import EncodingsError
 from trtq.export.ort import open_session, run_batch
 from trtq.graph.capture import capture
-from trtq.quant.foreign import read_foreign
+from trtq.quant.imported_ranges import read_foreign
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.testing.models import tiny_cnn

@@ -33,6 +33,11 @@ from trtq import (
 )
 from trtq.artifact import sha256_bytes, write_json
 from trtq.bench.gate import gate
+from trtq.commands.allocation import read_allocation
+from trtq.commands.calibration import export_calib, import_calib
+from trtq.commands.inspect import inspect
+from trtq.commands.lint import run_lint
+from trtq.commands.report import write_report
 from trtq.deploy.devices import known_devices
 from trtq.engine.manifest import read_manifest
 from trtq.errors import TrtqError, explain_system
@@ -42,11 +47,6 @@ from trtq.quant.encodings import Encodings
 from trtq.recipe import load_recipe
 from trtq.specs import ExportCalibSpec, GateSpec, ImportCalibSpec, LintSpec, ReportSpec
 from trtq.testing.models import tiny_cnn
-from trtq.verbs.allocation import read_allocation
-from trtq.verbs.calibration import export_calib, import_calib
-from trtq.verbs.inspect import inspect
-from trtq.verbs.lint import run_lint
-from trtq.verbs.report import write_report
 
 SHORT, LONG = 7, 132  # mutations of each kind that is read in milliseconds
 PAGES = {

@@ -26,6 +26,7 @@ import pytest
 
 from tests.test_deploy import pooling
 from trtq.bench.record import BenchRow
+from trtq.commands.deploy import deploy
 from trtq.deploy import agent_client, measure, stream
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -38,7 +39,6 @@ from trtq.errors import TrtqError
 from trtq.progress import Silent
 from trtq.specs import DeploySpec
 from trtq.testing.board import StandInBoard
-from trtq.verbs.deploy import deploy
 
 MARK = b"@trtq "
 QUICK = {"WARMUP_MS": 200, "LOADS": 1, "IDLE_S": 0.3}

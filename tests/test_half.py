@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import spec
 from trtq import BuildSpec, build, quantize
-from trtq.export.half import HALF_MAX, convert_to_half, operand_types, rounded
-from trtq.export.half_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
+from trtq.export.fp16 import HALF_MAX, convert_to_half, operand_types, rounded
+from trtq.export.fp16_ranges import FLOAT_NODES, IMAGES, constants_beyond_half, find_float_nodes
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx

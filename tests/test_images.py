@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 
 from trtq.data import decode as decoding
 from trtq.data.decode import UndecodableError, decode, decode_mask, turn
+from trtq.data.labels import open_targets
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import describe, open_source
-from trtq.data.targets import open_targets
 from trtq.errors import DataError
 from trtq.testing.images import write_images
 

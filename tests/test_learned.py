@@ -20,20 +20,20 @@ from trtq import AnalyzeSpec, analyze, finetune, quantize
 from trtq.errors import ArtifactError, CalibrationError, ModelError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.device import choose_device, to_device_
-from trtq.methods.learned import (
+from trtq.quant.encodings import Encodings
+from trtq.quant.formats import Format
+from trtq.quant.placement import placement_of
+from trtq.quant.simulate import insert_fake_quantize
+from trtq.testing.models import tiny_cnn
+from trtq.train.learned import (
     KeptNorm,
     LeanMemory,
     LearnedCodebook,
     LearnedFakeQuantize,
     _composed,
 )
-from trtq.methods.objective import Objective, class_weights
-from trtq.methods.qat import TrainingGraph
-from trtq.quant.encodings import Encodings
-from trtq.quant.formats import Format
-from trtq.quant.placement import placement_of
-from trtq.quant.simulate import insert_fake_quantize
-from trtq.testing.models import tiny_cnn
+from trtq.train.objective import Objective, class_weights
+from trtq.train.training_graph import TrainingGraph
 from trtq.workers import Workers
 
 
@@ -214,7 +214,7 @@ def test_a_kept_norm_starts_as_nothing_and_folds_exactly():
     )
     norm.seen = []
     norm(x)
-    norm.settle_()
+    norm.round_scales_to_fp16_()
     norm.eval()
     torch.testing.assert_close(
         norm(x), x + torch.tensor([0.5, -1.0])[:, None, None], rtol=1e-4, atol=1e-4

@@ -12,11 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import run_cli
 from trtq import LintSpec, run_lint
+from trtq.commands.lint import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import RULES, lint, repair
 from trtq.export.ort import open_session, run_batch
-from trtq.verbs.lint import reader_of
 
 RNG = np.random.default_rng(0)
 

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtq import BuildSpec, EvaluateSpec, LintSpec, build, evaluate, run_lint
 from trtq.cost.onnx_file import list_onnx_ops
-from trtq.engine.reader import reader_of
+from trtq.engine.lint_target import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, ExportError
-from trtq.export.half import convert_to_half
+from trtq.export.fp16 import convert_to_half
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint import lint, repair
 from trtq.export.lint_ops import FIRST_RELEASE

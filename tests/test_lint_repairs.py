@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import run_cli
 from trtq import BuildSpec, LintSpec, build, run_lint
-from trtq.engine.reader import reader_of
+from trtq.engine.lint_target import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import lint, repair

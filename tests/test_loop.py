@@ -439,7 +439,7 @@ def test_the_decision_matrix(images: Path, tmp_path: Path):
 def test_enough_labelled_images_and_few_bits_ask_for_training(
     images: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("trtq.verbs.advise.MANY", 30)
+    monkeypatch.setattr("trtq.commands.advise.MANY", 30)
     record = asked(images, budget=("size=0.15",))
     assert (record.strategy, record.precision) == ("QAT Fine-Tuning", "INT8 / INT4")
     assert [c.split()[1] for c in record.commands] == ["search", "finetune"]

@@ -1088,7 +1088,7 @@ def test_calibration_images_of_other_sizes_are_resized(tmp_path):
 
 
 def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monkeypatch):
-    from trtq.methods import learning
+    from trtq.train import learning_state as learning
 
     asked = {
         "bits": "w4a4",

@@ -287,7 +287,7 @@ def test_the_home_in_paths(tmp_path, monkeypatch):
     assert load_model("~/m.py:make").module.out_channels == 8
     assert callable(import_named("~/m.py:make", "loss"))
     from trtq import BlocksSpec
-    from trtq.verbs.opening import open_model
+    from trtq.commands.loading import open_model
 
     torch.save(
         {k: torch.ones_like(v) for k, v in nn.Conv2d(3, 8, 1).state_dict().items()},

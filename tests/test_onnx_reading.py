@@ -31,10 +31,10 @@ from trtq import (
     import_calib,
     run_lint,
 )
+from trtq.commands.inspect import inspect
 from trtq.errors import ExportError, ModelError
 from trtq.export.onnx_file import digest_onnx, load_onnx, read_onnx, require_onnx
 from trtq.models.load import load_model
-from trtq.verbs.inspect import inspect
 
 RNG = np.random.default_rng(0)
 
@@ -270,7 +270,7 @@ def test_advice_for_an_onnx_file_works_when_typed(tmp_path: Path):
         with pytest.raises(ModelError, match=texts[name]) as caught:
             load_model(str(path))
         line = next(
-            p for p in re.split(r"\. |: ", caught.value.mend) if p.startswith("trtq build")
+            p for p in re.split(r"\. |: ", caught.value.hint) if p.startswith("trtq build")
         ).rstrip(".")
         done = run_cli(*shlex.split(line)[1:])
         if name == "paired":  # half a pair gives no INT8 layer, and the build says which

@@ -23,9 +23,10 @@ from trtq import (
     import_calib,
     run_lint,
 )
+from trtq.commands.inspect import inspect
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.engine.audit import requests
-from trtq.engine.reader import reader_of
+from trtq.engine.lint_target import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError
 from trtq.export.insert_qdq import insert_qdq
@@ -35,7 +36,6 @@ from trtq.export.onnx_file import count_qdq, load_onnx, quantized_nodes
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import bytes_of, scopes
-from trtq.verbs.inspect import inspect
 
 RNG = np.random.default_rng(3)
 Node = onnx.NodeProto

@@ -110,7 +110,7 @@ CASES = [
     ("exc", "text", "code"), CASES, ids=[type(c[0]).__name__ + str(i) for i, c in enumerate(CASES)]
 )
 def test_one_line_and_never_called_a_bug(exc, text, code, monkeypatch, capsys):
-    monkeypatch.setattr("trtq.verbs.inspect.inspect", lambda path: unpack(exc))
+    monkeypatch.setattr("trtq.commands.inspect.inspect", lambda path: unpack(exc))
     assert run_command(["inspect", "x"]) == code
     err = capsys.readouterr().err
     assert text in err
@@ -133,7 +133,7 @@ def test_the_last_resort_names_the_place_and_prints_no_traceback(exc, monkeypatc
     from trtq.cli import inspect_cmd
 
     monkeypatch.setattr(inspect_cmd, "_show", lambda *_: unpack(exc))
-    monkeypatch.setattr("trtq.verbs.inspect.inspect", lambda path: {})
+    monkeypatch.setattr("trtq.commands.inspect.inspect", lambda path: {})
     assert run_command(["inspect", "x"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("trtq: This is a bug in trtq ")
@@ -156,7 +156,7 @@ def test_interrupted_and_told_to_stop(monkeypatch, capsys):
     from trtq.cli import Terminated
 
     for exc, code in ((KeyboardInterrupt(), 130), (Terminated(15), 143)):
-        monkeypatch.setattr("trtq.verbs.inspect.inspect", lambda path, exc=exc: unpack(exc))
+        monkeypatch.setattr("trtq.commands.inspect.inspect", lambda path, exc=exc: unpack(exc))
         assert run_command(["inspect", "x"]) == code
         assert "interrupted" in capsys.readouterr().err
 

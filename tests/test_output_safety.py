@@ -197,7 +197,7 @@ def test_the_engine_that_was_hashed_is_the_one_that_is_used(tmp_path, cnn_out, m
 
     folder = write_fake_tensorrt(tmp_path / "fake", "10.3.0")
     monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr("trtq.engine.choose.is_installed", lambda module: True)
+    monkeypatch.setattr("trtq.engine.select_builder.is_installed", lambda module: True)
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

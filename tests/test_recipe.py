@@ -3,10 +3,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from trtq.commands.opset import opset_of
 from trtq.errors import UsageError
 from trtq.recipe import load_recipe
 from trtq.specs import BuildSpec, QuantizeSpec
-from trtq.verbs.opset import opset_of
 
 
 def test_texts_become_tuples():

@@ -336,7 +336,7 @@ def test_what_the_second_run_measured_of_the_float_model_is_kept(
     run_folder: Path, images: Path, tmp_path: Path
 ):
     """The order of the folders changes nothing."""
-    from trtq.report.runs import compare_runs
+    from trtq.report.run_comparison import compare_runs
     from trtq.report.summary import summarize_run
 
     quantize(spec(images, tmp_path / "w8"))

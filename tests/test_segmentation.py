@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.conftest import read, run_cli, spec
 from trtq import EvaluateSpec, FinetuneSpec, evaluate, finetune, load_recipe, quantize, run
+from trtq.data.labels import PixelTargets, open_targets
 from trtq.data.metrics import confusion, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import open_source
-from trtq.data.targets import PixelTargets, open_targets
 from trtq.errors import DataError, UsageError
 from trtq.testing.images import write_scenes
 

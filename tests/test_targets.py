@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import run_cli, spec
 from trtq import BuildSpec, build, quantize
 from trtq.engine.build import dry_run
-from trtq.engine.listing import list_targets, reads
+from trtq.engine.target_table import list_targets, reads
 from trtq.engine.targets import DEVICES, parse_target
 from trtq.engine.versions import FLAGS, offers, within
 from trtq.errors import EngineError, ExportError, UsageError

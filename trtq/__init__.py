@@ -22,10 +22,32 @@ from typing import TYPE_CHECKING, Any
 from trtq.version import __version__
 
 if TYPE_CHECKING:
-    from trtq.bench.contest import CompareRecord, compare
+    from trtq.bench.compare import CompareRecord, compare
     from trtq.bench.gate import GateRecord, gate
     from trtq.bench.harness import bench
     from trtq.bench.record import BenchRecord
+    from trtq.commands.advise import AdviseRecord, advise
+    from trtq.commands.allocate import allocate
+    from trtq.commands.allocation import AllocateRecord
+    from trtq.commands.analyze import AnalyzeRecord, analyze
+    from trtq.commands.audit import AuditRecord, audit
+    from trtq.commands.blocks import BlocksRecord, blocks
+    from trtq.commands.calibration import CalibrationRecord, export_calib, import_calib
+    from trtq.commands.cost import CostRecord, cost
+    from trtq.commands.deploy import deploy
+    from trtq.commands.evaluate import EvaluateRecord, evaluate
+    from trtq.commands.export import ExportRecord, export_profiles
+    from trtq.commands.finetune import finetune
+    from trtq.commands.finetune_record import FinetuneRecord
+    from trtq.commands.fleet import fleet
+    from trtq.commands.import_checkpoint import ImportRecord, import_checkpoint
+    from trtq.commands.inspect import inspect
+    from trtq.commands.lint import LintRecord, run_lint
+    from trtq.commands.quantize import quantize
+    from trtq.commands.records import QuantizeRecord
+    from trtq.commands.report import ReportRecord, write_report
+    from trtq.commands.search import search
+    from trtq.commands.search_record import SearchRecord
     from trtq.deploy.record import DeployRecord, FleetRecord
     from trtq.engine.build import build
     from trtq.engine.manifest import EngineManifest
@@ -58,58 +80,36 @@ if TYPE_CHECKING:
         ReportSpec,
         SearchSpec,
     )
-    from trtq.verbs.advise import AdviseRecord, advise
-    from trtq.verbs.allocate import allocate
-    from trtq.verbs.allocation import AllocateRecord
-    from trtq.verbs.analyze import AnalyzeRecord, analyze
-    from trtq.verbs.audit import AuditRecord, audit
-    from trtq.verbs.blocks import BlocksRecord, blocks
-    from trtq.verbs.calibration import CalibrationRecord, export_calib, import_calib
-    from trtq.verbs.cost import CostRecord, cost
-    from trtq.verbs.deploy import deploy
-    from trtq.verbs.evaluate import EvaluateRecord, evaluate
-    from trtq.verbs.export import ExportRecord, export_profiles
-    from trtq.verbs.finetune import finetune
-    from trtq.verbs.finetune_record import FinetuneRecord
-    from trtq.verbs.fleet import fleet
-    from trtq.verbs.import_checkpoint import ImportRecord, import_checkpoint
-    from trtq.verbs.inspect import inspect
-    from trtq.verbs.lint import LintRecord, run_lint
-    from trtq.verbs.quantize import quantize
-    from trtq.verbs.records import QuantizeRecord
-    from trtq.verbs.report import ReportRecord, write_report
-    from trtq.verbs.search import search
-    from trtq.verbs.search_record import SearchRecord
 
 _WHERE = {
-    "AdviseRecord": "trtq.verbs.advise",
+    "AdviseRecord": "trtq.commands.advise",
     "AdviseSpec": "trtq.specs",
-    "AllocateRecord": "trtq.verbs.allocation",
+    "AllocateRecord": "trtq.commands.allocation",
     "AllocateSpec": "trtq.specs",
-    "AnalyzeRecord": "trtq.verbs.analyze",
+    "AnalyzeRecord": "trtq.commands.analyze",
     "AnalyzeSpec": "trtq.specs",
-    "AuditRecord": "trtq.verbs.audit",
+    "AuditRecord": "trtq.commands.audit",
     "AuditSpec": "trtq.specs",
     "BenchRecord": "trtq.bench.record",
     "BenchSpec": "trtq.specs",
-    "BlocksRecord": "trtq.verbs.blocks",
+    "BlocksRecord": "trtq.commands.blocks",
     "BlocksSpec": "trtq.specs",
     "BuildSpec": "trtq.specs",
-    "CalibrationRecord": "trtq.verbs.calibration",
-    "CompareRecord": "trtq.bench.contest",
+    "CalibrationRecord": "trtq.commands.calibration",
+    "CompareRecord": "trtq.bench.compare",
     "CompareSpec": "trtq.specs",
-    "CostRecord": "trtq.verbs.cost",
+    "CostRecord": "trtq.commands.cost",
     "CostSpec": "trtq.specs",
     "DeployRecord": "trtq.deploy.record",
     "DeploySpec": "trtq.specs",
     "Encodings": "trtq.quant.encodings",
     "EngineManifest": "trtq.engine.manifest",
-    "EvaluateRecord": "trtq.verbs.evaluate",
+    "EvaluateRecord": "trtq.commands.evaluate",
     "EvaluateSpec": "trtq.specs",
     "ExportCalibSpec": "trtq.specs",
-    "ExportRecord": "trtq.verbs.export",
+    "ExportRecord": "trtq.commands.export",
     "ExportSpec": "trtq.specs",
-    "FinetuneRecord": "trtq.verbs.finetune_record",
+    "FinetuneRecord": "trtq.commands.finetune_record",
     "FinetuneSpec": "trtq.specs",
     "FleetRecord": "trtq.deploy.record",
     "FleetSpec": "trtq.specs",
@@ -117,44 +117,44 @@ _WHERE = {
     "GateSpec": "trtq.specs",
     "ImportCalibSpec": "trtq.specs",
     "ImportCheckpointSpec": "trtq.specs",
-    "ImportRecord": "trtq.verbs.import_checkpoint",
-    "LintRecord": "trtq.verbs.lint",
+    "ImportRecord": "trtq.commands.import_checkpoint",
+    "LintRecord": "trtq.commands.lint",
     "LintSpec": "trtq.specs",
-    "QuantizeRecord": "trtq.verbs.records",
+    "QuantizeRecord": "trtq.commands.records",
     "QuantizeSpec": "trtq.specs",
     "Recipe": "trtq.recipe",
-    "ReportRecord": "trtq.verbs.report",
+    "ReportRecord": "trtq.commands.report",
     "ReportSpec": "trtq.specs",
-    "SearchRecord": "trtq.verbs.search_record",
+    "SearchRecord": "trtq.commands.search_record",
     "SearchSpec": "trtq.specs",
     "StageResult": "trtq.pipeline",
     "TrtqError": "trtq.errors",
-    "advise": "trtq.verbs.advise",
-    "allocate": "trtq.verbs.allocate",
-    "analyze": "trtq.verbs.analyze",
-    "audit": "trtq.verbs.audit",
+    "advise": "trtq.commands.advise",
+    "allocate": "trtq.commands.allocate",
+    "analyze": "trtq.commands.analyze",
+    "audit": "trtq.commands.audit",
     "bench": "trtq.bench.harness",
-    "blocks": "trtq.verbs.blocks",
+    "blocks": "trtq.commands.blocks",
     "build": "trtq.engine.build",
-    "compare": "trtq.bench.contest",
-    "cost": "trtq.verbs.cost",
-    "deploy": "trtq.verbs.deploy",
-    "evaluate": "trtq.verbs.evaluate",
-    "export_calib": "trtq.verbs.calibration",
-    "export_profiles": "trtq.verbs.export",
-    "finetune": "trtq.verbs.finetune",
-    "fleet": "trtq.verbs.fleet",
+    "compare": "trtq.bench.compare",
+    "cost": "trtq.commands.cost",
+    "deploy": "trtq.commands.deploy",
+    "evaluate": "trtq.commands.evaluate",
+    "export_calib": "trtq.commands.calibration",
+    "export_profiles": "trtq.commands.export",
+    "finetune": "trtq.commands.finetune",
+    "fleet": "trtq.commands.fleet",
     "gate": "trtq.bench.gate",
-    "import_calib": "trtq.verbs.calibration",
-    "import_checkpoint": "trtq.verbs.import_checkpoint",
-    "inspect": "trtq.verbs.inspect",
+    "import_calib": "trtq.commands.calibration",
+    "import_checkpoint": "trtq.commands.import_checkpoint",
+    "inspect": "trtq.commands.inspect",
     "load_recipe": "trtq.recipe",
     "open_engine": "trtq.engine.open_engine",
-    "quantize": "trtq.verbs.quantize",
-    "run_lint": "trtq.verbs.lint",
+    "quantize": "trtq.commands.quantize",
+    "run_lint": "trtq.commands.lint",
     "run": "trtq.pipeline",
-    "search": "trtq.verbs.search",
-    "write_report": "trtq.verbs.report",
+    "search": "trtq.commands.search",
+    "write_report": "trtq.commands.report",
 }
 
 __all__ = [

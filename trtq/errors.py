@@ -46,14 +46,16 @@ class TrtqError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, why: str = "", mend: str = "") -> None:
-        self.what, self.why, self.mend = what, why, mend
-        text = what.rstrip(".")
-        if why:
-            text += f": {why.rstrip('.')}"
+    def __init__(self, message: str, reason: str = "", hint: str = "") -> None:
+        self.message = message
+        self.reason = reason
+        self.hint = hint
+        text = message.rstrip(".")
+        if reason:
+            text += f": {reason.rstrip('.')}"
         text += "."
-        if mend:
-            text += f" {mend}" if mend.endswith(("?", ".")) else f" {mend}."
+        if hint:
+            text += f" {hint}" if hint.endswith(("?", ".")) else f" {hint}."
         super().__init__(text)
 
 
@@ -110,8 +112,8 @@ class MissingKernelError(EngineError):
         node: as the builder names it: one node, or several that it wanted to fuse.
     """
 
-    def __init__(self, what: str, why: str = "", mend: str = "", *, node: str = "") -> None:
-        super().__init__(what, why, mend)
+    def __init__(self, message: str, reason: str = "", hint: str = "", *, node: str = "") -> None:
+        super().__init__(message, reason, hint)
         self.node = node
 
 

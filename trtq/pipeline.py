@@ -25,6 +25,12 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.bench.harness import bench
+from trtq.commands.deploy import deploy
+from trtq.commands.evaluate import evaluate
+from trtq.commands.finetune import CHECKPOINT, CURVES, finetune
+from trtq.commands.finetune import RECORD as TRAINED
+from trtq.commands.loading import model_digest
+from trtq.commands.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
 from trtq.deploy.devices import slug
@@ -49,12 +55,6 @@ from trtq.specs import (
     QuantizeSpec,
     Spec,
 )
-from trtq.verbs.deploy import deploy
-from trtq.verbs.evaluate import evaluate
-from trtq.verbs.finetune import CHECKPOINT, CURVES, finetune
-from trtq.verbs.finetune import RECORD as TRAINED
-from trtq.verbs.opening import model_digest
-from trtq.verbs.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
 from trtq.version import __version__
 
 STATE, RUN_LOCK = ".trtq-stages", ".trtq-run.lock"

@@ -112,7 +112,7 @@ def load_recipe(path: Path) -> Recipe:
     for key in tables:
         if key not in known:
             raise UsageError(
-                f"Unknown table or setting {key!r} in {path}", mend=suggest(key, known)
+                f"Unknown table or setting {key!r} in {path}", hint=suggest(key, known)
             )
     for key in ("quantize", "finetune", "evaluate", "bench"):
         if key in tables and not isinstance(tables[key], dict):
@@ -132,7 +132,7 @@ def load_recipe(path: Path) -> Recipe:
         )
     if "quantize" not in tables:
         raise UsageError(
-            f"The recipe {path} has no [quantize] table", mend="It names the model and the images"
+            f"The recipe {path} has no [quantize] table", hint="It names the model and the images"
         )
     out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")
     stages: dict[str, Any] = {

@@ -1,183 +1,175 @@
-"""Compare two models that take turns in short blocks in random order.
-
-Drift affects both models, since turns are short. Two loads of the same file also differ: their
-memory lies elsewhere, and on a CPU that alone makes a difference of some percent. The models are
-therefore loaded repeatedly: in each group the first model is loaded twice and the second once, and
-the ratio's interval comes from the spread between groups. The two loads of the first model show the
-noise floor.
-"""
+"""``trtq compare``: compare files that take turns on one device, or two records."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import msgspec
 
-from trtq.bench.sampling import quiet_interpreter, said, time_block, warm_up
-from trtq.bench.statistics import Values
-from trtq.errors import BenchError
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
+from trtq.bench.gate import read_record
+from trtq.bench.history import remember_verdicts
+from trtq.bench.int8_verdict import judge_files
+from trtq.bench.record import BenchRecord, Verdict, shown
+from trtq.bench.system_info import differences, open_gpu, take_card
+from trtq.bench.workload import device_for, parse_device
+from trtq.errors import ArtifactError, UsageError
+from trtq.progress import Progress, Silent
+from trtq.specs import CompareSpec
+from trtq.terminal import stack
 
-Outcome = Literal["faster", "slower", "no measurable difference"]
-BLOCK_S, DISCARD, TRIM = 0.05, 0.10, 0.2
-ROUNDS, MIN_GROUPS, MAX_GROUPS, NARROW, MARGIN = 8, 8, 32, 0.004, 0.01
-Call = Callable[[], object]
+RECORD = "compare.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """What taking turns showed.
+class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on each file against the first.
 
-    Attributes:
-        first_ms, second_ms: medians over blocks.
-        ratio, low, high: time of the second over time of the first, 95 %.
-        noise: how far from 1 the interval of the first against itself reaches.
-        outcome: of the second: a difference when the interval lies outside the margin and the ratio
-            outside the noise.
-        groups: loads of each (twice as many of the first).
-        stopped: which rule ended it.
+    For two records: ``differences``, and the ratio of their medians in ``notes``.
     """
 
-    first_ms: float
-    second_ms: float
-    ratio: float
-    low: float
-    high: float
-    noise: float
-    outcome: Outcome
-    groups: int
-    stopped: str
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    verdicts: list[Verdict]
+    differences: list[str]
+    notes: list[str]
+    card: dict[str, Any]
+    valid: bool
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line per verdict."""
+        return stack(
+            [
+                *(v.summary for v in self.verdicts),
+                *(f"differs: {d}" for d in self.differences),
+                *self.notes,
+            ]
+        )
 
 
-def take_turns(
-    first: Callable[[], Call],
-    second: Callable[[], Call],
-    *,
-    block_s: float = BLOCK_S,
-    rounds: int = ROUNDS,
-    min_groups: int = MIN_GROUPS,
-    max_groups: int = MAX_GROUPS,
-    narrow: float = NARROW,
-    margin: float = MARGIN,
-    seed: int = 0,
-    clock: Callable[[], int] = time.perf_counter_ns,
-    between: Callable[[], object] = lambda: None,
-) -> Turns:
-    """Load and time until the ratio is known well enough.
-
-    Args:
-        first: loads the first model and returns one request.
-        second: the same of the other one.
-        block_s: length of a turn, seconds; its first 10 % are set aside, since a turn begins with
-            cold caches.
-        rounds: turns of each load.
-        min_groups: fewest loads of the second model.
-        max_groups: most.
-        narrow: half width of the ratio's interval that ends the run.
-        margin: a smaller difference is none.
-        seed: of the order.
-        clock: nanoseconds.
-        between: called after each group, outside of all times.
+def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecord:
+    """Compare files, or two records.
 
     Raises:
-        BenchError: a request fails.
+        UsageError: fewer than two files, or files and records mixed.
+        ArtifactError: a record lacks what a comparison needs.
+        EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
-    rng = np.random.default_rng(seed)
-    openers = (first, first, second)
-    groups: list[list[float]] = []
-    blocks: list[list[float]] = []
-    stopped = f"{max_groups} loads of each"
-    while len(groups) < max_groups:
-        calls: dict[int, Call] = {int(i): openers[i]() for i in rng.permutation(3)}
-        rows = _group([calls[i] for i in range(3)], rng, block_s, rounds, clock)
-        logs = np.log(rows)
-        groups.append(
-            [_middle(logs[:, 2] - logs[:, :2].mean(axis=1)), _middle(logs[:, 1] - logs[:, 0])]
+    told, began = progress or Silent(), time.perf_counter()
+    paths = [Path(f) for f in spec.file]
+    if len(paths) < 2:
+        raise UsageError(
+            "trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help"
         )
-        blocks += rows.tolist()
-        between()
-        if len(groups) >= min_groups:
-            found = judge(np.asarray(groups), margin=margin)
-            if (found[2] - found[1]) / 2.0 <= narrow:
-                stopped = f"the ratio is known within {narrow:.1%}"
-                break
-    ratio, low, high, noise, outcome = judge(np.asarray(groups), margin=margin)
-    table = np.asarray(blocks)
-    return Turns(
-        first_ms=float(np.median(table[:, :2])),
-        second_ms=float(np.median(table[:, 2])),
-        ratio=ratio,
-        low=low,
-        high=high,
-        noise=noise,
-        outcome=outcome,
-        groups=len(groups),
-        stopped=stopped,
+    records = [p for p in paths if p.suffix == ".json"]
+    if records and (len(records) != len(paths) or len(paths) != 2):
+        raise UsageError(
+            "Cannot compare records with files", "give two records, or files that can take turns"
+        )
+    out = ensure_writable_dir(Path(spec.out)) if spec.out else None
+    verdicts: list[Verdict] = []
+    unlike, notes = list[str](), list[str]()
+    parse_device(spec.device)
+    device = device_for(spec.device, *paths)
+    gpu, _ = open_gpu(device)
+    valid = True
+    if records:
+        unlike, notes, valid = _records(*paths)
+    else:
+        for other in paths[1:]:
+            told.begin(f"{paths[0].name} and {other.name} take turns", 0)
+            verdicts.append(
+                judge_files(
+                    paths[0],
+                    other,
+                    device=device,
+                    batch=spec.batch,
+                    trust=spec.trust,
+                    gpu=gpu,
+                    margin=spec.margin,
+                    block_s=spec.block,
+                    max_groups=spec.max_loads,
+                    profile=spec.profile,
+                )
+            )
+        valid = all(v.valid for v in verdicts)
+    record = CompareRecord(
+        schema=SCHEMA,
+        verb="compare",
+        spec=msgspec.to_builtins(spec),
+        verdicts=verdicts,
+        differences=unlike,
+        notes=notes,
+        card=take_card(device, gpu=gpu),
+        valid=valid,
+        seconds=round(time.perf_counter() - began, 3),
+        environment=environment(),
     )
+    if out is not None:
+        write_json(out / RECORD, record)
+    try:
+        remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
+    except ArtifactError as exc:
+        told.note(str(exc))
+    return record
 
 
-def _group(
-    calls: list[Call],
-    rng: np.random.Generator,
-    block_s: float,
-    rounds: int,
-    clock: Callable[[], int],
-) -> Values:
-    """Return the medians of blocks, ms [rounds, 3], of three loads taking turns."""
-    warmed = [
-        warm_up(c, calls=10, seconds=block_s, limit_s=5 * block_s, clock=clock) for c in calls
+def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
+    """Return the differences of two records, notes on their medians, and their validity.
+
+    The last is whether both records are valid and their machines are alike.
+    """
+    a, b = read_record(first), read_record(second)
+    unlike = [f"card, {d}" for d in differences(a.card, b.card)]
+    packages = a.environment.get("packages", {}), b.environment.get("packages", {})
+    unlike += [f"package, {d}" for d in differences(*packages)]
+    notes = []
+    for x in a.rows:
+        for y in b.rows:
+            kind = next(
+                (
+                    k
+                    for k in ("e2e", "gpu")
+                    if getattr(x, k) is not None and getattr(y, k) is not None
+                ),
+                None,
+            )
+            if (x.mode, x.batch) != (y.mode, y.batch) or kind is None:
+                continue
+            before, after = getattr(x, kind), getattr(y, kind)
+            unlike += [
+                f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)
+            ]
+            ratio = (
+                "n/a"
+                if not before.median.value or after.median.value is None
+                else f"x {after.median.value / before.median.value:.4f}"
+            )
+            what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}, {kind}"
+            notes.append(
+                f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two "
+                "runs, which did not take turns"
+            )
+    if not notes:
+        why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
+        raise UsageError(
+            "These records have no latency of one kind, mode and batch in common",
+            why,
+            "Measure both alike: trtq bench",
+        )
+    return unlike, notes, a.valid and b.valid and not unlike
+
+
+def _kinds(record: BenchRecord) -> str:
+    found = [
+        f"{k} of {r.mode}, batch {r.batch}"
+        for r in record.rows
+        for k in ("e2e", "gpu")
+        if getattr(r, k) is not None
     ]
-    failed = next((w.failed for w in warmed if w.failed), "")
-    if failed:
-        raise BenchError("A request failed in the warm-up", failed)
-    sizes = [max(5, round(block_s / max(w.call_s, 1e-7))) for w in warmed]
-    rows = np.zeros((rounds, 3))
-    with quiet_interpreter():
-        for row in rows:
-            for i in rng.permutation(3):
-                times = np.zeros(sizes[i], dtype=np.int64)
-                try:
-                    time_block(calls[i], times, clock)
-                except Exception as exc:
-                    raise BenchError("A request failed while files took turns", said(exc)) from exc
-                row[i] = float(np.median(times[max(1, int(DISCARD * sizes[i])) :])) / 1e6
-    return rows
-
-
-def judge(groups: Values, *, margin: float = MARGIN) -> tuple[float, float, float, float, Outcome]:
-    """Return ratio, its interval, the noise and the outcome.
-
-    Args:
-        groups: [N, 2], logarithms: second over first, and the first's second load over its first.
-        margin: a smaller difference is none.
-    """
-    ratio = math.exp(_middle(groups[:, 0]))
-    low, high = (math.exp(v) for v in _interval(groups[:, 0]))
-    noise = max(abs(math.exp(v) - 1.0) for v in _interval(groups[:, 1]))
-    outcome: Outcome = "no measurable difference"
-    if low > 1.0 + margin and ratio > 1.0 + noise:
-        outcome = "slower"
-    elif high < 1.0 / (1.0 + margin) and ratio < 1.0 / (1.0 + noise):
-        outcome = "faster"
-    return ratio, low, high, noise, outcome
-
-
-def _middle(values: Values) -> float:
-    """Return the mean without the outer fifths, which excludes disturbed groups."""
-    from scipy.stats import trim_mean
-
-    return float(trim_mean(values, TRIM))
-
-
-def _interval(values: Values) -> tuple[float, float]:
-    """Return the 95 % interval of the trimmed mean.
-
-    The method is that of Tukey and McLaughlin: Student's t with the winsorized variance.
-    """
-    from scipy.stats.mstats import trimmed_mean_ci
-
-    low, high = trimmed_mean_ci(values, limits=(TRIM, TRIM), inclusive=(True, True), alpha=0.05)
-    return float(low), float(high)
+    return "; ".join(dict.fromkeys(found)) or "no latency"

@@ -57,7 +57,7 @@ class Recorder:
             try:
                 value = self.meter.read()
             except MeterError as exc:
-                self.track.failed = exc.why or exc.what
+                self.track.failed = exc.reason or exc.message
                 return
             self.track.times.append(time.perf_counter())
             self.track.values.append(value)

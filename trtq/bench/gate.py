@@ -12,8 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
-from trtq.bench.card import differences, incomplete
 from trtq.bench.record import BenchRecord, BenchRow
+from trtq.bench.system_info import differences, incomplete
 from trtq.errors import ArtifactError, UsageError
 from trtq.specs import GateSpec
 from trtq.terminal import stack

@@ -24,22 +24,22 @@ from trtq.artifact import (
     write_atomic,
     write_json,
 )
-from trtq.bench.card import Watch, open_gpu, take_card
 from trtq.bench.clocks import locked_clocks
 from trtq.bench.energy import measure_energy
 from trtq.bench.history import remember
+from trtq.bench.int8_verdict import find_baseline, is_quantized, judge_files
 from trtq.bench.latency import cold, doubts, measure_latency, paced, summarize
 from trtq.bench.layers import profile_layers
 from trtq.bench.meters.jetson import JetsonRails, is_jetson
 from trtq.bench.meters.nvml import Gpu, NvmlPower
 from trtq.bench.meters.protocol import Meter
 from trtq.bench.meters.rapl import Rapl
-from trtq.bench.opinion import second_opinion
 from trtq.bench.record import BenchRecord, BenchRow, Verdict
 from trtq.bench.sampling import Samples, StopRule, Warmup, loop_overhead, said
 from trtq.bench.startup import measure_load, measure_memory
+from trtq.bench.system_info import Watch, open_gpu, take_card
 from trtq.bench.throughput import MLPERF_SECONDS, measure_throughput, throughput_doubts
-from trtq.bench.verdict import find_baseline, is_quantized, judge_files
+from trtq.bench.trtexec_bench import second_opinion
 from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workload, parse_device
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
@@ -65,7 +65,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
     """
     told, began = progress or Silent(), time.perf_counter()
     if not spec.file:
-        raise UsageError("trtq bench needs a file", mend="See trtq bench --help")
+        raise UsageError("trtq bench needs a file", hint="See trtq bench --help")
     parse_device(spec.device)
     paths = [Path(f) for f in spec.file]
     if spec.baseline is not None and not Path(spec.baseline).is_file():
@@ -387,7 +387,9 @@ class _Row:
             try:
                 self.found[name] = take()
             except TrtqError as exc:
-                self.unavailable[name] = f"{exc.what}: {exc.why}" if exc.why else exc.what
+                self.unavailable[name] = (
+                    f"{exc.message}: {exc.reason}" if exc.reason else exc.message
+                )
             except (
                 Exception,
                 KeyboardInterrupt,
@@ -431,7 +433,7 @@ class _Row:
                 measure_load(self.path, device=self.device, batch=self.batch, cache="cold")
             )
         except BenchError as exc:
-            self.unavailable["cold start"] = f"{exc.what}: {exc.why}"
+            self.unavailable["cold start"] = f"{exc.message}: {exc.reason}"
         return found
 
     def _layers(self, workload: Workload) -> Any:

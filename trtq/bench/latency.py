@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from trtq.bench.card import Watch
 from trtq.bench.record import Timing
 from trtq.bench.sampling import (
     BLOCK_S,
@@ -25,6 +24,7 @@ from trtq.bench.sampling import (
     warm_up,
 )
 from trtq.bench.statistics import Values, drift, effective_samples, outliers, quantile
+from trtq.bench.system_info import Watch
 from trtq.bench.workload import Workload
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)

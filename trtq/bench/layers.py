@@ -169,7 +169,7 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
         device = find_device(manifest.target["name"].partition("@")[0])
         ops = list_onnx_ops(model, manifest.spec["onnx"])
     except TrtqError as exc:
-        return {}, f"no prediction: {exc.what}"
+        return {}, f"no prediction: {exc.message}"
 
     def widths(op: Any) -> Widths:
         x = op.input_bits or (16 if manifest.precision == "fp16" else 32)

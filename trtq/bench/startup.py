@@ -80,7 +80,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
         "started": time.perf_counter_ns(),
     }
     try:
-        line = [sys.executable, "-m", "trtq.bench.fresh", json.dumps(asked)]
+        line = [sys.executable, "-m", "trtq.bench.startup_worker", json.dumps(asked)]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired as exc:
         raise BenchError(

@@ -117,7 +117,7 @@ def parse_device(text: str) -> tuple[str, int]:
             "this verb measures here",
             f"On the board: trtq deploy {index or 'NAME'} FILE.onnx",
         )
-    raise UsageError(f"Unknown device {text!r}", mend="Use cpu or cuda:N")
+    raise UsageError(f"Unknown device {text!r}", hint="Use cpu or cuda:N")
 
 
 def random_input(shape: Sequence[int]) -> Array:

@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
         from trtq.errors import UsageError, suggest
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise UsageError(f"Unknown command {args[0]!r}", mend=suggest(args[0], COMMANDS))
+            raise UsageError(f"Unknown command {args[0]!r}", hint=suggest(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

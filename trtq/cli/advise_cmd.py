@@ -28,7 +28,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(AdviseSpec, values)
     require(merged, ("model", "data"), "advise", "model")
     spec = AdviseSpec.make(merged)
-    from trtq.verbs.advise import advise
+    from trtq.commands.advise import advise
 
     record = advise(spec)
     if as_json:

@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(AllocateSpec, values)
     require(merged, ("analysis", "out"), "allocate", "analysis")
     spec = AllocateSpec.make(merged)
-    from trtq.verbs.allocate import allocate
+    from trtq.commands.allocate import allocate
 
     record = allocate(spec)
     if as_json:

@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(AnalyzeSpec, values)
     require(merged, ("model", "data", "out"), "analyze", "model")
     spec = AnalyzeSpec.make(merged)
-    from trtq.verbs.analyze import analyze
+    from trtq.commands.analyze import analyze
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = analyze(spec, progress)

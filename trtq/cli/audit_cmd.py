@@ -28,7 +28,7 @@ def command(as_json: bool, **values: Any) -> None:
     """
     merged = collect(AuditSpec, values)
     require(merged, ("file", "onnx"), "audit", "file")
-    from trtq.verbs.audit import audit
+    from trtq.commands.audit import audit
 
     record = audit(AuditSpec.make(merged))
     if as_json:

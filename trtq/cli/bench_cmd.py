@@ -31,7 +31,7 @@ def command(as_json: bool, **values: Any) -> int:
     require(merged, ("file",), "bench", "file")
     spec = BenchSpec.make(merged)
     if spec.device.startswith("ssh:"):
-        from trtq.verbs.bench_there import bench_there as bench
+        from trtq.commands.remote_bench import bench_there as bench
     else:
         from trtq.bench.harness import bench
 

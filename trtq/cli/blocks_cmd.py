@@ -25,7 +25,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(BlocksSpec, values)
     require(merged, ("model",), "blocks", "model")
     spec = BlocksSpec.make(merged)
-    from trtq.verbs.blocks import blocks
+    from trtq.commands.blocks import blocks
 
     record = blocks(spec)
     if as_json:

@@ -29,7 +29,7 @@ def command(as_json: bool, **values: Any) -> int:
     """
     merged = collect(CompareSpec, values)
     require(merged, ("file",), "compare", "file")
-    from trtq.bench.contest import compare
+    from trtq.bench.compare import compare
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = compare(CompareSpec.make(merged), progress)

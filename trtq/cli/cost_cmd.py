@@ -30,7 +30,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(CostSpec, values)
     require(merged, ("model",), "cost", "model")
     spec = CostSpec.make(merged)
-    from trtq.verbs.cost import cost
+    from trtq.commands.cost import cost
 
     record = cost(spec)
     if as_json:

@@ -31,8 +31,8 @@ def command(as_json: bool, **values: Any) -> int:
     merged = collect(DeploySpec, values)
     require(merged, ("device", "model"), "deploy", "model")
     spec = DeploySpec.make(merged)
+    from trtq.commands.deploy import deploy
     from trtq.deploy.devices import find_device
-    from trtq.verbs.deploy import deploy
 
     with ConsoleProgress(quiet=as_json) as progress:
         find_device(spec.device)  # before minutes of quantizing

@@ -92,7 +92,10 @@ def _meet(agent: Agent, accept_key: str) -> None:
         link.run("true")
         return
     except HostKeyError as exc:
-        if "has not been accepted" not in exc.why or "the host key of this host" not in exc.why:
+        if (
+            "has not been accepted" not in exc.reason
+            or "the host key of this host" not in exc.reason
+        ):
             raise
     lines, shown = link.offered_key()
     say(
@@ -133,7 +136,7 @@ def _key(agent: Agent, start: str) -> str:
         name = agent.device.name
         raise UsageError(
             f"{len(fitting)} jobs on {name} begin with {start}",
-            mend=f"See trtq device logs {shlex.quote(name)}",
+            hint=f"See trtq device logs {shlex.quote(name)}",
         )
     return fitting[0]
 

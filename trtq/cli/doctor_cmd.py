@@ -15,7 +15,7 @@ def command(as_json: bool) -> None:
 
     What is missing is listed with what it is needed for and how to get it.
     """
-    from trtq.verbs.doctor import doctor
+    from trtq.commands.doctor import doctor
 
     checks = doctor()
     if as_json:

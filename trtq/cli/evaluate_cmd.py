@@ -30,7 +30,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(EvaluateSpec, values)
     require(merged, ("onnx", "data"), "evaluate", "onnx")
     spec = EvaluateSpec.make(merged)
-    from trtq.verbs.evaluate import evaluate
+    from trtq.commands.evaluate import evaluate
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = evaluate(spec, progress)

@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(ExportCalibSpec, values)
     require(merged, ("onnx", "target", "out"), "export-calib", "onnx")
     spec = ExportCalibSpec.make(merged)
-    from trtq.verbs.calibration import export_calib
+    from trtq.commands.calibration import export_calib
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = export_calib(spec, progress)

@@ -28,7 +28,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(ExportSpec, values)
     require(merged, ("model", "encodings", "target", "data", "out"), "export", "model")
     spec = ExportSpec.make(merged)
-    from trtq.verbs.export import export_profiles
+    from trtq.commands.export import export_profiles
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = export_profiles(spec, progress)

@@ -38,7 +38,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(FinetuneSpec, values)
     require(merged, ("model", "encodings", "data", "out"), "finetune", "model")
     spec = FinetuneSpec.make(merged)
-    from trtq.verbs.finetune import finetune
+    from trtq.commands.finetune import finetune
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = finetune(spec, progress)

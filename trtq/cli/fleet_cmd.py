@@ -31,7 +31,7 @@ def _run(values: dict[str, Any], *, as_json: bool, needs_model: bool) -> int:
     if needs_model:
         require(merged, ("model",), "fleet deploy", "model")
     spec = FleetSpec.make(merged)
-    from trtq.verbs.fleet import fleet
+    from trtq.commands.fleet import fleet
 
     with ConsoleProgress(quiet=as_json) as progress:
         made = tuple(onnx_of(m, progress) for m in spec.model)

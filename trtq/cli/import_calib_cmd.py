@@ -24,7 +24,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(ImportCalibSpec, values)
     require(merged, ("cache", "onnx", "out"), "import-calib", "cache")
     spec = ImportCalibSpec.make(merged)
-    from trtq.verbs.calibration import import_calib
+    from trtq.commands.calibration import import_calib
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = import_calib(spec, progress)

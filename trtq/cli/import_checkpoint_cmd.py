@@ -26,7 +26,7 @@ def command(as_json: bool, **values: Any) -> None:
     merged = collect(ImportCheckpointSpec, values)
     require(merged, ("model", "ranges", "data", "out"), "import-checkpoint", "model")
     spec = ImportCheckpointSpec.make(merged)
-    from trtq.verbs.import_checkpoint import import_checkpoint
+    from trtq.commands.import_checkpoint import import_checkpoint
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = import_checkpoint(spec, progress)

@@ -24,7 +24,7 @@ def command(path: str, as_json: bool) -> None:
 
     Long lists and deeply nested parts are only counted; --json prints everything.
     """
-    from trtq.verbs.inspect import inspect
+    from trtq.commands.inspect import inspect
 
     info = inspect(path)
     if as_json:

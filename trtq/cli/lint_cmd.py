@@ -30,7 +30,7 @@ def command(as_json: bool, **values: Any) -> None:
     """
     merged = collect(LintSpec, values)
     require(merged, ("onnx", "target"), "lint", "onnx")
-    from trtq.verbs.lint import run_lint
+    from trtq.commands.lint import run_lint
 
     record = run_lint(LintSpec.make(merged))
     if as_json:

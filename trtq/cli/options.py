@@ -187,4 +187,4 @@ def require(values: Mapping[str, Any], names: tuple[str, ...], command: str, arg
     missing = [n for n in names if not values.get(n)]
     if missing:
         shown = ", ".join(argument.upper() if n == argument else option_name(n) for n in missing)
-        raise UsageError(f"trtq {command} needs {shown}", mend=f"See trtq {command} --help")
+        raise UsageError(f"trtq {command} needs {shown}", hint=f"See trtq {command} --help")

@@ -39,7 +39,7 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     merged = collect(QuantizeSpec, values, recipe=recipe, table="quantize")
     require(merged, ("model", "data", "out"), "quantize", "model")
     spec = QuantizeSpec.make(merged)
-    from trtq.verbs.quantize import quantize
+    from trtq.commands.quantize import quantize
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = quantize(spec, progress)

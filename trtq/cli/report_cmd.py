@@ -30,6 +30,6 @@ def command(as_json: bool, **values: Any) -> None:
     """
     merged = collect(ReportSpec, values)
     require(merged, ("run",), "report", "run")
-    from trtq.verbs.report import write_report
+    from trtq.commands.report import write_report
 
     print_record(write_report(ReportSpec.make(merged)), as_json=as_json)

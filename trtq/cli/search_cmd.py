@@ -35,7 +35,7 @@ def command(as_json: bool, **values: Any) -> int:
     merged = collect(SearchSpec, values)
     require(merged, ("data", "out"), "search", "model")
     spec = SearchSpec.make(merged)
-    from trtq.verbs.search import search
+    from trtq.commands.search import search
 
     with ConsoleProgress(quiet=as_json) as progress:
         record = search(spec, progress)

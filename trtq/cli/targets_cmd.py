@@ -20,7 +20,7 @@ def command(target: str | None, as_json: bool) -> None:
     Example:
       trtq targets orin@10.3
     """
-    from trtq.engine.listing import list_targets, reads
+    from trtq.engine.target_table import list_targets, reads
 
     rows = list_targets(target)
     if as_json:

@@ -3,6 +3,6 @@
 Costs are multiply-accumulates, values read and written, bytes, BitOps, energy and latency.
 """
 
-from trtq.room import share_name_with_verb_
+from trtq.callable_module import share_name_with_verb_
 
 share_name_with_verb_(__name__)

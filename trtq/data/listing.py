@@ -177,7 +177,7 @@ def list_zip(
             _add_entry(name, found, text, entry)
     if prefix and not found.files and not found.folders:
         tops = {whole.split("/")[0] for whole, _, _ in named}
-        raise DataError(f"There is no folder {inner!r} in {path}", mend=suggest(inner, tops))
+        raise DataError(f"There is no folder {inner!r} in {path}", hint=suggest(inner, tops))
     if any("\\" in entry.filename for _, _, entry in named):
         found.notes.append(
             f"{name} has names with backslashes, as from Windows: they are read as folders"

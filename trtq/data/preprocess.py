@@ -179,7 +179,7 @@ def resolve_preprocess(
     if resize is not None and resize < (crop or max(height, width)):
         raise UsageError(
             f"--resize {resize} is smaller than the crop of {crop or max(height, width)}",
-            mend="Give a larger --resize",
+            hint="Give a larger --resize",
         )
     # Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre
     # is.

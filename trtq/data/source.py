@@ -349,7 +349,7 @@ def _open_digits() -> Source:
         from sklearn.datasets import load_digits
     except ImportError as exc:
         raise MissingExtraError(
-            "The data 'digits' needs scikit-learn", mend="Install it: pip install scikit-learn"
+            "The data 'digits' needs scikit-learn", hint="Install it: pip install scikit-learn"
         ) from exc
     bunch = load_digits()
     pixels = (bunch.images * (255.0 / 16.0)).round().astype(np.uint8)

@@ -300,11 +300,11 @@ class Agent:
                 done = self._send(path, name, digest, size, offset)
             except LinkError as exc:
                 self.told.note(
-                    f"{self.device.name}: {exc.why}; the upload goes on where it stopped"
+                    f"{self.device.name}: {exc.reason}; the upload goes on where it stopped"
                 )
                 self.link.close(stale=True)
                 time.sleep(0.3)
-                done, why = {"state": "cut"}, exc.why
+                done, why = {"state": "cut"}, exc.reason
             if done["state"] == "stored":
                 return _path_of(done, self.device.name)
             self._count_try(path, done["state"], tries, why)

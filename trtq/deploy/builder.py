@@ -231,7 +231,7 @@ class BoardBuilder:
         """Say what the board had, where memory or the disk was the reason."""
         mend = advice(result, self.agent)
         if mend:
-            return EngineError(error.what, f"{error.why.rstrip('.')}; {result['why']}", mend)
+            return EngineError(error.message, f"{error.reason.rstrip('.')}; {result['why']}", mend)
         if not isinstance(error, BuilderMemoryError):
             return error
         least = result["watch"]["least_free"] if "watch" in result else None
@@ -246,7 +246,7 @@ class BoardBuilder:
                 f"add swap for the host's part (there are {swap / 1e9:.1f} GB; pages of the GPU "
                 "cannot be swapped)"
             )
-        return BuilderMemoryError(error.what, f"{error.why}{had}", f"{', or '.join(mends)}")
+        return BuilderMemoryError(error.message, f"{error.reason}{had}", f"{', or '.join(mends)}")
 
     def keeps(self, node: str) -> bool:
         """Whether a node can be kept in float32."""

@@ -14,10 +14,10 @@ import numpy as np
 from trtq.agent import Watch
 from trtq.artifact import decode_json, digest_of
 from trtq.bench.latency import doubts, summarize
-from trtq.bench.opinion import command
 from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
+from trtq.bench.trtexec_bench import command
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import ClocksDict, Number, Result, Step, Watched
 from trtq.deploy.board import Board

@@ -24,7 +24,7 @@ from trtq.data.metrics import Array, ratio_db, sqnr_words
 from trtq.engine.audit import AUDITED
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import AgreementError, TrtqError
-from trtq.export.half import elem_types, has_half, rounded
+from trtq.export.fp16 import elem_types, has_half, rounded
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import count_qdq, get_metadata
 from trtq.export.strip import strip_qdq
@@ -266,7 +266,7 @@ def _located(opener: Opener, model: onnx.ModelProto, source: onnx.ModelProto, ba
     except (
         TrtqError
     ) as exc:  # what is wrong was found; that its place was not is no reason to hide it
-        return f"a tensor that could not be found ({exc.what})"
+        return f"a tensor that could not be found ({exc.message})"
 
 
 def first_parting(

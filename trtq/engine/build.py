@@ -27,18 +27,18 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
-from trtq.engine.choose import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.coverage import cover, require_codes
 from trtq.engine.job import Job, prepare
-from trtq.engine.ladder import Climb, build_model, climb
+from trtq.engine.lint_target import reader_for, refuse_errors
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.python_api import MODULES
-from trtq.engine.reader import reader_for, refuse_errors
+from trtq.engine.retry import Climb, build_model, climb
 from trtq.engine.runner import EngineRunner, require_runtime
+from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.settings import Builder, Settings
 from trtq.engine.versions import release_of_module, shown
 from trtq.errors import ArtifactError, UsageError
-from trtq.export.half import has_half
+from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
 from trtq.export.strip import strip_at
 from trtq.progress import Progress, Silent
@@ -275,7 +275,7 @@ def _why_not(job: Job, builder: Builder, module: str) -> str:
     try:
         trt = require_runtime("the engine", module, "cuda")
     except UsageError as exc:
-        return exc.why
+        return exc.reason
     import torch
 
     major, minor = torch.cuda.get_device_capability()
@@ -330,7 +330,7 @@ def _changed(spec: BuildSpec, model: onnx.ModelProto, said: list[str]) -> Path:
     if path.resolve() == Path(spec.onnx).resolve():
         raise UsageError(
             f"--out {spec.out} would put the changed model over {spec.onnx}",
-            mend="Give another --out",
+            hint="Give another --out",
         )
     ensure_writable_dir(path.parent)
     try:

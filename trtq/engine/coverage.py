@@ -15,8 +15,8 @@ from trtq.engine.audit import (
     read_plan_layers,
     unnamed_products,
 )
+from trtq.engine.lint_target import why_float
 from trtq.engine.plan_text import PlanAudit, audit_plan
-from trtq.engine.reader import why_float
 from trtq.engine.settings import Built
 from trtq.engine.targets import Target
 from trtq.errors import EngineError

@@ -10,14 +10,14 @@ import msgspec
 import onnx
 
 from trtq.artifact import Stamp
-from trtq.engine.choose import refuse_missing_kernels, require_readable
+from trtq.engine.select_builder import refuse_missing_kernels, require_readable
 from trtq.engine.settings import Builder, Settings, Shapes, require_offered
 from trtq.engine.targets import Target, parse_target
 from trtq.engine.versions import Version, offers, shown
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
-from trtq.export.half import convert_to_half, has_half
-from trtq.export.half_ranges import FLOAT_NODES, constants_beyond_half
+from trtq.export.fp16 import convert_to_half, has_half
+from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import is_fixed

@@ -14,8 +14,8 @@ import msgspec
 from trtq.artifact import decode_json, require_schema, sha256_bytes, sha256_file, size_words
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
-from trtq.engine.ladder import AttemptRow
 from trtq.engine.plan_text import PlanAudit
+from trtq.engine.retry import AttemptRow
 from trtq.errors import EngineError, reason
 
 NAMED = {

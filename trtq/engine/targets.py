@@ -163,13 +163,13 @@ def parse_target(text: str) -> Target:
             known = sorted({s for s, _ in DEVICES.values()})
             raise UsageError(
                 f"Unknown target {text!r}",
-                mend=f"Known compute capabilities: {', '.join(f'sm{s}' for s in known)}",
+                hint=f"Known compute capabilities: {', '.join(f'sm{s}' for s in known)}",
             )
         name, device = f"sm{sm}", f"compute capability {sm // 10}.{sm % 10}"
     elif name in DEVICES:
         sm, device = DEVICES[name]
     else:
-        raise UsageError(f"Unknown target {text!r}", mend=suggest(name, DEVICES))
+        raise UsageError(f"Unknown target {text!r}", hint=suggest(name, DEVICES))
     last = LAST.get(sm)
     if version is not None and last is not None and version > last:
         raise UsageError(

@@ -213,7 +213,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
     if not torch.isfinite(reference).all():
         raise CaptureError(
             "The model gives NaN or infinity on random input",
-            mend="Check its weights and its checkpoint",
+            hint="Check its weights and its checkpoint",
         )
     wrapped = model if isinstance(raw, torch.Tensor) else AllOutputs(model)
     prefix = "" if wrapped is model else "model."

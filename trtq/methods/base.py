@@ -104,12 +104,12 @@ class Method:
         summary: one line for ``trtq methods``.
         label: ``engine`` TensorRT has the kernel, ``folded`` costs nothing at run time, ``ops``
             runs as extra float ops, ``simulated`` has no kernel anywhere.
-        acts: ``before`` calibration (changes constants, exactly, or the placement or ops, with a
+        stage: ``before`` calibration (changes constants, exactly, or the placement or ops, with a
             label that says so), or ``after`` it (changes encodings).
         source: the paper, and the equation.
         arguments: names and defaults.
         run: does it; returns what goes into the record.
-        unfit: why it does not fit this model, None when it does.
+        not_applicable_reason: why it does not fit this model, None when it does.
         excludes: methods that it cannot be combined with.
         exact: it changes the graph and must not change its function; the outputs are compared.
         finish: what a method that acts before calibration still does to the encodings after it.
@@ -118,11 +118,11 @@ class Method:
     name: str
     summary: str
     label: Label
-    acts: Literal["before", "after"]
+    stage: Literal["before", "after"]
     source: str
     run: Callable[[Workbench, Mapping[str, Any]], dict[str, Any]]
     arguments: Mapping[str, Value] = field(default_factory=dict)
-    unfit: Callable[[Workbench], str | None] = _always_fits
+    not_applicable_reason: Callable[[Workbench], str | None] = _always_fits
     excludes: tuple[str, ...] = ()
     exact: bool = False
     finish: Callable[[Workbench, Mapping[str, Any]], None] | None = None
@@ -137,7 +137,7 @@ class Method:
         for key, value in given.items():
             if key not in values:
                 raise UsageError(
-                    f"The method {self.name} has no argument {key!r}", mend=suggest(key, values)
+                    f"The method {self.name} has no argument {key!r}", hint=suggest(key, values)
                 )
             try:
                 kind = type(values[key])

@@ -146,11 +146,11 @@ METHOD = Method(
     name="bias-correction",
     summary="Shift each layer's bias so that its output channels keep their float means.",
     label="folded",
-    acts="after",
+    stage="after",
     source="Nagel et al. 2019, Data-Free Quantization, section 4.2 (empirical form)",
     arguments={"images": 32},
     run=run,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         needs_batches(bench)
         or (
             None

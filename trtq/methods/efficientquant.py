@@ -117,11 +117,11 @@ METHOD = Method(
     summary="EfficientQuant: weights of convolutions on asymmetric codes, outputs of softmax on "
     "log2 codes, all else in float.",
     label="simulated",
-    acts="before",
+    stage="before",
     source="S3 eq. 1-6, with eq. 2 and 5 mended so that they invert (docs/methods.md)",
     arguments={"granularity": "layer"},
     run=run,
-    unfit=_unfit,
+    not_applicable_reason=_unfit,
     excludes=(
         "smooth",
         "qads",

@@ -78,12 +78,12 @@ METHOD = Method(
     summary="Cross-layer equalisation: balance the weights of neighbouring layers channel by "
     "channel.",
     label="folded",
-    acts="before",
+    stage="before",
     source="Nagel et al. 2019, Data-Free Quantization, eq. 11",
     arguments={"rounds": 10},
     run=run,
     exact=True,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         None
         if _between_weights(bench)
         else "no two convs or linears have only ReLU or pooling between them"

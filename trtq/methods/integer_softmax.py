@@ -143,12 +143,12 @@ METHOD = Method(
     summary="Replace the exponential of attentions by an order-preserving piecewise-linear "
     "function.",
     label="ops",
-    acts="before",
+    stage="before",
     source="S2, integer-only linear softmax: e^x = clip(a x + b, l, u), here with N segments "
     "fitted by least squares",
     arguments={"segments": 8, "images": 32},
     run=run,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         None if attention_softmaxes(bench.graph) else "it has no attention; it is for transformers"
     ),
     excludes=("repq",),

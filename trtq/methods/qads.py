@@ -161,14 +161,14 @@ METHOD = Method(
     summary="QADS: scale each input channel for the least output error; folded where exact, an "
     "explicit Mul where it pays.",
     label="folded",
-    acts="before",
+    stage="before",
     source="S2 section QADS, Y = (X / a)(a W); the search by gradient in log a is ours, the paper "
     "gives none",
     arguments={"images": 32, "rows": 256, "steps": 50, "lr": 0.05, "explicit": 3.0},
     run=run,
     exact=True,
     excludes=("smooth",),
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         needs_batches(bench) or (None if bench.layers() else "it has no quantized conv or linear")
     ),
 )

@@ -88,11 +88,11 @@ ATTENTION_PERCENTILE = Method(
     name="attention-percentile",
     summary="Clamp queries, keys and values of attentions at a percentile of their magnitudes.",
     label="folded",
-    acts="after",
+    stage="after",
     source="S2 eq. 1",
     arguments={"percentile": 99.9, "images": 256},
     run=clamp,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         None
         if _attention_tensors(bench)
         else "it has no attention with quantized operands; it is for transformers"
@@ -103,12 +103,12 @@ LAYERNORM_EMA = Method(
     name="layernorm-ema",
     summary="Range of LayerNorm outputs from a moving average over the first images.",
     label="folded",
-    acts="after",
+    stage="after",
     source="S2, dynamic range estimation for LayerNorm: an exponential moving average of each "
     "image's largest magnitude",
     arguments={"images": 128},
     run=ema,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         None
         if _layer_norm_outputs(bench)
         else "no LayerNorm feeds a quantized layer; it is for transformers"

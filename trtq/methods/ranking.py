@@ -171,12 +171,12 @@ METHOD = Method(
     summary="Choose the ranges of queries and keys so that the order of attention logits survives "
     "quantization.",
     label="folded",
-    acts="after",
+    stage="after",
     source="S1 section 4.6; Liu et al. 2021, Post-Training Quantization for Vision Transformer, "
     "eq. 5-8",
     arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
     run=run,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         needs_batches(bench)
         or (
             None

@@ -17,9 +17,9 @@ from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.normalize import operands
 from trtq.methods.base import Method, Workbench, needs_batches
-from trtq.methods.learning import LearningState
 from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
 from trtq.quant.simulate import shared_names
+from trtq.train.learning_state import LearningState
 
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
 aten = torch.ops.aten
@@ -263,7 +263,7 @@ METHOD = Method(
     summary="Learn the rounding of weights and the ranges of activations below 8 bits from the "
     "float model's block outputs.",
     label="folded",
-    acts="after",
+    stage="after",
     source="Nagel et al. 2020, AdaRound, eq. 22-23, decided at every step; Li et al. 2021, BRECQ; "
     "Wei et al. 2022, QDrop (keep); "
     "Esser et al. 2020, LSQ",
@@ -277,7 +277,7 @@ METHOD = Method(
         "flip": 0.5,
     },
     run=run,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         needs_batches(bench)
         or (
             None

@@ -33,7 +33,7 @@ def get_method(name: str) -> Method:
         UsageError: there is none (the nearest are suggested).
     """
     if name not in METHODS:
-        raise UsageError(f"Unknown method {name!r}", mend=suggest(name, METHODS))
+        raise UsageError(f"Unknown method {name!r}", hint=suggest(name, METHODS))
     module, _, variable = METHODS[name].partition(":")
     method: Method = getattr(importlib.import_module(module), variable or "METHOD")
     return method
@@ -55,7 +55,7 @@ def choose(
     """
     repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if repeated is not None:
-        raise UsageError(f"The method {repeated} was asked for twice", mend="Name it once")
+        raise UsageError(f"The method {repeated} was asked for twice", hint="Name it once")
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in arguments.items():
         name, dot, argument = key.partition(".")
@@ -68,7 +68,7 @@ def choose(
         if name not in given:
             raise UsageError(
                 f"--method-arg {key} is for a method that was not asked for",
-                mend=f"Add --method {name}",
+                hint=f"Add --method {name}",
             )
         given[name][argument] = value
     order = list(METHODS)
@@ -91,7 +91,7 @@ def require_fit(method: Method, bench: Workbench) -> None:
     Raises:
         UsageError: says why, and what fits.
     """
-    reason = method.unfit(bench)
+    reason = method.not_applicable_reason(bench)
     if reason is not None:
         raise UsageError(
             f"The method {method.name} does not fit this model",

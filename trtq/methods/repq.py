@@ -117,14 +117,14 @@ METHOD = Method(
     "codes "
     "for softmax.",
     label="ops",
-    acts="before",
+    stage="before",
     source="Li et al. 2023, RepQ-ViT, eq. 9-14 and 16-18, with symmetric codes: r2 centres each "
     "channel",
     arguments={"images": 32, "softmax": True},
     run=run,
     exact=True,
     finish=finish,
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         needs_batches(bench)
         or (
             None

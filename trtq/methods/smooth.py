@@ -94,14 +94,14 @@ METHOD = Method(
     summary="SmoothQuant: move large activation channels into the weights that read them, where "
     "that is exact.",
     label="folded",
-    acts="before",
+    stage="before",
     source="Xiao et al. 2023, SmoothQuant, eq. 4; the strength searched per layer for the least "
     "output error",
     arguments={"strength": -1.0, "images": 32, "rows": 512},
     run=run,
     exact=True,
     excludes=("qads",),
-    unfit=lambda bench: (
+    not_applicable_reason=lambda bench: (
         None
         if find_pairs(bench)[0]
         else "no norm, conv or linear hands its channels on through exact ops only"

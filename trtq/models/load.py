@@ -131,7 +131,7 @@ def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
         kwargs = _without_fetching(kind, rest, kwargs)
     elif kind == "trtq":
         if rest not in BUILTIN:
-            raise ModelError(f"Unknown model {name!r}", mend=suggest(rest, BUILTIN))
+            raise ModelError(f"Unknown model {name!r}", hint=suggest(rest, BUILTIN))
         from trtq.models.fcn import fcn_resnet18
 
         factory = fcn_resnet18
@@ -157,7 +157,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 
     base = name.split(".", 1)[0]
     if not timm.is_model(base):
-        raise ModelError(f"Unknown timm model {name!r}", mend=suggest(base, timm.list_models()))
+        raise ModelError(f"Unknown timm model {name!r}", hint=suggest(base, timm.list_models()))
     return lambda **kw: timm.create_model(name, pretrained=False, **kw)
 
 
@@ -166,7 +166,7 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
 
     known = models.list_models()
     if name not in known:
-        raise ModelError(f"Unknown torchvision model {name!r}", mend=suggest(name, known))
+        raise ModelError(f"Unknown torchvision model {name!r}", hint=suggest(name, known))
     takes = inspect.signature(models.get_model_builder(name)).parameters
     # Detection and segmentation models fetch the weights of their backbone unless they are told not
     # to.

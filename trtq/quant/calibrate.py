@@ -30,7 +30,7 @@ from trtq.quant.fake_quantize import LOG_EPSILON
 from trtq.quant.formats import INT8, Format
 from trtq.quant.histogram import Histogram
 from trtq.quant.observe import Range
-from trtq.quant.placement import Placement, Quantizer, keep_whole_
+from trtq.quant.placement import Placement, Quantizer, enforce_partners_
 
 BULK_PERCENT = 95.0
 SOFTMAX_STEPS = 4.0
@@ -161,7 +161,7 @@ def make_encodings(
     for quantizer in placement.quantizers:
         if not quantizer.is_weight:
             _judge_(quantizer, stats[quantizer.stats_key], force=placement.force_attention)
-    keep_whole_(placement)
+    enforce_partners_(placement)
     amax: dict[str, torch.Tensor] = {}
     amin: dict[str, torch.Tensor] = {}
     formats: dict[str, Format] = {}

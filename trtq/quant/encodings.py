@@ -83,7 +83,7 @@ class Encodings:
         # A channel of one value: a step of that value holds it exactly.
         return torch.where(step > 0, step, torch.where(low == 0, torch.ones_like(low), low.abs()))
 
-    def settle_(self) -> None:
+    def round_scales_to_fp16_(self) -> None:
         """Move each scale of a format with a kernel to the nearest FP16 number.
 
         A scale is moved where that number is within 0.1 % for every channel.

@@ -38,7 +38,7 @@ def is_transposed(node: fx.Node) -> bool:
 
 # Products that have no INT8 kernel as they are written: which nodes, the operand that is listed for
 # them, and why.
-NEVER: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str], ...] = (
+UNSUPPORTED: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str], ...] = (
     (
         is_transposed,
         lambda n: operands(n)[1],
@@ -200,7 +200,7 @@ def place(
                 quantizer = _apply(graph, rule, node, depth)
                 if quantizer is not None:
                     found.quantizers.append(quantizer)
-        for belongs, source, why in NEVER:
+        for belongs, source, why in UNSUPPORTED:
             if belongs(node):
                 found.quantizers.append(_float_only(graph, node, source(node), why))
     _set_bits_(found, weight_bits, input_bits)
@@ -209,7 +209,7 @@ def place(
         for q in found.quantizers:
             if attention_of(q) is not None:
                 q.float_reason, q.decided = "asked for by --attention float", "user"
-    keep_whole_(found)
+    enforce_partners_(found)
     _keep_high_precision_(found, high_precision)
     return found
 
@@ -230,7 +230,7 @@ def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | 
         if name not in known:
             raise UsageError(
                 f"The allocation names a layer {name} that the model does not have",
-                mend=suggest(name, known),
+                hint=suggest(name, known),
             )
     for q in placement.quantizers:
         if q.role in ("input", "weight") and q.layer in layer_bits:
@@ -420,7 +420,7 @@ def _is_layer_scale(node: fx.Node) -> bool:
     return isinstance(other, fx.Node) and other.op == "get_attr"
 
 
-def keep_whole_(placement: Placement) -> None:
+def enforce_partners_(placement: Placement) -> None:
     """Keep in float the quantizers that are worth nothing without one that stays in float.
 
     A conv, linear or matmul runs in INT8 only when both operands are quantized; a format without a
@@ -461,11 +461,11 @@ def _keep_high_precision_(placement: Placement, patterns: Sequence[str]) -> None
         if not hits:
             names = [q.layer for q in placement.quantizers]
             raise UsageError(
-                f"--high-precision {pattern!r} matches no layer", mend=suggest(pattern, names)
+                f"--high-precision {pattern!r} matches no layer", hint=suggest(pattern, names)
             )
         for q in hits:
             q.float_reason, q.decided = f"asked for by --high-precision {pattern}", "user"
-    keep_whole_(placement)
+    enforce_partners_(placement)
 
 
 def matching(placement: Placement, pattern: str) -> list[Quantizer]:

@@ -23,7 +23,7 @@ from trtq.report.figures import (
     training_figure,
 )
 from trtq.report.layers import layers_of
-from trtq.report.runs import compare_runs
+from trtq.report.run_comparison import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
 from trtq.terminal import visible

@@ -83,7 +83,7 @@ def parse_budgets(texts: Sequence[str]) -> list[Budget]:
                 f"Write it like {_example(name)}",
             )
         if name in found:
-            raise UsageError(f"The budget {name} was given twice", mend="Name it once")
+            raise UsageError(f"The budget {name} was given twice", hint="Name it once")
         number, unit = float(parts[1]), parts[2].upper()
         if number <= 0:
             raise UsageError(

@@ -12,18 +12,24 @@ from torch import fx
 
 from trtq.graph.normalize import operands
 from trtq.search.options import read_option
-from trtq.search.sensitivity import Sensitivity, Study, WithWeights, cross_entropy, require_finite
+from trtq.search.sensitivity import (
+    Sensitivity,
+    SensitivityContext,
+    WithWeights,
+    cross_entropy,
+    require_finite,
+)
 
 STABLE_TAU = 0.95
 FEWEST_PROBES = 10
 
 
-def _all_images(study: Study) -> tuple[torch.Tensor, torch.Tensor]:
+def _all_images(study: SensitivityContext) -> tuple[torch.Tensor, torch.Tensor]:
     images, targets = zip(*study.batches(), strict=True)
     return torch.cat(images), torch.cat(targets)
 
 
-def gradient(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def gradient(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 (S4 eq. 3.1-3.3).
 
     The weights are W'_l = W_l + dW with dW ~ N(0, (eps / ||W_l||)^2). As in S4's Algorithm 1, one
@@ -103,7 +109,7 @@ def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
     return max(trace, 0.0) * float((quantized - weight).square().sum())
 
 
-def hessian(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def hessian(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return Tr(H_l) ||Q(W_l) - W_l||^2 of each layer at each width (S2).
 
     The trace comes from Hutchinson's estimator. Probes stop early when the layers' order is stable:

@@ -15,7 +15,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.observe import Range, observe
 from trtq.quant.placement import LayerBits, Placement, Quantizer, place
-from trtq.search.options import Option
+from trtq.search.options import BitConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Layer:
 
 def prepare_layers(
     graph: fx.GraphModule,
-    options: Sequence[Option],
+    options: Sequence[BitConfig],
     batches: Iterable[torch.Tensor],
     *,
     calibrator: str,

@@ -8,7 +8,7 @@ from typing import Any
 
 from trtq.search.gradients import gradient, hessian
 from trtq.search.outputs import jsd, l2
-from trtq.search.sensitivity import Metric, Sensitivity, Study
+from trtq.search.sensitivity import Metric, Sensitivity, SensitivityContext
 
 
 def _shares(found: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
@@ -16,7 +16,7 @@ def _shares(found: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
     return {name: {o: v / total for o, v in s.loss.items()} for name, s in found.items()}
 
 
-def combined(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def combined(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return the geometric mean of the Hessian's and the divergence's share of the total.
 
     This is S2's Algorithm 1, which leaves its f open.

@@ -16,7 +16,7 @@ FP16: Final = "fp16"
 FP8: Final = "fp8"
 
 
-class Option(msgspec.Struct, frozen=True, kw_only=True, order=True):
+class BitConfig(msgspec.Struct, frozen=True, kw_only=True, order=True):
     """One choice of bits for ``weight`` and ``input``.
 
     16 means float, computed as FP16; 32 is the model as it came.
@@ -58,10 +58,10 @@ class Option(msgspec.Struct, frozen=True, kw_only=True, order=True):
         return self.quantized and self.input == 16
 
 
-HALF, FULL = Option(weight=16, input=16), Option(weight=32, input=32)
+HALF, FULL = BitConfig(weight=16, input=16), BitConfig(weight=32, input=32)
 
 
-def read_option(text: str) -> Option:
+def read_option(text: str) -> BitConfig:
     """Return the option of a name.
 
     The forms are ``4`` (weights and inputs of 4 bits), ``w4a8``, ``w4a16`` (weights alone), ``fp8``
@@ -70,7 +70,7 @@ def read_option(text: str) -> Option:
     Raises:
         UsageError: none of these forms.
     """
-    named = {FP16: HALF, FP8: Option(weight=8, input=8, fp8=True)}.get(text.strip())
+    named = {FP16: HALF, FP8: BitConfig(weight=8, input=8, fp8=True)}.get(text.strip())
     if named is not None:
         return named
     found = FORMS.match(text.strip())
@@ -81,10 +81,10 @@ def read_option(text: str) -> Option:
             "Write it like --bits 2,4,w4a8",
         )
     weight, given, both = found.groups()
-    return Option(weight=int(weight or both), input=int(given or both))
+    return BitConfig(weight=int(weight or both), input=int(given or both))
 
 
-def read_options(texts: Sequence[str]) -> list[Option]:
+def read_options(texts: Sequence[str]) -> list[BitConfig]:
     """Return the options, narrowest first; a text may hold several, as in ``2,4,8``.
 
     Raises:
@@ -93,5 +93,5 @@ def read_options(texts: Sequence[str]) -> list[Option]:
     options = [read_option(t) for text in texts for t in text.split(",")]
     twice = next((o.label for i, o in enumerate(options) if o in options[:i]), None)
     if twice is not None:
-        raise UsageError(f"The width {twice} was asked for twice", mend="Name it once")
+        raise UsageError(f"The width {twice} was asked for twice", hint="Name it once")
     return sorted(options)

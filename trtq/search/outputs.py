@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq.search.layers import Layer
-from trtq.search.sensitivity import Sensitivity, Study, require_finite
+from trtq.search.sensitivity import Sensitivity, SensitivityContext, require_finite
 
 
 class _OwnOutputs(fx.Interpreter):
@@ -32,7 +32,7 @@ class _OwnOutputs(fx.Interpreter):
         return result
 
 
-def l2(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def l2(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return S_l = ||y_full - y_quant||_2 of each layer's own output (S1 eq. 5).
 
     The inputs are the float model's. All layers and all widths share one run over the images, which
@@ -83,7 +83,7 @@ def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
     return found
 
 
-def jsd(study: Study) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def jsd(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
     """Return the divergence of the output distribution with one layer quantized (S2).
 
     All other layers stay in float; the result is the mean over the images. The values before the

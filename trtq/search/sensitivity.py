@@ -11,11 +11,11 @@ from torch import fx
 
 from trtq.errors import CalibrationError
 from trtq.search.layers import Layer
-from trtq.search.units import Units
+from trtq.search.work_cache import WorkCache
 
 
 @dataclass(slots=True, kw_only=True)
-class Study:
+class SensitivityContext:
     """What a metric works on.
 
     Attributes:
@@ -31,7 +31,7 @@ class Study:
     graph: fx.GraphModule
     layers: Sequence[Layer]
     batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor]]]
-    units: Units
+    units: WorkCache
     begin: Callable[[str, int], None]
     advance: Callable[[int], None]
     arguments: Mapping[str, float] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Sensitivity:
     stderr: float | None = None
 
 
-Metric = Callable[[Study], tuple[dict[str, Sensitivity], dict[str, Any]]]
+Metric = Callable[[SensitivityContext], tuple[dict[str, Sensitivity], dict[str, Any]]]
 
 
 class WithWeights(fx.Interpreter):

@@ -70,7 +70,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if name not in fields:
                 raise UsageError(
                     f"Unknown setting {name!r} {'in ' + where if where else 'for ' + cls.__name__}",
-                    mend=suggest(name, fields),
+                    hint=suggest(name, fields),
                 )
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
         try:

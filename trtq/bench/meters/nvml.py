@@ -201,7 +201,7 @@ class Gpu:
             try:
                 made.read()
             except MeterError as exc:
-                why = exc.why
+                why = exc.reason
                 continue
             return made
         raise MeterError("Cannot meter this GPU", why)

@@ -1,0 +1,188 @@
+"""Measure load time and memory in a new process that loads a model and answers.
+
+Run as ``python -m trtq.bench.startup_worker``.
+
+The process reads one JSON object from its command line and prints one. Heavy imports are delayed
+until they are needed.
+"""
+
+from __future__ import annotations
+
+import time
+
+ENTERED = time.perf_counter_ns()
+
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+
+def main() -> int:
+    """Load, answer twice, print."""
+    asked = json.loads(sys.argv[1])
+    path, device, batch = Path(asked["file"]), asked["device"], int(asked["batch"])
+    from trtq.bench.workload import open_workload, parse_device
+
+    parse_device(device)
+    started: int = asked[
+        "started"
+    ]  # perf_counter_ns is CLOCK_MONOTONIC: one clock for all processes
+    laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
+    memory = Memory(device) if asked["memory"] else None
+    _import_runtime(path)
+    last = time.perf_counter_ns()
+    laps.append(("imports", last - ENTERED))
+    if memory is not None:
+        memory.look("before")
+    with path.open("rb") as handle:
+        while handle.read(1 << 20):
+            pass
+    last = _lap(laps, "read", last)
+    workload = open_workload(path, device=device, batch=batch, graph=False, trust=True)
+    deserialized = getattr(getattr(workload, "runner", None), "deserialized_ns", None)
+    if deserialized is None:  # ONNX Runtime does both in one call
+        last = _lap(laps, "deserialize and context", last)
+    else:
+        laps.append(("deserialize", deserialized - last))
+        last = _lap(laps, "context and buffers", deserialized)
+    workload.call()
+    last = _lap(laps, "first answer", last)
+    workload.call()
+    second = time.perf_counter_ns() - last
+    answer: dict[str, Any] = {"laps": laps, "second": second}
+    if memory is not None:
+        for _ in range(8):
+            workload.call()
+        memory.look("after")
+        answer["memory"] = memory.account(workload)
+    print(json.dumps(answer))
+    return 0
+
+
+def _lap(laps: list[tuple[str, int]], name: str, last: int) -> int:
+    now = time.perf_counter_ns()
+    laps.append((name, now - last))
+    return now
+
+
+def _import_runtime(path: Path) -> None:
+    """Import what runs the file, so that its import does not count as loading the file."""
+    from trtq.engine.open_engine import is_engine
+
+    if is_engine(path):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+    else:
+        import onnxruntime  # noqa: F401
+
+
+class Memory:
+    """Measures the memory of this process and its GPU, before and after."""
+
+    def __init__(self, device: str) -> None:
+        from trtq.bench.meters.jetson import is_jetson
+        from trtq.bench.system_info import open_gpu
+
+        self.gpu, self.why = open_gpu(device)
+        self.shared = is_jetson()
+        self.seen: dict[str, dict[str, int | None]] = {}
+
+    def look(self, name: str) -> None:
+        """Record the memory in use now; the peak counts from the first call."""
+        if not self.seen:
+            with contextlib.suppress(
+                OSError
+            ):  # a kernel without it: the peak may be that of the imports
+                Path("/proc/self/clear_refs").write_text("5")
+        held = status()
+        used = (
+            shared_memory_used()
+            if self.shared
+            else self.gpu.memory_used()
+            if self.gpu is not None
+            else None
+        )
+        self.seen[name] = {"rss": held["VmRSS"], "peak": held["VmHWM"], "device": used}
+
+    def account(self, workload: Any) -> dict[str, Any]:
+        """Return the growth, the engine's own account, and where each figure comes from."""
+        before, after = self.seen["before"], self.seen["after"]
+        engine = getattr(getattr(workload, "runner", None), "loaded", None)
+        weights, activations = account_of(engine.engine) if engine is not None else (None, None)
+        io = int(workload.io_bytes)
+        sources = {
+            "process": "VmRSS of a fresh process: after ten requests less before the file was read",
+            "process_peak": "VmHWM of the same process less VmRSS before the file was read",
+            "io": "sum of inputs and outputs",
+        }
+        device = None
+        if before["device"] is not None and after["device"] is not None:
+            device = after["device"] - before["device"]
+            seen = (
+                "MemTotal less MemAvailable: GPU and CPU share this memory, the process is in "
+                "it, and so are all others"
+            )
+            sources["device"] = (
+                "growth of "
+                f"{seen if self.shared else 'the memory in use on the GPU by all processes, NVML'}"
+            )
+        else:
+            sources["device"] = f"n/a: {self.why}"
+        for name, value in (("weights", weights), ("activations", activations)):
+            said = (
+                "the engine's own account"
+                if value is not None
+                else "n/a: this runtime keeps no account of it"
+            )
+            sources[name] = said
+        assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
+        return {
+            "weights": weights,
+            "activations": activations,
+            "io": io,
+            "process": after["rss"] - before["rss"],
+            "process_peak": after["peak"] - before["rss"],
+            "device": device,
+            "sources": sources,
+        }
+
+
+def account_of(engine: Any) -> tuple[int | None, int | None]:
+    """Return the bytes of an engine's weights and of its activations.
+
+    A value is None when this TensorRT does not report it.
+    """
+    activations = getattr(engine, "device_memory_size_v2", None)
+    if activations is None:
+        activations = getattr(engine, "device_memory_size", None)
+    weights = None
+    stat = getattr(engine, "get_engine_stat", None)
+    if stat is not None:
+        import importlib
+
+        module = importlib.import_module(type(engine).__module__.partition(".")[0])
+        weights = int(stat(module.EngineStat.TOTAL_WEIGHTS_SIZE))
+    return weights, None if activations is None else int(activations)
+
+
+def status(text: str | None = None) -> dict[str, int]:
+    """Return VmRSS and VmHWM of this process, bytes."""
+    text = text if text is not None else Path("/proc/self/status").read_text()
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return {name: int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")}
+
+
+def shared_memory_used(text: str | None = None) -> int:
+    """Return the memory in use on this machine, bytes (MemTotal minus MemAvailable)."""
+    text = text if text is not None else Path("/proc/meminfo").read_text()
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total - free
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""The machine card: everything that affects latency on a machine, and its changes in a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trtq.artifact import cpu_name
+from trtq.bench.meters.jetson import LINES, is_jetson
+from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu
+from trtq.errors import MeterError
+
+# Without these a record cannot be held against another one: present, or with the reason why not in
+# "missing".
+NEEDED = {
+    "cpu": ("cpu", "cores", "governor", "affinity", "container", "host"),
+    "gpu": (
+        "name",
+        "uuid",
+        "driver",
+        "power_limit_w",
+        "sm_clock_max_mhz",
+        "ecc",
+        "mig",
+        "locked_clocks",
+    ),
+    "jetson": ("model", "l4t", "power_mode", "clocks"),
+}
+MAX_SPREAD = 0.02
+MAX_OTHERS = 0.10
+
+
+def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]:
+    """Return the card of this machine for one device.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        root: of the file system; another one in tests.
+        gpu: through NVML, where there is one.
+    """
+    missing: dict[str, str] = {}
+    governor = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor is None:
+        missing["governor"] = "the system does not tell it (a virtual machine hides it)"
+    card: dict[str, Any] = {
+        "kind": "jetson" if is_jetson(root) else "gpu" if device != "cpu" else "cpu",
+        "device": device,
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "governor": governor,
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load": [round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "container": _container(root),
+        "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
+        "kernel": platform.release(),
+    }
+    if card["affinity"] is None:
+        missing["affinity"] = "this system has none"
+    if card["kind"] == "jetson":
+        card["jetson"] = _jetson(root, missing)
+    elif gpu is not None:
+        card["gpu"] = {**gpu.card(), "locked_clocks": None}
+        gpu.state()  # what it does not say goes into "missing", too
+        missing["locked_clocks"] = "clocks were not locked by trtq"
+        missing |= {NAMES.get(k, k): v for k, v in gpu.missing.items()}
+    elif device != "cpu":
+        missing |= dict.fromkeys(NEEDED["gpu"], "no NVML")
+    card["missing"] = missing
+    return card
+
+
+# What NVML's figures are called on the card.
+NAMES = {
+    "power limit": "power_limit_w",
+    "power limits": "power_limits_w",
+    "largest SM clock": "sm_clock_max_mhz",
+    "compute mode": "compute_mode",
+}
+
+
+def incomplete(card: Mapping[str, Any]) -> list[str]:
+    """Return what a card lacks without saying why; a record with such a card is not comparable."""
+    kind = str(card.get("kind", ""))
+    if kind not in NEEDED:
+        return ["kind"]
+    missing = card.get("missing", {})
+    lacking = [k for k in NEEDED["cpu"] if card.get(k) is None and k not in missing]
+    if kind != "cpu":
+        part = card.get(kind, {})
+        lacking += [k for k in NEEDED[kind] if part.get(k) is None and k not in missing]
+    return lacking
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Return, in words, the fields in which two cards differ and should not.
+
+    The load, the reasons for what is missing, and a Jetson's clocks at that moment may differ.
+    """
+    free = {"load", "missing", "container", "clocks"}
+    found = []
+    for key in sorted((set(a) | set(b)) - free):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += [f"{key}.{text}" for text in differences(left, right)]
+        elif left != right:
+            found.append(f"{key}: {left} and {right}")
+    return found
+
+
+class Watch:
+    """What changed on the machine while something was measured.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+        gpu: through NVML, where there is one.
+        root: of the file system; another one in tests.
+    """
+
+    def __init__(self, device: str, gpu: Gpu | None = None, *, root: Path = Path("/")) -> None:
+        self.device, self.gpu, self.root = device, gpu, root
+        self.states: list[dict[str, Any]] = []
+        self.look()
+
+    def look(self, *, loaded: bool = False) -> None:
+        """Take a reading: between blocks, never inside.
+
+        Args:
+            loaded: whether the device has been at work just now: only then do its clocks say
+                something.
+        """
+        state: dict[str, Any] = {
+            "at": time.perf_counter(),
+            "slept": _slept(),
+            "cpu": _cpu_seconds(self.root),
+            "loaded": loaded,
+        }
+        if self.gpu is not None:
+            state["gpu"] = self.gpu.state()
+        self.states.append(state)
+
+    def between(self) -> None:
+        """Take a reading while the device is at work."""
+        self.look(loaded=True)
+
+    def reasons(self) -> list[str]:
+        """Return why figures taken between the first and the last reading are not valid."""
+        first, last = self.states[0], self.states[-1]
+        seconds = last["at"] - first["at"]
+        found = []
+        if last["slept"] - first["slept"] > 0.1:
+            found.append(f"the machine slept {last['slept'] - first['slept']:.1f} s in the middle")
+        others = self.others()
+        if others is not None and others > MAX_OTHERS and seconds > 0.5:
+            found.append(f"other processes used {others:.0%} of the CPU")
+        if self.gpu is None:
+            return found
+        states = [s["gpu"] for s in self.states]
+        for name in THROTTLE_FIELDS.values():
+            before, after = (
+                states[0]["throttled_ns"].get(name),
+                states[-1]["throttled_ns"].get(name),
+            )
+            if before is not None and after is not None and after > before:
+                found.append(f"the GPU was slowed down for {(after - before) / 1e9:.2f} s: {name}")
+        for text in dict.fromkeys(t for s in states for t in s["throttle_reasons"] or ()):
+            if not any(text in f for f in found):
+                found.append(f"the GPU is being slowed down: {text}")
+        clocks = [
+            s["gpu"]["sm_clock_mhz"]
+            for s in self.states
+            if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
+        ]
+        if len(clocks) > 1 and max(clocks) > (1 + MAX_SPREAD) * min(clocks):
+            found.append(f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz")
+        strangers = _strangers([s["processes"] for s in states if s["processes"] is not None])
+        if strangers:
+            found.append(f"{strangers} other processes on the GPU")
+        return found
+
+    def unwatched(self) -> dict[str, str]:
+        """Return the reasons why something could not be watched, by its name."""
+        if self.gpu is None:
+            return {}
+        names = ("SM clock", "clock event reasons", "processes", *THROTTLE_FIELDS.values())
+        return {f"watching the {n}": self.gpu.missing[n] for n in names if n in self.gpu.missing}
+
+    def others(self) -> float | None:
+        """Return the share of all cores that other processes used, None when unknown."""
+        first: tuple[float, float] | None = self.states[0]["cpu"]
+        last: tuple[float, float] | None = self.states[-1]["cpu"]
+        if first is None or last is None or last[1] <= first[1]:
+            return None
+        return max(0.0, (last[0] - first[0]) / (last[1] - first[1]))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the state before and after, for the record."""
+        others = self.others()
+        made: dict[str, Any] = {"other_processes_cpu": None if others is None else round(others, 4)}
+        if self.gpu is not None:
+            clocks = [
+                s["gpu"]["sm_clock_mhz"]
+                for s in self.states
+                if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
+            ]
+            made |= {
+                "before": self.states[0]["gpu"],
+                "after": self.states[-1]["gpu"],
+                "sm_clocks_under_load_mhz": sorted(set(clocks)),
+            }
+        return made
+
+
+def _strangers(seen: list[list[int]]) -> int:
+    """Return how many processes other than this one were on the GPU.
+
+    Inside a container the driver reports the host's process numbers, and this process is not
+    found. A single process is then assumed to be this one.
+    """
+    found = {p for pids in seen for p in pids}
+    if os.getpid() in found:
+        return len(found) - 1
+    return max(0, max((len(pids) for pids in seen), default=0) - 1)
+
+
+def open_gpu(device: str) -> tuple[Gpu | None, str]:
+    """Return the GPU of a device through NVML, or None and why."""
+    if device == "cpu":
+        return None, "the device is a CPU"
+    if is_jetson():
+        return None, "a Jetson's NVML cannot be trusted: its rails are read instead"
+    try:
+        return Gpu(device), ""
+    except MeterError as exc:
+        return None, exc.reason
+
+
+def _cpu_seconds(root: Path) -> tuple[float, float] | None:
+    """Return the CPU seconds that other processes used since boot, and all CPU seconds.
+
+    Both are sums over all cores.
+    """
+    text = _text(root / "proc/stat")
+    if text is None or not text.startswith("cpu "):
+        return None
+    ticks = [float(v) for v in text.splitlines()[0].split()[1:9]]
+    hertz = os.sysconf("SC_CLK_TCK")
+    busy = (sum(ticks) - ticks[3] - ticks[4]) / hertz
+    own = time.process_time()
+    return busy - own, sum(ticks) / hertz
+
+
+def _slept() -> float:
+    """Return the seconds this machine was suspended since it started."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return float(time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC))
+
+
+def _container(root: Path) -> str:
+    if (root / ".dockerenv").exists():
+        return "docker"
+    if (root / "run/.containerenv").exists():
+        return "podman"
+    groups = _text(root / "proc/1/cgroup") or ""
+    return next(
+        (k for k in ("docker", "kubepods", "containerd", "lxc") if k in groups), "none seen"
+    )
+
+
+def _jetson(root: Path, missing: dict[str, str]) -> dict[str, Any]:
+    """Return board, release and power mode; what the tools do not say is in ``missing``."""
+    made: dict[str, Any] = {
+        "model": (_text(root / "proc/device-tree/model") or "").strip("\0") or None,
+        "l4t": (_text(root / LINES) or "").partition("\n")[0] or None,
+        "power_mode": _output(["nvpmodel", "-q"]),
+        "clocks": _output(["jetson_clocks", "--show"]),
+    }
+    for key, tool in (("power_mode", "nvpmodel -q"), ("clocks", "jetson_clocks --show")):
+        if made[key] is None:
+            missing[key] = f"{tool} says nothing here (it may need root)"
+    return made
+
+
+def _output(line: list[str]) -> str | None:
+    if shutil.which(line[0]) is None:
+        return None
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None

@@ -1,0 +1,347 @@
+"""``trtq advise``: S2's decision matrix (Table IV and section III.C) as a table.
+
+The table looks at data, labels, target and budget.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, environment
+from trtq.commands.layer_costs import Outline, outline, weights_of
+from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.pricing import Pricing, uniform
+from trtq.cost.devices import Device, find_device
+from trtq.data.source import open_source
+from trtq.errors import ArtifactError
+from trtq.graph.blocks import family_of
+from trtq.graph.capture import capture
+from trtq.known_records import read_known
+from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
+from trtq.search.options import HALF, BitConfig
+from trtq.specs import AdviseSpec, ModelInputSpec, option_words
+
+FEW, MANY = 128, 5_000  # images: "limited" and "full set" of the table, which gives no numbers
+SMALL_LOSS = 0.5  # points: S2 prefers PTQ where INT8 loses less (section III.C)
+WIDTHS = (8, 6, 5, 4, 3, 2)
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at.
+
+    Attributes:
+        family: of the model, and ``counted``, why.
+        images, labels: of the data.
+        training: labelled images one may train on.
+        target: the device, and whether it has INT8 kernels; both None when none was named.
+        bits: the widest uniform weights that meet every budget, 16 where FP16 meets them, None
+            where nothing does.
+        strict: at most half a point may go.
+        int8_change: points that a measured INT8 model lost, None where none was given.
+    """
+
+    family: str
+    counted: str
+    images: int
+    labels: bool
+    training: int
+    target: str | None
+    int8: bool | None
+    bits: int | None
+    strict: bool
+    int8_change: float | None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the matrix.
+
+    Attributes:
+        scenario, data, precision, strategy: as S2 prints them; the first line is ours.
+        applies: the facts fit.
+        why: what of the facts decided.
+    """
+
+    scenario: str
+    data: str
+    precision: str
+    strategy: str
+    applies: bool
+    why: str
+
+
+class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The matrix with the lines that fit; the first of them is the advice.
+
+    Attributes:
+        commands: what to type.
+        notes: what does not fit the table.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    model: str
+    facts: Facts
+    rows: list[Row]
+    strategy: str
+    precision: str
+    commands: list[str]
+    notes: list[str]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        row = next(r for r in self.rows if r.applies)
+        return f"{self.model}: {self.strategy} ({self.precision}), because {row.why}"
+
+
+def _no_int8(f: Facts) -> str | None:
+    return f"the {f.target} has no INT8 kernels" if f.int8 is False else None
+
+
+def _half(f: Facts) -> str | None:
+    if max(f.images, f.training) < FEW and (f.bits or 0) >= 8:
+        return (
+            f"{f.images} images are too few to calibrate with confidence, and the budgets leave "
+            "room for FP16 or INT8"
+        )
+    return None
+
+
+def _training(f: Facts) -> str | None:
+    if f.training < MANY or f.bits is None or f.bits >= 8:
+        return None
+    if f.bits <= 4:
+        return (
+            f"the budgets need {f.bits} bits, where rounding cannot be made up for by scaling, "
+            f"and {f.training} labelled images are there"
+        )
+    if f.family in ("vit", "windowed", "hybrid"):
+        return f"the budgets need {f.bits} bits, and a model with attentions is sensitive below 8"
+    return None
+
+
+def _select(f: Facts) -> str | None:
+    if f.bits is None:
+        return "no uniform width meets the budgets"
+    if f.int8_change is not None and f.int8_change >= -SMALL_LOSS and f.bits >= 8:
+        return None
+    if f.bits < 8:
+        return f"the budgets need {f.bits} bits on average: which layers can bear it must be found"
+    if f.int8_change is not None:
+        return (
+            f"INT8 everywhere lost {-f.int8_change:.2f} points, more than {SMALL_LOSS}: some "
+            "layers must be wider"
+        )
+    if f.strict and f.labels:
+        return (
+            f"at most half a point may go, and {f.images} labelled images can tell which layers "
+            "cost it"
+        )
+    return None
+
+
+def _clipping(f: Facts) -> str | None:
+    if f.bits is None or f.bits < 8 or max(f.images, f.training) < FEW:
+        return None
+    if f.int8_change is not None:
+        return f"INT8 by calibration alone was measured and lost {-f.int8_change:.2f} points"
+    return f"{max(f.images, f.training)} images give ranges, and 8 bits meet the budgets"
+
+
+# scenario, data, precision, strategy of S2 Table IV, and when a line fits; the first that fits is
+# the advice.
+MATRIX: tuple[tuple[str, str, str, str, Callable[[Facts], str | None]], ...] = (
+    ("No INT8 arithmetic", "none", "FP16", "FP16 engine, no quantization", _no_int8),
+    ("Rapid Prototyping", "Limited", "FP16", "Standard PTQ", _half),
+    ("Edge Deployment", "Full Set", "INT8 / INT4", "QAT Fine-Tuning", _training),
+    ("High-Accuracy Models", "Full Set", "INT8 / FP16", "QAOF Selection", _select),
+    ("High-Throughput CNNs", "Small Set", "INT8", "PTQ + Clipping", _clipping),
+)
+
+
+def advise(spec: AdviseSpec) -> AdviseRecord:
+    """Return the matching lines of S2's Table IV, in trial order, and the commands of the first.
+
+    Raises:
+        TrtqError: the model, the images, a budget or the device cannot be read.
+    """
+    device = find_device(spec.target) if spec.target else None
+    parse_budgets(spec.budget)
+    notes: list[str] = []
+    source = open_source(spec.data, spec.class_index, notes.append)
+    train = open_source(spec.train, None, notes.append) if spec.train else source
+    loaded = open_model(spec)
+    preprocess, said = open_preprocess(spec, loaded)
+    notes += said
+    captured = capture(loaded.module, preprocess.input_size)
+    family, counted = family_of(captured.module)
+    counts = outline(captured.module, captured.example, weights_of(captured.module))
+    facts = Facts(
+        family=family,
+        counted=counted,
+        images=len(source),
+        labels=source.labels is not None,
+        training=len(train) if train.labels is not None else 0,
+        target=device.title if device else None,
+        int8="int8" in device.peaks if device else None,
+        bits=_bits(spec, counts),
+        strict=spec.min_accuracy is not None and -SMALL_LOSS <= spec.min_accuracy <= 0,
+        int8_change=_measured(spec.result),
+    )
+    rows = [_row(line, facts) for line in MATRIX]
+    taken = next(r for r in rows if r.applies)
+    notes += _notes(facts, taken, device)
+    return AdviseRecord(
+        schema=SCHEMA,
+        verb="advise",
+        spec=msgspec.to_builtins(spec),
+        model=loaded.name,
+        facts=facts,
+        rows=rows,
+        strategy=taken.strategy,
+        precision=taken.precision,
+        commands=_commands(spec, taken.strategy, facts),
+        notes=notes,
+        environment=environment(),
+    )
+
+
+def _row(line: tuple[str, str, str, str, Callable[[Facts], str | None]], facts: Facts) -> Row:
+    scenario, data, precision, strategy, fits = line
+    why = fits(facts)
+    return Row(
+        scenario=scenario,
+        data=data,
+        precision=precision,
+        strategy=strategy,
+        applies=why is not None,
+        why=why or "",
+    )
+
+
+def _bits(spec: AdviseSpec, counts: Outline) -> int | None:
+    """Return the widest uniform width that meets every budget.
+
+    16 means FP16; None means that even 2 bits are too many.
+    """
+    pricing = Pricing(counts, latency_devices(spec.budget))
+    budgets = read_budgets(spec.budget, pricing.full())
+    for option in (HALF, *(BitConfig(weight=b, input=b) for b in WIDTHS)):
+        costs = pricing.totals(uniform(counts, option))
+        if within(costs, budgets):
+            return option.weight
+    return None
+
+
+def _measured(result: str | None) -> float | None:
+    """Return the points that a measured INT8 model lost.
+
+    Raises:
+        ArtifactError: nothing was measured there, or it is not INT8.
+    """
+    if result is None:
+        return None
+    made, scored = (
+        read_known(Path(result) / "quantize.json", "quantize"),
+        read_known(Path(result) / "evaluate.json", "evaluate"),
+    )
+    bits = made.model.get("bits")
+    if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
+        why = (
+            f"it is of {bits}" if bits != "w8a8" else "its evaluation has no labels or no reference"
+        )
+        raise ArtifactError(
+            f"Cannot take the INT8 accuracy from {result}",
+            why,
+            "Give the folder of trtq run at w8a8 with [evaluate]",
+        )
+    return float(scored.top1) - float(scored.reference_top1)
+
+
+def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
+    notes = []
+    if facts.bits is None:
+        notes.append(
+            "no uniform width meets the budgets: a search with --bits 2,4,8 may, a smaller "
+            "model will (--candidates)"
+        )
+    elif facts.bits < 8:
+        notes.append(
+            "TensorRT has no kernels for convolutions below 8 bits: they run in INT8 "
+            "containers, no faster than INT8"
+        )
+    if taken.strategy.startswith("QAT"):
+        notes.append(
+            "the search finds widths to start from; its exit code 3 (accuracy does not hold "
+            "yet) is what training is for"
+        )
+    if not facts.labels and facts.training == 0:
+        notes.append("without labels accuracy is agreement with the float model")
+    if device is None:
+        notes.append("no target was named: INT8 kernels are taken for granted (--target)")
+    return notes
+
+
+def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
+    given = msgspec.to_builtins(spec)
+    named = (
+        f.name
+        for f in msgspec.structs.fields(ModelInputSpec)
+        if f.name != "model" and given[f.name] != f.default
+    )
+    model = [spec.model, *(w for name in named for w in option_words(name, given[name]))]
+    accuracy = [
+        "--min-accuracy",
+        f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}",
+    ]
+    budgets = [w for b in spec.budget for w in ("--budget", b)]
+    if strategy.startswith("FP16"):
+        build = (
+            "trtq build out/model.fp32.onnx --precision fp16 --backend trtexec --target TARGET "
+            "--out out/model.engine"
+        )
+        return [
+            shlex.join(["trtq", "quantize", *model, "--out", "out"]),
+            build.replace("TARGET", spec.target or "TARGET"),
+        ]
+    if strategy == "Standard PTQ":
+        return [
+            shlex.join(["trtq", "quantize", *model, "--high-precision", "@anchors", "--out", "out"])
+        ]
+    if strategy == "PTQ + Clipping":
+        return [shlex.join(["trtq", "quantize", *model, "--calibrator", "mse", "--out", "out"])]
+    widths = (
+        ["--bits", "8,fp16"]
+        if (facts.bits or 0) >= 8
+        else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
+    )
+    widths += ["--target", spec.target] if spec.target else []
+    if not spec.budget:
+        accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
+    commands = [
+        shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])
+    ]
+    if strategy.startswith("QAT"):
+        trained = ["--data", spec.train] if spec.train else []
+        commands.append(
+            shlex.join(
+                [
+                    "trtq",
+                    "finetune",
+                    *model,
+                    *trained,
+                    "--encodings",
+                    "out/encodings.safetensors",
+                    "--out",
+                    "qat",
+                ]
+            )
+        )
+    return commands

@@ -1,0 +1,184 @@
+"""The ONNX file that a board's TensorRT should read.
+
+It is made from the encodings where trtq made the file that was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_bytes, write_json
+from trtq.engine.targets import Target
+from trtq.engine.versions import shown
+from trtq.errors import ArtifactError, DataError, ModelError
+from trtq.export.onnx_file import records_beside
+from trtq.progress import Progress
+from trtq.specs import ExportSpec
+
+QDQ, ENCODINGS, EXPORTED, SOURCE = (
+    "model.qdq.onnx",
+    "encodings.safetensors",
+    "export.json",
+    "source.json",
+)
+# Boards are deployed to side by side, but only one model is captured at a time.
+_ONE = threading.Lock()
+
+
+class Profiled(NamedTuple):
+    """The file to send, and what to say about it.
+
+    ``fallback`` is why it is not what was asked for, "" when it is. ``notes`` are what a user
+    should know.
+    """
+
+    path: Path
+    fallback: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+    """Return the file to send.
+
+    A Q/DQ file beside its record and encodings (of quantize, search, finetune, import-checkpoint)
+    is exported for the target once (opset, typed FP16 with the ranges of real images); the next
+    deployment finds it. A file of another origin is sent unchanged. So is, with a note, a file
+    whose model or images are not here.
+    """
+    with _ONE:
+        return _profile_for(onnx, target, precision, told)
+
+
+def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
+    record = _record(onnx)
+    if record is None:
+        return Profiled(onnx)
+    assert target.version is not None
+    label = f"{target.name}@{shown(target.version)}"
+    folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
+    name = f"{label.replace('@', '-')}.onnx"
+    source = {
+        "onnx": record["files"][onnx.name]["sha256"],
+        "encodings": record["files"][ENCODINGS]["sha256"],
+    }
+    if _fresh(folder, source):
+        return _described(folder / name)
+    # Only now what needs torch: an unchanged deployment takes no seconds to import it.
+    from trtq.commands.export import export_profiles
+
+    told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
+    fields = set(ExportSpec.__struct_fields__)
+    given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
+    given |= {
+        "encodings": str(onnx.parent / ENCODINGS),
+        "target": [label],
+        "out": str(folder),
+        "precision": precision,
+        "fallback": True,
+    }
+    try:
+        export_profiles(ExportSpec.make(given), told)
+    except (ModelError, DataError) as exc:  # trained on another machine, say
+        said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
+        told.note(said)
+        return Profiled(onnx, notes=(said,))
+    _sign(folder, source, name, EXPORTED)
+    return _described(folder / name)
+
+
+def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]]:
+    """Return a Q/DQ file's float file, its ranges as a calibration cache, and notes.
+
+    A DLA takes INT8 in that form only.
+
+    Args:
+        qdq: the file.
+        number: of the trtexec that will read the cache, down to the patch: it ignores those of
+            others.
+        folder: where both go; the next deployment finds them.
+
+    Raises:
+        ExportError: the ranges do not fit a cache.
+    """
+    plain, cache = folder / "model.fp32.onnx", folder / f"trt-{number}.cache"
+    source = {"onnx": sha256_file(qdq), "number": number}
+    if not _fresh(folder, source):
+        from trtq.commands.calibration import ranges_for
+        from trtq.export.calibration_cache import write_cache
+        from trtq.export.onnx_file import load_onnx, save_onnx
+        from trtq.export.strip import strip_qdq
+
+        ensure_writable_dir(folder)
+        model = load_onnx(qdq)
+        stripped = strip_qdq(model)
+        scales, missing, unused, notes = ranges_for(model, stripped, str(qdq))
+        if missing:
+            first = next(iter(missing))
+            notes.append(
+                f"{len(missing)} tensors have no range in the cache, what is not fused around "
+                f"them runs in float: {first}, ..."
+            )
+        if unused:
+            notes.append(
+                f"{len(unused)} scales are of no tensor of the float file, the first is {unused[0]}"
+            )
+        save_onnx(stripped, plain)
+        write_bytes(cache, write_cache(scales, number).encode())
+        _sign(folder, source, plain.name, cache.name, notes=notes)
+    return plain, cache, list(read_json(folder / SOURCE)["notes"])
+
+
+def _described(path: Path) -> Profiled:
+    row = read_json(path.parent / EXPORTED)["profiles"][0]
+    kept = (
+        f"{len(row['float_nodes'])} nodes in FP32"
+        if row["float_nodes"]
+        else "every node in the precision asked for"
+    )
+    return Profiled(
+        path, row["fallback"], (f"{path.name}: opset {row['opset']}, {row['kind']}, {kept}",)
+    )
+
+
+def _record(onnx: Path) -> dict[str, Any] | None:
+    """Return the record beside a Q/DQ file that describes this very file.
+
+    It must also name the file's encodings and its model. Returns None where there is no such
+    record.
+    """
+    if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
+        return None
+    here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
+    for record in records_beside(onnx):
+        with contextlib.suppress(KeyError, TypeError):
+            # The record of import-calib names no model: its file is sent unchanged.
+            if "model" in record["spec"] and all(
+                record["files"][n]["sha256"] == digest for n, digest in here.items()
+            ):
+                return record
+    return None
+
+
+def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:
+    write_json(
+        folder / SOURCE,
+        {
+            "made_from": source,
+            "files": {n: sha256_file(folder / n) for n in names},
+            "notes": list(notes),
+        },
+    )
+
+
+def _fresh(folder: Path, source: dict[str, Any]) -> bool:
+    try:
+        made = read_json(folder / SOURCE)
+        return bool(made["made_from"] == source) and all(
+            sha256_file(folder / n) == d for n, d in made["files"].items()
+        )
+    except (ArtifactError, KeyError, TypeError, AttributeError, OSError):
+        return False

@@ -1,0 +1,350 @@
+"""``trtq cost``: what a model costs, layer by layer, by counting. Nothing here is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, environment
+from trtq.commands.allocation import read_allocation
+from trtq.commands.loading import open_model
+from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
+from trtq.cost.devices import Device, find_device
+from trtq.cost.energy import layer_bitops, layer_energy, layer_picojoules
+from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op
+from trtq.cost.profile import Correction, correct
+from trtq.cost.roofline import HOW as ROOFLINE
+from trtq.cost.roofline import KernelTime, Widths, predict_all
+from trtq.data.preprocess import resolve_preprocess
+from trtq.engine.manifest import read_engine
+from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
+from trtq.errors import ArtifactError, UsageError
+from trtq.export.onnx_file import load_onnx
+from trtq.graph.capture import capture
+from trtq.quant.digest import weights_digest
+from trtq.specs import CostSpec
+
+FLOAT_BITS = {"fp32": Widths(32, 32), "fp16": Widths(16, 16)}
+
+
+class CostRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer at its width.
+
+    Energy and pJ are predictions of a model of a chip, not measurements.
+    """
+
+    layer: LayerCost
+    weight_bits: int
+    input_bits: int
+    bytes_moved: float
+    bitops: float
+    energy: float
+    picojoules: float
+
+
+class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the roofline predicts for one device.
+
+    Attributes:
+        device, title: of the hardware table.
+        batch: images a call.
+        ms: predicted time of a call.
+        kernels: one by one, in order.
+        precisions: kernels by what they compute in.
+        notes: what the device cannot do as asked.
+        source: of its figures.
+        fitted_to: of the two fitted numbers.
+        how: what the figure is.
+        correction: with --profile, how far it is off.
+    """
+
+    device: str
+    title: str
+    batch: int
+    ms: float
+    kernels: list[KernelTime]
+    precisions: dict[str, int]
+    notes: list[str]
+    source: str
+    fitted_to: str
+    how: str = ROOFLINE
+    correction: Correction | None = None
+
+
+class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq cost`` counted for one image.
+
+    Attributes:
+        rows: convs, linears, matmuls, norms and softmaxes, in graph order.
+        total: MACs, parameters, bytes moved, BitOps, energy (S1's unit: one 32-bit MAC), pJ.
+        relative: BitOps and energy over those of FP32.
+        how: what the figures are.
+        latency: with --device, the roofline over the kernels that the graph should become.
+        engine: with --engine, the roofline over the kernels the plan has.
+        notes: what was done to read the model and its weights.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    model: str
+    rows: list[CostRow]
+    total: dict[str, float]
+    relative: dict[str, float]
+    how: str
+    environment: dict[str, Any]
+    latency: LatencyRecord | None = None
+    engine: LatencyRecord | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        t, r = self.total, self.relative
+        said = (
+            f"{self.model}: {t['macs'] / 1e6:,.1f} M MACs, {t['parameters'] / 1e6:,.2f} M "
+            f"parameters, {t['bytes_moved'] / 1e6:,.2f} MB moved; of FP32: {r['bitops']:.4f} "
+            f"BitOps, {r['energy']:.4f} energy (predicted)"
+        )
+        if self.latency is not None:
+            said += (
+                f"; {self.latency.ms:.3f} ms on the {self.latency.title} in "
+                f"{len(self.latency.kernels)} kernels (predicted)"
+            )
+        if self.latency is not None and self.latency.correction is not None:
+            c = self.latency.correction
+            advice = f"--correct {self.latency.device}={c.factor:.3f}"
+            said += (
+                f"; the profile measured {c.measured_ms:.3f} ms, {c.factor:.2f} times the "
+                f"prediction ({advice})"
+            )
+        if self.engine is not None:
+            said += (
+                f"; over the plan's {len(self.engine.kernels)} kernels {self.engine.ms:.3f} ms "
+                "(predicted)"
+            )
+        return said
+
+
+HOW = (
+    "Counted for one image. Every weight is read once, every input read and every output written "
+    "once, from DRAM. energy: S1 eq. 7, MACs by the product of the widths, accesses by the "
+    "width, 1:200. picojoules: Horowitz 2014, 45 nm, 20 pJ a bit of DRAM. Predicted, not "
+    "measured: a GPU has no datapath for widths between 4 and 8, and its energy must be metered."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """A model's ops, its kernels and the widths they run at."""
+
+    name: str
+    ops: Sequence[Op]
+    kernels: Sequence[Kernel]
+    widths: Callable[[Op | Kernel], Widths]
+    parameters: int
+    notes: tuple[str, ...] = ()
+
+
+def cost(spec: CostSpec) -> CostRecord:
+    """Count the model's layers.
+
+    Raises:
+        TrtqError: the model cannot be loaded or captured, the allocation is of another one, or the
+            device is unknown.
+    """
+    device = find_device(spec.device) if spec.device else None
+    for option in ("engine", "profile"):
+        if getattr(spec, option) and device is None:
+            raise UsageError(
+                f"--{option} needs --device",
+                "only a device gives a latency",
+                f"Name the one the {option} is of",
+            )
+    if spec.allocation and spec.bits is not None:
+        raise UsageError(
+            "Give --bits or --allocation, not both",
+            f"found --bits {spec.bits} and --allocation {spec.allocation}",
+        )
+    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
+    shown = [op for op in counted.ops if op.kind in COUNTED]
+    rows = [
+        _row(layer, counted.widths(op))
+        for layer, op in zip(count_layers(shown), shown, strict=True)
+    ]
+    layers = [r.layer for r in rows]
+    return CostRecord(
+        schema=SCHEMA,
+        verb="cost",
+        spec=msgspec.to_builtins(spec),
+        model=counted.name,
+        rows=rows,
+        total={
+            "macs": float(sum(v.macs for v in layers)),
+            "parameters": float(counted.parameters),
+            "bytes_moved": sum(r.bytes_moved for r in rows),
+            "bitops": sum(r.bitops for r in rows),
+            "energy": sum(r.energy for r in rows),
+            "picojoules": sum(r.picojoules for r in rows),
+        },
+        relative={
+            "bitops": sum(r.bitops for r in rows)
+            / max(sum(layer_bitops(v, 32, 32) for v in layers), 1.0),
+            "energy": sum(r.energy for r in rows)
+            / max(sum(layer_energy(v, 32, 32) for v in layers), 1.0),
+        },
+        how=HOW,
+        environment=environment(),
+        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
+        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
+        notes=counted.notes,
+    )
+
+
+def _row(layer: LayerCost, widths: Widths) -> CostRow:
+    w, x, _ = widths
+    return CostRow(
+        layer=layer,
+        weight_bits=w,
+        input_bits=x,
+        bytes_moved=(layer.weights * w + (layer.reads + layer.writes) * x) / 8,
+        bitops=layer_bitops(layer, w, x),
+        energy=layer_energy(layer, w, x),
+        picojoules=layer_picojoules(layer, w, x),
+    )
+
+
+def _count_model(spec: CostSpec) -> _Counted:
+    loaded = open_model(spec)
+    preprocess, _ = resolve_preprocess(input_size=spec.input_size, hints=loaded.input_hints)
+    captured = capture(loaded.module, preprocess.input_size)
+    chosen = (
+        read_allocation(Path(spec.allocation), weights_digest(captured.module))
+        if spec.allocation
+        else {}
+    )
+    bits = spec.bits or "fp32"
+    uniform = FLOAT_BITS.get(bits) or Widths(int(bits[1]), int(bits[3]))
+
+    def widths(op: Op | Kernel) -> Widths:
+        if op.name in chosen:
+            return Widths(chosen[op.name].weight, chosen[op.name].input, chosen[op.name].fp8)
+        # Only products have codes: FP16 is the narrowest the rest runs in. With an allocation the
+        # rest is INT8 or FP16, too.
+        if spec.allocation:
+            return Widths(8, 8) if op.kind == "matmul" else FLOAT_BITS["fp16"]
+        return (
+            uniform
+            if op.kind in WEIGHTED
+            else Widths(max(uniform.weight, 16), max(uniform.input, 16))
+        )
+
+    ops = list_ops(captured.module, captured.example)
+    return _Counted(
+        name=loaded.name,
+        ops=ops,
+        kernels=list_kernels(captured.module, ops),
+        widths=widths,
+        parameters=sum(p.numel() for p in captured.module.parameters()),
+        notes=loaded.notes,
+    )
+
+
+def _count_onnx(spec: CostSpec) -> _Counted:
+    for name in ("allocation", "bits", "checkpoint", "checkpoint_key", "input_size"):
+        if getattr(spec, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not go with an ONNX file",
+                "its widths, weights and shapes are its own",
+            )
+    model = load_onnx(Path(spec.model))
+    ops = list_onnx_ops(model, spec.model)
+
+    def widths(op: Op | Kernel) -> Widths:
+        x = op.input_bits or 32
+        return Widths(op.weight_bits or x, x, op.fp8)
+
+    parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
+    return _Counted(
+        name=spec.model,
+        ops=ops,
+        kernels=onnx_kernels(model, ops),
+        widths=widths,
+        parameters=parameters,
+    )
+
+
+def _count(dims: Sequence[int]) -> int:
+    total = 1
+    for d in dims:
+        total *= d
+    return total
+
+
+def _latency(
+    kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], spec: CostSpec
+) -> LatencyRecord:
+    notes = []
+    for name, fp8 in (("int8", False), ("fp8", True)):
+        if name not in device.peaks and any(
+            max(widths(k)[:2]) <= 8 and widths(k).fp8 is fp8 for k in kernels
+        ):
+            notes.append(
+                f"the {device.title} has no {name.upper()} kernels: such layers are predicted "
+                "in FP16"
+            )
+    times = predict_all(kernels, device, widths, batch=spec.batch)
+    record = _record(times, device, spec.batch, notes)
+    return (
+        msgspec.structs.replace(record, correction=correct(Path(spec.profile), times))
+        if spec.profile
+        else record
+    )
+
+
+def _record(times: list[KernelTime], device: Device, batch: int, notes: list[str]) -> LatencyRecord:
+    precisions: dict[str, int] = {}
+    for t in times:
+        precisions[t.precision] = precisions.get(t.precision, 0) + 1
+    return LatencyRecord(
+        device=device.name,
+        title=device.title,
+        batch=batch,
+        ms=sum(t.ms for t in times),
+        kernels=times,
+        precisions=precisions,
+        notes=notes,
+        source=device.source,
+        fitted_to=device.fitted_to,
+    )
+
+
+def _engine(path: Path, device: Device, batch: int) -> LatencyRecord:
+    """Return the roofline over the kernels that a plan says it has."""
+    manifest, plan = read_engine(path)
+    builder = manifest.builder
+    found: list[PlanKernel] | None = None
+    if builder["backend"] == "tensorrt-rtx":
+        found = read_plan_kernels(plan, str(builder["version"]), batch)
+    if found is None:
+        raise ArtifactError(
+            f"Cannot read the kernels of {path}",
+            "only plans of TensorRT-RTX 1.7 say what they hold, this one is of "
+            f"{builder['backend']} {builder['version']}",
+            "Leave --engine out",
+        )
+    unknown = sum(k.unknown for k in found)
+    notes = (
+        [
+            f"{unknown} fused kernels do not say what they multiply: only their memory and "
+            "their launch count"
+        ]
+        if unknown
+        else []
+    )
+    return _record([k.time(device) for k in found], device, batch, notes)

@@ -1,0 +1,484 @@
+"""``trtq finetune``: train a quantized model further with its codes in place, and export it.
+
+The export is that of ``trtq quantize``.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from trtq.artifact import (
+    SCHEMA,
+    ensure_writable_dir,
+    environment,
+    locked,
+    read_json,
+    read_record,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from trtq.commands.evaluate import EvaluateRecord, evaluate
+from trtq.commands.finetune_record import FinetuneRecord
+from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
+from trtq.commands.opset import check_files, opset_of
+from trtq.commands.quantize import FP32, QDQ
+from trtq.commands.records import Clock, FileRecord
+from trtq.commands.write_artifacts import ship
+from trtq.data.classes import mirrored_pair, require_one_class_list
+from trtq.data.labels import open_targets
+from trtq.data.preprocess import batches
+from trtq.data.source import Source, describe, open_source, shared_images, spread
+from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
+from trtq.export.parity import require_same_float
+from trtq.export.to_onnx import export_onnx
+from trtq.graph.capture import CapturedGraph, capture
+from trtq.graph.device import choose_device, to_device_
+from trtq.known_records import known
+from trtq.models.user_code import import_named, source_digest
+from trtq.progress import Notes, Progress, Silent
+from trtq.quant.encodings import Encodings
+from trtq.report.figures import training_figure
+from trtq.search.options import BitConfig
+from trtq.specs import EvaluateSpec, FinetuneSpec
+from trtq.train.objective import Objective, class_weights
+from trtq.train.trainer import Examples, Trainer
+from trtq.train.training_graph import TrainingGraph
+from trtq.workers import Workers
+
+RECORD, EVALUATION, CHECKPOINT, CURVES = (
+    "finetune.json",
+    "evaluate.json",
+    "checkpoint",
+    "curves.svg",
+)
+SEGMENTER_AXES = 4
+WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
+
+
+def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRecord:
+    """Train a quantized model and write its files to ``OUT``.
+
+    The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``, ``curves.svg``
+    and ``finetune.json``.
+
+    A run that was stopped continues from ``OUT/checkpoint``; on a CPU with as many threads the
+    result is the same to the bit. Started by torchrun, the processes share the images of every
+    step; the first writes the files, and all return the same record.
+
+    Raises:
+        TrtqError: the encodings are of another model, there are no labels, memory ran out, or the
+            loss is not finite.
+        KeyboardInterrupt: the process was told to stop; the checkpoint was written.
+    """
+    workers = Workers.from_environment()
+    first = workers.rank == 0
+    told = (progress or Silent()) if first else Silent()
+    device = choose_device(spec.device, workers)
+    out = ensure_writable_dir(Path(spec.out))
+    joined = workers.joined(gpu=device.type == "cuda", waiting=(progress or Silent()).note)
+    with locked(out / ".trtq.lock", waiting=told.note) if first else nullcontext(), joined:
+        job = _Job(spec, told, workers, device)
+        workers.wait()  # no process writes while another still reads
+        job.trainer.train()
+        job.clock.lap("train")
+        if first:
+            record = job.write()
+        workers.wait()
+        return record if first else read_record(out / RECORD, FinetuneRecord)
+
+
+class _Job:
+    """One run: the model, the images, and what trains it."""
+
+    def __init__(
+        self, spec: FinetuneSpec, told: Progress, workers: Workers, device: torch.device
+    ) -> None:
+        self.spec, self.told, self.clock, self.note = spec, told, Clock(), Notes(told.note)
+        self.workers, self.device, self.out = workers, device, Path(spec.out)
+        if Path(spec.encodings).resolve().parent == self.out.resolve():
+            why = "training would overwrite what it starts from"
+            raise UsageError(
+                f"--out {spec.out} is where the encodings lie", why, "Give another folder"
+            )
+        if spec.val is None and (spec.patience is not None or spec.schedule == "plateau"):
+            asked = "--patience" if spec.patience is not None else "--schedule plateau"
+            raise UsageError(
+                f"{asked} needs --val",
+                "without it no epoch is better than another",
+                "Give labelled images with --val",
+            )
+        check_files(spec)
+        self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
+        self.source = open_source(spec.data, spec.class_index, self.note)
+        if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
+            raise DataError(
+                f"Cannot train on {self.source.name}",
+                "it has no labels",
+                "Give a folder of class folders, --masks, or --distill 1 to learn from the "
+                "float model",
+            )
+        val = self._open_val()
+        if spec.masks is None:
+            require_one_class_list(self.source, val)
+            _require_no_mirror(self.source, spec.augment)
+        self.loaded = open_model(spec)
+        self.preprocess, said = open_preprocess(spec, self.loaded)
+        self.note(*said)
+        self.train = Examples(
+            source=self.source,
+            targets=open_targets(self.source, spec.masks, self.preprocess, spec.ignore_index),
+            preprocess=self.preprocess,
+        )
+        self.val: tuple[Examples, list[int]] | None = None
+        if val is not None:
+            targets = open_targets(val, spec.val_masks, self.preprocess, spec.ignore_index)
+            self.val = (
+                Examples(source=val, targets=targets, preprocess=self.preprocess),
+                spread(len(val), spec.val_limit),
+            )
+        self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
+        classes = self._require_fit()
+        self.answer = answer_kind(
+            self.loaded,
+            self.captured,
+            self.source,
+            scored=self.train.targets is not None and spec.loss is None,
+        )
+        # A graph that cannot be written is found now.
+        exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)
+        require_same_float(self.captured.module, exported, self.captured.example)
+        self.encodings = Encodings.load(Path(spec.encodings))
+        weights = require_own(self.encodings, self.captured.module, spec.encodings, "train from")
+        self.graph = TrainingGraph(
+            self.captured.module,
+            self.encodings,
+            learn_amax=spec.learn_amax,
+            freeze=spec.freeze,
+            only=self._worst(weights),
+            keep_norms=spec.batch_norm == "kept",
+            codebook=spec.codebook,
+        )
+        if not self.graph.trained and not self.graph.ranges:
+            raise CalibrationError(
+                "Nothing is left to train", "every layer is frozen and ranges do not learn"
+            )
+        if spec.batch_norm == "kept" and not self.graph.norms:
+            why = "no trained convolution had one behind it and has weight ranges per channel"
+            raise UsageError("Cannot keep BatchNorms", why, "Leave --batch-norm kept out")
+        to_device_(self.graph.module, device)
+        self.trainer = self._trainer(classes, weights)
+        at = self.trainer.position
+        if at.epoch or at.step:
+            self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
+        self.clock.lap("prepare")
+
+    def _open_val(self) -> Source | None:
+        spec = self.spec
+        if spec.val is None:
+            return None
+        val = open_source(spec.val, spec.val_class_index or spec.class_index, self.note)
+        if spec.masks is not None and spec.val_masks is None:
+            raise UsageError(
+                "--val needs --val-masks",
+                "the model is trained on masks",
+                "Give the masks of the validation images",
+            )
+        if val.labels is None and spec.val_masks is None:
+            raise DataError(
+                f"Cannot measure accuracy on {spec.val}",
+                "it has no labels",
+                "Give a folder of class folders, or --val-masks",
+            )
+        shared = shared_images(val, self.source)
+        if shared:
+            self.note(
+                f"{len(shared)} of {len(val)} images of {val.name} are also in "
+                f"{self.source.name}, such as {val.ids[shared[0]]}: "
+                "accuracy on them is not that of new images"
+            )
+        return val
+
+    def _require_fit(self) -> int:
+        """Return the number of classes after checking that everything fits.
+
+        Checked are the output, the labels or masks, and their sizes.
+        """
+        with torch.no_grad():
+            answer = self.captured.module(self.captured.example)
+        if not isinstance(answer, torch.Tensor) or answer.ndim not in (2, SEGMENTER_AXES):
+            shape = (
+                list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            )
+            raise UsageError(
+                f"Cannot train {self.spec.model}",
+                f"its output is {shape}, neither [N, C] nor [N, C, H, W]",
+            )
+        if not self.captured.dynamic_batch:
+            self.note(
+                "the graph has a fixed batch: every step is one image, not "
+                f"{self.spec.batch_size} (--accumulate adds steps)"
+            )
+        for examples in (self.train, self.val[0] if self.val else None):
+            targets = examples.targets if examples is not None else None
+            if targets is None:
+                continue
+            if targets.dense != (answer.ndim == SEGMENTER_AXES):
+                mend = (
+                    "Give --masks and --val-masks"
+                    if answer.ndim == SEGMENTER_AXES
+                    else "Leave --masks out"
+                )
+                raise UsageError(
+                    f"Cannot train {self.spec.model} on these targets",
+                    f"its output is {list(answer.shape)}",
+                    mend,
+                )
+            if targets.dense and answer.shape[2:] != torch.Size(self.preprocess.input_size[1:]):
+                sizes = (
+                    f"its output is {list(answer.shape[2:])}, masks are "
+                    f"{list(self.preprocess.input_size[1:])}"
+                )
+                raise UsageError(
+                    f"Cannot train {self.spec.model} on masks",
+                    sizes,
+                    "Let the model bring its answer to the size of its input",
+                )
+            targets.expect(answer.shape[1], self.spec.model)
+        return int(answer.shape[1])
+
+    def _worst(self, weights: str) -> set[str] | None:
+        """Return the layers that an analysis ranks worst at the width they have.
+
+        Returns None without an analysis.
+        """
+        if self.spec.sensitivity is None:
+            return None
+        record = read_json(Path(self.spec.sensitivity), kind="analysis")
+        own = record.get("verb") == "analyze"
+        if own:
+            known(record, Path(self.spec.sensitivity), kind="analysis")
+        if not own or record["model"]["weights_sha256"] != weights:
+            why = "it is of another model" if own else "trtq analyze did not write it"
+            raise ArtifactError(
+                f"Cannot rank layers by {self.spec.sensitivity}",
+                why,
+                "Analyse this model, with its checkpoint",
+            )
+        formats, unranked = self.encodings.formats, list[str]()
+
+        def loss(layer: dict[str, Any]) -> float:
+            weight, given = (
+                formats.get(f"{layer['name']}.weight"),
+                formats.get(f"{layer['name']}.input"),
+            )
+            own = (
+                BitConfig(weight=weight.bits, input=given.bits if given is not None else 16).label
+                if weight is not None
+                else None
+            )
+            if own not in layer["loss"]:
+                unranked.append(str(own))
+            return float(layer["loss"].get(own, layer["loss"][record["bits"][0]]))
+
+        ranked = sorted(record["layers"], key=lambda layer: -loss(layer))
+        chosen = ranked[: max(1, round((self.spec.worst or 0.25) * len(ranked)))]
+        if unranked:
+            self.note(
+                f"{len(unranked)} layers have a width that was not analysed ({unranked[0]}): "
+                f"ranked at {record['bits'][0]}"
+            )
+        self.note(
+            f"{len(chosen)} of {len(ranked)} layers train, the worst by {record['metric']}; the "
+            "others stay as they are"
+        )
+        return {str(layer["name"]) for layer in chosen}
+
+    def _trainer(self, classes: int, weights: str) -> Trainer:
+        spec, dense = self.spec, self.train.targets is not None and self.train.targets.dense
+        counted = None
+        if self.train.targets is not None:
+            targets = self.train.targets
+            picks = [[i] for i in spread(len(self.source), WEIGHED_IMAGES if dense else None)]
+            counted = class_weights(
+                spec.class_weights, (targets.of(p) for p in picks), classes, targets.ignore
+            )
+        objective = Objective(
+            distill=spec.distill,
+            temperature=spec.temperature,
+            weights=counted.to(self.device) if counted is not None else None,
+            ignore=self.train.targets.ignore if self.train.targets is not None else -100,
+            own=self.own,
+        )
+        where = (
+            "out",
+            "checkpoint",
+            "encodings",
+            "parity_images",
+            "opset",
+            "target",
+            "device",
+            "compile",
+            "data",
+            "val",
+            "masks",
+            "val_masks",
+            "class_index",
+            "val_class_index",  # their content is in the key, not their paths
+        )
+        settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
+        seen = [
+            (e.source, e.targets)
+            for e in (self.train, self.val[0] if self.val else None)
+            if e is not None
+        ]
+        images = [
+            [source.identity(), targets.identity() if targets is not None else None]
+            for source, targets in seen
+        ]
+        ranked = sha256_file(Path(spec.sensitivity)) if spec.sensitivity else None
+        key = [
+            settings,
+            weights,
+            self.encodings.digest(),
+            images,
+            ranked,
+            source_digest(spec.loss, "loss") if spec.loss else None,
+        ]
+        return Trainer(
+            spec,
+            self.graph,
+            to_device_(self.captured.module, self.device),
+            objective,
+            train=self.train,
+            val=self.val,
+            batch=spec.batch_size if self.captured.dynamic_batch else 1,
+            classes=classes,
+            workers=self.workers,
+            key=key,
+            folder=ensure_writable_dir(self.out / CHECKPOINT),
+            told=self.told,
+        )
+
+    def write(self) -> FinetuneRecord:
+        """Write the best epoch's files, the record last.
+
+        Raises:
+            ParityError: torch and ONNX Runtime do not compute the same.
+        """
+        self.trainer.take_best_()
+        to_device_(self.captured.module, torch.device("cpu"))
+        encodings, spec, size = (
+            self.graph.learned(),
+            self.spec,
+            16 if self.captured.dynamic_batch else 1,
+        )
+        compared = list(
+            batches(
+                self.source,
+                self.source.sample(spec.parity_images, spec.seed),
+                self.preprocess,
+                size,
+            )
+        )
+        parity, paths = ship(
+            self.captured,
+            encodings,
+            compared,
+            self.out,
+            opset=opset_of(spec),
+            int4=spec.weight_storage == "int4",
+            origin={
+                "preprocess": self.preprocess,
+                "model": self.loaded.name,
+                "weights": self.loaded.weights,
+                **(
+                    {"classes": self.source.classes}
+                    if spec.masks is None and self.source.classes
+                    else {}
+                ),
+            },
+            records=(RECORD, EVALUATION),
+            told=self.told,
+            note=self.note,
+            answer=self.answer,
+        )
+        at, graph = self.trainer.position, self.graph
+        paths[CURVES] = write_bytes(
+            self.out / CURVES, training_figure(at.history, self.trainer.measure).encode()
+        )
+        self.clock.lap("export")
+        evaluation = self._evaluate()
+        record = FinetuneRecord(
+            schema=SCHEMA,
+            verb="finetune",
+            spec=msgspec.to_builtins(spec),
+            model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin},
+            data=describe(self.source),
+            preprocess=self.preprocess,
+            encodings_sha256=sha256_file(Path(spec.encodings)),
+            measure=self.trainer.measure,
+            history=at.history,
+            best_epoch=at.best_epoch,
+            trained={
+                "weights": len(graph.weights),
+                "ranges": len(graph.ranges),
+                "norms": len(graph.norms),
+                "codebooks": len(graph.codebooks),
+            },
+            training={
+                "device": str(self.device),
+                "processes": self.workers.world,
+                "threads": torch.get_num_threads(),
+                "amp": spec.amp,
+                "compile": spec.compile,
+            },
+            codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()},
+            parity=parity,
+            evaluation=evaluation,
+            files={
+                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
+                for n, p in paths.items()
+            },
+            notes=self.note.lines,
+            seconds=self.clock.seconds,
+            environment=environment(),
+        )
+        write_json(self.out / RECORD, record)
+        return record
+
+    def _evaluate(self) -> EvaluateRecord | None:
+        spec = self.spec
+        if spec.val is None:
+            return None
+        found = evaluate(
+            EvaluateSpec(
+                onnx=str(self.out / QDQ),
+                reference=str(self.out / FP32),
+                data=spec.val,
+                class_index=spec.val_class_index or spec.class_index,
+                limit=spec.val_limit,
+                masks=spec.val_masks,
+                ignore_index=spec.ignore_index,
+            ),
+            self.told,
+        )
+        write_json(self.out / EVALUATION, found)
+        self.clock.lap("evaluate")
+        return found
+
+
+def _require_no_mirror(source: Source, augment: str) -> None:
+    """Refuse mirrored images of classes that a mirror exchanges, such as left and right."""
+    pair = mirrored_pair(source.classes)
+    if pair is not None and augment != "none":
+        raise UsageError(
+            f"Cannot mirror the images of {source.name}",
+            f"a mirrored image of {pair[0]} shows {pair[1]}",
+            "Add --augment none",
+        )

@@ -1,0 +1,67 @@
+"""What ``trtq finetune`` returns and writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trtq.commands.evaluate import EvaluateRecord
+from trtq.commands.records import FileRecord
+from trtq.data.preprocess import Preprocess
+from trtq.export.parity import ParityRecord
+
+
+class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq finetune`` did; written as finetune.json.
+
+    Attributes:
+        encodings_sha256: of the file that training started from.
+        trained: how many weights and biases, ranges, kept BatchNorms and codebooks learned.
+        measure: what ``score`` in the history is: top-1 or mIoU on the validation images, in torch
+            with the codes in place.
+        history: by epoch: loss, learning rate, score, images per second on the device named in
+            ``training``.
+        best_epoch: the one that was written, counted from 0.
+        training: device, processes, arithmetic.
+        codebooks: values by quantizer, relative to its range; simulated.
+        parity: torch against ONNX Runtime on the exported file.
+        evaluation: of the exported file against the float one, None without --val.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    preprocess: Preprocess
+    encodings_sha256: str
+    trained: dict[str, int]
+    measure: str
+    history: list[dict[str, float]]
+    best_epoch: int
+    training: dict[str, Any]
+    codebooks: dict[str, list[float]]
+    parity: ParityRecord
+    evaluation: EvaluateRecord | None
+    files: dict[str, FileRecord]
+    notes: list[str]
+    seconds: dict[str, float]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        losses = (
+            f"loss {self.history[0]['loss']:.4f} to {self.history[-1]['loss']:.4f} in "
+            f"{len(self.history)} epochs"
+        )
+        trained = f"{self.trained['weights']} weights and biases, {self.trained['ranges']} ranges"
+        books = (
+            f"; {len(self.codebooks)} weights on codebooks (simulated: engines compute them in "
+            "float)"
+            if self.codebooks
+            else ""
+        )
+        said = f"{trained}; {losses}; epoch {self.best_epoch + 1} was written{books}"
+        return f"{said}; {self.evaluation.summary}" if self.evaluation is not None else said

@@ -1,0 +1,216 @@
+"""``trtq fleet``: several models on several boards side by side, in one table.
+
+A board that fails leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable  # noqa: F401
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, write_json
+from trtq.commands.deploy import RECORD, deploy, name_of, power_of, require_mode
+from trtq.deploy.agent_client import Agent
+from trtq.deploy.board import probe
+from trtq.deploy.devices import Device, find_device, known_devices
+from trtq.deploy.ledger import board_manifest, is_known_engine
+from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
+from trtq.engine.manifest import EngineManifest
+from trtq.errors import BoardError, TrtqError, UsageError
+from trtq.progress import Progress, Silent
+from trtq.report.page import write_fleet_page
+from trtq.specs import DeployOptions, DeploySpec, FleetSpec
+
+TABLE, PAGE = "fleet.json", "fleet.html"
+Done = tuple[list[FleetRow], list[str]]
+
+
+class _Beside:
+    """One board's notes among those of others: lines with the board's name, no bars."""
+
+    def __init__(self, name: str, told: Progress, lock: threading.Lock) -> None:
+        self.name, self.told, self.lock = name, told, lock
+
+    def begin(self, label: str, total: int) -> None:  # noqa: ARG002
+        """Say what starts."""
+        self.note(label)
+
+    def advance(self, count: int) -> None:
+        """Ignore."""
+
+    def status(self, text: str) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Pass a line on."""
+        with self.lock:
+            self.told.note(text if text.startswith(self.name) else f"{self.name}: {text}")
+
+
+def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
+    """Deploy every model to every device, or measure what lies there.
+
+    Writes ``fleet.json`` and what each device left.
+
+    Raises:
+        UsageError: no device, or an unknown one.
+    """
+    told, began, lock = progress or Silent(), time.perf_counter(), threading.Lock()
+    devices = _devices(spec.devices)
+    missing = next((m for m in spec.model if not Path(m).is_file()), None)
+    if missing is not None:
+        raise UsageError(f"Cannot deploy {missing}", "there is no such file")
+    stems = [Path(m).stem for m in spec.model]
+    names = stems if len(set(stems)) == len(stems) else [name_of(Path(m)) for m in spec.model]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        why = "the table could not tell them apart"
+        raise UsageError(
+            f"Two models would both be called {twice}",
+            why,
+            "Put them into folders of different names",
+        )
+    out = ensure_writable_dir(Path(spec.out))
+    with locked(out / ".trtq.lock", waiting=told.note):
+
+        def work(pair: tuple[str, Device]) -> Done:
+            return _one(*pair, spec, names, out, _Beside(pair[1].name, told, lock))
+
+        with ThreadPoolExecutor(max_workers=len(devices)) as pool:
+            done = list(pool.map(work, devices))
+        record = FleetRecord(
+            schema=SCHEMA,
+            verb="fleet",
+            spec=msgspec.to_builtins(spec),
+            rows=[r for rows, _ in done for r in rows],
+            records=[p for _, paths in done for p in paths],
+            seconds=round(time.perf_counter() - began, 3),
+            environment=environment(),
+        )
+        write_json(out / TABLE, record)
+        write_fleet_page(msgspec.to_builtins(record), out / PAGE)
+    return record
+
+
+def _devices(text: str) -> list[tuple[str, Device]]:
+    """Return the devices, each with what it was called."""
+    names = [n.strip() for n in text.split(",") if n.strip()] or list(known_devices())
+    if not names:
+        raise UsageError(
+            "There is no device",
+            "none has been added yet",
+            "Add one: trtq device add NAME user@host",
+        )
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--devices names {twice} twice")
+    return [(n, find_device(n)) for n in names]
+
+
+def _options(spec: FleetSpec) -> dict[str, Any]:
+    return {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
+
+
+def _one(
+    typed: str, device: Device, spec: FleetSpec, names: list[str], out: Path, told: Progress
+) -> Done:
+    """Do everything on one device; an error becomes a row that says it."""
+    rows, paths = list[FleetRow](), list[str]()
+    if not spec.model:
+        return _there(device, spec, out / device.name, told), []
+    for model, name in zip(spec.model, names, strict=True):
+        folder = f"{out}/{device.name}/{name}"
+        try:
+            record: DeployRecord = deploy(
+                DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told
+            )
+            rows += fleet_rows(
+                device.name,
+                str(record.board["model"]),
+                name,
+                record.manifest,
+                record.rows,
+                doubt=record.disagreement,
+            )
+            paths.append(f"{device.name}/{name}/{RECORD}")
+        except TrtqError as exc:
+            told.note(str(exc))
+            rows.append(FleetRow(device=device.name, board="", model=name, why=str(exc)))
+    return rows, paths
+
+
+def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> list[FleetRow]:
+    """Measure every engine that lies on a device."""
+    from trtq.deploy.measure import measure
+
+    rows: list[FleetRow] = []
+    agent = Agent(device, told, patience_s=spec.patience)
+    try:
+        board = probe(agent)
+        require_mode(spec, board)
+        for entry in agent.ask("list")["engines"]:
+            file = entry["file"]  # in the form of an engine's name: the reader sees to it
+            name = f"{Path(entry['model']).stem} ({file[:8]})"  # of one model there may be several
+            try:
+                manifest = _manifest(agent, file, told)
+                place = ensure_writable_dir(folder / file[:12])
+                nonce = secrets.token_hex(8)
+                found = measure(
+                    agent,
+                    board,
+                    manifest,
+                    f"{board.home}/engines/{file}",
+                    spec,
+                    power_of(spec),
+                    place,
+                    nonce,
+                )
+                rows += fleet_rows(device.name, board.name, name, manifest, found)
+            except TrtqError as exc:
+                rows.append(
+                    FleetRow(device=device.name, board=board.name, model=name, why=str(exc))
+                )
+        if not rows:
+            rows.append(
+                FleetRow(
+                    device=device.name,
+                    board=board.name,
+                    model="",
+                    why="no engine there yet: trtq deploy",
+                )
+            )
+    except TrtqError as exc:
+        told.note(str(exc))
+        rows.append(FleetRow(device=device.name, board="", model="", why=str(exc)))
+    finally:
+        agent.close()
+    return rows
+
+
+def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:
+    """Return the manifest of an engine that lies on a device.
+
+    Raises:
+        BoardError: there is none, or it is not the one that was kept here.
+    """
+    answer, device = agent.ask("engine", name=f"engines/{file}"), agent.device
+    cannot = f"Cannot measure {file[:12]} on {device.name}"
+    if answer["manifest"] is None:
+        why = "it was changed since it was built" if answer["changed"] else "it has no manifest"
+        raise BoardError(cannot, why, "Deploy its model again")
+    manifest = board_manifest(answer["manifest"], device.name)
+    known = is_known_engine(device, f"engines/{file}", manifest)
+    if known is False:
+        raise BoardError(
+            cannot, "it is not the one that was built from here", "Deploy its model again"
+        )
+    if known is None:
+        told.note(f"{device.name}: another workstation built the engine {file[:12]}")
+    return manifest

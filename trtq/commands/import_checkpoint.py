@@ -1,0 +1,319 @@
+"""``trtq import-checkpoint``: another tool's ranges on trtq's graph and in its files.
+
+The other tool calibrated or trained them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save
+
+from trtq.artifact import (
+    SCHEMA,
+    ensure_writable_dir,
+    environment,
+    locked,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from trtq.commands.loading import answer_kind, open_model, open_preprocess
+from trtq.commands.records import FileRecord
+from trtq.commands.write_artifacts import ship
+from trtq.data.preprocess import batches
+from trtq.data.source import open_source
+from trtq.errors import EncodingsError
+from trtq.export.parity import ParityRecord
+from trtq.graph.capture import capture
+from trtq.graph.naming import module_name, node_name
+from trtq.graph.normalize import get_constant
+from trtq.progress import Notes, Progress, Silent
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.quant.encodings import Encodings
+from trtq.quant.formats import Format
+from trtq.quant.imported_ranges import Foreign, read_foreign
+from trtq.quant.placement import Quantizer, module_quantizers, place
+from trtq.specs import ImportCheckpointSpec
+
+RECORD, WEIGHTS = "import.json", "weights.safetensors"
+EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
+
+
+class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``trtq import-checkpoint`` took over.
+
+    Attributes:
+        tool: whose ranges they are.
+        quantizers: how many are in use.
+        left_in_float: by quantizer, the reason.
+        unused: ranges of the file that the model has no place for, and why.
+        parity: torch against ONNX Runtime on the exported file.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+    tool: str
+    quantizers: int
+    left_in_float: dict[str, str]
+    unused: dict[str, str]
+    parity: ParityRecord
+    notes: list[str]
+    files: dict[str, FileRecord]
+    environment: dict[str, Any]
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        p = self.parity
+        return (
+            f"{self.quantizers} ranges of {self.tool} in use, {len(self.left_in_float)} tensors "
+            f"left in float, {len(self.unused)} ranges unused; against float on {p.images} "
+            f"images: {p.answer.words}; parity torch/ONNX Runtime passed"
+        )
+
+
+def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = None) -> ImportRecord:
+    """Write the files of a model with another tool's ranges to ``OUT``.
+
+    The files are ``model.fp32.onnx``, ``model.qdq.onnx``, ``encodings.safetensors``,
+    ``weights.safetensors`` and ``import.json``.
+
+    Raises:
+        TrtqError: the file has no ranges, they are of another model, or the exported file does not
+            compute what was simulated.
+    """
+    told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
+    note = Notes(told.note)
+    # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
+    # that was asked for.
+    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
+    source = open_source(spec.data, spec.class_index, note)
+    with locked(out / ".trtq.lock", waiting=told.note):
+        (out / RECORD).unlink(missing_ok=True)
+        if spec.checkpoint is None and found.weights:
+            # The weights of the same file, without the tensors of its quantizers: what later
+            # commands take as --checkpoint.
+            write_bytes(
+                out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()})
+            )
+            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
+        loaded = open_model(spec)
+        modules = dict(loaded.module.named_modules())
+        found.rename(modules)
+        note(*found.notes)
+        preprocess, said = open_preprocess(spec, loaded)
+        note(*said)
+        before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
+        captured = capture(loaded.module, preprocess.input_size)
+        encodings, unused, lines = _encodings(found, before, captured.module, spec, modules)
+        note(*lines)
+        size = 16 if captured.dynamic_batch else 1
+        images = list(
+            batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size)
+        )
+        parity, paths = ship(
+            captured,
+            encodings,
+            images,
+            out,
+            origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
+            opset=spec.opset,
+            int4=False,
+            records=(RECORD,),
+            told=told,
+            note=note,
+            answer=answer_kind(loaded, captured, source),
+        )
+        if spec.checkpoint == str(out / WEIGHTS):
+            paths[WEIGHTS] = out / WEIGHTS
+        record = ImportRecord(
+            schema=SCHEMA,
+            verb="import-checkpoint",
+            spec=msgspec.to_builtins(spec),
+            tool=found.tool,
+            quantizers=len(encodings.amax),
+            left_in_float=dict(encodings.left_in_float),
+            unused=unused,
+            parity=parity,
+            notes=note.lines,
+            files={
+                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
+                for n, p in paths.items()
+            },
+            environment=environment(),
+        )
+        write_json(out / RECORD, record)
+    return record
+
+
+def _encodings(
+    found: Foreign,
+    before: dict[str, torch.Tensor],
+    graph: torch.fx.GraphModule,
+    spec: ImportCheckpointSpec,
+    modules: Collection[str],
+) -> tuple[Encodings, dict[str, str], list[str]]:
+    """Return the encodings of trtq's graph, the unplaced ranges, and what the user must know.
+
+    An unplaced range of the file has no counterpart in the graph.
+    """
+    taken = _Taken(found, before, graph)
+    for q in place(graph, attention="float").quantizers:
+        taken.add(q, _range_name(q))
+    for name in found.amax:
+        if name not in taken.names:
+            for q in module_quantizers(graph, name):
+                taken.add(q, name)
+    if not taken.amax:
+        first = next(iter(found.amax))
+        raise EncodingsError(
+            f"The ranges of {spec.ranges} are of another model",
+            f"{spec.model} has no {first}",
+            "Give the model they were made with",
+        )
+    origin = {
+        "weights_sha256": weights_digest(graph),
+        "structure_sha256": structure_digest(graph),
+        "methods": f"import {found.tool}",
+        "ranges_sha256": sha256_file(Path(spec.ranges)),
+    }
+    unused = {
+        **found.unread,
+        **{n: _why_unused(n, graph, modules) for n in found.amax if n not in taken.names},
+    }
+    encodings = Encodings(
+        amax=taken.amax, formats=taken.formats, left_in_float=taken.left, origin=origin
+    )
+    return encodings, unused, _alone(taken)
+
+
+def _why_unused(name: str, graph: torch.fx.GraphModule, modules: Collection[str]) -> str:
+    """Return why a range has no place in the graph."""
+    layer, _, role = name.rpartition(".")
+    if role == "output" and any(
+        node_name(n) == layer and "batch_norm" in n.meta for n in graph.graph.nodes
+    ):
+        return "a BatchNorm was folded into that layer: its own output is not computed any more"
+    return (
+        "capture removed that module, which computes nothing"
+        if layer in modules
+        else "the model has no such layer"
+    )
+
+
+def _range_name(q: Quantizer) -> str:
+    """Return the other tool's name for the range of a quantizer.
+
+    Residual adds are named by their block.
+    """
+    return f"{module_name(q.consumer)}.residual" if q.role == "residual" else f"{q.layer}.{q.role}"
+
+
+class _Taken:
+    """What was taken over so far.
+
+    Args:
+        found: ranges of the file.
+        before: tensors of the model before capture, by name.
+        graph: captured.
+    """
+
+    def __init__(
+        self, found: Foreign, before: dict[str, torch.Tensor], graph: torch.fx.GraphModule
+    ) -> None:
+        self.found, self.before, self.graph = found, before, graph
+        self.amax: dict[str, torch.Tensor] = {}
+        self.formats: dict[str, Format] = {}
+        self.left: dict[str, str] = {}
+        self.names: set[str] = set()
+
+    def add(self, q: Quantizer, name: str) -> None:
+        """Give a quantizer the range called ``name``, or the reason why it has none.
+
+        A tensor that trtq would leave in float has codes where the file has a range for it, because
+        the answers must be the other tool's.
+        """
+        found = self.found
+        if name not in found.amax:
+            self.left[q.name] = q.float_reason or f"{found.tool} has no range for it"
+            return
+        self.names.add(name)
+        value, axis = found.amax[name], None
+        if q.is_weight:
+            given, axis = self._weight(q, name)
+            if given is None:
+                self.left[q.name] = (
+                    "its range does not fit it, or capture changed this weight by more than a "
+                    "factor a channel"
+                )
+                return
+            value = given
+        elif value.ndim:
+            self.left[q.name] = (
+                "its range is one for each channel, which TensorRT does not take for activations"
+            )
+            return
+        self.amax[q.name], self.formats[q.name] = value, Format(bits=found.bits[name], axis=axis)
+
+    def _weight(self, q: Quantizer, name: str) -> tuple[torch.Tensor | None, int | None]:
+        """Return the range of a weight and its axis."""
+        given, axis = self.found.amax[name], self.found.axes.get(name, 0)
+        now, was = get_constant(self.graph, q.source), self.before.get(f"{q.layer}.weight")
+        if now is not None and was is not None and torch.equal(now, was):
+            if not given.ndim:
+                return given.expand(len(now)).clone(), 0
+            fits = axis < now.ndim and now.shape[axis] == given.numel()
+            return (given if fits else None), axis
+        return _folded(q, given, self.before, self.graph, either=self.found.tool == "AIMET"), 0
+
+
+def _alone(taken: _Taken) -> list[str]:
+    """Return a line for each layer with codes for one operand only: it computes in float."""
+    lines = []
+    for name in taken.amax:
+        layer, _, role = name.rpartition(".")
+        other = {"input": "weight", "weight": "input"}.get(role)
+        if other is not None and f"{layer}.{other}" in taken.left:
+            lines.append(
+                f"{layer} has a range of its {role} alone: engines compute it in float "
+                f"({taken.left[f'{layer}.{other}']})"
+            )
+    return lines
+
+
+def _folded(
+    q: Quantizer,
+    amax: torch.Tensor,
+    before: dict[str, torch.Tensor],
+    graph: torch.fx.GraphModule,
+    *,
+    either: bool,
+) -> torch.Tensor | None:
+    """Return the range of a weight after BatchNorm was folded into it, float32 [C].
+
+    Returns None where the folded weight is no multiple of the one before. With ``either`` the range
+    may already be that of the folded weight: it is taken for the one whose values it fits.
+    """
+    now, was = get_constant(graph, q.source), before.get(f"{q.layer}.weight")
+    if (
+        now is None
+        or was is None
+        or was.shape != now.shape
+        or (amax.ndim and amax.numel() != now.shape[0])
+    ):
+        return None
+    flat, old = now.reshape(len(now), -1).double(), was.reshape(len(was), -1).double()
+    factor = (flat * old).sum(1) / old.square().sum(1).clamp_min(1e-30)
+    off = (flat - factor[:, None] * old).norm() / flat.norm().clamp_min(1e-30)
+    if either:
+        largest = torch.stack([w.abs().amax(1) for w in (flat, old)]).clamp_min(1e-30)
+        off_by = (amax.double().clamp_min(1e-30) / largest).log().abs().mean(1)
+        factor = torch.ones_like(factor) if off_by[0] < off_by[1] else factor
+    result = (factor.abs() * amax.double()).float().expand(len(now)).clone()
+    return torch.where(result > 0, result, torch.ones_like(result)) if float(off) <= EXACT else None

@@ -1,0 +1,209 @@
+"""``trtq inspect``: what any file or folder that trtq wrote, or an ONNX file of any origin, is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import decode_json, read_json, sha256_file
+from trtq.errors import ArtifactError
+from trtq.known_records import known, read_checked
+
+SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """Return what is in ``path`` as a JSON-like dict whose ``kind`` says what it is.
+
+    Raises:
+        TrtqError: it does not exist, is damaged, or is nothing trtq knows.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    if not path.exists():
+        raise ArtifactError(f"Cannot inspect {path}", "there is no such file or folder")
+    readers = {
+        ".onnx": _onnx,
+        ".safetensors": _safetensors,
+        ".engine": _engine,
+        ".json": _record,
+        ".toml": _recipe,
+    }
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise ArtifactError(
+            f"Cannot inspect {path}",
+            f"trtq writes {', '.join(readers)} files",
+            "Is it another tool's?",
+        )
+    return {
+        **reader(path),
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": _digest(path),
+    }
+
+
+def _digest(path: Path) -> str:
+    if path.suffix != ".onnx":
+        return sha256_file(path)
+    from trtq.export.onnx_file import digest_onnx
+
+    return digest_onnx(path)
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    known = [
+        p
+        for p in sorted(path.iterdir())
+        if p.suffix in (".onnx", ".safetensors", ".engine", ".json", ".html")
+    ]
+    if not known:
+        raise ArtifactError(
+            f"There is nothing of trtq's in {path}", "no .onnx, .safetensors, .engine or .json file"
+        )
+    info: dict[str, Any] = {
+        "kind": "folder",
+        "path": str(path),
+        "files": {p.name: p.stat().st_size for p in known},
+    }
+    record = path / "quantize.json"
+    if record.is_file():
+        content = read_checked(record, "quantize")
+        changed = [
+            n
+            for n, f in content.get("files", {}).items()
+            if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]
+        ]
+        info["quantize"] = _record(record)
+        info["altered_or_missing"] = changed
+    return info
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
+    from trtq.onnx_walk import all_nodes
+
+    model = load_onnx(path)
+    ops = Counter(n.op_type for n in all_nodes(model))
+    kinds = ("Conv", "MatMul", "Gemm", "ConvTranspose")
+    compute, quantized = (
+        [n for n in all_nodes(model) if n.op_type in kinds],
+        quantized_nodes(model, *kinds),
+    )
+    return {
+        "kind": "Q/DQ ONNX" if ops["QuantizeLinear"] else "ONNX",
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "producer": model.producer_name,
+        "inputs": {i.name: _shape(i) for i in model.graph.input},
+        "outputs": {o.name: _shape(o) for o in model.graph.output},
+        "nodes": sum(ops.values()),
+        "ops": dict(ops.most_common(12)),
+        "quantized_layers": f"{len(quantized)} of {len(compute)}",
+        "float_layers": [n.name for n in compute if n not in quantized][:20]
+        if ops["QuantizeLinear"]
+        else [],
+        "trtq": get_metadata(model),
+    }
+
+
+def _shape(value: Any) -> list[Any]:
+    return [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            meta, names = handle.metadata() or {}, list(handle.keys())
+    except (SafetensorError, OSError) as exc:
+        raise ArtifactError(
+            f"Cannot inspect {path}", f"not a whole safetensors file ({exc})", "Make it again"
+        ) from exc
+    if meta.get("trtq") == "encodings":
+        from trtq.quant.encodings import Encodings
+
+        encodings = Encodings.load(path)
+        return {
+            "kind": "encodings",
+            "quantizers": len(encodings.amax),
+            "formats": dict(Counter(f.label for f in encodings.formats.values())),
+            "left_in_float": encodings.left_in_float,
+            "origin": dict(encodings.origin),
+            "digest": encodings.digest(),
+        }
+    if meta.get("trtq") == "calibration":
+        try:
+            parts = decode_json(meta.get("parts", ""), dict[str, str])
+        except msgspec.MsgspecError as exc:
+            raise ArtifactError(
+                f"Cannot inspect {path}", f"its key is damaged ({exc})", "Delete it"
+            ) from exc
+        return {"kind": "calibration cache entry", "key": parts, "tensors": len(names)}
+    return {"kind": "weights", "tensors": len(names), "first": names[:8]}
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    from trtq.engine.manifest import read_manifest
+
+    manifest = read_manifest(path)
+    content: dict[str, Any] = msgspec.to_builtins(manifest)
+    return {"kind": "engine", "summary": manifest.summary, "manifest": content}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    verb = content.get("verb")
+    if verb is None:
+        raise ArtifactError(f"Cannot inspect {path}", "it is JSON, but no record of trtq's")
+    if verb == "build":
+        from trtq.engine.manifest import read_manifest
+
+        return {
+            "kind": "engine manifest",
+            "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary,
+        }
+    record, damage = _decoded(content, path)
+    summary = str(record.summary) if record is not None and verb in SUMMED else ""
+    info: dict[str, Any] = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
+    if verb == "quantize" and record is not None:
+        weak = sorted(
+            (q for q in content["quantizers"] if q["sqnr_db"] is not None),
+            key=lambda q: q["sqnr_db"],
+        )[:5]
+        info |= {
+            "model": content["model"].get("name"),
+            "weights": content["model"].get("weights"),
+            "calibration": content["calibration"],
+            "quantizers": content["quantizers"],
+            "left_in_float": {f["name"]: f["reason"] for f in content["left_in_float"]},
+            "parity": content["parity"],
+            "weakest": {q["name"]: q["sqnr_db"] for q in weak},
+            "notes": content["notes"],
+        }
+    else:
+        info |= {k: v for k, v in content.items() if k not in ("spec", "environment", "schema")}
+    return info
+
+
+def _decoded(content: dict[str, Any], path: Path) -> tuple[Any, str]:
+    """Return the record, and "" or what is wrong with it.
+
+    In the second case there is None in place of the record; a damaged record is still shown.
+    """
+    try:
+        return known(content, path), ""
+    except ArtifactError as exc:
+        return None, exc.reason
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    from trtq.recipe import load_recipe
+
+    content: dict[str, Any] = msgspec.to_builtins(load_recipe(path))
+    return {"kind": "recipe", "recipe": content}

@@ -1,0 +1,166 @@
+"""Build with less until it succeeds.
+
+There is less scratch memory when the builder runs out of it, and one node less in INT8 when the
+builder has no kernel for it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from trtq.artifact import explain_os_error, scratch, stamp_of
+from trtq.engine.job import Job
+from trtq.engine.settings import Builder, Built, Settings
+from trtq.errors import BuilderMemoryError, EngineError, MissingKernelError
+from trtq.export.lint_view import COMPUTE, View
+from trtq.progress import Progress
+
+WORKSPACES = (4096, 2048, 1024, 512, 256, 128, 64)
+MAX_EXCLUDED = 8
+
+
+class AttemptRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of the builder that gave no engine.
+
+    Attributes:
+        workspace: MiB, None for what the device has.
+        without: nodes that had lost their pairs.
+        error: why it ended.
+    """
+
+    workspace: int | None
+    without: list[str]
+    error: str
+
+
+@dataclass(kw_only=True)
+class Climb:
+    """An engine, and what it took.
+
+    Attributes:
+        built: by the last attempt.
+        source: the model it was built from.
+        attempts: before it.
+        without: nodes that lost their pairs.
+        workspace: of the last attempt, MiB.
+    """
+
+    built: Built
+    source: onnx.ModelProto
+    attempts: list[AttemptRow] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    workspace: int | None = None
+
+
+def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Climb:
+    """Build, and again with less where the builder's error says what would help.
+
+    Raises:
+        EngineError: nothing helped; the attempts are in the text.
+    """
+    attempts: list[AttemptRow] = []
+    without: list[str] = []
+    settings = replace(settings, workspace=settings.workspace or builder.workspace)
+    while True:
+        source = job.source(settings, builder.version, without)
+        as_it_is = source is job.model and job.stamp is not None
+        try:
+            built = (
+                _build_file(builder, job, settings)
+                if as_it_is
+                else build_model(builder, source, settings)
+            )
+            return Climb(
+                built=built,
+                source=source,
+                attempts=attempts,
+                without=without,
+                workspace=settings.workspace,
+            )
+        except BuilderMemoryError as exc:
+            attempts.append(
+                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
+            )
+            smaller = next(
+                (w for w in WORKSPACES if settings.workspace is None or w < settings.workspace),
+                None,
+            )
+            if smaller is None:
+                tried = ", ".join(
+                    "all there is" if a.workspace is None else f"{a.workspace} MiB"
+                    for a in attempts
+                )
+                raise BuilderMemoryError(
+                    exc.message, f"{exc.reason}; tried workspaces of {tried}", exc.hint
+                ) from exc
+            told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
+            settings = replace(settings, workspace=smaller)
+        except MissingKernelError as exc:
+            found = [n for n in nodes_in(exc.node, source) if n not in without]
+            if not job.spec.fallback or not found or len(without) >= MAX_EXCLUDED:
+                raise
+            attempts.append(
+                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
+            )
+            without += found
+            told.note(
+                f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}"
+            )
+
+
+def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:
+    """Build from the file where it lies; it must be the one that was read."""
+    path = Path(job.spec.onnx)
+    try:
+        built = builder.build(path, settings)
+    except EngineError as exc:
+        _require_same(path, job, exc)
+        raise
+    _require_same(path, job)
+    return built
+
+
+def _require_same(path: Path, job: Job, cause: EngineError | None = None) -> None:
+    try:
+        now = stamp_of(path)
+        same = (
+            job.stamp is not None and now[:-1] == job.stamp[:-1]
+        )  # a new link or mode changes ctime, and no content
+    except OSError:  # it is gone
+        same = False
+    if not same:
+        raise EngineError(
+            f"{path} changed while the engine was built from it",
+            "what was checked may not be what was built",
+            "Build it again",
+        ) from cause
+
+
+def nodes_in(text: str, model: onnx.ModelProto) -> list[str]:
+    """Return the quantized convolutions and products in a builder's name for a node.
+
+    The node can be a fused one.
+    """
+    view = View(model)
+    quantized = [
+        n.name
+        for n in model.graph.node
+        if n.op_type in COMPUTE and any(view.pair(i) is not None for i in n.input)
+    ]
+    return [n for n in quantized if re.search(rf"(?<![\w./-]){re.escape(n)}(?![\w./-])", text)]
+
+
+def build_model(builder: Builder, model: onnx.ModelProto, settings: Settings) -> Built:
+    """Write a model to a file of its own and build it."""
+    with scratch("onnx") as folder:
+        path = folder / "model.onnx"
+        try:
+            path.write_bytes(model.SerializeToString())
+        except OSError as exc:
+            raise explain_os_error(exc, path) from exc
+        return builder.build(path, settings)

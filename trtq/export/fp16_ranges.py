@@ -1,0 +1,330 @@
+"""Which nodes must stay in float32 when the rest becomes FP16: measured on images, node by node.
+
+Every node is computed twice on the same float32 tensors: as written, and as it would run with its
+operands and result rounded to FP16. A node stays in float32 when a range comes too near to the end
+of FP16, or when the rounding alone costs it more than a set SQNR. What is kept then runs in float32
+on rounded operands and is measured again; where that does not help, the nodes that make its
+operands are kept, too, since a difference of large numbers is lost before it is computed; and so
+on, until nothing is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from trtq.data.metrics import ratio_db
+from trtq.errors import ExportError, first_line
+from trtq.export.fp16 import HALF_MAX, elem_types, operand_types
+from trtq.export.onnx_file import opset_of, set_metadata_
+from trtq.export.ort import open_session
+from trtq.onnx_walk import QDQ, constant_of
+
+MIN_SQNR_DB = 30.0
+HEADROOM = 4.0  # images that were not seen reach further
+SUMS = ("ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool")
+MAX_ROUNDS = 50
+FLOAT_NODES = "float_nodes"  # metadata of an ONNX file: nodes that FP16 would harm, and why
+IMAGES = 16  # that files are looked at with when they are written
+
+
+def find_float_nodes(
+    model: onnx.ModelProto, batches: Iterable[np.ndarray], *, min_sqnr_db: float = MIN_SQNR_DB
+) -> dict[str, str]:
+    """Return, by node name, why a node must compute in float32 beside FP16 ones.
+
+    Args:
+        model: float32 ONNX with one image input, with or without Q/DQ pairs; nodes without a name
+            are never kept.
+        batches: preprocessed images, float32 [N, C, H, W].
+        min_sqnr_db: least SQNR of a node's result with operands and result in FP16.
+
+    Raises:
+        ExportError: ONNX Runtime cannot compute the model.
+    """
+    images = list(batches)
+    found, infinite = constants_beyond_half(model, min_sqnr_db), set[str]()
+    for _ in range(MAX_ROUNDS):
+        seen, shadow = _measure(model, found, infinite, images)
+        more = {n for n, at in seen.items() if math.isinf(at.amax)} - infinite
+        infinite |= more
+        if more:
+            continue  # -inf is a mask and as good in FP16: these are measured again without it
+        worse = _judge(seen, shadow, min_sqnr_db)
+        if not worse:
+            return found
+        found |= worse
+    return found
+
+
+def mark_float_nodes_(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> str:
+    """Write into a model's metadata which nodes must stay in float32 beside FP16.
+
+    Returns what a user should know, "" for nothing.
+    """
+    try:
+        found = find_float_nodes(model, batches)
+    except ExportError as exc:
+        return f"which tensors leave the range of FP16 is not known: {exc}"
+    set_metadata_(model, {FLOAT_NODES: found})
+    if not found:
+        return ""
+    first, why = next(iter(found.items()))
+    return f"in FP16 engines {len(found)} nodes stay in FP32, the first is {first}: {why}"
+
+
+def constants_beyond_half(
+    model: onnx.ModelProto, min_sqnr_db: float = MIN_SQNR_DB
+) -> dict[str, str]:
+    """Return the nodes that read a float constant unfit for FP16, and why.
+
+    FP16 lacks the constant's range or loses its precision. No images are needed.
+    """
+    weights = {
+        i.name: numpy_helper.to_array(i)
+        for i in model.graph.initializer
+        if i.data_type == TensorProto.FLOAT
+    }
+    for node in model.graph.node:
+        value = constant_of(node) if node.op_type == "Constant" else None
+        if value is not None and value.data_type == TensorProto.FLOAT:
+            weights[node.output[0]] = numpy_helper.to_array(value)
+    bad: dict[str, str] = {}
+    for name, array in weights.items():
+        finite = array[np.isfinite(array)]
+        largest = float(np.abs(finite).max(initial=0.0))
+        if largest > HALF_MAX:
+            bad[name] = f"its constant {name} reaches {largest:.3g}, FP16 ends at {HALF_MAX:g}"
+        elif (lost := _loss(finite)) < min_sqnr_db:
+            bad[name] = (
+                f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
+            )
+    opset, result = opset_of(model), dict[str, str]()
+    for node in model.graph.node:
+        reads, _ = operand_types(node, opset)
+        why = next(
+            (bad[n] for n, half in zip(node.input, reads, strict=True) if half and n in bad), None
+        )
+        if why is not None and node.op_type not in QDQ and node.name:
+            result[node.name] = why
+    return result
+
+
+def _loss(values: np.ndarray) -> float:
+    return ratio_db(
+        float(np.sum(values**2, dtype=np.float64)),
+        float(np.sum((values - values.astype(np.float16)) ** 2, dtype=np.float64)),
+    )
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Sums over all images of one node's results."""
+
+    amax: float = 0.0
+    signal: float = 0.0
+    noise: float = 0.0
+    whole: float = 0.0  # largest sum of magnitudes that a reduction adds up
+
+    def add(self, values: Mapping[str, float]) -> None:
+        self.amax = max(self.amax, values["amax"])
+        self.signal += values["signal"]
+        self.noise += values["noise"]
+        self.whole = max(
+            self.whole, values.get("mean", 0.0) * values.get("many", 1.0) / values.get("few", 1.0)
+        )
+
+
+def _measure(
+    model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str], images: list[np.ndarray]
+) -> tuple[dict[str, _Seen], _Shadow]:
+    """Return the statistics of every node and the model that they were measured with.
+
+    Values of -inf in ``infinite`` nodes do not count.
+    """
+    shadow = _Shadow(model, keep, infinite)
+    session = open_session(shadow.build())
+    name, seen = session.get_inputs()[0].name, dict[str, _Seen]()
+    for batch in images:
+        try:
+            got = dict(zip(shadow.wanted, session.run(None, {name: batch}), strict=True))
+        except Exception as exc:  # ONNX Runtime's exceptions share no public base
+            raise ExportError(
+                "ONNX Runtime cannot compute the model beside its FP16 twin", first_line(exc)
+            ) from exc
+        for node, parts in shadow.taps.items():
+            seen.setdefault(node, _Seen()).add(
+                {k: float(np.asarray(got[v]).max()) for k, v in parts.items()}
+            )
+    return seen, shadow
+
+
+def _judge(seen: Mapping[str, _Seen], shadow: _Shadow, floor: float) -> dict[str, str]:
+    """Return further nodes to keep in float32, and why."""
+    keep, found = shadow.keep, dict[str, str]()
+    for node, at in seen.items():
+        sqnr = ratio_db(at.signal, at.noise) if math.isfinite(at.noise) else -math.inf
+        for reach, said in ((at.amax, "its values reach"), (at.whole, "what it adds up reaches")):
+            if not reach * HEADROOM <= HALF_MAX and node not in keep and node not in found:
+                found[node] = f"{said} {reach:.4g} on the images seen, FP16 ends at {HALF_MAX:g}"
+        if sqnr >= floor or not at.signal > 0.0:
+            continue
+        why = (
+            f"FP16 would leave it {sqnr:.1f} dB"
+            if math.isfinite(sqnr)
+            else "FP16 would make it NaN or infinite"
+        )
+        if node not in keep:
+            found.setdefault(node, why)
+            continue
+        for other in shadow.makers(
+            node
+        ):  # float32 alone did not help it: its operands were rounded
+            if other not in keep:
+                found.setdefault(
+                    other, f"it makes an operand of {node}: {why.replace('it ', 'that ', 1)}"
+                )
+    return found
+
+
+class _Shadow:
+    """A model with every node's FP16 twin beside it, and numbers about the two as outputs."""
+
+    def __init__(self, model: onnx.ModelProto, keep: Mapping[str, str], infinite: set[str]) -> None:
+        self.model, self.keep, self.infinite, self.opset = (
+            onnx.ModelProto(),
+            keep,
+            infinite,
+            opset_of(model),
+        )
+        self.model.CopyFrom(model)
+        self.types = elem_types(model)
+        self.producer = {o: n for n in model.graph.node for o in n.output}
+        self.constants = {i.name for i in model.graph.initializer} | {
+            n.output[0] for n in model.graph.node if n.op_type == "Constant"
+        }
+        self.extra: list[onnx.NodeProto] = []
+        self.taps: dict[str, dict[str, str]] = {}
+        self.made: dict[tuple[str, ...], str] = {}
+        self.wanted: list[str] = []
+        self.twins = set[str]()
+
+    def build(self) -> onnx.ModelProto:
+        """Return the model and set ``taps``: for each node, the outputs that measure it."""
+        for node in self.model.graph.node:
+            reads, gives = operand_types(node, self.opset)
+            first = node.output[0] if node.output else ""
+            if (
+                node.op_type in (*QDQ, "Constant")
+                or not node.name
+                or not gives
+                or not gives[0]
+                or self.types.get(first) != TensorProto.FLOAT
+            ):
+                continue
+            self._twin(node, reads)
+        graph = self.model.graph
+        graph.node.extend(self.extra)
+        del graph.output[:]
+        del graph.value_info[:]
+        self.wanted = list(dict.fromkeys(v for parts in self.taps.values() for v in parts.values()))
+        graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.wanted)
+        return self.model
+
+    def makers(self, node: str) -> list[str]:
+        """Return the nodes whose results a node reads in FP16, Q/DQ left out."""
+        found = next(n for n in self.model.graph.node if n.name == node)
+        return [
+            p.name
+            for i in found.input
+            if (p := self.producer.get(i)) is not None
+            and p.op_type not in (*QDQ, "Constant")
+            and p.name
+            and self.types.get(i) == TensorProto.FLOAT
+        ]
+
+    def _twin(self, node: onnx.NodeProto, reads: list[bool]) -> None:
+        kept, out = node.name in self.keep, node.output[0]
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name = f"{node.name}/shadow"
+        for i, name in enumerate(node.input):
+            if name and self.types.get(name) == TensorProto.FLOAT and reads[i]:
+                twin.input[i] = self._operand(name, kept)
+        for i, name in enumerate(node.output):
+            twin.output[i] = f"{name}/shadow" if name else ""
+        self.extra.append(twin)
+        self.twins.update(twin.output)
+        result = f"{out}/shadow" if kept else self._rounded(f"{out}/shadow")
+        exact = out
+        if node.name in self.infinite:
+            masked = self._op("IsInf", out)
+            exact, result = self._without(masked, out), self._without(masked, result)
+        self.taps[node.name] = {
+            "amax": self._all("ReduceMax", self._op("Abs", exact)),
+            "signal": self._all("ReduceSumSquare", exact),
+            "noise": self._all("ReduceSumSquare", self._op("Sub", exact, result)),
+        }
+        if node.op_type in SUMS:
+            whole = onnx.NodeProto()
+            whole.CopyFrom(node)
+            whole.name, whole.input[0], whole.output[0] = (
+                f"{node.name}/whole",
+                self._op("Abs", node.input[0]),
+                f"{out}/whole",
+            )
+            self.extra.append(whole)
+            self.taps[node.name]["mean"] = self._all("ReduceMax", f"{out}/whole")
+            if node.op_type != "ReduceSum":
+                self.taps[node.name] |= {
+                    "many": self._op("Size", node.input[0]),
+                    "few": self._op("Size", out),
+                }
+
+    def _operand(self, name: str, kept: bool) -> str:
+        """Return a node's operand in float32, as a kept node makes it or rounded to FP16."""
+        maker = self.producer.get(name)
+        if maker is not None and maker.name in self.keep and f"{name}/shadow" in self.twins:
+            return f"{name}/shadow" if kept else self._rounded(f"{name}/shadow")
+        exact = maker is None or maker.op_type in QDQ or name in self.constants
+        return name if exact and kept else self._rounded(name)
+
+    def _rounded(self, name: str) -> str:
+        """Return a tensor rounded to FP16 and cast back to float32.
+
+        The ops themselves stay in float32: ONNX Runtime drops casts around FP16 ops.
+        """
+        return self._op(
+            "Cast", self._op("Cast", name, to=TensorProto.FLOAT16), to=TensorProto.FLOAT
+        )
+
+    def _without(self, masked: str, name: str) -> str:
+        """Return a tensor with 0 where ``masked`` is true."""
+        key = ("Where", masked, name)
+        if key not in self.made:
+            zero = "trtq/zero"
+            if zero not in self.constants:
+                self.constants.add(zero)
+                self.model.graph.initializer.append(
+                    numpy_helper.from_array(np.zeros((), dtype=np.float32), zero)
+                )
+            self.made[key] = f"trtq/measured_{len(self.made)}"
+            self.extra.append(helper.make_node("Where", [masked, zero, name], [self.made[key]]))
+        return self.made[key]
+
+    def _all(self, kind: str, name: str) -> str:
+        return self._op(kind, name, keepdims=0)
+
+    def _op(self, kind: str, name: str, second: str = "", **attributes: Any) -> str:
+        key = (kind, name, second, *map(str, attributes.values()))
+        if key not in self.made:
+            self.made[key] = f"trtq/measured_{len(self.made)}"
+            inputs = [name, second] if second else [name]
+            self.extra.append(helper.make_node(kind, inputs, [self.made[key]], **attributes))
+        return self.made[key]

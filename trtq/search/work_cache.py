@@ -1,0 +1,92 @@
+"""Pieces of finished work in JSON files.
+
+An interrupted analysis continues where it was, and several processes share one.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from trtq.artifact import decode_json, digest_of, write_json
+from trtq.workers import Workers
+
+EVERY_S = 5.0
+
+
+class WorkCache:
+    """Numbers by the name of the piece of work they come from.
+
+    Args:
+        folder: None keeps nothing on disk.
+        key: everything the numbers depend on.
+        workers: with several processes each keeps a file of its own, and reads those of all.
+    """
+
+    def __init__(self, folder: Path | None, key: object, workers: Workers | None = None) -> None:
+        self.key, self.workers, self.folder = digest_of(key), workers or Workers(), folder
+        self.stem = f"analysis-{self.key[:32]}"
+        self.path = (
+            folder / f"{self.stem}{f'.{self.workers.rank}' if self.workers.world > 1 else ''}.json"
+            if folder
+            else None
+        )
+        self.done: dict[str, list[float]] = {}
+        self.others: dict[str, list[float]] = {}
+        self.read()
+        self.found = len(self.done) + len(self.others)
+        self.saved = time.monotonic()
+
+    def read(self) -> None:
+        """Read what this process and every other has done."""
+        for path in sorted(self.folder.glob(f"{self.stem}*.json")) if self.folder else ():
+            (self.done if path == self.path else self.others).update(self._one(path))
+
+    def _one(self, path: Path) -> dict[str, list[float]]:
+        try:
+            held = decode_json(path.read_bytes(), dict[str, object])
+            return (
+                msgspec.convert(held["units"], dict[str, list[float]])
+                if held.get("key") == self.key
+                else {}
+            )
+        except (OSError, KeyError, msgspec.MsgspecError):
+            return {}  # torn: the work is done again
+
+    def get(self, name: str) -> list[float] | None:
+        """Return the numbers of a piece that is done, None for one that is not."""
+        return self.done.get(name, self.others.get(name))
+
+    def is_mine(self, name: str) -> bool:
+        """Whether this process does the piece; every piece belongs to one of them."""
+        return zlib.crc32(name.encode()) % self.workers.world == self.workers.rank
+
+    def put(self, name: str, values: list[float]) -> None:
+        """Keep the numbers of a piece.
+
+        They reach the disk every few seconds and with :meth:`flush`.
+        """
+        self.done[name] = values
+        if time.monotonic() - self.saved >= EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is done."""
+        if self.path is not None:
+            write_json(self.path, {"key": self.key, "units": self.done})
+            self.saved = time.monotonic()
+
+    def collect(self, waiting: Callable[[str], None] | None = None) -> None:
+        """Wait for the other processes and take over what they did.
+
+        From here on every piece that is left belongs to this process.
+        """
+        self.flush()
+        with self.workers.joined(waiting=waiting):
+            self.workers.wait()
+        self.read()
+        self.workers = Workers()

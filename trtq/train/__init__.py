@@ -1,0 +1,1 @@
+"""Quantization-aware training: the graph, its learned ranges, the loop and its state."""

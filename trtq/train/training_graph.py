@@ -1,0 +1,372 @@
+"""Quantization-aware training of a captured graph.
+
+Weights, biases and ranges learn with the codes in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from trtq.errors import EncodingsError, UsageError, suggest
+from trtq.graph.naming import NORM_AFFINE, NORMS, WEIGHTED, node_name
+from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.quant.encodings import Encodings
+from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.placement import placement_of
+from trtq.quant.simulate import insert_fake_quantize, shared_names
+from trtq.train.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
+
+aten = torch.ops.aten
+
+
+class TrainingGraph:
+    """The graph that is trained: a copy of a captured one with learned fake-quantize modules.
+
+    Args:
+        graph: captured; not changed.
+        encodings: where training starts.
+        learn_amax: ranges learn, too.
+        freeze: shell patterns of layers whose weights, biases and ranges stay.
+        only: names of the layers that learn; None: all.
+        keep_norms: the BatchNorm of a convolution is taken up again behind it (Krishnamoorthi 2018,
+            section 3.2.2), and folded again by :meth:`learned`. Call :meth:`settle_norms_` before
+            the first step.
+        codebook: bits of a codebook in the place of every uniform format of a weight; None: none.
+
+    Raises:
+        EncodingsError: the encodings do not fit the graph.
+        UsageError: a pattern matches no layer.
+
+    Attributes:
+        module: callable and differentiable.
+        placement: of the encodings.
+        weights: trained constants by their name in ``graph``.
+        quantizers: by name of the (first) quantizer.
+        norms: kept BatchNorms by the name of their convolution.
+        codebooks: by quantizer name.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        encodings: Encodings,
+        *,
+        learn_amax: bool,
+        freeze: Sequence[str] = (),
+        only: Collection[str] | None = None,
+        keep_norms: bool = False,
+        codebook: int | None = None,
+    ) -> None:
+        fixed = next((n for n, f in encodings.formats.items() if f.kind != "uniform"), None)
+        if fixed is not None:
+            why = "only integer codes around 0 learn their range"
+            raise EncodingsError(
+                f"The format {encodings.formats[fixed].label} of {fixed} cannot be trained", why
+            )
+        self.encodings, self.placement = encodings, placement_of(graph, encodings)
+        owned = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+        self._names = _hold_constants_(owned, encodings)
+        bare = Encodings(amax=encodings.amax, formats=encodings.formats)
+        self.module = insert_fake_quantize(owned, self.placement, bare, on_codes=False)
+        self.weights: dict[str, nn.Parameter] = {}
+        self.quantizers: dict[str, LearnedFakeQuantize] = {}
+        self.norms: dict[str, KeptNorm] = {}
+        self.codebooks: dict[str, LearnedCodebook] = {}
+        self._folds: dict[str, tuple[str, str, str | None]] = {}
+        frozen = _frozen(self.module, freeze, only)
+        self._train_constants_(frozen)
+        if keep_norms:
+            self._keep_norms_()
+        self._shared = shared_names(self.placement, encodings)
+        for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
+            readers = _readers(node)
+            still = readers <= frozen or (only is not None and not readers & set(only))
+            self._learn_(
+                node,
+                f"fake_quantize_{i}",
+                learn=learn_amax and not still,
+                codebook=None if still else codebook,
+            )
+        self.module.graph.eliminate_dead_code()
+        self.module.recompile()
+        learning = {id(p) for p in (*self.trained, *self.ranges)}
+        for p in (
+            self.module.parameters()
+        ):  # the model's own weights lie beside those that replaced them
+            p.requires_grad_(id(p) in learning)
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Weights, biases and the factors of kept BatchNorms, in a fixed order."""
+        return [
+            *self.weights.values(),
+            *(p for norm in self.norms.values() for p in norm.parameters()),
+        ]
+
+    @property
+    def ranges(self) -> list[nn.Parameter]:
+        """What the ranges are learned as."""
+        return [q.log_step for q in self.quantizers.values() if q.log_step.requires_grad]
+
+    @property
+    def moving(self) -> list[torch.Tensor]:
+        """What training moves without a gradient: running statistics and codebooks."""
+        return [
+            b for part in (*self.norms.values(), *self.codebooks.values()) for b in part.buffers()
+        ]
+
+    def widen_(self, bits: int) -> None:
+        """Widen every narrower quantizer to ``bits`` bits for a while; 0 restores its own width."""
+        for made in self.quantizers.values():
+            made.widen_(bits or made.format.bits)
+
+    def settle_norms_(self, batches: Iterable[torch.Tensor]) -> None:
+        """Give kept BatchNorms the statistics of what they see on ``batches``.
+
+        The graph still computes what it did before.
+        """
+        for norm in self.norms.values():
+            norm.seen = []
+        with torch.no_grad():
+            for batch in batches:
+                self.module(batch)
+        for norm in self.norms.values():
+            norm.round_scales_to_fp16_()
+
+    def _train_constants_(self, frozen: set[str]) -> None:
+        """Turn weights and biases of layers and norms into parameters of their own."""
+        original = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
+        wanted: dict[str, fx.Node] = {}
+        kept: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
+        for node in self.module.graph.nodes:
+            places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
+            for i in places:
+                given = _behind_codes(operands(node)[i]) if len(operands(node)) > i else None
+                if isinstance(given, fx.Node) and given.op == "get_attr":
+                    wanted[str(given.target)] = given
+                    kept |= {str(given.target)} if node_name(node) in frozen else set()
+        for i, (target, node) in enumerate((t, n) for t, n in wanted.items() if t not in kept):
+            value = get_constant(self.module, original[target])
+            assert value is not None
+            name, own = f"trained_{i}", self._names.get(target, target)
+            self.weights[own] = nn.Parameter(value.detach().clone())
+            self.module.register_parameter(name, self.weights[own])
+            node.target = name
+
+    def _keep_norms_(self) -> None:
+        """Put a BatchNorm behind every trained convolution that had one.
+
+        Convolutions where folding it again would not be exact are left out.
+        """
+        own = {id(p): name for name, p in self.weights.items()}
+
+        def trained(node: object) -> str | None:
+            value = (
+                getattr(self.module, str(node.target), None)
+                if isinstance(node, fx.Node) and node.op == "get_attr"
+                else None
+            )
+            return own.get(id(value))
+
+        for node in list(self.module.graph.nodes):
+            if "batch_norm" not in node.meta or node.target not in CONVS:
+                continue
+            weight, bias = trained(_behind_codes(operands(node)[1])), trained(operands(node)[2])
+            codes = operands(node)[1] if operands(node)[1].target is FAKE_QUANTIZE else None
+            if weight is None or bias is None or (codes is not None and operands(codes)[3] != 0):
+                continue  # a range for the whole tensor would not follow a factor a channel
+            if len(operands(node)[2].users) > 1 or len(_behind_codes(operands(node)[1]).users) > 1:
+                continue
+            norm, name = KeptNorm(self.weights.pop(bias)), f"kept_norm_{len(self.norms)}"
+            self.module.add_submodule(name, norm)
+            node.update_arg(2, None)
+            with self.module.graph.inserting_after(node):
+                call = self.module.graph.call_module(name, (node,))
+            call.meta.update(
+                {k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")}
+            )
+            node.replace_all_uses_with(
+                call, delete_user_cb=lambda user, call=call: user is not call
+            )
+            self.norms[node_name(node)] = norm
+            self._folds[node_name(node)] = (
+                weight,
+                bias,
+                str(operands(codes)[6]) if codes is not None else None,
+            )
+
+    def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
+        x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
+        step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
+        assert step is not None
+        held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
+        weight = next((w for w in self.weights.values() if w is held), None)
+        made: LearnedCodebook | LearnedFakeQuantize
+        if codebook is not None and weight is not None:
+            made = self.codebooks[str(quantizer)] = LearnedCodebook(
+                weight, step * fmt.qmax, fmt.axis, codebook
+            )
+        else:
+            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
+                str(quantizer), step, fmt, learn=learn
+            )
+        self.module.add_submodule(name, made)
+        with self.module.graph.inserting_before(node):
+            call = self.module.graph.call_module(name, (x,))
+        call.meta.update(node.meta)
+        node.replace_all_uses_with(call)
+
+    def learned(self) -> Encodings:
+        """Return the encodings as they are now.
+
+        Kept BatchNorms are folded. Codebook weights become constants on their values.
+        """
+        amax, formats, left = (
+            dict(self.encodings.amax),
+            dict(self.encodings.formats),
+            dict(self.encodings.left_in_float),
+        )
+        for q in self.placement.active:
+            made = self.quantizers.get(self._shared[q.name])
+            if (
+                made is not None and made.log_step.requires_grad
+            ):  # others stay what they were, to the bit
+                amax[q.name] = made.amax.cpu()
+        values = {k: v.detach().cpu().clone() for k, v in self.weights.items()}
+        for layer, norm in self.norms.items():
+            weight, bias, quantizer = self._folds[layer]
+            factor, values[bias] = (v.cpu() for v in norm.folded())
+            values[weight] = values[weight] * factor.reshape([-1] + [1] * (values[weight].ndim - 1))
+            if quantizer in self.quantizers:
+                assert quantizer is not None
+                amax[quantizer] = amax[quantizer] * factor
+        for q in self.placement.active:
+            book = self.codebooks.get(self._shared[q.name])
+            if book is not None:
+                self._write_codebook_(q.name, str(q.source.target), book, values)
+                formats.pop(q.name), amax.pop(q.name)
+                left[q.name] = (
+                    f"a codebook of {len(book.values)} values: simulated, no engine has a "
+                    "kernel for it"
+                )
+        origin = {
+            **self.encodings.origin,
+            "methods": f"{self.encodings.origin.get('methods', '')} qat".strip(),
+        }
+        result = Encodings(
+            amax=amax,
+            amin=self.encodings.amin,
+            formats=formats,
+            constants={**self.encodings.constants, **values},
+            left_in_float=left,
+            origin=origin,
+        )
+        result.round_scales_to_fp16_()
+        return result
+
+    def _write_codebook_(
+        self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]
+    ) -> None:
+        """Put the weight on its codebook values.
+
+        The factor of a folded BatchNorm is applied after them, as it is to the range of codes.
+        """
+        snapped = book.snapped(self.weights[weight].detach()).cpu()
+        fold = next(
+            (layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer),
+            None,
+        )
+        factor = self.norms[fold].folded()[0].cpu() if fold is not None else None
+        values[weight] = (
+            snapped if factor is None else snapped * factor.reshape([-1] + [1] * (snapped.ndim - 1))
+        )
+
+    def first_non_finite(self, images: torch.Tensor) -> str:
+        """Return what is NaN or infinite first.
+
+        It is a trained value, or what a node computes on ``images``.
+        """
+        for name, value in self.weights.items():
+            if not bool(torch.isfinite(value).all()):
+                return f"the weight {name}"
+        for name, quantizer in self.quantizers.items():
+            if not bool(torch.isfinite(quantizer.log_step.exp()).all()):
+                return f"the range of {name}"
+        found = _FirstNonFinite(self.module)
+        with torch.no_grad():
+            found.run(images)
+        return found.name or "the loss itself"
+
+
+class _FirstNonFinite(fx.Interpreter):
+    """Runs a graph until something is not finite."""
+
+    name = ""
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if (
+            not self.name
+            and isinstance(result, torch.Tensor)
+            and result.is_floating_point()
+            and not bool(torch.isfinite(result).all())
+        ):
+            self.name = f"the output of {node_name(n)}" if n.op != "placeholder" else "the input"
+        return result
+
+
+def _behind_codes(node: object) -> Any:
+    """Return what a fake-quantize call reads, or the operand itself."""
+    return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
+
+
+def _readers(node: fx.Node) -> set[str]:
+    """Return the names of what reads a quantizer, through zero pads."""
+    return {
+        r
+        for user in node.users
+        for r in (_readers(user) if user.target in PADS else {node_name(user)})
+    }
+
+
+def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, str]:
+    """Put the constants of a method (rounded weights, corrected biases) into the graph.
+
+    Returns their own names by the names they have now.
+    """
+    names: dict[str, str] = {}
+    held: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        value = encodings.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if value is None:
+            continue
+        own = str(node.target)
+        if own not in held:
+            held[own] = f"held_{len(held)}"
+            graph.register_buffer(held[own], value.detach().clone())
+            names[held[own]] = own
+        node.target = held[own]
+    return names
+
+
+def _frozen(
+    graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None
+) -> set[str]:
+    names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
+    found = set() if only is None else set(names) - set(only)
+    for pattern in patterns:
+        hits = [
+            n
+            for n in names
+            if fnmatch.fnmatchcase(n, pattern) or fnmatch.fnmatchcase(n, f"{pattern}.*")
+        ]
+        if not hits:
+            raise UsageError(f"--freeze {pattern!r} matches no layer", hint=suggest(pattern, names))
+        found.update(hits)
+    return found
