@@ -625,8 +625,9 @@ def power_mode() -> Dict[str, Any]:
             r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", _text(at("/etc/nvpmodel.conf"))
         )
     }
-    # type: Optional[str], Optional[str], Optional[int]
-    path, name, number = tool("nvpmodel"), None, None
+    path = tool("nvpmodel")
+    name = None  # type: Optional[str]
+    number = None  # type: Optional[int]
     if path is not None:
         lines = run([path, "-q"], 20.0)[1].splitlines()
         for i, line in enumerate(lines):
@@ -1329,8 +1330,10 @@ class Watch(threading.Thread):
     def __init__(self, interval_s: float, beat: Callable[[], None]) -> None:
         threading.Thread.__init__(self)
         self.daemon = True
-        # type: float, Callable[[], None], List[List[Any]], threading.Event
-        self.interval_s, self.beat, self.rows, self.over = interval_s, beat, [], threading.Event()
+        self.interval_s = interval_s  # type: float
+        self.beat = beat  # type: Callable[[], None]
+        self.rows = []  # type: List[List[Any]]
+        self.over = threading.Event()  # type: threading.Event
         self.least_free = meminfo().get("MemAvailable")
         self.swap = meminfo().get("SwapFree")
         self.alerts = throttling()
@@ -1458,14 +1461,13 @@ def set_up_power(home: str, mode: Optional[str], pin: bool) -> Optional[int]:
             "nvpmodel does not say which power mode is set, so it could not be set back",
             hint("ask-mode"),
         )
-    # type: Dict[str, Any]
     plan = {
         "mode": before["id"],
         "name": before["name"],
         "store": None,
         "boot": boot_id(),
         "clocks": _limits(),
-    }
+    }  # type: Dict[str, Any]
     jetson_clocks = tool("jetson_clocks")
     if pin and jetson_clocks is None:
         raise Refused("there is no jetson_clocks here", hint("install", package="nvidia-l4t-tools"))
@@ -1579,7 +1581,6 @@ def work(home: str, key: str) -> int:
         time.sleep(0.01)
     job = read_json(os.path.join(folder, "job.json")) or {}
     signal.signal(signal.SIGTERM, _end)
-    # type: Dict[str, Any]
     state = {
         "state": "waiting",
         "pid": os.getpid(),
@@ -1587,7 +1588,7 @@ def work(home: str, key: str) -> int:
         "boot": boot_id(),
         "step": None,
         "beat": 0,
-    }
+    }  # type: Dict[str, Any]
 
     beating = threading.Lock()  # the watch does, too
 
@@ -1638,7 +1639,7 @@ def work(home: str, key: str) -> int:
             beat(step="idle power")
             time.sleep(job.get("rest_s", 0.0))
     except Refused as exc:
-        result.update(why=str(exc), mend=exc.hint)
+        result.update(why=str(exc), mend=exc.mend)
     except Ended as exc:
         stopped = os.path.exists(os.path.join(folder, STOPPED))
         result["why"] = (
@@ -2081,8 +2082,9 @@ def infer(asked: Dict[str, Any]) -> int:
     item = 4
     for d in asked["shape"]:
         item *= d
-    # type: Dict[str, int], Dict[str, int], List[Dict[str, Any]]
-    addresses, sizes, described = {}, {}, []
+    addresses = {}  # type: Dict[str, int]
+    sizes = {}  # type: Dict[str, int]
+    described = []  # type: List[Dict[str, Any]]
     shape = [asked["batch"]] + asked["shape"]
     first = names[is_input.index(True)]
     if named:
@@ -2256,8 +2258,11 @@ VERBS = {
     "manifest": _manifest,
     "remove": _remove,
 }  # type: Dict[str, Callable[[str, Dict[str, Any]], None]]
-# type: Dict[str, Callable[[Dict[str, Any]], int]]
-INSIDE = {"work": lambda a: work(a["home"], a["key"]), "build-engine": build_engine, "infer": infer}
+INSIDE = {
+    "work": lambda a: work(a["home"], a["key"]),
+    "build-engine": build_engine,
+    "infer": infer,
+}  # type: Dict[str, Callable[[Dict[str, Any]], int]]
 STALE = 3
 
 
@@ -2281,7 +2286,7 @@ def main(arguments: List[str]) -> int:
             return INSIDE[verb](asked)
         return _answer(verb, asked, beat)
     except Refused as exc:
-        return _refuse(str(exc), exc.hint)
+        return _refuse(str(exc), exc.mend)
     except OSError as exc:
         return _refuse("%s: %s" % (exc.strerror, exc.filename), _room(exc))
     except Exception as exc:  # said to the workstation, where somebody reads it

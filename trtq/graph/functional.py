@@ -65,9 +65,11 @@ def make_functional_(graph: fx.GraphModule) -> bool:
         if any(order[user] > order[node] for other in others for user in other.users):
             return False
         node.target = twin
-        changed.replace_all_uses_with(
-            node, delete_user_cb=lambda user, node=node: order[user] > order[node]
-        )  # type: ignore[misc]
+
+        def comes_later(user: fx.Node, position: int = order[node]) -> bool:
+            return order[user] > position
+
+        changed.replace_all_uses_with(node, delete_user_cb=comes_later)
         roots[node] = node
     graph.recompile()
     return True
