@@ -1,0 +1,203 @@
+"""Comparison of records, and the gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.conftest import read, run_cli
+from trtq import CompareSpec, GateSpec, compare, gate
+from trtq.bench.system_info import differences
+from trtq.errors import ArtifactError, UsageError
+
+pytestmark = pytest.mark.alone
+
+
+# ---- compare records, gate ---------------------------------------------------------------------
+
+
+def put(folder: Path, made, **changes) -> Path:
+    folder.mkdir(exist_ok=True)
+    rows = [msgspec.structs.replace(r, reasons=[], valid=True) for r in made.rows[:1]]
+    value = msgspec.to_builtins(msgspec.structs.replace(made, rows=rows))
+    median = {"q": 0.5, "value": 10.0, "low": 9.99, "high": 10.01, "needs": 6}
+    value["rows"][0]["e2e"]["median"] = {**median, **changes.pop("median", {})}
+    value["rows"][0] |= changes.pop("row", {})
+    value["card"] |= changes.pop("card", {})
+    path = folder / "bench.json"
+    path.write_text(json.dumps({**value, **changes}))
+    return path
+
+
+def test_pain_9_records_without_a_card_are_refused_and_other_machines_are_named(record, tmp_path):
+    a = put(tmp_path / "a", record[0], valid=True)
+    held = read(a)
+    del held["card"]["affinity"]
+    (tmp_path / "bad.json").write_text(json.dumps(held))
+    with pytest.raises(
+        ArtifactError, match="cannot be compared: its machine card says nothing of affinity"
+    ):
+        compare(CompareSpec(file=(str(a), str(tmp_path / "bad.json"))))
+    other = put(tmp_path / "b", record[0], card={"governor": "powersave", "cores": 64})
+    found = compare(CompareSpec(file=(str(a), str(other))))
+    assert not found.valid
+    assert any("governor: None and powersave" in d for d in found.differences)
+    assert compare(CompareSpec(file=(str(a), str(a)))).valid
+    thrice = put(tmp_path / "thrice", record[0], valid=True, row={"batch": 3})
+    with pytest.raises(
+        UsageError,
+        match="no latency of one kind, mode and batch in common: .* e2e of latency, batch 1.*, "
+        "batch 3",
+    ):
+        compare(CompareSpec(file=(str(a), str(thrice))))
+    later = put(
+        tmp_path / "later", record[0], valid=True, row={"state": {"loop_overhead_us": 9.9}}
+    )  # what a run was like is no setting
+    assert compare(CompareSpec(file=(str(a), str(later)))).differences == []
+    with pytest.raises(UsageError, match="Cannot compare records with files"):
+        compare(CompareSpec(file=(str(a), "x.onnx")))
+    with pytest.raises(UsageError, match="needs two files"):
+        compare(CompareSpec(file=("x.onnx",)))
+    assert differences({"load": [1]}, {"load": [2]}) == []
+
+
+@pytest.mark.parametrize(
+    ("median", "code", "text"),
+    [
+        ({}, 0, "passed"),
+        ({"value": 10.2, "low": 10.19, "high": 10.21}, 0, "passed"),
+        ({"value": 10.5, "low": 10.45, "high": 10.55}, 1, "failed"),
+        ({"value": 10.3, "low": 10.0, "high": 10.6}, 3, "the limit lies inside the interval"),
+        ({"value": None, "low": None, "high": None}, 3, "too few samples"),
+    ],
+)
+def test_gate_exit_codes(record, tmp_path, median, code, text):
+    base, new = put(tmp_path / "a", record[0]), put(tmp_path / "b", record[0], median=median)
+    summary = tmp_path / "summary.md"
+    done = run_cli("gate", str(new), "--baseline", str(base), "--summary", str(summary))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert text in done.stdout
+    assert summary.read_text().startswith("### trtq gate: ")
+
+
+def test_gate_is_not_valid_on_another_machine_or_a_record_that_is_not(record, tmp_path):
+    base = put(tmp_path / "a", record[0])
+    made = gate(
+        GateSpec(record=str(put(tmp_path / "b", record[0], card={"cores": 64})), baseline=str(base))
+    )
+    assert made.exit_code == 3
+    assert any("the machines differ: cores" in r for r in made.reasons)
+    bad = put(tmp_path / "c", record[0], row={"reasons": ["the machine was busy"], "valid": False})
+    made = gate(GateSpec(record=str(bad), baseline=str(base)))
+    assert made.exit_code == 3
+    assert any("the machine was busy" in r for r in made.reasons)
+    made = gate(
+        GateSpec(record=str(put(tmp_path / "d", record[0], row={"batch": 7})), baseline=str(base))
+    )
+    assert made.exit_code == 3
+    assert any(
+        "the candidate has no row for model.fp32.onnx, latency, batch 1" in r for r in made.reasons
+    )
+    other = put(tmp_path / "e", record[0], row={"input_shape": [1, 3, 64, 64]})
+    assert any(
+        "input_shape" in r for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons
+    )
+    held = read(base)["environment"]
+    other = put(
+        tmp_path / "f",
+        record[0],
+        environment={**held, "packages": {**held["packages"], "onnxruntime": "0.1"}},
+    )
+    assert any(
+        "the packages differ: onnxruntime" in r
+        for r in gate(GateSpec(record=str(other), baseline=str(base))).reasons
+    )
+
+
+def test_gate_holds_each_file_against_its_own_name(record, tmp_path):
+    """INT8 got slower and the float file faster.
+
+    A comparison in the order of the rows would see no change.
+    """
+
+    def two(folder: str, order: list[tuple[str, float]]) -> Path:
+        path = put(tmp_path / folder, record[0])
+        held = read(path)
+        row = held["rows"][0]
+        held["rows"] = []
+        for name, ms in order:
+            median = {**row["e2e"]["median"], "value": ms, "low": ms - 0.01, "high": ms + 0.01}
+            held["rows"].append({**row, "file": name, "e2e": {**row["e2e"], "median": median}})
+        path.write_text(json.dumps(held))
+        return path
+
+    base, new = (
+        two("a", [("fp32.onnx", 10.0), ("int8.onnx", 5.0)]),
+        two("b", [("int8.onnx", 9.0), ("fp32.onnx", 5.1)]),
+    )
+    made = gate(GateSpec(record=str(new), baseline=str(base)))
+    assert [c.outcome for c in made.checks] == ["passed", "failed"]
+    assert made.exit_code == 1
+
+
+def test_gate_on_memory_energy_and_accuracy(record, tmp_path):
+    base = put(tmp_path / "a", record[0])
+    grown = read(base)["rows"][0]["memory"]
+    more = put(
+        tmp_path / "b", record[0], row={"memory": {**grown, "process": 2 * grown["process"]}}
+    )
+    assert gate(GateSpec(record=str(more), baseline=str(base), max_memory="10%")).exit_code == 1
+    made = gate(GateSpec(record=str(base), baseline=str(base), max_energy="10%"))
+    if record[0].rows[0].energy is None:
+        assert made.exit_code == 3
+        assert made.checks[-1].why == "the baseline has no energy"
+    accuracy = tmp_path / "acc.json"
+    for drop, code in ((0.4, 0), (0.6, 1)):
+        accuracy.write_text(
+            json.dumps({"top1": 80.0 - drop, "reference_top1": 80.0, "images": 500})
+        )
+        made = gate(
+            GateSpec(
+                record=str(base), baseline=str(base), accuracy=str(accuracy), max_accuracy_drop=0.5
+            )
+        )
+        assert made.exit_code == code
+    other = tmp_path / "old.json"
+    other.write_text(json.dumps({"top1": 80.0, "images": 400}))
+    made = gate(
+        GateSpec(
+            record=str(base),
+            baseline=str(base),
+            accuracy=str(accuracy),
+            baseline_accuracy=str(other),
+            max_accuracy_drop=5.0,
+        )
+    )
+    assert made.checks[-1].why == "the two evaluations saw other images"
+    with pytest.raises(UsageError, match="needs --accuracy"):
+        gate(GateSpec(record=str(base), baseline=str(base), max_accuracy_drop=0.5))
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="There is no accuracy"):
+        gate(
+            GateSpec(
+                record=str(base),
+                baseline=str(base),
+                accuracy=str(tmp_path / "none.json"),
+                max_accuracy_drop=0.5,
+            )
+        )
+
+
+def test_gate_refuses_what_is_no_record(record, tmp_path):
+    base = put(tmp_path / "a", record[0])
+    (tmp_path / "x.json").write_text('{"verb": "quantize"}')
+    with pytest.raises(ArtifactError, match="is no record of trtq bench"):
+        gate(GateSpec(record=str(tmp_path / "x.json"), baseline=str(base)))
+    (tmp_path / "x.json").write_text('{"verb": "bench"}')
+    with pytest.raises(ArtifactError, match="Cannot read the bench record"):
+        gate(GateSpec(record=str(tmp_path / "x.json"), baseline=str(base)))
+    with pytest.raises(UsageError, match="Cannot read --max-slowdown 'much'"):
+        gate(GateSpec(record=str(base), baseline=str(base), max_slowdown="much"))

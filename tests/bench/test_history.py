@@ -1,0 +1,53 @@
+"""The history of measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.bench import QUICK
+from trtq import BenchSpec, CompareSpec, bench, compare
+from trtq.bench.history import plot, recall
+from trtq.errors import ArtifactError
+from trtq.progress import Silent
+
+pytestmark = pytest.mark.alone
+
+
+def test_comparisons_stand_in_the_history(cnn_out, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_HISTORY", str(tmp_path / "h.sqlite"))
+    files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
+    record = compare(CompareSpec(file=files, max_loads=8, block=0.005, profile=False))
+    [entry] = recall(mode="compare")
+    assert (entry.file, entry.median_ms, entry.batch) == (
+        record.verdicts[0].second,
+        record.verdicts[0].second_ms,
+        1,
+    )
+
+
+def test_history_filters_and_survives_damage(record, cnn_out, tmp_path, monkeypatch):
+    bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), repeat=2, **QUICK))
+    found = recall()
+    assert [(Path(e.file).name, e.mode, e.batch) for e in found] == [
+        ("model.qdq.onnx", "latency", 1)
+    ]
+    assert recall(file="model.fp32*") == []
+    assert recall(since="2999-01-01") == []
+    assert recall(device="CPU*") == found
+    assert plot(found, tmp_path / "h.svg").is_file()
+    (tmp_path / "bad.sqlite").write_bytes(b"this is no database, not at all" * 100)
+    monkeypatch.setenv("TRTQ_HISTORY", str(tmp_path / "bad.sqlite"))
+    with pytest.raises(ArtifactError, match="Cannot use the history"):
+        recall()
+    told = []
+
+    class Told(Silent):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    assert bench(
+        BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **QUICK), Told()
+    ).rows  # what was measured is not lost with it
+    assert "not in the history" in told[0]

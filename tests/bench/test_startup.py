@@ -1,0 +1,97 @@
+"""The parts of a start, the page cache, and memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from trtq.bench.startup import cached_share, drop_from_cache, measure_load
+from trtq.bench.startup_worker import account_of, shared_memory_used, status
+from trtq.errors import BenchError
+
+pytestmark = pytest.mark.alone
+
+
+def test_pain_34_the_parts_of_a_start_add_up(record):
+    made, _ = record
+    for load in made.rows[0].load:
+        assert [p.name for p in load.phases] == [
+            "process and Python",
+            "imports",
+            "read",
+            "deserialize and context",
+            "first answer",
+        ]
+        assert sum(p.median for p in load.phases) == pytest.approx(load.total.median, rel=0.2)
+        assert load.processes == 2
+        assert load.second.median < load.total.median
+
+
+def test_the_parts_of_one_start_are_the_time_a_watch_shows(cnn_out):
+    start = time.perf_counter()
+    load = measure_load(cnn_out / "model.qdq.onnx", device="cpu", batch=1, processes=1)
+    seen = 1e3 * (time.perf_counter() - start)
+    assert load.total.median <= seen
+    assert sum(p.median for p in load.phases) == pytest.approx(load.total.median, rel=1e-6)
+
+
+# ---- startup and memory ------------------------------------------------------------------------
+
+
+def test_a_file_leaves_the_page_cache(tmp_path):
+    path = Path.cwd() / f".trtq-cold-{os.getpid()}"  # /tmp may be a file system in memory
+    try:
+        path.write_bytes(os.urandom(1 << 20))
+        path.read_bytes()
+        assert cached_share(path) > 0.5
+        drop_from_cache(path)
+        assert cached_share(path) == 0.0
+    finally:
+        path.unlink()
+    (tmp_path / "empty").write_bytes(b"")
+    assert cached_share(tmp_path / "empty") == 0.0
+
+
+def test_a_process_that_cannot_load_says_why(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"nothing")
+    with pytest.raises(BenchError, match="A new process cannot load bad.onnx"):
+        measure_load(tmp_path / "bad.onnx", device="cpu", batch=1, processes=1)
+
+
+def test_pain_35_an_engines_own_account():
+    class Engine:
+        device_memory_size_v2 = 4096
+
+    class Old:
+        device_memory_size = 512
+
+    assert account_of(Engine()) == (None, 4096)
+    assert account_of(Old()) == (None, 512)
+    assert account_of(object()) == (None, None)
+    assert status("Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t  10 kB\n") == {
+        "VmRSS": 10240,
+        "VmHWM": 20480,
+    }
+
+
+def test_pain_35_shared_memory_has_one_line_that_is_not_to_be_added(monkeypatch):
+    from trtq.bench import startup_worker as fresh
+    from trtq.bench.meters import jetson
+
+    monkeypatch.setattr(jetson, "is_jetson", lambda *_: True)
+    used = iter([10 << 20, 30 << 20])
+    monkeypatch.setattr(fresh, "shared_memory_used", lambda: next(used))
+    held = fresh.Memory("cuda:0")
+    held.look("before")
+    held.look("after")
+    workload = type("W", (), {"io_bytes": 232})()
+    made = held.account(workload)
+    assert made["device"] == 20 << 20
+    assert "GPU and CPU share this memory, the process is in it" in made["sources"]["device"]
+    assert made["io"] == 232
+    assert (
+        shared_memory_used("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   40 kB\n") == 60 * 1024
+    )

@@ -1,0 +1,65 @@
+"""Inspection of every artefact."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import run_cli
+from tests.support.recipes import write_recipe
+from trtq import inspect
+from trtq.errors import ArtifactError
+
+# ---- inspect -----------------------------------------------------------------------------------
+
+
+def test_inspect_every_artefact(cnn_out, images, tmp_path):
+    assert inspect(cnn_out / "model.qdq.onnx")["quantized_layers"] == "5 of 5"
+    assert inspect(cnn_out / "model.fp32.onnx")["kind"] == "ONNX"
+    assert inspect(cnn_out / "encodings.safetensors")["quantizers"] >= 11
+    assert inspect(cnn_out / "quantize.json")["kind"] == "quantize record"
+    assert (
+        inspect(next((cnn_out / "cache").glob("*.safetensors")))["kind"]
+        == "calibration cache entry"
+    )
+    assert inspect(cnn_out)["altered_or_missing"] == []
+    assert inspect(write_recipe(tmp_path, images))["recipe"]["quantize"]["calib_images"] == 16
+    assert run_cli("inspect", str(cnn_out / "quantize.json")).stdout.startswith(
+        "kind: quantize record"
+    )
+    odd = tmp_path / "odd.json"
+    for text in (
+        '{"verb": "bench", "rows": [{"a": {"b": [{"c": 1}]}}, "x"]}',
+        '{"verb": ["a"]}',
+        '{"verb": "search", "tries": [{}]}',
+    ):
+        odd.write_text(text)
+        assert run_cli("inspect", str(odd)).stdout.startswith("kind: ")
+    code = (
+        f"import sys; from trtq import inspect; inspect({str(odd)!r}); assert 'torch' not in "
+        "sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_says_what_was_altered_and_what_it_cannot_read(cnn_out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(cnn_out, copy)
+    with (copy / "model.qdq.onnx").open("ab") as handle:
+        handle.write(b"x")
+    assert inspect(copy)["altered_or_missing"] == ["model.qdq.onnx"]
+    (tmp_path / "x.bin").write_bytes(b"1")
+    with pytest.raises(ArtifactError, match="trtq writes .onnx"):
+        inspect(tmp_path / "x.bin")
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ArtifactError, match="it holds no JSON object"):
+        inspect(tmp_path / "x.json")
+    (tmp_path / "y.json").write_text('{"a": 1')
+    with pytest.raises(ArtifactError, match="it is not whole JSON"):
+        inspect(tmp_path / "y.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="nothing of trtq's"):
+        inspect(tmp_path / "empty")

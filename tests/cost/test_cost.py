@@ -1,0 +1,475 @@
+"""The hardware table, kernels, the roofline, and formats that only some targets run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import run_cli, spec
+from tests.support.costs import analysis
+from tests.support.quantize import CNN, SMALL, VIT
+from trtq import AllocateSpec, BuildSpec, CostSpec, allocate, build, cost, quantize
+from trtq.cost.count import list_kernels, list_ops
+from trtq.cost.devices import devices, find_device
+from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
+from trtq.cost.ops import Kernel, Op, fuse
+from trtq.cost.profile import correct
+from trtq.cost.roofline import Widths, computes_in, predict
+from trtq.engine.plan_kernels import read_plan_kernels
+from trtq.engine.targets import DEVICES
+from trtq.errors import ArtifactError, UsageError
+from trtq.graph.capture import capture
+from trtq.testing.models import tiny_cnn, tiny_vit
+
+
+def kernel(**changes):
+    values = {"name": "k", "kind": "conv", "macs": 0, "weights": 0, "reads": 0, "writes": 0}
+    return Kernel(**{**values, **changes})
+
+
+# ---- the hardware table ------------------------------------------------------------------------
+
+
+def test_every_device_is_a_target_and_its_precisions_fit_its_capability():
+    for name, device in devices().items():
+        base = next(
+            (
+                n
+                for n in sorted(DEVICES, key=len, reverse=True)
+                if name == n or name.startswith(f"{n}-")
+            ),
+            None,
+        )
+        assert base is not None, name
+        capability = DEVICES[base][0]
+        assert ("int8" in device.peaks) == (capability not in (53, 62)), name
+        assert ("fp8" in device.peaks) == (capability >= 89), name
+        assert device.source
+        assert device.fitted_to
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "mhz", "per_clock"),
+    [
+        ("xavier", 8, 1377, {"fp32": 128, "fp16": 1024, "int8": 2048}),
+        ("t4", 40, 1590, {"fp32": 128, "fp16": 1024, "int8": 2048}),
+        ("a100", 108, 1410, {"fp32": 128, "fp16": 2048, "int8": 4096}),
+        ("orin", 16, 1301, {"fp32": 256, "fp16": 2048, "int8": 4096}),
+        ("rtx3080", 68, 1710, {"fp32": 256, "fp16": 512, "int8": 2048}),
+        ("rtx4090", 128, 2520, {"fp32": 256, "fp16": 512, "int8": 2048}),
+        ("h200", 132, 1830, {"fp16": 4096, "int8": 8192}),
+        ("l4", 58, 2040, {"fp32": 256, "fp16": 1024, "int8": 2048}),
+    ],
+)
+def test_peaks_are_multiprocessors_times_clock(name, sms, mhz, per_clock):
+    for precision, operations in per_clock.items():
+        assert find_device(name).peaks[precision] == pytest.approx(
+            sms * mhz * 1e6 * operations, rel=0.012
+        ), precision
+
+
+def test_an_unknown_device_suggests_the_nearest():
+    with pytest.raises(
+        UsageError,
+        match=r"Unknown device 'xavyer' in the hardware table: known are nano.*Did you "
+        r"mean.*xavier",
+    ):
+        find_device("xavyer")
+
+
+def test_slices_of_one_tensor_are_separate_reads():
+    ops = [
+        Op(name="qkv", kind="linear", macs=9, reads={"x": 4}, writes={"qkv": 12}),
+        Op(name="q", kind="alias", reads={"qkv": 12}, writes={"q": 4}),
+        Op(name="k", kind="alias", reads={"qkv": 12}, writes={"k": 4}),
+        Op(name="qk", kind="matmul", macs=8, reads={"q": 4, "k": 4}, writes={"s": 2}),
+    ]
+    assert [(k.name, k.reads) for k in fuse(ops, ["s"])] == [("qkv", 4), ("qk", 8)]
+
+
+# ---- the roofline ------------------------------------------------------------------------------
+
+
+def test_the_roofline_by_hand():
+    t4 = find_device("t4")
+    launch, share = t4.launch * 1e3, t4.efficiency
+    assert (t4.memory, share) == (0.8, 0.2)
+    dense = predict(kernel(macs=10**9, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
+    assert (dense.precision, dense.bound) == ("int8", "launch")
+    dense = predict(kernel(macs=10**11, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
+    assert (dense.ms, dense.bound) == (
+        pytest.approx(2e11 / (130e12 * share) * 1e3 + launch),
+        "compute",
+    )
+    moved = predict(kernel(macs=1, weights=10**8, reads=10**8, writes=10**8), t4, Widths(32, 32))
+    assert (moved.ms, moved.bound) == (pytest.approx(12e8 / (320e9 * 0.8) * 1e3 + launch), "memory")
+    deep = predict(kernel(macs=10**10, depthwise=True), t4, Widths(8, 8))
+    assert deep.ms == pytest.approx(
+        2e10 / (8.1e12 * share) * 1e3 + launch
+    )  # no tensor core multiplies one channel a group
+
+
+def test_what_a_device_computes_in():
+    assert (
+        computes_in(find_device("t4"), Widths(4, 6)) == "int8"
+    )  # narrow widths lie in INT8 containers
+    assert computes_in(find_device("t4"), Widths(4, 16)) == "fp16"
+    assert computes_in(find_device("nano"), Widths(8, 8)) == "fp16"
+    assert computes_in(find_device("nano"), Widths(32, 32)) == "fp32"
+    per_byte, launch = 1e3 / (320e9 * 0.8), find_device("t4").launch * 1e3
+    for widths, moved in ((Widths(4, 16), 5e8), (Widths(8, 16), 1e9), (Widths(16, 16), 2e9)):
+        assert predict(
+            kernel(kind="linear", weights=10**9), find_device("t4"), widths
+        ).ms == pytest.approx(moved * per_byte + launch)
+
+
+def test_pointwise_ops_join_the_kernel_before_them():
+    ops = [
+        Op(name="a", kind="conv", macs=9, weights=3, reads={"x": 10}, writes={"a": 20}),
+        Op(name="relu", kind="pointwise", reads={"a": 20}, writes={"r": 20}),
+        Op(name="view", kind="alias", reads={"r": 20}, writes={"v": 20}),
+        Op(name="b", kind="conv", macs=8, weights=2, reads={"v": 20}, writes={"b": 20}),
+        Op(name="add", kind="pointwise", reads={"b": 20, "r": 20}, writes={"s": 20}),
+        Op(name="pool", kind="avg_pool2d", reads={"s": 20}, writes={"p": 5}),
+    ]
+    found = fuse(ops, ["p"])
+    assert [(k.name, k.reads, k.writes) for k in found] == [
+        ("a", 10, 20),
+        ("b", 20, 20),
+        ("pool", 20, 5),
+    ]
+
+
+def test_constants_are_no_kernels():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.conv(x) * self.scale.exp().reshape(1, 4, 1, 1)
+
+    captured = capture(Net().eval(), SMALL)
+    kernels = list_kernels(captured.module, list_ops(captured.module, captured.example))
+    assert [k.name for k in kernels] == ["conv"]
+    assert (kernels[0].reads, kernels[0].writes) == (3 * 1024, 4 * 1024)
+
+
+@pytest.mark.parametrize("make", [tiny_cnn, tiny_vit])
+def test_an_onnx_file_counts_as_its_model(make, images, tmp_path):
+    name = {tiny_cnn: CNN, tiny_vit: VIT}[make]
+    quantize(spec(images, tmp_path / "o", model=name))
+    model, captured = onnx.load(tmp_path / "o/model.fp32.onnx"), capture(make().eval(), SMALL)
+    ops, mine = list_onnx_ops(model, "m"), list_ops(captured.module, captured.example)
+    for kinds in (("conv",), ("linear",), ("matmul",), ("softmax",)):
+        ours = (
+            sum(o.macs for o in mine if o.kind in kinds),
+            sum(o.weights for o in mine if o.kind in kinds),
+        )
+        assert (
+            sum(o.macs for o in ops if o.kind in kinds),
+            sum(o.weights for o in ops if o.kind in kinds),
+        ) == ours, kinds
+    qdq = list_onnx_ops(onnx.load(tmp_path / "o/model.qdq.onnx"), "m")
+    assert {(o.weight_bits, o.input_bits) for o in qdq if o.kind in ("conv", "linear")} == {(8, 8)}
+    assert {(o.weight_bits, o.input_bits) for o in ops if o.kind in ("conv", "linear")} == {
+        (32, 32)
+    }
+    # Q/DQ pairs are folded: both files have as many kernels.
+    counts = [
+        len(onnx_kernels(m, o))
+        for m, o in ((model, ops), (onnx.load(tmp_path / "o/model.qdq.onnx"), qdq))
+    ]
+    assert counts[0] == counts[1]
+
+
+def small_file(path: Path, nodes, inputs, held, output) -> Path:
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(
+                np.ones(s, np.int64 if n == "shape" else np.float32)
+                if n != "shape"
+                else np.array(s, np.int64),
+                n,
+            )
+            for n, s in held.items()
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    return path
+
+
+def test_onnx_products_by_hand(tmp_path):
+    from onnx import helper
+
+    node = helper.make_node
+    for nodes, inputs, held, output, macs in (
+        (
+            [node("MatMul", ["w", "x"], ["y"])],
+            {"x": [1, 32, 10]},
+            {"w": [64, 32]},
+            "y",
+            64 * 32 * 10,
+        ),
+        (
+            [node("MatMul", ["x", "w"], ["y"])],
+            {"x": [4, 10, 32]},
+            {"w": [4, 32, 16]},
+            "y",
+            10 * 32 * 16,
+        ),
+        (
+            [node("Gemm", ["x", "w", "b"], ["y"], transB=1)],
+            {"x": [1, 32]},
+            {"w": [10, 32], "b": [10]},
+            "y",
+            320,
+        ),
+        (
+            [node("Gemm", ["x", "z", "b"], ["y"])],
+            {"x": [1, 32], "z": [32, 10]},
+            {"b": [10]},
+            "y",
+            320,
+        ),
+        (
+            [node("Reshape", ["x", "shape"], ["f"]), node("Gemm", ["f", "w"], ["y"], transB=1)],
+            {"x": [8, 3, 8, 8]},
+            {"shape": [8, 192], "w": [10, 192]},
+            "y",
+            1920,
+        ),
+        (
+            [node("Conv", ["x", "w"], ["y"], group=2)],
+            {"x": [1, 4, 8, 8]},
+            {"w": [6, 2, 3, 3]},
+            "y",
+            6 * 36 * 18,
+        ),
+    ):
+        ops = list_onnx_ops(
+            onnx.load(small_file(tmp_path / "m.onnx", nodes, inputs, held, output)), "m"
+        )
+        assert sum(o.macs for o in ops) == macs, nodes
+
+
+def test_rows_and_kernels_agree_on_widths(images, tmp_path):
+    quantize(spec(images, tmp_path / "o", model=VIT))
+    record = cost(CostSpec(model=str(tmp_path / "o/model.qdq.onnx"), device="t4"))
+    linear = [(r.weight_bits, r.input_bits) for r in record.rows if r.layer.kind == "linear"]
+    assert set(linear) == {(8, 8)}
+    assert record.latency is not None
+    assert record.latency.precisions["int8"] >= len(linear)
+
+
+def test_cost_of_a_file_on_a_device(cnn_out: Path):
+    fp32, qdq = (
+        cost(CostSpec(model=str(cnn_out / f"model.{n}.onnx"), device="rtx3080"))
+        for n in ("fp32", "qdq")
+    )
+    assert fp32.latency is not None
+    assert qdq.latency is not None
+    assert "int8" not in fp32.latency.precisions
+    assert qdq.latency.precisions["int8"] >= 3
+    assert fp32.total["macs"] == qdq.total["macs"]
+    assert fp32.total["bytes_moved"] > 3 * qdq.total["bytes_moved"]
+    twice = cost(
+        CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="rtx3080", batch=64)
+    ).latency
+    assert twice is not None
+    assert qdq.latency.ms < twice.ms < 64 * qdq.latency.ms
+    assert "ms on the GeForce RTX 3080 10 GB in" in qdq.summary
+    nano = cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="nano")).latency
+    assert nano is not None
+    assert nano.notes == ["the Jetson Nano has no INT8 kernels: such layers are predicted in FP16"]
+
+
+def test_cost_refuses_what_makes_no_sense(cnn_out: Path, tmp_path: Path):
+    path = str(cnn_out / "model.qdq.onnx")
+    with pytest.raises(UsageError, match="--bits does not go with an ONNX file"):
+        cost(CostSpec(model=path, bits="w8a8"))
+    with pytest.raises(UsageError, match="--engine needs --device"):
+        cost(CostSpec(model=path, engine="x.engine"))
+    with pytest.raises(UsageError, match="Unknown device 'rtx9999'"):
+        cost(CostSpec(model=path, device="rtx9999"))
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "h"
+    onnx.save(model, tmp_path / "open.onnx")
+    with pytest.raises(ArtifactError, match="axis 2 of its input input is open"):
+        cost(CostSpec(model=str(tmp_path / "open.onnx")))
+
+
+def test_the_plan_s_own_kernels(cnn_out: Path, tmp_path: Path):
+    pytest.importorskip("tensorrt_rtx")
+    engine = tmp_path / "m.engine"
+    built = build(
+        BuildSpec(onnx=str(cnn_out / "model.qdq.onnx"), target="rtx3080", out=str(engine))
+    )
+    done = run_cli(
+        "cost",
+        str(cnn_out / "model.qdq.onnx"),
+        "--device",
+        "rtx3080",
+        "--engine",
+        str(engine),
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["engine"]["ms"] > 0
+    assert record["latency"]["ms"] > 0
+    kernels = read_plan_kernels(engine.read_bytes(), str(built.builder["version"]), 1)
+    assert kernels is not None
+    convs = [k for k in kernels if k.kind == "conv"]
+    assert {k.precision for k in convs} == {"int8"}
+    graph = [
+        o for o in list_onnx_ops(onnx.load(cnn_out / "model.qdq.onnx"), "m") if o.kind == "conv"
+    ]
+    # The engine pads channels to its vectors, so it multiplies at least what the graph says.
+    assert len(convs) == len(graph)
+    assert sum(k.macs for k in convs) >= sum(o.macs for o in graph)
+    assert sum(k.macs for k in read_plan_kernels(engine.read_bytes(), "1.7.1", 4) or []) == 4 * sum(
+        k.macs for k in kernels
+    )
+    assert read_plan_kernels(engine.read_bytes(), "9.9", 1) is None
+    assert read_plan_kernels(b"nothing", "1.7.1", 1) is None
+    manifest = tmp_path / "m.engine.json"
+    manifest.write_text(
+        manifest.read_text()
+        .replace('"version": "1.7', '"version": "3.7')
+        .replace('"version":"1.7', '"version":"3.7')
+    )
+    with pytest.raises(ArtifactError, match="only plans of TensorRT-RTX 1.7 say what they hold"):
+        cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="rtx3080", engine=str(engine)))
+
+
+def test_a_profile_as_trtexec_writes_names(tmp_path):
+    """It escapes nothing; a file that was cut off is none."""
+    path = tmp_path / "p.json"
+    odd = (
+        '[\n  { "count" : 7 }\n, { "name" : "a"b\\c", "timeMs" : 50, "averageMs" : 0.5, '
+        '"medianMs" : 0.4, "percentage" : 75.5 }\n]'
+    )
+    times = [
+        predict(
+            Kernel(name="k", kind="conv", macs=1000, weights=10, reads=10, writes=10),
+            find_device("t4"),
+            Widths(8, 8),
+            batch=1,
+        )
+    ]
+    path.write_text(odd)
+    found = correct(path, times)
+    assert (found.iterations, found.measured_ms) == (7, 0.5)
+    path.write_text(odd[:-4])
+    with pytest.raises(
+        ArtifactError,
+        match=r"is no layer profile: expected what trtexec --exportProfile writes "
+        r"\(.*malformed.*\)",
+    ):
+        correct(path, times)
+
+
+def test_a_measured_profile_corrects_the_prediction(images, tmp_path, cnn_out: Path):
+    plain = cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="xavier")).latency
+    assert plain is not None
+    first, second = plain.kernels[:2]
+    rows = [
+        {"count": 500},
+        {
+            "name": f"{first.name}/Conv + relu/Relu",
+            "timeMs": 100.0,
+            "averageMs": 3 * first.ms,
+            "percentage": 50.0,
+        },
+        {
+            "name": f"[ONNX Layer: {second.name}/Conv]",
+            "timeMs": 50.0,
+            "averageMs": 3 * (plain.ms - first.ms),
+            "percentage": 50.0,
+        },
+    ]
+    profile = tmp_path / "p.json"
+    profile.write_text(json.dumps(rows))
+    found = cost(
+        CostSpec(model=str(cnn_out / "model.qdq.onnx"), device="xavier", profile=str(profile))
+    )
+    assert found.latency is not None
+    assert found.latency.correction is not None
+    assert found.latency.correction.factor == pytest.approx(3.0)
+    assert [m.kernels for m in found.latency.correction.matched] == [[first.name], [second.name]]
+    assert found.latency.correction.unmatched == len(plain.kernels) - 2
+    assert "3.00 times the prediction (--correct xavier=3.000)" in found.summary
+    for text, error in (
+        ("{}", "is no layer profile"),
+        ('[{"count": 1}]', "averageMs"),
+        ('[{"name": "a", "averageMs": 1}]', "no layer profile"),
+    ):
+        profile.write_text(text)
+        with pytest.raises(ArtifactError, match=error):
+            cost(
+                CostSpec(
+                    model=str(cnn_out / "model.qdq.onnx"), device="xavier", profile=str(profile)
+                )
+            )
+    with pytest.raises(UsageError, match="--profile needs --device"):
+        cost(CostSpec(model=str(cnn_out / "model.qdq.onnx"), profile=str(profile)))
+    analysis(images, tmp_path, bits=["8", "fp16"])
+    values = {
+        "analysis": str(tmp_path / "S.json"),
+        "out": str(tmp_path / "A.json"),
+        "budget": ("latency@xavier=1s",),
+    }
+    once, thrice = (
+        allocate(AllocateSpec(**values)),
+        allocate(AllocateSpec(**values, correct=("xavier=3",))),
+    )
+    assert thrice.costs["latency@xavier"] == pytest.approx(3 * once.costs["latency@xavier"])
+    with pytest.raises(
+        UsageError, match="Cannot read --correct 'xavier=fast': expected DEVICE=FACTOR"
+    ):
+        allocate(AllocateSpec(**values, correct=("xavier=fast",)))
+
+
+# ---- latency budgets ---------------------------------------------------------------------------
+
+
+def test_a_latency_budget_keeps_layers_in_float_only_where_it_allows(images, tmp_path):
+    analysis(images, tmp_path, bits=["8", "fp16"])
+    found = str(tmp_path / "S.json")
+    loose = allocate(
+        AllocateSpec(analysis=found, out=str(tmp_path / "A.json"), budget=("latency@xavier=1s",))
+    )
+    assert {layer.option for layer in loose.layers} == {"fp16"}
+    tight = allocate(
+        AllocateSpec(
+            analysis=found, out=str(tmp_path / "A.json"), budget=("latency@xavier=1s", "size=0.27")
+        )
+    )
+    assert "w8a8" in {layer.option for layer in tight.layers}
+    assert tight.costs["latency@xavier"] <= loose.costs["latency@xavier"]
+    assert loose.costs["latency@xavier"] < loose.full["latency@xavier"]
+    with pytest.raises(UsageError, match=r"The budget latency@xavier cannot be met.*ms"):
+        allocate(
+            AllocateSpec(
+                analysis=found, out=str(tmp_path / "A.json"), budget=("latency@xavier=10us",)
+            )
+        )
+    with pytest.raises(UsageError, match="Unknown device 'xavjer'"):
+        allocate(
+            AllocateSpec(
+                analysis=found, out=str(tmp_path / "A.json"), budget=("latency@xavjer=1ms",)
+            )
+        )

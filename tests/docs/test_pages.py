@@ -1,0 +1,170 @@
+"""What the documents show must be what the program takes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trtq.cli import COMMANDS, cli
+from trtq.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "engines/README.md",
+    ROOT / "docs/methods.md",
+    ROOT / "docs/mixed-precision.md",
+    ROOT / "docs/jetson.md",
+    ROOT / "docs/qat.md",
+    ROOT / "docs/recipes.md",
+    ROOT / "docs/benchmarking.md",
+    ROOT / "docs/targets.md",
+    ROOT / "docs/report.md",
+    ROOT / "docs/troubleshooting.md",
+]
+
+
+def commands():
+    for path in DOCUMENTS:
+        text = re.sub(r"\\\n\s+", "", path.read_text())  # a line that goes on is one command
+        found = re.findall(r"^    (trtq [^\n]+)$", text, re.M) + re.findall(
+            r"`(trtq (?:build|quantize|run|evaluate|bench) [^`]+)`", text
+        )
+        yield from (pytest.param(c, id=c[:60]) for c in found if "DIR" not in c)
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_commands_parse(line):
+    words = shlex.split(line.split("  #")[0], comments=True)[1:]
+    assert words[0] in COMMANDS
+    command = cli.get_command(None, words[0])
+    command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize(
+    ("page", "targets"),
+    [("README.md", ["rtx3080", "t4"]), ("docs/recipes.md", ["rtx4090", "rtx3080"])],
+)
+def test_recipe_parses(page, targets, tmp_path):
+    block = re.search(r"```toml\n(.*?)```", (ROOT / page).read_text(), re.S).group(1)
+    (tmp_path / "r.toml").write_text(block)
+    assert [b.target for b in load_recipe(tmp_path / "r.toml").build] == targets
+
+
+def test_python_block_uses_public_names():
+    import trtq
+
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    names = re.search(r"from trtq import ([^\n]+)", block).group(1)
+    assert {n.strip() for n in names.split(",")} <= set(trtq.__all__)
+    compile(block, "README.md", "exec")
+
+
+def test_files_the_readme_names_exist():
+    for name in re.findall(
+        r"`((?:trtq|docs|engines|calib_cache|benchmarks)/[\w/.]*)`",
+        (ROOT / "README.md").read_text(),
+    ):
+        assert (ROOT / name).exists(), name
+
+
+def blocks(page: str, language: str) -> list[tuple[str, str]]:
+    """Return title and text of the fenced blocks of a language."""
+    found = re.findall(
+        rf"^```{language}(?: title=\"([^\"]+)\")?\n(.*?)^```",
+        (ROOT / "docs" / page).read_text(),
+        re.S | re.M,
+    )
+    return [(title, text) for title, text in found]
+
+
+def run_console(text: str, folder: Path) -> None:
+    """Run the lines with a $ and look for the lines below each in its output.
+
+    Counts must be equal, measured figures within 5 %.
+    """
+    environ = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "200",
+    }
+    for part in re.split(r"(?m)^\$ ", text)[1:]:
+        line, _, shown = part.partition("\n")
+        done = subprocess.run(
+            shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        for expected in shown.splitlines():
+            figure = r"(\\d+\\.\\d+)"
+            found = re.search(
+                re.sub(r"\d+\\\.\d+", figure, re.escape(expected.strip())), done.stdout
+            )
+            assert found is not None, f"{line}\nexpected {expected}\ngot {done.stdout}"
+            shown_figures = [float(v) for v in re.findall(r"\d+\.\d+", expected)]
+            assert [float(v) for v in found.groups()] == pytest.approx(shown_figures, rel=0.05), (
+                f"{line}\ngot {done.stdout}"
+            )
+
+
+@pytest.mark.timeout(1800)  # some twenty commands, one of them waits for a quiet machine
+def test_the_tutorial_does_what_it_says(tmp_path):
+    """Every block of it, in order, in an empty folder."""
+    text = (ROOT / "docs/tutorial.md").read_text()
+    for title, body in blocks("tutorial.md", "python"):
+        (tmp_path / title).write_text(body)
+    for _, body in blocks("tutorial.md", "console"):
+        run_console(body, tmp_path)
+    assert (tmp_path / "compare.html").stat().st_size > 10_000
+    assert len(re.findall(r"^```\w", text, re.M)) == len(blocks("tutorial.md", "python")) + len(
+        blocks("tutorial.md", "console")
+    )
+
+
+@pytest.mark.parametrize("page", ["index.md", "api.md"])
+def test_short_blocks_run(page, tmp_path):
+    for _, body in blocks(page, "python"):
+        subprocess.run([sys.executable, "-c", body], cwd=tmp_path, check=True, capture_output=True)
+    for _, body in blocks(page, "console"):
+        run_console(body, tmp_path)
+
+
+def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference():
+    import trtq
+
+    pages = set(re.findall(r": ([\w-]+\.md)", (ROOT / "mkdocs.yml").read_text()))
+    assert pages == {p.name for p in (ROOT / "docs").glob("*.md")}
+    named = set(re.findall(r"^::: trtq[\w.]*\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M))
+    assert set(trtq.__all__) - named == {
+        "TrtqError",
+        "__version__",
+    }  # the errors are there as a room
+
+
+def test_the_example_method_runs(images, tmp_path, monkeypatch):
+    from tests.conftest import spec
+    from trtq import quantize
+    from trtq.methods import registry
+
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S).group(
+        1
+    )
+    (tmp_path / "widen_example.py").write_text(block)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "widen": "widen_example"})
+    plain = quantize(spec(images, tmp_path / "a"))
+    wide = quantize(
+        spec(images, tmp_path / "b", method=["widen"], method_arg={"widen.factor": 1.5})
+    )
+    before, after = (
+        {q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (plain, wide)
+    )
+    assert all(
+        after[name] == pytest.approx(1.5 * before[name], rel=2e-3) for name in before
+    )  # scales go to the next FP16 number
+    assert wide.methods[0].did == {"factor": 1.5}

@@ -1,0 +1,40 @@
+"""Files that every release of TensorRT reads, and stand-ins for TensorRT."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import spec
+from trtq import quantize
+from trtq.engine import select_builder as choose
+from trtq.testing.tensorrt import write_fake_tensorrt
+
+
+@pytest.fixture(scope="module")
+def files(images, tmp_path_factory) -> Path:
+    """The tiny CNN in opset 13, which every release reads."""
+    out = tmp_path_factory.mktemp("old")
+    quantize(spec(images, out, opset=13))
+    return out
+
+
+@pytest.fixture
+def tensorrt(tmp_path, monkeypatch):
+    """Return a function that puts a TensorRT of some release and a GPU of the target here."""
+    import torch
+
+    def make(version: str, capability: tuple[int, int] = (8, 6)) -> None:
+        folder = write_fake_tensorrt(tmp_path / f"fake-{version}", version)
+        monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.syspath_prepend(str(folder))
+        sys.modules.pop("tensorrt", None)
+        monkeypatch.setattr(choose, "is_installed", lambda module: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    yield make
+    sys.modules.pop("tensorrt", None)

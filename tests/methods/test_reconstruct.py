@@ -1,0 +1,142 @@
+"""Learned rounding, learned ranges, and bias correction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import spec
+from trtq import quantize
+from trtq.methods.reconstruct import LearnedRange, SoftRounding
+from trtq.quant.encodings import Encodings
+
+
+def test_learned_rounding_beats_rounding_to_nearest(images, tmp_path):
+    nearest = quantize(spec(images, tmp_path / "a", bits="w3a8")).parity.quantization_sqnr_db
+    learned = quantize(
+        spec(
+            images,
+            tmp_path / "b",
+            bits="w3a8",
+            method=["reconstruct"],
+            method_arg={"reconstruct.steps": 150},
+        )
+    ).parity.quantization_sqnr_db
+    assert learned > nearest + 1.0
+
+
+def test_shared_tensors_learn_one_range(images, tmp_path):
+    (tmp_path / "fork.py").write_text(
+        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        "
+        "super().__init__()\n"
+        "        self.stem, self.a, self.b, self.last = (torch.nn.Conv2d(i, 8, 3) for i in (3, "
+        "8, 8, 8))\n"
+        "    def forward(self, x):\n        y = torch.relu(self.stem(x))\n        return "
+        "self.last(self.a(y) * self.b(y)).mean((2, 3))\n"
+        "def make():\n    torch.manual_seed(0)\n    return M()\n"
+    )
+    asked = spec(
+        images,
+        tmp_path / "o",
+        model=f"{tmp_path}/fork.py:make",
+        bits="w4a4",
+        method=["reconstruct"],
+        method_arg={"reconstruct.steps": 10},
+    )
+    plain = {
+        q.name: q.amax
+        for q in quantize(
+            spec(images, tmp_path / "p", model=f"{tmp_path}/fork.py:make", bits="w4a4")
+        ).quantizers
+    }
+    learned = {q.name: q.amax for q in quantize(asked).quantizers}
+    assert learned["a.input"] == learned["b.input"] != plain["a.input"]
+
+
+def test_soft_rounding_starts_at_the_weight_and_ends_on_a_code():
+    weight = torch.tensor([[0.26, -0.74, 0.5, 9.0]])
+    soft = SoftRounding(weight, torch.tensor(0.5), -8, 7)
+    assert torch.allclose((soft.floor + soft.up())[0, :2] * 0.5, weight[0, :2], atol=1e-3)
+    soft().sum().backward()
+    assert bool((soft.logits.grad[0, :3] != 0).all())
+    assert soft.logits.grad[0, 3] == 0.0
+    assert soft.hard().tolist() == [[0.5, -0.5, 0.5, 3.5]]
+    with torch.no_grad():
+        soft.logits.fill_(20.0)
+    assert soft.hard()[0, 0] == 0.5
+    # What runs while learning is what is kept, and the gradient still flows.
+    assert torch.equal(soft(), soft.hard())
+
+
+def test_a_learned_range_has_lsqs_gradient():
+    # LSQ eq. 3: d out / d step is round(v) - v inside the codes and the outermost code outside;
+    # times step in the log domain.
+    learned = LearnedRange(torch.tensor(0.5), -8, 7)
+    x = torch.tensor([0.6, 100.0, -100.0])
+    learned(x, 1.0).sum().backward()
+    assert learned.log_step.grad.item() == pytest.approx(((1.0 - 1.2) + 7.0 - 8.0) * 0.5, abs=1e-5)
+
+
+def test_bias_correction_keeps_the_channel_means(images, tmp_path):
+    errors = []
+    for methods in ([], ["bias-correction"]):
+        out = tmp_path / str(len(methods))
+        quantize(spec(images, out, bits="w3a4", method=methods))
+        from trtq.export.ort import open_session
+
+        x = np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
+        plain, quantized = (
+            open_session(out / f"model.{k}.onnx").run(None, {"input": x})[0]
+            for k in ("fp32", "qdq")
+        )
+        errors.append(float(np.abs((quantized - plain).mean(0)).max()))
+    assert errors[1] < errors[0]
+
+
+# ---- learning resumes --------------------------------------------------------------------------
+
+
+def test_a_killed_learning_run_goes_on_and_ends_the_same(images, tmp_path, monkeypatch):
+    from trtq.train import learning_state as learning
+
+    asked = {
+        "bits": "w4a4",
+        "method": ["reconstruct"],
+        "method_arg": {"reconstruct.steps": 12, "reconstruct.keep": 0.5},
+    }
+    quantize(spec(images, tmp_path / "whole", **asked))
+    wanted = Encodings.load(tmp_path / "whole" / "encodings.safetensors")
+
+    class KilledError(Exception):
+        pass
+
+    class Dies:
+        def __init__(self):
+            self.steps, self.notes = 0, []
+
+        def begin(self, label, total):
+            self.learning = label == "Learning the rounding"
+
+        def advance(self, count):
+            if self.learning:
+                self.steps += count
+                if self.steps == 7:
+                    raise KilledError
+
+        def note(self, text):
+            self.notes.append(text)
+
+    monkeypatch.setattr(learning, "EVERY_S", 0.0)
+    again = spec(images, tmp_path / "cut", **asked)
+    with pytest.raises(KilledError):
+        quantize(again, Dies())
+    record = quantize(again)
+    assert "reconstruct goes on at step 7 of 12, where an earlier run stopped" in record.notes
+    got = Encodings.load(tmp_path / "cut" / "encodings.safetensors")
+    assert all(torch.equal(got.amax[k], v) for k, v in wanted.amax.items())
+    assert all(torch.equal(got.constants[k], v) for k, v in wanted.constants.items())
+    (state,) = (tmp_path / "cut" / "cache").glob("learned-*.safetensors")
+    state.write_bytes(state.read_bytes()[:1000])  # torn: it starts again, and ends the same
+    quantize(again)
+    assert Encodings.load(tmp_path / "cut" / "encodings.safetensors").digest() == got.digest()
