@@ -1,34 +1,102 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from trtq.cli import run_command
 from trtq.testing.images import write_classes
 
+# Models here are so small that a second thread only waits for the first, and the workers of
+# pytest-xdist take the cores from each other. Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_in_sessions() -> Iterator[None]:
+    import onnxruntime
+
+    class OneThread(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.intra_op_num_threads = 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", OneThread)
+        yield
+
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that makes a folder once a run; all workers then read the same one."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / f"{name}.done").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                (shared / f"{name}.done").touch()
+        return folder
+
+    return get
+
+
+# What is shared is only read; a test that changes it makes a copy.
+
+
+@pytest.fixture(scope="session")
+def images(once) -> Path:
     """Four classes of eight images."""
-    return write_classes(tmp_path_factory.mktemp("images"), 4, 8)
+    return once("images", lambda folder: write_classes(folder, 4, 8))
 
 
 @pytest.fixture(scope="session")
-def cnn_out(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A quantized tiny CNN: the four files of ``trtq quantize``.
-
-    Tests read it; a test that changes it makes a copy.
-    """
+def quantized(once, images: Path) -> Callable[..., Path]:
+    """Return a function that quantizes with changes to the usual spec, once a run."""
     from trtq import quantize
 
-    out = tmp_path_factory.mktemp("cnn")
-    quantize(spec(images, out))
-    return out
+    def get(name: str, **changes) -> Path:
+        return once(name, lambda folder: quantize(spec(images, folder, **changes)))
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def cnn_out(quantized) -> Path:
+    """A quantized tiny CNN: the four files of ``trtq quantize``."""
+    return quantized("cnn")
+
+
+@pytest.fixture(scope="session")
+def vit_out(quantized) -> Path:
+    """A quantized tiny ViT."""
+    return quantized("vit", model="trtq.testing.models:tiny_vit")
+
+
+@pytest.fixture(scope="session")
+def cnn13(quantized) -> Path:
+    """The tiny CNN in opset 13, which every release of TensorRT reads."""
+    return quantized("opset13", opset=13)
+
+
+@pytest.fixture(scope="session")
+def w4a4_out(quantized) -> Path:
+    """The tiny CNN at 4 bits, from which training starts."""
+    return quantized("w4a4", bits="w4a4")
 
 
 def spec(images: Path, out: Path, **changes):
@@ -60,11 +128,26 @@ def trtq_data() -> Path:
 def run_cli(
     *args: str, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command line in this process, which saves the import of torch."""
+    output = io.StringIO()
+    errors = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (env or {}).items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["trtq", *args])
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = run_command(list(args))
+    return subprocess.CompletedProcess(["trtq", *args], code, output.getvalue(), errors.getvalue())
+
+
+def run_process(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "trtq", *args],
         capture_output=True,
         text=True,
-        cwd=cwd,
         env={**os.environ, **(env or {})},
         check=False,
     )

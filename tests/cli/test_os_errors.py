@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_cli
+from tests.conftest import run_process
 from trtq.artifact import ensure_writable_file, locked, read_json, scratch, scratch_file, write_json
 from trtq.bench import history
 from trtq.bench.meters.nvml import Gpu
@@ -277,7 +277,7 @@ def test_a_full_temporary_folder_is_named(small_disk, cnn_out, tmp_path):
     (small_disk / "x").write_bytes(b"x" * 20_000)
     out = tmp_path / "bench"
     words = ["bench", str(cnn_out / "model.fp32.onnx"), *SHORT, "--profile", "--out", str(out)]
-    done = run_cli(*words, env={"TMPDIR": str(small_disk)})
+    done = run_process(*words, env={"TMPDIR": str(small_disk)})
     assert done.returncode in (0, 1, 3)
     assert "Traceback" not in done.stderr
     assert "bug" not in done.stderr

@@ -20,7 +20,7 @@ from trtq.terminal import ClosedOutputError, Lines, new_table, say, say_table, s
 
 ROOT = Path(trtq.__file__).parent
 # Files that print for another process, which reads JSON lines: no person sees them.
-PROTOCOLS = ("agent.py", "engine/worker.py", "bench/fresh.py", "bench/clocks.py")
+PROTOCOLS = ("agent.py", "engine/worker.py", "bench/startup_worker.py", "bench/clocks.py")
 PRINTERS = {"print", "echo", "secho", "Console"}
 EVIL = "a\x1b[2J\x9b31m\u202egnp\u200b\x07[red]x[/][/]$y$</script>\nb"
 SHOWN = r"a\x1b[2J\u009b31m\u202egnp\u200b\x07[red]x[/][/]$y$</script>\nb"
@@ -54,7 +54,7 @@ def test_nothing_prints_but_the_one_function():
     found.pop("cli/display.py", None)  # the progress bar, below
     assert found == {}
     assert len(printers(ROOT / "cli/display.py")) == 1
-    assert printers(ROOT / "bench/fresh.py")  # the look works
+    assert printers(ROOT / "bench/startup_worker.py")  # the look works
 
 
 @pytest.mark.parametrize(

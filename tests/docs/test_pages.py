@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_cli
 from trtq.cli import COMMANDS, cli
 from trtq.recipe import load_recipe
 
@@ -89,16 +90,19 @@ def run_console(text: str, folder: Path) -> None:
 
     Counts must be equal, measured figures within 5 %.
     """
-    environ = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "COLUMNS": "200",
-    }
     for part in re.split(r"(?m)^\$ ", text)[1:]:
         line, _, shown = part.partition("\n")
-        done = subprocess.run(
-            shlex.split(line), cwd=folder, capture_output=True, text=True, env=environ, check=False
-        )
+        words = shlex.split(line)
+        if words[0] == "trtq":
+            done = run_cli(*words[1:], cwd=folder, env={"COLUMNS": "200"})
+        else:
+            environ = {
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            }
+            done = subprocess.run(
+                words, cwd=folder, capture_output=True, text=True, env=environ, check=False
+            )
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         for expected in shown.splitlines():
             figure = r"(\\d+\\.\\d+)"
@@ -112,7 +116,6 @@ def run_console(text: str, folder: Path) -> None:
             )
 
 
-@pytest.mark.timeout(1800)  # some twenty commands, one of them waits for a quiet machine
 def test_the_tutorial_does_what_it_says(tmp_path):
     """Every block of it, in order, in an empty folder."""
     text = (ROOT / "docs/tutorial.md").read_text()

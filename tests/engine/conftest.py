@@ -8,18 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import spec
-from trtq import quantize
 from trtq.engine import select_builder as choose
 from trtq.testing.tensorrt import write_fake_tensorrt
 
 
-@pytest.fixture(scope="module")
-def files(images, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def files(cnn13: Path) -> Path:
     """The tiny CNN in opset 13, which every release reads."""
-    out = tmp_path_factory.mktemp("old")
-    quantize(spec(images, out, opset=13))
-    return out
+    return cnn13
 
 
 @pytest.fixture

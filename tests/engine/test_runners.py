@@ -212,9 +212,8 @@ def test_the_programs_of_the_engine_page_answer_like_the_file(
     page = (Path(__file__).parents[2] / "docs/engine.md").read_text()
     programs = dict(re.findall(r'```python title="(.*?)"\n(.*?)```', page, re.S))
     for name, text in programs.items():
-        here = text.replace('.to("cuda")', "").replace(
-            "open_engine(engine)", 'open_engine(engine, device="cpu")'
-        )
+        here = text.replace('.to("cuda")', "")
+        here = re.sub(r"open_engine\(\s*engine\s*\)", 'open_engine(engine, device="cpu")', here)
         assert here != text
         here = here.replace("rtx4090.engine", "e.engine")
         exec(compile(here, name, "exec"), {})

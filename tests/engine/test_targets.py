@@ -26,10 +26,8 @@ from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 
 
 @pytest.fixture(scope="module")
-def old_files(images, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("old")
-    quantize(spec(images, out, target="xavier@8.2"))
-    return out
+def old_files(quantized) -> Path:
+    return quantized("xavier-8.2", target="xavier@8.2")
 
 
 @pytest.mark.parametrize(

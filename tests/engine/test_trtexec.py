@@ -8,8 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from tests.conftest import spec
-from trtq import BuildSpec, build, quantize
+from trtq import BuildSpec, build
 from trtq.engine.settings import Settings
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import TrtexecBuilder, parse_number
@@ -24,22 +23,14 @@ def release_of(text: str) -> tuple[int, int]:
     return version_of(parse_number(text))
 
 
-@pytest.fixture(scope="module")
-def old_files(images, tmp_path_factory) -> Path:
-    """The tiny CNN in opset 13, which every release reads."""
-    out = tmp_path_factory.mktemp("old")
-    quantize(spec(images, out, opset=13))
-    return out
-
-
 @pytest.mark.parametrize("version", ACCEPTED)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_path, monkeypatch):
+def test_every_release_gets_flags_it_knows(version, precision, cnn13, tmp_path, monkeypatch):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, version)))
     out = tmp_path / "e.engine"
     made = build(
         BuildSpec(
-            onnx=f"{old_files}/model.qdq.onnx",
+            onnx=f"{cnn13}/model.qdq.onnx",
             target="orin",
             backend="trtexec",
             precision=precision,
@@ -64,10 +55,8 @@ def test_every_release_gets_flags_it_knows(version, precision, old_files, tmp_pa
     assert "INT8 coverage unknown for this builder" in made.summary
 
 
-def test_the_files_say_their_opset(old_files, cnn_out):
-    versions = [
-        onnx.load(f / "model.qdq.onnx").opset_import[0].version for f in (old_files, cnn_out)
-    ]
+def test_the_files_say_their_opset(cnn13, cnn_out):
+    versions = [onnx.load(f / "model.qdq.onnx").opset_import[0].version for f in (cnn13, cnn_out)]
     assert versions == [13, 20]
 
 
@@ -103,7 +92,7 @@ def test_a_file_the_parser_cannot_read(cnn_out, tmp_path, monkeypatch):
         )
 
 
-def test_another_gpu_than_the_target(old_files, tmp_path, monkeypatch):
+def test_another_gpu_than_the_target(cnn13, tmp_path, monkeypatch):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.6")))
     with pytest.raises(
         EngineError,
@@ -112,7 +101,7 @@ def test_another_gpu_than_the_target(old_files, tmp_path, monkeypatch):
     ):
         build(
             BuildSpec(
-                onnx=f"{old_files}/model.qdq.onnx",
+                onnx=f"{cnn13}/model.qdq.onnx",
                 target="orin",
                 backend="trtexec",
                 out=f"{tmp_path}/e.engine",
@@ -120,8 +109,8 @@ def test_another_gpu_than_the_target(old_files, tmp_path, monkeypatch):
         )
 
 
-def test_its_errors_reach_the_user(old_files, tmp_path, monkeypatch):
-    model = onnx.load(old_files / "model.qdq.onnx")
+def test_its_errors_reach_the_user(cnn13, tmp_path, monkeypatch):
+    model = onnx.load(cnn13 / "model.qdq.onnx")
     model.doc_string = "refuse-me"
     onnx.save(model, tmp_path / "m.onnx")
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300")))
@@ -139,11 +128,11 @@ def test_its_errors_reach_the_user(old_files, tmp_path, monkeypatch):
         )
 
 
-def test_no_trtexec_and_one_of_no_known_version(old_files, tmp_path, monkeypatch):
+def test_no_trtexec_and_one_of_no_known_version(cnn13, tmp_path, monkeypatch):
     monkeypatch.delenv("TRTQ_TRTEXEC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     asked = BuildSpec(
-        onnx=f"{old_files}/model.qdq.onnx",
+        onnx=f"{cnn13}/model.qdq.onnx",
         target="orin",
         backend="trtexec",
         out=f"{tmp_path}/e.engine",

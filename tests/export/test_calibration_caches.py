@@ -33,13 +33,6 @@ from trtq.export.ort import open_session, run_batch
 from trtq.testing.trtexec import write_fake_trtexec
 
 
-@pytest.fixture(scope="module")
-def ptq(images, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("ptq")
-    quantize(spec(images, out, opset=13))
-    return out
-
-
 def scales_of(path: Path) -> dict[str, float]:
     model = onnx.load(path)
     constants = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
@@ -113,29 +106,33 @@ def test_what_is_no_cache():
 # ---- out of a Q/DQ file and back ---------------------------------------------------------------
 
 
-def test_there_and_back_to_the_same_scales_and_answers(ptq: Path, tmp_path: Path):
+def test_there_and_back_to_the_same_scales_and_answers(cnn13: Path, tmp_path: Path):
     cache = tmp_path / "calibration.cache"
     record = export_calib(
-        ExportCalibSpec(onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache))
+        ExportCalibSpec(onnx=f"{cnn13}/model.qdq.onnx", target="xavier@8.5", out=str(cache))
     )
     assert cache.read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
-    assert record.tensors == len(scales_of(ptq / "model.qdq.onnx"))
-    assert read_cache(cache.read_text(), "c").scales == scales_of(ptq / "model.qdq.onnx")
+    assert record.tensors == len(scales_of(cnn13 / "model.qdq.onnx"))
+    assert read_cache(cache.read_text(), "c").scales == scales_of(cnn13 / "model.qdq.onnx")
     assert any(
         "conv1/Conv.out" in name for name in record.missing
     )  # inside a fusion: no pair reads it
     assert read(tmp_path / "calibration.cache.json")["missing"] == record.missing
     back = import_calib(
-        ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o"))
+        ImportCalibSpec(cache=str(cache), onnx=f"{cnn13}/model.fp32.onnx", out=str(tmp_path / "o"))
     )
     assert back.missing == {}
     assert back.unused == []
-    assert scales_of(tmp_path / "o/model.qdq.onnx") == scales_of(ptq / "model.qdq.onnx")
+    assert scales_of(tmp_path / "o/model.qdq.onnx") == scales_of(cnn13 / "model.qdq.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "o/model.qdq.onnx"), full_check=True)
     x = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     ours, theirs, plain = (
         run_batch(open_session(p), x)[0]
-        for p in (tmp_path / "o/model.qdq.onnx", ptq / "model.qdq.onnx", ptq / "model.fp32.onnx")
+        for p in (
+            tmp_path / "o/model.qdq.onnx",
+            cnn13 / "model.qdq.onnx",
+            cnn13 / "model.fp32.onnx",
+        )
     )
     assert (
         np.linalg.norm(ours - theirs) < 0.5 * np.linalg.norm(theirs - plain) + 1e-6
@@ -195,7 +192,7 @@ def test_somebody_elses_file(transposed, tmp_path: Path):
     }
 
 
-def test_what_cannot_be_imported(ptq: Path, tmp_path: Path):
+def test_what_cannot_be_imported(cnn13: Path, tmp_path: Path):
     cache = tmp_path / "c"
     cache.write_text("TRT-8502-EntropyCalibration2\nelsewhere: 3c010204\n")
     with pytest.raises(
@@ -205,17 +202,21 @@ def test_what_cannot_be_imported(ptq: Path, tmp_path: Path):
     ):
         import_calib(
             ImportCalibSpec(
-                cache=str(cache), onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")
+                cache=str(cache), onnx=f"{cnn13}/model.fp32.onnx", out=str(tmp_path / "o")
             )
         )
     with pytest.raises(ExportError, match="it has Q/DQ pairs already"):
         import_calib(
-            ImportCalibSpec(cache=str(cache), onnx=f"{ptq}/model.qdq.onnx", out=str(tmp_path / "o"))
+            ImportCalibSpec(
+                cache=str(cache), onnx=f"{cnn13}/model.qdq.onnx", out=str(tmp_path / "o")
+            )
         )
     with pytest.raises(EncodingsError, match="Cannot read the calibration cache"):
         import_calib(
             ImportCalibSpec(
-                cache=f"{tmp_path}/none", onnx=f"{ptq}/model.fp32.onnx", out=str(tmp_path / "o")
+                cache=f"{tmp_path}/none",
+                onnx=f"{cnn13}/model.fp32.onnx",
+                out=str(tmp_path / "o"),
             )
         )
     old = linear(False)
@@ -226,9 +227,9 @@ def test_what_cannot_be_imported(ptq: Path, tmp_path: Path):
         insert_qdq(old, {"x": 0.1})
 
 
-def test_what_cannot_be_exported(ptq: Path, tmp_path: Path):
+def test_what_cannot_be_exported(cnn13: Path, tmp_path: Path):
     def asked(target: str, name: str = "model.qdq.onnx") -> ExportCalibSpec:
-        return ExportCalibSpec(onnx=f"{ptq}/{name}", target=target, out=f"{tmp_path}/c")
+        return ExportCalibSpec(onnx=f"{cnn13}/{name}", target=target, out=f"{tmp_path}/c")
 
     with pytest.raises(
         UsageError, match="TensorRT 11.0 reads no calibration caches: 11 removed them"
@@ -292,17 +293,20 @@ def test_what_a_cache_cannot_hold(images: Path, tmp_path: Path):
 
 
 def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
-    ptq: Path, tmp_path: Path, monkeypatch
+    cnn13: Path, tmp_path: Path, monkeypatch
 ):
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v8502", sm="7.2")))
     cache = tmp_path / "c"
     export_calib(
         ExportCalibSpec(
-            onnx=f"{ptq}/model.qdq.onnx", target="xavier@8.5", out=str(cache), release_number=8502
+            onnx=f"{cnn13}/model.qdq.onnx",
+            target="xavier@8.5",
+            out=str(cache),
+            release_number=8502,
         )
     )
     asked = {
-        "onnx": f"{ptq}/model.fp32.onnx",
+        "onnx": f"{cnn13}/model.fp32.onnx",
         "target": "xavier",
         "backend": "trtexec",
         "out": f"{tmp_path}/e.engine",
@@ -315,7 +319,7 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
     with pytest.raises(UsageError, match="--calibration needs --backend trtexec"):
         build(BuildSpec(**{**asked, "backend": "auto"}))
     with pytest.raises(EngineError, match="it has Q/DQ pairs, and TensorRT then reads no cache"):
-        build(BuildSpec(**{**asked, "onnx": f"{ptq}/model.qdq.onnx"}))
+        build(BuildSpec(**{**asked, "onnx": f"{cnn13}/model.qdq.onnx"}))
     text = cache.read_text()
     for other in ("8401", "8500"):  # another release, and another patch of the same
         cache.write_text(text.replace("8502", other))
@@ -332,7 +336,10 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
     monkeypatch.setenv("TRTQ_TRTEXEC", str(write_fake_trtexec(tmp_path, "v100300", sm="8.7")))
     export_calib(
         ExportCalibSpec(
-            onnx=f"{ptq}/model.qdq.onnx", target="orin@10.3", out=str(cache), release_number=100300
+            onnx=f"{cnn13}/model.qdq.onnx",
+            target="orin@10.3",
+            out=str(cache),
+            release_number=100300,
         )
     )
     ten = build(BuildSpec(**{**asked, "target": "orin"}, precision="fp16")).builder["command"]
@@ -347,10 +354,10 @@ def test_a_build_reads_the_cache_of_its_own_release_and_no_other(
         build(BuildSpec(**{**asked, "target": "rtx3080"}))
 
 
-def test_on_the_command_line(ptq: Path, tmp_path: Path):
+def test_on_the_command_line(cnn13: Path, tmp_path: Path):
     cache = tmp_path / "c"
     done = run_cli(
-        "export-calib", f"{ptq}/model.qdq.onnx", "--target", "orin@8.5", "--out", str(cache)
+        "export-calib", f"{cnn13}/model.qdq.onnx", "--target", "orin@8.5", "--out", str(cache)
     )
     assert done.returncode == 0, done.stderr
     assert "ranges in use" in done.stdout
@@ -358,7 +365,7 @@ def test_on_the_command_line(ptq: Path, tmp_path: Path):
         "import-calib",
         str(cache),
         "--onnx",
-        f"{ptq}/model.fp32.onnx",
+        f"{cnn13}/model.fp32.onnx",
         "--out",
         f"{tmp_path}/o",
         "--json",

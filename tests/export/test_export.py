@@ -57,25 +57,20 @@ def wanted(images: Path, ptq: Path, out: Path, *targets: str, **more) -> ExportS
 
 
 @pytest.fixture(scope="module")
-def ptq(images, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("vit")
-    quantize(spec(images, out, model="trtq.testing.models:tiny_vit"))
-    return out
-
-
-@pytest.fixture(scope="module")
-def profiles(images, ptq, tmp_path_factory):
+def profiles(images, vit_out, tmp_path_factory):
     out = tmp_path_factory.mktemp("profiles")
-    return out, export_profiles(wanted(images, ptq, out, *GENERATIONS, "nano@8.2", fallback=True))
+    return out, export_profiles(
+        wanted(images, vit_out, out, *GENERATIONS, "nano@8.2", fallback=True)
+    )
 
 
-def test_pain_5_one_model_for_every_generation(profiles, ptq):
+def test_pain_5_one_model_for_every_generation(profiles, vit_out):
     """Every file lints for its reader.
 
     The scales of all files are those of the encodings, caches included.
     """
     out, record = profiles
-    encodings = Encodings.load(ptq / "encodings.safetensors")
+    encodings = Encodings.load(vit_out / "encodings.safetensors")
     assert [p.target for p in record.profiles] == [*GENERATIONS, "nano@8.2"]
     for row in record.profiles:
         linted = run_lint(LintSpec(onnx=f"{out}/{row.file}", target=row.target))
@@ -207,7 +202,7 @@ def test_narrow_weights_become_int4_where_that_exists(images, tmp_path):
 
 
 @pytest.mark.alone
-def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, ptq, tmp_path):
+def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, vit_out, tmp_path):
     start = time.perf_counter()
     for target in ("nano", "tx2"):
         with pytest.raises(
@@ -215,10 +210,10 @@ def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, ptq, tmp_
             match=r"Cannot export INT8 for Jetson .* has no INT8. Add --fallback: the float model "
             r"for FP16",
         ):
-            export_profiles(wanted(images, ptq, tmp_path / "p", target))
+            export_profiles(wanted(images, vit_out, tmp_path / "p", target))
         with pytest.raises(UsageError, match="has no INT8 arithmetic"):
             quantize(spec(images, tmp_path / "q", target=target))
-    encodings = Encodings.load(ptq / "encodings.safetensors")
+    encodings = Encodings.load(vit_out / "encodings.safetensors")
     formats = {k: type(f)(bits=8, kind="fp8", axis=f.axis) for k, f in encodings.formats.items()}
     fp8 = Encodings(amax=encodings.amax, formats=formats, origin=encodings.origin)
     (tmp_path / "fp8").mkdir()
@@ -232,14 +227,14 @@ def test_pain_27_what_the_hardware_lacks_stops_within_a_second(images, ptq, tmp_
     assert not (tmp_path / "p").exists()
 
 
-def test_what_cannot_be_exported(images, ptq, tmp_path):
+def test_what_cannot_be_exported(images, vit_out, tmp_path):
     with pytest.raises(UsageError, match="trtq export needs --target"):
-        export_profiles(wanted(images, ptq, tmp_path / "p"))
+        export_profiles(wanted(images, vit_out, tmp_path / "p"))
     with pytest.raises(UsageError, match="is where the encodings lie"):
-        export_profiles(wanted(images, ptq, ptq, "orin"))
+        export_profiles(wanted(images, vit_out, vit_out, "orin"))
     with pytest.raises(EncodingsError, match="were made for another model"):
         export_profiles(
-            wanted(images, ptq, tmp_path / "p", "orin", model="trtq.testing.models:tiny_cnn")
+            wanted(images, vit_out, tmp_path / "p", "orin", model="trtq.testing.models:tiny_cnn")
         )
     quantize(
         QuantizeSpec.make(
@@ -265,7 +260,7 @@ def test_what_cannot_be_exported(images, ptq, tmp_path):
         export_profiles(wanted(images, tmp_path / "q", tmp_path / "p", "orin"))
 
 
-def test_on_the_command_line(images, ptq, tmp_path):
+def test_on_the_command_line(images, vit_out, tmp_path):
     done = run_cli(
         "export",
         "trtq.testing.models:tiny_vit",
@@ -276,7 +271,7 @@ def test_on_the_command_line(images, ptq, tmp_path):
         "--preset",
         "imagenet",
         "--encodings",
-        f"{ptq}/encodings.safetensors",
+        f"{vit_out}/encodings.safetensors",
         "--target",
         "xavier@8.5",
         "--target",
