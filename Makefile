@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 
-.PHONY: venv system demo test test-slow types lint docs lock clean
+.PHONY: venv system demo test test-slow test-gpu types lint docs lock clean
 
 venv: $(STAMP)
 
@@ -29,13 +29,17 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-# Files side by side on two cores, then what looks at time, alone.
-test: venv system lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not alone"
-	$(BIN)/python -m pytest -m "alone and not slow and not gpu"
+# Tests side by side on two cores, then the tests that look at time, alone.
+test:
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system lint docs
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
+	$(BIN)/python -m pytest --durations=10 -m "alone and not slow and not gpu"
 
 test-slow: venv system
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: venv  ## on a machine with an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
 
 # Types of TensorRT's Python API. They depend on TensorRT itself, so they come without dependencies and beside the environment; and as published
 # they do not parse: a parameter is called "in", and one without a default follows others.

@@ -48,6 +48,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (shared / f"{name}.done").exists():
                 shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
                 make(folder)
                 (shared / f"{name}.done").touch()
         return folder

@@ -25,9 +25,6 @@ from trtq.bench.system_info import incomplete
 from trtq.bench.workload import open_workload
 from trtq.errors import BenchError, ExportError, UsageError
 
-pytestmark = pytest.mark.alone
-
-
 # ---- bench -------------------------------------------------------------------------------------
 
 

@@ -23,9 +23,6 @@ from trtq.testing.cuda import FakeCuda
 from trtq.testing.tensorrt import write_fake_tensorrt
 from trtq.testing.trtexec import write_fake_trtexec
 
-pytestmark = pytest.mark.alone
-
-
 # ---- engines -----------------------------------------------------------------------------------
 
 

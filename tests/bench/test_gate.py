@@ -13,9 +13,6 @@ from trtq import CompareSpec, GateSpec, compare, gate
 from trtq.bench.system_info import differences
 from trtq.errors import ArtifactError, UsageError
 
-pytestmark = pytest.mark.alone
-
-
 # ---- compare records, gate ---------------------------------------------------------------------
 
 

@@ -12,8 +12,6 @@ from trtq.bench.history import plot, recall
 from trtq.errors import ArtifactError
 from trtq.progress import Silent
 
-pytestmark = pytest.mark.alone
-
 
 def test_comparisons_stand_in_the_history(cnn_out, tmp_path, monkeypatch):
     monkeypatch.setenv("TRTQ_HISTORY", str(tmp_path / "h.sqlite"))

@@ -13,8 +13,6 @@ from trtq.bench.meters.rapl import Rapl
 from trtq.errors import MeterError
 from trtq.testing.nvml import load_fake_nvml, write_fake_nvml
 
-pytestmark = pytest.mark.alone
-
 
 def test_nvml_that_answers_not_supported(tmp_path):
     names = [

@@ -12,9 +12,8 @@ from trtq.bench.startup import cached_share, drop_from_cache, measure_load
 from trtq.bench.startup_worker import account_of, shared_memory_used, status
 from trtq.errors import BenchError
 
-pytestmark = pytest.mark.alone
 
-
+@pytest.mark.alone
 def test_pain_34_the_parts_of_a_start_add_up(record):
     made, _ = record
     for load in made.rows[0].load:
@@ -30,6 +29,7 @@ def test_pain_34_the_parts_of_a_start_add_up(record):
         assert load.second.median < load.total.median
 
 
+@pytest.mark.alone
 def test_the_parts_of_one_start_are_the_time_a_watch_shows(cnn_out):
     start = time.perf_counter()
     load = measure_load(cnn_out / "model.qdq.onnx", device="cpu", batch=1, processes=1)

@@ -19,9 +19,6 @@ from trtq.bench.meters.nvml import Gpu
 from trtq.bench.system_info import Watch, incomplete, take_card
 from trtq.testing.nvml import load_fake_nvml, write_fake_nvml
 
-pytestmark = pytest.mark.alone
-
-
 # ---- the machine -------------------------------------------------------------------------------
 
 

@@ -16,18 +16,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.conftest import spec
-from tests.support.checkpoints import Small, equal, filled, loaded, prefixed, refused
+from tests.support.checkpoints import equal, filled, loaded, prefixed, refused
 from trtq import quantize
 from trtq.errors import ModelError
 from trtq.models.checkpoint import load_checkpoint_
 from trtq.models.load import load_model
 from trtq.progress import Silent
 from trtq.testing.models import tiny_cnn
-
-
-@pytest.fixture(scope="module")
-def state():
-    return filled(Small()).state_dict()
 
 
 @pytest.mark.parametrize(

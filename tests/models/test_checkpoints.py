@@ -32,12 +32,6 @@ from trtq.commands.loading import open_model
 from trtq.errors import ModelError, UsageError
 from trtq.models.checkpoint import load_checkpoint_
 
-
-@pytest.fixture(scope="module")
-def state():
-    return filled(Small()).state_dict()
-
-
 CHAINS = (
     "",
     "module.",

@@ -69,43 +69,41 @@ def words(images: Path, ptq: Path, out: Path, **more: str) -> list[str]:
     ]
 
 
-def start(*args: str, processes: int = 1, threads: int = 1) -> subprocess.Popen[str]:
-    several = (
-        [
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--master_port",
-            str(free_port()),
-        ]
-        if processes > 1
-        else []
-    )
+def start(*args: str, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *several, "-m", "trtq", *args],
+        [sys.executable, "-m", "trtq", *args],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, **env},
     )
 
 
-def free_port() -> int:
+def start_two(*args: str) -> list[subprocess.Popen[str]]:
+    """Start two processes with the variables that torchrun sets, without its third process."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+        port = str(s.getsockname()[1])
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    return [start(*args, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
 
 
 @pytest.mark.parametrize(
     "more", [{}, {"batch-norm": "kept", "batch-size": "31", "accumulate": "2"}]
 )
 def test_two_processes_learn_what_one_learns(more, images: Path, ptq: Path, tmp_path: Path):
-    for name, processes in (("one", 1), ("two", 2)):
-        done = start(*words(images, ptq, tmp_path / name, **more), processes=processes)
-        out, err = done.communicate(timeout=300)
-        assert done.returncode == 0, err
-        assert out.count("weights and biases") == 1  # one of them speaks
+    both = start_two(*words(images, ptq, tmp_path / "two", **more))
+    done = run_cli(*words(images, ptq, tmp_path / "one", **more))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights and biases") == 1
+    texts = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], texts
+    assert sum(out.count("weights and biases") for out, _ in texts) == 1  # one of them speaks
     one, two = (read(tmp_path / n / "finetune.json") for n in ("one", "two"))
     assert two["training"]["processes"] == 2
     for a, b in zip(one["history"], two["history"], strict=True):
@@ -118,8 +116,8 @@ def test_two_processes_learn_what_one_learns(more, images: Path, ptq: Path, tmp_
 
 def test_a_killed_run_ends_in_the_same_bits(images: Path, ptq: Path, tmp_path: Path):
     more = {"epochs": "14", "batch-norm": "kept", "optimizer": "adamw", "ema": "0.9", "limit": "24"}
-    whole = start(*words(images, ptq, tmp_path / "whole", **more))
-    assert whole.communicate(timeout=300) and whole.returncode == 0
+    whole = run_cli(*words(images, ptq, tmp_path / "whole", **more))
+    assert whole.returncode == 0, whole.stderr
     state = tmp_path / "cut/checkpoint/state.safetensors"
     for kills in range(3):
         process = start(*words(images, ptq, tmp_path / "cut", **more))
@@ -129,10 +127,9 @@ def test_a_killed_run_ends_in_the_same_bits(images: Path, ptq: Path, tmp_path: P
         time.sleep(0.02 * kills)
         process.kill()
         process.communicate()
-    last = start(*words(images, ptq, tmp_path / "cut", **more))
-    _, err = last.communicate(timeout=300)
-    assert last.returncode == 0, err
-    assert "going on from epoch" in err
+    last = run_cli(*words(images, ptq, tmp_path / "cut", **more))
+    assert last.returncode == 0, last.stderr
+    assert "going on from epoch" in last.stderr
     digests = [
         Encodings.load(tmp_path / n / "encodings.safetensors").digest() for n in ("whole", "cut")
     ]
