@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from trtq.cli import run_command
+from trtq.engine.worker_process import _end_early
 from trtq.testing.images import write_classes
 
 # Models here are so small that a second thread only waits for the first, and the workers of
@@ -140,6 +141,7 @@ def run_cli(
         patch.setattr(sys, "argv", ["trtq", *args])
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             code = run_command(list(args))
+            _end_early()  # as the end of a process does
     return subprocess.CompletedProcess(["trtq", *args], code, output.getvalue(), errors.getvalue())
 
 

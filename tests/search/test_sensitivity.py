@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.conftest import run_cli, spec
+from tests.support.processes import start_two
 from tests.support.quantize import CNN, VIT, analysis
 from trtq import AllocateSpec, AnalyzeSpec, CostSpec, allocate, analyze, cost, quantize
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
@@ -263,35 +262,23 @@ def test_two_processes_share_an_analysis(metric, images, tmp_path):
         "calib_cache": str(tmp_path / "alone"),
     }
     alone = analyze(AnalyzeSpec.make(values))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            "-m",
-            "trtq",
-            "analyze",
-            CNN,
-            "--data",
-            str(images),
-            "--input-size",
-            "3x32x32",
-            "--preset",
-            "imagenet",
-            *asked,
-            "--out",
-            str(tmp_path / "S.json"),
-            "--calib-cache",
-            str(tmp_path / "cache"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    both = start_two(
+        "analyze",
+        CNN,
+        "--data",
+        str(images),
+        "--input-size",
+        "3x32x32",
+        "--preset",
+        "imagenet",
+        *asked,
+        "--out",
+        str(tmp_path / "S.json"),
+        "--calib-cache",
+        str(tmp_path / "cache"),
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    texts = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], texts
     parts = [
         set(json.loads(p.read_text())["units"])
         for p in sorted((tmp_path / "cache").glob("analysis-*.json"))
