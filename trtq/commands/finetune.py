@@ -31,7 +31,7 @@ from trtq.commands.quantize import FP32, QDQ
 from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
-from trtq.data.labels import open_targets
+from trtq.data.labels import open_labels
 from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, shared_images, spread
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
@@ -132,12 +132,12 @@ class _Job:
         self.note(*said)
         self.train = Examples(
             source=self.source,
-            targets=open_targets(self.source, spec.masks, self.preprocess, spec.ignore_index),
+            targets=open_labels(self.source, spec.masks, self.preprocess, spec.ignore_index),
             preprocess=self.preprocess,
         )
         self.val: tuple[Examples, list[int]] | None = None
         if val is not None:
-            targets = open_targets(val, spec.val_masks, self.preprocess, spec.ignore_index)
+            targets = open_labels(val, spec.val_masks, self.preprocess, spec.ignore_index)
             self.val = (
                 Examples(source=val, targets=targets, preprocess=self.preprocess),
                 spread(len(val), spec.val_limit),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from trtq.data.labels import Targets
+from trtq.data.labels import Labels
 from trtq.data.metrics import confusion, hit_rate, mean_overlap
 from trtq.data.preprocess import Preprocess, ahead
 from trtq.data.source import Source
@@ -48,7 +48,7 @@ class Examples:
     """Images and what is wanted of them."""
 
     source: Source
-    targets: Targets | None
+    targets: Labels | None
     preprocess: Preprocess
 
     def walk(
