@@ -46,9 +46,9 @@ def kind_of(path: Path) -> Kind:
     head, size = _head_of(path)
     if _is_safetensors(head, size):  # first: the length it starts with may look like anything
         return "safetensors"
-    found = content_of(head)
-    if found is not None:
-        raise unreadable(path, found.what, found.mend or _MENDS.get(found.kind, _OTHER))
+    content = content_of(head)
+    if content is not None:
+        raise unreadable(path, content.what, content.mend or _MENDS.get(content.kind, _OTHER))
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
     if head[0] == 0x80:
