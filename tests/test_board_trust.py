@@ -409,7 +409,7 @@ def test_a_work_folder_that_is_not_ours(tmp_path):
     with pytest.raises(agent_code.Refused, match="link is a link") as caught:
         agent_code.open_home(f"{tmp_path}/link/")
     assert (
-        hint_words(caught.value.hint, "nano")
+        hint_words(caught.value.mend, "nano")
         == f"Give trtq device add the folder itself: --workdir {ours}"
     )
     (tmp_path / "file").write_text("x")
