@@ -25,9 +25,9 @@ from trtq.artifact import sha256_file
 from trtq.bench import harness
 from trtq.bench import system_info as cards
 from trtq.bench.clocks import locked_clocks
-from trtq.bench.energy import Recorder, Track, mean_power, measure_energy
+from trtq.bench.energy import EnergySettings, Recorder, Track, mean_power, measure_energy
 from trtq.bench.history import plot, recall
-from trtq.bench.interleaved import judge, take_turns
+from trtq.bench.interleaved import TurnSettings, judge, take_turns
 from trtq.bench.latency import last_level_cache
 from trtq.bench.layers import read_onnx_profile, what_ate
 from trtq.bench.meters.jetson import JetsonRails
@@ -41,7 +41,7 @@ from trtq.bench.system_info import Watch, differences, incomplete, take_card
 from trtq.bench.throughput import offered
 from trtq.bench.trtexec_bench import command as trtexec_command
 from trtq.bench.trtexec_bench import second_opinion
-from trtq.bench.workload import EngineWorkload, open_workload
+from trtq.bench.workload import EngineWorkload, LoadOptions, open_workload
 from trtq.engine.runner import EngineRunner
 from trtq.errors import ArtifactError, BenchError, ExportError, MeterError, UsageError
 from trtq.progress import Silent
@@ -66,7 +66,7 @@ def record(cnn_out, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
     files = (f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "measure_load", partial(measure_load, processes=2))
+        patch.setattr("trtq.bench.row.measure_load", partial(measure_load, processes=2))
         made = bench(
             BenchSpec(
                 file=files,
@@ -364,7 +364,9 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
                 raise RuntimeError("CUDA error 700")
             self.inner.call()
 
-    monkeypatch.setattr(harness, "open_workload", lambda *a, **k: Failing(open_workload(*a, **k)))
+    monkeypatch.setattr(
+        "trtq.bench.workload.open_workload", lambda *a, **k: Failing(open_workload(*a, **k))
+    )
     row = bench(
         BenchSpec(
             file=(f"{cnn_out}/model.qdq.onnx",), duration=30.0, min_samples=100, verdict=False
@@ -508,7 +510,7 @@ def test_a_file_that_fails_after_its_latency_keeps_it(cnn_out, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("CUDA error 700")
 
-    monkeypatch.setattr(harness, "measure_memory", fails)
+    monkeypatch.setattr("trtq.bench.row.measure_memory", fails)
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), memory=True, **QUICK)).rows[0]
     assert row.e2e.samples > 0
     assert "memory: RuntimeError: CUDA error 700" in row.reasons
@@ -672,7 +674,10 @@ def test_energy_of_a_known_load(tmp_path, kind):
     meter = gpu.meter()
     assert isinstance(meter, NvmlCounter if kind == "counter" else NvmlPower)
     found = measure_energy(
-        lambda: time.sleep(0.004), 8, meter, window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1
+        lambda: time.sleep(0.004),
+        8,
+        meter,
+        EnergySettings(window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1),
     )
     assert found.power_w == pytest.approx(200.0, rel=0.05)
     assert found.gross_j == pytest.approx(200.0 / found.images_per_s, rel=0.05)
@@ -707,7 +712,7 @@ class Known:
 def test_idle_power_is_that_without_the_load_before_it():
     meter = Known()
     found = measure_energy(
-        meter.work, 1, meter, window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3
+        meter.work, 1, meter, EnergySettings(window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3)
     )
     assert found.idle_w == pytest.approx(60.0, rel=0.02)
     assert found.power_w == pytest.approx(360.0, rel=0.05)
@@ -718,7 +723,10 @@ def test_idle_power_is_that_without_the_load_before_it():
 def test_energy_at_a_rate_counts_the_idle_time_between():
     meter = Known()
     found = measure_energy(
-        meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0
+        meter.work,
+        1,
+        meter,
+        EnergySettings(window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0),
     )
     assert found.load == "20 requests a second"
     assert found.images_per_s == pytest.approx(20.0, rel=0.1)
@@ -738,9 +746,7 @@ def test_two_meters_that_disagree_are_not_believed(tmp_path):
         lambda: time.sleep(0.002),
         1,
         gpu.meter(),
-        window_s=0.5,
-        repeats=1,
-        settle_s=0.1,
+        EnergySettings(window_s=0.5, repeats=1, settle_s=0.1),
         check=Other(),
     )
     assert re.search(
@@ -759,7 +765,10 @@ def test_a_meter_that_dies_in_the_middle(tmp_path):
     gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, dies_after=20)), uuid="GPU-0")
     with pytest.raises(MeterError, match="fallen off the bus"):
         measure_energy(
-            lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.0
+            lambda: time.sleep(0.002),
+            1,
+            gpu.meter(),
+            EnergySettings(window_s=0.5, repeats=1, settle_s=0.0),
         )
 
 
@@ -1089,7 +1098,8 @@ def test_pain_12_an_enqueue_bound_engine_is_said(runner, cnn_out, monkeypatch, t
             return np.full(count, 1_000_000), np.full(count, 900_000)
 
     monkeypatch.setattr(
-        harness, "open_workload", lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x"))
+        "trtq.bench.workload.open_workload",
+        lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x")),
     )
     monkeypatch.setattr(harness, "open_gpu", lambda device: (None, "a test"))
     made = bench(BenchSpec(file=(str(path),), **QUICK))
@@ -1214,12 +1224,12 @@ def test_turns_find_a_planted_slowdown_by_a_simulated_clock():
 
         return load
 
-    found = take_turns(opener(1.0), opener(1.03), block_s=0.02, clock=clock)
+    found = take_turns(opener(1.0), opener(1.03), TurnSettings(block_s=0.02), clock=clock)
     assert found.outcome == "slower"
     assert found.low <= 1.03 <= found.high
     assert found.ratio == pytest.approx(1.03, abs=0.01)
     assert (
-        take_turns(opener(1.0), opener(1.0), block_s=0.02, clock=clock).outcome
+        take_turns(opener(1.0), opener(1.0), TurnSettings(block_s=0.02), clock=clock).outcome
         == "no measurable difference"
     )
 
@@ -1232,7 +1242,7 @@ def test_a_request_that_fails_while_taking_turns():
             raise RuntimeError("gone")
 
     with pytest.raises(BenchError, match="A request failed.*RuntimeError: gone"):
-        take_turns(lambda: lambda: None, lambda: fails, block_s=0.001)
+        take_turns(lambda: lambda: None, lambda: fails, TurnSettings(block_s=0.001))
 
 
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
@@ -1272,7 +1282,9 @@ def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
     monkeypatch.setattr(verdict, "take_turns", lambda *_, **__: turns)
     monkeypatch.setattr(verdict.Watch, "reasons", lambda self: [])
     path = cnn_out / "model.fp32.onnx"
-    found = verdict.judge_files(path, path, device="cpu", margin=0.08, profile=False)
+    found = verdict.judge_files(
+        path, path, LoadOptions(), settings=TurnSettings(margin=0.08), profile=False
+    )
     assert len(found.reasons) == reasons
     assert found.valid is (reasons == 0)
 
@@ -1283,9 +1295,11 @@ def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, 
     seen = []
     real = verdict.judge_files
 
-    def judge_files(a: Path, b: Path, **given):
+    def judge_files(a: Path, b: Path, options, **given):
         seen.append((a.name, b.name))
-        return real(a, b, **{**given, "max_groups": 8}, block_s=0.02)
+        return real(
+            a, b, options, **{**given, "settings": TurnSettings(max_groups=8, block_s=0.02)}
+        )
 
     monkeypatch.setattr(harness, "judge_files", judge_files)
     made = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **{**QUICK, "verdict": True}))
