@@ -384,8 +384,8 @@ def decode(raw: bytes, name: str) -> Answer:
             raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
         content: Answer = _DECODERS[event].decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        mend = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
-        raise BoardError(f"Cannot read the answer of {name}", reason(exc), mend) from exc
+        hint = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
+        raise BoardError(f"Cannot read the answer of {name}", reason(exc), hint) from exc
     return {**content, "event": event}
 
 

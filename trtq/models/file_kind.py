@@ -29,9 +29,9 @@ _MENDS = {
 }
 
 
-def unreadable(path: Path, what: str, mend: str = "") -> ModelError:
+def unreadable(path: Path, what: str, hint: str = "") -> ModelError:
     """Return the error that says what a file is instead of a checkpoint."""
-    return ModelError(f"Cannot read the checkpoint {path}", what, mend)
+    return ModelError(f"Cannot read the checkpoint {path}", what, hint)
 
 
 def kind_of(path: Path) -> Kind:
@@ -68,8 +68,8 @@ def _head_of(path: Path) -> tuple[bytes, int]:
 
 def _kind_of_other(path: Path, head: bytes) -> Kind:
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
-        mend = "Give the PyTorch weights that it was exported from"
-        raise unreadable(path, "it is an ONNX model", mend)
+        hint = "Give the PyTorch weights that it was exported from"
+        raise unreadable(path, "it is an ONNX model", hint)
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong with it
     what = "it is not a whole torch file, nor a safetensors file"
@@ -84,11 +84,11 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 def _kind_of_pickle(path: Path, head: bytes) -> Kind:
     if _LEGACY in head[:16]:
         return "torch"
-    mend = "Load it where you trust it, and save its tensors: torch.save(state_dict, 'weights.pt')"
+    hint = "Load it where you trust it, and save its tensors: torch.save(state_dict, 'weights.pt')"
     raise unreadable(
         path,
         "it is a plain pickle, not written by torch.save, and reading that could run code",
-        mend,
+        hint,
     )
 
 

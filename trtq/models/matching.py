@@ -80,9 +80,9 @@ def fits(own: StateDict, stored: Stored) -> list[Fit]:
     wrapped = _leading(own)
     for inner in (False, True):
         for added in wrapped:
-            found = _fits(own, stored, added, inner=inner)
-            if found:
-                return found
+            candidates = _fits(own, stored, added, inner=inner)
+            if candidates:
+                return candidates
     return []
 
 
@@ -175,15 +175,15 @@ def shapes_differ(own: StateDict, given: StateDict, source: dict[str, str]) -> s
     return next((n for n, s in source.items() if own[n].shape != given[s].shape), None)
 
 
-def choose(own: StateDict, stored: Stored, found: list[Fit]) -> tuple[Fit, list[Fit]]:
+def choose(own: StateDict, stored: Stored, candidates: list[Fit]) -> tuple[Fit, list[Fit]]:
     """Return the fit to load, and others that fit as well; plain weights before averaged ones.
 
     Raises:
         ModelError: shapes differ, or several sets of weights fit and nothing says which is meant.
     """
-    right = [f for f in found if shapes_differ(own, stored.tensors, f.source) is None]
+    right = [f for f in candidates if shapes_differ(own, stored.tensors, f.source) is None]
     if not right:
-        raise _wrong_shape(own, stored, min(found, key=_rank))
+        raise _wrong_shape(own, stored, min(candidates, key=_rank))
     right.sort(key=_rank)
     if (
         len(right) > 1
@@ -219,8 +219,8 @@ def _place(prefix: str) -> int:
     return USUAL.index(first) if first in USUAL else len(USUAL)
 
 
-def _same(given: StateDict, found: list[Fit]) -> bool:
-    first, second = found[0].source, found[1].source
+def _same(given: StateDict, candidates: list[Fit]) -> bool:
+    first, second = candidates[0].source, candidates[1].source
     return all(torch.equal(given[s], given[second[n]]) for n, s in first.items() if n in second)
 
 

@@ -136,7 +136,7 @@ def _unit(name: str, unit: str, text: str) -> float:
 def _ratio(name: str, number: float, text: str) -> float:
     if not 0.0 < number <= 1.0:
         with_unit = {"size": "size=1.9MB", LATENCY: f"{name}=3ms"}.get(name.partition("@")[0])
-        mend = (
+        hint = (
             f"Give a unit, such as {with_unit}, or a ratio, such as {name}=0.2"
             if with_unit
             else f"Write it like {name}=0.2"
@@ -144,6 +144,6 @@ def _ratio(name: str, number: float, text: str) -> float:
         raise UsageError(
             f"Cannot read the budget {text!r}",
             "without a unit it is a ratio of the float model, above 0 and at most 1",
-            mend,
+            hint,
         )
     return number
