@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = arguments(parser, same=2, planted=2, model=TINY["tiny"])
     from trtq.artifact import cpu_name, package_version
-    from trtq.bench.interleaved import take_turns
+    from trtq.bench.interleaved import TurnSettings, take_turns
     from trtq.bench.system_info import Watch
     from trtq.bench.workload import open_workload
     from trtq.export.onnx_file import save_onnx
@@ -66,9 +66,7 @@ def main() -> None:
                 found = take_turns(
                     load,
                     load if kind == "same" else (lambda: planted(load(), PLANTED)),
-                    block_s=BLOCK_S,
-                    max_groups=MAX_LOADS,
-                    seed=i,
+                    TurnSettings(block_s=BLOCK_S, max_groups=MAX_LOADS, seed=i),
                 )
                 rows[kind].append(
                     {

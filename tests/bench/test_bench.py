@@ -20,7 +20,6 @@ from tests.conftest import read, run_cli
 from tests.support.bench import QUICK
 from trtq import BenchSpec, bench
 from trtq.artifact import sha256_file
-from trtq.bench import harness
 from trtq.bench.system_info import incomplete
 from trtq.bench.workload import open_workload
 from trtq.errors import BenchError, ExportError, UsageError
@@ -164,7 +163,9 @@ def test_a_request_that_fails_leaves_a_partial_record(cnn_out, monkeypatch, afte
                 raise RuntimeError("CUDA error 700")
             self.inner.call()
 
-    monkeypatch.setattr(harness, "open_workload", lambda *a, **k: Failing(open_workload(*a, **k)))
+    monkeypatch.setattr(
+        "trtq.bench.workload.open_workload", lambda *a, **k: Failing(open_workload(*a, **k))
+    )
     row = bench(
         BenchSpec(
             file=(f"{cnn_out}/model.qdq.onnx",), duration=30.0, min_samples=100, verdict=False
@@ -282,7 +283,7 @@ def test_a_file_that_fails_after_its_latency_keeps_it(cnn_out, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("CUDA error 700")
 
-    monkeypatch.setattr(harness, "measure_memory", fails)
+    monkeypatch.setattr("trtq.bench.row.measure_memory", fails)
     row = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), memory=True, **QUICK)).rows[0]
     assert row.e2e.samples > 0
     assert "memory: RuntimeError: CUDA error 700" in row.reasons

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from trtq.bench.energy import Recorder, Track, mean_power, measure_energy
+from trtq.bench.energy import EnergySettings, Recorder, Track, mean_power, measure_energy
 from trtq.bench.meters.nvml import Gpu, NvmlCounter, NvmlPower
 from trtq.errors import MeterError
 from trtq.testing.nvml import load_fake_nvml, write_fake_nvml
@@ -82,7 +82,10 @@ def test_energy_of_a_known_load(tmp_path, kind):
     meter = gpu.meter()
     assert isinstance(meter, NvmlCounter if kind == "counter" else NvmlPower)
     found = measure_energy(
-        lambda: time.sleep(0.004), 8, meter, window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1
+        lambda: time.sleep(0.004),
+        8,
+        meter,
+        EnergySettings(window_s=1.0, repeats=2, cooldown_s=0.0, settle_s=0.1),
     )
     assert found.power_w == pytest.approx(200.0, rel=0.05)
     assert found.gross_j == pytest.approx(200.0 / found.images_per_s, rel=0.05)
@@ -117,7 +120,7 @@ class Known:
 def test_idle_power_is_that_without_the_load_before_it():
     meter = Known()
     found = measure_energy(
-        meter.work, 1, meter, window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3
+        meter.work, 1, meter, EnergySettings(window_s=1.0, repeats=1, cooldown_s=0.0, settle_s=1.3)
     )
     assert found.idle_w == pytest.approx(60.0, rel=0.02)
     assert found.power_w == pytest.approx(360.0, rel=0.05)
@@ -128,7 +131,10 @@ def test_idle_power_is_that_without_the_load_before_it():
 def test_energy_at_a_rate_counts_the_idle_time_between():
     meter = Known()
     found = measure_energy(
-        meter.work, 1, meter, window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0
+        meter.work,
+        1,
+        meter,
+        EnergySettings(window_s=1.5, repeats=1, cooldown_s=0.0, settle_s=1.2, rate=20.0),
     )
     assert found.load == "20 requests a second"
     assert found.images_per_s == pytest.approx(20.0, rel=0.1)
@@ -148,9 +154,7 @@ def test_two_meters_that_disagree_are_not_believed(tmp_path):
         lambda: time.sleep(0.002),
         1,
         gpu.meter(),
-        window_s=0.5,
-        repeats=1,
-        settle_s=0.1,
+        EnergySettings(window_s=0.5, repeats=1, settle_s=0.1),
         check=Other(),
     )
     assert re.search(
@@ -169,7 +173,10 @@ def test_a_meter_that_dies_in_the_middle(tmp_path):
     gpu = Gpu(nvml=load_fake_nvml(write_fake_nvml(tmp_path, dies_after=20)), uuid="GPU-0")
     with pytest.raises(MeterError, match="fallen off the bus"):
         measure_energy(
-            lambda: time.sleep(0.002), 1, gpu.meter(), window_s=0.5, repeats=1, settle_s=0.0
+            lambda: time.sleep(0.002),
+            1,
+            gpu.meter(),
+            EnergySettings(window_s=0.5, repeats=1, settle_s=0.0),
         )
 
 

@@ -92,7 +92,8 @@ def test_pain_12_an_enqueue_bound_engine_is_said(runner, cnn_out, monkeypatch, t
             return np.full(count, 1_000_000), np.full(count, 900_000)
 
     monkeypatch.setattr(
-        harness, "open_workload", lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x"))
+        "trtq.bench.workload.open_workload",
+        lambda *a, **k: Bound(runner, 1, cuda=FakeCuda(refuses="x")),
     )
     monkeypatch.setattr(harness, "open_gpu", lambda device: (None, "a test"))
     made = bench(BenchSpec(file=(str(path),), **QUICK))

@@ -12,7 +12,8 @@ from tests.conftest import read
 from tests.support.bench import QUICK, Ticks
 from trtq import BenchSpec, CompareSpec, bench, compare
 from trtq.bench import harness
-from trtq.bench.interleaved import judge, take_turns
+from trtq.bench.interleaved import TurnSettings, judge, take_turns
+from trtq.bench.workload import LoadOptions
 from trtq.errors import BenchError
 
 pytestmark = pytest.mark.alone
@@ -65,12 +66,12 @@ def test_turns_find_a_planted_slowdown_by_a_simulated_clock():
 
         return load
 
-    found = take_turns(opener(1.0), opener(1.03), block_s=0.02, clock=clock)
+    found = take_turns(opener(1.0), opener(1.03), TurnSettings(block_s=0.02), clock=clock)
     assert found.outcome == "slower"
     assert found.low <= 1.03 <= found.high
     assert found.ratio == pytest.approx(1.03, abs=0.01)
     assert (
-        take_turns(opener(1.0), opener(1.0), block_s=0.02, clock=clock).outcome
+        take_turns(opener(1.0), opener(1.0), TurnSettings(block_s=0.02), clock=clock).outcome
         == "no measurable difference"
     )
 
@@ -83,7 +84,7 @@ def test_a_request_that_fails_while_taking_turns():
             raise RuntimeError("gone")
 
     with pytest.raises(BenchError, match="A request failed.*RuntimeError: gone"):
-        take_turns(lambda: lambda: None, lambda: fails, block_s=0.001)
+        take_turns(lambda: lambda: None, lambda: fails, TurnSettings(block_s=0.001))
 
 
 def test_pain_1_int8_that_does_not_win_is_told_to_stay_float(cnn_out, tmp_path, monkeypatch):
@@ -123,7 +124,9 @@ def test_a_wide_margin_is_not_noise_and_a_wide_interval_is_no_answer(
     monkeypatch.setattr(verdict, "take_turns", lambda *_, **__: turns)
     monkeypatch.setattr(verdict.Watch, "reasons", lambda self: [])
     path = cnn_out / "model.fp32.onnx"
-    found = verdict.judge_files(path, path, device="cpu", margin=0.08, profile=False)
+    found = verdict.judge_files(
+        path, path, LoadOptions(), settings=TurnSettings(margin=0.08), profile=False
+    )
     assert len(found.reasons) == reasons
     assert found.valid is (reasons == 0)
 
@@ -134,9 +137,11 @@ def test_bench_judges_a_quantized_file_against_the_float_one_beside_it(cnn_out, 
     seen = []
     real = verdict.judge_files
 
-    def judge_files(a: Path, b: Path, **given):
+    def judge_files(a: Path, b: Path, options, **given):
         seen.append((a.name, b.name))
-        return real(a, b, **{**given, "max_groups": 8}, block_s=0.02)
+        return real(
+            a, b, options, **{**given, "settings": TurnSettings(max_groups=8, block_s=0.02)}
+        )
 
     monkeypatch.setattr(harness, "judge_files", judge_files)
     made = bench(BenchSpec(file=(f"{cnn_out}/model.qdq.onnx",), **{**QUICK, "verdict": True}))

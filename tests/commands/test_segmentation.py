@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import read, run_cli, spec
 from trtq import EvaluateSpec, FinetuneSpec, evaluate, finetune, load_recipe, quantize, run
-from trtq.data.labels import PixelTargets, open_targets
+from trtq.data.labels import PixelLabels, open_labels
 from trtq.data.metrics import confusion, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.source import open_source
@@ -105,7 +105,7 @@ def test_what_a_crop_adds_counts_for_nothing():
 def test_pairs_are_found_by_name(tmp_path: Path):
     images, masks = write_scenes(tmp_path, 3)
     preprocess, _ = resolve_preprocess(input_size=(3, 32, 32), preset="imagenet")
-    assert PixelTargets(open_source(str(images)), str(masks), preprocess, 255).of([0, 2]).shape == (
+    assert PixelLabels(open_source(str(images)), str(masks), preprocess, 255).of([0, 2]).shape == (
         2,
         32,
         32,
@@ -121,7 +121,7 @@ def test_pairs_are_found_by_name(tmp_path: Path):
                 Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(
                     folder / town / f"{town}_000_{end}.png"
                 )
-    found = open_targets(open_source(str(city)), str(truth), preprocess, 255)
+    found = open_labels(open_source(str(city)), str(truth), preprocess, 255)
     assert found is not None
     assert int(found.of([0]).max()) == 1  # labelTrainIds, not labelIds or color
     (masks / "001.png").unlink()
@@ -130,9 +130,9 @@ def test_pairs_are_found_by_name(tmp_path: Path):
         match=r"001.png of .* has no mask in .*: 1 of 3 images have none. A mask has the name of "
         r"its image",
     ):
-        open_targets(open_source(str(images)), str(masks), preprocess, 255)
+        open_labels(open_source(str(images)), str(masks), preprocess, 255)
     Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(masks / "001.png")
-    coloured = open_targets(open_source(str(images)), str(masks), preprocess, 255)
+    coloured = open_labels(open_source(str(images)), str(masks), preprocess, 255)
     assert coloured is not None
     with pytest.raises(DataError, match=r"mask 001.png of .*: it holds colours: its mode is RGB"):
         coloured.of([1])
@@ -303,7 +303,7 @@ def test_masks_on_the_command_line(scenes, ptq: Path):
 def test_camvid_pairs(trtq_data: Path):
     preprocess, _ = resolve_preprocess(input_size=(3, 240, 320), preset="imagenet")
     source = open_source(f"{trtq_data}/camvid.zip/test")
-    targets = open_targets(source, f"{trtq_data}/camvid.zip/testannot", preprocess, 11)
+    targets = open_labels(source, f"{trtq_data}/camvid.zip/testannot", preprocess, 11)
     assert targets is not None
     assert len(source) == 117
     values = targets.of([0, 50, 116])

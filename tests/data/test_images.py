@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from trtq.data import decode as decoding
 from trtq.data.decode import UndecodableError, decode, decode_mask, turn
-from trtq.data.labels import open_targets
+from trtq.data.labels import open_labels
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import describe, open_source
 from trtq.errors import DataError
@@ -395,14 +395,14 @@ def test_masks_follow_the_orientation_of_their_image(tmp_path: Path) -> None:
     for place, drawn in (("stored", mask), ("upright", turn(mask, 6))):
         (tmp_path / place).mkdir()
         images, masks = pair(tmp_path / place, 6, drawn)
-        targets = open_targets(open_source(images), masks, upright, 255)
+        targets = open_labels(open_source(images), masks, upright, 255)
         assert targets is not None
         assert np.array_equal(targets.of([0])[0].numpy(), turn(mask, 6))
 
 
 def test_a_mask_of_unclear_orientation_is_refused(tmp_path: Path) -> None:
     images, masks = pair(tmp_path, 3, np.zeros((48, 64), np.uint8))
-    targets = open_targets(open_source(images), masks, GRAY, 255)
+    targets = open_labels(open_source(images), masks, GRAY, 255)
     assert targets is not None
     with pytest.raises(
         DataError, match=r"mask of 0.jpg of .* EXIF orientation 3, and sizes do not tell"
@@ -414,4 +414,4 @@ def test_two_masks_for_one_image_are_refused(tmp_path: Path) -> None:
     images, masks = pair(tmp_path, 1, np.zeros((48, 64), np.uint8))
     (Path(masks) / "0.tif").write_bytes(save(INDICES, "TIFF"))
     with pytest.raises(DataError, match="has two masks for one image: 0.png and 0.tif"):
-        open_targets(open_source(images), masks, GRAY, 255)
+        open_labels(open_source(images), masks, GRAY, 255)

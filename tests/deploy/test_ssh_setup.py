@@ -216,7 +216,9 @@ def test_b02_a_runtime_folder_that_cannot_be_used(base, board, tmp_path, monkeyp
 
 
 def test_no_folder_for_sockets_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(ssh, "_unfit", lambda folder: "it is not this user's alone")
+    monkeypatch.setattr(
+        "trtq.deploy.ssh_config._unfit", lambda folder: "it is not this user's alone"
+    )
     said = (
         r"Cannot keep SSH connections anywhere: .*/tmp/trtq-ssh-\d+: it is not this user's "
         r"alone.*export XDG_R"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
 from trtq.bench.gate import read_record
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
-from trtq.bench.record import BenchRecord, Verdict, shown
+from trtq.bench.interleaved import TurnSettings
+from trtq.bench.meters.nvml import Gpu
+from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict, shown
 from trtq.bench.system_info import differences, open_gpu, take_card
-from trtq.bench.workload import device_for, parse_device
+from trtq.bench.workload import LoadOptions, device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
 from trtq.progress import Progress, Silent
 from trtq.specs import CompareSpec
@@ -35,7 +38,7 @@ class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: list[Verdict]
     differences: list[str]
     notes: list[str]
-    card: dict[str, Any]
+    card: Card
     valid: bool
     seconds: float
     environment: dict[str, Any]
@@ -60,43 +63,20 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         ArtifactError: a record lacks what a comparison needs.
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
-    told, began = progress or Silent(), time.perf_counter()
+    progress = progress or Silent()
+    began = time.perf_counter()
     paths = [Path(f) for f in spec.file]
-    if len(paths) < 2:
-        raise UsageError(
-            "trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help"
-        )
-    records = [p for p in paths if p.suffix == ".json"]
-    if records and (len(records) != len(paths) or len(paths) != 2):
-        raise UsageError(
-            "Cannot compare records with files", "give two records, or files that can take turns"
-        )
+    records = _require_comparable(paths)
     out = ensure_writable_dir(Path(spec.out)) if spec.out else None
-    verdicts: list[Verdict] = []
-    unlike, notes = list[str](), list[str]()
     parse_device(spec.device)
     device = device_for(spec.device, *paths)
     gpu, _ = open_gpu(device)
-    valid = True
     if records:
+        verdicts: list[Verdict] = []
         unlike, notes, valid = _records(*paths)
     else:
-        for other in paths[1:]:
-            told.begin(f"{paths[0].name} and {other.name} take turns", 0)
-            verdicts.append(
-                judge_files(
-                    paths[0],
-                    other,
-                    device=device,
-                    batch=spec.batch,
-                    trust=spec.trust,
-                    gpu=gpu,
-                    margin=spec.margin,
-                    block_s=spec.block,
-                    max_groups=spec.max_loads,
-                    profile=spec.profile,
-                )
-            )
+        verdicts = _verdicts(spec, paths, device, gpu, progress)
+        unlike, notes = [], []
         valid = all(v.valid for v in verdicts)
     record = CompareRecord(
         schema=SCHEMA,
@@ -115,8 +95,41 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     try:
         remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
     except ArtifactError as exc:
-        told.note(str(exc))
+        progress.note(str(exc))
     return record
+
+
+def _require_comparable(paths: list[Path]) -> bool:
+    """Return whether two records are compared, and not files that take turns.
+
+    Raises:
+        UsageError: fewer than two, or files and records mixed.
+    """
+    if len(paths) < 2:
+        raise UsageError(
+            "trtq compare needs two files or more", f"got {len(paths)}", "See trtq compare --help"
+        )
+    records = [p for p in paths if p.suffix == ".json"]
+    if records and (len(records) != len(paths) or len(paths) != 2):
+        raise UsageError(
+            "Cannot compare records with files", "give two records, or files that can take turns"
+        )
+    return bool(records)
+
+
+def _verdicts(
+    spec: CompareSpec, paths: list[Path], device: str, gpu: Gpu | None, progress: Progress
+) -> list[Verdict]:
+    """Return the verdict on each file against the first."""
+    options = LoadOptions(device=device, batch=spec.batch, trust=spec.trust)
+    settings = TurnSettings(margin=spec.margin, block_s=spec.block, max_groups=spec.max_loads)
+    verdicts = []
+    for other in paths[1:]:
+        progress.begin(f"{paths[0].name} and {other.name} take turns", 0)
+        verdicts.append(
+            judge_files(paths[0], other, options, gpu=gpu, settings=settings, profile=spec.profile)
+        )
+    return verdicts
 
 
 def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
@@ -124,52 +137,52 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
 
     The last is whether both records are valid and their machines are alike.
     """
-    a, b = read_record(first), read_record(second)
+    a = read_record(first)
+    b = read_record(second)
     unlike = [f"card, {d}" for d in differences(a.card, b.card)]
-    packages = a.environment.get("packages", {}), b.environment.get("packages", {})
+    packages = (record.environment.get("packages", {}) for record in (a, b))
     unlike += [f"package, {d}" for d in differences(*packages)]
-    notes = []
-    for x in a.rows:
-        for y in b.rows:
-            kind = next(
-                (
-                    k
-                    for k in ("e2e", "gpu")
-                    if getattr(x, k) is not None and getattr(y, k) is not None
-                ),
-                None,
-            )
-            if (x.mode, x.batch) != (y.mode, y.batch) or kind is None:
-                continue
-            before, after = getattr(x, kind), getattr(y, kind)
-            unlike += [
-                f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)
-            ]
-            ratio = (
-                "n/a"
-                if not before.median.value or after.median.value is None
-                else f"x {after.median.value / before.median.value:.4f}"
-            )
-            what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}, {kind}"
-            notes.append(
-                f"{what}: {shown(before.median)} to {shown(after.median)}, {ratio}; from two "
-                "runs, which did not take turns"
-            )
-    if not notes:
+    pairs = [
+        (x, y)
+        for x, y in itertools.product(a.rows, b.rows)
+        if (x.mode, x.batch) == (y.mode, y.batch) and _common_kind(x, y)
+    ]
+    if not pairs:
         why = f"{first} has {_kinds(a)}, {second} has {_kinds(b)}"
         raise UsageError(
             "These records have no latency of one kind, mode and batch in common",
             why,
             "Measure both alike: trtq bench",
         )
+    for x, y in pairs:
+        unlike += [
+            f"settings of {Path(y.file).name}, {d}" for d in differences(x.settings, y.settings)
+        ]
+    notes = [_medians(x, y) for x, y in pairs]
     return unlike, notes, a.valid and b.valid and not unlike
 
 
+def _common_kind(x: BenchRow, y: BenchRow) -> str:
+    """Return the kind of latency that both rows have: ``e2e``, ``gpu``, or "" for none."""
+    shared = [k for k in x.latencies if k in y.latencies]
+    return shared[0] if shared else ""
+
+
+def _medians(x: BenchRow, y: BenchRow) -> str:
+    """Return the medians of two rows and their ratio in a line."""
+    kind = _common_kind(x, y)
+    before = x.latencies[kind].median
+    after = y.latencies[kind].median
+    ratio = "n/a"
+    if before.value and after.value is not None:
+        ratio = f"x {after.value / before.value:.4f}"
+    what = f"{Path(x.file).name} to {Path(y.file).name}, {x.mode}, batch {x.batch}, {kind}"
+    return (
+        f"{what}: {shown(before)} to {shown(after)}, {ratio}; from two runs, which did not take "
+        "turns"
+    )
+
+
 def _kinds(record: BenchRecord) -> str:
-    found = [
-        f"{k} of {r.mode}, batch {r.batch}"
-        for r in record.rows
-        for k in ("e2e", "gpu")
-        if getattr(r, k) is not None
-    ]
-    return "; ".join(dict.fromkeys(found)) or "no latency"
+    kinds = [f"{k} of {r.mode}, batch {r.batch}" for r in record.rows for k in r.latencies]
+    return "; ".join(dict.fromkeys(kinds)) or "no latency"

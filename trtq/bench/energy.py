@@ -15,20 +15,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trtq.bench.meters.protocol import Meter
 from trtq.bench.record import Energy
+from trtq.bench.statistics import Values
 from trtq.errors import MeterError
 
-MIN_TICKS, MIN_READINGS, MAX_APART = 50, 200, 0.05
-INTERVAL_S, JITTER = 0.005, 0.2
+MIN_TICKS = 50
+MIN_READINGS = 200
+MAX_APART = 0.05
+INTERVAL_S = 0.005
+JITTER = 0.2
 SETTLE_S = 2.0  # a sensor that averages over a second has forgotten the idle time by then
-MAX_GAP = (
-    20  # intervals without a reading: a thread of Python beside a busy one comes late now and then
-)
+# Intervals without a reading: a thread of Python beside a busy one comes late now and then.
+MAX_GAP = 20
 
 
 @dataclass(slots=True)
@@ -71,6 +74,16 @@ class Recorder:
         self._stop.set()
         self._thread.join()
 
+    def power(self, start: float, end: float) -> Power:
+        """Return the mean power between two times; see :func:`mean_power`."""
+        return mean_power(
+            self.track,
+            counter=self.meter.counter,
+            start=start,
+            end=end,
+            interval_s=self.interval_s,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Power:
@@ -93,71 +106,61 @@ def mean_power(
     Raises:
         MeterError: the meter died, went backwards, paused, or ticked less than twice.
     """
-    times, values = np.asarray(track.times), np.asarray(track.values)
-    inside = (times >= start) & (times <= end)
     if track.failed:
         raise MeterError("The meter stopped in the middle of a window", track.failed)
+    times = np.asarray(track.times)
+    values = np.asarray(track.values)
+    inside = (times >= start) & (times <= end)
     if counter:
-        if bool((np.diff(values) < 0).any()):
-            raise MeterError(
-                "The energy counter went backwards",
-                "the driver was loaded again, or it wrapped around",
-                "Measure again",
-            )
-        ticks = np.flatnonzero(inside[1:] & (np.diff(values) > 0)) + 1
-        if len(ticks) < 2:
-            raise MeterError(
-                "The energy counter did not move",
-                f"{len(ticks)} ticks in {end - start:.2f} s",
-                "Measure longer",
-            )
-        first, last = ticks[0], ticks[-1]
-        length = float(times[last] - times[first])
-        return Power(
-            float(values[last] - values[first]) / length,
-            float(times[first]),
-            float(times[last]),
-            len(ticks),
+        return _counted_power(times, values, inside, end - start)
+    return _integrated_power(times[inside], values[inside], end - start, interval_s)
+
+
+def _counted_power(
+    times: Values, values: Values, inside: npt.NDArray[np.bool_], seconds: float
+) -> Power:
+    if bool((np.diff(values) < 0).any()):
+        raise MeterError(
+            "The energy counter went backwards",
+            "the driver was loaded again, or it wrapped around",
+            "Measure again",
         )
-    times, values = times[inside], values[inside]
+    ticks = np.flatnonzero(inside[1:] & (np.diff(values) > 0)) + 1
+    if len(ticks) < 2:
+        raise MeterError(
+            "The energy counter did not move",
+            f"{len(ticks)} ticks in {seconds:.2f} s",
+            "Measure longer",
+        )
+    first = ticks[0]
+    last = ticks[-1]
+    watts = float(values[last] - values[first]) / float(times[last] - times[first])
+    return Power(watts, float(times[first]), float(times[last]), len(ticks))
+
+
+def _integrated_power(times: Values, values: Values, seconds: float, interval_s: float) -> Power:
     if len(times) < 2:
         raise MeterError(
             "There are no readings in the window",
-            f"{len(times)} in {end - start:.2f} s",
+            f"{len(times)} in {seconds:.2f} s",
             "Measure longer",
         )
-    if float(np.diff(times).max()) > MAX_GAP * interval_s:
+    gap = float(np.diff(times).max())
+    if gap > MAX_GAP * interval_s:
         raise MeterError(
             "The readings of power have a gap",
-            f"{np.diff(times).max():.2f} s without one, asked every {interval_s:g} s",
+            f"{gap:.2f} s without one, asked every {interval_s:g} s",
             "Measure on a machine with nothing else to do",
         )
-    length = float(times[-1] - times[0])
-    return Power(
-        float(np.trapezoid(values, times)) / length, float(times[0]), float(times[-1]), len(times)
-    )
+    watts = float(np.trapezoid(values, times)) / float(times[-1] - times[0])
+    return Power(watts, float(times[0]), float(times[-1]), len(times))
 
 
-def measure_energy(
-    call: Callable[[], object],
-    images: int,
-    meter: Meter,
-    *,
-    window_s: float | None = None,
-    repeats: int = 5,
-    cooldown_s: float = 5.0,
-    settle_s: float = SETTLE_S,
-    rate: float | None = None,
-    interval_s: float = INTERVAL_S,
-    check: Meter | None = None,
-    told: Callable[[str], None] = lambda _: None,
-) -> Energy:
-    """Return the energy of one image.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergySettings:
+    """How energy is measured.
 
-    Args:
-        call: serves one request.
-        images: in a request.
-        meter: what is read.
+    Attributes:
         window_s: length of a window, seconds; default: what the meter needs. A shorter one is
             marked as not valid.
         repeats: windows.
@@ -166,101 +169,142 @@ def measure_energy(
             affects the sensor.
         rate: requests a second; None for one after another.
         interval_s: between two readings.
+    """
+
+    window_s: float | None = None
+    repeats: int = 5
+    cooldown_s: float = 5.0
+    settle_s: float = SETTLE_S
+    rate: float | None = None
+    interval_s: float = INTERVAL_S
+
+    @property
+    def load(self) -> str:
+        """How requests come, in words."""
+        return (
+            "one request after another" if self.rate is None else f"{self.rate:g} requests a second"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """One window under load: power, images a second, how far a second meter is apart."""
+
+    power: Power
+    images_per_s: float
+    apart: float
+
+
+def measure_energy(
+    call: Callable[[], object],
+    images: int,
+    meter: Meter,
+    settings: EnergySettings,
+    *,
+    check: Meter | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Energy:
+    """Return the energy of one image.
+
+    Args:
+        call: serves one request.
+        images: in a request.
+        meter: what is read.
+        settings: windows and load.
         check: a second meter of the same quantity; more than 5 % apart is not valid.
-        told: receives progress.
+        report: receives progress.
 
     Raises:
         MeterError: the meter died, went backwards or did not move.
     """
-    window_s = window_s or meter.min_window_s
-
-    def idle() -> float:
-        told(f"Idle power, model loaded: {window_s:g} s")
-        time.sleep(settle_s)
-        with Recorder(meter, interval_s) as recorder:
-            began = time.perf_counter()
-            time.sleep(window_s)
-        return mean_power(
-            recorder.track,
-            counter=meter.counter,
-            start=began,
-            end=time.perf_counter(),
-            interval_s=interval_s,
-        ).watts
-
-    before = idle()
-    powers, rates, lengths, readings, apart = (
-        list[float](),
-        list[float](),
-        list[float](),
-        list[int](),
-        0.0,
-    )
-    for i in range(repeats):
-        time.sleep(cooldown_s if i else 0.0)
-        told(f"Energy under load, window {i + 1} of {repeats}: {window_s:g} s")
-        with Recorder(meter, interval_s) as recorder, _maybe(check, interval_s) as other:
-            began = time.perf_counter() + settle_s
-            done, now = _load(call, began + window_s, rate)
-        found = mean_power(
-            recorder.track, counter=meter.counter, start=began, end=now, interval_s=interval_s
-        )
-        if check is not None and other is not None:
-            second = mean_power(
-                other.track, counter=check.counter, start=began, end=now, interval_s=interval_s
-            ).watts
-            apart = max(apart, abs(second / found.watts - 1.0))
-        powers.append(found.watts)
-        rates.append(images * _requests(done, found.start, found.end) / (found.end - found.start))
-        lengths.append(found.end - found.start)
-        readings.append(found.readings)
-    idle_w = (before + idle()) / 2.0
-    gross = np.asarray(powers) / np.asarray(rates)
-    net = (np.asarray(powers) - idle_w) / np.asarray(rates)
-    reasons, least = [], MIN_TICKS if meter.counter else MIN_READINGS
-    if window_s < meter.min_window_s:
-        reasons.append(
-            f"too short to measure: windows of {window_s:g} s, the sensor needs "
-            f"{meter.min_window_s:g} s"
-        )
-    elif min(readings) < least:
-        reasons.append(
-            f"too short to measure: {min(readings)} {'ticks' if meter.counter else 'readings'} "
-            f"in a window, needs {least}"
-        )
-    if apart > MAX_APART:
-        reasons.append(f"{meter.name} and {check.name if check else ''} are {apart:.0%} apart")
-    load = "one request after another" if rate is None else f"{rate:g} requests a second"
+    window_s = settings.window_s or meter.min_window_s
+    report(f"Idle power, model loaded: {window_s:g} s")
+    before = _idle_power(meter, window_s, settings)
+    windows: list[_Window] = []
+    for i in range(settings.repeats):
+        time.sleep(settings.cooldown_s if i else 0.0)
+        report(f"Energy under load, window {i + 1} of {settings.repeats}: {window_s:g} s")
+        windows.append(_measure_window(call, images, meter, window_s, settings, check))
+    report(f"Idle power, model loaded: {window_s:g} s")
+    idle_w = (before + _idle_power(meter, window_s, settings)) / 2.0
+    watts = np.asarray([w.power.watts for w in windows])
+    rates = np.asarray([w.images_per_s for w in windows])
+    gross = watts / rates
+    readings = min(w.power.readings for w in windows)
+    reasons = _short(meter, window_s, readings)
+    apart = max(w.apart for w in windows)
+    if check is not None and apart > MAX_APART:
+        reasons.append(f"{meter.name} and {check.name} are {apart:.0%} apart")
     return Energy(
         meter=meter.name,
         scope=meter.scope,
         method="counter" if meter.counter else "power integrated",
-        load=load,
+        load=settings.load,
         gross_j=float(np.median(gross)),
-        net_j=float(np.median(net)),
+        net_j=float(np.median((watts - idle_w) / rates)),
         low_j=float(gross.min()),
         high_j=float(gross.max()),
-        power_w=float(np.median(powers)),
+        power_w=float(np.median(watts)),
         idle_w=idle_w,
         images_per_s=float(np.median(rates)),
-        window_s=min(lengths),
-        repeats=repeats,
-        readings=min(readings),
+        window_s=min(w.power.end - w.power.start for w in windows),
+        repeats=settings.repeats,
+        readings=readings,
         valid=not reasons,
         reasons=reasons,
         limits=list(meter.limits),
     )
 
 
-def _maybe(meter: Meter | None, interval_s: float) -> Any:
-    return Recorder(meter, interval_s) if meter is not None else contextlib.nullcontext()
+def _idle_power(meter: Meter, window_s: float, settings: EnergySettings) -> float:
+    """Return the mean power with the model loaded and nothing to do, watts."""
+    time.sleep(settings.settle_s)
+    with Recorder(meter, settings.interval_s) as recorder:
+        start = time.perf_counter()
+        time.sleep(window_s)
+    return recorder.power(start, time.perf_counter()).watts
+
+
+def _measure_window(
+    call: Callable[[], object],
+    images: int,
+    meter: Meter,
+    window_s: float,
+    settings: EnergySettings,
+    check: Meter | None,
+) -> _Window:
+    recorder = Recorder(meter, settings.interval_s)
+    second = Recorder(check, settings.interval_s) if check is not None else None
+    with recorder, second or contextlib.nullcontext():
+        start = time.perf_counter() + settings.settle_s
+        ends, now = _load(call, start + window_s, settings.rate)
+    power = recorder.power(start, now)
+    apart = abs(second.power(start, now).watts / power.watts - 1.0) if second is not None else 0.0
+    requests = _requests(ends, power.start, power.end)
+    return _Window(power, images * requests / (power.end - power.start), apart)
+
+
+def _short(meter: Meter, window_s: float, readings: int) -> list[str]:
+    """Return why windows are too short for a meter."""
+    least = MIN_TICKS if meter.counter else MIN_READINGS
+    if window_s < meter.min_window_s:
+        return [
+            f"too short to measure: windows of {window_s:g} s, the sensor needs "
+            f"{meter.min_window_s:g} s"
+        ]
+    if readings < least:
+        return [
+            f"too short to measure: {readings} {'ticks' if meter.counter else 'readings'} in a "
+            f"window, needs {least}"
+        ]
+    return []
 
 
 def _load(
     call: Callable[[], object], until: float, rate: float | None
 ) -> tuple[list[float], float]:
     """Serve requests until a time; return the end time of each and of the last."""
-    done: list[float] = []
+    ends: list[float] = []
     due = time.perf_counter()
     while (now := time.perf_counter()) < until:
         if rate is not None:
@@ -268,15 +312,15 @@ def _load(
             if due > now:
                 time.sleep(due - now)
         call()
-        done.append(time.perf_counter())
-    return done, now
+        ends.append(time.perf_counter())
+    return ends, now
 
 
-def _requests(done: list[float], start: float, end: float) -> float:
+def _requests(request_ends: list[float], start: float, end: float) -> float:
     """Return how many requests ended between two times.
 
     Requests in progress at either end count by the share that lies inside.
     """
-    ends = np.asarray(done)
+    ends = np.asarray(request_ends)
     counted = np.arange(1, len(ends) + 1, dtype=np.float64)
     return float(np.interp(end, ends, counted) - np.interp(start, ends, counted))

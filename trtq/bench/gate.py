@@ -5,7 +5,8 @@ Exit codes: 0 yes, 1 no, 3 these records cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import msgspec
 
 from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
 from trtq.bench.record import BenchRecord, BenchRow
+from trtq.bench.statistics import Quantile
 from trtq.bench.system_info import differences, incomplete
 from trtq.errors import ArtifactError, UsageError
 from trtq.specs import GateSpec
@@ -81,14 +83,14 @@ def read_record(path: Path) -> BenchRecord:
     Raises:
         ArtifactError: it is not such a record, or its machine card is incomplete.
     """
-    held = read_json(path, kind="bench record")
-    if held.get("verb") != "bench":
+    content = read_json(path, kind="bench record")
+    if content.get("verb") != "bench":
         raise ArtifactError(
             f"{path} is no record of trtq bench",
-            f"its verb is {held.get('verb')!r}",
+            f"its verb is {content.get('verb')!r}",
             "Make one: trtq bench FILE --out DIR",
         )
-    record = check_record(held, path, BenchRecord, kind="bench record")
+    record = check_record(content, path, BenchRecord, kind="bench record")
     lacking = incomplete(record.card)
     if lacking:
         raise ArtifactError(
@@ -124,59 +126,67 @@ def gate(spec: GateSpec) -> GateRecord:
         UsageError: a limit cannot be read.
     """
     limits = {"slowdown": share(spec.max_slowdown, "--max-slowdown")}
-    for name in ("energy", "memory"):
-        given = getattr(spec, f"max_{name}")
-        if given is not None:
-            limits[name] = share(given, f"--max-{name}")
-    candidate, baseline = read_record(Path(spec.record)), read_record(Path(spec.baseline))
-    reasons = [
-        f"{name}, {r.file}: {why}"
-        for name, rec in (("candidate", candidate), ("baseline", baseline))
-        for r in rec.rows
-        for why in r.reasons
-    ]
-    unlike = differences(baseline.card, candidate.card)
-    reasons += [f"the machines differ: {text}" for text in unlike]
-    packages = baseline.environment.get("packages", {}), candidate.environment.get("packages", {})
-    reasons += [
-        f"the packages differ: {text}"
-        for text in differences(*({k: v for k, v in p.items() if k != "trtq"} for p in packages))
-    ]
-    pairs, why = _pair(baseline, candidate)
-    reasons += why
-    checks: list[Check] = []
-    for before, after in pairs:
-        checks += _row_checks(before, after, limits)
+    for name, option in (("energy", spec.max_energy), ("memory", spec.max_memory)):
+        if option is not None:
+            limits[name] = share(option, f"--max-{name}")
+    candidate = read_record(Path(spec.record))
+    baseline = read_record(Path(spec.baseline))
+    pairs, unpaired = _pair(baseline, candidate)
+    reasons = [*_doubts(baseline, candidate), *unpaired]
+    checks = [c for before, after in pairs for c in _row_checks(before, after, limits)]
     if spec.max_accuracy_drop is not None:
-        checks.append(_accuracy(spec))
-    notes = (
-        []
-        if candidate.card.get("host") == baseline.card.get("host")
-        else ["the two records come from two hosts"]
-    )
-    notes.append(
-        "two runs at two times: trtq compare lets the files take turns, which is the stronger test"
-    )
-    worst: Outcome = "failed" if any(c.outcome == "failed" for c in checks) else "passed"
-    if reasons or (worst == "passed" and any(c.outcome == "not valid" for c in checks)):
-        worst = "not valid"
-    made = GateRecord(
+        checks.append(_accuracy(spec, spec.max_accuracy_drop))
+    record = GateRecord(
         schema=SCHEMA,
         verb="gate",
         spec=msgspec.to_builtins(spec),
         checks=checks,
         reasons=reasons,
-        notes=notes,
-        outcome=worst,
+        notes=_notes(baseline, candidate),
+        outcome=_worst(checks, reasons),
         environment=environment(),
     )
     if spec.summary:
         try:
             with Path(spec.summary).open("a", encoding="utf-8") as handle:
-                handle.write(f"{made.summary}\n")
+                handle.write(f"{record.summary}\n")
         except OSError as exc:
             raise explain_os_error(exc, Path(spec.summary), option="--summary") from exc
-    return made
+    return record
+
+
+def _doubts(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
+    """Return why two records cannot be compared: their own reasons, machines, packages."""
+    reasons = [
+        f"{name}, {r.file}: {why}"
+        for name, record in (("candidate", candidate), ("baseline", baseline))
+        for r in record.rows
+        for why in r.reasons
+    ]
+    machines = differences(baseline.card, candidate.card)
+    packages = differences(_packages(baseline), _packages(candidate))
+    reasons += [f"the machines differ: {text}" for text in machines]
+    return reasons + [f"the packages differ: {text}" for text in packages]
+
+
+def _packages(record: BenchRecord) -> dict[str, str]:
+    packages = record.environment.get("packages", {})
+    return {name: version for name, version in packages.items() if name != "trtq"}
+
+
+def _notes(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
+    same_host = candidate.card.get("host") == baseline.card.get("host")
+    return [
+        *([] if same_host else ["the two records come from two hosts"]),
+        "two runs at two times: trtq compare lets the files take turns, which is the stronger test",
+    ]
+
+
+def _worst(checks: Sequence[Check], reasons: Sequence[str]) -> Outcome:
+    outcomes = {c.outcome for c in checks}
+    if reasons:
+        return "not valid"
+    return next((o for o in ("failed", "not valid") if o in outcomes), "passed")
 
 
 def _pair(
@@ -193,9 +203,10 @@ def _pair(
         return "" if one else Path(row.file).name, row.mode, row.batch
 
     new = {key(r): r for r in candidate.rows}
-    found, why = [], []
+    pairs, why = [], []
     for row in baseline.rows:
-        other, label = new.get(key(row)), f"{Path(row.file).name}, {row.mode}, batch {row.batch}"
+        other = new.get(key(row))
+        label = _label(row)
         if other is None:
             why.append(f"the candidate has no row for {label}")
             continue
@@ -208,96 +219,115 @@ def _pair(
             for d in unlike
             if not d.startswith("device: ") or row.kind != "engine"
         ]
-        found.append((row, other))
-    return found, why
+        pairs.append((row, other))
+    return pairs, why
+
+
+def _label(row: BenchRow) -> str:
+    return f"{Path(row.file).name}, {row.mode}, batch {row.batch}"
 
 
 def _row_checks(before: BenchRow, after: BenchRow, limits: Mapping[str, float]) -> list[Check]:
-    label = f"{Path(after.file).name}, {after.mode}, batch {after.batch}"
-    checks = []
-    kind = "gpu" if before.gpu is not None and after.gpu is not None else "e2e"
-    old, new = getattr(before, kind), getattr(after, kind)
-    if old is not None and new is not None:
-        a, b = old.median, new.median
-        if None in (a.value, a.low, a.high, b.value, b.low, b.high):
-            checks.append(
-                _check(
-                    f"{label}: {kind} median",
-                    "n/a",
-                    "n/a",
-                    "n/a",
-                    limits["slowdown"],
-                    "not valid",
-                    "too few samples",
-                )
-            )
-        else:
-            low, high = b.low / a.high - 1.0, b.high / a.low - 1.0
-            outcome: Outcome = (
-                "failed"
-                if low > limits["slowdown"]
-                else "passed"
-                if high <= limits["slowdown"]
-                else "not valid"
-            )
-            why = (
-                "the limit lies inside the interval: measure longer"
-                if outcome == "not valid"
-                else ""
-            )
-            checks.append(
-                _check(
-                    f"{label}: {kind} median",
-                    f"{a.value:.3f} ms",
-                    f"{b.value:.3f} ms",
-                    f"{b.value / a.value - 1.0:+.2%} [{low:+.2%}, {high:+.2%}]",
-                    limits["slowdown"],
-                    outcome,
-                    why,
-                )
-            )
-    elif before.throughput is not None and after.throughput is not None:
-        x, y = before.throughput.images_per_s, after.throughput.images_per_s
-        outcome = "passed" if x / y - 1.0 <= limits["slowdown"] else "failed"
-        checks.append(
-            _check(
-                f"{label}: throughput",
-                f"{x:.1f} /s",
-                f"{y:.1f} /s",
-                f"{y / x - 1.0:+.2%}",
-                limits["slowdown"],
-                outcome,
-            )
-        )
-    for name, unit, scale in (("energy", "mJ an image", 1e3), ("memory", "MB", 1e-6)):
-        if name not in limits:
-            continue
-        least, most = _figure(before, name), _figure(after, name)
-        if least is None or most is None:
-            who = "baseline" if least is None else "candidate"
-            checks.append(
-                _check(
-                    f"{label}: {name}",
-                    "n/a",
-                    "n/a",
-                    "n/a",
-                    limits[name],
-                    "not valid",
-                    f"the {who} has no {name}",
-                )
-            )
-            continue
-        change = most / least - 1.0
-        outcome = "passed" if change <= limits[name] else "failed"
-        shown = f"{scale * least:.3g} {unit}", f"{scale * most:.3g} {unit}"
-        checks.append(_check(f"{label}: {name}", *shown, f"{change:+.2%}", limits[name], outcome))
-    return checks
+    label = _label(after)
+    speed = _speed_check(label, before, after, limits["slowdown"])
+    growth = [
+        _growth_check(f"{label}: {figure.name}", before, after, figure, limits[figure.name])
+        for figure in FIGURES
+        if figure.name in limits
+    ]
+    return [*([speed] if speed is not None else []), *growth]
 
 
-def _figure(row: BenchRow, name: str) -> float | None:
-    if name == "energy":
-        return row.energy.gross_j if row.energy is not None else None
-    return float(row.memory.process) if row.memory is not None else None
+def _speed_check(label: str, before: BenchRow, after: BenchRow, limit: float) -> Check | None:
+    """Compare the medians of the GPU, else of the whole request, else the throughput."""
+    kinds = [k for k in ("gpu", "e2e") if k in before.latencies and k in after.latencies]
+    if kinds:
+        old = before.latencies[kinds[0]].median
+        new = after.latencies[kinds[0]].median
+        return _median_check(f"{label}: {kinds[0]} median", old, new, limit)
+    if before.throughput is None or after.throughput is None:
+        return None
+    old_rate = before.throughput.images_per_s
+    new_rate = after.throughput.images_per_s
+    return _check(
+        f"{label}: throughput",
+        f"{old_rate:.1f} /s",
+        f"{new_rate:.1f} /s",
+        f"{new_rate / old_rate - 1.0:+.2%}",
+        limit,
+        "passed" if old_rate / new_rate - 1.0 <= limit else "failed",
+    )
+
+
+def _median_check(what: str, old: Quantile, new: Quantile, limit: float) -> Check:
+    """Compare medians: passed or failed only where the interval of the change says so."""
+    if old.value is None or old.low is None or old.high is None:
+        return _no_check(what, limit, "too few samples")
+    if new.value is None or new.low is None or new.high is None:
+        return _no_check(what, limit, "too few samples")
+    low = new.low / old.high - 1.0
+    high = new.high / old.low - 1.0
+    outcome: Outcome = "not valid"
+    if low > limit:
+        outcome = "failed"
+    elif high <= limit:
+        outcome = "passed"
+    inside = "the limit lies inside the interval: measure longer"
+    return _check(
+        what,
+        f"{old.value:.3f} ms",
+        f"{new.value:.3f} ms",
+        f"{new.value / old.value - 1.0:+.2%} [{low:+.2%}, {high:+.2%}]",
+        limit,
+        outcome,
+        inside if outcome == "not valid" else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A figure of a row that may grow up to a limit.
+
+    Attributes:
+        name: as in the options.
+        unit: that a person reads.
+        scale: from the record's unit to it.
+        of: the figure of a row, None where it has none.
+    """
+
+    name: str
+    unit: str
+    scale: float
+    of: Callable[[BenchRow], float | None]
+
+
+FIGURES = (
+    _Figure("energy", "mJ an image", 1e3, lambda row: row.energy.gross_j if row.energy else None),
+    _Figure("memory", "MB", 1e-6, lambda row: float(row.memory.process) if row.memory else None),
+)
+
+
+def _growth_check(
+    what: str, before: BenchRow, after: BenchRow, figure: _Figure, limit: float
+) -> Check:
+    old = figure.of(before)
+    new = figure.of(after)
+    if old is None or new is None:
+        owner = "baseline" if old is None else "candidate"
+        return _no_check(what, limit, f"the {owner} has no {figure.name}")
+    change = new / old - 1.0
+    return _check(
+        what,
+        f"{figure.scale * old:.3g} {figure.unit}",
+        f"{figure.scale * new:.3g} {figure.unit}",
+        f"{change:+.2%}",
+        limit,
+        "passed" if change <= limit else "failed",
+    )
+
+
+def _no_check(what: str, limit: float, why: str) -> Check:
+    return _check(what, "n/a", "n/a", "n/a", limit, "not valid", why)
 
 
 def _check(
@@ -337,9 +367,8 @@ def _evaluation(path: str) -> _Evaluation:
     )
 
 
-def _accuracy(spec: GateSpec) -> Check:
+def _accuracy(spec: GateSpec, max_drop: float) -> Check:
     """Compare the records of ``trtq evaluate``."""
-    assert spec.max_accuracy_drop is not None
     if spec.accuracy is None:
         raise UsageError(
             "--max-accuracy-drop needs --accuracy",
@@ -348,21 +377,24 @@ def _accuracy(spec: GateSpec) -> Check:
         )
     new = _evaluation(spec.accuracy)
     old = _evaluation(spec.baseline_accuracy) if spec.baseline_accuracy else None
-    for measure, unit in (("miou", "mIoU"), ("top1", "top-1")):
-        after = getattr(new, measure)
-        before = getattr(new, f"reference_{measure}") if old is None else getattr(old, measure)
-        if after is None or before is None:
+    scores = (
+        ("mIoU", old.miou if old else new.reference_miou, new.miou),
+        ("top-1", old.top1 if old else new.reference_top1, new.top1),
+    )
+    for unit, before, after in scores:
+        if before is None or after is None:
             continue
-        outcome: Outcome = "passed" if before - after <= spec.max_accuracy_drop else "failed"
+        outcome: Outcome = "passed" if before - after <= max_drop else "failed"
         why = ""
         if old is not None and (old.images, old.data) != (new.images, new.data):
-            outcome, why = "not valid", "the two evaluations saw other images"
+            outcome = "not valid"
+            why = "the two evaluations saw other images"
         return Check(
             what=f"{unit} on {new.images} images",
             baseline=f"{before:.2f}",
             candidate=f"{after:.2f}",
             change=f"{after - before:+.2f}",
-            limit=f"-{spec.max_accuracy_drop:g}",
+            limit=f"-{max_drop:g}",
             outcome=outcome,
             why=why,
         )

@@ -6,13 +6,14 @@ import datetime
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from trtq.artifact import sha256_bytes
-from trtq.bench.record import BenchRecord, Verdict
+from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict
 from trtq.errors import NO_HOME, ArtifactError, SystemRefusalError, UsageError
 from trtq.paths import path_variable, user_folder
 from trtq.terminal import visible
@@ -26,9 +27,11 @@ TABLE = (
     "    host TEXT, machine TEXT, row TEXT NOT NULL, card TEXT NOT NULL\n"
     ")"
 )
-COLUMNS = (
+FIELDS = (
+    "id",
     "time",
     "file",
+    "file_sha256",
     "device",
     "mode",
     "batch",
@@ -37,8 +40,12 @@ COLUMNS = (
     "joule",
     "process_bytes",
     "valid",
+    "host",
     "machine",
+    "row",
+    "card",
 )
+INSERT = f"INSERT OR IGNORE INTO rows VALUES ({', '.join(f':{name}' for name in FIELDS)})"  # noqa: S608
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,9 +72,9 @@ def history_path() -> Path:
     Raises:
         SystemRefusalError: the user has no home.
     """
-    given = path_variable("TRTQ_HISTORY")
-    if given is not None:
-        return Path(given)
+    variable = path_variable("TRTQ_HISTORY")
+    if variable is not None:
+        return Path(variable)
     base = user_folder("XDG_DATA_HOME", ".local/share")
     if base is None:
         raise SystemRefusalError("There is no home folder", NO_HOME, "Set HOME, or XDG_DATA_HOME")
@@ -103,42 +110,43 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
     Raises:
         ArtifactError: the file cannot be written.
     """
+    time = str(record.environment["time"])
     card = msgspec.json.encode(record.card)
-    gpu = record.card.get("gpu") or record.card.get("jetson") or {}
-    machine = str(gpu.get("name") or gpu.get("model") or record.card.get("cpu"))
+    rows = [
+        {
+            **_whole(row, record.card),
+            "id": sha256_bytes(msgspec.json.encode(row) + card + time.encode()),
+            "time": time,
+            "file": row.file,
+            "file_sha256": row.file_sha256,
+            "device": row.device,
+            "mode": row.mode,
+            "batch": row.batch,
+            "median_ms": row.median_ms,
+            "images_per_s": row.throughput.images_per_s if row.throughput else None,
+            "joule": row.energy.gross_j if row.energy else None,
+            "process_bytes": row.memory.process if row.memory else None,
+            "valid": int(row.valid),
+        }
+        for row in record.rows
+    ]
     with _open(path or history_path()) as link:
-        for row in record.rows:
-            text = msgspec.json.encode(row)
-            link.execute(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                "?, ?)",
-                (
-                    sha256_bytes(text + card + str(record.environment["time"]).encode()),
-                    record.environment["time"],
-                    row.file,
-                    row.file_sha256,
-                    row.device,
-                    row.mode,
-                    row.batch,
-                    row.median_ms,
-                    row.throughput.images_per_s if row.throughput else None,
-                    row.energy.gross_j if row.energy else None,
-                    row.memory.process if row.memory else None,
-                    int(row.valid),
-                    record.card.get("host"),
-                    machine,
-                    text.decode(),
-                    card.decode(),
-                ),
-            )
+        link.executemany(INSERT, rows)
+
+
+def _whole(row: BenchRow | Verdict, card: Card) -> dict[str, object]:
+    """Return the fields that hold a row and its machine as they were recorded."""
+    gpu = card.get("gpu") or card.get("jetson") or {}
+    return {
+        "host": card.get("host"),
+        "machine": str(gpu.get("name") or gpu.get("model") or card.get("cpu")),
+        "row": msgspec.json.encode(row).decode(),
+        "card": msgspec.json.encode(card).decode(),
+    }
 
 
 def remember_verdicts(
-    verdicts: Sequence[Verdict],
-    batch: int,
-    card: dict[str, Any],
-    time: str,
-    path: Path | None = None,
+    verdicts: Sequence[Verdict], batch: int, card: Card, time: str, path: Path | None = None
 ) -> None:
     """Add the verdicts of ``trtq compare``.
 
@@ -148,32 +156,24 @@ def remember_verdicts(
     Raises:
         ArtifactError: the file cannot be written.
     """
-    gpu = card.get("gpu") or {}
+    rows = [
+        {
+            **_whole(v, card),
+            **dict.fromkeys(("images_per_s", "joule", "process_bytes")),
+            "id": sha256_bytes(msgspec.json.encode(v) + time.encode()),
+            "time": time,
+            "file": v.second,
+            "file_sha256": "",
+            "device": v.device,
+            "mode": "compare",
+            "batch": batch,
+            "median_ms": v.second_ms,
+            "valid": int(v.valid),
+        }
+        for v in verdicts
+    ]
     with _open(path or history_path()) as link:
-        for v in verdicts:
-            text = msgspec.json.encode(v)
-            link.execute(
-                "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                "?, ?)",
-                (
-                    sha256_bytes(text + time.encode()),
-                    time,
-                    v.second,
-                    "",
-                    v.device,
-                    "compare",
-                    batch,
-                    v.second_ms,
-                    None,
-                    None,
-                    None,
-                    int(v.valid),
-                    card.get("host"),
-                    str(gpu.get("name") or card.get("cpu")),
-                    text.decode(),
-                    msgspec.json.encode(card).decode(),
-                ),
-            )
+        link.executemany(INSERT, rows)
 
 
 def recall(
@@ -198,27 +198,26 @@ def recall(
     Raises:
         ArtifactError: it cannot be read.
     """
-    from fnmatch import fnmatch
-
+    columns = Entry.__struct_fields__
+    query = f"SELECT {', '.join(columns)} FROM rows ORDER BY time, file, batch"  # noqa: S608
     with _open(path or history_path()) as link:
-        found = link.execute(
-            f"SELECT {', '.join(COLUMNS)} FROM rows ORDER BY time, file, batch"  # noqa: S608
-        ).fetchall()
-    entries = [Entry(**_named(values)) for values in found]
+        table = link.execute(query).fetchall()
+    rows = [dict(zip(columns, values, strict=True)) for values in table]
+    entries = [Entry(**{**row, "valid": bool(row["valid"])}) for row in rows]
     return [
         e
         for e in entries
-        if (file is None or fnmatch(Path(e.file).name, file) or fnmatch(e.file, file))
-        and (device is None or fnmatch(e.device, device))
-        and (mode is None or e.mode == mode)
-        and (since is None or e.time >= since)
+        if _matches(file, Path(e.file).name, e.file)
+        and _matches(device, e.device)
+        and mode in (None, e.mode)
+        and e.time >= (since or "")
         and (e.valid or not valid)
     ]
 
 
-def _named(values: tuple[Any, ...]) -> dict[str, Any]:
-    made = dict(zip(COLUMNS, values, strict=True))
-    return {**made, "valid": bool(made["valid"])}
+def _matches(pattern: str | None, *texts: str) -> bool:
+    """Return whether one of the texts matches a pattern with * and ?; None matches all."""
+    return pattern is None or any(fnmatch(text, pattern) for text in texts)
 
 
 def plot(entries: list[Entry], out: Path) -> Path:

@@ -6,14 +6,15 @@ The two take turns on one device. The verdict names the layers that consume the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from trtq.bench.interleaved import BLOCK_S, MARGIN, MAX_GROUPS, Call, take_turns
+from trtq.bench.interleaved import DEFAULT_TURNS, Call, Turns, TurnSettings, take_turns
 from trtq.bench.layers import profile_layers, what_ate
 from trtq.bench.meters.nvml import Gpu
 from trtq.bench.record import LayerTime, Verdict
 from trtq.bench.system_info import Watch
-from trtq.bench.workload import open_workload
+from trtq.bench.workload import LoadOptions
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
@@ -21,7 +22,8 @@ from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.known_records import read_known
 
 FLOAT_BESIDE = "model.fp32.onnx"
-NOISY, UNKNOWN = 0.05, 0.02
+NOISY = 0.05
+UNKNOWN = 0.02
 
 
 def is_quantized(path: Path) -> bool:
@@ -35,30 +37,33 @@ def is_quantized(path: Path) -> bool:
     return beside.is_file() and _manifest(path).has_codes
 
 
-def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, str]:
+def find_baseline(path: Path, baseline: str | None = None) -> tuple[Path | None, str]:
     """Return the float baseline of a quantized file, or None and how to get one.
 
     For an ONNX file the float one that ``trtq quantize`` wrote beside it; for an engine the FP16
-    engine for the same target in its folder.
+    engine for the same target in its folder. ``baseline`` names another one.
     """
-    if given is not None:
-        return Path(given), ""
-    if not is_engine(path):
-        beside = path.with_name(FLOAT_BESIDE)
-        return (
-            (beside, "")
-            if beside.is_file() and beside != path
-            else (None, f"no {FLOAT_BESIDE} beside it; name one with --baseline")
-        )
+    if baseline is not None:
+        return Path(baseline), ""
+    if is_engine(path):
+        return _fp16_engine(path)
+    beside = path.with_name(FLOAT_BESIDE)
+    if beside.is_file() and beside != path:
+        return beside, ""
+    return None, f"no {FLOAT_BESIDE} beside it; name one with --baseline"
+
+
+def _fp16_engine(path: Path) -> tuple[Path | None, str]:
+    """Return the FP16 engine for the target of an engine, or None and how to build one."""
     manifest = _manifest(path)
-    target = manifest.target["name"]
     for other in sorted(path.parent.glob(f"*{path.suffix}")):
-        if other == path or not manifest_path(other).is_file():
-            continue
-        found = _manifest(other)
-        if not found.has_codes and found.precision == "fp16" and found.target == manifest.target:
-            return other, ""
+        if other != path and manifest_path(other).is_file():
+            beside = _manifest(other)
+            is_fp16 = beside.precision == "fp16" and not beside.has_codes
+            if is_fp16 and beside.target == manifest.target:
+                return other, ""
     source = Path(str(manifest.spec["onnx"])).with_name(FLOAT_BESIDE)
+    target = manifest.target["name"]
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
     return (
         None,
@@ -75,75 +80,39 @@ def _manifest(engine: Path) -> EngineManifest:
 def judge_files(
     first: Path,
     second: Path,
+    options: LoadOptions,
     *,
-    device: str,
-    batch: int = 1,
-    trust: bool = False,
-    graph: bool = True,
     gpu: Gpu | None = None,
-    margin: float = MARGIN,
-    block_s: float = BLOCK_S,
-    max_groups: int = MAX_GROUPS,
+    settings: TurnSettings = DEFAULT_TURNS,
     profile: bool = True,
 ) -> Verdict:
     """Time two files in turns and return the verdict on the second.
+
+    Args:
+        first: the baseline.
+        second: the file that is judged.
+        options: how both are loaded.
+        gpu: through NVML, where there is one.
+        settings: of the turns.
+        profile: look for the layers that consume the gain, where the second is not faster.
 
     Raises:
         EngineError, ExportError, BenchError: a file cannot be loaded or timed.
     """
 
     def opener(path: Path) -> Callable[[], Call]:
-        return lambda: (
-            open_workload(
-                path, device=device, batch=batch, graph=graph, trust=trust, taking_turns=True
-            ).call
-        )
+        return lambda: options.open(path, taking_turns=True).call
 
-    probe = open_workload(second, device=device, batch=batch, graph=graph, trust=trust)
+    probe = options.open(second)
     watch = Watch(probe.device, gpu)
-    turns = take_turns(
-        opener(first),
-        opener(second),
-        block_s=block_s,
-        max_groups=max_groups,
-        margin=margin,
-        between=watch.between,
-    )
+    turns = take_turns(opener(first), opener(second), settings, between=watch.between)
     watch.look()
-    quantized = is_quantized(second) and not is_quantized(first)
-    ate, note = list[LayerTime](), ""
+    slower_layers: list[LayerTime] = []
+    note = ""
     if profile and turns.outcome != "faster":
-        try:
-            times = [
-                profile_layers(
-                    open_workload(p, device=device, batch=batch, graph=False, trust=trust), p
-                )[0]
-                for p in (first, second)
-            ]
-            ate = what_ate(times[0], times[1])
-        except TrtqError as exc:
-            note = f"Which layers ate the gain is not known: {exc.message}."
-    reasons = watch.reasons()
-    keep = "FP16" if is_engine(first) else "the float file"
-    advice = ""
-    if quantized and turns.outcome != "faster":
-        worst = ", ".join(f"{r.module} (+{r.ms:.3f} ms)" for r in ate[:3])
-        advice = (
-            f"Keep {keep}: INT8 does not win on this "
-            f"device{f'; the gain was eaten by {worst}' if worst else ''}."
-        )
-    elif quantized:
-        advice = f"INT8 wins: {1.0 - turns.ratio:.1%} less time on this device."
-    advice = " ".join(t for t in (advice, note) if t)
-    if turns.noise > NOISY:
-        reasons = [
-            *reasons,
-            f"a copy of the first file came out up to {turns.noise:.1%} apart from it: the "
-            "machine was busy",
-        ]
-    half = (turns.high - turns.low) / 2.0
-    if turns.outcome not in ("faster", "slower") and half > max(2 * margin, UNKNOWN):
-        reasons = [*reasons, f"the ratio is known within {half:.1%} only"]
+        slower_layers, note = _slower_layers(first, second, options)
+    advice = _advice(first, second, turns, slower_layers)
+    reasons = [*watch.reasons(), *_doubts(turns, settings.margin)]
     return Verdict(
         first=first.name,
         second=second.name,
@@ -155,10 +124,47 @@ def judge_files(
         high=turns.high,
         noise=turns.noise,
         outcome=turns.outcome,
-        advice=advice,
+        advice=" ".join(text for text in (advice, note) if text),
         loads=turns.groups,
         valid=not reasons,
         reasons=reasons,
-        ate=ate,
-        batch=batch,
+        ate=slower_layers,
+        batch=options.batch,
     )
+
+
+def _slower_layers(first: Path, second: Path, options: LoadOptions) -> tuple[list[LayerTime], str]:
+    """Return the layers that take more time in the second file, or why they are not known."""
+    plain = replace(options, graph=False)
+    try:
+        before, after = (profile_layers(plain.open(path), path)[0] for path in (first, second))
+    except TrtqError as exc:
+        return [], f"Which layers ate the gain is not known: {exc.message}."
+    return what_ate(before, after), ""
+
+
+def _advice(first: Path, second: Path, turns: Turns, slower_layers: list[LayerTime]) -> str:
+    """Return what follows for a quantized file against its float baseline."""
+    if not is_quantized(second) or is_quantized(first):
+        return ""
+    if turns.outcome == "faster":
+        return f"INT8 wins: {1.0 - turns.ratio:.1%} less time on this device."
+    keep = "FP16" if is_engine(first) else "the float file"
+    worst = ", ".join(f"{r.module} (+{r.ms:.3f} ms)" for r in slower_layers[:3])
+    eaten = f"; the gain was eaten by {worst}" if worst else ""
+    return f"Keep {keep}: INT8 does not win on this device{eaten}."
+
+
+def _doubts(turns: Turns, margin: float) -> list[str]:
+    """Return why the verdict should not be used."""
+    reasons = []
+    if turns.noise > NOISY:
+        reasons.append(
+            f"a copy of the first file came out up to {turns.noise:.1%} apart from it: the "
+            "machine was busy"
+        )
+    half_width = (turns.high - turns.low) / 2.0
+    is_open = turns.outcome not in ("faster", "slower")
+    if is_open and half_width > max(2 * margin, UNKNOWN):
+        reasons.append(f"the ratio is known within {half_width:.1%} only")
+    return reasons

@@ -17,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 
-from trtq.bench.sampling import quiet_interpreter, said, time_block, warm_up
+from trtq.bench.sampling import Clock, quiet_interpreter, said, time_block, warm_up
 from trtq.bench.statistics import Values
 from trtq.errors import BenchError
 
 Outcome = Literal["faster", "slower", "no measurable difference"]
-BLOCK_S, DISCARD, TRIM = 0.05, 0.10, 0.2
-ROUNDS, MIN_GROUPS, MAX_GROUPS, NARROW, MARGIN = 8, 8, 32, 0.004, 0.01
+DISCARD = 0.10
+TRIM = 0.2
+MARGIN = 0.01
 Call = Callable[[], object]
 
 
@@ -52,25 +53,11 @@ class Turns:
     stopped: str
 
 
-def take_turns(
-    first: Callable[[], Call],
-    second: Callable[[], Call],
-    *,
-    block_s: float = BLOCK_S,
-    rounds: int = ROUNDS,
-    min_groups: int = MIN_GROUPS,
-    max_groups: int = MAX_GROUPS,
-    narrow: float = NARROW,
-    margin: float = MARGIN,
-    seed: int = 0,
-    clock: Callable[[], int] = time.perf_counter_ns,
-    between: Callable[[], object] = lambda: None,
-) -> Turns:
-    """Load and time until the ratio is known well enough.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnSettings:
+    """How models take turns.
 
-    Args:
-        first: loads the first model and returns one request.
-        second: the same of the other one.
+    Attributes:
         block_s: length of a turn, seconds; its first 10 % are set aside, since a turn begins with
             cold caches.
         rounds: turns of each load.
@@ -79,32 +66,60 @@ def take_turns(
         narrow: half width of the ratio's interval that ends the run.
         margin: a smaller difference is none.
         seed: of the order.
+    """
+
+    block_s: float = 0.05
+    rounds: int = 8
+    min_groups: int = 8
+    max_groups: int = 32
+    narrow: float = 0.004
+    margin: float = MARGIN
+    seed: int = 0
+
+
+DEFAULT_TURNS = TurnSettings()
+
+
+def take_turns(
+    first: Callable[[], Call],
+    second: Callable[[], Call],
+    settings: TurnSettings = DEFAULT_TURNS,
+    *,
+    clock: Clock = time.perf_counter_ns,
+    between: Callable[[], object] = lambda: None,
+) -> Turns:
+    """Load and time until the ratio is known well enough.
+
+    Args:
+        first: loads the first model and returns one request.
+        second: the same of the other one.
+        settings: lengths and numbers of turns.
         clock: nanoseconds.
         between: called after each group, outside of all times.
 
     Raises:
         BenchError: a request fails.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(settings.seed)
     openers = (first, first, second)
     groups: list[list[float]] = []
     blocks: list[list[float]] = []
-    stopped = f"{max_groups} loads of each"
-    while len(groups) < max_groups:
+    stopped = f"{settings.max_groups} loads of each"
+    while len(groups) < settings.max_groups:
         calls: dict[int, Call] = {int(i): openers[i]() for i in rng.permutation(3)}
-        rows = _group([calls[i] for i in range(3)], rng, block_s, rounds, clock)
+        rows = _group([calls[i] for i in range(3)], rng, settings, clock)
         logs = np.log(rows)
         groups.append(
             [_middle(logs[:, 2] - logs[:, :2].mean(axis=1)), _middle(logs[:, 1] - logs[:, 0])]
         )
         blocks += rows.tolist()
         between()
-        if len(groups) >= min_groups:
-            found = judge(np.asarray(groups), margin=margin)
-            if (found[2] - found[1]) / 2.0 <= narrow:
-                stopped = f"the ratio is known within {narrow:.1%}"
+        if len(groups) >= settings.min_groups:
+            _, low, high, _, _ = judge(np.asarray(groups), margin=settings.margin)
+            if (high - low) / 2.0 <= settings.narrow:
+                stopped = f"the ratio is known within {settings.narrow:.1%}"
                 break
-    ratio, low, high, noise, outcome = judge(np.asarray(groups), margin=margin)
+    ratio, low, high, noise, outcome = judge(np.asarray(groups), margin=settings.margin)
     table = np.asarray(blocks)
     return Turns(
         first_ms=float(np.median(table[:, :2])),
@@ -120,13 +135,10 @@ def take_turns(
 
 
 def _group(
-    calls: list[Call],
-    rng: np.random.Generator,
-    block_s: float,
-    rounds: int,
-    clock: Callable[[], int],
+    calls: list[Call], rng: np.random.Generator, settings: TurnSettings, clock: Clock
 ) -> Values:
     """Return the medians of blocks, ms [rounds, 3], of three loads taking turns."""
+    block_s = settings.block_s
     warmed = [
         warm_up(c, calls=10, seconds=block_s, limit_s=5 * block_s, clock=clock) for c in calls
     ]
@@ -134,7 +146,7 @@ def _group(
     if failed:
         raise BenchError("A request failed in the warm-up", failed)
     sizes = [max(5, round(block_s / max(w.call_s, 1e-7))) for w in warmed]
-    rows = np.zeros((rounds, 3))
+    rows = np.zeros((settings.rounds, 3))
     with quiet_interpreter():
         for row in rows:
             for i in rng.permutation(3):

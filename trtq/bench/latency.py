@@ -54,35 +54,35 @@ def summarize(kind: str, samples: Samples, percentiles: Sequence[float] = PERCEN
 
 def doubts(timing: Timing, warmup: Warmup, samples: Samples) -> list[str]:
     """Return why a timing should not be used."""
-    found = []
+    reasons = []
     if samples.failed:
-        found.append(
+        reasons.append(
             f"a request failed after {len(samples.ns)} good ones ({samples.failed}): what was "
             "measured until then is kept"
         )
     if not warmup.stable:
-        found.append(
+        reasons.append(
             f"the time of a request did not settle within 1 % in {warmup.calls} requests of warm-up"
         )
     middle = timing.median
     if middle.value is None or middle.low is None or middle.high is None:
-        found.append(f"{timing.samples} samples are too few for an interval of the median")
+        reasons.append(f"{timing.samples} samples are too few for an interval of the median")
     elif (middle.high - middle.low) / middle.value > WIDE:
-        found.append(
+        reasons.append(
             "the 95 % interval of the median is "
             f"{(middle.high - middle.low) / middle.value:.0%} wide: the machine was busy"
         )
     if timing.drift.found:
-        found.append(
+        reasons.append(
             f"the time drifted by {timing.drift.change:+.1%} over the run (Mann-Kendall p = "
             f"{timing.drift.p:.3f})"
         )
     if timing.samples >= ENOUGH > timing.effective:
-        found.append(
+        reasons.append(
             f"{timing.samples} samples tell as much as {timing.effective} independent ones: "
             "measure longer (--duration)"
         )
-    return found
+    return reasons
 
 
 def measure_latency(
@@ -96,12 +96,12 @@ def measure_latency(
     watch.look()
     if warmup.failed:
         return {"e2e": nothing(warmup)}, warmup
-    found = {"e2e": sample(workload.call, warmup.call_s, rule, between=watch.between)}
+    samples = {"e2e": sample(workload.call, warmup.call_s, rule, between=watch.between)}
     watch.look()
-    if workload.apart and not found["e2e"].failed:
-        found |= _apart(workload, rule, warmup, watch)
+    if workload.apart and not samples["e2e"].failed:
+        samples |= _apart(workload, rule, warmup, watch)
         watch.look()
-    return found, warmup
+    return samples, warmup
 
 
 def nothing(warmup: Warmup) -> Samples:
@@ -159,15 +159,15 @@ def paced(
 
     def wait() -> None:
         nonlocal due, late
-        left = due - time.perf_counter()
-        if left > 0:
-            time.sleep(left)
+        remaining = due - time.perf_counter()
+        if remaining > 0:
+            time.sleep(remaining)
         else:
             late += 1
         due += 1.0 / rate
 
-    found = _one_by_one(workload, rule, watch, wait, max(1, round(BLOCK_S * rate)))
-    return found, warmup, max(0, late - 1) / max(1, len(found.ns))
+    samples = _one_by_one(workload, rule, watch, wait, max(1, round(BLOCK_S * rate)))
+    return samples, warmup, max(0, late - 1) / max(1, len(samples.ns))
 
 
 def cold(
@@ -235,19 +235,18 @@ def _emptier(workload: Workload, cache_bytes: int | None) -> tuple[Callable[[], 
 
         return flush, f"L2 of the GPU, by writing {2 * size / 1e6:.0f} MB"
     size = cache_bytes or last_level_cache()
-    held = np.zeros(2 * size, dtype=np.uint8)
-    return lambda: held.__iadd__(
-        1
-    ), f"last-level cache of the CPU, by writing {2 * size / 1e6:.0f} MB"
+    values = np.zeros(2 * size, dtype=np.uint8)
+    what = f"last-level cache of the CPU, by writing {2 * size / 1e6:.0f} MB"
+    return lambda: values.__iadd__(1), what
 
 
 def last_level_cache(root: Path = Path("/")) -> int:
     """Return the size of the CPU's largest cache, bytes; 64 MB when unknown."""
     sizes = [64_000_000]
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = []
+    known = []
     for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text(errors="replace").strip()
         if text[:-1].isdigit() and text[-1:] in units:
-            found.append(int(text[:-1]) * units[text[-1]])
-    return max(found or sizes)
+            known.append(int(text[:-1]) * units[text[-1]])
+    return max(known or sizes)

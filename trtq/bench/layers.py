@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,16 @@ def profile_onnx(workload: OnnxWorkload, runs: int) -> dict[str, tuple[float, st
             str(workload.path), options, providers=workload.session.get_providers()
         )
         for _ in range(5):
-            session.run(None, workload.given)
+            session.run(None, workload.feed)
         for _ in range(runs):
-            session.run(None, workload.given)
+            session.run(None, workload.feed)
         try:
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as exc:
-            mend = "Set TMPDIR to a folder that has space"
             raise BenchError(
                 f"There is no layer profile of {workload.path.name}",
                 f"the runtime wrote none ({reason(exc)})",
-                mend,
+                "Set TMPDIR to a folder that has space",
             ) from exc
     return read_onnx_profile(events, runs, skip=5)
 
@@ -112,13 +112,8 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
         node = nodes.get(MADE.sub("", name))
         if node is None:
             return name.rpartition("/")[0] or name
-        while (
-            "Conv" in kind
-            and node.op_type not in ("Conv", *QDQ)
-            and node.input
-            and node.input[0] in producer
-        ):
-            node = producer[node.input[0]]
+        if "Conv" in kind:
+            node = _fused_convolution(node, producer)
         module: str = node.name.rpartition("/")[0] or node.name
         layer = module.rpartition(".")[0] or module
         return layer if node.op_type in QDQ else module
@@ -126,25 +121,31 @@ def onnx_modules(model: onnx.ModelProto) -> Callable[[str, str], str]:
     return module_of
 
 
+def _fused_convolution(
+    node: onnx.NodeProto, producer: Mapping[str, onnx.NodeProto]
+) -> onnx.NodeProto:
+    """Return the convolution before a node, up to a Q/DQ pair or an input."""
+    while node.op_type not in ("Conv", *QDQ) and node.input and node.input[0] in producer:
+        node = producer[node.input[0]]
+    return node
+
+
 def read_onnx_profile(
     events: Sequence[Mapping[str, Any]], runs: int, *, skip: int
 ) -> dict[str, tuple[float, str]]:
     """Return ms per request and op by node name, without the first ``skip`` requests."""
-    seen: dict[str, int] = {}
+    calls: Counter[str] = Counter()
     times: dict[str, tuple[float, str]] = {}
     for event in events:
         name = str(event.get("name", ""))
         if event.get("cat") != "Node" or not name.endswith("_kernel_time"):
             continue
         node = name.removesuffix("_kernel_time")
-        seen[node] = seen.get(node, 0) + 1
-        if seen[node] <= skip:
-            continue
-        before = times.get(node, (0.0, ""))[0]
-        times[node] = (
-            before + float(event["dur"]) / 1e3 / runs,
-            str(event.get("args", {}).get("op_name", "")),
-        )
+        calls[node] += 1
+        if calls[node] > skip:
+            before, _ = times.get(node, (0.0, ""))
+            ms = before + float(event["dur"]) / 1e3 / runs
+            times[node] = (ms, str(event.get("args", {}).get("op_name", "")))
     return times
 
 

@@ -9,6 +9,8 @@ import msgspec
 from trtq.bench.statistics import Drift, Outliers, Quantile
 from trtq.terminal import stack
 
+Card = dict[str, Any]  # the machine card; its fields depend on the device
+
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Times of single requests.
@@ -236,6 +238,11 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
 
     @property
+    def latencies(self) -> dict[str, Timing]:
+        """Times of a request by kind, ``e2e`` before ``gpu``, as far as there are any."""
+        return {k: t for k, t in (("e2e", self.e2e), ("gpu", self.gpu)) if t is not None}
+
+    @property
     def median_ms(self) -> float | None:
         """Median end-to-end time of a request.
 
@@ -247,25 +254,14 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        parts = [f"{self.device}, {self.mode}, batch {self.batch}"]
-        for timing in (self.e2e, self.gpu, self.enqueue):
-            if timing is not None:
-                parts.append(f"{timing.kind} {shown(timing.median, samples=timing.effective)}")
-        timing = self.e2e or self.gpu
-        if timing is not None:
-            parts += [
-                f"p{100 * p.q:g} {shown(p, samples=timing.effective)}"
-                for p in timing.percentiles
-                if p.q > 0.5
-            ]
-            parts.append(f"{timing.samples} samples")
+        parts = [f"{self.device}, {self.mode}, batch {self.batch}", *self._timing_parts()]
         if self.throughput is not None:
             t = self.throughput
             parts.append(f"{t.scenario}: {t.images_per_s:.1f} images/s with {t.streams} in flight")
-        for load in self.load:
-            parts.append(
-                f"{load.total.name} {load.total.median:.0f} ms after the start ({load.cache})"
-            )
+        parts += [
+            f"{load.total.name} {load.total.median:.0f} ms after the start ({load.cache})"
+            for load in self.load
+        ]
         if self.memory is not None:
             parts.append(f"{self.memory.process / 1e6:.0f} MB of process memory")
         if self.energy is not None:
@@ -276,6 +272,16 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"CUDA graph {self.settings['graph']}")
         parts.append("VALID" if self.valid else f"NOT VALID: {'; '.join(self.reasons)}")
         return ", ".join(parts)
+
+    def _timing_parts(self) -> list[str]:
+        timings = [t for t in (self.e2e, self.gpu, self.enqueue) if t is not None]
+        parts = [f"{t.kind} {shown(t.median, samples=t.effective)}" for t in timings]
+        timing = self.e2e or self.gpu
+        if timing is None:
+            return parts
+        high = [p for p in timing.percentiles if p.q > 0.5]
+        parts += [f"p{100 * p.q:g} {shown(p, samples=timing.effective)}" for p in high]
+        return [*parts, f"{timing.samples} samples"]
 
 
 def shown(value: Quantile, *, samples: int | None = None) -> str:
@@ -323,7 +329,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """One line for a person."""
-        said = (
+        outcome = (
             f"{self.second} is {self.outcome} than {self.first}"
             if self.outcome in ("faster", "slower")
             else (f"{self.second} and {self.first}: {self.outcome}")
@@ -338,7 +344,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.noise:.1%}"
         )
         return (
-            f"{said}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; "
+            f"{outcome}: time x {self.ratio:.4f} [{self.low:.4f}, {self.high:.4f}] ({times}; "
             f"{how}). {self.advice}{valid}"
         )
 
@@ -359,7 +365,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     rows: list[BenchRow]
     verdicts: list[Verdict]
-    card: dict[str, Any]
+    card: Card
     valid: bool
     notes: list[str]
     seconds: float

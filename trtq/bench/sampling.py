@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,8 +16,15 @@ import numpy as np
 from trtq.bench.statistics import Values, quantile
 from trtq.errors import first_line
 
-WARMUP_CALLS, WARMUP_S, WARMUP_LIMIT_S, WARMUP_WINDOW, STABLE_WITHIN = 50, 1.0, 30.0, 20, 0.01
-BLOCK_S, MIN_BLOCKS, NARROW, MOST_IN_BLOCK = 0.5, 5, 0.005, 100_000
+WARMUP_CALLS = 50
+WARMUP_S = 1.0
+WARMUP_LIMIT_S = 30.0
+WARMUP_WINDOW = 20
+STABLE_WITHIN = 0.01
+BLOCK_S = 0.5
+MIN_BLOCKS = 5
+NARROW = 0.005
+MOST_IN_BLOCK = 100_000
 Clock = Callable[[], int]
 
 
@@ -158,16 +165,21 @@ def warm_up(
             return Warmup(calls=len(times), stable=False, call_s=0.0, failed=said(exc))
         now = clock()
         times.append(now - start)
-        if len(times) < 2 * WARMUP_WINDOW and (now - began) / 1e9 < limit_s:
+        passed_s = (now - began) / 1e9
+        over = passed_s >= limit_s
+        if len(times) < 2 * WARMUP_WINDOW and not over:
             continue
-        late, before = (
-            np.median(times[-WARMUP_WINDOW:]),
-            np.median(times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW] or times),
-        )
-        stable = bool(abs(late - before) <= STABLE_WITHIN * before)
-        ready = len(times) >= calls and (now - began) / 1e9 >= seconds and stable
-        if ready or (now - began) / 1e9 >= limit_s:
-            return Warmup(calls=len(times), stable=stable and ready, call_s=float(late) / 1e9)
+        late, stable = _settled(times)
+        ready = len(times) >= calls and passed_s >= seconds and stable
+        if ready or over:
+            return Warmup(calls=len(times), stable=ready, call_s=late / 1e9)
+
+
+def _settled(times: Sequence[int]) -> tuple[float, bool]:
+    """Return the median of the last window, ns, and whether that before it is the same."""
+    late = float(np.median(times[-WARMUP_WINDOW:]))
+    before = float(np.median(times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW] or times))
+    return late, abs(late - before) <= STABLE_WITHIN * before
 
 
 def sample(
@@ -193,9 +205,12 @@ def sample(
     """
     per_block = min(MOST_IN_BLOCK, max(1, round(block_s / max(expected_s, 1e-7))))
     capacity = max(rule.samples, per_block)
-    times, filled = np.zeros(capacity, dtype=np.int64), 0
+    times = np.zeros(capacity, dtype=np.int64)
+    filled = 0
     blocks: list[int] = []
-    began, stopped, failed = clock(), "", ""
+    began = clock()
+    stopped = ""
+    failed = ""
     with quiet_interpreter():
         while not stopped:
             if filled + per_block > len(times):
@@ -208,10 +223,10 @@ def sample(
                 time_block(call, block, clock)
             except (Exception, KeyboardInterrupt) as exc:
                 failed = said(exc)
-            taken = int((block >= 0).sum())
-            if taken:
+            count = int((block >= 0).sum())
+            if count:
                 blocks.append(filled)
-                filled += taken
+                filled += count
                 between()
             stopped = (
                 "a call failed"
@@ -240,7 +255,7 @@ def half_width(samples: Values) -> float | None:
 
     It is half the width of the interval as a share of the median.
     """
-    found = quantile(samples, 0.5)
-    if found.value is None or found.low is None or found.high is None or found.value <= 0.0:
+    median = quantile(samples, 0.5)
+    if median.value is None or median.low is None or median.high is None or median.value <= 0.0:
         return None
-    return (found.high - found.low) / 2.0 / found.value
+    return (median.high - median.low) / 2.0 / median.value

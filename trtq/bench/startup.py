@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from trtq.bench.record import Load, Memory, Phase
@@ -19,6 +20,14 @@ from trtq.errors import BenchError, last_line
 
 PROCESSES = 5
 LIMIT_S = 600
+
+
+class _Start(msgspec.Struct):
+    """What the worker prints: phases and the second answer, ns, and the memory where asked for."""
+
+    laps: list[tuple[str, int]]
+    second: int
+    memory: Memory | None = None
 
 
 def measure_load(
@@ -41,8 +50,8 @@ def measure_load(
         else:
             path.read_bytes()
         runs.append(_start(path, device=device, batch=batch, memory=False))
-    names = [name for name, _ in runs[0]["laps"]]
-    times = np.asarray([[ns / 1e6 for _, ns in r["laps"]] for r in runs])
+    names = [name for name, _ in runs[0].laps]
+    times = np.asarray([[ns / 1e6 for _, ns in run.laps] for run in runs])
     lazy = (
         os.environ.get("CUDA_MODULE_LOADING", "LAZY, the default of CUDA 12.2 and later")
         if device != "cpu"
@@ -52,7 +61,7 @@ def measure_load(
         cache=cache,
         phases=[_phase(n, times[:, i]) for i, n in enumerate(names)],
         total=_phase("first answer", times.sum(axis=1)),
-        second=_phase("second answer", np.asarray([r["second"] / 1e6 for r in runs])),
+        second=_phase("second answer", np.asarray([run.second / 1e6 for run in runs])),
         processes=processes,
         lazy=lazy,
     )
@@ -64,15 +73,17 @@ def measure_memory(path: Path, *, device: str, batch: int) -> Memory:
     Raises:
         BenchError: the process fails.
     """
-    return Memory(**_start(path, device=device, batch=batch, memory=True)["memory"])
+    memory = _start(path, device=device, batch=batch, memory=True).memory
+    assert memory is not None
+    return memory
 
 
 def _phase(name: str, ms: Any) -> Phase:
     return Phase(name=name, median=float(np.median(ms)), low=float(ms.min()), high=float(ms.max()))
 
 
-def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, Any]:
-    asked = {
+def _start(path: Path, *, device: str, batch: int, memory: bool) -> _Start:
+    request = {
         "file": str(path),
         "device": device,
         "batch": batch,
@@ -80,7 +91,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
         "started": time.perf_counter_ns(),
     }
     try:
-        line = [sys.executable, "-m", "trtq.bench.startup_worker", json.dumps(asked)]
+        line = [sys.executable, "-m", "trtq.bench.startup_worker", json.dumps(request)]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired as exc:
         raise BenchError(
@@ -91,8 +102,7 @@ def _start(path: Path, *, device: str, batch: int, memory: bool) -> dict[str, An
             f"A new process cannot load {path.name}",
             last_line(done.stderr) or f"exit status {done.returncode}",
         )
-    made: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return made
+    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=_Start)
 
 
 def drop_from_cache(path: Path) -> None:
@@ -104,11 +114,11 @@ def drop_from_cache(path: Path) -> None:
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
         os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    left = cached_share(path)
-    if left > 0.01:
+    cached = cached_share(path)
+    if cached > 0.01:
         raise BenchError(
             f"Cannot measure a cold start of {path.name}",
-            f"{left:.0%} of it stays in the page cache",
+            f"{cached:.0%} of it stays in the page cache",
             "Put it on a local disk that is not a memory file system",
         )
 
@@ -121,9 +131,9 @@ def cached_share(path: Path) -> float:
     pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE
     with path.open("r+b" if os.access(path, os.W_OK) else "rb") as handle:
         access = mmap.ACCESS_COPY  # a private map: ctypes asks for one it may write to
-        with mmap.mmap(handle.fileno(), size, access=access) as held:
+        with mmap.mmap(handle.fileno(), size, access=access) as pages_of_file:
             flags = (ctypes.c_ubyte * pages)()
-            anchor = ctypes.c_char.from_buffer(held)
+            anchor = ctypes.c_char.from_buffer(pages_of_file)
             address = ctypes.addressof(anchor)
             failed = ctypes.CDLL(None, use_errno=True).mincore(
                 ctypes.c_void_p(address), ctypes.c_size_t(size), flags

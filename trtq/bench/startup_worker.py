@@ -21,16 +21,14 @@ from typing import Any  # noqa: E402
 
 def main() -> int:
     """Load, answer twice, print."""
-    asked = json.loads(sys.argv[1])
-    path, device, batch = Path(asked["file"]), asked["device"], int(asked["batch"])
+    request = json.loads(sys.argv[1])
+    path, device, batch = Path(request["file"]), request["device"], int(request["batch"])
     from trtq.bench.workload import open_workload, parse_device
 
     parse_device(device)
-    started: int = asked[
-        "started"
-    ]  # perf_counter_ns is CLOCK_MONOTONIC: one clock for all processes
+    started: int = request["started"]  # CLOCK_MONOTONIC: one clock for all processes
     laps: list[tuple[str, int]] = [("process and Python", ENTERED - started)]
-    memory = Memory(device) if asked["memory"] else None
+    memory = Memory(device) if request["memory"] else None
     _import_runtime(path)
     last = time.perf_counter_ns()
     laps.append(("imports", last - ENTERED))
@@ -51,7 +49,7 @@ def main() -> int:
     last = _lap(laps, "first answer", last)
     workload.call()
     second = time.perf_counter_ns() - last
-    answer: dict[str, Any] = {"laps": laps, "second": second}
+    answer: dict[str, object] = {"laps": laps, "second": second}
     if memory is not None:
         for _ in range(8):
             workload.call()
@@ -94,11 +92,10 @@ class Memory:
     def look(self, name: str) -> None:
         """Record the memory in use now; the peak counts from the first call."""
         if not self.seen:
-            with contextlib.suppress(
-                OSError
-            ):  # a kernel without it: the peak may be that of the imports
+            # In a kernel without it the peak may be that of the imports.
+            with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-        held = status()
+        memory = status()
         used = (
             shared_memory_used()
             if self.shared
@@ -106,9 +103,9 @@ class Memory:
             if self.gpu is not None
             else None
         )
-        self.seen[name] = {"rss": held["VmRSS"], "peak": held["VmHWM"], "device": used}
+        self.seen[name] = {"rss": memory["VmRSS"], "peak": memory["VmHWM"], "device": used}
 
-    def account(self, workload: Any) -> dict[str, Any]:
+    def account(self, workload: Any) -> dict[str, object]:
         """Return the growth, the engine's own account, and where each figure comes from."""
         before, after = self.seen["before"], self.seen["after"]
         engine = getattr(getattr(workload, "runner", None), "loaded", None)
@@ -122,23 +119,21 @@ class Memory:
         device = None
         if before["device"] is not None and after["device"] is not None:
             device = after["device"] - before["device"]
-            seen = (
-                "MemTotal less MemAvailable: GPU and CPU share this memory, the process is in "
-                "it, and so are all others"
-            )
             sources["device"] = (
-                "growth of "
-                f"{seen if self.shared else 'the memory in use on the GPU by all processes, NVML'}"
+                "growth of MemTotal less MemAvailable: GPU and CPU share this memory, the process "
+                "is in it, and so are all others"
+                if self.shared
+                else "growth of the memory in use on the GPU by all processes, NVML"
             )
         else:
             sources["device"] = f"n/a: {self.why}"
         for name, value in (("weights", weights), ("activations", activations)):
-            said = (
+            source = (
                 "the engine's own account"
                 if value is not None
                 else "n/a: this runtime keeps no account of it"
             )
-            sources[name] = said
+            sources[name] = source
         assert before["rss"] is not None and after["rss"] is not None and after["peak"] is not None
         return {
             "weights": weights,

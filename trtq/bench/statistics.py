@@ -146,11 +146,11 @@ def quantile(samples: Values, q: float, *, alpha: float = ALPHA) -> Quantile:
         # of the median, too.
         enough = n / inefficiency(_below(samples, ordered, 0.5)) >= needs
         effective = max(1, round(n / spread)) if enough else 0
-    found = ranks(effective, q, alpha=alpha)
-    if found is None:
+    positions = ranks(effective, q, alpha=alpha)
+    if positions is None:
         middle = float(np.median(ordered)) if q == 0.5 and n else None
         return Quantile(q=q, value=middle, low=None, high=None, needs=needs)
-    low, high = found
+    low, high = positions
     # Ranks among n: the same distance in standard deviations from q n, rounded outwards; wider
     # while the dependence itself is uncertain.
     stretch = n / effective * _uncertainty(effective, n)

@@ -8,13 +8,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from trtq.artifact import cpu_name
 from trtq.bench.meters.jetson import LINES, is_jetson
-from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu
+from trtq.bench.meters.nvml import THROTTLE_FIELDS, Gpu, GpuState
+from trtq.bench.record import Card
 from trtq.errors import MeterError
 
 # Without these a record cannot be held against another one: present, or with the reason why not in
@@ -37,7 +38,7 @@ MAX_SPREAD = 0.02
 MAX_OTHERS = 0.10
 
 
-def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) -> dict[str, Any]:
+def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) -> Card:
     """Return the card of this machine for one device.
 
     Args:
@@ -49,20 +50,21 @@ def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) ->
     governor = _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor is None:
         missing["governor"] = "the system does not tell it (a virtual machine hides it)"
-    card: dict[str, Any] = {
-        "kind": "jetson" if is_jetson(root) else "gpu" if device != "cpu" else "cpu",
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity is None:
+        missing["affinity"] = "this system has none"
+    card: Card = {
+        "kind": _kind(device, root),
         "device": device,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "governor": governor,
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "affinity": sorted(affinity(0)) if affinity is not None else None,
         "load": [round(v, 2) for v in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "container": _container(root),
         "host": hashlib.sha256(platform.node().encode()).hexdigest()[:12],
         "kernel": platform.release(),
     }
-    if card["affinity"] is None:
-        missing["affinity"] = "this system has none"
     if card["kind"] == "jetson":
         card["jetson"] = _jetson(root, missing)
     elif gpu is not None:
@@ -74,6 +76,12 @@ def take_card(device: str, *, root: Path = Path("/"), gpu: Gpu | None = None) ->
         missing |= dict.fromkeys(NEEDED["gpu"], "no NVML")
     card["missing"] = missing
     return card
+
+
+def _kind(device: str, root: Path) -> str:
+    if is_jetson(root):
+        return "jetson"
+    return "cpu" if device == "cpu" else "gpu"
 
 
 # What NVML's figures are called on the card.
@@ -104,14 +112,27 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     The load, the reasons for what is missing, and a Jetson's clocks at that moment may differ.
     """
     free = {"load", "missing", "container", "clocks"}
-    found = []
+    fields = []
     for key in sorted((set(a) | set(b)) - free):
         left, right = a.get(key), b.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += [f"{key}.{text}" for text in differences(left, right)]
+            fields += [f"{key}.{text}" for text in differences(left, right)]
         elif left != right:
-            found.append(f"{key}: {left} and {right}")
-    return found
+            fields.append(f"{key}: {left} and {right}")
+    return fields
+
+
+class Reading(TypedDict):
+    """The machine at one moment: seconds, CPU seconds of others and of all, the GPU's state.
+
+    ``loaded`` tells whether the device was at work: only then do its clocks say something.
+    """
+
+    at: float
+    slept: float
+    cpu: tuple[float, float] | None
+    loaded: bool
+    gpu: GpuState | None
 
 
 class Watch:
@@ -124,26 +145,27 @@ class Watch:
     """
 
     def __init__(self, device: str, gpu: Gpu | None = None, *, root: Path = Path("/")) -> None:
-        self.device, self.gpu, self.root = device, gpu, root
-        self.states: list[dict[str, Any]] = []
+        self.device = device
+        self.gpu = gpu
+        self.root = root
+        self.states: list[Reading] = []
         self.look()
 
     def look(self, *, loaded: bool = False) -> None:
         """Take a reading: between blocks, never inside.
 
         Args:
-            loaded: whether the device has been at work just now: only then do its clocks say
-                something.
+            loaded: whether the device has been at work just now.
         """
-        state: dict[str, Any] = {
-            "at": time.perf_counter(),
-            "slept": _slept(),
-            "cpu": _cpu_seconds(self.root),
-            "loaded": loaded,
-        }
-        if self.gpu is not None:
-            state["gpu"] = self.gpu.state()
-        self.states.append(state)
+        self.states.append(
+            Reading(
+                at=time.perf_counter(),
+                slept=_slept(),
+                cpu=_cpu_seconds(self.root),
+                loaded=loaded,
+                gpu=self.gpu.state() if self.gpu is not None else None,
+            )
+        )
 
     def between(self) -> None:
         """Take a reading while the device is at work."""
@@ -151,38 +173,38 @@ class Watch:
 
     def reasons(self) -> list[str]:
         """Return why figures taken between the first and the last reading are not valid."""
-        first, last = self.states[0], self.states[-1]
-        seconds = last["at"] - first["at"]
-        found = []
-        if last["slept"] - first["slept"] > 0.1:
-            found.append(f"the machine slept {last['slept'] - first['slept']:.1f} s in the middle")
-        others = self.others()
-        if others is not None and others > MAX_OTHERS and seconds > 0.5:
-            found.append(f"other processes used {others:.0%} of the CPU")
-        if self.gpu is None:
-            return found
-        states = [s["gpu"] for s in self.states]
-        for name in THROTTLE_FIELDS.values():
-            before, after = (
-                states[0]["throttled_ns"].get(name),
-                states[-1]["throttled_ns"].get(name),
-            )
-            if before is not None and after is not None and after > before:
-                found.append(f"the GPU was slowed down for {(after - before) / 1e9:.2f} s: {name}")
-        for text in dict.fromkeys(t for s in states for t in s["throttle_reasons"] or ()):
-            if not any(text in f for f in found):
-                found.append(f"the GPU is being slowed down: {text}")
-        clocks = [
-            s["gpu"]["sm_clock_mhz"]
-            for s in self.states
-            if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
-        ]
+        reasons = self._machine_reasons()
+        states = self._gpu_states()
+        if not states:
+            return reasons
+        clocks = self._clocks()
         if len(clocks) > 1 and max(clocks) > (1 + MAX_SPREAD) * min(clocks):
-            found.append(f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz")
+            moved = [f"the SM clock moved between {min(clocks)} and {max(clocks)} MHz"]
+        else:
+            moved = []
         strangers = _strangers([s["processes"] for s in states if s["processes"] is not None])
-        if strangers:
-            found.append(f"{strangers} other processes on the GPU")
-        return found
+        others = [f"{strangers} other processes on the GPU"] if strangers else []
+        return [*reasons, *_throttling(states), *moved, *others]
+
+    def _machine_reasons(self) -> list[str]:
+        first = self.states[0]
+        last = self.states[-1]
+        slept = last["slept"] - first["slept"]
+        others = self.others()
+        reasons = []
+        if slept > 0.1:
+            reasons.append(f"the machine slept {slept:.1f} s in the middle")
+        if others is not None and others > MAX_OTHERS and last["at"] - first["at"] > 0.5:
+            reasons.append(f"other processes used {others:.0%} of the CPU")
+        return reasons
+
+    def _gpu_states(self) -> list[GpuState]:
+        return [s["gpu"] for s in self.states if s["gpu"] is not None]
+
+    def _clocks(self) -> list[int]:
+        """Return the SM clocks under load, MHz."""
+        states = [s["gpu"] for s in self.states if s["loaded"] and s["gpu"] is not None]
+        return [s["sm_clock_mhz"] for s in states if s["sm_clock_mhz"] is not None]
 
     def unwatched(self) -> dict[str, str]:
         """Return the reasons why something could not be watched, by its name."""
@@ -193,8 +215,8 @@ class Watch:
 
     def others(self) -> float | None:
         """Return the share of all cores that other processes used, None when unknown."""
-        first: tuple[float, float] | None = self.states[0]["cpu"]
-        last: tuple[float, float] | None = self.states[-1]["cpu"]
+        first = self.states[0]["cpu"]
+        last = self.states[-1]["cpu"]
         if first is None or last is None or last[1] <= first[1]:
             return None
         return max(0.0, (last[0] - first[0]) / (last[1] - first[1]))
@@ -202,31 +224,45 @@ class Watch:
     def summary(self) -> dict[str, Any]:
         """Return the state before and after, for the record."""
         others = self.others()
-        made: dict[str, Any] = {"other_processes_cpu": None if others is None else round(others, 4)}
-        if self.gpu is not None:
-            clocks = [
-                s["gpu"]["sm_clock_mhz"]
-                for s in self.states
-                if s["loaded"] and s["gpu"]["sm_clock_mhz"] is not None
-            ]
-            made |= {
-                "before": self.states[0]["gpu"],
-                "after": self.states[-1]["gpu"],
-                "sm_clocks_under_load_mhz": sorted(set(clocks)),
-            }
-        return made
+        share = None if others is None else round(others, 4)
+        if self.gpu is None:
+            return {"other_processes_cpu": share}
+        return {
+            "other_processes_cpu": share,
+            "before": self.states[0]["gpu"],
+            "after": self.states[-1]["gpu"],
+            "sm_clocks_under_load_mhz": sorted(set(self._clocks())),
+        }
 
 
-def _strangers(seen: list[list[int]]) -> int:
+def _throttling(states: Sequence[GpuState]) -> list[str]:
+    """Return why the GPU was slowed down: by its counters, and by the reasons of a moment."""
+    before = states[0]["throttled_ns"]
+    after = states[-1]["throttled_ns"]
+    grown = {name: after[name] - before[name] for name in before if name in after}
+    counted = [
+        f"the GPU was slowed down for {grown[name] / 1e9:.2f} s: {name}"
+        for name in THROTTLE_FIELDS.values()
+        if grown.get(name, 0) > 0
+    ]
+    named = dict.fromkeys(text for s in states for text in s["throttle_reasons"] or ())
+    return counted + [
+        f"the GPU is being slowed down: {text}"
+        for text in named
+        if not any(text in line for line in counted)
+    ]
+
+
+def _strangers(readings: list[list[int]]) -> int:
     """Return how many processes other than this one were on the GPU.
 
     Inside a container the driver reports the host's process numbers, and this process is not
     found. A single process is then assumed to be this one.
     """
-    found = {p for pids in seen for p in pids}
-    if os.getpid() in found:
-        return len(found) - 1
-    return max(0, max((len(pids) for pids in seen), default=0) - 1)
+    processes = {p for pids in readings for p in pids}
+    if os.getpid() in processes:
+        return len(processes) - 1
+    return max(0, max((len(pids) for pids in readings), default=0) - 1)
 
 
 def open_gpu(device: str) -> tuple[Gpu | None, str]:
@@ -276,16 +312,16 @@ def _container(root: Path) -> str:
 
 def _jetson(root: Path, missing: dict[str, str]) -> dict[str, Any]:
     """Return board, release and power mode; what the tools do not say is in ``missing``."""
-    made: dict[str, Any] = {
+    board: dict[str, Any] = {
         "model": (_text(root / "proc/device-tree/model") or "").strip("\0") or None,
         "l4t": (_text(root / LINES) or "").partition("\n")[0] or None,
         "power_mode": _output(["nvpmodel", "-q"]),
         "clocks": _output(["jetson_clocks", "--show"]),
     }
     for key, tool in (("power_mode", "nvpmodel -q"), ("clocks", "jetson_clocks --show")):
-        if made[key] is None:
+        if board[key] is None:
             missing[key] = f"{tool} says nothing here (it may need root)"
-    return made
+    return board
 
 
 def _output(line: list[str]) -> str | None:

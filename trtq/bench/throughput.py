@@ -28,7 +28,8 @@ SAMPLES_PER_QUERY = {"multi": 8}
 MLPERF_SECONDS = 600.0
 # What MLPerf's rules ask for beside the time: queries for early stopping at the scenario's quantile
 # (99 % confidence), images of offline.
-MLPERF_QUERIES, MLPERF_IMAGES = {"single": 64, "multi": 662, "server": 662}, {"offline": 24_576}
+MLPERF_QUERIES = {"single": 64, "multi": 662, "server": 662}
+MLPERF_IMAGES = {"offline": 24_576}
 NO_RESULT = "the pattern is MLPerf Inference's; this is no MLPerf result"
 TRIALS = 8
 LOOK_S = 0.5
@@ -74,57 +75,50 @@ def measure_throughput(
     warmup = warm_up(workload.call)
     if warmup.failed:
         raise BenchError("A request failed in the warm-up", warmup.failed)
+    queries = MLPERF_QUERIES.get(scenario, 0) if counts else 0
+    images = MLPERF_IMAGES.get(scenario, 0) if counts else 0
     if scenario in ("single", "multi"):
-        made = _one_after_another(
-            workload, scenario, seconds, between, least=MLPERF_QUERIES[scenario] if counts else 0
-        )
+        throughput = _one_after_another(workload, scenario, seconds, between, least=queries)
+    elif bound_ms is not None and scenario == "server":
+        slots = _slots(workload, streams)
+        throughput = _server(slots, seconds, bound_ms, seed, between, least=queries)
     else:
-        slots = [workload, *(workload.again() for _ in range(streams - 1))]
-        for slot in slots[1:]:
-            slot.call()
-        if scenario == "server":
-            assert bound_ms is not None
-            made = _server(
-                slots,
-                seconds,
-                bound_ms,
-                seed,
-                between,
-                least=MLPERF_QUERIES[scenario] if counts else 0,
-            )
-        else:
-            images = MLPERF_IMAGES.get(scenario, 0) if counts else 0
-            made = _flooded(
-                slots, scenario, seconds, between, least=math.ceil(images / workload.shape[0])
-            )
-    return msgspec.structs.replace(made, warmup_calls=warmup.calls, stable=warmup.stable)
+        least = math.ceil(images / workload.shape[0])
+        slots = _slots(workload, streams)
+        throughput = _flooded(slots, scenario, seconds, between, least=least)
+    return msgspec.structs.replace(throughput, warmup_calls=warmup.calls, stable=warmup.stable)
 
 
-def throughput_doubts(made: Throughput) -> list[str]:
+def _slots(workload: Workload, streams: int) -> list[Workload]:
+    """Return one request for each stream; each has been served once."""
+    others = [workload.again() for _ in range(streams - 1)]
+    for other in others:
+        other.call()
+    return [workload, *others]
+
+
+def throughput_doubts(throughput: Throughput) -> list[str]:
     """Return why a throughput should not be used."""
-    found = []
-    if made.failed:
-        found.append(
-            f"a request failed after {made.queries} good ones ({made.failed}): what was "
-            "measured until then is kept"
+    reasons = []
+    if throughput.failed:
+        reasons.append(
+            f"a request failed after {throughput.queries} good ones ({throughput.failed}): what "
+            "was measured until then is kept"
         )
-    if not made.stable:
-        found.append(
-            f"the time of a request did not settle within 1 % in {made.warmup_calls} requests "
-            "of warm-up"
+    if not throughput.stable:
+        reasons.append(
+            "the time of a request did not settle within 1 % in "
+            f"{throughput.warmup_calls} requests of warm-up"
         )
-    if made.scenario == "server" and not made.met:
-        assert made.latency is not None
-        why = (
-            ""
-            if made.latency.value is not None
-            else f" ({made.queries} queries, its interval needs {made.latency.needs}: --duration)"
+    if throughput.scenario == "server" and not throughput.met:
+        tail = throughput.latency
+        assert tail is not None
+        needs = f" ({throughput.queries} queries, its interval needs {tail.needs}: --duration)"
+        reasons.append(
+            "no rate that was tried surely keeps the 99th percentile under "
+            f"{throughput.bound_ms:g} ms{'' if tail.value is not None else needs}"
         )
-        found.append(
-            f"no rate that was tried surely keeps the 99th percentile under {made.bound_ms:g} "
-            f"ms{why}"
-        )
-    return found
+    return reasons
 
 
 def _one_after_another(
@@ -135,7 +129,8 @@ def _one_after_another(
     *,
     least: int,
 ) -> Throughput:
-    q, many = QUANTILES[scenario], SAMPLES_PER_QUERY.get(scenario, 1)
+    q = QUANTILES[scenario]
+    many = SAMPLES_PER_QUERY.get(scenario, 1)
     times: list[float] = []
     began = looked = time.perf_counter()
     failed = ""
@@ -154,7 +149,7 @@ def _one_after_another(
     span = time.perf_counter() - began
     if not times:
         raise BenchError("Not one query was served", failed or f"none ended within {seconds:g} s")
-    found = np.asarray(times)
+    note = "" if seconds >= MLPERF_SECONDS else f", which takes {MLPERF_SECONDS:g} s"
     return Throughput(
         scenario=scenario,
         streams=1,
@@ -162,11 +157,10 @@ def _one_after_another(
         queries=len(times),
         samples_per_query=many,
         seconds=span,
-        latency=quantile(found, q),
-        early_stopping_ms=early_stopping(found, q),
+        latency=quantile(np.asarray(times), q),
+        early_stopping_ms=early_stopping(np.asarray(times), q),
         failed=failed,
-        note=f"{NO_RESULT}"
-        f"{'' if seconds >= MLPERF_SECONDS else f', which takes {MLPERF_SECONDS:g} s'}",
+        note=f"{NO_RESULT}{note}",
     )
 
 
@@ -300,10 +294,7 @@ def _server(
         latency, span, failed = offered(slots, np.cumsum(gaps), between)
         if not len(latency):
             raise BenchError("Not one request was served", failed)
-        tail, early = (
-            quantile(latency, QUANTILES["server"]),
-            early_stopping(latency, QUANTILES["server"]),
-        )
+        tail = quantile(latency, QUANTILES["server"])
         met = tail.high is not None and tail.high <= bound_ms
         last = Throughput(
             scenario="server",
@@ -313,7 +304,7 @@ def _server(
             samples_per_query=1,
             seconds=span,
             latency=tail,
-            early_stopping_ms=early,
+            early_stopping_ms=early_stopping(latency, QUANTILES["server"]),
             bound_ms=bound_ms,
             met=met,
             rate=rate,

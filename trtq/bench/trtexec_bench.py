@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.bench.record import SecondOpinion, Timing
@@ -16,7 +17,24 @@ from trtq.engine.versions import FLAGS, Version, shown, within
 from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
 
-WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
+WARMUP_MS = 1000
+SECONDS = 5
+LIMIT_S = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """How long trtexec measures.
+
+    Attributes:
+        warmup_ms: of requests that do not count.
+        seconds: minimum duration.
+        requests: minimum number of requests; None for trtexec's own.
+    """
+
+    warmup_ms: int = WARMUP_MS
+    seconds: float = SECONDS
+    requests: int | None = None
 
 
 def command(
@@ -26,9 +44,7 @@ def command(
     *,
     shapes: str = "",
     graph: bool = True,
-    warmup_ms: int = WARMUP_MS,
-    seconds: float = SECONDS,
-    requests: int | None = None,
+    duration: Duration = Duration(),
     times: str = "",
     dla: int | None = None,
 ) -> list[str]:
@@ -45,30 +61,24 @@ def command(
         engine: to load.
         shapes: of a dynamic batch.
         graph: launch as a CUDA graph.
-        warmup_ms: of requests that do not count.
-        seconds: minimum duration.
-        requests: minimum number of requests.
+        duration: of the warm-up and the measurement.
         times: file for the times of single requests, "" for none.
         dla: core that the engine was built for, None for the GPU.
     """
-    given: list[tuple[str, str | None]] = [
-        ("loadEngine", str(engine)),
-        ("warmUp", str(warmup_ms)),
-        ("duration", f"{seconds:g}"),
-    ]
-    if requests is not None:
-        given.append(("iterations", str(requests)))
-    if times:
-        given.append(("exportTimes", times))
-    if dla is not None:
-        given.append(("useDLACore", str(dla)))
-    if shapes:
-        given.append(("shapes", shapes))
-    wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
-    given += [(name, None) for name in wanted if within(FLAGS[name], version)]
+    options: dict[str, object] = {
+        "loadEngine": engine,
+        "warmUp": duration.warmup_ms,
+        "duration": f"{duration.seconds:g}",
+        "iterations": duration.requests,
+        "exportTimes": times or None,
+        "useDLACore": dla,
+        "shapes": shapes or None,
+    }
+    flags = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
     return [
         executable,
-        *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given),
+        *(f"--{name}={value}" for name, value in options.items() if value is not None),
+        *(f"--{name}" for name in flags if within(FLAGS[name], version)),
     ]
 
 
@@ -84,37 +94,27 @@ def second_opinion(
     executable = find_trtexec()
     version = version_of(probe_number(executable))
     line = command(executable, version, engine, shapes=shapes, graph=graph)
+    title = f"trtexec {shown(version)} gives no second opinion on {engine.name}"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             line, capture_output=True, text=True, check=False, errors="replace", timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired as exc:
-        raise BenchError(
-            f"trtexec {shown(version)} gives no second opinion on {engine.name}",
-            f"no answer in {LIMIT_S} s",
-        ) from exc
-    log = read_log(done.stdout + done.stderr)
-    if done.returncode or "gpu_compute" not in log.rows:
-        why = (
-            log.errors[-1] if log.errors else f"exit status {done.returncode}, no line of GPU times"
-        )
-        raise BenchError(
-            f"trtexec {shown(version)} gives no second opinion on {engine.name}", why[:300]
-        )
-    gpu, latency = (
-        log.rows["gpu_compute"].median,
-        log.rows["latency"].median if "latency" in log.rows else log.rows["gpu_compute"].median,
-    )
-    mine = ours.median.value if ours is not None else None
-    notes = list(log.advice)
-    if graph and not log.cuda_graph:
-        notes.append("it did not capture a graph")
+        raise BenchError(title, f"no answer in {LIMIT_S} s") from exc
+    log = read_log(process.stdout + process.stderr)
+    if process.returncode or "gpu_compute" not in log.rows:
+        status = f"exit status {process.returncode}, no line of GPU times"
+        raise BenchError(title, (log.errors or [status])[-1][:300])
+    gpu = log.rows["gpu_compute"].median
+    latency = log.rows.get("latency", log.rows["gpu_compute"]).median
+    median = ours.median.value if ours is not None else None
+    notes = [*log.advice, *["it did not capture a graph"] * (graph and not log.cuda_graph)]
     return SecondOpinion(
         version=shown(version),
         command=shlex.join(line),
         gpu_ms=gpu,
         latency_ms=latency,
-        difference=gpu / mine - 1.0 if mine else None,
+        difference=gpu / median - 1.0 if median else None,
         note="; ".join(notes)
         or "its latency is the sum of copies and GPU time, not an elapsed time",
     )

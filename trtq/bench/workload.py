@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,27 @@ class Workload(Protocol):
 def device_for(device: str, *paths: Path) -> str:
     """Return the device of files; an engine always runs on a GPU."""
     return "cuda:0" if device == "cpu" and any(is_engine(p) for p in paths) else device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a file is loaded and called; see :func:`open_workload`."""
+
+    device: str = "cpu"
+    batch: int = 1
+    graph: bool = True
+    trust: bool = False
+
+    def open(self, path: Path, *, taking_turns: bool = False) -> Workload:
+        """Load a file."""
+        return open_workload(
+            path,
+            device=self.device,
+            batch=self.batch,
+            graph=self.graph,
+            trust=self.trust,
+            taking_turns=taking_turns,
+        )
 
 
 def open_workload(
@@ -128,6 +150,13 @@ def random_input(shape: Sequence[int]) -> Array:
     return np.random.default_rng(SEED).standard_normal(tuple(shape), dtype=np.float32)
 
 
+def _is_one_image(inputs: Sequence[Any]) -> bool:
+    """Return whether a session has one float32 input with a fixed size."""
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        return False
+    return all(isinstance(v, int) for v in inputs[0].shape[1:])
+
+
 class OnnxWorkload:
     """An ONNX file in ONNX Runtime, with its own graph optimisation and integer kernels.
 
@@ -160,17 +189,15 @@ class OnnxWorkload:
                 f"Use --batch {fixed}",
             )
         inputs = self.session.get_inputs()
-        if (
-            len(inputs) != 1
-            or inputs[0].type != "tensor(float)"
-            or not all(isinstance(v, int) for v in inputs[0].shape[1:])
-        ):
-            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        if not _is_one_image(inputs):
+            actual = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise BenchError(
                 f"Cannot make input for {path.name}",
-                f"expected one float32 image input with a fixed size, found {found}",
+                f"expected one float32 image input with a fixed size, found {actual}",
             )
-        self.path, self.provider, self.index = path, provider, index
+        self.path = path
+        self.provider = provider
+        self.index = index
         self.device = "cpu" if provider == "CPU" else f"cuda:{index}"
         self.label = f"{'CPU' if provider == 'CPU' else self.device} (ONNX Runtime)"
         if provider == "CPU":
@@ -180,12 +207,12 @@ class OnnxWorkload:
             "runtime": "ONNX Runtime, its own graph optimisation and integer kernels",
             "transfers": "included",
         }
-        self.given = {inputs[0].name: random_input(self.shape)}
-        self.made: list[Array] = []
+        self.feed = {inputs[0].name: random_input(self.shape)}
+        self.outputs: list[Array] = []
 
     def call(self) -> None:
         """Serve one request."""
-        self.made = self.session.run(None, self.given)
+        self.outputs = self.session.run(None, self.feed)
 
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         """Refuse: see ``why_whole``."""
@@ -194,7 +221,7 @@ class OnnxWorkload:
     @property
     def io_bytes(self) -> int:
         """Of the input and the outputs of the last call."""
-        return sum(v.nbytes for v in (*self.given.values(), *self.answer()))
+        return sum(v.nbytes for v in (*self.feed.values(), *self.answer()))
 
     def again(self) -> OnnxWorkload:
         """Return a second request on the same session."""
@@ -204,7 +231,7 @@ class OnnxWorkload:
 
     def answer(self) -> list[Array]:
         """Return what the last call computed."""
-        return [np.asarray(v) for v in self.made]
+        return [np.asarray(v) for v in self.outputs]
 
 
 class EngineWorkload:
@@ -231,47 +258,54 @@ class EngineWorkload:
     ) -> None:
         import time
 
-        self.runner, self.graph_wanted, self.clock = runner, graph, time.perf_counter_ns
-        torch, open_shape = runner.torch, runner.input_shape
-        self.cuda: Any = (
-            cuda if cuda is not None else torch.cuda if runner.device.type == "cuda" else None
-        )
-        self.label, self.device = f"{runner.device} (TensorRT, {runner.label})", str(runner.device)
-        if not all(isinstance(v, int) for v in open_shape[1:]):
-            raise BenchError(
-                f"Cannot make input for the {runner.label}",
-                f"expected an image input with a fixed size, found {open_shape}",
-            )
-        self.is_dynamic = open_shape[0] is None
-        self.shape = [batch, *(int(v) for v in open_shape[1:])]
+        torch = runner.torch
         pinned = runner.device.type == "cuda"
+        self.runner = runner
+        self.graph_wanted = graph
+        self.clock = time.perf_counter_ns
+        self.cuda: Any = cuda or (torch.cuda if pinned else None)
+        self.label = f"{runner.device} (TensorRT, {runner.label})"
+        self.device = str(runner.device)
+        self.shape = [batch, *self._image_size()]
+        self.is_dynamic = runner.input_shape[0] is None
         host = torch.from_numpy(random_input(self.shape)).to(runner.types[runner.inputs[0]])
         self.host = host.pin_memory() if pinned else host
         self.bound = runner.bind(self.host.to(runner.device), context)
-        outputs = {n: b for n, b in self.bound.buffers.items() if n not in runner.inputs}
         self.outputs = {
-            n: torch.empty_like(b, device="cpu", pin_memory=pinned) for n, b in outputs.items()
+            n: torch.empty_like(b, device="cpu", pin_memory=pinned)
+            for n, b in self.bound.buffers.items()
+            if n not in runner.inputs
         }
         self.stream: Any = self.cuda.Stream() if self.cuda is not None else None
         self.apart = self.cuda is not None
         self.why_whole = "" if self.apart else "there are no CUDA events on this device"
         self.graph: Any = None
-        why = (
-            self._capture()
-            if graph and self.cuda is not None
-            else "not asked for"
-            if not graph
-            else "no CUDA here"
-        )
+        why_no_graph = self._capture() if graph else "not asked for"
         self.settings = {
             "runtime": "TensorRT",
             "transfers": "included in e2e, not in GPU time",
             "wait": "stream synchronize",
-            "graph": "used" if self.graph is not None else f"not used: {why}",
+            "graph": "used" if self.graph is not None else f"not used: {why_no_graph}",
         }
+
+    def _image_size(self) -> list[int]:
+        """Return the input's shape without the batch.
+
+        Raises:
+            BenchError: the size is open.
+        """
+        size = self.runner.input_shape[1:]
+        if not all(isinstance(v, int) for v in size):
+            raise BenchError(
+                f"Cannot make input for the {self.runner.label}",
+                f"expected an image input with a fixed size, found {self.runner.input_shape}",
+            )
+        return [int(v) for v in size]
 
     def _capture(self) -> str:
         """Capture one launch as a CUDA graph; return why that failed, "" when it succeeded."""
+        if self.cuda is None:
+            return "no CUDA here"
         try:
             self._enqueue()  # TensorRT finishes what it does lazily before a capture
             self.stream.synchronize()
@@ -295,19 +329,18 @@ class EngineWorkload:
         with self.cuda.stream(self.stream) if self.cuda is not None else contextlib.nullcontext():
             self.bound.buffers[name].copy_(self.host, non_blocking=True)
             self._enqueue()
-            for n, held in self.outputs.items():
-                held.copy_(self.bound.buffers[n], non_blocking=True)
+            for n, buffer in self.outputs.items():
+                buffer.copy_(self.bound.buffers[n], non_blocking=True)
         if self.stream is not None:
             self.stream.synchronize()
 
     def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Run ``count`` inferences without copies; an event pair around each, on its stream."""
-        gpu, enqueue = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
-        clock, begin, end = (
-            self.clock,
-            self.cuda.Event(enable_timing=True),
-            self.cuda.Event(enable_timing=True),
-        )
+        gpu = np.zeros(count, dtype=np.int64)
+        enqueue = np.zeros(count, dtype=np.int64)
+        clock = self.clock
+        begin = self.cuda.Event(enable_timing=True)
+        end = self.cuda.Event(enable_timing=True)
         with self.cuda.stream(self.stream):
             for i in range(count):
                 begin.record(self.stream)

@@ -32,7 +32,7 @@ from trtq.data.classes import (
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.labels import Targets, open_targets
+from trtq.data.labels import Labels, open_labels
 from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
 from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
 from trtq.data.source import Source, describe, open_source, spread
@@ -201,7 +201,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
                 "them out)"
             )
     note(*said)
-    targets = open_targets(source, spec.masks, preprocess, spec.ignore_index)
+    targets = open_labels(source, spec.masks, preprocess, spec.ignore_index)
     count = _Count(spec, runner, reference, kind_in(metadata), note)
     count.run(source, preprocess, indices, targets, progress)
     scores, other = count.scores, count.others if reference is not None else None
@@ -292,7 +292,7 @@ class _Count:
         source: Source,
         preprocess: Preprocess,
         indices: list[int],
-        targets: Targets | None,
+        targets: Labels | None,
         progress: Progress,
     ) -> None:
         """Run all images."""
@@ -360,7 +360,7 @@ class _Count:
         return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
 
     def _wanted(
-        self, scores: Array, targets: Targets | None, indices: list[int]
+        self, scores: Array, targets: Labels | None, indices: list[int]
     ) -> npt.NDArray[np.int64] | None:
         """Return the labels or masks of a batch; None where the answers are no class scores."""
         if targets is None:

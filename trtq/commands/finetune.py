@@ -31,7 +31,7 @@ from trtq.commands.quantize import FP32, QDQ
 from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
-from trtq.data.labels import open_targets
+from trtq.data.labels import open_labels
 from trtq.data.preprocess import batches
 from trtq.data.source import Source, describe, open_source, shared_images, spread
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
@@ -46,8 +46,9 @@ from trtq.quant.encodings import Encodings
 from trtq.report.figures import training_figure
 from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec
+from trtq.train.examples import Examples, TrainingSetup
 from trtq.train.objective import Objective, class_weights
-from trtq.train.trainer import Examples, Trainer
+from trtq.train.trainer import Trainer
 from trtq.train.training_graph import TrainingGraph
 from trtq.workers import Workers
 
@@ -132,14 +133,14 @@ class _Job:
         self.note(*said)
         self.train = Examples(
             source=self.source,
-            targets=open_targets(self.source, spec.masks, self.preprocess, spec.ignore_index),
+            labels=open_labels(self.source, spec.masks, self.preprocess, spec.ignore_index),
             preprocess=self.preprocess,
         )
         self.val: tuple[Examples, list[int]] | None = None
         if val is not None:
-            targets = open_targets(val, spec.val_masks, self.preprocess, spec.ignore_index)
+            targets = open_labels(val, spec.val_masks, self.preprocess, spec.ignore_index)
             self.val = (
-                Examples(source=val, targets=targets, preprocess=self.preprocess),
+                Examples(source=val, labels=targets, preprocess=self.preprocess),
                 spread(len(val), spec.val_limit),
             )
         self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
@@ -148,7 +149,7 @@ class _Job:
             self.loaded,
             self.captured,
             self.source,
-            scored=self.train.targets is not None and spec.loss is None,
+            scored=self.train.labels is not None and spec.loss is None,
         )
         # A graph that cannot be written is found now.
         exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)
@@ -225,7 +226,7 @@ class _Job:
                 f"{self.spec.batch_size} (--accumulate adds steps)"
             )
         for examples in (self.train, self.val[0] if self.val else None):
-            targets = examples.targets if examples is not None else None
+            targets = examples.labels if examples is not None else None
             if targets is None:
                 continue
             if targets.dense != (answer.ndim == SEGMENTER_AXES):
@@ -300,10 +301,10 @@ class _Job:
         return {str(layer["name"]) for layer in chosen}
 
     def _trainer(self, classes: int, weights: str) -> Trainer:
-        spec, dense = self.spec, self.train.targets is not None and self.train.targets.dense
+        spec, dense = self.spec, self.train.labels is not None and self.train.labels.dense
         counted = None
-        if self.train.targets is not None:
-            targets = self.train.targets
+        if self.train.labels is not None:
+            targets = self.train.labels
             picks = [[i] for i in spread(len(self.source), WEIGHED_IMAGES if dense else None)]
             counted = class_weights(
                 spec.class_weights, (targets.of(p) for p in picks), classes, targets.ignore
@@ -312,7 +313,7 @@ class _Job:
             distill=spec.distill,
             temperature=spec.temperature,
             weights=counted.to(self.device) if counted is not None else None,
-            ignore=self.train.targets.ignore if self.train.targets is not None else -100,
+            ignore=self.train.labels.ignore if self.train.labels is not None else -100,
             own=self.own,
         )
         where = (
@@ -333,7 +334,7 @@ class _Job:
         )
         settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
         seen = [
-            (e.source, e.targets)
+            (e.source, e.labels)
             for e in (self.train, self.val[0] if self.val else None)
             if e is not None
         ]
@@ -353,16 +354,18 @@ class _Job:
         return Trainer(
             spec,
             self.graph,
-            to_device_(self.captured.module, self.device),
-            objective,
-            train=self.train,
-            val=self.val,
-            batch=spec.batch_size if self.captured.dynamic_batch else 1,
-            classes=classes,
+            TrainingSetup(
+                objective=objective,
+                teacher=to_device_(self.captured.module, self.device),
+                train=self.train,
+                val=self.val,
+                batch=spec.batch_size if self.captured.dynamic_batch else 1,
+                classes=classes,
+            ),
             workers=self.workers,
             key=key,
             folder=ensure_writable_dir(self.out / CHECKPOINT),
-            told=self.told,
+            progress=self.told,
         )
 
     def write(self) -> FinetuneRecord:

@@ -47,8 +47,8 @@ def kind_of(shape: Sequence[Any], *, integer: bool, classes: int | None) -> Kind
 
 def kind_in(metadata: Mapping[str, Any]) -> Kind | None:
     """Return what a file's metadata says of its first output, None where it says nothing."""
-    found = metadata.get(ANSWER)
-    return next((k for k in get_args(Kind) if k == found), None)
+    answer = metadata.get(ANSWER)
+    return next((k for k in get_args(Kind) if k == answer), None)
 
 
 def kind_of_array(array: npt.NDArray[Any], known: Kind | None = None) -> Kind:
@@ -147,16 +147,9 @@ class Tally:
     def add(self, reference: npt.NDArray[Any], answer: npt.NDArray[Any]) -> None:
         """Count one batch, both of the same shape, images first."""
         self.kind = kind_of_array(reference, self.known)
-        self.rows += len(reference) if reference.ndim else 1
-        if self.first is None and reference.ndim and len(reference):
-            self.first = reference[0].copy()
-        if self.first is not None and reference.ndim and reference.shape[1:] == self.first.shape:
-            self.varies = self.varies or bool((reference != self.first).any())
-        else:
-            self.varies = True
-        if reference.shape != answer.shape or not (
-            np.isfinite(reference).all() and np.isfinite(answer).all()
-        ):
+        self._note_variation(reference)
+        same_shape = reference.shape == answer.shape
+        if not same_shape or not (np.isfinite(reference).all() and np.isfinite(answer).all()):
             self.finite = False
             return
         if self.kind == "indices":
@@ -164,11 +157,24 @@ class Tally:
             return
         if self.kind in HAVE_PREDICTIONS:
             self._count(predictions(reference) == predictions(answer))
-        wanted, got = reference.astype(np.float64), answer.astype(np.float64)
+        wanted = reference.astype(np.float64)
+        actual = answer.astype(np.float64)
         self.signal += float(np.sum(np.square(wanted)))
-        self.noise += float(np.sum(np.square(wanted - got)))
-        self.power += float(np.sum(np.square(got)))
-        self.dot += float(np.sum(wanted * got))
+        self.noise += float(np.sum(np.square(wanted - actual)))
+        self.power += float(np.sum(np.square(actual)))
+        self.dot += float(np.sum(wanted * actual))
+
+    def _note_variation(self, reference: npt.NDArray[Any]) -> None:
+        """Count the images, and note whether any answer differs from the first one."""
+        if not reference.ndim:
+            self.rows += 1
+            self.varies = True
+            return
+        self.rows += len(reference)
+        if self.first is None and len(reference):
+            self.first = reference[0].copy()
+        alike = self.first is not None and reference.shape[1:] == self.first.shape
+        self.varies = self.varies or not alike or bool((reference != self.first).any())
 
     def _count(self, same: npt.NDArray[np.bool_]) -> None:
         self.same += int(same.sum())
@@ -177,7 +183,9 @@ class Tally:
     @property
     def result(self) -> OutputComparison:
         """What the batches say together."""
-        share = 100.0 * self.same / self.compared if self.compared else None
+        share: float | None = None
+        if self.compared and self.finite:
+            share = round(100.0 * self.same / self.compared, 6)
         sqnr = ratio_db(self.signal, self.noise)
         length = math.sqrt(self.signal * self.power)
         numbers = self.finite and self.kind != "indices"
@@ -186,12 +194,8 @@ class Tally:
             kind=self.kind,
             sqnr_db=round(sqnr, 3) if numbers and math.isfinite(sqnr) else None,
             cosine=round(self.dot / length, 9) if numbers and length > 0.0 else None,
-            agreement=round(share, 6)
-            if self.kind in HAVE_PREDICTIONS and share is not None and self.finite
-            else None,
-            equal=round(share, 6)
-            if self.kind == "indices" and share is not None and self.finite
-            else None,
+            agreement=share if self.kind in HAVE_PREDICTIONS else None,
+            equal=share if self.kind == "indices" else None,
             finite=self.finite,
             constant=self.rows > 1 and not self.varies and self.kind != "indices",
         )

@@ -77,43 +77,44 @@ def arrange(
         DataError: no images, images beside class folders, folders that are not classes, or a class
             index that does not fit.
     """
-    found = _images(name, files)
-    depths = [len(PurePosixPath(f).parts) for f in found.ids]
-    filled = sorted({f.split("/")[0] for f in found.ids if "/" in f})
+    arrangement = _images(name, files)
+    ids = arrangement.ids
+    filled = sorted({f.split("/")[0] for f in ids if "/" in f})
     if not filled:
         _require_no_index(name, class_index)
-        return found
-    loose = [f for f, depth in zip(found.ids, depths, strict=True) if depth == 1]
+        return arrangement
+    loose = [f for f in ids if "/" not in f]
+    nested = [f for f in ids if f.count("/") > 1]
     if class_index is None:
-        _require_classes(name, filled, loose, nested=max(depths) > 2)
+        _require_classes(name, filled, loose, nested=bool(nested))
     if loose:
         raise DataError(
             f"{name} mixes class folders with images outside of them",
             f"{loose[0]} and {len(loose) - 1} more lie beside the folders",
         )
-    _number(name, found, {f: unicodedata.normalize("NFC", f) for f in sorted(folders)}, class_index)
+    class_names = {f: unicodedata.normalize("NFC", f) for f in sorted(folders)}
+    _number(name, arrangement, class_names, class_index)
     empty = sorted(folders - set(filled))
     if empty:
-        found.notes.append(
+        arrangement.notes.append(
             f"{len(empty)} class folders of {name} have no images but keep their class numbers, "
             f"such as {empty[0]}"
         )
-    deep = next((f for f, depth in zip(found.ids, depths, strict=True) if depth > 2), None)
-    if deep is not None:
-        found.notes.append(
+    if nested:
+        arrangement.notes.append(
             f"nested folders of {name} belong to the class of their first level, such as "
-            f"{PurePosixPath(deep).parent}"
+            f"{PurePosixPath(nested[0]).parent}"
         )
-    return found
+    return arrangement
 
 
 def _images(name: str, files: Sequence[str]) -> Arrangement:
     images = sorted(f for f in files if is_image(f))
-    found = Arrangement(images, ignored=sorted(set(files) - set(images)))
+    arrangement = Arrangement(images, ignored=sorted(set(files) - set(images)))
     if not images:
         other = (
-            f"; it has {len(found.ignored)} other files, such as {found.ignored[0]}"
-            if found.ignored
+            f"; it has {len(arrangement.ignored)} other files, such as {arrangement.ignored[0]}"
+            if arrangement.ignored
             else ""
         )
         why = (
@@ -122,12 +123,12 @@ def _images(name: str, files: Sequence[str]) -> Arrangement:
             else "the folder is empty"
         )
         raise DataError(f"There are no images in {name}", why)
-    if found.ignored:
-        found.notes.append(
-            f"{len(found.ignored)} files in {name} are not images and were ignored, such as "
-            f"{found.ignored[0]}"
+    if arrangement.ignored:
+        arrangement.notes.append(
+            f"{len(arrangement.ignored)} files in {name} are not images and were ignored, such as "
+            f"{arrangement.ignored[0]}"
         )
-    return found
+    return arrangement
 
 
 def _require_no_index(name: str, class_index: Path | None) -> None:
@@ -163,13 +164,11 @@ def _require_classes(name: str, folders: list[str], loose: list[str], *, nested:
 
 
 def _number(
-    name: str, found: Arrangement, names: Mapping[str, str], class_index: Path | None
+    name: str, arrangement: Arrangement, names: Mapping[str, str], class_index: Path | None
 ) -> None:
     """Give every image its class index; ``names`` are the class names of folders."""
-    found.classes, found.indexed = (
-        _order(sorted(names.values()), class_index),
-        class_index is not None,
-    )
+    arrangement.classes = _order(sorted(names.values()), class_index)
+    arrangement.indexed = class_index is not None
     first: dict[str, str] = {}
     for one in names:
         other = first.setdefault(same_name(one), one)
@@ -179,8 +178,8 @@ def _number(
                 f"{other!r} and {one!r} differ only in case or in Unicode composition",
                 "Rename or merge them",
             )
-    position = {n: i for i, n in enumerate(found.classes)}
-    found.labels = [position[names[f.split("/")[0]]] for f in found.ids]
+    position = {n: i for i, n in enumerate(arrangement.classes)}
+    arrangement.labels = [position[names[f.split("/")[0]]] for f in arrangement.ids]
 
 
 def _order(names: list[str], class_index: Path | None) -> list[str]:
@@ -311,10 +310,8 @@ def _differences(names: Sequence[str], known: Sequence[str]) -> tuple[list[str],
 
 
 def _refuse(source: Labelled, known: Sequence[str], owner: str, names: list[str]) -> None:
-    ours, theirs = (
-        sorted(set(source.classes) - set(known)),
-        sorted(set(known) - set(source.classes)),
-    )
+    ours = sorted(set(source.classes) - set(known))
+    theirs = sorted(set(known) - set(source.classes))
     only = [
         f"{listed(ns, FEW_NAMES)} only in {where}"
         for ns, where in ((ours, source.name), (theirs, owner))

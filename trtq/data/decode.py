@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,17 @@ from trtq.errors import first_line
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # no other decoder of Pillow is started
 MAX_BYTES = 512 * 2**20  # of one file, unpacked
 MAX_PIXELS = 89_478_485  # of one image: 256 MiB of RGB, where Pillow begins to warn
-FULL_8, FULL_16 = 255, 65535
+FULL_8 = 255
+FULL_16 = 65535
 DIM = 4  # 16-bit samples that reach only 1/DIM of their range are reported
-ORIENTATION, BITS, PHOTOMETRIC, LARGEST, SAMPLE_FORMAT = (
-    274,
-    258,
-    262,
-    281,
-    339,
-)  # TIFF and EXIF tags
+# TIFF and EXIF tags.
+WIDTH = 256
+HEIGHT = 257
+BITS = 258
+PHOTOMETRIC = 262
+ORIENTATION = 274
+LARGEST = 281
+SAMPLE_FORMAT = 339
 SIGNED = 2  # a SampleFormat
 RESCALE = "if they have fewer bits, rescale the file"
 TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
@@ -78,9 +81,7 @@ def decode(data: bytes) -> Decoded:
         return _decode(image, data)
     except UndecodableError:
         raise
-    except (
-        Exception
-    ) as exc:  # a damaged file can raise anything in a decoder; the caller adds the file's name
+    except Exception as exc:  # a damaged file can raise anything; the caller adds the file's name
         raise UndecodableError(_words(exc)) from exc
 
 
@@ -164,16 +165,22 @@ def _open(data: bytes) -> Image.Image:
 
 def _not_an_image(data: bytes) -> str:
     """Return why no decoder takes the bytes."""
-    own = next((name for start, name in OWN.items() if data.startswith(start)), None)
-    if own is not None:
+    own = _kind(data, OWN)
+    if own:
         return f"it is a damaged {own}, or a {own} whose layout of samples cannot be read"
-    kind = next((name for start, name in OTHERS.items() if data.startswith(start)), None)
-    head = data[:256].lstrip()
-    if kind is None and head[:1] == b"<":
-        kind = "HTML or XML"
-    elif kind is None and head and all(32 <= b < 127 or b in b"\t\r\n" for b in head):
-        kind = "text"
-    return f"its content is {kind or 'unknown'}; expected {', '.join(FORMATS)}"
+    kind = _kind(data, OTHERS) or _text_kind(data[:256].lstrip()) or "unknown"
+    return f"its content is {kind}; expected {', '.join(FORMATS)}"
+
+
+def _kind(data: bytes, kinds: Mapping[bytes, str]) -> str:
+    return next((name for start, name in kinds.items() if data.startswith(start)), "")
+
+
+def _text_kind(head: bytes) -> str:
+    """Return what kind of text begins like this; empty where it is none."""
+    if head.startswith(b"<"):
+        return "HTML or XML"
+    return "text" if head and all(32 <= b < 127 or b in b"\t\r\n" for b in head) else ""
 
 
 def _words(exc: Exception) -> str:
@@ -215,20 +222,19 @@ def _samples(image: Image.Image, data: bytes) -> _Samples:
         )
     if image.format == "PPM" and image.mode == "I":
         return _Samples(bits=16, full=FULL_16)  # Pillow scales every maxval above 255 to this
-    if image.format != "TIFF":
-        return _Samples()
-    tags = getattr(image, "tag_v2", {})
+    if image.format == "TIFF":
+        return _tiff_samples(getattr(image, "tag_v2", {}))
+    return _Samples()
+
+
+def _tiff_samples(tags: Mapping[int, object]) -> _Samples:
     bits = max(_numbers(tags.get(BITS, 1)), default=1)
     largest = max(_numbers(tags.get(LARGEST, 0)), default=0)
     # Many writers put the largest value of this one image here: only 2^n - 1 tells a bit depth.
-    said = (
-        largest.bit_length()
-        if largest > FULL_8 and largest & (largest + 1) == 0 and largest < 2**bits - 1
-        else None
-    )
+    is_depth = FULL_8 < largest < 2**bits - 1 and largest & (largest + 1) == 0
     return _Samples(
         bits=bits,
-        significant=said,
+        significant=largest.bit_length() if is_depth else None,
         signed=SIGNED in _numbers(tags.get(SAMPLE_FORMAT, 1)),
         inverted=tags.get(PHOTOMETRIC) == 0 and bits > 8,
     )
@@ -257,39 +263,34 @@ def _sbit(data: bytes) -> int | None:
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height in pixels before turning."""
-    tags = getattr(image, "tag_v2", None)
-    return (
-        (int(tags[256]), int(tags[257]))
-        if image.format == "TIFF" and tags is not None
-        else image.size
-    )
+    tags = _tags(image)
+    return (int(tags[WIDTH]), int(tags[HEIGHT])) if tags is not None else image.size
 
 
 def _orientation(image: Image.Image) -> int:
-    tags = getattr(image, "tag_v2", None)
-    value = (
-        tags.get(ORIENTATION, 1)
-        if image.format == "TIFF" and tags is not None
-        else image.getexif().get(ORIENTATION, 1)
-    )
+    tags = _tags(image)
+    value = (image.getexif() if tags is None else tags).get(ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def _tags(image: Image.Image) -> Mapping[int, Any] | None:
+    """Return the tags of a TIFF; None for other formats."""
+    return getattr(image, "tag_v2", None) if image.format == "TIFF" else None
+
+
 def _decode(image: Image.Image, data: bytes) -> Decoded:
-    samples, orientation, frames = (
-        _samples(image, data),
-        _orientation(image),
-        int(getattr(image, "n_frames", 1)),
-    )
+    samples = _samples(image, data)
+    orientation = _orientation(image)
+    frames = int(getattr(image, "n_frames", 1))
     image.load()  # a TIFF is turned by this
     if orientation != 1 and image.format != "TIFF":
         image = ImageOps.exif_transpose(image)
-    found = _eight_bits(image, samples)
+    decoded = _eight_bits(image, samples)
     if orientation != 1:
-        found.facts["turned"] = "its EXIF orientation was applied"
+        decoded.facts["turned"] = "its EXIF orientation was applied"
     if frames > 1:
-        found.facts["frames"] = f"it has {frames} frames; the first is used"
-    return found
+        decoded.facts["frames"] = f"it has {frames} frames; the first is used"
+    return decoded
 
 
 def _eight_bits(image: Image.Image, samples: _Samples) -> Decoded:
@@ -316,17 +317,7 @@ def _from_integers(
     values: Pixels, mode: str, samples: _Samples, facts: dict[str, str]
 ) -> Image.Image:
     """Scale unsigned integers of more than 8 bits, one channel, by the range of their file."""
-    full = samples.full
-    if full is None and mode.startswith("I;16"):
-        full = 2 ** min(samples.bits or 16, 16) - 1
-    if samples.significant is not None and (
-        full is None or _right_aligned(values, samples.significant, full)
-    ):
-        full = 2**samples.significant - 1
-    if full is None:
-        raise UndecodableError(
-            f"its samples are 32-bit integers ({values.min()} to {values.max()}) of unknown range"
-        )
+    full = _full_range(values, mode, samples)
     if int(values.max()) > full:
         raise UndecodableError(f"a sample is {values.max()}, its file allows at most {full}")
     facts["deep"] = f"its samples of 0 to {full} were scaled to 8 bits"
@@ -337,6 +328,25 @@ def _from_integers(
     if samples.inverted:
         values = full - values.astype(np.int64)
     return Image.fromarray(np.rint(values.astype(np.float64) * (FULL_8 / full)).astype(np.uint8))
+
+
+def _full_range(values: Pixels, mode: str, samples: _Samples) -> int:
+    """Return the largest possible value of integer samples.
+
+    Raises:
+        UndecodableError: the file does not say.
+    """
+    full = samples.full
+    if full is None and mode.startswith("I;16"):
+        full = 2 ** min(samples.bits or 16, 16) - 1
+    bits = samples.significant
+    if bits is not None and (full is None or _right_aligned(values, bits, full)):
+        return (1 << bits) - 1
+    if full is None:
+        raise UndecodableError(
+            f"its samples are 32-bit integers ({values.min()} to {values.max()}) of unknown range"
+        )
+    return full
 
 
 def _right_aligned(values: Pixels, bits: int, full: int) -> bool:
@@ -416,26 +426,29 @@ def _indices(image: Image.Image, data: bytes) -> Pixels:
     frames = int(getattr(image, "n_frames", 1))
     if frames > 1:
         raise UndecodableError(f"it has {frames} frames; a mask has one")
-    samples, stored = _samples(image, data), _orientation(image)
+    samples = _samples(image, data)
+    orientation = _orientation(image)
     scaled = image.format == "PPM" and not _keeps_values(image)
     image.load()
     values = np.asarray(image)
-    if image.mode == "F" and not bool((values == np.rint(values)).all()):
-        raise UndecodableError("its values are fractions; class indices are integers")
-    if values.ndim != 2:
-        raise UndecodableError(f"it holds colours: its mode is {image.mode}")
+    _require_indices(values, image.mode)
     if scaled:
         raise UndecodableError(
             "its largest value is neither 255 nor 65535, so its values are scaled"
         )
     bits = samples.bits or 8
-    if image.mode == "L" and bits in (2, 4):
-        values = values // (
-            FULL_8 // (2**bits - 1)
-        )  # Pillow scales gray levels to 0..255; the stored index is meant
-    if stored != 1 and image.format != "TIFF":
-        values = turn(values, stored)
+    if image.mode == "L" and bits in (2, 4):  # Pillow scales these gray levels to 0..255
+        values = values // (FULL_8 // (2**bits - 1))
+    if orientation != 1 and image.format != "TIFF":
+        values = turn(values, orientation)
     return values.astype(np.int64)
+
+
+def _require_indices(values: Pixels, mode: str) -> None:
+    if mode == "F" and not bool((values == np.rint(values)).all()):
+        raise UndecodableError("its values are fractions; class indices are integers")
+    if values.ndim != 2:
+        raise UndecodableError(f"it holds colours: its mode is {mode}")
 
 
 def _keeps_values(image: Image.Image) -> bool:

@@ -54,11 +54,11 @@ class DigestCache:
         with contextlib.suppress(
             OSError, msgspec.MsgspecError
         ):  # none yet, or damaged: everything is read
-            found = (
+            content = (
                 msgspec.msgpack.decode(self.path.read_bytes(), type=_File) if self.path else None
             )
-            if found is not None and (found.schema, found.place) == (SCHEMA, self.place):
-                self.known = found.digests
+            if content is not None and (content.schema, content.place) == (SCHEMA, self.place):
+                self.known = content.digests
 
     def get(self, name: str, stamp: Stamp | None) -> str | None:
         """Return the digest of a file whose stamp is unchanged, else None."""

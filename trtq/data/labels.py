@@ -18,7 +18,7 @@ from trtq.errors import DataError
 ENDINGS = ("_leftImg8bit", "_gtFine_labelTrainIds", "_labelTrainIds")
 
 
-class Targets:
+class Labels:
     """Class indices of the images of a source.
 
     Attributes:
@@ -39,7 +39,7 @@ class Targets:
         return torch.tensor([self.source.labels[i] for i in indices])
 
     def identity(self) -> object:
-        """Return what tells two sets of targets apart."""
+        """Return what tells two sets of labels apart."""
         return digest_of(self.source.labels)
 
     def expect(self, classes: int, model: str) -> None:
@@ -64,7 +64,7 @@ class Targets:
     def _check(self, highest: int, classes: int, model: str) -> None:
         if highest < classes:
             return
-        mend = (
+        hint = (
             "the index that means nothing with --ignore-index, or another model"
             if self.dense
             else "the class order with --class-index"
@@ -72,11 +72,11 @@ class Targets:
         raise DataError(
             f"The {'masks' if self.dense else 'labels'} of {self.source.name} do not fit {model}",
             f"the highest class index is {highest}, the model has {classes} classes",
-            f"Give {mend}",
+            f"Give {hint}",
         )
 
 
-class PixelTargets(Targets):
+class PixelLabels(Labels):
     """Class indices of pixels, from one mask per image.
 
     Args:
@@ -99,25 +99,25 @@ class PixelTargets(Targets):
         if any(_bare(n).endswith("_labelTrainIds") for n in names):
             names = [n for n in names if _bare(n).endswith("_labelTrainIds")]
         place = {n: i for i, n in enumerate(self.masks.ids)}
-        held = _by_key(self.masks, names, place)
-        lacking = [n for n in source.ids if _key(n) not in held]
+        position = _by_key(self.masks, names, place)
+        lacking = [n for n in source.ids if _key(n) not in position]
         if lacking:
             raise DataError(
                 f"{lacking[0]} of {source.name} has no mask in {masks}",
                 f"{len(lacking)} of {len(source)} images have none",
                 "A mask has the name of its image (.png), in the same folders",
             )
-        self.places = [held[_key(n)] for n in source.ids]
+        self.places = [position[_key(n)] for n in source.ids]
 
     def of(self, indices: Sequence[int]) -> torch.Tensor:
         """Return the classes of the images' pixels, int64 [N, H, W]."""
-        found = torch.stack(
+        classes = torch.stack(
             [self.preprocess.apply_mask(self._mask(i), self.ignore) for i in indices]
         )
         if self.expected is not None:
-            known = found[found != self.ignore]
+            known = classes[classes != self.ignore]
             self._check(int(known.max()) if known.numel() else 0, *self.expected)
-        return found
+        return classes
 
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
         self.expected = classes, model
@@ -169,16 +169,16 @@ def _by_key(masks: Source, names: Sequence[str], place: Mapping[str, int]) -> di
     Raises:
         DataError: two masks are for the same image.
     """
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for name in names:
-        other = found.setdefault(_key(name), place[name])
+        other = positions.setdefault(_key(name), place[name])
         if other != place[name]:
             raise DataError(
                 f"{masks.name} has two masks for one image",
                 f"{masks.ids[other]} and {name} differ only in their endings",
                 "Remove one",
             )
-    return found
+    return positions
 
 
 def _bare(name: str) -> str:
@@ -190,10 +190,10 @@ def _key(name: str) -> str:
     return next((path.removesuffix(e) for e in ENDINGS if path.endswith(e)), path)
 
 
-def open_targets(
+def open_labels(
     source: Source, masks: str | None, preprocess: Preprocess, ignore: int
-) -> Targets | None:
-    """Return the targets of a source: its masks when there are, else its labels, else None."""
+) -> Labels | None:
+    """Return the labels of a source: masks where given, else class folders, else None."""
     if masks is not None:
-        return PixelTargets(source, masks, preprocess, ignore)
-    return Targets(source) if source.labels is not None else None
+        return PixelLabels(source, masks, preprocess, ignore)
+    return Labels(source) if source.labels is not None else None

@@ -73,32 +73,37 @@ def list_folder(name: str, root: Path) -> Listing[Path]:
     Raises:
         DataError: a folder cannot be read, or a link leads nowhere.
     """
-    found, hidden = Listing[Path](), list[str]()
+    listing = Listing[Path]()
+    hidden: list[str] = []
     pending = [(root, frozenset({_inode(name, root)}))]
     while pending:
         folder, above = pending.pop()
         for entry in _entries(name, folder):
-            path, text = Path(entry.path), _text(Path(entry.path).relative_to(root))
+            text = _text(Path(entry.path).relative_to(root))
             is_folder = _is_folder(name, entry, text)
             if is_hidden(entry.name):
-                if entry.name != FOREIGN and (
-                    is_folder or (is_image(text) and not entry.name.startswith("._"))
-                ):
-                    hidden.append(text)
-            elif is_folder:
-                inode = _inode(name, path)
-                if inode in above:
-                    found.notes.append(
-                        f"{text} in {name} is a link to a folder above it and is left out"
-                    )
-                    continue
+                hidden += [text] * _is_reported(text, is_folder=is_folder)
+            elif not is_folder:
+                if entry.is_file():
+                    listing.files[text] = Path(entry.path)
+            elif (inode := _inode(name, Path(entry.path))) in above:
+                listing.notes.append(
+                    f"{text} in {name} is a link to a folder above it and is left out"
+                )
+            else:
                 if folder == root:
-                    found.folders.add(text)
-                pending.append((path, above | {inode}))
-            elif entry.is_file():
-                found.files[text] = path
-    found.note_names(name, hidden)
-    return found
+                    listing.folders.add(text)
+                pending.append((Path(entry.path), above | {inode}))
+    listing.note_names(name, hidden)
+    return listing
+
+
+def _is_reported(text: str, *, is_folder: bool) -> bool:
+    """Return whether a user should know that a hidden name is left out: not of the Finder's."""
+    path = PurePosixPath(text)
+    if FOREIGN in path.parts:
+        return False
+    return is_folder or (is_image(text) and not path.name.startswith("._"))
 
 
 def _text(path: Path) -> str:
@@ -134,10 +139,10 @@ def _is_folder(name: str, entry: os.DirEntry[str], text: str) -> bool:
 
 def _inode(name: str, folder: Path) -> tuple[int, int]:
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError as exc:
         raise DataError(f"Cannot read the folder {folder} of {name}", reason(exc)) from exc
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def list_zip(
@@ -155,57 +160,56 @@ def list_zip(
         DataError: there is no such folder, or an entry is a link, has a name that leads out of the
             zip, or is there twice.
     """
-    found, hidden = Listing[zipfile.ZipInfo](), list[str]()
-    inner = posixpath.normpath(inner) if inner else "."
+    listing = Listing[zipfile.ZipInfo]()
+    hidden: list[str] = []
+    inner = posixpath.normpath(inner or ".")
     prefix = "" if inner == "." else f"{inner}/"
-    named = [(*_entry_name(name, entry), entry) for entry in entries]
-    for whole, is_folder, entry in named:
-        if not f"{whole}/".startswith(prefix) or whole in (inner, "."):
+    named = [(_entry_name(name, entry), entry) for entry in entries]
+    for path_in_zip, entry in named:
+        text = path_in_zip.removeprefix(prefix)
+        if path_in_zip in (inner, ".") or not path_in_zip.startswith(prefix):
             continue
-        text = whole.removeprefix(prefix)
-        if any(is_hidden(part) for part in PurePosixPath(text).parts):
-            if (
-                is_image(text)
-                and FOREIGN not in text
-                and not PurePosixPath(text).name.startswith("._")
-            ):
-                hidden.append(text)
-            continue
-        if is_folder or "/" in text:
-            found.folders.add(text.split("/")[0])
-        if not is_folder:
-            _add_entry(name, found, text, entry)
-    if prefix and not found.files and not found.folders:
-        tops = {whole.split("/")[0] for whole, _, _ in named}
+        if any(map(is_hidden, PurePosixPath(text).parts)):
+            hidden += [text] * _is_reported(text, is_folder=False)
+        else:
+            _add_entry(name, listing, text, entry)
+    if prefix and not (listing.files or listing.folders):
+        tops = {path_in_zip.split("/")[0] for path_in_zip, _ in named}
         raise DataError(f"There is no folder {inner!r} in {path}", hint=suggest(inner, tops))
-    if any("\\" in entry.filename for _, _, entry in named):
-        found.notes.append(
+    if any("\\" in entry.filename for _, entry in named):
+        listing.notes.append(
             f"{name} has names with backslashes, as from Windows: they are read as folders"
         )
-    found.note_names(name, hidden)
-    return found
+    listing.note_names(name, hidden)
+    return listing
 
 
 def _add_entry(
-    name: str, found: Listing[zipfile.ZipInfo], text: str, entry: zipfile.ZipInfo
+    name: str, listing: Listing[zipfile.ZipInfo], text: str, entry: zipfile.ZipInfo
 ) -> None:
+    """Add an entry that is not hidden, and the folder of the first level that it is in."""
+    is_folder = entry.filename.endswith(("/", "\\"))
+    if is_folder or "/" in text:
+        listing.folders.add(text.split("/", maxsplit=1)[0])
+    if is_folder:
+        return
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise DataError(
             f"{text} in {name} is a link",
             "a zip keeps only its text",
             "Pack the files themselves (zip without -y)",
         )
-    if text in found.files:
+    if text in listing.files:
         raise DataError(
             f"{name} holds {text} twice",
             "which of the two is meant is unknown",
             "Pack the zip again from its folder",
         )
-    found.files[text] = entry
+    listing.files[text] = entry
 
 
-def _entry_name(name: str, entry: zipfile.ZipInfo) -> tuple[str, bool]:
-    """Return the posix path of an entry and whether it is a folder.
+def _entry_name(name: str, entry: zipfile.ZipInfo) -> str:
+    """Return the posix path of an entry.
 
     Raises:
         DataError: the path leads out of the zip.
@@ -218,4 +222,4 @@ def _entry_name(name: str, entry: zipfile.ZipInfo) -> tuple[str, bool]:
             "it is absolute or leads out of the zip",
             "Pack the zip again from inside its folder",
         )
-    return PurePosixPath(text).as_posix(), text.endswith("/")
+    return PurePosixPath(text).as_posix()

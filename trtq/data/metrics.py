@@ -45,16 +45,16 @@ def predictions(logits: Array) -> npt.NDArray[np.int64]:
 
 
 def confusion(
-    found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int
+    predicted: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], classes: int, ignore: int
 ) -> npt.NDArray[np.int64]:
     """Return how often each class (row) was taken for each (column), [classes, classes].
 
     Labels equal to ``ignore`` do not count.
     """
     seen = wanted != ignore
-    return np.bincount(wanted[seen] * classes + found[seen], minlength=classes * classes).reshape(
-        classes, classes
-    )
+    return np.bincount(
+        wanted[seen] * classes + predicted[seen], minlength=classes * classes
+    ).reshape(classes, classes)
 
 
 def overlap(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -105,8 +105,8 @@ class Scores:
         """
         self.images += len(logits)
         if labels is not None and labels.ndim == 3:
-            found = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
-            self.confusion = found if self.confusion is None else self.confusion + found
+            counts = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
+            self.confusion = counts if self.confusion is None else self.confusion + counts
         elif labels is not None and logits.ndim == 2:
             wanted = labels[:, None]
             self.labelled += len(labels)

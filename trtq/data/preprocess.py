@@ -37,6 +37,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
 }
+UNKNOWN_NORMALISATION = (
+    "the model does not say how its input is normalised: ImageNet's mean and std are used "
+    "(--preset, --mean, --std)"
+)
 SMALL = 96  # inputs below this are whole small images (CIFAR, digits), not crops of photographs
 
 
@@ -69,10 +73,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             UndecodableError: its samples have no known range.
         """
         channels = self.input_size[0]
-        if image.mode not in (
-            "L",
-            "RGB",
-        ):  # a source gives these; an image of a program's own can have any mode
+        # A source gives L and RGB; an image of a program's own can have any mode.
+        if image.mode not in ("L", "RGB"):
             image = to_eight_bits(image).image
         image = self._place(
             image.convert("L" if channels == 1 else "RGB"), RESAMPLING[self.interpolation]
@@ -91,8 +93,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """
         # Pillow fills with 0, which is a class: classes are counted from 1 on the way.
         placed = self._place(Image.fromarray(mask.astype(np.int32) + 1), Image.Resampling.NEAREST)
-        found = torch.from_numpy(np.asarray(placed).astype(np.int64)) - 1
-        return torch.where(found < 0, ignore, found)
+        classes = torch.from_numpy(np.asarray(placed).astype(np.int64)) - 1
+        return torch.where(classes < 0, ignore, classes)
 
     def _place(self, image: Image.Image, method: Image.Resampling) -> Image.Image:
         """Resize and crop."""
@@ -132,69 +134,96 @@ def resolve_preprocess(
     Raises:
         UsageError: numbers of channels differ, or a standard deviation is not greater than 0.
     """
-    hints = dict(hints or {})
-    notes: list[str] = []
-    chosen: dict[str, Any] = {
-        **PRESETS["imagenet"],
-        **{k: v for k, v in hints.items() if v is not None},
-    }
-    if preset is not None:
-        chosen.update(PRESETS[preset])
-    elif not hints and mean is None:
-        notes.append(
-            "the model does not say how its input is normalised: ImageNet's mean and std are "
-            "used (--preset, --mean, --std)"
-        )
-    size = tuple(int(v) for v in (input_size or chosen.get("input_size") or (3, 224, 224)))
-    channels, height, width = size
+    hints = {k: v for k, v in (hints or {}).items() if v is not None}
+    defaults = {**PRESETS["imagenet"], **hints, **(PRESETS[preset] if preset else {})}
+    size = _input_size(input_size or defaults.get("input_size") or (3, 224, 224))
+    options = {"mean": mean, "std": std}
+    values = {n: _per_channel(n, v, defaults[n], size[0]) for n, v in options.items()}
+    _require_usable(values["mean"], values["std"])
+    resampling = interpolation or defaults.get("interpolation")
+    preprocess = Preprocess(
+        input_size=size,
+        mean=values["mean"],
+        std=values["std"],
+        resize=_resize(resize, crop, size, float(defaults.get("crop_pct") or 0.875)),
+        crop=crop,
+        interpolation=resampling if resampling in RESAMPLING else "bilinear",
+    )
+    if not hints and preset is None and mean is None:
+        return preprocess, [UNKNOWN_NORMALISATION]
+    chosen = {n: values[n] for n, option in options.items() if option is not None}
+    return preprocess, _differences(chosen, hints)
+
+
+def _differences(chosen: Mapping[str, Sequence[float]], hints: Mapping[str, Any]) -> list[str]:
+    """Return a line for each of the user's numbers that is not the model's own."""
+    return [
+        f"--{name} {_join(values)} differs from the model's own {_join(hints[name])}"
+        for name, values in chosen.items()
+        if name in hints and not np.allclose(values, hints[name], atol=1e-3)
+    ]
+
+
+def _input_size(values: Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = (int(v) for v in values)
     if channels not in (1, 3):
         raise UsageError(
             f"Cannot read images for {channels} channels",
             "images have 1 (gray) or 3 (RGB)",
             "Give --input-size 3xHxW or 1xHxW",
         )
-    values: list[tuple[float, ...]] = []
-    for name, given in (("mean", mean), ("std", std)):
-        value = tuple(float(v) for v in (given if given is not None else chosen[name]))
-        if given is None and channels == 1 and len(value) == 3:
-            value = (sum(value) / 3,)
-        if len(value) == 1:
-            value = value * channels
-        if len(value) != channels:
-            raise UsageError(
-                f"--{name} has {len(value)} values", f"the input has {channels} channels"
-            )
-        if given is not None and hints.get(name) and not np.allclose(value, hints[name], atol=1e-3):
-            notes.append(
-                f"--{name} {_join(value)} differs from the model's own {_join(hints[name])}"
-            )
-        values.append(value)
-    if min(values[1]) <= 0 or not all(math.isfinite(v) for pair in values for v in pair):
+    return channels, height, width
+
+
+def _per_channel(
+    name: str, option: Sequence[float] | None, default: Sequence[float], channels: int
+) -> tuple[float, ...]:
+    """Return one value per channel; a default of three colours is averaged for gray images.
+
+    Raises:
+        UsageError: the number of values is neither 1 nor that of channels.
+    """
+    values = tuple(float(v) for v in (default if option is None else option))
+    if option is None and channels == 1 and len(values) == 3:
+        values = (sum(values) / 3,)
+    if len(values) == 1:
+        values *= channels
+    if len(values) != channels:
+        raise UsageError(f"--{name} has {len(values)} values", f"the input has {channels} channels")
+    return values
+
+
+def _require_usable(mean: Sequence[float], std: Sequence[float]) -> None:
+    if min(std) <= 0 or not np.isfinite([*mean, *std]).all():
         raise UsageError(
             "Cannot normalise with these numbers",
-            f"mean {values[0]}, std {values[1]}",
+            f"mean {mean}, std {std}",
             "std must be greater than 0",
         )
-    ratio = float(chosen.get("crop_pct") or 0.875)
-    if resize is not None and resize < (crop or max(height, width)):
-        raise UsageError(
-            f"--resize {resize} is smaller than the crop of {crop or max(height, width)}",
-            hint="Give a larger --resize",
-        )
-    # Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre
-    # is.
-    whole = height != width or height < SMALL or ratio >= 1.0
-    if resize is None and (crop is not None or not whole):
-        resize = math.floor((crop or height) / min(ratio, 1.0))
-    chosen_interpolation = interpolation or chosen.get("interpolation") or "bilinear"
-    return Preprocess(
-        input_size=(channels, height, width),
-        mean=values[0],
-        std=values[1],
-        resize=resize,
-        crop=crop,
-        interpolation=chosen_interpolation if chosen_interpolation in RESAMPLING else "bilinear",
-    ), notes
+
+
+def _resize(
+    resize: int | None, crop: int | None, size: tuple[int, int, int], ratio: float
+) -> int | None:
+    """Return the short side after resizing; None where the whole image is squeezed.
+
+    Small images and wide ones (CIFAR, street scenes) are taken whole; of photographs the centre is.
+
+    Raises:
+        UsageError: ``resize`` is smaller than the crop.
+    """
+    _, height, width = size
+    if resize is not None:
+        side = crop or max(height, width)
+        if resize < side:
+            raise UsageError(
+                f"--resize {resize} is smaller than the crop of {side}",
+                hint="Give a larger --resize",
+            )
+        return resize
+    if crop is None and (height != width or height < SMALL or ratio >= 1.0):
+        return None
+    return math.floor((crop or height) / min(ratio, 1.0))
 
 
 def _join(values: Sequence[float]) -> str:

@@ -129,17 +129,16 @@ class Source(ABC):
 
     def _hash(self, indices: Sequence[int]) -> dict[int, str]:
         stamps = {i: self.stamp(i) for i in indices}  # taken before the files are read
-        cache, found = (
-            DigestCache(place_of(self.name), sum(s.size for s in stamps.values() if s is not None)),
-            dict[int, str](),
-        )
+        size = sum(s.size for s in stamps.values() if s is not None)
+        cache = DigestCache(place_of(self.name), size)
+        digests: dict[int, str] = {}
         for i, stamp in stamps.items():
             known = cache.get(self.ids[i], stamp)
             self.cached_digests += known is not None
-            found[i] = known or hashlib.sha256(self.read(i)).hexdigest()
-            cache.put(self.ids[i], stamp, found[i])
+            digests[i] = known or hashlib.sha256(self.read(i)).hexdigest()
+            cache.put(self.ids[i], stamp, digests[i])
         cache.save()
-        return found
+        return digests
 
     def short_contents(self, indices: Sequence[int]) -> list[str]:
         """Return the first 16 hex digits of :meth:`contents`, by which records name images."""
@@ -320,13 +319,13 @@ def _open_cifar10(name: str, root: Path) -> Source:
     root = inner if inner.is_dir() else root
     files = sorted(root.glob("data_batch_*.bin")) + sorted(root.glob("test_batch.bin"))
     if not files:
-        mend = (
+        hint = (
             "Take CIFAR-10's binary version (cifar-10-binary.tar.gz), or a folder of class folders"
         )
         why = "there is no data_batch_*.bin or test_batch.bin"
         if (root / "data_batch_1").exists() or (root / "cifar-10-batches-py").is_dir():
             why += "; the Python version found there is pickle, which trtq does not read"
-        raise DataError(f"Cannot read {name}", why, mend)
+        raise DataError(f"Cannot read {name}", why, hint)
     raw = np.concatenate([np.fromfile(f, dtype=np.uint8) for f in files])
     if raw.size % CIFAR10_RECORD:
         raise DataError(
@@ -394,25 +393,24 @@ def open_source(
         return _open_digits()
     if data.startswith("cifar10:"):
         return _open_cifar10(data, _user_path(data.removeprefix("cifar10:")))
-    path, index = _user_path(data), Path(class_index) if class_index else None
+    path = _user_path(data)
+    index = Path(class_index) if class_index else None
     if path.is_dir():
         return FolderSource(data, path, index, note)
     for candidate in (path, *path.parents):
         if candidate.suffix.lower() == ".zip" and candidate.is_file():
             inner = path.relative_to(candidate).as_posix()
             return ZipSource(data, candidate, "" if inner == "." else inner, index, note)
+    raise _no_source(data, path)
+
+
+def _no_source(data: str, path: Path) -> DataError:
+    title = f"Cannot read images from {data}"
     if path.is_file():
-        raise DataError(
-            f"Cannot read images from {data}", "it is a file, and neither a folder nor a .zip"
-        )
-    near = (
-        suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-    )
-    raise DataError(
-        f"Cannot read images from {data}",
-        "there is no such folder or .zip",
-        near if "Did you" in near else "",
-    )
+        return DataError(title, "it is a file, and neither a folder nor a .zip")
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = suggest(path.name, siblings)
+    return DataError(title, "there is no such folder or .zip", hint if "Did you" in hint else "")
 
 
 def fingerprint(data: str, class_index: str | None = None, note: Note | None = None) -> str | None:
@@ -430,13 +428,13 @@ def fingerprint(data: str, class_index: str | None = None, note: Note | None = N
         source = open_source(data, class_index)
     except DataError:
         return None
-    found = source.identity()
+    identity = source.identity()
     if note is not None and source.cached_digests:
         note(
             f"{source.cached_digests} of {len(source)} image digests of {data} come from the "
             "cache: inode, size and times of the files are unchanged"
         )
-    return found
+    return identity
 
 
 def describe(source: Source) -> dict[str, object]:

@@ -88,10 +88,10 @@ class BoardRunner:
                 self.agent, key, {"title": f"{len(batch)} images", "steps": [step], "again": True}
             )
             if not result["ok"]:
-                said = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
+                output = [ln for ln in lines if ln.strip() and not ln.startswith("###")]
                 raise BoardError(
                     f"Cannot run images on {self.agent.device.name}",
-                    (said[-1] if said else result["why"])[:400],
+                    (output[-1] if output else result["why"])[:400],
                 )
             outputs = outputs_of(lines, self.agent.device.name)
             size = 4 * len(batch) * sum(math.prod(o["shape"]) for o in outputs)

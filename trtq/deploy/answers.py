@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 
 import msgspec
@@ -22,6 +23,9 @@ Folder: TypeAlias = Annotated[str, Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_l
 Number: TypeAlias = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Whole: TypeAlias = Annotated[int, Meta(ge=-(1 << 50), le=1 << 50)]
 Numbers: TypeAlias = Annotated[dict[Short, Number], Meta(max_length=4096)]
+
+
+Answer = dict[str, Any]  # JSON of the protocol between trtq and its agent
 
 
 class HintDict(TypedDict):
@@ -90,7 +94,7 @@ class File(TypedDict):
 class EngineAnswer(TypedDict):
     """Of ``engine``: the manifest, where it is that of this very file."""
 
-    manifest: dict[str, Any] | None
+    manifest: Answer | None
     changed: bool
 
 
@@ -333,7 +337,7 @@ class BoardAnswer(TypedDict):
     meanwhile: Meanwhile | None
 
 
-ANSWERS: dict[str, Any] = {
+ANSWERS: Mapping[str, Any] = {
     "hello": Hello,
     "stale": Nothing,
     "missing": Nothing,
@@ -364,7 +368,7 @@ _HEAD = msgspec.json.Decoder(_Head)
 _DECODERS = {event: msgspec.json.Decoder(kind) for event, kind in ANSWERS.items()}
 
 
-def decode(raw: bytes, name: str) -> dict[str, Any]:
+def decode(raw: bytes, name: str) -> Answer:
     """Return one answer: its content as in ``ANSWERS``, and its ``event``.
 
     Args:
@@ -378,10 +382,10 @@ def decode(raw: bytes, name: str) -> dict[str, Any]:
         event = _HEAD.decode(raw).event
         if event not in _DECODERS:
             raise msgspec.ValidationError(f"no answer is called {event[:40]!r}")
-        content: dict[str, Any] = _DECODERS[event].decode(raw)
+        content: Answer = _DECODERS[event].decode(raw)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        mend = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
-        raise BoardError(f"Cannot read the answer of {name}", reason(exc), mend) from exc
+        hint = f"Is it the board you mean? Look at it: trtq device shell {shlex.quote(name)}"
+        raise BoardError(f"Cannot read the answer of {name}", reason(exc), hint) from exc
     return {**content, "event": event}
 
 

@@ -86,41 +86,9 @@ def parse_device(
             "a name has letters, digits, ., _ and -",
             "Call it like nano or lab-orin.local",
         )
-    found = ADDRESS.fullmatch(address)
-    if found is None:
-        number = address.rpartition("@")[2].count(":") > 1
-        mend = (
-            "Write an IPv6 address in brackets: jetson@[fe80::1%eth0]:22"
-            if number
-            else "Write it like jetson@192.168.55.1"
-        )
-        raise UsageError(
-            f"Cannot read the address {address!r}", "expected user@host or user@host:port", mend
-        )
-    port = int(found["port"]) if found["port"] else None
-    if port is not None and not 0 < port < 65536:
-        raise UsageError(
-            f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535"
-        )
-    for hop in filter(None, jump.split(",")):
-        if not ADDRESS.fullmatch(hop):
-            raise UsageError(
-                f"Cannot read the jump host {hop!r}",
-                "expected user@host or user@host:port",
-                "Write it like me@gateway:2222",
-            )
-    key = ""
-    if identity:
-        key = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100 - links stay: a certificate lies beside the name
-        if not Path(key).is_file():
-            raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
-        if not key.isprintable() or "${" in key:
-            raise UsageError(
-                f"Cannot use --identity {identity}",
-                "ssh expands what is in its name",
-                "Give the key another name",
-            )
-    if not workdir or not workdir.isprintable() or workdir.startswith("-") or len(workdir) > 1024:
+    user, host, port = _parse_address(address)
+    _require_jump_hosts(jump)
+    if not _is_workdir(workdir):
         raise UsageError(
             f"Cannot use --workdir {workdir!r}",
             "expected a folder on the board",
@@ -128,13 +96,62 @@ def parse_device(
         )
     return Device(
         name=name,
-        host=found["host"].strip("[]"),
-        user=found["user"] or "",
+        host=host,
+        user=user,
         port=port,
-        identity=key,
+        identity=_identity_path(identity) if identity else "",
         jump=jump,
         workdir=workdir,
     )
+
+
+def _parse_address(address: str) -> tuple[str, str, int | None]:
+    """Return user, host and port of an address."""
+    parts = ADDRESS.fullmatch(address)
+    if parts is None:
+        is_ipv6 = address.rpartition("@")[2].count(":") > 1
+        raise UsageError(
+            f"Cannot read the address {address!r}",
+            "expected user@host or user@host:port",
+            "Write an IPv6 address in brackets: jetson@[fe80::1%eth0]:22"
+            if is_ipv6
+            else "Write it like jetson@192.168.55.1",
+        )
+    port = int(parts["port"]) if parts["port"] else None
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(
+            f"Cannot use port {port} of {address!r}", "a port lies between 1 and 65535"
+        )
+    return parts["user"] or "", parts["host"].strip("[]"), port
+
+
+def _require_jump_hosts(jump: str) -> None:
+    for hop in filter(None, jump.split(",")):
+        if not ADDRESS.fullmatch(hop):
+            raise UsageError(
+                f"Cannot read the jump host {hop!r}",
+                "expected user@host or user@host:port",
+                "Write it like me@gateway:2222",
+            )
+
+
+def _identity_path(identity: str) -> str:
+    """Return the absolute path of a private key; links stay, a certificate lies beside the name."""
+    path = os.path.abspath(expand_home(identity, "--identity"))  # noqa: PTH100
+    if not Path(path).is_file():
+        raise UsageError(f"Cannot use --identity {identity}", "there is no such file")
+    if not path.isprintable() or "${" in path:
+        raise UsageError(
+            f"Cannot use --identity {identity}",
+            "ssh expands what is in its name",
+            "Give the key another name",
+        )
+    return path
+
+
+def _is_workdir(workdir: str) -> bool:
+    plain = workdir.isprintable() and not workdir.startswith("-")
+    return plain and 0 < len(workdir) <= 1024
 
 
 def config_folder() -> Path:
@@ -145,9 +162,9 @@ def config_folder() -> Path:
     Raises:
         UsageError: nothing says where that is.
     """
-    given = path_variable("TRTQ_CONFIG")
-    if given is not None:
-        return Path(given).absolute()
+    variable = path_variable("TRTQ_CONFIG")
+    if variable is not None:
+        return Path(variable).absolute()
     base = user_folder("XDG_CONFIG_HOME", ".config")
     if base is None:
         raise UsageError(
@@ -184,19 +201,19 @@ def known_devices() -> dict[str, Device]:
         DeviceError: the file is damaged.
     """
     path = config_folder() / "devices.json"
-    mend = "Correct the file, or move it away and add them again"
+    hint = "Correct the file, or move it away and add them again"
     try:
         devices = decode_json(path.read_bytes(), dict[str, Device])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as exc:
-        raise DeviceError(f"Cannot read the devices in {path}", reason(exc), mend) from exc
+        raise DeviceError(f"Cannot read the devices in {path}", reason(exc), hint) from exc
     for name, device in devices.items():
         if device.name != name or not _has_form(device):
             raise DeviceError(
                 f"Cannot read the devices in {path}",
                 f"the entry {name[:80]!r} is none that trtq device add writes",
-                mend,
+                hint,
             )
     return devices
 
@@ -262,11 +279,11 @@ def find_device(name: str, *, addresses: bool = True) -> Device:
         )
     if addresses and ADDRESS.fullmatch(name) and re.search(r"[@.:]", name):
         return parse_device(slug(name).lstrip(".-_")[:64], name)
-    mend = (
+    hint = (
         suggest(name, devices)
         if devices
         else f"Add it: trtq device add {name if NAME.fullmatch(name) else 'NAME'} user@host"
     )
     raise UsageError(
-        f"Unknown device {name!r}", "" if devices else "no device has been added yet", mend
+        f"Unknown device {name!r}", "" if devices else "no device has been added yet", hint
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from trtq.deploy.agent_client import Agent
@@ -14,6 +14,7 @@ from trtq.deploy.devices import called
 from trtq.errors import BoardError
 
 MOST_RESTARTS = 2
+BoardJob = Mapping[str, Any]  # title, steps, power mode, pinning: JSON that the agent reads
 
 
 def owner() -> str:
@@ -26,7 +27,7 @@ def owner() -> str:
 
 
 def do(
-    agent: Agent, key: str, job: dict[str, Any], *, line: Callable[[str], None] = lambda _: None
+    agent: Agent, key: str, job: BoardJob, *, line: Callable[[str], None] = lambda _: None
 ) -> tuple[Result, list[str]]:
     """Return the result of a job and the lines that its programs wrote, whoever started it.
 
@@ -44,12 +45,9 @@ def do(
     """
     for attempt in range(MOST_RESTARTS + 1):
         try:
-            agent.ask(
-                "start",
-                key=key,
-                job={**job, "owner": owner(), "again": bool(job.get("again")) and attempt == 0},
-            )
-            now = agent.follow(key, line)
+            again = bool(job.get("again")) and attempt == 0
+            agent.ask("start", key=key, job={**job, "owner": owner(), "again": again})
+            status = agent.follow(key, line)
         except KeyboardInterrupt:
             stop = shlex.join(["trtq", "device", "stop", called(agent.device), key[:8]])
             agent.told.note(
@@ -57,9 +55,9 @@ def do(
                 f"it again; to end it: {stop}"
             )
             raise
-        if now["state"] == "done":
-            return _checked(now.get("result"), agent, job), now["lines"]
-        why = now.get("why", "somebody removed it")
+        if status["state"] == "done":
+            return _checked(status.get("result"), agent, job), status["lines"]
+        why = status.get("why", "somebody removed it")
         if attempt < MOST_RESTARTS:
             agent.told.note(
                 f"{agent.device.name}: {job['title']} was lost: {why}; starting it again"
@@ -76,7 +74,7 @@ def advice(result: Result, agent: Agent) -> str:
     return hint_words(result["mend"], agent.device.name)
 
 
-def _checked(result: Result | None, agent: Agent, job: dict[str, Any]) -> Result:
+def _checked(result: Result | None, agent: Agent, job: BoardJob) -> Result:
     """Return a result that has what a good one has."""
     if result is None:
         raise BoardError(

@@ -99,7 +99,7 @@ def _known() -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as exc:
-        mend = "Move the file away: engines on boards then count as those of another workstation"
+        hint = "Move the file away: engines on boards then count as those of another workstation"
         raise DeviceError(
-            f"Cannot read the digests of engines in {path}", reason(exc), mend
+            f"Cannot read the digests of engines in {path}", reason(exc), hint
         ) from exc

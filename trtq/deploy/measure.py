@@ -17,7 +17,7 @@ from trtq.bench.latency import doubts, summarize
 from trtq.bench.record import BenchRow, Energy, Load, Memory, Phase, Timing
 from trtq.bench.sampling import Samples, Warmup
 from trtq.bench.statistics import Values
-from trtq.bench.trtexec_bench import command
+from trtq.bench.trtexec_bench import Duration, command
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import ClocksDict, Number, Result, Step, Watched
 from trtq.deploy.board import Board
@@ -168,9 +168,7 @@ class BoardBench:
             engine,
             shapes=shapes,
             graph=False,
-            warmup_ms=0,
-            seconds=0,
-            requests=1,
+            duration=Duration(warmup_ms=0, seconds=0, requests=1),
             dla=dla,
         )
         timed = command(
@@ -179,9 +177,7 @@ class BoardBench:
             engine,
             shapes=shapes,
             graph=graph,
-            warmup_ms=WARMUP_MS,
-            seconds=seconds,
-            requests=requests,
+            duration=Duration(warmup_ms=WARMUP_MS, seconds=seconds, requests=requests),
             times=TIMES,
             dla=dla,
         )

@@ -108,6 +108,21 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
         return stack(lines)
 
 
+FLEET_COLUMNS = (
+    "device",
+    "board",
+    "model",
+    "batch",
+    "precision",
+    "power mode",
+    "load, ms",
+    "latency, ms",
+    "memory, MB",
+    "mJ an image",
+    "valid",
+)
+
+
 class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
     """One model and batch on one device; what is None is named in ``why``.
 
@@ -134,6 +149,27 @@ class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
     engine_bytes: int | None = None
     valid: bool = False
     why: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of ``FLEET_COLUMNS``."""
+        latency = _shown(self.latency_ms, ".3f")
+        if self.low_ms is not None and self.high_ms is not None:
+            latency += f" [{self.low_ms:.3f}, {self.high_ms:.3f}]"
+        megabytes = self.memory_bytes / 1e6 if self.memory_bytes is not None else None
+        return (
+            self.device,
+            self.board,
+            self.model,
+            str(self.batch or ""),
+            self.precision,
+            self.power_mode,
+            _shown(self.load_ms, ".0f"),
+            latency,
+            _shown(megabytes, ".0f"),
+            _shown(self.millijoule, ".3g"),
+            "yes" if self.valid else "no",
+        )
 
 
 class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,44 +201,11 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """The table."""
-        head = (
-            "device",
-            "board",
-            "model",
-            "batch",
-            "precision",
-            "power mode",
-            "load, ms",
-            "latency, ms",
-            "memory, MB",
-            "mJ an image",
-            "valid",
-        )
-        body = [
-            (
-                r.device,
-                r.board,
-                r.model,
-                str(r.batch or ""),
-                r.precision,
-                r.power_mode,
-                _shown(r.load_ms, ".0f"),
-                _shown(r.latency_ms, ".3f")
-                + (
-                    ""
-                    if r.low_ms is None or r.high_ms is None
-                    else f" [{r.low_ms:.3f}, {r.high_ms:.3f}]"
-                ),
-                _shown(r.memory_bytes / 1e6 if r.memory_bytes is not None else None, ".0f"),
-                _shown(r.millijoule, ".3g"),
-                "yes" if r.valid else "no",
-            )
-            for r in self.rows
-        ]
-        widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+        cells = [FLEET_COLUMNS, *(r.cells for r in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in (head, *body)
+            for row in cells
         ]
         return stack([*lines, *(f"{_who(r)}: {r.why}" for r in self.rows if r.why)])
 
@@ -220,7 +223,7 @@ def fleet_rows(
     board: str,
     model: str,
     manifest: EngineManifest,
-    found: list[BenchRow],
+    rows: list[BenchRow],
     *,
     doubt: str = "",
 ) -> list[FleetRow]:
@@ -228,35 +231,33 @@ def fleet_rows(
 
     With a ``doubt`` about the engine none of them is valid.
     """
-    precision = (
-        f"{manifest.codes} + {manifest.precision}" if manifest.has_codes else manifest.precision
-    ).replace("fp", "FP")
-    rows = []
-    for r in found:
-        timing, power = r.gpu, r.settings.get("power_mode")
-        rows.append(
-            FleetRow(
-                device=device,
-                board=board,
-                model=model,
-                batch=r.batch,
-                precision=precision,
-                power_mode=f"{power or 'unknown'}, clocks {r.settings.get('clocks')}",
-                load_ms=r.load[0].total.median if r.load else None,
-                latency_ms=timing.median.value if timing else None,
-                low_ms=timing.median.low if timing else None,
-                high_ms=timing.median.high if timing else None,
-                memory_bytes=r.memory.device if r.memory else None,
-                millijoule=1e3 * r.energy.gross_j if r.energy else None,
-                engine_bytes=manifest.engine_bytes,
-                valid=r.valid and not doubt,
-                why="; ".join(
-                    [
-                        *r.reasons,
-                        *([doubt] if doubt else []),
-                        *([manifest.fallback] if manifest.fallback else []),
-                    ]
-                ),
-            )
-        )
-    return rows
+    codes = f"{manifest.codes} + " if manifest.has_codes else ""
+    engine = FleetRow(
+        device=device,
+        board=board,
+        model=model,
+        precision=f"{codes}{manifest.precision}".replace("fp", "FP"),
+        engine_bytes=manifest.engine_bytes,
+        valid=not doubt,
+        why="; ".join(filter(None, (doubt, manifest.fallback))),
+    )
+    return [_fleet_row(engine, row) for row in rows]
+
+
+def _fleet_row(engine: FleetRow, row: BenchRow) -> FleetRow:
+    """Return a row about an engine with what was measured."""
+    median = row.gpu.median if row.gpu else None
+    return msgspec.structs.replace(
+        engine,
+        batch=row.batch,
+        power_mode=f"{row.settings.get('power_mode') or 'unknown'}, "
+        f"clocks {row.settings.get('clocks')}",
+        load_ms=row.load[0].total.median if row.load else None,
+        latency_ms=median.value if median else None,
+        low_ms=median.low if median else None,
+        high_ms=median.high if median else None,
+        memory_bytes=row.memory.device if row.memory else None,
+        millijoule=1e3 * row.energy.gross_j if row.energy else None,
+        valid=row.valid and engine.valid,
+        why="; ".join(filter(None, (*row.reasons, engine.why))),
+    )

@@ -145,10 +145,10 @@ class Stream:
             raise self._too_much(f"more than {self.limits.error_bytes // MIB} MiB of errors")
 
     def _too_much(self, what: str) -> BoardError:
-        said = last_line(self._errors.decode("utf-8", "replace"))
+        output = last_line(self._errors.decode("utf-8", "replace"))
         return BoardError(
             f"{self.name} sends too much",
-            f"{what} in one answer{f', such as: {said}' if said else ''}",
+            f"{what} in one answer{f', such as: {output}' if output else ''}",
             "Is it the board you mean? Look at what its login scripts and its python3 print",
         )
 

@@ -72,57 +72,81 @@ def load_checkpoint_(
         what = f"Cannot load the checkpoint {path}"
         raise ModelError(what, "the model has no parameters and no buffers", "Leave it out")
     stored = read_stored(path, key)
-    done, notes = [f"under {key!r}"] if key else [], list(stored.notes)
-    found = fits(own, stored)
-    fit: Fit | None = None
-    if found:
-        fit, others = choose(own, stored, found)
-        sources = fit.source
-        told = _of_names(stored, fit, others)
-        notes += told
-        done += told
-    elif match == "order":
-        sources = match_in_order(own, stored)
-        table = stored.full(stored.table[next(iter(sources.values()))])
-        done.append(f"matched in order{f' under {table!r}' if table else ''}")
-        first = next((f"{n!r} takes {s!r}" for n, s in sources.items() if n != s), "")
-        notes.append(f"the tensors of the checkpoint were {done[-1]}: {first}")
-    else:
-        raise misfit(own, stored)
-    values = {n: _usable(own[n], stored.tensors[s], s, path) for n, s in sources.items()}
-    told = _of_types(own, {n: stored.tensors[s] for n, s in sources.items()})
-    _put(model, values, path)
+    matched = _match(own, stored, match)
+    given = {n: stored.tensors[s] for n, s in matched.sources.items()}
+    types = _type_changes(own, given)
+    _put(model, {n: _usable(own[n], t, matched.sources[n], path) for n, t in given.items()}, path)
+    under = [f"under {key!r}"] if key else []
     return Loaded(
-        text="; ".join([str(path), *done, *told]),
-        notes=(*notes, *(f"weights of the checkpoint were {t}" for t in told)),
-        prefix=fit.prefix if fit else "",
-        added=fit.added if fit else "",
+        text="; ".join([str(path), *under, *matched.steps, *types]),
+        notes=(
+            *stored.notes,
+            *matched.notes,
+            *(f"weights of the checkpoint were {change}" for change in types),
+        ),
+        prefix=matched.prefix,
+        added=matched.added,
     )
 
 
-def _of_names(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class _Matched:
+    """Which tensor of a file each of the model's takes.
+
+    Attributes:
+        sources: by name of the model, the flat name in the file.
+        steps: what was done to names, for a record.
+        notes: the same for a user.
+        prefix: what came off the names in the file.
+        added: what was put before them.
+    """
+
+    sources: dict[str, str]
+    steps: list[str]
+    notes: list[str]
+    prefix: str = ""
+    added: str = ""
+
+
+def _match(own: StateDict, stored: Stored, match: Match) -> _Matched:
+    """Pair the model's tensors with the file's, by name where they fit.
+
+    Raises:
+        ModelError: names or shapes differ.
+    """
+    candidates = fits(own, stored)
+    if candidates:
+        fit, others = choose(own, stored, candidates)
+        steps = _name_changes(stored, fit, others)
+        return _Matched(
+            sources=fit.source, steps=steps, notes=steps, prefix=fit.prefix, added=fit.added
+        )
+    if match != "order":
+        raise misfit(own, stored)
+    sources = match_in_order(own, stored)
+    table = stored.full(stored.table[next(iter(sources.values()))])
+    step = f"matched in order{f' under {table!r}' if table else ''}"
+    renamed = next((f"{n!r} takes {s!r}" for n, s in sources.items() if n != s), "")
+    note = f"the tensors of the checkpoint were {step}: {renamed}"
+    return _Matched(sources=sources, steps=[step], notes=[note])
+
+
+def _name_changes(stored: Stored, fit: Fit, others: list[Fit]) -> list[str]:
     """Say what was done to names to make them fit, and what was passed over."""
-    result = []
     table = max((t for t in stored.tables() if fit.prefix.startswith(t)), key=len, default="")
     prefix = fit.prefix[len(table) :]
-    if table:
-        result.append(f"weights taken from {stored.full(table)!r}")
-    if prefix:
-        result.append(f"the prefix {prefix!r} came off the names of the checkpoint")
-    if fit.added:
-        result.append(f"the prefix {fit.added!r} was put before the names of the checkpoint")
-    if fit.inner:
-        result.append("the parts of wrappers inside of names were left out (module, _orig_mod)")
-    if others:
-        keys = ", ".join(stored.full(f.prefix) or "no key" for f in others[:4])
-        result.append(
-            f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)"
-        )
+    keys = ", ".join(stored.full(f.prefix) or "no key" for f in others[:4])
     theirs = {s for f in others for s in f.source.values()}
     beside = [n for n in fit.beside if n not in theirs]
-    if beside:
-        result.append(f"not the model's, left out: {listed(beside, 4)}")
-    return result
+    changes = (
+        (table, f"weights taken from {stored.full(table)!r}"),
+        (prefix, f"the prefix {prefix!r} came off the names of the checkpoint"),
+        (fit.added, f"the prefix {fit.added!r} was put before the names of the checkpoint"),
+        (fit.inner, "the parts of wrappers inside of names were left out (module, _orig_mod)"),
+        (others, f"other weights in the checkpoint fit as well: {keys} (--checkpoint-key chooses)"),
+        (beside, f"not the model's, left out: {listed(beside, 4)}"),
+    )
+    return [text for condition, text in changes if condition]
 
 
 def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> torch.Tensor:
@@ -131,29 +155,29 @@ def _usable(own: torch.Tensor, given: torch.Tensor, name: str, path: Path) -> to
     Raises:
         ModelError: it has no values that a float model could take.
     """
-    problem, mend = "", "Give the checkpoint of the float model"
+    problem, hint = "", "Give the checkpoint of the float model"
     if given.is_meta:
         problem = "it is on the meta device and has no values"
     elif given.is_quantized:
         problem = f"it is quantized ({given.dtype}), and trtq starts from float weights"
     elif given.is_complex() and not own.is_complex():
-        problem, mend = (
+        problem, hint = (
             f"it is complex ({given.dtype}), the model's is {own.dtype}",
             "Check that it is the checkpoint of this model",
         )
     if problem:
-        raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", problem, mend)
+        raise ModelError(f"Cannot use the tensor {name!r} of the checkpoint {path}", problem, hint)
     try:
         return given.detach().to_dense() if given.layout is not torch.strided else given.detach()
     except (RuntimeError, NotImplementedError) as exc:
         raise ModelError(
             f"Cannot use the tensor {name!r} of the checkpoint {path}",
             f"it is {given.layout} ({reason(exc)})",
-            mend,
+            hint,
         ) from exc
 
 
-def _of_types(own: StateDict, given: StateDict) -> list[str]:
+def _type_changes(own: StateDict, given: StateDict) -> list[str]:
     """Say which types and layouts change, with the number of tensors."""
     casts = Counter((given[n].dtype, own[n].dtype) for n in given if given[n].dtype != own[n].dtype)
     result = [

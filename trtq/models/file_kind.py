@@ -29,9 +29,9 @@ _MENDS = {
 }
 
 
-def unreadable(path: Path, what: str, mend: str = "") -> ModelError:
+def unreadable(path: Path, what: str, hint: str = "") -> ModelError:
     """Return the error that says what a file is instead of a checkpoint."""
-    return ModelError(f"Cannot read the checkpoint {path}", what, mend)
+    return ModelError(f"Cannot read the checkpoint {path}", what, hint)
 
 
 def kind_of(path: Path) -> Kind:
@@ -46,9 +46,9 @@ def kind_of(path: Path) -> Kind:
     head, size = _head_of(path)
     if _is_safetensors(head, size):  # first: the length it starts with may look like anything
         return "safetensors"
-    found = content_of(head)
-    if found is not None:
-        raise unreadable(path, found.what, found.mend or _MENDS.get(found.kind, _OTHER))
+    content = content_of(head)
+    if content is not None:
+        raise unreadable(path, content.what, content.mend or _MENDS.get(content.kind, _OTHER))
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
     if head[0] == 0x80:
@@ -68,8 +68,8 @@ def _head_of(path: Path) -> tuple[bytes, int]:
 
 def _kind_of_other(path: Path, head: bytes) -> Kind:
     if path.suffix == ".onnx" or (head[0] == 0x08 and _is_onnx(path)):
-        mend = "Give the PyTorch weights that it was exported from"
-        raise unreadable(path, "it is an ONNX model", mend)
+        hint = "Give the PyTorch weights that it was exported from"
+        raise unreadable(path, "it is an ONNX model", hint)
     if path.suffix == ".safetensors":
         return "safetensors"  # its reader says what is wrong with it
     what = "it is not a whole torch file, nor a safetensors file"
@@ -84,11 +84,11 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 def _kind_of_pickle(path: Path, head: bytes) -> Kind:
     if _LEGACY in head[:16]:
         return "torch"
-    mend = "Load it where you trust it, and save its tensors: torch.save(state_dict, 'weights.pt')"
+    hint = "Load it where you trust it, and save its tensors: torch.save(state_dict, 'weights.pt')"
     raise unreadable(
         path,
         "it is a plain pickle, not written by torch.save, and reading that could run code",
-        mend,
+        hint,
     )
 
 

@@ -57,9 +57,9 @@ class Inert:
 
     def __new__(cls, *args: object) -> Inert:  # noqa: ARG004
         """Return an object with no arguments and no state."""
-        made = super().__new__(cls)
-        made.args, made.state = (), None
-        return made
+        instance = super().__new__(cls)
+        instance.args, instance.state = (), None
+        return instance
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -94,30 +94,30 @@ def read_torch(path: Path, *, script: bool) -> TorchFile:
     """
     data = _tensors_of_script(path) if script else path.open("rb")
     with data:
-        made: dict[str, type] = {}
+        classes: dict[str, type] = {}
         for name in _unknown_names(data):
-            _add(made, name, path)
+            _add(classes, name, path)
         for _ in range(_TRIES):
             data.seek(0)
             try:
                 with (
-                    torch.serialization.safe_globals(_named(made)),
+                    torch.serialization.safe_globals(_named(classes)),
                     warnings.catch_warnings(),
                 ):
                     warnings.simplefilter("ignore")  # of pickle protocols
                     content: object = torch.load(data, map_location="cpu", weights_only=True)
             except pickle.UnpicklingError as exc:
-                _learn(made, str(exc), path, exc)
+                _learn(classes, str(exc), path, exc)
             except Exception as exc:  # damage meets the restricted unpickler in every way
-                raise _damaged(path, exc, made) from exc
+                raise _damaged(path, exc, classes) from exc
             else:
-                skipped = sorted(n for n in made if not n.startswith("__torch__."))
+                skipped = sorted(n for n in classes if not n.startswith("__torch__."))
                 return TorchFile(content, skipped)
     raise unreadable(path, f"it names more than {_TRIES} classes", SAVE)
 
 
-def _named(made: dict[str, type]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    return [(kind, name) for name, kind in made.items()]
+def _named(classes: dict[str, type]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    return [(kind, name) for name, kind in classes.items()]
 
 
 def _unknown_names(data: IO[bytes]) -> list[str]:
@@ -128,7 +128,7 @@ def _unknown_names(data: IO[bytes]) -> list[str]:
         return []
 
 
-def _add(made: dict[str, type], name: str, path: Path, container: type | None = None) -> None:
+def _add(classes: dict[str, type], name: str, path: Path, container: type | None = None) -> None:
     if not _NAME.fullmatch(name):
         raise unreadable(path, "it is not a whole torch file", "Download or save it again")
     if _HOSTILE.match(name):
@@ -137,7 +137,7 @@ def _add(made: dict[str, type], name: str, path: Path, container: type | None = 
             f"the file asks to call {name}: reading it as intended would run code",
             f"Do not use the file. {SAVE}",
         )
-    made[name] = (
+    classes[name] = (
         type(f"inert:{name}", (Inert,), {"origin": name})
         if container is None
         else _container(name, container)
@@ -149,7 +149,7 @@ def _container(name: str, kind: type) -> type:
     return type(f"inert:{name}", (), {"__new__": lambda _cls, *_args: kind(), "origin": name})
 
 
-def _learn(made: dict[str, type], text: str, path: Path, exc: pickle.UnpicklingError) -> None:
+def _learn(classes: dict[str, type], text: str, path: Path, exc: pickle.UnpicklingError) -> None:
     """Add the placeholder that the file needs next.
 
     Raises:
@@ -158,17 +158,17 @@ def _learn(made: dict[str, type], text: str, path: Path, exc: pickle.UnpicklingE
     unknown, filled, blocked = _UNKNOWN.search(text), _CONTAINER.search(text), _BLOCKED.search(text)
     if unknown is not None:
         name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
-        if name not in made:
-            return _add(made, name, path)
+        if name not in classes:
+            return _add(classes, name, path)
     elif filled is not None:
-        return _add(made, filled[2], path, OrderedDict if filled[1] == "SETITEM" else list)
+        return _add(classes, filled[2], path, OrderedDict if filled[1] == "SETITEM" else list)
     elif blocked is not None:
         why = f"the file asks to call {blocked[1]}: reading it as intended would run code"
         raise unreadable(path, why, f"Do not use the file. {SAVE}") from exc
-    raise _damaged(path, exc, made) from exc
+    raise _damaged(path, exc, classes) from exc
 
 
-def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
+def _damaged(path: Path, exc: Exception, classes: dict[str, type]) -> ModelError:
     text = str(exc)
     if "Unsupported operand" in text:
         why = "it was written with a pickle protocol that torch does not read without running code"
@@ -177,10 +177,10 @@ def _damaged(path: Path, exc: Exception, made: dict[str, type]) -> ModelError:
         return unreadable(
             path, "it holds tensors that are spread over several processes (DTensor)", SAVE
         )
-    if made:
+    if classes:
         return unreadable(
             path,
-            f"reading more than its tensors would run code: {', '.join(sorted(made)[:4])}",
+            f"reading more than its tensors would run code: {', '.join(sorted(classes)[:4])}",
             SAVE,
         )
     return unreadable(
@@ -220,8 +220,8 @@ def module_tensors(module: Inert) -> dict[str, object] | None:
             else None
         )
     transient = state.get("_non_persistent_buffers_set") or ()
-    held = {k: v for k, v in _table(state, "_buffers") if k not in transient}
-    return {**dict(_table(state, "_parameters")), **held, **dict(_table(state, "_modules"))}
+    buffers = {k: v for k, v in _table(state, "_buffers") if k not in transient}
+    return {**dict(_table(state, "_parameters")), **buffers, **dict(_table(state, "_modules"))}
 
 
 def _table(state: dict[str, object], key: str) -> list[tuple[str, object]]:

@@ -82,25 +82,12 @@ def load_model(
         ModelError: unknown model (with suggestions), a factory that fails, a checkpoint that does
             not fit, NaN weights.
     """
-    kind, _, rest = name.partition(":")
-    if not rest and name.endswith(".onnx"):
-        raise ModelError(f"Cannot load the model {name!r}", *onnx_instead(Path(name)))
-    if not rest:
-        raise ModelError(
-            f"Cannot load the model {name!r}",
-            "it has no source before a colon",
-            f"Write timm:{name}, torchvision:{name}, package.module:factory "
-            "or path/to/file.py:factory",
-        )
+    kind = _kind(name)
     torch.manual_seed(seed)
-    made = _make(
-        name, {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
-    )
-    authors: Any = getattr(made, "pretrained_cfg", None) or {}
-    hints = (
-        {k: authors[k] for k in HINT_KEYS if authors.get(k) is not None} if kind == "timm" else {}
-    )
-    module, notes = unwrap(made, name)
+    kwargs = {k: parse_value(v) if isinstance(v, str) else v for k, v in (args or {}).items()}
+    model = _make(name, kwargs)
+    hints = _input_hints(model) if kind == "timm" else {}
+    module, notes = unwrap(model, name)
     notes += _float_note(module)
     module = module.float().cpu()
     out_of_inference_mode_(module)
@@ -108,15 +95,39 @@ def load_model(
     loaded = Loaded(text=own, notes=())
     if checkpoint is not None:
         loaded = load_checkpoint_(module, checkpoint, match, key)
-    notes += [*loaded.notes, *check_finite(module)]
     zero = zero_weights(module)
     return LoadedModel(
         module=module,
         name=name,
         weights="; ".join([loaded.text, *zero]),
         input_hints=hints,
-        notes=(*notes, *zero),
+        notes=(*notes, *loaded.notes, *check_finite(module), *zero),
     )
+
+
+def _kind(name: str) -> str:
+    """Return what stands before the colon of a model's name.
+
+    Raises:
+        ModelError: nothing does.
+    """
+    kind, _, rest = name.partition(":")
+    if rest:
+        return kind
+    what = f"Cannot load the model {name!r}"
+    if name.endswith(".onnx"):
+        raise ModelError(what, *onnx_instead(Path(name)))
+    raise ModelError(
+        what,
+        "it has no source before a colon",
+        f"Write timm:{name}, torchvision:{name}, package.module:factory or path/to/file.py:factory",
+    )
+
+
+def _input_hints(model: nn.Module) -> dict[str, Any]:
+    """Return what timm's authors say of the input of a model."""
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    return {k: config[k] for k in HINT_KEYS if config.get(k) is not None}
 
 
 def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -137,11 +148,11 @@ def _make(name: str, kwargs: dict[str, Any]) -> nn.Module:
         factory = fcn_resnet18
     else:
         factory = _own_factory(name)
-    made = call_factory(factory, name, kwargs)
-    if not isinstance(made, nn.Module):
-        what = f"its factory returned {type(made).__name__}, not a torch.nn.Module"
+    model = call_factory(factory, name, kwargs)
+    if not isinstance(model, nn.Module):
+        what = f"its factory returned {type(model).__name__}, not a torch.nn.Module"
         raise ModelError(f"Cannot use {name!r}", what)
-    return made
+    return model
 
 
 def _float_note(module: nn.Module) -> list[str]:

@@ -80,9 +80,9 @@ def fits(own: StateDict, stored: Stored) -> list[Fit]:
     wrapped = _leading(own)
     for inner in (False, True):
         for added in wrapped:
-            found = _fits(own, stored, added, inner=inner)
-            if found:
-                return found
+            candidates = _fits(own, stored, added, inner=inner)
+            if candidates:
+                return candidates
     return []
 
 
@@ -117,18 +117,26 @@ def _fits(own: StateDict, stored: Stored, added: str, *, inner: bool) -> list[Fi
     result = []
     for prefix in whole:
         source = {mine: flat[prefix + n] for n, mine in wanted.items() if prefix + n in flat}
-        left = _left_over(stored, set(source.values()), flat)
-        # What is a whole set of weights of its own does not make these another model's, nor does a
-        # single number beside them (a count, a metric, a temperature).
-        others = tuple(p for p in whole if p != prefix and p.startswith(prefix))
-        foreign = (
-            n for n, real in left.items() if n.startswith(prefix) and stored.tensors[real].ndim
-        )
-        if all(n.startswith(others) for n in foreign):
-            beside = tuple(left.values())
+        rest = _left_over(stored, set(source.values()), flat)
+        if _only_sets(rest, prefix, whole, stored):
+            beside = tuple(rest.values())
             fit = Fit(source=source, prefix=prefix, added=added, inner=inner, beside=beside)
             result.append(fit)
     return result
+
+
+def _only_sets(rest: dict[str, str], prefix: str, whole: list[str], stored: Stored) -> bool:
+    """Say whether what is left below a prefix does not make its weights another model's.
+
+    Whole sets of weights of their own do not, nor does a single number (a count, a metric, a
+    temperature).
+    """
+    others = tuple(p for p in whole if p != prefix and p.startswith(prefix))
+    return all(
+        name.startswith(others) or not stored.tensors[real].ndim
+        for name, real in rest.items()
+        if name.startswith(prefix)
+    )
 
 
 def _may_come_off(prefix: str, needed: set[str], stored: Stored) -> bool:
@@ -167,15 +175,15 @@ def shapes_differ(own: StateDict, given: StateDict, source: dict[str, str]) -> s
     return next((n for n, s in source.items() if own[n].shape != given[s].shape), None)
 
 
-def choose(own: StateDict, stored: Stored, found: list[Fit]) -> tuple[Fit, list[Fit]]:
+def choose(own: StateDict, stored: Stored, candidates: list[Fit]) -> tuple[Fit, list[Fit]]:
     """Return the fit to load, and others that fit as well; plain weights before averaged ones.
 
     Raises:
         ModelError: shapes differ, or several sets of weights fit and nothing says which is meant.
     """
-    right = [f for f in found if shapes_differ(own, stored.tensors, f.source) is None]
+    right = [f for f in candidates if shapes_differ(own, stored.tensors, f.source) is None]
     if not right:
-        raise _wrong_shape(own, stored, min(found, key=_rank))
+        raise _wrong_shape(own, stored, min(candidates, key=_rank))
     right.sort(key=_rank)
     if (
         len(right) > 1
@@ -211,8 +219,8 @@ def _place(prefix: str) -> int:
     return USUAL.index(first) if first in USUAL else len(USUAL)
 
 
-def _same(given: StateDict, found: list[Fit]) -> bool:
-    first, second = found[0].source, found[1].source
+def _same(given: StateDict, candidates: list[Fit]) -> bool:
+    first, second = candidates[0].source, candidates[1].source
     return all(torch.equal(given[s], given[second[n]]) for n, s in first.items() if n in second)
 
 
@@ -239,28 +247,27 @@ def misfit(own: StateDict, stored: Stored) -> ModelError:
     extra = [n for n, t in part.items() if n not in own and not n.endswith(_COUNTER) and t.ndim]
     why = f"{len(missing)} of {len(needed)} tensors of the model are missing"
     why += f" and {len(extra)} names are not the model's"
-    if missing:
-        why += f"; missing {_cut(missing[0])!r}{_nearest_names(missing[0], extra, 'file')}"
-    if extra:
-        why += f"; unexpected {_cut(extra[0])!r}{_nearest_names(extra[0], list(own), 'model')}"
-    mend = "Check the model name and --model-arg (num_classes?)"
+    why += _example("missing", missing, extra, "file")
+    why += _example("unexpected", extra, list(own), "model")
+    hint = "Check the model name and --model-arg (num_classes?)"
     if stored.ordered and missing and order_is_certain(own, part):
-        key = (
-            f" --checkpoint-key {shlex.quote(stored.full(prefix))}"
-            if len(part) != len(stored.tensors)
-            else ""
-        )
-        mend = f"Only the names differ, in the same order: add --checkpoint-match order{key}"
-    return ModelError(f"The checkpoint {stored.path} does not fit the model", why, mend)
+        whole = len(part) == len(stored.tensors)
+        key = "" if whole else f" --checkpoint-key {shlex.quote(stored.full(prefix))}"
+        hint = f"Only the names differ, in the same order: add --checkpoint-match order{key}"
+    return ModelError(f"The checkpoint {stored.path} does not fit the model", why, hint)
+
+
+def _example(what: str, names: list[str], known: list[str], owner: str) -> str:
+    """Return the first of some names with the nearest of those that the owner has."""
+    if not names:
+        return ""
+    near = difflib.get_close_matches(names[0], known, n=3, cutoff=0.5) or known[:3]
+    nearest = f" (the {owner} has {', '.join(_cut(n) for n in near)})" if near else ""
+    return f"; {what} {_cut(names[0])!r}{nearest}"
 
 
 def _cut(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."
-
-
-def _nearest_names(name: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
-    return f" (the {where} has {', '.join(_cut(n) for n in near)})" if near else ""
 
 
 def _nearest(needed: set[str], stored: Stored) -> tuple[str, StateDict]:

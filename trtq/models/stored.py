@@ -24,6 +24,17 @@ INDEXES = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+# Folders of other tools: a file that tells them, what they are, what to do (with the folder).
+OTHER_FOLDERS = (
+    (
+        ".metadata",
+        "it is a folder of torch.distributed.checkpoint",
+        "Convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {} "
+        "weights.pt",
+    ),
+    ("saved_model.pb", "it is a SavedModel of TensorFlow", SAVE),
+    ("data.pkl", "it is the unpacked content of a torch file", "Give the .pt file itself"),
+)
 _DEPTH = 12  # of nested dicts and modules
 
 
@@ -107,46 +118,43 @@ def read_stored(path: Path, key: str | None = None) -> Stored:
 def _resolve(path: Path) -> Path:
     """Return the file to read: ``path``, or the one in a folder that holds the weights."""
     if not path.is_dir():
-        if not path.exists():
-            raise unreadable(path, "there is no such file")
-        if not path.is_file():
-            raise unreadable(path, "it is not a regular file")
-        return path
-    indexes = [path / n for n in INDEXES if (path / n).is_file()] or sorted(
-        path.glob("*.index.json")
-    )
-    files = indexes[:1] or [
-        p for p in sorted(path.iterdir()) if p.suffix in ENDINGS and p.is_file()
-    ]
-    if len(files) > 1:  # the same weights often lie there as safetensors and as .bin
-        safe = [p for p in files if p.suffix == ".safetensors"]
-        files = (
-            safe
-            if len(safe) == 1 and all(p.suffix == ".bin" for p in files if p not in safe)
-            else files
+        if path.is_file():
+            return path
+        raise unreadable(
+            path, "it is not a regular file" if path.exists() else "there is no such file"
         )
+    files = _weight_files(path)
     if len(files) == 1:
         return files[0]
-    if (path / ".metadata").is_file():
-        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-        mend = f"Convert it: {tool} {shlex.quote(str(path))} weights.pt"
-        raise unreadable(path, "it is a folder of torch.distributed.checkpoint", mend)
-    if (path / "saved_model.pb").is_file():
-        raise unreadable(path, "it is a SavedModel of TensorFlow", SAVE)
-    if (path / "data.pkl").is_file():
+    for name, what, hint in OTHER_FOLDERS:
+        if (path / name).is_file():
+            raise unreadable(path, what, hint.format(shlex.quote(str(path))))
+    if not files:
         raise unreadable(
-            path, "it is the unpacked content of a torch file", "Give the .pt file itself"
+            path, "it is a folder without weights", f"Known endings: {' '.join(ENDINGS)}"
         )
-    held = (
-        f"a folder with {len(files)} files of weights: {', '.join(p.name for p in files[:4])}"
-        if files
-        else "a folder without weights"
-    )
+    names = ", ".join(p.name for p in files[:4])
     raise unreadable(
         path,
-        f"it is {held}",
-        "Give one of the files" if files else f"Known endings: {' '.join(ENDINGS)}",
+        f"it is a folder with {len(files)} files of weights: {names}",
+        "Give one of the files",
     )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the index of a folder, else its files of weights.
+
+    Of the same weights as safetensors and as .bin, only the former.
+    """
+    indexes = [folder / n for n in INDEXES if (folder / n).is_file()]
+    indexes = indexes or sorted(folder.glob("*.index.json"))
+    if indexes:
+        return indexes[:1]
+    files = [p for p in sorted(folder.iterdir()) if p.suffix in ENDINGS and p.is_file()]
+    suffixes = Counter(p.suffix for p in files)
+    if suffixes[".safetensors"] == 1 and set(suffixes) <= {".safetensors", ".bin"}:
+        return [p for p in files if p.suffix == ".safetensors"]
+    return files
 
 
 def _read(file: Path, path: Path) -> Stored:
@@ -157,15 +165,17 @@ def _read(file: Path, path: Path) -> Stored:
     if kind == "safetensors":
         tensors = _read_safetensors(file)
         return Stored(path, tensors, dict.fromkeys(tensors, ""), ordered=False)
-    held = read_torch(file, script=kind == "torchscript")
-    stored = Stored(path, {}, {}, ordered=True, notes=_notes(held.content, held.skipped, kind))
-    for table, name, value in _walk(held.content, "", ()):
+    content = read_torch(file, script=kind == "torchscript")
+    notes = _notes(content.content, content.skipped, kind)
+    stored = Stored(path, {}, {}, ordered=True, notes=notes)
+    for table, name, value in _walk(content.content, "", ()):
         if f"{table}{name}" not in stored.tensors:
-            stored.tensors[f"{table}{name}"], stored.table[f"{table}{name}"] = value, table
+            stored.tensors[f"{table}{name}"] = value
+            stored.table[f"{table}{name}"] = table
     if not stored.tensors:
         raise ModelError(
             f"Cannot use the checkpoint {path}",
-            f"expected a state dict, found {_what(held.content)}",
+            f"expected a state dict, found {_what(content.content)}",
             SAVE,
         )
     return stored
@@ -197,24 +207,30 @@ def _walk(
     value: object, table: str, outer: tuple[int, ...]
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield every tensor with the dict it is in and its name there."""
-    held = module_tensors(value) if isinstance(value, Inert) else value
-    if isinstance(held, (list, tuple)):
-        held = {i: v for i, v in enumerate(held) if isinstance(v, (Mapping, Inert))}
-    if not isinstance(held, Mapping) or len(outer) > _DEPTH or id(value) in outer:
+    items = _items(value)
+    if len(outer) > _DEPTH or id(value) in outer:
         return
     outer = (*outer, id(value))
-    for key, item in held.items():
+    for key, item in items.items():
         tensor = array_of(item) if isinstance(item, Inert) else item
         if isinstance(tensor, torch.Tensor):
-            # What a module holds is named as its state dict would name it: its children are no
-            # dicts of their own.
             yield table, str(key), tensor
         elif isinstance(value, Inert):
-            yield from (
-                (table, f"{key}.{inner}{name}", t) for inner, name, t in _walk(item, "", outer)
-            )
+            # What a module holds is named as its state dict would name it: its children are no
+            # dicts of their own.
+            for inner, name, below in _walk(item, "", outer):
+                yield table, f"{key}.{inner}{name}", below
         else:
             yield from _walk(item, f"{table}{key}.", outer)
+
+
+def _items(value: object) -> Mapping[Any, object]:
+    """Return what may hold tensors in a dict, a module or a list; empty for other things."""
+    if isinstance(value, Inert):
+        return module_tensors(value) or {}
+    if isinstance(value, (list, tuple)):
+        return {i: v for i, v in enumerate(value) if isinstance(v, (Mapping, Inert))}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _read_safetensors(file: Path) -> StateDict:
@@ -245,20 +261,20 @@ def _shards(file: Path) -> dict[str, str] | None:
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if shards is None:
         return None
-    if (
-        not isinstance(shards, dict)
-        or not shards
-        or not all(isinstance(v, str) for v in shards.values())
-    ):
+    try:
+        names = msgspec.convert(shards, dict[str, str])
+    except msgspec.ValidationError:
+        names = {}
+    if not names:
         raise unreadable(file, "its weight_map is not a table of file names", "Download it again")
-    outside = next((v for v in shards.values() if Path(v).name != v), None)
+    outside = next((v for v in names.values() if Path(v).name != v), None)
     if outside is not None:
         raise unreadable(
             file,
             f"its weight_map names a file outside its folder: {outside!r}",
             "Download it again",
         )
-    return shards
+    return names
 
 
 def _read_shards(file: Path, shards: dict[str, str], path: Path) -> Stored:

@@ -144,15 +144,15 @@ def import_named(name: str, what: str) -> Any:
             f"importing {where} raised {said_by(exc)}",
             _as_package(where, attr) if "relative import" in str(exc) else known,
         ) from exc
-    found = getattr(module, attr, None)
-    if not callable(found):
+    value = getattr(module, attr, None)
+    if not callable(value):
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise ModelError(
             f"Cannot load the {what} {name!r}",
             f"{where} has no callable {attr!r}",
             suggest(attr, names),
         )
-    return found
+    return value
 
 
 def source_digest(name: str, what: str) -> str:

@@ -235,38 +235,43 @@ def mixed_integer(
     require_possible(choices, budgets, labels)
     loss = np.array([[c.loss[o] for o in labels] for c in choices])
     costs = {b: np.array([[c.costs[b][o] for o in labels] for c in choices]) for b in budgets}
-    spread = float(np.ptp(loss, axis=1).sum()) or 1.0
-    tie = sum(
-        (v / max(float(v.max(axis=1).sum()), 1e-30) for v in costs.values()),
-        start=np.zeros_like(loss),
-    )
-    one = np.kron(np.eye(len(choices)), np.ones(len(labels)))
-    rows = [LinearConstraint(one, 1, 1)]
-    rows += [
-        LinearConstraint((v / budgets[b]).ravel()[None, :], -np.inf, 1.0) for b, v in costs.items()
-    ]
+    one_each = np.kron(np.eye(len(choices)), np.ones(len(labels)))
+    rows = [LinearConstraint(one_each, 1, 1)]
+    for budget, table in costs.items():
+        share = (table / budgets[budget]).ravel()[None, :]
+        rows.append(LinearConstraint(share, -np.inf, 1.0))
     with _quiet_stdout():
-        found = milp(
-            (loss / spread + 1e-6 * tie / max(len(costs), 1)).ravel(),
+        solution = milp(
+            _objective(loss, list(costs.values())).ravel(),
             constraints=rows,
             integrality=np.ones(loss.size),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 0.0, "time_limit": 60.0},
         )
-    if found.status == TIME_OUT:
+    if solution.status == TIME_OUT:
         raise UsageError(
             "The integer program found no proven answer in 60 s",
             f"{len(choices)} groups at {len(labels)} widths",
             "Use --strategy greedy",
         )
-    if found.x is None:
+    if solution.x is None:
         raise UsageError(
             "The budgets cannot be met together",
             f"each alone is possible: {', '.join(f'{b} <= {v:.6g}' for b, v in budgets.items())}",
             "Loosen one of them, or offer narrower widths with --bits",
         )
-    picked = found.x.reshape(loss.shape).argmax(axis=1)
+    picked = solution.x.reshape(loss.shape).argmax(axis=1)
     return summed(choices, {c.name: labels[i] for c, i in zip(choices, picked, strict=True)})
+
+
+def _objective(loss: Floats, costs: Sequence[Floats]) -> Floats:
+    """Return the loss in units of its range, and a millionth of the costs that breaks ties."""
+    spread = float(np.ptp(loss, axis=1).sum()) or 1.0
+    tie = np.zeros_like(loss)
+    for table in costs:
+        tie = tie + table / max(float(table.max(axis=1).sum()), 1e-30)
+    result: Floats = loss / spread + 1e-6 * tie / max(len(costs), 1)
+    return result
 
 
 @contextmanager

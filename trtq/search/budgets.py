@@ -59,44 +59,45 @@ def parse_budgets(texts: Sequence[str]) -> list[Budget]:
         UsageError: an unknown budget (the nearest is suggested), a missing or unknown unit, a ratio
             out of range, a repeated budget.
     """
-    found: dict[str, Budget] = {}
+    budgets: dict[str, Budget] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip().lower()
-        kind, at, device = name.partition("@")
-        if kind == LATENCY and not device:
-            raise UsageError(
-                f"The budget {text!r} names no device",
-                "a latency is one on a device",
-                "Write it like latency@xavier=3ms",
-            )
-        if name not in NAMES and (kind, at) != (LATENCY, "@"):
-            known = [*NAMES, f"{LATENCY}@DEVICE"]
-            raise UsageError(
-                f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES)
-            )
-        parts = FORM.match(value.strip()) if equals else None
-        if parts is None:
-            raise UsageError(
-                f"Cannot read the budget {text!r}",
-                "expected NAME=NUMBER",
-                f"Write it like {_example(name)}",
-            )
-        if name in found:
-            raise UsageError(f"The budget {name} was given twice", hint="Name it once")
-        number, unit = float(parts[1]), parts[2].upper()
-        if number <= 0:
-            raise UsageError(
-                f"Cannot read the budget {text!r}",
-                "it must be greater than 0",
-                f"Write it like {_example(name)}",
-            )
-        found[name] = (
-            Budget(name, number, _unit(name, unit, text))
-            if unit
-            else Budget(name, _ratio(name, number, text), None)
+        budget = _parse_budget(text)
+        if budget.name in budgets:
+            raise UsageError(f"The budget {budget.name} was given twice", hint="Name it once")
+        budgets[budget.name] = budget
+    return list(budgets.values())
+
+
+def _parse_budget(text: str) -> Budget:
+    name, _, value = text.partition("=")
+    name = name.strip().lower()
+    _require_known(name, text)
+    example = f"Write it like {_example(name)}"
+    parts = FORM.match(value.strip())
+    if parts is None:
+        raise UsageError(f"Cannot read the budget {text!r}", "expected NAME=NUMBER", example)
+    number = float(parts[1])
+    unit = parts[2].upper()
+    if number <= 0:
+        raise UsageError(f"Cannot read the budget {text!r}", "it must be greater than 0", example)
+    if unit:
+        return Budget(name, number, _unit(name, unit, text))
+    return Budget(name, _ratio(name, number, text), None)
+
+
+def _require_known(name: str, text: str) -> None:
+    kind, at, device = name.partition("@")
+    if kind == LATENCY and not device:
+        raise UsageError(
+            f"The budget {text!r} names no device",
+            "a latency is one on a device",
+            "Write it like latency@xavier=3ms",
         )
-    return list(found.values())
+    if name not in NAMES and (kind, at) != (LATENCY, "@"):
+        known = [*NAMES, f"{LATENCY}@DEVICE"]
+        raise UsageError(
+            f"Unknown budget {name!r}", f"known are {', '.join(known)}", suggest(name, NAMES)
+        )
 
 
 def read_budgets(texts: Sequence[str], full: Mapping[str, float]) -> dict[str, float]:
@@ -135,7 +136,7 @@ def _unit(name: str, unit: str, text: str) -> float:
 def _ratio(name: str, number: float, text: str) -> float:
     if not 0.0 < number <= 1.0:
         with_unit = {"size": "size=1.9MB", LATENCY: f"{name}=3ms"}.get(name.partition("@")[0])
-        mend = (
+        hint = (
             f"Give a unit, such as {with_unit}, or a ratio, such as {name}=0.2"
             if with_unit
             else f"Write it like {name}=0.2"
@@ -143,6 +144,6 @@ def _ratio(name: str, number: float, text: str) -> float:
         raise UsageError(
             f"Cannot read the budget {text!r}",
             "without a unit it is a ratio of the float model, above 0 and at most 1",
-            mend,
+            hint,
         )
     return number

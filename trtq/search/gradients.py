@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from scipy.stats import kendalltau
 from torch import fx
 
 from trtq.graph.normalize import operands
+from trtq.search.layers import Layer
 from trtq.search.options import read_option
 from trtq.search.sensitivity import (
+    Measured,
     Sensitivity,
     SensitivityContext,
     WithWeights,
@@ -24,49 +26,54 @@ STABLE_TAU = 0.95
 FEWEST_PROBES = 10
 
 
-def _all_images(study: SensitivityContext) -> tuple[torch.Tensor, torch.Tensor]:
-    images, targets = zip(*study.batches(), strict=True)
+def _all_images(context: SensitivityContext) -> tuple[torch.Tensor, torch.Tensor]:
+    images, targets = zip(*context.batches(), strict=True)
     return torch.cat(images), torch.cat(targets)
 
 
-def gradient(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def gradient(context: SensitivityContext) -> Measured:
     """Return S_l, the mean over N trials of ||grad of the loss in W'_l||_1 (S4 eq. 3.1-3.3).
 
     The weights are W'_l = W_l + dW with dW ~ N(0, (eps / ||W_l||)^2). As in S4's Algorithm 1, one
     layer is perturbed at a time. The L1 norm is a sum over its weights. The loss of a width of b
     bits is S_l / b (eq. 3.4).
     """
-    images, targets = _all_images(study)
-    trials, epsilon = int(study.arguments["trials"]), float(study.arguments["epsilon"])
-    study.begin("Gradients under perturbation", trials * len(study.layers))
-    found = {}
-    for position, layer in enumerate(study.layers):
-        generator = torch.Generator().manual_seed(int(study.arguments["seed"]) * 100_003 + position)
+    images, targets = _all_images(context)
+    trials = int(context.arguments["trials"])
+    epsilon = float(context.arguments["epsilon"])
+    seed = int(context.arguments["seed"])
+
+    def slope(layer: Layer, noise: torch.Tensor) -> list[float]:
+        weight = (layer.weight + noise).requires_grad_(True)
+        runner = WithWeights(context.graph, {operands(layer.node)[1]: weight})
+        (gradients,) = torch.autograd.grad(cross_entropy(runner.run(images), targets), [weight])
+        total = float(gradients.abs().sum())
+        require_finite(total, "gradient", layer.name)
+        return [total]
+
+    context.begin("Gradients under perturbation", trials * len(context.layers))
+    results = {}
+    for position, layer in enumerate(context.layers):
+        generator = torch.Generator().manual_seed(seed * 100_003 + position)
         sigma = epsilon / max(float(torch.linalg.vector_norm(layer.weight)), 1e-12)
         norms = []
         for trial in range(trials):
             noise = torch.randn(layer.weight.shape, generator=generator) * sigma
-            known = study.units.get(f"gradient/{layer.name}/{trial}")
-            if known is None and not study.units.is_mine(f"gradient/{layer.name}/{trial}"):
-                continue
-            if known is None:
-                weight = (layer.weight + noise).requires_grad_(True)
-                runner = WithWeights(study.graph, {operands(layer.node)[1]: weight})
-                (slope,) = torch.autograd.grad(cross_entropy(runner.run(images), targets), [weight])
-                known = [float(slope.abs().sum())]
-                require_finite(known[0], "gradient", layer.name)
-                study.units.put(f"gradient/{layer.name}/{trial}", known)
-            norms.append(known[0])
-            study.advance(1)
+            norm = context.units.compute(
+                f"gradient/{layer.name}/{trial}", partial(slope, layer, noise)
+            )
+            if norm is not None:
+                norms.append(norm[0])
+                context.advance(1)
         if not norms:
             continue  # another process's
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
-        found[layer.name] = Sensitivity(
+        results[layer.name] = Sensitivity(
             loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error
         )
-    study.units.flush()
-    return found, {"trials": trials, "epsilon": epsilon}
+    context.units.flush()
+    return results, {"trials": trials, "epsilon": epsilon}
 
 
 def hutchinson(
@@ -109,61 +116,75 @@ def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:
     return max(trace, 0.0) * float((quantized - weight).square().sum())
 
 
-def hessian(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def hessian(context: SensitivityContext) -> Measured:
     """Return Tr(H_l) ||Q(W_l) - W_l||^2 of each layer at each width (S2).
 
     The trace comes from Hutchinson's estimator. Probes stop early when the layers' order is stable:
     Kendall's tau between the two halves of the probes reaches 0.95.
     """
-    images, targets = _all_images(study)
-    count, names = int(study.arguments["probes"]), [layer.name for layer in study.layers]
-    # A weight that two layers read is one variable in both places.
-    variables: dict[fx.Node, torch.Tensor] = {}
-    weights = [
-        variables.setdefault(operands(n.node)[1], n.weight.clone().requires_grad_(True))
-        for n in study.layers
-    ]
+    probe = _Probe(context)
+    count = int(context.arguments["probes"])
     estimates: list[list[float]] = []
-    loss, slopes = None, None
-    study.begin("Hessian probes", count)
+    context.begin("Hessian probes", count)
     for k in range(count):
-        known = study.units.get(f"hessian/{k}")
-        if known is None and not study.units.is_mine(f"hessian/{k}"):
+        traces = context.units.compute(
+            f"hessian/{k}", partial(probe.traces, k), len(context.layers)
+        )
+        if traces is None:
             continue
-        if known is None or len(known) != len(names):
-            if loss is None:
-                loss = cross_entropy(WithWeights(study.graph, variables).run(images), targets)
-                slopes = list(torch.autograd.grad(loss, weights, create_graph=True))
-            generator = np.random.default_rng([int(study.arguments["seed"]), k])
-            known = hutchinson(loss, weights, generator, slopes)
-            for name, value in zip(names, known, strict=True):
-                require_finite(value, "Hessian", name)
-            study.units.put(f"hessian/{k}", known)
-        estimates.append(known)
-        study.advance(1)
+        estimates.append(traces)
+        context.advance(1)
         if len(estimates) >= FEWEST_PROBES and _agreement(estimates) >= STABLE_TAU:
             break
-    study.units.flush()
+    context.units.flush()
     if not estimates:
         return {}, {}  # every probe is another process's
     table = np.array(estimates)
-    means, errors = (
-        table.mean(axis=0),
-        table.std(axis=0, ddof=1) / math.sqrt(len(table))
-        if len(table) > 1
-        else np.full(len(names), np.nan),
-    )
-    found = {}
-    for layer, mean, error in zip(study.layers, means, errors, strict=True):
+    means = table.mean(axis=0)
+    errors: list[float | None] = [None] * len(means)
+    if len(table) > 1:
+        errors = list((table.std(axis=0, ddof=1) / math.sqrt(len(table))).tolist())
+    results = {}
+    for layer, mean, error in zip(context.layers, means, errors, strict=True):
         losses = {o: omega(float(mean), layer.weight, c.weight) for o, c in layer.codings.items()}
-        found[layer.name] = Sensitivity(
-            loss=losses, raw=float(mean), stderr=None if math.isnan(error) else float(error)
-        )
-    return found, {
+        results[layer.name] = Sensitivity(loss=losses, raw=float(mean), stderr=error)
+    return results, {
         "probes": len(estimates),
         "asked": count,
         "tau_of_halves": round(_agreement(estimates), 4),
     }
+
+
+class _Probe:
+    """Estimates the trace of every layer's block; the loss and its gradient are made once."""
+
+    def __init__(self, context: SensitivityContext) -> None:
+        self.context = context
+        # A weight that two layers read is one variable in both places.
+        self.variables: dict[fx.Node, torch.Tensor] = {}
+        self.weights = [
+            self.variables.setdefault(
+                operands(layer.node)[1], layer.weight.clone().requires_grad_(True)
+            )
+            for layer in context.layers
+        ]
+
+    @cached_property
+    def loss(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The loss over all images, and its gradient with its graph."""
+        images, targets = _all_images(self.context)
+        answer = WithWeights(self.context.graph, self.variables).run(images)
+        loss = cross_entropy(answer, targets)
+        return loss, list(torch.autograd.grad(loss, self.weights, create_graph=True))
+
+    def traces(self, k: int) -> list[float]:
+        """Return the estimate of probe ``k`` for each layer."""
+        generator = np.random.default_rng([int(self.context.arguments["seed"]), k])
+        loss, slopes = self.loss
+        values = hutchinson(loss, self.weights, generator, slopes)
+        for layer, value in zip(self.context.layers, values, strict=True):
+            require_finite(value, "Hessian", layer.name)
+        return values
 
 
 def _agreement(estimates: list[list[float]]) -> float:

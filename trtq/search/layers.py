@@ -171,12 +171,12 @@ def _encodings(
 def _add(
     layers: dict[str, Layer],
     name: str,
-    found: Mapping[str, Quantizer],
+    quantizers: Mapping[str, Quantizer],
     encodings: Encodings,
     graph: fx.GraphModule,
     label: str,
 ) -> None:
-    w, x = found["weight"], found.get("input")
+    w, x = quantizers["weight"], quantizers.get("input")
     weight, fmt = encodings.constant(graph, w.source), w.format
     codes = fake_quantize(
         weight, encodings.scale(w.name), None, fmt.axis, fmt.qmin, fmt.qmax, w.name, fmt.kind
@@ -210,10 +210,10 @@ def groups(layers: Sequence[Layer]) -> list[tuple[str, ...]]:
             root = _root(leader, layer.name)
             other = _root(leader, first.setdefault(tensor, root))
             leader[root] = other
-    found: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for layer in layers:
-        found.setdefault(_root(leader, layer.name), []).append(layer.name)
-    return [tuple(names) for names in found.values()]
+        members.setdefault(_root(leader, layer.name), []).append(layer.name)
+    return [tuple(names) for names in members.values()]
 
 
 def _root(leader: dict[str, str], name: str) -> str:

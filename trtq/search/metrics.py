@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from trtq.search.gradients import gradient, hessian
 from trtq.search.outputs import jsd, l2
-from trtq.search.sensitivity import Metric, Sensitivity, SensitivityContext
+from trtq.search.sensitivity import Measured, Metric, Sensitivity, SensitivityContext
 
 
-def _shares(found: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
-    total = sum(v for s in found.values() for v in s.loss.values()) or 1.0
-    return {name: {o: v / total for o, v in s.loss.items()} for name, s in found.items()}
+def _shares(results: Mapping[str, Sensitivity]) -> dict[str, dict[str, float]]:
+    total = sum(v for s in results.values() for v in s.loss.values()) or 1.0
+    return {name: {o: v / total for o, v in s.loss.items()} for name, s in results.items()}
 
 
-def combined(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def combined(context: SensitivityContext) -> Measured:
     """Return the geometric mean of the Hessian's and the divergence's share of the total.
 
     This is S2's Algorithm 1, which leaves its f open.
     """
-    curvature, said = hessian(study)
-    divergence, more = jsd(study)
-    first, second = _shares(curvature), _shares(divergence)
-    found = {}
+    curvature, probes = hessian(context)
+    divergence, passes = jsd(context)
+    first = _shares(curvature)
+    second = _shares(divergence)
+    results = {}
     for name, shares in first.items():
         losses = {o: math.sqrt(v * second[name][o]) for o, v in shares.items()}
-        found[name] = Sensitivity(loss=losses, raw=max(losses.values()))
-    return found, {**said, **more}
+        results[name] = Sensitivity(loss=losses, raw=max(losses.values()))
+    return results, {**probes, **passes}
 
 
 METRICS: Mapping[str, Metric] = {

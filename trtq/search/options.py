@@ -73,15 +73,15 @@ def read_option(text: str) -> BitConfig:
     named = {FP16: HALF, FP8: BitConfig(weight=8, input=8, fp8=True)}.get(text.strip())
     if named is not None:
         return named
-    found = FORMS.match(text.strip())
-    if found is None:
+    match = FORMS.match(text.strip())
+    if match is None:
         raise UsageError(
             f"Cannot read the width {text!r}",
             "expected 2 to 8, a pair like w4a8, w4a16 for weights alone, fp8 or fp16",
             "Write it like --bits 2,4,w4a8",
         )
-    weight, given, both = found.groups()
-    return BitConfig(weight=int(weight or both), input=int(given or both))
+    weight, inputs, both = match.groups()
+    return BitConfig(weight=int(weight or both), input=int(inputs or both))
 
 
 def read_options(texts: Sequence[str]) -> list[BitConfig]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import fx
 
 from trtq.search.layers import Layer
-from trtq.search.sensitivity import Sensitivity, SensitivityContext, require_finite
+from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext, require_finite
 
 
 class _OwnOutputs(fx.Interpreter):
@@ -32,25 +34,25 @@ class _OwnOutputs(fx.Interpreter):
         return result
 
 
-def l2(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+def l2(context: SensitivityContext) -> Measured:
     """Return S_l = ||y_full - y_quant||_2 of each layer's own output (S1 eq. 5).
 
     The inputs are the float model's. All layers and all widths share one run over the images, which
     costs one pass per width plus one.
     """
-    runner = _OwnOutputs(study.graph, list(study.layers))
-    study.begin("Comparing layer outputs", 1)
+    runner = _OwnOutputs(context.graph, list(context.layers))
+    context.begin("Comparing layer outputs", 1)
     with torch.inference_mode():
-        for images, _ in study.batches():
+        for images, _ in context.batches():
             runner.run(images)
-    study.advance(1)
-    found = {}
+    context.advance(1)
+    results = {}
     for name, sums in runner.sums.items():
         losses = {label: math.sqrt(v) for label, v in sums.items()}
         for value in losses.values():
             require_finite(value, "output difference", name)
-        found[name] = Sensitivity(loss=losses, raw=max(losses.values()))
-    return found, {}
+        results[name] = Sensitivity(loss=losses, raw=max(losses.values()))
+    return results, {}
 
 
 def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -75,79 +77,90 @@ def _rest(graph: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
 
     They must be computed again when it changes.
     """
-    touched, found = {start}, []
+    touched = {start}
+    later = []
     for node in graph.graph.nodes:
         if node is not start and any(i in touched for i in node.all_input_nodes):
             touched.add(node)
-            found.append(node)
-    return found
+            later.append(node)
+    return later
 
 
-def jsd(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[str, Any]]:
+class _OneQuantized:
+    """Answers on one batch with one layer quantized, from the values of one float run.
+
+    The float run happens when it is first needed.
+
+    Args:
+        graph: captured, float.
+        images: [N, C, H, W].
+        rest: by layer name, the nodes that depend on it.
+        scratch: memory that layers share.
+    """
+
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        images: torch.Tensor,
+        rest: Mapping[str, Sequence[fx.Node]],
+        scratch: dict[torch.Size, torch.Tensor],
+    ) -> None:
+        self.graph = graph
+        self.images = images
+        self.rest = rest
+        self.scratch = scratch
+
+    @cached_property
+    def float_run(self) -> tuple[torch.Tensor, dict[fx.Node, Any]]:
+        """The distribution of the float model, and the value of every node."""
+        runner = fx.Interpreter(self.graph, garbage_collect_values=False)
+        answer = runner.run(self.images).softmax(dim=1)
+        return answer, dict(runner.env)
+
+    def divergence(self, layer: Layer, label: str) -> list[float]:
+        """Return the divergence with a layer at a width, summed over the batch."""
+        wanted, values = self.float_run
+        runner = fx.Interpreter(self.graph, garbage_collect_values=False)
+        runner.env = dict(values)
+        arguments, keywords = runner.fetch_args_kwargs_from_env(layer.node)
+        runner.env[layer.node] = layer.call(arguments, keywords, label, self.scratch)
+        answer: Any = None
+        for node in self.rest[layer.name]:
+            runner.env[node] = answer = runner.run_node(node)
+        logits = answer[0] if isinstance(answer, (list, tuple)) else answer
+        assert isinstance(logits, torch.Tensor)
+        total = float(jensen_shannon(wanted, logits.softmax(dim=1)).sum())
+        require_finite(total, "output divergence", layer.name)
+        return [total]
+
+
+def jsd(context: SensitivityContext) -> Measured:
     """Return the divergence of the output distribution with one layer quantized (S2).
 
     All other layers stay in float; the result is the mean over the images. The values before the
     layer come from one float run, and only the nodes that depend on it are computed again.
     """
-    batches = list(study.batches())
-    rest = {layer.name: _rest(study.graph, layer.node) for layer in study.layers}
-    sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in study.layers}
+    batches = list(context.batches())
+    rest = {layer.name: _rest(context.graph, layer.node) for layer in context.layers}
+    sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in context.layers}
+    pairs = [(layer, label) for layer in context.layers for label in layer.codings]
     scratch: dict[torch.Size, torch.Tensor] = {}
-    study.begin(
-        "Quantizing one layer at a time",
-        len(batches) * sum(len(layer.codings) for layer in study.layers),
-    )
+    context.begin("Quantizing one layer at a time", len(batches) * len(pairs))
     with torch.inference_mode():
         for b, (images, _) in enumerate(batches):
-            if any(
-                study.units.get(f"jsd/{b}/{layer.name}/{label}") is None
-                for layer in study.layers
-                for label in layer.codings
-            ):
-                full = fx.Interpreter(study.graph, garbage_collect_values=False)
-                wanted = full.run(images).softmax(dim=1)
-                values = dict(full.env)
-            for layer in study.layers:
-                for label in layer.codings:
-                    unit = f"jsd/{b}/{layer.name}/{label}"
-                    known = study.units.get(unit)
-                    if known is None and not study.units.is_mine(unit):
-                        continue
-                    if known is None:
-                        got = _from_layer(
-                            study.graph, layer, label, rest[layer.name], values, scratch
-                        ).softmax(dim=1)
-                        known = [float(jensen_shannon(wanted, got).sum())]
-                        require_finite(known[0], "output divergence", layer.name)
-                        study.units.put(unit, known)
-                    sums[layer.name][label] += known[0]
-                    study.advance(1)
-    study.units.flush()
+            batch = _OneQuantized(context.graph, images, rest, scratch)
+            for layer, label in pairs:
+                divergence = context.units.compute(
+                    f"jsd/{b}/{layer.name}/{label}", partial(batch.divergence, layer, label)
+                )
+                if divergence is not None:
+                    sums[layer.name][label] += divergence[0]
+                    context.advance(1)
+    context.units.flush()
     count = sum(len(images) for images, _ in batches)
-    found = {}
+    results = {}
     for name, by_label in sums.items():
         losses = {label: max(v, 0.0) / count for label, v in by_label.items()}
-        found[name] = Sensitivity(loss=losses, raw=max(losses.values()))
-    passes = sum(len(r) for r in rest.values()) / max(1, len(study.graph.graph.nodes))
-    return found, {"nodes_per_width_in_passes": round(passes, 2)}
-
-
-def _from_layer(
-    graph: fx.GraphModule,
-    layer: Layer,
-    label: str,
-    rest: list[fx.Node],
-    values: dict[fx.Node, Any],
-    scratch: dict[torch.Size, torch.Tensor],
-) -> torch.Tensor:
-    """Return the model's answer with one layer quantized, from float values before it."""
-    runner = fx.Interpreter(graph, garbage_collect_values=False)
-    runner.env = dict(values)
-    arguments, keywords = runner.fetch_args_kwargs_from_env(layer.node)
-    runner.env[layer.node] = layer.call(arguments, keywords, label, scratch)
-    answer: Any = None
-    for node in rest:
-        runner.env[node] = answer = runner.run_node(node)
-    result = answer[0] if isinstance(answer, (list, tuple)) else answer
-    assert isinstance(result, torch.Tensor)
-    return result
+        results[name] = Sensitivity(loss=losses, raw=max(losses.values()))
+    passes = sum(len(r) for r in rest.values()) / max(1, len(context.graph.graph.nodes))
+    return results, {"nodes_per_width_in_passes": round(passes, 2)}

@@ -53,7 +53,9 @@ class Sensitivity:
     stderr: float | None = None
 
 
-Metric = Callable[[SensitivityContext], tuple[dict[str, Sensitivity], dict[str, Any]]]
+# By layer name the result, and figures about the measurement, such as the number of probes.
+Measured = tuple[dict[str, Sensitivity], dict[str, float]]
+Metric = Callable[[SensitivityContext], Measured]
 
 
 class WithWeights(fx.Interpreter):

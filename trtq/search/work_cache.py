@@ -18,6 +18,13 @@ from trtq.workers import Workers
 EVERY_S = 5.0
 
 
+class _File(msgspec.Struct):
+    """What is on disk."""
+
+    key: str
+    units: dict[str, list[float]]
+
+
 class WorkCache:
     """Numbers by the name of the piece of work they come from.
 
@@ -28,13 +35,12 @@ class WorkCache:
     """
 
     def __init__(self, folder: Path | None, key: object, workers: Workers | None = None) -> None:
-        self.key, self.workers, self.folder = digest_of(key), workers or Workers(), folder
+        self.key = digest_of(key)
+        self.workers = workers or Workers()
+        self.folder = folder
         self.stem = f"analysis-{self.key[:32]}"
-        self.path = (
-            folder / f"{self.stem}{f'.{self.workers.rank}' if self.workers.world > 1 else ''}.json"
-            if folder
-            else None
-        )
+        suffix = f".{self.workers.rank}" if self.workers.world > 1 else ""
+        self.path = folder / f"{self.stem}{suffix}.json" if folder else None
         self.done: dict[str, list[float]] = {}
         self.others: dict[str, list[float]] = {}
         self.read()
@@ -48,14 +54,10 @@ class WorkCache:
 
     def _one(self, path: Path) -> dict[str, list[float]]:
         try:
-            held = decode_json(path.read_bytes(), dict[str, object])
-            return (
-                msgspec.convert(held["units"], dict[str, list[float]])
-                if held.get("key") == self.key
-                else {}
-            )
-        except (OSError, KeyError, msgspec.MsgspecError):
+            content = decode_json(path.read_bytes(), _File)
+        except (OSError, msgspec.MsgspecError):
             return {}  # torn: the work is done again
+        return content.units if content.key == self.key else {}
 
     def get(self, name: str) -> list[float] | None:
         """Return the numbers of a piece that is done, None for one that is not."""
@@ -64,6 +66,22 @@ class WorkCache:
     def is_mine(self, name: str) -> bool:
         """Whether this process does the piece; every piece belongs to one of them."""
         return zlib.crc32(name.encode()) % self.workers.world == self.workers.rank
+
+    def compute(
+        self, name: str, work: Callable[[], list[float]], count: int = 1
+    ) -> list[float] | None:
+        """Return the ``count`` numbers of a piece, and do it where it is not done.
+
+        Returns None for a piece that another process does.
+        """
+        values = self.get(name)
+        if values is not None and len(values) == count:
+            return values
+        if not self.is_mine(name):
+            return None
+        values = work()
+        self.put(name, values)
+        return values
 
     def put(self, name: str, values: list[float]) -> None:
         """Keep the numbers of a piece.
@@ -77,7 +95,7 @@ class WorkCache:
     def flush(self) -> None:
         """Write what is done."""
         if self.path is not None:
-            write_json(self.path, {"key": self.key, "units": self.done})
+            write_json(self.path, _File(key=self.key, units=self.done))
             self.saved = time.monotonic()
 
     def collect(self, waiting: Callable[[str], None] | None = None) -> None:

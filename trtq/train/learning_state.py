@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -62,21 +62,23 @@ class LearningState:
                 tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
         except (FileNotFoundError, SafetensorError, OSError, KeyError, msgspec.MsgspecError):
             return 0, []
-        parameters = self._parameters()
-        same = all(
-            f"{i}.value" in tensors and tensors[f"{i}.value"].shape == p.shape
-            for i, p in enumerate(parameters)
-        )
-        if meta.key != self.key or not same or not {"generator", "global"} <= tensors.keys():
+        if meta.key != self.key or not self._fits(tensors):
             return 0, []
         with torch.no_grad():
-            for i, p in enumerate(parameters):
+            for i, p in enumerate(self._parameters()):
                 p.copy_(tensors[f"{i}.value"])
                 if f"{i}.step" in tensors:
                     self.optimizer.state[p] = {k: tensors[f"{i}.{k}"] for k in ADAM}
         self.generator.set_state(tensors["generator"])
         torch.set_rng_state(tensors["global"])
         return meta.done, meta.losses
+
+    def _fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Return whether a file has the parameters of this run and both random states."""
+        shapes = {name: value.shape for name, value in tensors.items()}
+        return {"generator", "global"} <= shapes.keys() and all(
+            shapes.get(f"{i}.value") == p.shape for i, p in enumerate(self._parameters())
+        )
 
     def save(self, folder: Path | None, done: int, losses: list[float], *, last: bool) -> None:
         """Write the state when the last one is old enough, or when it is the last."""
@@ -87,7 +89,7 @@ class LearningState:
             "global": torch.get_rng_state(),
         }
         for i, p in enumerate(self._parameters()):
-            state: dict[str, Any] = self.optimizer.state[p]
+            state: Mapping[str, torch.Tensor] = self.optimizer.state[p]
             tensors[f"{i}.value"] = p.detach().contiguous()
             # There is none for a parameter that never got a gradient.
             tensors |= {f"{i}.{k}": state[k].contiguous() for k in ADAM if k in state}

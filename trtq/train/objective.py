@@ -61,17 +61,17 @@ class Objective:
             UsageError: the user's own loss is not one number.
         """
         answer = answer.float()
-        found = []
+        parts = []
         if self.distill < 1.0 and wanted is not None:
-            found.append(Part(1.0 - self.distill, *self._asked(answer, wanted)))
+            parts.append(Part(1.0 - self.distill, *self._asked(answer, wanted)))
         if teacher is not None:
             t = self.temperature
             ours, theirs = (answer / t).log_softmax(dim=1), (teacher.float() / t).log_softmax(dim=1)
             total = kl_div(ours, theirs, reduction="sum", log_target=True) * t**2
-            found.append(
+            parts.append(
                 Part(self.distill, total, answer.new_tensor(answer.numel() / answer.shape[1]))
             )
-        return found
+        return parts
 
     def _asked(
         self, answer: torch.Tensor, wanted: torch.Tensor
@@ -91,10 +91,10 @@ class Objective:
         total = cross_entropy(
             answer, wanted, weight=self.weights, ignore_index=self.ignore, reduction="sum"
         )
-        seen = wanted[wanted != self.ignore]
+        labelled = wanted[wanted != self.ignore]
         return total, answer.new_tensor(
-            float(seen.numel())
-        ) if self.weights is None else self.weights[seen].sum()
+            float(labelled.numel())
+        ) if self.weights is None else self.weights[labelled].sum()
 
 
 def class_weights(

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import nn
 
-from trtq.data.labels import Targets
 from trtq.data.metrics import confusion, hit_rate, mean_overlap
-from trtq.data.preprocess import Preprocess, ahead
-from trtq.data.source import Source
 from trtq.errors import ArtifactError, CalibrationError, first_line
 from trtq.progress import Progress
 from trtq.specs import FinetuneSpec
+from trtq.train.examples import TrainingSetup
 from trtq.train.learned import LeanMemory
-from trtq.train.objective import Objective, Part
+from trtq.train.objective import Part
 from trtq.train.run_state import (
     Draws,
     Position,
@@ -35,6 +33,7 @@ from trtq.train.run_state import (
     stops,
 )
 from trtq.train.training_graph import TrainingGraph
+from trtq.train.updates import Updates
 from trtq.workers import Workers
 
 SAVE_EVERY = 50  # steps
@@ -43,127 +42,65 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Images and what is wanted of them."""
-
-    source: Source
-    targets: Targets | None
-    preprocess: Preprocess
-
-    def walk(
-        self, parts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yield images [N, C, H, W] and their targets, one part after the other.
-
-        The next part is decoded in the background.
-        """
-
-        def decode(part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-            images = torch.stack([self.preprocess.apply(self.source.image(i)) for i in part])
-            return images, self.targets.of(part) if self.targets is not None else None
-
-        return ahead(parts, decode)
-
-
 class Trainer:
     """Trains a graph.
 
     Args:
         spec: rates, schedule, epochs and the rest.
         graph: what learns, on its device.
-        teacher: the float model, on the same device.
-        objective: the loss.
-        train: images to learn from.
-        val: images every epoch is measured on, and which of them; None without.
-        batch: images a step, over all processes.
-        classes: outputs of the model.
+        setup: what it learns.
         workers: the processes.
         key: everything else the result depends on.
         folder: of the checkpoint.
-        told: receives what happens.
+        progress: receives what happens.
+
+    Attributes:
+        position: where the run is.
+        measure: what an epoch's score is.
     """
 
     def __init__(
         self,
         spec: FinetuneSpec,
         graph: TrainingGraph,
-        teacher: fx.GraphModule,
-        objective: Objective,
+        setup: TrainingSetup,
         *,
-        train: Examples,
-        val: tuple[Examples, list[int]] | None,
-        batch: int,
-        classes: int,
         workers: Workers,
         key: object,
         folder: Path,
-        told: Progress,
+        progress: Progress,
     ) -> None:
-        self.spec, self.graph, self.teacher, self.objective = spec, graph, teacher, objective
-        self.train_on, self.val, self.batch, self.classes, self.workers, self.told = (
-            train,
-            val,
-            batch,
-            classes,
-            workers,
-            told,
-        )
+        self.spec = spec
+        self.graph = graph
+        self.setup = setup
+        self.workers = workers
+        self.progress = progress
+        self.measure = setup.measure
         self.device = next(iter(graph.module.parameters())).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.amp == "fp16")
-        self._optimizers()
-        found = read_state(folder, key)
-        self.position = found[0] if found is not None else Position(history=[])
-        self._begin(found is None)
+        self.updates = Updates(spec, graph)
+        stored = read_state(folder, key)
+        self.position = stored[0] if stored is not None else Position(history=[])
+        self._begin(fresh=stored is None)
         # Only now: first statistics are part of what is averaged and kept.
-        self.averages = [w.detach().clone() for w in graph.trained] if spec.ema else []
-        self.kept = [*graph.trained, *graph.ranges, *graph.moving]  # what a result is made of
-        self.best = [p.detach().clone() for p in self.kept]
-        self.state = RunState(folder, key, [*self.kept, *self.best], self.optimizers, self.averages)
-        if found is not None:
-            self.state.take_up(found[1])
-            if self.scaler.is_enabled():
-                at = self.position
-                self.scaler.load_state_dict(
-                    {**self.scaler.state_dict(), "scale": at.scale, "_growth_tracker": at.growth}
-                )
+        self.updates.start_averages()
+        self.result = [*graph.trained, *graph.ranges, *graph.moving]
+        self.best = [p.detach().clone() for p in self.result]
+        tensors = [*self.result, *self.best]
+        updates = self.updates
+        self.state = RunState(folder, key, tensors, updates.optimizers, updates.averages)
+        if stored is not None:
+            self.state.take_up(stored[1])
+            updates.load_scale_(self.position)
         self._require_same_start()
-        self.run: nn.Module = graph.module
-        if workers.world > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.run = nn.parallel.DistributedDataParallel(
-                self.run, device_ids=ids, broadcast_buffers=False
-            )
-        if spec.compile:
-            self.run = torch.compile(self.run)  # type: ignore[assignment]
+        self.run = self._runner()
 
-    def _optimizers(self) -> None:
-        spec = self.spec
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if self.graph.trained:
-            many, few = (
-                [w for w in self.graph.trained if w.ndim > 1],
-                [w for w in self.graph.trained if w.ndim <= 1],
-            )
-            # biases and norms do not decay
-            groups = [
-                {"params": g, "weight_decay": d, "base": spec.lr}
-                for g, d in ((many, spec.weight_decay), (few, 0.0))
-                if g
-            ]
-            sgd = spec.optimizer == "sgd"
-            kind = (
-                torch.optim.SGD(groups, lr=spec.lr, momentum=0.9)
-                if sgd
-                else torch.optim.AdamW(groups, lr=spec.lr)
-            )
-            self.optimizers.append(kind)
-        if self.graph.ranges:
-            self.optimizers.append(
-                torch.optim.Adam(
-                    [{"params": self.graph.ranges, "base": spec.lr_amax}], lr=spec.lr_amax
-                )
-            )
+    def _runner(self) -> nn.Module:
+        """Return what a step calls: the graph, over all processes, compiled where requested."""
+        run: nn.Module = self.graph.module
+        if self.workers.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            run = nn.parallel.DistributedDataParallel(run, device_ids=ids, broadcast_buffers=False)
+        return torch.compile(run) if self.spec.compile else run  # type: ignore[return-value]
 
     def _require_same_start(self) -> None:
         """Refuse processes that found different checkpoints.
@@ -183,7 +120,7 @@ class Trainer:
                 "Give an --out that every machine sees, and remove its checkpoint folder",
             )
 
-    def _begin(self, fresh: bool) -> None:
+    def _begin(self, *, fresh: bool) -> None:
         """Bring the graph to the state of the run.
 
         Sets the width of the current epoch and, in a fresh run, the first statistics of kept
@@ -191,12 +128,17 @@ class Trainer:
         """
         self.graph.widen_(self._width(self.position.epoch))
         if self.graph.norms and fresh:
-            chosen = self.train_on.source.sample(NORM_IMAGES, self.spec.seed)
-            parts = [chosen[i : i + self.batch] for i in range(0, len(chosen), self.batch)]
+            examples = self.setup.train
+            parts = self._parts(examples.source.sample(NORM_IMAGES, self.spec.seed))
             with self._enough_memory():
                 self.graph.settle_norms_(
-                    images.to(self.device) for images, _ in self.train_on.walk(parts)
+                    images.to(self.device) for images, _ in examples.walk(parts)
                 )
+
+    def _parts(self, indices: list[int]) -> list[list[int]]:
+        """Return the images of each step."""
+        batch = self.setup.batch
+        return [indices[i : i + batch] for i in range(0, len(indices), batch)]
 
     def _width(self, epoch: int) -> int:
         """Return the bits that narrower quantizers take in an epoch, 0 for their own."""
@@ -215,16 +157,16 @@ class Trainer:
         with stops() as stopped:
             while at.epoch < self.spec.epochs and not self._tired():
                 self._epoch(stopped)
-                if self._told(stopped):  # after the last step that looks
+                if self._any_stopped(stopped):  # after the last step that looks
                     self._stop()
 
-    def _told(self, stopped: list[int]) -> bool:
+    def _any_stopped(self, stopped: list[int]) -> bool:
         """Whether one of the processes was told to stop."""
         return bool(self.workers.sum_(torch.tensor(float(bool(stopped)), device=self.device)) > 0)
 
     def _stop(self) -> None:
         at = self.position
-        self.told.note(
+        self.progress.note(
             f"stopped at epoch {at.epoch + 1}, step {at.step}: the same command goes on from there"
         )
         raise KeyboardInterrupt
@@ -232,57 +174,59 @@ class Trainer:
     def take_best_(self) -> None:
         """Put the best epoch's values into the graph."""
         with torch.no_grad():
-            for p, kept in zip(self.kept, self.best, strict=True):
-                p.copy_(kept)
+            for p, value in zip(self.result, self.best, strict=True):
+                p.copy_(value)
 
     def _tired(self) -> bool:
         return self.spec.patience is not None and self.position.stale >= self.spec.patience
 
-    def _mode(self, training: bool) -> None:
-        at, frozen_from = self.position, self.spec.freeze_bn
+    def _mode(self, *, training: bool) -> None:
+        frozen_from = self.spec.freeze_bn
         self.graph.module.train(training)
-        if frozen_from is not None and at.epoch >= frozen_from:
+        if frozen_from is not None and self.position.epoch >= frozen_from:
             for norm in self.graph.norms.values():
                 norm.eval()
 
     def _epoch(self, stopped: list[int]) -> None:
-        spec, at = self.spec, self.position
-        order = [
-            int(i)
-            for i in np.random.default_rng([spec.seed, at.epoch]).permutation(
-                len(self.train_on.source)
-            )
-        ][: spec.limit]
-        parts = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        self.told.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
-        self.told.advance(at.step * self.batch)
-        self._mode(True)
-        began, seen = time.perf_counter(), 0
+        spec = self.spec
+        at = self.position
+        generator = np.random.default_rng([spec.seed, at.epoch])
+        order = generator.permutation(len(self.setup.train.source)).tolist()[: spec.limit]
+        parts = self._parts(order)
+        self.progress.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
+        self.progress.advance(at.step * self.setup.batch)
+        self._mode(training=True)
+        began = time.perf_counter()
+        first_count = at.count
         # A process that gets no image of the last, short batch computes one that counts for
         # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
-        for images, wanted in self.train_on.walk(shares[at.step :]):
+        for images, wanted in self.setup.train.walk(shares[at.step :]):
             part = parts[at.step]
             with self._enough_memory():
-                loss, told_to_stop = self._step(images, wanted, part, len(parts), bool(stopped))
-            at.total, at.count, at.step = (
-                at.total + loss * len(part),
-                at.count + len(part),
-                at.step + 1,
-            )
-            seen += len(part)
-            self.told.status(f"loss {at.total / at.count:.4f}")
-            self.told.advance(len(part))
+                loss, stops_here = self._step(images, wanted, part, len(parts), bool(stopped))
+            at.total += loss * len(part)
+            at.count += len(part)
+            at.step += 1
+            self.progress.status(f"loss {at.total / at.count:.4f}")
+            self.progress.advance(len(part))
             if at.step % spec.accumulate:
                 continue  # gradients are half added: nothing is kept here
-            if told_to_stop or at.step % SAVE_EVERY < spec.accumulate:
+            if stops_here or at.step % SAVE_EVERY < spec.accumulate:
                 self._save(images)
-            if told_to_stop:
+            if stops_here:
                 self._stop()
-        self._close_epoch(seen / max(time.perf_counter() - began, 1e-9))
+        seconds = max(time.perf_counter() - began, 1e-9)
+        self._close_epoch((at.count - first_count) / seconds)
 
     def _close_epoch(self, speed: float) -> None:
-        spec, at = self.spec, self.position
+        """Score the epoch, keep it where it is the best, and go on to the next.
+
+        Args:
+            speed: images per second.
+        """
+        spec = self.spec
+        at = self.position
         score = self._score()
         row = {
             "loss": at.total / max(at.count, 1),
@@ -291,28 +235,21 @@ class Trainer:
         row |= {} if score is None else {"score": score}
         at.history.append(row | {"images_per_s": round(speed, 2)})
         self._remember(score)
-        left = (spec.epochs - at.epoch - 1) * at.count / max(speed, 1e-9)
-        at.epoch, at.step, at.total, at.count = at.epoch + 1, 0, 0.0, 0
+        remaining_s = (spec.epochs - at.epoch - 1) * at.count / max(speed, 1e-9)
+        at.epoch += 1
+        at.step = 0
+        at.total = 0.0
+        at.count = 0
         if self._width(at.epoch) != self._width(at.epoch - 1):
             self.graph.widen_(self._width(at.epoch))
         self._save(None)
-        shown = (
-            f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
-            if score is not None
-            else ""
-        )
-        rest = f", about {left:.0f} s left" if left else ""
-        self.told.note(
+        shown = ""
+        if score is not None:
+            shown = f", {self.measure} {score:.2f} % on --val (torch, codes in place)"
+        rest = f", about {remaining_s:.0f} s left" if remaining_s else ""
+        self.progress.note(
             f"epoch {at.epoch}: loss {row['loss']:.4f}{shown}; {speed:.0f} images/s{rest}"
         )
-
-    @property
-    def measure(self) -> str:
-        """What an epoch's score is."""
-        dense = (
-            self.val is not None and self.val[0].targets is not None and self.val[0].targets.dense
-        )
-        return "mIoU" if dense else "top-1"
 
     @contextmanager
     def _enough_memory(self) -> Iterator[None]:
@@ -321,14 +258,16 @@ class Trainer:
         except (MemoryError, RuntimeError) as exc:
             if not isinstance(exc, MemoryError) and not any(w in str(exc) for w in MEMORY_WORDS):
                 raise
-            batch, more = max(1, self.batch // 2), self.spec.accumulate * 2
-            mend = (
-                f"--batch-size {batch} --accumulate {more} takes half of it for the same updates"
-                if self.batch > 1
-                else ""
+            batch = self.setup.batch
+            smaller = max(1, batch // 2)
+            more = self.spec.accumulate * 2
+            advice = (
+                f"--batch-size {smaller} --accumulate {more} takes half of it for the same updates"
             )
             raise CalibrationError(
-                f"Out of memory at {self.batch} images a step", first_line(str(exc)), mend
+                f"Out of memory at {batch} images a step",
+                first_line(str(exc)),
+                advice if batch > 1 else "",
             ) from exc
 
     def _step(
@@ -343,30 +282,19 @@ class Trainer:
 
         Both are over all processes.
         """
-        spec, at = self.spec, self.position
+        spec = self.spec
+        at = self.position
         mine = list(self.workers.share(range(len(part))))
-        seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
         for norm in self.graph.norms.values():
             norm.counts = bool(mine)
-        drawn = Draws(
-            spec.augment, len(part), images.shape[2:], torch.Generator().manual_seed(seed)
-        )
-        images, wanted = drawn.vary(images, wanted, mine or [0])
-        images = images.to(self.device, memory_format=torch.channels_last)
-        wanted = wanted.to(self.device) if wanted is not None else None
-        updates = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
-        teacher = None
-        cast = (
-            torch.autocast(self.device.type, AMP[spec.amp]) if spec.amp != "none" else nullcontext()
-        )
-        if spec.distill > 0.0:
-            with torch.no_grad(), cast:
-                teacher = self.teacher(images)
-        waits = self.run.no_sync() if self.workers.world > 1 and not updates else nullcontext()  # type: ignore[operator]
-        with waits:
-            with cast, nullcontext() if spec.compile else LeanMemory():
+        images, wanted = self._varied(images, wanted, len(part), mine or [0])
+        moves = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
+        teacher = self._teach(images)
+        first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
+        with self._gradients(shared=moves):
+            with self._cast(), nullcontext() if spec.compile else LeanMemory():
                 answer = self.run(images)
-            parts = self.objective.parts(answer, wanted, teacher)
+            parts = self.setup.objective.parts(answer, wanted, teacher)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
                 raise CalibrationError(
@@ -374,12 +302,45 @@ class Trainer:
                     f"first not finite: {self.graph.first_non_finite(images)}",
                     f"Lower --lr or --lr-amax{self._checkpoint()}",
                 )
-            # The step at which this update began.
-            first = at.step // spec.accumulate * spec.accumulate
-            torch.autograd.backward(self.scaler.scale(loss / min(spec.accumulate, steps - first)))
-        if updates:  # at the share when it began: the last one still counts
-            self._move((at.epoch + first / steps) / spec.epochs)
+            share = min(spec.accumulate, steps - first)
+            torch.autograd.backward(self.updates.scaler.scale(loss / share))
+        if moves:  # at the share when it began: the last one still counts
+            done = (at.epoch + first / steps) / spec.epochs
+            self.updates.step_(rate(spec.schedule, done) * at.factor)
         return value, any_stopped
+
+    def _varied(
+        self, images: torch.Tensor, wanted: torch.Tensor | None, count: int, picks: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return images and labels with the variation of this step, on the device."""
+        spec = self.spec
+        at = self.position
+        seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = Draws(spec.augment, count, images.shape[2:], generator)
+        images, wanted = drawn.vary(images, wanted, picks)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        return images, wanted.to(self.device) if wanted is not None else None
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        """Compute in the narrower floats of ``--amp``."""
+        amp = self.spec.amp
+        return torch.autocast(self.device.type, AMP[amp]) if amp != "none" else nullcontext()
+
+    def _teach(self, images: torch.Tensor) -> torch.Tensor | None:
+        """Return the float model's answer; None without distillation."""
+        if self.spec.distill <= 0.0:
+            return None
+        with torch.no_grad(), self._cast():
+            answer: torch.Tensor = self.setup.teacher(images)
+        return answer
+
+    def _gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
+        """Average the gradients over the processes, or leave that to a later step."""
+        if shared or self.workers.world == 1:
+            return nullcontext()
+        waits: AbstractContextManager[Any] = self.run.no_sync()  # type: ignore[operator]
+        return waits
 
     def _gather(
         self, parts: list[Part], counts: bool, stopped: bool
@@ -389,33 +350,19 @@ class Trainer:
         The value and the stop are over all processes.
         """
         weight = 1.0 if counts else 0.0
-        numbers = [p.norm.detach() * weight for p in parts] + [
-            p.total.detach() * weight for p in parts
-        ]
-        told = self.workers.sum_(
-            torch.stack([*numbers, numbers[0].new_tensor(float(stopped))]).double()
-        )
-        norms, totals = told[: len(parts)].clamp_min(1e-12), told[len(parts) : -1]
+        numbers = [p.norm.detach() * weight for p in parts]
+        numbers += [p.total.detach() * weight for p in parts]
+        numbers.append(numbers[0].new_tensor(float(stopped)))
+        sums = self.workers.sum_(torch.stack(numbers).double())
+        norms = sums[: len(parts)].clamp_min(1e-12)
+        totals = sums[len(parts) : -1]
         value = sum(p.share * float(t / n) for p, t, n in zip(parts, totals, norms, strict=True))
         # Gradients are averaged over the processes; the norms are already those of all of them.
         terms = [
             p.total * (p.share * weight * self.workers.world) / n.to(p.total.dtype)
             for p, n in zip(parts, norms, strict=True)
         ]
-        return torch.stack(terms).sum(), value, bool(told[-1] > 0)
-
-    def _move(self, done: float) -> None:
-        spec = self.spec
-        factor = rate(spec.schedule, done) * self.position.factor
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["base"] * factor
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        self.scaler.update()
-        with torch.no_grad():
-            for average, weight in zip(self.averages, self.graph.trained, strict=False):
-                average.lerp_(weight, 1.0 - spec.ema)
+        return torch.stack(terms).sum(), value, bool(sums[-1] > 0)
 
     def _checkpoint(self) -> str:
         return f"; the last good state is {self.state.path}" if self.state.path.is_file() else ""
@@ -423,17 +370,11 @@ class Trainer:
     def _save(self, images: torch.Tensor | None) -> None:
         """Write the checkpoint, unless it contains a value that is not finite."""
         at = self.position
-        at.scale, at.growth = (
-            self.scaler.get_scale(),
-            int(self.scaler.state_dict().get("_growth_tracker", 0)),
-        )
-        broken = next((p for p in self.kept if not bool(torch.isfinite(p).all())), None)
-        if broken is not None:
-            where = (
-                self.graph.first_non_finite(images.to(self.device))
-                if images is not None
-                else "a trained value"
-            )
+        self.updates.store_scale(at)
+        if not all(bool(torch.isfinite(p).all()) for p in self.result):
+            where = "a trained value"
+            if images is not None:
+                where = self.graph.first_non_finite(images.to(self.device))
             raise CalibrationError(
                 f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
                 f"first not finite: {where}",
@@ -447,41 +388,25 @@ class Trainer:
 
         It is measured with the averaged weights when there are any.
         """
-        if self.val is None:
+        if self.setup.val is None:
             return None
-        examples, indices = self.val
-        assert examples.targets is not None
-        mine, ignore = list(self.workers.share(indices)), examples.targets.ignore
-        counts = np.zeros((self.classes, self.classes), dtype=np.int64)
-        self._mode(False)
-        with self._enough_memory(), self._averaged(), torch.no_grad():
-            for images, wanted in examples.walk(
-                [mine[i : i + self.batch] for i in range(0, len(mine), self.batch)]
-            ):
+        examples, indices = self.setup.val
+        labels = examples.labels
+        assert labels is not None
+        classes = self.setup.classes
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        parts = self._parts(list(self.workers.share(indices)))
+        self._mode(training=False)
+        with self._enough_memory(), self.updates.averaged(), torch.no_grad():
+            for images, wanted in examples.walk(parts):
                 assert wanted is not None
                 answer = self.graph.module(
                     images.to(self.device, memory_format=torch.channels_last)
                 )
-                found = confusion(
-                    answer.argmax(dim=1).cpu().numpy(), wanted.numpy(), answer.shape[1], ignore
-                )
-                counts += found
+                predicted = answer.argmax(dim=1).cpu().numpy()
+                counts += confusion(predicted, wanted.numpy(), answer.shape[1], labels.ignore)
         total = self.workers.sum_(torch.from_numpy(counts).to(self.device)).cpu().numpy()
-        return mean_overlap(total) if examples.targets.dense else hit_rate(total)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Use the averaged weights for a while."""
-        held = [w.detach().clone() for w in self.graph.trained] if self.averages else []
-        with torch.no_grad():
-            for weight, average in zip(self.graph.trained, self.averages, strict=False):
-                weight.copy_(average)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, value in zip(self.graph.trained, held, strict=False):
-                    weight.copy_(value)
+        return mean_overlap(total) if labels.dense else hit_rate(total)
 
     def _remember(self, score: float | None) -> None:
         """Keep the best epoch; without validation images that is the last one.
@@ -492,10 +417,12 @@ class Trainer:
         if self._width(at.epoch):
             return
         if score is None or score > at.best:
-            at.best, at.stale, at.best_epoch = score if score is not None else at.best, 0, at.epoch
-            with self._averaged(), torch.no_grad():
-                for kept, p in zip(self.best, self.kept, strict=True):
-                    kept.copy_(p)
+            at.best = score if score is not None else at.best
+            at.best_epoch = at.epoch
+            at.stale = 0
+            with self.updates.averaged(), torch.no_grad():
+                for value, p in zip(self.best, self.result, strict=True):
+                    value.copy_(p)
             return
         at.stale += 1
         if self.spec.schedule == "plateau":

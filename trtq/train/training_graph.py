@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -17,12 +17,20 @@ from trtq.errors import EncodingsError, UsageError, suggest
 from trtq.graph.naming import NORM_AFFINE, NORMS, WEIGHTED, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 from trtq.train.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
 
 aten = torch.ops.aten
+
+
+class _Fold(NamedTuple):
+    """What a kept BatchNorm folds into: a weight, a bias, and the weight's quantizer."""
+
+    weight: str
+    bias: str
+    quantizer: str | None
 
 
 class TrainingGraph:
@@ -78,15 +86,16 @@ class TrainingGraph:
         self.quantizers: dict[str, LearnedFakeQuantize] = {}
         self.norms: dict[str, KeptNorm] = {}
         self.codebooks: dict[str, LearnedCodebook] = {}
-        self._folds: dict[str, tuple[str, str, str | None]] = {}
+        self._folds: dict[str, _Fold] = {}
         frozen = _frozen(self.module, freeze, only)
         self._train_constants_(frozen)
         if keep_norms:
             self._keep_norms_()
         self._shared = shared_names(self.placement, encodings)
+        learning = None if only is None else set(only)
         for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
             readers = _readers(node)
-            still = readers <= frozen or (only is not None and not readers & set(only))
+            still = readers <= frozen or (learning is not None and not readers & learning)
             self._learn_(
                 node,
                 f"fake_quantize_{i}",
@@ -95,11 +104,11 @@ class TrainingGraph:
             )
         self.module.graph.eliminate_dead_code()
         self.module.recompile()
-        learning = {id(p) for p in (*self.trained, *self.ranges)}
-        for p in (
-            self.module.parameters()
-        ):  # the model's own weights lie beside those that replaced them
-            p.requires_grad_(id(p) in learning)
+        parameters = [*self.trained, *self.ranges]
+        # The model's own weights lie beside those that replaced them.
+        self.module.requires_grad_(False)
+        for p in parameters:
+            p.requires_grad_()
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -123,8 +132,8 @@ class TrainingGraph:
 
     def widen_(self, bits: int) -> None:
         """Widen every narrower quantizer to ``bits`` bits for a while; 0 restores its own width."""
-        for made in self.quantizers.values():
-            made.widen_(bits or made.format.bits)
+        for quantizer in self.quantizers.values():
+            quantizer.widen_(bits or quantizer.format.bits)
 
     def settle_norms_(self, batches: Iterable[torch.Tensor]) -> None:
         """Give kept BatchNorms the statistics of what they see on ``batches``.
@@ -142,19 +151,18 @@ class TrainingGraph:
     def _train_constants_(self, frozen: set[str]) -> None:
         """Turn weights and biases of layers and norms into parameters of their own."""
         original = {str(n.target): n for n in self.module.graph.nodes if n.op == "get_attr"}
-        wanted: dict[str, fx.Node] = {}
-        kept: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
+        read: dict[str, fx.Node] = {}
+        fixed: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
         for node in self.module.graph.nodes:
-            places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
-            for i in places:
-                given = _behind_codes(operands(node)[i]) if len(operands(node)) > i else None
-                if isinstance(given, fx.Node) and given.op == "get_attr":
-                    wanted[str(given.target)] = given
-                    kept |= {str(given.target)} if node_name(node) in frozen else set()
-        for i, (target, node) in enumerate((t, n) for t, n in wanted.items() if t not in kept):
+            constants = {str(c.target): c for c in _constants(node)}
+            read |= constants
+            if node_name(node) in frozen:
+                fixed |= constants.keys()
+        for i, (target, node) in enumerate((t, n) for t, n in read.items() if t not in fixed):
             value = get_constant(self.module, original[target])
             assert value is not None
-            name, own = f"trained_{i}", self._names.get(target, target)
+            name = f"trained_{i}"
+            own = self._names.get(target, target)
             self.weights[own] = nn.Parameter(value.detach().clone())
             self.module.register_parameter(name, self.weights[own])
             node.target = name
@@ -164,59 +172,62 @@ class TrainingGraph:
 
         Convolutions where folding it again would not be exact are left out.
         """
-        own = {id(p): name for name, p in self.weights.items()}
-
-        def trained(node: object) -> str | None:
-            value = (
-                getattr(self.module, str(node.target), None)
-                if isinstance(node, fx.Node) and node.op == "get_attr"
-                else None
-            )
-            return own.get(id(value))
-
         for node in list(self.module.graph.nodes):
-            if "batch_norm" not in node.meta or node.target not in CONVS:
-                continue
-            weight, bias = trained(_behind_codes(operands(node)[1])), trained(operands(node)[2])
-            codes = operands(node)[1] if operands(node)[1].target is FAKE_QUANTIZE else None
-            if weight is None or bias is None or (codes is not None and operands(codes)[3] != 0):
-                continue  # a range for the whole tensor would not follow a factor a channel
-            if len(operands(node)[2].users) > 1 or len(_behind_codes(operands(node)[1]).users) > 1:
-                continue
-            norm, name = KeptNorm(self.weights.pop(bias)), f"kept_norm_{len(self.norms)}"
-            self.module.add_submodule(name, norm)
-            node.update_arg(2, None)
-            with self.module.graph.inserting_after(node):
-                call = self.module.graph.call_module(name, (node,))
-            call.meta.update(
-                {k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")}
-            )
-            node.replace_all_uses_with(
-                call, delete_user_cb=lambda user, call=call: user is not call
-            )
-            self.norms[node_name(node)] = norm
-            self._folds[node_name(node)] = (
-                weight,
-                bias,
-                str(operands(codes)[6]) if codes is not None else None,
-            )
+            if "batch_norm" in node.meta and node.target in CONVS:
+                fold = self._fold_of(node)
+                if fold is not None:
+                    self._insert_norm_(node, fold)
+
+    def _fold_of(self, node: fx.Node) -> _Fold | None:
+        """Return what a BatchNorm behind a convolution folds into; None where that is not exact."""
+        _, weight, bias = operands(node)[:3]
+        codes = weight if weight.target is FAKE_QUANTIZE else None
+        weight_name = self._trained_name(_behind_codes(weight))
+        bias_name = self._trained_name(bias)
+        if weight_name is None or bias_name is None:
+            return None
+        if codes is not None and operands(codes)[3] != 0:
+            return None  # a range for the whole tensor would not follow a factor a channel
+        if len(bias.users) > 1 or len(_behind_codes(weight).users) > 1:
+            return None
+        quantizer = str(operands(codes)[6]) if codes is not None else None
+        return _Fold(weight_name, bias_name, quantizer)
+
+    def _trained_name(self, node: object) -> str | None:
+        """Return the name of a trained constant; None for every other operand."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        value = getattr(self.module, str(node.target), None)
+        return next((name for name, p in self.weights.items() if p is value), None)
+
+    def _insert_norm_(self, node: fx.Node, fold: _Fold) -> None:
+        norm = KeptNorm(self.weights.pop(fold.bias))
+        name = f"kept_norm_{len(self.norms)}"
+        self.module.add_submodule(name, norm)
+        node.update_arg(2, None)
+        with self.module.graph.inserting_after(node):
+            call = self.module.graph.call_module(name, (node,))
+        call.meta.update({k: v for k, v in node.meta.items() if k in ("val", "nn_module_stack")})
+        node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+        self.norms[node_name(node)] = norm
+        self._folds[node_name(node)] = fold
 
     def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
         x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
-        step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
+        step = get_constant(self.module, scale)
+        fmt = self.encodings.formats[str(quantizer)]
         assert step is not None
-        held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
-        weight = next((w for w in self.weights.values() if w is held), None)
-        made: LearnedCodebook | LearnedFakeQuantize
-        if codebook is not None and weight is not None:
-            made = self.codebooks[str(quantizer)] = LearnedCodebook(
-                weight, step * fmt.qmax, fmt.axis, codebook
+        weight_name = self._trained_name(x)
+        module: LearnedCodebook | LearnedFakeQuantize
+        if codebook is not None and weight_name is not None:
+            module = self.codebooks[str(quantizer)] = LearnedCodebook(
+                self.weights[weight_name], step * fmt.qmax, fmt.axis, codebook
             )
         else:
-            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
+            module = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
                 str(quantizer), step, fmt, learn=learn
             )
-        self.module.add_submodule(name, made)
+        self.module.add_submodule(name, module)
         with self.module.graph.inserting_before(node):
             call = self.module.graph.call_module(name, (x,))
         call.meta.update(node.meta)
@@ -227,48 +238,50 @@ class TrainingGraph:
 
         Kept BatchNorms are folded. Codebook weights become constants on their values.
         """
-        amax, formats, left = (
-            dict(self.encodings.amax),
-            dict(self.encodings.formats),
-            dict(self.encodings.left_in_float),
-        )
-        for q in self.placement.active:
-            made = self.quantizers.get(self._shared[q.name])
-            if (
-                made is not None and made.log_step.requires_grad
-            ):  # others stay what they were, to the bit
-                amax[q.name] = made.amax.cpu()
+        amax = {**self.encodings.amax, **self._learned_amax()}
         values = {k: v.detach().cpu().clone() for k, v in self.weights.items()}
-        for layer, norm in self.norms.items():
-            weight, bias, quantizer = self._folds[layer]
-            factor, values[bias] = (v.cpu() for v in norm.folded())
-            values[weight] = values[weight] * factor.reshape([-1] + [1] * (values[weight].ndim - 1))
-            if quantizer in self.quantizers:
-                assert quantizer is not None
-                amax[quantizer] = amax[quantizer] * factor
+        self._fold_norms_(values, amax)
+        formats = dict(self.encodings.formats)
+        left_in_float = dict(self.encodings.left_in_float)
         for q in self.placement.active:
             book = self.codebooks.get(self._shared[q.name])
             if book is not None:
                 self._write_codebook_(q.name, str(q.source.target), book, values)
                 formats.pop(q.name), amax.pop(q.name)
-                left[q.name] = (
+                left_in_float[q.name] = (
                     f"a codebook of {len(book.values)} values: simulated, no engine has a "
                     "kernel for it"
                 )
-        origin = {
-            **self.encodings.origin,
-            "methods": f"{self.encodings.origin.get('methods', '')} qat".strip(),
-        }
+        methods = f"{self.encodings.origin.get('methods', '')} qat".strip()
         result = Encodings(
             amax=amax,
             amin=self.encodings.amin,
             formats=formats,
             constants={**self.encodings.constants, **values},
-            left_in_float=left,
-            origin=origin,
+            left_in_float=left_in_float,
+            origin={**self.encodings.origin, "methods": methods},
         )
         result.round_scales_to_fp16_()
         return result
+
+    def _learned_amax(self) -> dict[str, torch.Tensor]:
+        """Return the ranges that learned; others stay what they were, to the bit."""
+        learned = {}
+        for q in self.placement.active:
+            quantizer = self.quantizers.get(self._shared[q.name])
+            if quantizer is not None and quantizer.log_step.requires_grad:
+                learned[q.name] = quantizer.amax.cpu()
+        return learned
+
+    def _fold_norms_(self, values: dict[str, torch.Tensor], amax: dict[str, torch.Tensor]) -> None:
+        """Fold kept BatchNorms into weights, biases and the ranges of weights."""
+        for layer, norm in self.norms.items():
+            fold = self._folds[layer]
+            factor, values[fold.bias] = (v.cpu() for v in norm.folded())
+            weight = values[fold.weight]
+            values[fold.weight] = weight * along_axis(factor, weight.ndim, 0)
+            if fold.quantizer is not None and fold.quantizer in self.quantizers:
+                amax[fold.quantizer] = amax[fold.quantizer] * factor
 
     def _write_codebook_(
         self, quantizer: str, weight: str, book: LearnedCodebook, values: dict[str, torch.Tensor]
@@ -278,14 +291,11 @@ class TrainingGraph:
         The factor of a folded BatchNorm is applied after them, as it is to the range of codes.
         """
         snapped = book.snapped(self.weights[weight].detach()).cpu()
-        fold = next(
-            (layer for layer, (w, _, q) in self._folds.items() if w == weight and q == quantizer),
-            None,
-        )
-        factor = self.norms[fold].folded()[0].cpu() if fold is not None else None
-        values[weight] = (
-            snapped if factor is None else snapped * factor.reshape([-1] + [1] * (snapped.ndim - 1))
-        )
+        for layer, fold in self._folds.items():
+            if fold.weight == weight and fold.quantizer == quantizer:
+                factor = self.norms[layer].folded()[0].cpu()
+                snapped = snapped * along_axis(factor, snapped.ndim, 0)
+        values[weight] = snapped
 
     def first_non_finite(self, images: torch.Tensor) -> str:
         """Return what is NaN or infinite first.
@@ -298,10 +308,10 @@ class TrainingGraph:
         for name, quantizer in self.quantizers.items():
             if not bool(torch.isfinite(quantizer.log_step.exp()).all()):
                 return f"the range of {name}"
-        found = _FirstNonFinite(self.module)
+        search = _FirstNonFinite(self.module)
         with torch.no_grad():
-            found.run(images)
-        return found.name or "the loss itself"
+            search.run(images)
+        return search.name or "the loss itself"
 
 
 class _FirstNonFinite(fx.Interpreter):
@@ -326,6 +336,16 @@ def _behind_codes(node: object) -> Any:
     return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
 
 
+def _constants(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the weight and the bias that a layer or a norm reads, behind their codes."""
+    places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
+    arguments = operands(node)
+    for i in places:
+        source = _behind_codes(arguments[i]) if i < len(arguments) else None
+        if isinstance(source, fx.Node) and source.op == "get_attr":
+            yield source
+
+
 def _readers(node: fx.Node) -> set[str]:
     """Return the names of what reads a quantizer, through zero pads."""
     return {
@@ -341,17 +361,17 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
     Returns their own names by the names they have now.
     """
     names: dict[str, str] = {}
-    held: dict[str, str] = {}
+    buffers: dict[str, str] = {}
     for node in graph.graph.nodes:
-        value = encodings.constants.get(str(node.target)) if node.op == "get_attr" else None
+        own = str(node.target)
+        value = encodings.constants.get(own) if node.op == "get_attr" else None
         if value is None:
             continue
-        own = str(node.target)
-        if own not in held:
-            held[own] = f"held_{len(held)}"
-            graph.register_buffer(held[own], value.detach().clone())
-            names[held[own]] = own
-        node.target = held[own]
+        if own not in buffers:
+            buffers[own] = f"held_{len(buffers)}"
+            graph.register_buffer(buffers[own], value.detach().clone())
+            names[buffers[own]] = own
+        node.target = buffers[own]
     return names
 
 
@@ -359,7 +379,7 @@ def _frozen(
     graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None
 ) -> set[str]:
     names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
-    found = set() if only is None else set(names) - set(only)
+    frozen = set() if only is None else set(names) - set(only)
     for pattern in patterns:
         hits = [
             n
@@ -368,5 +388,5 @@ def _frozen(
         ]
         if not hits:
             raise UsageError(f"--freeze {pattern!r} matches no layer", hint=suggest(pattern, names))
-        found.update(hits)
-    return found
+        frozen.update(hits)
+    return frozen

@@ -6,7 +6,7 @@ Each figure can fail on its own; the reason is recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from trtq.errors import MeterError, first_line
 
@@ -41,6 +41,22 @@ MEANING = {
     "reboot",
     "OperatingSystem": "the operating system keeps the device away from this process (cgroup)",
 }
+
+
+class GpuState(TypedDict):
+    """What varies on a GPU; None where it reports none.
+
+    ``throttle_reasons`` are those of the moment, ``throttled_ns`` the times since the driver was
+    loaded.
+    """
+
+    sm_clock_mhz: int | None
+    memory_clock_mhz: int | None
+    temperature_c: int | None
+    power_w: float | None
+    throttle_reasons: list[str] | None
+    throttled_ns: dict[str, int]
+    processes: list[int] | None
 
 
 def explain_nvml(exc: Exception) -> str:
@@ -137,13 +153,17 @@ class Gpu:
             "compute_mode": ask("compute mode", lambda: int(n.nvmlDeviceGetComputeMode(h))),
         }
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GpuState:
         """Return the varying state of the GPU.
 
         It includes clocks, temperature, power, the reasons for low clocks, and other processes.
         """
         n, h, ask = self.nvml, self.handle, self.ask
-        reasons = ask("clock event reasons", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
+        bits = ask("clock event reasons", lambda: n.nvmlDeviceGetCurrentClocksEventReasons(h))
+        reasons = (
+            [text for bit, text in THROTTLES.items() if bits & bit] if bits is not None else None
+        )
+        times = {text: self.field(field, text) for field, text in THROTTLE_FIELDS.items()}
         return {
             "sm_clock_mhz": ask("SM clock", lambda: n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             "memory_clock_mhz": ask(
@@ -153,14 +173,8 @@ class Gpu:
                 "temperature", lambda: n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)
             ),
             "power_w": _thousandth(ask("power", lambda: n.nvmlDeviceGetPowerUsage(h))),
-            "throttle_reasons": None
-            if reasons is None
-            else [text for bit, text in THROTTLES.items() if reasons & bit],
-            "throttled_ns": {
-                text: v
-                for field, text in THROTTLE_FIELDS.items()
-                if (v := self.field(field, text)) is not None
-            },
+            "throttle_reasons": reasons,
+            "throttled_ns": {text: ns for text, ns in times.items() if ns is not None},
             "processes": ask(
                 "processes",
                 lambda: sorted(p.pid for p in n.nvmlDeviceGetComputeRunningProcesses(h)),
@@ -169,15 +183,15 @@ class Gpu:
 
     def field(self, number: int, name: str, *, scope: int = BOARD) -> int | None:
         """Return a field value after checking its own return code."""
-        found = self.ask(
+        values = self.ask(
             name, lambda: self.nvml.nvmlDeviceGetFieldValues(self.handle, [(number, scope)])
         )
-        if found is None:
+        if values is None:
             return None
-        if found[0].nvmlReturn != 0:
+        if values[0].nvmlReturn != 0:
             self.missing[name] = "this board does not report it"
             return None
-        return int(found[0].value.ullVal)
+        return int(values[0].value.ullVal)
 
     def memory_used(self) -> int | None:
         """Return the bytes in use on the device, by all processes."""
@@ -197,13 +211,13 @@ class Gpu:
                 "Turn MIG off",
             )
         for kind in (NvmlCounter, NvmlPower):
-            made = kind(self)
+            meter = kind(self)
             try:
-                made.read()
+                meter.read()
             except MeterError as exc:
                 why = exc.reason
                 continue
-            return made
+            return meter
         raise MeterError("Cannot meter this GPU", why)
 
 

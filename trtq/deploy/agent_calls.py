@@ -1,0 +1,273 @@
+"""Calls of the agent on a board, and calls again after the link broke."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential,
+)
+
+from trtq import agent as source
+from trtq.agent import encode
+from trtq.artifact import sha256_bytes
+from trtq.deploy.answers import Answer, decode, hint_words
+from trtq.deploy.bootstrap import command
+from trtq.deploy.devices import Device
+from trtq.deploy.ssh import Link
+from trtq.deploy.ssh_errors import FAILED
+from trtq.deploy.stream import Limits, Stream
+from trtq.errors import BoardError, LinkError, SshError, TrtqError, last_line
+from trtq.progress import Progress
+
+AGENT = Path(source.__file__).resolve()
+MOST_ARGUMENT = 60_000  # the kernel allows 128 KiB
+MARK = source.MARK.encode()
+PATIENCE_S = 600.0  # a board takes a minute or two to start again
+GOOD_ENDS = (0, 1, source.STALE)
+NO_PROGRAM = (126, 127)
+SIGNALS = range(128, 192)  # exit statuses of a shell whose program was killed
+T = TypeVar("T")
+
+
+class AgentCalls:
+    """Questions to a device's agent.
+
+    Calls that only ask are repeated when the link breaks.
+
+    Args:
+        device: which one.
+        told: hears what happens to the link, and how far transfers are.
+        patience_s: how long to wait for a device that went away.
+    """
+
+    def __init__(self, device: Device, told: Progress, *, patience_s: float = PATIENCE_S) -> None:
+        self.device, self.told, self.patience_s = device, told, patience_s
+        self.link = Link(device)
+        if self.link.note:
+            told.note(self.link.note)
+        self.code = AGENT.read_bytes()
+        self.digest = sha256_bytes(self.code)
+        self.place = f"{device.workdir}/agents/{self.digest[:16]}"
+        self.token = secrets.token_hex(8)  # an upload of ours makes way for the next of ours
+        self.sent, self.received = 0, 0
+        self._reached = False
+
+    def ask(self, verb: str, **question: Any) -> Answer:
+        """Return the agent's last answer.
+
+        Raises:
+            BoardError: the board refuses, with its reason.
+            LinkError: the device stayed away.
+        """
+        return self._patiently(lambda: self._once(verb, question))
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Repeat an action until the link holds.
+
+        Only a device that has answered before is waited for.
+        """
+
+        def gone(state: RetryCallState) -> None:
+            why = state.outcome.exception() if state.outcome is not None else None
+            self.told.note(f"{self.device.name}: {getattr(why, 'why', why)}; trying again")
+            self.link.close(stale=True)
+
+        first = Retrying(
+            stop=stop_after_delay(self.patience_s if self._reached else 0.0),
+            wait=wait_exponential(multiplier=0.3, max=10.0),
+            retry=retry_if_exception_type(LinkError),
+            before_sleep=gone,
+            reraise=True,
+        )
+        return first(action)
+
+    def _once(
+        self,
+        verb: str,
+        question: Answer,
+        *,
+        stdin: IO[bytes] | None = None,
+        limits: Limits | None = None,
+    ) -> Answer:
+        answers = list(self._answers(verb, question, stdin, limits))
+        if not answers:
+            raise SshError(
+                f"{self.device.name} did not answer {verb}", "the agent ended without a word"
+            )
+        return answers[-1]
+
+    def _answers(
+        self,
+        verb: str,
+        question: Answer,
+        stdin: IO[bytes] | None = None,
+        limits: Limits | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the agent's answers after its hello.
+
+        Install the agent first where it is missing or another one is there.
+        """
+        start = stdin.tell() if stdin is not None else 0
+        for attempt in range(2):
+            stale = False
+            if stdin is not None:
+                stdin.seek(start)
+            for answer in self._lines(verb, self._known(question), stdin, limits):
+                stale = self._is_stale(verb, answer)
+                if stale:
+                    break
+                if answer["event"] != "hello":
+                    yield answer
+            if not stale:
+                return
+            if attempt:
+                why = (
+                    f"{self.place} is not this user's alone there, or another agent answers "
+                    "from it each time"
+                )
+                raise SshError(
+                    f"Cannot put the agent on {self.device.name}",
+                    why,
+                    f"Remove {shlex.quote(self.place)} there",
+                )
+            self.install()
+
+    def _known(self, question: Answer) -> Answer:
+        """Return a question with what every question says."""
+        return {**question, "agent": self.digest, "home": self.device.workdir}
+
+    def _is_stale(self, verb: str, answer: Answer) -> bool:
+        """Return whether the agent must be put there; raise what the board refuses."""
+        name = self.device.name
+        if answer["event"] in ("stale", "missing"):
+            return True
+        if answer["event"] == "broken":
+            texts = (bytes.fromhex(answer[k]).decode("utf-8", "replace") for k in ("why", "python"))
+            why, python = (text[:900] for text in texts)
+            raise BoardError(
+                f"The agent does not start on {name}",
+                f"{why} ({python})",
+                "Repair that Python (on the board: sudo apt-get install --reinstall python3), "
+                "or let another one come first in the PATH of a login without a terminal",
+            )
+        self._reached = True
+        if answer["event"] == "refused":
+            raise BoardError(
+                f"{name} refuses to {verb}", answer["why"], hint_words(answer["mend"], name)
+            )
+        return False
+
+    def _lines(
+        self, verb: str, question: Answer, stdin: IO[bytes] | None, limits: Limits | None
+    ) -> Iterator[Answer]:
+        """Run the agent and yield its answers; what login scripts print has no mark."""
+        text = encode(question)
+        with contextlib.ExitStack() as stack:
+            if len(text) > MOST_ARGUMENT:
+                assert stdin is None
+                stdin = stack.enter_context(tempfile.TemporaryFile())
+                stdin.write(json.dumps(question).encode())
+                self.sent += stdin.tell()
+                stdin.seek(0)
+                text = "-"
+            how = "install" if verb == "install" else "run"
+            line = command(how, self.digest[:16], self.device.workdir, f"{verb} {text}")
+            self.sent += len(line)
+            stream = stack.enter_context(self._open(line, stdin, limits))
+            heard = False
+            for answer in self._marked(stream):
+                heard = True
+                if answer["event"] != "beat":
+                    yield answer
+            self._require_end(stream, heard)
+
+    @contextlib.contextmanager
+    def _open(self, line: str, stdin: IO[bytes] | None, limits: Limits | None) -> Iterator[Stream]:
+        with self.link.open(
+            line, stdin=stdin if stdin is not None else subprocess.DEVNULL, limits=limits
+        ) as stream:
+            try:
+                yield stream
+            finally:
+                self.received += stream.received
+
+    def _marked(self, stream: Stream) -> Iterator[Answer]:
+        for raw in stream.lines():
+            if raw.startswith(MARK):
+                yield decode(raw[len(MARK) :], self.device.name)
+
+    def _require_end(self, stream: Stream, heard: bool) -> None:
+        """Raise what the end of a call means, where it is not the end of a good one.
+
+        Raises:
+            LinkError: the link broke, or the agent was killed.
+            BoardError: there is no Python there, or the agent fails.
+        """
+        code = stream.end()
+        if code == FAILED and (stream.own or not heard):
+            raise self.link.explain(stream.own, stream.errors)
+        if not heard or code not in GOOD_ENDS:
+            raise self._end_error(code, last_line(stream.errors), heard)
+
+    def _end_error(self, code: int, output: str, heard: bool) -> TrtqError:
+        """Return what the exit status of a call means that did not end well."""
+        name = self.device.name
+        if code in NO_PROGRAM and not heard:
+            return BoardError(
+                f"There is no python3 on {name}",
+                output or f"exit status {code}",
+                "on the board: sudo apt-get install python3",
+            )
+        if heard or code <= 0 or code in SIGNALS or self._reached:
+            return LinkError(f"{name} stopped answering", output or f"exit status {code}")
+        words = f": {output}" if output else " without a word"
+        return BoardError(
+            f"The agent does not start on {name}",
+            f"python3 there ends with status {code}{words}",
+            f"Look at it: trtq device shell {shlex.quote(name)}",
+        )
+
+    def install(self) -> None:
+        """Install the agent in the device's work folder.
+
+        The agent checks the folder itself before it writes.
+
+        Raises:
+            BoardError: the folder is not this user's alone, or cannot be written.
+            SshError: the agent does not arrive whole.
+        """
+        with tempfile.TemporaryFile() as handle:
+            handle.write(self.code)
+
+            def put() -> Answer:
+                handle.seek(0)
+                answers = [
+                    a
+                    for a in self._lines("install", self._known({}), handle, None)
+                    if not self._is_stale("take the agent", a)
+                ]
+                if not answers or not answers[-1].get("whole"):
+                    raise LinkError(
+                        f"Cannot put the agent on {self.device.name}", "it does not arrive whole"
+                    )
+                return answers[-1]
+
+            self._patiently(put)
+        self.sent += len(self.code)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.link.close()
