@@ -27,10 +27,9 @@ from trtq.artifact import (
 from trtq.bench.harness import bench
 from trtq.commands.deploy import deploy
 from trtq.commands.evaluate import evaluate
-from trtq.commands.finetune import CHECKPOINT, CURVES, finetune
-from trtq.commands.finetune import RECORD as TRAINED
+from trtq.commands.finetune import CHECKPOINT, finetune
 from trtq.commands.loading import model_digest
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.commands.quantize import quantize
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
 from trtq.deploy.devices import slug
@@ -40,6 +39,20 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.files import (
+    CURVES_SVG,
+    DEPLOYED,
+    ENCODINGS,
+    EVALUATE_JSON,
+    FINETUNE_JSON,
+    FP32,
+    QDQ,
+    QUANTIZE_JSON,
+    REPORT_HTML,
+    RUN_LOCK,
+    STAGES,
+    bench_json,
+)
 from trtq.models.user_code import source_digest
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -56,8 +69,6 @@ from trtq.specs import (
     Spec,
 )
 from trtq.version import __version__
-
-STATE, RUN_LOCK = ".trtq-stages", ".trtq-run.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +217,13 @@ def _walk(
             results.append(StageResult(stage.name, True, why, ""))
             continue
         progress.note(f"{stage.name}: {why}")
-        (out / STATE / f"{stage.slug}.json").unlink(missing_ok=True)
+        (out / STAGES / f"{stage.slug}.json").unlink(missing_ok=True)
         done = stage.work()
         files = {str(p.relative_to(out)): sha256_file(p) for p in stage.outputs}
         parts = {k: digest_of(v) for k, v in inputs.items()}
-        ensure_writable_dir(out / STATE)
+        ensure_writable_dir(out / STAGES)
         write_json(
-            out / STATE / f"{stage.slug}.json",
+            out / STAGES / f"{stage.slug}.json",
             {"key": key, "parts": parts, "files": files, **asdict(done)},
         )
         results.append(StageResult(stage.name, True, why, done.summary, done.valid))
@@ -220,7 +231,7 @@ def _walk(
 
 
 def _state(stage: Stage, out: Path) -> dict[str, Any]:
-    return read_json(out / STATE / f"{stage.slug}.json", kind="stage record")
+    return read_json(out / STAGES / f"{stage.slug}.json", kind="stage record")
 
 
 def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> str | None:
@@ -230,7 +241,7 @@ def _why_stale(stage: Stage, inputs: Mapping[str, Any], key: str, out: Path) -> 
     except ArtifactError:
         return (
             "it has not finished before"
-            if not (out / STATE / f"{stage.slug}.json").exists()
+            if not (out / STAGES / f"{stage.slug}.json").exists()
             else "its record is damaged"
         )
     if state.get("key") != key:
@@ -256,21 +267,21 @@ def plan(recipe: Recipe, out: Path, progress: Progress) -> list[Stage]:
     """Return the stages of ``recipe`` in order."""
     fp32, note = out / FP32, _once(progress.note)
     stages = [_quantize_stage(recipe, out, progress, note)]
-    records = [out / RECORD]
+    records = [out / QUANTIZE_JSON]
     if recipe.finetune is not None:
         stages.append(_finetune_stage(recipe.finetune, progress, note))
-        records.append(Path(recipe.finetune.out) / TRAINED)
+        records.append(Path(recipe.finetune.out) / FINETUNE_JSON)
     qdq = _shipped(recipe, out)
     if recipe.evaluate is not None:
         stages.append(_evaluate_stage(recipe, out, qdq, progress, note))
-        records.append(out / "evaluate.json")
+        records.append(out / EVALUATE_JSON)
     for wanted in recipe.build:
         stages.append(_build_stage(wanted, out, qdq, progress, note))
         records.append(manifest_path(stages[-1].outputs[0]))
     if recipe.bench is not None:
         for label, path in (("fp32", fp32), ("qdq", qdq)):
             stages.append(_bench_stage(recipe.bench, label, path, out, progress))
-            records.append(out / f"bench.{label}.json")
+            records.append(out / bench_json(label))
     stages.append(_report_stage(recipe, out, records))
     names = [s.name for s in stages]
     twice = next((n for n in names if names.count(n) > 1), None)
@@ -301,7 +312,9 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
     def work() -> Outcome:
         return _outcome(quantize(spec, progress))
 
-    return Stage("quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, RECORD)), work)
+    return Stage(
+        "quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, QUANTIZE_JSON)), work
+    )
 
 
 def _shipped(recipe: Recipe, out: Path) -> Path:
@@ -335,15 +348,18 @@ def _finetune_stage(spec: FinetuneSpec, progress: Progress, note: Note) -> Stage
         }
 
     def work() -> Outcome:
-        if (folder / CHECKPOINT).is_dir() and (folder / TRAINED).is_file():
+        if (folder / CHECKPOINT).is_dir() and (folder / FINETUNE_JSON).is_file():
             # Of a run that has ended; one that was interrupted goes on, and the next to be
             # interrupted must not look like this one.
             shutil.rmtree(folder / CHECKPOINT)
-            (folder / TRAINED).unlink()
+            (folder / FINETUNE_JSON).unlink()
         return _outcome(finetune(spec, progress))
 
     return Stage(
-        "finetune", inputs, tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES, TRAINED)), work
+        "finetune",
+        inputs,
+        tuple(folder / n for n in (FP32, QDQ, ENCODINGS, CURVES_SVG, FINETUNE_JSON)),
+        work,
     )
 
 
@@ -362,7 +378,7 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
         limit=wanted.limit,
         data=chosen.data,
         class_index=chosen.index,
-        exclude=str(out / RECORD) if wanted.held_out else None,
+        exclude=str(out / QUANTIZE_JSON) if wanted.held_out else None,
         masks=chosen.masks,
         ignore_index=wanted.ignore_index,
         **{n: getattr(wanted, n) for n in names},
@@ -380,10 +396,10 @@ def _evaluate_stage(recipe: Recipe, out: Path, qdq: Path, progress: Progress, no
 
     def work() -> Outcome:
         record = evaluate(spec, progress)
-        write_json(out / "evaluate.json", record)
+        write_json(out / EVALUATE_JSON, record)
         return _outcome(record)
 
-    return Stage("evaluate", inputs, (out / "evaluate.json",), work)
+    return Stage("evaluate", inputs, (out / EVALUATE_JSON,), work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,7 +557,7 @@ def _bench_stage(
         max_duration=wanted.max_duration,
         verdict=wanted.verdict,
     )
-    target = out / f"bench.{label}.json"
+    target = out / bench_json(label)
 
     def inputs() -> dict[str, Any]:
         return {
@@ -560,10 +576,10 @@ def _bench_stage(
 
 
 def _report_stage(recipe: Recipe, out: Path, records: list[Path]) -> Stage:
-    page = out / "report.html"
+    page = out / REPORT_HTML
 
     def inputs() -> dict[str, Any]:
-        boards = sorted(out.glob("deploy/*/deploy.json"))
+        boards = sorted(out.glob(DEPLOYED))
         return {
             "title": recipe.title,
             **{str(p.relative_to(out)): _digest_or_none(str(p)) for p in [*records, *boards]},

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from trtq.errors import UsageError, reason, suggest
+from trtq.files import ENCODINGS, FINETUNE_FOLDER
 from trtq.specs import BuildOptions, FinetuneSpec, InputSpec, ModelInputSpec, QuantizeSpec, Spec
 from trtq.specs.base import PathDoc
 from trtq.specs.fields import IgnoreIndex, Masks
@@ -83,7 +84,7 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
 
     The defaults for model, images and preprocessing are the settings of ``[quantize]``.
     """
-    fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
+    fixed = {"out": f"{base.out}/{FINETUNE_FOLDER}", "encodings": f"{base.out}/{ENCODINGS}"}
     wrong = next((k for k in (*fixed, "model", "checkpoint", "checkpoint_key") if k in table), None)
     if wrong is not None:
         raise UsageError(

@@ -16,11 +16,10 @@ from trtq.bench.record import BenchRecord, Verdict, shown
 from trtq.bench.system_info import differences, open_gpu, take_card
 from trtq.bench.workload import device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import COMPARE_JSON
 from trtq.progress import Progress, Silent
 from trtq.specs import CompareSpec
 from trtq.terminal import stack
-
-RECORD = "compare.json"
 
 
 class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +110,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         environment=environment(),
     )
     if out is not None:
-        write_json(out / RECORD, record)
+        write_json(out / COMPARE_JSON, record)
     try:
         remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
     except ArtifactError as exc:

@@ -44,10 +44,10 @@ from trtq.bench.workload import EngineWorkload, Workload, device_for, open_workl
 from trtq.engine.open_engine import is_engine
 from trtq.errors import BenchError, MeterError, TrtqError, UsageError
 from trtq.export.onnx_file import require_onnx
+from trtq.files import BENCH_JSON
 from trtq.progress import Progress, Silent
 from trtq.specs import BenchSpec, changed_words
 
-RECORD = "bench.json"
 PACED_SAMPLES = 100
 VERDICT_LOADS = 16  # half a minute; trtq compare takes more
 
@@ -113,7 +113,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
         environment=environment(),
     )
     if out is not None:
-        write_json(out / RECORD, record)
+        write_json(out / BENCH_JSON, record)
     try:
         remember(record)
     except TrtqError as exc:

@@ -18,9 +18,9 @@ from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.files import FP32
 from trtq.known_records import read_known
 
-FLOAT_BESIDE = "model.fp32.onnx"
 NOISY, UNKNOWN = 0.05, 0.02
 
 
@@ -44,11 +44,11 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
     if given is not None:
         return Path(given), ""
     if not is_engine(path):
-        beside = path.with_name(FLOAT_BESIDE)
+        beside = path.with_name(FP32)
         return (
             (beside, "")
             if beside.is_file() and beside != path
-            else (None, f"no {FLOAT_BESIDE} beside it; name one with --baseline")
+            else (None, f"no {FP32} beside it; name one with --baseline")
         )
     manifest = _manifest(path)
     target = manifest.target["name"]
@@ -58,7 +58,7 @@ def find_baseline(path: Path, given: str | None = None) -> tuple[Path | None, st
         found = _manifest(other)
         if not found.has_codes and found.precision == "fp16" and found.target == manifest.target:
             return other, ""
-    source = Path(str(manifest.spec["onnx"])).with_name(FLOAT_BESIDE)
+    source = Path(str(manifest.spec["onnx"])).with_name(FP32)
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
     return (
         None,

@@ -8,6 +8,7 @@ import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText
+from trtq.files import REPORT_HTML
 from trtq.recipe import load_recipe
 from trtq.terminal import say
 
@@ -79,5 +80,5 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
         from trtq.report.tables import print_tables
 
         print_tables(Path(parsed.out))
-        say(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")
+        say(f"Report: {(Path(parsed.out) / REPORT_HTML).resolve()}")
     return code

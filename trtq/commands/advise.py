@@ -19,6 +19,7 @@ from trtq.commands.pricing import Pricing, uniform
 from trtq.cost.devices import Device, find_device
 from trtq.data.source import open_source
 from trtq.errors import ArtifactError
+from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.known_records import read_known
@@ -249,8 +250,8 @@ def _measured(result: str | None) -> float | None:
     if result is None:
         return None
     made, scored = (
-        read_known(Path(result) / "quantize.json", "quantize"),
-        read_known(Path(result) / "evaluate.json", "evaluate"),
+        read_known(Path(result) / QUANTIZE_JSON, "quantize"),
+        read_known(Path(result) / EVALUATE_JSON, "evaluate"),
     )
     bits = made.model.get("bits")
     if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
@@ -304,7 +305,7 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
     budgets = [w for b in spec.budget for w in ("--budget", b)]
     if strategy.startswith("FP16"):
         build = (
-            "trtq build out/model.fp32.onnx --precision fp16 --backend trtexec --target TARGET "
+            f"trtq build out/{FP32} --precision fp16 --backend trtexec --target TARGET "
             "--out out/model.engine"
         )
         return [
@@ -338,7 +339,7 @@ def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
                     *model,
                     *trained,
                     "--encodings",
-                    "out/encodings.safetensors",
+                    f"out/{ENCODINGS}",
                     "--out",
                     "qat",
                 ]

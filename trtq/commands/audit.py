@@ -17,6 +17,7 @@ from trtq.engine.manifest import read_engine
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
+from trtq.files import MANIFEST_SUFFIX
 from trtq.onnx_walk import all_nodes
 from trtq.specs import AuditSpec
 
@@ -105,9 +106,9 @@ def audit(spec: AuditSpec) -> AuditRecord:
 
 
 def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[list[LayerRow], str]:
-    if path.suffix == ".json" and not path.name.endswith(".engine.json"):
+    if path.suffix == ".json" and not path.name.endswith(MANIFEST_SUFFIX):
         return read_layer_info(path), f"TensorRT's layer report {path.name}"
-    engine = path.with_suffix("") if path.name.endswith(".engine.json") else path
+    engine = path.with_suffix("") if path.name.endswith(MANIFEST_SUFFIX) else path
     manifest, plan = read_engine(engine)
     if manifest.onnx_sha256 != digest:
         raise EngineError(

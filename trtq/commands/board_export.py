@@ -16,15 +16,10 @@ from trtq.engine.targets import Target
 from trtq.engine.versions import shown
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.export.onnx_file import records_beside
+from trtq.files import ENCODINGS, EXPORT_JSON, FP32, QDQ, SOURCE_JSON
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
-QDQ, ENCODINGS, EXPORTED, SOURCE = (
-    "model.qdq.onnx",
-    "encodings.safetensors",
-    "export.json",
-    "source.json",
-)
 # Boards are deployed to side by side, but only one model is captured at a time.
 _ONE = threading.Lock()
 
@@ -86,7 +81,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
         said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
         told.note(said)
         return Profiled(onnx, notes=(said,))
-    _sign(folder, source, name, EXPORTED)
+    _sign(folder, source, name, EXPORT_JSON)
     return _described(folder / name)
 
 
@@ -104,7 +99,7 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
     Raises:
         ExportError: the ranges do not fit a cache.
     """
-    plain, cache = folder / "model.fp32.onnx", folder / f"trt-{number}.cache"
+    plain, cache = folder / FP32, folder / f"trt-{number}.cache"
     source = {"onnx": sha256_file(qdq), "number": number}
     if not _fresh(folder, source):
         from trtq.commands.calibration import ranges_for
@@ -129,11 +124,11 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         save_onnx(stripped, plain)
         write_bytes(cache, write_cache(scales, number).encode())
         _sign(folder, source, plain.name, cache.name, notes=notes)
-    return plain, cache, list(read_json(folder / SOURCE)["notes"])
+    return plain, cache, list(read_json(folder / SOURCE_JSON)["notes"])
 
 
 def _described(path: Path) -> Profiled:
-    row = read_json(path.parent / EXPORTED)["profiles"][0]
+    row = read_json(path.parent / EXPORT_JSON)["profiles"][0]
     kept = (
         f"{len(row['float_nodes'])} nodes in FP32"
         if row["float_nodes"]
@@ -165,7 +160,7 @@ def _record(onnx: Path) -> dict[str, Any] | None:
 
 def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:
     write_json(
-        folder / SOURCE,
+        folder / SOURCE_JSON,
         {
             "made_from": source,
             "files": {n: sha256_file(folder / n) for n in names},
@@ -176,7 +171,7 @@ def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str
 
 def _fresh(folder: Path, source: dict[str, Any]) -> bool:
     try:
-        made = read_json(folder / SOURCE)
+        made = read_json(folder / SOURCE_JSON)
         return bool(made["made_from"] == source) and all(
             sha256_file(folder / n) == d for n, d in made["files"].items()
         )

@@ -23,7 +23,6 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ
 from trtq.commands.records import FileRecord
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
@@ -32,13 +31,13 @@ from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.files import ENCODINGS, FP32, IMPORT_JSON, LOCK, QDQ
 from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
 
-RECORD = "import.json"
 PLACES = (
     "Conv",
     "Gemm",
@@ -276,8 +275,8 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
     # The metadata of the float file about its images is there already.
     set_metadata_(done.model, {"encodings_sha256": encodings.digest()})
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / IMPORT_JSON).unlink(missing_ok=True)
         paths = {
             QDQ: save_onnx(done.model, out / QDQ),
             FP32: save_onnx(plain, out / FP32),
@@ -299,7 +298,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
                 for n, p in paths.items()
             },
         )
-        write_json(out / RECORD, record)
+        write_json(out / IMPORT_JSON, record)
     for line in done.notes:
         told.note(line)
     return record

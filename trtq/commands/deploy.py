@@ -41,13 +41,12 @@ from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.files import BENCH_JSON, DEPLOY_JSON, LOCK
 from trtq.progress import Notes, Progress, Silent
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
 
 if TYPE_CHECKING:
     from trtq.data.source import Source
-
-RECORD = "deploy.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         if spec.dla is not None:
             require_dla(spec.dla, target)
         out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}"))
-        with locked(out / ".trtq.lock", waiting=told.note):
+        with locked(out / LOCK, waiting=told.note):
             file = profile_for(source, target, spec.precision if spec.dla is None else "fp32", told)
             asked = _build_spec(spec, file.path, target.name, board, out)
             judged, notes = None, [*file.notes]
@@ -316,18 +315,18 @@ class _Deployment:
             restored=mode,
             environment=environment(),
         )
-        write_json(self.out / RECORD, record)
+        write_json(self.out / DEPLOY_JSON, record)
         if measured and rows:
             self._remember(record)
         elif not rows:
             # It is of another engine; the history keeps it.
-            (self.out / "bench.json").unlink(missing_ok=True)
+            (self.out / BENCH_JSON).unlink(missing_ok=True)
         return record
 
     def _seen(self) -> Seen:
         """Return what deploy.json of an earlier run says; nothing where it cannot be read."""
         try:
-            record = decode_json((self.out / RECORD).read_bytes(), DeployRecord)
+            record = decode_json((self.out / DEPLOY_JSON).read_bytes(), DeployRecord)
         except (OSError, msgspec.MsgspecError):
             return Seen()
         said = {n: str(record.spec.get(n, "")) for n in ("bench_key", "images_key")}
@@ -541,7 +540,7 @@ class _Deployment:
             seconds=record.seconds,
             environment=record.environment,
         )
-        write_json(self.out / "bench.json", bench)
+        write_json(self.out / BENCH_JSON, bench)
         try:
             remember(bench)
         except ArtifactError as exc:

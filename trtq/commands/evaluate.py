@@ -41,10 +41,10 @@ from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
+from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
 from trtq.progress import Notes, Progress, Silent
 from trtq.specs import EvaluateSpec
 
-RECORD = "evaluate.json"
 Outputs = Mapping[str, Array]
 
 
@@ -188,7 +188,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
             "Give the quantize.json of the calibration",
         )
     indices = _choose(source, spec, used)
-    known = path.parent / "quantize.json"
+    known = path.parent / QUANTIZE_JSON
     shared = None
     if not spec.exclude and known.is_file():
         seen = _calibration_images(known)
@@ -242,7 +242,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         environment=environment(),
     )
     if spec.out:
-        write_json(ensure_writable_dir(Path(spec.out)) / RECORD, record)
+        write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
 
 
@@ -437,10 +437,10 @@ def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -
         DataError: names the classes that differ.
     """
     require_one_class_list(source)
-    trained = metadata.get("classes") or _class_names(folder / "finetune.json")
+    trained = metadata.get("classes") or _class_names(folder / FINETUNE_JSON)
     if trained and not source.indexed:
         require_known_classes(source, trained, "the training images")
-    calibrated = _class_names(folder / "quantize.json")
+    calibrated = _class_names(folder / QUANTIZE_JSON)
     if calibrated:
         require_calibrated_classes(source, calibrated, "the calibration images")
 

@@ -27,7 +27,6 @@ from trtq.artifact import (
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
 from trtq.commands.opset import INT4_OPSET
-from trtq.commands.quantize import ENCODINGS
 from trtq.commands.records import FileRecord
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
@@ -47,6 +46,7 @@ from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
+from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
 from trtq.graph.capture import capture
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -54,7 +54,6 @@ from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 
-RECORD = "export.json"
 FIRST_INT4 = 80
 BATCH = 8
 
@@ -191,8 +190,8 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         ANSWER: answer_kind(loaded, captured, source),
     }
     writer = _Writer(spec, captured.module, simulated, images, origin, note)
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / EXPORT_JSON).unlink(missing_ok=True)
         encodings.save(out / ENCODINGS)
         told.begin("Writing profiles", len(targets))
         rows = []
@@ -222,7 +221,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             files=files,
             environment=environment(),
         )
-        write_json(out / RECORD, record)
+        write_json(out / EXPORT_JSON, record)
     return record
 
 

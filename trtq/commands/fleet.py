@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, write_json
-from trtq.commands.deploy import RECORD, deploy, name_of, power_of, require_mode
+from trtq.commands.deploy import deploy, name_of, power_of, require_mode
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
 from trtq.deploy.devices import Device, find_device, known_devices
@@ -24,11 +24,11 @@ from trtq.deploy.ledger import board_manifest, is_known_engine
 from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
+from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON, LOCK
 from trtq.progress import Progress, Silent
 from trtq.report.page import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 
-TABLE, PAGE = "fleet.json", "fleet.html"
 Done = tuple[list[FleetRow], list[str]]
 
 
@@ -78,7 +78,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
             "Put them into folders of different names",
         )
     out = ensure_writable_dir(Path(spec.out))
-    with locked(out / ".trtq.lock", waiting=told.note):
+    with locked(out / LOCK, waiting=told.note):
 
         def work(pair: tuple[str, Device]) -> Done:
             return _one(*pair, spec, names, out, _Beside(pair[1].name, told, lock))
@@ -94,8 +94,8 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
             seconds=round(time.perf_counter() - began, 3),
             environment=environment(),
         )
-        write_json(out / TABLE, record)
-        write_fleet_page(msgspec.to_builtins(record), out / PAGE)
+        write_json(out / FLEET_JSON, record)
+        write_fleet_page(msgspec.to_builtins(record), out / FLEET_HTML)
     return record
 
 
@@ -139,7 +139,7 @@ def _one(
                 record.rows,
                 doubt=record.disagreement,
             )
-            paths.append(f"{device.name}/{name}/{RECORD}")
+            paths.append(f"{device.name}/{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
             told.note(str(exc))
             rows.append(FleetRow(device=device.name, board="", model=name, why=str(exc)))

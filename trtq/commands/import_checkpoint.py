@@ -29,6 +29,7 @@ from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
+from trtq.files import IMPORT_JSON, LOCK
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant
@@ -40,7 +41,7 @@ from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
 from trtq.specs import ImportCheckpointSpec
 
-RECORD, WEIGHTS = "import.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
 
 
@@ -94,8 +95,8 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     # that was asked for.
     found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, spec.class_index, note)
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / IMPORT_JSON).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
             # The weights of the same file, without the tensors of its quantizers: what later
             # commands take as --checkpoint.
@@ -125,7 +126,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
             opset=spec.opset,
             int4=False,
-            records=(RECORD,),
+            records=(IMPORT_JSON,),
             told=told,
             note=note,
             answer=answer_kind(loaded, captured, source),
@@ -148,7 +149,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             },
             environment=environment(),
         )
-        write_json(out / RECORD, record)
+        write_json(out / IMPORT_JSON, record)
     return record
 
 

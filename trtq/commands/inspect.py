@@ -10,6 +10,7 @@ import msgspec
 
 from trtq.artifact import decode_json, read_json, sha256_file
 from trtq.errors import ArtifactError
+from trtq.files import QUANTIZE_JSON
 from trtq.known_records import known, read_checked
 
 SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
@@ -71,7 +72,7 @@ def _folder(path: Path) -> dict[str, Any]:
         "path": str(path),
         "files": {p.name: p.stat().st_size for p in known},
     }
-    record = path / "quantize.json"
+    record = path / QUANTIZE_JSON
     if record.is_file():
         content = read_checked(record, "quantize")
         changed = [

@@ -47,6 +47,7 @@ from trtq.export.parity import (
     require_same_float,
     require_varying,
 )
+from trtq.files import ENCODINGS, FP32, LOCK, MODEL_FILES, QDQ, QUANTIZE_JSON, STAGING
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
@@ -59,14 +60,6 @@ from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
 from trtq.specs import QuantizeSpec
 
-FP32, QDQ, ENCODINGS, RECORD = (
-    "model.fp32.onnx",
-    "model.qdq.onnx",
-    "encodings.safetensors",
-    "quantize.json",
-)
-FILES = (FP32, QDQ, ENCODINGS, RECORD)
-STAGING = ".trtq-new"
 FEW_IMAGES = 32
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
 INT4_BITS = 4
@@ -84,9 +77,11 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     """
     check_spec(spec)
     job = _Job(spec, progress or Silent())
-    with locked(job.out / ".trtq.lock", waiting=job.progress.note):
+    with locked(job.out / LOCK, waiting=job.progress.note):
         for folder in (job.out, job.out / STAGING):
-            for left in leftovers(folder, FILES):  # of a run that was killed
+            for left in leftovers(
+                folder, (*MODEL_FILES, QUANTIZE_JSON)
+            ):  # of a run that was killed
                 left.unlink()
         inputs = job.capture()
         fp32 = inputs.export(inputs.captured.module, spec, precision="fp32")
@@ -247,11 +242,11 @@ class _Job:
         files = {
             n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()
         }
-        write_json(staging / RECORD, record := self._record(inputs, done, files))
+        write_json(staging / QUANTIZE_JSON, record := self._record(inputs, done, files))
         # Everything is on the disk: now the old record goes, the files move, the new record comes
         # last and vouches for them.
-        (self.out / RECORD).unlink(missing_ok=True)
-        for name in (*files, RECORD):
+        (self.out / QUANTIZE_JSON).unlink(missing_ok=True)
+        for name in (*files, QUANTIZE_JSON):
             (staging / name).replace(self.out / name)
         with contextlib.suppress(OSError):  # it holds files of another origin
             staging.rmdir()

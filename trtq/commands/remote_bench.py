@@ -13,6 +13,7 @@ from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
 from trtq.deploy.board import Board
 from trtq.errors import BoardError, UsageError
+from trtq.files import BENCH_JSON
 from trtq.progress import Progress, Silent
 from trtq.specs import BenchSpec, DeploySpec, changed_words, option_name
 
@@ -95,5 +96,5 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
         environment=environment(),
     )
     if spec.out:
-        write_json(Path(spec.out) / "bench.json", record)
+        write_json(Path(spec.out) / BENCH_JSON, record)
     return record

@@ -9,6 +9,7 @@ import msgspec
 
 from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment
 from trtq.errors import UsageError
+from trtq.files import FINETUNE_JSON, QUANTIZE_JSON, REPORT_HTML
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import summarize_run
 from trtq.specs import ReportSpec
@@ -49,13 +50,13 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     if twice is not None:
         raise UsageError(f"{twice} is named twice")
     for folder in folders:
-        if not (folder / "quantize.json").is_file():
-            why = "it holds no quantize.json" if folder.is_dir() else "there is no such folder"
+        if not (folder / QUANTIZE_JSON).is_file():
+            why = f"it holds no {QUANTIZE_JSON}" if folder.is_dir() else "there is no such folder"
             mend = "Name a folder that trtq run, quantize or search wrote"
-            if (folder / "finetune.json").is_file():
+            if (folder / FINETUNE_JSON).is_file():
                 mend = "Train in a recipe ([finetune]) and name the recipe's folder"
             raise UsageError(f"Cannot report on {folder}", why, mend)
-    default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
+    default = folders[0] / REPORT_HTML if len(folders) == 1 else Path("runs") / REPORT_HTML
     page = Path(spec.out) if spec.out else default
     ensure_writable_file(page)
     ensure_writable_dir(page.parent)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import check_record, read_json
+from trtq.files import ENCODINGS, QDQ
 from trtq.known_records import read_checked
 
 
@@ -114,8 +115,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "bench": {"card": _Card, "spec": Spec},
 }
 FILES = {
-    "quantize": ("model.qdq.onnx", "encodings.safetensors"),
-    "finetune": ("model.qdq.onnx", "encodings.safetensors"),
+    "quantize": (QDQ, ENCODINGS),
+    "finetune": (QDQ, ENCODINGS),
 }  # the names that a record must vouch for
 
 

@@ -13,6 +13,7 @@ from trtq.artifact import size_words, write_bytes
 from trtq.data.answers import percent_words
 from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
 from trtq.errors import ArtifactError, listed
+from trtq.files import DEPLOYED
 from trtq.known_records import read_known
 from trtq.report.figures import (
     frontier_figure,
@@ -249,7 +250,7 @@ def _said(value: Any) -> str:
 def _boards(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of what was deployed from a run: records below its folder ``deploy``."""
     rows: list[FleetRow] = []
-    for path in sorted(folder.glob("deploy/*/deploy.json")):
+    for path in sorted(folder.glob(DEPLOYED)):
         try:
             record: DeployRecord = read_known(path, "deploy")
         except ArtifactError:

@@ -11,6 +11,20 @@ from trtq.artifact import size_words
 from trtq.data.answers import percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.engine.manifest import has_codes
+from trtq.files import (
+    ALLOCATION_JSON,
+    ANALYSIS_JSON,
+    ENCODINGS,
+    EVALUATE_JSON,
+    FINETUNE_FOLDER,
+    FINETUNE_JSON,
+    FRONTIER_JSON,
+    MANIFEST_SUFFIX,
+    QDQ,
+    QUANTIZE_JSON,
+    SEARCH_JSON,
+    bench_json,
+)
 from trtq.report.contents import read_frontier, read_part
 
 SCORES = (("miou", "mIoU"), ("top1", "top-1"))
@@ -58,18 +72,18 @@ def summarize_run(folder: Path) -> RunSummary:
     Raises:
         ArtifactError: there is no quantize.json, or a record is damaged.
     """
-    evaluation = folder / "evaluate.json"
+    evaluation = folder / EVALUATE_JSON
     run = RunSummary(
-        quantize=read_part(folder / "quantize.json", "quantize"),
+        quantize=read_part(folder / QUANTIZE_JSON, "quantize"),
         evaluate=read_part(evaluation, "evaluate") if evaluation.is_file() else None,
-        engines=[read_part(p, "build") for p in sorted(folder.glob("*.engine.json"))],
+        engines=[read_part(p, "build") for p in sorted(folder.glob(f"*{MANIFEST_SUFFIX}"))],
         bench={
             k: r
             for k in ("fp32", "qdq")
-            if (p := folder / f"bench.{k}.json").is_file() and (r := read_part(p, "bench"))["rows"]
+            if (p := folder / bench_json(k)).is_file() and (r := read_part(p, "bench"))["rows"]
         },
     )
-    trained = folder / "finetune/finetune.json"
+    trained = folder / FINETUNE_FOLDER / FINETUNE_JSON
     run.training = read_part(trained, "finetune") if trained.is_file() else None
     _drop_strangers_(run)
     run.search = _search(folder, run)
@@ -85,17 +99,15 @@ def summarize_run(folder: Path) -> RunSummary:
 
 def _search(folder: Path, run: RunSummary) -> dict[str, Any] | None:
     """Return the records of the search that chose these files, None when there was none."""
-    names = {"search": "search.json", "allocation": "allocation.json", "analysis": "analysis.json"}
-    there = all((folder / n).is_file() for n in (*names.values(), "frontier.json"))
+    names = {"search": SEARCH_JSON, "allocation": ALLOCATION_JSON, "analysis": ANALYSIS_JSON}
+    there = all((folder / n).is_file() for n in (*names.values(), FRONTIER_JSON))
     if not there or not run.quantize["spec"].get("allocation"):
         return None
     verbs = {"search": "search", "allocation": "allocate", "analysis": "analyze"}
     found = {k: read_part(folder / n, verbs[k]) for k, n in names.items()}
-    found["frontier"] = read_frontier(folder / "frontier.json")
+    found["frontier"] = read_frontier(folder / FRONTIER_JSON)
     return (
-        found
-        if found["search"].get("qdq_sha256") == run.quantize["files"]["model.qdq.onnx"]["sha256"]
-        else None
+        found if found["search"].get("qdq_sha256") == run.quantize["files"][QDQ]["sha256"] else None
     )
 
 
@@ -105,16 +117,13 @@ def _drop_strangers_(run: RunSummary) -> None:
     A folder may hold leftovers of another run.
     """
     own = run.quantize["files"]
-    if (
-        run.training is not None
-        and run.training["encodings_sha256"] != own["encodings.safetensors"]["sha256"]
-    ):
+    if run.training is not None and run.training["encodings_sha256"] != own[ENCODINGS]["sha256"]:
         run.training = None
     used = {m["onnx_sha256"] for m in (*run.engines, *([run.evaluate] if run.evaluate else []))} | {
         b["rows"][0]["file_sha256"] for b in run.bench.values()
     }
     if (
-        own["model.qdq.onnx"]["sha256"] in used
+        own[QDQ]["sha256"] in used
     ):  # what was measured is the file before training: the training is of another run
         run.training = None
     files = {
