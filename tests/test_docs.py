@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from trtq.cli import COMMANDS, cli
+from trtq.cli import cli
 from trtq.recipe import load_recipe
+from trtq.verbs import VERBS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -42,7 +43,7 @@ def commands():
 @pytest.mark.parametrize("line", list(commands()))
 def test_commands_parse(line):
     words = shlex.split(line.split("  #")[0], comments=True)[1:]
-    assert words[0] in COMMANDS
+    assert words[0] in VERBS
     command = cli.get_command(None, words[0])
     command.make_context(words[0], words[1:])
 
