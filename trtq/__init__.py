@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.advise import AdviseRecord as AdviseRecord
     from trtq.commands.advise import advise as advise
     from trtq.commands.allocate import allocate as allocate
-    from trtq.commands.allocation import AllocateRecord as AllocateRecord
-    from trtq.commands.analyze import AnalyzeRecord as AnalyzeRecord
     from trtq.commands.analyze import analyze as analyze
     from trtq.commands.audit import AuditRecord as AuditRecord
     from trtq.commands.audit import audit as audit
@@ -44,12 +42,10 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.cost import CostRecord as CostRecord
     from trtq.commands.cost import cost as cost
     from trtq.commands.deploy import deploy as deploy
-    from trtq.commands.evaluate import EvaluateRecord as EvaluateRecord
     from trtq.commands.evaluate import evaluate as evaluate
     from trtq.commands.export import ExportRecord as ExportRecord
     from trtq.commands.export import export_profiles as export_profiles
     from trtq.commands.finetune import finetune as finetune
-    from trtq.commands.finetune_record import FinetuneRecord as FinetuneRecord
     from trtq.commands.fleet import fleet as fleet
     from trtq.commands.import_checkpoint import ImportRecord as ImportRecord
     from trtq.commands.import_checkpoint import import_checkpoint as import_checkpoint
@@ -57,11 +53,9 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.lint import LintRecord as LintRecord
     from trtq.commands.lint import run_lint as run_lint
     from trtq.commands.quantize import quantize as quantize
-    from trtq.commands.records import QuantizeRecord as QuantizeRecord
     from trtq.commands.report import ReportRecord as ReportRecord
     from trtq.commands.report import write_report as write_report
     from trtq.commands.search import search as search
-    from trtq.commands.search_record import SearchRecord as SearchRecord
     from trtq.deploy.record import DeployRecord as DeployRecord
     from trtq.deploy.record import FleetRecord as FleetRecord
     from trtq.engine.build import build as build
@@ -73,6 +67,12 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.quant.encodings import Encodings as Encodings
     from trtq.recipe import Recipe as Recipe
     from trtq.recipe import load_recipe as load_recipe
+    from trtq.records.allocate import AllocateRecord as AllocateRecord
+    from trtq.records.analyze import AnalyzeRecord as AnalyzeRecord
+    from trtq.records.evaluate import EvaluateRecord as EvaluateRecord
+    from trtq.records.finetune import FinetuneRecord as FinetuneRecord
+    from trtq.records.quantize import QuantizeRecord as QuantizeRecord
+    from trtq.records.search import SearchRecord as SearchRecord
     from trtq.specs import AdviseSpec as AdviseSpec
     from trtq.specs import AllocateSpec as AllocateSpec
     from trtq.specs import AnalyzeSpec as AnalyzeSpec

@@ -65,7 +65,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
             "trtq.commands.quantize:quantize",
             "QuantizeSpec",
-            "trtq.commands.records:QuantizeRecord",
+            "trtq.records.quantize:QuantizeRecord",
             QUANTIZE_JSON,
         ),
         Verb("methods", "The quantization methods: where each runs, its arguments."),
@@ -74,7 +74,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "How much each layer suffers at each width.",
             "trtq.commands.analyze:analyze",
             "AnalyzeSpec",
-            "trtq.commands.analyze:AnalyzeRecord",
+            "trtq.records.analyze:AnalyzeRecord",
             ANALYSIS_JSON,
         ),
         Verb(
@@ -82,7 +82,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Choose a width for every layer within budgets.",
             "trtq.commands.allocate:allocate",
             "AllocateSpec",
-            "trtq.commands.allocation:AllocateRecord",
+            "trtq.records.allocate:AllocateRecord",
             ALLOCATION_JSON,
         ),
         Verb(
@@ -90,7 +90,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Find widths that meet every budget, and prove it.",
             "trtq.commands.search:search",
             "SearchSpec",
-            "trtq.commands.search_record:SearchRecord",
+            "trtq.records.search:SearchRecord",
             SEARCH_JSON,
         ),
         Verb(
@@ -98,7 +98,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Train a quantized model further, its codes in place.",
             "trtq.commands.finetune:finetune",
             "FinetuneSpec",
-            "trtq.commands.finetune_record:FinetuneRecord",
+            "trtq.records.finetune:FinetuneRecord",
             FINETUNE_JSON,
         ),
         Verb(
@@ -164,7 +164,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
             "Accuracy of an ONNX file, agreement with another.",
             "trtq.commands.evaluate:evaluate",
             "EvaluateSpec",
-            "trtq.commands.evaluate:EvaluateRecord",
+            "trtq.records.evaluate:EvaluateRecord",
             EVALUATE_JSON,
         ),
         Verb(

@@ -6,9 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
+from trtq.artifact import (
+    Environment,
+    Record,
+    ensure_writable_dir,
+    environment,
+    header,
+    write_json,
+)
 from trtq.bench.gate import read_record
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
@@ -22,22 +27,19 @@ from trtq.specs import CompareSpec
 from trtq.terminal import stack
 
 
-class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CompareRecord(Record, frozen=True, kw_only=True):
     """The verdict on each file against the first.
 
     For two records: ``differences``, and the ratio of their medians in ``notes``.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     verdicts: list[Verdict]
     differences: list[str]
     notes: list[str]
     card: dict[str, Any]
     valid: bool
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -98,9 +100,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
             )
         valid = all(v.valid for v in verdicts)
     record = CompareRecord(
-        schema=SCHEMA,
-        verb="compare",
-        spec=msgspec.to_builtins(spec),
+        **header("compare", spec),
         verdicts=verdicts,
         differences=unlike,
         notes=notes,
@@ -112,7 +112,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
     if out is not None:
         write_json(out / COMPARE_JSON, record)
     try:
-        remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
+        remember_verdicts(verdicts, spec.batch, record.card, record.environment.time)
     except ArtifactError as exc:
         told.note(str(exc))
     return record
@@ -125,7 +125,7 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     """
     a, b = read_record(first), read_record(second)
     unlike = [f"card, {d}" for d in differences(a.card, b.card)]
-    packages = a.environment.get("packages", {}), b.environment.get("packages", {})
+    packages = a.environment.packages, b.environment.packages
     unlike += [f"package, {d}" for d in differences(*packages)]
     notes = []
     for x in a.rows:

@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
+from trtq.artifact import (
+    Environment,
+    Record,
+    check_record,
+    environment,
+    explain_os_error,
+    header,
+    read_json,
+)
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.bench.system_info import differences, incomplete
 from trtq.errors import ArtifactError, UsageError
@@ -37,20 +45,17 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
+class GateRecord(Record, frozen=True, kw_only=True):
     """Result of the gate: ``outcome`` is the worst of its checks.
 
     With any ``reasons`` the outcome is not valid, regardless of the checks.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     checks: list[Check]
     reasons: list[str]
     notes: list[str]
     outcome: Outcome
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def exit_code(self) -> int:
@@ -137,7 +142,7 @@ def gate(spec: GateSpec) -> GateRecord:
     ]
     unlike = differences(baseline.card, candidate.card)
     reasons += [f"the machines differ: {text}" for text in unlike]
-    packages = baseline.environment.get("packages", {}), candidate.environment.get("packages", {})
+    packages = baseline.environment.packages, candidate.environment.packages
     reasons += [
         f"the packages differ: {text}"
         for text in differences(*({k: v for k, v in p.items() if k != "trtq"} for p in packages))
@@ -161,9 +166,7 @@ def gate(spec: GateSpec) -> GateRecord:
     if reasons or (worst == "passed" and any(c.outcome == "not valid" for c in checks)):
         worst = "not valid"
     made = GateRecord(
-        schema=SCHEMA,
-        verb="gate",
-        spec=msgspec.to_builtins(spec),
+        **header("gate", spec),
         checks=checks,
         reasons=reasons,
         notes=notes,

@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 
 from trtq.artifact import (
-    SCHEMA,
     ensure_writable_dir,
     environment,
+    header,
     sha256_file,
     write_atomic,
     write_json,
@@ -100,9 +100,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
                 notes.append(f"no verdict on {path.name}: {said(exc)}")
     command = shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")])
     record = BenchRecord(
-        schema=SCHEMA,
-        verb="bench",
-        spec=msgspec.to_builtins(spec),
+        **header("bench", spec),
         command=command,
         rows=rows,
         verdicts=verdicts,

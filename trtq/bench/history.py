@@ -113,8 +113,8 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
                 "INSERT OR IGNORE INTO rows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
                 "?, ?)",
                 (
-                    sha256_bytes(text + card + str(record.environment["time"]).encode()),
-                    record.environment["time"],
+                    sha256_bytes(text + card + record.environment.time.encode()),
+                    record.environment.time,
                     row.file,
                     row.file_sha256,
                     row.device,

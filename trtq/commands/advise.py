@@ -8,12 +8,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
-from trtq.commands.layer_costs import Outline, outline, weights_of
+from trtq.artifact import Environment, Record, environment, header
+from trtq.commands.layer_costs import outline, weights_of
 from trtq.commands.loading import open_model, open_preprocess
 from trtq.commands.pricing import Pricing, uniform
 from trtq.cost.devices import Device, find_device
@@ -23,6 +22,7 @@ from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.known_records import read_known
+from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.search.options import HALF, BitConfig
 from trtq.specs import AdviseSpec, ModelInputSpec, option_words
@@ -75,7 +75,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AdviseRecord(Record, frozen=True, kw_only=True):
     """The matrix with the lines that fit; the first of them is the advice.
 
     Attributes:
@@ -83,9 +83,6 @@ class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what does not fit the table.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: str
     facts: Facts
     rows: list[Row]
@@ -93,7 +90,7 @@ class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     commands: list[str]
     notes: list[str]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -200,9 +197,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     taken = next(r for r in rows if r.applies)
     notes += _notes(facts, taken, device)
     return AdviseRecord(
-        schema=SCHEMA,
-        verb="advise",
-        spec=msgspec.to_builtins(spec),
+        **header("advise", spec),
         model=loaded.name,
         facts=facts,
         rows=rows,

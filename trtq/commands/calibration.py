@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import onnx
 import torch
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    Record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
+    header,
     locked,
     sha256_file,
     write_bytes,
     write_json,
 )
-from trtq.commands.records import FileRecord
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
@@ -36,6 +35,7 @@ from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
+from trtq.records.quantize import FileRecord
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
 
 PLACES = (
@@ -52,7 +52,7 @@ PLACES = (
 )
 
 
-class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CalibrationRecord(Record, frozen=True, kw_only=True):
     """What was written, and what could not be.
 
     Attributes:
@@ -64,16 +64,13 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
         files: written, by name.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     header: str
     tensors: int
     missing: dict[str, str]
     unused: list[str]
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def leftovers(self) -> list[str]:
@@ -137,9 +134,7 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(scales, number).encode())
     record = CalibrationRecord(
-        schema=SCHEMA,
-        verb="export-calib",
-        spec=msgspec.to_builtins(spec),
+        **header("export-calib", spec),
         header=f"TRT-{number}-{ENTROPY_2}",
         tensors=len(scales),
         missing=missing,
@@ -282,12 +277,10 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
             FP32: save_onnx(plain, out / FP32),
             ENCODINGS: encodings.save(out / ENCODINGS),
         }
-        header = f"TRT {shown(cache.version)} {cache.algorithm}"
+        cache_header = f"TRT {shown(cache.version)} {cache.algorithm}"
         record = CalibrationRecord(
-            schema=SCHEMA,
-            verb="import-calib",
-            spec=msgspec.to_builtins(spec),
-            header=header,
+            **header("import-calib", spec),
+            header=cache_header,
             tensors=len(done.activations),
             missing=done.missing,
             unused=done.unused,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
+from trtq.artifact import Environment, Record, environment, header
 from trtq.commands.allocation import read_allocation
 from trtq.commands.loading import open_model
 from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
@@ -76,7 +75,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     correction: Correction | None = None
 
 
-class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CostRecord(Record, frozen=True, kw_only=True):
     """What ``trtq cost`` counted for one image.
 
     Attributes:
@@ -89,15 +88,12 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what was done to read the model and its weights.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: str
     rows: list[CostRow]
     total: dict[str, float]
     relative: dict[str, float]
     how: str
-    environment: dict[str, Any]
+    environment: Environment
     latency: LatencyRecord | None = None
     engine: LatencyRecord | None = None
     notes: tuple[str, ...] = ()
@@ -179,9 +175,7 @@ def cost(spec: CostSpec) -> CostRecord:
     ]
     layers = [r.layer for r in rows]
     return CostRecord(
-        schema=SCHEMA,
-        verb="cost",
-        spec=msgspec.to_builtins(spec),
+        **header("cost", spec),
         model=counted.name,
         rows=rows,
         total={

@@ -16,9 +16,11 @@ import torch
 from torch import fx
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    Record,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     sha256_file,
     write_bytes,
@@ -27,7 +29,6 @@ from trtq.artifact import (
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
 from trtq.commands.opset import INT4_OPSET
-from trtq.commands.records import FileRecord
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
@@ -52,6 +53,7 @@ from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
+from trtq.records.quantize import FileRecord
 from trtq.specs import ExportSpec
 
 FIRST_INT4 = 80
@@ -109,7 +111,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {same}{sqnr}{found}"
 
 
-class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ExportRecord(Record, frozen=True, kw_only=True):
     """What ``trtq export`` wrote.
 
     Attributes:
@@ -117,15 +119,12 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
         images: that ranges were taken from and the files compared on.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     encodings_sha256: str
     profiles: list[ProfileRow]
     images: int
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -211,9 +210,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             for n in (*names, ENCODINGS)
         }
         record = ExportRecord(
-            schema=SCHEMA,
-            verb="export",
-            spec=msgspec.to_builtins(spec),
+            **header("export", spec),
             encodings_sha256=encodings.digest(),
             profiles=rows,
             images=sum(map(len, images)),

@@ -13,9 +13,9 @@ import msgspec
 import torch
 
 from trtq.artifact import (
-    SCHEMA,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     read_json,
     read_record,
@@ -23,11 +23,9 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.evaluate import EvaluateRecord, evaluate
-from trtq.commands.finetune_record import FinetuneRecord
+from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
 from trtq.commands.opset import check_files, opset_of
-from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_targets
@@ -41,8 +39,11 @@ from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known
 from trtq.models.user_code import import_named, source_digest
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.finetune import FinetuneRecord
+from trtq.records.quantize import FileRecord
 from trtq.report.figures import training_figure
 from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec
@@ -410,9 +411,7 @@ class _Job:
         self.clock.lap("export")
         evaluation = self._evaluate()
         record = FinetuneRecord(
-            schema=SCHEMA,
-            verb="finetune",
-            spec=msgspec.to_builtins(spec),
+            **header("finetune", spec),
             model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin},
             data=describe(self.source),
             preprocess=self.preprocess,

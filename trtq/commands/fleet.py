@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, write_json
+from trtq.artifact import ensure_writable_dir, environment, header, locked, write_json
 from trtq.commands.deploy import deploy, name_of, power_of, require_mode
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
@@ -86,9 +86,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
         with ThreadPoolExecutor(max_workers=len(devices)) as pool:
             done = list(pool.map(work, devices))
         record = FleetRecord(
-            schema=SCHEMA,
-            verb="fleet",
-            spec=msgspec.to_builtins(spec),
+            **header("fleet", spec),
             rows=[r for rows, _ in done for r in rows],
             records=[p for _, paths in done for p in paths],
             seconds=round(time.perf_counter() - began, 3),

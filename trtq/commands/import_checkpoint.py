@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from safetensors.torch import save
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    Record,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     sha256_file,
     write_bytes,
     write_json,
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.records import FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
@@ -39,13 +39,14 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
+from trtq.records.quantize import FileRecord
 from trtq.specs import ImportCheckpointSpec
 
 WEIGHTS = "weights.safetensors"
 EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
 
 
-class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ImportRecord(Record, frozen=True, kw_only=True):
     """What ``trtq import-checkpoint`` took over.
 
     Attributes:
@@ -56,9 +57,6 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
         parity: torch against ONNX Runtime on the exported file.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     tool: str
     quantizers: int
     left_in_float: dict[str, str]
@@ -66,7 +64,7 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityRecord
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -134,9 +132,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
-            schema=SCHEMA,
-            verb="import-checkpoint",
-            spec=msgspec.to_builtins(spec),
+            **header("import-checkpoint", spec),
             tool=found.tool,
             quantizers=len(encodings.amax),
             left_in_float=dict(encodings.left_in_float),

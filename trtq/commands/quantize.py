@@ -7,15 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
 import onnx
 import torch
 from torch import fx
 
 from trtq.artifact import (
-    SCHEMA,
     ensure_writable_dir,
     environment,
+    header,
     leftovers,
     locked,
     sha256_file,
@@ -23,15 +22,6 @@ from trtq.artifact import (
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
 from trtq.commands.ptq_flow import Attempt, Inputs, attempt, check_spec, fitting
-from trtq.commands.records import (
-    Clock,
-    FileRecord,
-    FloatRecord,
-    PresetRecord,
-    QuantizeRecord,
-    QuantizerRecord,
-    TryRecord,
-)
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
@@ -52,12 +42,20 @@ from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
+from trtq.records.quantize import (
+    FileRecord,
+    FloatRecord,
+    PresetRecord,
+    QuantizeRecord,
+    QuantizerRecord,
+    TryRecord,
+)
 from trtq.specs import QuantizeSpec
 
 FEW_IMAGES = 32
@@ -257,9 +255,7 @@ class _Job:
     ) -> QuantizeRecord:
         captured = inputs.captured
         return QuantizeRecord(
-            schema=SCHEMA,
-            verb="quantize",
-            spec=msgspec.to_builtins(self.spec),
+            **header("quantize", self.spec),
             model={
                 "name": self.loaded.name,
                 "weights": self.loaded.weights,

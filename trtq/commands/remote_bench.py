@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment, write_json
+from trtq.artifact import environment, header, write_json
 from trtq.bench.record import BenchRecord
 from trtq.commands.deploy import deploy
 from trtq.deploy.board import Board
@@ -83,9 +83,7 @@ def bench_there(spec: BenchSpec, progress: Progress | None = None) -> BenchRecor
             f"Nothing was measured on {spec.device}", "; ".join(records[-1].unavailable.values())
         )
     record = BenchRecord(
-        schema=SCHEMA,
-        verb="bench",
-        spec=msgspec.to_builtins(spec),
+        **header("bench", spec),
         command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
         rows=rows,
         verdicts=[],

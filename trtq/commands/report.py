@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment
+from trtq.artifact import (
+    Environment,
+    Record,
+    ensure_writable_dir,
+    ensure_writable_file,
+    environment,
+    header,
+)
 from trtq.errors import UsageError
 from trtq.files import FINETUNE_JSON, QUANTIZE_JSON, REPORT_HTML
 from trtq.report.page import write_page, write_runs_page
@@ -15,16 +19,13 @@ from trtq.report.summary import summarize_run
 from trtq.specs import ReportSpec
 
 
-class ReportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ReportRecord(Record, frozen=True, kw_only=True):
     """The page, and the sentence at its head."""
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     page: str
     bytes: int
     verdict: str
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -66,9 +67,7 @@ def write_report(spec: ReportSpec) -> ReportRecord:
     else:
         verdict = write_runs_page(folders, page, title=spec.title or f"{len(folders)} runs")
     return ReportRecord(
-        schema=SCHEMA,
-        verb="report",
-        spec=msgspec.to_builtins(spec),
+        **header("report", spec),
         page=str(page),
         bytes=page.stat().st_size,
         verdict=verdict,

@@ -18,6 +18,7 @@ from trtq.artifact import (
     digest_of,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     package_version,
     read_record,
@@ -26,15 +27,12 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.allocate import decide, shown
-from trtq.commands.allocation import AllocatedLayer, AllocateRecord
-from trtq.commands.analyze import AnalyzeRecord, analyze
+from trtq.commands.analyze import analyze
 from trtq.commands.candidate import Candidate
-from trtq.commands.evaluate import EvaluateRecord, evaluate
+from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels, uniform
 from trtq.commands.quantize import quantize
-from trtq.commands.records import QuantizeRecord
-from trtq.commands.search_record import Constraint, Reference, SearchRecord, Try
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
 from trtq.data.answers import ANSWER, HAVE_PREDICTIONS, percent_words
@@ -60,6 +58,11 @@ from trtq.files import (
 )
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
+from trtq.records.allocate import AllocatedLayer, AllocateRecord
+from trtq.records.analyze import AnalyzeRecord
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.quantize import QuantizeRecord
+from trtq.records.search import Constraint, Reference, SearchRecord, Try
 from trtq.search.budgets import (
     LATENCY,
     NAMES,
@@ -481,9 +484,7 @@ class _Job:
         self._write_frontier(chosen, candidate)
         constraints = self._constraints(chosen, candidate)
         return SearchRecord(
-            schema=SCHEMA,
-            verb="search",
-            spec=msgspec.to_builtins(self.spec),
+            **header("search", self.spec),
             images=self.images,
             reference=msgspec.convert(self.reference, Reference),
             constraints=constraints,

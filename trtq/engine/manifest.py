@@ -11,7 +11,15 @@ from typing import Any
 
 import msgspec
 
-from trtq.artifact import decode_json, require_schema, sha256_bytes, sha256_file, size_words
+from trtq.artifact import (
+    Environment,
+    Record,
+    decode_json,
+    require_schema,
+    sha256_bytes,
+    sha256_file,
+    size_words,
+)
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.plan_text import PlanAudit
@@ -25,7 +33,7 @@ NAMED = {
 }  # what every reader takes
 
 
-class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
+class EngineManifest(Record, frozen=True, kw_only=True):
     """What FILE.engine.json says.
 
     Attributes:
@@ -53,9 +61,6 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         notes: what a user was told.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     engine_sha256: str
     engine_bytes: int
     builder: dict[str, str]
@@ -82,7 +87,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     workspace: int | None = None
     notes: list[str] = []
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     def __post_init__(self) -> None:
         for field, names in NAMED.items():

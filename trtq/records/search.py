@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
+
+from trtq.artifact import Environment, Record
 
 
 class Try(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +73,7 @@ class Reference(TypedDict):
     costs: dict[str, float]
 
 
-class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SearchRecord(Record, frozen=True, kw_only=True):
     """What ``trtq search`` tried and chose.
 
     Attributes:
@@ -85,9 +87,6 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what a user must know.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     reference: Reference
     images: int
     constraints: list[Constraint]
@@ -97,7 +96,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     qdq_sha256: str
     notes: list[str]
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     def __post_init__(self) -> None:
         if not any(t.label == self.chosen for t in self.tries):
