@@ -53,7 +53,6 @@ from trtq.files import (
     STAGES,
     bench_json,
 )
-from trtq.models.user_code import source_digest
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
@@ -68,6 +67,7 @@ from trtq.specs import (
     QuantizeSpec,
     Spec,
 )
+from trtq.user_code import source_digest
 from trtq.version import __version__
 
 

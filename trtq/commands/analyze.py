@@ -154,7 +154,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     # matplotlib is slow to import, and only this line needs it.
     from trtq.report.figures import sensitivity_figure
 
-    figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
+    figure = sensitivity_figure(record.layers, record.bits, spec.metric)
     write_bytes(out.with_suffix(".svg"), figure.encode())
     return record
 

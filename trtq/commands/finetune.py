@@ -38,7 +38,6 @@ from trtq.files import CURVES_SVG, EVALUATE_JSON, FINETUNE_JSON, FP32, LOCK, QDQ
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known
-from trtq.models.user_code import import_named, source_digest
 from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.records.evaluate import EvaluateRecord
@@ -50,6 +49,7 @@ from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Examples, Trainer
 from trtq.train.training_graph import TrainingGraph
+from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
 CHECKPOINT = "checkpoint"

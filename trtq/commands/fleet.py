@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from trtq.artifact import ensure_writable_dir, environment, header, locked, write_json
 from trtq.commands.deploy import deploy, name_of, power_of, require_mode
 from trtq.deploy.agent_client import Agent
@@ -93,7 +91,7 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
             environment=environment(),
         )
         write_json(out / FLEET_JSON, record)
-        write_fleet_page(msgspec.to_builtins(record), out / FLEET_HTML)
+        write_fleet_page(record, out / FLEET_HTML)
     return record
 
 
@@ -129,14 +127,7 @@ def _one(
             record: DeployRecord = deploy(
                 DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told
             )
-            rows += fleet_rows(
-                device.name,
-                str(record.board["model"]),
-                name,
-                record.manifest,
-                record.rows,
-                doubt=record.disagreement,
-            )
+            rows += record.table(name)
             paths.append(f"{device.name}/{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
             told.note(str(exc))

@@ -35,6 +35,7 @@ from trtq.paths import path_variable
 from trtq.progress import Clock, Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
+from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
@@ -292,9 +293,7 @@ def _calibrate(
             ),
             "images": inputs.source.digest(inputs.indices),
             "preprocessing": digest_of(msgspec.to_builtins(inputs.preprocess)),
-            "calibrator": f"percentile {spec.percentile!r}"
-            if spec.calibrator == "percentile"
-            else spec.calibrator,
+            "calibrator": calibrator_key(spec.calibrator, spec.percentile),
             "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch "
             f"{package_version('torch')}",
         }

@@ -62,7 +62,15 @@ from trtq.records.allocate import AllocatedLayer, AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.quantize import QuantizeRecord
-from trtq.records.search import Constraint, Reference, SearchRecord, Try
+from trtq.records.search import (
+    Constraint,
+    Frontier,
+    FrontierPoint,
+    Predicted,
+    Reference,
+    SearchRecord,
+    Try,
+)
 from trtq.search.budgets import (
     LATENCY,
     NAMES,
@@ -514,45 +522,41 @@ class _Job:
             ),
         ]
         axes = list(dict.fromkeys(axes))
-        points: list[dict[str, Any]] = [
-            {
-                "label": t.label,
-                "model": t.model,
-                "accuracy": t.accuracy,
-                "change": t.change,
-                "widths": t.widths,
-                "methods": t.methods,
-                "costs": {a: t.costs[a] / self._unit(a)[0] for a in axes},
-                "dominated": {},
-            }
-            for t in self.tries
+        costs = [{a: t.costs[a] / self._unit(a)[0] for a in axes} for t in self.tries]
+        flags = {
+            a: dominated([(c[a], t.accuracy) for c, t in zip(costs, self.tries, strict=True)])
+            for a in axes
+        }
+        points = [
+            FrontierPoint(
+                label=t.label,
+                model=t.model,
+                accuracy=t.accuracy,
+                change=t.change,
+                widths=t.widths,
+                methods=t.methods,
+                costs=costs[i],
+                dominated={a: flags[a][i] for a in axes},
+            )
+            for i, t in enumerate(self.tries)
         ]
-        for a in axes:
-            flags = dominated([(p["costs"][a], p["accuracy"]) for p in points])
-            for p, flag in zip(points, flags, strict=True):
-                p["dominated"][a] = flag
-        predicted = self._predicted(chosen, candidate)
-        units = {a: self._unit(a)[1] for a in axes}
-        limits = {a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets}
-        write_json(
-            self.out / FRONTIER_JSON,
-            {
-                "measure": self.reference["measure"],
-                "units": units,
-                "limits": limits,
-                "chosen": chosen.label,
-                "points": points,
-                "predicted": predicted,
-            },
+        frontier = Frontier(
+            measure=self.reference["measure"],
+            units={a: self._unit(a)[1] for a in axes},
+            limits={a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets},
+            chosen=chosen.label,
+            points=points,
+            predicted=self._predicted(chosen, candidate),
         )
+        write_json(self.out / FRONTIER_JSON, frontier)
         for a in axes:
             figure = frontier_figure(
                 points,
                 a,
-                measure=self.reference["measure"],
-                chosen=chosen.label,
-                limit=limits.get(a),
-                unit=units[a],
+                measure=frontier.measure,
+                chosen=frontier.chosen,
+                limit=frontier.limits.get(a),
+                unit=frontier.units[a],
             )
             write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
 
@@ -566,7 +570,7 @@ class _Job:
             else (self.full[budget], "of the float model, predicted")
         )
 
-    def _predicted(self, chosen: Try, candidate: Candidate) -> dict[str, Any]:
+    def _predicted(self, chosen: Try, candidate: Candidate) -> Predicted:
         """Return the chosen model's allocations that the metric cannot better at their size.
 
         The chosen allocation is returned, too.
@@ -583,12 +587,12 @@ class _Job:
             "cost": chosen.costs["size"] / 1e6,
             "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken),
         }
-        return {
-            "axis": "size",
-            "metric": analysis.metric,
-            "at": at,
-            "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
-        }
+        return Predicted(
+            axis="size",
+            metric=analysis.metric,
+            at=at,
+            front=[{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
+        )
 
     def _best(self) -> Try:
         """Return the best try that meets every constraint.

@@ -76,6 +76,17 @@ class DeployRecord(Record, frozen=True, kw_only=True):
             not self.spec.get("bench", True) or all(r.valid for r in self.rows)
         )
 
+    def table(self, model: str) -> list[FleetRow]:
+        """Return the rows of a table of devices, with ``model`` as the model's name."""
+        return fleet_rows(
+            self.device,
+            str(self.board["model"]),
+            model,
+            self.manifest,
+            self.rows,
+            doubt=self.disagreement,
+        )
+
     @property
     def disagreement(self) -> str:
         """Why the engine's answers are not those of the ONNX file.

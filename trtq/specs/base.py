@@ -6,12 +6,13 @@ A spec is checked when it is made, and made from the texts of a command line or 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from trtq import extensions
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 
@@ -30,6 +31,36 @@ def PathDoc(description: str) -> Meta:  # noqa: N802 - beside Doc, in annotation
     return Meta(description=description, extra={"path": True})
 
 
+def open_choice(kind: str, *names: str) -> Meta:
+    """Describe a field that takes one of ``names``, or an extension of a kind."""
+    return Meta(extra={"kind": kind, "names": names})
+
+
+def require_choice(option: str, value: str, kind: str, names: Sequence[str]) -> None:
+    """Refuse a value that is neither one of ``names`` nor an extension.
+
+    Raises:
+        UsageError: the nearest are suggested.
+    """
+    if value not in names and not extensions.is_known(kind, value):
+        known = (*names, *extensions.installed(kind))
+        raise UsageError(
+            f"Cannot use {option} {value}",
+            f"known are {', '.join(known)}",
+            suggest(value, known),
+        )
+
+
+def choice_of(hint: Any) -> tuple[str, tuple[str, ...]] | None:
+    """Return kind and names of a field made with :func:`open_choice`, None for other fields."""
+    if get_origin(hint) is not Annotated:
+        return None
+    inner, *metas = get_args(hint)
+    extras = (m.extra for m in metas if isinstance(m, Meta) and m.extra and "kind" in m.extra)
+    extra = next(extras, None)
+    return choice_of(inner) if extra is None else (extra["kind"], extra["names"])
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
 
@@ -39,6 +70,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)
+            choice = choice_of(kind)
+            if choice is not None:
+                require_choice(option_name(name), value, *choice)
             if isinstance(value, Spec) or (
                 isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)
             ):
