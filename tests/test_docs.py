@@ -145,27 +145,3 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
         "TrtqError",
         "__version__",
     }  # the errors are there as a room
-
-
-def test_the_example_method_runs(images, tmp_path, monkeypatch):
-    from tests.conftest import spec
-    from trtq import quantize
-    from trtq.methods import registry
-
-    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S).group(
-        1
-    )
-    (tmp_path / "widen_example.py").write_text(block)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry, "METHODS", {**registry.METHODS, "widen": "widen_example"})
-    plain = quantize(spec(images, tmp_path / "a"))
-    wide = quantize(
-        spec(images, tmp_path / "b", method=["widen"], method_arg={"widen.factor": 1.5})
-    )
-    before, after = (
-        {q.name: q.amax for q in r.quantizers if q.role == "input"} for r in (plain, wide)
-    )
-    assert all(
-        after[name] == pytest.approx(1.5 * before[name], rel=2e-3) for name in before
-    )  # scales go to the next FP16 number
-    assert wide.methods[0].did == {"factor": 1.5}

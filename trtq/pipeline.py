@@ -39,6 +39,7 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.extensions import identity
 from trtq.files import (
     CURVES_SVG,
     DEPLOYED,
@@ -53,7 +54,9 @@ from trtq.files import (
     STAGES,
     bench_json,
 )
+from trtq.methods.registry import METHODS
 from trtq.progress import Progress, Silent
+from trtq.quant.calibrators import CALIBRATORS
 from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
 from trtq.report.page import write_page
@@ -307,6 +310,7 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
             },
             "images": fingerprint(spec.data, spec.class_index, note),
             "allocation": _digest_or_none(spec.allocation),
+            **_extensions_of(spec),
         }
 
     def work() -> Outcome:
@@ -315,6 +319,13 @@ def _quantize_stage(recipe: Recipe, out: Path, progress: Progress, note: Note) -
     return Stage(
         "quantize", inputs, tuple(out / n for n in (FP32, QDQ, ENCODINGS, QUANTIZE_JSON)), work
     )
+
+
+def _extensions_of(spec: QuantizeSpec) -> dict[str, list[str]]:
+    """Return the identity of every method and calibrator from outside trtq, {} for none."""
+    named = [("methods", n) for n in spec.method if n not in METHODS]
+    named += [("calibrators", spec.calibrator)] if spec.calibrator not in CALIBRATORS else []
+    return {"extensions": [identity(kind, n) for kind, n in named]} if named else {}
 
 
 def _shipped(recipe: Recipe, out: Path) -> Path:

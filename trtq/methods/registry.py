@@ -5,6 +5,7 @@ Others come from outside, by ``module:name`` or by an entry point of the group `
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def get_method(name: str) -> Method:
             f"Cannot use the method {name!r}",
             f"it is of type {type(extension).__name__}, expected trtq.methods.base.Method",
         )
-    return extension
+    return dataclasses.replace(extension, name=name)
 
 
 def known_methods() -> list[str]:
@@ -106,8 +107,6 @@ def _split(key: str, names: Iterable[str]) -> tuple[str, str]:
     for name in names:
         if key.startswith(f"{name}."):
             return name, key[len(name) + 1 :]
-        if ":" in name and key.startswith(f"{get_method(name).name}."):
-            return name, key.partition(".")[2]
     method, _, argument = key.partition(".")
     return method, argument
 
