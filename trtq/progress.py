@@ -69,10 +69,16 @@ class Notes:
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds per step."""
+    """Seconds per step, and in all."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return round(time.perf_counter() - self.began, 3)
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap under ``name``."""

@@ -140,7 +140,7 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         missing=missing,
         unused=unused,
         notes=notes,
-        files={out.name: FileRecord(sha256=sha256_file(out), bytes=out.stat().st_size)},
+        files={out.name: FileRecord.of(out)},
         environment=environment(),
     )
     write_json(out.with_name(out.name + ".json"), record)
@@ -286,10 +286,7 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
             unused=done.unused,
             notes=done.notes,
             environment=environment(),
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
         )
         write_json(out / IMPORT_JSON, record)
     for line in done.notes:

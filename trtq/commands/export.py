@@ -22,7 +22,6 @@ from trtq.artifact import (
     environment,
     header,
     locked,
-    sha256_file,
     write_bytes,
     write_json,
 )
@@ -205,10 +204,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
                 *((r.cache, r.cache.replace(".cache", ".fp32.onnx")) if r.cache else ()),
             )
         ]
-        files = {
-            n: FileRecord(sha256=sha256_file(out / n), bytes=(out / n).stat().st_size)
-            for n in (*names, ENCODINGS)
-        }
+        files = {n: FileRecord.of(out / n) for n in (*names, ENCODINGS)}
         record = ExportRecord(
             **header("export", spec),
             encodings_sha256=encodings.digest(),

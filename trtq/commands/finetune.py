@@ -435,10 +435,7 @@ class _Job:
             codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()},
             parity=parity,
             evaluation=evaluation,
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
             notes=self.note.lines,
             seconds=self.clock.seconds,
             environment=environment(),

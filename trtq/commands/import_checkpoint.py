@@ -139,10 +139,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             unused=unused,
             parity=parity,
             notes=note.lines,
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
             environment=environment(),
         )
         write_json(out / IMPORT_JSON, record)

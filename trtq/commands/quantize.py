@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +11,12 @@ import torch
 from torch import fx
 
 from trtq.artifact import (
-    ensure_writable_dir,
     environment,
     header,
-    leftovers,
-    locked,
-    sha256_file,
-    write_json,
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
 from trtq.commands.ptq_flow import Attempt, Inputs, attempt, check_spec, fitting
+from trtq.commands.workspace import Workspace, file_records
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
@@ -37,12 +32,12 @@ from trtq.export.parity import (
     require_same_float,
     require_varying,
 )
-from trtq.files import ENCODINGS, FP32, LOCK, MODEL_FILES, QDQ, QUANTIZE_JSON, STAGING
+from trtq.files import ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
-from trtq.progress import Clock, Notes, Progress, Silent
+from trtq.progress import Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
@@ -75,12 +70,8 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     """
     check_spec(spec)
     job = _Job(spec, progress or Silent())
-    with locked(job.out / LOCK, waiting=job.progress.note):
-        for folder in (job.out, job.out / STAGING):
-            for left in leftovers(
-                folder, (*MODEL_FILES, QUANTIZE_JSON)
-            ):  # of a run that was killed
-                left.unlink()
+    with job.work.locked():
+        job.work.remove_leftovers(MODEL_FILES)
         inputs = job.capture()
         fp32 = inputs.export(inputs.captured.module, spec, precision="fp32")
         require_same_float(
@@ -97,8 +88,8 @@ class _Job:
 
     def __init__(self, spec: QuantizeSpec, progress: Progress) -> None:
         self.spec, self.progress = spec, progress
-        self.clock, self.note = Clock(), Notes(progress.note)
-        self.out = ensure_writable_dir(Path(spec.out))
+        self.work = Workspace(Path(spec.out), QUANTIZE_JSON, progress)
+        self.clock, self.note = self.work.clock, self.work.note
         self.source = open_source(spec.data, spec.class_index, self.note)
         self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
@@ -230,24 +221,15 @@ class _Job:
             if said:
                 self.note(said)
         self.clock.lap("half ranges")
-        staging = ensure_writable_dir(self.out / STAGING)
-        paths = {
-            FP32: save_onnx(fp32, staging / FP32),
-            QDQ: save_onnx(done.qdq, staging / QDQ),
-            ENCODINGS: done.encodings.save(staging / ENCODINGS),
-        }
+        staging = self.work.staging()
+        paths = (
+            save_onnx(fp32, staging / FP32),
+            save_onnx(done.qdq, staging / QDQ),
+            done.encodings.save(staging / ENCODINGS),
+        )
         self.clock.lap("write")
-        files = {
-            n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()
-        }
-        write_json(staging / QUANTIZE_JSON, record := self._record(inputs, done, files))
-        # Everything is on the disk: now the old record goes, the files move, the new record comes
-        # last and vouches for them.
-        (self.out / QUANTIZE_JSON).unlink(missing_ok=True)
-        for name in (*files, QUANTIZE_JSON):
-            (staging / name).replace(self.out / name)
-        with contextlib.suppress(OSError):  # it holds files of another origin
-            staging.rmdir()
+        record = self._record(inputs, done, file_records(paths))
+        self.work.publish(record.files, record)
         return record
 
     def _record(

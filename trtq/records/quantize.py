@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtq.artifact import Environment, Record
+from trtq.artifact import Environment, Record, sha256_file
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 
@@ -89,6 +90,11 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     sha256: str
     bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Return the record of the file ``path``."""
+        return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 class QuantizeRecord(Record, frozen=True, kw_only=True):
