@@ -285,59 +285,50 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
     return notes
 
 
+PTQ = {
+    "Standard PTQ": ("--high-precision", "@anchors"),
+    "PTQ + Clipping": ("--calibrator", "mse"),
+}  # options of trtq quantize, by strategy
+
+
 def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
-    given = msgspec.to_builtins(spec)
-    named = (
-        f.name
-        for f in msgspec.structs.fields(ModelInputSpec)
-        if f.name != "model" and given[f.name] != f.default
-    )
-    model = [spec.model, *(w for name in named for w in option_words(name, given[name]))]
-    accuracy = [
-        "--min-accuracy",
-        f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}",
-    ]
-    budgets = [w for b in spec.budget for w in ("--budget", b)]
+    """Return the command lines of a strategy."""
+    model = _model_words(spec)
+    if strategy in PTQ:
+        return [_line("quantize", *model, *PTQ[strategy], "--out", "out")]
     if strategy.startswith("FP16"):
         build = (
-            f"trtq build out/{FP32} --precision fp16 --backend trtexec --target TARGET "
-            "--out out/model.engine"
+            f"trtq build out/{FP32} --precision fp16 --backend trtexec "
+            f"--target {spec.target or 'TARGET'} --out out/model.engine"
         )
-        return [
-            shlex.join(["trtq", "quantize", *model, "--out", "out"]),
-            build.replace("TARGET", spec.target or "TARGET"),
-        ]
-    if strategy == "Standard PTQ":
-        return [
-            shlex.join(["trtq", "quantize", *model, "--high-precision", "@anchors", "--out", "out"])
-        ]
-    if strategy == "PTQ + Clipping":
-        return [shlex.join(["trtq", "quantize", *model, "--calibrator", "mse", "--out", "out"])]
-    widths = (
-        ["--bits", "8,fp16"]
-        if (facts.bits or 0) >= 8
-        else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
-    )
-    widths += ["--target", spec.target] if spec.target else []
+        return [_line("quantize", *model, "--out", "out"), build]
+    search = _line("search", *model, *_search_words(spec, facts), "--out", "out")
+    if not strategy.startswith("QAT"):
+        return [search]
+    data = ("--data", spec.train) if spec.train else ()
+    start = ("--encodings", f"out/{ENCODINGS}", "--out", "qat")
+    return [search, _line("finetune", *model, *data, *start)]
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["trtq", *words])
+
+
+def _model_words(spec: AdviseSpec) -> list[str]:
+    """Return the words that name the model and its images."""
+    given = msgspec.to_builtins(spec)
+    fields = [f for f in msgspec.structs.fields(ModelInputSpec) if f.name != "model"]
+    changed = [f.name for f in fields if given[f.name] != f.default]
+    return [spec.model, *(w for name in changed for w in option_words(name, given[name]))]
+
+
+def _search_words(spec: AdviseSpec, facts: Facts) -> list[str]:
+    """Return the budgets, the accuracy and the widths of a search."""
+    words = [w for budget in spec.budget for w in ("--budget", budget)]
+    accuracy = spec.min_accuracy if spec.min_accuracy is not None else -1.0
+    words += ["--min-accuracy", f"{accuracy:g}"]
     if not spec.budget:
-        accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
-    commands = [
-        shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])
-    ]
-    if strategy.startswith("QAT"):
-        trained = ["--data", spec.train] if spec.train else []
-        commands.append(
-            shlex.join(
-                [
-                    "trtq",
-                    "finetune",
-                    *model,
-                    *trained,
-                    "--encodings",
-                    f"out/{ENCODINGS}",
-                    "--out",
-                    "qat",
-                ]
-            )
-        )
-    return commands
+        words += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
+    bits = facts.bits or 0
+    words += ["--bits", "8,fp16" if bits >= 8 else "4,6,8" if bits >= 4 else "2,4,6,8"]
+    return words + (["--target", spec.target] if spec.target else [])
