@@ -57,15 +57,3 @@ def known(content: dict[str, Any], path: Path, *verbs: str, kind: str = "record"
             f"it is of trtq {verb}, expected trtq {' or '.join(verbs)}",
         )
     return check_record(content, path, record_type(verb), kind=kind)
-
-
-def read_checked(path: Path, *verbs: str, kind: str = "") -> dict[str, Any]:
-    """Return the record in ``path`` as plain JSON, after the same checks as :func:`read_known`.
-
-    Raises:
-        ArtifactError: missing, damaged, of a newer trtq, or of another verb.
-    """
-    kind = kind or f"{verbs[0]} record" if verbs else "record"
-    content = read_json(path, kind=kind)
-    known(content, path, *verbs, kind=kind)
-    return content

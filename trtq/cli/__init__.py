@@ -115,7 +115,6 @@ def run_command(words: list[str]) -> int:
     Args:
         words: without the name of the program.
     """
-    failed = FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)
     try:
         code = cli.main(words, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -129,11 +128,18 @@ def run_command(words: list[str]) -> int:
         _show_usage(exc)
         return 2
     except Exception as exc:
-        error = exc if isinstance(exc, TrtqError) else explain_system(exc)
-        if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
-            say("".join(traceback.format_exception(exc)), err=True, lines=True)
-        say(f"trtq: {error or _bug(exc)}", err=True)
-        return error.exit_code if error is not None and error.exit_code != 1 else failed
+        return _show_error(exc, words)
+
+
+def _show_error(exc: Exception, words: list[str]) -> int:
+    """Print an error and return the exit code."""
+    error = exc if isinstance(exc, TrtqError) else explain_system(exc)
+    if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
+        say("".join(traceback.format_exception(exc)), err=True, lines=True)
+    say(f"trtq: {error or _bug(exc)}", err=True)
+    if error is not None and error.exit_code != 1:
+        return error.exit_code
+    return FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)
 
 
 def _show_usage(exc: click.ClickException) -> None:
