@@ -443,6 +443,18 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
 
 
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One written file."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Return the record of the file ``path``."""
+        return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
 class Header(TypedDict):
     """The first fields of a record, as keyword arguments."""
 

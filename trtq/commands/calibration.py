@@ -13,6 +13,7 @@ import torch
 
 from trtq.artifact import (
     Environment,
+    FileRecord,
     Record,
     ensure_writable_dir,
     ensure_writable_file,
@@ -35,7 +36,6 @@ from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
-from trtq.records.quantize import FileRecord
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
 
 PLACES = (

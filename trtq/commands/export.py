@@ -17,6 +17,7 @@ from torch import fx
 
 from trtq.artifact import (
     Environment,
+    FileRecord,
     Record,
     ensure_writable_dir,
     environment,
@@ -52,7 +53,6 @@ from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
-from trtq.records.quantize import FileRecord
 from trtq.specs import ExportSpec
 
 FIRST_INT4 = 80

@@ -13,6 +13,7 @@ import msgspec
 import torch
 
 from trtq.artifact import (
+    FileRecord,
     ensure_writable_dir,
     environment,
     header,
@@ -42,7 +43,6 @@ from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
-from trtq.records.quantize import FileRecord
 from trtq.report.figures import training_figure
 from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec

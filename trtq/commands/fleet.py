@@ -24,7 +24,7 @@ from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
 from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
 from trtq.progress import Progress, Silent
-from trtq.report.page import write_fleet_page
+from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 
 Done = tuple[list[FleetRow], list[str]]

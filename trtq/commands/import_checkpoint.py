@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from trtq.artifact import (
     Environment,
+    FileRecord,
     Record,
     ensure_writable_dir,
     environment,
@@ -39,7 +40,6 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
-from trtq.records.quantize import FileRecord
 from trtq.specs import ImportCheckpointSpec
 
 WEIGHTS = "weights.safetensors"

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from trtq.artifact import (
+    FileRecord,
     environment,
     header,
 )
@@ -44,7 +45,6 @@ from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
 from trtq.records.quantize import (
-    FileRecord,
     FloatRecord,
     PresetRecord,
     QuantizeRecord,

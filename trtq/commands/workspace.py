@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trtq.artifact import Record, ensure_writable_dir, leftovers, locked, write_json
+from trtq.artifact import FileRecord, Record, ensure_writable_dir, leftovers, locked, write_json
 from trtq.files import LOCK, STAGING
 from trtq.progress import Clock, Notes, Progress
-from trtq.records.quantize import FileRecord
 
 
 class Workspace:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtq.artifact import Environment, Record
+from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 from trtq.records.evaluate import EvaluateRecord
-from trtq.records.quantize import FileRecord
 
 
 class FinetuneRecord(Record, frozen=True, kw_only=True):

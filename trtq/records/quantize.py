@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtq.artifact import Environment, Record, sha256_file
+from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 
@@ -83,18 +82,6 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     taken: str
     high_precision: list[str]
     attention: str
-
-
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One written file."""
-
-    sha256: str
-    bytes: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Return the record of the file ``path``."""
-        return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
 
 
 class QuantizeRecord(Record, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from trtq.artifact import Environment, check_record, read_json, read_record
+from trtq.artifact import Environment, FileRecord, check_record, read_json, read_record
 from trtq.bench.record import BenchRecord
 from trtq.engine.manifest import EngineManifest
 from trtq.files import (
@@ -30,7 +30,7 @@ from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
-from trtq.records.quantize import FileRecord, QuantizeRecord
+from trtq.records.quantize import QuantizeRecord
 from trtq.records.search import Frontier, SearchRecord
 
 T = TypeVar("T")

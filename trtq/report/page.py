@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from trtq.artifact import Record, size_words, write_bytes
+from trtq.artifact import write_bytes
 from trtq.bench.record import BenchRecord
-from trtq.data.answers import percent_words
-from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow
+from trtq.deploy.record import DeployRecord, FleetRow
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import ArtifactError, listed
 from trtq.files import DEPLOYED
@@ -30,10 +29,10 @@ from trtq.report.figures import (
     training_figure,
 )
 from trtq.report.layers import layers_of
+from trtq.report.render import command_of, render
 from trtq.report.run_comparison import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
-from trtq.terminal import visible
 from trtq.version import __version__
 
 LABELS = {
@@ -56,27 +55,7 @@ TRAINING_SETTINGS = (
     "class_weights",
 )
 TEMPLATE = "page.html.j2"
-ARGUMENTS = {"evaluate": "onnx", "build": "onnx", "bench": "file"}  # positional; else the model
 Stage = QuantizeRecord | FinetuneRecord | EvaluateRecord | EngineManifest | BenchRecord
-
-
-def _render(template: str, **values: Any) -> bytes:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain
-    )
-    environment.filters["size"] = size_words
-    environment.filters["percent"] = percent_words
-    return environment.get_template(template).render(**values).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as the page shows it.
-
-    Characters that would reorder or hide a line are written out.
-    """
-    return visible(value, lines=True) if type(value) is str else value
 
 
 def write_page(folder: Path, page: Path, *, title: str) -> Path:
@@ -93,7 +72,7 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
     run = summarize_run(folder)
     layers = layers_of(run)
     quantizers = run.quantize.quantizers
-    text = _render(
+    text = render(
         TEMPLATE,
         title=title,
         run=run,
@@ -133,7 +112,7 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     """
     runs = [summarize_run(f) for f in folders]
     found = compare_runs(folders, runs)
-    text = _render(
+    text = render(
         "runs.html.j2",
         title=title,
         c=found,
@@ -142,30 +121,6 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     )
     write_bytes(page, text)
     return found.verdict
-
-
-def write_fleet_page(record: FleetRecord, page: Path) -> Path:
-    """Write the table of a fleet to ``page`` and return it."""
-    text = _render(
-        "fleet.html.j2",
-        title="Boards",
-        rows=record.rows,
-        verdict=_fleet_verdict(record.rows),
-        command=_command(record, f"fleet {'deploy' if record.spec['model'] else 'bench'}"),
-        made=record.environment.time,
-        version=__version__,
-    )
-    return write_bytes(page, text)
-
-
-def _fleet_verdict(rows: Sequence[FleetRow]) -> str:
-    measured = [r for r in rows if r.latency_ms is not None]
-    counts = {"device": {r.device for r in measured}, "model": {r.model for r in measured}}
-    verdict = ", ".join(f"{len(n)} {w}{'' if len(n) == 1 else 's'}" for w, n in counts.items())
-    failed = len(rows) - len(measured)
-    if failed:
-        return f"{verdict}; {failed} gave nothing: the reason stands below it"
-    return verdict if all(r.valid for r in rows) else f"{verdict}; not every figure is valid"
 
 
 def _records(run: RunSummary) -> list[Stage]:
@@ -332,18 +287,4 @@ def _worst(quantizers: Sequence[QuantizerRecord]) -> list[tuple[QuantizerRecord,
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
     records = [run.search.record] if run.search is not None else _records(run)
-    return [_command(record, record.verb) for record in records]
-
-
-def _command(record: Record, words: str) -> str:
-    """Return the command that makes a record again.
-
-    Args:
-        record: its spec gives the options.
-        words: of the command, such as ``fleet bench``.
-    """
-    spec = dict(record.spec)
-    given = spec.pop(ARGUMENTS.get(record.verb, "model"))
-    arguments = given if isinstance(given, list) else [str(given)] if given else []
-    options = [w for name, value in spec.items() for w in option_words(name, value)]
-    return shlex.join(["trtq", *words.split(), *arguments, *options])
+    return [command_of(record, record.verb) for record in records]

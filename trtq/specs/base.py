@@ -70,9 +70,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)
-            choice = choice_of(kind)
-            if choice is not None:
-                require_choice(option_name(name), value, *choice)
+            if not _is_offered(kind, value):
+                raise UsageError(f"Cannot use {option_name(name)} {value!r}", _not_offered(value))
             if isinstance(value, Spec) or (
                 isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)
             ):
@@ -107,6 +106,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                     hint=suggest(name, fields),
                 )
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
+        wrong = next((k for k, v in parsed.items() if not _is_offered(hints[k], v)), None)
+        if wrong is not None:
+            what = _setting(wrong, parsed[wrong], where)
+            raise UsageError(f"Cannot use {what}", _not_offered(parsed[wrong]))
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
@@ -117,14 +120,29 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                     f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)
                 ) from exc
             form = _form(name, hints[name])
-            what = (
-                f"{name} = {_show(values[name])} in {where}"
-                if where
-                else f"{option_name(name)} {_show(values[name])}"
-            )
+            what = _setting(name, values[name], where)
             raise UsageError(
                 f"Cannot use {what}", why, f"Write it like {form}" if form else ""
             ) from exc
+
+
+def _is_offered(kind: Any, value: Any) -> bool:
+    """Whether a value is one of its field's names or an extension, where the field has names."""
+    choice = choice_of(kind)
+    if choice is None or not isinstance(value, str):
+        return True
+    return value in choice[1] or extensions.is_known(choice[0], value)
+
+
+def _not_offered(value: str) -> str:
+    return f"Invalid enum value {value!r}"
+
+
+def _setting(name: str, value: object, where: str) -> str:
+    """Return a setting with its value, as its source spells it."""
+    if where:
+        return f"{name} = {_show(value)} in {where}"
+    return f"{option_name(name)} {_show(value)}"
 
 
 def is_path(kind: Any) -> bool:
