@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Compared:
 
     judged: onnx.ModelProto
     built_from: onnx.ModelProto
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
     yardstick: str
     name: str
     data: str
@@ -104,10 +104,10 @@ class _Answered:
 
     label = "the board"
 
-    def __init__(self, outputs: dict[str, Any]) -> None:
+    def __init__(self, outputs: dict[str, Array]) -> None:
         self.outputs, self.place = outputs, 0
 
-    def run(self, batch: Any) -> dict[str, Any]:
+    def run(self, batch: Array) -> dict[str, Array]:
         """Return the answers to the next batch."""
         start = self.place
         self.place += len(batch)

@@ -1,13 +1,21 @@
-"""What a deployment asks of a board: its power mode, its clocks, and the build."""
+"""What a deployment asks of a board: its power mode, its clocks, and what is built there."""
 
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import onnx
+
+from trtq.commands.board_export import for_dla, profile_for
+from trtq.commands.workspace import Workspace
 from trtq.deploy.board import Board
+from trtq.engine.job import Job, prepare
 from trtq.errors import BoardError, UsageError
+from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec
 
 
@@ -46,7 +54,7 @@ def power_of(spec: DeployOptions) -> dict[str, Any]:
     return {"mode": spec.power_mode, "pin": spec.lock_clocks}
 
 
-def build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:
+def _build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Path) -> BuildSpec:
     """Return what the build on the board is asked for.
 
     Args:
@@ -70,3 +78,63 @@ def build_spec(spec: DeploySpec, onnx: Path, target: str, board: Board, out: Pat
         dla=spec.dla,
         gpu_fallback=spec.gpu_fallback,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is built.
+
+    Attributes:
+        judged: the model that the engine's answers are compared with.
+        notes: what a user should know about the file that is sent.
+    """
+
+    job: Job
+    judged: onnx.ModelProto
+    notes: list[str]
+
+
+def order_build(spec: DeploySpec, board: Board, work: Workspace) -> Order:
+    """Return the build of the file that the board's TensorRT should read."""
+    target, source = board.target, Path(spec.model)
+    precision = spec.precision if spec.dla is None else "fp32"
+    file = profile_for(source, target, precision, work.progress)
+    asked, notes = _build_spec(spec, file.path, target.name, board, work.folder), [*file.notes]
+    quantized = None
+    if spec.dla is not None and not file.fallback:
+        model = load_onnx(file.path)
+        quantized = model if count_qdq(model) else None
+    if quantized is not None:
+        asked = _int8_on_dla(asked, board, work.folder / "dla", notes)
+    job = prepare(asked)
+    job = replace(job, fallback=job.fallback or file.fallback)
+    judged = job.model if quantized is None else quantized
+    return Order(job, judged, [*notes, *job.notes])
+
+
+def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
+    """Ask for a Q/DQ file in the form a DLA takes.
+
+    That is the float file and a calibration cache with the same scales.
+
+    Raises:
+        BoardError: the board has no trtexec: only that reads caches here.
+    """
+    if not board.has_trtexec or board.number is None:
+        mend = (
+            "on the board: sudo apt-get install libnvinfer-bin; or give the float file, which "
+            "runs on the DLA in FP16"
+        )
+        raise BoardError(
+            f"Cannot build INT8 for the DLA of {board.name}",
+            "there is no trtexec to read the calibration cache",
+            mend,
+        )
+    plain, cache, said = for_dla(Path(asked.onnx), board.number, folder)
+    notes.append(
+        "a DLA takes no Q/DQ pairs: the float file goes, with the scales of activations in a "
+        f"calibration cache for TRT-{board.number}; "
+        "TensorRT takes those of weights from the weights"
+    )
+    notes += said
+    return msgspec.structs.replace(asked, onnx=str(plain), calibration=str(cache))

@@ -8,12 +8,11 @@ from __future__ import annotations
 import secrets
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import onnx
 
 from trtq.artifact import (
     SCHEMA,
@@ -26,8 +25,7 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.bench.record import BenchRecord, BenchRow
-from trtq.commands.board_export import for_dla, profile_for
-from trtq.commands.board_settings import build_spec, power_of, require_mode
+from trtq.commands.board_settings import Order, order_build, power_of, require_mode
 from trtq.commands.workspace import Workspace
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
@@ -36,14 +34,13 @@ from trtq.deploy.devices import find_device, slug
 from trtq.deploy.ledger import board_manifest, is_known_engine, remember_engine
 from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
-from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.settings import require_dla
 from trtq.errors import ArtifactError, BoardError, UsageError
-from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
+from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
 from trtq.progress import Clock, Progress, Silent
-from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
+from trtq.specs import DeployOptions, DeploySpec, changed_words
 
 if TYPE_CHECKING:
     from trtq.data.metrics import Array
@@ -100,72 +97,12 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         folder = Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}")
         work = Workspace(folder, DEPLOY_JSON, progress, clock)
         with work.locked():
-            order = _order(spec, board, work)
+            order = order_build(spec, board, work)
             if images is not None:
                 from trtq.commands.evaluate import require_numbers
 
                 require_numbers(images, get_metadata(order.judged), source.parent)
             return _Deployment(spec, agent, board, order, work).run()
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What is built.
-
-    Attributes:
-        judged: the model that the engine's answers are compared with.
-        notes: what a user should know about the file that is sent.
-    """
-
-    job: Job
-    judged: onnx.ModelProto
-    notes: list[str]
-
-
-def _order(spec: DeploySpec, board: Board, work: Workspace) -> _Order:
-    """Return the build of the file that the board's TensorRT should read."""
-    target, source = board.target, Path(spec.model)
-    precision = spec.precision if spec.dla is None else "fp32"
-    file = profile_for(source, target, precision, work.progress)
-    asked, notes = build_spec(spec, file.path, target.name, board, work.folder), [*file.notes]
-    quantized = None
-    if spec.dla is not None and not file.fallback:
-        model = load_onnx(file.path)
-        quantized = model if count_qdq(model) else None
-    if quantized is not None:
-        asked = _int8_on_dla(asked, board, work.folder / "dla", notes)
-    job = prepare(asked)
-    job = replace(job, fallback=job.fallback or file.fallback)
-    judged = job.model if quantized is None else quantized
-    return _Order(job, judged, [*notes, *job.notes])
-
-
-def _int8_on_dla(asked: BuildSpec, board: Board, folder: Path, notes: list[str]) -> BuildSpec:
-    """Ask for a Q/DQ file in the form a DLA takes.
-
-    That is the float file and a calibration cache with the same scales.
-
-    Raises:
-        BoardError: the board has no trtexec: only that reads caches here.
-    """
-    if not board.has_trtexec or board.number is None:
-        mend = (
-            "on the board: sudo apt-get install libnvinfer-bin; or give the float file, which "
-            "runs on the DLA in FP16"
-        )
-        raise BoardError(
-            f"Cannot build INT8 for the DLA of {board.name}",
-            "there is no trtexec to read the calibration cache",
-            mend,
-        )
-    plain, cache, said = for_dla(Path(asked.onnx), board.number, folder)
-    notes.append(
-        "a DLA takes no Q/DQ pairs: the float file goes, with the scales of activations in a "
-        f"calibration cache for TRT-{board.number}; "
-        "TensorRT takes those of weights from the weights"
-    )
-    notes += said
-    return msgspec.structs.replace(asked, onnx=str(plain), calibration=str(cache))
 
 
 def name_of(model: Path) -> str:
@@ -187,7 +124,7 @@ class _Deployment:
     """One run of ``deploy`` once everything is known."""
 
     def __init__(
-        self, spec: DeploySpec, agent: Agent, board: Board, order: _Order, work: Workspace
+        self, spec: DeploySpec, agent: Agent, board: Board, order: Order, work: Workspace
     ) -> None:
         self.spec, self.agent, self.board, self.work = spec, agent, board, work
         self.job, self.judged = order.job, order.judged
