@@ -19,220 +19,86 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from trtq.version import __version__
+from trtq.verbs import public_names
 
-if TYPE_CHECKING:
-    from trtq.bench.compare import CompareRecord, compare
-    from trtq.bench.gate import GateRecord, gate
-    from trtq.bench.harness import bench
-    from trtq.bench.record import BenchRecord
-    from trtq.commands.advise import AdviseRecord, advise
-    from trtq.commands.allocate import allocate
-    from trtq.commands.allocation import AllocateRecord
-    from trtq.commands.analyze import AnalyzeRecord, analyze
-    from trtq.commands.audit import AuditRecord, audit
-    from trtq.commands.blocks import BlocksRecord, blocks
-    from trtq.commands.calibration import CalibrationRecord, export_calib, import_calib
-    from trtq.commands.cost import CostRecord, cost
-    from trtq.commands.deploy import deploy
-    from trtq.commands.evaluate import EvaluateRecord, evaluate
-    from trtq.commands.export import ExportRecord, export_profiles
-    from trtq.commands.finetune import finetune
-    from trtq.commands.finetune_record import FinetuneRecord
-    from trtq.commands.fleet import fleet
-    from trtq.commands.import_checkpoint import ImportRecord, import_checkpoint
-    from trtq.commands.inspect import inspect
-    from trtq.commands.lint import LintRecord, run_lint
-    from trtq.commands.quantize import quantize
-    from trtq.commands.records import QuantizeRecord
-    from trtq.commands.report import ReportRecord, write_report
-    from trtq.commands.search import search
-    from trtq.commands.search_record import SearchRecord
-    from trtq.deploy.record import DeployRecord, FleetRecord
-    from trtq.engine.build import build
-    from trtq.engine.manifest import EngineManifest
-    from trtq.engine.open_engine import open_engine
-    from trtq.errors import TrtqError
-    from trtq.pipeline import StageResult, run
-    from trtq.quant.encodings import Encodings
-    from trtq.recipe import Recipe, load_recipe
-    from trtq.specs import (
-        AdviseSpec,
-        AllocateSpec,
-        AnalyzeSpec,
-        AuditSpec,
-        BenchSpec,
-        BlocksSpec,
-        BuildSpec,
-        CompareSpec,
-        CostSpec,
-        DeploySpec,
-        EvaluateSpec,
-        ExportCalibSpec,
-        ExportSpec,
-        FinetuneSpec,
-        FleetSpec,
-        GateSpec,
-        ImportCalibSpec,
-        ImportCheckpointSpec,
-        LintSpec,
-        QuantizeSpec,
-        ReportSpec,
-        SearchSpec,
-    )
+if TYPE_CHECKING:  # the table of verbs, for type checkers
+    from trtq.bench.compare import CompareRecord as CompareRecord
+    from trtq.bench.compare import compare as compare
+    from trtq.bench.gate import GateRecord as GateRecord
+    from trtq.bench.gate import gate as gate
+    from trtq.bench.harness import bench as bench
+    from trtq.bench.record import BenchRecord as BenchRecord
+    from trtq.commands.advise import AdviseRecord as AdviseRecord
+    from trtq.commands.advise import advise as advise
+    from trtq.commands.allocate import allocate as allocate
+    from trtq.commands.analyze import analyze as analyze
+    from trtq.commands.audit import AuditRecord as AuditRecord
+    from trtq.commands.audit import audit as audit
+    from trtq.commands.blocks import BlocksRecord as BlocksRecord
+    from trtq.commands.blocks import blocks as blocks
+    from trtq.commands.calibration import CalibrationRecord as CalibrationRecord
+    from trtq.commands.calibration import export_calib as export_calib
+    from trtq.commands.calibration import import_calib as import_calib
+    from trtq.commands.cost import CostRecord as CostRecord
+    from trtq.commands.cost import cost as cost
+    from trtq.commands.deploy import deploy as deploy
+    from trtq.commands.evaluate import evaluate as evaluate
+    from trtq.commands.export import ExportRecord as ExportRecord
+    from trtq.commands.export import export_profiles as export_profiles
+    from trtq.commands.finetune import finetune as finetune
+    from trtq.commands.fleet import fleet as fleet
+    from trtq.commands.import_checkpoint import ImportRecord as ImportRecord
+    from trtq.commands.import_checkpoint import import_checkpoint as import_checkpoint
+    from trtq.commands.inspect import inspect as inspect
+    from trtq.commands.lint import LintRecord as LintRecord
+    from trtq.commands.lint import run_lint as run_lint
+    from trtq.commands.quantize import quantize as quantize
+    from trtq.commands.report import ReportRecord as ReportRecord
+    from trtq.commands.report import write_report as write_report
+    from trtq.commands.search import search as search
+    from trtq.deploy.record import DeployRecord as DeployRecord
+    from trtq.deploy.record import FleetRecord as FleetRecord
+    from trtq.engine.build import build as build
+    from trtq.engine.manifest import EngineManifest as EngineManifest
+    from trtq.engine.open_engine import open_engine as open_engine
+    from trtq.errors import TrtqError as TrtqError
+    from trtq.pipeline import StageResult as StageResult
+    from trtq.pipeline import run as run
+    from trtq.quant.encodings import Encodings as Encodings
+    from trtq.recipe import Recipe as Recipe
+    from trtq.recipe import load_recipe as load_recipe
+    from trtq.records.allocate import AllocateRecord as AllocateRecord
+    from trtq.records.analyze import AnalyzeRecord as AnalyzeRecord
+    from trtq.records.evaluate import EvaluateRecord as EvaluateRecord
+    from trtq.records.finetune import FinetuneRecord as FinetuneRecord
+    from trtq.records.quantize import QuantizeRecord as QuantizeRecord
+    from trtq.records.search import SearchRecord as SearchRecord
+    from trtq.specs import AdviseSpec as AdviseSpec
+    from trtq.specs import AllocateSpec as AllocateSpec
+    from trtq.specs import AnalyzeSpec as AnalyzeSpec
+    from trtq.specs import AuditSpec as AuditSpec
+    from trtq.specs import BenchSpec as BenchSpec
+    from trtq.specs import BlocksSpec as BlocksSpec
+    from trtq.specs import BuildSpec as BuildSpec
+    from trtq.specs import CompareSpec as CompareSpec
+    from trtq.specs import CostSpec as CostSpec
+    from trtq.specs import DeploySpec as DeploySpec
+    from trtq.specs import EvaluateSpec as EvaluateSpec
+    from trtq.specs import ExportCalibSpec as ExportCalibSpec
+    from trtq.specs import ExportSpec as ExportSpec
+    from trtq.specs import FinetuneSpec as FinetuneSpec
+    from trtq.specs import FleetSpec as FleetSpec
+    from trtq.specs import GateSpec as GateSpec
+    from trtq.specs import ImportCalibSpec as ImportCalibSpec
+    from trtq.specs import ImportCheckpointSpec as ImportCheckpointSpec
+    from trtq.specs import LintSpec as LintSpec
+    from trtq.specs import QuantizeSpec as QuantizeSpec
+    from trtq.specs import ReportSpec as ReportSpec
+    from trtq.specs import SearchSpec as SearchSpec
+    from trtq.version import __version__ as __version__
 
-_WHERE = {
-    "AdviseRecord": "trtq.commands.advise",
-    "AdviseSpec": "trtq.specs",
-    "AllocateRecord": "trtq.commands.allocation",
-    "AllocateSpec": "trtq.specs",
-    "AnalyzeRecord": "trtq.commands.analyze",
-    "AnalyzeSpec": "trtq.specs",
-    "AuditRecord": "trtq.commands.audit",
-    "AuditSpec": "trtq.specs",
-    "BenchRecord": "trtq.bench.record",
-    "BenchSpec": "trtq.specs",
-    "BlocksRecord": "trtq.commands.blocks",
-    "BlocksSpec": "trtq.specs",
-    "BuildSpec": "trtq.specs",
-    "CalibrationRecord": "trtq.commands.calibration",
-    "CompareRecord": "trtq.bench.compare",
-    "CompareSpec": "trtq.specs",
-    "CostRecord": "trtq.commands.cost",
-    "CostSpec": "trtq.specs",
-    "DeployRecord": "trtq.deploy.record",
-    "DeploySpec": "trtq.specs",
-    "Encodings": "trtq.quant.encodings",
-    "EngineManifest": "trtq.engine.manifest",
-    "EvaluateRecord": "trtq.commands.evaluate",
-    "EvaluateSpec": "trtq.specs",
-    "ExportCalibSpec": "trtq.specs",
-    "ExportRecord": "trtq.commands.export",
-    "ExportSpec": "trtq.specs",
-    "FinetuneRecord": "trtq.commands.finetune_record",
-    "FinetuneSpec": "trtq.specs",
-    "FleetRecord": "trtq.deploy.record",
-    "FleetSpec": "trtq.specs",
-    "GateRecord": "trtq.bench.gate",
-    "GateSpec": "trtq.specs",
-    "ImportCalibSpec": "trtq.specs",
-    "ImportCheckpointSpec": "trtq.specs",
-    "ImportRecord": "trtq.commands.import_checkpoint",
-    "LintRecord": "trtq.commands.lint",
-    "LintSpec": "trtq.specs",
-    "QuantizeRecord": "trtq.commands.records",
-    "QuantizeSpec": "trtq.specs",
-    "Recipe": "trtq.recipe",
-    "ReportRecord": "trtq.commands.report",
-    "ReportSpec": "trtq.specs",
-    "SearchRecord": "trtq.commands.search_record",
-    "SearchSpec": "trtq.specs",
-    "StageResult": "trtq.pipeline",
-    "TrtqError": "trtq.errors",
-    "advise": "trtq.commands.advise",
-    "allocate": "trtq.commands.allocate",
-    "analyze": "trtq.commands.analyze",
-    "audit": "trtq.commands.audit",
-    "bench": "trtq.bench.harness",
-    "blocks": "trtq.commands.blocks",
-    "build": "trtq.engine.build",
-    "compare": "trtq.bench.compare",
-    "cost": "trtq.commands.cost",
-    "deploy": "trtq.commands.deploy",
-    "evaluate": "trtq.commands.evaluate",
-    "export_calib": "trtq.commands.calibration",
-    "export_profiles": "trtq.commands.export",
-    "finetune": "trtq.commands.finetune",
-    "fleet": "trtq.commands.fleet",
-    "gate": "trtq.bench.gate",
-    "import_calib": "trtq.commands.calibration",
-    "import_checkpoint": "trtq.commands.import_checkpoint",
-    "inspect": "trtq.commands.inspect",
-    "load_recipe": "trtq.recipe",
-    "open_engine": "trtq.engine.open_engine",
-    "quantize": "trtq.commands.quantize",
-    "run_lint": "trtq.commands.lint",
-    "run": "trtq.pipeline",
-    "search": "trtq.commands.search",
-    "write_report": "trtq.commands.report",
-}
-
-__all__ = [
-    "AdviseRecord",
-    "AdviseSpec",
-    "AllocateRecord",
-    "AllocateSpec",
-    "AnalyzeRecord",
-    "AnalyzeSpec",
-    "AuditRecord",
-    "AuditSpec",
-    "BenchRecord",
-    "BenchSpec",
-    "BlocksRecord",
-    "BlocksSpec",
-    "BuildSpec",
-    "CalibrationRecord",
-    "CompareRecord",
-    "CompareSpec",
-    "CostRecord",
-    "CostSpec",
-    "DeployRecord",
-    "DeploySpec",
-    "Encodings",
-    "EngineManifest",
-    "EvaluateRecord",
-    "EvaluateSpec",
-    "ExportCalibSpec",
-    "ExportRecord",
-    "ExportSpec",
-    "FinetuneRecord",
-    "FinetuneSpec",
-    "FleetRecord",
-    "FleetSpec",
-    "GateRecord",
-    "GateSpec",
-    "ImportCalibSpec",
-    "ImportCheckpointSpec",
-    "ImportRecord",
-    "LintRecord",
-    "LintSpec",
-    "QuantizeRecord",
-    "QuantizeSpec",
-    "Recipe",
-    "ReportRecord",
-    "ReportSpec",
-    "SearchRecord",
-    "SearchSpec",
-    "StageResult",
-    "TrtqError",
-    "__version__",
-    "advise",
-    "allocate",
-    "analyze",
-    "audit",
-    "bench",
-    "blocks",
-    "build",
-    "compare",
-    "cost",
-    "deploy",
-    "evaluate",
-    "export_calib",
-    "export_profiles",
-    "finetune",
-    "fleet",
-    "gate",
-    "import_calib",
-    "import_checkpoint",
-    "inspect",
-    "load_recipe",
-    "open_engine",
-    "quantize",
-    "run",
-    "run_lint",
-    "search",
-    "write_report",
-]
+_WHERE = public_names()
+__all__ = list(_WHERE)
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 
@@ -412,7 +412,63 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def environment() -> dict[str, Any]:
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The software and the machine that a record was made with.
+
+    Attributes:
+        packages: versions, by distribution.
+        system: name, release and architecture.
+        time: ISO 8601, with the offset from UTC.
+    """
+
+    python: str
+    packages: dict[str, str]
+    system: str
+    cpu: str
+    cores: int | None
+    time: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that every record begins with.
+
+    Attributes:
+        schema: version of the form of records.
+        verb: the command that made it.
+        spec: what the command was asked for.
+    """
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One written file."""
+
+    sha256: str
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Return the record of the file ``path``."""
+        return cls(sha256=sha256_file(path), bytes=path.stat().st_size)
+
+
+class Header(TypedDict):
+    """The first fields of a record, as keyword arguments."""
+
+    schema: int
+    verb: str
+    spec: dict[str, Any]
+
+
+def header(verb: str, spec: msgspec.Struct) -> Header:
+    """Return the first fields of a record of ``verb`` about what ``spec`` asks for."""
+    return {"schema": SCHEMA, "verb": verb, "spec": msgspec.to_builtins(spec)}
+
+
+def environment() -> Environment:
     """Return the software versions and the machine, for records."""
     names = (
         "trtq",
@@ -426,14 +482,14 @@ def environment() -> dict[str, Any]:
         "tensorrt-rtx-cu13",
         "tensorrt",
     )
-    return {
-        "python": platform.python_version(),
-        "packages": {n: v for n in names if (v := package_version(n))},
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+    return Environment(
+        python=platform.python_version(),
+        packages={n: v for n in names if (v := package_version(n))},
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=cpu_name(),
+        cores=os.cpu_count(),
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
 
 
 def cpu_name() -> str:

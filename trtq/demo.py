@@ -16,6 +16,7 @@ from PIL import Image
 
 from trtq.artifact import ensure_writable_dir, write_atomic, write_bytes
 from trtq.errors import MissingExtraError
+from trtq.files import REPORT_HTML
 from trtq.terminal import say
 
 # Photographs of things ImageNet knows: textures, slides and test patterns would say little about
@@ -138,7 +139,7 @@ def main(out: Path = Path("runs/demo")) -> int:
             "with 3 then."
         )
         code = 0
-    page = (out / "report.html").resolve()
+    page = (out / REPORT_HTML).resolve()
     if sys.stdout.isatty():
         webbrowser.open(page.as_uri())
     return code

@@ -275,37 +275,56 @@ def explain_system(exc: BaseException) -> TrtqError | None:
     """
     if isinstance(exc, OSError):
         return _explain_os(exc)
+    for explain in (_explain_memory, _explain_import, _explain_input, _explain_runtime):
+        error = explain(exc)
+        if error is not None:
+            return error
+    return None
+
+
+def _explain_memory(exc: BaseException) -> TrtqError | None:
     text = str(exc)
-    if isinstance(exc, MemoryError) or (
-        isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)
-    ):
-        device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
-        return SystemRefusalError(
-            f"The {device} has not enough memory", first_line(text), _MEMORY_HINT
-        )
-    if isinstance(exc, ImportError) and not (exc.name or "").startswith("trtq"):
-        mend = "Install it again, or raise the memory limit (ulimit -v)"
-        return SystemRefusalError("Cannot load a package that trtq needs", first_line(text), mend)
+    refused = isinstance(exc, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY)
+    if not refused and not isinstance(exc, MemoryError):
+        return None
+    device = "GPU" if "CUDA" in text or "GPU" in text else "machine"
+    return SystemRefusalError(f"The {device} has not enough memory", first_line(text), _MEMORY_HINT)
+
+
+def _explain_import(exc: BaseException) -> TrtqError | None:
+    if not isinstance(exc, ImportError) or (exc.name or "").startswith("trtq"):
+        return None
+    return SystemRefusalError(
+        "Cannot load a package that trtq needs",
+        first_line(str(exc)),
+        "Install it again, or raise the memory limit (ulimit -v)",
+    )
+
+
+def _explain_input(exc: BaseException) -> TrtqError | None:
     if isinstance(exc, RecursionError):
-        why = "it is nested too deeply for Python's stack"
         return SystemRefusalError(
             "Cannot read the input",
-            why,
+            "it is nested too deeply for Python's stack",
             "Check the file: generated nesting, or a model that contains itself",
         )
-    if isinstance(exc, RuntimeError) and "Could not determine home directory" in text:
+    if not isinstance(exc, UnicodeEncodeError):
+        return None
+    name = str(exc.object)
+    if not any("\ud800" <= c <= "\udfff" for c in name[exc.start : exc.end]):
+        return None
+    return SystemRefusalError(
+        "Cannot use a name", f"{name[:200]!r} is not valid UTF-8", "Rename the file or the folder"
+    )
+
+
+def _explain_runtime(exc: BaseException) -> TrtqError | None:
+    if not isinstance(exc, RuntimeError):
+        return None
+    if "Could not determine home directory" in str(exc):
         return SystemRefusalError("There is no home folder", NO_HOME, "Set HOME")
-    if isinstance(exc, RuntimeError) and "can't start new thread" in text:
+    if "can't start new thread" in str(exc):
         return SystemRefusalError("Cannot start a thread", *_REFUSALS[errno.EAGAIN])
-    if isinstance(exc, UnicodeEncodeError) and any(
-        "\ud800" <= c <= "\udfff" for c in str(exc.object)[exc.start : exc.end]
-    ):
-        name = str(exc.object)
-        return SystemRefusalError(
-            "Cannot use a name",
-            f"{name[:200]!r} is not valid UTF-8",
-            "Rename the file or the folder",
-        )
     return None
 
 

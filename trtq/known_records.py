@@ -11,31 +11,10 @@ from typing import Any
 
 from trtq.artifact import check_record, read_json
 from trtq.errors import ArtifactError
+from trtq.verbs import VERBS
 
-# By name: the classes lie in higher rooms, which this one must not import.
-RECORDS = {
-    "quantize": "trtq.commands.records:QuantizeRecord",
-    "evaluate": "trtq.commands.evaluate:EvaluateRecord",
-    "finetune": "trtq.commands.finetune_record:FinetuneRecord",
-    "search": "trtq.commands.search_record:SearchRecord",
-    "analyze": "trtq.commands.analyze:AnalyzeRecord",
-    "allocate": "trtq.commands.allocation:AllocateRecord",
-    "advise": "trtq.commands.advise:AdviseRecord",
-    "build": "trtq.engine.manifest:EngineManifest",
-    "bench": "trtq.bench.record:BenchRecord",
-    "compare": "trtq.bench.compare:CompareRecord",
-    "gate": "trtq.bench.gate:GateRecord",
-    "deploy": "trtq.deploy.record:DeployRecord",
-    "fleet": "trtq.deploy.record:FleetRecord",
-    "lint": "trtq.commands.lint:LintRecord",
-    "audit": "trtq.commands.audit:AuditRecord",
-    "cost": "trtq.commands.cost:CostRecord",
-    "report": "trtq.commands.report:ReportRecord",
-    "export": "trtq.commands.export:ExportRecord",
-    "export-calib": "trtq.commands.calibration:CalibrationRecord",
-    "import-calib": "trtq.commands.calibration:CalibrationRecord",
-    "import-checkpoint": "trtq.commands.import_checkpoint:ImportRecord",
-}
+# By name: the classes are in higher rooms, which this one must not import.
+RECORDS = {verb.name: verb.record for verb in VERBS.values() if verb.record}
 
 
 def record_type(verb: str) -> Any:
@@ -78,15 +57,3 @@ def known(content: dict[str, Any], path: Path, *verbs: str, kind: str = "record"
             f"it is of trtq {verb}, expected trtq {' or '.join(verbs)}",
         )
     return check_record(content, path, record_type(verb), kind=kind)
-
-
-def read_checked(path: Path, *verbs: str, kind: str = "") -> dict[str, Any]:
-    """Return the record in ``path`` as plain JSON, after the same checks as :func:`read_known`.
-
-    Raises:
-        ArtifactError: missing, damaged, of a newer trtq, or of another verb.
-    """
-    kind = kind or f"{verbs[0]} record" if verbs else "record"
-    content = read_json(path, kind=kind)
-    known(content, path, *verbs, kind=kind)
-    return content

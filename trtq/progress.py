@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -63,3 +65,23 @@ class Notes:
         for line in lines:
             self.lines.append(line)
             self.tell(line)
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds per step, and in all."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return round(time.perf_counter() - self.began, 3)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.started, 3)
+        self.started = now

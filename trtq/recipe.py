@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from trtq.errors import UsageError, reason, suggest
+from trtq.files import ENCODINGS, FINETUNE_FOLDER
 from trtq.specs import BuildOptions, FinetuneSpec, InputSpec, ModelInputSpec, QuantizeSpec, Spec
 from trtq.specs.base import PathDoc
 from trtq.specs.fields import IgnoreIndex, Masks
@@ -83,7 +84,7 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
 
     The defaults for model, images and preprocessing are the settings of ``[quantize]``.
     """
-    fixed = {"out": f"{base.out}/finetune", "encodings": f"{base.out}/encodings.safetensors"}
+    fixed = {"out": f"{base.out}/{FINETUNE_FOLDER}", "encodings": f"{base.out}/{ENCODINGS}"}
     wrong = next((k for k in (*fixed, "model", "checkpoint", "checkpoint_key") if k in table), None)
     if wrong is not None:
         raise UsageError(
@@ -100,6 +101,14 @@ def _finetune_of(base: QuantizeSpec, table: Mapping[str, Any], *, where: str) ->
     return FinetuneSpec.make({**same, **table, **fixed}, where=where)
 
 
+STAGES: dict[str, type[Spec]] = {"evaluate": EvaluateStage, "bench": BenchStage}
+FORMS = {
+    **dict.fromkeys(("quantize", "finetune", *STAGES), (dict, "a table", "[{}]")),
+    **dict.fromkeys(("out", "title"), (str, "a text", '{} = "..."')),
+    "build": (list, "a list of tables", "[[{}]]"),
+}  # of each key: type, what that is in words, and how it is written
+
+
 def load_recipe(path: Path) -> Recipe:
     """Return the recipe in a TOML file; relative paths stay relative to the current folder.
 
@@ -108,47 +117,47 @@ def load_recipe(path: Path) -> Recipe:
             of range.
     """
     tables = read_toml(path)
-    known = ("out", "title", "quantize", "finetune", "evaluate", "build", "bench")
-    for key in tables:
-        if key not in known:
-            raise UsageError(
-                f"Unknown table or setting {key!r} in {path}", hint=suggest(key, known)
-            )
-    for key in ("quantize", "finetune", "evaluate", "bench"):
-        if key in tables and not isinstance(tables[key], dict):
-            raise UsageError(
-                f"{key} in {path} must be a table", f"found {tables[key]!r}", f"Write [{key}]"
-            )
-    for key in ("out", "title"):
-        if key in tables and not isinstance(tables[key], str):
-            raise UsageError(
-                f"{key} in {path} must be a text", f"found {tables[key]!r}", f'Write {key} = "..."'
-            )
-    builds = tables.get("build", [])
-    builds = [builds] if isinstance(builds, dict) else builds
-    if not isinstance(builds, list) or not all(isinstance(b, dict) for b in builds):
-        raise UsageError(
-            f"build in {path} must be a list of tables", f"found {builds!r}", "Write [[build]]"
-        )
+    if isinstance(tables.get("build"), dict):
+        tables["build"] = [tables["build"]]
+    _require_forms(tables, path)
     if "quantize" not in tables:
         raise UsageError(
             f"The recipe {path} has no [quantize] table", hint="It names the model and the images"
         )
     out = str(tables.get("out") or tables["quantize"].get("out") or f"runs/{path.stem}")
-    stages: dict[str, Any] = {
-        "out": out,
-        "title": str(tables.get("title", path.stem)),
-        "quantize": QuantizeSpec.make(
-            {**tables["quantize"], "out": out}, where=f"[quantize] of {path}"
-        ),
-        "build": tuple(BuildStage.make(b, where=f"[[build]] of {path}") for b in builds),
-    }
+    settings = {**tables["quantize"], "out": out}
+    quantize = QuantizeSpec.make(settings, where=f"[quantize] of {path}")
+    builds = [BuildStage.make(b, where=f"[[build]] of {path}") for b in tables.get("build", [])]
+    stages: dict[str, Any] = {}
     if "finetune" in tables:
-        stages["finetune"] = _finetune_of(
-            stages["quantize"], tables["finetune"], where=f"[finetune] of {path}"
-        )
-    if "evaluate" in tables:
-        stages["evaluate"] = EvaluateStage.make(tables["evaluate"], where=f"[evaluate] of {path}")
-    if "bench" in tables:
-        stages["bench"] = BenchStage.make(tables["bench"], where=f"[bench] of {path}")
-    return Recipe(**stages)
+        where = f"[finetune] of {path}"
+        stages["finetune"] = _finetune_of(quantize, tables["finetune"], where=where)
+    for name, stage in STAGES.items():
+        if name in tables:
+            stages[name] = stage.make(tables[name], where=f"[{name}] of {path}")
+    title = str(tables.get("title", path.stem))
+    return Recipe(out=out, title=title, quantize=quantize, build=tuple(builds), **stages)
+
+
+def _require_forms(tables: Mapping[str, Any], path: Path) -> None:
+    """Refuse unknown keys, and values that are not what their key takes.
+
+    Raises:
+        UsageError: the nearest known key is suggested, or the right form shown.
+    """
+    for key in tables:
+        if key not in FORMS:
+            raise UsageError(
+                f"Unknown table or setting {key!r} in {path}", hint=suggest(key, FORMS)
+            )
+    for key, (kind, what, written) in FORMS.items():
+        value = tables.get(key)
+        fits = isinstance(value, kind)
+        if key == "build" and fits:
+            fits = all(isinstance(b, dict) for b in value or ())
+        if key in tables and not fits:
+            raise UsageError(
+                f"{key} in {path} must be {what}",
+                f"found {value!r}",
+                f"Write {written.format(key)}",
+            )

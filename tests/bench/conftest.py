@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.bench import QUICK
 from trtq import BenchSpec, bench
-from trtq.bench import harness
 from trtq.bench.gate import read_record
 from trtq.bench.startup import measure_load
 
@@ -25,7 +24,7 @@ def record(once, cnn_out):
     def measure(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRTQ_HISTORY", str(folder / "history.sqlite"))
-            patch.setattr(harness, "measure_load", partial(measure_load, processes=2))
+            patch.setattr("trtq.bench.row.measure_load", partial(measure_load, processes=2))
             bench(
                 BenchSpec(
                     file=(f"{cnn_out}/model.fp32.onnx", f"{cnn_out}/model.qdq.onnx"),

@@ -7,7 +7,6 @@ import pytest
 
 import trtq
 from tests.conftest import run_cli
-from trtq.cli import COMMANDS
 from trtq.cli.options import spec_options
 from trtq.specs import (
     BenchSpec,
@@ -18,6 +17,7 @@ from trtq.specs import (
     QuantizeSpec,
     option_name,
 )
+from trtq.verbs import VERBS
 
 HEAVY = (
     "torch",
@@ -33,7 +33,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("command", [[], *[[c] for c in COMMANDS]])
+@pytest.mark.parametrize("command", [[], *[[c] for c in VERBS]])
 def test_help_needs_no_heavy_package(command):
     block = ";".join(f"sys.modules[{m!r}]=None" for m in HEAVY)
     code = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trtq import pipeline
+from trtq import pipeline, stages
 from trtq.cli import run_command
 from trtq.recipe import load_recipe
 
@@ -31,9 +31,7 @@ class Figures(msgspec.Struct):
 
 def plan_of(work, folder: Path):
     def plan(_recipe, _out, _progress):
-        return [
-            pipeline.Stage("bench qdq", lambda: {"a": 1}, (), lambda: pipeline._outcome(work()))
-        ]
+        return [stages.Stage("bench qdq", lambda: {"a": 1}, (), lambda: stages._outcome(work()))]
 
     return plan
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trtq.pipeline import plan, run
+from trtq.pipeline import run
 from trtq.progress import Silent
 from trtq.recipe import load_recipe
+from trtq.stages import plan
 
 MODEL = """
 import torch

@@ -21,7 +21,7 @@ from trtq.errors import ModelError
 from trtq.graph.capture import capture
 from trtq.models.load import _torchvision, load_model
 from trtq.models.unwrap import unwrap
-from trtq.models.user_code import import_named
+from trtq.user_code import import_named
 
 LAYER = "from torch import nn\ndef make(n={n}):\n    return nn.Conv2d(3, n, 1)\n"
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
+from trtq.artifact import (
+    Environment,
+    Record,
+    ensure_writable_dir,
+    environment,
+    header,
+    write_json,
+)
 from trtq.bench.gate import read_record
 from trtq.bench.history import remember_verdicts
 from trtq.bench.int8_verdict import judge_files
@@ -19,29 +23,25 @@ from trtq.bench.record import BenchRecord, BenchRow, Card, Verdict, shown
 from trtq.bench.system_info import differences, open_gpu, take_card
 from trtq.bench.workload import LoadOptions, device_for, parse_device
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import COMPARE_JSON
 from trtq.progress import Progress, Silent
 from trtq.specs import CompareSpec
 from trtq.terminal import stack
 
-RECORD = "compare.json"
 
-
-class CompareRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CompareRecord(Record, frozen=True, kw_only=True):
     """The verdict on each file against the first.
 
     For two records: ``differences``, and the ratio of their medians in ``notes``.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     verdicts: list[Verdict]
     differences: list[str]
     notes: list[str]
     card: Card
     valid: bool
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -79,9 +79,7 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         unlike, notes = [], []
         valid = all(v.valid for v in verdicts)
     record = CompareRecord(
-        schema=SCHEMA,
-        verb="compare",
-        spec=msgspec.to_builtins(spec),
+        **header("compare", spec),
         verdicts=verdicts,
         differences=unlike,
         notes=notes,
@@ -91,9 +89,9 @@ def compare(spec: CompareSpec, progress: Progress | None = None) -> CompareRecor
         environment=environment(),
     )
     if out is not None:
-        write_json(out / RECORD, record)
+        write_json(out / COMPARE_JSON, record)
     try:
-        remember_verdicts(verdicts, spec.batch, record.card, str(record.environment["time"]))
+        remember_verdicts(verdicts, spec.batch, record.card, record.environment.time)
     except ArtifactError as exc:
         progress.note(str(exc))
     return record
@@ -140,7 +138,7 @@ def _records(first: Path, second: Path) -> tuple[list[str], list[str], bool]:
     a = read_record(first)
     b = read_record(second)
     unlike = [f"card, {d}" for d in differences(a.card, b.card)]
-    packages = (record.environment.get("packages", {}) for record in (a, b))
+    packages = a.environment.packages, b.environment.packages
     unlike += [f"package, {d}" for d in differences(*packages)]
     pairs = [
         (x, y)

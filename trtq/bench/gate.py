@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from trtq.artifact import SCHEMA, check_record, environment, explain_os_error, read_json
+from trtq.artifact import (
+    Environment,
+    Record,
+    check_record,
+    environment,
+    explain_os_error,
+    header,
+    read_json,
+)
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.bench.statistics import Quantile
 from trtq.bench.system_info import differences, incomplete
@@ -39,20 +47,17 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-class GateRecord(msgspec.Struct, frozen=True, kw_only=True):
+class GateRecord(Record, frozen=True, kw_only=True):
     """Result of the gate: ``outcome`` is the worst of its checks.
 
     With any ``reasons`` the outcome is not valid, regardless of the checks.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     checks: list[Check]
     reasons: list[str]
     notes: list[str]
     outcome: Outcome
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def exit_code(self) -> int:
@@ -137,9 +142,7 @@ def gate(spec: GateSpec) -> GateRecord:
     if spec.max_accuracy_drop is not None:
         checks.append(_accuracy(spec, spec.max_accuracy_drop))
     record = GateRecord(
-        schema=SCHEMA,
-        verb="gate",
-        spec=msgspec.to_builtins(spec),
+        **header("gate", spec),
         checks=checks,
         reasons=reasons,
         notes=_notes(baseline, candidate),
@@ -170,7 +173,7 @@ def _doubts(baseline: BenchRecord, candidate: BenchRecord) -> list[str]:
 
 
 def _packages(record: BenchRecord) -> dict[str, str]:
-    packages = record.environment.get("packages", {})
+    packages = record.environment.packages
     return {name: version for name, version in packages.items() if name != "trtq"}
 
 

@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_json
+from trtq.artifact import ensure_writable_dir, environment, header, write_json
 from trtq.bench.clocks import locked_clocks
 from trtq.bench.history import remember
 from trtq.bench.int8_verdict import find_baseline, is_quantized, judge_files
@@ -26,10 +24,10 @@ from trtq.bench.sampling import said
 from trtq.bench.system_info import open_gpu, take_card
 from trtq.bench.workload import LoadOptions, device_for, parse_device
 from trtq.errors import BenchError, TrtqError, UsageError
+from trtq.files import BENCH_JSON
 from trtq.progress import Progress, Silent
 from trtq.specs import BenchSpec, changed_words
 
-RECORD = "bench.json"
 VERDICT_LOADS = 16  # half a minute; trtq compare takes more
 
 
@@ -62,9 +60,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
         if spec.verdict and spec.mode == "latency" and not stopped:
             verdicts = _verdicts(context, paths, notes)
     record = BenchRecord(
-        schema=SCHEMA,
-        verb="bench",
-        spec=msgspec.to_builtins(spec),
+        **header("bench", spec),
         command=shlex.join(["trtq", "bench", *spec.file, *changed_words(spec, "file")]),
         rows=rows,
         verdicts=verdicts,
@@ -81,7 +77,7 @@ def bench(spec: BenchSpec, progress: Progress | None = None) -> BenchRecord:
 def _keep(record: BenchRecord, out: Path | None, progress: Progress) -> None:
     """Write a record, add it to the history, and report its notes."""
     if out is not None:
-        write_json(out / RECORD, record)
+        write_json(out / BENCH_JSON, record)
     try:
         remember(record)
     except TrtqError as exc:

@@ -110,7 +110,7 @@ def remember(record: BenchRecord, path: Path | None = None) -> None:
     Raises:
         ArtifactError: the file cannot be written.
     """
-    time = str(record.environment["time"])
+    time = record.environment.time
     card = msgspec.json.encode(record.card)
     rows = [
         {

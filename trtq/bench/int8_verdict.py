@@ -19,9 +19,9 @@ from trtq.engine.manifest import EngineManifest, manifest_path
 from trtq.engine.open_engine import is_engine
 from trtq.errors import TrtqError
 from trtq.export.onnx_file import count_qdq, load_onnx
+from trtq.files import FP32
 from trtq.known_records import read_known
 
-FLOAT_BESIDE = "model.fp32.onnx"
 NOISY = 0.05
 UNKNOWN = 0.02
 
@@ -47,10 +47,10 @@ def find_baseline(path: Path, baseline: str | None = None) -> tuple[Path | None,
         return Path(baseline), ""
     if is_engine(path):
         return _fp16_engine(path)
-    beside = path.with_name(FLOAT_BESIDE)
+    beside = path.with_name(FP32)
     if beside.is_file() and beside != path:
         return beside, ""
-    return None, f"no {FLOAT_BESIDE} beside it; name one with --baseline"
+    return None, f"no {FP32} beside it; name one with --baseline"
 
 
 def _fp16_engine(path: Path) -> tuple[Path | None, str]:
@@ -62,7 +62,7 @@ def _fp16_engine(path: Path) -> tuple[Path | None, str]:
             is_fp16 = beside.precision == "fp16" and not beside.has_codes
             if is_fp16 and beside.target == manifest.target:
                 return other, ""
-    source = Path(str(manifest.spec["onnx"])).with_name(FLOAT_BESIDE)
+    source = Path(str(manifest.spec["onnx"])).with_name(FP32)
     target = manifest.target["name"]
     out = path.with_name(f"{path.stem}.fp16{path.suffix}")
     return (

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from trtq.artifact import Environment, Record
 from trtq.bench.statistics import Drift, Outliers, Quantile
 from trtq.terminal import stack
 
@@ -349,7 +350,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
+class BenchRecord(Record, frozen=True, kw_only=True):
     """Everything one call of ``trtq bench`` measured; written as bench.json.
 
     Attributes:
@@ -359,9 +360,6 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
         command: the line that repeats it.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     command: str
     rows: list[BenchRow]
     verdicts: list[Verdict]
@@ -369,7 +367,7 @@ class BenchRecord(msgspec.Struct, frozen=True, kw_only=True):
     valid: bool
     notes: list[str]
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:

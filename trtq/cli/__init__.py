@@ -14,54 +14,23 @@ import click
 
 from trtq.errors import TrtqError, explain_system, reason
 from trtq.terminal import ClosedOutputError, drop_output_, flush_output, prepare_streams_, say
+from trtq.verbs import SECTIONS, VERBS
 from trtq.version import __version__
 
 INTERRUPTED, CLOSED_OUTPUT = 130, 141  # as a shell reports the signals SIGINT and SIGPIPE
 FAILED = {"gate": 3}  # exit code of a failure where 1 has a meaning of its own
-COMMANDS = {
-    "quantize": "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
-    "evaluate": "Accuracy of an ONNX file, agreement with another.",
-    "build": "Build a TensorRT engine from an ONNX file.",
-    "bench": "Latency, throughput, load time, memory and energy, and the machine.",
-    "compare": "Files that take turns: faster, slower or no difference.",
-    "gate": "A record against its baseline, for a CI runner.",
-    "history": "Every record made here, to filter and to plot.",
-    "analyze": "How much each layer suffers at each width.",
-    "allocate": "Choose a width for every layer within budgets.",
-    "advise": "Which way of quantizing fits a model, and what to type.",
-    "search": "Find widths that meet every budget, and prove it.",
-    "finetune": "Train a quantized model further, its codes in place.",
-    "cost": "Count MACs, bytes, BitOps and energy; predict latency.",
-    "run": "Run the chain of a recipe, skipping what is up to date.",
-    "blocks": "The convolutional and the transformer parts of a model.",
-    "methods": "The quantization methods: where each runs, its arguments.",
-    "audit": "What an engine computes in, against what was asked for.",
-    "lint": "What TensorRT would refuse in an ONNX file, or compute in float.",
-    "export": "One set of encodings as ONNX for several targets.",
-    "export-calib": "The ranges of a Q/DQ file as a TensorRT calibration cache.",
-    "import-calib": "A Q/DQ file from a calibration cache and its float ONNX.",
-    "import-checkpoint": "Ranges of pytorch-quantization, ModelOpt or AIMET taken over.",
-    "device": "Boards over SSH: add, probe, shell, logs, clean.",
-    "deploy": "Build, measure and keep a model on a board.",
-    "fleet": "Several boards side by side, one table.",
-    "targets": "The devices and TensorRT versions that --target knows.",
-    "report": "One HTML page about a run, or about several side by side.",
-    "inspect": "Explain any artefact.",
-    "doctor": "Versions, devices, sensors, what is missing and how to get it.",
-    "demo": "A real model to INT8 engines, with a page to read; no GPU needed.",
-}
 
 
 class LazyGroup(click.Group):
     """Imports a subcommand's module when that subcommand is used, so that help stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the chain."""
-        return list(COMMANDS)
+        """Return the names in the order of the table."""
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the subcommand, or None when there is none of that name."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in VERBS:
             return None
         command: click.Command = importlib.import_module(
             f"trtq.cli.{cmd_name.replace('-', '_')}_cmd"
@@ -72,8 +41,8 @@ class LazyGroup(click.Group):
         """Suggest the nearest subcommand for an unknown one."""
         from trtq.errors import UsageError, suggest
 
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise UsageError(f"Unknown command {args[0]!r}", hint=suggest(args[0], COMMANDS))
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise UsageError(f"Unknown command {args[0]!r}", hint=suggest(args[0], VERBS))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -84,9 +53,11 @@ class LazyGroup(click.Group):
             raise explain_system(exc) or exc from exc
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the subcommands from the table, without importing them."""
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        """List the subcommands by section, without importing them."""
+        width = max(map(len, VERBS))
+        for title, verbs in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(v.name.ljust(width), v.summary) for v in verbs])
 
 
 @click.group(
@@ -144,7 +115,6 @@ def run_command(words: list[str]) -> int:
     Args:
         words: without the name of the program.
     """
-    failed = FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)
     try:
         code = cli.main(words, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -158,11 +128,18 @@ def run_command(words: list[str]) -> int:
         _show_usage(exc)
         return 2
     except Exception as exc:
-        error = exc if isinstance(exc, TrtqError) else explain_system(exc)
-        if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
-            say("".join(traceback.format_exception(exc)), err=True, lines=True)
-        say(f"trtq: {error or _bug(exc)}", err=True)
-        return error.exit_code if error is not None and error.exit_code != 1 else failed
+        return _show_error(exc, words)
+
+
+def _show_error(exc: Exception, words: list[str]) -> int:
+    """Print an error and return the exit code."""
+    error = exc if isinstance(exc, TrtqError) else explain_system(exc)
+    if os.environ.get("TRTQ_DEBUG", "0") not in ("", "0"):
+        say("".join(traceback.format_exception(exc)), err=True, lines=True)
+    say(f"trtq: {error or _bug(exc)}", err=True)
+    if error is not None and error.exit_code != 1:
+        return error.exit_code
+    return FAILED.get(next((w for w in words if not w.startswith("-")), ""), 1)
 
 
 def _show_usage(exc: click.ClickException) -> None:

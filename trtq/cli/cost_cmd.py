@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from trtq.cli.display import print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import CostSpec
 from trtq.terminal import say
+
+if TYPE_CHECKING:
+    from trtq.commands.cost import CostRecord, LatencyRecord
 
 
 @click.command("cost")
@@ -39,6 +42,13 @@ def command(as_json: bool, **values: Any) -> None:
     say(record.summary)
     for note in record.notes:
         say(f"  {note}")
+    _show_layers(record)
+    for what, prediction in (("kernel", record.latency), ("kernel of the plan", record.engine)):
+        if prediction is not None:
+            _show_kernels(what, prediction)
+
+
+def _show_layers(record: CostRecord) -> None:
     widest = max([len(r.layer.name) for r in record.rows] or [5])
     say(
         f"{'layer':{widest}}  "
@@ -49,19 +59,20 @@ def command(as_json: bool, **values: Any) -> None:
         width = f"w{r.weight_bits}a{r.input_bits}"
         counts = f"{r.layer.macs:>16,}{r.layer.weights:>12,}{r.bytes_moved:>14,.0f}"
         say(f"{r.layer.name:{widest}}  {r.layer.kind:8}{width:>8}{counts}{share:>10.2f}")
-    for what, found in (("kernel", record.latency), ("kernel of the plan", record.engine)):
-        if found is None:
-            continue
-        widest = max(len(what), *(len(k.name) for k in found.kernels))
-        say()
-        say(f"{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
-        for k in found.kernels:
-            say(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
-        for m in found.correction.matched if found.correction else ():
-            say(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
-        for note in found.notes:
-            say(f"  {note}")
-        say(
-            f"  {found.title}, batch {found.batch}: {found.ms:.3f} ms predicted; fitted to "
-            f"{found.fitted_to}"
-        )
+
+
+def _show_kernels(what: str, prediction: LatencyRecord) -> None:
+    kernels = prediction.kernels
+    widest = max(len(what), *(len(k.name) for k in kernels))
+    say()
+    say(f"{what:{widest}}  {'kind':12}{'precision':>10}{'ms, predicted':>15}  bound by")
+    for k in kernels:
+        say(f"{k.name:{widest}}  {k.kind:12}{k.precision:>10}{k.ms:>15.4f}  {k.bound}")
+    for m in prediction.correction.matched if prediction.correction else ():
+        say(f"  measured {m.measured:.4f} ms, predicted {m.predicted:.4f}: {m.layer}")
+    for note in prediction.notes:
+        say(f"  {note}")
+    say(
+        f"  {prediction.title}, batch {prediction.batch}: {prediction.ms:.3f} ms predicted; "
+        f"fitted to {prediction.fitted_to}"
+    )

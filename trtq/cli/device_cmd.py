@@ -92,39 +92,47 @@ def _meet(agent: Agent, accept_key: str) -> None:
         link.run("true")
         return
     except HostKeyError as exc:
-        if (
-            "has not been accepted" not in exc.reason
-            or "the host key of this host" not in exc.reason
-        ):
+        new = "has not been accepted" in exc.reason and "the host key of this host" in exc.reason
+        if not new:
             raise
     lines, shown = link.offered_key()
+    device = agent.device
     say(
-        f"{agent.device.name} ({agent.device.address}) shows a host key that has not been seen "
-        "before:",
+        f"{device.name} ({device.address}) shows a host key that has not been seen before:",
         err=True,
     )
     for line in shown:
         say(f"  {line}", err=True)
+    _require_accepted(device.name, shown, accept_key)
+    link.accept(lines)
+    link.run("true")
+
+
+def _require_accepted(name: str, shown: list[str], accept_key: str) -> None:
+    """Raise unless the user takes the host key for the board's own.
+
+    Raises:
+        HostKeyError: it has another fingerprint, or was not accepted.
+    """
+    from trtq.errors import HostKeyError
+
     if accept_key:
         wanted = f"SHA256:{accept_key.removeprefix('SHA256:')}"
         if not any(wanted in line.split() for line in shown):
-            mend = f"Compare it with the board's own: {OWN_KEY}"
             raise HostKeyError(
-                f"Cannot accept the host key of {agent.device.name}",
+                f"Cannot accept the host key of {name}",
                 f"none of them has the fingerprint {wanted}",
-                mend,
+                f"Compare it with the board's own: {OWN_KEY}",
             )
     elif not sys.stdin.isatty():
         fingerprint = shown[0].split()[1] if shown else "SHA256:..."
         raise HostKeyError(
-            f"The host key of {agent.device.name} must be accepted once",
+            f"The host key of {name} must be accepted once",
             "there is no terminal to ask on",
             f"Compare it with the board's own ({OWN_KEY}), then add --accept-key {fingerprint}",
         )
     elif not click.confirm("Is it the board's own, and shall it be accepted?", err=True):
-        raise HostKeyError(f"{agent.device.name} was not added", "its host key was not accepted")
-    link.accept(lines)
-    link.run("true")
+        raise HostKeyError(f"{name} was not added", "its host key was not accepted")
 
 
 def _key(agent: Agent, start: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from trtq.cli.display import print_json
 from trtq.cli.options import PathText
 from trtq.terminal import say
+
+if TYPE_CHECKING:
+    from trtq.bench.history import Entry
 
 
 @click.command("history")
@@ -42,17 +45,19 @@ def command(plot: str | None, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json(entries)
         return
-    for e in entries:
-        parts = [
-            f"{e.median_ms:.3f} ms" if e.median_ms is not None else "",
-            f"{e.images_per_s:.1f} images/s" if e.images_per_s else "",
-        ]
-        parts += [
-            f"{1e3 * e.joule:.3g} mJ" if e.joule else "",
-            f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else "",
-        ]
-        figures = ", ".join(p for p in parts if p)
-        what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
-        say(f"{e.time}  {what}: {figures}  {'VALID' if e.valid else 'NOT VALID'}  {e.machine}")
+    for entry in entries:
+        say(_line(entry))
     if not entries:
         say(f"nothing yet in {history.history_path()}")
+
+
+def _line(e: Entry) -> str:
+    figures = [
+        f"{e.median_ms:.3f} ms" if e.median_ms is not None else "",
+        f"{e.images_per_s:.1f} images/s" if e.images_per_s else "",
+        f"{1e3 * e.joule:.3g} mJ" if e.joule else "",
+        f"{e.process_bytes / 1e6:.0f} MB" if e.process_bytes else "",
+    ]
+    what = f"{e.file}  {e.device}, {e.mode}, batch {e.batch}"
+    valid = "VALID" if e.valid else "NOT VALID"
+    return f"{e.time}  {what}: {', '.join(filter(None, figures))}  {valid}  {e.machine}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -10,7 +11,8 @@ from trtq.cli.display import print_json
 from trtq.cli.options import PathText
 from trtq.terminal import say
 
-DEEPEST, MOST = 2, 3  # of what is shown without --json
+DEEPEST, MOST, LONG = 2, 3, 8  # of what is shown without --json
+PAD = "  "
 
 
 @click.command("inspect")
@@ -33,24 +35,32 @@ def command(path: str, as_json: bool) -> None:
         _show(info, 0)
 
 
-def _show(value: Any, indent: int) -> None:
-    pad = "  " * indent
+def _show(value: Mapping[str, Any], indent: int) -> None:
     for key, item in value.items():
         if isinstance(item, dict) and item:
-            say(f"{pad}{key}:" if indent < DEEPEST else f"{pad}{key}: {len(item)} fields")
-            if indent < DEEPEST:
-                _show(item, indent + 1)
-        elif (
-            isinstance(item, list)
-            and item
-            and indent < DEEPEST
-            and all(isinstance(e, dict) for e in item)
-        ):
-            for i, entry in enumerate(item[:MOST]):
-                say(f"{pad}{key}, {i + 1} of {len(item)}:")
-                _show(entry, indent + 1)
-        elif isinstance(item, list) and (len(item) > 8 or any(isinstance(e, dict) for e in item)):
-            first = "" if isinstance(item[0], (dict, list)) else f", first {item[0]}"
-            say(f"{pad}{key}: {len(item)} entries{first}")
+            _show_fields(key, item, indent)
+        elif isinstance(item, list) and item:
+            _show_list(key, item, indent)
         elif item not in (None, [], {}, ""):
-            say(f"{pad}{key}: {item}")
+            say(f"{PAD * indent}{key}: {item}")
+
+
+def _show_fields(key: str, fields: Mapping[str, Any], indent: int) -> None:
+    if indent >= DEEPEST:
+        say(f"{PAD * indent}{key}: {len(fields)} fields")
+        return
+    say(f"{PAD * indent}{key}:")
+    _show(fields, indent + 1)
+
+
+def _show_list(key: str, items: list[Any], indent: int) -> None:
+    pad = PAD * indent
+    if indent < DEEPEST and all(isinstance(e, dict) for e in items):
+        for i, entry in enumerate(items[:MOST]):
+            say(f"{pad}{key}, {i + 1} of {len(items)}:")
+            _show(entry, indent + 1)
+    elif len(items) > LONG or any(isinstance(e, dict) for e in items):
+        first = "" if isinstance(items[0], (dict, list)) else f", first {items[0]}"
+        say(f"{pad}{key}: {len(items)} entries{first}")
+    else:
+        say(f"{pad}{key}: {items}")

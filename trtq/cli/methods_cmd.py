@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from trtq.cli.display import print_json
+from trtq.errors import UsageError
 from trtq.terminal import say
 
 
@@ -22,25 +23,31 @@ def command(as_json: bool) -> None:
       ops        runs as extra float operations
       simulated  has no kernel anywhere
     """
-    from trtq.methods.registry import METHODS, get_method
+    from trtq.methods.registry import get_method, known_methods
 
-    methods = [get_method(name) for name in METHODS]
+    methods, broken = [], []
+    for name in known_methods():
+        try:
+            methods.append(get_method(name))
+        except UsageError as exc:  # an installed extension
+            broken.append((name, str(exc)))
     if as_json:
-        print_json(
-            [
-                {
-                    "name": m.name,
-                    "label": m.label,
-                    "summary": m.summary,
-                    "source": m.source,
-                    "arguments": dict(m.arguments),
-                }
-                for m in methods
-            ]
-        )
-        return
-    for m in methods:
-        say(f"{m.name}  [{m.label}]  {m.summary}")
-        say(f"    {m.source}")
-        if m.arguments:
-            say("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))
+        rows = [
+            {
+                "name": m.name,
+                "label": m.label,
+                "summary": m.summary,
+                "source": m.source,
+                "arguments": dict(m.arguments),
+            }
+            for m in methods
+        ]
+        print_json(rows)
+    else:
+        for m in methods:
+            say(f"{m.name}  [{m.label}]  {m.summary}")
+            say(f"    {m.source}")
+            if m.arguments:
+                say("    " + "  ".join(f"{m.name}.{k}={v}" for k, v in m.arguments.items()))
+    for name, why in broken:
+        say(f"{name}  [broken]  {why}", err=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,7 @@ from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 from trtq.recipe import read_toml
 from trtq.specs import Spec, option_name, plain_type
+from trtq.specs.base import choice_of, require_choice
 
 METAVARS = {
     "method": "NAME",
@@ -22,6 +24,7 @@ METAVARS = {
     "correct": "DEVICE=FACTOR",
     "target": "DEVICE",
 }  # of options that repeat
+FORMS = {"input_size": "CxHxW", "batch": "MIN:OPT:MAX"}  # of tuples of numbers; else R,G,B
 
 HINTS = {
     (
@@ -45,30 +48,123 @@ class PathText(click.ParamType[str]):
         return expand_home(str(value), param.opts[0] if param is not None else "the path")
 
 
-class _Known(click.Choice[str]):
-    """A choice whose error names the option, what is known and the nearest."""
+class _Choice(click.Choice[str]):
+    """A choice whose error names the option, what is known and the nearest.
 
-    def __init__(self, name: str, values: list[str]) -> None:
-        super().__init__(values)
-        self.field = name
+    Args:
+        field: of the spec.
+        names: what is known.
+        kind: of extensions that are taken, too; "" for none.
+    """
+
+    def __init__(self, field: str, names: Sequence[str], kind: str = "") -> None:
+        super().__init__(names)
+        self.field, self.kind = field, kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in self.choices:
-            mend = HINTS.get((self.field, str(value))) or suggest(str(value), self.choices)
-            raise UsageError(
-                f"Cannot use {option_name(self.field)} {value}",
-                f"known are {', '.join(self.choices)}",
-                mend,
-            )
-        return super().convert(value, param, ctx)
+        """Return the value, one of the names or that of an extension."""
+        if value in self.choices:
+            return super().convert(value, param, ctx)
+        text, option = str(value), option_name(self.field)
+        if self.kind:
+            require_choice(option, text, self.kind, tuple(self.choices))
+            return text
+        raise UsageError(
+            f"Cannot use {option} {text}",
+            f"known are {', '.join(self.choices)}",
+            HINTS.get((self.field, text)) or suggest(text, self.choices),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One field of a spec, and the option or argument it makes.
+
+    Attributes:
+        hint: its type, with metadata.
+        default: ``msgspec.NODEFAULT`` where it has none.
+        required: the command needs it, wherever it comes from.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    required: bool
+
+    @property
+    def plain(self) -> Any:
+        """Its type without metadata and None."""
+        return plain_type(self.hint)
+
+    @property
+    def help(self) -> str:
+        """The description, with the default."""
+        text = _description(self.hint)
+        if self.required:
+            return f"{text}  [required]"
+        shown = self._default()
+        return f"{text}  [default: {shown}]" if shown else text
+
+    def _default(self) -> str:
+        default = self.default
+        if self.plain is bool:
+            return "on" if default else "off"
+        if isinstance(default, (int, float, str)):
+            return str(default)
+        if isinstance(default, tuple) and Ellipsis in get_args(self.plain):
+            return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in default)
+        return ""
+
+    @property
+    def names(self) -> tuple[str, Sequence[str]] | None:
+        """Kind of extensions and names of a choice, None for other fields."""
+        if get_origin(self.plain) is Literal:
+            return "", [str(v) for v in get_args(self.plain)]
+        return choice_of(self.hint)
+
+    def option(self) -> Callable[[F], F]:
+        """Return the decorator that adds it as an option; what is not typed is None or ()."""
+        option = option_name(self.name)
+        if self.plain is bool:
+            option = f"{option}/--no-{self.name.replace('_', '-')}"
+        settings: dict[str, Any] = {"default": None, **self._form()}
+        return click.option(option, self.name, help=self.help, **settings)
+
+    def _form(self) -> dict[str, object]:
+        """Return what click must know of the type."""
+        origin, args = get_origin(self.plain), get_args(self.plain)
+        if self.names is not None:
+            kind, names = self.names
+            return {"type": _Choice(self.name, names, kind)}
+        if self.plain in (int, float):
+            return {"type": self.plain}
+        if origin is dict:
+            return {"multiple": True, "default": (), "metavar": "K=V"}
+        if origin is not tuple:
+            return {}
+        if str in args:
+            metavar = METAVARS.get(self.name, "PATTERN")
+            return {"multiple": True, "default": (), "metavar": metavar}
+        many = Ellipsis in args and self.name not in ("mean", "std")
+        return {"metavar": "N,N,..." if many else FORMS.get(self.name, "R,G,B")}
+
+    def argument(self) -> Callable[[F], F]:
+        """Return the decorator that adds it as the positional argument."""
+        many = get_origin(self.plain) is tuple
+        shown = self.name.upper()
+        metavar = shown if self.default is msgspec.NODEFAULT else f"[{shown}]"
+        return click.argument(
+            self.name,
+            metavar=f"{metavar}{'...' if many else ''}",
+            required=False,
+            nargs=-1 if many else 1,
+        )
 
 
 def _description(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        for extra in get_args(kind)[1:]:
-            if isinstance(extra, msgspec.Meta) and extra.description:
-                return extra.description
-    return ""
+    metas = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    texts = (m.description for m in metas if isinstance(m, msgspec.Meta) and m.description)
+    return next(texts, "")
 
 
 def spec_options(
@@ -81,61 +177,20 @@ def spec_options(
     Omitted options stay out of the values, so that a recipe file or the default of the spec can
     fill them.
     """
+    hints = get_type_hints(spec, include_extras=True)
+    fields = {
+        f.name: _Field(f.name, hints[f.name], f.default, f.name in required)
+        for f in msgspec.structs.fields(spec)
+    }
 
     def add(function: F) -> F:
-        hints = get_type_hints(spec, include_extras=True)
-        defaults = {f.name: f.default for f in msgspec.structs.fields(spec)}
-        for name in reversed(spec.__struct_fields__):
-            if name in (argument, first):
-                continue
-            plain, text = plain_type(hints[name]), _description(hints[name])
-            default = defaults[name]
-            settings: dict[str, Any] = {"help": text, "default": None}
-            if name in required:
-                settings["help"] = f"{text}  [required]"
-            elif isinstance(default, (int, float, str)) and default != "":
-                settings["help"] = f"{text}  [default: {default}]"
-            elif isinstance(default, tuple) and default and Ellipsis in get_args(plain):
-                settings["help"] = (
-                    f"{text}  [default: "
-                    f"{','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in default)}]"
-                )
-            if get_origin(plain) is Literal:
-                settings["type"] = _Known(name, [str(v) for v in get_args(plain)])
-            elif plain in (int, float):
-                settings["type"] = plain
-            elif get_origin(plain) is dict or (
-                get_origin(plain) is tuple and str in get_args(plain)
-            ):
-                shown = "K=V" if get_origin(plain) is dict else METAVARS.get(name, "PATTERN")
-                settings.update(multiple=True, default=(), metavar=shown)
-            elif get_origin(plain) is tuple:
-                many = name not in ("mean", "std") and Ellipsis in get_args(plain)
-                usual = "N,N,..." if many else "MIN:OPT:MAX" if name == "batch" else "R,G,B"
-                settings["metavar"] = {"input_size": "CxHxW"}.get(name, usual)
-            if plain is bool:
-                shown = f"{option_name(name)}/--no-{name.replace('_', '-')}"
-                settings["help"] = f"{text}  [default: {'on' if default else 'off'}]"
-                function = click.option(shown, name, **settings)(function)
-                continue
-            function = click.option(option_name(name), name, **settings)(function)
-        needed, many = (
-            defaults[argument] is msgspec.NODEFAULT,
-            get_origin(plain_type(hints[argument])) is tuple,
-        )
-        shown = (
-            f"{argument.upper()}{'...' if many else ''}"
-            if needed
-            else f"[{argument.upper()}]{'...' if many else ''}"
-        )
-        function = click.argument(argument, metavar=shown, required=False, nargs=-1 if many else 1)(
-            function
-        )
-        return (
-            function
-            if first is None
-            else click.argument(first, metavar=first.upper(), required=False)(function)
-        )
+        for name in reversed(fields):
+            if name not in (argument, first):
+                function = fields[name].option()(function)
+        function = fields[argument].argument()(function)
+        if first is None:
+            return function
+        return click.argument(first, metavar=first.upper(), required=False)(function)
 
     return add
 
@@ -148,34 +203,40 @@ def collect(
     Raises:
         UsageError: a K=V option without ``=``, or a recipe without the table.
     """
-    merged: dict[str, Any] = {}
-    if recipe is not None:
-        tables = read_toml(Path(recipe))
-        if table not in tables:
-            raise UsageError(
-                f"The recipe {recipe} has no [{table}] table",
-                f"it has {', '.join(tables) or 'nothing'}",
-            )
-        merged.update(tables[table])
-        if "out" in tables:
-            merged.setdefault("out", tables["out"])
+    merged = {} if recipe is None else _table(recipe, table)
     hints = get_type_hints(spec, include_extras=True)
     for name in spec.__struct_fields__:
         value = values.get(name)
         if value is None or value == ():
             continue
-        if get_origin(plain_type(hints[name])) is dict:
-            pairs = [v.partition("=") for v in value]
-            wrong = next((k for k, eq, _ in pairs if not eq), None)
-            if wrong is not None:
-                raise UsageError(
-                    f"Cannot read {option_name(name)} {wrong!r}",
-                    "expected K=V",
-                    "Write it like num_classes=10",
-                )
-            value = {k: v for k, _, v in pairs}
-        merged[name] = value
+        is_pairs = get_origin(plain_type(hints[name])) is dict
+        merged[name] = _pairs(name, value) if is_pairs else value
     return merged
+
+
+def _table(recipe: str, table: str) -> dict[str, Any]:
+    """Return one table of a recipe file, with the recipe's own ``out``."""
+    tables = read_toml(Path(recipe))
+    if table not in tables:
+        raise UsageError(
+            f"The recipe {recipe} has no [{table}] table",
+            f"it has {', '.join(tables) or 'nothing'}",
+        )
+    default = {"out": tables["out"]} if "out" in tables else {}
+    return {**default, **tables[table]}
+
+
+def _pairs(name: str, texts: Iterable[str]) -> dict[str, str]:
+    """Return the pairs of an option that is repeated as K=V."""
+    pairs = [text.partition("=") for text in texts]
+    wrong = next((key for key, equals, _ in pairs if not equals), None)
+    if wrong is not None:
+        raise UsageError(
+            f"Cannot read {option_name(name)} {wrong!r}",
+            "expected K=V",
+            "Write it like num_classes=10",
+        )
+    return {key: value for key, _, value in pairs}
 
 
 def require(values: Mapping[str, Any], names: tuple[str, ...], command: str, argument: str) -> None:

@@ -10,6 +10,7 @@ import click
 from trtq.artifact import size_words
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText, collect, require, spec_options
+from trtq.files import QUANTIZE_JSON
 from trtq.specs import QuantizeSpec
 from trtq.terminal import say
 
@@ -50,9 +51,6 @@ def command(recipe: str | None, as_json: bool, **values: Any) -> None:
     for left in record.left_in_float[:5]:
         say(f"  left in float: {left.name}: {left.reason}")
     if len(record.left_in_float) > 5:
-        say(
-            f"  ... and {len(record.left_in_float) - 5} more, see "
-            f"{Path(spec.out) / 'quantize.json'}"
-        )
+        say(f"  ... and {len(record.left_in_float) - 5} more, see {Path(spec.out) / QUANTIZE_JSON}")
     for name, file in record.files.items():
         say(f"  {Path(spec.out) / name}  {size_words(file.bytes)}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import PathText
+from trtq.files import REPORT_HTML
 from trtq.recipe import load_recipe
 from trtq.terminal import say
+
+if TYPE_CHECKING:
+    from trtq.pipeline import StageResult
 
 
 @click.command("run")
@@ -55,29 +60,33 @@ def run_recipe(recipe: Path, *, dry_run: bool = False, as_json: bool = False) ->
         results = run(parsed, progress, dry_run=dry_run)
     code = 0 if all(r.valid for r in results) else 3
     if as_json:
-        print_json(
-            [
-                {
-                    "stage": r.name,
-                    "ran": r.ran,
-                    "why": r.why,
-                    "summary": r.summary,
-                    "valid": r.valid,
-                }
-                for r in results
-            ]
-        )
+        print_json([_row(r) for r in results])
         return code
     for result in results:
-        verb = "would run" if dry_run and result.ran else "ran" if result.ran else "skipped"
-        again = "" if result.ran else ": remove its files to run it again"
-        say(f"{result.name}: {verb} ({result.why}){'' if result.valid else f'; NOT VALID{again}'}")
-        if result.summary and result.name != "report":
-            for line in result.summary.splitlines():
-                say(f"    {line}")
+        _show(result, dry_run=dry_run)
     if not dry_run:
         from trtq.report.tables import print_tables
 
         print_tables(Path(parsed.out))
-        say(f"Report: {(Path(parsed.out) / 'report.html').resolve()}")
+        say(f"Report: {(Path(parsed.out) / REPORT_HTML).resolve()}")
     return code
+
+
+def _row(result: StageResult) -> dict[str, str | bool]:
+    return {
+        "stage": result.name,
+        "ran": result.ran,
+        "why": result.why,
+        "summary": result.summary,
+        "valid": result.valid,
+    }
+
+
+def _show(result: StageResult, *, dry_run: bool) -> None:
+    verb = "skipped" if not result.ran else "would run" if dry_run else "ran"
+    again = "" if result.ran else ": remove its files to run it again"
+    doubt = "" if result.valid else f"; NOT VALID{again}"
+    say(f"{result.name}: {verb} ({result.why}){doubt}")
+    if result.name != "report":
+        for line in result.summary.splitlines():
+            say(f"    {line}")

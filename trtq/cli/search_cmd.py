@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from trtq.cli.display import ConsoleProgress, print_json
 from trtq.cli.options import collect, require, spec_options
 from trtq.specs import SearchSpec
 from trtq.terminal import say
+
+if TYPE_CHECKING:
+    from trtq.records.search import SearchRecord
 
 
 @click.command("search")
@@ -41,24 +44,26 @@ def command(as_json: bool, **values: Any) -> int:
         record = search(spec, progress)
     if as_json:
         print_json(record)
-        return 0 if record.met else 3
+    else:
+        _show(record)
+        say(f"  {spec.out}")
+    return 0 if record.met else 3
+
+
+def _show(record: SearchRecord) -> None:
     say(record.summary)
     for c in record.constraints:
         state = "holds" if c.met else "DOES NOT HOLD"
-        say(
-            f"  {c.name}: {c.got}; asked for {c.allowed}: {state}"
-            + (f"; needs {c.needed}" if c.needed and not c.met else "")
-        )
+        needed = f"; needs {c.needed}" if c.needed and not c.met else ""
+        say(f"  {c.name}: {c.got}; asked for {c.allowed}: {state}{needed}")
     widest = max(len(t.label) for t in record.tries)
     say(f"{'':{widest}}{'size':>9}{'energy':>9}{'accuracy':>11}{'points':>9}  widths")
     full = record.reference["costs"]
     for t in record.tries:
-        ratios = f"{t.costs['size'] / full['size']:>9.4f}{t.costs['energy'] / full['energy']:>9.4f}"
+        ratios = "".join(f"{t.costs[name] / full[name]:>9.4f}" for name in ("size", "energy"))
         widths = " ".join(f"{n}x{w}" for w, n in t.widths.items())
         say(f"{t.label:{widest}}{ratios}{t.accuracy:>11.2f}{t.change:>+9.2f}  {widths}")
     say(
         "  sizes count packed codes; codes below 8 bits lie in INT8 in the file: "
         f"{size_words(record.best.onnx_bytes)}"
     )
-    say(f"  {spec.out}")
-    return 0 if record.met else 3

@@ -8,20 +8,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
-from trtq.commands.layer_costs import Outline, outline, weights_of
+from trtq.artifact import Environment, Record, environment, header
+from trtq.commands.layer_costs import outline, weights_of
 from trtq.commands.loading import open_model, open_preprocess
 from trtq.commands.pricing import Pricing, uniform
 from trtq.cost.devices import Device, find_device
 from trtq.data.source import open_source
 from trtq.errors import ArtifactError
+from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.known_records import read_known
+from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
 from trtq.search.options import HALF, BitConfig
 from trtq.specs import AdviseSpec, ModelInputSpec, option_words
@@ -74,7 +75,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AdviseRecord(Record, frozen=True, kw_only=True):
     """The matrix with the lines that fit; the first of them is the advice.
 
     Attributes:
@@ -82,9 +83,6 @@ class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what does not fit the table.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: str
     facts: Facts
     rows: list[Row]
@@ -92,7 +90,7 @@ class AdviseRecord(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     commands: list[str]
     notes: list[str]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -199,9 +197,7 @@ def advise(spec: AdviseSpec) -> AdviseRecord:
     taken = next(r for r in rows if r.applies)
     notes += _notes(facts, taken, device)
     return AdviseRecord(
-        schema=SCHEMA,
-        verb="advise",
-        spec=msgspec.to_builtins(spec),
+        **header("advise", spec),
         model=loaded.name,
         facts=facts,
         rows=rows,
@@ -249,8 +245,8 @@ def _measured(result: str | None) -> float | None:
     if result is None:
         return None
     made, scored = (
-        read_known(Path(result) / "quantize.json", "quantize"),
-        read_known(Path(result) / "evaluate.json", "evaluate"),
+        read_known(Path(result) / QUANTIZE_JSON, "quantize"),
+        read_known(Path(result) / EVALUATE_JSON, "evaluate"),
     )
     bits = made.model.get("bits")
     if bits != "w8a8" or scored.top1 is None or scored.reference_top1 is None:
@@ -289,59 +285,50 @@ def _notes(facts: Facts, taken: Row, device: Device | None) -> list[str]:
     return notes
 
 
+PTQ = {
+    "Standard PTQ": ("--high-precision", "@anchors"),
+    "PTQ + Clipping": ("--calibrator", "mse"),
+}  # options of trtq quantize, by strategy
+
+
 def _commands(spec: AdviseSpec, strategy: str, facts: Facts) -> list[str]:
-    given = msgspec.to_builtins(spec)
-    named = (
-        f.name
-        for f in msgspec.structs.fields(ModelInputSpec)
-        if f.name != "model" and given[f.name] != f.default
-    )
-    model = [spec.model, *(w for name in named for w in option_words(name, given[name]))]
-    accuracy = [
-        "--min-accuracy",
-        f"{spec.min_accuracy if spec.min_accuracy is not None else -1.0:g}",
-    ]
-    budgets = [w for b in spec.budget for w in ("--budget", b)]
+    """Return the command lines of a strategy."""
+    model = _model_words(spec)
+    if strategy in PTQ:
+        return [_line("quantize", *model, *PTQ[strategy], "--out", "out")]
     if strategy.startswith("FP16"):
         build = (
-            "trtq build out/model.fp32.onnx --precision fp16 --backend trtexec --target TARGET "
-            "--out out/model.engine"
+            f"trtq build out/{FP32} --precision fp16 --backend trtexec "
+            f"--target {spec.target or 'TARGET'} --out out/model.engine"
         )
-        return [
-            shlex.join(["trtq", "quantize", *model, "--out", "out"]),
-            build.replace("TARGET", spec.target or "TARGET"),
-        ]
-    if strategy == "Standard PTQ":
-        return [
-            shlex.join(["trtq", "quantize", *model, "--high-precision", "@anchors", "--out", "out"])
-        ]
-    if strategy == "PTQ + Clipping":
-        return [shlex.join(["trtq", "quantize", *model, "--calibrator", "mse", "--out", "out"])]
-    widths = (
-        ["--bits", "8,fp16"]
-        if (facts.bits or 0) >= 8
-        else ["--bits", "4,6,8" if (facts.bits or 0) >= 4 else "2,4,6,8"]
-    )
-    widths += ["--target", spec.target] if spec.target else []
+        return [_line("quantize", *model, "--out", "out"), build]
+    search = _line("search", *model, *_search_words(spec, facts), "--out", "out")
+    if not strategy.startswith("QAT"):
+        return [search]
+    data = ("--data", spec.train) if spec.train else ()
+    start = ("--encodings", f"out/{ENCODINGS}", "--out", "qat")
+    return [search, _line("finetune", *model, *data, *start)]
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["trtq", *words])
+
+
+def _model_words(spec: AdviseSpec) -> list[str]:
+    """Return the words that name the model and its images."""
+    given = msgspec.to_builtins(spec)
+    fields = [f for f in msgspec.structs.fields(ModelInputSpec) if f.name != "model"]
+    changed = [f.name for f in fields if given[f.name] != f.default]
+    return [spec.model, *(w for name in changed for w in option_words(name, given[name]))]
+
+
+def _search_words(spec: AdviseSpec, facts: Facts) -> list[str]:
+    """Return the budgets, the accuracy and the widths of a search."""
+    words = [w for budget in spec.budget for w in ("--budget", budget)]
+    accuracy = spec.min_accuracy if spec.min_accuracy is not None else -1.0
+    words += ["--min-accuracy", f"{accuracy:g}"]
     if not spec.budget:
-        accuracy += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
-    commands = [
-        shlex.join(["trtq", "search", *model, *budgets, *accuracy, *widths, "--out", "out"])
-    ]
-    if strategy.startswith("QAT"):
-        trained = ["--data", spec.train] if spec.train else []
-        commands.append(
-            shlex.join(
-                [
-                    "trtq",
-                    "finetune",
-                    *model,
-                    *trained,
-                    "--encodings",
-                    "out/encodings.safetensors",
-                    "--out",
-                    "qat",
-                ]
-            )
-        )
-    return commands
+        words += ["--minimize", f"{LATENCY}@{spec.target}" if spec.target else "size"]
+    bits = facts.bits or 0
+    words += ["--bits", "8,fp16" if bits >= 8 else "4,6,8" if bits >= 4 else "2,4,6,8"]
+    return words + (["--target", spec.target] if spec.target else [])

@@ -6,22 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from trtq.artifact import (
-    SCHEMA,
     check_record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
+    header,
     read_json,
     write_json,
 )
-from trtq.commands.allocation import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
-from trtq.commands.analyze import AnalyzeRecord
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
+from trtq.records.allocate import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
+from trtq.records.analyze import AnalyzeRecord
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
 from trtq.search.options import FP16, BitConfig, read_option, read_options
@@ -158,9 +156,7 @@ def decide(
     chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
     step = max(1, -(-len(done.front) // MOST_POINTS))
     return AllocateRecord(
-        schema=SCHEMA,
-        verb="allocate",
-        spec=msgspec.to_builtins(spec),
+        **header("allocate", spec),
         model=analysis.model,
         metric=analysis.metric,
         budgets=dict(budgets),

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
 from trtq.artifact import (
-    SCHEMA,
     digest_of,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
+    header,
     write_bytes,
     write_json,
 )
-from trtq.commands.layer_costs import Outline, outline
+from trtq.commands.layer_costs import outline
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
 from trtq.commands.ptq_flow import cache_folder
-from trtq.commands.records import Clock
 from trtq.cost.count import LayerCost
-from trtq.cost.ops import Kernel
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
 from trtq.data.classes import require_one_class_list
-from trtq.data.preprocess import Preprocess, batches
+from trtq.data.preprocess import batches
 from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.digest import weights_digest
+from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
 from trtq.search.options import read_options
@@ -41,76 +39,6 @@ from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeSpec
 from trtq.version import __version__
 from trtq.workers import Workers
-
-
-class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
-    """One layer.
-
-    Attributes:
-        loss: by width, what the metric says; comparable between layers.
-        raw: the metric's own number, None where it has none.
-        stderr: its standard error.
-        group: the layers that must share its width.
-        cost: what it multiplies, reads and writes for one image.
-    """
-
-    name: str
-    loss: dict[str, float]
-    raw: float | None
-    stderr: float | None
-    group: list[str]
-    cost: LayerCost
-
-
-class AnalyzeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``trtq analyze`` found.
-
-    Attributes:
-        bits: the widths, narrowest first.
-        layers: in graph order.
-        left_out: layers that stay in float whatever is chosen.
-        other_bytes: of parameters that have no width to choose, at 4 bytes each.
-        kernels: what an engine launches for one image, for budgets of latency.
-        said: what the metric reports of itself.
-    """
-
-    schema: int
-    verb: str
-    spec: dict[str, Any]
-    model: dict[str, str]
-    data: dict[str, Any]
-    preprocess: Preprocess
-    metric: str
-    bits: list[str]
-    layers: list[AnalyzedLayer]
-    left_out: list[str]
-    other_bytes: int
-    kernels: list[Kernel]
-    said: dict[str, Any]
-    notes: list[str]
-    seconds: dict[str, float]
-    environment: dict[str, Any]
-
-    @property
-    def outline(self) -> Outline:
-        """The counts, for prices."""
-        layers = {layer.name: layer.cost for layer in self.layers}
-        return Outline(
-            layers=layers,
-            left_out=self.left_out,
-            other_bytes=self.other_bytes,
-            kernels=self.kernels,
-        )
-
-    @property
-    def summary(self) -> str:
-        """One line for a person."""
-        narrowest = self.bits[0]
-        worst = sorted(self.layers, key=lambda layer: -layer.loss[narrowest])[:3]
-        return (
-            f"{len(self.layers)} layers by {self.metric} at {', '.join(self.bits)}; most "
-            f"sensitive at {narrowest}: {', '.join(layer.name for layer in worst)}"
-        )
 
 
 def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecord:
@@ -205,9 +133,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         {layer.name: str(operands(layer.node)[1].target) for layer in layers},
     )
     record = AnalyzeRecord(
-        schema=SCHEMA,
-        verb="analyze",
-        spec=msgspec.to_builtins(spec),
+        **header("analyze", spec),
         model={"name": loaded.name, "weights": loaded.weights, "weights_sha256": weights},
         data=describe(source),
         preprocess=preprocess,
@@ -228,7 +154,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     # matplotlib is slow to import, and only this line needs it.
     from trtq.report.figures import sensitivity_figure
 
-    figure = sensitivity_figure(msgspec.to_builtins(record.layers), record.bits, spec.metric)
+    figure = sensitivity_figure(record.layers, record.bits, spec.metric)
     write_bytes(out.with_suffix(".svg"), figure.encode())
     return record
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import onnx
 
-from trtq.artifact import SCHEMA, sha256_file
+from trtq.artifact import Record, header, sha256_file
 from trtq.cost.onnx_file import list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
 from trtq.engine.lint_target import why_float
@@ -17,11 +15,12 @@ from trtq.engine.manifest import read_engine
 from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
+from trtq.files import MANIFEST_SUFFIX
 from trtq.onnx_walk import all_nodes
 from trtq.specs import AuditSpec
 
 
-class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
+class AuditRecord(Record, frozen=True, kw_only=True):
     """What an engine computes in.
 
     Attributes:
@@ -34,9 +33,6 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what could not be known.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     engine_sha256: str
     onnx_sha256: str
     source: str
@@ -90,9 +86,7 @@ def audit(spec: AuditSpec) -> AuditRecord:
     for m in modules:
         shares[m.actual or "folded"] += m.macs
     return AuditRecord(
-        schema=SCHEMA,
-        verb="audit",
-        spec=msgspec.to_builtins(spec),
+        **header("audit", spec),
         engine_sha256=sha256_file(path),
         onnx_sha256=digest,
         source=source,
@@ -105,9 +99,9 @@ def audit(spec: AuditSpec) -> AuditRecord:
 
 
 def _layers(path: Path, source: str, digest: str, notes: list[str]) -> tuple[list[LayerRow], str]:
-    if path.suffix == ".json" and not path.name.endswith(".engine.json"):
+    if path.suffix == ".json" and not path.name.endswith(MANIFEST_SUFFIX):
         return read_layer_info(path), f"TensorRT's layer report {path.name}"
-    engine = path.with_suffix("") if path.name.endswith(".engine.json") else path
+    engine = path.with_suffix("") if path.name.endswith(MANIFEST_SUFFIX) else path
     manifest, plan = read_engine(engine)
     if manifest.onnx_sha256 != digest:
         raise EngineError(

@@ -9,22 +9,26 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_bytes, write_json
+import msgspec
+
+from trtq.artifact import (
+    FileRecord,
+    ensure_writable_dir,
+    read_record,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
 from trtq.engine.targets import Target
 from trtq.engine.versions import shown
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.export.onnx_file import records_beside
+from trtq.files import ENCODINGS, EXPORT_JSON, FP32, QDQ, SOURCE_JSON
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 
-QDQ, ENCODINGS, EXPORTED, SOURCE = (
-    "model.qdq.onnx",
-    "encodings.safetensors",
-    "export.json",
-    "source.json",
-)
 # Boards are deployed to side by side, but only one model is captured at a time.
 _ONE = threading.Lock()
 
@@ -39,6 +43,37 @@ class Profiled(NamedTuple):
     path: Path
     fallback: str = ""
     notes: tuple[str, ...] = ()
+
+
+Origin = dict[str, str | int]
+
+
+class _Source(msgspec.Struct):
+    """What the files of a folder were made from; written as source.json."""
+
+    made_from: Origin
+    files: dict[str, str]
+    notes: list[str] = []
+
+
+class _Profile(msgspec.Struct):
+    """What is read of a row of export.json, whose own type needs torch."""
+
+    fallback: str
+    opset: int
+    kind: str
+    float_nodes: dict[str, str]
+
+
+class _Exported(msgspec.Struct):
+    profiles: list[_Profile]
+
+
+class _Made(msgspec.Struct):
+    """What is read of the record beside a Q/DQ file, of whichever verb."""
+
+    spec: dict[str, object]
+    files: dict[str, FileRecord]
 
 
 def profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> Profiled:
@@ -61,9 +96,9 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
     label = f"{target.name}@{shown(target.version)}"
     folder = onnx.parent / f"for-{label.replace('@', '-')}-{precision}"
     name = f"{label.replace('@', '-')}.onnx"
-    source = {
-        "onnx": record["files"][onnx.name]["sha256"],
-        "encodings": record["files"][ENCODINGS]["sha256"],
+    source: Origin = {
+        "onnx": record.files[onnx.name].sha256,
+        "encodings": record.files[ENCODINGS].sha256,
     }
     if _fresh(folder, source):
         return _described(folder / name)
@@ -72,7 +107,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
 
     told.note(f"writing the file for {label} from {onnx.parent / ENCODINGS}")
     fields = set(ExportSpec.__struct_fields__)
-    given = {k: v for k, v in record["spec"].items() if k in fields and v not in (None, [], {}, "")}
+    given = {k: v for k, v in record.spec.items() if k in fields and v not in (None, [], {}, "")}
     given |= {
         "encodings": str(onnx.parent / ENCODINGS),
         "target": [label],
@@ -86,7 +121,7 @@ def _profile_for(onnx: Path, target: Target, precision: str, told: Progress) -> 
         said = f"the file goes as it is: it cannot be written for {label} here ({exc})"
         told.note(said)
         return Profiled(onnx, notes=(said,))
-    _sign(folder, source, name, EXPORTED)
+    _sign(folder, source, name, EXPORT_JSON)
     return _described(folder / name)
 
 
@@ -104,8 +139,8 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
     Raises:
         ExportError: the ranges do not fit a cache.
     """
-    plain, cache = folder / "model.fp32.onnx", folder / f"trt-{number}.cache"
-    source = {"onnx": sha256_file(qdq), "number": number}
+    plain, cache = folder / FP32, folder / f"trt-{number}.cache"
+    source: Origin = {"onnx": sha256_file(qdq), "number": number}
     if not _fresh(folder, source):
         from trtq.commands.calibration import ranges_for
         from trtq.export.calibration_cache import write_cache
@@ -129,22 +164,20 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         save_onnx(stripped, plain)
         write_bytes(cache, write_cache(scales, number).encode())
         _sign(folder, source, plain.name, cache.name, notes=notes)
-    return plain, cache, list(read_json(folder / SOURCE)["notes"])
+    return plain, cache, read_record(folder / SOURCE_JSON, _Source).notes
 
 
 def _described(path: Path) -> Profiled:
-    row = read_json(path.parent / EXPORTED)["profiles"][0]
+    row = read_record(path.parent / EXPORT_JSON, _Exported).profiles[0]
     kept = (
-        f"{len(row['float_nodes'])} nodes in FP32"
-        if row["float_nodes"]
+        f"{len(row.float_nodes)} nodes in FP32"
+        if row.float_nodes
         else "every node in the precision asked for"
     )
-    return Profiled(
-        path, row["fallback"], (f"{path.name}: opset {row['opset']}, {row['kind']}, {kept}",)
-    )
+    return Profiled(path, row.fallback, (f"{path.name}: opset {row.opset}, {row.kind}, {kept}",))
 
 
-def _record(onnx: Path) -> dict[str, Any] | None:
+def _record(onnx: Path) -> _Made | None:
     """Return the record beside a Q/DQ file that describes this very file.
 
     It must also name the file's encodings and its model. Returns None where there is no such
@@ -153,32 +186,26 @@ def _record(onnx: Path) -> dict[str, Any] | None:
     if onnx.name != QDQ or not (onnx.parent / ENCODINGS).is_file():
         return None
     here = {n: sha256_file(onnx.parent / n) for n in (QDQ, ENCODINGS)}
-    for record in records_beside(onnx):
-        with contextlib.suppress(KeyError, TypeError):
+    for content in records_beside(onnx):
+        with contextlib.suppress(msgspec.ValidationError):
+            record = msgspec.convert(content, _Made)
+            named = {n: record.files[n].sha256 for n in here if n in record.files}
             # The record of import-calib names no model: its file is sent unchanged.
-            if "model" in record["spec"] and all(
-                record["files"][n]["sha256"] == digest for n, digest in here.items()
-            ):
+            if "model" in record.spec and named == here:
                 return record
     return None
 
 
-def _sign(folder: Path, source: dict[str, Any], *names: str, notes: Sequence[str] = ()) -> None:
-    write_json(
-        folder / SOURCE,
-        {
-            "made_from": source,
-            "files": {n: sha256_file(folder / n) for n in names},
-            "notes": list(notes),
-        },
-    )
+def _sign(folder: Path, source: Origin, *names: str, notes: Sequence[str] = ()) -> None:
+    files = {n: sha256_file(folder / n) for n in names}
+    write_json(folder / SOURCE_JSON, _Source(made_from=source, files=files, notes=list(notes)))
 
 
-def _fresh(folder: Path, source: dict[str, Any]) -> bool:
+def _fresh(folder: Path, source: Origin) -> bool:
     try:
-        made = read_json(folder / SOURCE)
-        return bool(made["made_from"] == source) and all(
-            sha256_file(folder / n) == d for n, d in made["files"].items()
+        written = read_record(folder / SOURCE_JSON, _Source)
+        return written.made_from == source and all(
+            sha256_file(folder / n) == digest for n, digest in written.files.items()
         )
-    except (ArtifactError, KeyError, TypeError, AttributeError, OSError):
+    except (ArtifactError, OSError):
         return False

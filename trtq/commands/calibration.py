@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import onnx
 import torch
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    FileRecord,
+    Record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
+    header,
     locked,
     sha256_file,
     write_bytes,
     write_json,
 )
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ
-from trtq.commands.records import FileRecord
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
@@ -32,13 +31,13 @@ from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.files import ENCODINGS, FP32, IMPORT_JSON, LOCK, QDQ
 from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
 
-RECORD = "import.json"
 PLACES = (
     "Conv",
     "Gemm",
@@ -53,7 +52,7 @@ PLACES = (
 )
 
 
-class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CalibrationRecord(Record, frozen=True, kw_only=True):
     """What was written, and what could not be.
 
     Attributes:
@@ -65,16 +64,13 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
         files: written, by name.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     header: str
     tensors: int
     missing: dict[str, str]
     unused: list[str]
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def leftovers(self) -> list[str]:
@@ -138,15 +134,13 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
     ensure_writable_dir(out.parent)
     write_bytes(out, write_cache(scales, number).encode())
     record = CalibrationRecord(
-        schema=SCHEMA,
-        verb="export-calib",
-        spec=msgspec.to_builtins(spec),
+        **header("export-calib", spec),
         header=f"TRT-{number}-{ENTROPY_2}",
         tensors=len(scales),
         missing=missing,
         unused=unused,
         notes=notes,
-        files={out.name: FileRecord(sha256=sha256_file(out), bytes=out.stat().st_size)},
+        files={out.name: FileRecord.of(out)},
         environment=environment(),
     )
     write_json(out.with_name(out.name + ".json"), record)
@@ -276,30 +270,25 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
     encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
     # The metadata of the float file about its images is there already.
     set_metadata_(done.model, {"encodings_sha256": encodings.digest()})
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / IMPORT_JSON).unlink(missing_ok=True)
         paths = {
             QDQ: save_onnx(done.model, out / QDQ),
             FP32: save_onnx(plain, out / FP32),
             ENCODINGS: encodings.save(out / ENCODINGS),
         }
-        header = f"TRT {shown(cache.version)} {cache.algorithm}"
+        cache_header = f"TRT {shown(cache.version)} {cache.algorithm}"
         record = CalibrationRecord(
-            schema=SCHEMA,
-            verb="import-calib",
-            spec=msgspec.to_builtins(spec),
-            header=header,
+            **header("import-calib", spec),
+            header=cache_header,
             tensors=len(done.activations),
             missing=done.missing,
             unused=done.unused,
             notes=done.notes,
             environment=environment(),
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
         )
-        write_json(out / RECORD, record)
+        write_json(out / IMPORT_JSON, record)
     for line in done.notes:
         told.note(line)
     return record

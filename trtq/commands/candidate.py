@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.commands.analyze import AnalyzeRecord
-from trtq.commands.layer_costs import Outline, outline, weights_of
+from trtq.commands.layer_costs import outline, weights_of
 from trtq.commands.loading import open_model, open_preprocess
 from trtq.errors import UsageError
 from trtq.graph.capture import capture
 from trtq.quant.digest import structure_digest, weights_digest
+from trtq.records.analyze import AnalyzeRecord, Outline
 from trtq.specs import ModelInputSpec, SearchSpec
 
 

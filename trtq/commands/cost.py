@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from trtq.artifact import SCHEMA, environment
+from trtq.artifact import Environment, Record, environment, header
 from trtq.commands.allocation import read_allocation
 from trtq.commands.loading import open_model
 from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
@@ -76,7 +75,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     correction: Correction | None = None
 
 
-class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
+class CostRecord(Record, frozen=True, kw_only=True):
     """What ``trtq cost`` counted for one image.
 
     Attributes:
@@ -89,15 +88,12 @@ class CostRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what was done to read the model and its weights.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: str
     rows: list[CostRow]
     total: dict[str, float]
     relative: dict[str, float]
     how: str
-    environment: dict[str, Any]
+    environment: Environment
     latency: LatencyRecord | None = None
     engine: LatencyRecord | None = None
     notes: tuple[str, ...] = ()
@@ -159,8 +155,39 @@ def cost(spec: CostSpec) -> CostRecord:
             device is unknown.
     """
     device = find_device(spec.device) if spec.device else None
+    _require_consistent(spec)
+    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
+    shown = [op for op in counted.ops if op.kind in COUNTED]
+    rows = [
+        _row(layer, counted.widths(op))
+        for layer, op in zip(count_layers(shown), shown, strict=True)
+    ]
+    total = _total(rows, counted.parameters)
+    return CostRecord(
+        **header("cost", spec),
+        model=counted.name,
+        rows=rows,
+        total=total,
+        relative={
+            "bitops": total["bitops"] / max(sum(layer_bitops(r.layer, 32, 32) for r in rows), 1.0),
+            "energy": total["energy"] / max(sum(layer_energy(r.layer, 32, 32) for r in rows), 1.0),
+        },
+        how=HOW,
+        environment=environment(),
+        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
+        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
+        notes=counted.notes,
+    )
+
+
+def _require_consistent(spec: CostSpec) -> None:
+    """Refuse options that need another one, or contradict each other.
+
+    Raises:
+        UsageError: names them.
+    """
     for option in ("engine", "profile"):
-        if getattr(spec, option) and device is None:
+        if getattr(spec, option) and not spec.device:
             raise UsageError(
                 f"--{option} needs --device",
                 "only a device gives a latency",
@@ -171,39 +198,17 @@ def cost(spec: CostSpec) -> CostRecord:
             "Give --bits or --allocation, not both",
             f"found --bits {spec.bits} and --allocation {spec.allocation}",
         )
-    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
-    shown = [op for op in counted.ops if op.kind in COUNTED]
-    rows = [
-        _row(layer, counted.widths(op))
-        for layer, op in zip(count_layers(shown), shown, strict=True)
-    ]
-    layers = [r.layer for r in rows]
-    return CostRecord(
-        schema=SCHEMA,
-        verb="cost",
-        spec=msgspec.to_builtins(spec),
-        model=counted.name,
-        rows=rows,
-        total={
-            "macs": float(sum(v.macs for v in layers)),
-            "parameters": float(counted.parameters),
-            "bytes_moved": sum(r.bytes_moved for r in rows),
-            "bitops": sum(r.bitops for r in rows),
-            "energy": sum(r.energy for r in rows),
-            "picojoules": sum(r.picojoules for r in rows),
+
+
+def _total(rows: Sequence[CostRow], parameters: int) -> dict[str, float]:
+    return {
+        "macs": float(sum(r.layer.macs for r in rows)),
+        "parameters": float(parameters),
+        **{
+            name: sum(getattr(r, name) for r in rows)
+            for name in ("bytes_moved", "bitops", "energy", "picojoules")
         },
-        relative={
-            "bitops": sum(r.bitops for r in rows)
-            / max(sum(layer_bitops(v, 32, 32) for v in layers), 1.0),
-            "energy": sum(r.energy for r in rows)
-            / max(sum(layer_energy(v, 32, 32) for v in layers), 1.0),
-        },
-        how=HOW,
-        environment=environment(),
-        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
-        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
-        notes=counted.notes,
-    )
+    }
 
 
 def _row(layer: LayerCost, widths: Widths) -> CostRow:

@@ -12,17 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from trtq.artifact import (
-    SCHEMA,
     check_record,
     ensure_writable_dir,
     environment,
+    header,
     read_json,
     write_json,
 )
 from trtq.data.answers import (
     HAVE_PREDICTIONS,
     Kind,
-    OutputComparison,
     Tally,
     kind_in,
     kind_of_array,
@@ -41,123 +40,12 @@ from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
+from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
 from trtq.progress import Notes, Progress, Silent
+from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
 
-RECORD = "evaluate.json"
 Outputs = Mapping[str, Array]
-
-
-class EvaluateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``trtq evaluate`` measured.
-
-    Attributes:
-        images: how many images were run.
-        top1, top5: percent of labels that were first, or among the first five; None without labels.
-        agreement: percent of the first output's predictions equal to the reference's; None without
-            a reference, and where the output is not known to be scores of classes.
-        sqnr_db: first output of the reference over the difference, dB; None without a reference or
-            without difference.
-        outputs: every output against the reference's; empty without one.
-        finite: no output was NaN or infinite, the reference's included.
-        constant: the first output, where it was the same for every image; others may be constants,
-            such as anchors.
-        reference_top1: the reference's own accuracy on the same images.
-        miou: mean intersection over union of pixels, percent; None without masks.
-        pixel_accuracy: share of right pixels, percent.
-        iou: by class index, percent; None for a class that is nowhere.
-        reference_miou: the reference's own.
-        calibration_images: how many of the images were used for calibration; None when that is not
-            known.
-        runtime: what computed the outputs.
-    """
-
-    schema: int
-    verb: str
-    spec: dict[str, Any]
-    onnx_sha256: str
-    reference_sha256: str | None
-    images: int
-    top1: float | None
-    top5: float | None
-    reference_top1: float | None
-    miou: float | None = None
-    pixel_accuracy: float | None = None
-    iou: list[float | None] | None = None
-    reference_miou: float | None = None
-    agreement: float | None
-    sqnr_db: float | None
-    outputs: list[OutputComparison] = []
-    finite: bool = True
-    constant: list[str] = []
-    calibration_images: int | None
-    data: dict[str, Any]
-    preprocess: Preprocess
-    runtime: str
-    notes: list[str]
-    environment: dict[str, Any]
-
-    @property
-    def measure(self) -> str:
-        """What :attr:`score` is.
-
-        It is ``mIoU`` with masks, ``top-1`` with labels, else ``agreement`` with the reference,
-        else none.
-        """
-        return (
-            "mIoU" if self.miou is not None else "top-1" if self.top1 is not None else "agreement"
-        )
-
-    @property
-    def doubt(self) -> str:
-        """Why the figures mean nothing, "" when they do."""
-        if not self.finite:
-            return "some answers are NaN or infinite, or have other shapes than the reference's"
-        return f"the output {self.constant[0]} is the same for every image" if self.constant else ""
-
-    @property
-    def valid(self) -> bool:
-        """Whether the figures mean something."""
-        return not self.doubt
-
-    @property
-    def score(self) -> float | None:
-        """The number by which models are compared, percent."""
-        return (
-            self.miou
-            if self.miou is not None
-            else self.top1
-            if self.top1 is not None
-            else self.agreement
-        )
-
-    @property
-    def reference_score(self) -> float | None:
-        """The reference's own; None when agreement is all there is."""
-        return self.reference_miou if self.miou is not None else self.reference_top1
-
-    @property
-    def summary(self) -> str:
-        """One line for a person."""
-        parts = [f"{self.images} images"]
-        if self.top1 is not None:
-            parts.append(f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %")
-        if self.miou is not None:
-            parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
-        if self.reference_score is not None:
-            parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
-        for output in self.outputs:
-            parts.append(
-                output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"
-            )
-        if self.doubt:
-            parts.append(f"NOT VALID: {self.doubt}")
-        if len(parts) == 1:
-            parts.append(
-                "no labels, no masks and no reference: there is nothing to compare with "
-                "(--reference, --masks)"
-            )
-        return "; ".join(parts)
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
@@ -188,7 +76,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
             "Give the quantize.json of the calibration",
         )
     indices = _choose(source, spec, used)
-    known = path.parent / "quantize.json"
+    known = path.parent / QUANTIZE_JSON
     shared = None
     if not spec.exclude and known.is_file():
         seen = _calibration_images(known)
@@ -210,9 +98,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     outputs = [t.result for t in count.tallies.values()]
     compared = outputs if reference is not None else []
     record = EvaluateRecord(
-        schema=SCHEMA,
-        verb="evaluate",
-        spec=msgspec.to_builtins(spec),
+        **header("evaluate", spec),
         onnx_sha256=digest_onnx(path),
         reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
         images=scores.images,
@@ -242,7 +128,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         environment=environment(),
     )
     if spec.out:
-        write_json(ensure_writable_dir(Path(spec.out)) / RECORD, record)
+        write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
 
 
@@ -437,10 +323,10 @@ def require_numbers(source: Source, metadata: Mapping[str, Any], folder: Path) -
         DataError: names the classes that differ.
     """
     require_one_class_list(source)
-    trained = metadata.get("classes") or _class_names(folder / "finetune.json")
+    trained = metadata.get("classes") or _class_names(folder / FINETUNE_JSON)
     if trained and not source.indexed:
         require_known_classes(source, trained, "the training images")
-    calibrated = _class_names(folder / "quantize.json")
+    calibrated = _class_names(folder / QUANTIZE_JSON)
     if calibrated:
         require_calibrated_classes(source, calibrated, "the calibration images")
 

@@ -16,19 +16,19 @@ import torch
 from torch import fx
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    FileRecord,
+    Record,
     ensure_writable_dir,
     environment,
+    header,
     locked,
-    sha256_file,
     write_bytes,
     write_json,
 )
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
 from trtq.commands.opset import INT4_OPSET
-from trtq.commands.quantize import ENCODINGS
-from trtq.commands.records import FileRecord
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
@@ -47,6 +47,7 @@ from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
+from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
 from trtq.graph.capture import capture
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -54,7 +55,6 @@ from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 
-RECORD = "export.json"
 FIRST_INT4 = 80
 BATCH = 8
 
@@ -110,7 +110,7 @@ class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.file}: opset {self.opset}, {self.kind}{islands}, {same}{sqnr}{found}"
 
 
-class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ExportRecord(Record, frozen=True, kw_only=True):
     """What ``trtq export`` wrote.
 
     Attributes:
@@ -118,15 +118,12 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
         images: that ranges were taken from and the files compared on.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     encodings_sha256: str
     profiles: list[ProfileRow]
     images: int
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -191,8 +188,8 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         ANSWER: answer_kind(loaded, captured, source),
     }
     writer = _Writer(spec, captured.module, simulated, images, origin, note)
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / EXPORT_JSON).unlink(missing_ok=True)
         encodings.save(out / ENCODINGS)
         told.begin("Writing profiles", len(targets))
         rows = []
@@ -207,14 +204,9 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
                 *((r.cache, r.cache.replace(".cache", ".fp32.onnx")) if r.cache else ()),
             )
         ]
-        files = {
-            n: FileRecord(sha256=sha256_file(out / n), bytes=(out / n).stat().st_size)
-            for n in (*names, ENCODINGS)
-        }
+        files = {n: FileRecord.of(out / n) for n in (*names, ENCODINGS)}
         record = ExportRecord(
-            schema=SCHEMA,
-            verb="export",
-            spec=msgspec.to_builtins(spec),
+            **header("export", spec),
             encodings_sha256=encodings.digest(),
             profiles=rows,
             images=sum(map(len, images)),
@@ -222,7 +214,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             files=files,
             environment=environment(),
         )
-        write_json(out / RECORD, record)
+        write_json(out / EXPORT_JSON, record)
     return record
 
 

@@ -13,9 +13,10 @@ import msgspec
 import torch
 
 from trtq.artifact import (
-    SCHEMA,
+    FileRecord,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     read_json,
     read_record,
@@ -23,12 +24,9 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.evaluate import EvaluateRecord, evaluate
-from trtq.commands.finetune_record import FinetuneRecord
+from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
 from trtq.commands.opset import check_files, opset_of
-from trtq.commands.quantize import FP32, QDQ
-from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_labels
@@ -37,12 +35,14 @@ from trtq.data.source import Source, describe, open_source, shared_images, sprea
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
+from trtq.files import CURVES_SVG, EVALUATE_JSON, FINETUNE_JSON, FP32, LOCK, QDQ
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known
-from trtq.models.user_code import import_named, source_digest
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.finetune import FinetuneRecord
 from trtq.report.figures import training_figure
 from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec
@@ -50,14 +50,10 @@ from trtq.train.examples import Examples, TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
 from trtq.train.training_graph import TrainingGraph
+from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
-RECORD, EVALUATION, CHECKPOINT, CURVES = (
-    "finetune.json",
-    "evaluate.json",
-    "checkpoint",
-    "curves.svg",
-)
+CHECKPOINT = "checkpoint"
 SEGMENTER_AXES = 4
 WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
 
@@ -83,7 +79,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
     device = choose_device(spec.device, workers)
     out = ensure_writable_dir(Path(spec.out))
     joined = workers.joined(gpu=device.type == "cuda", waiting=(progress or Silent()).note)
-    with locked(out / ".trtq.lock", waiting=told.note) if first else nullcontext(), joined:
+    with locked(out / LOCK, waiting=told.note) if first else nullcontext(), joined:
         job = _Job(spec, told, workers, device)
         workers.wait()  # no process writes while another still reads
         job.trainer.train()
@@ -91,7 +87,7 @@ def finetune(spec: FinetuneSpec, progress: Progress | None = None) -> FinetuneRe
         if first:
             record = job.write()
         workers.wait()
-        return record if first else read_record(out / RECORD, FinetuneRecord)
+        return record if first else read_record(out / FINETUNE_JSON, FinetuneRecord)
 
 
 class _Job:
@@ -406,21 +402,19 @@ class _Job:
                     else {}
                 ),
             },
-            records=(RECORD, EVALUATION),
+            records=(FINETUNE_JSON, EVALUATE_JSON),
             told=self.told,
             note=self.note,
             answer=self.answer,
         )
         at, graph = self.trainer.position, self.graph
-        paths[CURVES] = write_bytes(
-            self.out / CURVES, training_figure(at.history, self.trainer.measure).encode()
+        paths[CURVES_SVG] = write_bytes(
+            self.out / CURVES_SVG, training_figure(at.history, self.trainer.measure).encode()
         )
         self.clock.lap("export")
         evaluation = self._evaluate()
         record = FinetuneRecord(
-            schema=SCHEMA,
-            verb="finetune",
-            spec=msgspec.to_builtins(spec),
+            **header("finetune", spec),
             model={"name": self.loaded.name, "weights": self.loaded.weights, **encodings.origin},
             data=describe(self.source),
             preprocess=self.preprocess,
@@ -444,15 +438,12 @@ class _Job:
             codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()},
             parity=parity,
             evaluation=evaluation,
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
             notes=self.note.lines,
             seconds=self.clock.seconds,
             environment=environment(),
         )
-        write_json(self.out / RECORD, record)
+        write_json(self.out / FINETUNE_JSON, record)
         return record
 
     def _evaluate(self) -> EvaluateRecord | None:
@@ -471,7 +462,7 @@ class _Job:
             ),
             self.told,
         )
-        write_json(self.out / EVALUATION, found)
+        write_json(self.out / EVALUATE_JSON, found)
         self.clock.lap("evaluate")
         return found
 

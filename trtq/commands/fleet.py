@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
-from collections.abc import Callable  # noqa: F401
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, environment, locked, write_json
-from trtq.commands.deploy import RECORD, deploy, name_of, power_of, require_mode
+from trtq.artifact import ensure_writable_dir, environment, header
+from trtq.commands.board_settings import power_of, require_mode
+from trtq.commands.deploy import deploy, name_of
+from trtq.commands.workspace import Workspace
 from trtq.deploy.agent_client import Agent
-from trtq.deploy.board import probe
+from trtq.deploy.board import Board, probe
 from trtq.deploy.devices import Device, find_device, known_devices
 from trtq.deploy.ledger import board_manifest, is_known_engine
-from trtq.deploy.record import DeployRecord, FleetRecord, FleetRow, fleet_rows
+from trtq.deploy.record import FleetRecord, FleetRow, fleet_rows
 from trtq.engine.manifest import EngineManifest
 from trtq.errors import BoardError, TrtqError, UsageError
+from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
 from trtq.progress import Progress, Silent
-from trtq.report.page import write_fleet_page
+from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
 
-TABLE, PAGE = "fleet.json", "fleet.html"
 Done = tuple[list[FleetRow], list[str]]
 
 
@@ -62,41 +60,52 @@ def fleet(spec: FleetSpec, progress: Progress | None = None) -> FleetRecord:
     Raises:
         UsageError: no device, or an unknown one.
     """
-    told, began, lock = progress or Silent(), time.perf_counter(), threading.Lock()
-    devices = _devices(spec.devices)
-    missing = next((m for m in spec.model if not Path(m).is_file()), None)
-    if missing is not None:
-        raise UsageError(f"Cannot deploy {missing}", "there is no such file")
-    stems = [Path(m).stem for m in spec.model]
-    names = stems if len(set(stems)) == len(stems) else [name_of(Path(m)) for m in spec.model]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        why = "the table could not tell them apart"
-        raise UsageError(
-            f"Two models would both be called {twice}",
-            why,
-            "Put them into folders of different names",
-        )
-    out = ensure_writable_dir(Path(spec.out))
-    with locked(out / ".trtq.lock", waiting=told.note):
+    told, lock = progress or Silent(), threading.Lock()
+    devices, names = _devices(spec.devices), _model_names(spec.model)
+    work = Workspace(Path(spec.out), FLEET_JSON, told)
+    with work.locked():
 
-        def work(pair: tuple[str, Device]) -> Done:
-            return _one(*pair, spec, names, out, _Beside(pair[1].name, told, lock))
+        def one(pair: tuple[str, Device]) -> Done:
+            return _one(*pair, spec, names, work.folder, _Beside(pair[1].name, told, lock))
 
         with ThreadPoolExecutor(max_workers=len(devices)) as pool:
-            done = list(pool.map(work, devices))
+            done = list(pool.map(one, devices))
         record = FleetRecord(
-            schema=SCHEMA,
-            verb="fleet",
-            spec=msgspec.to_builtins(spec),
+            **header("fleet", spec),
             rows=[r for rows, _ in done for r in rows],
             records=[p for _, paths in done for p in paths],
-            seconds=round(time.perf_counter() - began, 3),
+            seconds=work.clock.total,
             environment=environment(),
         )
-        write_json(out / TABLE, record)
-        write_fleet_page(msgspec.to_builtins(record), out / PAGE)
+        work.save(record)
+        write_fleet_page(record, work.folder / FLEET_HTML)
     return record
+
+
+def _model_names(models: Sequence[str]) -> list[str]:
+    """Return a name for each model that tells it from the others.
+
+    Raises:
+        UsageError: a file is missing, or two would have one name.
+    """
+    missing = next((m for m in models if not Path(m).is_file()), None)
+    if missing is not None:
+        raise UsageError(f"Cannot deploy {missing}", "there is no such file")
+    names = [Path(m).stem for m in models]
+    if _repeated(names) is not None:
+        names = [name_of(Path(m)) for m in models]
+    twice = _repeated(names)
+    if twice is not None:
+        raise UsageError(
+            f"Two models would both be called {twice}",
+            "the table could not tell them apart",
+            "Put them into folders of different names",
+        )
+    return names
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((n for n in names if names.count(n) > 1), None)
 
 
 def _devices(text: str) -> list[tuple[str, Device]]:
@@ -108,14 +117,10 @@ def _devices(text: str) -> list[tuple[str, Device]]:
             "none has been added yet",
             "Add one: trtq device add NAME user@host",
         )
-    twice = next((n for n in names if names.count(n) > 1), None)
+    twice = _repeated(names)
     if twice is not None:
         raise UsageError(f"--devices names {twice} twice")
     return [(n, find_device(n)) for n in names]
-
-
-def _options(spec: FleetSpec) -> dict[str, Any]:
-    return {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
 
 
 def _one(
@@ -124,74 +129,63 @@ def _one(
     """Do everything on one device; an error becomes a row that says it."""
     rows, paths = list[FleetRow](), list[str]()
     if not spec.model:
-        return _there(device, spec, out / device.name, told), []
+        return _measure_engines(device, spec, out / device.name, told), []
+    options = {n: getattr(spec, n) for n in DeployOptions.__struct_fields__}
     for model, name in zip(spec.model, names, strict=True):
         folder = f"{out}/{device.name}/{name}"
         try:
-            record: DeployRecord = deploy(
-                DeploySpec(device=typed, model=model, out=folder, **_options(spec)), told
-            )
-            rows += fleet_rows(
-                device.name,
-                str(record.board["model"]),
-                name,
-                record.manifest,
-                record.rows,
-                doubt=record.disagreement,
-            )
-            paths.append(f"{device.name}/{name}/{RECORD}")
+            record = deploy(DeploySpec(device=typed, model=model, out=folder, **options), told)
+            rows += record.table(name)
+            paths.append(f"{device.name}/{name}/{DEPLOY_JSON}")
         except TrtqError as exc:
             told.note(str(exc))
             rows.append(FleetRow(device=device.name, board="", model=name, why=str(exc)))
     return rows, paths
 
 
-def _there(device: Device, spec: FleetSpec, folder: Path, told: Progress) -> list[FleetRow]:
+def _measure_engines(
+    device: Device, spec: FleetSpec, folder: Path, told: Progress
+) -> list[FleetRow]:
     """Measure every engine that lies on a device."""
-    from trtq.deploy.measure import measure
-
-    rows: list[FleetRow] = []
+    rows = list[FleetRow]()
     agent = Agent(device, told, patience_s=spec.patience)
     try:
         board = probe(agent)
         require_mode(spec, board)
         for entry in agent.ask("list")["engines"]:
-            file = entry["file"]  # in the form of an engine's name: the reader sees to it
-            name = f"{Path(entry['model']).stem} ({file[:8]})"  # of one model there may be several
-            try:
-                manifest = _manifest(agent, file, told)
-                place = ensure_writable_dir(folder / file[:12])
-                nonce = secrets.token_hex(8)
-                found = measure(
-                    agent,
-                    board,
-                    manifest,
-                    f"{board.home}/engines/{file}",
-                    spec,
-                    power_of(spec),
-                    place,
-                    nonce,
-                )
-                rows += fleet_rows(device.name, board.name, name, manifest, found)
-            except TrtqError as exc:
-                rows.append(
-                    FleetRow(device=device.name, board=board.name, model=name, why=str(exc))
-                )
+            rows += _measure_engine(agent, board, entry, spec, folder, told)
         if not rows:
-            rows.append(
-                FleetRow(
-                    device=device.name,
-                    board=board.name,
-                    model="",
-                    why="no engine there yet: trtq deploy",
-                )
-            )
+            why = "no engine there yet: trtq deploy"
+            rows.append(FleetRow(device=device.name, board=board.name, model="", why=why))
     except TrtqError as exc:
         told.note(str(exc))
         rows.append(FleetRow(device=device.name, board="", model="", why=str(exc)))
     finally:
         agent.close()
     return rows
+
+
+def _measure_engine(
+    agent: Agent,
+    board: Board,
+    entry: Mapping[str, str],
+    spec: FleetSpec,
+    folder: Path,
+    told: Progress,
+) -> list[FleetRow]:
+    """Measure one engine; an error becomes a row that says it."""
+    from trtq.deploy.measure import measure
+
+    file = entry["file"]  # in the form of an engine's name: the reader sees to it
+    name = f"{Path(entry['model']).stem} ({file[:8]})"  # of one model there may be several
+    path, device = f"{board.home}/engines/{file}", agent.device.name
+    try:
+        manifest = _manifest(agent, file, told)
+        place, nonce = ensure_writable_dir(folder / file[:12]), secrets.token_hex(8)
+        rows = measure(agent, board, manifest, path, spec, power_of(spec), place, nonce)
+        return fleet_rows(device, board.name, name, manifest, rows)
+    except TrtqError as exc:
+        return [FleetRow(device=device, board=board.name, model=name, why=str(exc))]
 
 
 def _manifest(agent: Agent, file: str, told: Progress) -> EngineManifest:

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from safetensors.torch import save
 
 from trtq.artifact import (
-    SCHEMA,
+    Environment,
+    FileRecord,
+    Record,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     sha256_file,
     write_bytes,
     write_json,
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.records import FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
+from trtq.files import IMPORT_JSON, LOCK
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant
@@ -40,11 +42,11 @@ from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
 from trtq.specs import ImportCheckpointSpec
 
-RECORD, WEIGHTS = "import.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
 
 
-class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ImportRecord(Record, frozen=True, kw_only=True):
     """What ``trtq import-checkpoint`` took over.
 
     Attributes:
@@ -55,9 +57,6 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
         parity: torch against ONNX Runtime on the exported file.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     tool: str
     quantizers: int
     left_in_float: dict[str, str]
@@ -65,7 +64,7 @@ class ImportRecord(msgspec.Struct, frozen=True, kw_only=True):
     parity: ParityRecord
     notes: list[str]
     files: dict[str, FileRecord]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -94,8 +93,8 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     # that was asked for.
     found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
     source = open_source(spec.data, spec.class_index, note)
-    with locked(out / ".trtq.lock", waiting=told.note):
-        (out / RECORD).unlink(missing_ok=True)
+    with locked(out / LOCK, waiting=told.note):
+        (out / IMPORT_JSON).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
             # The weights of the same file, without the tensors of its quantizers: what later
             # commands take as --checkpoint.
@@ -125,7 +124,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
             opset=spec.opset,
             int4=False,
-            records=(RECORD,),
+            records=(IMPORT_JSON,),
             told=told,
             note=note,
             answer=answer_kind(loaded, captured, source),
@@ -133,22 +132,17 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
-            schema=SCHEMA,
-            verb="import-checkpoint",
-            spec=msgspec.to_builtins(spec),
+            **header("import-checkpoint", spec),
             tool=found.tool,
             quantizers=len(encodings.amax),
             left_in_float=dict(encodings.left_in_float),
             unused=unused,
             parity=parity,
             notes=note.lines,
-            files={
-                n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size)
-                for n, p in paths.items()
-            },
+            files={n: FileRecord.of(p) for n, p in paths.items()},
             environment=environment(),
         )
-        write_json(out / RECORD, record)
+        write_json(out / IMPORT_JSON, record)
     return record
 
 

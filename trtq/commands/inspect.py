@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from trtq.artifact import decode_json, read_json, sha256_file
 from trtq.errors import ArtifactError
-from trtq.known_records import known, read_checked
+from trtq.files import QUANTIZE_JSON
+from trtq.known_records import known, read_known
 
+if TYPE_CHECKING:
+    from trtq.records.quantize import QuantizeRecord
+
+Info = dict[str, Any]  # of --json: what is in it depends on the kind
 SUMMED = ("search", "bench", "deploy", "fleet")  # verbs whose records are shown with their summary
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str) -> Info:
     """Return what is in ``path`` as a JSON-like dict whose ``kind`` says what it is.
 
     Raises:
@@ -56,35 +61,31 @@ def _digest(path: Path) -> str:
     return digest_onnx(path)
 
 
-def _folder(path: Path) -> dict[str, Any]:
-    known = [
-        p
-        for p in sorted(path.iterdir())
-        if p.suffix in (".onnx", ".safetensors", ".engine", ".json", ".html")
-    ]
-    if not known:
+def _folder(path: Path) -> Info:
+    suffixes = (".onnx", ".safetensors", ".engine", ".json", ".html")
+    files = [p for p in sorted(path.iterdir()) if p.suffix in suffixes]
+    if not files:
         raise ArtifactError(
             f"There is nothing of trtq's in {path}", "no .onnx, .safetensors, .engine or .json file"
         )
-    info: dict[str, Any] = {
+    info: Info = {
         "kind": "folder",
         "path": str(path),
-        "files": {p.name: p.stat().st_size for p in known},
+        "files": {p.name: p.stat().st_size for p in files},
     }
-    record = path / "quantize.json"
+    record = path / QUANTIZE_JSON
     if record.is_file():
-        content = read_checked(record, "quantize")
-        changed = [
-            n
-            for n, f in content.get("files", {}).items()
-            if not (path / n).is_file() or sha256_file(path / n) != f["sha256"]
-        ]
+        quantize: QuantizeRecord = read_known(record, "quantize")
         info["quantize"] = _record(record)
-        info["altered_or_missing"] = changed
+        info["altered_or_missing"] = [
+            name
+            for name, file in quantize.files.items()
+            if not (path / name).is_file() or sha256_file(path / name) != file.sha256
+        ]
     return info
 
 
-def _onnx(path: Path) -> dict[str, Any]:
+def _onnx(path: Path) -> Info:
     from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
     from trtq.onnx_walk import all_nodes
 
@@ -115,7 +116,7 @@ def _shape(value: Any) -> list[Any]:
     return [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
 
 
-def _safetensors(path: Path) -> dict[str, Any]:
+def _safetensors(path: Path) -> Info:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -148,15 +149,15 @@ def _safetensors(path: Path) -> dict[str, Any]:
     return {"kind": "weights", "tensors": len(names), "first": names[:8]}
 
 
-def _engine(path: Path) -> dict[str, Any]:
+def _engine(path: Path) -> Info:
     from trtq.engine.manifest import read_manifest
 
     manifest = read_manifest(path)
-    content: dict[str, Any] = msgspec.to_builtins(manifest)
+    content: Info = msgspec.to_builtins(manifest)
     return {"kind": "engine", "summary": manifest.summary, "manifest": content}
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> Info:
     content = read_json(path)
     verb = content.get("verb")
     if verb is None:
@@ -164,46 +165,36 @@ def _record(path: Path) -> dict[str, Any]:
     if verb == "build":
         from trtq.engine.manifest import read_manifest
 
-        return {
-            "kind": "engine manifest",
-            "summary": read_manifest(path.with_name(path.name.removesuffix(".json"))).summary,
-        }
-    record, damage = _decoded(content, path)
-    summary = str(record.summary) if record is not None and verb in SUMMED else ""
-    info: dict[str, Any] = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
-    if verb == "quantize" and record is not None:
-        weak = sorted(
-            (q for q in content["quantizers"] if q["sqnr_db"] is not None),
-            key=lambda q: q["sqnr_db"],
-        )[:5]
-        info |= {
-            "model": content["model"].get("name"),
-            "weights": content["model"].get("weights"),
-            "calibration": content["calibration"],
-            "quantizers": content["quantizers"],
-            "left_in_float": {f["name"]: f["reason"] for f in content["left_in_float"]},
-            "parity": content["parity"],
-            "weakest": {q["name"]: q["sqnr_db"] for q in weak},
-            "notes": content["notes"],
-        }
-    else:
-        info |= {k: v for k, v in content.items() if k not in ("spec", "environment", "schema")}
-    return info
-
-
-def _decoded(content: dict[str, Any], path: Path) -> tuple[Any, str]:
-    """Return the record, and "" or what is wrong with it.
-
-    In the second case there is None in place of the record; a damaged record is still shown.
-    """
+        manifest = read_manifest(path.with_name(path.name.removesuffix(".json")))
+        return {"kind": "engine manifest", "summary": manifest.summary}
     try:
-        return known(content, path), ""
-    except ArtifactError as exc:
-        return None, exc.reason
+        record, damage = known(content, path), ""
+    except ArtifactError as exc:  # a damaged record is still shown
+        record, damage = None, exc.reason
+    summary = str(record.summary) if record is not None and verb in SUMMED else ""
+    info: Info = {"kind": f"{verb} record", "damaged": damage, "summary": summary}
+    if record is not None and verb == "quantize":
+        return info | _quantize(record)
+    return info | {k: v for k, v in content.items() if k not in ("spec", "environment", "schema")}
 
 
-def _recipe(path: Path) -> dict[str, Any]:
+def _quantize(record: QuantizeRecord) -> Info:
+    measured = [(q.sqnr_db, q.name) for q in record.quantizers if q.sqnr_db is not None]
+    weakest = sorted(measured, key=lambda pair: pair[0])[:5]
+    return {
+        "model": record.model.get("name"),
+        "weights": record.model.get("weights"),
+        "calibration": record.calibration,
+        "quantizers": msgspec.to_builtins(record.quantizers),
+        "left_in_float": {f.name: f.reason for f in record.left_in_float},
+        "parity": msgspec.to_builtins(record.parity),
+        "weakest": {name: sqnr for sqnr, name in weakest},
+        "notes": record.notes,
+    }
+
+
+def _recipe(path: Path) -> Info:
     from trtq.recipe import load_recipe
 
-    content: dict[str, Any] = msgspec.to_builtins(load_recipe(path))
+    content: Info = msgspec.to_builtins(load_recipe(path))
     return {"kind": "recipe", "recipe": content}

@@ -8,27 +8,10 @@ import msgspec
 import torch
 from torch import fx
 
-from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
-from trtq.cost.ops import Kernel
+from trtq.cost.count import count_layers, list_kernels, list_ops
 from trtq.graph.normalize import get_constant
 from trtq.quant.placement import place
-
-
-class Outline(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of a model.
-
-    Attributes:
-        layers: by name, those that can have a width, in graph order; a weight that two of them read
-            counts at the first.
-        left_out: names of counted layers with weights that stay in float.
-        other_bytes: of parameters that have no width to choose, at 4 bytes each.
-        kernels: what an engine launches for one image.
-    """
-
-    layers: dict[str, LayerCost]
-    left_out: list[str]
-    other_bytes: int
-    kernels: list[Kernel]
+from trtq.records.analyze import Outline
 
 
 def weights_of(graph: fx.GraphModule) -> dict[str, str]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file
+from trtq.artifact import Record, ensure_writable_dir, ensure_writable_file, header
 from trtq.engine.lint_target import reader_of
 from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
@@ -19,7 +16,7 @@ from trtq.export.onnx_file import parse_onnx, read_onnx, save_onnx
 from trtq.specs import LintSpec
 
 
-class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
+class LintRecord(Record, frozen=True, kw_only=True):
     """What the rules found.
 
     Attributes:
@@ -28,9 +25,6 @@ class LintRecord(msgspec.Struct, frozen=True, kw_only=True):
         repaired: places by rule.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     onnx_sha256: str
     reader: str
     findings: list[Finding]
@@ -90,9 +84,7 @@ def run_lint(spec: LintSpec) -> LintRecord:
         model, repaired = repair(model, reader, change_values=spec.allow_value_changes)
         save_onnx(model, out)
     return LintRecord(
-        schema=SCHEMA,
-        verb="lint",
-        spec=msgspec.to_builtins(spec),
+        **header("lint", spec),
         onnx_sha256=digest,
         reader=reader.name,
         findings=[*lint(model, reader), *_local_functions(path, spec, reader)],

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from trtq.commands.layer_costs import Outline
 from trtq.cost.devices import find_device
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
 from trtq.cost.roofline import Widths, predict
 from trtq.errors import UsageError, suggest
+from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, NAMES
 from trtq.search.options import FULL, HALF, BitConfig
 

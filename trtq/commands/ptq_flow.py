@@ -20,7 +20,6 @@ from torch import fx
 from trtq.artifact import digest_of, ensure_writable_dir, package_version
 from trtq.commands.allocation import read_allocation
 from trtq.commands.opset import check_files, opset_of
-from trtq.commands.records import Clock, MethodRecord
 from trtq.data.answers import ANSWER, Kind
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
@@ -33,14 +32,16 @@ from trtq.methods.base import Method, Workbench
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import LoadedModel
 from trtq.paths import path_variable
-from trtq.progress import Progress
+from trtq.progress import Clock, Progress
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
 from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
+from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place
 from trtq.quant.simulate import insert_fake_quantize
+from trtq.records.quantize import MethodRecord
 from trtq.specs import QuantizeSpec
 from trtq.version import __version__
 
@@ -292,9 +293,7 @@ def _calibrate(
             ),
             "images": inputs.source.digest(inputs.indices),
             "preprocessing": digest_of(msgspec.to_builtins(inputs.preprocess)),
-            "calibrator": f"percentile {spec.percentile!r}"
-            if spec.calibrator == "percentile"
-            else spec.calibrator,
+            "calibrator": calibrator_key(spec.calibrator, spec.percentile),
             "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch "
             f"{package_version('torch')}",
         }

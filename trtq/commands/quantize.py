@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import msgspec
 import onnx
 import torch
 from torch import fx
 
 from trtq.artifact import (
-    SCHEMA,
-    ensure_writable_dir,
+    FileRecord,
     environment,
-    leftovers,
-    locked,
-    sha256_file,
-    write_json,
+    header,
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
 from trtq.commands.ptq_flow import Attempt, Inputs, attempt, check_spec, fitting
-from trtq.commands.records import (
-    Clock,
-    FileRecord,
-    FloatRecord,
-    PresetRecord,
-    QuantizeRecord,
-    QuantizerRecord,
-    TryRecord,
-)
+from trtq.commands.workspace import Workspace, file_records
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.metrics import ratio_db
 from trtq.data.source import Source, describe, open_source
@@ -47,26 +33,26 @@ from trtq.export.parity import (
     require_same_float,
     require_varying,
 )
+from trtq.files import ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
 from trtq.graph.normalize import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Progress, Silent
 from trtq.quant.calibrate import ActivationStats
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize, positions
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import shared_names
+from trtq.records.quantize import (
+    FloatRecord,
+    PresetRecord,
+    QuantizeRecord,
+    QuantizerRecord,
+    TryRecord,
+)
 from trtq.specs import QuantizeSpec
 
-FP32, QDQ, ENCODINGS, RECORD = (
-    "model.fp32.onnx",
-    "model.qdq.onnx",
-    "encodings.safetensors",
-    "quantize.json",
-)
-FILES = (FP32, QDQ, ENCODINGS, RECORD)
-STAGING = ".trtq-new"
 FEW_IMAGES = 32
 COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
 INT4_BITS = 4
@@ -84,10 +70,8 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     """
     check_spec(spec)
     job = _Job(spec, progress or Silent())
-    with locked(job.out / ".trtq.lock", waiting=job.progress.note):
-        for folder in (job.out, job.out / STAGING):
-            for left in leftovers(folder, FILES):  # of a run that was killed
-                left.unlink()
+    with job.work.locked():
+        job.work.remove_leftovers(MODEL_FILES)
         inputs = job.capture()
         fp32 = inputs.export(inputs.captured.module, spec, precision="fp32")
         require_same_float(
@@ -104,8 +88,8 @@ class _Job:
 
     def __init__(self, spec: QuantizeSpec, progress: Progress) -> None:
         self.spec, self.progress = spec, progress
-        self.clock, self.note = Clock(), Notes(progress.note)
-        self.out = ensure_writable_dir(Path(spec.out))
+        self.work = Workspace(Path(spec.out), QUANTIZE_JSON, progress)
+        self.clock, self.note = self.work.clock, self.work.note
         self.source = open_source(spec.data, spec.class_index, self.note)
         self.loaded = open_model(spec)
         if self.loaded.weights.startswith("random"):
@@ -237,24 +221,15 @@ class _Job:
             if said:
                 self.note(said)
         self.clock.lap("half ranges")
-        staging = ensure_writable_dir(self.out / STAGING)
-        paths = {
-            FP32: save_onnx(fp32, staging / FP32),
-            QDQ: save_onnx(done.qdq, staging / QDQ),
-            ENCODINGS: done.encodings.save(staging / ENCODINGS),
-        }
+        staging = self.work.staging()
+        paths = (
+            save_onnx(fp32, staging / FP32),
+            save_onnx(done.qdq, staging / QDQ),
+            done.encodings.save(staging / ENCODINGS),
+        )
         self.clock.lap("write")
-        files = {
-            n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()
-        }
-        write_json(staging / RECORD, record := self._record(inputs, done, files))
-        # Everything is on the disk: now the old record goes, the files move, the new record comes
-        # last and vouches for them.
-        (self.out / RECORD).unlink(missing_ok=True)
-        for name in (*files, RECORD):
-            (staging / name).replace(self.out / name)
-        with contextlib.suppress(OSError):  # it holds files of another origin
-            staging.rmdir()
+        record = self._record(inputs, done, file_records(paths))
+        self.work.publish(record.files, record)
         return record
 
     def _record(
@@ -262,9 +237,7 @@ class _Job:
     ) -> QuantizeRecord:
         captured = inputs.captured
         return QuantizeRecord(
-            schema=SCHEMA,
-            verb="quantize",
-            spec=msgspec.to_builtins(self.spec),
+            **header("quantize", self.spec),
             model={
                 "name": self.loaded.name,
                 "weights": self.loaded.weights,

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from trtq.artifact import SCHEMA, ensure_writable_dir, ensure_writable_file, environment
+from trtq.artifact import (
+    Environment,
+    Record,
+    ensure_writable_dir,
+    ensure_writable_file,
+    environment,
+    header,
+)
 from trtq.errors import UsageError
+from trtq.files import FINETUNE_JSON, QUANTIZE_JSON, REPORT_HTML
 from trtq.report.page import write_page, write_runs_page
 from trtq.report.summary import summarize_run
 from trtq.specs import ReportSpec
 
 
-class ReportRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ReportRecord(Record, frozen=True, kw_only=True):
     """The page, and the sentence at its head."""
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     page: str
     bytes: int
     verdict: str
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -38,6 +40,32 @@ def write_report(spec: ReportSpec) -> ReportRecord:
         UsageError: no run is named, one twice, or one that is no folder of a run.
         ArtifactError: a record is damaged, or the page cannot be written.
     """
+    folders = _folders(spec)
+    alone = folders[0] if len(folders) == 1 else None
+    default = Path("runs") / REPORT_HTML if alone is None else alone / REPORT_HTML
+    page = Path(spec.out) if spec.out else default
+    ensure_writable_file(page)
+    ensure_writable_dir(page.parent)
+    if alone is not None:
+        verdict = summarize_run(alone).verdict
+        write_page(alone, page, title=spec.title or alone.resolve().name)
+    else:
+        verdict = write_runs_page(folders, page, title=spec.title or f"{len(folders)} runs")
+    return ReportRecord(
+        **header("report", spec),
+        page=str(page),
+        bytes=page.stat().st_size,
+        verdict=verdict,
+        environment=environment(),
+    )
+
+
+def _folders(spec: ReportSpec) -> list[Path]:
+    """Return the folders of the runs.
+
+    Raises:
+        UsageError: no run is named, one twice, or one that is no folder of a run.
+    """
     folders = [Path(r) for r in spec.run]
     if not folders:
         raise UsageError(
@@ -45,31 +73,20 @@ def write_report(spec: ReportSpec) -> ReportRecord:
             "no run is named",
             "Name the folder that trtq run or trtq quantize wrote",
         )
-    twice = next((f for f in folders if sum(f.resolve() == g.resolve() for g in folders) > 1), None)
-    if twice is not None:
-        raise UsageError(f"{twice} is named twice")
+    places = [f.resolve() for f in folders]
+    for folder, place in zip(folders, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{folder} is named twice")
     for folder in folders:
-        if not (folder / "quantize.json").is_file():
-            why = "it holds no quantize.json" if folder.is_dir() else "there is no such folder"
-            mend = "Name a folder that trtq run, quantize or search wrote"
-            if (folder / "finetune.json").is_file():
-                mend = "Train in a recipe ([finetune]) and name the recipe's folder"
-            raise UsageError(f"Cannot report on {folder}", why, mend)
-    default = folders[0] / "report.html" if len(folders) == 1 else Path("runs/report.html")
-    page = Path(spec.out) if spec.out else default
-    ensure_writable_file(page)
-    ensure_writable_dir(page.parent)
-    if len(folders) == 1:
-        verdict = summarize_run(folders[0]).verdict
-        write_page(folders[0], page, title=spec.title or folders[0].resolve().name)
-    else:
-        verdict = write_runs_page(folders, page, title=spec.title or f"{len(folders)} runs")
-    return ReportRecord(
-        schema=SCHEMA,
-        verb="report",
-        spec=msgspec.to_builtins(spec),
-        page=str(page),
-        bytes=page.stat().st_size,
-        verdict=verdict,
-        environment=environment(),
-    )
+        _require_run(folder)
+    return folders
+
+
+def _require_run(folder: Path) -> None:
+    if (folder / QUANTIZE_JSON).is_file():
+        return
+    mend = "Name a folder that trtq run, quantize or search wrote"
+    if (folder / FINETUNE_JSON).is_file():
+        mend = "Train in a recipe ([finetune]) and name the recipe's folder"
+    why = f"it holds no {QUANTIZE_JSON}" if folder.is_dir() else "there is no such folder"
+    raise UsageError(f"Cannot report on {folder}", why, mend)

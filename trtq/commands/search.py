@@ -18,6 +18,7 @@ from trtq.artifact import (
     digest_of,
     ensure_writable_dir,
     environment,
+    header,
     locked,
     package_version,
     read_record,
@@ -26,15 +27,12 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.allocate import decide, shown
-from trtq.commands.allocation import AllocatedLayer, AllocateRecord
-from trtq.commands.analyze import AnalyzeRecord, analyze
+from trtq.commands.analyze import analyze
 from trtq.commands.candidate import Candidate
-from trtq.commands.evaluate import EvaluateRecord, evaluate
+from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels, uniform
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
-from trtq.commands.records import QuantizeRecord
-from trtq.commands.search_record import Constraint, Reference, SearchRecord, Try
+from trtq.commands.quantize import quantize
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
 from trtq.data.answers import ANSWER, HAVE_PREDICTIONS, percent_words
@@ -44,8 +42,35 @@ from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
+from trtq.files import (
+    ALLOCATION_JSON,
+    ANALYSIS_JSON,
+    CALIBRATION_JSON,
+    EVALUATE_JSON,
+    FP32,
+    FRONTIER_JSON,
+    LOCK,
+    MODEL_FILES,
+    QDQ,
+    QUANTIZE_JSON,
+    REPORT_HTML,
+    SEARCH_JSON,
+)
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
+from trtq.records.allocate import AllocatedLayer, AllocateRecord
+from trtq.records.analyze import AnalyzeRecord
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.quantize import QuantizeRecord
+from trtq.records.search import (
+    Constraint,
+    Frontier,
+    FrontierPoint,
+    Predicted,
+    Reference,
+    SearchRecord,
+    Try,
+)
 from trtq.search.budgets import (
     LATENCY,
     NAMES,
@@ -62,15 +87,8 @@ from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, Se
 from trtq.version import __version__
 from trtq.workers import Workers
 
-TRIES, ANALYSIS, ALLOCATION, EVALUATION, SEARCH, FRONTIER = (
-    "tries",
-    "analysis.json",
-    "allocation.json",
-    "evaluate.json",
-    "search.json",
-    "frontier.json",
-)
-RESULT = (FP32, QDQ, ENCODINGS, RECORD, ALLOCATION, EVALUATION)
+TRIES = "tries"
+RESULT = (*MODEL_FILES, QUANTIZE_JSON, ALLOCATION_JSON, EVALUATE_JSON)
 WIDE = BitConfig(weight=8, input=8)
 NO_SCORES = "its output is not known to be scores of classes"
 LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
@@ -88,15 +106,15 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     """
     told, started = progress or Silent(), time.monotonic()
     job = _Job(spec, told)
-    with locked(ensure_writable_dir(job.out) / ".trtq.lock", waiting=told.note):
+    with locked(ensure_writable_dir(job.out) / LOCK, waiting=told.note):
         job.require_possible()
         for candidate in job.candidates:
             job.search(candidate)
         record = job.settle(round(time.monotonic() - started, 3))
-        write_json(job.out / SEARCH, record)
+        write_json(job.out / SEARCH_JSON, record)
         from trtq.report.page import write_page
 
-        write_page(job.out, job.out / "report.html", title=f"Search: {record.tries[0].model}")
+        write_page(job.out, job.out / REPORT_HTML, title=f"Search: {record.tries[0].model}")
     return record
 
 
@@ -248,7 +266,7 @@ class _Job:
         if not self.spec.val:  # the images that calibrate the others are left out here, too
             seen = self.val.short_contents(self.val.sample(self.spec.calib_images, self.spec.seed))
             exclude = str(
-                write_json(folder / "calibration.json", {"data": {"calibration_sha256": seen}})
+                write_json(folder / CALIBRATION_JSON, {"data": {"calibration_sha256": seen}})
             )
         scored = evaluate(
             EvaluateSpec(
@@ -326,7 +344,7 @@ class _Job:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
         fields = {
             **candidate.fields,
-            "out": str(out / ANALYSIS),
+            "out": str(out / ANALYSIS_JSON),
             "bits": tuple(o.label for o in self.options),
         }
         same = (
@@ -387,11 +405,11 @@ class _Job:
             ]
         )
         folder = ensure_writable_dir(candidate.folder / TRIES / key[:12])
-        write_json(folder / ALLOCATION, allocated)
-        if not (folder / EVALUATION).is_file():
+        write_json(folder / ALLOCATION_JSON, allocated)
+        if not (folder / EVALUATE_JSON).is_file():
             self.told.note(f"{label}: {allocated.summary}")
             quantize(
-                QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION)),
+                QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION_JSON)),
                 self.told,
             )
             shared = {
@@ -405,19 +423,19 @@ class _Job:
                     data=where[0],
                     class_index=where[1],
                     limit=spec.limit,
-                    exclude=None if spec.val else str(folder / RECORD),
+                    exclude=None if spec.val else str(folder / QUANTIZE_JSON),
                     **shared,
                 ),
                 self.told,
             )
-            write_json(folder / EVALUATION, scored)
+            write_json(folder / EVALUATE_JSON, scored)
         return self._judge(candidate, allocated, folder, label)
 
     def _judge(
         self, candidate: Candidate, allocated: AllocateRecord, folder: Path, label: str
     ) -> Try:
-        scored = read_record(folder / EVALUATION, EvaluateRecord)
-        made = read_record(folder / RECORD, QuantizeRecord, kind="quantize record")
+        scored = read_record(folder / EVALUATE_JSON, EvaluateRecord)
+        made = read_record(folder / QUANTIZE_JSON, QuantizeRecord, kind="quantize record")
         self.images = scored.images
         accuracy = scored.top1 if scored.top1 is not None else scored.agreement
         own = scored.reference_top1 if scored.reference_top1 is not None else 100.0
@@ -470,13 +488,11 @@ class _Job:
             shutil.copyfile(self.out / chosen.folder / name, self.out / f".{name}.new")
             (self.out / f".{name}.new").replace(self.out / name)
         if candidate.folder != self.out:
-            shutil.copyfile(candidate.folder / ANALYSIS, self.out / ANALYSIS)
+            shutil.copyfile(candidate.folder / ANALYSIS_JSON, self.out / ANALYSIS_JSON)
         self._write_frontier(chosen, candidate)
         constraints = self._constraints(chosen, candidate)
         return SearchRecord(
-            schema=SCHEMA,
-            verb="search",
-            spec=msgspec.to_builtins(self.spec),
+            **header("search", self.spec),
             images=self.images,
             reference=msgspec.convert(self.reference, Reference),
             constraints=constraints,
@@ -506,45 +522,41 @@ class _Job:
             ),
         ]
         axes = list(dict.fromkeys(axes))
-        points: list[dict[str, Any]] = [
-            {
-                "label": t.label,
-                "model": t.model,
-                "accuracy": t.accuracy,
-                "change": t.change,
-                "widths": t.widths,
-                "methods": t.methods,
-                "costs": {a: t.costs[a] / self._unit(a)[0] for a in axes},
-                "dominated": {},
-            }
-            for t in self.tries
+        costs = [{a: t.costs[a] / self._unit(a)[0] for a in axes} for t in self.tries]
+        flags = {
+            a: dominated([(c[a], t.accuracy) for c, t in zip(costs, self.tries, strict=True)])
+            for a in axes
+        }
+        points = [
+            FrontierPoint(
+                label=t.label,
+                model=t.model,
+                accuracy=t.accuracy,
+                change=t.change,
+                widths=t.widths,
+                methods=t.methods,
+                costs=costs[i],
+                dominated={a: flags[a][i] for a in axes},
+            )
+            for i, t in enumerate(self.tries)
         ]
-        for a in axes:
-            flags = dominated([(p["costs"][a], p["accuracy"]) for p in points])
-            for p, flag in zip(points, flags, strict=True):
-                p["dominated"][a] = flag
-        predicted = self._predicted(chosen, candidate)
-        units = {a: self._unit(a)[1] for a in axes}
-        limits = {a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets}
-        write_json(
-            self.out / FRONTIER,
-            {
-                "measure": self.reference["measure"],
-                "units": units,
-                "limits": limits,
-                "chosen": chosen.label,
-                "points": points,
-                "predicted": predicted,
-            },
+        frontier = Frontier(
+            measure=self.reference["measure"],
+            units={a: self._unit(a)[1] for a in axes},
+            limits={a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets},
+            chosen=chosen.label,
+            points=points,
+            predicted=self._predicted(chosen, candidate),
         )
+        write_json(self.out / FRONTIER_JSON, frontier)
         for a in axes:
             figure = frontier_figure(
                 points,
                 a,
-                measure=self.reference["measure"],
-                chosen=chosen.label,
-                limit=limits.get(a),
-                unit=units[a],
+                measure=frontier.measure,
+                chosen=frontier.chosen,
+                limit=frontier.limits.get(a),
+                unit=frontier.units[a],
             )
             write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
 
@@ -558,29 +570,29 @@ class _Job:
             else (self.full[budget], "of the float model, predicted")
         )
 
-    def _predicted(self, chosen: Try, candidate: Candidate) -> dict[str, Any]:
+    def _predicted(self, chosen: Try, candidate: Candidate) -> Predicted:
         """Return the chosen model's allocations that the metric cannot better at their size.
 
         The chosen allocation is returned, too.
         """
         analysis = candidate.analysed
         pricing = Pricing(analysis.outline, self.devices(), self.factors)
-        asked = AllocateSpec(analysis=ANALYSIS, out="", strategy="pareto", bits=self.spec.bits)
+        asked = AllocateSpec(analysis=ANALYSIS_JSON, out="", strategy="pareto", bits=self.spec.bits)
         front = decide(
             asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}
         ).front
         losses = {v.name: v.loss for v in analysis.layers}
-        taken = read_record(self.out / ALLOCATION, AllocateRecord).layers
+        taken = read_record(self.out / ALLOCATION_JSON, AllocateRecord).layers
         at = {
             "cost": chosen.costs["size"] / 1e6,
             "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken),
         }
-        return {
-            "axis": "size",
-            "metric": analysis.metric,
-            "at": at,
-            "front": [{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
-        }
+        return Predicted(
+            axis="size",
+            metric=analysis.metric,
+            at=at,
+            front=[{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
+        )
 
     def _best(self) -> Try:
         """Return the best try that meets every constraint.
@@ -657,7 +669,7 @@ class _Walk:
     def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
         spec = self.job.spec
         asked = AllocateSpec(
-            analysis=str(self.candidate.folder / ANALYSIS),
+            analysis=str(self.candidate.folder / ANALYSIS_JSON),
             out="",
             strategy=spec.strategy,
             bits=spec.bits,

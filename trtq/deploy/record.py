@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from trtq.artifact import Environment, Record
 from trtq.bench.record import BenchRow
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.manifest import EngineManifest
@@ -29,7 +30,7 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
     agreement: AgreementRecord
 
 
-class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
+class DeployRecord(Record, frozen=True, kw_only=True):
     """One model on one board; written as deploy.json.
 
     Attributes:
@@ -45,9 +46,6 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
         restored: the power mode that was set back to, None where nothing had been set.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     key: str
     device: str
     address: str
@@ -66,7 +64,7 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
     received: int
     seconds: float
     restored: str | None
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def valid(self) -> bool:
@@ -76,6 +74,17 @@ class DeployRecord(msgspec.Struct, frozen=True, kw_only=True):
         """
         return not self.disagreement and (
             not self.spec.get("bench", True) or all(r.valid for r in self.rows)
+        )
+
+    def table(self, model: str) -> list[FleetRow]:
+        """Return the rows of a table of devices, with ``model`` as the model's name."""
+        return fleet_rows(
+            self.device,
+            str(self.board["model"]),
+            model,
+            self.manifest,
+            self.rows,
+            doubt=self.disagreement,
         )
 
     @property
@@ -172,7 +181,7 @@ class FleetRow(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
+class FleetRecord(Record, frozen=True, kw_only=True):
     """Several models on several devices; written as fleet.json.
 
     Attributes:
@@ -180,13 +189,10 @@ class FleetRecord(msgspec.Struct, frozen=True, kw_only=True):
         records: deploy.json of each, relative to this file.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     rows: list[FleetRow]
     records: list[str]
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def failed(self) -> list[str]:

@@ -11,16 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
 
 from trtq.artifact import (
-    SCHEMA,
     check_record,
     ensure_writable_dir,
     ensure_writable_file,
     environment,
     explain_os_error,
+    header,
     locked,
     read_json,
     write_bytes,
@@ -157,9 +156,7 @@ def describe(
         else []
     )
     return EngineManifest(
-        schema=SCHEMA,
-        verb="build",
-        spec=msgspec.to_builtins(spec),
+        **header("build", spec),
         engine_sha256=built.sha256,
         engine_bytes=built.size,
         builder={"backend": builder.name, "version": built.version, **said},

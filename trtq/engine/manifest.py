@@ -5,13 +5,20 @@ It is checked before anything trusts the engine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trtq.artifact import decode_json, require_schema, sha256_bytes, sha256_file, size_words
+from trtq.artifact import (
+    Environment,
+    Record,
+    decode_json,
+    require_schema,
+    sha256_bytes,
+    sha256_file,
+    size_words,
+)
 from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.plan_text import PlanAudit
@@ -25,7 +32,7 @@ NAMED = {
 }  # what every reader takes
 
 
-class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
+class EngineManifest(Record, frozen=True, kw_only=True):
     """What FILE.engine.json says.
 
     Attributes:
@@ -53,9 +60,6 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         notes: what a user was told.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     engine_sha256: str
     engine_bytes: int
     builder: dict[str, str]
@@ -82,7 +86,7 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     workspace: int | None = None
     notes: list[str] = []
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     def __post_init__(self) -> None:
         for field, names in NAMED.items():
@@ -93,7 +97,17 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_codes(self) -> bool:
         """Whether it was built with scales: pairs in the file, or a calibration cache beside it."""
-        return has_codes({"quantized_tensors": self.quantized_tensors, "spec": self.spec})
+        return bool(self.quantized_tensors or self.spec.get("calibration"))
+
+    @property
+    def device(self) -> str:
+        """Name of the device it was built for."""
+        return self.target["device"]
+
+    @property
+    def built_with(self) -> str:
+        """Backend and version of the builder."""
+        return f"{self.builder['backend']} {self.builder['version']}"
 
     @property
     def summary(self) -> str:
@@ -107,15 +121,13 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
             f"{codes or ('INT8 by a calibration cache + ' if self.spec.get('calibration') else '')}"
             f"{self.precision}"
         )
-        device = self.target["device"]
         where = (
-            device
-            if self.target["capability"] in device
-            else f"{device} (compute capability {self.target['capability']})"
+            self.device
+            if self.target["capability"] in self.device
+            else f"{self.device} (compute capability {self.target['capability']})"
         )
         return (
-            f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.builder['backend']} "
-            f"{self.builder['version']}"
+            f"{size_words(self.engine_bytes)} for {where}, {kind}, {self.built_with}"
             f"{self._covered}, {self.seconds:.1f} "
             f"s{f'; {len(self.attempts)} attempts before' if self.attempts else ''}"
             f"{f'; fell back: {self.fallback}' if self.fallback else ''}"
@@ -130,14 +142,6 @@ class EngineManifest(msgspec.Struct, frozen=True, kw_only=True):
         if self.coverage is not None:
             return f", {self.coverage.summary}"
         return ", INT8 coverage unknown for this builder"
-
-
-def has_codes(manifest: Mapping[str, Any]) -> bool:
-    """Whether an engine was built with scales, by its manifest as JSON.
-
-    Scales come from pairs in the file, or from a calibration cache beside it.
-    """
-    return bool(manifest["quantized_tensors"] or manifest["spec"].get("calibration"))
 
 
 def manifest_path(engine: Path) -> Path:

@@ -26,6 +26,7 @@ from trtq.artifact import (
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
+from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
 
@@ -419,7 +420,7 @@ def records_beside(onnx_file: Path) -> Iterator[dict[str, Any]]:
 
     Damaged records are left out.
     """
-    for name in ("quantize.json", "finetune.json", "import.json"):
+    for name in (QUANTIZE_JSON, FINETUNE_JSON, IMPORT_JSON):
         try:
             record = read_json(onnx_file.parent / name)
         except ArtifactError:

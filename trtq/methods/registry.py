@@ -1,12 +1,17 @@
-"""The methods there are. To add one, write its file and add its line here."""
+"""The methods there are. To add one to trtq, write its file and add its line here.
+
+Others come from outside, by ``module:name`` or by an entry point of the group ``trtq.methods``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trtq.errors import UsageError, suggest
+from trtq import extensions
+from trtq.errors import UsageError
 from trtq.methods.base import Method, Workbench
 
 # Name: module, and the variable where it is not METHOD. The order is the order they act in. Help
@@ -27,16 +32,27 @@ METHODS: Mapping[str, str] = {
 
 
 def get_method(name: str) -> Method:
-    """Return the method called ``name``.
+    """Return the method called ``name``, one of trtq's or an extension.
 
     Raises:
-        UsageError: there is none (the nearest are suggested).
+        UsageError: there is none (the nearest are suggested), or it cannot be loaded.
     """
-    if name not in METHODS:
-        raise UsageError(f"Unknown method {name!r}", hint=suggest(name, METHODS))
-    module, _, variable = METHODS[name].partition(":")
-    method: Method = getattr(importlib.import_module(module), variable or "METHOD")
-    return method
+    if name in METHODS:
+        module, _, variable = METHODS[name].partition(":")
+        method: Method = getattr(importlib.import_module(module), variable or "METHOD")
+        return method
+    extension = extensions.load("methods", name, built_in=tuple(METHODS))
+    if not isinstance(extension, Method):
+        raise UsageError(
+            f"Cannot use the method {name!r}",
+            f"it is of type {type(extension).__name__}, expected trtq.methods.base.Method",
+        )
+    return dataclasses.replace(extension, name=name)
+
+
+def known_methods() -> list[str]:
+    """Return the names of trtq's methods in the order they act, then those of entry points."""
+    return [*METHODS, *(n for n in extensions.installed("methods") if n not in METHODS)]
 
 
 def contradicts(name: str, others: Sequence[str]) -> bool:
@@ -58,8 +74,8 @@ def choose(
         raise UsageError(f"The method {repeated} was asked for twice", hint="Name it once")
     given: dict[str, dict[str, Any]] = {name: {} for name in names}
     for key, value in arguments.items():
-        name, dot, argument = key.partition(".")
-        if not dot:
+        name, argument = _split(key, given)
+        if not argument:
             raise UsageError(
                 f"Cannot read --method-arg {key}={value}",
                 "expected NAME.K=V",
@@ -71,7 +87,7 @@ def choose(
                 hint=f"Add --method {name}",
             )
         given[name][argument] = value
-    order = list(METHODS)
+    order = known_methods()
     for name in names:
         clash = next((n for n in get_method(name).excludes if n in names), None)
         if clash is not None:
@@ -81,8 +97,18 @@ def choose(
                 "Leave one out",
             )
     return [
-        ((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)
+        ((m := get_method(name)), m.values(given[name]))
+        for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order))
     ]
+
+
+def _split(key: str, names: Iterable[str]) -> tuple[str, str]:
+    """Return method and argument of ``NAME.ARGUMENT``; the name may itself have dots."""
+    for name in names:
+        if key.startswith(f"{name}."):
+            return name, key[len(name) + 1 :]
+    method, _, argument = key.partition(".")
+    return method, argument
 
 
 def require_fit(method: Method, bench: Workbench) -> None:

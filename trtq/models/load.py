@@ -17,7 +17,7 @@ from trtq.errors import ModelError, suggest
 from trtq.models.checkpoint import Loaded, Match, check_finite, load_checkpoint_, zero_weights
 from trtq.models.onnx_instead import onnx_instead
 from trtq.models.unwrap import out_of_inference_mode_, unwrap
-from trtq.models.user_code import call_factory, import_named
+from trtq.user_code import call_factory, import_named
 
 BUILTIN = ("fcn_resnet18",)
 HINT_KEYS = ("input_size", "mean", "std", "crop_pct", "interpolation")

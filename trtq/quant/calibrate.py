@@ -17,12 +17,12 @@ from torch import fx
 from trtq.graph.naming import is_softmax
 from trtq.graph.normalize import get_constant, operands
 from trtq.quant.calibrators import (
-    NEEDS_HISTOGRAM,
     Moments,
     best_interval,
     bias_floor,
     channel_rows,
     histogram_calibrator,
+    needs_histogram,
     weight_amax,
 )
 from trtq.quant.encodings import Encodings
@@ -90,7 +90,7 @@ def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) ->
     lowest = 0 if bits < 8 and seen.low >= 0.0 else None
     if calibrator == "mse" and bits < 8:
         amax, lowest = best_interval(seen.positive, seen.negative, bits)
-    elif calibrator in NEEDS_HISTOGRAM:
+    elif needs_histogram(calibrator):
         qmax = Format(bits=bits, lowest=lowest).qmax
         amax = histogram_calibrator(calibrator, percentile=percentile, qmax=qmax)(seen.hist)
     else:

@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trtq import extensions
+from trtq.errors import CalibrationError, said_by
 from trtq.quant.histogram import NUM_BINS, Histogram
 
+CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema")
 Floats = npt.NDArray[np.float64]
 
 
@@ -159,10 +162,43 @@ def histogram_calibrator(
         "entropy": lambda h: entropy_amax(h, levels=qmax + 1),
         "mse": lambda h: mse_amax(h, qmax=qmax),
     }
-    return table[name]
+    return table.get(name) or partial(_extension_amax, name, qmax=qmax)
 
 
-NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
+def _extension_amax(name: str, hist: Histogram, *, qmax: int) -> float:
+    """Return what a calibrator from outside trtq chooses.
+
+    Raises:
+        UsageError: it cannot be loaded.
+        CalibrationError: it raised, or chose no range.
+    """
+    calibrate = extensions.load("calibrators", name)
+    try:
+        amax = float(calibrate(hist, qmax))
+    except Exception as exc:
+        raise CalibrationError(f"The calibrator {name} raised {said_by(exc)}") from exc
+    if not 0.0 <= amax < float("inf"):
+        raise CalibrationError(
+            f"The calibrator {name} chose no range",
+            f"it returned {amax}, expected a finite number from 0 on",
+        )
+    return amax
+
+
+def needs_histogram(name: str) -> bool:
+    """Whether a calibrator reads a histogram; those from outside trtq all do."""
+    return name not in ("max", "ema")
+
+
+def calibrator_key(name: str, percentile: float) -> str:
+    """Return what identifies a calibrator with its settings, for caches and records.
+
+    Raises:
+        UsageError: it is an extension that cannot be loaded.
+    """
+    if name == "percentile":
+        return f"percentile {percentile!r}"
+    return name if name in CALIBRATORS else extensions.identity("calibrators", name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from trtq.errors import CalibrationError
 from trtq.graph.naming import node_name
-from trtq.quant.calibrators import NEEDS_HISTOGRAM
+from trtq.quant.calibrators import needs_histogram
 from trtq.quant.histogram import Histogram, dense_view, new_scratch
 from trtq.quant.placement import Placement
 
@@ -122,7 +122,7 @@ class Observer(nn.Module):
             for image in x:
                 value = max(abs(float(v)) for v in torch.aminmax(dense_view(image[None])))
                 seen.add_average(value)
-        elif self.mode in NEEDS_HISTOGRAM:
+        elif needs_histogram(self.mode):
             seen.hist.add(x, amax, self.scratch, signed=low < 0)
         if self.sides:
             seen.positive.add(x.clamp_min(0.0), max(high, 0.0), self.scratch, signed=False)

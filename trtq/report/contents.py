@@ -1,20 +1,49 @@
-"""The types of what a report reads inside the open parts of records.
-
-The records' own types say less than a report needs.
-"""
+"""Records as a report reads them, with the types of what it reads in their open parts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 
-from trtq.artifact import check_record, read_json
-from trtq.known_records import read_checked
+from trtq.artifact import Environment, FileRecord, check_record, read_json, read_record
+from trtq.bench.record import BenchRecord
+from trtq.engine.manifest import EngineManifest
+from trtq.files import (
+    ALLOCATION_JSON,
+    ANALYSIS_JSON,
+    ENCODINGS,
+    EVALUATE_JSON,
+    FINETUNE_FOLDER,
+    FINETUNE_JSON,
+    FRONTIER_JSON,
+    MANIFEST_SUFFIX,
+    QDQ,
+    QUANTIZE_JSON,
+    SEARCH_JSON,
+    bench_json,
+)
+from trtq.known_records import known
+from trtq.records.allocate import AllocateRecord
+from trtq.records.analyze import AnalyzeRecord
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.finetune import FinetuneRecord
+from trtq.records.quantize import QuantizeRecord
+from trtq.records.search import Frontier, SearchRecord
+
+T = TypeVar("T")
 
 
-class _Model(msgspec.Struct):
+class Model(msgspec.Struct):
+    """Of quantize.json: the model.
+
+    Attributes:
+        bits: ``w8a8``, another width, or ``mixed``.
+        weight_values: number of values of each layer's weight.
+    """
+
     name: str
     bits: str
     weights: str
@@ -22,13 +51,12 @@ class _Model(msgspec.Struct):
     weight_values: dict[str, int] = {}
 
 
-class _Environment(msgspec.Struct):
-    python: str
-    packages: dict[str, str]
-    system: str
-    cpu: str
-    cores: int | None
-    time: str
+class Images(msgspec.Struct):
+    """Of quantize.json: the images of the calibration, and digests of them."""
+
+    source: str
+    ids_digest: str | None = None
+    calibration_sha256: list[str] | str | None = None
 
 
 class _Calibration(msgspec.Struct):
@@ -36,23 +64,11 @@ class _Calibration(msgspec.Struct):
     images: int
 
 
-class _Card(msgspec.Struct):
-    cpu: str
-
-
-class _Data(msgspec.Struct):
-    source: str
-
-
-class _Device(msgspec.Struct):
-    name: str
-    device: str
-    capability: str
-
-
-class _Builder(msgspec.Struct):
-    backend: str
-    version: str
+class _QuantizeParts(msgspec.Struct):
+    model: Model
+    calibration: _Calibration
+    data: Images
+    environment: Environment
 
 
 class _Trained(msgspec.Struct):
@@ -70,79 +86,144 @@ class _Epoch(msgspec.Struct):
     score: float | None = None
 
 
-class _Reference(msgspec.Struct):
-    costs: dict[str, float]
+class _FinetuneParts(msgspec.Struct):
+    trained: _Trained
+    training: _Training
+    history: list[_Epoch]
 
 
-class _Point(msgspec.Struct):
-    label: str
-    accuracy: float
-    costs: dict[str, float]
-    dominated: dict[str, bool]
+class _Machine(msgspec.Struct):
+    cpu: str
 
 
-class _Predicted(msgspec.Struct):
-    axis: str
-    metric: str
-    at: dict[str, float]
-    front: list[dict[str, float | None]]
+class _BenchParts(msgspec.Struct):
+    card: _Machine
 
 
-class Frontier(msgspec.Struct):
-    """frontier.json of a search."""
-
-    measure: str
-    units: dict[str, str]
-    limits: dict[str, float]
-    chosen: str
-    points: list[_Point]
-    predicted: _Predicted
-
-
-Spec = dict[str, Any]
-PARTS: dict[str, dict[str, Any]] = {
-    "quantize": {
-        "spec": Spec,
-        "model": _Model,
-        "environment": _Environment,
-        "calibration": _Calibration,
-        "data": _Data,
-    },
-    "build": {"target": _Device, "builder": _Builder, "environment": _Environment, "spec": Spec},
-    "finetune": {"trained": _Trained, "training": _Training, "history": list[_Epoch]},
-    "search": {"reference": _Reference},
-    "bench": {"card": _Card, "spec": Spec},
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "quantize": _QuantizeParts,
+    "finetune": _FinetuneParts,
+    "bench": _BenchParts,
 }
-FILES = {
-    "quantize": ("model.qdq.onnx", "encodings.safetensors"),
-    "finetune": ("model.qdq.onnx", "encodings.safetensors"),
-}  # the names that a record must vouch for
 
 
-def read_part(path: Path, verb: str) -> dict[str, Any]:
-    """Return a record of one verb as plain JSON.
+@dataclass(frozen=True, slots=True)
+class SearchFolder:
+    """The records that a search left beside its chosen files."""
 
-    Everything that a report reads in it is known to have its type.
+    record: SearchRecord
+    frontier: Frontier
+    allocation: AllocateRecord
+    analysis: AnalyzeRecord
+
+
+@dataclass(slots=True)
+class RunRecords:
+    """The records of one folder.
+
+    Attributes:
+        model, images: the open parts of quantize.json.
+        evaluate: None when the recipe has no evaluation.
+        engines: manifests, in name order.
+        bench: by ``fp32`` and ``qdq``.
+        training: finetune/finetune.json, when it started from the encodings here; what was
+            evaluated and built is then its result.
+        search: of the search that chose the files here, None when there was none.
+    """
+
+    quantize: QuantizeRecord
+    model: Model
+    images: Images
+    evaluate: EvaluateRecord | None
+    engines: list[EngineManifest]
+    bench: dict[str, BenchRecord]
+    training: FinetuneRecord | None
+    search: SearchFolder | None = None
+
+
+def read_run(folder: Path) -> RunRecords:
+    """Return the records in ``folder`` that belong together.
+
+    Raises:
+        ArtifactError: there is no quantize.json, or a record is damaged.
+    """
+    quantize = _read(folder / QUANTIZE_JSON, "quantize", QuantizeRecord)
+    evaluation, trained = folder / EVALUATE_JSON, folder / FINETUNE_FOLDER / FINETUNE_JSON
+    measured = {k: folder / bench_json(k) for k in ("fp32", "qdq")}
+    bench = {k: _read(p, "bench", BenchRecord) for k, p in measured.items() if p.is_file()}
+    run = RunRecords(
+        quantize=quantize,
+        model=msgspec.convert(quantize.model, Model),
+        images=msgspec.convert(quantize.data, Images),
+        evaluate=_read(evaluation, "evaluate", EvaluateRecord) if evaluation.is_file() else None,
+        engines=[
+            _read(p, "build", EngineManifest) for p in sorted(folder.glob(f"*{MANIFEST_SUFFIX}"))
+        ],
+        bench={k: record for k, record in bench.items() if record.rows},
+        training=_read(trained, "finetune", FinetuneRecord) if trained.is_file() else None,
+    )
+    _drop_strangers_(run)
+    run.search = _read_search(folder, run.quantize)
+    return run
+
+
+def machine_of(record: BenchRecord) -> str:
+    """Return the name of the CPU that a record was measured on."""
+    return msgspec.convert(record.card, _Machine).cpu
+
+
+def _read(path: Path, verb: str, kind: type[T]) -> T:
+    """Return the record of one verb, once everything that a report reads in it has its type.
 
     Raises:
         ArtifactError: it is missing, damaged, of another verb or of a newer trtq.
     """
-    content = read_checked(path, verb)
-    for field, kind in PARTS.get(verb, {}).items():
-        check_record(content[field], path, kind, kind=f"{verb} record ({field})")
-    for name in FILES.get(verb, ()):
-        check_record(
-            content["files"].get(name), path, dict[str, Any], kind=f"{verb} record (files: {name})"
-        )
-    return content
+    content = read_json(path, kind=f"{verb} record")
+    record = known(content, path, verb, kind=f"{verb} record")
+    assert isinstance(record, kind)
+    if verb in PARTS:
+        check_record(content, path, PARTS[verb], kind=f"{verb} record")
+    if isinstance(record, (QuantizeRecord, FinetuneRecord)):
+        for name in (QDQ, ENCODINGS):  # files that it must vouch for
+            check_record(
+                content["files"].get(name), path, FileRecord, kind=f"{verb} record (files: {name})"
+            )
+    return record
 
 
-def read_frontier(path: Path) -> dict[str, Any]:
-    """Return frontier.json as plain JSON, once it has its form.
+def _read_search(folder: Path, quantize: QuantizeRecord) -> SearchFolder | None:
+    """Return the records of the search that chose these files, None when there was none."""
+    names = (SEARCH_JSON, FRONTIER_JSON, ALLOCATION_JSON, ANALYSIS_JSON)
+    if not quantize.spec.get("allocation") or not all((folder / n).is_file() for n in names):
+        return None
+    found = SearchFolder(
+        record=_read(folder / SEARCH_JSON, "search", SearchRecord),
+        frontier=read_record(folder / FRONTIER_JSON, Frontier, kind="frontier"),
+        allocation=_read(folder / ALLOCATION_JSON, "allocate", AllocateRecord),
+        analysis=_read(folder / ANALYSIS_JSON, "analyze", AnalyzeRecord),
+    )
+    return found if found.record.qdq_sha256 == quantize.files[QDQ].sha256 else None
 
-    Raises:
-        ArtifactError: it is missing or damaged.
+
+def _drop_strangers_(run: RunRecords) -> None:
+    """Keep only what was made from the files that this quantize.json vouches for.
+
+    A folder may hold leftovers of another run.
     """
-    content = read_json(path, kind="frontier")
-    check_record(content, path, Frontier, kind="frontier")
-    return content
+    own = run.quantize.files
+    if run.training is not None and run.training.encodings_sha256 != own[ENCODINGS].sha256:
+        run.training = None
+    used = {m.onnx_sha256 for m in run.engines} | {
+        b.rows[0].file_sha256 for b in run.bench.values()
+    }
+    if run.evaluate is not None:
+        used.add(run.evaluate.onnx_sha256)
+    if own[QDQ].sha256 in used:
+        # What was measured is the file before training: the training is of another run.
+        run.training = None
+    trained = run.training.files if run.training is not None else {}
+    files = {f.sha256 for f in (*own.values(), *trained.values())}
+    run.engines = [m for m in run.engines if m.onnx_sha256 in files]
+    run.bench = {k: b for k, b in run.bench.items() if b.rows[0].file_sha256 in files}
+    if run.evaluate is not None and run.evaluate.onnx_sha256 not in files:
+        run.evaluate = None

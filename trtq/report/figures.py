@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from trtq.records.analyze import AnalyzedLayer
+from trtq.records.quantize import QuantizerRecord
+from trtq.records.search import Predicted
 from trtq.terminal import visible
 
 INK = "#7a8290"  # readable on white and on near-black
@@ -51,49 +55,70 @@ def _ink(axes: Any) -> None:
     axes.title.set_color(INK)
 
 
-def sqnr_figure(quantizers: Sequence[dict[str, Any]]) -> str:
-    """Return the SQNR of every quantizer in the order the model runs them."""
+class Point(Protocol):
+    """One model on a frontier, with its accuracy in percent."""
+
+    @property
+    def label(self) -> str:
+        """Its name in the figure."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Percent; None is drawn nowhere."""
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """By axis."""
+
+    @property
+    def dominated(self) -> dict[str, bool]:
+        """By axis: another point is at least as good on both counts, and better on one."""
+
+
+@contextlib.contextmanager
+def _drawing(width: float, height: float) -> Iterator[Any]:
+    """Yield the axes of a new figure; their figure is ``axes.figure``."""
     with mpl.rc_context(FONT):
-        figure = Figure(figsize=(10, 3))
-        axes = figure.subplots()
-        for kind, color, label in ((True, WEIGHT, "weights"), (False, INPUT, "activations")):
+        axes = Figure(figsize=(width, height)).subplots()
+        yield axes
+        _ink(axes)
+
+
+def _legend(axes: Any, columns: int) -> None:
+    axes.legend(
+        frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns
+    )
+
+
+def sqnr_figure(quantizers: Sequence[QuantizerRecord]) -> str:
+    """Return the SQNR of every quantizer in the order the model runs them."""
+    with _drawing(10, 3) as axes:
+        for of_weights, color, label in ((True, WEIGHT, "weights"), (False, INPUT, "activations")):
             points = [
-                (i, q["sqnr_db"])
+                (i, q.sqnr_db)
                 for i, q in enumerate(quantizers)
-                if (q["role"] == "weight") == kind and q["sqnr_db"] is not None
+                if (q.role == "weight") == of_weights and q.sqnr_db is not None
             ]
-            axes.plot(
-                [p[0] for p in points],
-                [p[1] for p in points],
-                "o",
-                ms=3.5,
-                color=color,
-                label=label,
-            )
+            x, y = [p[0] for p in points], [p[1] for p in points]
+            axes.plot(x, y, "o", ms=3.5, color=color, label=label)
         axes.set_xlabel("quantizer, in the order the model runs them")
         axes.set_ylabel("SQNR, dB")
         axes.grid(axis="y", color=INK, alpha=0.25)
-        axes.legend(
-            frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2
-        )
-        _ink(axes)
-    return _svg(figure, "SQNR of every quantizer")
+        _legend(axes, 2)
+    return _svg(axes.figure, "SQNR of every quantizer")
 
 
-def sensitivity_figure(layers: Sequence[dict[str, Any]], bits: Sequence[str], metric: str) -> str:
+def sensitivity_figure(layers: Sequence[AnalyzedLayer], bits: Sequence[str], metric: str) -> str:
     """Return the loss of every layer at every width, in graph order, on a log scale.
 
     The widest width is the lightest.
     """
-    with mpl.rc_context(FONT):
-        figure = Figure(figsize=(10, 3.2))
-        axes = figure.subplots()
-        shown = [b for b in bits if all(b in v["loss"] for v in layers)]
+    with _drawing(10, 3.2) as axes:
+        shown = [b for b in bits if all(b in v.loss for v in layers)]
         for i, label in enumerate(shown):
-            values = [v["loss"][label] or math.nan for v in layers]
             axes.plot(
                 range(len(layers)),
-                values,
+                [v.loss[label] or math.nan for v in layers],
                 "o-",
                 ms=3.5,
                 lw=0.8,
@@ -104,32 +129,21 @@ def sensitivity_figure(layers: Sequence[dict[str, Any]], bits: Sequence[str], me
         axes.set_yscale("log")
         axes.set_ylabel(f"loss by {metric}")
         step = max(1, len(layers) // 40)
-        axes.set_xticks(
-            range(0, len(layers), step),
-            [v["name"] for v in layers[::step]],
-            rotation=90,
-            fontsize=6,
-        )
+        names = [v.name for v in layers[::step]]
+        axes.set_xticks(range(0, len(layers), step), names, rotation=90, fontsize=6)
         axes.grid(axis="y", color=INK, alpha=0.25)
-        axes.legend(
-            frameon=False,
-            labelcolor=INK,
-            loc="lower right",
-            bbox_to_anchor=(1.0, 1.0),
-            ncols=len(shown) or 1,
-        )
-        _ink(axes)
-    return _svg(figure, f"Loss of every layer by {metric}")
+        _legend(axes, len(shown) or 1)
+    return _svg(axes.figure, f"Loss of every layer by {metric}")
 
 
 def frontier_figure(
-    points: Sequence[dict[str, Any]],
+    points: Sequence[Point],
     axis: str,
     *,
     measure: str,
-    chosen: str,
-    limit: float | None,
     unit: str,
+    chosen: str = "",
+    limit: float | None = None,
 ) -> str:
     """Return measured accuracy against one cost.
 
@@ -137,103 +151,74 @@ def frontier_figure(
     line.
 
     Args:
-        points: with ``label``, ``accuracy``, ``costs`` and ``dominated``, the last two by axis.
+        points: all with a cost on the axis.
         axis: name of the cost.
         measure: what accuracy is.
-        chosen: label of the chosen point.
-        limit: the budget, None without one.
         unit: of the axis.
+        chosen: label of the chosen point, "" for none.
+        limit: the budget, None without one.
     """
-    with mpl.rc_context(FONT):
-        figure = Figure(figsize=(7.5, 4.2))
-        axes = figure.subplots()
-        front = sorted(
-            (p for p in points if not p["dominated"][axis]), key=lambda p: p["costs"][axis]
-        )
-        axes.plot(
-            [p["costs"][axis] for p in front],
-            [p["accuracy"] for p in front],
-            "-",
-            color=INPUT,
-            lw=1,
-            alpha=0.6,
-        )
-        for i, p in enumerate(points):
-            color = INK if p["dominated"][axis] else INPUT
-            x, y = p["costs"][axis], p["accuracy"]
-            axes.plot(x, y, "o", ms=5, color=color, alpha=0.5 if p["dominated"][axis] else 1.0)
-            if p["label"] == chosen:
-                axes.plot(x, y, "o", ms=12, mfc="none", color=WEIGHT, mew=1.5)
-            place = (6, 5 if i % 2 else -11)
-            text: dict[str, Any] = {
-                "fontsize": 7,
-                "color": color,
-                "parse_math": False,
-            }  # a label may hold a dollar
-            axes.annotate(p["label"], (x, y), xytext=place, textcoords="offset points", **text)
+    with _drawing(7.5, 4.2) as axes:
+        front = sorted((p for p in points if not p.dominated[axis]), key=lambda p: p.costs[axis])
+        x, y = [p.costs[axis] for p in front], [p.accuracy for p in front]
+        axes.plot(x, y, "-", color=INPUT, lw=1, alpha=0.6)
+        for i, point in enumerate(points):
+            _draw_point(axes, point, axis, ringed=point.label == chosen, above=bool(i % 2))
         if limit is not None:
             axes.axvline(limit, color=WARN, lw=1, ls="--")
         axes.margins(x=0.22, y=0.15)
         axes.set_xlabel(f"{axis}, {unit}")
         axes.set_ylabel(f"{measure}, %, measured")
         axes.grid(color=INK, alpha=0.2)
-        _ink(axes)
-    return _svg(figure, f"Accuracy against {axis}")
+    return _svg(axes.figure, f"Accuracy against {axis}")
 
 
-def predicted_figure(
-    front: Sequence[dict[str, float]], axis: str, *, at: dict[str, float], metric: str, unit: str
-) -> str:
+def _draw_point(axes: Any, point: Point, axis: str, *, ringed: bool, above: bool) -> None:
+    beaten = point.dominated[axis]
+    color, alpha = (INK, 0.5) if beaten else (INPUT, 1.0)
+    place = point.costs[axis], point.accuracy
+    axes.plot(*place, "o", ms=5, color=color, alpha=alpha)
+    if ringed:
+        axes.plot(*place, "o", ms=12, mfc="none", color=WEIGHT, mew=1.5)
+    axes.annotate(
+        point.label,
+        place,
+        xytext=(6, 5 if above else -11),
+        textcoords="offset points",
+        fontsize=7,
+        color=color,
+        parse_math=False,  # a label may hold a dollar
+    )
+
+
+def predicted_figure(predicted: Predicted, *, unit: str) -> str:
     """Return the predicted frontier, loss against one cost, with the chosen allocation on it."""
-    with mpl.rc_context(FONT):
-        figure = Figure(figsize=(7.5, 3.2))
-        axes = figure.subplots()
-        axes.plot(
-            [p["cost"] for p in front],
-            [p["loss"] or math.nan for p in front],
-            "-",
-            color=INPUT,
-            lw=1.2,
-        )
+    front, at = predicted.front, predicted.at
+    with _drawing(7.5, 3.2) as axes:
+        costs, losses = [p["cost"] for p in front], [p["loss"] or math.nan for p in front]
+        axes.plot(costs, losses, "-", color=INPUT, lw=1.2)
         axes.plot(at["cost"], at["loss"] or math.nan, "o", ms=9, mfc="none", color=WEIGHT, mew=1.5)
         axes.set_yscale("log")
-        axes.set_xlabel(f"{axis}, {unit}, predicted")
-        axes.set_ylabel(f"loss by {metric}, predicted")
+        axes.set_xlabel(f"{predicted.axis}, {unit}, predicted")
+        axes.set_ylabel(f"loss by {predicted.metric}, predicted")
         axes.grid(color=INK, alpha=0.2)
-        _ink(axes)
-    return _svg(figure, f"Predicted frontier of {axis}")
+    return _svg(axes.figure, f"Predicted frontier of {predicted.axis}")
 
 
-def histogram_figure(quantizer: dict[str, Any]) -> str:
+def histogram_figure(quantizer: QuantizerRecord) -> str:
     """Return the magnitudes of one activation, log counts, with its clip point."""
-    counts, limit = quantizer["histogram"], quantizer["histogram_limit"]
-    with mpl.rc_context(FONT):
-        figure = Figure(figsize=(4.6, 2.1))
-        axes = figure.subplots()
+    counts, limit, amax = quantizer.histogram, quantizer.histogram_limit, quantizer.amax
+    with _drawing(4.6, 2.1) as axes:
         width = limit / len(counts)
-        axes.bar(
-            [(i + 0.5) * width for i in range(len(counts))],
-            counts,
-            width=width,
-            color=INPUT,
-            alpha=0.8,
-        )
-        axes.axvline(quantizer["amax"], color=WARN, lw=1.5)
+        centres = [(i + 0.5) * width for i in range(len(counts))]
+        axes.bar(centres, counts, width=width, color=INPUT, alpha=0.8)
+        axes.axvline(amax, color=WARN, lw=1.5)
         axes.set_yscale("log", nonpositive="clip")
-        top = max(counts)
-        axes.text(
-            quantizer["amax"],
-            top,
-            f" amax {quantizer['amax']:.3g}",
-            color=WARN,
-            va="top",
-            fontsize=8,
-        )
+        axes.text(amax, max(counts), f" amax {amax:.3g}", color=WARN, va="top", fontsize=8)
         axes.set_xlabel("magnitude")
         axes.set_ylabel("count")
         axes.set_xlim(0, limit)
-        _ink(axes)
-    return _svg(figure, f"Histogram of {quantizer['name']}")
+    return _svg(axes.figure, f"Histogram of {quantizer.name}")
 
 
 def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
@@ -241,10 +226,10 @@ def training_figure(history: Sequence[dict[str, float]], measure: str) -> str:
 
     The loss is on the left axis, the score (percent) on the right one.
     """
+    epochs = range(1, len(history) + 1)
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(7.5, 3))
         axes = figure.subplots()
-        epochs = range(1, len(history) + 1)
         axes.plot(epochs, [h["loss"] for h in history], "o-", ms=4, lw=1.2, color=WEIGHT)
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from trtq.records.quantize import QuantizerRecord
+from trtq.report.contents import SearchFolder
 from trtq.report.summary import RunSummary, bits_of
 
 WIDTH, TRACK, GAP, LEFT = 1000.0, 34.0, 16.0, 2.0
@@ -63,37 +64,40 @@ class Layers(msgspec.Struct, frozen=True, kw_only=True):
 
 def layers_of(run: RunSummary) -> Layers:
     """Return the layers of a run: quantized ones, and those left in float."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for q in run.quantize["quantizers"]:
-        found.setdefault(q["layer"], []).append(q)
-    for f in run.quantize["left_in_float"]:
-        found.setdefault(f["layer"], [])
-    analysis = run.search["analysis"] if run.search else None
-    losses, sensitivity = {}, ""
-    if analysis is not None:
-        narrowest = analysis["bits"][0]
-        losses = {v["name"]: v["loss"].get(narrowest) for v in analysis["layers"]}
-        sensitivity = f"loss by {analysis['metric']} at {narrowest}"
+    quantizers: dict[str, list[QuantizerRecord]] = {}
+    for q in run.quantize.quantizers:
+        quantizers.setdefault(q.layer, []).append(q)
+    for f in run.quantize.left_in_float:
+        quantizers.setdefault(f.layer, [])
+    losses, sensitivity = _losses(run.search)
     shares, work = _shares(run)
     rows = [
         LayerRow(
             name=name,
-            precision=_precision(held),
-            runs=" and ".join(sorted({q["computes_in"] for q in held})) or "float",
-            sqnr_db=min((q["sqnr_db"] for q in held if q["sqnr_db"] is not None), default=None),
+            precision=_precision(of_layer),
+            runs=" and ".join(sorted({q.computes_in for q in of_layer})) or "float",
+            sqnr_db=min((q.sqnr_db for q in of_layer if q.sqnr_db is not None), default=None),
             loss=losses.get(name),
             share=shares.get(name),
         )
-        for name, held in found.items()
+        for name, of_layer in quantizers.items()
     ]
     return Layers(rows=rows, sensitivity=sensitivity, work=work)
 
 
-def _precision(quantizers: Sequence[dict[str, Any]]) -> str:
+def _losses(search: SearchFolder | None) -> tuple[dict[str, float | None], str]:
+    """Return the loss of each layer at the narrowest width, and what it is."""
+    if search is None:
+        return {}, ""
+    analysis, narrowest = search.analysis, search.analysis.bits[0]
+    losses = {v.name: v.loss.get(narrowest) for v in analysis.layers}
+    return losses, f"loss by {analysis.metric} at {narrowest}"
+
+
+def _precision(quantizers: Sequence[QuantizerRecord]) -> str:
     if not quantizers:
         return "float"
-    first = next((q for q in quantizers if q["role"] == "weight"), quantizers[0])
-    label = str(first["format"])
+    label = next((q for q in quantizers if q.role == "weight"), quantizers[0]).format
     return SHORT.get(label, label.upper() if label.startswith(("int", "uint")) else label)
 
 
@@ -102,27 +106,22 @@ def _shares(run: RunSummary) -> tuple[dict[str, float], str]:
 
     It is a share of measured time where there is a profile, else of counted work.
     """
-    for key in ("qdq", "fp32"):  # of the quantized file, where both were profiled
-        row = run.bench[key]["rows"][0] if key in run.bench else {}
-        if row.get("layers"):
+    for key, what in (("qdq", ""), ("fp32", "the float file's ")):
+        row = run.bench[key].rows[0] if key in run.bench else None
+        if row is not None and row.layers:
             shares: dict[str, float] = {}
-            for layer in row["layers"]:
-                shares[layer["module"]] = shares.get(layer["module"], 0.0) + layer["share"]
-            what = "" if key == "qdq" else "the float file's "
-            return shares, f"share of {what}time on the {row['device']}, profiled"
-    if run.search is not None:
-        macs = {
-            v["name"]: v["cost"]["macs"]
-            for v in run.search["analysis"]["layers"]
-            if v.get("cost", {}).get("macs")
-        }
-        if macs:
-            return _normalized(macs), "share of the multiply-adds, counted"
-    values = run.quantize["model"].get("weight_values", {})
+            for layer in row.layers:
+                shares[layer.module] = shares.get(layer.module, 0.0) + layer.share
+            return shares, f"share of {what}time on the {row.device}, profiled"
+    layers = run.search.analysis.layers if run.search is not None else []
+    macs = {v.name: v.cost.macs for v in layers if v.cost.macs}
+    if macs:
+        return _normalized(macs), "share of the multiply-adds, counted"
+    values = run.model.weight_values
     return _normalized(values), "share of the weights, counted" if values else ""
 
 
-def _normalized(values: dict[str, float]) -> dict[str, float]:
+def _normalized(values: Mapping[str, float]) -> dict[str, float]:
     total = sum(values.values())
     return {k: v / total for k, v in values.items()} if total else {}
 
@@ -132,52 +131,46 @@ def draw_strip(layers: Layers) -> str:
 
     There is one path per colour, so a thousand layers stay light.
     """
-    rows, tracks = layers.rows, list[tuple[str, str]]()
-    step = WIDTH / max(len(rows), 1)
-    tracks.append(("precision", _blocks(rows, step)))
+    step = WIDTH / max(len(layers.rows), 1)
+    tracks = _tracks(layers, step)
+    height = len(tracks) * (TRACK + GAP)
+    parts = [_track(i * (TRACK + GAP), label, body) for i, (label, body) in enumerate(tracks)]
+    return (
+        f'<svg class="strip" viewBox="0 0 {WIDTH:g} {height:g}" preserveAspectRatio="none" '
+        'role="img" '
+        f'aria-label="{len(layers.rows)} layers: {_escaped("; ".join(t for t, _ in tracks))}. The '
+        'table below has the numbers.">'
+        f'{"".join(parts)}<path class="cursor" d="" data-step="{step:g}" '
+        f'data-height="{height:g}"/></svg>'
+    )
+
+
+def _tracks(layers: Layers, step: float) -> list[tuple[str, str]]:
+    """Return label and SVG of each track that there are figures for."""
+    rows = layers.rows
+    tracks = [("precision", _blocks(rows, step))]
     if layers.sensitivity:
-        tracks.append(
-            (f"{layers.sensitivity}, log scale", _bars([_log(r.loss) for r in rows], step, "loss"))
-        )
+        label = f"{layers.sensitivity}, log scale"
+        tracks.append((label, _bars([_log(r.loss) for r in rows], step, "loss")))
     highest = max((r.sqnr_db for r in rows if r.sqnr_db is not None), default=None)
     if highest is not None:
         top = max(highest, 1.0)
         label = f"lowest SQNR of its tensors, 0 to {top:.0f} dB"
-        tracks.append(
-            (
-                label,
-                _bars(
-                    [None if r.sqnr_db is None else max(r.sqnr_db, 0.0) / top for r in rows],
-                    step,
-                    "sqnr",
-                ),
-            )
-        )
+        ratios = [None if r.sqnr_db is None else max(r.sqnr_db, 0.0) / top for r in rows]
+        tracks.append((label, _bars(ratios, step, "sqnr")))
     most = max((r.share for r in rows if r.share is not None), default=0.0)
     if most:
         label = f"{layers.work}, up to {100 * most:.1f} %"
-        tracks.append(
-            (
-                label,
-                _bars([None if r.share is None else r.share / most for r in rows], step, "share"),
-            )
-        )
-    height = len(tracks) * (TRACK + GAP)
-    parts = []
-    for i, (label, body) in enumerate(tracks):
-        top = i * (TRACK + GAP)
-        parts.append(
-            f'<text x="{LEFT:g}" y="{top + 11:g}">{_escaped(label)}</text><g '
-            f'transform="translate(0 {top + GAP:g})">'
-            f'<path class="base" d="M0 {TRACK:g}h{WIDTH:g}"/>{body}</g>'
-        )
+        shares = [None if r.share is None else r.share / most for r in rows]
+        tracks.append((label, _bars(shares, step, "share")))
+    return tracks
+
+
+def _track(top: float, label: str, body: str) -> str:
     return (
-        f'<svg class="strip" viewBox="0 0 {WIDTH:g} {height:g}" preserveAspectRatio="none" '
-        'role="img" '
-        f'aria-label="{len(rows)} layers: {_escaped("; ".join(t for t, _ in tracks))}. The '
-        'table below has the numbers.">'
-        f'{"".join(parts)}<path class="cursor" d="" data-step="{step:g}" '
-        f'data-height="{height:g}"/></svg>'
+        f'<text x="{LEFT:g}" y="{top + 11:g}">{_escaped(label)}</text><g '
+        f'transform="translate(0 {top + GAP:g})">'
+        f'<path class="base" d="M0 {TRACK:g}h{WIDTH:g}"/>{body}</g>'
     )
 
 

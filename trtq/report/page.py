@@ -5,15 +5,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
-
-from trtq.artifact import size_words, write_bytes
-from trtq.data.answers import percent_words
-from trtq.deploy.record import DeployRecord, FleetRow, fleet_rows
+from trtq.artifact import write_bytes
+from trtq.bench.record import BenchRecord
+from trtq.deploy.record import DeployRecord, FleetRow
+from trtq.engine.manifest import EngineManifest
 from trtq.errors import ArtifactError, listed
+from trtq.files import DEPLOYED
 from trtq.known_records import read_known
+from trtq.records.allocate import AllocatedLayer, Alternative
+from trtq.records.evaluate import EvaluateRecord
+from trtq.records.finetune import FinetuneRecord
+from trtq.records.quantize import QuantizeRecord, QuantizerRecord
+from trtq.records.search import SearchRecord
+from trtq.report.contents import SearchFolder
 from trtq.report.figures import (
     frontier_figure,
     histogram_figure,
@@ -23,10 +29,10 @@ from trtq.report.figures import (
     training_figure,
 )
 from trtq.report.layers import layers_of
+from trtq.report.render import command_of, render
 from trtq.report.run_comparison import compare_runs
 from trtq.report.summary import RunSummary, summarize_run
 from trtq.specs import option_words
-from trtq.terminal import visible
 from trtq.version import __version__
 
 LABELS = {
@@ -49,25 +55,7 @@ TRAINING_SETTINGS = (
     "class_weights",
 )
 TEMPLATE = "page.html.j2"
-
-
-def _render(template: str, **values: Any) -> bytes:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_plain
-    )
-    environment.filters["size"] = size_words
-    environment.filters["percent"] = percent_words
-    return environment.get_template(template).render(**values).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as the page shows it.
-
-    Characters that would reorder or hide a line are written out.
-    """
-    return visible(value, lines=True) if type(value) is str else value
+Stage = QuantizeRecord | FinetuneRecord | EvaluateRecord | EngineManifest | BenchRecord
 
 
 def write_page(folder: Path, page: Path, *, title: str) -> Path:
@@ -83,8 +71,8 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
     """
     run = summarize_run(folder)
     layers = layers_of(run)
-    quantizers = run.quantize["quantizers"]
-    text = _render(
+    quantizers = run.quantize.quantizers
+    text = render(
         TEMPLATE,
         title=title,
         run=run,
@@ -102,12 +90,10 @@ def write_page(folder: Path, page: Path, *, title: str) -> Path:
             for r in layers.rows
         ],
         histograms={
-            q["name"]: [q["histogram"], q["histogram_limit"], q["amax"]]
-            for q in quantizers
-            if q["histogram"]
+            q.name: [q.histogram, q.histogram_limit, q.amax] for q in quantizers if q.histogram
         },
         skipped=_skipped(run),
-        notes=list(dict.fromkeys(n for record in _records(run) for n in record.get("notes", []))),
+        notes=list(dict.fromkeys(n for record in _records(run) for n in record.notes)),
         cards=_cards(run),
     )
     return write_bytes(page, text)
@@ -126,7 +112,7 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     """
     runs = [summarize_run(f) for f in folders]
     found = compare_runs(folders, runs)
-    text = _render(
+    text = render(
         "runs.html.j2",
         title=title,
         c=found,
@@ -137,47 +123,10 @@ def write_runs_page(folders: Sequence[Path], page: Path, *, title: str) -> str:
     return found.verdict
 
 
-def write_fleet_page(record: dict[str, Any], page: Path) -> Path:
-    """Write the table of a fleet to ``page`` and return it.
-
-    Args:
-        record: fleet.json.
-        page: the HTML file.
-    """
-    rows = record["rows"]
-    measured = [r for r in rows if r["latency_ms"] is not None]
-    failed = len(rows) - len(measured)
-    counts = {what: len({r[what] for r in measured}) for what in ("device", "model")}
-    verdict = ", ".join(f"{n} {what}{'' if n == 1 else 's'}" for what, n in counts.items())
-    if failed:
-        verdict += f"; {failed} gave nothing: the reason stands below it"
-    elif not all(r["valid"] for r in rows):
-        verdict += "; not every figure is valid"
-    spec = dict(record["spec"])
-    kind = "deploy" if spec["model"] else "bench"
-    words = [
-        "trtq",
-        "fleet",
-        kind,
-        *spec.pop("model"),
-        *(w for k, v in spec.items() for w in option_words(k, v)),
-    ]
-    text = _render(
-        "fleet.html.j2",
-        title="Boards",
-        rows=rows,
-        verdict=verdict,
-        command=shlex.join(words),
-        made=record["environment"]["time"],
-        version=__version__,
-    )
-    return write_bytes(page, text)
-
-
-def _records(run: RunSummary) -> list[dict[str, Any]]:
+def _records(run: RunSummary) -> list[Stage]:
     """The records of a run in the order of the chain."""
-    held = (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
-    return [r for r in held if r is not None]
+    stages = (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
+    return [r for r in stages if r is not None]
 
 
 def _skipped(run: RunSummary) -> list[tuple[str, str]]:
@@ -185,57 +134,46 @@ def _skipped(run: RunSummary) -> list[tuple[str, str]]:
 
     This covers figures that could not be had, layers an engine keeps in float, and fallbacks.
     """
-    rows = [row for b in run.bench.values() for row in b["rows"]]
-    found = [
-        (f"{figure} of {row['file']}", why)
-        for row in rows
-        for figure, why in row["unavailable"].items()
+    rows = [row for b in run.bench.values() for row in b.rows]
+    skipped = [
+        (f"{figure} of {row.file}", why) for row in rows for figure, why in row.unavailable.items()
     ]
     for m in run.engines:
-        device = m["target"]["device"]
-        if m.get("fallback"):
-            found.append((f"the engine for {device}", m["fallback"]))
-        short = (m.get("coverage") or {}).get("short", [])
-        found += [
-            (f"INT8 for {s['node']} on {device}", s.get("why") or "no reason is known")
-            for s in short
+        if m.fallback:
+            skipped.append((f"the engine for {m.device}", m.fallback))
+        skipped += [
+            (f"INT8 for {s.node} on {m.device}", s.why or "no reason is known")
+            for s in (m.coverage.short if m.coverage is not None else ())
         ]
-    reasons: dict[str, list[str]] = {}
-    for f in run.quantize["left_in_float"]:
-        reasons.setdefault(f["reason"], []).append(f["name"])
-    found += [(f"{listed(names, 1)} stay in float", why) for why, names in reasons.items()]
-    return list(dict.fromkeys(found))
+    names: dict[str, list[str]] = {}
+    for f in run.quantize.left_in_float:
+        names.setdefault(f.reason, []).append(f.name)
+    skipped += [(f"{listed(floats, 1)} stay in float", why) for why, floats in names.items()]
+    return list(dict.fromkeys(skipped))
 
 
 def _cards(run: RunSummary) -> list[tuple[str, list[tuple[str, str]]]]:
     """The machines: where the files were made, and where each was measured."""
-    environment = run.quantize["environment"]
-    made = [
-        ("CPU", f"{environment['cpu']}, {environment['cores']} cores"),
-        ("system", environment["system"]),
-        ("Python", environment["python"]),
-        *environment["packages"].items(),
-        ("when", environment["time"]),
+    made = run.quantize.environment
+    software = [
+        ("CPU", f"{made.cpu}, {made.cores} cores"),
+        ("system", made.system),
+        ("Python", made.python),
+        *made.packages.items(),
+        ("when", made.time),
     ]
-    cards = [("Where the files were made", made)]
+    cards = [("Where the files were made", software)]
     for record in run.bench.values():
-        told = [
-            (name.replace("_", " "), text)
-            for name, value in record["card"].items()
-            if (text := _said(value))
-        ]
-        if ("Where they were measured", told) not in cards:
-            cards.append(("Where they were measured", told))
+        lines = [(k.replace("_", " "), text) for k, v in record.card.items() if (text := _said(v))]
+        if ("Where they were measured", lines) not in cards:
+            cards.append(("Where they were measured", lines))
     for m in run.engines[:1]:
-        built = [
-            ("builder", f"{m['builder']['backend']} {m['builder']['version']}"),
-            ("when", m["environment"]["time"]),
-        ]
+        built = [("builder", m.built_with), ("when", m.environment.time)]
         cards.append(("What built the engines", built))
     return cards
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """A value of a machine card in a line, "" for nothing."""
     if isinstance(value, dict):
         return ", ".join(
@@ -246,143 +184,107 @@ def _said(value: Any) -> str:
     return "" if value in (None, "") else str(value)
 
 
-def _boards(folder: Path) -> list[dict[str, Any]]:
+def _boards(folder: Path) -> list[FleetRow]:
     """Return the rows of what was deployed from a run: records below its folder ``deploy``."""
     rows: list[FleetRow] = []
-    for path in sorted(folder.glob("deploy/*/deploy.json")):
+    for path in sorted(folder.glob(DEPLOYED)):
         try:
             record: DeployRecord = read_known(path, "deploy")
         except ArtifactError:
             why = f"{path.name} is of another version of trtq: deploy again"
             rows.append(FleetRow(device=path.parent.name, board="", model=folder.name, why=why))
             continue
-        rows += fleet_rows(
-            record.device,
-            str(record.board["model"]),
-            folder.name,
-            record.manifest,
-            record.rows,
-            doubt=record.disagreement,
-        )
-    return [msgspec.to_builtins(r) for r in rows]
+        rows += record.table(folder.name)
+    return rows
 
 
-def _training(record: dict[str, Any]) -> dict[str, Any]:
-    """The section of a training: curves, what learned, how it was run."""
-    spec = record["spec"]
+class _Training(NamedTuple):
+    """The section of a training: its record, curves, and how it was run."""
+
+    record: FinetuneRecord
+    figure: str
+    settings: str
+
+
+def _training(record: FinetuneRecord) -> _Training:
     changed = [
-        w
-        for name, value in spec.items()
-        if name in TRAINING_SETTINGS
-        for w in option_words(name, value)
+        w for n, v in record.spec.items() if n in TRAINING_SETTINGS for w in option_words(n, v)
     ]
-    return {
-        **record,
-        "figure": training_figure(record["history"], record["measure"]),
-        "settings": shlex.join(changed),
-    }
+    return _Training(record, training_figure(record.history, record.measure), shlex.join(changed))
 
 
-def _search(records: dict[str, Any]) -> dict[str, Any]:
+class _Width(NamedTuple):
+    """One row of a search's layers: the width, and what the next ones would change."""
+
+    layer: AllocatedLayer
+    narrower: str
+    wider: str
+    shared: list[str]
+
+
+class _Search(NamedTuple):
     """The section of a search: constraints, frontiers, and why each layer has its width."""
-    search, frontier, allocation, analysis = (
-        records[k] for k in ("search", "frontier", "allocation", "analysis")
-    )
-    full = search["reference"]["costs"]
+
+    record: SearchRecord
+    metric: str
+    figures: list[str]
+    predicted: str
+    sensitivity: str
+    layers: list[_Width]
+
+
+def _search(search: SearchFolder) -> _Search:
+    frontier, analysis = search.frontier, search.analysis
+    full = search.record.reference["costs"]["energy"]
     figures = [
         frontier_figure(
-            frontier["points"],
+            frontier.points,
             axis,
-            measure=frontier["measure"],
-            chosen=frontier["chosen"],
-            limit=frontier["limits"].get(axis),
+            measure=frontier.measure,
             unit=unit,
+            chosen=frontier.chosen,
+            limit=frontier.limits.get(axis),
         )
-        for axis, unit in frontier["units"].items()
+        for axis, unit in frontier.units.items()
     ]
-    predicted = frontier["predicted"]
-    return {
-        **search,
-        "figures": figures,
-        "layers": [_why(layer, full) for layer in allocation["layers"]],
-        "metric": allocation["metric"],
-        "predicted": predicted_figure(
-            predicted["front"],
-            predicted["axis"],
-            at=predicted["at"],
-            metric=predicted["metric"],
-            unit="MB of parameters",
-        ),
-        "sensitivity": sensitivity_figure(analysis["layers"], analysis["bits"], analysis["metric"]),
-    }
+    return _Search(
+        record=search.record,
+        metric=search.allocation.metric,
+        figures=figures,
+        predicted=predicted_figure(frontier.predicted, unit="MB of parameters"),
+        sensitivity=sensitivity_figure(analysis.layers, analysis.bits, analysis.metric),
+        layers=[
+            _Width(
+                layer,
+                narrower=_next_width(layer.narrower, full),
+                wider=_next_width(layer.wider, full),
+                shared=[n for n in layer.group if n != layer.name],
+            )
+            for layer in search.allocation.layers
+        ],
+    )
 
 
-def _why(layer: dict[str, Any], full: dict[str, float]) -> dict[str, Any]:
-    """One row: the width, and what the next ones would change."""
-
-    def said(other: dict[str, Any] | None) -> str:
-        if other is None:
-            return "none on offer"
-        energy = 100 * other["costs"]["energy"] / full["energy"]
-        return (
-            f"{other['option']}: loss {other['loss']:+.3g}, {other['costs']['size'] / 1e3:+.2f} "
-            f"kB, {energy:+.2f} % of the energy"
-        )
-
-    shared = [n for n in layer["group"] if n != layer["name"]]
-    return {
-        **layer,
-        "shared": shared,
-        "narrower": said(layer["narrower"]),
-        "wider": said(layer["wider"]),
-    }
+def _next_width(other: Alternative | None, full_energy: float) -> str:
+    if other is None:
+        return "none on offer"
+    energy = 100 * other.costs["energy"] / full_energy
+    return (
+        f"{other.option}: loss {other.loss:+.3g}, {other.costs['size'] / 1e3:+.2f} "
+        f"kB, {energy:+.2f} % of the energy"
+    )
 
 
-def _worst(quantizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _worst(quantizers: Sequence[QuantizerRecord]) -> list[tuple[QuantizerRecord, str]]:
     """The activations with the lowest SQNR, each tensor once, with its figure."""
-    seen: set[tuple[float, float, float]] = set()
-    found = []
-    for q in sorted(
-        (q for q in quantizers if q["histogram"] and q["sqnr_db"] is not None),
-        key=lambda q: q["sqnr_db"],
-    ):
-        key = (q["amax"], q["low"], q["high"])
-        if key in seen:
-            continue
-        seen.add(key)
-        found.append({**q, "figure": histogram_figure(q)})
-        if len(found) == WORST:
-            break
-    return found
+    tensors: dict[tuple[float, float, float], QuantizerRecord] = {}
+    lossy = [(q.sqnr_db, q) for q in quantizers if q.histogram and q.sqnr_db is not None]
+    for _, q in sorted(lossy, key=lambda pair: pair[0]):
+        tensors.setdefault((q.amax, q.low, q.high), q)
+    return [(q, histogram_figure(q)) for q in list(tensors.values())[:WORST]]
 
 
 def _commands(run: RunSummary) -> list[str]:
     """The commands that repeat the run, one per stage."""
-    commands = []
-    records = (
-        (run.search["search"],)
-        if run.search
-        else (run.quantize, run.training, run.evaluate, *run.engines, *run.bench.values())
-    )
-    for record in records:
-        if record is None:
-            continue
-        spec = dict(record["spec"])
-        first = {
-            "search": "model",
-            "quantize": "model",
-            "finetune": "model",
-            "evaluate": "onnx",
-            "build": "onnx",
-            "bench": "file",
-        }[record["verb"]]
-        given = spec.pop(first)  # a search of candidates names no model
-        words = [
-            "trtq",
-            record["verb"],
-            *(given if isinstance(given, list) else [str(given)] if given else []),
-        ]
-        for name, value in spec.items():
-            words += option_words(name, value)
-        commands.append(shlex.join(words))
-    return commands
+    records = [run.search.record] if run.search is not None else _records(run)
+    return [command_of(record, record.verb) for record in records]

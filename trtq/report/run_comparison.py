@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from trtq.artifact import size_words
-from trtq.engine.manifest import has_codes
+from trtq.report.contents import machine_of
 from trtq.report.figures import frontier_figure
 from trtq.report.summary import RunSummary, measure_of, weight_bytes
 
@@ -78,22 +77,7 @@ def compare_runs(folders: Sequence[Path], runs: Sequence[RunSummary]) -> Compari
         for r in rows
     ]
     figures = [
-        frontier_figure(
-            [
-                {
-                    "label": r.label,
-                    "accuracy": r.accuracy,
-                    "costs": r.costs,
-                    "dominated": r.dominated,
-                }
-                for r in shown
-            ],
-            axis,
-            measure=measure,
-            chosen="",
-            limit=None,
-            unit=unit,
-        )
+        frontier_figure(shown, axis, measure=measure, unit=unit)
         for axis, unit in axes.items()
         if len(shown := [r for r in rows if axis in r.costs and r.accuracy is not None]) > 1
     ]
@@ -118,57 +102,59 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _row(label: str, run: RunSummary, measure: str) -> RunRow:
-    q, e = run.quantize, run.evaluate
-    agreement = (e or q["parity"])["agreement"]
-    found = measure_of(run)
-    accuracy = agreement if measure == AGREEMENT else found[1] if found else None
-    packed = weight_bytes(run, packed=True)[1]
-    costs = {"weights": packed / 1e6} if packed else {}
-    costs |= {
-        f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6
-        for m in run.engines
-        if has_codes(m)
-    }
-    latency, valid = _latency(run, "qdq")
-    names = ", ".join(m["name"] for m in q["methods"]) + (", training" if run.training else "")
+    agreement = (run.evaluate or run.quantize.parity).agreement
+    score = measure_of(run)
+    accuracy = agreement if measure == AGREEMENT else score[1] if score else None
+    methods = [m.name for m in run.quantize.methods] + (["training"] if run.training else [])
+    costs, valid = _costs(run, "qdq")
     return RunRow(
         label=label,
-        model=q["model"]["name"],
+        model=run.model.name,
         width=run.width,
-        methods=names.removeprefix(", "),
+        methods=", ".join(methods),
         accuracy=accuracy,
         agreement=agreement,
-        costs={**costs, **latency},
+        costs=costs,
         valid=valid,
     )
+
+
+def _costs(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
+    """Return what the quantized (``qdq``) or the float file costs, and whether that is valid."""
+    full, packed = weight_bytes(run, packed=True)
+    size = packed if key == "qdq" else full
+    costs = {"weights": size / 1e6} if size else {}
+    costs |= {
+        f"engine for {m.device}": m.engine_bytes / 1e6
+        for m in run.engines
+        if m.has_codes == (key == "qdq")
+    }
+    row = run.bench[key].rows[0] if key in run.bench else None
+    if row is None:
+        return costs, True
+    median = row.e2e.median.value if row.e2e is not None else None
+    if median is not None:
+        costs[f"latency on {row.device}, batch {row.batch}"] = median
+    return costs, row.valid
 
 
 def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
     """The float models the runs began with, each once."""
     rows: dict[str, RunRow] = {}
     for run in runs:
-        model = run.quantize["model"]
-        found = measure_of(run)
-        full = weight_bytes(run)[0]
-        costs = {"weights": full / 1e6} if full else {}
-        costs |= {
-            f"engine for {m['target']['device']}": m["engine_bytes"] / 1e6
-            for m in run.engines
-            if not has_codes(m)
-        }
-        latency, valid = _latency(run, "fp32")
-        accuracy = 100.0 if measure == AGREEMENT else found[2] if found else None
+        score = measure_of(run)
+        costs, valid = _costs(run, "fp32")
         row = RunRow(
-            label=f"float {model['name']}",
-            model=model["name"],
+            label=f"float {run.model.name}",
+            model=run.model.name,
             width="float",
             methods="",
-            accuracy=accuracy,
+            accuracy=100.0 if measure == AGREEMENT else score[2] if score else None,
             agreement=100.0,
-            costs={**costs, **latency},
+            costs=costs,
             valid=valid,
         )
-        key = f"{model['name']} {model['weights_sha256']}"
+        key = f"{run.model.name} {run.model.weights_sha256}"
         known = rows.get(key, row)  # what an earlier run did not measure, a later one may have
         rows[key] = msgspec.structs.replace(
             known,
@@ -177,17 +163,6 @@ def _floats(runs: Sequence[RunSummary], measure: str) -> list[RunRow]:
             valid=known.valid and row.valid,
         )
     return list(rows.values())
-
-
-def _latency(run: RunSummary, key: str) -> tuple[dict[str, float], bool]:
-    record = run.bench.get(key)
-    if record is None:
-        return {}, True
-    row = record["rows"][0]
-    median = (row.get("e2e") or {}).get("median", {}).get("value")
-    return (
-        {f"latency on {row['device']}, batch {row['batch']}": median} if median is not None else {}
-    ), bool(row["valid"])
 
 
 def _unit(axis: str) -> str:
@@ -227,39 +202,31 @@ def _verdict(rows: Sequence[RunRow], measure: str) -> str:
 
 
 def _doubts(runs: Sequence[RunSummary], measure: str) -> list[str]:
-    found = []
-
-    def seen(run: RunSummary) -> Any:
-        if run.evaluate is not None:
-            images = run.evaluate["data"].get("images_sha256")
-            if images is not None:
-                return images
-            left_out = run.evaluate["spec"].get("exclude") and run.quantize["data"].get(
-                "ids_digest"
-            )
-            return (
-                run.evaluate["data"],
-                run.evaluate["images"],
-                run.evaluate["spec"].get("limit"),
-                left_out,
-            )
-        return (
-            "calibration images",
-            run.quantize["parity"]["images"],
-            run.quantize["data"].get("calibration_sha256"),
-        )
-
-    if len({str(seen(r)) for r in runs}) > 1:
-        found.append(
+    """Return why the rows should not be compared."""
+    doubts = []
+    if len({str(_measured_on(r)) for r in runs}) > 1:
+        doubts.append(
             "The runs were measured on different images: their accuracies are not comparable."
         )
-    if len({r.quantize["model"]["name"] for r in runs}) > 1 and measure == AGREEMENT:
-        found.append("The models differ, and agreement is with each model's own float answers.")
-    machines = {b["card"].get("cpu") for r in runs for b in r.bench.values()}
+    if len({r.model.name for r in runs}) > 1 and measure == AGREEMENT:
+        doubts.append("The models differ, and agreement is with each model's own float answers.")
+    records = [b for r in runs for b in r.bench.values()]
+    machines = {machine_of(b) for b in records}
     if len(machines) > 1:
-        found.append(
-            f"Latencies come from different machines: {', '.join(sorted(map(str, machines)))}."
-        )
-    if any(b["rows"][0]["valid"] is False for r in runs for b in r.bench.values()):
-        found.append("Some latencies are not valid: their own reports say why.")
-    return found
+        doubts.append(f"Latencies come from different machines: {', '.join(sorted(machines))}.")
+    if not all(b.rows[0].valid for b in records):
+        doubts.append("Some latencies are not valid: their own reports say why.")
+    return doubts
+
+
+def _measured_on(run: RunSummary) -> object:
+    """Return what identifies the images that a run's accuracy is of."""
+    e = run.evaluate
+    if e is None:
+        parity = run.quantize.parity
+        return "calibration images", parity.images, run.images.calibration_sha256
+    digest = e.data.get("images_sha256")
+    if digest is not None:
+        return digest
+    left_out = e.spec.get("exclude") and run.images.ids_digest
+    return e.data, e.images, e.spec.get("limit"), left_out

@@ -6,12 +6,13 @@ A spec is checked when it is made, and made from the texts of a command line or 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
+from trtq import extensions
 from trtq.errors import UsageError, suggest
 from trtq.paths import expand_home
 
@@ -30,6 +31,36 @@ def PathDoc(description: str) -> Meta:  # noqa: N802 - beside Doc, in annotation
     return Meta(description=description, extra={"path": True})
 
 
+def open_choice(kind: str, *names: str) -> Meta:
+    """Describe a field that takes one of ``names``, or an extension of a kind."""
+    return Meta(extra={"kind": kind, "names": names})
+
+
+def require_choice(option: str, value: str, kind: str, names: Sequence[str]) -> None:
+    """Refuse a value that is neither one of ``names`` nor an extension.
+
+    Raises:
+        UsageError: the nearest are suggested.
+    """
+    if value not in names and not extensions.is_known(kind, value):
+        known = (*names, *extensions.installed(kind))
+        raise UsageError(
+            f"Cannot use {option} {value}",
+            f"known are {', '.join(known)}",
+            suggest(value, known),
+        )
+
+
+def choice_of(hint: Any) -> tuple[str, tuple[str, ...]] | None:
+    """Return kind and names of a field made with :func:`open_choice`, None for other fields."""
+    if get_origin(hint) is not Annotated:
+        return None
+    inner, *metas = get_args(hint)
+    extras = (m.extra for m in metas if isinstance(m, Meta) and m.extra and "kind" in m.extra)
+    extra = next(extras, None)
+    return choice_of(inner) if extra is None else (extra["kind"], extra["names"])
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: values are checked when a spec is made, unknown fields are refused."""
 
@@ -39,6 +70,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             if is_path(kind):
                 value = _expanded(value, option_name(name))
                 msgspec.structs.force_setattr(self, name, value)
+            if not _is_offered(kind, value):
+                raise UsageError(f"Cannot use {option_name(name)} {value!r}", _not_offered(value))
             if isinstance(value, Spec) or (
                 isinstance(value, (tuple, list)) and any(isinstance(v, Spec) for v in value)
             ):
@@ -73,6 +106,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                     hint=suggest(name, fields),
                 )
         parsed = {k: parse_text(v, hints[k], k) for k, v in values.items() if v is not None}
+        wrong = next((k for k, v in parsed.items() if not _is_offered(hints[k], v)), None)
+        if wrong is not None:
+            what = _setting(wrong, parsed[wrong], where)
+            raise UsageError(f"Cannot use {what}", _not_offered(parsed[wrong]))
         try:
             return msgspec.convert(parsed, cls, strict=False)
         except msgspec.ValidationError as exc:
@@ -83,14 +120,29 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                     f"Cannot use {where or 'these settings for ' + cls.__name__}", str(exc)
                 ) from exc
             form = _form(name, hints[name])
-            what = (
-                f"{name} = {_show(values[name])} in {where}"
-                if where
-                else f"{option_name(name)} {_show(values[name])}"
-            )
+            what = _setting(name, values[name], where)
             raise UsageError(
                 f"Cannot use {what}", why, f"Write it like {form}" if form else ""
             ) from exc
+
+
+def _is_offered(kind: Any, value: Any) -> bool:
+    """Whether a value is one of its field's names or an extension, where the field has names."""
+    choice = choice_of(kind)
+    if choice is None or not isinstance(value, str):
+        return True
+    return value in choice[1] or extensions.is_known(choice[0], value)
+
+
+def _not_offered(value: str) -> str:
+    return f"Invalid enum value {value!r}"
+
+
+def _setting(name: str, value: object, where: str) -> str:
+    """Return a setting with its value, as its source spells it."""
+    if where:
+        return f"{name} = {_show(value)} in {where}"
+    return f"{option_name(name)} {_show(value)}"
 
 
 def is_path(kind: Any) -> bool:

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from trtq.specs.base import Doc, PathDoc
+from trtq.specs.base import Doc, PathDoc, open_choice
 
 Percentile = Annotated[float, Meta(gt=50, le=100), Doc(description="For --calibrator percentile.")]
-Calibrator = Literal["max", "percentile", "entropy", "mse", "ema"]
+Calibrator = Annotated[
+    str, open_choice("calibrators", "max", "percentile", "entropy", "mse", "ema")
+]
 Preset = Literal["imagenet", "cifar10", "half"]
 # of the ONNX files where nothing asks for less: ONNX Runtime and TensorRT 10, 11 and RTX read it
 OPSET = 20

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from trtq.commands.evaluate import EvaluateRecord
-from trtq.commands.records import FileRecord
+from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
+from trtq.records.evaluate import EvaluateRecord
 
 
-class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
+class FinetuneRecord(Record, frozen=True, kw_only=True):
     """What ``trtq finetune`` did; written as finetune.json.
 
     Attributes:
@@ -29,9 +27,6 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
         evaluation: of the exported file against the float one, None without --val.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: dict[str, Any]
     data: dict[str, Any]
     preprocess: Preprocess
@@ -47,7 +42,7 @@ class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     notes: list[str]
     seconds: dict[str, float]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import msgspec
+
+from trtq.artifact import Environment, Record
 
 
 class Try(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +73,7 @@ class Reference(TypedDict):
     costs: dict[str, float]
 
 
-class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
+class SearchRecord(Record, frozen=True, kw_only=True):
     """What ``trtq search`` tried and chose.
 
     Attributes:
@@ -85,9 +87,6 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
         notes: what a user must know.
     """
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     reference: Reference
     images: int
     constraints: list[Constraint]
@@ -97,7 +96,7 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
     qdq_sha256: str
     notes: list[str]
     seconds: float
-    environment: dict[str, Any]
+    environment: Environment
 
     def __post_init__(self) -> None:
         if not any(t.label == self.chosen for t in self.tries):
@@ -118,3 +117,53 @@ class SearchRecord(msgspec.Struct, frozen=True, kw_only=True):
             f"{state}: {self.chosen} ({widths}), {self.reference['measure']} {got.accuracy:.2f} % "
             f"({got.change:+.2f} points) on {self.images} images; {len(self.tries)} files measured"
         )
+
+
+class FrontierPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured file of a search.
+
+    Attributes:
+        costs: by axis, in the axis's unit.
+        dominated: by axis: another point is at least as good on both counts, and better on one.
+    """
+
+    label: str
+    model: str = ""
+    accuracy: float
+    change: float = 0.0
+    widths: dict[str, int] = {}
+    methods: list[str] = []
+    costs: dict[str, float]
+    dominated: dict[str, bool]
+
+
+class Predicted(msgspec.Struct, frozen=True, kw_only=True):
+    """Loss against one cost, as the metric predicts it.
+
+    Attributes:
+        at: cost and loss of the chosen allocation.
+        front: cost and loss of the allocations that no other dominates.
+    """
+
+    axis: str
+    metric: str
+    at: dict[str, float]
+    front: list[dict[str, float | None]]
+
+
+class Frontier(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured accuracy against every cost; written as frontier.json.
+
+    Attributes:
+        measure: what accuracy is.
+        units: of each axis.
+        limits: budgets by axis.
+        chosen: label of the chosen point.
+    """
+
+    measure: str
+    units: dict[str, str]
+    limits: dict[str, float]
+    chosen: str
+    points: list[FrontierPoint]
+    predicted: Predicted

@@ -115,6 +115,24 @@ _neighbours = _Neighbours()
 
 
 def import_named(name: str, what: str) -> Any:
+    """Return the callable ``package.module:attribute`` or ``path/to/file.py:attribute``.
+
+    Args:
+        name: as the user wrote it.
+        what: it is for, as errors call it.
+
+    Raises:
+        ModelError: as for :func:`attribute_of`, or what has that name is no callable.
+        UsageError: the path begins with a home that nobody knows.
+    """
+    target = attribute_of(name, what)
+    if not callable(target):
+        where, _, attr = name.rpartition(":")
+        raise ModelError(f"Cannot load the {what} {name!r}", f"{where} has no callable {attr!r}")
+    return target
+
+
+def attribute_of(name: str, what: str) -> Any:
     """Return the attribute ``package.module:attribute`` or ``path/to/file.py:attribute``.
 
     A file may import its neighbours; a neighbour never replaces a module of the standard library,
@@ -125,8 +143,7 @@ def import_named(name: str, what: str) -> Any:
         what: it is for, as errors call it.
 
     Raises:
-        ModelError: the module cannot be imported, ends the program, or has no callable of that
-            name.
+        ModelError: the module cannot be imported, ends the program, or has nothing of that name.
         UsageError: the path begins with a home that nobody knows.
     """
     where, _, attr = expand_home(name, f"the {what}").rpartition(":")
@@ -144,15 +161,14 @@ def import_named(name: str, what: str) -> Any:
             f"importing {where} raised {said_by(exc)}",
             _as_package(where, attr) if "relative import" in str(exc) else known,
         ) from exc
-    value = getattr(module, attr, None)
-    if not callable(value):
+    if not hasattr(module, attr):
         names = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
         raise ModelError(
             f"Cannot load the {what} {name!r}",
             f"{where} has no callable {attr!r}",
             suggest(attr, names),
         )
-    return value
+    return getattr(module, attr)
 
 
 def source_digest(name: str, what: str) -> str:

@@ -1,13 +1,12 @@
-"""The records that verbs return and write as JSON."""
+"""What ``trtq quantize`` did."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 
@@ -85,19 +84,9 @@ class PresetRecord(msgspec.Struct, frozen=True, kw_only=True):
     attention: str
 
 
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One written file."""
-
-    sha256: str
-    bytes: int
-
-
-class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
+class QuantizeRecord(Record, frozen=True, kw_only=True):
     """What ``trtq quantize`` did; written as quantize.json."""
 
-    schema: int
-    verb: str
-    spec: dict[str, Any]
     model: dict[str, Any]
     data: dict[str, Any]
     preprocess: Preprocess
@@ -110,7 +99,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     notes: list[str]
     seconds: dict[str, float]
-    environment: dict[str, Any]
+    environment: Environment
 
     @property
     def summary(self) -> str:
@@ -137,17 +126,3 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
             else f"NONE of which was enough: {self.preset.taken} was taken"
         )
         return f"; fell back on {', '.join(t.step for t in more)}, {last}"
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds per step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.started, 3)
-        self.started = now

@@ -1,0 +1,75 @@
+"""The folder that a command works in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from trtq.artifact import FileRecord, Record, ensure_writable_dir, leftovers, locked, write_json
+from trtq.files import LOCK, STAGING
+from trtq.progress import Clock, Notes, Progress
+
+
+class Workspace:
+    """An output folder whose record vouches for the files in it.
+
+    Args:
+        folder: is created.
+        record: name of the record's file.
+        progress: receives what happens.
+        clock: running since the command began; default: a new one.
+
+    Attributes:
+        note: passes lines on and keeps them for the record.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self, folder: Path, record: str, progress: Progress, clock: Clock | None = None
+    ) -> None:
+        self.folder = ensure_writable_dir(folder)
+        self.record, self.progress = record, progress
+        self.note, self.clock = Notes(progress.note), clock or Clock()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock; a second process waits."""
+        with locked(self.folder / LOCK, waiting=self.progress.note):
+            yield
+
+    def remove_leftovers(self, names: Iterable[str]) -> None:
+        """Remove the temporary files of a run that was killed."""
+        names = (*names, self.record)
+        for folder in (self.folder, self.folder / STAGING):
+            for left in leftovers(folder, names):
+                left.unlink()
+
+    def staging(self) -> Path:
+        """Return the folder beside the results where new files are written."""
+        return ensure_writable_dir(self.folder / STAGING)
+
+    def publish(self, names: Iterable[str], record: Record) -> None:
+        """Replace the folder's files by those of the staging folder.
+
+        The old record goes first and the new one comes last, so that a record always vouches for a
+        whole set of files.
+        """
+        staging = self.staging()
+        write_json(staging / self.record, record)
+        (self.folder / self.record).unlink(missing_ok=True)
+        for name in (*names, self.record):
+            (staging / name).replace(self.folder / name)
+        with contextlib.suppress(OSError):  # it holds files of another origin
+            staging.rmdir()
+
+    def save(self, record: Record) -> None:
+        """Write the record."""
+        write_json(self.folder / self.record, record)
+
+
+def file_records(paths: Iterable[Path]) -> dict[str, FileRecord]:
+    """Return digest and size of files by name."""
+    return {path.name: FileRecord.of(path) for path in paths}

@@ -1,0 +1,1 @@
+"""The records of commands: what they return and write as JSON, and what reports read."""

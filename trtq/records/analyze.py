@@ -1,0 +1,96 @@
+"""What ``trtq analyze`` measured of each layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trtq.artifact import Environment, Record
+from trtq.cost.count import LayerCost
+from trtq.cost.ops import Kernel
+from trtq.data.preprocess import Preprocess
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of a model.
+
+    Attributes:
+        layers: by name, those that can have a width, in graph order; a weight that two of them read
+            counts at the first.
+        left_out: names of counted layers with weights that stay in float.
+        other_bytes: of parameters that have no width to choose, at 4 bytes each.
+        kernels: what an engine launches for one image.
+    """
+
+    layers: dict[str, LayerCost]
+    left_out: list[str]
+    other_bytes: int
+    kernels: list[Kernel]
+
+
+class AnalyzedLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """One layer.
+
+    Attributes:
+        loss: by width, what the metric says; comparable between layers.
+        raw: the metric's own number, None where it has none.
+        stderr: its standard error.
+        group: the layers that must share its width.
+        cost: what it multiplies, reads and writes for one image.
+    """
+
+    name: str
+    loss: dict[str, float]
+    raw: float | None
+    stderr: float | None
+    group: list[str]
+    cost: LayerCost
+
+
+class AnalyzeRecord(Record, frozen=True, kw_only=True):
+    """What ``trtq analyze`` found.
+
+    Attributes:
+        bits: the widths, narrowest first.
+        layers: in graph order.
+        left_out: layers that stay in float whatever is chosen.
+        other_bytes: of parameters that have no width to choose, at 4 bytes each.
+        kernels: what an engine launches for one image, for budgets of latency.
+        said: what the metric reports of itself.
+    """
+
+    model: dict[str, str]
+    data: dict[str, Any]
+    preprocess: Preprocess
+    metric: str
+    bits: list[str]
+    layers: list[AnalyzedLayer]
+    left_out: list[str]
+    other_bytes: int
+    kernels: list[Kernel]
+    said: dict[str, Any]
+    notes: list[str]
+    seconds: dict[str, float]
+    environment: Environment
+
+    @property
+    def outline(self) -> Outline:
+        """The counts, for prices."""
+        layers = {layer.name: layer.cost for layer in self.layers}
+        return Outline(
+            layers=layers,
+            left_out=self.left_out,
+            other_bytes=self.other_bytes,
+            kernels=self.kernels,
+        )
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        narrowest = self.bits[0]
+        worst = sorted(self.layers, key=lambda layer: -layer.loss[narrowest])[:3]
+        return (
+            f"{len(self.layers)} layers by {self.metric} at {', '.join(self.bits)}; most "
+            f"sensitive at {narrowest}: {', '.join(layer.name for layer in worst)}"
+        )
