@@ -18,7 +18,6 @@ from tests.conftest import read, run_cli
 from trtq import BenchSpec, BuildSpec, EvaluateSpec, bench, build, evaluate, inspect
 from trtq.data.source import open_source
 from trtq.engine.manifest import read_manifest
-from trtq.engine.targets import DEVICES, parse_target
 from trtq.errors import (
     ArtifactError,
     DataError,
@@ -30,6 +29,8 @@ from trtq.errors import (
 from trtq.export.fp16 import convert_to_half
 from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import input_shape, open_session, run_batch
+from trtq.platform.catalogue import catalogue
+from trtq.platform.target import Target
 from trtq.testing.images import write_classes, write_images
 
 pytest_rtx = pytest.mark.skipif(
@@ -239,7 +240,7 @@ def test_targets_that_cannot_be(cnn_out, tmp_path):
         build(BuildSpec(onnx=qdq, target="sm99", out=out))
     with pytest.raises(UsageError, match="expected 1 <= MIN <= OPT <= MAX"):
         build(BuildSpec(onnx=qdq, target="sm86", out=out, batch=(4, 2, 1)))
-    assert {parse_target(n).sm for n in DEVICES} >= {53, 75, 86, 120}
+    assert {Target.parse(n).sm for n in catalogue().targets} >= {53, 75, 86, 120}
 
 
 @pytest_rtx

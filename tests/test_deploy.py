@@ -1495,8 +1495,8 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
     The same scales are given as a calibration cache of the exact patch release, and the network is
     weakly typed.
     """
-    from trtq.engine.versions import shown
     from trtq.export.calibration_cache import read_cache
+    from trtq.platform.releases import shown
 
     with served(place, kind) as board:
         name = {"orin": "NVIDIA Jetson AGX Orin Developer Kit", "xavier": "Jetson-AGX"}[kind]
@@ -1570,7 +1570,7 @@ def test_a_trtexec_that_does_not_start(orin, cnn_out, tmp_path):
 def test_a_board_without_a_dla(orin, tmp_path):
     with pytest.raises(
         EngineError,
-        match="Cannot build for DLA core 0: Jetson Orin Nano has no DLA. Leave --dla out",
+        match="Cannot build with --dla for Jetson Orin Nano: it has no DLA. Leave --dla out",
     ):
         deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", dla=0))
 

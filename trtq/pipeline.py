@@ -37,10 +37,10 @@ from trtq.deploy.devices import slug
 from trtq.deploy.record import DeployRecord
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
-from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
 from trtq.models.user_code import source_digest
+from trtq.platform.target import Target
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.recipe import BenchStage, BuildStage, EvaluateStage, Recipe
@@ -491,7 +491,7 @@ def _once(note: Note) -> Note:
 
 
 def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
-    parse_target(wanted.target)
+    Target.parse(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
         name += f"-{wanted.precision}"

@@ -12,9 +12,9 @@ from pathlib import Path
 from trtq.bench.record import SecondOpinion, Timing
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.engine.trtexec_log import read_log
-from trtq.engine.versions import FLAGS, Version, shown, within
 from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
+from trtq.platform.releases import Version, has_flag, shown
 
 WARMUP_MS, SECONDS, LIMIT_S = 1000, 5, 600
 
@@ -65,7 +65,7 @@ def command(
     if shapes:
         given.append(("shapes", shapes))
     wanted = ["includeDataTransfers", "useSpinWait", "useCudaGraph" if graph else "noCudaGraph"]
-    given += [(name, None) for name in wanted if within(FLAGS[name], version)]
+    given += [(name, None) for name in wanted if has_flag(name, version)]
     return [
         executable,
         *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given),

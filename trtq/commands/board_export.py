@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trtq.artifact import ensure_writable_dir, read_json, sha256_file, write_bytes, write_json
-from trtq.engine.targets import Target
-from trtq.engine.versions import shown
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.export.onnx_file import records_beside
+from trtq.platform.releases import shown
+from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 

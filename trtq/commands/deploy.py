@@ -38,8 +38,7 @@ from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.job import Job, prepare
 from trtq.engine.manifest import EngineManifest, manifest_path
-from trtq.engine.settings import require_dla
-from trtq.errors import ArtifactError, BoardError, UsageError
+from trtq.errors import ArtifactError, BoardError, EngineError, UsageError
 from trtq.export.onnx_file import count_qdq, get_metadata, load_onnx
 from trtq.progress import Notes, Progress, Silent
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec, changed_words
@@ -84,7 +83,13 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         target = board.target
         require_mode(spec, board)
         if spec.dla is not None:
-            require_dla(spec.dla, target)
+            target.require(
+                "DLA",
+                doing="build with",
+                called="--dla",
+                hint="Leave --dla out",
+                error=EngineError,
+            )
         out = ensure_writable_dir(Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}"))
         with locked(out / ".trtq.lock", waiting=told.note):
             file = profile_for(source, target, spec.precision if spec.dla is None else "fp32", told)

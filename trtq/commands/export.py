@@ -35,8 +35,6 @@ from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import ExportError, UsageError
 from trtq.export.calibration_cache import cache_number, write_cache
 from trtq.export.fp16 import convert_to_half
@@ -48,6 +46,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import capture
+from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
@@ -55,7 +54,10 @@ from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 
 RECORD = "export.json"
-FIRST_INT4 = 80
+ALTERNATIVES = {
+    "INT8": "Add --fallback: the float model for FP16",
+    "FP8": "Allocate again without fp8",
+}
 BATCH = 8
 
 
@@ -161,7 +163,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             "it can be given several times",
             "trtq targets lists what there is",
         )
-    targets = [parse_target(t) for t in spec.target]
+    targets = [Target.parse(t) for t in spec.target]
     encodings = Encodings.load(Path(spec.encodings))
     for target in targets:
         _require_formats(target, encodings, fallback=spec.fallback)
@@ -233,21 +235,10 @@ def _require_formats(target: Target, encodings: Encodings, *, fallback: bool) ->
         UsageError: names the format and the alternative.
     """
     kinds = {"FP8" if f.kind == "fp8" else "INT8" for f in encodings.formats.values()}
+    if fallback:
+        kinds.discard("INT8")
     for kind in sorted(kinds):
-        there = kind in target.arithmetic and (
-            kind != "FP8" or target.release is None or offers("FP8", target.release)
-        )
-        if not there and not (kind == "INT8" and fallback):
-            other = (
-                "Add --fallback: the float model for FP16"
-                if kind == "INT8"
-                else "Allocate again without fp8"
-            )
-            raise UsageError(
-                f"Cannot export {kind} for {target.device}",
-                f"compute capability {target.capability} has no {kind}",
-                other,
-            )
+        target.require(kind, doing="export", hint=ALTERNATIVES[kind])
 
 
 class _Writer:
@@ -275,10 +266,10 @@ class _Writer:
         """Write the file of a target, and its cache where that release reads one."""
         fallback = (
             ""
-            if "INT8" in target.arithmetic
+            if not target.lacks("INT8")
             else f"{target.device} has no INT8 arithmetic: the float model"
         )
-        typed = target.release is None or offers("typed", target.release)
+        typed = target.typed
         int4 = _int4(target, encodings)
         half = typed and self.spec.precision == "fp16"
         profile = Profile(
@@ -288,8 +279,7 @@ class _Writer:
         if self.spec.precision != "fp16":
             kept = {}
         final = convert_to_half(model, kept) if profile.half else model
-        label = target.name if target.version is None else f"{target.name}@{shown(target.version)}"
-        name = re.sub(r"[^\w.-]", "-", label)
+        name = re.sub(r"[^\w.-]", "-", target.text)
         compared, ulp = furthest_scale(final, encodings)
         if profile.quantized and not compared:
             raise ExportError(
@@ -312,7 +302,7 @@ class _Writer:
             else "float"
         )
         return ProfileRow(
-            target=label,
+            target=target.text,
             file=f"{name}.onnx",
             reader=reader.name,
             opset=profile.opset,
@@ -405,8 +395,4 @@ def _int4(target: Target, encodings: Encodings) -> bool:
         f.bits == 4 and f.axis is not None and f.kind == "uniform"
         for f in encodings.formats.values()
     )
-    return (
-        four
-        and target.sm >= FIRST_INT4
-        and (target.release is None or offers("INT4 weights", target.release))
-    )
+    return four and not target.lacks("INT4 weights")

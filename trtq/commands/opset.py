@@ -5,9 +5,9 @@ Both are known before anything is loaded.
 
 from __future__ import annotations
 
-from trtq.engine.targets import parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import UsageError
+from trtq.platform.releases import Runtime
+from trtq.platform.target import Target
 from trtq.specs import OPSET, FinetuneSpec, QuantizeSpec
 
 INT4_OPSET = 21  # the first with INT4
@@ -21,14 +21,13 @@ def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
     """
     if spec.target is None:
         return spec.opset or OPSET
-    target = parse_target(spec.target)
+    target = Target.parse(spec.target)
     newest = target.opset
-    if spec.weight_storage == "int4" and (
-        target.release is None or offers("INT4 weights", target.release)
-    ):
+    runtime = Runtime(target.release)
+    if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
         newest = INT4_OPSET
     if spec.opset is not None and target.release is not None and spec.opset > newest:
-        why = f"TensorRT {shown(target.release)} has every op that trtq writes up to opset {newest}"
+        why = f"{runtime.title} has every op that trtq writes up to opset {newest}"
         raise UsageError(
             f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out"
         )
@@ -41,12 +40,11 @@ def check_files(spec: QuantizeSpec | FinetuneSpec) -> None:
     Raises:
         UsageError: names what contradicts what.
     """
-    target = parse_target(spec.target) if spec.target is not None else None
-    if target is not None and "INT8" not in target.arithmetic:
-        raise UsageError(
-            f"Cannot quantize for {target.device}",
-            f"compute capability {target.capability} has no INT8 arithmetic",
-            f"Leave --target out, and build with trtq build ... --target {spec.target} "
+    if spec.target is not None:
+        Target.parse(spec.target).require(
+            "INT8",
+            doing="quantize to",
+            hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
             "--fallback: FP16 of the same model",
         )
     if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:

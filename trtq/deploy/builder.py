@@ -22,8 +22,8 @@ from trtq.engine.python_api import PythonBuilder
 from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec import TrtexecBuilder
 from trtq.engine.trtexec_log import dotted, read_log
-from trtq.engine.versions import API, FLAGS, has_api, shown, within
 from trtq.errors import BoardError, BuilderMemoryError, EngineError, reason
+from trtq.platform.releases import apis_of, has_flag, shown
 from trtq.progress import Progress
 
 MARGIN_BYTES = 64 * MIB
@@ -117,7 +117,7 @@ class BoardBuilder:
             options=options,
             calibration=next((Path(f"{board.home}/{n}") for n in caches), None),
         )
-        reports = within(FLAGS["exportLayerInfo"], self.version)
+        reports = has_flag("exportLayerInfo", self.version)
         argv = self._argv(
             Path(f"{board.home}/{name}"),
             Path(beside),
@@ -203,7 +203,7 @@ class BoardBuilder:
         )
         request = self._python().request(source, out, plain, None)
         request["report"] = str(report) if report is not None else None
-        request["apis"] = sorted(n for n in API if has_api(n, self.version))
+        request["apis"] = apis_of(self.version)
         return [self.board.python_path, "-I", self.board.agent, "build-engine", encode(request)]
 
     def _python(self) -> PythonBuilder:

@@ -36,11 +36,11 @@ from trtq.engine.retry import Climb, build_model, climb
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
 from trtq.engine.settings import Builder, Settings
-from trtq.engine.versions import release_of_module, shown
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
 from trtq.export.strip import strip_at
+from trtq.platform.releases import release_of_module, shown
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 

@@ -18,9 +18,9 @@ from trtq.engine.audit import (
 from trtq.engine.lint_target import why_float
 from trtq.engine.plan_text import PlanAudit, audit_plan
 from trtq.engine.settings import Built
-from trtq.engine.targets import Target
 from trtq.errors import EngineError
 from trtq.export.onnx_file import count_qdq
+from trtq.platform.target import Target
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):

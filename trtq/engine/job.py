@@ -11,9 +11,7 @@ import onnx
 
 from trtq.artifact import Stamp
 from trtq.engine.select_builder import refuse_missing_kernels, require_readable
-from trtq.engine.settings import Builder, Settings, Shapes, require_offered
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import Version, offers, shown
+from trtq.engine.settings import Builder, Settings, Shapes, require_offered, runtime_of
 from trtq.errors import EngineError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
 from trtq.export.fp16 import convert_to_half, has_half
@@ -21,6 +19,8 @@ from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
 from trtq.export.onnx_file import count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import is_fixed
+from trtq.platform.releases import Version, offers, shown
+from trtq.platform.target import Target
 from trtq.specs import BuildOptions, BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -73,7 +73,7 @@ class Job:
         """
         require_readable(self.model, builder.version, self.spec)
         options = BuildOptions(**{n: getattr(self.spec, n) for n in BuildOptions.__struct_fields__})
-        require_offered(options, builder, self.target)
+        require_offered(options, runtime_of(builder), self.target)
         if self.spec.dla is not None:
             self._require_fit_for_dla()
         made = Settings(
@@ -147,9 +147,9 @@ def prepare(spec: BuildSpec) -> Job:
             "the other builders take the scales of Q/DQ pairs",
             "Build the Q/DQ file",
         )
-    target, path, fallback = parse_target(spec.target), Path(spec.onnx), ""
+    target, path, fallback = Target.parse(spec.target), Path(spec.onnx), ""
     model, stamp, digest = read_onnx(path)
-    if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
+    if spec.fallback and count_qdq(model) and target.lacks("INT8"):
         fallback = (
             f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: "
             "FP16 of the same model"

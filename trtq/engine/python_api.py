@@ -15,9 +15,9 @@ from typing import Any
 from trtq.artifact import scratch, write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
-from trtq.engine.versions import LIKE_RTX, Version, has_api
 from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError, last_line
+from trtq.platform.releases import Version, has_api, releases
 from trtq.progress import Progress
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -160,7 +160,7 @@ def installed_version(name: str) -> Version:
         EngineError: it cannot be told.
     """
     if name == "tensorrt-rtx":
-        return LIKE_RTX
+        return releases().rtx
     done = subprocess.run(
         [sys.executable, "-c", "import tensorrt; print(tensorrt.__version__)"],
         capture_output=True,

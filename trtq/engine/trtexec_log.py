@@ -15,8 +15,8 @@ import re
 import msgspec
 
 from trtq.artifact import decode_json
-from trtq.engine.versions import Version
 from trtq.errors import BenchError
+from trtq.platform.releases import Version
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 # trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the

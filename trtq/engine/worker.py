@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtq.engine.versions import Version, has_api, release_of_module
+from trtq.platform.releases import Version, has_api, release_of_module
 
 if TYPE_CHECKING:
     import tensorrt as trt
