@@ -26,7 +26,7 @@ from trtq.artifact import (
 )
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import INT4_OPSET
+from trtq.commands.opset import INT4_OPSET, target_metadata
 from trtq.commands.quantize import ENCODINGS
 from trtq.commands.records import FileRecord
 from trtq.data.answers import ANSWER, kind_in, percent_words
@@ -41,7 +41,7 @@ from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
+from trtq.export.onnx_file import copy_model, count_qdq, save_onnx, set_metadata_
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
@@ -278,7 +278,8 @@ class _Writer:
         model, kept = self.float32(profile)
         if self.spec.precision != "fp16":
             kept = {}
-        final = convert_to_half(model, kept) if profile.half else model
+        final = convert_to_half(model, kept) if profile.half else copy_model(model)
+        set_metadata_(final, target_metadata(target))
         name = re.sub(r"[^\w.-]", "-", target.text)
         compared, ulp = furthest_scale(final, encodings)
         if profile.quantized and not compared:

@@ -26,7 +26,7 @@ from trtq.artifact import (
 from trtq.commands.evaluate import EvaluateRecord, evaluate
 from trtq.commands.finetune_record import FinetuneRecord
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import check_files, opset_of
+from trtq.commands.opset import check_files, opset_of, target_metadata, target_of
 from trtq.commands.quantize import FP32, QDQ
 from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
@@ -397,6 +397,7 @@ class _Job:
                 "preprocess": self.preprocess,
                 "model": self.loaded.name,
                 "weights": self.loaded.weights,
+                **target_metadata(target_of(spec)),
                 **(
                     {"classes": self.source.classes}
                     if spec.masks is None and self.source.classes

@@ -6,11 +6,26 @@ Both are known before anything is loaded.
 from __future__ import annotations
 
 from trtq.errors import UsageError
+from trtq.export.onnx_file import TARGET
 from trtq.platform.releases import Runtime
 from trtq.platform.target import Target
 from trtq.specs import OPSET, FinetuneSpec, QuantizeSpec
 
 INT4_OPSET = 21  # the first with INT4
+
+
+def target_of(spec: QuantizeSpec | FinetuneSpec) -> Target | None:
+    """Return the target that the files are for, None where none is named.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    return Target.parse(spec.target) if spec.target is not None else None
+
+
+def target_metadata(target: Target | None) -> dict[str, str]:
+    """Return what a file for a target says of it: builds then need no ``--target``."""
+    return {TARGET: target.text} if target is not None else {}
 
 
 def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
@@ -19,9 +34,9 @@ def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
     Raises:
         UsageError: the target's TensorRT does not read what was asked for.
     """
-    if spec.target is None:
+    target = target_of(spec)
+    if target is None:
         return spec.opset or OPSET
-    target = Target.parse(spec.target)
     newest = target.opset
     runtime = Runtime(target.release)
     if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
@@ -40,8 +55,9 @@ def check_files(spec: QuantizeSpec | FinetuneSpec) -> None:
     Raises:
         UsageError: names what contradicts what.
     """
-    if spec.target is not None:
-        Target.parse(spec.target).require(
+    target = target_of(spec)
+    if target is not None:
+        target.require(
             "INT8",
             doing="quantize to",
             hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "

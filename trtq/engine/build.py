@@ -61,7 +61,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings = job.settings(builder, number)
-    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     for line in job.unkept(settings):
         told.note(line)
     images = _images(job, told) if spec.data is not None else None
@@ -314,7 +314,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings, said = job.settings(builder), [job.fallback] if job.fallback else []
-    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
         said.append("FP16 stands in the graph")

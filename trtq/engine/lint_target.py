@@ -34,7 +34,7 @@ def _reader(target: Target, runtime: Runtime) -> Reader:
     return Reader(runtime, target.formats, f"{target.device}, {runtime.title}")
 
 
-def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target: str) -> None:
+def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target: Target) -> None:
     """Refuse what lint calls an error.
 
     The builder would refuse it, too, or would compute other values than the file says.
@@ -47,7 +47,7 @@ def refuse_errors(model: onnx.ModelProto, reader: Reader, onnx_file: str, target
         return
     first, more = found[0], f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
     why = "; ".join(f"{f.rule}, {f.where}: {f.why}" for f in found[:SHOWN])
-    lines = f"trtq lint {onnx_file} --target {target}"
+    lines = f"trtq lint {onnx_file} --target {target.text}"
     hint = (
         f"Repair it: {lines} --fix FIXED.onnx"
         if all(f.repairable for f in found)
