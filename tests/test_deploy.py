@@ -40,9 +40,9 @@ from trtq.commands.deploy import deploy
 from trtq.commands.fleet import fleet
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
+from trtq.deploy.board_readings import memory_of
 from trtq.deploy.devices import find_device, parse_device, remember_device
 from trtq.deploy.jobs import do
-from trtq.deploy.measure import _memory
 from trtq.deploy.record import DeployRecord
 from trtq.deploy.ssh import Link
 from trtq.engine.trtexec_log import read_log
@@ -320,7 +320,7 @@ def test_energy_of_a_board(place, kind, tmp_path):
 
 
 def _check_energy(board: StandInBoard, tmp_path: Path) -> None:
-    import trtq.deploy.measure as measuring
+    import trtq.deploy.board_readings as measuring
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "ENERGY_WINDOW_S", 2.0)
@@ -551,7 +551,7 @@ def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
 
 def test_memory_that_did_not_grow_is_not_a_figure():
     seen = {"t": np.array([0.0, 1.0, 2.0]), "ram_bytes": np.array([2e9, 1.9e9, 1.8e9])}
-    found, why = _memory(
+    found, why = memory_of(
         {"begin": 0.5, "end": 2.5}, [{"begin": 0.5}], seen, read_log(""), [1, 3, 8, 8]
     )
     assert found is None and why.startswith("the board's used memory did not grow")

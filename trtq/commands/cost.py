@@ -159,8 +159,38 @@ def cost(spec: CostSpec) -> CostRecord:
             device is unknown.
     """
     device = find_device(spec.device) if spec.device else None
+    _require_consistent(spec)
+    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
+    shown = [op for op in counted.ops if op.kind in COUNTED]
+    rows = [
+        _row(layer, counted.widths(op))
+        for layer, op in zip(count_layers(shown), shown, strict=True)
+    ]
+    latency = _latency(counted.kernels, device, counted.widths, spec) if device else None
+    return CostRecord(
+        schema=SCHEMA,
+        verb="cost",
+        spec=msgspec.to_builtins(spec),
+        model=counted.name,
+        rows=rows,
+        total=_total(rows, counted.parameters),
+        relative=_relative(rows),
+        how=HOW,
+        environment=environment(),
+        latency=latency,
+        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
+        notes=counted.notes,
+    )
+
+
+def _require_consistent(spec: CostSpec) -> None:
+    """Refuse options that contradict each other, before any work.
+
+    Raises:
+        UsageError: names them.
+    """
     for option in ("engine", "profile"):
-        if getattr(spec, option) and device is None:
+        if getattr(spec, option) and not spec.device:
             raise UsageError(
                 f"--{option} needs --device",
                 "only a device gives a latency",
@@ -171,39 +201,27 @@ def cost(spec: CostSpec) -> CostRecord:
             "Give --bits or --allocation, not both",
             f"found --bits {spec.bits} and --allocation {spec.allocation}",
         )
-    counted = _count_onnx(spec) if spec.model.endswith(".onnx") else _count_model(spec)
-    shown = [op for op in counted.ops if op.kind in COUNTED]
-    rows = [
-        _row(layer, counted.widths(op))
-        for layer, op in zip(count_layers(shown), shown, strict=True)
-    ]
-    layers = [r.layer for r in rows]
-    return CostRecord(
-        schema=SCHEMA,
-        verb="cost",
-        spec=msgspec.to_builtins(spec),
-        model=counted.name,
-        rows=rows,
-        total={
-            "macs": float(sum(v.macs for v in layers)),
-            "parameters": float(counted.parameters),
-            "bytes_moved": sum(r.bytes_moved for r in rows),
-            "bitops": sum(r.bitops for r in rows),
-            "energy": sum(r.energy for r in rows),
-            "picojoules": sum(r.picojoules for r in rows),
-        },
-        relative={
-            "bitops": sum(r.bitops for r in rows)
-            / max(sum(layer_bitops(v, 32, 32) for v in layers), 1.0),
-            "energy": sum(r.energy for r in rows)
-            / max(sum(layer_energy(v, 32, 32) for v in layers), 1.0),
-        },
-        how=HOW,
-        environment=environment(),
-        latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),
-        engine=_engine(Path(spec.engine), device, spec.batch) if spec.engine and device else None,
-        notes=counted.notes,
-    )
+
+
+def _total(rows: Sequence[CostRow], parameters: int) -> dict[str, float]:
+    return {
+        "macs": float(sum(r.layer.macs for r in rows)),
+        "parameters": float(parameters),
+        "bytes_moved": sum(r.bytes_moved for r in rows),
+        "bitops": sum(r.bitops for r in rows),
+        "energy": sum(r.energy for r in rows),
+        "picojoules": sum(r.picojoules for r in rows),
+    }
+
+
+def _relative(rows: Sequence[CostRow]) -> dict[str, float]:
+    """Return BitOps and energy over those of FP32."""
+    bitops = sum(layer_bitops(r.layer, 32, 32) for r in rows)
+    energy = sum(layer_energy(r.layer, 32, 32) for r in rows)
+    return {
+        "bitops": sum(r.bitops for r in rows) / max(bitops, 1.0),
+        "energy": sum(r.energy for r in rows) / max(energy, 1.0),
+    }
 
 
 def _row(layer: LayerCost, widths: Widths) -> CostRow:

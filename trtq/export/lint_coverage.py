@@ -111,7 +111,7 @@ def functions(view: View) -> Iterator[Finding]:
     form = "local functions"
     if view.main and view.model.functions and not view.reader.runtime.parses(form):
         names = ", ".join(sorted({f.name for f in view.model.functions})[:3])
-        why = f"{form} ({names}), which TensorRT reads {releases().parser[form].words}"
+        why = f"{form} ({names}), which TensorRT reads {releases().forms[form].words}"
         mend = "trtq build and --fix write their bodies into the graph"
         yield Finding(rule="L28", severity="note", where="the file", why=why, mend=mend)
 

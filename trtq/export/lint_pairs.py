@@ -175,7 +175,7 @@ def missing_axis(view: View) -> Iterator[Finding]:
     for node in view.nodes(*QDQ):
         scale = view.value(node.input[1])
         if scale is not None and scale.size > 1 and axis_of(node) is None:
-            old = releases().parser["axis 0 where none is written"].last
+            old = releases().forms["axis 0 where none is written"].last
             assert old is not None
             why = (
                 f"a scale for each channel and no axis: parsers up to {shown(old)} take axis 0, "
@@ -209,7 +209,7 @@ def scalar_axis(view: View) -> Iterator[Finding]:
     form = "axis beside one scale"
     if view.reader.runtime.parses(form):
         return
-    span = releases().parser[form].words
+    span = releases().forms[form].words
     for node in view.nodes(*QDQ):
         scale = view.value(node.input[1])
         if scale is not None and scale.ndim == 0 and axis_of(node) is not None:
@@ -269,7 +269,7 @@ def _no_zero(view: View, node: onnx.NodeProto) -> Iterator[Finding]:
             rule="L08",
             severity="error",
             where=named(node),
-            why=f"no zero point, which TensorRT takes {releases().parser[form].words}",
+            why=f"no zero point, which TensorRT takes {releases().forms[form].words}",
             mend="Write INT8 zeros of the scale's shape",
             repairable=_stored_int8(view, node),
         )

@@ -83,7 +83,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     flag: dict[str, str]
     feature: dict[str, str]
     api: dict[str, str]
-    parser: dict[str, str]
+    form: dict[str, str]
     type: dict[str, str]
     op: dict[str, str]
     custom: dict[str, str]
@@ -101,7 +101,7 @@ class Releases:
         ir: opset: the IR version of files with it.
         reads: newest opset that the parser reads, by the first release that does.
         writes: newest opset in which every op that trtq writes exists, by the first release.
-        flags, features, apis, parser, types, ops, custom: spans by name.
+        flags, features, apis, forms, types, ops, custom: spans by name.
         rtx_missing: features and ops that TensorRT for RTX lacks.
         rtx_ops: ops that only TensorRT for RTX has.
         plugins: of NVIDIA's own library; ``plugin_domains`` of nodes that may be plugins.
@@ -115,7 +115,7 @@ class Releases:
     flags: Mapping[str, Span]
     features: Mapping[str, Span]
     apis: Mapping[str, Span]
-    parser: Mapping[str, Span]
+    forms: Mapping[str, Span]
     types: Mapping[str, Span]
     ops: Mapping[str, Span]
     custom: Mapping[str, Span]
@@ -140,7 +140,7 @@ def releases() -> Releases:
         flags=_spans(file.flag),
         features=_spans(file.feature),
         apis=_spans(file.api),
-        parser=_spans(file.parser),
+        forms=_spans(file.form),
         types=_spans(file.type),
         ops={
             op: Span(parse_version(first), None)
@@ -271,7 +271,7 @@ class Runtime:
 
     def parses(self, form: str) -> bool:
         """Whether its parser takes a form of the catalogue."""
-        return self.within(releases().parser[form])
+        return self.within(releases().forms[form])
 
     def lacks(self, feature: str) -> str:
         """Return why it has no such feature, "" where it has it."""
