@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from trtq.platform.catalogue import boards, catalogue, dotted
+from trtq.terminal import say
 
 BEGIN = "# Rows of the catalogue: python -m trtq.platform.agent_rows --write\n"
 END = "# End of the rows.\n"
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
         path = AGENT.resolve()
         path.write_text(with_rows(path.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        sys.stdout.write(agent_rows())
+        say(agent_rows().rstrip(), lines=True)
     return 0
 
 
