@@ -16,6 +16,8 @@ from tests.conftest import run_cli, spec
 from trtq import ExportSpec, export_profiles, quantize
 from trtq.cost.devices import devices, find_device, target_of
 from trtq.engine.job import prepare
+from trtq.engine.lint_target import reader_of
+from trtq.engine.target_table import board_lines, list_targets
 from trtq.errors import EngineError, UsageError
 from trtq.export.onnx_file import get_metadata, load_onnx
 from trtq.platform import catalogue as catalogue_module
@@ -84,6 +86,42 @@ def test_every_row_of_releases_is_a_span_in_order():
         assert steps[0][0] == known.oldest
     for opset, ir in known.ir.items():
         assert onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]) == ir
+
+
+NEW_BOARD = """
+[device.orin-mini]
+title = "Jetson Orin Mini"
+sm = 87
+[device.orin-mini.board]
+models = ["orin mini"]
+soc = ["tegra235"]
+dla = 1
+workspace = [[5.0, 256]]
+rails = [["VDD_MINI"]]
+modes = ["7W", "MAXN"]
+throttles_c = 99.0
+jetpacks = ["6.1", "7.2"]
+notes = []
+"""
+
+
+def test_a_new_board_is_one_row(tmp_path: Path, monkeypatch):
+    file = tmp_path / "devices.toml"
+    file.write_text(catalogue_module.FILE.read_text() + NEW_BOARD)
+    monkeypatch.setattr(catalogue_module, "FILE", file)
+    catalogue.cache_clear()
+    try:
+        target = Target.parse("orin-mini@10.3")
+        assert (target.device, target.dla, target.opset) == ("Jetson Orin Mini", True, 20)
+        assert [r.name for r in list_targets() if "mini" in r.name] == ["orin-mini"]
+        assert "6.1 to 7.2, 1 DLA core;" in board_lines("orin-mini")[0]
+        assert reader_of(target).name == "Jetson Orin Mini, TensorRT 10.3"
+        rows = agent_rows()
+        assert '("orin mini", "orin-mini"),' in rows
+        assert '"tegra235": ("8.7", ((0, "orin-mini"),)),' in rows
+        assert '("VDD_MINI",),' in rows
+    finally:
+        catalogue.cache_clear()
 
 
 def test_an_unknown_field_of_the_catalogue_is_an_error():

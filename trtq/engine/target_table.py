@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from trtq.platform.catalogue import catalogue
+from trtq.platform.catalogue import board_row, catalogue
 from trtq.platform.releases import offers, opset_read, releases, shown
 from trtq.platform.target import Target
 
@@ -76,3 +76,18 @@ def reads(row: TargetRow) -> str:
         return f"any TensorRT: opset {row.opset}, types in the graph from 10 on"
     kind = "types in the graph" if row.typed else "precision by flags"
     return f"TensorRT {row.tensorrt}: opset {row.opset} (reads up to {row.reads}), {kind}"
+
+
+def board_lines(name: str) -> list[str]:
+    """Return what is known of a board, line by line; nothing for another device."""
+    row = board_row(name)
+    if row is None:
+        return []
+    usual, fastest = row.modes
+    first, last = row.jetpacks
+    cores = f", {row.dla} DLA core{'s' * (row.dla > 1)}" if row.dla else ""
+    return [
+        f"JetPack {first} to {last}{cores}; delivered in power mode {usual}, the fastest is "
+        f"{fastest}",
+        *(f"note: {note}" for note in row.notes),
+    ]

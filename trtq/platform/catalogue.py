@@ -10,6 +10,8 @@ import msgspec
 
 from trtq.platform.releases import Span, Version, parse_version
 
+FILE = Path(__file__).with_name("devices.toml")
+
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a compute capability does; the file explains the fields."""
@@ -122,8 +124,7 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @cache
 def catalogue() -> Catalogue:
     """Return the catalogue of devices."""
-    data = Path(__file__).with_name("devices.toml").read_bytes()
-    return msgspec.toml.decode(data, type=Catalogue)
+    return msgspec.toml.decode(FILE.read_bytes(), type=Catalogue)
 
 
 def board_row(name: str | None) -> BoardRow | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from trtq.errors import EngineError
 
+FILE = Path(__file__).with_name("releases.toml")
 Version = tuple[int, int]
 
 
@@ -128,8 +129,7 @@ class Releases:
 @cache
 def releases() -> Releases:
     """Return the catalogue."""
-    data = Path(__file__).with_name("releases.toml").read_bytes()
-    file = msgspec.toml.decode(data, type=_File)
+    file = msgspec.toml.decode(FILE.read_bytes(), type=_File)
     opsets = {int(n): row for n, row in file.opset.items()}
     return Releases(
         oldest=parse_version(file.release.oldest),
