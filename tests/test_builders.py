@@ -878,7 +878,7 @@ def test_the_python_of_a_dry_run_names_the_module(files, tmp_path):
         f"{tmp_path}/e",
     )
     assert done.stdout.startswith('import os\nos.environ["TRTQ_TENSORRT"] = "tensorrt"\n')
-    asked_for = json.loads(json.loads(done.stdout.partition("json.loads(")[2].rpartition("))")[0]))
+    asked_for = json.loads(json.loads(done.stdout.partition("build_json(")[2].rpartition(")")[0]))
     assert asked_for["typed"] is True
     assert asked_for["sm"] is None
 

@@ -226,8 +226,9 @@ def test_no_other_module_spells_devices_or_releases():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 assert node.value not in titles, f"{path}:{node.lineno}"
             if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute):
-                compared = [c.value for c in node.comparators if isinstance(c, ast.Constant)]
-                assert not (node.left.attr == "sm" and compared), f"{path}:{node.lineno}"
+                values = [c.value for c in node.comparators if isinstance(c, ast.Constant)]
+                spelled = node.left.attr == "sm" and any(v is not None for v in values)
+                assert not spelled, f"{path}:{node.lineno}"
 
 
 # ---- the target in the file --------------------------------------------------------------------
