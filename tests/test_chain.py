@@ -152,7 +152,7 @@ def test_build_int8(cnn_out, tmp_path, target):
     assert manifest.audit.convolutions == {"int8": 4}
     assert manifest.quantized_convolutions == 4
     assert manifest.batch == (1, 2, 4)
-    assert manifest.tensors[0]["name"] == "input"
+    assert manifest.tensors[0].name == "input"
     assert msgspec.to_builtins(read_manifest(engine)) == msgspec.json.decode(
         msgspec.json.encode(manifest)
     ) | {"batch": (1, 2, 4)}

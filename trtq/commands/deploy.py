@@ -364,8 +364,8 @@ class _Deployment:
         )
         settings = job.settings(builder, self.board.number)
         self.note(*job.unkept(settings))
-        found, looked = build_and_look(builder, job, settings, told)
-        manifest = describe(job, builder, settings, found, agreement=None, **looked)
+        outcome = build_and_look(builder, job, settings, told)
+        manifest = describe(job, builder, settings, outcome)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
         self._remember_engine(manifest)
         if not self.spec.keep:

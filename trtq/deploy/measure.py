@@ -112,8 +112,8 @@ class BoardBench:
         self.options, self.power = options, power
         self.graph = options.cuda_graph and options.dla is None  # a DLA takes no graphs
         _require_batches(options.bench_batch, manifest.batch)
-        given = next((t for t in manifest.tensors if t.get("mode") == "input"), None)
-        if given is None or not {"name", "shape"} <= given.keys():
+        given = next((t for t in manifest.tensors if t.mode == "input"), None)
+        if given is None or not given.name or not given.shape:
             raise BoardError(
                 f"Cannot measure {path} on {agent.device.name}",
                 "its manifest names no input",
@@ -178,7 +178,7 @@ class BoardBench:
         return max(self.options.duration, least)
 
     def _shape(self, batch: int) -> list[int]:
-        return [batch, *self.given["shape"][1:]]
+        return [batch, *self.given.shape[1:]]
 
     def _steps(self, batch: int) -> list[dict[str, Any]]:
         """Return the steps of the job: loads of the engine, then the timed run."""
@@ -190,7 +190,7 @@ class BoardBench:
             trtexec,
             self.board.release,
             Path(self.path),
-            shapes=f"{self.given['name']}:{shape}" if least != most else "",
+            shapes=f"{self.given.name}:{shape}" if least != most else "",
             dla=self.options.dla,
         )
         load = spell(graph=False, warmup_ms=0, seconds=0, requests=1)

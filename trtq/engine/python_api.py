@@ -12,14 +12,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from trtq.artifact import scratch, write_bytes
 from trtq.engine.failures import explain
 from trtq.engine.request import BuildRequest
-from trtq.engine.settings import RTX, Built, Settings
+from trtq.engine.settings import RTX, Built, Settings, TensorRow
 from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError, last_line
 from trtq.platform.releases import Version, has_api, parse_version, releases
@@ -39,7 +38,7 @@ class Event(msgspec.Struct, frozen=True):
     node: str = ""
     op: str = ""
     version: str = ""
-    tensors: list[dict[str, Any]] = []
+    tensors: list[TensorRow] = []
 
 
 @dataclass(frozen=True, slots=True)

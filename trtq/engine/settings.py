@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+import msgspec
 
 from trtq.artifact import sha256_bytes
 from trtq.errors import EngineError
@@ -52,6 +54,15 @@ class Settings:
         return offers("typed", version) and self.calibration is None
 
 
+class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or an output of an engine; an open dimension is -1."""
+
+    name: str = ""
+    dtype: str = ""
+    shape: list[int] = []
+    mode: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """An engine, and what its builder said.
@@ -69,7 +80,7 @@ class Built:
 
     plan: bytes
     version: str
-    tensors: list[dict[str, Any]]
+    tensors: list[TensorRow]
     log: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
     layers: bytes | None = None
