@@ -45,7 +45,7 @@ ROWS: list[tuple[str, str, list[str], dict[str, object], str, float]] = [
 ABOUT = """\
 Every row is a prediction of `trtq cost --device`, batch 1; "published" is what the paper prints. \
 Peaks and bandwidth are from data
-sheets (trtq/cost/devices.toml). Fitted, to these rows: two numbers a class of devices. That \
+sheets (trtq/platform/devices.toml). Fitted, to these rows: two numbers a class of devices. That \
 leaves 12 rows for 2 numbers on the T4, 3 for
 2 on the RTX 3080, and 2 for 2 on the Jetsons, where the fit proves nothing but that the figures \
 are within reach.

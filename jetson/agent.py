@@ -80,15 +80,84 @@ RAIL = re.compile(
 )
 UNREADABLE_C = -256.0  # the zone is power-gated
 
-# Rails that are the total by themselves, in the order to look for them; then those that must be
-# added where there is none.
-TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
-SUMS = (
-    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),  # AGX Xavier
-    # AGX Orin; VDDQ_VDD2_1V8AO is fed from VIN_SYS_5V0
-    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
-    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),  # Thor on other carriers
+# Rows of the catalogue: python -m trtq.platform.agent_rows --write
+MODELS = (  # in this order: a text may be a part of another
+    ("orin nano", "orin-nano"),
+    ("xavier nx", "xavier-nx"),
+    ("orin nx", "orin-nx"),
+    ("xavier", "xavier"),
+    ("nano", "nano"),
+    ("orin", "orin"),
+    ("thor", "thor"),
+    ("tx1", "tx1"),
+    ("tx2", "tx2"),
+    ("jetson-agx", "xavier"),
+    ("quill", "tx2"),
 )
+SOCS = {  # capability, boards by the least MemTotal in GiB
+    "tegra210": ("5.3", ((0, "nano"),)),
+    "tegra186": ("6.2", ((0, "tx2"),)),
+    "tegra194": ("7.2", ((9, "xavier"), (0, "xavier-nx"))),
+    "tegra234": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
+    "tegra23x": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
+    "tegra264": ("11.0", ((0, "thor"),)),
+    "tegra26x": ("11.0", ((0, "thor"),)),
+}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]
+RAILS = (  # what the total is the sum of
+    ("POM_5V_IN",),
+    ("VDD_IN",),
+    ("VIN",),
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"),
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+)
+JETPACKS = {  # by L4T
+    "32.1.0": "4.2",
+    "32.2.0": "4.2.1",
+    "32.2.1": "4.2.2",
+    "32.2.3": "4.2.3",
+    "32.3.1": "4.3",
+    "32.4.2": "4.4",
+    "32.4.3": "4.4",
+    "32.4.4": "4.4.1",
+    "32.5.0": "4.5",
+    "32.5.1": "4.5.1",
+    "32.5.2": "4.5.1",
+    "32.6.1": "4.6",
+    "32.7.1": "4.6.1",
+    "32.7.2": "4.6.2",
+    "32.7.3": "4.6.3",
+    "32.7.4": "4.6.4",
+    "32.7.5": "4.6.5",
+    "32.7.6": "4.6.6",
+    "34.1.0": "5.0",
+    "34.1.1": "5.0.1",
+    "35.1.0": "5.0.2",
+    "35.2.1": "5.1",
+    "35.3.1": "5.1.1",
+    "35.4.1": "5.1.2",
+    "35.5.0": "5.1.3",
+    "35.6.0": "5.1.4",
+    "35.6.1": "5.1.5",
+    "35.6.2": "5.1.5",
+    "35.6.3": "5.1.5",
+    "35.6.4": "5.1.6",
+    "35.6.5": "5.1.7",
+    "36.2.0": "6.0",
+    "36.3.0": "6.0",
+    "36.4.0": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
+    "36.5.0": "6.2.2",
+    "38.2.0": "7.0",
+    "38.2.1": "7.0",
+    "38.2.2": "7.0",
+    "38.4.0": "7.1",
+    "39.2.0": "7.2",
+    "39.2.1": "7.2.1",
+}
+# End of the rows.
 
 
 def parse_tegrastats(line: str) -> Dict[str, Any]:
@@ -144,12 +213,10 @@ def total_power(rails: Dict[str, List[int]]) -> Tuple[Optional[int], str]:
     The source is a rail or a sum of named rails. Where there is no total, return None and the
     reason.
     """
-    for name in TOTALS:
-        if name in rails:
-            return rails[name][0], "rail " + name
-    for names in SUMS:
+    for names in RAILS:
         if all(n in rails for n in names):
-            return sum(rails[n][0] for n in names), "sum of monitored rails " + " + ".join(names)
+            what = "rail " if len(names) == 1 else "sum of monitored rails "
+            return sum(rails[n][0] for n in names), what + " + ".join(names)
     if not rails:
         return None, "the line has no power rails"
     return None, "no total among the rails " + ", ".join(sorted(rails))
@@ -214,76 +281,6 @@ def _number(path: str) -> Optional[int]:
 
 # What can be asked of the board.
 
-BOARDS = (  # in this order: "orin" is in "orin nano"
-    ("thor", "thor"),
-    ("orin nano", "orin-nano"),
-    ("orin nx", "orin-nx"),
-    ("orin", "orin"),
-    ("xavier nx", "xavier-nx"),
-    ("xavier", "xavier"),
-    ("jetson-agx", "xavier"),
-    ("tx2", "tx2"),
-    ("quill", "tx2"),
-    ("tx1", "tx1"),
-    ("nano", "nano"),
-)
-# By SoC: compute capability, the boards by MemTotal in GiB from the largest down.
-SOCS = {
-    "tegra210": ("5.3", ((0, "nano"),)),
-    "tegra186": ("6.2", ((0, "tx2"),)),
-    "tegra194": ("7.2", ((17, "xavier"), (9, "xavier"), (0, "xavier-nx"))),
-    "tegra234": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
-    "tegra23x": ("8.7", ((20, "orin"), (9, "orin-nx"), (0, "orin-nano"))),
-    "tegra264": ("11.0", ((0, "thor"),)),
-    "tegra26x": ("11.0", ((0, "thor"),)),
-}  # type: Dict[str, Tuple[str, Tuple[Tuple[int, str], ...]]]
-JETPACKS = {
-    "32.1.0": "4.2",
-    "32.2.0": "4.2.1",
-    "32.2.1": "4.2.2",
-    "32.2.3": "4.2.3",
-    "32.3.1": "4.3",
-    "32.4.2": "4.4",
-    "32.4.3": "4.4",
-    "32.4.4": "4.4.1",
-    "32.5.0": "4.5",
-    "32.5.1": "4.5.1",
-    "32.5.2": "4.5.1",
-    "32.6.1": "4.6",
-    "32.7.1": "4.6.1",
-    "32.7.2": "4.6.2",
-    "32.7.3": "4.6.3",
-    "32.7.4": "4.6.4",
-    "32.7.5": "4.6.5",
-    "32.7.6": "4.6.6",
-    "34.1.0": "5.0",
-    "34.1.1": "5.0.1",
-    "35.1.0": "5.0.2",
-    "35.2.1": "5.1",
-    "35.3.1": "5.1.1",
-    "35.4.1": "5.1.2",
-    "35.5.0": "5.1.3",
-    "35.6.0": "5.1.4",
-    "35.6.1": "5.1.5",
-    "35.6.2": "5.1.5",
-    "35.6.3": "5.1.5",
-    "35.6.4": "5.1.6",
-    "35.6.5": "5.1.7",
-    "36.2.0": "6.0",
-    "36.3.0": "6.0",
-    "36.4.0": "6.1",
-    "36.4.3": "6.2",
-    "36.4.4": "6.2.1",
-    "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2",
-    "38.2.0": "7.0",
-    "38.2.1": "7.0",
-    "38.2.2": "7.0",
-    "38.4.0": "7.1",
-    "39.2.0": "7.2",
-    "39.2.1": "7.2.1",
-}
-GENERATIONS = {32: "4", 34: "5", 35: "5", 36: "6", 38: "7", 39: "7"}
 TRTEXEC = (
     "/usr/src/tensorrt/bin/trtexec",
     "/usr/bin/trtexec",
@@ -423,7 +420,7 @@ def identify() -> Dict[str, Any]:
     )
     memory = meminfo()
     total_gib = memory.get("MemTotal", 0) / 2.0**30
-    name = next((short for text, short in BOARDS if text in model.lower()), None)
+    name = next((short for text, short in MODELS if text in model.lower()), None)
     if name is None and soc in SOCS:  # other makers' carriers change the model text
         name = next(short for least, short in SOCS[soc][1] if total_gib >= least)
     l4t = _l4t()
@@ -468,7 +465,8 @@ def jetpack_of(l4t: Optional[str]) -> Optional[str]:
     """
     if l4t is None:
         return None
-    generation = GENERATIONS.get(int(l4t.split(".")[0]))
+    generations = {k.split(".")[0]: v.split(".")[0] for k, v in JETPACKS.items()}
+    generation = generations.get(l4t.split(".")[0])
     return JETPACKS.get(l4t) or (generation + ".x" if generation else None)
 
 

@@ -25,7 +25,6 @@ from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
 from trtq.engine.build import build
 from trtq.engine.manifest import manifest_path
-from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import TrtqError, UsageError
 from trtq.extensions import identity
@@ -42,6 +41,7 @@ from trtq.files import (
     bench_json,
 )
 from trtq.methods.registry import METHODS
+from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.quant.calibrators import CALIBRATORS
 from trtq.quant.encodings import Encodings
@@ -341,7 +341,7 @@ def _once(note: Note) -> Note:
 
 
 def _build_stage(wanted: BuildStage, out: Path, qdq: Path, progress: Progress, note: Note) -> Stage:
-    parse_target(wanted.target)
+    Target.parse(wanted.target)
     name = f"{wanted.target}-{'int8' if wanted.source == 'qdq' else wanted.precision}"
     if wanted.source == "qdq" and wanted.precision != "fp32":
         name += f"-{wanted.precision}"

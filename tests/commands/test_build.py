@@ -13,11 +13,12 @@ import pytest
 from tests.support.recipes import pytest_rtx
 from trtq import BenchSpec, BuildSpec, bench, build, inspect
 from trtq.engine.manifest import read_manifest
-from trtq.engine.targets import DEVICES, parse_target
 from trtq.errors import EngineError, ExportError, MissingExtraError, UsageError
 from trtq.export.fp16 import convert_to_half
 from trtq.export.onnx_file import quantized_nodes
 from trtq.export.ort import open_session, run_batch
+from trtq.platform.catalogue import catalogue
+from trtq.platform.target import Target
 
 # ---- build -------------------------------------------------------------------------------------
 
@@ -33,7 +34,7 @@ def test_build_int8(cnn_out, tmp_path, target):
     assert manifest.audit.convolutions == {"int8": 4}
     assert manifest.quantized_convolutions == 4
     assert manifest.batch == (1, 2, 4)
-    assert manifest.tensors[0]["name"] == "input"
+    assert manifest.tensors[0].name == "input"
     assert msgspec.to_builtins(read_manifest(engine)) == msgspec.json.decode(
         msgspec.json.encode(manifest)
     ) | {"batch": (1, 2, 4)}
@@ -121,7 +122,7 @@ def test_targets_that_cannot_be(cnn_out, tmp_path):
         build(BuildSpec(onnx=qdq, target="sm99", out=out))
     with pytest.raises(UsageError, match="expected 1 <= MIN <= OPT <= MAX"):
         build(BuildSpec(onnx=qdq, target="sm86", out=out, batch=(4, 2, 1)))
-    assert {parse_target(n).sm for n in DEVICES} >= {53, 75, 86, 120}
+    assert {Target.parse(n).sm for n in catalogue().targets} >= {53, 75, 86, 120}
 
 
 @pytest_rtx

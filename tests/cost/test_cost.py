@@ -22,9 +22,9 @@ from trtq.cost.ops import Kernel, Op, fuse
 from trtq.cost.profile import correct
 from trtq.cost.roofline import Widths, computes_in, predict
 from trtq.engine.plan_kernels import read_plan_kernels
-from trtq.engine.targets import DEVICES
 from trtq.errors import ArtifactError, UsageError
 from trtq.graph.capture import capture
+from trtq.platform.catalogue import catalogue
 from trtq.testing.models import tiny_cnn, tiny_vit
 
 
@@ -41,13 +41,13 @@ def test_every_device_is_a_target_and_its_precisions_fit_its_capability():
         base = next(
             (
                 n
-                for n in sorted(DEVICES, key=len, reverse=True)
+                for n in sorted(catalogue().targets, key=len, reverse=True)
                 if name == n or name.startswith(f"{n}-")
             ),
             None,
         )
         assert base is not None, name
-        capability = DEVICES[base][0]
+        capability = catalogue().targets[base].sm
         assert ("int8" in device.peaks) == (capability not in (53, 62)), name
         assert ("fp8" in device.peaks) == (capability >= 89), name
         assert device.source

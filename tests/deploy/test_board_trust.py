@@ -29,9 +29,9 @@ from trtq.deploy import agent_client, stream
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import hint_words, outputs_of
 from trtq.deploy.board import probe
+from trtq.deploy.board_readings import read_readings
 from trtq.deploy.devices import Device, config_folder, find_device, remember_device
 from trtq.deploy.jobs import do
-from trtq.deploy.measure import _readings
 from trtq.deploy.stream import Limits, gunzip
 from trtq.engine.trtexec_log import read_times
 from trtq.errors import BenchError, BoardError, DeviceError, LinkError, SshError, TrtqError
@@ -298,7 +298,7 @@ def test_files_of_a_measurement_in_another_form(tmp_path):
     ):
         path.write_bytes(gzip.compress(content.encode()))
         with pytest.raises(BoardError, match=text):
-            _readings(path, "bad")
+            read_readings(path, "bad")
     for content in (
         '[{"computeMs": "x", "latencyMs": 1}]',
         '[{"computeMs": {}, "latencyMs": 1}]',

@@ -33,8 +33,8 @@ from trtq.artifact import sha256_file
 from trtq.commands.deploy import deploy
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import probe
+from trtq.deploy.board_readings import memory_of
 from trtq.deploy.devices import find_device
-from trtq.deploy.measure import _memory
 from trtq.engine.trtexec_log import read_log
 from trtq.errors import DeviceError, EngineError
 from trtq.export.onnx_file import get_metadata
@@ -165,7 +165,7 @@ def test_energy_of_a_board(place, kind, tmp_path):
 
 
 def _check_energy(board: StandInBoard, tmp_path: Path) -> None:
-    import trtq.deploy.measure as measuring
+    import trtq.deploy.board_readings as measuring
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "ENERGY_WINDOW_S", 2.0)
@@ -282,7 +282,7 @@ def test_a_measurement_of_another_engine_does_not_stay(orin, tmp_path):
 
 def test_memory_that_did_not_grow_is_not_a_figure():
     seen = {"t": np.array([0.0, 1.0, 2.0]), "ram_bytes": np.array([2e9, 1.9e9, 1.8e9])}
-    found, why = _memory(
+    found, why = memory_of(
         {"begin": 0.5, "end": 2.5}, [{"begin": 0.5}], seen, read_log(""), [1, 3, 8, 8]
     )
     assert found is None and why.startswith("the board's used memory did not grow")

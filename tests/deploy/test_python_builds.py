@@ -126,8 +126,8 @@ def test_int8_on_a_dla(place, cnn_out, kind, tmp_path):
     The same scales are given as a calibration cache of the exact patch release, and the network is
     weakly typed.
     """
-    from trtq.engine.versions import shown
     from trtq.export.calibration_cache import read_cache
+    from trtq.platform.releases import shown
 
     with served(place, kind) as board:
         name = {"orin": "NVIDIA Jetson AGX Orin Developer Kit", "xavier": "Jetson-AGX"}[kind]

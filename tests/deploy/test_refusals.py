@@ -258,6 +258,6 @@ def test_a_trtexec_that_does_not_start(orin, cnn_out, tmp_path):
 def test_a_board_without_a_dla(orin, tmp_path):
     with pytest.raises(
         EngineError,
-        match="Cannot build for DLA core 0: Jetson Orin Nano has no DLA. Leave --dla out",
+        match="Cannot build with --dla for Jetson Orin Nano: it has no DLA. Leave --dla out",
     ):
         deploy(spec(orin, pooling(tmp_path / "m.onnx"), tmp_path / "o", dla=0))

@@ -16,12 +16,13 @@ from tests.conftest import run_cli, spec
 from trtq import BuildSpec, build, quantize
 from trtq.engine.build import dry_run
 from trtq.engine.target_table import list_targets, reads
-from trtq.engine.targets import DEVICES, parse_target
-from trtq.engine.versions import FLAGS, offers, within
 from trtq.errors import EngineError, ExportError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_qdq
+from trtq.platform.catalogue import catalogue
+from trtq.platform.releases import has_flag, offers, releases
+from trtq.platform.target import Target
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 
 
@@ -46,50 +47,50 @@ def old_files(quantized) -> Path:
     ],
 )
 def test_targets_of_every_generation(text, release, opset, formats):
-    target = parse_target(text)
-    assert (target.release, target.opset, target.arithmetic) == (release, opset, formats)
+    target = Target.parse(text)
+    assert (target.release, target.opset, target.formats) == (release, opset, formats)
 
 
 def test_targets_that_do_not_exist():
     with pytest.raises(UsageError, match=r"Unknown target 'oring'. .*orin"):
-        parse_target("oring")
+        Target.parse("oring")
     with pytest.raises(
         UsageError,
         match=r"Cannot build for Jetson Nano with TensorRT 8.5: the last release with kernels for "
         r"it is 8.2. Write nano@8.2",
     ):
-        parse_target("nano@8.5")
+        Target.parse("nano@8.5")
     with pytest.raises(
         UsageError,
         match=r"Cannot build for GeForce RTX 5090 with TensorRT 8.6: the first release with "
         r"kernels for it is 10.8",
     ):
-        parse_target("rtx5090@8.6")
+        Target.parse("rtx5090@8.6")
     with pytest.raises(
         UsageError,
         match=r"Cannot read the TensorRT version of 'orin@ten': found 'ten'. Write it like "
         r"orin@10.3",
     ):
-        parse_target("orin@ten")
+        Target.parse("orin@ten")
     with pytest.raises(
         UsageError, match=r"Cannot build for t4@7.1: trtq knows TensorRT from 8.0 on"
     ):
-        parse_target("t4@7.1")
+        Target.parse("t4@7.1")
 
 
 def test_the_table_of_versions_is_consistent():
-    for name, (first, last) in FLAGS.items():
+    for name, (first, last) in releases().flags.items():
         assert last is None or first <= last, name
     # A release has a way to say INT8, a way to build without running, and a way to give it memory.
     for version in ((8, 0), (8, 2), (8, 5), (8, 6), (10, 3), (10, 16), (11, 4)):
-        assert within(FLAGS["int8"], version) or offers("typed", version)
-        assert within(FLAGS["buildOnly"], version) or within(FLAGS["skipInference"], version)
-        assert within(FLAGS["workspace"], version) or within(FLAGS["memPoolSize"], version)
+        assert has_flag("int8", version) or offers("typed", version)
+        assert has_flag("buildOnly", version) or has_flag("skipInference", version)
+        assert has_flag("workspace", version) or has_flag("memPoolSize", version)
 
 
 def test_listing(tmp_path: Path):
     rows = list_targets()
-    assert [r.name for r in rows] == list(DEVICES)
+    assert [r.name for r in rows] == list(catalogue().targets)
     assert (
         reads(list_targets("xavier")[0])
         == "TensorRT 8.5: opset 16 (reads up to 17), precision by flags"
@@ -102,7 +103,7 @@ def test_listing(tmp_path: Path):
     assert "multiplies in FP32, FP16\n" in done.stdout
     assert "8.2 is the last release with kernels for it" in done.stdout
     assert "calibration cache" in done.stdout
-    assert len(json.loads(run_cli("targets", "--json").stdout)) == len(DEVICES)
+    assert len(json.loads(run_cli("targets", "--json").stdout)) == len(catalogue().targets)
     assert "Jetson AGX Orin" in run_cli("targets").stdout
     assert run_cli("targets", "nope").returncode == 2
 
@@ -110,7 +111,7 @@ def test_listing(tmp_path: Path):
 def test_pain_27_a_device_without_int8_is_refused_before_any_work(images: Path, tmp_path: Path):
     with pytest.raises(
         UsageError,
-        match=r"Cannot quantize for Jetson Nano: compute capability 5.3 has no INT8 "
+        match=r"Cannot quantize to INT8 for Jetson Nano: compute capability 5.3 has no INT8 "
         r"arithmetic.*--fallback: FP16",
     ):
         quantize(spec(images, tmp_path / "o", target="nano"))
@@ -171,7 +172,7 @@ def test_the_nano_gets_its_fp16_engine(old_files: Path, tmp_path: Path, monkeypa
     }
     with pytest.raises(
         EngineError,
-        match=r"Cannot build a Q/DQ model for Jetson Nano: .*no INT8 arithmetic. Add --fallback "
+        match=r"Cannot build INT8 for Jetson Nano: .*no INT8 arithmetic. Add --fallback "
         r"for the FP16 engine",
     ):
         build(BuildSpec(**asked))

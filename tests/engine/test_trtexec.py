@@ -10,11 +10,11 @@ import pytest
 
 from trtq import BuildSpec, build
 from trtq.engine.settings import Settings
-from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import TrtexecBuilder, parse_number
-from trtq.engine.versions import FLAGS, newest_opset
 from trtq.errors import EngineError, MissingExtraError
 from trtq.export.calibration_cache import version_of
+from trtq.platform.releases import opset_read, releases
+from trtq.platform.target import Target
 from trtq.progress import Silent
 from trtq.testing.trtexec import ACCEPTED, write_fake_trtexec
 
@@ -154,10 +154,10 @@ def test_no_trtexec_and_one_of_no_known_version(cnn13, tmp_path, monkeypatch):
 def test_versions_and_flags():
     assert release_of("&&&& RUNNING TensorRT.trtexec [TensorRT v8001] # x") == (8, 0)
     assert release_of("&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b7] # x") == (11, 1)
-    assert [newest_opset(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 21, 25]
+    assert [opset_read(v) for v in ((8, 2), (8, 5), (10, 3), (11, 0))] == [13, 17, 21, 25]
     with pytest.raises(EngineError, match=r"TensorRT 7.2 is too old"):
-        newest_opset((7, 2))
-    settings = Settings(target=parse_target("xavier"), shapes={}, quantized=False, half=True)
+        opset_read((7, 2))
+    settings = Settings(target=Target.parse("xavier"), shapes={}, quantized=False, half=True)
     line = TrtexecBuilder("t", (8, 4), Silent()).command(Path("m"), Path("e"), settings)
     assert line == [
         "t",
@@ -172,7 +172,7 @@ def test_versions_and_flags():
         number = release_of(f"[TensorRT {version}]")
         within = {
             f
-            for f, (first, last) in FLAGS.items()
+            for f, (first, last) in releases().flags.items()
             if number >= first and (last is None or number <= last)
         }
         assert within <= set(accepted.split())

@@ -38,10 +38,10 @@ from tests.support.lint_graphs import (
 )
 from trtq import LintSpec, run_lint
 from trtq.commands.lint import reader_of
-from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import RULES, lint, repair
 from trtq.export.ort import open_session, run_batch
+from trtq.platform.target import Target
 
 CASES = {
     "L01": (lambda: with_op("Relu"), plain, "xavier@8.5"),
@@ -83,7 +83,7 @@ CASES = {
 
 
 def found(model: onnx.ModelProto, target: str) -> set[str]:
-    return {f.rule for f in lint(model, reader_of(parse_target(target)))}
+    return {f.rule for f in lint(model, reader_of(Target.parse(target)))}
 
 
 def test_every_rule_has_a_case():
@@ -100,7 +100,7 @@ def test_pain_7_a_wrong_graph_and_a_right_one(rule):
 @pytest.mark.parametrize("rule", [r for r, _, _, fix in RULES if fix is not None])
 def test_pain_19_repairs_change_no_value(rule):
     wrong, _, target = CASES[rule]
-    model, reader = wrong(), reader_of(parse_target(target))
+    model, reader = wrong(), reader_of(Target.parse(target))
     before = model.SerializeToString()
     fixed, done = repair(model, reader, change_values=rule == "L13")
     assert model.SerializeToString() == before
@@ -142,7 +142,7 @@ def broken() -> onnx.ModelProto:
 
 
 def test_pain_19_all_violations_of_a_file_are_listed_in_one_pass_and_repaired():
-    model, reader = broken(), reader_of(parse_target("xavier@8.0"))
+    model, reader = broken(), reader_of(Target.parse("xavier@8.0"))
     assert {"L07", "L08", "L09", "L10"} <= {f.rule for f in lint(model, reader)}
     fixed, done = repair(model, reader)
     assert {"L07", "L09", "L10"} <= set(done)
@@ -156,7 +156,7 @@ def test_more_wrong_graphs():
     assert "L03" in found(zero_point(np.int8(3)), "rtx3080")
     assert not any(
         f.repairable
-        for f in lint(zero_point(np.int8(3)), reader_of(parse_target("rtx3080")))
+        for f in lint(zero_point(np.int8(3)), reader_of(Target.parse("rtx3080")))
         if f.rule == "L03"
     )
     assert "L11" not in found(concat(0.1, behind=True), "rtx3080")
@@ -171,7 +171,7 @@ def test_more_wrong_graphs():
     # what one release rejects another takes
     assert "L08" not in found(stored("codes, no zero"), "orin@10.3")
     bare = [
-        f for f in lint(no_zero(False), reader_of(parse_target("orin@10.3"))) if f.rule == "L08"
+        f for f in lint(no_zero(False), reader_of(Target.parse("orin@10.3"))) if f.rule == "L08"
     ]
     assert (
         len(bare) == 1
@@ -271,7 +271,7 @@ def test_repairs_that_once_went_wrong(tmp_path: Path):
         "Add", [b.node("Conv", ["x", both[0]], "c0"), b.node("Conv", ["x", both[1]], "c1")], "sum"
     )
     model = onnx.shape_inference.infer_shapes(b.model(total))
-    fixed, done = repair(model, reader_of(parse_target("xavier")))
+    fixed, done = repair(model, reader_of(Target.parse("xavier")))
     assert done["L10"] == 2
     x = RNG.standard_normal((1, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(
@@ -279,12 +279,12 @@ def test_repairs_that_once_went_wrong(tmp_path: Path):
     )
     inferred = onnx.shape_inference.infer_shapes(zero_point(np.uint8(128)))
     onnx.checker.check_model(
-        repair(inferred, reader_of(parse_target("rtx3080")))[0], full_check=True
+        repair(inferred, reader_of(Target.parse("rtx3080")))[0], full_check=True
     )
     b = Build()
     clash = b.model(b.node("Relu", [b.node("Relu", ["x"], "a", name='a"b')], "b", name='a"b'))
     assert [
-        n.name for n in repair(clash, reader_of(parse_target("rtx3080")))[0].graph.node[:2]
+        n.name for n in repair(clash, reader_of(Target.parse("rtx3080")))[0].graph.node[:2]
     ] == ["a_b", "a_b_1"]
     b = Build(opset=21)
     stored = b.const("w", RNG.integers(-127, 127, (4, 4)).astype(np.int8))
@@ -296,9 +296,9 @@ def test_repairs_that_once_went_wrong(tmp_path: Path):
         axis=0,
     )
     blocks = b.model(b.node("MatMul", ["x", dq], "m"))
-    found_in_blocks = lint(blocks, reader_of(parse_target("xavier")))
+    found_in_blocks = lint(blocks, reader_of(Target.parse("xavier")))
     assert not any(f.repairable for f in found_in_blocks if f.rule == "L10")
-    repair(blocks, reader_of(parse_target("xavier")))
+    repair(blocks, reader_of(Target.parse("xavier")))
 
 
 def test_fp8_needs_its_hardware(images, tmp_path: Path):

@@ -15,15 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 from trtq import BuildSpec, EvaluateSpec, LintSpec, build, evaluate, run_lint
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, ExportError
 from trtq.export.fp16 import convert_to_half
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint import lint, repair
-from trtq.export.lint_ops import FIRST_RELEASE
 from trtq.export.lint_view import Finding
 from trtq.export.onnx_file import count_qdq, load_onnx, save_onnx
 from trtq.export.strip import strip_qdq
+from trtq.platform.releases import releases
+from trtq.platform.target import Target
 
 RNG = np.random.default_rng(0)
 WEIGHT = (RNG.standard_normal((8, 3, 3, 3)) * 0.1).astype(np.float32)
@@ -58,7 +58,7 @@ def model(nodes, inputs=(X,), outputs=(Y,), held=(), opset=17, domains=()) -> on
 
 
 def errors(made: onnx.ModelProto, target: str) -> list[Finding]:
-    return [f for f in lint(made, reader_of(parse_target(target))) if f.severity == "error"]
+    return [f for f in lint(made, reader_of(Target.parse(target))) if f.severity == "error"]
 
 
 def typed(kind: int) -> onnx.ModelProto:
@@ -309,7 +309,7 @@ def test_lint_agrees_with_the_parser_on_every_op():
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
     parser = trt.OnnxParser(builder.create_network(0), logger)
-    reader = reader_of(parse_target("rtx4090"))
+    reader = reader_of(Target.parse("rtx4090"))
     no_kernel = {
         "NonZero",
         "RoiAlign",
@@ -347,7 +347,7 @@ def test_types_by_release():
     )
     assert not [f for f in errors(taking(T.UINT8), "sm86@8.5") if f.rule == "L23"]
     assert any("from 9.0 on" in f.why for f in errors(typed(T.BFLOAT16), "sm86@8.6"))
-    assert len(FIRST_RELEASE) > 150
+    assert len(releases().ops) > 150
 
 
 def test_grid_samples_of_opset_20():
@@ -438,7 +438,7 @@ def test_plugins_pass_untouched(domain, declared, tmp_path: Path, images: Path):
     assert load_onnx(path).graph.node[-1].SerializeToString() == kept
     done = insert_qdq(made, {"x": 0.02})
     paired = with_nms(domain, declared=declared, pairs=True)
-    fixed, _ = repair(paired, reader_of(parse_target("orin@10.3")))
+    fixed, _ = repair(paired, reader_of(Target.parse("orin@10.3")))
     for result in (done.model, fixed, convert_to_half(made), strip_qdq(paired)):
         save_onnx(result, tmp_path / "r.onnx")
         assert (

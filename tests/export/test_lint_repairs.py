@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import run_cli
 from trtq import BuildSpec, LintSpec, build, run_lint
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import lint, repair
 from trtq.export.ort import open_session, run_batch
+from trtq.platform.target import Target
 
 Node = onnx.NodeProto
 SHAPE = (1, 8, 16, 16)
@@ -244,7 +244,7 @@ TARGETS = ("rtx4090", "xavier@8.5", "sm86@8.0", "t4@10.3", "rtx4090@11.4")
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_no_repair_changes_a_value(kind, target):
     for seed in range(3):
-        model, reader = GRAPHS[kind](Graph(seed)), reader_of(parse_target(target))
+        model, reader = GRAPHS[kind](Graph(seed)), reader_of(Target.parse(target))
         fixed, _ = repair(model, reader)
         left = [f for f in lint(fixed, reader) if f.repairable]
         assert not left, left
@@ -266,7 +266,7 @@ def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def test_pairs_of_transposed_convolutions_go_only_when_asked(tmp_path: Path):
-    model, reader = deconvolution(1)(Graph(0)), reader_of(parse_target("rtx4090"))
+    model, reader = deconvolution(1)(Graph(0)), reader_of(Target.parse("rtx4090"))
     found = [f for f in lint(model, reader) if f.rule == "L13"]
     assert [(f.repairable, f.changes_values) for f in found] == [(False, True)]
     assert "L13" not in repair(model, reader)[1]

@@ -27,7 +27,6 @@ from trtq.commands.inspect import inspect
 from trtq.cost.onnx_file import list_onnx_ops
 from trtq.engine.audit import requests
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import parse_target
 from trtq.errors import EngineError
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint import lint
@@ -36,6 +35,7 @@ from trtq.export.onnx_file import count_qdq, load_onnx, quantized_nodes
 from trtq.export.ort import open_session, run_batch
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import bytes_of, scopes
+from trtq.platform.target import Target
 
 RNG = np.random.default_rng(3)
 Node = onnx.NodeProto
@@ -284,7 +284,7 @@ def test_the_axis_of_scales_is_followed_through_moves(shape, axis, nodes, wanted
     found = scope.pair("m")
     assert found is not None
     assert scope.channels(found) == (wanted, 2)
-    rules = {f.rule for f in lint(made, reader_of(parse_target("rtx4090")))}
+    rules = {f.rule for f in lint(made, reader_of(Target.parse("rtx4090")))}
     assert ("L05" in rules) == (wanted != 1)
 
 
@@ -344,7 +344,7 @@ def test_import_quantizes_weights_wherever_they_are(kind, tmp_path: Path):
     x = RNG.standard_normal((2, 3, 16, 16)).astype(np.float32)
     np.testing.assert_array_equal(*(run_batch(open_session(m), x)[0] for m in (made, wanted)))
     assert {
-        f.rule for f in lint(made, reader_of(parse_target("xavier@8.5")))
+        f.rule for f in lint(made, reader_of(Target.parse("xavier@8.5")))
     } == set()  # 8.x quantizes initializers alone
 
 
@@ -401,7 +401,7 @@ def test_branches_are_entered():
     assert sum(o.macs for o in list_onnx_ops(made, "m")) == 32 * 32 * 9 * 256
     conv = next(n for scope in scopes(made) for n in scope.graph.node if n.op_type == "Conv")
     conv.input[0] = "x"  # half a pair: only seen by who enters the branch
-    assert "L22" in {f.rule for f in lint(made, reader_of(parse_target("rtx4090")))}
+    assert "L22" in {f.rule for f in lint(made, reader_of(Target.parse("rtx4090")))}
     plain = strip_qdq(branched())
     assert count_qdq(plain) == 0
     x = RNG.standard_normal((1, 32, 16, 16)).astype(np.float32)

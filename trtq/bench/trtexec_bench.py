@@ -13,9 +13,9 @@ from pathlib import Path
 from trtq.bench.record import SecondOpinion, Timing
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.engine.trtexec_log import read_log
-from trtq.engine.versions import FLAGS, Version, shown, within
 from trtq.errors import BenchError
 from trtq.export.calibration_cache import version_of
+from trtq.platform.releases import Version, has_flag, shown
 
 WARMUP_MS = 1000
 SECONDS = 5
@@ -78,7 +78,7 @@ def command(
     return [
         executable,
         *(f"--{name}={value}" for name, value in options.items() if value is not None),
-        *(f"--{name}" for name in flags if within(FLAGS[name], version)),
+        *(f"--{name}" for name in flags if has_flag(name, version)),
     ]
 
 

@@ -13,7 +13,7 @@ from trtq.terminal import say
 
 
 @click.command("build")
-@spec_options(BuildSpec, argument="onnx", required=("target", "out"))
+@spec_options(BuildSpec, argument="onnx", required=("out",))
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -32,7 +32,7 @@ def command(as_json: bool, dry_run: bool, **values: Any) -> None:
         --dry-run --out xavier.engine
     """
     merged = collect(BuildSpec, values)
-    require(merged, ("onnx", "target", "out"), "build", "onnx")
+    require(merged, ("onnx", "out"), "build", "onnx")
     spec = BuildSpec.make(merged)
     if not dry_run:
         from trtq.engine.worker_process import start_early

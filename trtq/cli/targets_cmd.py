@@ -20,7 +20,7 @@ def command(target: str | None, as_json: bool) -> None:
     Example:
       trtq targets orin@10.3
     """
-    from trtq.engine.target_table import list_targets, reads
+    from trtq.engine.target_table import board_lines, list_targets, reads
 
     rows = list_targets(target)
     if as_json:
@@ -38,6 +38,8 @@ def command(target: str | None, as_json: bool) -> None:
         )
         if row.features:
             say(f"  this release has: {', '.join(row.features)}")
+        for line in board_lines(row.name):
+            say(f"  {line}")
         say(
             "  built "
             f"{'here, without that GPU (TensorRT-RTX), or there' if row.here else 'on that device'}"

@@ -12,11 +12,11 @@ from trtq.cost.onnx_file import list_onnx_ops, op_name
 from trtq.engine.audit import UNKNOWN, LayerRow, ModuleRow, match, read_layer_info, read_plan_layers
 from trtq.engine.lint_target import why_float
 from trtq.engine.manifest import read_engine
-from trtq.engine.targets import parse_target
 from trtq.errors import EngineError, TrtqError
 from trtq.export.onnx_file import read_onnx
 from trtq.files import MANIFEST_SUFFIX
 from trtq.onnx_walk import all_nodes
+from trtq.platform.target import Target
 from trtq.specs import AuditSpec
 
 
@@ -75,7 +75,7 @@ def audit(spec: AuditSpec) -> AuditRecord:
     model, _, digest = read_onnx(Path(spec.onnx))
     layers, source = _layers(path, spec.onnx, digest, notes)
     macs = _macs(model, spec.onnx, notes)
-    reasons = why_float(model, parse_target(spec.target)) if spec.target else {}
+    reasons = why_float(model, Target.parse(spec.target)) if spec.target else {}
     modules = match(model, layers, macs, reasons)
     if all(layer.precision == UNKNOWN for layer in layers):
         notes.append(

@@ -21,11 +21,11 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.engine.targets import Target
-from trtq.engine.versions import shown
 from trtq.errors import ArtifactError, DataError, ModelError
 from trtq.export.onnx_file import records_beside
 from trtq.files import ENCODINGS, EXPORT_JSON, FP32, QDQ, SOURCE_JSON
+from trtq.platform.releases import shown
+from trtq.platform.target import Target
 from trtq.progress import Progress
 from trtq.specs import ExportSpec
 

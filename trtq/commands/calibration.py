@@ -24,8 +24,6 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.engine.targets import parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
 from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
 from trtq.export.insert_qdq import insert_qdq
@@ -33,6 +31,8 @@ from trtq.export.lint_view import View
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
 from trtq.files import ENCODINGS, FP32, IMPORT_JSON, LOCK, QDQ
 from trtq.methods.registry import METHODS, get_method
+from trtq.platform.releases import releases, shown
+from trtq.platform.target import Target
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
@@ -101,27 +101,20 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         UsageError: the target's TensorRT reads no caches, or names no version.
         ExportError: the file has no pairs, or the float file is not beside it.
     """
-    told, target, path = progress or Silent(), parse_target(spec.target), Path(spec.onnx)
+    told, target, path = progress or Silent(), Target.parse(spec.target), Path(spec.onnx)
     network = Path(spec.network) if spec.network else path.with_name(FP32)
     out = ensure_writable_file(Path(spec.out), inputs=[path, network])
-    release = target.release
+    release, feature = target.release, "calibration cache"
     if release is None:
+        last = releases().features[feature].last
         raise UsageError(
             f"{spec.target} names no TensorRT version",
             "a cache is read by the very release in its header and ignored by others",
-            f"Write {spec.target}@8.6, or what runs there",
+            f"Write {spec.target}@{shown(last) if last else ''}, or what runs there",
         )
-    if not offers("calibration cache", release):
-        raise UsageError(
-            f"TensorRT {shown(release)} reads no calibration caches",
-            "11 removed them with every calibrator",
-            f"Build from {path} itself: its Q/DQ pairs carry the same scales",
-        )
-    if "INT8" not in target.arithmetic:
-        raise UsageError(
-            f"Cannot use INT8 on {target.device}",
-            f"compute capability {target.capability} has no INT8 arithmetic",
-        )
+    again = f"Build from {path} itself: its Q/DQ pairs carry the same scales"
+    target.require(feature, doing="export a", hint=again)
+    target.require("INT8", doing="export a cache of")
     quantized, plain = load_onnx(path), load_onnx(network)
     _require_unfolded(path, quantized)
     scales, missing, unused, notes = ranges_for(quantized, plain, spec.onnx)

@@ -181,7 +181,7 @@ def cost(spec: CostSpec) -> CostRecord:
 
 
 def _require_consistent(spec: CostSpec) -> None:
-    """Refuse options that need another one, or contradict each other.
+    """Refuse options that contradict each other, before any work.
 
     Raises:
         UsageError: names them.
@@ -204,10 +204,20 @@ def _total(rows: Sequence[CostRow], parameters: int) -> dict[str, float]:
     return {
         "macs": float(sum(r.layer.macs for r in rows)),
         "parameters": float(parameters),
-        **{
-            name: sum(getattr(r, name) for r in rows)
-            for name in ("bytes_moved", "bitops", "energy", "picojoules")
-        },
+        "bytes_moved": sum(r.bytes_moved for r in rows),
+        "bitops": sum(r.bitops for r in rows),
+        "energy": sum(r.energy for r in rows),
+        "picojoules": sum(r.picojoules for r in rows),
+    }
+
+
+def _relative(rows: Sequence[CostRow]) -> dict[str, float]:
+    """Return BitOps and energy over those of FP32."""
+    bitops = sum(layer_bitops(r.layer, 32, 32) for r in rows)
+    energy = sum(layer_energy(r.layer, 32, 32) for r in rows)
+    return {
+        "bitops": sum(r.bitops for r in rows) / max(bitops, 1.0),
+        "energy": sum(r.energy for r in rows) / max(energy, 1.0),
     }
 
 

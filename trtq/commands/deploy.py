@@ -35,8 +35,7 @@ from trtq.deploy.ledger import board_manifest, is_known_engine, remember_engine
 from trtq.deploy.record import Accuracy, DeployRecord
 from trtq.engine.build import build_and_look, describe, yardstick
 from trtq.engine.manifest import EngineManifest, manifest_path
-from trtq.engine.settings import require_dla
-from trtq.errors import ArtifactError, BoardError, UsageError
+from trtq.errors import ArtifactError, BoardError, EngineError, UsageError
 from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
 from trtq.progress import Clock, Progress, Silent
@@ -93,7 +92,13 @@ def deploy(spec: DeploySpec, progress: Progress | None = None) -> DeployRecord:
         board = probe(agent)
         require_mode(spec, board)
         if spec.dla is not None:
-            require_dla(spec.dla, board.target)
+            board.target.require(
+                "DLA",
+                doing="build with",
+                called="--dla",
+                hint="Leave --dla out",
+                error=EngineError,
+            )
         folder = Path(spec.out or f"runs/deploy/{device.name}/{name_of(source)}")
         work = Workspace(folder, DEPLOY_JSON, progress, clock)
         with work.locked():
@@ -255,8 +260,8 @@ class _Deployment:
         )
         settings = job.settings(builder, self.board.number)
         self.note(*job.unkept(settings))
-        found, looked = build_and_look(builder, job, settings, told)
-        manifest = describe(job, builder, settings, found, agreement=None, **looked)
+        outcome = build_and_look(builder, job, settings, told)
+        manifest = describe(job, builder, settings, outcome)
         self.agent.ask("manifest", name=f"{self.engine}.json", value=msgspec.to_builtins(manifest))
         self._remember_engine(manifest)
         if not self.spec.keep:

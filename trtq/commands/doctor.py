@@ -13,6 +13,7 @@ import msgspec
 
 from trtq.artifact import cpu_name, package_version
 from trtq.errors import MissingExtraError
+from trtq.platform.target import rtx_capabilities
 from trtq.version import __version__
 
 
@@ -41,7 +42,7 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     ("onnxruntime", "evaluate, bench, the parity gate", "pip install onnxruntime"),
     (
         "tensorrt-rtx-cu13",
-        "build without a GPU for sm75, sm80, sm86, sm89, sm120",
+        "build without a GPU for {rtx}",
         "pip install 'trtq[rtx]'",
     ),
     ("tensorrt", "build on and for this machine's GPU", "pip install 'trtq[tensorrt]'"),
@@ -61,10 +62,16 @@ def doctor() -> list[Check]:
             needed_for="calibration and evaluation",
         ),
     ]
+    rtx = rtx_capabilities()
     for name, purpose, mend in PACKAGES:
         version = package_version(name)
         checks.append(
-            Check(name=name, found=version, needed_for=purpose, mend="" if version else mend)
+            Check(
+                name=name,
+                found=version,
+                needed_for=purpose.format(rtx=rtx),
+                mend="" if version else mend,
+            )
         )
     checks.append(_gpu())
     checks.append(_trtexec())

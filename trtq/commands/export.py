@@ -28,34 +28,36 @@ from trtq.artifact import (
 )
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import INT4_OPSET
+from trtq.commands.opset import INT4_OPSET, target_metadata
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import ExportError, UsageError
 from trtq.export.calibration_cache import cache_number, write_cache
 from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
 from trtq.export.lint_view import Finding
-from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
+from trtq.export.onnx_file import copy_model, count_qdq, save_onnx, set_metadata_
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
 from trtq.graph.capture import capture
+from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.specs import ExportSpec
 
-FIRST_INT4 = 80
+ALTERNATIVES = {
+    "INT8": "Add --fallback: the float model for FP16",
+    "FP8": "Allocate again without fp8",
+}
 BATCH = 8
 
 
@@ -158,7 +160,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             "it can be given several times",
             "trtq targets lists what there is",
         )
-    targets = [parse_target(t) for t in spec.target]
+    targets = [Target.parse(t) for t in spec.target]
     encodings = Encodings.load(Path(spec.encodings))
     for target in targets:
         _require_formats(target, encodings, fallback=spec.fallback)
@@ -225,21 +227,10 @@ def _require_formats(target: Target, encodings: Encodings, *, fallback: bool) ->
         UsageError: names the format and the alternative.
     """
     kinds = {"FP8" if f.kind == "fp8" else "INT8" for f in encodings.formats.values()}
+    if fallback:
+        kinds.discard("INT8")
     for kind in sorted(kinds):
-        there = kind in target.arithmetic and (
-            kind != "FP8" or target.release is None or offers("FP8", target.release)
-        )
-        if not there and not (kind == "INT8" and fallback):
-            other = (
-                "Add --fallback: the float model for FP16"
-                if kind == "INT8"
-                else "Allocate again without fp8"
-            )
-            raise UsageError(
-                f"Cannot export {kind} for {target.device}",
-                f"compute capability {target.capability} has no {kind}",
-                other,
-            )
+        target.require(kind, doing="export", hint=ALTERNATIVES[kind])
 
 
 class _Writer:
@@ -267,10 +258,10 @@ class _Writer:
         """Write the file of a target, and its cache where that release reads one."""
         fallback = (
             ""
-            if "INT8" in target.arithmetic
+            if not target.lacks("INT8")
             else f"{target.device} has no INT8 arithmetic: the float model"
         )
-        typed = target.release is None or offers("typed", target.release)
+        typed = target.typed
         int4 = _int4(target, encodings)
         half = typed and self.spec.precision == "fp16"
         profile = Profile(
@@ -279,9 +270,9 @@ class _Writer:
         model, kept = self.float32(profile)
         if self.spec.precision != "fp16":
             kept = {}
-        final = convert_to_half(model, kept) if profile.half else model
-        label = target.name if target.version is None else f"{target.name}@{shown(target.version)}"
-        name = re.sub(r"[^\w.-]", "-", label)
+        final = convert_to_half(model, kept) if profile.half else copy_model(model)
+        set_metadata_(final, target_metadata(target))
+        name = re.sub(r"[^\w.-]", "-", target.text)
         compared, ulp = furthest_scale(final, encodings)
         if profile.quantized and not compared:
             raise ExportError(
@@ -304,7 +295,7 @@ class _Writer:
             else "float"
         )
         return ProfileRow(
-            target=label,
+            target=target.text,
             file=f"{name}.onnx",
             reader=reader.name,
             opset=profile.opset,
@@ -397,8 +388,4 @@ def _int4(target: Target, encodings: Encodings) -> bool:
         f.bits == 4 and f.axis is not None and f.kind == "uniform"
         for f in encodings.formats.values()
     )
-    return (
-        four
-        and target.sm >= FIRST_INT4
-        and (target.release is None or offers("INT4 weights", target.release))
-    )
+    return four and not target.lacks("INT4 weights")

@@ -26,7 +26,7 @@ from trtq.artifact import (
 )
 from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import check_files, opset_of
+from trtq.commands.opset import check_files, opset_of, target_metadata, target_of
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_labels
@@ -396,6 +396,7 @@ class _Job:
                 "preprocess": self.preprocess,
                 "model": self.loaded.name,
                 "weights": self.loaded.weights,
+                **target_metadata(target_of(spec)),
                 **(
                     {"classes": self.source.classes}
                     if spec.masks is None and self.source.classes

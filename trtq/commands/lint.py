@@ -7,12 +7,12 @@ from pathlib import Path
 
 from trtq.artifact import Record, ensure_writable_dir, ensure_writable_file, header
 from trtq.engine.lint_target import reader_of
-from trtq.engine.targets import parse_target
 from trtq.errors import UsageError
 from trtq.export.lint import lint, repair
 from trtq.export.lint_coverage import functions
 from trtq.export.lint_view import Finding, Reader, View
 from trtq.export.onnx_file import parse_onnx, read_onnx, save_onnx
+from trtq.platform.target import Target
 from trtq.specs import LintSpec
 
 
@@ -68,7 +68,7 @@ def run_lint(spec: LintSpec) -> LintRecord:
         ExportError: it cannot be read, or the repaired copy is not valid.
         UsageError: the target is unknown, or the copy would take the file's place.
     """
-    target, path = parse_target(spec.target), Path(spec.onnx)
+    target, path = Target.parse(spec.target), Path(spec.onnx)
     (model, _, digest), reader = read_onnx(path), reader_of(target)
     repaired: dict[str, int] = {}
     if spec.allow_value_changes and spec.fix is None:

@@ -5,12 +5,27 @@ Both are known before anything is loaded.
 
 from __future__ import annotations
 
-from trtq.engine.targets import parse_target
-from trtq.engine.versions import offers, shown
 from trtq.errors import UsageError
+from trtq.export.onnx_file import TARGET
+from trtq.platform.releases import Runtime
+from trtq.platform.target import Target
 from trtq.specs import OPSET, FinetuneSpec, QuantizeSpec
 
 INT4_OPSET = 21  # the first with INT4
+
+
+def target_of(spec: QuantizeSpec | FinetuneSpec) -> Target | None:
+    """Return the target that the files are for, None where none is named.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    return Target.parse(spec.target) if spec.target is not None else None
+
+
+def target_metadata(target: Target | None) -> dict[str, str]:
+    """Return what a file for a target says of it: builds then need no ``--target``."""
+    return {TARGET: target.text} if target is not None else {}
 
 
 def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
@@ -19,16 +34,15 @@ def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
     Raises:
         UsageError: the target's TensorRT does not read what was asked for.
     """
-    if spec.target is None:
+    target = target_of(spec)
+    if target is None:
         return spec.opset or OPSET
-    target = parse_target(spec.target)
     newest = target.opset
-    if spec.weight_storage == "int4" and (
-        target.release is None or offers("INT4 weights", target.release)
-    ):
+    runtime = Runtime(target.release)
+    if spec.weight_storage == "int4" and not runtime.lacks("INT4 weights"):
         newest = INT4_OPSET
     if spec.opset is not None and target.release is not None and spec.opset > newest:
-        why = f"TensorRT {shown(target.release)} has every op that trtq writes up to opset {newest}"
+        why = f"{runtime.title} has every op that trtq writes up to opset {newest}"
         raise UsageError(
             f"Cannot write opset {spec.opset} for {target.device}", why, "Leave --opset out"
         )
@@ -41,12 +55,12 @@ def check_files(spec: QuantizeSpec | FinetuneSpec) -> None:
     Raises:
         UsageError: names what contradicts what.
     """
-    target = parse_target(spec.target) if spec.target is not None else None
-    if target is not None and "INT8" not in target.arithmetic:
-        raise UsageError(
-            f"Cannot quantize for {target.device}",
-            f"compute capability {target.capability} has no INT8 arithmetic",
-            f"Leave --target out, and build with trtq build ... --target {spec.target} "
+    target = target_of(spec)
+    if target is not None:
+        target.require(
+            "INT8",
+            doing="quantize to",
+            hint=f"Leave --target out, and build with trtq build ... --target {spec.target} "
             "--fallback: FP16 of the same model",
         )
     if spec.weight_storage == "int4" and opset_of(spec) < INT4_OPSET:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from trtq.cost.devices import find_device
+from trtq.cost.devices import find_device, target_of
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
 from trtq.cost.roofline import Widths, predict
-from trtq.errors import UsageError, suggest
 from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, NAMES
 from trtq.search.options import FULL, HALF, BitConfig
@@ -101,7 +100,7 @@ def require_fp8(options: Sequence[BitConfig], devices: Iterable[str]) -> None:
     """Refuse FP8 where a budget of latency names a device without it.
 
     Raises:
-        UsageError: names the device, and what it has.
+        UsageError: names the device, and what it lacks.
     """
     for name in devices:
         require_kernels([o for o in options if o.fp8], name)
@@ -111,21 +110,16 @@ def require_kernels(options: Sequence[BitConfig], target: str) -> None:
     """Refuse widths that a device has no kernels for.
 
     Raises:
-        UsageError: names the format, the device, and what it has.
+        UsageError: names the width, the device, and the format that it lacks.
     """
-    device = find_device(target)
+    device = target_of(target)
     for option in options:
-        needed = (
-            "fp8" if option.fp8 else "int8" if option.quantized and option.input <= 8 else "fp16"
+        device.require(
+            option.computed_in,
+            doing="run",
+            called=option.label,
+            hint="Offer fp16, or leave --target out",
         )
-        if needed not in device.peaks:
-            has = ", ".join(p.upper() for p in device.peaks)
-            labels = [o.label for o in options if not o.fp8]
-            raise UsageError(
-                f"The {device.title} cannot run {option.label}",
-                f"it has kernels for {has}",
-                suggest("fp16", labels) or "Offer fp16, or leave --target out",
-            )
 
 
 def uniform(outline: Outline, option: BitConfig) -> dict[str, BitConfig]:

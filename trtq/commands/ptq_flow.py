@@ -19,7 +19,7 @@ from torch import fx
 
 from trtq.artifact import digest_of, ensure_writable_dir, package_version
 from trtq.commands.allocation import read_allocation
-from trtq.commands.opset import check_files, opset_of
+from trtq.commands.opset import check_files, opset_of, target_metadata, target_of
 from trtq.data.answers import ANSWER, Kind
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Source
@@ -39,7 +39,7 @@ from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.observe import observe
-from trtq.quant.placement import Placement, place
+from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
 from trtq.records.quantize import MethodRecord
 from trtq.specs import QuantizeSpec
@@ -93,6 +93,7 @@ class Inputs:
             "model": self.loaded.name,
             "weights": self.loaded.weights,
             ANSWER: self.answer,
+            **target_metadata(target_of(spec)),
         }
         set_metadata_(model, {**origin, **metadata})
         self.clock.lap("export")
@@ -217,6 +218,7 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
     )
     placement = place(
         graph,
+        rules=rules_for(target_of(spec)),
         high_precision=spec.high_precision,
         weight_bits=weight_bits,
         input_bits=input_bits,

@@ -1,15 +1,14 @@
-"""The hardware table: what each device could do at most, from data sheets (devices.toml)."""
+"""The hardware table: what each device could do at most, from the data sheets in the catalogue."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import check_record
 from trtq.errors import UsageError, suggest
-from trtq.recipe import read_toml
+from trtq.platform.catalogue import Roofline, catalogue
+from trtq.platform.target import Target
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,55 +42,42 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     fitted_to: str
 
 
-class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    title: str
-    kind: str = msgspec.field(name="class")
-    fp32: float
-    fp16: float | None = None
-    int8: float | None = None
-    fp8: float | None = None
-    bandwidth: float
-    power: float
-    source: str
-
-
-class _Class(msgspec.Struct, forbid_unknown_fields=True):
-    efficiency: float
-    launch_us: float
-    memory: float
-    fitted_to: str
-
-
-class _Table(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    device: dict[str, _Row]
-    classes: dict[str, _Class] = msgspec.field(name="class")
-
-
 @cache
 def devices() -> dict[str, Device]:
-    """Return every device by name."""
-    path = Path(__file__).with_name("devices.toml")
-    table = check_record(read_toml(path), path, _Table, kind="hardware table")
-    return {name: _device(name, row, table.classes[row.kind]) for name, row in table.device.items()}
-
-
-def _device(name: str, row: _Row, shared: _Class) -> Device:
-    peaks = {
-        p: v * 1e12 for p in ("fp32", "fp16", "int8", "fp8") if (v := getattr(row, p)) is not None
+    """Return every device with peaks, by name."""
+    return {
+        name: _device(name, row.title, row.roofline)
+        for name, row in catalogue().devices.items()
+        if row.roofline is not None
     }
+
+
+def _device(name: str, title: str, row: Roofline) -> Device:
+    fitted = catalogue().classes[row.kind]
+    peaks = {"fp32": row.fp32, "fp16": row.fp16, "int8": row.int8, "fp8": row.fp8}
     return Device(
         name=name,
-        title=row.title,
+        title=row.title or title,
         kind=row.kind,
-        peaks=peaks,
+        peaks={precision: v * 1e12 for precision, v in peaks.items() if v is not None},
         bandwidth=row.bandwidth * 1e9,
         power=row.power,
         source=row.source,
-        efficiency=shared.efficiency,
-        launch=shared.launch_us * 1e-6,
-        memory=shared.memory,
-        fitted_to=shared.fitted_to,
+        efficiency=fitted.efficiency,
+        launch=fitted.launch_us * 1e-6,
+        memory=fitted.memory,
+        fitted_to=fitted.fitted_to,
     )
+
+
+def target_of(name: str) -> Target:
+    """Return the target that a device of the hardware table is, or that a ``--target`` names.
+
+    Raises:
+        UsageError: unknown (the nearest are suggested).
+    """
+    row = catalogue().devices.get(name.strip().lower())
+    return Target.parse(row.variant_of if row is not None and row.variant_of else name)
 
 
 def find_device(name: str) -> Device:

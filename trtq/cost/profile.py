@@ -61,6 +61,32 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
     Raises:
         ArtifactError: the file is missing, or no profile of trtexec.
     """
+    count, layers = _layer_times(path)
+    by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
+    for layer, ms in layers:
+        kernels = [n for n in dict.fromkeys(layer_names(layer)) if n in by_name and n not in used]
+        if kernels:
+            used.update(kernels)
+            predicted = sum(by_name[n].ms for n in kernels)
+            matched.append(Matched(kernels=kernels, layer=layer, predicted=predicted, measured=ms))
+    measured_ms, predicted_ms = sum(ms for _, ms in layers), sum(t.ms for t in times)
+    return Correction(
+        source=str(path),
+        iterations=count,
+        measured_ms=measured_ms,
+        predicted_ms=predicted_ms,
+        factor=measured_ms / predicted_ms,
+        matched=matched,
+        unmatched=len(times) - len(used),
+    )
+
+
+def _layer_times(path: Path) -> tuple[int, list[tuple[str, float]]]:
+    """Return how many iterations a profile averages over, and the time of each layer in ms.
+
+    Raises:
+        ArtifactError: the file is missing, or no profile of trtexec.
+    """
     try:
         rows = _rows(path.read_text(encoding="utf-8", errors="replace"))
         count = next(int(r["count"]) for r in rows if "count" in r)
@@ -77,29 +103,7 @@ def correct(path: Path, times: Sequence[KernelTime]) -> Correction:
             f"expected what trtexec --exportProfile writes ({exc or 'no count'})",
             "Make it with that option",
         ) from exc
-    by_name, matched, used = {t.name: t for t in times}, list[Matched](), set[str]()
-    for layer, ms in layers:
-        found = [n for n in dict.fromkeys(layer_names(layer)) if n in by_name and n not in used]
-        if found:
-            used.update(found)
-            matched.append(
-                Matched(
-                    kernels=found,
-                    layer=layer,
-                    predicted=sum(by_name[n].ms for n in found),
-                    measured=ms,
-                )
-            )
-    measured, predicted = sum(ms for _, ms in layers), sum(t.ms for t in times)
-    return Correction(
-        source=str(path),
-        iterations=count,
-        measured_ms=measured,
-        predicted_ms=predicted,
-        factor=measured / predicted,
-        matched=matched,
-        unmatched=len(times) - len(used),
-    )
+    return count, layers
 
 
 def _rows(text: str) -> list[dict[str, str | float | int]]:

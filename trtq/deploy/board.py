@@ -9,11 +9,11 @@ import msgspec
 
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.answers import ClocksDict, Disk, Meanwhile, Power, PowerMode, Trtexec, hint_words
-from trtq.deploy.profiles import profiles
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import OLDEST, Version, shown
 from trtq.errors import BoardError
 from trtq.export.calibration_cache import version_of
+from trtq.platform.catalogue import board_row
+from trtq.platform.releases import Version, releases, shown
+from trtq.platform.target import Target
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,14 +104,14 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
                 "on the board: sudo apt-get install nvidia-jetpack",
             )
         version = version_of(self.number)
-        if version < OLDEST:
+        oldest, row = releases().oldest, board_row(self.board)
+        if version < oldest:
+            last = f", up to {row.jetpacks[1]}" if row is not None else ""
             raise BoardError(
                 f"Cannot build on {self.name}",
                 f"it has TensorRT {shown(version)} (JetPack {self.jetpack}), trtq knows it from "
-                f"{shown(OLDEST)} on",
-                "Flash JetPack 4.6 or later"
-                if self.soc in ("tegra210", "tegra186")
-                else "Flash a newer JetPack",
+                f"{shown(oldest)} on",
+                f"Flash a newer JetPack{last}",
             )
         return version
 
@@ -131,13 +131,13 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
                 "trtq build builds on this machine",
             )
         name = self.board or f"sm{self.capability.replace('.', '')}"
-        return parse_target(f"{name}@{shown(self.release)}")
+        return Target.parse(f"{name}@{shown(self.release)}")
 
     @property
     def workspace(self) -> int | None:
         """Scratch memory to build with, MiB; None for what there is."""
-        total, profile = self.memory.get("MemTotal"), profiles().get(self.board or "")
-        return None if total is None or profile is None else profile.workspace_for(total)
+        total, row = self.memory.get("MemTotal"), board_row(self.board)
+        return None if total is None or row is None else row.workspace_for(total)
 
     def card(self, held: Mapping[str, Any]) -> dict[str, Any]:
         """Return the machine card of records.
@@ -173,44 +173,57 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def lines(self) -> list[str]:
         """What a person should know, line by line."""
-        memory, watts = self.memory, self.power
-        swap = memory.get("SwapTotal")
-        mode = self.power_mode
-        made = [
+        return [*self._identity, *self._state, *self._advice]
+
+    @property
+    def _identity(self) -> list[str]:
+        """Hardware, software, memory and disk."""
+        trtexec = self.trtexec["path"] if self.trtexec else "not there"
+        module = "there" if self.tensorrt_python else "not there"
+        free, total = self.memory.get("MemAvailable"), self.memory.get("MemTotal")
+        swap = self.memory.get("SwapTotal")
+        return [
             f"{self.name}, {self.soc or 'unknown SoC'}, compute capability "
             f"{self.capability or 'unknown'}",
             f"JetPack {self.jetpack or 'unknown'} (L4T {self.l4t or 'unknown'}), kernel "
             f"{self.kernel}, Python {self.python}",
-            f"TensorRT {self.tensorrt or 'unknown'}; trtexec "
-            f"{self.trtexec['path'] if self.trtexec else 'not there'}; Python module "
-            f"{'there' if self.tensorrt_python else 'not there'}",
-            f"memory {_gb(memory.get('MemAvailable'))} free of {_gb(memory.get('MemTotal'))}, "
-            f"swap {_gb(swap) if swap else 'none'}; "
+            f"TensorRT {self.tensorrt or 'unknown'}; trtexec {trtexec}; Python module {module}",
+            f"memory {_gb(free)} free of {_gb(total)}, swap {_gb(swap) if swap else 'none'}; "
             f"disk {_gb(self.disk['free'])} free at {self.home}",
-            "power mode "
-            f"{mode['name'] or 'unknown'}"
-            f"{' of ' + ', '.join(mode['modes']) if mode['modes'] else ''}; "
-            f"clocks {'pinned' if self.clocks['pinned'] else 'not pinned'}; sudo "
-            f"{'without password' if self.root else 'needs a password'}",
-            f"power n/a: {watts['what']}"
-            if watts["mw"] is None
-            else f"power now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})",
+        ]
+
+    @property
+    def _state(self) -> list[str]:
+        """Power mode, clocks, power and temperature, and who holds them."""
+        mode, watts = self.power_mode, self.power
+        modes = f" of {', '.join(mode['modes'])}" if mode["modes"] else ""
+        pinned = "pinned" if self.clocks["pinned"] else "not pinned"
+        sudo = "without password" if self.root else "needs a password"
+        power = f"n/a: {watts['what']}"
+        if watts["mw"] is not None:
+            power = f"now {watts['mw'] / 1e3:.2f} W ({watts['what']}, {watts['source']})"
+        state = [
+            f"power mode {mode['name'] or 'unknown'}{modes}; clocks {pinned}; sudo {sudo}",
+            f"power {power}",
         ]
         if self.meanwhile is not None:
             clocks = ", clocks pinned" if self.meanwhile["pinned"] else ""
-            made.append(
+            state.append(
                 f"a job holds the power mode {self.meanwhile['mode'] or 'unknown'}{clocks} now; "
                 "the above is what it goes back to"
             )
         if self.temperatures:
             hottest = max(self.temperatures, key=lambda k: self.temperatures[k])
-            made.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")
-        profile = profiles().get(self.board or "")
-        made += [f"note: {n}" for n in (profile.notes if profile is not None else ())]
-        made += [
-            f"missing: {m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing
-        ]
-        return made
+            state.append(f"hottest {self.temperatures[hottest]:.1f} C ({hottest})")
+        return state
+
+    @property
+    def _advice(self) -> list[str]:
+        """Notes about this kind of board, and what is missing on this one."""
+        row = board_row(self.board)
+        notes = row.notes if row is not None else ()
+        missing = (f"{m['what']}{'; ' + m['mend'] if m['mend'] else ''}" for m in self.missing)
+        return [*(f"note: {note}" for note in notes), *(f"missing: {text}" for text in missing)]
 
 
 def _gb(value: int | None) -> str:

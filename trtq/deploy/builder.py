@@ -22,12 +22,17 @@ from trtq.engine.python_api import PythonBuilder
 from trtq.engine.settings import Built, Settings
 from trtq.engine.trtexec import TrtexecBuilder
 from trtq.engine.trtexec_log import dotted, read_log
-from trtq.engine.versions import API, FLAGS, has_api, shown, within
 from trtq.errors import BoardError, BuilderMemoryError, EngineError, reason
+from trtq.platform.releases import apis_of, has_flag, shown
 from trtq.progress import Progress
 
 MARGIN_BYTES = 64 * MIB
 MOST_LAYERS = 64 * MIB  # packed
+
+
+def digest_in(name: str) -> str:
+    """Return the digest in the name of an uploaded file."""
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 class _Layer(msgspec.Struct):
@@ -100,94 +105,112 @@ class BoardBuilder:
             EngineError: the builder refuses (its error lines).
             DeviceError: the board went away for good, or refuses.
         """
-        digest, board = sha256_file(source), self.board
-        name = f"files/{digest}.onnx"
-        beside, report = f"{self.target_path}.new", f"{self.target_path}.layers"
-        how = digest_of(
-            {**self.power, "mode": board.power_mode["name"], "dla": settings.options.dla}
-        )[:8]  # times of other clocks mislead
-        cache = f"{board.home}/timing.{board.number}.{how}.cache"
-        options = msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new")
-        caches = {}
+        model, calibration = f"files/{sha256_file(source)}.onnx", None
+        files = {model: source}
         if settings.calibration is not None:
-            held = sha256_file(settings.calibration)
-            caches[f"files/{held}.cache"] = settings.calibration, held
-        asked = replace(
-            settings,
-            options=options,
-            calibration=next((Path(f"{board.home}/{n}") for n in caches), None),
-        )
-        reports = within(FLAGS["exportLayerInfo"], self.version)
-        argv = self._argv(
-            Path(f"{board.home}/{name}"),
-            Path(beside),
-            asked,
-            Path(f"{report}.new") if reports else None,
-        )
-        step = {
-            "name": "build",
-            "argv": argv,
-            "fresh": [beside, f"{report}.new", f"{cache}.new"],
-            "copies": [[cache, f"{cache}.new"]],
-            "makes": [
-                [beside, self.target_path],
-                [f"{report}.new", f"{report}.gz"],
-                [f"{cache}.new", cache],
-            ],
-        }
-        size = source.stat().st_size
+            calibration = f"files/{sha256_file(settings.calibration)}.cache"
+            files[calibration] = settings.calibration
+        step = self._step(model, calibration, settings)
         job = {
             "title": f"the build of {self.engine.rpartition('/')[2][:12]}",
             "steps": [step],
             **self.power,
-            "needs_bytes": 2 * size + MARGIN_BYTES,
+            "needs_bytes": 2 * source.stat().st_size + MARGIN_BYTES,
             "again": self.again,
         }
-        for there, (path, held) in {name: (source, digest), **caches}.items():
-            self.agent.upload(path, there, held)
-            self.uploads.append(there)
-
-        def line(text: str) -> None:
-            if "] [I] " in text:
-                self.told.status(text.partition("] [I] ")[2].strip()[:80])
-                self.told.advance(0)
-
+        for name, path in files.items():
+            self.agent.upload(path, name, digest_in(name))
+            self.uploads.append(name)
         self.told.begin(f"Building on {self.agent.device.name}", 0)
-        key = digest_of({"argv": argv, "model": digest, "engine": self.engine, **self.power})[:32]
-        result, lines = do(self.agent, key, job, line=line)
+        key = digest_of(
+            {
+                "argv": step["argv"],
+                "model": digest_in(model),
+                "engine": self.engine,
+                **self.power,
+            }
+        )[:32]
+        result, lines = do(self.agent, key, job, line=self._pass_on)
         self.again = False
+        return self._built(result, lines, settings)
+
+    def _step(self, model: str, calibration: str | None, settings: Settings) -> dict[str, Any]:
+        """Return the one step of the job: the command, and the files that it makes."""
+        home, report = self.board.home, f"{self.target_path}.layers"
+        # Times of other clocks mislead.
+        clocks = {
+            **self.power,
+            "mode": self.board.power_mode["name"],
+            "dla": settings.options.dla,
+        }
+        cache = f"{home}/timing.{self.board.number}.{digest_of(clocks)[:8]}.cache"
+        there = replace(
+            settings,
+            options=msgspec.structs.replace(settings.options, timing_cache=f"{cache}.new"),
+            calibration=Path(f"{home}/{calibration}") if calibration is not None else None,
+        )
+        has_report = has_flag("exportLayerInfo", self.version)
+        argv = self._argv(
+            Path(f"{home}/{model}"),
+            Path(f"{self.target_path}.new"),
+            there,
+            Path(f"{report}.new") if has_report else None,
+        )
+        return {
+            "name": "build",
+            "argv": argv,
+            "fresh": [f"{self.target_path}.new", f"{report}.new", f"{cache}.new"],
+            "copies": [[cache, f"{cache}.new"]],
+            "makes": [
+                [f"{self.target_path}.new", self.target_path],
+                [f"{report}.new", f"{report}.gz"],
+                [f"{cache}.new", cache],
+            ],
+        }
+
+    def _pass_on(self, text: str) -> None:
+        """Show a line of the builder as its status."""
+        if "] [I] " in text:
+            self.told.status(text.partition("] [I] ")[2].strip()[:80])
+            self.told.advance(0)
+
+    def _built(self, result: Result, lines: list[str], settings: Settings) -> Built:
+        """Return the engine of a job that has ended.
+
+        Raises:
+            EngineError: there is none; the builder's words.
+        """
         log = read_log("\n".join(lines))
         who = f"{'trtexec' if self.executable else 'TensorRT'} on {self.agent.device.name}"
         where = f"{who} cannot build the engine for {settings.target.device}"
-        ran = result["steps"][
-            0
-        ]  # a result has at least one where it failed, and all where it did not
         if not result["ok"]:
-            unknown = [ln for ln in lines if ln.startswith("Unknown option")]
-            if not ran["rc"]:
-                raise EngineError(where, result["why"], advice(result, self.agent))
-            raise self._advised(
-                explain(
-                    where,
-                    [*log.errors, *unknown],
-                    ran["rc"],
-                    last=lines[-1] if lines else result["why"],
-                ),
-                result,
-            )
-        made = ran["files"].get(self.target_path)
-        if made is None:
+            raise self._failure(where, result, lines, log.errors)
+        files = result["steps"][0]["files"]
+        engine = files.get(self.target_path)
+        if engine is None:
             raise EngineError(where, "it ended well and wrote no engine")
+        number = self.board.number
         return Built(
             plan=b"",
-            version=log.version
-            or (dotted(board.number) if board.number is not None else shown(self.version)),
+            version=log.version or (shown(self.version) if number is None else dotted(number)),
             tensors=[],
             log=log.warnings,
             numbers=log.numbers,
-            layers=self._layers(ran["files"].get(f"{report}.gz"), f"{self.engine}.layers.gz"),
-            away=(made["sha256"], made["bytes"]),
+            layers=self._layers(
+                files.get(f"{self.target_path}.layers.gz"), f"{self.engine}.layers.gz"
+            ),
+            away=(engine["sha256"], engine["bytes"]),
         )
+
+    def _failure(
+        self, where: str, result: Result, lines: list[str], errors: list[str]
+    ) -> EngineError:
+        code = result["steps"][0]["rc"]  # a result that failed has at least one step
+        if not code:
+            return EngineError(where, result["why"], advice(result, self.agent))
+        unknown = [ln for ln in lines if ln.startswith("Unknown option")]
+        last = lines[-1] if lines else result["why"]
+        return self._advised(explain(where, [*errors, *unknown], code, last=last), result)
 
     def _argv(self, source: Path, out: Path, settings: Settings, report: Path | None) -> list[str]:
         if self.executable:
@@ -201,9 +224,9 @@ class BoardBuilder:
         plain = replace(
             settings, options=msgspec.structs.replace(settings.options, timing_cache=None)
         )
-        request = self._python().request(source, out, plain, None)
+        request = msgspec.to_builtins(self._python().request(source, out, plain, None))
         request["report"] = str(report) if report is not None else None
-        request["apis"] = sorted(n for n in API if has_api(n, self.version))
+        request["apis"] = apis_of(self.version)
         return [self.board.python_path, "-I", self.board.agent, "build-engine", encode(request)]
 
     def _python(self) -> PythonBuilder:

@@ -278,17 +278,7 @@ def first_parting(
     in an engine that can change what is fused, so an answer of "the output" means that the tapped
     engine computes the right thing.
     """
-    there = {o for n in source.graph.node for o in n.output}
-    view = View(model)
-    taps = {
-        n.output[0]: n.name or n.output[0]
-        for n in model.graph.node
-        if n.output[0] in there
-        and (
-            n.op_type in AUDITED
-            or (n.op_type == "DequantizeLinear" and not view.is_weight(n.output[0]))
-        )
-    }
+    taps = _taps(model, source)
     ours, theirs = (
         run(_tapped(m, list(taps))).run(batch) for run, m in ((OnnxRunner, model), (opener, source))
     )
@@ -299,6 +289,23 @@ def first_parting(
             return str(name)
         best = min(best, sqnr)
     return "the output, after the last of them"
+
+
+def _taps(model: onnx.ModelProto, source: onnx.ModelProto) -> dict[str, str]:
+    """Return the tensors to compare that both files have, with the names of their nodes."""
+    there = {o for n in source.graph.node for o in n.output}
+    view = View(model)
+
+    def is_tap(node: onnx.NodeProto) -> bool:
+        if node.op_type == "DequantizeLinear":
+            return not view.is_weight(node.output[0])
+        return node.op_type in AUDITED
+
+    return {
+        n.output[0]: n.name or n.output[0]
+        for n in model.graph.node
+        if n.output[0] in there and is_tap(n)
+    }
 
 
 def _tapped(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:

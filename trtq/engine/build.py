@@ -7,7 +7,7 @@ process, look at what came out, and write the manifest.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,21 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.engine.agreement import AgreementRecord, check_agreement, require_agreement
-from trtq.engine.coverage import cover, require_codes
+from trtq.engine.coverage import Coverage, cover, require_codes
 from trtq.engine.job import Job, prepare
 from trtq.engine.lint_target import reader_for, refuse_errors
 from trtq.engine.manifest import EngineManifest, manifest_path
+from trtq.engine.plan_text import PlanAudit
 from trtq.engine.python_api import MODULES
 from trtq.engine.retry import Climb, build_model, climb
 from trtq.engine.runner import EngineRunner, require_runtime
 from trtq.engine.select_builder import imagine_builder, open_builder, refuse_silent_failures
-from trtq.engine.settings import Builder, Settings
-from trtq.engine.versions import release_of_module, shown
+from trtq.engine.settings import Builder, Settings, TensorRow
 from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes, records_beside
 from trtq.export.strip import strip_at
+from trtq.platform.releases import release_of_module, shown
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
@@ -60,13 +61,14 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
     builder, number = open_builder(job.spec, job.target, told, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings = job.settings(builder, number)
-    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     for line in job.unkept(settings):
         told.note(line)
     images = _images(job, told) if spec.data is not None else None
     ensure_writable_dir(out.parent)
     with locked(out.with_name(f".{out.name}.lock"), waiting=told.note):
-        found, looked = build_and_look(builder, job, settings, told)
+        outcome = build_and_look(builder, job, settings, told)
+        found = outcome.climb
         agreement = None if images is None else _agree(job, builder, settings, found, images)
         if agreement is not None:
             require_agreement(agreement)
@@ -77,7 +79,7 @@ def build(spec: BuildSpec, progress: Progress | None = None) -> EngineManifest:
             fresh.replace(out)
         finally:
             fresh.unlink(missing_ok=True)
-        manifest = describe(job, builder, settings, found, agreement=agreement, **looked)
+        manifest = describe(job, builder, settings, outcome, agreement)
         write_json(manifest_path(out), manifest)
     return manifest
 
@@ -103,10 +105,25 @@ def _require_output(spec: BuildSpec, out: Path) -> None:
         raise ArtifactError(f"Cannot write {out}", why, "Choose another --out, such as NAME.engine")
 
 
-def build_and_look(
-    builder: Builder, job: Job, settings: Settings, told: Progress
-) -> tuple[Climb, dict[str, Any]]:
-    """Build, and return with it what the manifest says of what came out: seconds, coverage, audit.
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """An engine that was just built, and what it computes in.
+
+    Attributes:
+        climb: the engine, and what it took.
+        seconds: of all attempts.
+        coverage: how much of the Q/DQ graph computes in codes; None where the builder does not say.
+        audit: what a plan itself says; None where that cannot be read.
+    """
+
+    climb: Climb
+    seconds: float
+    coverage: Coverage | None
+    audit: PlanAudit | None
+
+
+def build_and_look(builder: Builder, job: Job, settings: Settings, told: Progress) -> Outcome:
+    """Build, and look at what came out.
 
     Raises:
         EngineError: nothing helped, or the engine computes nothing in codes although the model asks
@@ -118,7 +135,7 @@ def build_and_look(
     asked = strip_at(job.model, found.without) if found.without else job.model
     coverage, rows = cover(asked, found.built, builder.name, job.target)
     require_codes(asked, job.spec.onnx, coverage, rows, job.target)
-    return found, {"seconds": seconds, "coverage": coverage, "audit": rows}
+    return Outcome(climb=found, seconds=seconds, coverage=coverage, audit=rows)
 
 
 def yardstick(job: Job) -> str:
@@ -131,18 +148,15 @@ def yardstick(job: Job) -> str:
 
 
 def describe(
-    job: Job, builder: Builder, settings: Settings, found: Climb, **looked: Any
+    job: Job,
+    builder: Builder,
+    settings: Settings,
+    outcome: Outcome,
+    agreement: AgreementRecord | None = None,
 ) -> EngineManifest:
-    """Return the manifest of an engine that was just built.
-
-    ``looked`` has what was found out about the engine.
-    """
-    spec, built, metadata, path = (
-        job.spec,
-        found.built,
-        get_metadata(job.model),
-        Path(job.spec.onnx),
-    )
+    """Return the manifest of an engine that was just built."""
+    spec, found, path = job.spec, outcome.climb, Path(job.spec.onnx)
+    built, metadata = found.built, get_metadata(job.model)
     last = replace(settings, workspace=found.workspace)
     by_command = builder.name == "trtexec"
     said = (
@@ -184,7 +198,10 @@ def describe(
         workspace=found.workspace,
         notes=[*job.notes, *job.unkept(settings)],
         environment=environment(),
-        **looked,
+        agreement=agreement,
+        seconds=outcome.seconds,
+        coverage=outcome.coverage,
+        audit=outcome.audit,
     )
 
 
@@ -196,15 +213,15 @@ def _precision(source: onnx.ModelProto, spec: BuildSpec) -> str:
     return "fp16" if has_half(source) else spec.precision
 
 
-def _tensors(model: onnx.ModelProto) -> list[dict[str, Any]]:
+def _tensors(model: onnx.ModelProto) -> list[TensorRow]:
     """Return inputs and outputs as the file has them, for builders that do not tell."""
     return [
-        {
-            "name": v.name,
-            "dtype": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
-            "mode": mode,
-            "shape": [d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
-        }
+        TensorRow(
+            name=v.name,
+            dtype=onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
+            mode=mode,
+            shape=[d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
+        )
         for mode, values in (("input", model.graph.input), ("output", model.graph.output))
         for v in values
     ]
@@ -311,7 +328,7 @@ def dry_run(spec: BuildSpec, progress: Progress | None = None) -> str:
     builder = imagine_builder(job.spec, job.target, quantized=job.pairs > 0)
     refuse_silent_failures(job.model, job.pairs, builder.name, job.target, job.spec)
     settings, said = job.settings(builder), [job.fallback] if job.fallback else []
-    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.spec.target)
+    refuse_errors(job.model, reader_for(builder, job.target), job.spec.onnx, job.target)
     model = job.source(settings, builder.version)
     if job.half and settings.typed(builder.version):
         said.append("FP16 stands in the graph")

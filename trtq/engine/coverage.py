@@ -17,10 +17,10 @@ from trtq.engine.audit import (
 )
 from trtq.engine.lint_target import why_float
 from trtq.engine.plan_text import PlanAudit, audit_plan
-from trtq.engine.settings import Built
-from trtq.engine.targets import Target
+from trtq.engine.settings import RTX, Built
 from trtq.errors import EngineError
 from trtq.export.onnx_file import count_qdq
+from trtq.platform.target import Target
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +60,10 @@ def cover(
 
     A value is None where nothing can be known.
     """
-    rows: list[LayerRow] | None = None
-    plan_rows = audit_plan(built.plan, built.version) if backend == "tensorrt-rtx" else None
-    source = f"the plan of TensorRT-RTX {built.version}"
-    if backend == "tensorrt-rtx":
-        rows = read_plan_layers(built.plan, built.version)
-    elif built.layers is not None:
-        source = "the builder's layer report"
-        with contextlib.suppress(EngineError):  # a report of no known form says nothing
-            rows = parse_layer_info(built.layers, source)
+    rtx = backend == RTX
+    source = f"the plan of TensorRT-RTX {built.version}" if rtx else "the builder's layer report"
+    plan_rows = audit_plan(built.plan, built.version) if rtx else None
+    rows = read_plan_layers(built.plan, built.version) if rtx else _reported(built, source)
     if rows is None:
         return None, plan_rows
     modules = [m for m in match(model, rows, {}, {}) if m.requested != "float"]
@@ -77,10 +72,23 @@ def cover(
         modules = [msgspec.structs.replace(m, why=reasons.get(m.node, "")) for m in modules]
     short = [m for m in modules if m.short]
     got = sum(m.actual == m.requested for m in modules)
-    unknown, unnamed = len(modules) - got - len(short), unnamed_products(rows, modules)
     return Coverage(
-        source=source, asked=len(modules), got=got, unknown=unknown, short=short, unnamed=unnamed
+        source=source,
+        asked=len(modules),
+        got=got,
+        unknown=len(modules) - got - len(short),
+        short=short,
+        unnamed=unnamed_products(rows, modules),
     ), plan_rows
+
+
+def _reported(built: Built, source: str) -> list[LayerRow] | None:
+    """Return the layers of the builder's report; None without one, or of no known form."""
+    if built.layers is None:
+        return None
+    with contextlib.suppress(EngineError):
+        return parse_layer_info(built.layers, source)
+    return None
 
 
 def require_codes(
@@ -95,37 +103,33 @@ def require_codes(
     Raises:
         EngineError: nothing that was asked for came.
     """
-    some = rows is not None and any(
-        {"int8", "fp8"} & set(found) for found in (rows.convolutions, rows.products)
-    )
-    none_in_rows = rows is not None and not some
-    none_in_report = (
-        rows is None
-        and coverage is not None
-        and coverage.asked > 0
-        and coverage.got == 0
-        and coverage.unknown == 0
-    )
     pairs = count_qdq(model)
-    if pairs and (none_in_rows or none_in_report):
-        said = (
-            f"; the first layer in float is {coverage.short[0].node}"
-            if coverage is not None and coverage.short
-            else ""
-        )
-        asked = f" and {coverage.asked} quantized layers" if coverage is not None else ""
-        reasons = why_float(model, target)
-        places = (
-            f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
-        )
-        raise EngineError(
-            f"The engine for {target.device} computes nothing in INT8",
-            f"the model has {pairs} Q/DQ pairs{asked}{said}" + _likely(reasons),
-            places
-            if reasons
-            else "No lint rule explains it. Give the float file for an FP16 engine: trtq build "
-            "... --precision fp16",
-        )
+    if not pairs or not _none_in_codes(coverage, rows):
+        return
+    asked, first = "", ""
+    if coverage is not None:
+        asked = f" and {coverage.asked} quantized layers"
+        if coverage.short:
+            first = f"; the first layer in float is {coverage.short[0].node}"
+    reasons = why_float(model, target)
+    places = f"Lint names the layers and what to do: trtq lint {onnx_file} --target {target.name}"
+    raise EngineError(
+        f"The engine for {target.device} computes nothing in INT8",
+        f"the model has {pairs} Q/DQ pairs{asked}{first}" + _likely(reasons),
+        places
+        if reasons
+        else "No lint rule explains it. Give the float file for an FP16 engine: trtq build ... "
+        "--precision fp16",
+    )
+
+
+def _none_in_codes(coverage: Coverage | None, rows: PlanAudit | None) -> bool:
+    """Whether it is known that no layer of an engine computes in codes."""
+    if rows is not None:
+        return not any({"int8", "fp8"} & set(kinds) for kinds in (rows.convolutions, rows.products))
+    if coverage is None:
+        return False
+    return coverage.asked > 0 and coverage.got == coverage.unknown == 0
 
 
 def _likely(reasons: dict[str, str]) -> str:

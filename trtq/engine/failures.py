@@ -15,6 +15,7 @@ MEMORY = re.compile(
 NO_KERNEL = re.compile(
     r"[Cc]ould not find any implementation for node (.+?)(?: due to .*)?\.?(?: In \w+ at .*|\])?$"
 )
+KILLED_IN_SHELL = 137
 
 
 def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -> EngineError:
@@ -27,30 +28,38 @@ def explain(where: str, errors: list[str], returncode: int, *, last: str = "") -
         last: the last line it wrote, for a builder that gave no error.
     """
     text = "; ".join(dict.fromkeys(errors[:5]))
-    killed = _signal_name(-returncode) if returncode < 0 else "SIGKILL" if returncode == 137 else ""
-    missing = next((m.group(1) for line in errors if (m := NO_KERNEL.search(line))), None)
+    killed = _killed_by(returncode)
     if killed == "SIGKILL" or any(MEMORY.search(line) for line in errors):
-        why = (
-            "the system killed it, most likely for the memory it took"
-            if killed == "SIGKILL"
-            else text
-        )
+        why = "the system killed it, most likely for the memory it took"
         return BuilderMemoryError(
-            where, why, "Give it less with --workspace, close other programs, or add swap"
+            where,
+            why if killed == "SIGKILL" else text,
+            "Give it less with --workspace, close other programs, or add swap",
         )
-    if missing is not None and "insufficient workspace" in text:
-        return EngineError(where, text, "Give the builder more scratch memory: --workspace")
+    missing = next((m.group(1) for line in errors if (m := NO_KERNEL.search(line))), None)
     if missing is not None:
-        mend = (
-            "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize "
-            "again with --high-precision for its layer"
-        )
-        return MissingKernelError(where, text, mend, node=missing)
+        return _no_kernel(where, text, missing)
     if killed:
-        return EngineError(
-            where, f"the builder crashed ({killed})" + (f" after: {text}" if text else "")
-        )
+        after = f" after: {text}" if text else ""
+        return EngineError(where, f"the builder crashed ({killed}){after}")
     return EngineError(where, text or last or "the builder gave no reason")
+
+
+def _no_kernel(where: str, text: str, node: str) -> EngineError:
+    if "insufficient workspace" in text:
+        return EngineError(where, text, "Give the builder more scratch memory: --workspace")
+    mend = (
+        "Build with --fallback, which leaves that node without Q/DQ pairs, or quantize again with "
+        "--high-precision for its layer"
+    )
+    return MissingKernelError(where, text, mend, node=node)
+
+
+def _killed_by(returncode: int) -> str:
+    """Return the signal that ended a process, "" for one that ended by itself."""
+    if returncode == KILLED_IN_SHELL:
+        return "SIGKILL"
+    return _signal_name(-returncode) if returncode < 0 else ""
 
 
 def _signal_name(number: int) -> str:

@@ -11,16 +11,16 @@ import onnx
 
 from trtq.artifact import Stamp
 from trtq.engine.select_builder import refuse_missing_kernels, require_readable
-from trtq.engine.settings import Builder, Settings, Shapes, require_offered
-from trtq.engine.targets import Target, parse_target
-from trtq.engine.versions import Version, offers, shown
+from trtq.engine.settings import Builder, Settings, Shapes, require_offered, runtime_of
 from trtq.errors import EngineError, UsageError, reason
-from trtq.export.calibration_cache import ENTROPY_2, cache_number, read_cache
+from trtq.export.calibration_cache import ENTROPY_2, CalibrationCacheText, cache_number, read_cache
 from trtq.export.fp16 import convert_to_half, has_half
 from trtq.export.fp16_ranges import FLOAT_NODES, constants_beyond_half
-from trtq.export.onnx_file import count_qdq, get_metadata, read_onnx
+from trtq.export.onnx_file import TARGET, count_qdq, get_metadata, read_onnx
 from trtq.export.strip import strip_at, strip_qdq
 from trtq.onnx_walk import is_fixed
+from trtq.platform.releases import Version, offers, shown
+from trtq.platform.target import Target
 from trtq.specs import BuildOptions, BuildSpec
 
 DEFAULT_BATCH = (1, 8, 32)
@@ -73,7 +73,7 @@ class Job:
         """
         require_readable(self.model, builder.version, self.spec)
         options = BuildOptions(**{n: getattr(self.spec, n) for n in BuildOptions.__struct_fields__})
-        require_offered(options, builder, self.target)
+        require_offered(options, runtime_of(builder), self.target)
         if self.spec.dla is not None:
             self._require_fit_for_dla()
         made = Settings(
@@ -82,13 +82,71 @@ class Job:
             quantized=self.pairs > 0,
             half=self.half,
             options=options,
-            calibration=_calibration(self.spec, self.model, builder.version, self.pairs, number),
+            calibration=self._calibration(builder.version, number),
             workspace=self.spec.workspace,
         )
         typed = made.typed(builder.version)
         return replace(
             made, float_nodes=tuple(n for n in self.float_nodes if typed or builder.keeps(n))
         )
+
+    def _calibration(self, version: Version, number: int | None) -> Path | None:
+        """Return the calibration cache to build with.
+
+        It is returned once it is known that this trtexec (``number``, where it is here) will read
+        it.
+
+        Raises:
+            EngineError: TensorRT would ignore it and take ranges from random numbers.
+        """
+        file = self.spec.calibration
+        if file is None:
+            return None
+        where = f"Cannot build {self.spec.onnx} with {file}"
+        if self.pairs:
+            raise EngineError(
+                where,
+                "it has Q/DQ pairs, and TensorRT then reads no cache",
+                "Give the float file, or leave --calibration out",
+            )
+        if not offers("calibration cache", version):
+            raise EngineError(
+                where,
+                f"TensorRT {shown(version)} reads no calibration caches",
+                f"Make a Q/DQ file of it: trtq import-calib {file} --onnx {self.spec.onnx} "
+                "--out DIR",
+            )
+        try:
+            cache = read_cache(Path(file).read_text(encoding="utf-8-sig"), file)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise EngineError(where, reason(exc)) from exc
+        self._require_read(cache, where, version, number)
+        names = {i.name for i in self.model.graph.input}
+        if not cache.scales.keys() & names.union(*(n.output for n in self.model.graph.node)):
+            first = ", ".join(list(cache.scales)[:3])
+            why = f"the cache names no tensor of the model (it has {first})"
+            raise EngineError(where, why, "Give the ONNX file that the cache was made for")
+        return Path(file).resolve()
+
+    def _require_read(
+        self, cache: CalibrationCacheText, where: str, version: Version, number: int | None
+    ) -> None:
+        """Refuse a cache of another release or algorithm, which TensorRT ignores.
+
+        Raises:
+            EngineError: names both numbers.
+        """
+        same = number in (None, cache.number) and cache.version == version
+        if not same or cache.algorithm != ENTROPY_2:
+            here = number if number is not None else cache_number(version)
+            release = f"{self.target.name}@{shown(version)} --release-number {here}"
+            again = f"trtq export-calib MODEL.qdq.onnx --target {release} --out CACHE"
+            raise EngineError(
+                where,
+                f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and "
+                "calibrates on random numbers",
+                f"Write it for this release: {again}",
+            )
 
     def _require_fit_for_dla(self) -> None:
         if self.pairs:
@@ -147,9 +205,12 @@ def prepare(spec: BuildSpec) -> Job:
             "the other builders take the scales of Q/DQ pairs",
             "Build the Q/DQ file",
         )
-    target, path, fallback = parse_target(spec.target), Path(spec.onnx), ""
-    model, stamp, digest = read_onnx(path)
-    if spec.fallback and count_qdq(model) and "INT8" not in target.arithmetic:
+    asked = Target.parse(spec.target) if spec.target is not None else None
+    model, stamp, digest = read_onnx(Path(spec.onnx))
+    notes: list[str] = []
+    target, fallback = _target(asked, model, spec.onnx, notes), ""
+    spec = msgspec.structs.replace(spec, target=target.text)
+    if spec.fallback and count_qdq(model) and target.lacks("INT8"):
         fallback = (
             f"{target.device} (compute capability {target.capability}) has no INT8 arithmetic: "
             "FP16 of the same model"
@@ -157,7 +218,6 @@ def prepare(spec: BuildSpec) -> Job:
         model, stamp, spec = strip_qdq(model), None, msgspec.structs.replace(spec, precision="fp16")
     pairs = count_qdq(model)
     refuse_missing_kernels(model, target, pairs)
-    notes: list[str] = []
     float_nodes = _float_nodes(model, notes) if spec.precision == "fp16" else {}
     return Job(
         spec=spec,
@@ -171,6 +231,27 @@ def prepare(spec: BuildSpec) -> Job:
         fallback=fallback,
         notes=notes,
     )
+
+
+def _target(asked: Target | None, model: onnx.ModelProto, file: str, notes: list[str]) -> Target:
+    """Return the target to build for: the one asked for, else the one that the file names.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    stored = get_metadata(model).get(TARGET)
+    if asked is not None:
+        if stored is not None and asked.contradicts(Target.parse(stored)):
+            notes.append(f"{file} was written for {stored}, and is built for {asked.text}")
+        return asked
+    if stored is None:
+        raise UsageError(
+            "trtq build needs --target",
+            f"{file} does not say which device it is for",
+            "trtq targets lists what there is",
+        )
+    notes.append(f"the target is {stored}: {file} was written for it")
+    return Target.parse(stored)
 
 
 def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
@@ -197,57 +278,6 @@ def _float_nodes(model: onnx.ModelProto, notes: list[str]) -> dict[str, str]:
     return found
 
 
-def _calibration(
-    spec: BuildSpec, model: onnx.ModelProto, version: Version, pairs: int, number: int | None
-) -> Path | None:
-    """Return the calibration cache to build with.
-
-    It is returned once it is known that this trtexec (``number``, where it is here) will read it.
-
-    Raises:
-        EngineError: TensorRT would ignore it and take ranges from random numbers.
-    """
-    if spec.calibration is None:
-        return None
-    path, where = Path(spec.calibration), f"Cannot build {spec.onnx} with {spec.calibration}"
-    if pairs:
-        raise EngineError(
-            where,
-            "it has Q/DQ pairs, and TensorRT then reads no cache",
-            "Give the float file, or leave --calibration out",
-        )
-    if not offers("calibration cache", version):
-        mend = (
-            f"Make a Q/DQ file of it: trtq import-calib {spec.calibration} --onnx {spec.onnx} "
-            "--out DIR"
-        )
-        raise EngineError(where, f"TensorRT {shown(version)} reads no calibration caches", mend)
-    try:
-        cache = read_cache(path.read_text(encoding="utf-8-sig"), spec.calibration)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise EngineError(where, reason(exc)) from exc
-    if (
-        cache.version != version
-        or cache.algorithm != ENTROPY_2
-        or (number is not None and cache.number != number)
-    ):
-        here = number if number is not None else cache_number(version)
-        release = f"{spec.target.partition('@')[0]}@{shown(version)} --release-number {here}"
-        again = f"trtq export-calib MODEL.qdq.onnx --target {release} --out CACHE"
-        raise EngineError(
-            where,
-            f"it is of TRT-{cache.number}, {cache.algorithm}; TRT-{here} ignores it and "
-            "calibrates on random numbers",
-            f"Write it for this release: {again}",
-        )
-    known = {i.name for i in model.graph.input} | {o for n in model.graph.node for o in n.output}
-    if not known & set(cache.scales):
-        first = ", ".join(list(cache.scales)[:3])
-        why = f"the cache names no tensor of the model (it has {first})"
-        raise EngineError(where, why, "Give the ONNX file that the cache was made for")
-    return path.resolve()
-
-
 def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
     """Return min, opt and max shape of every dynamic input."""
     return {
@@ -260,27 +290,23 @@ def _shapes(model: onnx.ModelProto, batch: tuple[int, int, int]) -> Shapes:
 
 
 def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    for value in model.graph.input:
-        for i, d in enumerate(value.type.tensor_type.shape.dim):
-            if i and not is_fixed(d):
-                raise EngineError(
-                    f"Cannot build with the dynamic axis {i} of input {value.name}",
-                    "only the batch may be dynamic",
-                    "Export it with a fixed image size",
-                )
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    if not dims:
-        where = f"Cannot build with the input {model.graph.input[0].name}"
-        raise EngineError(where, "it has no shape", "Export it with a fixed image size")
-    if is_fixed(dims[0]):
-        fixed = dims[0].dim_value
-        if wanted is not None and wanted != (fixed, fixed, fixed):
+    """Return min, opt and max batch.
+
+    Raises:
+        EngineError: another axis is dynamic, or an input has no shape.
+        UsageError: the model does not take what is wanted.
+    """
+    _require_fixed_sizes(model)
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    if is_fixed(batch):
+        fixed = (batch.dim_value,) * 3
+        if wanted not in (None, fixed):
             raise UsageError(
-                f"Cannot build with --batch {':'.join(map(str, wanted))}",
-                f"the model has a fixed batch of {fixed}",
+                f"Cannot build with --batch {':'.join(map(str, wanted or ()))}",
+                f"the model has a fixed batch of {batch.dim_value}",
                 "Leave --batch out",
             )
-        return (fixed, fixed, fixed)
+        return fixed
     low, opt, high = wanted or DEFAULT_BATCH
     if not 1 <= low <= opt <= high:
         raise UsageError(
@@ -289,3 +315,18 @@ def _batch(model: onnx.ModelProto, wanted: tuple[int, int, int] | None) -> tuple
             "Write it like 1:8:32",
         )
     return (low, opt, high)
+
+
+def _require_fixed_sizes(model: onnx.ModelProto) -> None:
+    for value in model.graph.input:
+        for i, d in enumerate(value.type.tensor_type.shape.dim):
+            if i and not is_fixed(d):
+                raise EngineError(
+                    f"Cannot build with the dynamic axis {i} of input {value.name}",
+                    "only the batch may be dynamic",
+                    "Export it with a fixed image size",
+                )
+    first = model.graph.input[0]
+    if not first.type.tensor_type.shape.dim:
+        where = f"Cannot build with the input {first.name}"
+        raise EngineError(where, "it has no shape", "Export it with a fixed image size")

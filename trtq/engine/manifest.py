@@ -23,6 +23,7 @@ from trtq.engine.agreement import AgreementRecord
 from trtq.engine.coverage import Coverage
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.retry import AttemptRow
+from trtq.engine.settings import TensorRow
 from trtq.errors import EngineError, reason
 
 NAMED = {
@@ -68,7 +69,7 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     quantized_tensors: int
     codes: str = "INT8"
     batch: tuple[int, int, int]
-    tensors: list[dict[str, Any]]
+    tensors: list[TensorRow]
     onnx_sha256: str
     onnx_bytes: int
     encodings_sha256: str | None

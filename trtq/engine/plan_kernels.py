@@ -41,7 +41,7 @@ SIZES = {
     "uint8": 8,
 }
 TYPES = {"int8": "int8", "half": "fp16", "bf16": "fp16", "fp8": "fp8"}
-PRODUCTS = ("corrltn", "fully_connected", "_gemm_mha_v2")
+PRODUCTS = {"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}
 FROM_ONNX = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 
 
@@ -150,37 +150,38 @@ def _listed(row: bytes, *keys: bytes) -> list[bytes]:
 def _kernel(kind: str, name: str, row: bytes, tensors: dict[bytes, _Tensor]) -> PlanKernel | None:
     if kind == "function" and name in PRODUCTS:  # fused attention is a generated kernel
         kind = name
-    reads = [tensors[n] for n in _listed(row, b"input_args", b"input") if n in tensors]
+    inputs = [tensors[n] for n in _listed(row, b"input_args", b"input") if n in tensors]
+    reads = [t for t in inputs if t.kind != "int64"]  # sizes, not values
     writes = [tensors[n] for n in _listed(row, b"output_args", b"output") if n in tensors]
-    reads = [t for t in reads if t.kind != "int64"]  # sizes, not values
-    if not writes or (
-        not reads and kind != "function"
-    ):  # a generated kernel may only fill a tensor
+    # A generated kernel may only fill a tensor.
+    if not writes or (not reads and kind != "function"):
         return None
-    macs, groups = 0, GROUPS.search(row)
-    if kind == "corrltn" and len(reads) > 1:
-        macs = writes[0].values * math.prod(reads[1].dims[1:])
-    elif kind == "fully_connected":
-        macs = writes[0].values * reads[0].dims[-1]
-    elif kind == "_gemm_mha_v2" and len(reads) > 2:
-        macs = 2 * reads[0].values * reads[1].dims[-2]
-    shape = reads[1].dims if len(reads) > 1 else ()
-    depthwise = (
-        kind == "corrltn"
-        and groups is not None
-        and int(groups.group(1)) > 1
-        and int(groups.group(1)) == shape[0]
-    )
+    macs = _macs(kind, reads, writes[0])
     return PlanKernel(
         name=name,
-        kind={"corrltn": "conv", "fully_connected": "linear", "_gemm_mha_v2": "matmul"}.get(
-            kind, kind
-        ),
+        kind=PRODUCTS.get(kind, kind),
         precision=TYPES.get((*reads, *writes)[0].kind, "fp32"),
         macs=macs,
         bits=sum(t.bits for t in (*reads, *writes)),
         written=sum(t.bits for t in writes),
-        depthwise=depthwise,
+        depthwise=kind == "corrltn" and _is_depthwise(row, reads),
         unknown=kind == "runtime_fusion" or (kind in PRODUCTS and not macs),
         layers=tuple(n.decode(errors="replace") for n in FROM_ONNX.findall(row)),
     )
+
+
+def _macs(kind: str, reads: list[_Tensor], result: _Tensor) -> int:
+    """Return the multiply-accumulates of a product, 0 where its row does not say."""
+    if kind == "corrltn" and len(reads) > 1:
+        return result.values * math.prod(reads[1].dims[1:])
+    if kind == "fully_connected":
+        return result.values * reads[0].dims[-1]
+    if kind == "_gemm_mha_v2" and len(reads) > 2:
+        return 2 * reads[0].values * reads[1].dims[-2]
+    return 0
+
+
+def _is_depthwise(row: bytes, reads: list[_Tensor]) -> bool:
+    """Whether a convolution has one channel a group, as it runs."""
+    groups = GROUPS.search(row)
+    return groups is not None and 1 < int(groups.group(1)) == reads[1].dims[0]

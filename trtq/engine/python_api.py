@@ -7,20 +7,52 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from trtq.artifact import scratch, write_bytes
 from trtq.engine.failures import explain
-from trtq.engine.settings import Built, Settings
-from trtq.engine.versions import LIKE_RTX, Version, has_api
+from trtq.engine.request import BuildRequest
+from trtq.engine.settings import RTX, Built, Settings, TensorRow
 from trtq.engine.worker_process import ended_with, start
 from trtq.errors import EngineError, UsageError, last_line
+from trtq.platform.releases import Version, has_api, parse_version, releases
 from trtq.progress import Progress
 
-MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+MODULES = {RTX: "tensorrt_rtx", "tensorrt": "tensorrt"}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A line of the worker; which fields it has depends on the event."""
+
+    event: str
+    severity: str = ""
+    text: str = ""
+    name: str = ""
+    steps: int = 0
+    node: str = ""
+    op: str = ""
+    version: str = ""
+    tensors: list[TensorRow] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker said but for its progress, its exit status and its error output."""
+
+    events: list[Event]
+    code: int
+    stderr: str
+
+    @property
+    def done(self) -> Event | None:
+        """Its last word, where it wrote a plan."""
+        return next((e for e in self.events if e.event == "done"), None)
 
 
 class PythonBuilder:
@@ -35,6 +67,7 @@ class PythonBuilder:
     def __init__(self, name: str, version: Version, told: Progress) -> None:
         self.name, self.version, self.told = name, version, told
         self.workspace: int | None = None
+        self._phase = ""
 
     def build(self, source: Path, settings: Settings) -> Built:
         """Build in a new process.
@@ -44,26 +77,20 @@ class PythonBuilder:
                 process crashed.
         """
         with scratch("build") as folder:
-            asked = self.request(source, folder / "plan", settings, folder)
-            events, code, stderr = self._watch(asked)
-            done = next((e for e in events if e["event"] == "done"), None)
-            if code == 0 and done is not None and (folder / "plan").is_file():
-                if (
-                    settings.options.timing_cache is not None
-                    and (folder / "timing.cache").is_file()
-                ):
-                    write_bytes(
-                        Path(settings.options.timing_cache), (folder / "timing.cache").read_bytes()
-                    )
-                layers = folder / "layers.json"
-                return Built(
-                    plan=(folder / "plan").read_bytes(),
-                    version=str(done["version"]),
-                    tensors=done["tensors"],
-                    log=[f"{e['severity']}: {e['text']}" for e in events if e["event"] == "log"],
-                    layers=layers.read_bytes() if layers.is_file() else None,
-                )
-            raise _failure(events, code, stderr, settings)
+            report = self._watch(self.request(source, folder / "plan", settings, folder))
+            done = report.done
+            if report.code or done is None or not (folder / "plan").is_file():
+                raise _failure(report, settings)
+            cache, layers = folder / "timing.cache", folder / "layers.json"
+            if settings.options.timing_cache is not None and cache.is_file():
+                write_bytes(Path(settings.options.timing_cache), cache.read_bytes())
+            return Built(
+                plan=(folder / "plan").read_bytes(),
+                version=done.version,
+                tensors=done.tensors,
+                log=[f"{e.severity}: {e.text}" for e in report.events if e.event == "log"],
+                layers=layers.read_bytes() if layers.is_file() else None,
+            )
 
     def keeps(self, node: str) -> bool:
         """Whether a node can be kept in float32: all can, by name."""
@@ -74,81 +101,79 @@ class PythonBuilder:
         asked = self.request(source, out, settings, None)
         setting = f'import os\nos.environ["TRTQ_TENSORRT"] = "{MODULES[self.name]}"'
         return (
-            f"{setting}\nimport json\nfrom trtq.engine.worker import build\n"
-            f"build(json.loads({json.dumps(json.dumps(asked))}))"
+            f"{setting}\nfrom trtq.engine.worker import build_json\n"
+            f"build_json({json.dumps(msgspec.json.encode(asked).decode())})"
         )
 
     def request(
         self, source: Path, out: Path, settings: Settings, folder: Path | None
-    ) -> dict[str, Any]:
+    ) -> BuildRequest:
         """Return the request that a worker reads, here or on a board.
 
         Without a folder for other files, nothing beside the plan is written.
         """
-        options, rtx = settings.options, self.name == "tensorrt-rtx"
-        if rtx and options.timing_cache is not None:
+        options, rtx = settings.options, self.name == RTX
+        cache, beside = options.timing_cache, folder is not None
+        if rtx and cache is not None:
             raise UsageError(
                 "Cannot use a timing cache with TensorRT for RTX",
                 "it has no effect there, and setting one needs a GPU",
                 "Leave --timing-cache out",
             )
-        return {
-            "onnx": str(source),
-            "out": str(out),
-            "shapes": {k: [list(s) for s in v] for k, v in settings.shapes.items()},
-            "sm": settings.target.sm if rtx else None,
-            "typed": settings.typed(self.version),
-            "fp16": settings.half,
-            "int8": settings.quantized,
-            "float_nodes": list(settings.float_nodes),
-            "workspace": settings.workspace,
-            "level": options.optimization_level,
-            "version_compatible": options.version_compatible,
-            "hardware": options.hardware_compatible,
-            "strip_weights": options.strip_weights,
-            "dla": options.dla,
-            "gpu_fallback": options.gpu_fallback,
-            "timing_cache": options.timing_cache,
-            "timing_cache_out": str(folder / "timing.cache")
-            if folder is not None and options.timing_cache
-            else options.timing_cache,
+        return BuildRequest(
+            onnx=str(source),
+            out=str(out),
+            shapes={k: [list(s) for s in v] for k, v in settings.shapes.items()},
+            sm=settings.target.sm if rtx else None,
+            typed=settings.typed(self.version),
+            fp16=settings.half,
+            int8=settings.quantized,
+            float_nodes=list(settings.float_nodes),
+            workspace=settings.workspace,
+            level=options.optimization_level,
+            version_compatible=options.version_compatible,
+            hardware=options.hardware_compatible,
+            strip_weights=options.strip_weights,
+            dla=options.dla,
+            gpu_fallback=options.gpu_fallback,
+            timing_cache=cache,
+            timing_cache_out=f"{folder}/timing.cache" if beside and cache else cache,
             # A report takes the GPU the plan is for; a plan of TensorRT for RTX says the same by
             # itself.
-            "report": str(folder / "layers.json") if folder is not None and not rtx else None,
-        }
+            report=f"{folder}/layers.json" if beside and not rtx else None,
+        )
 
-    def _watch(self, asked: dict[str, Any]) -> tuple[list[dict[str, Any]], int, str]:
-        """Have a worker build; return its events, exit status and error output.
-
-        Its progress is passed on.
-        """
-        worker, events = start(MODULES[self.name]), list[dict[str, Any]]()
+    def _watch(self, request: BuildRequest) -> Report:
+        """Have a worker build, pass its progress on, and return what it said."""
+        worker = start(MODULES[self.name])
         with worker.errors, ended_with(worker.process) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # it has ended already; its error output says why
-                process.stdin.write(json.dumps(asked))
+            # A worker that has ended already says why in its error output.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(msgspec.json.encode(request).decode())
                 process.stdin.close()
-            current = ""
-            for line in process.stdout:
-                try:
-                    event = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # a native library wrote this
-                if not isinstance(event, dict) or "event" not in event:
-                    continue
-                if event["event"] == "phase":
-                    current = event["name"]
-                    self.told.begin(f"TensorRT: {current}", event["steps"])
-                elif event["event"] == "step" and event["name"] == current:
-                    self.told.advance(1)
-                elif event["event"] in ("log", "error", "done"):
-                    events.append(event)
+            events = [e for e in map(_event, process.stdout) if e is not None and self._keep(e)]
             code = process.wait()
             worker.errors.seek(0)
-            return events, code, worker.errors.read()
+            return Report(events, code, worker.errors.read())
+
+    def _keep(self, event: Event) -> bool:
+        """Pass progress on; return whether an event is something else."""
+        if event.event == "phase":
+            self._phase = event.name
+            self.told.begin(f"TensorRT: {event.name}", event.steps)
+        elif event.event == "step" and event.name == self._phase:
+            self.told.advance(1)
+        return event.event in ("log", "error", "done")
+
+
+def _event(line: str) -> Event | None:
+    """Return what a worker said; None for a line of a native library."""
+    try:
+        return msgspec.json.decode(line, type=Event)
+    except msgspec.MsgspecError:
+        return None
 
 
 def installed_version(name: str) -> Version:
@@ -159,31 +184,29 @@ def installed_version(name: str) -> Version:
     Raises:
         EngineError: it cannot be told.
     """
-    if name == "tensorrt-rtx":
-        return LIKE_RTX
+    if name == RTX:
+        return releases().rtx
     done = subprocess.run(
         [sys.executable, "-c", "import tensorrt; print(tensorrt.__version__)"],
         capture_output=True,
         text=True,
         check=False,
     )
-    parts = done.stdout.strip().split(".")
-    if done.returncode or len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
-        said = last_line(done.stderr) or f"it says {done.stdout.strip()!r}"
+    number = done.stdout.strip()
+    if done.returncode or re.match(r"\d+\.\d+(\.|$)", number) is None:
+        said = last_line(done.stderr) or f"it says {number!r}"
         raise EngineError("Cannot tell which TensorRT is installed", said)
-    return int(parts[0]), int(parts[1])
+    return parse_version(number)
 
 
-def _failure(
-    events: list[dict[str, Any]], code: int, stderr: str, settings: Settings
-) -> EngineError:
+def _failure(report: Report, settings: Settings) -> EngineError:
     where = f"Cannot build the engine for {settings.target.device} (sm{settings.target.sm})"
-    parser = [
-        f"{e['node']}{' (' + e['op'] + ')' if e['op'] else ''}: {e['text']}"
-        for e in events
-        if e["event"] == "error"
+    refused = [
+        f"{e.node}{f' ({e.op})' if e.op else ''}: {e.text}"
+        for e in report.events
+        if e.event == "error"
     ]
-    if parser:
-        return EngineError(where, "the ONNX parser refuses " + "; ".join(parser))
-    errors = [str(e["text"]) for e in events if e["event"] == "log" and "error" in e["severity"]]
-    return explain(where, errors, code, last=last_line(stderr))
+    if refused:
+        return EngineError(where, "the ONNX parser refuses " + "; ".join(refused))
+    errors = [e.text for e in report.events if e.event == "log" and "error" in e.severity]
+    return explain(where, errors, report.code, last=last_line(report.stderr))

@@ -63,54 +63,71 @@ def climb(builder: Builder, job: Job, settings: Settings, told: Progress) -> Cli
     Raises:
         EngineError: nothing helped; the attempts are in the text.
     """
+    settings = replace(settings, workspace=settings.workspace or builder.workspace)
     attempts: list[AttemptRow] = []
     without: list[str] = []
-    settings = replace(settings, workspace=settings.workspace or builder.workspace)
     while True:
         source = job.source(settings, builder.version, without)
-        as_it_is = source is job.model and job.stamp is not None
         try:
-            built = (
-                _build_file(builder, job, settings)
-                if as_it_is
-                else build_model(builder, source, settings)
-            )
-            return Climb(
-                built=built,
-                source=source,
-                attempts=attempts,
-                without=without,
-                workspace=settings.workspace,
-            )
-        except BuilderMemoryError as exc:
-            attempts.append(
-                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
-            )
-            smaller = next(
-                (w for w in WORKSPACES if settings.workspace is None or w < settings.workspace),
-                None,
-            )
-            if smaller is None:
-                tried = ", ".join(
-                    "all there is" if a.workspace is None else f"{a.workspace} MiB"
-                    for a in attempts
-                )
-                raise BuilderMemoryError(
-                    exc.message, f"{exc.reason}; tried workspaces of {tried}", exc.hint
-                ) from exc
-            told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
-            settings = replace(settings, workspace=smaller)
-        except MissingKernelError as exc:
-            found = [n for n in nodes_in(exc.node, source) if n not in without]
-            if not job.spec.fallback or not found or len(without) >= MAX_EXCLUDED:
-                raise
-            attempts.append(
-                AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
-            )
-            without += found
-            told.note(
-                f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(found)}"
-            )
+            built = _build(builder, job, source, settings)
+        except (BuilderMemoryError, MissingKernelError) as exc:
+            row = AttemptRow(workspace=settings.workspace, without=list(without), error=exc.reason)
+            attempts.append(row)
+            if isinstance(exc, MissingKernelError):
+                without += _unbuilt(exc, job, source, without, told)
+            else:
+                settings = replace(settings, workspace=_smaller(exc, attempts, told))
+            continue
+        return Climb(
+            built=built,
+            source=source,
+            attempts=attempts,
+            without=without,
+            workspace=settings.workspace,
+        )
+
+
+def _build(builder: Builder, job: Job, source: onnx.ModelProto, settings: Settings) -> Built:
+    """Build from the file itself where it is the model unchanged."""
+    if source is job.model and job.stamp is not None:
+        return _build_file(builder, job, settings)
+    return build_model(builder, source, settings)
+
+
+def _smaller(exc: BuilderMemoryError, attempts: list[AttemptRow], told: Progress) -> int:
+    """Return the next smaller workspace after a builder ran out of memory.
+
+    Raises:
+        BuilderMemoryError: there is none; it names those that were tried.
+    """
+    last = attempts[-1].workspace
+    smaller = next((w for w in WORKSPACES if last is None or w < last), None)
+    if smaller is None:
+        sizes = ["all there is" if a.workspace is None else f"{a.workspace} MiB" for a in attempts]
+        raise BuilderMemoryError(
+            exc.message, f"{exc.reason}; tried workspaces of {', '.join(sizes)}", exc.hint
+        ) from exc
+    told.note(f"the builder ran out of memory: again with a workspace of {smaller} MiB")
+    return smaller
+
+
+def _unbuilt(
+    exc: MissingKernelError,
+    job: Job,
+    source: onnx.ModelProto,
+    without: list[str],
+    told: Progress,
+) -> list[str]:
+    """Return the nodes to build without their pairs, for which the builder has no kernel.
+
+    Raises:
+        MissingKernelError: it is the builder's, where no fallback is wanted or it cannot help.
+    """
+    nodes = [n for n in nodes_in(exc.node, source) if n not in without]
+    if not job.spec.fallback or not nodes or len(without) >= MAX_EXCLUDED:
+        raise exc
+    told.note(f"no kernel for {exc.node}: again without the Q/DQ pairs of {', '.join(nodes)}")
+    return nodes
 
 
 def _build_file(builder: Builder, job: Job, settings: Settings) -> Built:

@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from trtq.data.metrics import Array
-from trtq.engine.versions import has_api, release_of_module
 from trtq.errors import EngineError, UsageError
 from trtq.export.ort import input_shape, open_session, padded, run_batch
+from trtq.platform.releases import has_api, release_of_module
 
 Provider = Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"]
 

@@ -7,40 +7,34 @@ from collections.abc import Callable
 import onnx
 
 from trtq.engine.python_api import PythonBuilder, installed_version
-from trtq.engine.settings import Builder
-from trtq.engine.targets import NO_INT8, RTX_AHEAD_OF_TIME, Target
+from trtq.engine.settings import RTX, Builder
 from trtq.engine.trtexec import TrtexecBuilder, find_trtexec, probe_number
-from trtq.engine.versions import LIKE_RTX, Version, newest_opset, shown
 from trtq.engine.worker_process import is_installed
 from trtq.errors import EngineError, MissingExtraError, TrtqError, UsageError
 from trtq.export.calibration_cache import version_of
 from trtq.export.onnx_file import get_metadata, opset_of
+from trtq.platform.releases import Version, opset_read, releases, shown
+from trtq.platform.target import Target, capabilities_with, rtx_capabilities
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
-FIRST_FP8 = 89
 FLOAT_MATMULS = ("MatMul", "Gemm")
 
 
-def _wanted(
-    spec: BuildSpec, target: Target, there: Callable[[str], bool], *, quantized: bool
+def choose_backend(
+    spec: BuildSpec, target: Target, has_module: Callable[[str], bool], *, quantized: bool
 ) -> str:
-    """Return the backend to use; ``there`` says which modules are installed.
+    """Return the backend to use; ``has_module`` says which modules are installed.
 
-    ``auto`` prefers the one that needs no GPU.
+    ``auto`` prefers the one that needs no GPU, where it computes what the model asks for.
     """
     if spec.backend != "auto":
         return spec.backend
-    covered = (
-        target.sm in RTX_AHEAD_OF_TIME
-        and target.version is None
-        and not (quantized and target.sm == 75 and there("tensorrt"))
-    )
-    return (
-        "tensorrt-rtx"
-        if covered and (there("tensorrt_rtx") or not there("tensorrt"))
-        else "tensorrt"
-    )
+    full = has_module("tensorrt")
+    in_float = quantized and "INT8" not in target.facts.rtx
+    if not target.rtx or (in_float and full):
+        return "tensorrt"
+    return RTX if has_module("tensorrt_rtx") or not full else "tensorrt"
 
 
 def open_builder(
@@ -52,44 +46,52 @@ def open_builder(
         EngineError: the backend does not cover the target, or this machine's GPU is another.
         MissingExtraError: it is not installed.
     """
-    name = _wanted(spec, target, is_installed, quantized=quantized)
-    if name == "trtexec":
-        executable = find_trtexec()
-        number = probe_number(executable)
-        _require_release(spec, target, version_of(number), executable)
-        return TrtexecBuilder(executable, version_of(number), told), number
-    if name == "tensorrt-rtx":
-        if target.version is not None:
-            raise EngineError(
-                f"Cannot build for {spec.target} with TensorRT-RTX",
-                f"its engines load in TensorRT-RTX alone, not in TensorRT {shown(target.version)}",
-                f"Write --target {spec.target.partition('@')[0]}, or build there with --backend "
-                "tensorrt",
-            )
-        if target.sm not in RTX_AHEAD_OF_TIME:
-            raise EngineError(
-                f"TensorRT-RTX does not build for {target.device} (sm{target.sm})",
-                f"it covers {', '.join(f'sm{s}' for s in RTX_AHEAD_OF_TIME)}",
-                "Build on that device with full TensorRT: --backend tensorrt",
-            )
-        if not is_installed("tensorrt_rtx"):
-            raise MissingExtraError(
-                "The backend tensorrt-rtx is not installed",
-                hint="Install it: pip install 'trtq[rtx]'",
-            )
-        return PythonBuilder(name, installed_version(name), told), None
+    open_ = {"trtexec": _open_trtexec, RTX: _open_rtx, "tensorrt": _open_tensorrt}
+    return open_[choose_backend(spec, target, is_installed, quantized=quantized)](target, told)
+
+
+def _open_trtexec(target: Target, told: Progress) -> tuple[Builder, int | None]:
+    executable = find_trtexec()
+    number = probe_number(executable)
+    version = version_of(number)
+    _require_release(target, version, executable)
+    return TrtexecBuilder(executable, version, told), number
+
+
+def _open_rtx(target: Target, told: Progress) -> tuple[Builder, int | None]:
+    if target.version is not None:
+        raise EngineError(
+            f"Cannot build for {target.text} with TensorRT-RTX",
+            f"its engines load in TensorRT-RTX alone, not in TensorRT {shown(target.version)}",
+            f"Write --target {target.name}, or build there with --backend tensorrt",
+        )
+    if not target.rtx:
+        raise EngineError(
+            f"TensorRT-RTX does not build for {target.device} (sm{target.sm})",
+            f"it covers {rtx_capabilities()}",
+            "Build on that device with full TensorRT: --backend tensorrt",
+        )
+    if not is_installed("tensorrt_rtx"):
+        raise MissingExtraError(
+            "The backend tensorrt-rtx is not installed",
+            hint="Install it: pip install 'trtq[rtx]'",
+        )
+    return PythonBuilder(RTX, installed_version(RTX), told), None
+
+
+def _open_tensorrt(target: Target, told: Progress) -> tuple[Builder, int | None]:
     if not is_installed("tensorrt"):
         raise MissingExtraError(
-            f"Building for {spec.target} (sm{target.sm}) needs full TensorRT, which is not "
+            f"Building for {target.text} (sm{target.sm}) needs full TensorRT, which is not "
             "installed here",
             "TensorRT-RTX has releases of its own (no @ in the target) and builds ahead of time "
-            "only for " + ", ".join(f"sm{s}" for s in RTX_AHEAD_OF_TIME),
+            f"only for {rtx_capabilities()}",
             "On the machine with that GPU: pip install 'trtq[tensorrt]'",
         )
     require_local_gpu(target)
-    version = installed_version(name)
-    _require_release(spec, target, version, "the module tensorrt")
-    return PythonBuilder(name, version, told), None
+    version = installed_version("tensorrt")
+    _require_release(target, version, "the module tensorrt")
+    return PythonBuilder("tensorrt", version, told), None
 
 
 def imagine_builder(spec: BuildSpec, target: Target, *, quantized: bool) -> Builder:
@@ -98,29 +100,30 @@ def imagine_builder(spec: BuildSpec, target: Target, *, quantized: bool) -> Buil
     Raises:
         UsageError: trtexec's version is not known.
     """
-    name = _wanted(spec, target, lambda _: True, quantized=quantized)
+    name = choose_backend(spec, target, lambda _: True, quantized=quantized)
     if name == "trtexec":
-        return TrtexecBuilder("trtexec", target.release or _version_here(spec.target), Silent())
-    return PythonBuilder(
-        name, LIKE_RTX if name == "tensorrt-rtx" else target.release or LIKE_RTX, Silent()
-    )
+        return TrtexecBuilder("trtexec", target.release or _version_here(target), Silent())
+    newest = releases().rtx
+    return PythonBuilder(name, newest if name == RTX else target.release or newest, Silent())
 
 
-def _version_here(target: str) -> Version:
+def _version_here(target: Target) -> Version:
     try:
         return version_of(probe_number(find_trtexec()))
     except TrtqError as exc:
+        last = releases().features["calibration cache"].last
+        assert last is not None
         raise UsageError(
             "Cannot tell which trtexec would run",
-            f"{target} names no TensorRT version and there is no trtexec here",
-            f"Write {target}@10.16",
+            f"{target.text} names no TensorRT version and there is no trtexec here",
+            f"Write {target.name}@{shown(last)}",
         ) from exc
 
 
-def _require_release(spec: BuildSpec, target: Target, version: Version, what: str) -> None:
+def _require_release(target: Target, version: Version, what: str) -> None:
     if target.version is not None and target.version != version:
         raise EngineError(
-            f"Cannot build for {spec.target} here",
+            f"Cannot build for {target.text} here",
             f"{what} is of TensorRT {shown(version)}, not {shown(target.version)}",
             "Build on the machine with that version, or leave the version out of --target",
         )
@@ -156,7 +159,7 @@ def require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) 
     Raises:
         EngineError: names the opsets.
     """
-    opset, newest = opset_of(model), newest_opset(version)
+    opset, newest = opset_of(model), opset_read(version)
     if opset > newest:
         ours = (
             f"Write it again: trtq quantize ... --opset {newest}, or trtq export ... --target "
@@ -173,42 +176,51 @@ def require_readable(model: onnx.ModelProto, version: Version, spec: BuildSpec) 
 
 
 def refuse_missing_kernels(model: onnx.ModelProto, target: Target, pairs: int) -> None:
-    """Raise where a Q/DQ model meets a GPU without INT8 or without FP8 arithmetic."""
-    if pairs and target.sm in NO_INT8:
-        raise EngineError(
-            f"Cannot build a Q/DQ model for {target.device}",
-            f"compute capability {target.capability} has no INT8 arithmetic",
-            "Add --fallback for the FP16 engine of the same model, or build model.fp32.onnx "
+    """Refuse a Q/DQ model for a GPU without INT8 or FP8 arithmetic.
+
+    Raises:
+        EngineError: names the format and the alternative.
+    """
+    if pairs:
+        target.require(
+            "INT8",
+            doing="build",
+            hint="Add --fallback for the FP16 engine of the same model, or build model.fp32.onnx "
             "with --precision fp16",
+            error=EngineError,
         )
-    if target.sm < FIRST_FP8 and any(
-        t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in model.graph.initializer
-    ):
-        raise EngineError(
-            f"Cannot build an FP8 model for {target.device}",
-            f"compute capability {target.capability} has no FP8 arithmetic",
-            "Allocate again without fp8, or build for compute capability "
-            f"{FIRST_FP8 // 10}.{FIRST_FP8 % 10} and later",
+    if any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in model.graph.initializer):
+        target.require(
+            "FP8",
+            doing="build",
+            hint="Allocate again without fp8, or build for compute capability "
+            f"{capabilities_with('FP8')}",
+            error=EngineError,
         )
 
 
 def refuse_silent_failures(
     model: onnx.ModelProto, pairs: int, backend: str, target: Target, spec: BuildSpec
 ) -> None:
-    """Raise where the builder would succeed and the engine not be what it is called."""
-    if pairs and target.sm == 75 and backend == "tensorrt-rtx":
+    """Refuse what TensorRT for RTX would build and not compute as asked.
+
+    Raises:
+        EngineError: names what it would do, and the alternative.
+    """
+    if backend != RTX or not target.facts.rtx:
+        return
+    if pairs and "INT8" not in target.facts.rtx:
         raise EngineError(
             f"Refusing to build a Q/DQ model for {target.device} with TensorRT-RTX",
-            "its INT8 convolutions for compute capability 7.5 are computed in float without a "
-            "word: the engine would be called INT8 and not be it",
+            f"its INT8 convolutions for compute capability {target.capability} are computed in "
+            "float without a word: the engine would be called INT8 and not be it",
             "Build the float model (model.fp32.onnx with --precision fp16), or build with full "
             "TensorRT on that device",
         )
-    if target.sm == 75 and backend == "tensorrt-rtx" and spec.precision == "fp32":
-        matmuls = [n.name for n in model.graph.node if n.op_type in FLOAT_MATMULS]
-        if matmuls:
-            raise EngineError(
-                f"TensorRT-RTX has no FP32 matrix product for {target.device}",
-                f"the model has {len(matmuls)} of them, the first is {matmuls[0]}",
-                "Add --precision fp16",
-            )
+    matmuls = [n.name for n in model.graph.node if n.op_type in FLOAT_MATMULS]
+    if spec.precision == "fp32" and "FP32" not in target.facts.rtx and matmuls:
+        raise EngineError(
+            f"TensorRT-RTX has no FP32 matrix product for {target.device}",
+            f"the model has {len(matmuls)} of them, the first is {matmuls[0]}",
+            "Add --precision fp16",
+        )

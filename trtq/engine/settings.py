@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+import msgspec
 
 from trtq.artifact import sha256_bytes
-from trtq.engine.targets import Target
-from trtq.engine.versions import NOT_IN_RTX, Version, offers, shown
 from trtq.errors import EngineError
+from trtq.platform.catalogue import dotted
+from trtq.platform.releases import Runtime, Version, offers
+from trtq.platform.target import Target
 from trtq.specs import BuildOptions
 
+RTX = "tensorrt-rtx"  # the builder of TensorRT for RTX
+AMPERE = 80  # the oldest of --hardware-compatible ampere+
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 
 
@@ -49,6 +54,15 @@ class Settings:
         return offers("typed", version) and self.calibration is None
 
 
+class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An input or an output of an engine; an open dimension is -1."""
+
+    name: str = ""
+    dtype: str = ""
+    shape: list[int] = []
+    mode: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """An engine, and what its builder said.
@@ -66,7 +80,7 @@ class Built:
 
     plan: bytes
     version: str
-    tensors: list[dict[str, Any]]
+    tensors: list[TensorRow]
     log: list[str]
     numbers: dict[str, float] = field(default_factory=dict)
     layers: bytes | None = None
@@ -100,7 +114,7 @@ class Builder(Protocol):
         """Return what would run: a command line, or Python."""
 
 
-# Option of BuildOptions: the feature of the version table it needs.
+# Option of BuildOptions: the feature of the catalogue that it needs.
 NEEDS: Mapping[str, str] = {
     "optimization_level": "optimization level",
     "version_compatible": "version-compatible engines",
@@ -110,19 +124,12 @@ NEEDS: Mapping[str, str] = {
 }
 
 
-def require_dla(core: int, target: Target) -> None:
-    """Refuse a DLA core where there is none.
-
-    Raises:
-        EngineError: names the device.
-    """
-    if not target.dla:
-        raise EngineError(
-            f"Cannot build for DLA core {core}", f"{target.device} has no DLA", "Leave --dla out"
-        )
+def runtime_of(builder: Builder) -> Runtime:
+    """Return what reads the files that a builder is given, and runs its engines."""
+    return Runtime(rtx=True) if builder.name == RTX else Runtime(builder.version)
 
 
-def require_offered(options: BuildOptions, builder: Builder, target: Target) -> None:
+def require_offered(options: BuildOptions, runtime: Runtime, target: Target) -> None:
     """Refuse what this release or this device does not have, before anything is built.
 
     Raises:
@@ -130,21 +137,19 @@ def require_offered(options: BuildOptions, builder: Builder, target: Target) -> 
     """
     unset = BuildOptions()
     for name, feature in NEEDS.items():
-        rtx = builder.name == "tensorrt-rtx"
-        there = feature not in NOT_IN_RTX if rtx else offers(feature, builder.version)
-        if getattr(options, name) != getattr(unset, name) and not there:
-            option, who = (
-                f"--{name.replace('_', '-')}",
-                "TensorRT for RTX" if rtx else f"TensorRT {shown(builder.version)}",
+        if getattr(options, name) != getattr(unset, name):
+            option = f"--{name.replace('_', '-')}"
+            target.require(
+                feature,
+                doing="build with",
+                called=option,
+                hint=f"Leave {option} out",
+                runtime=runtime,
+                error=EngineError,
             )
-            raise EngineError(
-                f"Cannot build with {option}", f"{who} has no {feature}", f"Leave {option} out"
-            )
-    if options.dla is not None:
-        require_dla(options.dla, target)
-    if options.hardware_compatible == "ampere+" and target.sm < 80:
+    if options.hardware_compatible == "ampere+" and target.sm < AMPERE:
         raise EngineError(
             "Cannot build with --hardware-compatible ampere+",
-            f"{target.device} has compute capability {target.capability}, below 8.0",
+            f"{target.device} has compute capability {target.capability}, below {dotted(AMPERE)}",
             "Leave --hardware-compatible out",
         )

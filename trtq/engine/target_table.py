@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from trtq.engine.targets import DEVICES, RTX_AHEAD_OF_TIME, Target, parse_target
-from trtq.engine.versions import FEATURES, LAST, newest_opset, offers, shown
+from trtq.platform.catalogue import board_row, catalogue
+from trtq.platform.releases import offers, opset_read, releases, shown
+from trtq.platform.target import Target
 
 
 class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,20 +43,20 @@ class TargetRow(msgspec.Struct, frozen=True, kw_only=True):
 
 def describe(target: Target) -> TargetRow:
     """Return the row of a target."""
-    release, last = target.release, LAST.get(target.sm)
+    release, last = target.release, target.facts.kernels.last
     return TargetRow(
         name=target.name,
         device=target.device,
         capability=target.capability,
         tensorrt=shown(release) if release else None,
         last=shown(last) if last else None,
-        formats=target.arithmetic,
+        formats=target.formats,
         dla=target.dla,
         opset=target.opset,
-        reads=newest_opset(release) if release else None,
+        reads=opset_read(release) if release else None,
         typed=offers("typed", release) if release else None,
-        features=tuple(f for f in FEATURES if offers(f, release)) if release else (),
-        here=target.sm in RTX_AHEAD_OF_TIME,
+        features=tuple(f for f in releases().features if offers(f, release)) if release else (),
+        here=bool(target.facts.rtx),
     )
 
 
@@ -65,7 +66,8 @@ def list_targets(asked: str | None = None) -> list[TargetRow]:
     Raises:
         UsageError: it is unknown.
     """
-    return [describe(parse_target(name)) for name in ([asked] if asked is not None else DEVICES)]
+    names = [asked] if asked is not None else list(catalogue().targets)
+    return [describe(Target.parse(name)) for name in names]
 
 
 def reads(row: TargetRow) -> str:
@@ -74,3 +76,18 @@ def reads(row: TargetRow) -> str:
         return f"any TensorRT: opset {row.opset}, types in the graph from 10 on"
     kind = "types in the graph" if row.typed else "precision by flags"
     return f"TensorRT {row.tensorrt}: opset {row.opset} (reads up to {row.reads}), {kind}"
+
+
+def board_lines(name: str) -> list[str]:
+    """Return what is known of a board, line by line; nothing for another device."""
+    row = board_row(name)
+    if row is None:
+        return []
+    usual, fastest = row.modes
+    first, last = row.jetpacks
+    cores = f", {row.dla} DLA core{'s' * (row.dla > 1)}" if row.dla else ""
+    return [
+        f"JetPack {first} to {last}{cores}; delivered in power mode {usual}, the fastest is "
+        f"{fastest}",
+        *(f"note: {note}" for note in row.notes),
+    ]

@@ -15,14 +15,16 @@ from pathlib import Path
 from trtq.artifact import scratch
 from trtq.engine.failures import explain
 from trtq.engine.settings import Built, Settings
-from trtq.engine.targets import Target
 from trtq.engine.trtexec_log import read_log
-from trtq.engine.versions import FLAGS, Version, offers, shown, within
 from trtq.engine.worker_process import ended_with
 from trtq.errors import EngineError, MissingExtraError, reason
 from trtq.paths import path_variable
+from trtq.platform.releases import Version, has_flag, offers, releases, shown
+from trtq.platform.target import Target
 from trtq.progress import Progress
+from trtq.specs import BuildOptions
 
+Flag = tuple[str, str | None]  # its name, and its value where it takes one
 WORKSPACE_MIB = 1024
 USUAL_PLACES = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 
@@ -82,7 +84,7 @@ class TrtexecBuilder:
         self.executable, self.version, self.told = executable, version, told
         # Its default of 16 MiB before 8.4 leaves most convolutions without a kernel; later ones
         # take what the device has.
-        self.workspace = WORKSPACE_MIB if version < (8, 4) else None
+        self.workspace = None if has_flag("memPoolSize", version) else WORKSPACE_MIB
 
     def build(self, source: Path, settings: Settings) -> Built:
         """Run trtexec.
@@ -92,7 +94,7 @@ class TrtexecBuilder:
         """
         with scratch("build") as folder:
             plan, report = folder / "plan", folder / "layers.json"
-            report_there = report if within(FLAGS["exportLayerInfo"], self.version) else None
+            report_there = report if has_flag("exportLayerInfo", self.version) else None
             line = self.command(source, plan, settings, report=report_there)
             text, code = self._watch(line)
             log = read_log(text)
@@ -141,70 +143,64 @@ class TrtexecBuilder:
         Raises:
             EngineError: a flag that this version does not have would be needed.
         """
-        options, version = settings.options, self.version
-        given: list[tuple[str, str | None]] = [("onnx", str(source)), ("saveEngine", str(out))]
-        for name, i in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
-            if settings.shapes:
-                given.append(
-                    (
-                        name,
-                        ",".join(
-                            f"{k}:{'x'.join(map(str, v[i]))}" for k, v in settings.shapes.items()
-                        ),
-                    )
-                )
-        given += self._precision(settings)
-        if settings.calibration is not None:
-            given.append(("calib", str(settings.calibration)))
-        if version < (8, 4):
-            given.append(("workspace", str(settings.workspace or WORKSPACE_MIB)))
-        elif (
-            settings.workspace is not None
-        ):  # a plain number of MiB means the same in every release, a suffix does not
-            given.append(("memPoolSize", f"workspace:{settings.workspace}"))
-        if options.timing_cache is not None:
-            given.append(("timingCacheFile", options.timing_cache))
-        if options.optimization_level is not None:
-            given.append(("builderOptimizationLevel", str(options.optimization_level)))
-        if options.dla is not None:
-            given += [
-                ("useDLACore", str(options.dla)),
-                *([("allowGPUFallback", None)] if options.gpu_fallback else []),
-            ]
-        given += [("versionCompatible", None)] * options.version_compatible + [
-            ("stripWeights", None)
-        ] * options.strip_weights
-        if options.hardware_compatible != "none":
-            given.append(("hardwareCompatibilityLevel", options.hardware_compatible))
-        if version >= FLAGS["profilingVerbosity"][0]:
-            given.append(("profilingVerbosity", "detailed"))
-        if report is not None:
-            given.append(("exportLayerInfo", str(report)))
-        given.append(
-            ("skipInference" if version >= FLAGS["skipInference"][0] else "buildOnly", None)
-        )
+        given = [
+            ("onnx", str(source)),
+            ("saveEngine", str(out)),
+            *_shapes(settings),
+            *self._precision(settings),
+            *self._memory(settings),
+            *_options(settings.options),
+            *self._afterwards(report),
+        ]
         for name, _ in given:
-            if not within(FLAGS[name], version):
-                first, last = FLAGS[name]
-                raise EngineError(
-                    f"trtexec {shown(version)} has no --{name}",
-                    f"it exists from {shown(first)} to {shown(last) if last else 'today'}",
-                )
+            self._require_flag(name)
         return [
             self.executable,
             *(f"--{name}" if value is None else f"--{name}={value}" for name, value in given),
         ]
 
-    def _precision(self, settings: Settings) -> list[tuple[str, str | None]]:
+    def _require_flag(self, name: str) -> None:
+        """Refuse a flag that this version does not have.
+
+        Raises:
+            EngineError: names the releases that have it.
+        """
+        if not has_flag(name, self.version):
+            first, last = releases().flags[name]
+            raise EngineError(
+                f"trtexec {shown(self.version)} has no --{name}",
+                f"it exists from {shown(first)} to {shown(last) if last else 'today'}",
+            )
+
+    def _memory(self, settings: Settings) -> list[Flag]:
+        """Return the option that limits the scratch memory of a kernel."""
+        if has_flag("workspace", self.version) and not has_flag("memPoolSize", self.version):
+            return [("workspace", str(settings.workspace or WORKSPACE_MIB))]
+        if settings.workspace is None:
+            return []
+        # A plain number of MiB means the same in every release, a suffix does not.
+        return [("memPoolSize", f"workspace:{settings.workspace}")]
+
+    def _afterwards(self, report: Path | None) -> list[Flag]:
+        """Return the options for what follows the build: the layer report, and no inference."""
+        verbose = has_flag("profilingVerbosity", self.version)
+        only = "skipInference" if has_flag("skipInference", self.version) else "buildOnly"
+        return [
+            *[("profilingVerbosity", "detailed")] * verbose,
+            *([("exportLayerInfo", str(report))] if report is not None else []),
+            (only, None),
+        ]
+
+    def _precision(self, settings: Settings) -> list[Flag]:
         """Return the options that set the precision.
 
         Weakly typed networks take flags for it. Networks with types in the graph take none, except
-        for ``--stronglyTyped`` before 11.
+        for ``--stronglyTyped`` as long as there are weakly typed ones.
         """
-        if settings.typed(self.version):  # a deprecated no-op from 11 on
-            return [("stronglyTyped", None)] if self.version < (11, 0) else []
+        if settings.typed(self.version):
+            return [("stronglyTyped", None)] * has_flag("fp16", self.version)
         int8 = settings.quantized or settings.calibration is not None
-        given: list[tuple[str, str | None]] = [
+        given: list[Flag] = [
             *[("int8", None)] * int8,
             *[("fp16", None)] * settings.half,
         ]
@@ -215,6 +211,8 @@ class TrtexecBuilder:
                 ("layerPrecisions", layers),
                 ("layerOutputTypes", layers),
             ]
+        if settings.calibration is not None:
+            given.append(("calib", str(settings.calibration)))
         return given
 
     def keeps(self, node: str) -> bool:
@@ -223,6 +221,32 @@ class TrtexecBuilder:
         It can from 8.4 on, if the node's name has no characters that separate names.
         """
         return offers("precision by layer", self.version) and not set(node) & set(",:*")
+
+
+def _shapes(settings: Settings) -> list[Flag]:
+    """Return the options that give the shapes of dynamic inputs."""
+    if not settings.shapes:
+        return []
+    return [
+        (name, ",".join(f"{k}:{'x'.join(map(str, v[i]))}" for k, v in settings.shapes.items()))
+        for i, name in enumerate(("minShapes", "optShapes", "maxShapes"))
+    ]
+
+
+def _options(options: BuildOptions) -> list[Flag]:
+    """Return the flags of what the user chose, in a fixed order."""
+    level, core = options.optimization_level, options.dla
+    hardware = options.hardware_compatible
+    rows: list[tuple[bool, str, str | None]] = [
+        (options.timing_cache is not None, "timingCacheFile", options.timing_cache),
+        (level is not None, "builderOptimizationLevel", str(level)),
+        (core is not None, "useDLACore", str(core)),
+        (core is not None and options.gpu_fallback, "allowGPUFallback", None),
+        (options.version_compatible, "versionCompatible", None),
+        (options.strip_weights, "stripWeights", None),
+        (hardware != "none", "hardwareCompatibilityLevel", hardware),
+    ]
+    return [(name, value) for given, name, value in rows if given]
 
 
 def _require_device(found: str | None, target: Target) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import msgspec
 
 from trtq.artifact import decode_json
-from trtq.engine.versions import Version
 from trtq.errors import BenchError
+from trtq.platform.releases import Version, releases
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 # trtexec writes "[date] [E] [TRT] ...", TensorRT's own logger in Python "[date] [TRT] [E] ...", the
@@ -100,52 +101,61 @@ class TrtexecLog(msgspec.Struct, frozen=True, kw_only=True):
         return any(r.median > 0 for r in rows) if rows else None
 
 
+VERSION = re.compile(r"(?:\[TRT\] )?TensorRT version: (\d+\.\d+\.\d+)")
+
+
 def read_log(text: str) -> TrtexecLog:
     """Return what a run printed, standard output and error together."""
-    rows: dict[str, Row] = {}
-    numbers: dict[str, float] = {}
-    said: dict[str, list[str]] = {"W": [], "E": [], "F": []}
-    advice, version, device, capability = list[str](), None, None, None
-    found = re.search(r"\[TensorRT v(\d{4,6})\]", text)
-    if found:
-        version = dotted(int(found.group(1)))
-    for line in text.splitlines():
-        stamp = STAMP.match(line)
-        body = line[stamp.end() :].strip() if stamp else line.strip()
-        if stamp and stamp.group(1) in said:
-            said[stamp.group(1)].append(body)
-        if body.startswith("* "):
-            advice.append(body[2:])
-        if (named := re.match(r"(?:\[TRT\] )?TensorRT version: (\d+\.\d+\.\d+)", body)) is not None:
-            version = named.group(1)
-        device = _after(body, "Selected Device: ") or device
-        capability = _after(body, "Compute Capability: ") or capability
-        for name, label in ROWS.items():
-            row = _row(body, label)
-            if row is not None:
-                rows[name] = row
-        for name, pattern, unit in SINGLES:
-            hit = re.search(pattern, body)
-            if (
-                hit is not None
-                and name not in numbers
-                and math.isfinite(value := float(hit.group(1)) * unit)
-            ):
-                numbers[name] = value
+    lines = [_Line.parse(line) for line in text.splitlines()]
+    bodies = [line.body for line in lines]
+    number = re.search(r"\[TensorRT v(\d{4,6})\]", text)
+    named = [m.group(1) for body in bodies if (m := VERSION.match(body)) is not None]
+    graph = re.search(r"Successfully captured CUDA graph|CUDA graph capture succeeded", text)
+    by_level = {
+        level: [line.body for line in lines if line.level == level] for level in ("W", "E", "F")
+    }
     return TrtexecLog(
         passed="&&&& PASSED" in text,
-        version=version,
-        device=device,
-        capability=capability,
-        rows=rows,
-        numbers=numbers,
-        warnings=said["W"],
-        errors=[*said["E"], *said["F"]],
-        advice=advice,
-        cuda_graph=bool(
-            re.search(r"Successfully captured CUDA graph|CUDA graph capture succeeded", text)
-        ),
+        version=named[-1] if named else dotted(int(number.group(1))) if number else None,
+        device=_last(bodies, "Selected Device: "),
+        capability=_last(bodies, "Compute Capability: "),
+        rows={
+            name: row
+            for body in bodies
+            for name, label in ROWS.items()
+            if (row := _row(body, label)) is not None
+        },
+        numbers=_numbers(bodies),
+        warnings=by_level["W"],
+        errors=[*by_level["E"], *by_level["F"]],
+        advice=[body[2:] for body in bodies if body.startswith("* ")],
+        cuda_graph=graph is not None,
     )
+
+
+class _Line(NamedTuple):
+    """A line without its stamp, and the level that the stamp had."""
+
+    level: str
+    body: str
+
+    @classmethod
+    def parse(cls, line: str) -> _Line:
+        stamp = STAMP.match(line)
+        if stamp is None:
+            return cls("", line.strip())
+        return cls(stamp.group(1), line[stamp.end() :].strip())
+
+
+def _numbers(bodies: list[str]) -> dict[str, float]:
+    """Return the single numbers; the first line that has one counts."""
+    numbers: dict[str, float] = {}
+    for body in bodies:
+        for name, pattern, unit in SINGLES:
+            hit = re.search(pattern, body) if name not in numbers else None
+            if hit is not None and math.isfinite(value := float(hit.group(1)) * unit):
+                numbers[name] = value
+    return numbers
 
 
 def dotted(number: int) -> str:
@@ -158,8 +168,10 @@ def dotted(number: int) -> str:
     return f"{number // unit}.{number % unit // 100}.{number % 100}"
 
 
-def _after(body: str, label: str) -> str | None:
-    return body[len(label) :].strip() if body.startswith(label) else None
+def _last(bodies: list[str], label: str) -> str | None:
+    """Return what stands behind a label in the last line with it; None where nothing does."""
+    values = [body[len(label) :].strip() for body in bodies if body.startswith(label)]
+    return next((value for value in reversed(values) if value), None)
 
 
 def _row(body: str, label: str) -> Row | None:
@@ -202,7 +214,8 @@ def read_times(text: str, version: Version, *, warmup_ms: float = 200.0) -> Time
     except msgspec.MsgspecError as exc:
         why = f"{exc}; expected a list of records with computeMs, latencyMs"
         raise BenchError("This is no file of trtexec --exportTimes", why) from exc
-    kept = [r for r in records if version >= (8, 5) or r.start >= warmup_ms]
+    without = releases().forms["exported times without the warm-up"].covers(version)
+    kept = [r for r in records if without or r.start >= warmup_ms]
     return Times(
         compute=[r.compute for r in kept],
         latency=[r.latency for r in kept],

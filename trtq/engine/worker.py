@@ -19,7 +19,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtq.engine.versions import Version, has_api, release_of_module
+import msgspec
+
+from trtq.engine.request import BuildRequest
+from trtq.platform.releases import Version, has_api, release_of_module
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -99,59 +102,75 @@ def _configure(
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
-    asked: dict[str, Any],
+    request: BuildRequest,
     version: Version,
 ) -> None:
-    flags = trt.BuilderFlag
-    if not asked["typed"]:  # the builder chooses the precision of what is not quantized
-        for name in ("FP16", "INT8"):
-            if asked[name.lower()] and has_api(name, version):
-                config.set_flag(getattr(flags, name))
-        if (
-            asked["float_nodes"]
-            and asked["fp16"]
-            and has_api("OBEY_PRECISION_CONSTRAINTS", version)
-        ):
-            config.set_flag(getattr(flags, "OBEY_PRECISION_CONSTRAINTS"))  # noqa: B009
-            kept = set(asked["float_nodes"])
-            for i in range(network.num_layers):
-                layer = network.get_layer(i)
-                if layer.name in kept:
-                    layer.precision = trt.float32
-                    for k in range(layer.num_outputs):
-                        layer.set_output_type(k, trt.float32)
-    if asked["sm"] is not None and has_api("set_compute_capability", version):
+    if not request.typed:
+        _set_precision(network, config, request, version)
+    if request.sm is not None and has_api("set_compute_capability", version):
         ahead: Any = config  # TensorRT for RTX: no GPU needs to be here
         ahead.num_compute_capabilities = 1
         capabilities = getattr(trt, "ComputeCapability")  # noqa: B009
-        ahead.set_compute_capability(getattr(capabilities, f"SM{asked['sm']}"), 0)
-    if asked["workspace"] is not None:
-        size = asked["workspace"] << 20
+        ahead.set_compute_capability(getattr(capabilities, f"SM{request.sm}"), 0)
+    _set_effort(config, request, version)
+    _set_form(config, request, version)
+    if request.report and has_api("profiling_verbosity", version):
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if has_api("progress_monitor", version):
+        config.progress_monitor = _monitor()
+    if request.shapes:
+        profile = builder.create_optimization_profile()
+        for name, sizes in request.shapes.items():
+            profile.set_shape(name, *(trt.Dims(list(s)) for s in sizes))
+        config.add_optimization_profile(profile)
+
+
+def _set_precision(
+    network: trt.INetworkDefinition,
+    config: trt.IBuilderConfig,
+    request: BuildRequest,
+    version: Version,
+) -> None:
+    """Let the builder choose the precision of what is not quantized, but for nodes in float32."""
+    for name, wanted in (("FP16", request.fp16), ("INT8", request.int8)):
+        if wanted and has_api(name, version):
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    kept = set(request.float_nodes)
+    if not (kept and request.fp16 and has_api("OBEY_PRECISION_CONSTRAINTS", version)):
+        return
+    config.set_flag(getattr(trt.BuilderFlag, "OBEY_PRECISION_CONSTRAINTS"))  # noqa: B009
+    for layer in (network.get_layer(i) for i in range(network.num_layers)):
+        if layer.name in kept:
+            layer.precision = trt.float32
+            for k in range(layer.num_outputs):
+                layer.set_output_type(k, trt.float32)
+
+
+def _set_effort(config: trt.IBuilderConfig, request: BuildRequest, version: Version) -> None:
+    """Set how much memory and time the builder may take."""
+    if request.workspace is not None:
+        size = request.workspace << 20
         if has_api("set_memory_pool_limit", version):
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
         else:
             setattr(config, "max_workspace_size", size)  # noqa: B010
-    if asked["level"] is not None and has_api("builder_optimization_level", version):
-        config.builder_optimization_level = asked["level"]
-    if asked["version_compatible"] and has_api("VERSION_COMPATIBLE", version):
+    if request.level is not None and has_api("builder_optimization_level", version):
+        config.builder_optimization_level = request.level
+
+
+def _set_form(config: trt.IBuilderConfig, request: BuildRequest, version: Version) -> None:
+    """Set where the engine will run."""
+    flags = trt.BuilderFlag
+    if request.version_compatible and has_api("VERSION_COMPATIBLE", version):
         config.set_flag(flags.VERSION_COMPATIBLE)
-    if asked["hardware"] == "ampere+" and has_api("hardware_compatibility_level", version):
+    if request.hardware == "ampere+" and has_api("hardware_compatibility_level", version):
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if asked["strip_weights"] and has_api("STRIP_PLAN", version):
+    if request.strip_weights and has_api("STRIP_PLAN", version):
         config.set_flag(flags.STRIP_PLAN)
-    if asked["dla"] is not None:
-        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, asked["dla"]
-        if asked["gpu_fallback"]:
+    if request.dla is not None:
+        config.default_device_type, config.DLA_core = trt.DeviceType.DLA, request.dla
+        if request.gpu_fallback:
             config.set_flag(flags.GPU_FALLBACK)
-    if asked["report"] and has_api("profiling_verbosity", version):
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if has_api("progress_monitor", version):
-        config.progress_monitor = _monitor()
-    if asked["shapes"]:
-        profile = builder.create_optimization_profile()
-        for name, sizes in asked["shapes"].items():
-            profile.set_shape(name, *(trt.Dims(list(s)) for s in sizes))
-        config.add_optimization_profile(profile)
 
 
 def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
@@ -165,16 +184,18 @@ def _read_timing_cache(config: trt.IBuilderConfig, path: Path) -> None:
         config.set_timing_cache(cache, False)
 
 
-def _tensors(network: trt.INetworkDefinition) -> list[dict[str, Any]]:
+def _tensors(network: trt.INetworkDefinition) -> list[dict[str, object]]:
     inputs = [("input", network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [("output", network.get_output(i)) for i in range(network.num_outputs)]
-    found = []
-    for mode, t in (*inputs, *outputs):
-        shape = [t.shape[k] for k in range(len(t.shape))]
-        found.append(
-            {"name": t.name, "dtype": str(t.dtype).rsplit(".", 1)[-1], "shape": shape, "mode": mode}
-        )
-    return found
+    return [
+        {
+            "name": t.name,
+            "dtype": str(t.dtype).rsplit(".", 1)[-1],
+            "shape": [t.shape[k] for k in range(len(t.shape))],
+            "mode": mode,
+        }
+        for mode, t in (*inputs, *outputs)
+    ]
 
 
 def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> None:
@@ -193,31 +214,36 @@ def _report(plan: bytes, logger: trt.ILogger, version: Version, out: Path) -> No
         )
 
 
-def build(request: dict[str, Any]) -> bool:
+def build(request: BuildRequest) -> bool:
     """Build as ``request`` says; True when the plan was written."""
     version, logger = release_of_module(trt), _Logger()
     builder = trt.Builder(logger)
-    network = _create_network(builder, version, typed=request["typed"])
-    if not _parse(network, logger, Path(request["onnx"]).read_bytes()):
+    network = _create_network(builder, version, typed=request.typed)
+    if not _parse(network, logger, Path(request.onnx).read_bytes()):
         return False
     config = builder.create_builder_config()
     _configure(builder, network, config, request, version)
-    if request["timing_cache"] is not None:
-        _read_timing_cache(config, Path(request["timing_cache"]))
+    if request.timing_cache is not None:
+        _read_timing_cache(config, Path(request.timing_cache))
     tensors, layers = _tensors(network), network.num_layers
     made = builder.build_serialized_network(network, config)
     if made is None:
         return False
     plan = bytes(made)
-    Path(request["out"]).write_bytes(plan)
-    if request["timing_cache_out"] is not None and (cache := config.get_timing_cache()) is not None:
-        Path(request["timing_cache_out"]).write_bytes(bytes(cache.serialize()))
-    if request["report"]:
-        _report(plan, logger, version, Path(request["report"]))
+    Path(request.out).write_bytes(plan)
+    if request.timing_cache_out is not None and (cache := config.get_timing_cache()) is not None:
+        Path(request.timing_cache_out).write_bytes(bytes(cache.serialize()))
+    if request.report:
+        _report(plan, logger, version, Path(request.report))
     _emit("done", version=_number(), tensors=tensors, network_layers=layers)
     return True
 
 
+def build_json(text: str) -> bool:
+    """Build as a request in JSON says; True when the plan was written."""
+    return build(msgspec.json.decode(text, type=BuildRequest))
+
+
 if __name__ == "__main__":
     wanted = sys.stdin.read()
-    sys.exit(0 if not wanted or build(json.loads(wanted)) else 1)
+    sys.exit(0 if not wanted or build_json(wanted) else 1)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from trtq.artifact import scratch_file
-from trtq.engine.targets import RTX_AHEAD_OF_TIME, parse_target
+from trtq.platform.target import Target
 from trtq.specs import BuildSpec
 
 RTX = "tensorrt_rtx"
@@ -60,9 +60,11 @@ def start_early(spec: BuildSpec) -> None:
     This happens where the build needs it whatever the file holds. The worker loads TensorRT while
     the file is read.
     """
-    target = parse_target(spec.target)
-    # Q/DQ files for 7.5 need full TensorRT.
-    covered = target.version is None and target.sm in RTX_AHEAD_OF_TIME and target.sm != 75
+    if spec.target is None:  # the file says it
+        return
+    target = Target.parse(spec.target)
+    # Q/DQ files need full TensorRT where TensorRT for RTX computes in float.
+    covered = target.rtx and "INT8" in target.facts.rtx
     if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
         atexit.register(_end_early)

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from trtq.errors import ExportError
 from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
+from trtq.platform.releases import Runtime
 
 Severity = Literal["error", "float", "slow", "note"]
-Version = tuple[int, int]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,30 +46,22 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 COMPUTE = ("Conv", "Gemm", "MatMul")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Reader:
     """Who will read the file.
 
     Attributes:
-        version: of TensorRT; None: any from 10 on.
-        opset: the newest it reads.
+        runtime: that parses it.
         formats: what the hardware multiplies in beside FP32: INT8, FP8 and so on.
         name: for messages.
-        rtx: TensorRT for RTX, whose parser is that of 11 without a library of plugins.
     """
 
-    version: Version | None
-    opset: int
+    runtime: Runtime
     formats: tuple[str, ...]
     name: str
-    rtx: bool = False
-
-    def before(self, version: Version) -> bool:
-        """Whether it is older than ``version``."""
-        return self.version is not None and self.version < version
 
 
-ANY = Reader(version=None, opset=0, formats=("INT8",), name="any")
+ANY = Reader(Runtime(), ("INT8",), "any")
 
 
 class View:

@@ -18,9 +18,9 @@ from trtq.export.ops import OPS
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant, operands
+from trtq.platform.releases import releases
 from trtq.quant.fake_quantize import FAKE_QUANTIZE, LOG_EPSILON, along_axis
 
-IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 FP8_OPSET = 19
 LINEAR = torch.ops.aten.linear.default
 
@@ -65,7 +65,7 @@ def lower(
     return helper.make_model(
         body,
         opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=IR_VERSIONS[opset],
+        ir_version=releases().ir[opset],
         producer_name="trtq",
     )
 

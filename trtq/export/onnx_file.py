@@ -31,6 +31,7 @@ from trtq.magic import HEAD, content_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
 
 METADATA_PREFIX = "trtq."
+TARGET = "target"  # the metadata that says which device a file is for
 PLUGIN_DOMAIN = "trt.plugins"
 LARGEST_PROTOBUF = (1 << 31) - 1
 _MENDS = {
@@ -47,7 +48,15 @@ METADATA: dict[str, Any] = {
     "float_nodes": dict[str, str],
     "answer": str | None,
     "classes": list[str] | None,
+    TARGET: str | None,
 }  # types of what trtq stores in ONNX files
+
+
+def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy that can be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def set_metadata_(model: onnx.ModelProto, values: Mapping[str, Any]) -> None:
@@ -94,8 +103,7 @@ def check_onnx(model: onnx.ModelProto, name: str) -> None:
     Raises:
         ExportError: the ONNX checker refuses it.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     opset = opset_of(model)
     for node in all_nodes(copy):
         if node.domain in ("", "ai.onnx") and not onnx.defs.has(

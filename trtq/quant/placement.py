@@ -14,6 +14,7 @@ from torch import fx
 from trtq.errors import EncodingsError, UsageError, suggest
 from trtq.graph.naming import MATMULS, TRANSPOSED, is_softmax, module_name, node_name
 from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.platform.target import Target
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 
@@ -94,6 +95,15 @@ TENSORRT: tuple[Rule, ...] = (
     Rule("matmul", 1, "rhs"),
     Rule("add", -1, "residual"),
 )
+
+
+# By the name that the catalogue of platforms gives a compute capability.
+RULES: Mapping[str, tuple[Rule, ...]] = {"tensorrt": TENSORRT}
+
+
+def rules_for(target: Target | None) -> tuple[Rule, ...]:
+    """Return the rules that place quantizers for a target, or for any of TensorRT without one."""
+    return TENSORRT if target is None else RULES[target.placement]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -44,6 +44,13 @@ class BitConfig(msgspec.Struct, frozen=True, kw_only=True, order=True):
         return self.weight < 16
 
     @property
+    def computed_in(self) -> str:
+        """The format that a device must multiply in for it."""
+        if self.fp8:
+            return "FP8"
+        return "INT8" if self.quantized and self.input <= 8 else "FP16"
+
+    @property
     def bits(self) -> LayerBits | None:
         """As placement takes it; None for a layer in float."""
         if not self.quantized:

@@ -202,15 +202,16 @@ def option_words(field: str, value: Any) -> list[str]:
         return [option if value else f"--no-{option[2:]}"]
     if isinstance(value, dict):
         return [w for k, v in value.items() for w in (option, f"{k}={v}")]
-    if isinstance(value, (list, tuple)):
-        if all(isinstance(v, str) for v in value):
-            return [w for v in value for w in (option, v)]
-        sep = {"input_size": "x", "batch": ":"}.get(field, ",")
-        return [
-            option,
-            sep.join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in value),
-        ]
-    return [option, str(value)]
+    if not isinstance(value, (list, tuple)):
+        return [option, str(value)]
+    if all(isinstance(v, str) for v in value):
+        return [w for v in value for w in (option, v)]
+    separator = {"input_size": "x", "batch": ":"}.get(field, ",")
+    return [option, separator.join(map(_number_text, value))]
+
+
+def _number_text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def changed_words(spec: Spec, *without: str) -> list[str]:

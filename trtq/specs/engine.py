@@ -167,12 +167,13 @@ class BuildSpec(BuildOptions, frozen=True, kw_only=True):
 
     onnx: Annotated[str, PathDoc(description="The ONNX file.")]
     target: Annotated[
-        str,
+        str | None,
         Doc(
             description="A device (trtq targets lists them) or a compute capability (sm86), @ a "
-            "TensorRT version where it matters: nano@8.2."
+            "TensorRT version where it matters: nano@8.2. Default: the target that the file was "
+            "written for."
         ),
-    ]
+    ] = None
     out: Annotated[
         str,
         PathDoc(

@@ -185,37 +185,38 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(2 <= b <= 8 for b in self.lower_bits) or list(self.lower_bits) != sorted(
-            self.lower_bits, reverse=True
+        self._require_lower_bits()
+        entropy = self.loss is None and self.distill < 1.0
+        cross = "the cross-entropy: no --loss, and --distill below 1"
+        for given, option, possible, needed in (
+            (self.freeze_bn is not None, "--freeze-bn", self._keeps_norms, "--batch-norm kept"),
+            (bool(self.val_masks), "--val-masks", self.val is not None, "--val"),
+            (self.worst is not None, "--worst", self.sensitivity is not None, "--sensitivity"),
+            (self.class_weights != "none", "--class-weights", entropy, cross),
         ):
+            if given and not possible:
+                raise UsageError(f"{option} needs {needed}")
+
+    @property
+    def _keeps_norms(self) -> bool:
+        return self.batch_norm == "kept"
+
+    def _require_lower_bits(self) -> None:
+        """Refuse widths that do not fall, or that leave no epoch for the last ones.
+
+        Raises:
+            UsageError: names the option.
+        """
+        bits = list(self.lower_bits)
+        if not all(2 <= b <= 8 for b in bits) or bits != sorted(bits, reverse=True):
             raise UsageError(
-                f"Cannot use --lower-bits {','.join(map(str, self.lower_bits))}",
+                f"Cannot use --lower-bits {','.join(map(str, bits))}",
                 "expected falling numbers from 8 to 2",
                 "Write 8,6",
             )
-        if len(self.lower_bits) >= self.epochs:
+        if len(bits) >= self.epochs:
             why = (
-                f"{len(self.lower_bits)} of {self.epochs} epochs would be at wider widths, and "
-                "none at their own"
+                f"{len(bits)} of {self.epochs} epochs would be at wider widths, and none at "
+                "their own"
             )
             raise UsageError("Cannot use --lower-bits", why, "Give more --epochs")
-        for needed, name, given in (
-            (
-                self.batch_norm == "kept",
-                "--batch-norm kept",
-                "--freeze-bn" if self.freeze_bn is not None else None,
-            ),
-            (self.val is not None, "--val", "--val-masks" if self.val_masks else None),
-            (
-                self.sensitivity is not None,
-                "--sensitivity",
-                "--worst" if self.worst is not None else None,
-            ),
-            (
-                self.loss is None and self.distill < 1.0,
-                "the cross-entropy: no --loss, and --distill below 1",
-                "--class-weights" if self.class_weights != "none" else None,
-            ),
-        ):
-            if given is not None and not needed:
-                raise UsageError(f"{given} needs {name}")

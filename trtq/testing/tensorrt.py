@@ -22,7 +22,7 @@ from trtq.testing.trtexec import DEFAULT_WORKSPACE, trouble
 
 MAGIC = b"no plan of TensorRT\n"
 NEWEST = (99, 0)
-# Independent of trtq.engine.versions on purpose: facts, section 3. Name: first and last release
+# Independent of trtq.platform on purpose: facts, section 3. Name: first and last release
 # that have it.
 NAMES = {
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": ((8, 0), (10, 16)),

@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-# Independent of trtq.engine.versions on purpose: from facts, the flags a build may use, by the
+# Independent of trtq.platform on purpose: from facts, the flags a build may use, by the
 # digits of the version.
 ALWAYS = (
     "onnx saveEngine loadEngine minShapes optShapes maxShapes shapes timingCacheFile useDLACore "

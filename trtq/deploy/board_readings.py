@@ -1,0 +1,258 @@
+"""What a board's readings and trtexec's log say: times, load, memory, energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from trtq.agent import Watch
+from trtq.artifact import decode_json
+from trtq.bench.record import Energy, Load, Memory, Phase, Timing
+from trtq.bench.statistics import Values
+from trtq.deploy.answers import ClocksDict, Number, Result, Step
+from trtq.deploy.board import Board
+from trtq.deploy.stream import MIB, gunzip
+from trtq.engine.trtexec_log import TrtexecLog, read_times
+from trtq.errors import BoardError, reason
+
+WARMUP_MS = 2000
+SETTLE_S, ENERGY_WINDOW_S, EDGE_S = 2.0, 20.0, 0.2
+STILL_PINNED = 0.9  # a dip of a per cent is sampling noise
+MIN_READINGS = 50  # INA3221 settles within some hundred ms; five a second over 20 s leave a hundred
+MOST_MS = 1e7  # of one request
+LIMITS = (
+    "the carrier board is not in it",
+    "one step of the sensor is 40 to 150 mW",
+    "idle power is that of the board without the model",
+    "one window: there is no range",
+    "trtexec spins on one CPU core while it waits: that power is in it",
+)
+SUM_LIMIT = "a sum of monitored rails is less than what the board draws"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one job on the board gave.
+
+    Attributes:
+        result: of the agent.
+        log: what trtexec printed in the timed run, ``loads`` in the loads before it.
+        ms: GPU time of each request.
+        seen: the agent's readings by column.
+    """
+
+    result: Result
+    log: TrtexecLog
+    loads: list[TrtexecLog]
+    ms: Values
+    seen: dict[str, Values]
+
+    @property
+    def timed(self) -> Step:
+        """The step that was measured."""
+        return self.result["steps"][-1]
+
+    @property
+    def starts(self) -> list[Step]:
+        """The steps that only loaded the engine."""
+        return self.result["steps"][:-1]
+
+
+def read_milliseconds(path: Path, board: Board) -> Values:
+    """Return the GPU time of each request.
+
+    Raises:
+        BoardError: the file holds no usable times.
+    """
+    text = gunzip(path, board.name).decode("utf-8", "replace")
+    times = read_times(text, board.release, warmup_ms=WARMUP_MS)
+    ms = np.asarray(times.compute, dtype=np.float64)
+    if not len(ms) or not (ms > 0).all() or not (ms < MOST_MS).all():
+        raise BoardError(
+            f"Cannot read the times of {board.name}",
+            f"{len(ms)} times, expected some between 0 and {MOST_MS:g} ms",
+        )
+    return ms
+
+
+class _Readings(msgspec.Struct):
+    columns: list[str]
+    rows: list[
+        tuple[
+            Number | None, Number | None, Number | None, Number | None, Number | None, Number | None
+        ]
+    ]
+
+
+def read_readings(path: Path, name: str) -> dict[str, Values]:
+    """Return the agent's readings by column; NaN where there was none."""
+    try:
+        data = decode_json(gunzip(path, name, 64 * MIB), _Readings)
+    except msgspec.MsgspecError as exc:
+        raise BoardError(f"Cannot read the readings of {name}", reason(exc)) from exc
+    if data.columns != list(Watch.COLUMNS):
+        raise BoardError(
+            f"Cannot read the readings of {name}",
+            f"it has {', '.join(data.columns)[:200]}, not {', '.join(Watch.COLUMNS)}",
+        )
+    rows = np.asarray(
+        [[np.nan if v is None else v for v in r] for r in data.rows], dtype=np.float64
+    ).reshape(-1, len(data.columns))
+    return {name: rows[:, i] for i, name in enumerate(data.columns)}
+
+
+def load_of(starts: list[Step], logs: list[TrtexecLog], gpu: Timing) -> list[Load]:
+    """Return the load times of an engine.
+
+    A load lasts from the start of the process until it begins to infer. Deserializing is separate
+    where trtexec reports it.
+    """
+    whole = [
+        1e3 * (s["marks"]["inference"] - s["begin"]) for s in starts if "inference" in s["marks"]
+    ]
+    if not whole:
+        return []
+    apart = [1e3 * log.numbers["deserialized_s"] for log in logs if "deserialized_s" in log.numbers]
+    phases = [_phase("deserialize", apart)] if len(apart) == len(whole) else []
+    rest = [w - a for w, a in zip(whole, apart, strict=True)] if phases else whole
+    phases.append(
+        _phase(
+            "process, libraries, reading, context" if phases else "process up to inference", rest
+        )
+    )
+    second = Phase(
+        name="next request (GPU time)", median=gpu.median.value or 0.0, low=gpu.min, high=gpu.max
+    )
+    return [
+        Load(
+            cache="warm",
+            phases=phases,
+            total=_phase("inference begins", whole),
+            second=second,
+            processes=len(whole),
+            lazy="as the board has it",
+        )
+    ]
+
+
+def _phase(name: str, values: list[float]) -> Phase:
+    return Phase(name=name, median=float(np.median(values)), low=min(values), high=max(values))
+
+
+def slowest_pinned(seen: dict[str, Values], timed: Step, clocks: ClocksDict) -> float | None:
+    """Return the share by which the pinned GPU clock fell under load.
+
+    The result is None where it did not fall or is not pinned.
+    """
+    top = clocks["gpu"].get("max_freq")
+    inside = seen["gpu_hz"][
+        (seen["t"] >= timed["marks"].get("inference", timed["begin"])) & (seen["t"] <= timed["end"])
+    ]
+    inside = inside[~np.isnan(inside)]
+    if not clocks["pinned"] or not top or not len(inside):
+        return None
+    share = float(np.median(inside)) / top
+    return share if share < STILL_PINNED else None
+
+
+def memory_of(
+    timed: Step, starts: list[Step], seen: dict[str, Values], log: TrtexecLog, shape: list[int]
+) -> tuple[Memory | None, str]:
+    """Return how much the shared memory of CPU and GPU grew while the engine ran.
+
+    The reference is the memory in use just before the first load.
+    """
+    t, ram = seen["t"], seen["ram_bytes"]
+    before = ram[(t < starts[0]["begin"]) & ~np.isnan(ram)]
+    during = ram[(t >= timed["begin"]) & (t <= timed["end"]) & ~np.isnan(ram)]
+    if not len(before) or not len(during):
+        return None, "the board's memory could not be read beside the run"
+    growth = int(during.max() - np.median(before))
+    if growth <= 0:
+        return (
+            None,
+            "the board's used memory did not grow while it ran: something else gave memory back",
+        )
+    whole = (
+        "growth of the board's used memory, CPU and GPU together, trtexec and CUDA's libraries "
+        "included"
+    )
+    sizes = {k: int(v) for k, v in log.numbers.items() if k.endswith("_bytes") and 0 <= v < 1 << 50}
+    weights, activations = (
+        sizes.get("weights_bytes"),
+        sizes.get("activation_bytes", sizes.get("context_bytes")),
+    )
+    return Memory(
+        weights=weights,
+        activations=activations,
+        io=4 * int(np.prod(shape)),
+        process=growth,
+        process_peak=growth,
+        device=growth,
+        sources={
+            "process": whole,
+            "device": whole,
+            "weights": "trtexec's log",
+            "activations": "trtexec's log",
+            "io": "float32 input",
+        },
+    ), ""
+
+
+def energy_of(run: Run, batch: int) -> tuple[Energy | None, str]:
+    """Return the energy per image, or why there is none.
+
+    It is the mean power over the timed run without its edges, divided by the images served per
+    second.
+    """
+    timed, watch, t, mw = run.timed, run.result["watch"], run.seen["t"], run.seen["mw"]
+    rate = run.log.numbers.get("throughput_qps")
+    if watch["failed"]:
+        return None, watch["failed"]
+    there = ~np.isnan(mw)
+    if not there.any():
+        return None, watch["scope"] or "the board has no power rails that can be read"
+    if rate is None or not 0 < rate < 1e9 or "inference" not in timed["marks"]:
+        return None, "trtexec did not say when inference began, or how many requests it served"
+    inside, idle = (there & part for part in _windows(timed, t))
+    if inside.sum() < 2 or idle.sum() < 2:
+        counts = f"{int(inside.sum())} readings under load and {int(idle.sum())} idle"
+        return None, f"{counts} are too few"
+    if not (np.diff(t[inside]) > 0).all():
+        return None, "the times of the readings do not grow"
+    window, readings, images = float(t[inside][-1] - t[inside][0]), int(inside.sum()), rate * batch
+    power = float(np.trapezoid(mw[inside], t[inside]) / window) / 1e3
+    rest = float(np.mean(mw[idle])) / 1e3
+    short = readings < MIN_READINGS or window < 0.8 * ENERGY_WINDOW_S
+    reasons = [f"too short to measure: {readings} readings in {window:.1f} s"] * short
+    summed = watch["scope"].startswith("sum")
+    return Energy(
+        meter=watch["source"],
+        scope=watch["scope"],
+        method="power integrated",
+        load="trtexec, requests one after another",
+        gross_j=power / images,
+        net_j=(power - rest) / images,
+        low_j=power / images,
+        high_j=power / images,
+        power_w=power,
+        idle_w=rest,
+        images_per_s=images,
+        window_s=window,
+        repeats=1,
+        readings=readings,
+        valid=not reasons,
+        reasons=reasons,
+        limits=[*LIMITS, *[SUM_LIMIT] * summed],
+    ), ""
+
+
+def _windows(timed: Step, t: Values) -> tuple[np.ndarray, np.ndarray]:
+    """Return which readings are of the timed run without its edges, and which of the idle board."""
+    begin = timed["marks"]["inference"] + SETTLE_S
+    end = timed["marks"].get("end", timed["end"]) - EDGE_S
+    before = (t > timed["begin"] - ENERGY_WINDOW_S + SETTLE_S) & (t < timed["begin"] - EDGE_S)
+    return (t >= begin) & (t <= end), before | (t > timed["end"] + SETTLE_S)

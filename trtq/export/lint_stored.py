@@ -1,0 +1,107 @@
+"""Rules for stored codes that TensorRT refuses: INT32 biases, weights without a QuantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from trtq.export.lint_view import (
+    Finding,
+    View,
+    add_named,
+    dequantized,
+    in_blocks,
+    named,
+    replace_node_,
+)
+from trtq.onnx_walk import axis_of
+from trtq.platform.releases import releases
+
+
+def int32_bias(view: View) -> Iterator[Finding]:
+    """L09: INT32 bias with a DequantizeLinear."""
+    for node in _int32(view):
+        why = "an INT32 bias with a DequantizeLinear, which every TensorRT rejects"
+        mend = "Keep biases in float (QuantizeBias=False)"
+        yield Finding(
+            rule="L09",
+            severity="error",
+            where=named(node),
+            why=why,
+            mend=mend,
+            repairable=readable(view, node),
+        )
+
+
+def _int32(view: View) -> list[onnx.NodeProto]:
+    return [n for n in view.nodes("DequantizeLinear") if _stored_as(view, n) == np.int32]
+
+
+def _stored_as(view: View, node: onnx.NodeProto) -> np.dtype | None:
+    """Return the type of the codes that a DequantizeLinear reads from constants.
+
+    Returns None for computed codes.
+    """
+    codes = view.value(node.input[0])
+    return codes.dtype if codes is not None else None
+
+
+def readable(view: View, node: onnx.NodeProto) -> bool:
+    """Whether the values of stored codes can be written as a constant."""
+    return not in_blocks(node) and view.value(node.input[1]) is not None
+
+
+def fix_int32_bias(view: View) -> int:
+    """Repair L09 and return at how many places."""
+    found = [n for n in _int32(view) if readable(view, n)]
+    for node in found:
+        replace_node_(view, node, dequantized(view, node))
+    return len(found)
+
+
+def stored_weights(view: View) -> Iterator[Finding]:
+    """L10: stored INT8 weights before TensorRT 10."""
+    feature = "stored INT8 weights"
+    if not view.reader.runtime.lacks(feature):
+        return
+    span = releases().features[feature].words
+    for node in view.nodes("DequantizeLinear"):
+        if _stored_as(view, node) in (np.int8, np.uint8):
+            why = f"{feature} with a DequantizeLinear alone, which TensorRT takes {span}"
+            mend, can = "Float weights in front of Q and DQ", readable(view, node)
+            yield Finding(
+                rule="L10", severity="error", where=named(node), why=why, mend=mend, repairable=can
+            )
+
+
+def fix_stored_weights(view: View) -> int:
+    """Repair L10 and return at how many places."""
+    found = [
+        n
+        for n in view.nodes("DequantizeLinear")
+        if _stored_as(view, n) in (np.int8, np.uint8) and readable(view, n)
+    ]
+    for node in found:
+        value = dequantized(view, node)
+        if (
+            _stored_as(view, node) == np.uint8
+        ):  # no INT8 codes hold it: its values stay, its pair is removed
+            replace_node_(view, node, value)
+            continue
+        name = add_named(view, f"{node.output[0]}/float", value)
+        made = helper.make_node(
+            "QuantizeLinear",
+            [name, *node.input[1:]],
+            [f"{node.output[0]}/codes"],
+            name=f"{node.name or node.output[0]}/Q",
+        )
+        axis = axis_of(node)
+        if axis is not None:
+            made.attribute.append(helper.make_attribute("axis", axis))
+        node.input[0] = made.output[0]
+        place = next(i for i, n in enumerate(view.graph.node) if n == node)
+        view.graph.node.insert(place, made)
+    return len(found)
