@@ -28,8 +28,8 @@ from trtq.errors import (
     ParityError,
     UsageError,
 )
+from trtq.export.divergence import first_divergence
 from trtq.export.onnx_file import get_metadata
-from trtq.export.parity import first_divergence
 from trtq.graph.capture import capture
 from trtq.models.load import load_model
 from trtq.quant.observe import observe

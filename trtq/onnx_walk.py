@@ -16,22 +16,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-# Ops that reorder values and change none.
-REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
-# Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
+from trtq import ops
+
+REORDER = ops.onnx_types(trait="reorder")
+# A layer behind them still computes in INT8 when its Q/DQ pair is in front of them: plans of
 # TensorRT for RTX 1.7.1 were read for each.
-MOVES = (
-    *REORDER,
-    "Slice",
-    "Split",
-    "MaxPool",
-    "Pad",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "Gather",
-    "Expand",
-    "Tile",
-)
+MOVES = ops.onnx_types(trait="moves")
 _FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
     ("UINT4", "INT4", "FLOAT4E2M1"),
     (
@@ -64,16 +54,9 @@ BITS: dict[int, int] = {
     if n in TensorProto.DataType.keys()  # noqa: SIM118
 }
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-QDQ = ("QuantizeLinear", "DequantizeLinear")
-# Ops that are never evaluated: their result is not a function of their operands.
-RANDOM = (
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-)
+QDQ = ops.onnx_types("quantize")
+# Never evaluated: their result is not a function of their operands.
+RANDOM = ops.onnx_types(trait="random")
 LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
 

@@ -22,9 +22,9 @@ from trtq.commands.analyze import AnalyzeRecord
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
+from trtq.quant.formats import FP16, BitConfig, read_options
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
-from trtq.search.options import FP16, BitConfig, read_option, read_options
 from trtq.specs import AllocateSpec
 
 MOST_POINTS = 200
@@ -155,7 +155,7 @@ def decide(
                 "allowed",
             )
     done = STRATEGIES[spec.strategy](choices, labels, {b: v - fixed[b] for b, v in budgets.items()})
-    chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
+    chosen = {n: BitConfig.parse(done.options[c.name]) for c in choices for n in c.layers}
     step = max(1, -(-len(done.front) // MOST_POINTS))
     return AllocateRecord(
         schema=SCHEMA,

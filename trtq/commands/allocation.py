@@ -12,7 +12,7 @@ import msgspec
 
 from trtq.artifact import SCHEMA, check_record, read_json
 from trtq.errors import ArtifactError
-from trtq.search.options import BitConfig, read_option
+from trtq.quant.formats import BitConfig
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class AllocateRecord(msgspec.Struct, frozen=True, kw_only=True):
         for layer in self.layers:
             counts[layer.option] = counts.get(layer.option, 0) + 1
         widths = ", ".join(
-            f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: read_option(c[0]))
+            f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: BitConfig.parse(c[0]))
         )
         costs = ", ".join(
             f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items() if self.full[b]
@@ -124,4 +124,4 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, BitConfig]:
             f"its weights are {str(made_for)[:12]}, this model's are {weights_sha256[:12]}",
             "Run trtq analyze and trtq allocate on this model",
         )
-    return {layer.name: read_option(layer.option) for layer in record.layers}
+    return {layer.name: BitConfig.parse(layer.option) for layer in record.layers}

@@ -43,8 +43,8 @@ from trtq.known_records import known
 from trtq.models.user_code import import_named, source_digest
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
+from trtq.quant.formats import BitConfig
 from trtq.report.figures import training_figure
-from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Examples, Trainer

@@ -10,7 +10,7 @@ from torch import fx
 
 from trtq.cost.count import LayerCost, count_layers, list_kernels, list_ops
 from trtq.cost.ops import Kernel
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.quant.placement import place
 
 

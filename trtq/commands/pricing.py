@@ -11,10 +11,10 @@ from trtq.commands.layer_costs import Outline
 from trtq.cost.devices import find_device
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
-from trtq.cost.roofline import Widths, predict
+from trtq.cost.roofline import predict
 from trtq.errors import UsageError, suggest
+from trtq.quant.formats import FULL, HALF, BitConfig
 from trtq.search.budgets import LATENCY, NAMES
-from trtq.search.options import FULL, HALF, BitConfig
 
 
 class Pricing:
@@ -67,7 +67,7 @@ class Pricing:
         return 0.0
 
     def _milliseconds(self, kernel: Kernel, budget: str, option: BitConfig) -> float:
-        widths = Widths(option.weight, option.input, option.fp8)
+        widths = BitConfig(option.weight, option.input, option.fp8)
         return predict(kernel, self.devices[budget], widths).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[BitConfig]) -> tuple[dict[str, float], dict[str, float]]:

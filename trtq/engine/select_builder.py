@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx
 
+from trtq import ops
 from trtq.engine.python_api import PythonBuilder, installed_version
 from trtq.engine.settings import Builder
 from trtq.engine.targets import NO_INT8, RTX_AHEAD_OF_TIME, Target
@@ -19,7 +20,7 @@ from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
 FIRST_FP8 = 89
-FLOAT_MATMULS = ("MatMul", "Gemm")
+FLOAT_MATMULS = ops.onnx_types("linear", "matmul")
 
 
 def _wanted(

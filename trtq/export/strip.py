@@ -9,23 +9,13 @@ from collections.abc import Collection
 
 import onnx
 
+from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
-from trtq.onnx_walk import QDQ, REORDER, all_nodes, rename_, scopes
+from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
 
 # What may lie between the halves of a pair: it moves codes as it moves values.
-BETWEEN = (
-    *REORDER,
-    "Slice",
-    "Split",
-    "Gather",
-    "Expand",
-    "Tile",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "MaxPool",
-    "Concat",
-)
+BETWEEN = ops.onnx_types(trait="moves_codes")
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtq.errors import UsageError, suggest
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, MethodContext
 
 # Name: module, and the variable where it is not METHOD. The order is the order they act in. Help
 # needs no import of them.
@@ -85,13 +85,13 @@ def choose(
     ]
 
 
-def require_fit(method: Method, bench: Workbench) -> None:
+def require_fit(method: Method, context: MethodContext) -> None:
     """Raise when the method has nothing to do on this model.
 
     Raises:
         UsageError: says why, and what fits.
     """
-    reason = method.not_applicable_reason(bench)
+    reason = method.not_applicable_reason(context)
     if reason is not None:
         raise UsageError(
             f"The method {method.name} does not fit this model",

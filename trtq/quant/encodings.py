@@ -20,7 +20,7 @@ from torch import fx
 
 from trtq.artifact import SCHEMA, decode_json, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError, UsageError, reason
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.quant.formats import Format
 
 CONSTANT, AMIN = "constant:", "amin:"

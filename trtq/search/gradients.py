@@ -10,8 +10,8 @@ import torch
 from scipy.stats import kendalltau
 from torch import fx
 
-from trtq.graph.normalize import operands
-from trtq.search.options import read_option
+from trtq.graph.nodes import operands
+from trtq.quant.formats import BitConfig
 from trtq.search.sensitivity import (
     Sensitivity,
     SensitivityContext,
@@ -63,7 +63,9 @@ def gradient(study: SensitivityContext) -> tuple[dict[str, Sensitivity], dict[st
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
         found[layer.name] = Sensitivity(
-            loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error
+            loss={o: mean / BitConfig.parse(o).weight for o in layer.codings},
+            raw=mean,
+            stderr=error,
         )
     study.units.flush()
     return found, {"trials": trials, "epsilon": epsilon}

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import NORM_AFFINE, NORMS, WEIGHTED, node_name
-from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.graph.naming import node_name
+from trtq.graph.nodes import get_constant, operands
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import FAKE_QUANTIZE
+from trtq.quant.fake_quantize import FakeQuantizeCall
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 from trtq.train.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
@@ -84,7 +85,7 @@ class TrainingGraph:
         if keep_norms:
             self._keep_norms_()
         self._shared = shared_names(self.placement, encodings)
-        for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
+        for i, node in enumerate([n for n in self.module.graph.nodes if FakeQuantizeCall.of(n)]):
             readers = _readers(node)
             still = readers <= frozen or (only is not None and not readers & set(only))
             self._learn_(
@@ -145,8 +146,7 @@ class TrainingGraph:
         wanted: dict[str, fx.Node] = {}
         kept: set[str] = set()  # a weight that a frozen layer reads stays, whoever else reads it
         for node in self.module.graph.nodes:
-            places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
-            for i in places:
+            for i in ops.of(node).affine:
                 given = _behind_codes(operands(node)[i]) if len(operands(node)) > i else None
                 if isinstance(given, fx.Node) and given.op == "get_attr":
                     wanted[str(given.target)] = given
@@ -175,11 +175,11 @@ class TrainingGraph:
             return own.get(id(value))
 
         for node in list(self.module.graph.nodes):
-            if "batch_norm" not in node.meta or node.target not in CONVS:
+            if "batch_norm" not in node.meta or ops.kind(node) != "conv":
                 continue
             weight, bias = trained(_behind_codes(operands(node)[1])), trained(operands(node)[2])
-            codes = operands(node)[1] if operands(node)[1].target is FAKE_QUANTIZE else None
-            if weight is None or bias is None or (codes is not None and operands(codes)[3] != 0):
+            codes = FakeQuantizeCall.of(operands(node)[1])
+            if weight is None or bias is None or (codes is not None and codes.axis != 0):
                 continue  # a range for the whole tensor would not follow a factor a channel
             if len(operands(node)[2].users) > 1 or len(_behind_codes(operands(node)[1]).users) > 1:
                 continue
@@ -198,29 +198,31 @@ class TrainingGraph:
             self._folds[node_name(node)] = (
                 weight,
                 bias,
-                str(operands(codes)[6]) if codes is not None else None,
+                codes.name if codes is not None else None,
             )
 
     def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
-        x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
-        step, fmt = get_constant(self.module, scale), self.encodings.formats[str(quantizer)]
+        call = FakeQuantizeCall.of(node)
+        assert call is not None
+        x, quantizer = call.x, call.name
+        step, fmt = get_constant(self.module, call.scale), self.encodings.formats[quantizer]
         assert step is not None
         held = getattr(self.module, str(x.target), None) if x.op == "get_attr" else None
         weight = next((w for w in self.weights.values() if w is held), None)
         made: LearnedCodebook | LearnedFakeQuantize
         if codebook is not None and weight is not None:
-            made = self.codebooks[str(quantizer)] = LearnedCodebook(
+            made = self.codebooks[quantizer] = LearnedCodebook(
                 weight, step * fmt.qmax, fmt.axis, codebook
             )
         else:
-            made = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
-                str(quantizer), step, fmt, learn=learn
+            made = self.quantizers[quantizer] = LearnedFakeQuantize(
+                quantizer, step, fmt, learn=learn
             )
         self.module.add_submodule(name, made)
         with self.module.graph.inserting_before(node):
-            call = self.module.graph.call_module(name, (x,))
-        call.meta.update(node.meta)
-        node.replace_all_uses_with(call)
+            learner = self.module.graph.call_module(name, (x,))
+        learner.meta.update(node.meta)
+        node.replace_all_uses_with(learner)
 
     def learned(self) -> Encodings:
         """Return the encodings as they are now.
@@ -323,7 +325,8 @@ class _FirstNonFinite(fx.Interpreter):
 
 def _behind_codes(node: object) -> Any:
     """Return what a fake-quantize call reads, or the operand itself."""
-    return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
+    call = FakeQuantizeCall.of(node)
+    return node if call is None else call.x
 
 
 def _readers(node: fx.Node) -> set[str]:
@@ -331,7 +334,7 @@ def _readers(node: fx.Node) -> set[str]:
     return {
         r
         for user in node.users
-        for r in (_readers(user) if user.target in PADS else {node_name(user)})
+        for r in (_readers(user) if ops.kind(user) == "pad" else {node_name(user)})
     }
 
 
@@ -358,7 +361,7 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
 def _frozen(
     graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None
 ) -> set[str]:
-    names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
+    names = [node_name(n) for n in graph.graph.nodes if ops.of(n).weighted or ops.kind(n) == "norm"]
     found = set() if only is None else set(names) - set(only)
     for pattern in patterns:
         hits = [
