@@ -121,10 +121,8 @@ class _Reader:
 
     def op(self, node: fx.Node) -> Op:
         """Return one call with its counts."""
-        kind, weight = _kind(node), None
-        if kind in WEIGHTED:
-            constants = (get_constant(self.graph, n) for n in operands(node))
-            weight = next((c for c in constants if c is not None), None)
+        kind = _kind(node)
+        weight = self.weight(node) if kind in WEIGHTED else None
         if kind in ("conv", "linear") and weight is None:
             kind = "computed"  # its weight is computed: it is no layer
         reads = [n for n in node.all_input_nodes if n in self.shapes and n not in self.constant]
@@ -137,6 +135,11 @@ class _Reader:
             writes={node.name: self.values(node)},
             depthwise=kind == "conv" and weight is not None and _is_depthwise(node, weight),
         )
+
+    def weight(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the first constant that a call reads."""
+        constants = (get_constant(self.graph, n) for n in operands(node))
+        return next((c for c in constants if c is not None), None)
 
     def macs(self, node: fx.Node, kind: str, weight: torch.Tensor | None) -> int:
         """Return the multiply-accumulates of a call for one image."""

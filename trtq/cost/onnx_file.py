@@ -203,13 +203,7 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
     activations = [n for n in node.input if n and n not in reader.constant]
     kind, weight = _kind_and_weight(reader, node)
     if kind in COUNTED:
-        for name in (*activations, *node.output):
-            if not reader.values(name):
-                raise ArtifactError(
-                    f"Cannot count {path}",
-                    f"the shape of {name} at {node.name} is not known",
-                    FIXED,
-                )
+        _require_shapes(reader, node, (*activations, *node.output), path)
     # A transposed convolution multiplies every input value with a kernel.
     inverse = operators.kind(node) == "conv_transpose"
     produced = activations[0] if inverse else node.output[0]
@@ -226,6 +220,14 @@ def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
         input_bits=min((reader.bits(n) for n in activations), default=None),
         fp8=any(n in reader.fp8 for n in activations),
     )
+
+
+def _require_shapes(reader: _Reader, node: onnx.NodeProto, names: Sequence[str], path: str) -> None:
+    """Refuse a node whose operands or results have no known shape."""
+    unknown = next((n for n in names if not reader.values(n)), None)
+    if unknown is not None:
+        why = f"the shape of {unknown} at {node.name} is not known"
+        raise ArtifactError(f"Cannot count {path}", why, FIXED)
 
 
 def _kind_and_weight(reader: _Reader, node: onnx.NodeProto) -> tuple[str, str | None]:

@@ -47,14 +47,21 @@ def _written(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> str:
             f"{call.kind}, codes {call.qmin}..{call.qmax}",
             "Only codes within INT8 around a zero point of 0 have a kernel",
         )
-    codes = (call.qmin, call.qmax)
-    if w.int4 and call.of_constant and codes == (-8, 7):
+    if w.int4 and call.of_constant and (call.qmin, call.qmax) == (-8, 7):
         return _int4(w, call, axis)
-    x, scale = call.x, w.array(call.scale)
-    if codes != (-128, 127) and not call.of_constant:
-        low, high = (w.constant(np.asarray(code * scale, dtype=np.float32)) for code in codes)
-        x = w.op("Clip", x, low, high)
-    return _q_dq(w, x, call.scale, w.constant(np.zeros(scale.shape, dtype=np.int8)), axis)
+    x = _clipped(w, call)
+    zeros = w.constant(np.zeros(w.array(call.scale).shape, dtype=np.int8))
+    return _q_dq(w, x, call.scale, zeros, axis)
+
+
+def _clipped(w: Writer, call: FakeQuantizeCall) -> Any:
+    """Return an activation within the range of its codes; a weight is on its codes already."""
+    codes = (call.qmin, call.qmax)
+    if codes == (-128, 127) or call.of_constant:
+        return call.x
+    scale = w.array(call.scale)
+    low, high = (w.constant(np.asarray(code * scale, dtype=np.float32)) for code in codes)
+    return w.op("Clip", call.x, low, high)
 
 
 def _stored_axis(w: Writer, n: fx.Node, call: FakeQuantizeCall) -> int | None:

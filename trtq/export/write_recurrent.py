@@ -5,7 +5,8 @@ A stack becomes one op for each layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from torch import fx
 
 from trtq import ops
-from trtq.export.write_base import Write
 from trtq.export.writer import UnsupportedOpError, Writer
 
 Array = npt.NDArray[Any]
@@ -51,46 +51,57 @@ class _Stack(NamedTuple):
         return [[w.array(p) for p in self.params[d * each : (d + 1) * each]] for d in places]
 
 
-def _recurrent(order: Sequence[int], *, states: int = 1, **attributes: Any) -> Write:
-    """Return a writer for a stack of recurrent layers.
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How one of the ONNX ops is written.
 
-    Args:
+    Attributes:
         order: the index of each gate of the ONNX op among torch's gates.
         states: how many tensors carry the state: 2 for an LSTM.
-        attributes: further ones of the ONNX op, lists once for each direction.
+        attributes: further ones of the ONNX op; lists once for each direction.
     """
 
-    def write(w: Writer, n: fx.Node, x: fx.Node, start: Any, *given: Any) -> Any:
+    order: Sequence[int]
+    states: int = 1
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, w: Writer, n: fx.Node, x: fx.Node, start: Any, *given: Any) -> Any:
+        """Write a stack of recurrent layers."""
         stack = _Stack(*given)
         stack.require_plain()
-        starts = list(start) if states > 1 else [start]
-        count = stack.directions
-        fixed = {k: v * count if isinstance(v, list) else v for k, v in attributes.items()}
+        starts = list(start) if self.states > 1 else [start]
         value: Any = w.op("Transpose", x, perm=[1, 0, 2]) if stack.batch_first else x
-        ends: list[list[str]] = [[] for _ in starts]
+        ends: list[list[str]] = []
         for layer in range(stack.layers):
-            arrays = stack.arrays(w, layer)
-            hidden = int(arrays[0][1].shape[1])
-            first, last = layer * count, (layer + 1) * count
-            result = w.op(
-                ops.of(n).onnx_type,
-                value,
-                *_parameters(arrays, order),
-                None,
-                *(w.op("Slice", s, [first], [last], [0]) for s in starts),
-                outputs=1 + states,
-                hidden_size=hidden,
-                direction="bidirectional" if stack.both else "forward",
-                **fixed,
-            )
-            joined = w.op("Transpose", result[0], perm=[0, 2, 1, 3])
-            value = w.op("Reshape", joined, [0, 0, count * hidden])
-            for end, state in zip(ends, result[1:], strict=True):
-                end.append(state)
+            value, *states = self._layer(w, n, value, starts, stack, layer)
+            ends.append(states)
         answer = w.op("Transpose", value, perm=[1, 0, 2]) if stack.batch_first else value
-        return [answer, *(e[0] if len(e) == 1 else w.op("Concat", *e, axis=0) for e in ends)]
+        joined = [
+            s[0] if len(s) == 1 else w.op("Concat", *s, axis=0) for s in zip(*ends, strict=True)
+        ]
+        return [answer, *joined]
 
-    return write
+    def _layer(
+        self, w: Writer, n: fx.Node, x: Any, starts: list[Any], stack: _Stack, layer: int
+    ) -> list[str]:
+        """Write one layer and return its result and its last states."""
+        arrays, count = stack.arrays(w, layer), stack.directions
+        hidden = int(arrays[0][1].shape[1])
+        each = {k: v * count if isinstance(v, list) else v for k, v in self.attributes.items()}
+        first, last = layer * count, (layer + 1) * count
+        result, *states = w.op(
+            ops.of(n).onnx_type,
+            x,
+            *_parameters(arrays, self.order),
+            None,
+            *(w.op("Slice", s, [first], [last], [0]) for s in starts),
+            outputs=1 + self.states,
+            hidden_size=hidden,
+            direction="bidirectional" if stack.both else "forward",
+            **each,
+        )
+        joined = w.op("Transpose", result, perm=[0, 2, 1, 3])
+        return [w.op("Reshape", joined, [0, 0, count * hidden]), *states]
 
 
 def _parameters(arrays: list[list[Array]], order: Sequence[int]) -> list[Array]:
@@ -112,7 +123,7 @@ def _parameters(arrays: list[list[Array]], order: Sequence[int]) -> list[Array]:
     ]
 
 
-lstm = _recurrent((0, 3, 1, 2), states=2)
-gru = _recurrent((1, 0, 2), linear_before_reset=1)
-rnn_tanh = _recurrent((0,), activations=["Tanh"])
-rnn_relu = _recurrent((0,), activations=["Relu"])
+lstm = _Form((0, 3, 1, 2), states=2)
+gru = _Form((1, 0, 2), attributes={"linear_before_reset": 1})
+rnn_tanh = _Form((0,), attributes={"activations": ["Tanh"]})
+rnn_relu = _Form((0,), attributes={"activations": ["Relu"]})

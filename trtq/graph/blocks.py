@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -50,12 +49,13 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
 
     What the graph computes decides, not its name.
     """
-    calls = list(graph.graph.nodes)
-    kinds = Counter(ops.kind(n) for n in calls)
-    convs = [n for n in calls if ops.kind(n) == "conv"]
+    kinds: dict[str, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        kinds.setdefault(ops.kind(node), []).append(node)
+    convs = kinds.get("conv", [])
     depthwise = [n for n in convs if _is_depthwise(n)]
-    attentions = [n for n in calls if ops.kind(n) == "softmax" and n.meta["val"].ndim >= 3]
-    linears, rolls = kinds["linear"], kinds["roll"]
+    attentions = [n for n in kinds.get("softmax", []) if n.meta["val"].ndim >= 3]
+    linears, rolls = (len(kinds.get(k, [])) for k in ("linear", "roll"))
     counted = (
         f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, "
         f"{len(attentions)} attentions"

@@ -211,16 +211,20 @@ def _fold_constants(graph: fx.GraphModule) -> int:
             if value is not None:
                 known[node] = value
         elif _can_fold(node) and all(i in known for i in node.all_input_nodes):
-            with torch.no_grad():
-                known[node] = node.target(
-                    *fx.map_arg(operands(node), known.__getitem__),
-                    **fx.map_arg(node.kwargs, known.__getitem__),
-                )
+            known[node] = _result(node, known)
             count += 1
     for node in list(graph.graph.nodes):
         if node.op == "call_function" and any(u not in known for u in node.users):
             _replace_by_constant(graph, node, known.get(node))
     return count
+
+
+def _result(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
+    """Compute a call whose operands are known."""
+    args, kwargs = fx.map_arg((operands(node), node.kwargs), known.__getitem__)
+    assert callable(node.target)
+    with torch.no_grad():
+        return node.target(*args, **kwargs)
 
 
 def _replace_by_constant(graph: fx.GraphModule, node: fx.Node, value: object) -> None:
@@ -239,14 +243,15 @@ def _can_fold(node: fx.Node) -> bool:
     if node.target is aten.batch_norm.default and operands(node)[3] and operands(node)[5]:
         return False  # in training it would change its statistics
     value = node.meta.get("val")
-    tensors = value if isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(t, torch.Tensor) and _is_static(t) for t in tensors):
+    if not all(_is_static(t) for t in (value if isinstance(value, (tuple, list)) else [value])):
         return False
     return bool(node.all_input_nodes) or isinstance(node.target, torch._ops.OpOverload)
 
 
-def _is_static(value: torch.Tensor) -> bool:
-    return not any(isinstance(s, torch.SymInt) for s in value.shape)
+def _is_static(value: object) -> bool:
+    """Whether a value is a tensor of fixed shape."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else None
+    return sizes is not None and not any(isinstance(s, torch.SymInt) for s in sizes)
 
 
 def _is_random(node: fx.Node) -> bool:

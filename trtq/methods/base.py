@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import torch
@@ -21,6 +21,7 @@ from trtq.quant.simulate import insert_fake_quantize
 
 Label = Literal["engine", "folded", "ops", "simulated"]
 Value = str | int | float | bool
+Report: TypeAlias = dict[str, Any]  # what a method did, as the record has it
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +116,7 @@ class Method:
     label: Label
     stage: Literal["before", "after"]
     source: str
-    run: Callable[[MethodContext, Mapping[str, Any]], dict[str, Any]]
+    run: Callable[[MethodContext, Mapping[str, Any]], Report]
     arguments: Mapping[str, Value] = field(default_factory=dict)
     not_applicable_reason: Callable[[MethodContext], str | None] = _always_fits
     excludes: tuple[str, ...] = ()

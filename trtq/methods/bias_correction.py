@@ -10,7 +10,14 @@ from torch import fx
 
 from trtq import ops
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, MethodContext, channel_axis, needs_batches, weight_and_bias
+from trtq.methods.base import (
+    Method,
+    MethodContext,
+    Report,
+    channel_axis,
+    needs_batches,
+    weight_and_bias,
+)
 from trtq.quant.fake_quantize import along_axis
 
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -89,7 +96,7 @@ def best_shift(
     return best, got + along_axis(best, got.ndim, axis)
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Correct the biases in the encodings, layer by layer in graph order.
 
     Each layer sees inputs that are already corrected. Corrections add up along the network and can

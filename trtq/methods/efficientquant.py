@@ -11,7 +11,7 @@ from torch import fx
 from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax, node_name
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.quant.formats import Format
 from trtq.quant.placement import Quantizer
 
@@ -74,7 +74,7 @@ def _quantizer(
     return made
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the formats; calibration then finds the numbers."""
     granularity = str(arguments["granularity"])
     if granularity not in GRANULARITY:

@@ -15,7 +15,7 @@ import torch
 from trtq import ops
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import operands
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
@@ -43,7 +43,7 @@ def _between_weights(context: MethodContext) -> list[Pair]:
     ]
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Equalise every pair repeatedly, until the factors are near 1."""
     pairs = _between_weights(context)
     largest = 1.0

@@ -17,7 +17,7 @@ from torch import fx
 from trtq.errors import UsageError
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import insert_call, operands
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.methods.efficientquant import attention_softmaxes
 
 aten = torch.ops.aten
@@ -111,7 +111,7 @@ def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: F
     return len(made)
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fit and replace every softmax of an attention."""
     segments = int(arguments["segments"])
     if segments < 1:

@@ -42,20 +42,19 @@ def find_pairs(context: MethodContext) -> tuple[list[Pair], list[str]]:
 
     Those layers are behind an activation that no factor passes.
     """
-    quantized = {n for n, _ in context.layers()}
-    pairs, refused, seen = list[Pair](), list[str](), set[fx.Node]()
-    for node in context.graph.graph.nodes:
-        activation = operands(node)[0] if node in quantized else None
-        if activation is None or activation in seen:
-            continue
-        seen.add(activation)
+    quantized = dict.fromkeys(n for n, _ in context.layers())
+    first: dict[fx.Node, fx.Node] = {}  # of the layers that read an activation
+    for layer in quantized:
+        first.setdefault(operands(layer)[0], layer)
+    pairs, refused = list[Pair](), list[str]()
+    for activation, layer in first.items():
         consumers = tuple(activation.users)
         if any(c not in quantized or operands(c)[0] is not activation for c in consumers):
             continue
         producer, passed = _producer(activation)
         shared = producer is not activation and len(producer.users) != 1
         if shared or not _can_divide(context, producer):
-            refused += _refusal(node, producer)
+            refused += _refusal(layer, producer)
         elif _channels_pass(producer, passed) and _fit(context, producer, consumers):
             pairs.append(
                 Pair(
@@ -115,22 +114,24 @@ def _input_axis(consumer: fx.Node) -> int:
 def _passes(node: fx.Node) -> bool:
     """Whether a factor per channel (axis 1 of a map) passes through ``node`` unchanged."""
     row = ops.of(node)
-    if "homogeneous" in row.traits:
-        return True
     if row.kind == "pad":
         amounts = zero_pad(node)
         return amounts is not None and not any(amounts[4:])
-    if row.name not in ("mean", "reshape"):
-        return False
-    before, after = (n.meta["val"] for n in (operands(node)[0], node))
-    if before.ndim != 4:
-        return False
-    if row.name == "mean":
-        return len(operands(node)) > 1 and {d % 4 for d in operands(node)[1]} == {2, 3}
-    # A map of one pixel becomes a vector: the number and order of channels stay.
-    return bool(
-        after.ndim == 2 and before.shape[1] == after.shape[1] and before.shape[2:].numel() == 1
-    )
+    if row.name in ("mean", "reshape"):
+        before, after = (n.meta["val"] for n in (operands(node)[0], node))
+        is_map = before.ndim == 4
+        return is_map and (_is_mean_of_map(node) if row.name == "mean" else _flat(before, after))
+    return "homogeneous" in row.traits
+
+
+def _is_mean_of_map(node: fx.Node) -> bool:
+    return len(operands(node)) > 1 and {d % 4 for d in operands(node)[1]} == {2, 3}
+
+
+def _flat(before: torch.Tensor, after: torch.Tensor) -> bool:
+    """Whether a map of one pixel becomes a vector: the number and order of channels stay."""
+    pixels = before.shape[2:].numel()
+    return bool(after.ndim == 2 and before.shape[1] == after.shape[1] and pixels == 1)
 
 
 def fold_factors(context: MethodContext, pair: Pair, factors: torch.Tensor) -> None:

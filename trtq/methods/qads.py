@@ -14,7 +14,7 @@ from torch import fx
 
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import add_constant, get_constant, insert_call, operands
-from trtq.methods.base import Method, MethodContext, channel_axis, needs_batches
+from trtq.methods.base import Method, MethodContext, Report, channel_axis, needs_batches
 from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors, input_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 from trtq.methods.smooth import best_strength
@@ -85,7 +85,7 @@ def _others(context: MethodContext, taken: set[fx.Node]) -> dict[fx.Node, list[f
     return found
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Search the factors of every input; fold them where that is exact.
 
     Elsewhere the factors are multiplied in where it pays.

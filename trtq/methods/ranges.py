@@ -10,7 +10,7 @@ import torch
 from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.quant.calibrate import summarize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, attention_of
@@ -51,7 +51,7 @@ def _range_again(
     return changed
 
 
-def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the range of queries, keys and values to a percentile of their magnitudes."""
     percentile = float(arguments["percentile"])
     if not 50.0 < percentile <= 100.0:
@@ -71,7 +71,7 @@ def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def ema(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def ema(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the range after every LayerNorm to a moving average over images.
 
     The average is over each image's largest magnitude.

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, MethodContext, needs_batches
+from trtq.methods.base import Method, MethodContext, Report, needs_batches
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.placement import Quantizer
 
@@ -148,7 +148,7 @@ def _attentions(context: MethodContext) -> dict[fx.Node, tuple[Quantizer, Quanti
     return {n: (q["lhs"], q["rhs"]) for n, q in found.items() if len(q) == 2}
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Choose the ranges and report each attention's rank agreement before and after.
 
     The agreement is measured on sampled pairs.

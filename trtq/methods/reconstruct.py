@@ -17,7 +17,7 @@ from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
 from trtq.graph.nodes import operands
-from trtq.methods.base import Method, MethodContext, needs_batches
+from trtq.methods.base import Method, MethodContext, Report, needs_batches
 from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
@@ -151,7 +151,7 @@ def _learners(
     return weights, ranges
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Learn, then write the rounded weights and the ranges into the encodings."""
     images = torch.cat(list(context.images(int(arguments["images"]))))
     encodings, shared = context.encodings, shared_names(context.placement, context.encodings)

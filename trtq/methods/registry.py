@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtq.errors import UsageError, suggest
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Value
 
 # Name: module, and the variable where it is not METHOD. The order is the order they act in. Help
 # needs no import of them.
@@ -46,7 +46,7 @@ def contradicts(name: str, others: Sequence[str]) -> bool:
 
 def choose(
     names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[tuple[Method, dict[str, Any]]]:
+) -> list[tuple[Method, dict[str, Value]]]:
     """Return the methods asked for with their arguments, in the order they act.
 
     Raises:
@@ -56,20 +56,9 @@ def choose(
     repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if repeated is not None:
         raise UsageError(f"The method {repeated} was asked for twice", hint="Name it once")
-    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    given: dict[str, dict[str, Value]] = {name: {} for name in names}
     for key, value in arguments.items():
-        name, dot, argument = key.partition(".")
-        if not dot:
-            raise UsageError(
-                f"Cannot read --method-arg {key}={value}",
-                "expected NAME.K=V",
-                "Write it like smooth.strength=0.7",
-            )
-        if name not in given:
-            raise UsageError(
-                f"--method-arg {key} is for a method that was not asked for",
-                hint=f"Add --method {name}",
-            )
+        name, argument = _owner(key, value, names)
         given[name][argument] = value
     order = list(METHODS)
     for name in names:
@@ -83,6 +72,27 @@ def choose(
     return [
         ((m := get_method(name)), m.values(given[name])) for name in sorted(names, key=order.index)
     ]
+
+
+def _owner(key: str, value: object, names: Sequence[str]) -> tuple[str, str]:
+    """Return the method and the argument that ``--method-arg KEY=VALUE`` is for.
+
+    Raises:
+        UsageError: it names no method, or one that was not asked for.
+    """
+    name, dot, argument = key.partition(".")
+    if not dot:
+        raise UsageError(
+            f"Cannot read --method-arg {key}={value}",
+            "expected NAME.K=V",
+            "Write it like smooth.strength=0.7",
+        )
+    if name not in names:
+        raise UsageError(
+            f"--method-arg {key} is for a method that was not asked for",
+            hint=f"Add --method {name}",
+        )
+    return name, argument
 
 
 def require_fit(method: Method, context: MethodContext) -> None:

@@ -11,7 +11,7 @@ from torch import fx
 from trtq import ops
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands
-from trtq.methods.base import Method, MethodContext, needs_batches, weight_and_bias
+from trtq.methods.base import Method, MethodContext, Report, needs_batches, weight_and_bias
 from trtq.methods.efficientquant import attention_softmaxes, log2_outputs_
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 from trtq.quant.fake_quantize import LOG_EPSILON
@@ -71,7 +71,7 @@ def _own_constant(graph: fx.GraphModule, node: object) -> bool:
     return known and isinstance(node, fx.Node) and len(node.users) == 1
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format."""
     pairs = _pairs(context)
     watch = _Ends(context.graph, {p.activation.name for p in pairs})

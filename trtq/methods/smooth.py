@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, MethodContext, channel_axis
+from trtq.methods.base import Method, MethodContext, Report, channel_axis
 from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 
@@ -62,7 +62,7 @@ def best_strength(
     return best, options[best]
 
 
-def run(context: MethodContext, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fold factors into every pair.
 
     The strength is the one with the least output error unless one is given.
