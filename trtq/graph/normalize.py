@@ -153,8 +153,9 @@ def _unify_split(node: fx.Node) -> bool:
 
 def _axis(node: fx.Node, position: int) -> int:
     """Return the axis that a call names, 0 where it names none."""
-    given: dict[str, Any] = node.kwargs
-    return int(operands(node)[position] if len(operands(node)) > position else given.get("dim", 0))
+    given = operands(node)
+    axis: Any = given[position] if len(given) > position else node.kwargs.get("dim", 0)
+    return int(axis)
 
 
 NAMED_PADDING: dict[object, Callable[..., Any]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
+import torch
 from torch import fx
 
 from trtq import ops
@@ -197,14 +198,10 @@ def _quantizer(
     source = operands(node)[index]
     if not isinstance(source, fx.Node) or not is_float(source):
         return None
-    axis, constant = operand.axis, get_constant(graph, source)
+    constant = get_constant(graph, source)
     if operand.role == "weight" and constant is None:
-        axis = None
         reason = "its weight is computed from the input, and only a constant weight runs in INT8"
-    if operand.role == "rhs" and constant is not None and constant.ndim == 2:
-        axis = 1
-    if constant is None:
-        source = _before_pad(source)
+    source = _before_pad(source) if constant is None else source
     name = f"{node_name(node)}.{operand.role}"
     if operand.role == "lhs" and is_softmax(source):
         name = f"{node_name(source)}.output"
@@ -215,10 +212,18 @@ def _quantizer(
         consumer=node,
         operand=index,
         source=source,
-        format=INT8 if axis is None else Format(axis=axis),
+        format=Format(axis=_scale_axis(operand, constant)),
         is_weight=constant is not None,
         float_reason=reason,
     )
+
+
+def _scale_axis(operand: Operand, constant: torch.Tensor | None) -> int | None:
+    """Return the axis that has a scale per channel: constants alone have one."""
+    if constant is None:
+        return None
+    columns = operand.role == "rhs" and constant.ndim == 2
+    return 1 if columns else operand.axis
 
 
 def _float_only(graph: fx.GraphModule, node: fx.Node, reason: str) -> Quantizer:
@@ -343,13 +348,11 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
     """
     placement = place(graph)
     known = {q.name: q for q in placement.quantizers}
-    for name in encodings.formats:
-        if name not in known:
-            more = module_quantizers(graph, name.partition(":")[0])
-            placement.quantizers += [
-                q for q in more if q.name not in known and q.name in encodings.formats
-            ]
-            known |= {q.name: q for q in more}
+    for name in (n for n in encodings.formats if n not in known):
+        more = module_quantizers(graph, name.partition(":")[0])
+        wanted = [q for q in more if q.name not in known and q.name in encodings.formats]
+        placement.quantizers += wanted
+        known |= {q.name: q for q in more}
         if name not in known:
             raise EncodingsError(
                 f"The encodings name a quantizer {name} that the model does not have",
