@@ -114,7 +114,9 @@ def modelopt_config(model: torch.nn.Module, bits: str, algorithm: str) -> dict[s
 
     import modelopt.torch.quantization as mtq
 
-    weight_bits, input_bits = (int(v) for v in bits[1:].split("a"))
+    from trtq.quant.formats import BitConfig
+
+    widths = BitConfig.parse(bits)
     layers = [
         n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
     ]
@@ -124,7 +126,10 @@ def modelopt_config(model: torch.nn.Module, bits: str, algorithm: str) -> dict[s
         "quant_cfg"
     ]  # a list, the last rule that matches wins; its own exceptions (BatchNorm, ...) stay
     for rule in rules:
-        for kind, width in (("*weight_quantizer", weight_bits), ("*input_quantizer", input_bits)):
+        for kind, width in (
+            ("*weight_quantizer", widths.weight),
+            ("*input_quantizer", widths.input),
+        ):
             if rule["quantizer_name"] == kind and "cfg" in rule:
                 rule["cfg"]["num_bits"] = width
     for layer in (layers[0], layers[-1]):

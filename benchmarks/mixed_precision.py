@@ -127,7 +127,7 @@ def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[s
     """
     from trtq.commands.allocate import read_analysis
     from trtq.commands.pricing import Pricing, uniform
-    from trtq.search.options import BitConfig
+    from trtq.quant.formats import BitConfig
 
     pricing = Pricing(read_analysis(analysis).outline)
     costs, full = (

@@ -19,10 +19,10 @@ from smoke import TINY, arguments, few
 
 from trtq.graph.capture import capture
 from trtq.models.load import load_model
+from trtq.quant.formats import read_options
 from trtq.search.allocate import Choice, mixed_integer
 from trtq.search.gradients import hessian
 from trtq.search.layers import prepare_layers
-from trtq.search.options import read_options
 from trtq.search.outputs import jsd, l2
 from trtq.search.sensitivity import SensitivityContext, cross_entropy
 from trtq.search.work_cache import WorkCache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,64 +16,31 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-# Ops that reorder values and change none.
-REORDER = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
-# Ops behind which a layer still computes in INT8 when its Q/DQ pair is in front of them: plans of
+from trtq import ops
+
+REORDER = ops.onnx_types(trait="reorder")
+# A layer behind them still computes in INT8 when its Q/DQ pair is in front of them: plans of
 # TensorRT for RTX 1.7.1 were read for each.
-MOVES = (
-    *REORDER,
-    "Slice",
-    "Split",
-    "MaxPool",
-    "Pad",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "Gather",
-    "Expand",
-    "Tile",
-)
-_FOUR, _EIGHT, _SIXTEEN, _THIRTY_TWO, _SIXTY_FOUR = (
-    ("UINT4", "INT4", "FLOAT4E2M1"),
-    (
-        "UINT8",
-        "INT8",
-        "BOOL",
-        "FLOAT8E4M3FN",
-        "FLOAT8E4M3FNUZ",
-        "FLOAT8E5M2",
-        "FLOAT8E5M2FNUZ",
-        "FLOAT8E8M0",
-    ),
-    ("UINT16", "INT16", "FLOAT16", "BFLOAT16"),
-    ("FLOAT", "INT32", "UINT32"),
-    ("DOUBLE", "INT64", "UINT64", "COMPLEX64"),
-)
-_GROUPS = (
-    (4, _FOUR),
-    (8, _EIGHT),
-    (16, _SIXTEEN),
-    (32, _THIRTY_TWO),
-    (64, _SIXTY_FOUR),
-    (128, ("COMPLEX128",)),
-)
+MOVES = ops.onnx_types(trait="moves")
+_WIDTHS = {
+    4: "UINT4 INT4 FLOAT4E2M1",
+    8: "UINT8 INT8 BOOL FLOAT8E4M3FN FLOAT8E4M3FNUZ FLOAT8E5M2 FLOAT8E5M2FNUZ FLOAT8E8M0",
+    16: "UINT16 INT16 FLOAT16 BFLOAT16",
+    32: "FLOAT INT32 UINT32",
+    64: "DOUBLE INT64 UINT64 COMPLEX64",
+    128: "COMPLEX128",
+}
 # Bits of a stored value, by type.
 BITS: dict[int, int] = {
     TensorProto.DataType.Value(n): bits
-    for bits, names in _GROUPS
-    for n in names
+    for bits, names in _WIDTHS.items()
+    for n in names.split()
     if n in TensorProto.DataType.keys()  # noqa: SIM118
 }
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-QDQ = ("QuantizeLinear", "DequantizeLinear")
-# Ops that are never evaluated: their result is not a function of their operands.
-RANDOM = (
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Multinomial",
-    "Bernoulli",
-)
+QDQ = ops.onnx_types("quantize")
+# Never evaluated: their result is not a function of their operands.
+RANDOM = ops.onnx_types(trait="random")
 LARGEST_FOLD = 1 << 28  # values
 SMALL = 4096  # values of a constant that shape inference may need
 
@@ -265,25 +232,23 @@ class Scope:
             return None
         axis = axis_of(found.dq)
         axis = (1 if axis is None else axis) % max(held.ndim, 1)
-        marks = np.broadcast_to(
-            np.arange(held.shape[axis]).reshape([-1 if d == axis else 1 for d in range(held.ndim)]),
-            held.shape,
-        ).astype(np.float32)
+        numbers = np.arange(held.shape[axis], dtype=np.float32)
+        marks = np.broadcast_to(along(numbers, axis, held.ndim), held.shape)
         for node in found.path:
-            given = {node.input[0]: marks}
-            for other in node.input[1:]:
-                value = self.value(other) if other else None
-                if other and value is None:
-                    return None
-                if value is not None:
-                    given[other] = value
-            if node.op_type != "Cast":
-                result = evaluate(node, given, self.opsets)
-                if node.output[0] not in result:
-                    return None
-                marks = result[node.output[0]]
+            moved = marks if node.op_type == "Cast" else self._apply(node, marks)
+            if moved is None:
+                return None
+            marks = moved
         vary = [d for d in range(marks.ndim) if (np.take(marks, [0], axis=d) != marks).any()]
         return (vary[0], marks.ndim) if len(vary) == 1 else None
+
+    def _apply(self, node: onnx.NodeProto, first: np.ndarray) -> np.ndarray | None:
+        """Evaluate a node on ``first`` and constants, None where that is not possible."""
+        rest = {name: self.value(name) for name in node.input[1:] if name}
+        known = {name: value for name, value in rest.items() if value is not None}
+        if len(known) < len(rest):
+            return None
+        return evaluate(node, {node.input[0]: first, **known}, self.opsets).get(node.output[0])
 
 
 def _folds(node: onnx.NodeProto) -> bool:
@@ -388,21 +353,25 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every stored tensor: of graphs, branches, functions, and of attributes of any name."""
-    left = [model.graph]
-    nodes = list(model.graph.node) + [n for f in model.functions for n in f.node]
-    while left or nodes:
-        if left:
-            graph = left.pop()
-            yield from graph.initializer
-            for sparse in graph.sparse_initializer:
-                yield from (sparse.values, sparse.indices)
-            nodes += [n for n in graph.node if graph is not model.graph]
-            continue
-        for a in nodes.pop().attribute:
-            if a.HasField("t"):
-                yield a.t
-            yield from a.tensors
-            left += ([a.g] if a.HasField("g") else []) + list(a.graphs)
+    functions = (n for f in model.functions for n in f.node)
+    yield from _graph_tensors(model.graph)
+    yield from _node_tensors(functions)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (a for node in nodes for a in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from _graph_tensors(graph)
 
 
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
@@ -482,6 +451,11 @@ def is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
     return dim.HasField("dim_value") and dim.dim_value > 0
 
 
+def along(values: np.ndarray, axis: int, ndim: int) -> np.ndarray:
+    """Return a vector shaped for one axis of a tensor of ``ndim`` axes."""
+    return values.reshape([-1 if d == axis else 1 for d in range(ndim)])
+
+
 def axis_of(node: onnx.NodeProto) -> int | None:
     """Return the axis attribute, or None when it is absent."""
     return next((a.i for a in node.attribute if a.name == "axis"), None)
@@ -502,10 +476,13 @@ def rename_(graph: onnx.GraphProto, old: str, new: str) -> None:
             if name == old:
                 node.input[i] = new
         for branch in branches(node):
-            made = {n for inner in branch.node for n in inner.output} | {
-                i.name for i in (*branch.input, *branch.initializer)
-            }
-            if old not in made:
+            if old not in _defined(branch):
                 rename_(branch, old, new)
     if any(o.name == old for o in graph.output):
         graph.node.append(helper.make_node("Identity", [new], [old], name=f"{old}/Identity"))
+
+
+def _defined(graph: onnx.GraphProto) -> set[str]:
+    """Return the names that a graph gives to tensors itself."""
+    values = {v.name for v in (*graph.input, *graph.initializer)}
+    return values | {name for node in graph.node for name in node.output}

@@ -16,7 +16,7 @@ from trtq.errors import CalibrationError, UsageError
 from trtq.methods.registry import choose, get_method
 from trtq.specs import QuantizeSpec
 
-DOCS = Path(__file__).parent.parent / "docs/extending.md"
+DOCS = Path(__file__).parents[2] / "docs/extending.md"
 METHOD, CALIBRATOR = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)[:2]
 ENTRY_POINTS = """
 [trtq.methods]

@@ -14,8 +14,8 @@ from tests.conftest import read, spec
 from tests.support.quantize import FILES
 from trtq import Encodings, quantize
 from trtq.errors import EncodingsError, ParityError
+from trtq.export.divergence import first_divergence
 from trtq.export.onnx_file import get_metadata
-from trtq.export.parity import first_divergence
 from trtq.graph.capture import capture
 from trtq.models.load import load_model
 from trtq.quant.observe import observe

@@ -20,11 +20,12 @@ from trtq.cost.devices import devices, find_device
 from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.ops import Kernel, Op, fuse
 from trtq.cost.profile import correct
-from trtq.cost.roofline import Widths, computes_in, predict
+from trtq.cost.roofline import computes_in, predict
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import ArtifactError, UsageError
 from trtq.graph.capture import capture
 from trtq.platform.catalogue import catalogue
+from trtq.quant.formats import BitConfig
 from trtq.testing.models import tiny_cnn, tiny_vit
 
 
@@ -100,16 +101,20 @@ def test_the_roofline_by_hand():
     t4 = find_device("t4")
     launch, share = t4.launch * 1e3, t4.efficiency
     assert (t4.memory, share) == (0.8, 0.2)
-    dense = predict(kernel(macs=10**9, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
+    dense = predict(
+        kernel(macs=10**9, weights=10**3, reads=10**3, writes=10**3), t4, BitConfig(8, 8)
+    )
     assert (dense.precision, dense.bound) == ("int8", "launch")
-    dense = predict(kernel(macs=10**11, weights=10**3, reads=10**3, writes=10**3), t4, Widths(8, 8))
+    dense = predict(
+        kernel(macs=10**11, weights=10**3, reads=10**3, writes=10**3), t4, BitConfig(8, 8)
+    )
     assert (dense.ms, dense.bound) == (
         pytest.approx(2e11 / (130e12 * share) * 1e3 + launch),
         "compute",
     )
-    moved = predict(kernel(macs=1, weights=10**8, reads=10**8, writes=10**8), t4, Widths(32, 32))
+    moved = predict(kernel(macs=1, weights=10**8, reads=10**8, writes=10**8), t4, BitConfig(32, 32))
     assert (moved.ms, moved.bound) == (pytest.approx(12e8 / (320e9 * 0.8) * 1e3 + launch), "memory")
-    deep = predict(kernel(macs=10**10, depthwise=True), t4, Widths(8, 8))
+    deep = predict(kernel(macs=10**10, depthwise=True), t4, BitConfig(8, 8))
     assert deep.ms == pytest.approx(
         2e10 / (8.1e12 * share) * 1e3 + launch
     )  # no tensor core multiplies one channel a group
@@ -117,13 +122,17 @@ def test_the_roofline_by_hand():
 
 def test_what_a_device_computes_in():
     assert (
-        computes_in(find_device("t4"), Widths(4, 6)) == "int8"
+        computes_in(find_device("t4"), BitConfig(4, 6)) == "int8"
     )  # narrow widths lie in INT8 containers
-    assert computes_in(find_device("t4"), Widths(4, 16)) == "fp16"
-    assert computes_in(find_device("nano"), Widths(8, 8)) == "fp16"
-    assert computes_in(find_device("nano"), Widths(32, 32)) == "fp32"
+    assert computes_in(find_device("t4"), BitConfig(4, 16)) == "fp16"
+    assert computes_in(find_device("nano"), BitConfig(8, 8)) == "fp16"
+    assert computes_in(find_device("nano"), BitConfig(32, 32)) == "fp32"
     per_byte, launch = 1e3 / (320e9 * 0.8), find_device("t4").launch * 1e3
-    for widths, moved in ((Widths(4, 16), 5e8), (Widths(8, 16), 1e9), (Widths(16, 16), 2e9)):
+    for widths, moved in (
+        (BitConfig(4, 16), 5e8),
+        (BitConfig(8, 16), 1e9),
+        (BitConfig(16, 16), 2e9),
+    ):
         assert predict(
             kernel(kind="linear", weights=10**9), find_device("t4"), widths
         ).ms == pytest.approx(moved * per_byte + launch)
@@ -366,7 +375,7 @@ def test_a_profile_as_trtexec_writes_names(tmp_path):
         predict(
             Kernel(name="k", kind="conv", macs=1000, weights=10, reads=10, writes=10),
             find_device("t4"),
-            Widths(8, 8),
+            BitConfig(8, 8),
             batch=1,
         )
     ]

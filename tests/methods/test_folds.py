@@ -22,17 +22,17 @@ from trtq.testing.models import tiny_cnn, tiny_vit
 
 @pytest.mark.parametrize("model", [tiny_cnn, tiny_vit])
 def test_folding_any_factors_leaves_the_function_alone(model):
-    bench = bench_of(model())
+    context = bench_of(model())
     x = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
-        before = bench.graph(x)
-        pairs, _ = find_pairs(bench)
+        before = context.graph(x)
+        pairs, _ = find_pairs(context)
         assert pairs
         for pair in pairs:
-            fold_factors(bench, pair, torch.rand(pair.channels) * 4 + 0.1)
-        after = bench.graph(x)
+            fold_factors(context, pair, torch.rand(pair.channels) * 4 + 0.1)
+        after = context.graph(x)
     assert float((before - after).abs().max()) < 1e-4 * float(before.abs().max())
-    assert bench.folded
+    assert context.folded
 
 
 def test_nothing_folds_through_silu_and_the_record_says_why():
@@ -101,15 +101,15 @@ class Chain(nn.Module):
     ],
 )
 def test_factors_move_only_along_the_channels(model, fits):
-    bench = bench_of(model)
+    context = bench_of(model)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        before = bench.graph(x)
-        pairs, _ = find_pairs(bench)
+        before = context.graph(x)
+        pairs, _ = find_pairs(context)
         assert bool(pairs) == fits
         for pair in pairs:
-            fold_factors(bench, pair, torch.rand(pair.channels) * 4 + 0.1)
-        assert float((bench.graph(x) - before).abs().max()) < 1e-4 * float(before.abs().max())
+            fold_factors(context, pair, torch.rand(pair.channels) * 4 + 0.1)
+        assert float((context.graph(x) - before).abs().max()) < 1e-4 * float(before.abs().max())
 
 
 def test_a_residual_reader_stops_the_fold():
@@ -135,14 +135,14 @@ def test_grouped_and_depthwise_consumers_take_their_own_channels_factors():
             return self.b(torch.relu(self.a(x)))
 
     for groups in (1, 2, 8):
-        bench = bench_of(Grouped(groups))
+        context = bench_of(Grouped(groups))
         x = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
-            before = bench.graph(x)
-            get_method("equalize").run(bench, {"rounds": 10})
-            after = bench.graph(x)
+            before = context.graph(x)
+            get_method("equalize").run(context, {"rounds": 10})
+            after = context.graph(x)
         assert torch.allclose(before, after, atol=1e-4)
-        first, second = (bench.graph.get_parameter(f"{n}.weight") for n in "ab")
+        first, second = (context.graph.get_parameter(f"{n}.weight") for n in "ab")
         left = first.flatten(1).abs().amax(1)
         per_group = second.reshape(groups, 16 // groups, 8 // groups, 9)
         right = per_group.abs().amax((1, 3)).flatten()
@@ -176,12 +176,12 @@ def test_repq_centres_and_evens_out_what_a_layernorm_gives():
     with torch.no_grad():
         model.blocks[0].norm1.weight[5] = 30.0
         model.blocks[0].norm1.bias[7] = 12.0
-    bench = bench_of(model)
-    x = next(iter(bench.images(16)))
-    wanted = bench.graph(x)
-    done = get_method("repq").run(bench, {"images": 16, "softmax": False})
+    context = bench_of(model)
+    x = next(iter(context.images(16)))
+    wanted = context.graph(x)
+    done = get_method("repq").run(context, {"images": 16, "softmax": False})
     assert (done["layernorms"], done["centred"], done["label"]) == (4, 4, "folded")
-    torch.testing.assert_close(bench.graph(x), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(context.graph(x), wanted, rtol=1e-3, atol=1e-4)
     seen = {}
 
     class Look(torch.fx.Interpreter):
@@ -192,7 +192,7 @@ def test_repq_centres_and_evens_out_what_a_layernorm_gives():
             return out
 
     with torch.no_grad():
-        Look(bench.graph).run(x)
+        Look(context.graph).run(x)
     first = next(iter(seen.values())).reshape(-1, 32)
     torch.testing.assert_close(first.amax(0), -first.amin(0), rtol=1e-2, atol=1e-3)  # centred
     assert float(first.amax(0).max() / first.amax(0).min()) < 1.1  # one range for all channels
@@ -228,15 +228,15 @@ class Gated(nn.Module):
 
 def test_qads_multiplies_where_it_cannot_fold_and_it_pays():
     torch.manual_seed(0)
-    bench = bench_of(Gated())
-    x = next(iter(bench.images(16)))
-    wanted = bench.graph(x)
-    done = get_method("qads").run(bench, dict(get_method("qads").arguments))
+    context = bench_of(Gated())
+    x = next(iter(context.images(16)))
+    wanted = context.graph(x)
+    done = get_method("qads").run(context, dict(get_method("qads").arguments))
     assert "b" in done["explicit"]
     assert done["label"] == "ops"
     assert done["refused"] == ["b: silu.default lets no factor through"]
-    assert any(n.meta.get("trtq_name") == "b.qads" for n in bench.graph.graph.nodes)
-    torch.testing.assert_close(bench.graph(x), wanted, rtol=1e-3, atol=1e-3)
+    assert any(n.meta.get("trtq_name") == "b.qads" for n in context.graph.graph.nodes)
+    torch.testing.assert_close(context.graph(x), wanted, rtol=1e-3, atol=1e-3)
     untouched = bench_of(Gated())
     done = get_method("qads").run(untouched, {**get_method("qads").arguments, "explicit": 0.0})
     assert done["explicit"] == []

@@ -142,9 +142,9 @@ def test_the_report_says_where_each_method_runs(images, tmp_path):
 def test_a_method_that_moves_the_function_is_stopped(images, tmp_path, monkeypatch):
     from trtq.methods import smooth
 
-    def wrong(bench, pair, factors):
+    def wrong(context, pair, factors):
         node = pair.consumers[0].args[1]
-        bench.fold(node, bench.graph.get_parameter(str(node.target)).detach() * 1.5)
+        context.fold(node, context.graph.get_parameter(str(node.target)).detach() * 1.5)
 
     monkeypatch.setattr(smooth, "fold_factors", wrong)
     with pytest.raises(

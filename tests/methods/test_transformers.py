@@ -152,13 +152,13 @@ def test_softmax_of_equal_logits_and_masked_ones_survives_the_approximation():
             scores = (y @ y.transpose(1, 2)) * self.scale + mask
             return (scores.softmax(-1) @ y).mean(1)
 
-    bench = bench_of(Masked())
-    x = next(iter(bench.images(4)))
-    wanted = bench.graph(x)
-    done = get_method("integer-softmax").run(bench, {"segments": 4, "images": 4})
+    context = bench_of(Masked())
+    x = next(iter(context.images(4)))
+    wanted = context.graph(x)
+    done = get_method("integer-softmax").run(context, {"segments": 4, "images": 4})
     assert done["softmaxes"] == 1
     torch.testing.assert_close(
-        bench.graph(x), wanted, rtol=1e-4, atol=1e-5
+        context.graph(x), wanted, rtol=1e-4, atol=1e-5
     )  # rows of equal logits stay even
 
 

@@ -260,7 +260,7 @@ def test_on_the_command_line(images: Path, tmp_path: Path):
 
 
 def test_aimet_ranges_of_folded_weights_are_not_folded_again(images: Path, tmp_path: Path):
-    from trtq.graph.normalize import get_constant
+    from trtq.graph.nodes import get_constant
 
     torch.manual_seed(0)
     graph = capture(tiny_cnn().eval(), (3, 32, 32)).module

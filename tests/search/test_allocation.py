@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from trtq.cost.energy import relative_energy
 from trtq.errors import UsageError
+from trtq.quant.formats import BitConfig, read_options
 from trtq.search.allocate import STRATEGIES, Choice, greedy, mixed_integer, pareto, percentile
 from trtq.search.budgets import read_budgets
-from trtq.search.options import read_option, read_options
 
 LABELS = ("w2a2", "w4a4", "w8a8")
 BITS = {"w2a2": 2, "w4a4": 4, "w8a8": 8}
@@ -229,11 +229,11 @@ def test_widths_as_people_write_them():
         "w8a8",
         "fp16",
     ]
-    assert not read_option("fp16").quantized
+    assert not BitConfig.parse("fp16").quantized
     with pytest.raises(
         UsageError, match="Cannot read the width '9': expected 2 to 8, .*fp8 or fp16"
     ):
-        read_option("9")
+        BitConfig.parse("9")
     with pytest.raises(UsageError, match="The width w4a4 was asked for twice"):
         read_options(["4", "w4a4"])
 

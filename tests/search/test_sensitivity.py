@@ -16,10 +16,10 @@ from tests.support.quantize import CNN, VIT, analysis
 from trtq import AllocateSpec, AnalyzeSpec, CostSpec, allocate, analyze, cost, quantize
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.graph.capture import capture
-from trtq.quant.placement import LayerBits, place
+from trtq.quant.formats import BitConfig, read_options
+from trtq.quant.placement import place
 from trtq.search.gradients import hutchinson, omega
 from trtq.search.layers import groups, prepare_layers
-from trtq.search.options import read_options
 from trtq.search.outputs import jensen_shannon
 from trtq.search.work_cache import WorkCache
 from trtq.testing.models import tiny_cnn
@@ -374,7 +374,7 @@ def test_layer_bits_must_name_layers():
     with pytest.raises(
         UsageError, match="The allocation names a layer conv9 that the model does not have"
     ):
-        place(graph, layer_bits={"conv9": LayerBits(4, 4)})
+        place(graph, layer_bits={"conv9": BitConfig(4, 4)})
 
 
 def test_analyse_and_allocate_on_the_command_line(images, tmp_path):

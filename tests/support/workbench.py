@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trtq.graph.capture import capture
-from trtq.methods.base import Workbench
+from trtq.methods.base import MethodContext
 from trtq.quant.placement import place
 
 
@@ -16,7 +16,7 @@ def bench_of(model, images=None):
         if images is None
         else images
     )
-    return Workbench(
+    return MethodContext(
         graph=graph,
         placement=place(graph),
         images=lambda limit: iter([batch[:limit]]),

@@ -156,7 +156,8 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     if not manifest_path(path).is_file():
         return {}, "no prediction: the engine has no manifest"
     from trtq.cost.devices import find_device
-    from trtq.cost.roofline import Widths, predict_all
+    from trtq.cost.roofline import predict_all
+    from trtq.quant.formats import BitConfig
 
     manifest = read_manifest(path)
     source = Path(manifest.spec["onnx"])
@@ -172,9 +173,9 @@ def _predicted(path: Path, batch: int) -> tuple[dict[str, float], str]:
     except TrtqError as exc:
         return {}, f"no prediction: {exc.message}"
 
-    def widths(op: Any) -> Widths:
+    def widths(op: Any) -> BitConfig:
         x = op.input_bits or (16 if manifest.precision == "fp16" else 32)
-        return Widths(op.weight_bits or x, x, op.fp8)
+        return BitConfig(op.weight_bits or x, x, op.fp8)
 
     times = predict_all(onnx_kernels(model, ops), device, widths, batch=batch)
     return {t.name: t.ms for t in times}, ""

@@ -22,9 +22,9 @@ from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.known_records import read_known
+from trtq.quant.formats import HALF, BitConfig
 from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, latency_devices, parse_budgets, read_budgets, within
-from trtq.search.options import HALF, BitConfig
 from trtq.specs import AdviseSpec, ModelInputSpec, option_words
 
 FEW, MANY = 128, 5_000  # images: "limited" and "full set" of the table, which gives no numbers

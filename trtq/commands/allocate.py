@@ -18,11 +18,11 @@ from trtq.artifact import (
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels
 from trtq.cost.profile import read_factors
 from trtq.errors import ArtifactError, UsageError, suggest
+from trtq.quant.formats import FP16, BitConfig, read_options
 from trtq.records.allocate import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
 from trtq.records.analyze import AnalyzeRecord
 from trtq.search.allocate import STRATEGIES, Choice, summed
 from trtq.search.budgets import LATENCY, latency_devices, read_budgets
-from trtq.search.options import FP16, BitConfig, read_option, read_options
 from trtq.specs import AllocateSpec
 
 MOST_POINTS = 200
@@ -153,7 +153,7 @@ def decide(
                 "allowed",
             )
     done = STRATEGIES[spec.strategy](choices, labels, {b: v - fixed[b] for b, v in budgets.items()})
-    chosen = {n: read_option(done.options[c.name]) for c in choices for n in c.layers}
+    chosen = {n: BitConfig.parse(done.options[c.name]) for c in choices for n in c.layers}
     step = max(1, -(-len(done.front) // MOST_POINTS))
     return AllocateRecord(
         **header("allocate", spec),

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from trtq.artifact import SCHEMA, check_record, read_json
 from trtq.errors import ArtifactError
+from trtq.quant.formats import BitConfig
 from trtq.records.allocate import AllocateRecord
-from trtq.search.options import BitConfig, read_option
 
 
 def read_allocation(path: Path, weights_sha256: str) -> dict[str, BitConfig]:
@@ -38,4 +38,4 @@ def read_allocation(path: Path, weights_sha256: str) -> dict[str, BitConfig]:
             f"its weights are {str(made_for)[:12]}, this model's are {weights_sha256[:12]}",
             "Run trtq analyze and trtq allocate on this model",
         )
-    return {layer.name: read_option(layer.option) for layer in record.layers}
+    return {layer.name: BitConfig.parse(layer.option) for layer in record.layers}

@@ -27,13 +27,13 @@ from trtq.data.preprocess import batches
 from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.graph.capture import capture
-from trtq.graph.normalize import operands
+from trtq.graph.nodes import operands
 from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.digest import weights_digest
+from trtq.quant.formats import read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
 from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
-from trtq.search.options import read_options
 from trtq.search.sensitivity import Sensitivity, SensitivityContext
 from trtq.search.work_cache import WorkCache
 from trtq.specs import AnalyzeSpec

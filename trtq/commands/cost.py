@@ -18,7 +18,7 @@ from trtq.cost.onnx_file import list_onnx_ops, onnx_kernels
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op
 from trtq.cost.profile import Correction, correct
 from trtq.cost.roofline import HOW as ROOFLINE
-from trtq.cost.roofline import KernelTime, Widths, predict_all
+from trtq.cost.roofline import KernelTime, predict_all
 from trtq.data.preprocess import resolve_preprocess
 from trtq.engine.manifest import read_engine
 from trtq.engine.plan_kernels import PlanKernel, read_plan_kernels
@@ -26,9 +26,10 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.export.onnx_file import load_onnx
 from trtq.graph.capture import capture
 from trtq.quant.digest import weights_digest
+from trtq.quant.formats import EIGHT, FULL, HALF, BitConfig
 from trtq.specs import CostSpec
 
-FLOAT_BITS = {"fp32": Widths(32, 32), "fp16": Widths(16, 16)}
+FLOAT_BITS = {"fp32": FULL, "fp16": HALF}
 
 
 class CostRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +143,7 @@ class _Counted:
     name: str
     ops: Sequence[Op]
     kernels: Sequence[Kernel]
-    widths: Callable[[Op | Kernel], Widths]
+    widths: Callable[[Op | Kernel], BitConfig]
     parameters: int
     notes: tuple[str, ...] = ()
 
@@ -221,8 +222,8 @@ def _relative(rows: Sequence[CostRow]) -> dict[str, float]:
     }
 
 
-def _row(layer: LayerCost, widths: Widths) -> CostRow:
-    w, x, _ = widths
+def _row(layer: LayerCost, widths: BitConfig) -> CostRow:
+    w, x = widths.weight, widths.input
     return CostRow(
         layer=layer,
         weight_bits=w,
@@ -244,19 +245,19 @@ def _count_model(spec: CostSpec) -> _Counted:
         else {}
     )
     bits = spec.bits or "fp32"
-    uniform = FLOAT_BITS.get(bits) or Widths(int(bits[1]), int(bits[3]))
+    uniform = FLOAT_BITS.get(bits) or BitConfig.parse(bits)
 
-    def widths(op: Op | Kernel) -> Widths:
+    def widths(op: Op | Kernel) -> BitConfig:
         if op.name in chosen:
-            return Widths(chosen[op.name].weight, chosen[op.name].input, chosen[op.name].fp8)
+            return chosen[op.name]
         # Only products have codes: FP16 is the narrowest the rest runs in. With an allocation the
         # rest is INT8 or FP16, too.
         if spec.allocation:
-            return Widths(8, 8) if op.kind == "matmul" else FLOAT_BITS["fp16"]
+            return EIGHT if op.kind == "matmul" else FLOAT_BITS["fp16"]
         return (
             uniform
             if op.kind in WEIGHTED
-            else Widths(max(uniform.weight, 16), max(uniform.input, 16))
+            else BitConfig(max(uniform.weight, 16), max(uniform.input, 16))
         )
 
     ops = list_ops(captured.module, captured.example)
@@ -280,9 +281,9 @@ def _count_onnx(spec: CostSpec) -> _Counted:
     model = load_onnx(Path(spec.model))
     ops = list_onnx_ops(model, spec.model)
 
-    def widths(op: Op | Kernel) -> Widths:
+    def widths(op: Op | Kernel) -> BitConfig:
         x = op.input_bits or 32
-        return Widths(op.weight_bits or x, x, op.fp8)
+        return BitConfig(op.weight_bits or x, x, op.fp8)
 
     parameters = sum(_count(t.dims) for t in model.graph.initializer if t.data_type in (1, 10, 16))
     return _Counted(
@@ -302,12 +303,12 @@ def _count(dims: Sequence[int]) -> int:
 
 
 def _latency(
-    kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], Widths], spec: CostSpec
+    kernels: Sequence[Kernel], device: Device, widths: Callable[[Kernel], BitConfig], spec: CostSpec
 ) -> LatencyRecord:
     notes = []
     for name, fp8 in (("int8", False), ("fp8", True)):
         if name not in device.peaks and any(
-            max(widths(k)[:2]) <= 8 and widths(k).fp8 is fp8 for k in kernels
+            max(widths(k).weight, widths(k).input) <= 8 and widths(k).fp8 is fp8 for k in kernels
         ):
             notes.append(
                 f"the {device.title} has no {name.upper()} kernels: such layers are predicted "

@@ -41,10 +41,10 @@ from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known
 from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
+from trtq.quant.formats import BitConfig
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.report.figures import training_figure
-from trtq.search.options import BitConfig
 from trtq.specs import EvaluateSpec, FinetuneSpec
 from trtq.train.examples import Examples, TrainingSetup
 from trtq.train.objective import Objective, class_weights

@@ -33,7 +33,7 @@ from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, LOCK
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name, node_name
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings

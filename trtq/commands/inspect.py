@@ -88,10 +88,11 @@ def _folder(path: Path) -> Info:
 def _onnx(path: Path) -> Info:
     from trtq.export.onnx_file import get_metadata, load_onnx, quantized_nodes
     from trtq.onnx_walk import all_nodes
+    from trtq.ops import onnx_types
 
     model = load_onnx(path)
     ops = Counter(n.op_type for n in all_nodes(model))
-    kinds = ("Conv", "MatMul", "Gemm", "ConvTranspose")
+    kinds = onnx_types("conv", "matmul", "linear", "conv_transpose")
     compute, quantized = (
         [n for n in all_nodes(model) if n.op_type in kinds],
         quantized_nodes(model, *kinds),

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from trtq.cost.count import count_layers, list_kernels, list_ops
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.quant.placement import place
 from trtq.records.analyze import Outline
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from trtq.cost.devices import find_device, target_of
 from trtq.cost.energy import layer_bitops, layer_energy
 from trtq.cost.ops import Kernel
-from trtq.cost.roofline import Widths, predict
+from trtq.cost.roofline import predict
+from trtq.quant.formats import FULL, HALF, BitConfig
 from trtq.records.analyze import Outline
 from trtq.search.budgets import LATENCY, NAMES
-from trtq.search.options import FULL, HALF, BitConfig
 
 
 class Pricing:
@@ -66,7 +66,7 @@ class Pricing:
         return 0.0
 
     def _milliseconds(self, kernel: Kernel, budget: str, option: BitConfig) -> float:
-        widths = Widths(option.weight, option.input, option.fp8)
+        widths = BitConfig(option.weight, option.input, option.fp8)
         return predict(kernel, self.devices[budget], widths).ms * self.factors.get(budget, 1.0)
 
     def span(self, options: Sequence[BitConfig]) -> tuple[dict[str, float], dict[str, float]]:

@@ -28,7 +28,7 @@ from trtq.export.onnx_file import set_metadata_
 from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
 from trtq.export.to_onnx import export_onnx
 from trtq.graph.capture import CapturedGraph
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, MethodContext
 from trtq.methods.registry import choose, require_fit
 from trtq.models.load import LoadedModel
 from trtq.paths import path_variable
@@ -38,6 +38,7 @@ from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
 from trtq.quant.calibrators import calibrator_key
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
+from trtq.quant.formats import BitConfig
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, place, rules_for
 from trtq.quant.simulate import insert_fake_quantize
@@ -145,23 +146,23 @@ def attempt(inputs: Inputs, spec: QuantizeSpec) -> Attempt:
         TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
     """
     captured, chosen = inputs.captured, choose(spec.method, spec.method_arg)
-    bench = _workbench(inputs, spec)
-    graph, placement = bench.graph, bench.placement
+    context = _context(inputs, spec)
+    graph, placement = context.graph, context.placement
     for method, _ in chosen:
-        require_fit(method, bench)
+        require_fit(method, context)
     inputs.clock.lap("place")
-    before = _apply(inputs, bench, [c for c in chosen if c[0].stage == "before"])
+    before = _apply(inputs, context, [c for c in chosen if c[0].stage == "before"])
     weights = weights_digest(graph) if before else inputs.weights_sha256
     stats, origin, cache_note = _calibrate(inputs, spec, graph, placement, weights)
     origin["methods"] = " ".join(m.name for m, _ in chosen)
-    bench.encodings = encodings = make_encodings(graph, placement, stats, origin)
+    context.encodings = encodings = make_encodings(graph, placement, stats, origin)
     inputs.clock.lap("encode")
     for method, arguments in chosen:
         if method.finish is not None:
-            method.finish(bench, arguments)
-    after = _apply(inputs, bench, [c for c in chosen if c[0].stage == "after"])
+            method.finish(context, arguments)
+    after = _apply(inputs, context, [c for c in chosen if c[0].stage == "after"])
     encodings.round_scales_to_fp16_()
-    encodings.constants = {**bench.folded, **encodings.constants}
+    encodings.constants = {**context.folded, **encodings.constants}
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(graph)}
     simulated = insert_fake_quantize(graph, placement, encodings)
     qdq = inputs.export(simulated, spec, precision="int8", encodings_sha256=encodings.digest())
@@ -199,20 +200,19 @@ def fitting(inputs: Inputs, spec: QuantizeSpec, asked: Sequence[str]) -> Quantiz
     """
     if set(spec.method) <= set(asked):
         return spec
-    bench = _workbench(inputs, spec)
+    context = _context(inputs, spec)
     kept = [
         m.name
         for m, _ in choose(spec.method, spec.method_arg)
-        if m.name in asked or m.not_applicable_reason(bench) is None
+        if m.name in asked or m.not_applicable_reason(context) is None
     ]
     return msgspec.structs.replace(spec, method=tuple(m for m in spec.method if m in kept))
 
 
-def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
+def _context(inputs: Inputs, spec: QuantizeSpec) -> MethodContext:
     """Return a copy of the captured graph with its quantizers, for the methods."""
     captured = inputs.captured
     graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
-    weight_bits, input_bits = (int(v) for v in spec.bits[1:].split("a"))
     chosen = (
         read_allocation(Path(spec.allocation), inputs.weights_sha256) if spec.allocation else {}
     )
@@ -220,17 +220,16 @@ def _workbench(inputs: Inputs, spec: QuantizeSpec) -> Workbench:
         graph,
         rules=rules_for(target_of(spec)),
         high_precision=spec.high_precision,
-        weight_bits=weight_bits,
-        input_bits=input_bits,
+        bits=BitConfig.parse(spec.bits),
         attention=spec.attention,
-        layer_bits={name: option.bits for name, option in chosen.items()},
+        layer_bits=chosen,
     )
     if not placement.quantizers:
         raise CalibrationError(
             f"There is nothing to quantize in {spec.model}",
             "its graph has no convolution, linear or matmul",
         )
-    return Workbench(
+    return MethodContext(
         graph=graph,
         placement=placement,
         dynamic_batch=captured.dynamic_batch,
@@ -251,13 +250,13 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _apply(
-    inputs: Inputs, bench: Workbench, chosen: list[tuple[Method, dict[str, Any]]]
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Any]]]
 ) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:
-        did = method.run(bench, arguments)
+        did = method.run(context, arguments)
         if method.exact:
-            _require_same_function(inputs, bench, method.name)
+            _require_same_function(inputs, context, method.name)
         # On this model the method may run differently than it mostly does.
         label = did.pop("label", method.label)
         records.append(
@@ -269,10 +268,10 @@ def _apply(
     return records
 
 
-def _require_same_function(inputs: Inputs, bench: Workbench, method: str) -> None:
+def _require_same_function(inputs: Inputs, context: MethodContext, method: str) -> None:
     """Check that a graph whose constants a method moved still computes the model's function."""
     with torch.no_grad():
-        wanted, got = inputs.reference, bench.graph(inputs.captured.example)
+        wanted, got = inputs.reference, context.graph(inputs.captured.example)
     off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
     if not off <= MAX_FOLD_DIFF:
         raise CalibrationError(

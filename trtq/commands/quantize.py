@@ -36,7 +36,7 @@ from trtq.export.parity import (
 from trtq.files import ENCODINGS, FP32, MODEL_FILES, QDQ, QUANTIZE_JSON
 from trtq.graph.blocks import Family, family_of
 from trtq.graph.capture import capture
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
 from trtq.progress import Progress, Silent
 from trtq.quant.calibrate import ActivationStats
@@ -387,7 +387,7 @@ def _quantizer_records(done: Attempt, *, int4: bool) -> list[QuantizerRecord]:
     mixed = {
         q.consumer
         for q in done.placement.active
-        if q.alone
+        if q.weight_only
         or not q.format.has_kernel
         or (int4 and q.is_weight and q.format.bits == INT4_BITS)
     }

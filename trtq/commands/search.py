@@ -58,6 +58,7 @@ from trtq.files import (
 )
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
+from trtq.quant.formats import BitConfig, read_options
 from trtq.records.allocate import AllocatedLayer, AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
@@ -82,7 +83,6 @@ from trtq.search.budgets import (
 )
 from trtq.search.frontier import dominated
 from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
-from trtq.search.options import BitConfig, read_option, read_options
 from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
 from trtq.version import __version__
 from trtq.workers import Workers
@@ -728,7 +728,7 @@ def _widths(allocated: AllocateRecord) -> dict[str, int]:
     counts: dict[str, int] = {}
     for layer in allocated.layers:
         counts[layer.option] = counts.get(layer.option, 0) + 1
-    return dict(sorted(counts.items(), key=lambda c: read_option(c[0])))
+    return dict(sorted(counts.items(), key=lambda c: BitConfig.parse(c[0])))
 
 
 def _check(spec: SearchSpec, options: list[BitConfig]) -> None:

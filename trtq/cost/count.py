@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import torch
 from torch import fx
 
+from trtq import ops as operators
 from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
-from trtq.graph.naming import MATMULS, NORMS, TRANSPOSED, is_softmax, node_name
-from trtq.graph.normalize import CONVS, conv_groups, get_constant, operands
-
-aten = torch.ops.aten
-ALIASES = (
-    operator.getitem,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.flatten.using_ints,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.detach.default,
-    aten.alias.default,
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.expand_as.default,
-    aten.unflatten.int,
-    aten.movedim.int,
-)
-POINTWISE = (aten.hardswish.default, aten.prelu.default)  # PyTorch does not tag them
+from trtq.graph.naming import is_softmax, node_name
+from trtq.graph.nodes import conv_groups, get_constant, operands
 
 
 class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,16 +34,6 @@ class LayerCost(msgspec.Struct, frozen=True, kw_only=True):
     weights: int
     reads: int
     writes: int
-
-
-KINDS: Mapping[object, str] = {
-    **dict.fromkeys((*CONVS, *TRANSPOSED), "conv"),
-    aten.linear.default: "linear",
-    **dict.fromkeys(MATMULS, "matmul"),
-    **dict.fromkeys(NORMS, "norm"),
-    **dict.fromkeys(ALIASES, "alias"),
-    **dict.fromkeys(POINTWISE, "pointwise"),
-}
 
 
 class _Shapes(fx.Interpreter):
@@ -104,15 +63,16 @@ def list_ops(graph: fx.GraphModule, example: torch.Tensor) -> list[Op]:
         graph: captured and named.
         example: one batch, float32 [N, C, H, W]; counts are divided by N.
     """
-    runner, batch = _Shapes(graph), len(example)
+    runner = _Shapes(graph)
     with torch.inference_mode():
         runner.run(example)
     constant = _constants(graph)
-    found = []
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and node in runner.shapes and node not in constant:
-            found.append(_op(graph, node, runner.shapes, constant, batch))
-    return found
+    reader = _Reader(graph, runner.shapes, constant, len(example))
+    return [
+        reader.op(node)
+        for node in graph.graph.nodes
+        if node.op == "call_function" and node in runner.shapes and node not in constant
+    ]
 
 
 def _constants(graph: fx.GraphModule) -> set[fx.Node]:
@@ -128,56 +88,74 @@ def _constants(graph: fx.GraphModule) -> set[fx.Node]:
 
 
 def _kind(node: fx.Node) -> str:
+    """Return what a call counts as: as the table of operators says, else as torch tags it."""
     if is_softmax(node):
         return "softmax"
-    kind = KINDS.get(node.target)
-    if kind is not None:
-        return kind
-    tags = getattr(node.target, "tags", ())
-    return (
-        "pointwise"
-        if torch.Tag.pointwise in tags
-        else str(getattr(node.target, "__name__", node.target)).split(".")[0]
-    )
+    cost = operators.of(node).cost
+    if cost:
+        return cost
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        return "pointwise"
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
-def _op(
-    graph: fx.GraphModule,
-    node: fx.Node,
-    shapes: Mapping[fx.Node, torch.Size],
-    constant: set[fx.Node],
-    batch: int,
-) -> Op:
-    kind, given = _kind(node), [a for a in operands(node) if isinstance(a, fx.Node)]
-    held = [c for a in given if (c := get_constant(graph, a)) is not None]
-    weight = held[0] if held and kind in WEIGHTED else None
-    if kind in ("conv", "linear") and weight is None:
-        kind = "computed"  # its weight is computed: it is no layer
-    # A transposed convolution multiplies every input value with a kernel, the others make every
-    # output value from one.
-    produced, per_value = given[0] if node.target in TRANSPOSED and given else node, 0
-    if kind == "matmul":
-        per_value = int(shapes[given[-2]][-1])  # baddbmm's first operand is what it adds
-    elif weight is not None:
-        per_value = weight.numel() // int(weight.shape[0])
-    reads = {
-        a.name: shapes[a].numel() // batch
-        for a in node.all_input_nodes
-        if a in shapes and a not in constant
-    }
-    return Op(
-        name=node_name(node),
-        kind=kind,
-        macs=shapes[produced].numel() // batch * per_value,
-        weights=0 if weight is None else weight.numel(),
-        reads=reads,
-        writes={node.name: shapes[node].numel() // batch},
-        depthwise=kind == "conv"
-        and weight is not None
-        and weight.shape[1] == 1
-        and weight.shape[0] > 1
-        and conv_groups(node) > 1,
-    )
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads calls of a graph.
+
+    Attributes:
+        graph: captured.
+        shapes: of every tensor.
+        constant: nodes that depend on no input.
+        batch: what counts are divided by.
+    """
+
+    graph: fx.GraphModule
+    shapes: Mapping[fx.Node, torch.Size]
+    constant: set[fx.Node]
+    batch: int
+
+    def values(self, node: fx.Node) -> int:
+        """Return the values of a tensor for one image."""
+        return self.shapes[node].numel() // self.batch
+
+    def op(self, node: fx.Node) -> Op:
+        """Return one call with its counts."""
+        kind = _kind(node)
+        weight = self.weight(node) if kind in WEIGHTED else None
+        if kind in ("conv", "linear") and weight is None:
+            kind = "computed"  # its weight is computed: it is no layer
+        reads = [n for n in node.all_input_nodes if n in self.shapes and n not in self.constant]
+        return Op(
+            name=node_name(node),
+            kind=kind,
+            macs=self.macs(node, kind, weight),
+            weights=0 if weight is None else weight.numel(),
+            reads={n.name: self.values(n) for n in reads},
+            writes={node.name: self.values(node)},
+            depthwise=kind == "conv" and weight is not None and _is_depthwise(node, weight),
+        )
+
+    def weight(self, node: fx.Node) -> torch.Tensor | None:
+        """Return the first constant that a call reads."""
+        constants = (get_constant(self.graph, n) for n in operands(node))
+        return next((c for c in constants if c is not None), None)
+
+    def macs(self, node: fx.Node, kind: str, weight: torch.Tensor | None) -> int:
+        """Return the multiply-accumulates of a call for one image."""
+        given = [a for a in operands(node) if isinstance(a, fx.Node)]
+        if kind == "matmul":  # baddbmm's first operand is what it adds
+            return self.values(node) * int(self.shapes[given[-2]][-1])
+        if weight is None:
+            return 0
+        # A transposed convolution multiplies every input value with a kernel, the others make every
+        # output value from one.
+        produced = given[0] if operators.kind(node) == "conv_transpose" else node
+        return self.values(produced) * (weight.numel() // int(weight.shape[0]))
+
+
+def _is_depthwise(node: fx.Node, weight: torch.Tensor) -> bool:
+    return bool(weight.shape[1] == 1 and weight.shape[0] > 1 and conv_groups(node) > 1)
 
 
 def count_layers(ops: Sequence[Op]) -> list[LayerCost]:

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, shape_inference
 
-from trtq.cost.ops import WEIGHTED, Kernel, Op, fuse
+from trtq import ops as operators
+from trtq.cost.ops import COUNTED, WEIGHTED, Kernel, Op, fuse
 from trtq.errors import ArtifactError, first_line
 from trtq.onnx_walk import RANDOM, Scope, branches, declare_domains_, is_fixed, scopes
 
-ALIASES = (
-    "Reshape",
-    "Transpose",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Expand",
-    "Slice",
-    "Split",
-    "Identity",
-    "Cast",
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "Gather",
-    "Dropout",
-)
-POINTWISE = (
-    "Relu",
-    "LeakyRelu",
-    "PRelu",
-    "Elu",
-    "Selu",
-    "Gelu",
-    "Mish",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Tanh",
-    "Softplus",
-    "Erf",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Sqrt",
-    "Reciprocal",
-    "Exp",
-    "Log",
-    "Abs",
-    "Neg",
-    "Min",
-    "Max",
-    "Clip",
-    "Where",
-    "Round",
-    "Floor",
-    "Ceil",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "And",
-    "Or",
-    "Not",
-    "Sign",
-)
-KINDS = {
-    "Conv": "conv",
-    "ConvTranspose": "conv",
-    "Gemm": "linear",
-    "MatMul": "matmul",
-    "LayerNormalization": "norm",
-    "InstanceNormalization": "norm",
-    "GroupNormalization": "norm",
-    "BatchNormalization": "norm",
-    "Softmax": "softmax",
-    **dict.fromkeys(ALIASES, "alias"),
-    **dict.fromkeys(POINTWISE, "pointwise"),
-}
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
@@ -126,6 +56,17 @@ class _Reader:
         self.shapes[name], self.types[name] = dims, kind
         self.constant.add(name)
 
+    def inside(self, graph: onnx.GraphProto, owner: onnx.NodeProto) -> _Reader:
+        """Return the reader of a branch."""
+        return _Reader(Scope(graph, self.scope.opsets, self.scope, owner), self)
+
+    def dequantize(self, node: onnx.NodeProto) -> None:
+        """Note the width of what a DequantizeLinear reads."""
+        kind = self.types.get(node.input[0], TensorProto.INT8)
+        self.stored[node.output[0]] = BITS.get(kind, 8)
+        if kind == TensorProto.FLOAT8E4M3FN:
+            self.fp8.add(node.output[0])
+
     def values(self, name: str) -> int:
         return math.prod(self.shapes.get(name) or [0])
 
@@ -151,39 +92,28 @@ def list_onnx_ops(model: onnx.ModelProto, path: str) -> list[Op]:
 
 
 def _list(reader: _Reader, path: str, batch: int) -> list[Op]:
-    found: list[Op] = []
+    ops: list[Op] = []
     for node in reader.scope.graph.node:
+        inner = branches(node)
         if node.op_type == "Constant":
             if node.output[0] not in reader.constant:  # text, or a sparse one
                 reader.hold(node.output[0], [], TensorProto.FLOAT)
-            continue
-        inner = branches(node)
-        if inner:
-            found += _dearest(
-                [
-                    _list(
-                        _Reader(Scope(g, reader.scope.opsets, reader.scope, node), reader),
-                        path,
-                        batch,
-                    )
-                    for g in inner
-                ]
-            )
-        elif (
-            all(name in reader.constant for name in node.input if name)
-            and node.op_type not in RANDOM
-        ):
+        elif not inner and _is_constant(reader, node):
             _fold(reader, node)
-            continue
-        elif node.op_type == "DequantizeLinear":
-            kind = reader.types.get(node.input[0], TensorProto.INT8)
-            reader.stored[node.output[0]] = BITS.get(kind, 8)
-            if kind == TensorProto.FLOAT8E4M3FN:
-                reader.fp8.add(node.output[0])
         else:
-            _pass_on(reader, node)
-        found.append(_op(reader, node, path, batch))
-    return found
+            if inner:
+                ops += _dearest([_list(reader.inside(g, node), path, batch) for g in inner])
+            elif node.op_type == "DequantizeLinear":
+                reader.dequantize(node)
+            else:
+                _pass_on(reader, node)
+            ops.append(_op(reader, node, path, batch))
+    return ops
+
+
+def _is_constant(reader: _Reader, node: onnx.NodeProto) -> bool:
+    known = all(name in reader.constant for name in node.input if name)
+    return known and node.op_type not in RANDOM
 
 
 def _dearest(lists: list[list[Op]]) -> list[Op]:
@@ -270,53 +200,60 @@ def _fold(reader: _Reader, node: onnx.NodeProto) -> None:
 
 
 def _op(reader: _Reader, node: onnx.NodeProto, path: str, batch: int) -> Op:
-    kind = KINDS.get(node.op_type, node.op_type)
-    attributes: Mapping[str, object] = {
-        a.name: helper.get_attribute_value(a) for a in node.attribute
-    }
     activations = [n for n in node.input if n and n not in reader.constant]
-    weight = (
-        next((n for n in node.input[:2] if n in reader.constant), None)
-        if kind in WEIGHTED
-        else None
-    )
-    kind = (
-        "linear"
-        if kind == "matmul" and weight is not None
-        else "matmul"
-        if kind == "linear" and weight is None
-        else kind
-    )
-    for name in (*activations, *node.output):
-        if kind in (*WEIGHTED, "norm", "softmax") and not reader.values(name):
-            raise ArtifactError(
-                f"Cannot count {path}", f"the shape of {name} at {node.name} is not known", FIXED
-            )
-    produced, shape = (
-        activations[0] if node.op_type == "ConvTranspose" else node.output[0],
-        reader.shapes.get(weight or "", []),
-    )
-    per_value = 0
-    if kind == "conv":
-        per_value = math.prod(shape[1:])
-    elif kind in (
-        "linear",
-        "matmul",
-    ):  # the axis both operands share: the left one's last, its first when Gemm turns it
-        per_value = reader.shapes[node.input[0]][0 if attributes.get("transA") else -1]
-    groups = attributes.get("group", 1)
+    kind, weight = _kind_and_weight(reader, node)
+    if kind in COUNTED:
+        _require_shapes(reader, node, (*activations, *node.output), path)
+    # A transposed convolution multiplies every input value with a kernel.
+    inverse = operators.kind(node) == "conv_transpose"
+    produced = activations[0] if inverse else node.output[0]
+    shape = reader.shapes.get(weight or "", [])
     return Op(
         name=op_name(node),
         kind=kind,
-        macs=reader.values(produced) * per_value // batch,
+        macs=reader.values(produced) * _per_value(reader, node, kind, shape) // batch,
         weights=reader.values(weight) if weight else 0,
         reads={n: reader.values(n) // batch for n in activations},
         writes={n: reader.values(n) // batch for n in node.output if n},
-        depthwise=kind == "conv" and isinstance(groups, int) and groups > 1 and shape[1:2] == [1],
+        depthwise=kind == "conv" and _integer(node, "group", 1) > 1 and shape[1:2] == [1],
         weight_bits=reader.bits(weight) if weight else None,
         input_bits=min((reader.bits(n) for n in activations), default=None),
         fp8=any(n in reader.fp8 for n in activations),
     )
+
+
+def _require_shapes(reader: _Reader, node: onnx.NodeProto, names: Sequence[str], path: str) -> None:
+    """Refuse a node whose operands or results have no known shape."""
+    unknown = next((n for n in names if not reader.values(n)), None)
+    if unknown is not None:
+        why = f"the shape of {unknown} at {node.name} is not known"
+        raise ArtifactError(f"Cannot count {path}", why, FIXED)
+
+
+def _kind_and_weight(reader: _Reader, node: onnx.NodeProto) -> tuple[str, str | None]:
+    """Return what a node counts as, and the constant that it multiplies with."""
+    kind = operators.of(node).cost or node.op_type
+    if kind not in WEIGHTED:
+        return kind, None
+    weight = next((n for n in node.input[:2] if n in reader.constant), None)
+    if kind in ("linear", "matmul"):
+        kind = "matmul" if weight is None else "linear"
+    return kind, weight
+
+
+def _per_value(reader: _Reader, node: onnx.NodeProto, kind: str, weight: list[int]) -> int:
+    """Return the multiply-accumulates of one value that is produced."""
+    if kind == "conv":
+        return math.prod(weight[1:])
+    if kind in ("linear", "matmul"):
+        # The axis both operands share: the left one's last, its first when Gemm turns it.
+        return reader.shapes[node.input[0]][0 if _integer(node, "transA", 0) else -1]
+    return 0
+
+
+def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
+    """Return an attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def op_name(node: onnx.NodeProto) -> str:

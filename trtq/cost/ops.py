@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -75,60 +76,79 @@ def fuse(ops: Sequence[Op], outputs: Iterable[str]) -> list[Kernel]:
         ops: in the order they run.
         outputs: tensors that leave the model.
     """
-    root: dict[str, str] = {}
-    made_by: dict[str, int] = {}
-    members: list[list[Op]] = []
+    groups = _Groups()
     for op in ops:
-        sources = [root.get(t, t) for t in op.reads]
-        if op.kind == "alias":
-            root.update(dict.fromkeys(op.writes, sources[0] if sources else ""))
-            continue
-        makers = [made_by[t] for t in sources if t in made_by]
-        if op.kind == "pointwise" and makers:
-            index = max(makers)
-            members[index].append(op)
-        else:
-            index = len(members)
-            members.append([op])
-        made_by.update(dict.fromkeys(op.writes, index))
-    sizes = {t: v for group in members for op in group for t, v in op.writes.items()}
-    leaving = {root.get(t, t) for t in outputs}
-    readers: dict[str, set[int]] = {}
-    for index, group in enumerate(members):
-        for op in group:
-            for t in op.reads:
-                readers.setdefault(root.get(t, t), set()).add(index)
+        groups.add(op)
+    leaving = {groups.root.get(t, t) for t in outputs}
+    readers = groups.readers()
     return [
-        _kernel(index, group, root, made_by, sizes, readers, leaving)
-        for index, group in enumerate(members)
+        _kernel(index, group, groups, readers, leaving)
+        for index, group in enumerate(groups.members)
     ]
+
+
+@dataclass(slots=True)
+class _Groups:
+    """The ops of each kernel.
+
+    Attributes:
+        members: by kernel, in the order they run.
+        root: of an alias: the tensor whose values it holds.
+        made_by: the kernel that makes a tensor.
+        sizes: values of every tensor that a kernel makes.
+    """
+
+    members: list[list[Op]] = field(default_factory=list)
+    root: dict[str, str] = field(default_factory=dict)
+    made_by: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, op: Op) -> None:
+        """Put an op into the kernel that it joins, or into a new one."""
+        sources = [self.root.get(t, t) for t in op.reads]
+        if op.kind == "alias":
+            self.root.update(dict.fromkeys(op.writes, sources[0] if sources else ""))
+            return
+        makers = [self.made_by[t] for t in sources if t in self.made_by]
+        joins = op.kind == "pointwise" and bool(makers)
+        index = max(makers) if joins else len(self.members)
+        if not joins:
+            self.members.append([])
+        self.members[index].append(op)
+        self.made_by.update(dict.fromkeys(op.writes, index))
+        self.sizes.update(op.writes)
+
+    def readers(self) -> dict[str, set[int]]:
+        """Return the kernels that read each tensor."""
+        found: dict[str, set[int]] = {}
+        for index, group in enumerate(self.members):
+            for t in (t for op in group for t in op.reads):
+                found.setdefault(self.root.get(t, t), set()).add(index)
+        return found
+
+    def read_by(self, index: int) -> int:
+        """Return how many values a kernel reads from tensors that it does not make itself."""
+        parts: dict[str, dict[str, int]] = {}  # two slices of one tensor are two reads
+        for op in self.members[index]:
+            for t, values in op.reads.items():
+                source = self.root.get(t, t)
+                if self.made_by.get(source) != index:
+                    parts.setdefault(source, {})[t] = values
+        totals = {source: sum(by_name.values()) for source, by_name in parts.items()}
+        return sum(min(total, self.sizes.get(source, total)) for source, total in totals.items())
 
 
 def _kernel(
     index: int,
     group: Sequence[Op],
-    root: Mapping[str, str],
-    made_by: Mapping[str, int],
-    sizes: Mapping[str, int],
+    groups: _Groups,
     readers: Mapping[str, set[int]],
     leaving: set[str],
 ) -> Kernel:
-    parts: dict[
-        str, dict[str, int]
-    ] = {}  # two slices of one tensor are two reads, the same tensor twice is one
-    for op in group:
-        for t, values in op.reads.items():
-            source = root.get(t, t)
-            if made_by.get(source) != index:
-                parts.setdefault(source, {})[t] = values
-    read = {
-        source: min(sum(by_name.values()), sizes.get(source, sum(by_name.values())))
-        for source, by_name in parts.items()
-    }
     written = {
-        t: v
+        t: values
         for op in group
-        for t, v in op.writes.items()
+        for t, values in op.writes.items()
         if t in leaving or readers.get(t, set()) - {index}
     }
     head = group[0]
@@ -137,7 +157,7 @@ def _kernel(
         kind=head.kind,
         macs=head.macs,
         weights=head.weights,
-        reads=sum(read.values()),
+        reads=groups.read_by(index),
         writes=sum(written.values()),
         depthwise=head.depthwise,
         weight_bits=head.weight_bits,

@@ -6,21 +6,13 @@ The roofline is a lower bound from data sheets with two fitted numbers per class
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from trtq.cost.devices import Device
 from trtq.cost.ops import WEIGHTED, Kernel
-
-
-class Widths(NamedTuple):
-    """Bits of weight and input, and whether they are FP8."""
-
-    weight: int
-    input: int
-    fp8: bool = False
-
+from trtq.quant.formats import BitConfig
 
 Bound = Literal["compute", "memory", "launch"]
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "fp8": 8}
@@ -49,7 +41,7 @@ class KernelTime(msgspec.Struct, frozen=True, kw_only=True):
     bound: Bound
 
 
-def computes_in(device: Device, widths: Widths) -> str:
+def computes_in(device: Device, widths: BitConfig) -> str:
     """Return the precision in which a device multiplies operands of these widths.
 
     INT8 and FP8 require both operands at 8 bits or less and kernels on the device.
@@ -64,13 +56,18 @@ def computes_in(device: Device, widths: Widths) -> str:
     return "fp16" if widest <= 16 else "fp32"
 
 
-def _weight_bits(widths: Widths, precision: str) -> int:
+def _weight_bits(widths: BitConfig, precision: str) -> int:
     weight_only = widths.weight <= 8 < widths.input
     return BITS[precision] if not weight_only else 4 if widths.weight <= 4 else 8
 
 
 def predict(
-    kernel: Kernel, device: Device, widths: Widths, *, batch: int = 1, precision: str | None = None
+    kernel: Kernel,
+    device: Device,
+    widths: BitConfig,
+    *,
+    batch: int = 1,
+    precision: str | None = None,
 ) -> KernelTime:
     """Return the roofline's time of one kernel.
 
@@ -110,7 +107,11 @@ def predict(
 
 
 def predict_all(
-    kernels: Iterable[Kernel], device: Device, widths: Callable[[Kernel], Widths], *, batch: int = 1
+    kernels: Iterable[Kernel],
+    device: Device,
+    widths: Callable[[Kernel], BitConfig],
+    *,
+    batch: int = 1,
 ) -> list[KernelTime]:
     """Return the time of every kernel."""
     return [predict(k, device, widths(k), batch=batch) for k in kernels]

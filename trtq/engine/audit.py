@@ -17,13 +17,14 @@ from typing import Any
 import msgspec
 import onnx
 
+from trtq import ops
 from trtq.artifact import decode_json
 from trtq.engine.plan_kernels import read_plan_kernels
 from trtq.errors import EngineError, reason
 from trtq.export.lint_view import COMPUTE
 from trtq.onnx_walk import Scope, all_nodes, scopes
 
-AUDITED = (*COMPUTE, "ConvTranspose")
+AUDITED = (*COMPUTE, *ops.onnx_types("conv_transpose"))
 PRODUCTS = ("conv", "linear", "matmul")
 UNKNOWN = "unknown"
 # Type texts of old (long) and new (short) reports, in the order that tells them apart: bfloat16

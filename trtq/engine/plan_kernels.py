@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from trtq.cost.devices import Device
 from trtq.cost.ops import Kernel
-from trtq.cost.roofline import BITS, KernelTime, Widths, predict
+from trtq.cost.roofline import BITS, KernelTime, predict
 from trtq.engine.plan_text import KNOWN_VERSIONS, text_of
+from trtq.quant.formats import BitConfig
 
 TENSOR = re.compile(
     rb'tensor=\{[^{}]*?dims=\{([^}]*)\}[^{}]* name="([^"]+)"[^{}]*(?:\{[^{}]*\}[^{}]*)*? type=(\w+)'
@@ -99,7 +100,7 @@ class PlanKernel:
         return predict(
             counts,
             device,
-            Widths(per, per),
+            BitConfig(per, per),
             precision=self.precision if self.precision in device.peaks else "fp16",
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx
 
+from trtq import ops
 from trtq.engine.python_api import PythonBuilder, installed_version
 from trtq.engine.settings import RTX, Builder
 from trtq.engine.trtexec import TrtexecBuilder, find_trtexec, probe_number
@@ -18,7 +19,7 @@ from trtq.platform.target import Target, capabilities_with, rtx_capabilities
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
-FLOAT_MATMULS = ("MatMul", "Gemm")
+FLOAT_MATMULS = ops.onnx_types("linear", "matmul")
 
 
 def choose_backend(

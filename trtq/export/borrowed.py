@@ -1,4 +1,4 @@
-"""Export of the ops that :mod:`trtq.export.ops` lacks, one small program per op.
+"""Export of the operators that no row of :mod:`trtq.ops` writes, one small program per op.
 
 The ONNX form of each program is spliced into the file.
 

@@ -120,31 +120,40 @@ def read_cache(text: str, name: str) -> CalibrationCacheText:
     for i, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
-        tensor, colon, digits = line.rpartition(":")
-        digits = digits.strip()
-        if not colon or not tensor or not re.fullmatch(r"[0-9a-fA-F]{1,8}", digits):
-            raise EncodingsError(
-                f"Cannot read line {i} of {name}",
-                f"found {line[:80]!r}",
-                "Expected NAME: and up to eight hex digits",
-            )
-        value = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
-        if not math.isfinite(value) or value < 0:
-            raise EncodingsError(
-                f"Cannot use line {i} of {name}",
-                f"its scale is {value}",
-                "A scale is a finite number of at least 0",
-            )
-        if tensor in scales and scales[tensor] != value:
+        tensor, value = _read_line(line, i, name)
+        if scales.setdefault(tensor, value) != value:
             raise EncodingsError(
                 f"Cannot use {name}",
                 f"line {i} names {tensor} again with another scale",
                 "Remove one of the two lines",
             )
-        scales[tensor] = value
     return CalibrationCacheText(
         number=number, version=version_of(number), algorithm=header.group(2), scales=scales
     )
+
+
+def _read_line(line: str, number: int, name: str) -> tuple[str, float]:
+    """Return the tensor and the scale of one line.
+
+    Raises:
+        EncodingsError: as :func:`read_cache`.
+    """
+    tensor, colon, digits = line.rpartition(":")
+    digits = digits.strip()
+    if not colon or not tensor or not re.fullmatch(r"[0-9a-fA-F]{1,8}", digits):
+        raise EncodingsError(
+            f"Cannot read line {number} of {name}",
+            f"found {line[:80]!r}",
+            "Expected NAME: and up to eight hex digits",
+        )
+    value = struct.unpack(">f", bytes.fromhex(digits.zfill(8)))[0]
+    if not math.isfinite(value) or value < 0:
+        raise EncodingsError(
+            f"Cannot use line {number} of {name}",
+            f"its scale is {value}",
+            "A scale is a finite number of at least 0",
+        )
+    return tensor, value
 
 
 def amax_of(scale: float) -> float:

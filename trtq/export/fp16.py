@@ -5,7 +5,7 @@ What is safe in FP16 becomes FP16. The rest, inputs, outputs and Q/DQ stay in fl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence, Set
 
 import numpy as np
 import onnx
@@ -94,6 +94,7 @@ class _Retyping:
         self.weights = {i.name: i for i in self.graph.initializer}
         self.types = elem_types(model)  # as they were: float32 where a choice is to be made
         self.half = set[str]()  # computed tensors that are FP16 now
+        self.renamed = dict[str, str]()  # outputs of the graph: their FP16 tensors
         self.cast = dict[tuple[str, int], str]()
         self.nodes = list[onnx.NodeProto]()
         self.taken = {n for node in self.graph.node for n in (*node.input, *node.output)} | set(
@@ -106,34 +107,19 @@ class _Retyping:
     def run(self) -> None:
         """Rewrite the nodes, then the inputs and outputs."""
         outputs = {o.name for o in self.graph.output}
-        renamed: dict[str, str] = {}
         for node in self.graph.node:
-            in_float = (
-                node.name in self.keep
-                or self._is_opaque(node)
-                or (node.op_type in QDQ and self._is_float_pair(node, renamed))
-            )
+            in_float = node.name in self.keep or self._is_opaque(node) or self._is_float_pair(node)
             reads, gives = operand_types(node, self.opset)
-            for i, given in enumerate(node.input):
-                name = renamed.get(given, given)
-                if self.types.get(name) == TensorProto.FLOAT:
-                    node.input[i] = self.provide(
-                        name, TensorProto.FLOAT if in_float or not reads[i] else TensorProto.FLOAT16
-                    )
+            self._retype_inputs(node, [half and not in_float for half in reads])
             if not in_float:
                 _attributes_to_half(node)
-            for i, name in enumerate(node.output):
-                if self.types.get(name) != TensorProto.FLOAT or in_float or not gives[i]:
-                    continue
-                if name in outputs:  # the graph's output keeps its name and type
-                    renamed[name] = node.output[i] = self.unique(f"{name}_fp16")
-                    self.types[node.output[i]] = TensorProto.FLOAT
-                self.half.add(node.output[i])
+                self._retype_outputs(node, gives, outputs)
             self.nodes.append(node)
-        for name, made in renamed.items():
-            self.nodes.append(
-                helper.make_node("Cast", [made], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+        for name, half in self.renamed.items():
+            cast = helper.make_node(
+                "Cast", [half], [name], name=f"{name}/Cast", to=TensorProto.FLOAT
             )
+            self.nodes.append(cast)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         read = {n for node in self.nodes for n in node.input} | outputs
@@ -142,16 +128,38 @@ class _Retyping:
         self.graph.initializer.extend(kept)
         del self.graph.value_info[:]
 
-    def _is_float_pair(self, node: onnx.NodeProto, renamed: Mapping[str, str]) -> bool:
-        """Whether a Q/DQ node works in float32.
+    def _retype_inputs(self, node: onnx.NodeProto, halves: Sequence[bool]) -> None:
+        """Let a node read its float operands in FP16 or in float32."""
+        for i, (given, half) in enumerate(zip(node.input, halves, strict=True)):
+            name = self.renamed.get(given, given)
+            if self.types.get(name) == TensorProto.FLOAT:
+                kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+                node.input[i] = self.provide(name, kind)
+
+    def _retype_outputs(
+        self, node: onnx.NodeProto, halves: Sequence[bool], outputs: Set[str]
+    ) -> None:
+        """Note which of a node's results are FP16; the graph's output keeps its name and type."""
+        for i, (name, half) in enumerate(zip(node.output, halves, strict=True)):
+            if not half or self.types.get(name) != TensorProto.FLOAT:
+                continue
+            if name in outputs:
+                self.renamed[name] = node.output[i] = self.unique(f"{name}_fp16")
+                self.types[node.output[i]] = TensorProto.FLOAT
+            self.half.add(node.output[i])
+
+    def _is_float_pair(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is a Q/DQ node that works in float32.
 
         It does where its scale, its data or its reader does.
         """
+        if node.op_type not in QDQ:
+            return False
         held = self.weights.get(node.input[1])
         if held is None or not has_in_half(numpy_helper.to_array(held)):
             return True
         if node.op_type == "QuantizeLinear":
-            return renamed.get(node.input[0], node.input[0]) not in self.half
+            return self.renamed.get(node.input[0], node.input[0]) not in self.half
         return node.output[0] in self.kept_reads
 
     def _is_opaque(self, node: onnx.NodeProto) -> bool:
@@ -219,32 +227,19 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    types, nodes = elem_types(model), []
+    types, nodes = elem_types(model), list[onnx.NodeProto]()
     for tensor in result.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(
-                numpy_helper.from_array(
-                    numpy_helper.to_array(tensor).astype(np.float32), tensor.name
-                )
-            )
+            tensor.CopyFrom(_to_float(tensor))
     for node in result.graph.node:
-        for a in node.attribute:
-            if node.op_type == "Cast" and a.name == "to" and a.i == TensorProto.FLOAT16:
-                a.i = TensorProto.FLOAT
-            elif a.name == "value" and a.t.data_type == TensorProto.FLOAT16:
-                a.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(a.t).astype(np.float32)))
+        _attributes_to_float(node)
         nodes.append(node)
         for i, name in enumerate(node.output):
             if types.get(name) == TensorProto.FLOAT16:
-                node.output[i] = f"{name}/exact"
-                nodes.append(
-                    helper.make_node(
-                        "Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.FLOAT16
-                    )
-                )
-                nodes.append(
-                    helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT)
-                )
+                exact, half = f"{name}/exact", f"{name}/half"
+                node.output[i] = exact
+                nodes.append(helper.make_node("Cast", [exact], [half], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [half], [name], to=TensorProto.FLOAT))
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     del result.graph.value_info[:]
@@ -252,6 +247,18 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     return result
+
+
+def _to_float(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def _attributes_to_float(node: onnx.NodeProto) -> None:
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+            attribute.i = TensorProto.FLOAT
+        elif attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT16:
+            attribute.t.CopyFrom(_to_float(attribute.t))
 
 
 def _to_half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:

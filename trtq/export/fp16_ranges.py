@@ -11,7 +11,7 @@ on, until nothing is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,34 +86,35 @@ def constants_beyond_half(
 
     FP16 lacks the constant's range or loses its precision. No images are needed.
     """
-    weights = {
-        i.name: numpy_helper.to_array(i)
-        for i in model.graph.initializer
-        if i.data_type == TensorProto.FLOAT
-    }
-    for node in model.graph.node:
-        value = constant_of(node) if node.op_type == "Constant" else None
-        if value is not None and value.data_type == TensorProto.FLOAT:
-            weights[node.output[0]] = numpy_helper.to_array(value)
-    bad: dict[str, str] = {}
-    for name, array in weights.items():
-        finite = array[np.isfinite(array)]
-        largest = float(np.abs(finite).max(initial=0.0))
-        if largest > HALF_MAX:
-            bad[name] = f"its constant {name} reaches {largest:.3g}, FP16 ends at {HALF_MAX:g}"
-        elif (lost := _loss(finite)) < min_sqnr_db:
-            bad[name] = (
-                f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
-            )
+    unfit = {name: why for name, a in _floats(model) if (why := _unfit(name, a, min_sqnr_db))}
     opset, result = opset_of(model), dict[str, str]()
     for node in model.graph.node:
         reads, _ = operand_types(node, opset)
-        why = next(
-            (bad[n] for n, half in zip(node.input, reads, strict=True) if half and n in bad), None
-        )
-        if why is not None and node.op_type not in QDQ and node.name:
+        read_in_half = (n for n, half in zip(node.input, reads, strict=True) if half)
+        why = next((unfit[n] for n in read_in_half if n in unfit), "")
+        if why and node.op_type not in QDQ and node.name:
             result[node.name] = why
     return result
+
+
+def _floats(model: onnx.ModelProto) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the float32 constants of a model with their names."""
+    made = (constant_of(n) for n in model.graph.node if n.op_type == "Constant")
+    for tensor in (*model.graph.initializer, *(t for t in made if t is not None)):
+        if tensor.data_type == TensorProto.FLOAT:
+            yield tensor.name, numpy_helper.to_array(tensor)
+
+
+def _unfit(name: str, array: np.ndarray, min_sqnr_db: float) -> str:
+    """Return why FP16 cannot hold a constant, empty where it can."""
+    finite = array[np.isfinite(array)]
+    largest = float(np.abs(finite).max(initial=0.0))
+    if largest > HALF_MAX:
+        return f"its constant {name} reaches {largest:.3g}, FP16 ends at {HALF_MAX:g}"
+    lost = _loss(finite)
+    if lost < min_sqnr_db:
+        return f"its constant {name} keeps {lost:.1f} dB in FP16 (largest value {largest:.3g})"
+    return ""
 
 
 def _loss(values: np.ndarray) -> float:
@@ -219,16 +220,8 @@ class _Shadow:
         """Return the model and set ``taps``: for each node, the outputs that measure it."""
         for node in self.model.graph.node:
             reads, gives = operand_types(node, self.opset)
-            first = node.output[0] if node.output else ""
-            if (
-                node.op_type in (*QDQ, "Constant")
-                or not node.name
-                or not gives
-                or not gives[0]
-                or self.types.get(first) != TensorProto.FLOAT
-            ):
-                continue
-            self._twin(node, reads)
+            if node.name and gives[:1] == [True] and self._is_float(node):
+                self._twin(node, reads)
         graph = self.model.graph
         graph.node.extend(self.extra)
         del graph.output[:]
@@ -236,6 +229,11 @@ class _Shadow:
         self.wanted = list(dict.fromkeys(v for parts in self.taps.values() for v in parts.values()))
         graph.output.extend(helper.make_empty_tensor_value_info(n) for n in self.wanted)
         return self.model
+
+    def _is_float(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes a float32 result."""
+        computes = node.op_type not in (*QDQ, "Constant")
+        return computes and self.types.get(node.output[0]) == TensorProto.FLOAT
 
     def makers(self, node: str) -> list[str]:
         """Return the nodes whose results a node reads in FP16, Q/DQ left out."""

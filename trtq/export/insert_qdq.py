@@ -5,7 +5,7 @@ The pairs are placed where TensorRT's implicit quantization would have used the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -248,15 +248,8 @@ class _Work:
     def finish(self) -> None:
         """Place every pair after what it reads, in an order that every parser accepts."""
         self.store()
-        given = {i.name for i in self.graph.input} | {i.name for i in self.graph.initializer}
-        nodes = [p for name, pair in self.pairs.items() if name in given for p in pair]
-        for node in self.graph.node:
-            nodes.append(node)
-            nodes += [
-                p for name in node.output if name not in given for p in self.pairs.get(name, [])
-            ]
         copies = []
-        for node in nodes:
+        for node in self._ordered():
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
             copies.append(copy)
@@ -270,6 +263,18 @@ class _Work:
                 f"{self.borrowed} tensors take the range of the tensor whose values they hold "
                 "in another order"
             )
+
+    def _ordered(self) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes, each pair behind the node that makes what it reads."""
+        given = {i.name for i in (*self.graph.input, *self.graph.initializer)}
+        for name, pair in self.pairs.items():
+            if name in given:
+                yield from pair
+        for node in self.graph.node:
+            yield node
+            for name in node.output:
+                if name not in given:
+                    yield from self.pairs.get(name, [])
 
     def store(self) -> None:
         """Store the weights that nodes made from constants as constants.

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from trtq import ops
 from trtq.errors import ExportError
 from trtq.onnx_walk import Pair, Scope, axis_of, element_types, read_by, rename_, scopes
 from trtq.platform.releases import Runtime
@@ -43,7 +44,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     changes_values: bool = False
 
 
-COMPUTE = ("Conv", "Gemm", "MatMul")
+COMPUTE = ops.onnx_types("conv", "linear", "matmul")
 
 
 @dataclass(frozen=True, slots=True)

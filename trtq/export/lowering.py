@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import fx
 
-from trtq.errors import ExportError
+from trtq import ops
 from trtq.export.borrowed import Borrower, is_deferred, region_of
-from trtq.export.ops import OPS
+from trtq.export.write_base import writer_of
 from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.nodes import get_constant, operands
 from trtq.platform.releases import releases
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, LOG_EPSILON, along_axis
-
-FP8_OPSET = 19
-LINEAR = torch.ops.aten.linear.default
+from trtq.quant.fake_quantize import FakeQuantizeCall
 
 
 def lower(
@@ -109,7 +104,7 @@ class _Lowering:
     ) -> None:
         self.writer, self.graph, self.borrower, self.scope = writer, graph, borrower, scope
         self.refused = refused or {}
-        self.transposed = _transposed_weights(graph)
+        writer.transposed |= _transposed_weights(graph)
 
     def run(self) -> tuple[fx.Node, str]:
         """Write the graph and return the answer's node and the name of its tensor."""
@@ -159,16 +154,7 @@ class _Lowering:
 
     def _written(self, node: fx.Node) -> Any:
         writer = self.writer
-        if node.target is FAKE_QUANTIZE:
-            _write_qdq(writer, self.graph, node, self.transposed)
-            return writer.values[node]
-        if node.target is LINEAR:
-            x, weight, bias = (*operands(node), None)[:3]
-            if weight not in self.transposed:
-                weight = writer.op("Transpose", weight, perm=[1, 0])
-            product = writer.op("MatMul", x, weight)
-            return product if bias is None else writer.op("Add", product, bias)
-        write = OPS.get(node.target)
+        write = writer_of(node)
         if write is None:
             raise UnsupportedOpError(f"{node.target} at {node_name(node)}")
         if node_name(node) in self.refused:
@@ -187,119 +173,10 @@ class _Lowering:
         value = get_constant(self.graph, node)
         if value is None or value.dtype not in ONNX_TYPES:
             return  # read by regions alone, which hold it themselves; any other reader is refused
-        array = value.numpy().T if node in self.transposed else value.numpy()
+        array = value.numpy().T if node in self.writer.transposed else value.numpy()
         self.writer.values[node] = self.writer.constant(
             array, str(node.target) if self.scope is None else None
         )
-
-
-def _write_qdq(
-    writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
-) -> None:
-    """Write the op as QuantizeLinear and DequantizeLinear.
-
-    The zero point is an explicit INT8 one; ``axis`` is only set per channel.
-
-    Codes of fewer than 8 bits use an INT8 container: an activation is first clipped to the range of
-    its codes, a weight is already on its codes. A format without a kernel is written in float: a
-    weight as the values of its codes, a log2 activation as the ops that compute it.
-    """
-    x, scale, zero_point, axis, qmin, qmax, name, kind = operands(node)
-    value = get_constant(graph, scale)
-    assert value is not None
-    writer.scope = writer.quantizer = str(name)
-    if kind in ("asymmetric", "log2") and x.op == "get_attr":
-        writer.values[node], writer.quantizer = writer.value(x), ""
-        return
-    if kind == "log2":
-        zero = get_constant(graph, zero_point)
-        assert zero is not None
-        writer.values[node], writer.quantizer = (
-            _write_log2(writer, x, value, zero, (qmin, qmax)),
-            "",
-        )
-        return
-    if kind == "fp8":
-        writer.values[node], writer.quantizer = (
-            _write_fp8(writer, node, tuple(value.shape), transposed),
-            "",
-        )
-        return
-    if kind != "uniform" or qmin < -128 or qmax > 127:
-        raise ExportError(
-            f"Cannot write the format of {name} as Q/DQ",
-            f"{kind}, codes {qmin}..{qmax}",
-            "Only codes within INT8 around a zero point of 0 have a kernel",
-        )
-    if writer.int4 and x.op == "get_attr" and (qmin, qmax) == (-8, 7):
-        writer.values[node], writer.quantizer = _write_int4(writer, graph, node, transposed), ""
-        return
-    if (qmin, qmax) != (-128, 127) and x.op != "get_attr":
-        low, high = (np.asarray(code * value.numpy(), dtype=np.float32) for code in (qmin, qmax))
-        x = writer.op("Clip", x, writer.constant(low), writer.constant(high))
-    zeros = writer.constant(np.zeros(tuple(value.shape), dtype=np.int8))
-    if axis is not None and node in transposed:
-        axis = 1 - axis % 2
-    # TensorRT 8.0 refuses an axis beside a scalar scale.
-    codes = writer.op("QuantizeLinear", x, scale, zeros, axis=axis)
-    writer.values[node] = writer.op("DequantizeLinear", codes, scale, zeros, axis=axis)
-    writer.quantizer = ""
-
-
-def _write_fp8(
-    writer: Writer, node: fx.Node, shape: tuple[int, ...], transposed: set[fx.Node]
-) -> str:
-    """Write the pair with an E4M3 zero point, which ONNX has from opset 19 on."""
-    x, scale, _, axis, _, _, name, _ = operands(node)
-    if writer.opset < FP8_OPSET:
-        raise ExportError(
-            f"Cannot write {name} in FP8",
-            f"ONNX has it from opset {FP8_OPSET} on, asked for {writer.opset}",
-            "Give --opset 20",
-        )
-    if axis is not None and node in transposed:
-        axis = 1 - axis % 2
-    zeros = writer.fp8_zeros(shape)
-    return str(
-        writer.op(
-            "DequantizeLinear",
-            writer.op("QuantizeLinear", x, scale, zeros, axis=axis),
-            scale,
-            zeros,
-            axis=axis,
-        )
-    )
-
-
-def _write_log2(
-    writer: Writer, x: fx.Node, step: torch.Tensor, zero: torch.Tensor, codes: tuple[int, int]
-) -> str:
-    """Write S3's log2 quantization in float ops, in the order the simulation computes."""
-
-    def scalar(value: torch.Tensor | float) -> str:
-        return writer.constant(np.asarray(value, dtype=np.float32))
-
-    log = writer.op("Log", writer.op("Add", x, scalar(LOG_EPSILON)))
-    line = writer.op(
-        "Add", writer.op("Mul", log, scalar(1.0 / (math.log(2.0) * step))), scalar(zero)
-    )
-    code = writer.op("Clip", writer.op("Round", line), scalar(codes[0]), scalar(codes[1]))
-    exponent = writer.op("Mul", writer.op("Sub", code, scalar(zero)), scalar(step))
-    return str(writer.op("Pow", scalar(2.0), exponent))
-
-
-def _write_int4(
-    writer: Writer, graph: fx.GraphModule, node: fx.Node, transposed: set[fx.Node]
-) -> str:
-    """Write a weight's codes as INT4 with a DequantizeLinear only: half the bytes of INT8."""
-    x, scale, _, axis, *_ = operands(node)
-    value, step = get_constant(graph, x), get_constant(graph, scale)
-    assert value is not None and step is not None
-    codes = (value / along_axis(step, value.ndim, axis)).round()
-    if node in transposed:
-        codes, axis = codes.T, 1 - axis % 2
-    name = writer.int4_constant(codes.numpy(), f"{x.target}_int4")
-    return str(writer.op("DequantizeLinear", name, scale, axis=axis))
 
 
 def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
@@ -310,25 +187,26 @@ def _transposed_weights(graph: fx.GraphModule) -> set[fx.Node]:
     TensorRT documents per-channel axis 1 of [K, N] for a MatMul, and nothing is then between the
     pair and the MatMul.
     """
-    found: set[fx.Node] = set()
+    turned: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
-        quantized = node.target is FAKE_QUANTIZE and operands(node)[0].op == "get_attr"
-        if node.op != "get_attr" and not quantized:
-            continue
-        uses = [(u, i) for u in node.users for i, a in enumerate(u.args) if a is node]
-        covered = {u for u, _ in uses} == set(
-            node.users
-        )  # a use inside a list of operands is none of these
-        if (
-            uses
-            and covered
-            and all((u.target is LINEAR and i == 1) or (u in found and i == 0) for u, i in uses)
-        ):
+        call = FakeQuantizeCall.of(node)
+        if node.op == "get_attr" or (call is not None and call.of_constant):
             value = node.meta.get("val")
-            if isinstance(value, torch.Tensor) and value.ndim == 2:
-                found.add(node)
+            is_matrix = isinstance(value, torch.Tensor) and value.ndim == 2
+            if is_matrix and _read_by_linears_alone(node, turned):
+                turned.add(node)
     # A call whose constant is read otherwise, too, keeps the constant's own layout.
-    return {n for n in found if n.op == "get_attr" or operands(n)[0] in found}
+    return {n for n in turned if n.op == "get_attr" or operands(n)[0] in turned}
+
+
+def _read_by_linears_alone(node: fx.Node, turned: set[fx.Node]) -> bool:
+    """Whether every reader takes a constant as the weight of a linear, or quantizes it for one."""
+    uses = [(u, i) for u in node.users for i, a in enumerate(u.args) if a is node]
+    if not uses or {u for u, _ in uses} != set(node.users):
+        return False  # a use inside a list of operands is none of these
+    return all(
+        (ops.kind(user) == "linear" and i == 1) or (user in turned and i == 0) for user, i in uses
+    )
 
 
 def _value_info(name: str, node: fx.Node) -> onnx.ValueInfoProto:

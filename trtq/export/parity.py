@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,20 +29,18 @@ import onnx
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.data.answers import Kind, OutputComparison, compare_answers, percent_words
 from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ExportError, ParityError
+from trtq.export.divergence import first_divergence, same_answer
 from trtq.export.ort import open_session, run_batch
-from trtq.graph.normalize import operands
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, positions, spacing
+from trtq.quant.fake_quantize import FakeQuantizeCall
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
 
 MIN_EQUAL = 99.5
 USUAL_MARGIN_DB = 8.0
-MAX_TIE_CODES = 1.5
-MAX_TIE_SHARE = 0.005
 LEAST_RUNTIME_DB = 0.0  # drift of ties grows with depth, but an answer of the other sign is none
-OUTPUT_REL_DIFF = 1e-3
 FORCED_IMAGES = 4
 DECISIVE = 6.0  # distance of the two best logits in units of the root mean square drift
 COARSE_BINS = 64
@@ -128,75 +127,86 @@ class QuantizerStats(msgspec.Struct, frozen=True, kw_only=True):
     high: float = 0.0
 
 
+@dataclass(slots=True)
+class _Sums:
+    """What one quantizer did so far.
+
+    Attributes:
+        signal, noise: sums of squares of its tensor, and of what it changed.
+        saturated, count: values beyond the outermost code, and all.
+        low, high: smallest and largest value.
+        hist: magnitudes.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    saturated: float = 0.0
+    count: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    hist: Histogram = field(default_factory=Histogram)
+
+    def add(
+        self,
+        call: FakeQuantizeCall,
+        result: torch.Tensor,
+        scratch: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        """Count one batch."""
+        x = call.x
+        low, high = (float(v) for v in torch.aminmax(x))
+        self.signal += _energy(x)
+        self.noise += _energy(x - result)
+        self.count += x.numel()
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        top, bottom = call.qmax + 0.5, call.qmin - 0.5
+        even = call.kind in ("uniform", "fp8")
+        if not even or high > top * float(call.scale) or low < bottom * float(call.scale):
+            where = call.positions(x)
+            self.saturated += float(((where > top) | (where < bottom)).sum())
+        self.hist.add(x, max(abs(low), abs(high)), scratch)
+
+
 class _Probe(fx.Interpreter):
     """Runs the simulation and measures every activation's fake-quantize call on the way."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
-        self.sums: dict[str, list[float]] = {}
-        self.hists: dict[str, Histogram] = {}
+        self.sums: dict[str, _Sums] = {}
         self.scratch = new_scratch()
         self.weights: dict[fx.Node, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.target is not FAKE_QUANTIZE:
+        call = FakeQuantizeCall.of(n)
+        if call is None:
             return super().run_node(n)
-        if (
-            n in self.weights
-            # a constant: quantized once; what it loses is measured against the weight as given,
-            # elsewhere
-        ):
+        if n in self.weights:
+            # A constant is quantized once; what it loses is measured against the weight as given,
+            # elsewhere.
             return self.weights[n]
         result = super().run_node(n)
-        if isinstance(operands(n)[0], fx.Node) and operands(n)[0].op == "get_attr":
+        if call.of_constant:
             self.weights[n] = result
-            return result
-        self._measure(result, *self.fetch_args_kwargs_from_env(n)[0])
+        else:
+            values = FakeQuantizeCall(*self.fetch_args_kwargs_from_env(n)[0])
+            self.sums.setdefault(call.name, _Sums()).add(values, result, self.scratch)
         return result
-
-    def _measure(
-        self,
-        result: torch.Tensor,
-        x: torch.Tensor,
-        scale: torch.Tensor,
-        zero_point: torch.Tensor | None,
-        axis: int | None,
-        qmin: int,
-        qmax: int,
-        name: str,
-        kind: str,
-    ) -> None:
-        low, high = (float(v) for v in torch.aminmax(x))
-        sums = self.sums.setdefault(name, [0.0, 0.0, 0.0, 0.0, low, high])
-        sums[0] += _energy(x)
-        sums[1] += _energy(x - result)
-        if (
-            kind not in ("uniform", "fp8")
-            or high > (qmax + 0.5) * float(scale)
-            or low < (qmin - 0.5) * float(scale)
-        ):
-            where = positions(x, scale, zero_point, axis, kind)
-            sums[2] += float(((where > qmax + 0.5) | (where < qmin - 0.5)).sum())
-        sums[3] += x.numel()
-        sums[4], sums[5] = min(sums[4], low), max(sums[5], high)
-        self.hists.setdefault(name, Histogram()).add(x, max(abs(low), abs(high)), self.scratch)
 
     def stats(self) -> dict[str, QuantizerStats]:
         """Return what was measured, by quantizer name."""
-        found = {}
-        for name, (signal, noise, saturated, count, low, high) in self.sums.items():
-            value = ratio_db(signal, noise)
-            hist = self.hists[name]
-            coarse = hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS).sum(axis=1).tolist()
-            found[name] = QuantizerStats(
-                sqnr_db=round(value, 3) if math.isfinite(value) else None,
-                saturated=saturated / max(count, 1.0),
-                histogram=coarse,
-                histogram_limit=hist.limit,
-                low=low,
-                high=high,
+        stats = {}
+        for name, sums in self.sums.items():
+            sqnr = ratio_db(sums.signal, sums.noise)
+            bins = sums.hist.counts.reshape(COARSE_BINS, NUM_BINS // COARSE_BINS)
+            stats[name] = QuantizerStats(
+                sqnr_db=round(sqnr, 3) if math.isfinite(sqnr) else None,
+                saturated=sums.saturated / max(sums.count, 1.0),
+                histogram=bins.sum(axis=1).tolist(),
+                histogram_limit=sums.hist.limit,
+                low=sums.low,
+                high=sums.high,
             )
-        return found
+        return stats
 
 
 def _energy(x: torch.Tensor) -> float:
@@ -281,32 +291,12 @@ def require_same_float(
     )
 
 
-SELECTIONS = (
-    "topk",
-    "sort",
-    "argsort",
-    "argmax",
-    "argmin",
-    "nms",
-    "nonzero",
-    "max_dim",
-    "masked_select",
-)
-
-
 def _selects(graph: fx.GraphModule) -> bool:
     """Whether a graph selects among its values.
 
     Where two values are nearly equal, rounding decides which comes first.
     """
-    names = (
-        str(getattr(n.target, "_schema", n.target))
-        .split("(")[0]
-        .replace(".dim", "_dim")
-        .split("::")[-1]
-        for n in graph.graph.nodes
-    )
-    return any(name.split(".")[0] in SELECTIONS for name in names)
+    return any("selects" in ops.of(n).traits for n in graph.graph.nodes)
 
 
 def _same_rows(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
@@ -333,13 +323,9 @@ def judge(
         where: what :func:`first_divergence` found.
         known: what the output is; predictions are compared where it is scores of classes.
     """
-    quantized, runtime = (
-        compare_answers("output", full, sim, known),
-        compare_answers("output", sim, run, known),
-    )
-    decided, near_ties, allowed = (
-        _predictions(sim, run) if runtime.agreement is not None else (0, 0, 0)
-    )
+    quantized = compare_answers("output", full, sim, known)
+    runtime = compare_answers("output", sim, run, known)
+    drift = _Drift.of(sim, run, runtime)
     runtime_db = None
     if runtime.finite and runtime.kind != "indices":
         runtime_db = ratio_db(_squares(full), _squares(np.subtract(sim, run, dtype=np.float64)))
@@ -351,19 +337,12 @@ def judge(
         reason = "the outputs are NaN or infinite"
     elif where is not None:
         reason = "given the same quantized tensors, torch and ONNX Runtime find different codes"
-    elif decided > allowed:
-        reason = f"{decided} predictions differ that were no near ties, at most {allowed} may"
-    elif runtime.equal is not None and runtime.equal < MIN_EQUAL and (sim != run).sum() > 1:
-        reason = (
-            f"only {percent_words(runtime.equal, 2)} of the integers are equal, at least "
-            f"{MIN_EQUAL} % must be"
-        )
-    elif runtime_db is not None and runtime_db < LEAST_RUNTIME_DB and sim.shape == run.shape:
-        reason = f"torch and ONNX Runtime differ by more than the signal: {runtime_db:.1f} dB"
+    else:
+        reason = drift.reason or _far_apart(sim, run, runtime.equal, runtime_db)
     return ParityRecord(
         images=len(full),
         kind=quantized.kind,
-        near_ties=near_ties,
+        near_ties=drift.near_ties,
         equal_predictions=runtime.agreement,
         agreement=quantized.agreement,
         equal=quantized.equal,
@@ -379,19 +358,53 @@ def judge(
     )
 
 
-def _predictions(sim: Array, run: Array) -> tuple[int, int, int]:
-    """Return the numbers of decided and of near-tied predictions that differ, and a limit.
+class _Drift(NamedTuple):
+    """Predictions of the simulation and the runtime that differ.
 
-    The limit is the number of decided predictions that may differ.
+    Attributes:
+        decided: those that were no near ties.
+        near_ties: those whose two best classes are closer than the drift.
+        allowed: how many decided ones may differ.
     """
-    p_sim, p_run = predictions(sim), predictions(run)
-    best = np.partition(sim, -2, axis=1)
-    drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
-    decisive = best.take(-1, axis=1) - best.take(-2, axis=1) > DECISIVE * drift
-    decided = int(((p_sim != p_run) & decisive).sum())
-    # Below 200 predictions one near tie is more than 0.5 %: one is always allowed.
-    allowed = max(1, math.floor((100.0 - MIN_EQUAL) / 100.0 * p_sim.size))
-    return decided, int((p_sim != p_run).sum()) - decided, allowed
+
+    decided: int = 0
+    near_ties: int = 0
+    allowed: int = 0
+
+    @classmethod
+    def of(cls, sim: Array, run: Array, runtime: OutputComparison) -> _Drift:
+        """Count them, where the outputs are scores of classes."""
+        if runtime.agreement is None:
+            return cls()
+        p_sim, p_run = predictions(sim), predictions(run)
+        best = np.partition(sim, -2, axis=1)
+        drift = float(np.sqrt(np.mean(np.square(np.subtract(sim, run, dtype=np.float64)))))
+        decisive = best.take(-1, axis=1) - best.take(-2, axis=1) > DECISIVE * drift
+        decided = int(((p_sim != p_run) & decisive).sum())
+        # Below 200 predictions one near tie is more than 0.5 %: one is always allowed.
+        allowed = max(1, math.floor((100.0 - MIN_EQUAL) / 100.0 * p_sim.size))
+        return cls(decided, int((p_sim != p_run).sum()) - decided, allowed)
+
+    @property
+    def reason(self) -> str:
+        """Why the gate fails, empty where it does not."""
+        if self.decided <= self.allowed:
+            return ""
+        return (
+            f"{self.decided} predictions differ that were no near ties, at most {self.allowed} may"
+        )
+
+
+def _far_apart(sim: Array, run: Array, equal: float | None, runtime_db: float | None) -> str:
+    """Return why the answers of simulation and runtime are too far apart, empty if they are not."""
+    if equal is not None and equal < MIN_EQUAL and (sim != run).sum() > 1:
+        return (
+            f"only {percent_words(equal, 2)} of the integers are equal, at least {MIN_EQUAL} % "
+            "must be"
+        )
+    if runtime_db is not None and runtime_db < LEAST_RUNTIME_DB and sim.shape == run.shape:
+        return f"torch and ONNX Runtime differ by more than the signal: {runtime_db:.1f} dB"
+    return ""
 
 
 def _squares(values: Array) -> float:
@@ -400,93 +413,6 @@ def _squares(values: Array) -> float:
 
 def _finite(value: float | None) -> float | None:
     return round(value, 3) if value is not None and math.isfinite(value) else None
-
-
-class _Forced(fx.Interpreter):
-    """Runs the simulation step by step on another runtime's quantized tensors.
-
-    Each step's codes are compared with those of the other runtime.
-    """
-
-    def __init__(self, graph: fx.GraphModule, values: dict[str, Array]) -> None:
-        super().__init__(graph)
-        self.values = values
-        self.first: str | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.target is not FAKE_QUANTIZE:
-            return result
-        args = self.fetch_args_kwargs_from_env(n)[0]
-        scale, axis, name, kind = args[1], args[3], args[6], args[7]
-        if name not in self.values:
-            # The exporter merged it with an equal pair on the same tensor; what follows, and the
-            # output, are still compared.
-            return result
-        theirs = torch.from_numpy(self.values[name])
-        if operands(n)[0].op == "get_attr" and theirs.ndim == 2 and not torch.equal(theirs, result):
-            theirs = (
-                theirs.mT if theirs.mT.shape == result.shape else theirs
-            )  # the export stores a linear's weight transposed
-        if theirs.shape != result.shape:
-            self.first = self.first or name
-            return result
-        ours, others = (positions(v, scale, None, axis, kind) for v in (result, theirs))
-        off = (ours - others).abs() / spacing(ours, kind)
-        if self.first is None and (
-            float(off.max()) > MAX_TIE_CODES
-            or int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())
-        ):
-            self.first = name
-        return theirs
-
-
-def first_divergence(
-    simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
-) -> str | None:
-    """Return the first quantizer whose codes differ by more than ties, None when there is none.
-
-    Args:
-        simulated: with fake-quantize calls.
-        exported: the Q/DQ model; not changed.
-        batch: some images, [N, C, H, W].
-    """
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(exported)
-    names = [o.name for o in exported.graph.output]
-    outputs: dict[str, str] = {}
-    for node in tapped.graph.node:
-        quantizer = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
-        if quantizer is not None:
-            outputs[quantizer] = node.output[
-                0
-            ]  # of several nodes that make one quantizer, the last gives its value
-    tapped.graph.output.extend(
-        onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None)
-        for o in outputs.values()
-    )
-    # A fixed batch of 1 would cut weights into batches, too: such models take one image.
-    session = open_session(tapped)
-    got = session.run([*names, *outputs.values()], {session.get_inputs()[0].name: batch.numpy()})
-    forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
-    with torch.inference_mode():
-        result = forced.run(batch)
-    if forced.first is None and not same_answer(result.numpy(), np.asarray(got[0])):
-        return "the output, after the last quantizer"
-    return forced.first
-
-
-def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
-    """Whether two answers differ by rounding alone.
-
-    Floats may differ by a share of the largest value, integers in few ties.
-    """
-    if wanted.shape != got.shape:
-        return False
-    if wanted.dtype.kind in "iub":
-        return int((wanted != got).sum()) <= max(1.0, MAX_TIE_SHARE * wanted.size)
-    off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
-    return bool(off <= OUTPUT_REL_DIFF * np.abs(wanted).max(initial=0.0))
 
 
 def require_varying(record: ParityRecord) -> None:

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from trtq.errors import ExportError
-from trtq.onnx_walk import BITS, bytes_of
+from trtq.onnx_walk import BITS, branches, bytes_of
 
 
 def require_sound(model: onnx.ModelProto, name: str) -> None:
@@ -41,21 +41,19 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
 def _graph_faults(
     graph: onnx.GraphProto, versions: dict[str, int], outer: Set[str]
 ) -> Iterator[str]:
-    made = {i.name for i in (*graph.input, *graph.initializer)} | {
-        s.values.name for s in graph.sparse_initializer
-    }
-    known = outer | made | {o for n in graph.node for o in n.output}
+    given = {i.name for i in (*graph.input, *graph.initializer)}
+    given |= {s.values.name for s in graph.sparse_initializer}
+    known = outer | given | {o for n in graph.node for o in n.output}
     for tensor in graph.initializer:
         yield from _tensor_faults(tensor, f"the constant {tensor.name}")
     for node in graph.node:
         yield from _node_faults(node, versions, known)
         for attribute in node.attribute:
+            what = f"the attribute {attribute.name} of {_named(node)}"
             for tensor in _tensors_of(attribute):
-                yield from _tensor_faults(
-                    tensor, f"the attribute {attribute.name} of {_named(node)}"
-                )
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _graph_faults(inner, versions, known)
+                yield from _tensor_faults(tensor, what)
+        for inner in branches(node):
+            yield from _graph_faults(inner, versions, known)
     for value in graph.output:
         if value.name not in known:
             yield f"nothing makes the output {value.name!r}"

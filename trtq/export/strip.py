@@ -9,23 +9,13 @@ from collections.abc import Collection
 
 import onnx
 
+from trtq import ops
 from trtq.errors import ExportError
 from trtq.export.lint_view import View, add_named, dequantized, drop_unread_, named
-from trtq.onnx_walk import QDQ, REORDER, all_nodes, rename_, scopes
+from trtq.onnx_walk import QDQ, all_nodes, rename_, scopes
 
 # What may lie between the halves of a pair: it moves codes as it moves values.
-BETWEEN = (
-    *REORDER,
-    "Slice",
-    "Split",
-    "Gather",
-    "Expand",
-    "Tile",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "MaxPool",
-    "Concat",
-)
+BETWEEN = ops.onnx_types(trait="moves_codes")
 
 
 def strip_qdq(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,25 +106,29 @@ def _unpaired(view: View, name: str) -> str:
     node = view.scope.maker(name)
     assert node is not None
     if node.op_type == "DequantizeLinear":
-        pair = view.pair(name)
-        assert pair is not None
-        if pair.q is not None and pair.q.output[0] == node.input[0]:
-            return str(pair.q.input[0])
-        return (
-            add_named(view, f"{name}/float", dequantized(view, node))
-            if view.value(node.input[0]) is not None
-            else name
-        )
-    made = f"{name}/float"
-    if made in view.scope.local or name not in view.producer:
-        return made if made in view.scope.local else name  # a pair outside of the branch stays
+        return _before(view, name, node)
+    source = f"{name}/float"
+    if source in view.scope.local:
+        return source
+    if name not in view.producer:
+        return name  # a pair outside of the branch stays
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     copy.name = f"{node.name or node.output[0]}/float"
     for i, given in enumerate(node.input if node.op_type == "Concat" else node.input[:1]):
         copy.input[i] = _unpaired(view, given)
-    copy.output[:] = [made if o == name else "" for o in node.output]
-    place = next(i for i, n in enumerate(view.graph.node) if n == node)
+    copy.output[:] = [source if o == name else "" for o in node.output]
+    place = list(view.graph.node).index(node)
     view.graph.node.insert(place + 1, copy)
-    view.scope.local.add(made)
-    return made
+    view.scope.local.add(source)
+    return source
+
+
+def _before(view: View, name: str, dq: onnx.NodeProto) -> str:
+    """Return what a pair reads, or the values of its stored codes."""
+    pair = view.pair(name)
+    assert pair is not None
+    if pair.q is not None and pair.q.output[0] == dq.input[0]:
+        return str(pair.q.input[0])
+    known = view.value(dq.input[0]) is not None
+    return add_named(view, f"{name}/float", dequantized(view, dq)) if known else name

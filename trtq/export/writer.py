@@ -40,12 +40,14 @@ class Writer:
         scope: the layer being written; the names of its nodes start with it.
         module: the module it comes from, kept in each node's metadata.
         values: what each FX node became: the name of a tensor, or a list of names.
+        transposed: constants that are stored transposed, and their fake-quantize calls.
     """
 
     def __init__(self, opset: int, *, int4: bool = False) -> None:
         self.opset, self.int4 = opset, int4
         self.scope = self.module = self.quantizer = ""
         self.values: dict[fx.Node, Any] = {}
+        self.transposed: set[fx.Node] = set()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}

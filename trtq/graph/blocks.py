@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-import torch
 from torch import fx, nn
 
-from trtq.graph.naming import SOFTMAXES
-from trtq.graph.normalize import CONVS, conv_groups, operands
+from trtq import ops
+from trtq.graph.nodes import conv_groups, operands
 
-aten = torch.ops.aten
 Family = Literal["cnn", "mobile", "vit", "windowed", "hybrid"]
 TRANSFORMER_NAMES = ("attn", "Attention", "Transformer")
 STEM_CONVS = 4  # a plain transformer has convolutions in its patch embedding only
@@ -39,13 +37,9 @@ def identify_blocks(model: nn.Module) -> Blocks:
     """
     cnn, transformer = list[str](), list[str]()
     for path, module in model.named_modules():
-        name = path.rpartition(".")[2]
         if isinstance(module, CONV_MODULES):
             cnn.append(path)
-        elif path and (
-            isinstance(module, nn.Linear)
-            or any(t in name or t in type(module).__name__ for t in TRANSFORMER_NAMES)
-        ):
+        elif path and _is_transformer(path.rpartition(".")[2], module):
             transformer.append(path)
     return Blocks(cnn=cnn, transformer=transformer)
 
@@ -55,11 +49,13 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
 
     What the graph computes decides, not its name.
     """
-    convs = [n for n in graph.graph.nodes if n.target in CONVS]
+    kinds: dict[str, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        kinds.setdefault(ops.kind(node), []).append(node)
+    convs = kinds.get("conv", [])
     depthwise = [n for n in convs if _is_depthwise(n)]
-    attentions = [n for n in graph.graph.nodes if n.target in SOFTMAXES and n.meta["val"].ndim >= 3]
-    linears = sum(n.target is aten.linear.default for n in graph.graph.nodes)
-    rolls = sum(n.target is aten.roll.default for n in graph.graph.nodes)
+    attentions = [n for n in kinds.get("softmax", []) if n.meta["val"].ndim >= 3]
+    linears, rolls = (len(kinds.get(k, [])) for k in ("linear", "roll"))
     counted = (
         f"{len(convs)} convolutions ({len(depthwise)} depthwise), {linears} linears, "
         f"{len(attentions)} attentions"
@@ -71,6 +67,11 @@ def family_of(graph: fx.GraphModule) -> tuple[Family, str]:
     if attentions or linears > 8:
         return "hybrid", counted
     return ("mobile" if len(depthwise) * 4 > len(convs) else "cnn"), counted
+
+
+def _is_transformer(name: str, module: nn.Module) -> bool:
+    words = (name, type(module).__name__)
+    return isinstance(module, nn.Linear) or any(t in w for t in TRANSFORMER_NAMES for w in words)
 
 
 def _is_depthwise(node: fx.Node) -> bool:

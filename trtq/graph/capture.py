@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_structure
 from trtq.errors import CaptureError, explain_system, first_line
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
-from trtq.graph.normalize import normalize_, operands
+from trtq.graph.nodes import operands
+from trtq.graph.normalize import normalize_
 
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
@@ -190,31 +192,9 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         CaptureError: the forward pass fails on this input size, or torch.export refuses; names
             module and line.
     """
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *input_size, generator=generator)
-    try:
-        with (
-            quiet(),
-            torch.no_grad(),
-            # torch's fused path for whole encoder layers answers otherwise where a mask leaves no
-            # key
-        ):
-            raw = model(example)
-            reference = first_tensor(raw)
-    except CaptureError:
-        raise
-    except Exception as exc:
-        raise explain_system(exc) or CaptureError(
-            f"The model's forward pass fails on input {list(example.shape)}",
-            f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW; a model with several inputs "
-            "needs a wrapper that makes them from one",
-        ) from exc
-    if not torch.isfinite(reference).all():
-        raise CaptureError(
-            "The model gives NaN or infinity on random input",
-            hint="Check its weights and its checkpoint",
-        )
+    example = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    raw = _answer(model, example)
+    reference = first_tensor(raw)
     wrapped = model if isinstance(raw, torch.Tensor) else AllOutputs(model)
     prefix = "" if wrapped is model else "model."
     graph, dynamic, note = _trace_best(wrapped, example)
@@ -224,11 +204,10 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         example, reference = example[:1], reference[:1]
     passes = normalize_(graph)
     assign_names_(graph, prefix=prefix)
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         got = graph(example)
         if not dynamic:
-            with quiet():
-                reference = first_tensor(model(example))
+            reference = first_tensor(model(example))
     diff = _difference(got, reference)
     if not diff <= MAX_REL_DIFF:
         raise CaptureError(
@@ -246,6 +225,34 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         max_rel_diff=diff,
         passes=passes,
     )
+
+
+def _answer(model: nn.Module, example: torch.Tensor) -> object:
+    """Return what the model gives for ``example``, as it gives it.
+
+    Raises:
+        CaptureError: it fails, gives no tensor, or none that is finite.
+    """
+    try:
+        # torch's fused path for whole encoder layers answers otherwise where a mask leaves no key.
+        with quiet(), torch.no_grad():
+            answer: object = model(example)
+            reference = first_tensor(answer)
+    except CaptureError:
+        raise
+    except Exception as exc:
+        raise explain_system(exc) or CaptureError(
+            f"The model's forward pass fails on input {list(example.shape)}",
+            f"{type(exc).__name__}: {first_line(str(exc))}",
+            "Give the size it expects with --input-size CxHxW; a model with several inputs "
+            "needs a wrapper that makes them from one",
+        ) from exc
+    if not torch.isfinite(reference).all():
+        raise CaptureError(
+            "The model gives NaN or infinity on random input",
+            hint="Check its weights and its checkpoint",
+        )
+    return answer
 
 
 def _difference(got: torch.Tensor, reference: torch.Tensor) -> float:
@@ -280,37 +287,31 @@ def _trace_best(model: nn.Module, example: torch.Tensor) -> tuple[fx.GraphModule
 
 def _explain(exc: BaseException, model: nn.Module) -> CaptureError:
     """Name the module and the source line a torch.export failure comes from."""
-    import traceback
-
-    modules = {type(m): n for n, m in model.named_modules()}
-    where = ""
-    for frame, _ in traceback.walk_tb(exc.__traceback__):
-        owner = frame.f_locals.get("self")
-        if (
-            isinstance(owner, nn.Module)
-            and frame.f_code.co_name != "__call__"
-            and "/torch/" not in frame.f_code.co_filename
-        ):
-            line = frame.f_lineno
-            name = next(
-                (n for n, m in model.named_modules() if m is owner), modules.get(type(owner), "")
-            )
-            where = (
-                f"module {name or '(top)'} ({type(owner).__name__}), "
-                f"{frame.f_code.co_filename}:{line}"
-            )
+    where = _last_module(exc, model)
     text = first_line(exc)
+    hint = (
+        "Change that line to plain tensor operations, or quantize a part of the model that has none"
+    )
     if "data-dependent" in str(exc) or "GuardOnDataDependentSymNode" in type(exc).__name__:
         text = (
             "forward() decides by the values of a tensor (if, while, .item()), which a graph "
             "cannot do"
         )
-        mend = "Replace the decision by torch.where or torch.cond, or move it out of forward()"
-    else:
-        mend = (
-            "Change that line to plain tensor operations, or quantize a part of the model that "
-            "has none"
-        )
-    return CaptureError(
-        f"Cannot capture the model as a graph{' at ' + where if where else ''}", text, mend
-    )
+        hint = "Replace the decision by torch.where or torch.cond, or move it out of forward()"
+    place = f" at {where}" if where else ""
+    return CaptureError(f"Cannot capture the model as a graph{place}", text, hint)
+
+
+def _last_module(exc: BaseException, model: nn.Module) -> str:
+    """Return the innermost module of the user's on the way to a failure, with its line."""
+    names = {id(m): n for n, m in reversed(list(model.named_modules()))}
+    by_type = {type(m): n for n, m in model.named_modules()}
+    frames = [f for f, _ in traceback.walk_tb(exc.__traceback__)]
+    for frame in reversed(frames):
+        owner, code = frame.f_locals.get("self"), frame.f_code
+        written_by_user = code.co_name != "__call__" and "/torch/" not in code.co_filename
+        if isinstance(owner, nn.Module) and written_by_user:
+            name = names.get(id(owner), by_type.get(type(owner), "")) or "(top)"
+            line = f"{code.co_filename}:{frame.f_lineno}"
+            return f"module {name} ({type(owner).__name__}), {line}"
+    return ""

@@ -10,16 +10,7 @@ import operator
 import torch
 from torch import fx
 
-aten = torch.ops.aten
-# Alias by behaviour though their schemas do not say so.
-MAY_ALIAS = (
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-    aten.broadcast_tensors.default,
-    aten.einsum.default,
-)
+from trtq import ops
 
 
 def make_functional_(graph: fx.GraphModule) -> bool:
@@ -42,37 +33,39 @@ def make_functional_(graph: fx.GraphModule) -> bool:
     for node in list(graph.graph.nodes):
         base = _aliased(node)
         roots[node] = roots[base] if base is not None else node
-        if not _is_mutating(node):
-            continue
-        changed = node.args[0]
-        twin = _functional_twin(node)
-        if twin is None or not isinstance(changed, fx.Node) or roots[changed].op != "call_function":
-            return False
-        if (
-            len(
-                {
-                    v.dtype
-                    for n in node.all_input_nodes
-                    if isinstance(v := n.meta.get("val"), torch.Tensor)
-                }
-            )
-            > 1
-        ):
-            return False  # in place the result keeps the first operand's type, the twin may not
-        others = [
-            n for n, root in roots.items() if root is roots[changed] and n not in (changed, node)
-        ]
-        if any(order[user] > order[node] for other in others for user in other.users):
-            return False
-        node.target = twin
-
-        def comes_later(user: fx.Node, position: int = order[node]) -> bool:
-            return order[user] > position
-
-        changed.replace_all_uses_with(node, delete_user_cb=comes_later)
-        roots[node] = node
+        if _is_mutating(node):
+            twin = _exact_twin(node, roots, order)
+            if twin is None:
+                return False
+            _replace_in_place_(node, twin, order)
+            roots[node] = node
     graph.recompile()
     return True
+
+
+def _exact_twin(
+    node: fx.Node, roots: dict[fx.Node, fx.Node], order: dict[fx.Node, int]
+) -> torch._ops.OpOverload | None:
+    """Return the functional twin of an in-place call, None where it may compute something else."""
+    twin, changed = _functional_twin(node), node.args[0]
+    if twin is None or not isinstance(changed, fx.Node) or roots[changed].op != "call_function":
+        return None
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    if len({v.dtype for v in values if isinstance(v, torch.Tensor)}) > 1:
+        return None  # in place the result keeps the first operand's type, the twin may not
+    views = [n for n, root in roots.items() if root is roots[changed] and n not in (changed, node)]
+    read_later = any(order[user] > order[node] for view in views for user in view.users)
+    return None if read_later else twin
+
+
+def _replace_in_place_(
+    node: fx.Node, twin: torch._ops.OpOverload, order: dict[fx.Node, int]
+) -> None:
+    """Let a call make a new value, which what comes later reads."""
+    changed = node.args[0]
+    assert isinstance(changed, fx.Node)
+    node.target = twin
+    changed.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])
 
 
 def _is_mutating(node: fx.Node) -> bool:
@@ -102,7 +95,7 @@ def _aliased(node: fx.Node) -> fx.Node | None:
     if node.op != "call_function":
         return None
     first = node.args[0] if node.args else None
-    if node.target is operator.getitem or node.target in MAY_ALIAS:
+    if node.target is operator.getitem or "may_alias" in ops.of(node).traits:
         return next(iter(node.all_input_nodes), None)
     if isinstance(node.target, torch._ops.OpOverload) and any(
         r.alias_info is not None for r in node.target._schema.returns

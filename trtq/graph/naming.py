@@ -2,58 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import fx
 
-from trtq.graph.normalize import CONVS, module_path, operands
-
-aten = torch.ops.aten
-MATMULS = (aten.matmul.default, aten.bmm.default, aten.mm.default, aten.baddbmm.default)
-TRANSPOSED = (
-    aten.conv_transpose1d.default,
-    aten.conv_transpose2d.input,
-    aten.conv_transpose3d.input,
-)
-WEIGHTED = (*CONVS, aten.linear.default, *TRANSPOSED)
-# Normalisations, and which of their operands scale and shift the result channel by channel.
-NORM_AFFINE: Mapping[object, tuple[int, ...]] = {
-    aten.layer_norm.default: (2, 3),
-    aten.group_norm.default: (2, 3),
-    aten.rms_norm.default: (2,),
-    aten.instance_norm.default: (1, 2),
-    aten.batch_norm.default: (1, 2),
-}
-NORMS = tuple(NORM_AFFINE)
-LAST_AXIS = (
-    aten.linear.default,
-    aten.layer_norm.default,
-    aten.rms_norm.default,
-)  # their channels are the last axis
-SOFTMAXES = (aten.softmax.int, aten._softmax.default)
-# What may lie between the matmul of queries and keys and its softmax, and between softmax and the
-# matmul with values.
-PASS_THROUGH = (
-    aten.mul.Tensor,
-    aten.div.Tensor,
-    aten.add.Tensor,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.sub.Tensor,
-    aten.where.self,
-    aten.masked_fill.Scalar,
-    aten.expand.default,
-    aten.clamp.default,
-)
+from trtq import ops
+from trtq.graph.nodes import module_path, operands
 
 
 def is_softmax(node: fx.Node) -> bool:
     """Whether a node gives the probabilities of a softmax, or of what a method put in its place."""
-    return node.target in SOFTMAXES or bool(node.meta.get("trtq_is_softmax"))
+    return ops.kind(node) == "softmax" or bool(node.meta.get("trtq_is_softmax"))
 
 
 def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
@@ -72,13 +30,11 @@ def assign_names_(graph: fx.GraphModule, *, prefix: str = "") -> None:
     for node in graph.graph.nodes:
         if node.op != "call_function":
             continue
-        path = module_path(node)
-        path = "" if path.startswith("_empty_nn_module_stack") else path
-        path = "" if path == prefix.rstrip(".") else path.removeprefix(prefix)
+        path = _own_path(node, prefix)
         node.meta["trtq_module"] = path
-        kind = attention.get(node) or _kind(node)
+        kind = attention.get(node) or _call_name(node)
         name = _weight_owner(node, prefix) or (
-            path if node.target in WEIGHTED and path else f"{path}.{kind}".lstrip(".")
+            path if ops.of(node).weighted and path else f"{path}.{kind}".lstrip(".")
         )
         unique, k = name, 0
         while unique in taken:
@@ -99,15 +55,23 @@ def module_name(node: fx.Node) -> str:
     return str(node.meta.get("trtq_module", ""))
 
 
-def _kind(node: fx.Node) -> str:
+def _call_name(node: fx.Node) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).split("::")[-1].strip("_")
     return str(getattr(target, "__name__", target))
 
 
+def _own_path(node: fx.Node, prefix: str) -> str:
+    """Return the path of a call's module in the user's model."""
+    path = module_path(node)
+    if path.startswith("_empty_nn_module_stack") or path == prefix.rstrip("."):
+        return ""
+    return path.removeprefix(prefix)
+
+
 def _weight_owner(node: fx.Node, prefix: str) -> str:
-    if node.target not in WEIGHTED:
+    if not ops.of(node).weighted:
         return ""
     weight = operands(node)[1]
     if (
@@ -120,21 +84,36 @@ def _weight_owner(node: fx.Node, prefix: str) -> str:
 
 
 def _attention_matmuls(graph: fx.GraphModule) -> dict[fx.Node, str]:
-    found: dict[fx.Node, str] = {}
+    """Return the two matmuls of each attention with their names, and note its softmax in them."""
+    names: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:
-        if node.target not in SOFTMAXES:
+        if ops.kind(node) != "softmax":
             continue
-        back = operands(node)[0]
-        while isinstance(back, fx.Node) and back.target in PASS_THROUGH and operands(back):
-            back = operands(back)[0]
-        if isinstance(back, fx.Node) and back.target in MATMULS:
-            found[back] = "qk"
-            back.meta["trtq_softmax"] = node
-        ahead = node
-        while len(ahead.users) == 1 and next(iter(ahead.users)).target in PASS_THROUGH:
-            ahead = next(iter(ahead.users))
-        for user in ahead.users:
-            if user.target in MATMULS:
-                found.setdefault(user, "av")
+        logits = _before(operands(node)[0])
+        if logits is not None:
+            names[logits] = "qk"
+            logits.meta["trtq_softmax"] = node
+        for user in _behind(node).users:
+            if ops.kind(user) == "matmul":
+                names.setdefault(user, "av")
                 user.meta["trtq_softmax"] = node
-    return found
+    return names
+
+
+def _passes(node: fx.Node) -> bool:
+    """Whether a call may lie between the matmuls of an attention and its softmax."""
+    return "attention" in ops.of(node).traits
+
+
+def _before(node: object) -> fx.Node | None:
+    """Return the matmul of queries and keys that the operand of a softmax comes from."""
+    while isinstance(node, fx.Node) and _passes(node) and operands(node):
+        node = operands(node)[0]
+    return node if isinstance(node, fx.Node) and ops.kind(node) == "matmul" else None
+
+
+def _behind(node: fx.Node) -> fx.Node:
+    """Return the last of the calls that hand the result of a softmax on."""
+    while len(node.users) == 1 and _passes(next(iter(node.users))):
+        node = next(iter(node.users))
+    return node

@@ -1,29 +1,31 @@
-"""What a method is: a name, where it runs, when it acts, and one function on a workbench."""
+"""What a method is: a name, where it runs, when it acts, and one function on a context."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.errors import UsageError, suggest
-from trtq.graph.naming import WEIGHTED, node_name
-from trtq.graph.normalize import get_constant, operands, set_constant_
+from trtq.graph.naming import node_name
+from trtq.graph.nodes import get_constant, operands, set_constant_
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import Placement, Quantizer
 from trtq.quant.simulate import insert_fake_quantize
 
 Label = Literal["engine", "folded", "ops", "simulated"]
 Value = str | int | float | bool
+Report: TypeAlias = dict[str, Any]  # what a method did, as the record has it
 
 
 @dataclass(slots=True, kw_only=True)
-class Workbench:
+class MethodContext:
     """What a method works on.
 
     Attributes:
@@ -32,7 +34,7 @@ class Workbench:
         images: call it with a number to get batches of at most that many calibration images,
             float32 [N, C, H, W].
         dynamic_batch: False when the graph takes one image at a time.
-        encodings: made by calibration; None for methods that act before it.
+        encodings: what calibration gave; without entries for methods that act before it.
         folded: constants that :meth:`fold` changed, by name.
         note: tell the user a line that is also written to the record.
         begin: announce (what, how many steps).
@@ -48,7 +50,7 @@ class Workbench:
     advance: Callable[[int], None]
     dynamic_batch: bool = True
     resume: Path | None = None
-    encodings: Encodings | None = None
+    encodings: Encodings = field(default_factory=lambda: Encodings(amax={}, formats={}))
     folded: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def fold(self, node: fx.Node, value: torch.Tensor) -> None:
@@ -72,15 +74,9 @@ class Workbench:
             if q.source is old:
                 q.source = new
 
-    @property
-    def made(self) -> Encodings:
-        """The encodings, for methods that act after calibration."""
-        assert self.encodings is not None
-        return self.encodings
-
     def simulated(self) -> fx.GraphModule:
         """Return the graph with fake-quantize calls for the current encodings."""
-        return insert_fake_quantize(self.graph, self.placement, self.made)
+        return insert_fake_quantize(self.graph, self.placement, self.encodings)
 
     def layers(self) -> list[tuple[fx.Node, Quantizer]]:
         """Return each conv and linear with its active weight quantizer, in graph order.
@@ -91,7 +87,7 @@ class Workbench:
         return [(n, weights[n]) for n in self.graph.graph.nodes if n in weights]
 
 
-def _always_fits(_: Workbench) -> str | None:
+def _always_fits(_: MethodContext) -> str | None:
     return None
 
 
@@ -120,12 +116,12 @@ class Method:
     label: Label
     stage: Literal["before", "after"]
     source: str
-    run: Callable[[Workbench, Mapping[str, Any]], dict[str, Any]]
+    run: Callable[[MethodContext, Mapping[str, Any]], Report]
     arguments: Mapping[str, Value] = field(default_factory=dict)
-    not_applicable_reason: Callable[[Workbench], str | None] = _always_fits
+    not_applicable_reason: Callable[[MethodContext], str | None] = _always_fits
     excludes: tuple[str, ...] = ()
     exact: bool = False
-    finish: Callable[[Workbench, Mapping[str, Any]], None] | None = None
+    finish: Callable[[MethodContext, Mapping[str, Any]], None] | None = None
 
     def values(self, given: Mapping[str, Value]) -> dict[str, Value]:
         """Return the arguments with defaults filled in, converted to their defaults' types.
@@ -153,10 +149,12 @@ class Method:
         return values
 
 
-def needs_batches(bench: Workbench) -> str | None:
+def needs_batches(context: MethodContext) -> str | None:
     """Return why a method that runs many images at once does not fit, None when it does."""
     return (
-        None if bench.dynamic_batch else "the model takes one image at a time, and it needs batches"
+        None
+        if context.dynamic_batch
+        else "the model takes one image at a time, and it needs batches"
     )
 
 
@@ -172,5 +170,6 @@ def channel_axis(node: fx.Node) -> int:
 
     It is 1 for a convolution and -1 for a linear.
     """
-    assert node.target in WEIGHTED, node_name(node)
-    return -1 if node.target is torch.ops.aten.linear.default else 1
+    row = ops.of(node)
+    assert row.weighted, node_name(node)
+    return row.channels

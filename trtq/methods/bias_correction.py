@@ -8,23 +8,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, Workbench, channel_axis, needs_batches, weight_and_bias
+from trtq.methods.base import (
+    Method,
+    MethodContext,
+    Report,
+    channel_axis,
+    needs_batches,
+    weight_and_bias,
+)
 from trtq.quant.fake_quantize import along_axis
 
-aten = torch.ops.aten
-ACTIVATIONS = (
-    aten.relu.default,
-    aten.hardtanh.default,
-    aten.clamp.default,
-    aten.silu.default,
-    aten.gelu.default,
-    aten.hardswish.default,
-    aten.leaky_relu.default,
-    aten.sigmoid.default,
-    aten.hardsigmoid.default,
-    aten.relu6.default,
-)
 PREFIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -60,13 +55,10 @@ class _Steps(fx.Interpreter):
 def _activation(node: fx.Node) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the activation that follows a layer, the identity where none does."""
     follower = next(iter(node.users)) if len(node.users) == 1 else node
-    if follower.target not in ACTIVATIONS:
+    if "activation" not in ops.of(follower).traits:
         return lambda x: x
-    target, rest, named = (
-        ACTIVATIONS[ACTIVATIONS.index(follower.target)],
-        follower.args[1:],
-        follower.kwargs,
-    )
+    target, rest, named = follower.target, follower.args[1:], follower.kwargs
+    assert callable(target)
     return lambda x: target(x, *rest, **named)
 
 
@@ -104,34 +96,36 @@ def best_shift(
     return best, got + along_axis(best, got.ndim, axis)
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Correct the biases in the encodings, layer by layer in graph order.
 
     Each layer sees inputs that are already corrected. Corrections add up along the network and can
     hurt late layers (they do in EfficientNet-Lite0). Only the first layers are therefore corrected:
     as many as bring the outputs nearest to the float model's.
     """
-    batch = torch.cat(list(bench.images(int(arguments["images"]))))
+    batch = torch.cat(list(context.images(int(arguments["images"]))))
     if batch.ndim == 4:
         batch = batch.contiguous(memory_format=torch.channels_last)
-    layers = {n: weight_and_bias(bench.graph, n)[1] for n, _ in bench.layers()}
+    layers = {n: weight_and_bias(context.graph, n)[1] for n, _ in context.layers()}
     # A bias that two layers read cannot follow both.
     able = {n: bias for n, bias in layers.items() if bias is not None and len(bias.users) == 1}
-    before, corrected = dict(bench.made.constants), list[tuple[str, torch.Tensor]]()
+    before, corrected = dict(context.encodings.constants), list[tuple[str, torch.Tensor]]()
     with torch.inference_mode():
-        full, simulated = _Steps(bench.graph, batch), _Steps(bench.simulated(), batch)
+        full, simulated = _Steps(context.graph, batch), _Steps(context.simulated(), batch)
         for node, bias in able.items():
             wanted, got = full.until(node.name), simulated.until(node.name)
             shift, value = best_shift(wanted, got, channel_axis(node), _activation(node))
             simulated.set(value)
-            corrected.append((str(bias.target), bench.made.constant(bench.graph, bias) + shift))
-        answers = bench.graph(batch)
+            corrected.append(
+                (str(bias.target), context.encodings.constant(context.graph, bias) + shift)
+            )
+        answers = context.graph(batch)
         errors = {}
         for count in sorted({round(len(corrected) * share) for share in PREFIXES}):
-            bench.made.constants = {**before, **dict(corrected[:count])}
-            errors[count] = float((bench.simulated()(batch) - answers).square().sum())
+            context.encodings.constants = {**before, **dict(corrected[:count])}
+            errors[count] = float((context.simulated()(batch) - answers).square().sum())
     best = min(errors, key=lambda k: errors[k])
-    bench.made.constants = {**before, **{k: v.clone() for k, v in corrected[:best]}}
+    context.encodings.constants = {**before, **{k: v.clone() for k, v in corrected[:best]}}
     left = [node_name(n) for n in layers if n not in able]
     return {
         "layers": best,
@@ -150,11 +144,11 @@ METHOD = Method(
     source="Nagel et al. 2019, Data-Free Quantization, section 4.2 (empirical form)",
     arguments={"images": 32},
     run=run,
-    not_applicable_reason=lambda bench: (
-        needs_batches(bench)
+    not_applicable_reason=lambda context: (
+        needs_batches(context)
         or (
             None
-            if any(weight_and_bias(bench.graph, n)[1] is not None for n, _ in bench.layers())
+            if any(weight_and_bias(context.graph, n)[1] is not None for n, _ in context.layers())
             else "none of its quantized layers has a bias to correct"
         )
     ),

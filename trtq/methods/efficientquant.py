@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 from torch import fx
 
+from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax, node_name
-from trtq.graph.normalize import CONVS
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.quant.formats import Format
-from trtq.quant.placement import Quantizer, is_transposed
+from trtq.quant.placement import Quantizer
 
 GRANULARITY = ("layer", "channel")
 ONLY = "EfficientQuant quantizes weights of convolutions and outputs of softmax only"
@@ -27,30 +27,33 @@ def attention_softmaxes(graph: fx.GraphModule) -> list[fx.Node]:
     return [n for n in graph.graph.nodes if is_softmax(n) and n.meta["val"].ndim >= 3]
 
 
-def log2_outputs_(bench: Workbench, bits: int | None) -> list[str]:
+def log2_outputs_(context: MethodContext, bits: int | None) -> list[str]:
     """Give the output of every attention softmax the log2 format; return the quantizers' names.
 
     An output without a quantizer gets one.
 
     Args:
-        bench: its placement changes.
+        context: its placement changes.
         bits: of the codes; None keeps each quantizer's own, and 8 for new ones.
     """
-    made = []
-    for softmax in attention_softmaxes(bench.graph):
-        for reader in softmax.users:
-            for operand, value in enumerate(reader.args):
-                if value is softmax:
-                    quantizer = _quantizer(bench, softmax, reader, operand)
-                    if not quantizer.decided:
-                        quantizer.format = Format(bits=bits or quantizer.format.bits, kind="log2")
-                        quantizer.float_reason = None
-                        made.append(quantizer.name)
-    return made
+    names = []
+    for softmax in attention_softmaxes(context.graph):
+        places = [
+            (u, i) for u in softmax.users for i, value in enumerate(u.args) if value is softmax
+        ]
+        for reader, operand in places:
+            quantizer = _quantizer(context, softmax, reader, operand)
+            if not quantizer.decided:
+                quantizer.format = Format(bits=bits or quantizer.format.bits, kind="log2")
+                quantizer.float_reason = None
+                names.append(quantizer.name)
+    return names
 
 
-def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int) -> Quantizer:
-    existing = bench.placement.quantizers
+def _quantizer(
+    context: MethodContext, softmax: fx.Node, reader: fx.Node, operand: int
+) -> Quantizer:
+    existing = context.placement.quantizers
     for q in existing:
         if q.consumer is reader and q.operand == operand:
             return q
@@ -71,7 +74,7 @@ def _quantizer(bench: Workbench, softmax: fx.Node, reader: fx.Node, operand: int
     return made
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the formats; calibration then finds the numbers."""
     granularity = str(arguments["granularity"])
     if granularity not in GRANULARITY:
@@ -80,22 +83,17 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             f"expected one of {', '.join(GRANULARITY)}",
         )
     convolutions = []
-    for q in bench.placement.quantizers:
+    for q in context.placement.quantizers:
         if q.decided:
             continue
-        if (
-            q.role == "weight"
-            and q.is_weight
-            and q.consumer.target in CONVS
-            and not is_transposed(q.consumer)
-        ):
+        if q.role == "weight" and q.is_weight and ops.kind(q.consumer) == "conv":
             axis = None if granularity == "layer" else q.format.axis
             q.format = msgspec.structs.replace(q.format, kind="asymmetric", axis=axis)
             q.float_reason = None
             convolutions.append(q.layer)
         else:
             q.float_reason = q.float_reason or ONLY
-    softmaxes = log2_outputs_(bench, 8)
+    softmaxes = log2_outputs_(context, 8)
     return {
         "convolutions": len(convolutions),
         "softmaxes": len(softmaxes),
@@ -103,11 +101,11 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unfit(bench: Workbench) -> str | None:
-    convolutions = any(n.target in CONVS for n in bench.graph.graph.nodes)
+def _unfit(context: MethodContext) -> str | None:
+    convolutions = any(ops.kind(n) == "conv" for n in context.graph.graph.nodes)
     return (
         None
-        if convolutions or attention_softmaxes(bench.graph)
+        if convolutions or attention_softmaxes(context.graph)
         else "it has no convolution and no attention"
     )
 

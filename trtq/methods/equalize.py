@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from trtq.graph.naming import WEIGHTED, node_name
-from trtq.graph.normalize import operands
-from trtq.methods.base import Method, Workbench
+from trtq import ops
+from trtq.graph.naming import node_name
+from trtq.graph.nodes import operands
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.methods.pairs import LARGEST_FACTOR, Pair, find_pairs, fold_factors
 
 
@@ -36,21 +37,21 @@ def equalizing_factors(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return factors.clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR)
 
 
-def _between_weights(bench: Workbench) -> list[Pair]:
+def _between_weights(context: MethodContext) -> list[Pair]:
     return [
-        p for p in find_pairs(bench)[0] if p.producer.target in WEIGHTED and len(p.consumers) == 1
+        p for p in find_pairs(context)[0] if ops.of(p.producer).weighted and len(p.consumers) == 1
     ]
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Equalise every pair repeatedly, until the factors are near 1."""
-    pairs = _between_weights(bench)
+    pairs = _between_weights(context)
     largest = 1.0
     for _ in range(int(arguments["rounds"])):
         moved = 1.0
         for pair in pairs:
             first, second = (
-                bench.constant(operands(n)[1]) for n in (pair.producer, pair.consumers[0])
+                context.constant(operands(n)[1]) for n in (pair.producer, pair.consumers[0])
             )
             left = first.flatten(1).abs().amax(dim=1)
             columns = second.movedim(1, 0).flatten(1).abs().amax(dim=1)
@@ -65,7 +66,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
                     .flatten()
                 )
             factors = equalizing_factors(left, columns)
-            fold_factors(bench, pair, factors)
+            fold_factors(context, pair, factors)
             moved = max(moved, float(factors.max()), float(1.0 / factors.min()))
         largest = max(largest, moved)
         if moved < 1.01:
@@ -83,9 +84,9 @@ METHOD = Method(
     arguments={"rounds": 10},
     run=run,
     exact=True,
-    not_applicable_reason=lambda bench: (
+    not_applicable_reason=lambda context: (
         None
-        if _between_weights(bench)
+        if _between_weights(context)
         else "no two convs or linears have only ReLU or pooling between them"
     ),
 )

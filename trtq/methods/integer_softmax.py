@@ -16,8 +16,8 @@ from torch import fx
 
 from trtq.errors import UsageError
 from trtq.graph.naming import node_name
-from trtq.graph.normalize import insert_call, operands
-from trtq.methods.base import Method, Workbench
+from trtq.graph.nodes import insert_call, operands
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.methods.efficientquant import attention_softmaxes
 
 aten = torch.ops.aten
@@ -79,13 +79,13 @@ class _Distances(fx.Interpreter):
         return super().run_node(n)
 
 
-def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats) -> int:
+def _replace(context: MethodContext, softmax: fx.Node, knots: Floats, heights: Floats) -> int:
     """Replace a softmax by the approximation; return the number of ops it takes."""
     x, dim = operands(softmax)[:2]
     made: list[fx.Node] = []
 
     def call(target: Any, *args: Any) -> fx.Node:
-        node = insert_call(bench.graph, softmax, target, *args)
+        node = insert_call(context.graph, softmax, target, *args)
         node.meta["trtq_name"] = f"{node_name(softmax)}.linear_{len(made)}"
         node.meta["trtq_module"] = softmax.meta.get("trtq_module", "")
         node.meta["trtq_part"] = True  # of one op: no block ends here
@@ -106,20 +106,20 @@ def _replace(bench: Workbench, softmax: fx.Node, knots: Floats, heights: Floats)
     assert total is not None  # e^0 = 1: some height is positive
     result = call(aten.div.Tensor, total, call(aten.sum.dim_IntList, total, [dim], True))
     result.meta.update(trtq_is_softmax=True, trtq_name=node_name(softmax))
-    bench.replace(softmax, result)
-    bench.graph.graph.erase_node(softmax)
+    context.replace(softmax, result)
+    context.graph.graph.erase_node(softmax)
     return len(made)
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fit and replace every softmax of an attention."""
     segments = int(arguments["segments"])
     if segments < 1:
         raise UsageError(f"Cannot use integer-softmax.segments={segments}", "expected 1 or more")
-    softmaxes = attention_softmaxes(bench.graph)
-    watch = _Distances(bench.graph, set(softmaxes))
+    softmaxes = attention_softmaxes(context.graph)
+    watch = _Distances(context.graph, set(softmaxes))
     with torch.inference_mode():
-        for batch in bench.images(int(arguments["images"])):
+        for batch in context.images(int(arguments["images"])):
             watch.run(batch)
     ops, worst = 0, 0.0
     for softmax in softmaxes:
@@ -127,9 +127,9 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         knots, heights = fit_exponential(low, segments)
         x = np.linspace(low, 0.0, GRID)
         worst = max(worst, float(np.abs(_ramps(x, knots) @ heights - np.exp(x)).max()))
-        ops += _replace(bench, softmax, knots, heights)
-    bench.graph.graph.lint()
-    bench.graph.recompile()
+        ops += _replace(context, softmax, knots, heights)
+    context.graph.graph.lint()
+    context.graph.recompile()
     return {
         "softmaxes": len(softmaxes),
         "segments": segments,
@@ -148,8 +148,10 @@ METHOD = Method(
     "fitted by least squares",
     arguments={"segments": 8, "images": 32},
     run=run,
-    not_applicable_reason=lambda bench: (
-        None if attention_softmaxes(bench.graph) else "it has no attention; it is for transformers"
+    not_applicable_reason=lambda context: (
+        None
+        if attention_softmaxes(context.graph)
+        else "it has no attention; it is for transformers"
     ),
     excludes=("repq",),
 )

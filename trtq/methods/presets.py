@@ -110,29 +110,31 @@ def add(
     methods = tuple(
         m for m in step.method if m not in spec.method and not contradicts(m, spec.method)
     )
-    active = {q.name for q in placement.active}
-    patterns = [
-        p for p in step.high_precision if any(q.name in active for q in matching(placement, p))
-    ]
-    if step.worst:
-        layers: dict[str, float] = {}
-        for q in placement.active:
-            if q.name in sqnr:
-                layers[q.layer] = min(layers.get(q.layer, float("inf")), sqnr[q.name])
-        patterns += sorted(layers, key=lambda name: layers[name])[
-            : max(1, round(step.worst * len(layers)))
-        ]
-    patterns = [p for p in dict.fromkeys(patterns) if p not in spec.high_precision]
+    patterns = dict.fromkeys([*_matching(placement, step), *_worst(placement, step.worst, sqnr)])
+    added = tuple(p for p in patterns if p not in spec.high_precision)
     attends = any(attention_of(q) is not None for q in placement.active)
     # What the user said about attention stays.
-    attention = (
-        step.attention
-        if step.attention and attends and spec.attention == "auto"
-        else spec.attention
-    )
+    free = attends and spec.attention == "auto"
+    attention = step.attention if step.attention and free else spec.attention
     return msgspec.structs.replace(
         spec,
         method=(*spec.method, *methods),
-        high_precision=(*spec.high_precision, *patterns),
+        high_precision=(*spec.high_precision, *added),
         attention=attention,
     )
+
+
+def _matching(placement: Placement, step: Step) -> list[str]:
+    """Return the patterns of a step that select a quantizer that quantizes."""
+    active = {q.name for q in placement.active}
+    return [p for p in step.high_precision if any(q.name in active for q in matching(placement, p))]
+
+
+def _worst(placement: Placement, share: float, sqnr: Mapping[str, float]) -> list[str]:
+    """Return the layers with the lowest SQNR, a share of all."""
+    layers: dict[str, float] = {}
+    for q in placement.active:
+        if q.name in sqnr:
+            layers[q.layer] = min(layers.get(q.layer, float("inf")), sqnr[q.name])
+    count = max(1, round(share * len(layers))) if share else 0
+    return sorted(layers, key=lambda name: layers[name])[:count]

@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.graph.normalize import add_constant, get_constant, insert_call, operands
-from trtq.methods.base import Method, Workbench, channel_axis, needs_batches
+from trtq.graph.nodes import add_constant, get_constant, insert_call, operands
+from trtq.methods.base import Method, MethodContext, Report, channel_axis, needs_batches
 from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors, input_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 from trtq.methods.smooth import best_strength
@@ -65,16 +65,16 @@ def search_factors(
     return best.clamp(1.0 / LARGEST_FACTOR, LARGEST_FACTOR), best_error, plain
 
 
-def _others(bench: Workbench, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+def _others(context: MethodContext, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Return the activations that no fold reaches, with their readers.
 
     The readers are the quantized layers that read the activation and can take factors.
     """
-    quantized = {q.consumer: q for q in bench.placement.active if q.role == "input"}
+    quantized = {q.consumer: q for q in context.placement.active if q.role == "input"}
     found: dict[fx.Node, list[fx.Node]] = {}
-    for node, _ in bench.layers():
+    for node, _ in context.layers():
         weight = operands(node)[1]
-        own = get_constant(bench.graph, weight) is not None and len(weight.users) == 1
+        own = get_constant(context.graph, weight) is not None and len(weight.users) == 1
         if (
             node not in taken
             and node in quantized
@@ -85,46 +85,46 @@ def _others(bench: Workbench, taken: set[fx.Node]) -> dict[fx.Node, list[fx.Node
     return found
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Search the factors of every input; fold them where that is exact.
 
     Elsewhere the factors are multiplied in where it pays.
     """
-    pairs, refused = find_pairs(bench)
+    pairs, refused = find_pairs(context)
     threshold = float(arguments["explicit"])
-    others = _others(bench, {c for p in pairs for c in p.consumers}) if threshold > 0 else {}
+    others = _others(context, {c for p in pairs for c in p.consumers}) if threshold > 0 else {}
     readers = {p.activation: list(p.consumers) for p in pairs} | others
     watch = Watch(
-        bench.graph,
+        context.graph,
         {a.name: channel_axis(c[0]) for a, c in readers.items()},
         int(arguments["rows"]),
     )
-    watch.over(bench.images(int(arguments["images"])))
+    watch.over(context.images(int(arguments["images"])))
     folds = {p.activation: p for p in pairs}
     gains, explicit = dict[str, float](), list[str]()
-    bench.begin("Searching channel factors", len(readers))
+    context.begin("Searching channel factors", len(readers))
     for activation, consumers in readers.items():
         amax = watch.amax[activation.name].clone()
-        weights = [weight_matrix(bench, c, amax.numel()) for c in consumers]
+        weights = [weight_matrix(context, c, amax.numel()) for c in consumers]
         factors, error, plain = search_factors(
             watch.samples[activation.name],
             amax,
             weights,
-            widths(bench, consumers[0]),
+            widths(context, consumers[0]),
             steps=int(arguments["steps"]),
             lr=float(arguments["lr"]),
         )
-        bench.advance(1)
+        context.advance(1)
         gain = 10.0 * math.log10(plain / error) if error > 0 and plain > 0 else 0.0
         if activation in folds:
-            fold_factors(bench, folds[activation], factors)
+            fold_factors(context, folds[activation], factors)
         elif gain >= threshold:
-            _multiply(bench, activation, consumers, factors)
+            _multiply(context, activation, consumers, factors)
             explicit.append(node_name(consumers[0]))
         else:
             continue
         gains[node_name(consumers[0])] = round(gain, 2)
-    bench.graph.recompile()
+    context.graph.recompile()
     return {
         "gain_db": gains,
         "explicit": explicit,
@@ -134,7 +134,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _multiply(
-    bench: Workbench, activation: fx.Node, consumers: list[fx.Node], factors: torch.Tensor
+    context: MethodContext, activation: fx.Node, consumers: list[fx.Node], factors: torch.Tensor
 ) -> None:
     """Put a Mul by 1 / factors between an activation and its readers.
 
@@ -142,16 +142,16 @@ def _multiply(
     """
     first = consumers[0]
     inverse = along_axis(1.0 / factors, activation.meta["val"].ndim, channel_axis(first))
-    constant = add_constant(bench.graph, f"{node_name(first)}.qads", inverse, before=first)
-    scaled = insert_call(bench.graph, first, aten.mul.Tensor, activation, constant)
+    constant = add_constant(context.graph, f"{node_name(first)}.qads", inverse, before=first)
+    scaled = insert_call(context.graph, first, aten.mul.Tensor, activation, constant)
     scaled.meta["val"] = activation.meta["val"]
     scaled.meta["trtq_name"] = f"{node_name(first)}.qads"
     scaled.meta["trtq_module"] = first.meta.get("trtq_module", "")
     for consumer in consumers:
-        weight = bench.constant(operands(consumer)[1])
-        bench.fold(operands(consumer)[1], weight * input_factors(weight, factors))
+        weight = context.constant(operands(consumer)[1])
+        context.fold(operands(consumer)[1], weight * input_factors(weight, factors))
         consumer.update_arg(0, scaled)
-        for q in bench.placement.quantizers:
+        for q in context.placement.quantizers:
             if q.consumer is consumer and q.role == "input":
                 q.source = scaled
 
@@ -168,7 +168,8 @@ METHOD = Method(
     run=run,
     exact=True,
     excludes=("smooth",),
-    not_applicable_reason=lambda bench: (
-        needs_batches(bench) or (None if bench.layers() else "it has no quantized conv or linear")
+    not_applicable_reason=lambda context: (
+        needs_batches(context)
+        or (None if context.layers() else "it has no quantized conv or linear")
     ),
 )

@@ -7,52 +7,51 @@ from typing import Any
 
 import torch
 
+from trtq import ops
 from trtq.errors import UsageError
 from trtq.graph.naming import is_softmax
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, MethodContext, Report
 from trtq.quant.calibrate import summarize
 from trtq.quant.observe import observe
 from trtq.quant.placement import Placement, Quantizer, attention_of
 
-LAYER_NORM = torch.ops.aten.layer_norm.default
 
-
-def _attention_tensors(bench: Workbench) -> list[Quantizer]:
+def _attention_tensors(context: MethodContext) -> list[Quantizer]:
     """Queries, keys and values; never the probabilities, whose few large ones carry the result."""
     found = [
         q
-        for q in bench.placement.active
+        for q in context.placement.active
         if attention_of(q) is not None and not q.is_weight and q.format.kind == "uniform"
     ]
     return [q for q in found if not is_softmax(q.source)]
 
 
-def _layer_norm_outputs(bench: Workbench) -> list[Quantizer]:
+def _layer_norm_outputs(context: MethodContext) -> list[Quantizer]:
     return [
         q
-        for q in bench.placement.active
-        if q.source.target is LAYER_NORM and q.format.kind == "uniform"
+        for q in context.placement.active
+        if ops.of(q.source).name == "layer_norm" and q.format.kind == "uniform"
     ]
 
 
 def _range_again(
-    bench: Workbench, quantizers: list[Quantizer], mode: str, percentile: float, images: int
+    context: MethodContext, quantizers: list[Quantizer], mode: str, percentile: float, images: int
 ) -> dict[str, list[float]]:
     """Observe some tensors once more and replace their ranges; return the old and new ranges.
 
     The result has, for each changed quantizer, its range before and after.
     """
-    seen = observe(bench.graph, Placement(quantizers), bench.images(images), mode=mode)
+    seen = observe(context.graph, Placement(quantizers), context.images(images), mode=mode)
     changed = {}
     for q in quantizers:
         chosen = summarize(seen[q.source.name], mode, percentile, q.format.bits).amax
         if chosen > 0.0:
-            changed[q.name] = [float(bench.made.amax[q.name]), chosen]
-            bench.made.amax[q.name] = torch.tensor(chosen, dtype=torch.float32)
+            changed[q.name] = [float(context.encodings.amax[q.name]), chosen]
+            context.encodings.amax[q.name] = torch.tensor(chosen, dtype=torch.float32)
     return changed
 
 
-def clamp(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def clamp(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the range of queries, keys and values to a percentile of their magnitudes."""
     percentile = float(arguments["percentile"])
     if not 50.0 < percentile <= 100.0:
@@ -60,26 +59,26 @@ def clamp(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
             f"Cannot use attention-percentile.percentile={percentile:g}",
             "expected more than 50 and at most 100",
         )
-    tensors = _attention_tensors(bench)
+    tensors = _attention_tensors(context)
     if not tensors:
-        bench.note(
+        context.note(
             "attention-percentile: every attention stays in float here, so there was nothing to "
             "clamp (--attention int8)"
         )
         return {"ranges": {}}
     return {
-        "ranges": _range_again(bench, tensors, "percentile", percentile, int(arguments["images"]))
+        "ranges": _range_again(context, tensors, "percentile", percentile, int(arguments["images"]))
     }
 
 
-def ema(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def ema(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Set the range after every LayerNorm to a moving average over images.
 
     The average is over each image's largest magnitude.
     """
     return {
         "ranges": _range_again(
-            bench, _layer_norm_outputs(bench), "ema", 100.0, int(arguments["images"])
+            context, _layer_norm_outputs(context), "ema", 100.0, int(arguments["images"])
         )
     }
 
@@ -92,9 +91,9 @@ ATTENTION_PERCENTILE = Method(
     source="S2 eq. 1",
     arguments={"percentile": 99.9, "images": 256},
     run=clamp,
-    not_applicable_reason=lambda bench: (
+    not_applicable_reason=lambda context: (
         None
-        if _attention_tensors(bench)
+        if _attention_tensors(context)
         else "it has no attention with quantized operands; it is for transformers"
     ),
     excludes=("ranking",),
@@ -108,9 +107,9 @@ LAYERNORM_EMA = Method(
     "image's largest magnitude",
     arguments={"images": 128},
     run=ema,
-    not_applicable_reason=lambda bench: (
+    not_applicable_reason=lambda context: (
         None
-        if _layer_norm_outputs(bench)
+        if _layer_norm_outputs(context)
         else "no LayerNorm feeds a quantized layer; it is for transformers"
     ),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, Workbench, needs_batches
+from trtq.methods.base import Method, MethodContext, Report, needs_batches
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.placement import Quantizer
 
@@ -71,23 +71,23 @@ def kendall(wanted: torch.Tensor, got: torch.Tensor) -> float:
 class _Search(fx.Interpreter):
     """Runs the float graph and chooses the ranges of each attention's operands on the way."""
 
-    def __init__(self, bench: Workbench, arguments: Mapping[str, Any]) -> None:
-        super().__init__(bench.graph)
-        self.bench, self.arguments = bench, arguments
-        self.attentions = _attentions(bench)
+    def __init__(self, context: MethodContext, arguments: Mapping[str, Any]) -> None:
+        super().__init__(context.graph)
+        self.context, self.arguments = context, arguments
+        self.attentions = _attentions(context)
         self.report = dict[str, dict[str, float]]()
 
     def run_node(self, n: fx.Node) -> Any:
         if n in self.attentions:
             query, key = self.fetch_args_kwargs_from_env(n)[0][:2]
             self._choose(n, query, key, *self.attentions[n])
-            self.bench.advance(1)
+            self.context.advance(1)
         return super().run_node(n)
 
     def _choose(
         self, node: fx.Node, query: torch.Tensor, key: torch.Tensor, lhs: Quantizer, rhs: Quantizer
     ) -> None:
-        encodings, keys = self.bench.made, key.shape[-1]
+        encodings, keys = self.context.encodings, key.shape[-1]
         scale = query.shape[-1] ** -0.5
         generator = torch.Generator().manual_seed(0)
         count = int(self.arguments["pairs"])
@@ -135,10 +135,10 @@ class _Search(fx.Interpreter):
         self.report[node_name(node)] = {"kendall_before": before, "kendall_after": after}
 
 
-def _attentions(bench: Workbench) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
+def _attentions(context: MethodContext) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
     """Return the matmuls of queries and keys whose operands are both quantized."""
     found: dict[fx.Node, dict[str, Quantizer]] = {}
-    for q in bench.placement.active:
+    for q in context.placement.active:
         if (
             q.role in ("lhs", "rhs")
             and not q.is_weight
@@ -148,21 +148,21 @@ def _attentions(bench: Workbench) -> dict[fx.Node, tuple[Quantizer, Quantizer]]:
     return {n: (q["lhs"], q["rhs"]) for n, q in found.items() if len(q) == 2}
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Choose the ranges and report each attention's rank agreement before and after.
 
     The agreement is measured on sampled pairs.
     """
-    search = _Search(bench, arguments)
+    search = _Search(context, arguments)
     if not search.attentions:
-        bench.note(
+        context.note(
             "ranking: every attention stays in float here, so there was nothing to choose "
             "(--attention int8)"
         )
         return {"attentions": {}}
-    bench.begin("Ranking-aware attention ranges", len(search.attentions))
+    context.begin("Ranking-aware attention ranges", len(search.attentions))
     with torch.inference_mode():
-        search.run(torch.cat(list(bench.images(int(arguments["images"])))))
+        search.run(torch.cat(list(context.images(int(arguments["images"])))))
     return {"attentions": search.report}
 
 
@@ -176,11 +176,11 @@ METHOD = Method(
     "eq. 5-8",
     arguments={"gamma": 0.1, "theta": 0.0, "pairs": 256, "images": 8, "rounds": 2},
     run=run,
-    not_applicable_reason=lambda bench: (
-        needs_batches(bench)
+    not_applicable_reason=lambda context: (
+        needs_batches(context)
         or (
             None
-            if _attentions(bench)
+            if _attentions(context)
             else "it has no attention with quantized queries and keys; it is for transformers"
         )
     ),

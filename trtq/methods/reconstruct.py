@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.artifact import sha256_bytes
 from trtq.errors import CalibrationError
-from trtq.graph.normalize import operands
-from trtq.methods.base import Method, Workbench, needs_batches
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
+from trtq.graph.nodes import operands
+from trtq.methods.base import Method, MethodContext, Report, needs_batches
+from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.simulate import shared_names
 from trtq.train.learning_state import LearningState
 
 GAMMA, ZETA = -0.1, 1.1  # AdaRound's stretched sigmoid reaches 0 and 1
-aten = torch.ops.aten
 
 
 class SoftRounding(torch.nn.Module):
@@ -103,12 +103,11 @@ class _Learner(fx.Interpreter):
         self.taps = dict[str, torch.Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.target is FAKE_QUANTIZE:
-            name = str(operands(n)[6])
-            if name in self.weights:
-                return self.weights[name]()
-            if name in self.ranges:
-                return self.ranges[name](self.fetch_args_kwargs_from_env(n)[0][0], self.keep)
+        call = FakeQuantizeCall.of(n)
+        if call is not None and call.name in self.weights:
+            return self.weights[call.name]()
+        if call is not None and call.name in self.ranges:
+            return self.ranges[call.name](self.fetch_args_kwargs_from_env(n)[0][0], self.keep)
         result = super().run_node(n)
         if n.name in self.taps:
             self.taps[n.name] = result
@@ -117,37 +116,33 @@ class _Learner(fx.Interpreter):
 
 def _blocks(graph: fx.GraphModule) -> list[str]:
     """Return the residual adds: where blocks end (Li et al. 2021, BRECQ)."""
-    found = []
-    for node in graph.graph.nodes:
-        if node.target is aten.add.Tensor and not node.meta.get("trtq_part"):
-            left, right = operands(node)[:2]
-            both = (
-                isinstance(left, fx.Node)
-                and isinstance(right, fx.Node)
-                and "get_attr" not in (left.op, right.op)
-            )
-            if (
-                both
-                and isinstance(node.meta.get("val"), torch.Tensor)
-                and node.meta["val"].ndim >= 3
-            ):
-                found.append(node.name)
-    return found
+    return [
+        n.name
+        for n in graph.graph.nodes
+        if ops.of(n).name == "add" and not n.meta.get("trtq_part") and _joins(n)
+    ]
+
+
+def _joins(node: fx.Node) -> bool:
+    """Whether an add joins two activations with at least three axes."""
+    computed = all(isinstance(n, fx.Node) and n.op != "get_attr" for n in operands(node)[:2])
+    value = node.meta.get("val")
+    return computed and isinstance(value, torch.Tensor) and value.ndim >= 3
 
 
 def _learners(
-    bench: Workbench, shared: Mapping[str, str]
+    context: MethodContext, shared: Mapping[str, str]
 ) -> tuple[dict[str, SoftRounding], dict[str, LearnedRange]]:
-    encodings = bench.made
+    encodings = context.encodings
     weights, ranges = dict[str, SoftRounding](), dict[str, LearnedRange]()
-    for q in bench.placement.active:
+    for q in context.placement.active:
         if q.format.bits == 8 or not q.format.has_kernel or shared[q.name] != q.name:
             continue  # quantizers of one tensor and one scale are one call
         step, fmt = encodings.scale(q.name), q.format
         if q.role == "weight":
             if len(q.source.users) != 1:
                 continue  # two layers with scales of their own would each round the other's codes
-            weight = encodings.constant(bench.graph, q.source)
+            weight = encodings.constant(context.graph, q.source)
             weights[q.name] = SoftRounding(
                 weight, along_axis(step, weight.ndim, fmt.axis), fmt.qmin, fmt.qmax
             )
@@ -156,19 +151,19 @@ def _learners(
     return weights, ranges
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Learn, then write the rounded weights and the ranges into the encodings."""
-    images = torch.cat(list(bench.images(int(arguments["images"]))))
-    encodings, shared = bench.made, shared_names(bench.placement, bench.made)
-    weights, ranges = _learners(bench, shared)
+    images = torch.cat(list(context.images(int(arguments["images"]))))
+    encodings, shared = context.encodings, shared_names(context.placement, context.encodings)
+    weights, ranges = _learners(context, shared)
     if not weights and not ranges:
-        bench.note(
+        context.note(
             "reconstruct: everything below 8 bits stays in float or is shared, so there was "
             "nothing to learn"
         )
         return {"steps": 0, "images": len(images), "weights": 0, "ranges": 0, "loss": []}
-    losses = _learn(bench, arguments, images, weights, ranges)
-    for q in bench.placement.active:
+    losses = _learn(context, arguments, images, weights, ranges)
+    for q in context.placement.active:
         if q.name in weights:
             encodings.constants[str(q.source.target)] = weights[q.name].hard().detach()
         elif shared[q.name] in ranges:
@@ -183,7 +178,7 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _learn(
-    bench: Workbench,
+    context: MethodContext,
     arguments: Mapping[str, Any],
     images: torch.Tensor,
     weights: Mapping[str, SoftRounding],
@@ -194,8 +189,11 @@ def _learn(
     A run that was stopped continues where it was.
     """
     steps, batch = int(arguments["steps"]), int(arguments["batch"])
-    learner, target = _Learner(bench.simulated(), weights, ranges), _Learner(bench.graph, {}, {})
-    taps = _blocks(bench.graph)
+    learner, target = (
+        _Learner(context.simulated(), weights, ranges),
+        _Learner(context.graph, {}, {}),
+    )
+    taps = _blocks(context.graph)
     for runner in (learner, target):
         runner.taps = dict.fromkeys(taps, torch.empty(0))
     rates = float(arguments["lr"]), float(arguments["lr_range"])
@@ -206,20 +204,24 @@ def _learn(
         ]
     )
     generator = torch.Generator().manual_seed(0)
-    bench.begin("Learning the rounding", steps)
+    context.begin("Learning the rounding", steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = LearningState(
             optimizer,
             generator,
-            key=[bench.made.digest(), dict(arguments), sha256_bytes(images.numpy().tobytes())],
+            key=[
+                context.encodings.digest(),
+                dict(arguments),
+                sha256_bytes(images.numpy().tobytes()),
+            ],
         )
-        done, losses = state.load(bench.resume)
+        done, losses = state.load(context.resume)
         if 0 < done < steps:
-            bench.note(
+            context.note(
                 f"reconstruct goes on at step {done} of {steps}, where an earlier run stopped"
             )
-        bench.advance(done)
+        context.advance(done)
         for i in range(done, steps):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * (1.0 + math.cos(math.pi * i / steps)) / 2.0
@@ -247,8 +249,8 @@ def _learn(
                     f"the loss is {losses[1]} at step {i}",
                     "Use a smaller --method-arg reconstruct.lr=0.01",
                 )
-            state.save(bench.resume, i + 1, losses, last=i + 1 == steps)
-            bench.advance(1)
+            state.save(context.resume, i + 1, losses, last=i + 1 == steps)
+            context.advance(1)
     return losses
 
 
@@ -277,11 +279,11 @@ METHOD = Method(
         "flip": 0.5,
     },
     run=run,
-    not_applicable_reason=lambda bench: (
-        needs_batches(bench)
+    not_applicable_reason=lambda context: (
+        needs_batches(context)
         or (
             None
-            if any(q.format.bits < 8 for q in bench.placement.active)
+            if any(q.format.bits < 8 for q in context.placement.active)
             else "every quantizer has 8 bits; it is for fewer, such as --bits w4a8"
         )
     ),

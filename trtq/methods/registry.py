@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtq import extensions
 from trtq.errors import UsageError
-from trtq.methods.base import Method, Workbench
+from trtq.methods.base import Method, MethodContext, Value
 
 # Name: module, and the variable where it is not METHOD. The order is the order they act in. Help
 # needs no import of them.
@@ -62,7 +62,7 @@ def contradicts(name: str, others: Sequence[str]) -> bool:
 
 def choose(
     names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[tuple[Method, dict[str, Any]]]:
+) -> list[tuple[Method, dict[str, Value]]]:
     """Return the methods asked for with their arguments, in the order they act.
 
     Raises:
@@ -72,20 +72,9 @@ def choose(
     repeated = next((n for i, n in enumerate(names) if n in names[:i]), None)
     if repeated is not None:
         raise UsageError(f"The method {repeated} was asked for twice", hint="Name it once")
-    given: dict[str, dict[str, Any]] = {name: {} for name in names}
+    given: dict[str, dict[str, Value]] = {name: {} for name in names}
     for key, value in arguments.items():
-        name, argument = _split(key, given)
-        if not argument:
-            raise UsageError(
-                f"Cannot read --method-arg {key}={value}",
-                "expected NAME.K=V",
-                "Write it like smooth.strength=0.7",
-            )
-        if name not in given:
-            raise UsageError(
-                f"--method-arg {key} is for a method that was not asked for",
-                hint=f"Add --method {name}",
-            )
+        name, argument = _owner(key, value, names)
         given[name][argument] = value
     order = known_methods()
     for name in names:
@@ -102,22 +91,36 @@ def choose(
     ]
 
 
-def _split(key: str, names: Iterable[str]) -> tuple[str, str]:
-    """Return method and argument of ``NAME.ARGUMENT``; the name may itself have dots."""
-    for name in names:
-        if key.startswith(f"{name}."):
-            return name, key[len(name) + 1 :]
-    method, _, argument = key.partition(".")
-    return method, argument
+def _owner(key: str, value: object, names: Sequence[str]) -> tuple[str, str]:
+    """Return the method and the argument that ``--method-arg KEY=VALUE`` is for.
+
+    Raises:
+        UsageError: it names no method, or one that was not asked for.
+    """
+    # The name of a method from outside may itself have dots.
+    known = next((n for n in names if key.startswith(f"{n}.")), key.partition(".")[0])
+    name, argument = known, key[len(known) + 1 :]
+    if not argument:
+        raise UsageError(
+            f"Cannot read --method-arg {key}={value}",
+            "expected NAME.K=V",
+            "Write it like smooth.strength=0.7",
+        )
+    if name not in names:
+        raise UsageError(
+            f"--method-arg {key} is for a method that was not asked for",
+            hint=f"Add --method {name}",
+        )
+    return name, argument
 
 
-def require_fit(method: Method, bench: Workbench) -> None:
+def require_fit(method: Method, context: MethodContext) -> None:
     """Raise when the method has nothing to do on this model.
 
     Raises:
         UsageError: says why, and what fits.
     """
-    reason = method.not_applicable_reason(bench)
+    reason = method.not_applicable_reason(context)
     if reason is not None:
         raise UsageError(
             f"The method {method.name} does not fit this model",

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.graph.naming import node_name
-from trtq.graph.normalize import get_constant, operands
-from trtq.methods.base import Method, Workbench, needs_batches, weight_and_bias
+from trtq.graph.nodes import get_constant, operands
+from trtq.methods.base import Method, MethodContext, Report, needs_batches, weight_and_bias
 from trtq.methods.efficientquant import attention_softmaxes, log2_outputs_
 from trtq.methods.pairs import Pair, find_pairs, fold_factors
 from trtq.quant.fake_quantize import LOG_EPSILON
-
-aten = torch.ops.aten
 
 
 class _Ends(fx.Interpreter):
@@ -39,47 +38,50 @@ class _Ends(fx.Interpreter):
         return result
 
 
-def _pairs(bench: Workbench) -> list[Pair]:
+def _pairs(context: MethodContext) -> list[Pair]:
     return [
         p
-        for p in find_pairs(bench)[0]
-        if p.producer.target is aten.layer_norm.default and p.activation is p.producer
+        for p in find_pairs(context)[0]
+        if ops.of(p.producer).name == "layer_norm" and p.activation is p.producer
     ]
 
 
-def _centre(bench: Workbench, pair: Pair, middle: torch.Tensor) -> bool:
+def _centre(context: MethodContext, pair: Pair, middle: torch.Tensor) -> bool:
     """Move the middle of each channel to 0; return False where that is not exact.
 
     The middle moves from the norm's shift into the biases of the layers that read it.
     """
     shift = (*operands(pair.producer), None, None)[3]
-    layers = [weight_and_bias(bench.graph, c) for c in pair.consumers]
+    layers = [weight_and_bias(context.graph, c) for c in pair.consumers]
     moved = [shift, *(bias for _, bias in layers)]
-    own = all(
-        isinstance(n, fx.Node) and get_constant(bench.graph, n) is not None and len(n.users) == 1
-        for n in moved
-    )
-    if not own or any(c.target is not aten.linear.default for c in pair.consumers):
+    linear = all(ops.kind(c) == "linear" for c in pair.consumers)
+    if not linear or not all(_own_constant(context.graph, n) for n in moved):
         return False
-    old = [bench.constant(n) for n in moved]
-    bench.fold(moved[0], old[0] - middle)
+    old = [context.constant(n) for n in moved]
+    context.fold(moved[0], old[0] - middle)
     for (weight, bias), value in zip(layers, old[1:], strict=True):
         assert bias is not None
-        bench.fold(bias, value + bench.constant(weight) @ middle)
+        context.fold(bias, value + context.constant(weight) @ middle)
     return True
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _own_constant(graph: fx.GraphModule, node: object) -> bool:
+    """Whether a node is a constant that one call alone reads."""
+    known = get_constant(graph, node) is not None
+    return known and isinstance(node, fx.Node) and len(node.users) == 1
+
+
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fold r1 and r2 of every LayerNorm, and give softmax outputs their logarithmic format."""
-    pairs = _pairs(bench)
-    watch = _Ends(bench.graph, {p.activation.name for p in pairs})
+    pairs = _pairs(context)
+    watch = _Ends(context.graph, {p.activation.name for p in pairs})
     with torch.inference_mode():
-        for batch in bench.images(int(arguments["images"])):
+        for batch in context.images(int(arguments["images"])):
             watch.run(batch)
     centred = []
     for pair in pairs:
         low, high = (v.clone() for v in watch.ends[pair.activation.name])
-        if _centre(bench, pair, (low + high) / 2):
+        if _centre(context, pair, (low + high) / 2):
             centred.append(node_name(pair.consumers[0]))
             spread = (high - low) / 2
         else:
@@ -87,9 +89,9 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
         live = spread > 0
         mean = spread[live].mean() if bool(live.any()) else torch.ones(())
         fold_factors(
-            bench, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3)
+            context, pair, torch.where(live, spread / mean, torch.ones_like(spread)).clamp_min(1e-3)
         )
-    softmaxes = log2_outputs_(bench, None) if arguments["softmax"] else []
+    softmaxes = log2_outputs_(context, None) if arguments["softmax"] else []
     return {
         "layernorms": len(pairs),
         "centred": len(centred),
@@ -98,17 +100,19 @@ def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def finish(bench: Workbench, arguments: Mapping[str, Any]) -> None:
+def finish(context: MethodContext, arguments: Mapping[str, Any]) -> None:
     """Set the step of the logarithm to 1/2, which is log-sqrt(2).
 
     The range of a softmax's codes ends where the codes run out.
     """
     if not arguments["softmax"]:
         return
-    for q in bench.placement.active:
+    for q in context.placement.active:
         if q.format.kind == "log2":
-            amax = bench.made.amax[q.name]
-            bench.made.amin[q.name] = (amax * 2.0 ** (-q.format.qmax / 2.0)).clamp_min(LOG_EPSILON)
+            amax = context.encodings.amax[q.name]
+            context.encodings.amin[q.name] = (amax * 2.0 ** (-q.format.qmax / 2.0)).clamp_min(
+                LOG_EPSILON
+            )
 
 
 METHOD = Method(
@@ -124,11 +128,11 @@ METHOD = Method(
     run=run,
     exact=True,
     finish=finish,
-    not_applicable_reason=lambda bench: (
-        needs_batches(bench)
+    not_applicable_reason=lambda context: (
+        needs_batches(context)
         or (
             None
-            if _pairs(bench) or attention_softmaxes(bench.graph)
+            if _pairs(context) or attention_softmaxes(context.graph)
             else "it has no LayerNorm in front of a linear; it is for transformers"
         )
     ),

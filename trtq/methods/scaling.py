@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from trtq.graph.normalize import operands
-from trtq.methods.base import Workbench
+from trtq.graph.nodes import operands
+from trtq.methods.base import MethodContext
 
 
 class Watch(fx.Interpreter):
@@ -95,12 +95,12 @@ def output_error(
     return total
 
 
-def weight_matrix(bench: Workbench, consumer: fx.Node, channels: int) -> torch.Tensor:
+def weight_matrix(context: MethodContext, consumer: fx.Node, channels: int) -> torch.Tensor:
     """Return a layer's weight as [outputs * taps, channels].
 
     A column holds what one input channel is multiplied with.
     """
-    weight = bench.constant(operands(consumer)[1])
+    weight = context.constant(operands(consumer)[1])
     if weight.shape[1] != channels:  # grouped: zeros where a group does not read a channel
         full = torch.zeros(weight.shape[0], channels, *weight.shape[2:])
         groups = channels // weight.shape[1]
@@ -111,7 +111,7 @@ def weight_matrix(bench: Workbench, consumer: fx.Node, channels: int) -> torch.T
     return weight.movedim(1, -1).reshape(-1, channels)
 
 
-def widths(bench: Workbench, consumer: fx.Node) -> tuple[int, int]:
+def widths(context: MethodContext, consumer: fx.Node) -> tuple[int, int]:
     """Return the bits of a layer's input and of its weight."""
-    found = {q.role: q.format.bits for q in bench.placement.active if q.consumer is consumer}
+    found = {q.role: q.format.bits for q in context.placement.active if q.consumer is consumer}
     return found.get("input", 8), found.get("weight", 8)

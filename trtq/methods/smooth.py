@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from trtq.graph.naming import node_name
-from trtq.methods.base import Method, Workbench, channel_axis
+from trtq.methods.base import Method, MethodContext, Report, channel_axis
 from trtq.methods.pairs import LARGEST_FACTOR, find_pairs, fold_factors
 from trtq.methods.scaling import Watch, output_error, weight_matrix, widths
 
@@ -62,30 +62,30 @@ def best_strength(
     return best, options[best]
 
 
-def run(bench: Workbench, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(context: MethodContext, arguments: Mapping[str, Any]) -> Report:
     """Fold factors into every pair.
 
     The strength is the one with the least output error unless one is given.
     """
-    pairs, refused = find_pairs(bench)
+    pairs, refused = find_pairs(context)
     axes = {p.activation.name: channel_axis(p.consumers[0]) for p in pairs}
-    watch = Watch(bench.graph, axes, int(arguments["rows"])).over(
-        bench.images(int(arguments["images"]))
+    watch = Watch(context.graph, axes, int(arguments["rows"])).over(
+        context.images(int(arguments["images"]))
     )
     chosen: dict[str, float | None] = {}  # None: left as it is
     given = float(arguments["strength"])
     for pair in pairs:
         amax, rows = watch.amax[pair.activation.name], watch.samples[pair.activation.name]
-        weights = [weight_matrix(bench, c, pair.channels) for c in pair.consumers]
+        weights = [weight_matrix(context, c, pair.channels) for c in pair.consumers]
         if given >= 0:
             largest = torch.stack([w.abs().amax(dim=0) for w in weights]).amax(dim=0)
             best: float | None = given
             factors = smoothing_factors(amax, largest, given)
         else:
-            best, factors = best_strength(rows, amax, weights, widths(bench, pair.consumers[0]))
+            best, factors = best_strength(rows, amax, weights, widths(context, pair.consumers[0]))
         chosen[node_name(pair.consumers[0])] = best
         if best is not None:
-            fold_factors(bench, pair, factors)
+            fold_factors(context, pair, factors)
     return {"strength": chosen, "refused": refused}
 
 
@@ -101,9 +101,9 @@ METHOD = Method(
     run=run,
     exact=True,
     excludes=("qads",),
-    not_applicable_reason=lambda bench: (
+    not_applicable_reason=lambda context: (
         None
-        if find_pairs(bench)[0]
+        if find_pairs(context)[0]
         else "no norm, conv or linear hands its channels on through exact ops only"
     ),
 )

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import is_softmax
-from trtq.graph.normalize import get_constant, operands
+from trtq.graph.nodes import get_constant, operands
 from trtq.quant.calibrators import (
     Moments,
     best_interval,
@@ -57,6 +57,13 @@ class ActivationStats:
     mean: torch.Tensor | None = None
     variance: torch.Tensor | None = None
     lowest: int | None = None
+
+    @property
+    def moments(self) -> Moments | None:
+        """Mean and variance, None where they are not known."""
+        if self.mean is None or self.variance is None:
+            return None
+        return Moments(self.mean, self.variance)
 
 
 def summarize_all(
@@ -162,31 +169,25 @@ def make_encodings(
         if not quantizer.is_weight:
             _judge_(quantizer, stats[quantizer.stats_key], force=placement.force_attention)
     enforce_partners_(placement)
-    amax: dict[str, torch.Tensor] = {}
-    amin: dict[str, torch.Tensor] = {}
-    formats: dict[str, Format] = {}
+    encodings = Encodings(amax={}, formats={}, origin=origin)
     inputs = {q.consumer: q for q in placement.active if not q.is_weight and q.role != "residual"}
     for quantizer in placement.active:
-        if not quantizer.format.has_kernel:
-            amin[quantizer.name], amax[quantizer.name] = _ends(graph, quantizer, stats)
-        elif quantizer.format.kind == "fp8":
-            amax[quantizer.name] = _largest(graph, quantizer, stats)
+        name, fmt = quantizer.name, quantizer.format
+        if not fmt.has_kernel:
+            encodings.amin[name], encodings.amax[name] = _ends(graph, quantizer, stats)
+        elif fmt.kind == "fp8":
+            encodings.amax[name] = _largest(graph, quantizer, stats)
         elif quantizer.is_weight:
             feeding = inputs.get(quantizer.consumer)
-            seen = stats[feeding.stats_key] if feeding else None
-            step = (
-                seen.amax / Format(bits=feeding.format.bits, lowest=seen.lowest).qmax
-                if feeding and seen
-                else 0.0
-            )
-            amax[quantizer.name] = _weight(graph, quantizer, seen, step)
+            encodings.amax[name] = _weight(graph, quantizer, feeding, stats)
         else:
             seen = stats[quantizer.stats_key]
-            amax[quantizer.name] = torch.tensor(seen.amax, dtype=torch.float32)
-            quantizer.format = msgspec.structs.replace(quantizer.format, lowest=seen.lowest)
-        formats[quantizer.name] = quantizer.format
-    left = {q.name: q.float_reason for q in placement.quantizers if q.float_reason is not None}
-    return Encodings(amax=amax, amin=amin, formats=formats, left_in_float=left, origin=origin)
+            encodings.amax[name] = torch.tensor(seen.amax, dtype=torch.float32)
+            quantizer.format = msgspec.structs.replace(fmt, lowest=seen.lowest)
+        encodings.formats[name] = quantizer.format
+    reasons = {q.name: q.float_reason for q in placement.quantizers}
+    encodings.left_in_float = {k: why for k, why in reasons.items() if why is not None}
+    return encodings
 
 
 def _ends(
@@ -237,21 +238,30 @@ def _judge_(quantizer: Quantizer, stats: ActivationStats, *, force: bool) -> Non
 
 
 def _weight(
-    graph: fx.GraphModule, quantizer: Quantizer, feeding: ActivationStats | None, input_step: float
+    graph: fx.GraphModule,
+    quantizer: Quantizer,
+    feeding: Quantizer | None,
+    stats: Mapping[str, ActivationStats],
 ) -> torch.Tensor:
+    """Return the largest magnitudes of a weight with the least error of the layer's output.
+
+    ``feeding`` is the quantizer of the layer's input; without one, and without the input's moments,
+    they are the largest that occur.
+    """
     weight, node, fmt = get_constant(graph, quantizer.source), quantizer.consumer, quantizer.format
     assert weight is not None
-    if (
-        quantizer.role != "weight"
-        or feeding is None
-        or feeding.mean is None
-        or feeding.variance is None
-    ):
+    seen = stats[feeding.stats_key] if feeding is not None else None
+    moments = seen.moments if seen is not None else None
+    groups = 0 if moments is None else _groups(moments, weight)
+    if quantizer.role != "weight" or feeding is None or seen is None or not groups:
         return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
-    groups, rest = divmod(feeding.mean.numel(), weight.shape[1])
-    if rest or not groups or weight.shape[0] % groups:
-        return weight_amax(weight, fmt.axis, qmax=fmt.qmax)
-    moments = Moments(feeding.mean, feeding.variance)
     amax = weight_amax(weight, fmt.axis, moments=moments, groups=groups, qmax=fmt.qmax)
     bias = get_constant(graph, operands(node)[2]) if len(operands(node)) > 2 else None
-    return bias_floor(amax, bias, input_step, fmt.qmax)
+    input_format = Format(bits=feeding.format.bits, lowest=seen.lowest)
+    return bias_floor(amax, bias, seen.amax / input_format.qmax, fmt.qmax)
+
+
+def _groups(moments: Moments, weight: torch.Tensor) -> int:
+    """Return how many groups a layer has whose input has these moments, 0 where they do not fit."""
+    groups, rest = divmod(moments.mean.numel(), weight.shape[1])
+    return 0 if rest or not groups or weight.shape[0] % groups else groups

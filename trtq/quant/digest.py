@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from trtq.graph.naming import node_name
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 
 
 def weights_digest(graph: fx.GraphModule) -> str:

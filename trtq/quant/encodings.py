@@ -20,10 +20,11 @@ from torch import fx
 
 from trtq.artifact import SCHEMA, decode_json, sha256_bytes, write_bytes
 from trtq.errors import EncodingsError, UsageError, reason
-from trtq.graph.normalize import get_constant
+from trtq.graph.nodes import get_constant
 from trtq.quant.formats import Format
 
 CONSTANT, AMIN = "constant:", "amin:"
+AGAIN = "Make it again: trtq quantize ..."
 SETTLED_WITHIN = 2.0**-10  # twice what rounding to the 11 bits of FP16 takes at most
 
 
@@ -177,52 +178,62 @@ class Encodings:
             EncodingsError: missing, torn, not trtq's, of a newer schema, or changed since trtq
                 wrote it.
         """
-        again = "Make it again: trtq quantize ..."
-        try:
-            with safe_open(path, framework="pt") as handle:
-                meta = handle.metadata() or {}
-                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-        except FileNotFoundError as exc:
-            raise EncodingsError(
-                f"Cannot read the encodings {path}", "there is no such file", again
-            ) from exc
-        except (SafetensorError, OSError) as exc:
-            raise EncodingsError(
-                f"Cannot read the encodings {path}", f"not a whole safetensors file ({exc})", again
-            ) from exc
-        if meta.get("trtq") != "encodings":
-            raise EncodingsError(
-                f"{path} holds no encodings", "it is a safetensors file of something else", again
-            )
-        if meta.get("schema") != str(SCHEMA):
-            raise EncodingsError(
-                f"Cannot read the encodings {path}",
-                f"its schema is {meta.get('schema')}, this trtq reads {SCHEMA}",
-                "Upgrade trtq, or make it again",
-            )
+        meta, tensors = _read(path)
         try:
             header = decode_json(meta["header"], _Header)
             result = cls(
                 amax={k: v for k, v in tensors.items() if not k.startswith((CONSTANT, AMIN))},
-                amin={k.removeprefix(AMIN): v for k, v in tensors.items() if k.startswith(AMIN)},
-                constants={
-                    k.removeprefix(CONSTANT): v
-                    for k, v in tensors.items()
-                    if k.startswith(CONSTANT)
-                },
+                amin=_with_prefix(tensors, AMIN),
+                constants=_with_prefix(tensors, CONSTANT),
                 formats=header.formats,
                 left_in_float=header.left_in_float,
                 origin=header.origin,
             )
         except (KeyError, msgspec.MsgspecError, UsageError) as exc:
             raise EncodingsError(
-                f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", again
+                f"Cannot read the encodings {path}", f"its header is damaged ({reason(exc)})", AGAIN
             ) from exc
         if result.digest() != meta.get("digest"):
             raise EncodingsError(
                 f"The encodings {path} were changed since trtq wrote them",
                 f"their digest is {result.digest()[:12]}, the file says "
                 f"{str(meta.get('digest'))[:12]}",
-                again,
+                AGAIN,
             )
         return result
+
+
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose keys have a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return the metadata and the tensors of an encodings file.
+
+    Raises:
+        EncodingsError: missing, torn, not trtq's, or of a newer schema.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            meta = handle.metadata() or {}
+            tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+    except FileNotFoundError as exc:
+        raise EncodingsError(
+            f"Cannot read the encodings {path}", "there is no such file", AGAIN
+        ) from exc
+    except (SafetensorError, OSError) as exc:
+        raise EncodingsError(
+            f"Cannot read the encodings {path}", f"not a whole safetensors file ({exc})", AGAIN
+        ) from exc
+    if meta.get("trtq") != "encodings":
+        raise EncodingsError(
+            f"{path} holds no encodings", "it is a safetensors file of something else", AGAIN
+        )
+    if meta.get("schema") != str(SCHEMA):
+        raise EncodingsError(
+            f"Cannot read the encodings {path}",
+            f"its schema is {meta.get('schema')}, this trtq reads {SCHEMA}",
+            "Upgrade trtq, or make it again",
+        )
+    return meta, tensors

@@ -10,8 +10,10 @@ nearest E4M3 value instead of the nearest integer.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 
 LOG_EPSILON = 1e-5  # S3: keeps the logarithm of an exact 0 finite
 
@@ -131,3 +133,36 @@ fake_quantize.register_autograd(_backward, setup_context=_setup)
 
 
 FAKE_QUANTIZE = torch.ops.trtq.fake_quantize.default
+
+
+class FakeQuantizeCall(NamedTuple):
+    """The arguments of a fake-quantize call: nodes in a graph, tensors where one runs.
+
+    Attributes:
+        x, scale, zero_point, axis, qmin, qmax, name, kind: as in :func:`fake_quantize`.
+    """
+
+    x: Any
+    scale: Any
+    zero_point: Any
+    axis: int | None
+    qmin: int
+    qmax: int
+    name: str
+    kind: str = "uniform"
+
+    @classmethod
+    def of(cls, node: object) -> FakeQuantizeCall | None:
+        """Return the arguments of a node that is such a call, None for any other."""
+        if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE:
+            return cls(*node.args)  # type: ignore[arg-type]
+        return None
+
+    @property
+    def of_constant(self) -> bool:
+        """Whether it quantizes a constant of the graph."""
+        return isinstance(self.x, fx.Node) and self.x.op == "get_attr"
+
+    def positions(self, values: torch.Tensor) -> torch.Tensor:
+        """Return where ``values`` lie on the line of codes."""
+        return positions(values, self.scale, self.zero_point, self.axis, self.kind)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import msgspec
 
 from trtq.errors import UsageError
 
 FP8_LARGEST = 448  # E4M3: 1.75 x 2^8
+FORMS = re.compile(r"^(?:w([2-8])a([2-8]|16)|([2-8]))$")
+FP16: Final = "fp16"
+FP8: Final = "fp8"
 
 
 class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,3 +106,81 @@ class Format(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 INT8 = Format()
+
+
+class BitConfig(msgspec.Struct, frozen=True, order=True):
+    """The widths of a layer's ``weight`` and ``input``.
+
+    16 means float, computed as FP16; 32 is the model as it came.
+
+    >>> BitConfig.parse("4").label, BitConfig.parse("w4a8").label, BitConfig.parse("fp16").weight
+    ('w4a4', 'w4a8', 16)
+    >>> BitConfig.parse("w4a16").weight_only, BitConfig.parse("fp8").label
+    (True, 'fp8')
+    """
+
+    weight: int
+    input: int
+    fp8: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> BitConfig:
+        """Return the widths of a name.
+
+        The forms are ``4`` (weights and inputs of 4 bits), ``w4a8``, ``w4a16`` (weights alone),
+        ``fp8`` and ``fp16``.
+
+        Raises:
+            UsageError: none of these forms.
+        """
+        named = {FP16: HALF, FP8: cls(8, 8, fp8=True)}.get(text.strip())
+        if named is not None:
+            return named
+        match = FORMS.match(text.strip())
+        if match is None:
+            raise UsageError(
+                f"Cannot read the width {text!r}",
+                "expected 2 to 8, a pair like w4a8, w4a16 for weights alone, fp8 or fp16",
+                "Write it like --bits 2,4,w4a8",
+            )
+        weight, given, both = match.groups()
+        return cls(int(weight or both), int(given or both))
+
+    @property
+    def label(self) -> str:
+        """As on the command line."""
+        if self.fp8:
+            return FP8
+        return FP16 if self.weight == 16 else f"w{self.weight}a{self.input}"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the layer has codes at all."""
+        return self.weight < 16
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether only the weight has codes: an engine unpacks it and multiplies in FP16."""
+        return self.quantized and self.input == 16
+
+    @property
+    def kind(self) -> Literal["uniform", "fp8"]:
+        """The kind of its formats."""
+        return "fp8" if self.fp8 else "uniform"
+
+
+EIGHT = BitConfig(8, 8)
+HALF, FULL = BitConfig(16, 16), BitConfig(32, 32)
+
+
+def read_options(texts: Sequence[str]) -> list[BitConfig]:
+    """Return several widths, narrowest first; a text may hold several, as in ``2,4,8``.
+
+    Raises:
+        UsageError: one cannot be read, or is given twice.
+    """
+    options = [BitConfig.parse(t) for text in texts for t in text.split(",")]
+    twice = next((o.label for i, o in enumerate(options) if o in options[:i]), None)
+    if twice is not None:
+        raise UsageError(f"The width {twice} was asked for twice", hint="Name it once")
+    return sorted(options)

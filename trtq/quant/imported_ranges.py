@@ -98,19 +98,8 @@ def _checkpoint(path: Path, key: str | None) -> Foreign:
                 f"{name}: SmoothQuant or AWQ divided weights by it, and multiplies inputs",
                 "Quantize again without smoothing, or with trtq quantize --method smooth",
             )
-        if match["what"] not in ("_amax", "amax"):
-            continue  # masks, counters and the like
-        role = ATTENTION.get(match["role"], match["role"])
-        if role not in (*ROLES, *ATTENTION.values()):
-            found.unread[name] = f"trtq has no place for the {role} of a layer"
-            continue
-        key, wide = (
-            f"{match['layer']}.{role}",
-            [d for d, size in enumerate(value.shape) if size > 1],
-        )
-        if len(wide) == 1:
-            found.axes[key] = wide[0]
-        _put(found, key, value.float().reshape(-1), name, path)
+        if match["what"] in ("_amax", "amax"):  # others are masks, counters and the like
+            _add_range(found, match, value, path)
     found.tool = "pytorch-quantization" if old else "ModelOpt"
     if not found.amax:
         raise EncodingsError(
@@ -120,6 +109,19 @@ def _checkpoint(path: Path, key: str | None) -> Foreign:
         )
     found.notes.append("a state dict does not say how many bits its quantizers have: 8 are assumed")
     return found
+
+
+def _add_range(found: Foreign, match: re.Match[str], value: torch.Tensor, path: Path) -> None:
+    """Add a range of a state dict."""
+    role = ATTENTION.get(match["role"], match["role"])
+    if role not in (*ROLES, *ATTENTION.values()):
+        found.unread[match[0]] = f"trtq has no place for the {role} of a layer"
+        return
+    name = f"{match['layer']}.{role}"
+    wide = [d for d, size in enumerate(value.shape) if size > 1]
+    if len(wide) == 1:
+        found.axes[name] = wide[0]
+    _put(found, name, value.float().reshape(-1), match[0], path)
 
 
 def _put(found: Foreign, name: str, value: torch.Tensor, key: str, path: Path) -> None:

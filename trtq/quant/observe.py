@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from trtq import ops
 from trtq.errors import CalibrationError
 from trtq.graph.naming import node_name
 from trtq.quant.calibrators import needs_histogram
@@ -55,6 +56,14 @@ class Range:
     sums: torch.Tensor | None = None
     squares: torch.Tensor | None = None
     count: int = 0
+
+    def widen(self, low: float, high: float) -> None:
+        """Count a batch's smallest and largest value.
+
+        NaN compares false with everything: it must win, so that the run can stop and name it.
+        """
+        self.low = low if not low >= self.low else self.low
+        self.high = high if not high <= self.high else self.high
 
     def add_average(self, value: float) -> None:
         """Count one image's largest magnitude.
@@ -103,17 +112,12 @@ class Observer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Observe ``x`` and return it unchanged."""
         low, high = (float(v) for v in torch.aminmax(dense_view(x)))
-        seen = self.range
-        # NaN compares false with everything: it must win, so that the run can stop and name it.
-        seen.low = low if not low >= seen.low else seen.low
-        seen.high = high if not high <= seen.high else seen.high
+        self.range.widen(low, high)
         if not math.isfinite(low) or not math.isfinite(high):
             return x
         amax = max(abs(low), abs(high))
         if self.images < BULK_IMAGES:
-            first = x[: BULK_IMAGES - self.images]
-            seen.bulk.add(first, amax, self.scratch, signed=low < 0)
-            seen.zeros += first.numel() - int(torch.count_nonzero(first))
+            self._add_bulk(x[: BULK_IMAGES - self.images], amax, signed=low < 0)
         if self.channel_axis is not None and self.images < MOMENT_IMAGES:
             self._add_moments(x[: MOMENT_IMAGES - self.images])
         self.images += len(x)
@@ -121,14 +125,21 @@ class Observer(nn.Module):
             # Image by image, so that the result does not depend on the batch size.
             for image in x:
                 value = max(abs(float(v)) for v in torch.aminmax(dense_view(image[None])))
-                seen.add_average(value)
+                self.range.add_average(value)
         elif needs_histogram(self.mode):
-            seen.hist.add(x, amax, self.scratch, signed=low < 0)
+            self.range.hist.add(x, amax, self.scratch, signed=low < 0)
         if self.sides:
-            seen.positive.add(x.clamp_min(0.0), max(high, 0.0), self.scratch, signed=False)
-            if low < 0:
-                seen.negative.add(x.neg().clamp_min_(0.0), -low, self.scratch, signed=False)
+            self._add_sides(x, low, high)
         return x
+
+    def _add_bulk(self, x: torch.Tensor, amax: float, *, signed: bool) -> None:
+        self.range.bulk.add(x, amax, self.scratch, signed=signed)
+        self.range.zeros += x.numel() - int(torch.count_nonzero(x))
+
+    def _add_sides(self, x: torch.Tensor, low: float, high: float) -> None:
+        self.range.positive.add(x.clamp_min(0.0), max(high, 0.0), self.scratch, signed=False)
+        if low < 0:
+            self.range.negative.add(x.neg().clamp_min_(0.0), -low, self.scratch, signed=False)
 
     def _add_moments(self, x: torch.Tensor) -> None:
         in_memory = self.channel_axis
@@ -153,7 +164,7 @@ class Observer(nn.Module):
 
 def _channel_axis(source: fx.Node, placement: Placement) -> int | None:
     axes = {
-        -1 if q.consumer.target is torch.ops.aten.linear.default else 1
+        ops.of(q.consumer).channels
         for q in placement.quantizers
         if q.source is source and q.role == "input"
     }
@@ -186,27 +197,7 @@ def observe(
         CalibrationError: no images, or NaN or infinity appeared; names the module where it first
             did.
     """
-    watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
-    by_name = {n.name: n for n in watched.graph.nodes}
-    scratch = new_scratch()
-    observers: dict[str, Observer] = {}
-    for source in placement.sources:
-        node = by_name[source.name]
-        narrow = any(
-            q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers
-        )
-        observer = Observer(
-            mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse"
-        )
-        attr = f"_observe_{node.name}"
-        watched.add_submodule(attr, observer)
-        after = node
-        while after.next.op in ("placeholder", "get_attr"):
-            after = after.next
-        with watched.graph.inserting_after(after):
-            watched.graph.call_module(attr, (node,))
-        observers[source.name] = observer
-    watched.recompile()
+    watched, observers = _with_observers(graph, placement, mode)
     seen = 0
     with torch.inference_mode():
         for batch in batches:
@@ -226,6 +217,33 @@ def observe(
             "Give a folder with images to --data",
         )
     return {name: o.range for name, o in observers.items()}
+
+
+def _with_observers(
+    graph: fx.GraphModule, placement: Placement, mode: str
+) -> tuple[fx.GraphModule, dict[str, Observer]]:
+    """Return a copy of ``graph`` with an observer behind each activation, and those by its name."""
+    watched = fx.GraphModule(graph, copy.deepcopy(graph.graph))
+    by_name = {n.name: n for n in watched.graph.nodes}
+    scratch, observers = new_scratch(), dict[str, Observer]()
+    for source in placement.sources:
+        node = by_name[source.name]
+        narrow = any(
+            q.source is source and q.format.bits < INTERVAL_BITS for q in placement.quantizers
+        )
+        observer = Observer(
+            mode, _channel_axis(source, placement), scratch, sides=narrow and mode == "mse"
+        )
+        attr = f"_observe_{node.name}"
+        watched.add_submodule(attr, observer)
+        after = node
+        while after.next.op in ("placeholder", "get_attr"):
+            after = after.next
+        with watched.graph.inserting_after(after):
+            watched.graph.call_module(attr, (node,))
+        observers[source.name] = observer
+    watched.recompile()
+    return watched, observers
 
 
 def _finite(seen: Range) -> bool:

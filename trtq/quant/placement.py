@@ -3,106 +3,37 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import MATMULS, TRANSPOSED, is_softmax, module_name, node_name
-from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.graph.naming import is_softmax, node_name
+from trtq.graph.nodes import get_constant, operands, zero_pad
+from trtq.ops import Operand, Role
 from trtq.platform.target import Target
 from trtq.quant.encodings import Encodings
-from trtq.quant.formats import INT8, Format
-
-aten = torch.ops.aten
-Role = Literal["input", "weight", "lhs", "rhs", "residual", "output"]
-MODULE_ROLES: tuple[Role, ...] = ("input", "weight", "output")
-OPS: dict[str, tuple[object, ...]] = {
-    "conv": CONVS,
-    "linear": (aten.linear.default,),
-    "matmul": (aten.matmul.default, aten.bmm.default, aten.mm.default),
-    "add": (aten.add.Tensor,),
-    "conv_transpose": TRANSPOSED,
-}
-
-
-def is_transposed(node: fx.Node) -> bool:
-    """Whether a node is a transposed convolution."""
-    return node.target in OPS["conv_transpose"] or (
-        node.target is aten.convolution.default and bool(operands(node)[6])
-    )
-
-
-# Products that have no INT8 kernel as they are written: which nodes, the operand that is listed for
-# them, and why.
-UNSUPPORTED: tuple[tuple[Callable[[fx.Node], bool], Callable[[fx.Node], fx.Node], str], ...] = (
-    (
-        is_transposed,
-        lambda n: operands(n)[1],
-        "TensorRT computes transposed convolutions in float whatever is asked",
-    ),
-    (
-        lambda n: n.target is aten.einsum.default,
-        lambda n: operands(n)[1][0],
-        "einsum is not quantized: write it as matmul to have it in INT8",
-    ),
-    (
-        lambda n: n.target in (aten.baddbmm.default, aten.addmm.default),
-        lambda n: operands(n)[1],
-        "a product and a sum in one call are not quantized: write them as matmul and add to "
-        "have the product in INT8",
-    ),
-)
-
-
-class LayerBits(NamedTuple):
-    """A layer's formats from an allocation: bits of its weight and of its input.
-
-    The bits are None for an input that stays in float.
-    """
-
-    weight: int
-    input: int | None
-    kind: Literal["uniform", "fp8"] = "uniform"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Quantize operand ``operand`` of every ``op``.
-
-    -1 means the operand that is the shortcut of a residual add.
-    """
-
-    op: str
-    operand: int
-    role: Role
-    axis: int | None = None
-
+from trtq.quant.formats import EIGHT, INT8, BitConfig, Format
+from trtq.quant.module_places import MODULE_ROLES, is_float, module_places
+from trtq.quant.residual import path_lengths, shortcut_of
 
 # facts: inputs and weights of what has an INT8 kernel; never a conv's output (its activation and
-# its add fuse into it); of a residual add only the shortcut; biases stay float. Transposed
-# convolutions run in float whatever is asked.
-TENSORRT: tuple[Rule, ...] = (
-    Rule("conv", 0, "input"),
-    Rule("conv", 1, "weight", axis=0),
-    Rule("linear", 0, "input"),
-    Rule("linear", 1, "weight", axis=0),
-    Rule("matmul", 0, "lhs"),
-    Rule("matmul", 1, "rhs"),
-    Rule("add", -1, "residual"),
-)
+# its add fuse into it); of a residual add only the shortcut; biases stay float. Which operands of
+# these operators are quantized, and along which axis, is in the table of operators.
+TENSORRT: tuple[str, ...] = ("conv", "convolution", "linear", "matmul", "add")
 
 
 # By the name that the catalogue of platforms gives a compute capability.
-RULES: Mapping[str, tuple[Rule, ...]] = {"tensorrt": TENSORRT}
+RULES: Mapping[str, tuple[str, ...]] = {"tensorrt": TENSORRT}
 
 
-def rules_for(target: Target | None) -> tuple[Rule, ...]:
-    """Return the rules that place quantizers for a target, or for any of TensorRT without one."""
+def rules_for(target: Target | None) -> tuple[str, ...]:
+    """Return the operators that are quantized for a target, or for any of TensorRT without one."""
     return TENSORRT if target is None else RULES[target.placement]
 
 
@@ -123,8 +54,8 @@ class Quantizer:
         float_reason: why it stays in float, None when it is quantized.
         decided: who wants it in float, whatever its values: a user, an allocation, or what it is
             multiplied with; "" for nobody.
-        alone: it has codes whatever becomes of what it is multiplied with: only the weight of its
-            layer was asked for.
+        weight_only: it has codes whatever becomes of what it is multiplied with: only the weight of
+            its layer was asked for.
     """
 
     name: str
@@ -137,7 +68,7 @@ class Quantizer:
     is_weight: bool
     float_reason: str | None = None
     decided: Literal["", "user", "allocation", "partner"] = ""
-    alone: bool = False
+    weight_only: bool = False
 
     @property
     def stats_key(self) -> str:
@@ -176,65 +107,59 @@ class Placement:
 def place(
     graph: fx.GraphModule,
     *,
-    rules: Sequence[Rule] = TENSORRT,
+    rules: Sequence[str] = TENSORRT,
     high_precision: Sequence[str] = (),
-    weight_bits: int = 8,
-    input_bits: int = 8,
+    bits: BitConfig = EIGHT,
     attention: str = "auto",
-    layer_bits: Mapping[str, LayerBits | None] | None = None,
+    layer_bits: Mapping[str, BitConfig] | None = None,
 ) -> Placement:
-    """Return the quantizers the rules put into ``graph``.
+    """Return the quantizers of ``graph`` for a target.
 
     Args:
         graph: normalised and named.
-        rules: the placement table of the target.
+        rules: names of the operators that the target has kernels for.
         high_precision: shell patterns (``blocks.0.*``, ``head``) or ``@first``, ``@last``,
             ``@anchors``; a layer or a quantizer whose name matches stays in float.
-        weight_bits: of weights; 2 to 8.
-        input_bits: of activations; 2 to 8. The first and the last layer with weights (S1 A.2) and
-            the shortcuts of residual adds keep 8 bits.
+        bits: of weights and activations; 2 to 8. The first and the last layer with weights (S1
+            A.2) and the shortcuts of residual adds keep 8 bits.
         attention: ``auto``, ``int8`` or ``float``: the matmuls around a softmax.
-        layer_bits: formats of single layers, None for float; it overrides the widths above.
+        layer_bits: widths of single layers; it overrides the widths above.
 
     Raises:
         UsageError: a pattern matches nothing (the nearest names are suggested), or ``layer_bits``
             names no layer.
     """
-    found = Placement(force_attention=attention == "int8")
-    depth = _depths(graph)
+    placement = Placement(force_attention=attention == "int8")
+    lengths = path_lengths(graph)
     for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
-        for rule in rules:
-            if node.target in OPS[rule.op]:
-                quantizer = _apply(graph, rule, node, depth)
-                if quantizer is not None:
-                    found.quantizers.append(quantizer)
-        for belongs, source, why in UNSUPPORTED:
-            if belongs(node):
-                found.quantizers.append(_float_only(graph, node, source(node), why))
-    _set_bits_(found, weight_bits, input_bits)
-    _set_layer_bits_(found, layer_bits or {})
+        row = ops.of(node)
+        if row.float_reason:
+            placement.quantizers.append(_float_only(graph, node, row.float_reason))
+        elif row.name in rules:
+            places = (_quantizer(graph, node, operand, lengths) for operand in row.operands)
+            placement.quantizers += [q for q in places if q is not None]
+    _set_bits_(placement, bits)
+    _set_layer_bits_(placement, layer_bits or {})
     if attention == "float":
-        for q in found.quantizers:
+        for q in placement.quantizers:
             if attention_of(q) is not None:
                 q.float_reason, q.decided = "asked for by --attention float", "user"
-    enforce_partners_(found)
-    _keep_high_precision_(found, high_precision)
-    return found
+    enforce_partners_(placement)
+    _keep_high_precision_(placement, high_precision)
+    return placement
 
 
-def _set_bits_(placement: Placement, weight_bits: int, input_bits: int) -> None:
+def _set_bits_(placement: Placement, bits: BitConfig) -> None:
     layers = _weighted_layers(placement)
-    wide = {*layers[:1], *layers[-1:]}
+    ends = {*layers[:1], *layers[-1:]}
     for q in placement.quantizers:
-        if q.layer not in wide and q.role != "residual":
+        if q.layer not in ends and q.role != "residual":
             q.format = msgspec.structs.replace(
-                q.format, bits=weight_bits if q.is_weight else input_bits
+                q.format, bits=bits.weight if q.is_weight else bits.input
             )
 
 
-def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | None]) -> None:
+def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, BitConfig]) -> None:
     known = _weighted_layers(placement)
     for name in layer_bits:
         if name not in known:
@@ -244,19 +169,24 @@ def _set_layer_bits_(placement: Placement, layer_bits: Mapping[str, LayerBits | 
             )
     for q in placement.quantizers:
         if q.role in ("input", "weight") and q.layer in layer_bits:
-            bits = layer_bits[q.layer]
-            if bits is None:
-                q.float_reason, q.decided = (
-                    q.float_reason or "the allocation keeps it in float",
-                    "allocation",
-                )
-            elif not q.is_weight and bits.input is None:
-                q.float_reason = q.float_reason or "the allocation quantizes the weight alone"
-            else:
-                q.alone = bits.input is None
-                q.format = msgspec.structs.replace(
-                    q.format, bits=bits.weight if q.is_weight else bits.input, kind=bits.kind
-                )
+            _allocate_(q, layer_bits[q.layer])
+
+
+def _allocate_(quantizer: Quantizer, bits: BitConfig) -> None:
+    """Give a quantizer the width that an allocation has for its layer."""
+    if not bits.quantized:
+        quantizer.decided = "allocation"
+        quantizer.float_reason = quantizer.float_reason or "the allocation keeps it in float"
+    elif bits.weight_only and not quantizer.is_weight:
+        why = "the allocation quantizes the weight alone"
+        quantizer.float_reason = quantizer.float_reason or why
+    else:
+        quantizer.weight_only = bits.weight_only
+        quantizer.format = msgspec.structs.replace(
+            quantizer.format,
+            bits=bits.weight if quantizer.is_weight else bits.input,
+            kind=bits.kind,
+        )
 
 
 def _weighted_layers(placement: Placement) -> list[str]:
@@ -265,49 +195,51 @@ def _weighted_layers(placement: Placement) -> list[str]:
     )
 
 
-def _apply(
-    graph: fx.GraphModule, rule: Rule, node: fx.Node, depth: dict[fx.Node, int]
+def _quantizer(
+    graph: fx.GraphModule, node: fx.Node, operand: Operand, lengths: Mapping[fx.Node, int]
 ) -> Quantizer | None:
-    operand, reason = rule.operand, None
-    if rule.role == "residual":
-        found = _shortcut(node, depth)
-        if found is None:
+    """Return the quantizer of an operand, None where it is no tensor of float32."""
+    index, reason = operand.index, None
+    if operand.role == "residual":
+        shortcut = shortcut_of(node, lengths)
+        if shortcut is None:
             return None
-        operand, reason = found
-    source = operands(node)[operand]
-    if not isinstance(source, fx.Node) or not _is_float(source):
+        index, reason = shortcut
+    source = operands(node)[index]
+    if not isinstance(source, fx.Node) or not is_float(source):
         return None
-    layer, axis, suffix = node_name(node), rule.axis, rule.role
     constant = get_constant(graph, source)
-    if rule.op == "conv" and is_transposed(node):
-        return None
-    if rule.role == "weight" and constant is None:
-        axis, reason = (
-            None,
-            "its weight is computed from the input, and only a constant weight runs in INT8",
-        )
-    if rule.op == "matmul" and constant is not None:
-        axis = constant.ndim - 1 if rule.role == "rhs" and constant.ndim == 2 else None
-    if constant is None:
-        source = _before_pad(source)
-    name = f"{layer}.{suffix}"
-    if rule.role == "lhs" and is_softmax(source):
+    if operand.role == "weight" and constant is None:
+        reason = "its weight is computed from the input, and only a constant weight runs in INT8"
+    source = _before_pad(source) if constant is None else source
+    name = f"{node_name(node)}.{operand.role}"
+    if operand.role == "lhs" and is_softmax(source):
         name = f"{node_name(source)}.output"
-    fmt = INT8 if axis is None else Format(axis=axis)
     return Quantizer(
         name=name,
-        layer=layer,
-        role=rule.role,
+        layer=node_name(node),
+        role=operand.role,
         consumer=node,
-        operand=operand,
+        operand=index,
         source=source,
-        format=fmt,
+        format=Format(axis=_scale_axis(operand, constant)),
         is_weight=constant is not None,
         float_reason=reason,
     )
 
 
-def _float_only(graph: fx.GraphModule, node: fx.Node, source: fx.Node, reason: str) -> Quantizer:
+def _scale_axis(operand: Operand, constant: torch.Tensor | None) -> int | None:
+    """Return the axis that has a scale per channel: constants alone have one."""
+    if constant is None:
+        return None
+    columns = operand.role == "rhs" and constant.ndim == 2
+    return 1 if columns else operand.axis
+
+
+def _float_only(graph: fx.GraphModule, node: fx.Node, reason: str) -> Quantizer:
+    """Return what is listed for an operator that has no INT8 kernel as it is written."""
+    source = operands(node)[1]
+    source = source[0] if isinstance(source, (list, tuple)) else source
     name, constant = node_name(node), get_constant(graph, source) is not None
     role: Role = "weight" if constant else "lhs"
     return Quantizer(
@@ -323,111 +255,19 @@ def _float_only(graph: fx.GraphModule, node: fx.Node, source: fx.Node, reason: s
     )
 
 
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return not isinstance(value, torch.Tensor) or value.dtype == torch.float32
-
-
 def _before_pad(source: fx.Node) -> fx.Node:
     """Return the tensor before a zero pad.
 
     Zero is exact in every symmetric format. Quantizing before the pad leaves nothing between pad
     and conv.
     """
-    while source.target in PADS and len(source.users) == 1:
-        mode = operands(source)[2] if len(operands(source)) > 2 else "constant"
-        value = (
-            operands(source)[3]
-            if source.target is aten.pad.default and len(operands(source)) > 3
-            else None
-        )
-        amounts = operands(source)[1]
-        spatial = not any(
-            amounts[4:]
-        )  # amounts run from the last axis: more than two axes would pad channels
-        if mode not in ("constant", 0, 0.0) or value not in (None, 0, 0.0) or not spatial:
+    while len(source.users) == 1:
+        amounts = zero_pad(source)
+        # Amounts run from the last axis: more than two axes would pad channels.
+        if amounts is None or any(amounts[4:]) or not isinstance(operands(source)[0], fx.Node):
             return source
-        inner = operands(source)[0]
-        if not isinstance(inner, fx.Node):
-            return source
-        source = inner
+        source = operands(source)[0]
     return source
-
-
-def _depths(graph: fx.GraphModule) -> dict[fx.Node, int]:
-    """Longest path from an input to each node."""
-    depth: dict[fx.Node, int] = {}
-    for node in graph.graph.nodes:
-        depth[node] = max((depth[i] + 1 for i in node.all_input_nodes), default=0)
-    return depth
-
-
-def _shortcut(node: fx.Node, depth: dict[fx.Node, int]) -> tuple[int, str | None] | None:
-    """Return which operand of an add is its shortcut, and why it stays in float.
-
-    The reason is None for a shortcut that is quantized.
-
-    An add is residual when both operands are activations of one shape and one of them ends in a
-    convolution or a linear whose only use is this add: that one fuses with the add. The other, or
-    the shallower of two such, is the shortcut.
-    """
-    left, right = operands(node)[:2]
-    if not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or node.kwargs:
-        return None
-    a, b = left.meta.get("val"), right.meta.get("val")
-    if (
-        not isinstance(a, torch.Tensor)
-        or not isinstance(b, torch.Tensor)
-        or a.shape != b.shape
-        or a.ndim < 3
-    ):
-        return None
-    if not depth[left] or not depth[right]:
-        return None
-    ends = [_branch_end(x) for x in (left, right)]
-    if ends == [None, None]:
-        return None
-    operand = 0 if ends[0] is None else 1 if ends[1] is None else int(depth[right] < depth[left])
-    if ends[1 - operand] == "conv":
-        return operand, None
-    return (
-        operand,
-        "the add follows a linear layer and no INT8 convolution: a quantized residual stream "
-        "would gain nothing",
-    )
-
-
-def _branch_end(node: fx.Node) -> str | None:
-    """Return the kind of op ("conv", "linear") whose values reach the add unchanged, or None."""
-    while len(node.users) == 1:
-        if node.target in CONVS:
-            return "conv"
-        if node.target in (aten.linear.default, *MATMULS):
-            return "linear"
-        if node.target in SHAPE_OPS or (node.target is aten.mul.Tensor and _is_layer_scale(node)):
-            inner = operands(node)[0]
-            if not isinstance(inner, fx.Node):
-                return None
-            node = inner
-        else:
-            return None
-    return None
-
-
-SHAPE_OPS = (
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.roll.default,
-    aten.slice.Tensor,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-)
-
-
-def _is_layer_scale(node: fx.Node) -> bool:
-    other = operands(node)[1]
-    return isinstance(other, fx.Node) and other.op == "get_attr"
 
 
 def enforce_partners_(placement: Placement) -> None:
@@ -439,20 +279,25 @@ def enforce_partners_(placement: Placement) -> None:
     when it is mixed (docs/decisions.md has the builds).
     """
     compute = [q for q in placement.quantizers if q.role != "residual"]
-    for kind, owner in (
+    for why, owner in (
         ("an INT8 kernel needs both operands", _consumer),
         ("an attention is one kernel, all INT8 or none", attention_of),
     ):
-        for quantizer in compute:
-            if quantizer.float_reason is None or owner(quantizer) is None:
-                continue
-            for other in compute:
-                keeps = other.alone or not other.format.has_kernel
-                if other.float_reason is None and not keeps and owner(other) is owner(quantizer):
-                    other.float_reason, other.decided = (
-                        f"{quantizer.name} stays in float, and {kind}",
-                        "partner",
-                    )
+        groups: dict[fx.Node | None, list[Quantizer]] = {}
+        for q in compute:
+            groups.setdefault(owner(q), []).append(q)
+        groups.pop(None, None)
+        for group in groups.values():
+            _keep_together_(group, why)
+
+
+def _keep_together_(group: Sequence[Quantizer], why: str) -> None:
+    """Keep a whole group in float where one of it is, but for those that gain nothing by it."""
+    first = next((q for q in group if q.float_reason is not None), None)
+    for q in group if first is not None else ():
+        if q.float_reason is None and not q.weight_only and q.format.has_kernel:
+            assert first is not None
+            q.float_reason, q.decided = f"{first.name} stays in float, and {why}", "partner"
 
 
 def _consumer(quantizer: Quantizer) -> fx.Node | None:
@@ -511,15 +356,13 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
     Raises:
         EncodingsError: it names a quantizer that the graph does not have.
     """
-    found = place(graph)
-    known = {q.name: q for q in found.quantizers}
-    for name in encodings.formats:
-        if name not in known:
-            more = module_quantizers(graph, name.partition(":")[0])
-            found.quantizers += [
-                q for q in more if q.name not in known and q.name in encodings.formats
-            ]
-            known |= {q.name: q for q in more}
+    placement = place(graph)
+    known = {q.name: q for q in placement.quantizers}
+    for name in (n for n in encodings.formats if n not in known):
+        more = module_quantizers(graph, name.partition(":")[0])
+        wanted = [q for q in more if q.name not in known and q.name in encodings.formats]
+        placement.quantizers += wanted
+        known |= {q.name: q for q in more}
         if name not in known:
             raise EncodingsError(
                 f"The encodings name a quantizer {name} that the model does not have",
@@ -527,14 +370,12 @@ def placement_of(graph: fx.GraphModule, encodings: Encodings) -> Placement:
                 "Give the encodings of this model; methods that insert ops (qads) change the "
                 "graph itself",
             )
-    for q in found.quantizers:
-        q.float_reason = (
-            None
-            if q.name in encodings.formats
-            else encodings.left_in_float.get(q.name, "not in the encodings")
-        )
-        q.format = encodings.formats.get(q.name, q.format)
-    return found
+    for q in placement.quantizers:
+        fmt = encodings.formats.get(q.name)
+        why_float = encodings.left_in_float.get(q.name, "not in the encodings")
+        q.float_reason = why_float if fmt is None else None
+        q.format = q.format if fmt is None else fmt
+    return placement
 
 
 def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
@@ -546,60 +387,21 @@ def module_quantizers(graph: fx.GraphModule, name: str) -> list[Quantizer]:
         graph: normalised and named.
         name: ``MODULE.input``, ``MODULE.weight`` or ``MODULE.output``, such as ``avgpool.input``.
     """
-    module, _, role = name.rpartition(".")
-    if role not in MODULE_ROLES or not module:
+    module, _, text = name.rpartition(".")
+    role = next((r for r in MODULE_ROLES if r == text), None)
+    if role is None or not module:
         return []
-    kind = next(r for r in MODULE_ROLES if r == role)
-    places = [
-        (node, i, operand)
-        for node in graph.graph.nodes
-        if node.op in ("call_function", "output")
-        for i, operand in enumerate(_read_by(node))
-        if isinstance(operand, fx.Node)
-        and _is_float(operand)
-        and _meets(module, kind, node, operand)
-    ]
+    places = module_places(graph, module, role)
     return [
         Quantizer(
             name=f"{name}:{k}" if k else name,
             layer=module,
-            role=kind,
+            role=role,
             consumer=node,
             operand=i,
             source=source,
             format=INT8,
-            is_weight=kind == "weight",
+            is_weight=role == "weight",
         )
         for k, (node, i, source) in enumerate(places)
     ]
-
-
-def _read_by(node: fx.Node) -> tuple[object, ...]:
-    """Return what a call, or the end of the graph, reads."""
-    given = operands(node)
-    return tuple(given[0]) if node.op == "output" and isinstance(given[0], (list, tuple)) else given
-
-
-def _meets(module: str, role: Role, consumer: fx.Node, source: fx.Node) -> bool:
-    """Whether a call reads a module's weight, its input from outside, or its output outside."""
-    if role == "weight":
-        return (
-            source.op == "get_attr"
-            and str(source.target).removeprefix("model.") == f"{module}.weight"
-        )
-    if source.op == "get_attr":
-        return False
-    reads = consumer.op != "output" and _within(module, module_name(consumer))
-    folded = source.meta.get(
-        "batch_norm"
-    )  # of this path: what the node gives is the normalisation's output, not its own
-    makes = (
-        _within(module, module_name(source))
-        if folded is None or role == "input"
-        else module == folded
-    )
-    return (reads and not makes) if role == "input" else (makes and not reads)
-
-
-def _within(module: str, path: str) -> bool:
-    return path == module or path.startswith(f"{module}.")

@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import fx
 
+from trtq import ops
 from trtq.errors import EncodingsError
-from trtq.graph.normalize import PADS, add_constant, get_constant, operands
+from trtq.graph.nodes import add_constant, get_constant, operands
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import FAKE_QUANTIZE
 from trtq.quant.placement import Placement, Quantizer
@@ -142,7 +143,7 @@ def _redirect(consumer: fx.Node, operand: int, source: fx.Node, quantized: fx.No
         consumer.replace_input_with(source, quantized)
         return
     current = operands(consumer)[operand]
-    while isinstance(current, fx.Node) and current is not source and current.target in PADS:
+    while isinstance(current, fx.Node) and current is not source and ops.kind(current) == "pad":
         if operands(current)[0] is source:
             current.update_arg(0, quantized)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from trtq.artifact import Environment, Record
-from trtq.search.options import read_option
+from trtq.quant.formats import BitConfig
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +81,7 @@ class AllocateRecord(Record, frozen=True, kw_only=True):
         for layer in self.layers:
             counts[layer.option] = counts.get(layer.option, 0) + 1
         widths = ", ".join(
-            f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: read_option(c[0]))
+            f"{n} at {o}" for o, n in sorted(counts.items(), key=lambda c: BitConfig.parse(c[0]))
         )
         costs = ", ".join(
             f"{b} {v / self.full[b]:.3f}" for b, v in self.costs.items() if self.full[b]

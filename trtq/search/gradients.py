@@ -10,9 +10,9 @@ import torch
 from scipy.stats import kendalltau
 from torch import fx
 
-from trtq.graph.normalize import operands
+from trtq.graph.nodes import operands
+from trtq.quant.formats import BitConfig
 from trtq.search.layers import Layer
-from trtq.search.options import read_option
 from trtq.search.sensitivity import (
     Measured,
     Sensitivity,
@@ -70,7 +70,9 @@ def gradient(context: SensitivityContext) -> Measured:
         mean = float(np.mean(norms))
         error = float(np.std(norms, ddof=1) / math.sqrt(len(norms))) if len(norms) > 1 else None
         results[layer.name] = Sensitivity(
-            loss={o: mean / read_option(o).weight for o in layer.codings}, raw=mean, stderr=error
+            loss={o: mean / BitConfig.parse(o).weight for o in layer.codings},
+            raw=mean,
+            stderr=error,
         )
     context.units.flush()
     return results, {"trials": trials, "epsilon": epsilon}

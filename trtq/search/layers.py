@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from trtq.graph.normalize import operands
+from trtq.graph.nodes import operands
 from trtq.quant.calibrate import make_encodings, summarize_all
 from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
+from trtq.quant.formats import BitConfig
 from trtq.quant.observe import Range, observe
-from trtq.quant.placement import LayerBits, Placement, Quantizer, place
-from trtq.search.options import BitConfig
+from trtq.quant.placement import Placement, Quantizer, place
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def prepare_layers(
         progress: called with the number of images after each batch.
     """
     # Observers gather what the narrowest width needs.
-    narrow = dict.fromkeys(weighted_layers(place(graph)), LayerBits(2, 2))
+    narrow = dict.fromkeys(weighted_layers(place(graph)), BitConfig(2, 2))
     seen = observe(
         graph,
         _inputs_only(place(graph, layer_bits=narrow)),
@@ -129,7 +129,7 @@ def prepare_layers(
     )
     layers: dict[str, Layer] = {}
     for option in (o for o in options if o.quantized):
-        placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, option.bits)))
+        placement = _inputs_only(place(graph, layer_bits=dict.fromkeys(narrow, option)))
         encodings = _encodings(graph, placement, seen, calibrator, percentile)
         by_layer: dict[str, dict[str, Quantizer]] = {}
         for q in placement.quantizers:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
-from trtq.graph.naming import NORM_AFFINE, NORMS, WEIGHTED, node_name
-from trtq.graph.normalize import CONVS, PADS, get_constant, operands
+from trtq.graph.naming import node_name
+from trtq.graph.nodes import get_constant, operands
 from trtq.quant.encodings import Encodings
-from trtq.quant.fake_quantize import FAKE_QUANTIZE, along_axis
+from trtq.quant.fake_quantize import FakeQuantizeCall, along_axis
 from trtq.quant.placement import placement_of
 from trtq.quant.simulate import insert_fake_quantize, shared_names
 from trtq.train.learned import KeptNorm, LearnedCodebook, LearnedFakeQuantize
@@ -93,7 +94,7 @@ class TrainingGraph:
             self._keep_norms_()
         self._shared = shared_names(self.placement, encodings)
         learning = None if only is None else set(only)
-        for i, node in enumerate([n for n in self.module.graph.nodes if n.target is FAKE_QUANTIZE]):
+        for i, node in enumerate([n for n in self.module.graph.nodes if FakeQuantizeCall.of(n)]):
             readers = _readers(node)
             still = readers <= frozen or (learning is not None and not readers & learning)
             self._learn_(
@@ -173,7 +174,7 @@ class TrainingGraph:
         Convolutions where folding it again would not be exact are left out.
         """
         for node in list(self.module.graph.nodes):
-            if "batch_norm" in node.meta and node.target in CONVS:
+            if "batch_norm" in node.meta and ops.kind(node) == "conv":
                 fold = self._fold_of(node)
                 if fold is not None:
                     self._insert_norm_(node, fold)
@@ -181,16 +182,16 @@ class TrainingGraph:
     def _fold_of(self, node: fx.Node) -> _Fold | None:
         """Return what a BatchNorm behind a convolution folds into; None where that is not exact."""
         _, weight, bias = operands(node)[:3]
-        codes = weight if weight.target is FAKE_QUANTIZE else None
+        codes = FakeQuantizeCall.of(weight)
         weight_name = self._trained_name(_behind_codes(weight))
         bias_name = self._trained_name(bias)
         if weight_name is None or bias_name is None:
             return None
-        if codes is not None and operands(codes)[3] != 0:
+        if codes is not None and codes.axis != 0:
             return None  # a range for the whole tensor would not follow a factor a channel
         if len(bias.users) > 1 or len(_behind_codes(weight).users) > 1:
             return None
-        quantizer = str(operands(codes)[6]) if codes is not None else None
+        quantizer = codes.name if codes is not None else None
         return _Fold(weight_name, bias_name, quantizer)
 
     def _trained_name(self, node: object) -> str | None:
@@ -213,25 +214,26 @@ class TrainingGraph:
         self._folds[node_name(node)] = fold
 
     def _learn_(self, node: fx.Node, name: str, *, learn: bool, codebook: int | None) -> None:
-        x, scale, quantizer = (operands(node)[i] for i in (0, 1, 6))
-        step = get_constant(self.module, scale)
-        fmt = self.encodings.formats[str(quantizer)]
+        call = FakeQuantizeCall.of(node)
+        assert call is not None
+        x, quantizer = call.x, call.name
+        step, fmt = get_constant(self.module, call.scale), self.encodings.formats[quantizer]
         assert step is not None
         weight_name = self._trained_name(x)
         module: LearnedCodebook | LearnedFakeQuantize
         if codebook is not None and weight_name is not None:
-            module = self.codebooks[str(quantizer)] = LearnedCodebook(
+            module = self.codebooks[quantizer] = LearnedCodebook(
                 self.weights[weight_name], step * fmt.qmax, fmt.axis, codebook
             )
         else:
-            module = self.quantizers[str(quantizer)] = LearnedFakeQuantize(
-                str(quantizer), step, fmt, learn=learn
+            module = self.quantizers[quantizer] = LearnedFakeQuantize(
+                quantizer, step, fmt, learn=learn
             )
         self.module.add_submodule(name, module)
         with self.module.graph.inserting_before(node):
-            call = self.module.graph.call_module(name, (x,))
-        call.meta.update(node.meta)
-        node.replace_all_uses_with(call)
+            learner = self.module.graph.call_module(name, (x,))
+        learner.meta.update(node.meta)
+        node.replace_all_uses_with(learner)
 
     def learned(self) -> Encodings:
         """Return the encodings as they are now.
@@ -333,12 +335,13 @@ class _FirstNonFinite(fx.Interpreter):
 
 def _behind_codes(node: object) -> Any:
     """Return what a fake-quantize call reads, or the operand itself."""
-    return operands(node)[0] if isinstance(node, fx.Node) and node.target is FAKE_QUANTIZE else node
+    call = FakeQuantizeCall.of(node)
+    return node if call is None else call.x
 
 
 def _constants(node: fx.Node) -> Iterator[fx.Node]:
     """Yield the weight and the bias that a layer or a norm reads, behind their codes."""
-    places = (1, 2) if node.target in WEIGHTED else NORM_AFFINE.get(node.target, ())
+    places = ops.of(node).affine
     arguments = operands(node)
     for i in places:
         source = _behind_codes(arguments[i]) if i < len(arguments) else None
@@ -351,7 +354,7 @@ def _readers(node: fx.Node) -> set[str]:
     return {
         r
         for user in node.users
-        for r in (_readers(user) if user.target in PADS else {node_name(user)})
+        for r in (_readers(user) if ops.kind(user) == "pad" else {node_name(user)})
     }
 
 
@@ -378,7 +381,7 @@ def _hold_constants_(graph: fx.GraphModule, encodings: Encodings) -> dict[str, s
 def _frozen(
     graph: fx.GraphModule, patterns: Sequence[str], only: Collection[str] | None
 ) -> set[str]:
-    names = [node_name(n) for n in graph.graph.nodes if n.target in (*WEIGHTED, *NORMS)]
+    names = [node_name(n) for n in graph.graph.nodes if ops.of(n).weighted or ops.kind(n) == "norm"]
     frozen = set() if only is None else set(names) - set(only)
     for pattern in patterns:
         hits = [

@@ -1,0 +1,109 @@
+"""The first step where torch's simulation and ONNX Runtime part, given the same tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import fx
+
+from trtq.data.metrics import Array
+from trtq.export.ort import open_session
+from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
+
+MAX_TIE_CODES = 1.5
+MAX_TIE_SHARE = 0.005
+OUTPUT_REL_DIFF = 1e-3
+
+
+class _Forced(fx.Interpreter):
+    """Runs the simulation step by step on another runtime's quantized tensors.
+
+    Each step's codes are compared with those of the other runtime.
+    """
+
+    def __init__(self, graph: fx.GraphModule, values: dict[str, Array]) -> None:
+        super().__init__(graph)
+        self.values = values
+        self.first: str | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        call = FakeQuantizeCall.of(n)
+        if call is None or call.name not in self.values:
+            # A pair that is not in the file is an equal one on the same tensor; what follows, and
+            # the output, are still compared.
+            return result
+        theirs = torch.from_numpy(self.values[call.name])
+        if call.of_constant:
+            theirs = _as_in_graph(theirs, result)
+        call = FakeQuantizeCall(*self.fetch_args_kwargs_from_env(n)[0])
+        if self.first is None and not _same_codes(call, result, theirs):
+            self.first = call.name
+        return theirs if theirs.shape == result.shape else result
+
+
+def _as_in_graph(stored: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return a weight of the file as the graph has it: a linear's is stored transposed."""
+    turned = stored.ndim == 2 and stored.mT.shape == weight.shape
+    return stored.mT if turned and not torch.equal(stored, weight) else stored
+
+
+def _same_codes(call: FakeQuantizeCall, ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two quantized tensors differ by scattered ties of one code at most."""
+    if ours.shape != theirs.shape:
+        return False
+    call = call._replace(zero_point=None)  # of both alike
+    places = call.positions(ours)
+    off = (places - call.positions(theirs)).abs() / spacing(places, call.kind)
+    many = int((off > 0.5).sum()) > max(3.0, MAX_TIE_SHARE * off.numel())
+    return float(off.max()) <= MAX_TIE_CODES and not many
+
+
+def first_divergence(
+    simulated: fx.GraphModule, exported: onnx.ModelProto, batch: torch.Tensor
+) -> str | None:
+    """Return the first quantizer whose codes differ by more than ties, None when there is none.
+
+    Args:
+        simulated: with fake-quantize calls.
+        exported: the Q/DQ model; not changed.
+        batch: some images, [N, C, H, W].
+    """
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(exported)
+    names = [o.name for o in exported.graph.output]
+    outputs: dict[str, str] = {}
+    for node in tapped.graph.node:
+        quantizer = next((p.value for p in node.metadata_props if p.key == "quantizer"), None)
+        if quantizer is not None:  # of several nodes of one quantizer, the last gives its value
+            outputs[quantizer] = node.output[0]
+    tapped.graph.output.extend(
+        onnx.helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None)
+        for o in outputs.values()
+    )
+    # A fixed batch of 1 would cut weights into batches, too: such models take one image.
+    session = open_session(tapped)
+    got = session.run([*names, *outputs.values()], {session.get_inputs()[0].name: batch.numpy()})
+    forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
+    with torch.inference_mode():
+        result = forced.run(batch)
+    if forced.first is None and not same_answer(result.numpy(), np.asarray(got[0])):
+        return "the output, after the last quantizer"
+    return forced.first
+
+
+def same_answer(wanted: npt.NDArray[Any], got: npt.NDArray[Any]) -> bool:
+    """Whether two answers differ by rounding alone.
+
+    Floats may differ by a share of the largest value, integers in few ties.
+    """
+    if wanted.shape != got.shape:
+        return False
+    if wanted.dtype.kind in "iub":
+        return int((wanted != got).sum()) <= max(1.0, MAX_TIE_SHARE * wanted.size)
+    off = np.abs(np.subtract(wanted, got, dtype=np.float64)).max(initial=0.0)
+    return bool(off <= OUTPUT_REL_DIFF * np.abs(wanted).max(initial=0.0))

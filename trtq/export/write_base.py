@@ -1,0 +1,80 @@
+"""What the functions that write operators as ONNX share, and how one is looked up.
+
+A function takes the writer, the FX node and the call's arguments, and returns the name of the
+result (or names). Forms are chosen by the writer's opset, so that one graph can be written for
+every TensorRT from 8.0 on. An argument that a form does not take raises
+:class:`UnsupportedOpError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from trtq import ops
+from trtq.export.writer import UnsupportedOpError
+
+Write = Callable[..., Any]
+FAR = 2**62  # torch writes "to the end" as the largest int64
+
+
+def writer_of(node: fx.Node) -> Write | None:
+    """Return the function that writes a call, None where the table of operators names none."""
+    name = ops.as_written(node).write
+    return _function(name) if name else None
+
+
+@functools.cache
+def _function(name: str) -> Write:
+    """Return the function of a row, ``family.function`` or a full path from outside of trtq."""
+    module, _, function = name.rpartition(".")
+    path = module if "." in module else f"trtq.export.write_{module}"
+    write: Write = getattr(importlib.import_module(path), function)
+    return write
+
+
+def val(node: fx.Node) -> torch.Tensor:
+    """Return the example value of a node that gives one tensor."""
+    value = node.meta["val"]
+    assert isinstance(value, torch.Tensor)
+    return value
+
+
+def first_val(node: fx.Node) -> torch.Tensor:
+    """Return the example value of a node's only or first result."""
+    value = node.meta["val"]
+    return value if isinstance(value, torch.Tensor) else value[0]
+
+
+def require_same_type(n: fx.Node, x: fx.Node) -> None:
+    """Refuse a call that also converts."""
+    if val(n).dtype != val(x).dtype:
+        raise UnsupportedOpError("a result of another type than its operand")
+
+
+def ints(value: int | Sequence[int], count: int) -> list[int]:
+    """Return a number or a list of numbers as a list of ``count``."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+def static(sizes: Sequence[Any]) -> list[int]:
+    """Return sizes as plain numbers."""
+    if not all(isinstance(s, int) for s in sizes):
+        raise UnsupportedOpError("a size that is not known before the run")
+    return [int(s) for s in sizes]
+
+
+def dim(node: fx.Node, d: int) -> int:
+    """Return the static size of one dimension."""
+    return static([val(node).shape[d]])[0]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for every batch."""
+    return str(a) == str(b)
