@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trtq.version import __version__
 
 if TYPE_CHECKING:
+    from trtq.api import load, quantize, samples
     from trtq.bench.compare import CompareRecord, compare
     from trtq.bench.gate import GateRecord, gate
     from trtq.bench.harness import bench
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from trtq.commands.import_checkpoint import ImportRecord, import_checkpoint
     from trtq.commands.inspect import inspect
     from trtq.commands.lint import LintRecord, run_lint
-    from trtq.commands.quantize import quantize
-    from trtq.commands.records import QuantizeRecord
     from trtq.commands.report import ReportRecord, write_report
     from trtq.commands.search import search
     from trtq.commands.search_record import SearchRecord
@@ -53,6 +52,8 @@ if TYPE_CHECKING:
     from trtq.engine.manifest import EngineManifest
     from trtq.engine.open_engine import open_engine
     from trtq.errors import TrtqError
+    from trtq.flow.quantized import Quantized
+    from trtq.flow.records import QuantizeRecord
     from trtq.pipeline import StageResult, run
     from trtq.quant.encodings import Encodings
     from trtq.recipe import Recipe, load_recipe
@@ -120,7 +121,7 @@ _WHERE = {
     "ImportRecord": "trtq.commands.import_checkpoint",
     "LintRecord": "trtq.commands.lint",
     "LintSpec": "trtq.specs",
-    "QuantizeRecord": "trtq.commands.records",
+    "QuantizeRecord": "trtq.flow.records",
     "QuantizeSpec": "trtq.specs",
     "Recipe": "trtq.recipe",
     "ReportRecord": "trtq.commands.report",
@@ -150,7 +151,11 @@ _WHERE = {
     "inspect": "trtq.commands.inspect",
     "load_recipe": "trtq.recipe",
     "open_engine": "trtq.engine.open_engine",
-    "quantize": "trtq.commands.quantize",
+    "load": "trtq.api",
+    "samples": "trtq.api",
+    "quantize": "trtq.api",
+    "Quantized": "trtq.flow.quantized",
+    "QuantizeOptions": "trtq.specs",
     "run_lint": "trtq.commands.lint",
     "run": "trtq.pipeline",
     "search": "trtq.commands.search",
@@ -196,8 +201,10 @@ __all__ = [
     "ImportRecord",
     "LintRecord",
     "LintSpec",
+    "QuantizeOptions",
     "QuantizeRecord",
     "QuantizeSpec",
+    "Quantized",
     "Recipe",
     "ReportRecord",
     "ReportSpec",
@@ -225,11 +232,13 @@ __all__ = [
     "import_calib",
     "import_checkpoint",
     "inspect",
+    "load",
     "load_recipe",
     "open_engine",
     "quantize",
     "run",
     "run_lint",
+    "samples",
     "search",
     "write_report",
 ]

@@ -14,7 +14,7 @@ from trtq.errors import ArtifactError
 
 # By name: the classes lie in higher rooms, which this one must not import.
 RECORDS = {
-    "quantize": "trtq.commands.records:QuantizeRecord",
+    "quantize": "trtq.flow.records:QuantizeRecord",
     "evaluate": "trtq.commands.evaluate:EvaluateRecord",
     "finetune": "trtq.commands.finetune_record:FinetuneRecord",
     "search": "trtq.commands.search_record:SearchRecord",

@@ -30,7 +30,7 @@ from trtq.commands.evaluate import evaluate
 from trtq.commands.finetune import CHECKPOINT, CURVES, finetune
 from trtq.commands.finetune import RECORD as TRAINED
 from trtq.commands.loading import model_digest
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
+from trtq.commands.quantize import quantize
 from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.source import Note, Source, fingerprint, open_source, place_of, shared_images
 from trtq.deploy.devices import slug
@@ -40,6 +40,7 @@ from trtq.engine.manifest import manifest_path
 from trtq.engine.targets import parse_target
 from trtq.engine.trtexec import find_trtexec, probe_number
 from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.flow.files import ENCODINGS, FP32, QDQ, RECORD
 from trtq.models.user_code import source_digest
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings

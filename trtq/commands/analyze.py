@@ -20,8 +20,6 @@ from trtq.artifact import (
 )
 from trtq.commands.layer_costs import Outline, outline
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.ptq_flow import cache_folder
-from trtq.commands.records import Clock
 from trtq.cost.count import LayerCost
 from trtq.cost.ops import Kernel
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
@@ -29,6 +27,8 @@ from trtq.data.classes import require_one_class_list
 from trtq.data.preprocess import Preprocess, batches
 from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
+from trtq.flow.ptq import cache_folder
+from trtq.flow.run import Clock
 from trtq.graph.capture import capture
 from trtq.graph.normalize import operands
 from trtq.progress import Notes, Progress, Silent

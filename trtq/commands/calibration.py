@@ -23,8 +23,6 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ
-from trtq.commands.records import FileRecord
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
@@ -32,6 +30,8 @@ from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read
 from trtq.export.insert_qdq import insert_qdq
 from trtq.export.lint_view import View
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
+from trtq.flow.files import ENCODINGS, FP32, QDQ
+from trtq.flow.records import FileRecord
 from trtq.methods.registry import METHODS, get_method
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings

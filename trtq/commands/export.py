@@ -26,9 +26,6 @@ from trtq.artifact import (
 )
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import INT4_OPSET
-from trtq.commands.quantize import ENCODINGS
-from trtq.commands.records import FileRecord
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
@@ -47,6 +44,9 @@ from trtq.export.onnx_file import count_qdq, save_onnx, set_metadata_
 from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
+from trtq.flow.files import ENCODINGS
+from trtq.flow.opset import INT4_OPSET
+from trtq.flow.records import FileRecord
 from trtq.graph.capture import capture
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings

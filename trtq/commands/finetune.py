@@ -26,9 +26,6 @@ from trtq.artifact import (
 from trtq.commands.evaluate import EvaluateRecord, evaluate
 from trtq.commands.finetune_record import FinetuneRecord
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import check_files, opset_of
-from trtq.commands.quantize import FP32, QDQ
-from trtq.commands.records import Clock, FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_targets
@@ -37,6 +34,10 @@ from trtq.data.source import Source, describe, open_source, shared_images, sprea
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
+from trtq.flow.files import FP32, QDQ
+from trtq.flow.opset import check_files, opset_of
+from trtq.flow.records import FileRecord
+from trtq.flow.run import Clock
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known

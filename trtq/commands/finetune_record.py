@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from trtq.commands.evaluate import EvaluateRecord
-from trtq.commands.records import FileRecord
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
+from trtq.flow.records import FileRecord
 
 
 class FinetuneRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,12 +23,12 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.records import FileRecord
 from trtq.commands.write_artifacts import ship
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
+from trtq.flow.records import FileRecord
 from trtq.graph.capture import capture
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.normalize import get_constant

@@ -32,8 +32,7 @@ from trtq.commands.candidate import Candidate
 from trtq.commands.evaluate import EvaluateRecord, evaluate
 from trtq.commands.loading import answer_kind
 from trtq.commands.pricing import Pricing, require_fp8, require_kernels, uniform
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ, RECORD, quantize
-from trtq.commands.records import QuantizeRecord
+from trtq.commands.quantize import quantize
 from trtq.commands.search_record import Constraint, Reference, SearchRecord, Try
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
@@ -44,6 +43,8 @@ from trtq.errors import UsageError, suggest
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
+from trtq.flow.files import ENCODINGS, FP32, QDQ, RECORD
+from trtq.flow.records import QuantizeRecord
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
 from trtq.search.budgets import (

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from trtq.commands.quantize import ENCODINGS, FP32, QDQ
 from trtq.data.answers import ANSWER, Kind
 from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
 from trtq.export.onnx_file import save_onnx, set_metadata_
 from trtq.export.parity import ParityRecord, check_parity, require_parity
 from trtq.export.to_onnx import export_onnx
+from trtq.flow.files import ENCODINGS, FP32, QDQ
 from trtq.graph.capture import CapturedGraph
 from trtq.progress import Progress
 from trtq.quant.encodings import Encodings

@@ -8,12 +8,12 @@ from __future__ import annotations
 from trtq.engine.targets import parse_target
 from trtq.engine.versions import offers, shown
 from trtq.errors import UsageError
-from trtq.specs import OPSET, FinetuneSpec, QuantizeSpec
+from trtq.specs import OPSET, FinetuneSpec, QuantizeOptions, QuantizeSpec
 
 INT4_OPSET = 21  # the first with INT4
 
 
-def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
+def opset_of(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> int:
     """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
 
     Raises:
@@ -35,7 +35,7 @@ def opset_of(spec: QuantizeSpec | FinetuneSpec) -> int:
     return spec.opset or newest
 
 
-def check_files(spec: QuantizeSpec | FinetuneSpec) -> None:
+def check_files(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> None:
     """Refuse files that their target cannot compute, or that cannot hold what was asked for.
 
     Raises:

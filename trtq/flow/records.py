@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -100,7 +98,7 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     spec: dict[str, Any]
     model: dict[str, Any]
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     calibration: dict[str, Any]
     preset: PresetRecord | None
     methods: list[MethodRecord]
@@ -137,17 +135,3 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
             else f"NONE of which was enough: {self.preset.taken} was taken"
         )
         return f"; fell back on {', '.join(t.step for t in more)}, {last}"
-
-
-@dataclass(slots=True)
-class Clock:
-    """Seconds per step."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.started, 3)
-        self.started = now
