@@ -171,7 +171,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     if spec.masks is None:
         require_numbers(source, metadata, path.parent)
     preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
-    indices = _choose(source, spec, _excluded(spec))
+    indices = choose_images(source, spec.limit, _excluded(spec))
     shared = _shared_with_calibration(spec, path, source, indices, notes)
     note(*notes)
     samples = ImageSamples(
@@ -189,27 +189,62 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         note=note,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
-    record = EvaluateRecord(
+    record = evaluation_record(
+        seen,
+        samples,
+        spec=msgspec.to_builtins(spec),
+        onnx=path,
+        reference=Path(spec.reference) if spec.reference else None,
+        calibration_images=0 if spec.exclude else shared,
+        runtime=runner.label,
+        notes=note.lines,
+    )
+    if spec.out:
+        write_json(ensure_writable_dir(Path(spec.out)) / RECORD, record)
+    return record
+
+
+def evaluation_record(
+    seen: Evaluation,
+    samples: ImageSamples,
+    *,
+    spec: dict[str, Any],
+    onnx: Path,
+    reference: Path | None,
+    calibration_images: int | None,
+    runtime: str,
+    notes: list[str],
+) -> EvaluateRecord:
+    """Return the record of an evaluation of files.
+
+    Args:
+        seen: what was counted.
+        samples: the images.
+        spec: what was asked for, as plain values.
+        onnx: the file that ran.
+        reference: what it was compared with.
+        calibration_images: how many of the images calibrated the file; None where unknown.
+        runtime: what computed the outputs.
+        notes: for the user.
+    """
+    return EvaluateRecord(
         schema=SCHEMA,
         verb="evaluate",
-        spec=msgspec.to_builtins(spec),
-        onnx_sha256=digest_onnx(path),
-        reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
+        spec=spec,
+        onnx_sha256=digest_onnx(onnx),
+        reference_sha256=None if reference is None else digest_onnx(reference),
         images=seen.samples,
         **_scores(seen),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
-        calibration_images=0 if spec.exclude else shared,
+        calibration_images=calibration_images,
         data={**samples.describe(), "images_sha256": samples.digest()},
-        preprocess=preprocess,
-        runtime=runner.label,
-        notes=note.lines,
+        preprocess=samples.picture,
+        runtime=runtime,
+        notes=notes,
         environment=environment(),
     )
-    if spec.out:
-        write_json(ensure_writable_dir(Path(spec.out)) / RECORD, record)
-    return record
 
 
 def _scores(seen: Evaluation) -> dict[str, Any]:
@@ -361,7 +396,17 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     )
 
 
-def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
+def choose_images(source: Source, limit: int | None, used: frozenset[str]) -> list[int]:
+    """Return the images to evaluate on, at most ``limit``, drawn evenly.
+
+    Args:
+        source: all images.
+        limit: how many; None for all.
+        used: content digests of images to leave out.
+
+    Raises:
+        DataError: none is left.
+    """
     contents = source.short_contents(range(len(source))) if used else []
     indices = [i for i in range(len(source)) if not used or contents[i] not in used]
     if not indices:
@@ -370,4 +415,4 @@ def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[in
             "all of them were used for calibration",
             "Use fewer --calib-images",
         )
-    return [indices[i] for i in spread(len(indices), spec.limit)]
+    return [indices[i] for i in spread(len(indices), limit)]

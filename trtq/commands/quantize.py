@@ -8,7 +8,7 @@ import msgspec
 
 from trtq.artifact import ensure_writable_dir, locked
 from trtq.commands.allocation import read_allocation
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import open_model, open_preprocess, weights_note
 from trtq.data.samples import ImageSamples
 from trtq.data.source import open_source
 from trtq.errors import UsageError
@@ -37,13 +37,8 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     out = ensure_writable_dir(Path(spec.out))
     source = open_source(spec.data, spec.class_index, run.note)
     loaded = open_model(spec)
-    if loaded.weights.startswith("random"):
-        run.note(
-            f"the weights are {loaded.weights}: speed and size mean something, "
-            "accuracy does not (--checkpoint)"
-        )
     preprocess, notes = open_preprocess(spec, loaded)
-    run.note(*notes)
+    run.note(*weights_note(loaded), *notes)
     images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
     samples = choose_samples(images, options, run)
     run.clock.lap("load")
