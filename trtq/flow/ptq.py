@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ class Inputs:
         samples: for calibration.
         answer: what the model's output is.
         run: the listener, the notes and the clock.
+        origin: more metadata of the ONNX files.
     """
 
     model: Model
     samples: Samples
     answer: Kind
     run: Run
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def images(self, count: int, batch_size: int) -> Iterator[torch.Tensor]:
         """Return batches of the first ``count`` calibration samples."""
@@ -74,9 +76,14 @@ class Inputs:
             int4=options.weight_storage == "int4",
             note=self.run.note,
         )
-        set_metadata_(model, {**origin_of(self.model, self.answer), **metadata})
+        set_metadata_(model, {**origin_of(self.model, self.answer), **self.origin, **metadata})
         self.run.clock.lap("export")
         return model
+
+
+def quantized_metadata(encodings: Encodings) -> dict[str, str]:
+    """Return what a Q/DQ file says of its encodings."""
+    return {"precision": "int8", "encodings_sha256": encodings.digest()}
 
 
 def origin_of(model: Model, answer: Kind) -> dict[str, Any]:
@@ -156,8 +163,8 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     encodings.constants = {**bench.folded, **encodings.constants}
     encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(bench.graph)}
     simulated = insert_fake_quantize(bench.graph, bench.placement, encodings)
-    qdq = inputs.export(simulated, options, precision="int8", encodings_sha256=encodings.digest())
-    parity, measured = _compare(inputs, options, simulated, qdq)
+    qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
+    parity, measured = compare_simulation(inputs, options, simulated, qdq)
     return Attempt(
         options=options,
         graph=bench.graph,
@@ -172,10 +179,13 @@ def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
     )
 
 
-def _compare(
+def compare_simulation(
     inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
 ) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
-    """Compare torch's simulation with ONNX Runtime on calibration samples."""
+    """Return how torch's simulation compares with ONNX Runtime on calibration samples.
+
+    The second value is what each quantizer did, by name.
+    """
     compared = list(inputs.images(options.parity_images, options.batch_size))
     progress = inputs.run.progress
     progress.begin(

@@ -13,7 +13,7 @@ from torch import fx
 
 from trtq.data.samples import Samples
 from trtq.export.onnx_file import save_onnx
-from trtq.flow.ptq import Attempt, Inputs
+from trtq.flow.ptq import Attempt, Inputs, quantized_metadata
 from trtq.flow.records import PresetRecord, QuantizeRecord
 from trtq.graph.signature import Signature
 from trtq.quant.encodings import Encodings
@@ -115,10 +115,8 @@ class Quantized:
         if options == self.done.options:
             return OnnxFile(model=copy.deepcopy(self.done.qdq))
         check_files(options)
-        digest = self.encodings.digest()
-        model = self.inputs.export(
-            self.simulate(), options, precision="int8", encodings_sha256=digest
-        )
+        metadata = quantized_metadata(self.encodings)
+        model = self.inputs.export(self.simulate(), options, **metadata)
         return OnnxFile(model=model)
 
     def evaluate(

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trtq.artifact import ensure_writable_dir, leftovers, locked, sha256_file, write_json
-from trtq.export.fp16_ranges import IMAGES, mark_float_nodes_
-from trtq.export.onnx_file import save_onnx
 from trtq.export.parity import USUAL_MARGIN_DB
-from trtq.flow.files import ENCODINGS, FILES, FP32, QDQ, RECORD, STAGING
+from trtq.flow.files import FILES, RECORD, STAGING
+from trtq.flow.pair import mark_fp16_ranges_, save_pair
 from trtq.flow.quantize_record import record_of
 from trtq.flow.quantized import Quantized
 from trtq.flow.records import FileRecord, QuantizeRecord
@@ -48,17 +47,9 @@ def write_quantized(quantized: Quantized, out: Path, spec: dict[str, Any]) -> Qu
     """Write the files into a folder that the caller has locked."""
     run, done = quantized.inputs.run, quantized.done
     _note_margin(quantized)
-    size = quantized.asked.batch_size
-    images = [b.numpy() for b in quantized.inputs.images(IMAGES, size)]
-    lines = [mark_float_nodes_(model, images) for model in (quantized.fp32, done.qdq)]
-    run.note(*(line for line in dict.fromkeys(lines) if line))
-    run.clock.lap("half ranges")
+    mark_fp16_ranges_(quantized.inputs, quantized.asked, (quantized.fp32, done.qdq))
     staging = ensure_writable_dir(out / STAGING)
-    paths = {
-        FP32: save_onnx(quantized.fp32, staging / FP32),
-        QDQ: save_onnx(done.qdq, staging / QDQ),
-        ENCODINGS: done.encodings.save(staging / ENCODINGS),
-    }
+    paths = save_pair(quantized.fp32, done.qdq, done.encodings, staging)
     run.clock.lap("write")
     files = {n: FileRecord(sha256=sha256_file(p), bytes=p.stat().st_size) for n, p in paths.items()}
     record = record_of(quantized, spec, files)
