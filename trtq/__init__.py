@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any
 from trtq.verbs import public_names
 
 if TYPE_CHECKING:  # the table of verbs, for type checkers
+    from trtq.api import load as load
+    from trtq.api import quantize as quantize
+    from trtq.api import samples as samples
     from trtq.bench.compare import CompareRecord as CompareRecord
     from trtq.bench.compare import compare as compare
     from trtq.bench.gate import GateRecord as GateRecord
@@ -52,7 +55,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.inspect import inspect as inspect
     from trtq.commands.lint import LintRecord as LintRecord
     from trtq.commands.lint import run_lint as run_lint
-    from trtq.commands.quantize import quantize as quantize
     from trtq.commands.report import ReportRecord as ReportRecord
     from trtq.commands.report import write_report as write_report
     from trtq.commands.search import search as search
@@ -62,6 +64,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.engine.manifest import EngineManifest as EngineManifest
     from trtq.engine.open_engine import open_engine as open_engine
     from trtq.errors import TrtqError as TrtqError
+    from trtq.flow.quantized import Quantized as Quantized
     from trtq.pipeline import StageResult as StageResult
     from trtq.pipeline import run as run
     from trtq.quant.encodings import Encodings as Encodings
@@ -92,6 +95,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.specs import ImportCalibSpec as ImportCalibSpec
     from trtq.specs import ImportCheckpointSpec as ImportCheckpointSpec
     from trtq.specs import LintSpec as LintSpec
+    from trtq.specs import QuantizeOptions as QuantizeOptions
     from trtq.specs import QuantizeSpec as QuantizeSpec
     from trtq.specs import ReportSpec as ReportSpec
     from trtq.specs import SearchSpec as SearchSpec

@@ -63,7 +63,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "quantize",
             "Calibrate a model, write Q/DQ ONNX, encodings and a record.",
-            "trtq.commands.quantize:quantize",
+            "trtq.api:quantize",
             "QuantizeSpec",
             "trtq.records.quantize:QuantizeRecord",
             QUANTIZE_JSON,
@@ -240,11 +240,15 @@ VERBS = {verb.name: verb for verbs in SECTIONS.values() for verb in verbs}
 
 # Public names of no verb.
 OBJECTS = (
+    "trtq.api:load",
+    "trtq.api:samples",
     "trtq.engine.open_engine:open_engine",
     "trtq.errors:TrtqError",
+    "trtq.flow.quantized:Quantized",
     "trtq.quant.encodings:Encodings",
     "trtq.recipe:Recipe",
     "trtq.recipe:load_recipe",
+    "trtq.specs:QuantizeOptions",
     "trtq.version:__version__",
 )
 

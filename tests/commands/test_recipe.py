@@ -3,8 +3,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from trtq.commands.opset import opset_of
 from trtq.errors import UsageError
+from trtq.flow.opset import opset_of
 from trtq.recipe import load_recipe
 from trtq.specs import BuildSpec, QuantizeSpec
 

@@ -19,13 +19,13 @@ from trtq.artifact import (
 )
 from trtq.commands.layer_costs import outline
 from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.ptq_flow import cache_folder
 from trtq.cost.count import LayerCost
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
 from trtq.data.classes import require_one_class_list
 from trtq.data.preprocess import batches
 from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
+from trtq.flow.ptq import cache_folder
 from trtq.graph.capture import capture
 from trtq.graph.nodes import operands
 from trtq.progress import Clock, Notes, Progress, Silent

@@ -11,12 +11,12 @@ import msgspec
 import onnx
 
 from trtq.commands.board_export import for_dla, profile_for
-from trtq.commands.workspace import Workspace
 from trtq.deploy.board import Board
 from trtq.engine.job import Job, prepare
 from trtq.errors import BoardError, UsageError
 from trtq.export.onnx_file import count_qdq, load_onnx
 from trtq.specs import BuildSpec, DeployOptions, DeploySpec
+from trtq.workspace import Workspace
 
 
 def require_mode(spec: DeployOptions, board: Board) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from trtq.commands.layer_costs import outline, weights_of
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import open_model, open_preprocess, weights_note
+from trtq.data.labels import open_labels
+from trtq.data.samples import ImageSamples
+from trtq.data.source import Source
 from trtq.errors import UsageError
-from trtq.graph.capture import capture
+from trtq.flow.data import IGNORE
+from trtq.flow.model import Model
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.records.analyze import AnalyzeRecord, Outline
 from trtq.specs import ModelInputSpec, SearchSpec
@@ -32,12 +37,12 @@ class Candidate:
         key = spec.checkpoint_key if checkpoint else None
         self.fields.update({"model": name, "checkpoint": checkpoint, "checkpoint_key": key})
         own = ("model", "checkpoint", "checkpoint_key", "model_arg")
-        self.loaded = loaded = open_model(
-            msgspec.structs.replace(spec, **{f: self.fields[f] for f in own})
-        )
+        loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in own}))
         self.notes = [f"{label}: {line}" if label else line for line in loaded.notes]
-        self.preprocess, _ = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
-        self.captured = captured = capture(loaded.module, self.preprocess.input_size)
+        preprocess, about_input = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
+        self.model = Model.of(loaded, preprocess)
+        captured = self.model.graph
+        self.about = [*weights_note(loaded), *about_input, *captured.notes]
         self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
         weights = weights_of(captured.module)
         if not weights:
@@ -48,6 +53,15 @@ class Candidate:
         self.outline: Outline = outline(captured.module, captured.example, weights)
         self.analysis: AnalyzeRecord | None = None
         self.needed: dict[str, str] = {}  # budgets that accuracy would need, as a person reads them
+
+    def images(
+        self, source: Source, indices: Sequence[int], *, labelled: bool = False
+    ) -> ImageSamples:
+        """Return images of a source as this model's input."""
+        picture = self.model.preprocess
+        assert picture is not None
+        labels = open_labels(source, None, picture, IGNORE) if labelled else None
+        return ImageSamples(source=source, picture=picture, indices=indices, labels=labels)
 
     @property
     def analysed(self) -> AnalyzeRecord:

@@ -26,7 +26,6 @@ from trtq.artifact import (
 )
 from trtq.bench.record import BenchRecord, BenchRow
 from trtq.commands.board_settings import Order, order_build, power_of, require_mode
-from trtq.commands.workspace import Workspace
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.builder import BoardBuilder
@@ -40,6 +39,7 @@ from trtq.export.onnx_file import get_metadata
 from trtq.files import BENCH_JSON, DEPLOY_JSON
 from trtq.progress import Clock, Progress, Silent
 from trtq.specs import DeployOptions, DeploySpec, changed_words
+from trtq.workspace import Workspace
 
 if TYPE_CHECKING:
     from trtq.data.metrics import Array

@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from trtq.artifact import (
+    SCHEMA,
     check_record,
     ensure_writable_dir,
     environment,
-    header,
     read_json,
     write_json,
 )
-from trtq.data.answers import (
-    HAVE_PREDICTIONS,
-    Kind,
-    Tally,
-    kind_in,
-    kind_of_array,
-)
+from trtq.data.answers import kind_in
 from trtq.data.classes import (
     require_calibrated_classes,
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.labels import Labels, open_labels
-from trtq.data.metrics import Array, Scores, hit_rate, mean_overlap, overlap
-from trtq.data.preprocess import Preprocess, batches, resolve_preprocess
-from trtq.data.source import Source, describe, open_source, spread
+from trtq.data.labels import open_labels
+from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.samples import ImageSamples
+from trtq.data.source import Source, open_source, spread
 from trtq.engine.manifest import manifest_path, read_manifest
 from trtq.engine.open_engine import is_engine, open_engine, rebuild_engine
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
+from trtq.flow.evaluate import Evaluation, Evaluator
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
-
-Outputs = Mapping[str, Array]
+from trtq.tasks import Figure
+from trtq.tasks.segmentation import PixelScore
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
@@ -66,70 +58,138 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     source = open_source(spec.data, spec.class_index, note)
     if spec.masks is None:
         require_numbers(source, metadata, path.parent)
-    preprocess, said = _preprocess(spec, metadata, runner.input_shape)
-    used = _calibration_images(Path(spec.exclude)) if spec.exclude else frozenset[str]()
-    if used is None:
-        why = "it does not say which images calibration looked at"
-        raise UsageError(
-            f"Cannot leave out the images of {spec.exclude}",
-            why,
-            "Give the quantize.json of the calibration",
-        )
-    indices = _choose(source, spec, used)
-    known = path.parent / QUANTIZE_JSON
-    shared = None
-    if not spec.exclude and known.is_file():
-        seen = _calibration_images(known)
-        shared = (
-            sum(content in seen for content in source.short_contents(indices)) if seen else None
-        )
-        if shared:
-            said.append(
-                f"{shared} of these images were used for calibration (--exclude {known} leaves "
-                "them out)"
-            )
-    note(*said)
-    targets = open_labels(source, spec.masks, preprocess, spec.ignore_index)
-    count = _Count(spec, runner, reference, kind_in(metadata), note)
-    count.run(source, preprocess, indices, targets, progress)
-    scores, other = count.scores, count.others if reference is not None else None
-    pixels = scores.confusion
-    labelled = scores.labelled > 0
-    outputs = [t.result for t in count.tallies.values()]
-    compared = outputs if reference is not None else []
-    record = EvaluateRecord(
-        **header("evaluate", spec),
-        onnx_sha256=digest_onnx(path),
-        reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
-        images=scores.images,
-        top1=_percent(scores.top1, scores.images) if labelled else None,
-        top5=_percent(scores.top5, scores.images) if labelled else None,
-        reference_top1=_percent(other.top1, scores.images)
-        if labelled and other is not None
-        else None,
-        miou=None if pixels is None else round(mean_overlap(pixels), 4),
-        pixel_accuracy=None if pixels is None else round(hit_rate(pixels), 4),
-        iou=None
-        if pixels is None
-        else [round(v, 4) if math.isfinite(v) else None for v in overlap(pixels).tolist()],
-        reference_miou=None
-        if other is None or other.confusion is None
-        else round(mean_overlap(other.confusion), 4),
-        agreement=compared[0].agreement if compared else None,
-        sqnr_db=compared[0].sqnr_db if compared else None,
-        outputs=compared,
-        finite=all(o.finite for o in outputs),
-        constant=[outputs[0].name] if outputs[0].constant else [],
+    preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
+    indices = choose_images(source, spec.limit, _excluded(spec))
+    shared = _shared_with_calibration(spec, path, source, indices, notes)
+    note(*notes)
+    samples = ImageSamples(
+        source=source,
+        picture=preprocess,
+        indices=indices,
+        labels=open_labels(source, spec.masks, preprocess, spec.ignore_index),
+    )
+    evaluator = Evaluator(
+        runner,
+        reference,
+        known=kind_in(metadata),
+        task=None,
+        names=(spec.onnx, str(spec.reference)),
+        note=note,
+    )
+    seen = evaluator.run(samples, spec.batch_size, progress)
+    record = evaluation_record(
+        seen,
+        samples,
+        spec=msgspec.to_builtins(spec),
+        onnx=path,
+        reference=Path(spec.reference) if spec.reference else None,
         calibration_images=0 if spec.exclude else shared,
-        data={**describe(source), "images_sha256": source.digest(indices)},
-        preprocess=preprocess,
         runtime=runner.label,
         notes=note.lines,
-        environment=environment(),
     )
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
+
+
+def evaluation_record(
+    seen: Evaluation,
+    samples: ImageSamples,
+    *,
+    spec: dict[str, Any],
+    onnx: Path,
+    reference: Path | None,
+    calibration_images: int | None,
+    runtime: str,
+    notes: list[str],
+) -> EvaluateRecord:
+    """Return the record of an evaluation of files.
+
+    Args:
+        seen: what was counted.
+        samples: the images.
+        spec: what was asked for, as plain values.
+        onnx: the file that ran.
+        reference: what it was compared with.
+        calibration_images: how many of the images calibrated the file; None where unknown.
+        runtime: what computed the outputs.
+        notes: for the user.
+    """
+    return EvaluateRecord(
+        schema=SCHEMA,
+        verb="evaluate",
+        spec=spec,
+        onnx_sha256=digest_onnx(onnx),
+        reference_sha256=None if reference is None else digest_onnx(reference),
+        images=seen.samples,
+        **_scores(seen),
+        outputs=seen.outputs if seen.compared else [],
+        finite=all(o.finite for o in seen.outputs),
+        constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
+        calibration_images=calibration_images,
+        data={**samples.describe(), "images_sha256": samples.digest()},
+        preprocess=samples.picture,
+        runtime=runtime,
+        notes=notes,
+        environment=environment(),
+    )
+
+
+def _scores(seen: Evaluation) -> dict[str, Any]:
+    """Return the fields of a record that hold scores."""
+
+    def value(figures: Mapping[str, Figure], name: str) -> float | None:
+        return figures[name].value if name in figures else None
+
+    ours, theirs, first = seen.figures, seen.reference, seen.outputs[0]
+    return {
+        "top1": value(ours, "top-1"),
+        "top5": value(ours, "top-5"),
+        "reference_top1": value(theirs, "top-1"),
+        "miou": value(ours, "mIoU"),
+        "pixel_accuracy": value(ours, "pixel accuracy"),
+        "iou": seen.score.by_class if isinstance(seen.score, PixelScore) else None,
+        "reference_miou": value(theirs, "mIoU"),
+        "agreement": first.agreement if seen.compared else None,
+        "sqnr_db": first.sqnr_db if seen.compared else None,
+    }
+
+
+def _excluded(spec: EvaluateSpec) -> frozenset[str]:
+    """Return the content digests of the images to leave out.
+
+    Raises:
+        UsageError: the record does not say which images they are.
+    """
+    if not spec.exclude:
+        return frozenset()
+    used = _calibration_images(Path(spec.exclude))
+    if used is None:
+        raise UsageError(
+            f"Cannot leave out the images of {spec.exclude}",
+            "it does not say which images calibration looked at",
+            "Give the quantize.json of the calibration",
+        )
+    return used
+
+
+def _shared_with_calibration(
+    spec: EvaluateSpec, path: Path, source: Source, indices: list[int], notes: list[str]
+) -> int | None:
+    """Return how many of the images calibrated the file, and note it; None where unknown."""
+    known = path.parent / QUANTIZE_JSON
+    if spec.exclude or not known.is_file():
+        return None
+    seen = _calibration_images(known)
+    if not seen:
+        return None
+    shared = sum(content in seen for content in source.short_contents(indices))
+    if shared:
+        notes.append(
+            f"{shared} of these images were used for calibration (--exclude {known} leaves "
+            "them out)"
+        )
+    return shared
 
 
 def _open(
@@ -149,137 +209,6 @@ def _open(
         runner = open_engine(path)
     known = read_manifest(path).preprocess if manifest_path(path).is_file() else None
     return runner, {"preprocess": known} if known is not None else {}, path
-
-
-class _Count:
-    """Runs images through a file and its reference, and counts."""
-
-    def __init__(
-        self,
-        spec: EvaluateSpec,
-        runner: Runner,
-        reference: Runner | None,
-        known: Kind | None,
-        note: Callable[[str], None],
-    ) -> None:
-        self.spec, self.runner, self.reference, self.known, self.note = (
-            spec,
-            runner,
-            reference,
-            known,
-            note,
-        )
-        self.scores, self.others = Scores(), Scores()
-        self.tallies: dict[str, Tally] = {}
-        self.said = False
-
-    def run(
-        self,
-        source: Source,
-        preprocess: Preprocess,
-        indices: list[int],
-        targets: Labels | None,
-        progress: Progress,
-    ) -> None:
-        """Run all images."""
-        self.scores.ignore = self.others.ignore = targets.ignore if targets is not None else -100
-        progress.begin(f"Evaluating: {self.runner.label}", len(indices))
-        done = 0
-        for batch in batches(source, indices, preprocess, self.spec.batch_size):
-            array = batch.numpy()
-            ours = self.runner.run(array)
-            theirs = self.reference.run(array) if self.reference is not None else ours
-            pairs = self._pair(ours, theirs)
-            first = next(iter(ours.values()))
-            if self.known not in HAVE_PREDICTIONS:
-                self.known = self._learned(first, source) or self.known
-            wanted = self._wanted(first, targets, indices[done : done + len(array)])
-            for i, (name, wants, has) in enumerate(pairs):
-                self.tallies.setdefault(name, Tally(name, self.known if i == 0 else None)).add(
-                    wants, has
-                )
-            self.scores.add(first, wanted)
-            if self.reference is not None:
-                self.others.add(pairs[0][1], wanted)
-            done += len(array)
-            progress.advance(len(array))
-
-    def _pair(self, ours: Outputs, theirs: Outputs) -> list[tuple[str, Array, Array]]:
-        """Return name, reference and answer of every output.
-
-        Outputs are paired by name, or in order where the names differ.
-
-        Raises:
-            UsageError: the two do not have the same outputs.
-        """
-        names = list(ours) if set(ours) == set(theirs) else list(theirs)
-        if len(ours) != len(theirs) or (set(ours) != set(theirs) and set(ours) & set(theirs)):
-            raise UsageError(
-                f"Cannot compare {self.spec.onnx} with {self.spec.reference}",
-                f"outputs {', '.join(ours)} and {', '.join(theirs)} differ",
-            )
-        if names != list(ours):
-            self._say(
-                f"outputs are compared in order, their names differ: {', '.join(ours)} and "
-                f"{', '.join(theirs)}"
-            )
-        pairs = [(mine, theirs[other], ours[mine]) for mine, other in zip(ours, names, strict=True)]
-        for name, wants, has in pairs:
-            if wants.shape != has.shape and not self._behind_selection(wants, has):
-                raise UsageError(
-                    f"Cannot compare {self.spec.onnx} with {self.spec.reference}",
-                    f"outputs {list(has.shape)} and {list(wants.shape)} differ ({name})",
-                )
-        return pairs
-
-    def _behind_selection(self, wants: Array, has: Array) -> bool:
-        """Whether two answers differ only in the number of rows they chose."""
-        return wants.ndim == has.ndim and wants.shape[1:] == has.shape[1:]
-
-    def _learned(self, scores: Array, source: Source) -> Kind | None:
-        """Return what the first output is, for a file that does not say.
-
-        It is scores if there are masks, or as many classes as columns.
-        """
-        if self.spec.masks is not None:
-            return "pixels"
-        return "classes" if scores.ndim == 2 and scores.shape[1] == len(source.classes) else None
-
-    def _wanted(
-        self, scores: Array, targets: Labels | None, indices: list[int]
-    ) -> npt.NDArray[np.int64] | None:
-        """Return the labels or masks of a batch; None where the answers are no class scores."""
-        if targets is None:
-            return None
-        if targets.dense and (scores.ndim != 4 or scores.dtype.kind != "f"):
-            raise UsageError(
-                f"Cannot compare {self.spec.onnx} with masks",
-                f"its output is {list(scores.shape)}, not [N, classes, H, W]",
-            )
-        if not targets.dense and kind_of_array(scores, self.known) != "classes":
-            why = (
-                "its output is not known to be scores of classes: give folders, or "
-                "--class-index, of as many as it has columns"
-            )
-            self._say(f"no top-1: {why}")
-            return None
-        targets.expect(scores.shape[1], self.spec.onnx)
-        wanted = targets.of(indices).numpy()
-        if targets.dense and wanted.shape[1:] != scores.shape[2:]:
-            raise UsageError(
-                f"Cannot compare {self.spec.onnx} with masks",
-                f"its output is {list(scores.shape[2:])}, the masks are {list(wanted.shape[1:])}",
-            )
-        return wanted
-
-    def _say(self, text: str) -> None:
-        if not self.said:
-            self.said = True
-            self.note(text)
-
-
-def _percent(count: int, total: int) -> float:
-    return round(100.0 * count / total, 4)
 
 
 def _preprocess(
@@ -355,7 +284,17 @@ def _calibration_images(path: Path) -> frozenset[str] | None:
     )
 
 
-def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[int]:
+def choose_images(source: Source, limit: int | None, used: frozenset[str]) -> list[int]:
+    """Return the images to evaluate on, at most ``limit``, drawn evenly.
+
+    Args:
+        source: all images.
+        limit: how many; None for all.
+        used: content digests of images to leave out.
+
+    Raises:
+        DataError: none is left.
+    """
     contents = source.short_contents(range(len(source))) if used else []
     indices = [i for i in range(len(source)) if not used or contents[i] not in used]
     if not indices:
@@ -364,4 +303,4 @@ def _choose(source: Source, spec: EvaluateSpec, used: frozenset[str]) -> list[in
             "all of them were used for calibration",
             "Use fewer --calib-images",
         )
-    return [indices[i] for i in spread(len(indices), spec.limit)]
+    return [indices[i] for i in spread(len(indices), limit)]

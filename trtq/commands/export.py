@@ -28,7 +28,6 @@ from trtq.artifact import (
 )
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import INT4_OPSET, target_metadata
 from trtq.data.answers import ANSWER, kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
@@ -46,6 +45,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
+from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.graph.capture import capture
 from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent

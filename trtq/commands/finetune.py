@@ -26,26 +26,28 @@ from trtq.artifact import (
 )
 from trtq.commands.evaluate import evaluate
 from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.commands.opset import check_files, opset_of, target_metadata, target_of
-from trtq.commands.write_artifacts import ship
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_labels
-from trtq.data.preprocess import batches
+from trtq.data.samples import ImageSamples
 from trtq.data.source import Source, describe, open_source, shared_images, spread
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.files import CURVES_SVG, EVALUATE_JSON, FINETUNE_JSON, FP32, LOCK, QDQ
-from trtq.graph.capture import CapturedGraph, capture
+from trtq.flow.model import Model
+from trtq.flow.opset import check_files, opset_of
+from trtq.flow.pair import write_encoded
+from trtq.flow.ptq import Inputs
+from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_
 from trtq.known_records import known
-from trtq.progress import Clock, Notes, Progress, Silent
+from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.report.figures import training_figure
-from trtq.specs import EvaluateSpec, FinetuneSpec
+from trtq.specs import EvaluateSpec, FinetuneSpec, QuantizeOptions
 from trtq.train.examples import Examples, TrainingSetup
 from trtq.train.objective import Objective, class_weights
 from trtq.train.trainer import Trainer
@@ -55,6 +57,7 @@ from trtq.workers import Workers
 
 CHECKPOINT = "checkpoint"
 SEGMENTER_AXES = 4
+PARITY_BATCH = 16
 WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
 
 
@@ -96,7 +99,8 @@ class _Job:
     def __init__(
         self, spec: FinetuneSpec, told: Progress, workers: Workers, device: torch.device
     ) -> None:
-        self.spec, self.told, self.clock, self.note = spec, told, Clock(), Notes(told.note)
+        self.spec, self.told, self.run = spec, told, Run(told)
+        self.clock, self.note = self.run.clock, self.run.note
         self.workers, self.device, self.out = workers, device, Path(spec.out)
         if Path(spec.encodings).resolve().parent == self.out.resolve():
             why = "training would overwrite what it starts from"
@@ -139,7 +143,8 @@ class _Job:
                 Examples(source=val, labels=targets, preprocess=self.preprocess),
                 spread(len(val), spec.val_limit),
             )
-        self.captured: CapturedGraph = capture(self.loaded.module, self.preprocess.input_size)
+        self.model = Model.of(self.loaded, self.preprocess)
+        self.captured = self.model.graph
         classes = self._require_fit()
         self.answer = answer_kind(
             self.loaded,
@@ -372,41 +377,21 @@ class _Job:
         """
         self.trainer.take_best_()
         to_device_(self.captured.module, torch.device("cpu"))
-        encodings, spec, size = (
-            self.graph.learned(),
-            self.spec,
-            16 if self.captured.dynamic_batch else 1,
+        encodings, spec = self.graph.learned(), self.spec
+        images = ImageSamples(
+            source=self.source, picture=self.preprocess, indices=range(len(self.source))
         )
-        compared = list(
-            batches(
-                self.source,
-                self.source.sample(spec.parity_images, spec.seed),
-                self.preprocess,
-                size,
-            )
-        )
-        parity, paths = ship(
-            self.captured,
-            encodings,
-            compared,
-            self.out,
-            opset=opset_of(spec),
-            int4=spec.weight_storage == "int4",
-            origin={
-                "preprocess": self.preprocess,
-                "model": self.loaded.name,
-                "weights": self.loaded.weights,
-                **target_metadata(target_of(spec)),
-                **(
-                    {"classes": self.source.classes}
-                    if spec.masks is None and self.source.classes
-                    else {}
-                ),
-            },
-            records=(FINETUNE_JSON, EVALUATE_JSON),
-            told=self.told,
-            note=self.note,
+        classes = self.source.classes if spec.masks is None else []
+        inputs = Inputs(
+            model=self.model,
+            samples=images.take(spec.parity_images, spec.seed),
             answer=self.answer,
+            run=self.run,
+            origin={"classes": classes} if classes else {},
+        )
+        options = QuantizeOptions.of(spec, bits="w8a8", batch_size=PARITY_BATCH)
+        parity, paths = write_encoded(
+            inputs, encodings, options, self.out, records=(FINETUNE_JSON, EVALUATE_JSON)
         )
         at, graph = self.trainer.position, self.graph
         paths[CURVES_SVG] = write_bytes(

@@ -14,7 +14,6 @@ from pathlib import Path
 from trtq.artifact import ensure_writable_dir, environment, header
 from trtq.commands.board_settings import power_of, require_mode
 from trtq.commands.deploy import deploy, name_of
-from trtq.commands.workspace import Workspace
 from trtq.deploy.agent_client import Agent
 from trtq.deploy.board import Board, probe
 from trtq.deploy.devices import Device, find_device, known_devices
@@ -26,6 +25,7 @@ from trtq.files import DEPLOY_JSON, FLEET_HTML, FLEET_JSON
 from trtq.progress import Progress, Silent
 from trtq.report.fleet import write_fleet_page
 from trtq.specs import DeployOptions, DeploySpec, FleetSpec
+from trtq.workspace import Workspace
 
 Done = tuple[list[FleetRow], list[str]]
 

@@ -24,23 +24,25 @@ from trtq.artifact import (
     write_bytes,
     write_json,
 )
-from trtq.commands.loading import answer_kind, open_model, open_preprocess
-from trtq.commands.write_artifacts import ship
-from trtq.data.preprocess import batches
+from trtq.commands.loading import open_model, open_preprocess
+from trtq.data.samples import ImageSamples
 from trtq.data.source import open_source
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, LOCK
-from trtq.graph.capture import capture
+from trtq.flow.model import Model
+from trtq.flow.pair import write_encoded
+from trtq.flow.ptq import Inputs
+from trtq.flow.run import Run
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
-from trtq.progress import Notes, Progress, Silent
+from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
-from trtq.specs import ImportCheckpointSpec
+from trtq.specs import ImportCheckpointSpec, QuantizeOptions
 
 WEIGHTS = "weights.safetensors"
 EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
@@ -87,13 +89,12 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         TrtqError: the file has no ranges, they are of another model, or the exported file does not
             compute what was simulated.
     """
-    told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
-    note = Notes(told.note)
+    run, out = Run(progress or Silent()), ensure_writable_dir(Path(spec.out))
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
     found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
-    source = open_source(spec.data, spec.class_index, note)
-    with locked(out / LOCK, waiting=told.note):
+    source = open_source(spec.data, spec.class_index, run.note)
+    with locked(out / LOCK, waiting=run.tell):
         (out / IMPORT_JSON).unlink(missing_ok=True)
         if spec.checkpoint is None and found.weights:
             # The weights of the same file, without the tensors of its quantizers: what later
@@ -105,30 +106,18 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         loaded = open_model(spec)
         modules = dict(loaded.module.named_modules())
         found.rename(modules)
-        note(*found.notes)
+        run.note(*found.notes)
         preprocess, said = open_preprocess(spec, loaded)
-        note(*said)
+        run.note(*said)
         before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
-        captured = capture(loaded.module, preprocess.input_size)
-        encodings, unused, lines = _encodings(found, before, captured.module, spec, modules)
-        note(*lines)
-        size = 16 if captured.dynamic_batch else 1
-        images = list(
-            batches(source, source.sample(spec.parity_images, spec.seed), preprocess, size)
-        )
-        parity, paths = ship(
-            captured,
-            encodings,
-            images,
-            out,
-            origin={"preprocess": preprocess, "model": loaded.name, "weights": loaded.weights},
-            opset=spec.opset,
-            int4=False,
-            records=(IMPORT_JSON,),
-            told=told,
-            note=note,
-            answer=answer_kind(loaded, captured, source),
-        )
+        model = Model.of(loaded, preprocess)
+        encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
+        run.note(*lines)
+        images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
+        samples = images.take(spec.parity_images, spec.seed)
+        inputs = Inputs(model=model, samples=samples, answer=model.answer_kind(samples), run=run)
+        options = QuantizeOptions(opset=spec.opset, parity_images=spec.parity_images)
+        parity, paths = write_encoded(inputs, encodings, options, out, records=(IMPORT_JSON,))
         if spec.checkpoint == str(out / WEIGHTS):
             paths[WEIGHTS] = out / WEIGHTS
         record = ImportRecord(
@@ -138,7 +127,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             left_in_float=dict(encodings.left_in_float),
             unused=unused,
             parity=parity,
-            notes=note.lines,
+            notes=run.note.lines,
             files={n: FileRecord.of(p) for n, p in paths.items()},
             environment=environment(),
         )

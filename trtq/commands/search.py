@@ -5,52 +5,35 @@ Tightens or loosens until every constraint holds, or says which cannot.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from trtq.artifact import (
-    SCHEMA,
     digest_of,
     ensure_writable_dir,
-    environment,
-    header,
     locked,
-    package_version,
     read_record,
-    sha256_file,
-    write_bytes,
     write_json,
 )
-from trtq.commands.allocate import decide, shown
+from trtq.commands.allocate import shown
 from trtq.commands.analyze import analyze
 from trtq.commands.candidate import Candidate
-from trtq.commands.evaluate import evaluate
-from trtq.commands.loading import answer_kind
-from trtq.commands.pricing import Pricing, require_fp8, require_kernels, uniform
-from trtq.commands.quantize import quantize
+from trtq.commands.pricing import Pricing, require_fp8, require_kernels
+from trtq.commands.search_outcome import Outcome
+from trtq.commands.search_tries import Tries
+from trtq.commands.search_walk import WIDE, Goals, Walk, widths_of
 from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
-from trtq.data.answers import ANSWER, HAVE_PREDICTIONS, percent_words
+from trtq.data.answers import HAVE_PREDICTIONS, percent_words
 from trtq.data.classes import require_one_class_list
 from trtq.data.source import open_source
 from trtq.errors import UsageError, suggest
-from trtq.export.onnx_file import save_onnx, set_metadata_
-from trtq.export.parity import require_same_float
-from trtq.export.to_onnx import export_onnx
 from trtq.files import (
-    ALLOCATION_JSON,
     ANALYSIS_JSON,
-    CALIBRATION_JSON,
     EVALUATE_JSON,
-    FP32,
-    FRONTIER_JSON,
     LOCK,
-    MODEL_FILES,
     QDQ,
     QUANTIZE_JSON,
     REPORT_HTML,
@@ -59,19 +42,11 @@ from trtq.files import (
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.formats import BitConfig, read_options
-from trtq.records.allocate import AllocatedLayer, AllocateRecord
+from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.quantize import QuantizeRecord
-from trtq.records.search import (
-    Constraint,
-    Frontier,
-    FrontierPoint,
-    Predicted,
-    Reference,
-    SearchRecord,
-    Try,
-)
+from trtq.records.search import SearchRecord, Try
 from trtq.search.budgets import (
     LATENCY,
     NAMES,
@@ -81,15 +56,10 @@ from trtq.search.budgets import (
     read_budgets,
     within,
 )
-from trtq.search.frontier import dominated
-from trtq.search.loop import AS_ASKED, NONE, budgets_at, smallest
-from trtq.specs import AllocateSpec, AnalyzeSpec, EvaluateSpec, QuantizeSpec, SearchSpec
-from trtq.version import __version__
+from trtq.search.loop import AS_ASKED, NONE, smallest
+from trtq.specs import AnalyzeSpec, SearchSpec
 from trtq.workers import Workers
 
-TRIES = "tries"
-RESULT = (*MODEL_FILES, QUANTIZE_JSON, ALLOCATION_JSON, EVALUATE_JSON)
-WIDE = BitConfig(weight=8, input=8)
 NO_SCORES = "its output is not known to be scores of classes"
 LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 
@@ -110,7 +80,7 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
         job.require_possible()
         for candidate in job.candidates:
             job.search(candidate)
-        record = job.settle(round(time.monotonic() - started, 3))
+        record = job.outcome().settle(round(time.monotonic() - started, 3))
         write_json(job.out / SEARCH_JSON, record)
         from trtq.report.page import write_page
 
@@ -135,7 +105,8 @@ class _Job:
         self._require_labels()
         self.candidates = list(self._candidates())
         for candidate in self.candidates:
-            if answer_kind(candidate.loaded, candidate.captured, self.val) not in HAVE_PREDICTIONS:
+            samples = candidate.images(self.val, range(len(self.val)))
+            if candidate.model.answer_kind(samples) not in HAVE_PREDICTIONS:
                 raise UsageError(
                     f"Cannot measure the accuracy of {candidate.name}",
                     NO_SCORES,
@@ -147,7 +118,13 @@ class _Job:
         self.minimize = spec.minimize.lower() if spec.minimize else None if spec.budget else "size"
         self.full = Pricing(self.candidates[0].outline, self.devices(), self.factors).full()
         self.budgets = read_budgets(spec.budget, self.full)
-        self.images_sha256 = self._images()
+        self.files = Tries(
+            spec=spec,
+            data=self.data,
+            val=self.val,
+            images_sha256=self._images(),
+            told=told,
+        )
 
     def _images(self) -> list[str]:
         """Return digests of the images for calibration and of those for accuracy, with labels.
@@ -253,31 +230,7 @@ class _Job:
 
         The others are compared with it.
         """
-        folder, (where, index) = ensure_writable_dir(candidate.folder), self._val()
-        captured = candidate.captured
-        model = export_onnx(captured.module, note=self.note)
-        require_same_float(captured.module, model, captured.example)
-        answer = answer_kind(candidate.loaded, captured, self.val)
-        set_metadata_(
-            model, {"preprocess": candidate.preprocess, "model": candidate.name, ANSWER: answer}
-        )
-        path = save_onnx(model, folder / FP32)
-        exclude = None
-        if not self.spec.val:  # the images that calibrate the others are left out here, too
-            seen = self.val.short_contents(self.val.sample(self.spec.calib_images, self.spec.seed))
-            exclude = str(
-                write_json(folder / CALIBRATION_JSON, {"data": {"calibration_sha256": seen}})
-            )
-        scored = evaluate(
-            EvaluateSpec(
-                onnx=str(path),
-                data=where,
-                class_index=index,
-                limit=self.spec.limit,
-                exclude=exclude,
-            ),
-            self.told,
-        )
+        scored = self.files.float_accuracy(candidate)
         if scored.top1 is None:
             raise UsageError(
                 f"Cannot measure the accuracy of {candidate.name}",
@@ -293,7 +246,7 @@ class _Job:
 
     def search(self, candidate: Candidate) -> None:
         """Walk the line of budgets of one model."""
-        spec, walk = self.spec, _Walk(self, candidate, self._analyze(candidate))
+        spec, walk = self.spec, self._walk(candidate)
         if WIDE in self.options:
             walk.baseline()
         helped = spec.methods == "always"
@@ -309,7 +262,7 @@ class _Job:
         elif not first.accurate and self.budgets:
             self._loosen(walk, candidate, helped=helped)
 
-    def _loosen(self, walk: _Walk, candidate: Candidate, *, helped: bool) -> None:
+    def _loosen(self, walk: Walk, candidate: Candidate, *, helped: bool) -> None:
         """Find by how much the budgets must be loosened for accuracy to hold."""
         if walk.left <= 0:
             self.note(
@@ -340,6 +293,36 @@ class _Job:
             + "; ".join(f"{b} {v}" for b, v in candidate.needed.items())
         )
 
+    def _walk(self, candidate: Candidate) -> Walk:
+        analysis = self._analyze(candidate)
+        goals = Goals(
+            spec=self.spec,
+            options=self.options,
+            budgets=self.budgets,
+            minimize=self.minimize,
+            measure=self.measure,
+        )
+        pricing = Pricing(analysis.outline, self.devices(), self.factors)
+        return Walk(goals, candidate, analysis, pricing)
+
+    def outcome(self) -> Outcome:
+        """Return everything that was measured, and the goals."""
+        return Outcome(
+            spec=self.spec,
+            out=self.out,
+            candidates={c.number: c for c in self.candidates},
+            tries=self.tries,
+            reference=self.reference,
+            images=self.images,
+            budgets=self.budgets,
+            minimize=self.minimize,
+            full=self.full,
+            options=self.options,
+            devices=self.devices(),
+            factors=self.factors,
+            notes=self.note.lines,
+        )
+
     def _analyze(self, candidate: Candidate) -> AnalyzeRecord:
         spec, out = self.spec, ensure_writable_dir(candidate.folder)
         fields = {
@@ -366,69 +349,7 @@ class _Job:
         self, candidate: Candidate, allocated: AllocateRecord, *, methods: bool, label: str
     ) -> Try:
         """Quantize and evaluate one allocation, or reuse what an earlier run measured."""
-        spec, where = self.spec, self._val()
-        same = (
-            "calibrator",
-            "percentile",
-            "calib_images",
-            "attention",
-            "batch_size",
-            "seed",
-            "calib_cache",
-        )
-        fields = {f: getattr(spec, f) for f in same}
-        wanted = {
-            **candidate.fields,
-            **fields,
-            "preset_quant": "auto" if methods else "none",
-            "min_agreement": 0.0,
-        }
-        known = (
-            "calib_cache",
-            "batch_size",
-            "checkpoint",
-            "checkpoint_key",
-            "data",
-            "class_index",
-        )  # or covered by digests
-        parts = {k: v for k, v in wanted.items() if k not in known}
-        versions = [__version__, package_version("torch"), package_version("onnxruntime")]
-        key = digest_of(
-            [
-                [(v.name, v.option) for v in allocated.layers],
-                parts,
-                candidate.digests,
-                self.images_sha256,
-                bool(spec.val),
-                spec.limit,
-                versions,
-            ]
-        )
-        folder = ensure_writable_dir(candidate.folder / TRIES / key[:12])
-        write_json(folder / ALLOCATION_JSON, allocated)
-        if not (folder / EVALUATE_JSON).is_file():
-            self.told.note(f"{label}: {allocated.summary}")
-            quantize(
-                QuantizeSpec(**wanted, out=str(folder), allocation=str(folder / ALLOCATION_JSON)),
-                self.told,
-            )
-            shared = {
-                f: candidate.fields[f]
-                for f in ("input_size", "mean", "std", "preset", "resize", "crop", "interpolation")
-            }
-            scored = evaluate(
-                EvaluateSpec(
-                    onnx=str(folder / QDQ),
-                    reference=str(folder / FP32),
-                    data=where[0],
-                    class_index=where[1],
-                    limit=spec.limit,
-                    exclude=None if spec.val else str(folder / QUANTIZE_JSON),
-                    **shared,
-                ),
-                self.told,
-            )
-            write_json(folder / EVALUATE_JSON, scored)
+        folder = self.files.measure(candidate, allocated, methods=methods, label=label)
         return self._judge(candidate, allocated, folder, label)
 
     def _judge(
@@ -461,7 +382,7 @@ class _Job:
             model=candidate.name,
             candidate=candidate.number,
             folder=str(folder.relative_to(self.out)),
-            widths=_widths(allocated),
+            widths=widths_of(allocated),
             methods=[m.name for m in made.methods],
             costs=dict(allocated.costs),
             accuracy=accuracy,
@@ -479,256 +400,6 @@ class _Job:
         )
         self.tries.append(found)
         return found
-
-    def settle(self, seconds: float) -> SearchRecord:
-        """Choose, and copy the chosen files to the folder; every try stays below ``tries``."""
-        chosen = self._best()
-        candidate = next(c for c in self.candidates if c.number == chosen.candidate)
-        for name in RESULT:
-            shutil.copyfile(self.out / chosen.folder / name, self.out / f".{name}.new")
-            (self.out / f".{name}.new").replace(self.out / name)
-        if candidate.folder != self.out:
-            shutil.copyfile(candidate.folder / ANALYSIS_JSON, self.out / ANALYSIS_JSON)
-        self._write_frontier(chosen, candidate)
-        constraints = self._constraints(chosen, candidate)
-        return SearchRecord(
-            **header("search", self.spec),
-            images=self.images,
-            reference=msgspec.convert(self.reference, Reference),
-            constraints=constraints,
-            met=all(c.met for c in constraints),
-            tries=self.tries,
-            chosen=chosen.label,
-            qdq_sha256=sha256_file(self.out / QDQ),
-            notes=self.note.lines,
-            seconds=seconds,
-            environment=environment(),
-        )
-
-    def _write_frontier(self, chosen: Try, candidate: Candidate) -> None:
-        """Write frontier.json and one picture for each cost.
-
-        They show what was measured, and the predicted frontier of the chosen model.
-        """
-        from trtq.report.figures import frontier_figure
-
-        axes = [
-            "size",
-            "energy",
-            *(
-                b
-                for b in self.tries[0].costs
-                if b.startswith(LATENCY) or b in (*self.budgets, self.minimize)
-            ),
-        ]
-        axes = list(dict.fromkeys(axes))
-        costs = [{a: t.costs[a] / self._unit(a)[0] for a in axes} for t in self.tries]
-        flags = {
-            a: dominated([(c[a], t.accuracy) for c, t in zip(costs, self.tries, strict=True)])
-            for a in axes
-        }
-        points = [
-            FrontierPoint(
-                label=t.label,
-                model=t.model,
-                accuracy=t.accuracy,
-                change=t.change,
-                widths=t.widths,
-                methods=t.methods,
-                costs=costs[i],
-                dominated={a: flags[a][i] for a in axes},
-            )
-            for i, t in enumerate(self.tries)
-        ]
-        frontier = Frontier(
-            measure=self.reference["measure"],
-            units={a: self._unit(a)[1] for a in axes},
-            limits={a: self.budgets[a] / self._unit(a)[0] for a in axes if a in self.budgets},
-            chosen=chosen.label,
-            points=points,
-            predicted=self._predicted(chosen, candidate),
-        )
-        write_json(self.out / FRONTIER_JSON, frontier)
-        for a in axes:
-            figure = frontier_figure(
-                points,
-                a,
-                measure=frontier.measure,
-                chosen=frontier.chosen,
-                limit=frontier.limits.get(a),
-                unit=frontier.units[a],
-            )
-            write_bytes(self.out / f"frontier.{a.replace('@', '-')}.svg", figure.encode())
-
-    def _unit(self, budget: str) -> tuple[float, str]:
-        """Return what a cost is divided by for a person, and the unit it then has."""
-        if budget == "size":
-            return 1e6, "MB of parameters, predicted"
-        return (
-            (1.0, "ms, predicted")
-            if budget.startswith(LATENCY)
-            else (self.full[budget], "of the float model, predicted")
-        )
-
-    def _predicted(self, chosen: Try, candidate: Candidate) -> Predicted:
-        """Return the chosen model's allocations that the metric cannot better at their size.
-
-        The chosen allocation is returned, too.
-        """
-        analysis = candidate.analysed
-        pricing = Pricing(analysis.outline, self.devices(), self.factors)
-        asked = AllocateSpec(analysis=ANALYSIS_JSON, out="", strategy="pareto", bits=self.spec.bits)
-        front = decide(
-            asked, analysis, pricing, {"size": pricing.span(self.options)[1]["size"]}
-        ).front
-        losses = {v.name: v.loss for v in analysis.layers}
-        taken = read_record(self.out / ALLOCATION_JSON, AllocateRecord).layers
-        at = {
-            "cost": chosen.costs["size"] / 1e6,
-            "loss": sum(losses[v.name].get(v.option, 0.0) for v in taken),
-        }
-        return Predicted(
-            axis="size",
-            metric=analysis.metric,
-            at=at,
-            front=[{"cost": p.cost / 1e6, "loss": p.loss} for p in front],
-        )
-
-    def _best(self) -> Try:
-        """Return the best try that meets every constraint.
-
-        If there is none, return the most accurate one within the budgets.
-        """
-        good = [t for t in self.tries if t.within and t.accurate]
-        if good and self.minimize and self.spec.min_accuracy is not None:
-            return min(good, key=lambda t: (t.costs[str(self.minimize)], -t.accuracy))
-        inside = good or [t for t in self.tries if t.within] or self.tries
-        return max(inside, key=lambda t: (t.accuracy, t.agreement, -t.costs["size"]))
-
-    def _constraints(self, chosen: Try, candidate: Candidate) -> list[Constraint]:
-        found = [
-            Constraint(
-                name=b,
-                allowed=f"{shown(b, limit)} ({limit / self.full[b]:.4f} of float)",
-                got=f"{shown(b, chosen.costs[b])} ({chosen.costs[b] / self.full[b]:.4f} of "
-                "float, predicted)",
-                met=not over(chosen.costs, {b: limit}),
-                needed=candidate.needed.get(b),
-            )
-            for b, limit in self.budgets.items()
-        ]
-        floor = self.spec.min_accuracy
-        if floor is not None:
-            allowed = f"{floor:g} points" if floor <= 0 else f"{floor:g} %"
-            more = "; ".join(f"{b} {v}" for b, v in candidate.needed.items()) or None
-            found.append(
-                Constraint(
-                    name="accuracy",
-                    allowed=allowed,
-                    got=f"{self.reference['measure']} {chosen.accuracy:.2f} % "
-                    f"({chosen.change:+.2f} points), ONNX Runtime on CPU",
-                    met=chosen.accurate,
-                    needed=None if chosen.accurate else more,
-                )
-            )
-        return found
-
-
-class _Walk:
-    """Points on one candidate's line of budgets.
-
-    A point with the widths of an earlier one costs nothing.
-    """
-
-    def __init__(self, job: _Job, candidate: Candidate, analysis: AnalyzeRecord) -> None:
-        self.job, self.candidate, self.analysis = job, candidate, analysis
-        self.pricing = Pricing(analysis.outline, job.devices(), job.factors)
-        self.least, self.most = self.pricing.span(job.options)
-        self.left, self.seen = job.spec.rounds, dict[tuple[Any, ...], Try]()
-
-    def at(self, t: float, *, methods: bool) -> Try:
-        """Return the file at point ``t`` of the line, measured."""
-        label = _label(t) if self.job.budgets else "widest"
-        return self._measured(
-            budgets_at(t, self.job.budgets, self.least, self.most), methods=methods, label=label
-        )
-
-    def shrunk(self, t: float, first: Try, *, methods: bool) -> Try:
-        """Return the file within the budgets whose cost to minimize is at most a limit.
-
-        The limit lies at the share ``t`` of the way up to that cost of ``first``.
-        """
-        name = str(self.job.minimize)
-        limit = self.least[name] + t * (first.costs[name] - self.least[name])
-        return self._measured(
-            {**self.job.budgets, name: limit},
-            methods=methods,
-            label=f"{name} at {shown(name, limit)}",
-        )
-
-    def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
-        spec = self.job.spec
-        asked = AllocateSpec(
-            analysis=str(self.candidate.folder / ANALYSIS_JSON),
-            out="",
-            strategy=spec.strategy,
-            bits=spec.bits,
-            target=spec.target,
-        )
-        allocated = decide(asked, self.analysis, self.pricing, budgets)
-        self.left -= 1
-        return self._once(
-            allocated, methods=methods, label=f"{label}, methods" if methods else label
-        )
-
-    def baseline(self) -> Try:
-        """Return the file with 8 bits everywhere, the baseline of the searched ones."""
-        layers = self.analysis.layers
-        allocated = AllocateRecord(
-            schema=SCHEMA,
-            verb="allocate",
-            spec={},
-            model=self.analysis.model,
-            metric=self.analysis.metric,
-            budgets={},
-            costs=self.pricing.totals(uniform(self.analysis.outline, WIDE)),
-            full=self.pricing.full(),
-            loss=sum(v.loss[WIDE.label] for v in layers),
-            layers=[
-                AllocatedLayer(
-                    name=v.name, option=WIDE.label, loss=v.loss[WIDE.label], group=v.group
-                )
-                for v in layers
-            ],
-            front=[],
-            environment=environment(),
-        )
-        return self._once(allocated, methods=False, label="uniform w8a8")
-
-    def _once(self, allocated: AllocateRecord, *, methods: bool, label: str) -> Try:
-        key = (tuple(v.option for v in allocated.layers), methods)
-        if key not in self.seen:
-            self.seen[key] = self.job.measure(
-                self.candidate, allocated, methods=methods, label=label
-            )
-        return self.seen[key]
-
-
-def _label(t: float) -> str:
-    return (
-        "at the budgets"
-        if t == AS_ASKED
-        else "without budgets"
-        if t == NONE
-        else f"loosened {t:.3f}"
-    )
-
-
-def _widths(allocated: AllocateRecord) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for layer in allocated.layers:
-        counts[layer.option] = counts.get(layer.option, 0) + 1
-    return dict(sorted(counts.items(), key=lambda c: BitConfig.parse(c[0])))
 
 
 def _check(spec: SearchSpec, options: list[BitConfig]) -> None:

@@ -18,6 +18,7 @@ from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
 from trtq.graph.nodes import operands
 from trtq.graph.normalize import normalize_
+from trtq.graph.signature import Signature, signature_of
 
 logger = logging.getLogger(__name__)
 # Folding BatchNorm reorders float32 operations: most models stay below 1e-6, near-singular
@@ -39,6 +40,7 @@ class CapturedGraph:
         notes: why the batch is static, which outputs were dropped; what the user must know.
         max_rel_diff: max |graph - eager| / max |eager| on a random batch.
         passes: what normalisation did, by name and count.
+        signature: names, types and shapes of what goes in and what comes out.
     """
 
     module: fx.GraphModule
@@ -47,6 +49,7 @@ class CapturedGraph:
     notes: tuple[str, ...]
     max_rel_diff: float
     passes: dict[str, int]
+    signature: Signature
 
 
 @contextlib.contextmanager
@@ -224,6 +227,7 @@ def capture(model: nn.Module, input_size: tuple[int, int, int]) -> CapturedGraph
         notes=tuple(n for n in (note, _dropped_outputs(raw)) if n),
         max_rel_diff=diff,
         passes=passes,
+        signature=signature_of(graph, example, dynamic=dynamic),
     )
 
 

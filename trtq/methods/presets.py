@@ -9,7 +9,7 @@ import msgspec
 from trtq.graph.blocks import Family
 from trtq.methods.registry import contradicts
 from trtq.quant.placement import Placement, attention_of, matching
-from trtq.specs import QuantizeSpec
+from trtq.specs import QuantizeOptions
 
 CHECK_SQNR_DB = 15.0  # above it, predictions that differ were near ties
 LEAST_SQNR_DB = 10.0  # below it, equal predictions are luck: a third of the answer is noise
@@ -84,19 +84,19 @@ PRESETS: Mapping[Family, Preset] = {
 }
 
 
-def start(spec: QuantizeSpec, family: Family) -> QuantizeSpec:
+def start(spec: QuantizeOptions, family: Family) -> QuantizeOptions:
     """Return ``spec`` with the methods of the family's preset.
 
     A spec that names methods is returned as it is.
     """
-    wide = spec.bits == "w8a8" and not spec.allocation
+    wide = spec.bits == "w8a8" and not spec.layer_bits
     methods = PRESETS[family].wide if wide else PRESETS[family].narrow
     return spec if spec.method else msgspec.structs.replace(spec, method=methods)
 
 
 def add(
-    spec: QuantizeSpec, step: Step, placement: Placement, sqnr: Mapping[str, float]
-) -> QuantizeSpec:
+    spec: QuantizeOptions, step: Step, placement: Placement, sqnr: Mapping[str, float]
+) -> QuantizeOptions:
     """Return ``spec`` with a fallback step added.
 
     When the step changes nothing on this model, ``spec`` is returned as it is.

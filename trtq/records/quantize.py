@@ -89,7 +89,7 @@ class QuantizeRecord(Record, frozen=True, kw_only=True):
 
     model: dict[str, Any]
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     calibration: dict[str, Any]
     preset: PresetRecord | None
     methods: list[MethodRecord]

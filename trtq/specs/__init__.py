@@ -18,6 +18,7 @@ from trtq.specs.engine import (
 from trtq.specs.fields import OPSET
 from trtq.specs.finetune import FinetuneSpec
 from trtq.specs.inputs import BlocksSpec, InputSpec, ModelInputSpec
+from trtq.specs.options import QuantizeOptions
 from trtq.specs.quantize import EvaluateSpec, ImportCheckpointSpec, QuantizeSpec
 from trtq.specs.search import AdviseSpec, AllocateSpec, AnalyzeSpec, CostSpec, SearchSpec
 
@@ -46,6 +47,7 @@ __all__ = [
     "InputSpec",
     "LintSpec",
     "ModelInputSpec",
+    "QuantizeOptions",
     "QuantizeSpec",
     "ReportSpec",
     "SearchSpec",

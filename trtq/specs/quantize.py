@@ -18,6 +18,19 @@ from trtq.specs.fields import (
     Percentile,
 )
 from trtq.specs.inputs import InputSpec, ModelInputSpec
+from trtq.specs.options import (
+    Attention,
+    Bits,
+    CalibrationImages,
+    FamilyPreset,
+    HighPrecision,
+    ImagesPerPass,
+    MethodArguments,
+    Methods,
+    MinAgreement,
+    ParityImages,
+    WeightStorage,
+)
 
 
 class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -26,81 +39,22 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     out: Annotated[str, PathDoc(description="Folder for the results.")]
     calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
     percentile: Percentile = 99.99
-    calib_images: Annotated[
-        int, Meta(ge=1), Doc(description="How many images calibration looks at.")
-    ] = 256
-    batch_size: Annotated[
-        int,
-        Meta(ge=1, le=4096),
-        Doc(description="Images per forward pass; changes memory, not results."),
-    ] = 16
-    bits: Annotated[
-        str,
-        Meta(pattern=r"^w[2-8]a[2-8]$"),
-        Doc(
-            description="Width of weights and activations, w8a8 to w2a2; the first and the last "
-            "layer "
-            "and residual shortcuts keep 8."
-        ),
-    ] = "w8a8"
+    calib_images: CalibrationImages = 256
+    batch_size: ImagesPerPass = 16
+    bits: Bits = "w8a8"
     allocation: Annotated[
         str | None,
         PathDoc(
             description="What trtq allocate wrote: a width for every layer, in place of --bits."
         ),
     ] = None
-    method: Annotated[
-        tuple[str, ...],
-        Doc(
-            description="A quantization method to apply, by name (trtq methods lists them); "
-            "repeatable."
-        ),
-    ] = ()
-    method_arg: Annotated[
-        dict[str, str | int | float | bool],
-        Doc(description="Argument of a method, NAME.K=V; repeatable."),
-    ] = {}
-    preset_quant: Annotated[
-        Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
-        Doc(
-            description="Methods and fallbacks by family of models: auto takes the family from the "
-            "graph, none does what is asked and "
-            "nothing else. Methods that are asked for replace the family's."
-        ),
-    ] = "auto"
-    min_agreement: Annotated[
-        float,
-        Meta(ge=0, le=100),
-        Doc(
-            description="Quick check: agreement with float on calibration images below which "
-            "fallbacks "
-            "are tried, percent; 0 tries none."
-        ),
-    ] = 90.0
-    weight_storage: Annotated[
-        Literal["int8", "int4"],
-        Doc(
-            description="How weights of 4 bits are stored: int4 halves the file, needs --opset "
-            "21, and "
-            "engines then compute in float."
-        ),
-    ] = "int8"
-    attention: Annotated[
-        Literal["auto", "int8", "float"],
-        Doc(
-            description="The products of attentions: in INT8 where their softmax can be (auto), "
-            "always, "
-            "or never."
-        ),
-    ] = "auto"
-    high_precision: Annotated[
-        tuple[str, ...],
-        Doc(
-            description="Layers to leave in float: a shell pattern, @first, @last or @anchors "
-            "(both); "
-            "repeatable."
-        ),
-    ] = ()
+    method: Methods = ()
+    method_arg: MethodArguments = {}
+    preset_quant: FamilyPreset = "auto"
+    min_agreement: MinAgreement = 90.0
+    weight_storage: WeightStorage = "int8"
+    attention: Attention = "auto"
+    high_precision: HighPrecision = ()
     opset: Opset = None
     target: FilesFor = None
     seed: Annotated[
@@ -111,11 +65,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
             "checkpoint."
         ),
     ] = 0
-    parity_images: Annotated[
-        int,
-        Meta(ge=1),
-        Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on."),
-    ] = 32
+    parity_images: ParityImages = 32
     calib_cache: CalibCache = None
 
 

@@ -1,0 +1,270 @@
+"""Quantizing from Python: modules, DataLoaders, datasets and tensors, with no file in between."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import trtq
+from trtq.errors import CaptureError, DataError, UsageError
+from trtq.specs import QuantizeOptions, QuantizeSpec
+from trtq.testing.images import write_classes
+
+FACTORY = "\n\ndef model():\n    torch.manual_seed(0)\n    return Net()\n"
+
+
+class Net(nn.Module):
+    num_classes = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(self.stem(x)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def labels(net, images) -> torch.Tensor:
+    with torch.no_grad():
+        return net(images).argmax(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+
+
+class Pairs(Dataset):
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+def forms(images: torch.Tensor, labels: torch.Tensor) -> dict[str, object]:
+    pairs = Pairs(images, labels)
+    return {
+        "loader": DataLoader(pairs, batch_size=7, shuffle=True),
+        "dataset": pairs,
+        "tensor dataset": TensorDataset(images, labels),
+        "list": list(images),
+        "tensor": images,
+        "array": images.numpy(),
+        "dicts": [{"x": x, "label": int(y)} for x, y in zip(images, labels, strict=True)],
+        "generator": ((x, y) for x, y in zip(images, labels, strict=True)),
+    }
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["loader", "dataset", "tensor dataset", "list", "tensor", "array", "dicts", "generator"],
+)
+def test_every_form_of_data_gives_the_same_ranges(net, images, labels, form):
+    expected = trtq.quantize(net, images)
+    found = trtq.quantize(net, forms(images, labels)[form])
+    assert found.encodings.digest() == expected.encodings.digest() or form in ("generator",)
+    for name, amax in expected.encodings.amax.items():
+        torch.testing.assert_close(found.encodings.amax[name], amax)
+
+
+def test_the_module_is_not_changed_and_the_simulation_is_what_onnx_runtime_computes(net, images):
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    quantized = trtq.quantize(net, images)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    with torch.no_grad():
+        simulated = quantized.simulate()(images[:8]).numpy()
+    session = onnxruntime.InferenceSession(
+        quantized.export().model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    answer = session.run(None, {"input": images[:8].numpy()})[0]
+    np.testing.assert_allclose(answer, simulated, atol=0.05)
+    assert "tensors in INT8" in quantized.summary
+    assert "parity torch/ONNX Runtime passed" in quantized.summary
+
+
+def test_the_signature_names_types_and_open_sizes(net, images):
+    signature = trtq.quantize(net, images).signature
+    assert signature.input.words == "input float32 [batch, 3, 16, 16]"
+    assert signature.input.layout == "NCHW"
+    assert [o.words for o in signature.outputs] == ["output float32 [batch, 4]"]
+    assert signature.ranges == {"batch": (1, None)}
+
+
+def test_scores_of_the_exported_model_beside_the_float_model(net, images, labels):
+    quantized = trtq.quantize(net, images)
+    scored = quantized.evaluate(Pairs(images, labels))
+    assert scored.task.name == "classification"
+    assert scored.reference["top-1"].value == 100.0  # the labels are the float model's own answers
+    assert scored.figures["top-1"].value == scored.outputs[0].agreement
+    assert scored.samples == 40 and "top-1" in str(scored)
+    plain = quantized.evaluate(images, task="tensors")
+    assert plain.outputs[0].agreement is None and plain.figures == {}
+    assert plain.outputs[0].sqnr_db is not None and plain.outputs[0].sqnr_db > 15
+
+
+def test_segmentation_from_tensors(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
+    with torch.no_grad():
+        masks = model(images).argmax(1)
+    quantized = trtq.quantize(model, images)
+    scored = quantized.evaluate(TensorDataset(images, masks))
+    assert scored.task.name == "segmentation"
+    assert scored.reference["mIoU"].value == 100.0
+    assert scored.figures["pixel accuracy"].value == pytest.approx(
+        scored.outputs[0].agreement, abs=1e-3
+    )
+
+
+def test_saved_folder_is_that_of_the_command(net, images, tmp_path):
+    quantized = trtq.quantize(net, images, bits="w4a8", method=("bias-correction",))
+    record = quantized.save(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")) == [
+        "encodings.safetensors",
+        "model.fp32.onnx",
+        "model.qdq.onnx",
+        "quantize.json",
+    ]
+    assert record.spec["bits"] == "w4a8" and record.data["source"] == "Tensor of the program"
+    assert record.data["calibration_sha256"] and record.preprocess is None
+    again = trtq.Encodings.load(tmp_path / "out/encodings.safetensors")
+    assert again.digest() == quantized.encodings.digest()
+    assert "quantize" in str(trtq.inspect(str(tmp_path / "out/quantize.json")))
+
+
+def test_the_command_and_the_call_compute_the_same(tmp_path):
+    write_classes(tmp_path / "images", 4, 9, size=32)
+    source = inspect.getsource(Net) + FACTORY
+    (tmp_path / "own.py").write_text("import torch\nfrom torch import nn\n\n\n" + source)
+    options = {"calib_images": 16, "batch_size": 4}
+    name = f"{tmp_path}/own.py:model"
+    record = trtq.quantize(
+        QuantizeSpec(
+            model=name,
+            data=str(tmp_path / "images"),
+            out=str(tmp_path / "out"),
+            input_size=(3, 16, 16),
+            **options,
+        )
+    )
+    model = trtq.load(name, input_size=(3, 16, 16))
+    quantized = trtq.quantize(model, str(tmp_path / "images"), **options)
+    written = trtq.Encodings.load(tmp_path / "out/encodings.safetensors")
+    assert written.digest() == quantized.encodings.digest()
+    assert record.data["calibration_ids"] == list(quantized.inputs.samples.ids)
+    ours = quantized.export().model
+    theirs = onnx.load(tmp_path / "out/model.qdq.onnx")
+    assert [n.SerializeToString() for n in ours.graph.node] == [
+        n.SerializeToString() for n in theirs.graph.node
+    ]
+
+
+def test_export_for_a_target_writes_what_its_release_reads(net, images):
+    quantized = trtq.quantize(net, images)
+    assert quantized.export("xavier@8.5").model.opset_import[0].version == 16
+    assert quantized.export().model.opset_import[0].version == 20
+    with pytest.raises(UsageError, match="Jetson Nano"):
+        quantized.export("nano")
+
+
+def test_a_width_for_single_layers(net, images):
+    quantized = trtq.quantize(net, images, layer_bits={"body.0": "w4a8", "head": "fp16"})
+    formats = quantized.encodings.formats
+    assert formats["body.0.weight"].bits == 4 and formats["body.0.input"].bits == 8
+    assert "head.weight" not in formats
+    with pytest.raises(UsageError, match="that the model does not have"):
+        trtq.quantize(net, images, layer_bits={"nothing": "w4a8"})
+    with pytest.raises(UsageError, match="Cannot read the width 'tiny'"):
+        trtq.quantize(net, images, layer_bits={"head": "tiny"})
+
+
+class Augmented(Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.randn(3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (lambda x: Augmented(), "is not the same in every pass.*Turn random augmentation off"),
+        (lambda x: (x * 255).to(torch.uint8), "an input is uint8, the model takes float32"),
+        (lambda x: [x[0], x[1, :, :8]], r"inputs have the shapes \[3, 8, 16\], \[3, 16, 16\]"),
+        (lambda x: [(x[0], 1, 2)], "a sample has 3 parts"),
+        (lambda x: [{"a": x[0], "b": x[1]}], "a sample has the inputs a, b, expected one"),
+        (lambda x: ["a.png", "b.png"], "an input is a str, expected a tensor"),
+        (lambda x: [], "it has no samples"),
+        (lambda x: 7, "it is no tensor, list, Dataset, DataLoader or iterable"),
+        (lambda x: [(x[0], 0.5), (x[1], 0.25)], None),
+    ],
+)
+def test_data_that_cannot_be_used_says_why(net, images, data, text):
+    if text is None:
+        quantized = trtq.quantize(net, images)
+        with pytest.raises(DataError, match="floating-point numbers, expected class indices"):
+            quantized.evaluate(data(images), task="classification")
+        return
+    with pytest.raises(DataError, match=text):
+        trtq.quantize(net, data(images))
+
+
+def test_a_batch_axis_too_many_is_named(net, images):
+    model = trtq.load(net, input_size=(3, 16, 16))
+    with pytest.raises(
+        DataError, match=r"has the shape \[1, 3, 16, 16\], the input is input float32 \[batch"
+    ):
+        trtq.quantize(model, [x[None] for x in images])
+
+
+def test_targets_of_classes_that_the_model_does_not_have(net, images):
+    quantized = trtq.quantize(net, images)
+    with pytest.raises(DataError, match="highest class index is 9, the model has 4 classes"):
+        quantized.evaluate([(x, 9) for x in images])
+
+
+def test_modules_that_cannot_be_captured_say_why(images):
+    with pytest.raises(CaptureError, match="Net is in training mode"):
+        trtq.quantize(Net().train(), images)
+    with pytest.raises(CaptureError, match="its parameters are float64, expected float32"):
+        trtq.quantize(Net().eval().double(), images)
+    with pytest.raises(UsageError, match="The input size of Net is not known"):
+        trtq.load(Net().eval())
+    with pytest.raises(UsageError, match="takes no checkpoint"):
+        trtq.load(Net().eval(), checkpoint="x.pt", input_size=(3, 16, 16))
+    with pytest.raises(UsageError, match="Unknown setting 'bit'"):
+        trtq.quantize(Net().eval(), images, bit="w8a8")
+
+
+def test_options_are_those_of_the_spec():
+    own = QuantizeOptions()
+    shared = set(QuantizeSpec.__struct_fields__) & set(QuantizeOptions.__struct_fields__)
+    assert set(QuantizeOptions.__struct_fields__) - shared == {"layer_bits"}
+    made = QuantizeSpec(model="m", data="d", out="o")
+    assert {f: getattr(made, f) for f in shared} == {f: getattr(own, f) for f in shared}

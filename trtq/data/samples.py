@@ -1,0 +1,457 @@
+"""Samples: inputs by name, a target where there is one, an id; read as often as needed.
+
+Whatever the data are, a folder of images or a program's own DataLoader, everything behind them sees
+:class:`Samples`: countable, repeatable, with a digest of their content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import msgspec
+import torch
+
+from trtq.artifact import digest_of
+from trtq.data.labels import Labels
+from trtq.data.preprocess import Preprocess, ahead
+from trtq.data.source import Source, describe
+from trtq.errors import DataError
+
+INPUT = "input"
+SHOWN = 3
+TARGET_KEYS = ("target", "label", "labels", "y")
+NOTHING = -100  # no class has this index
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some samples side by side.
+
+    Attributes:
+        inputs: by name, float32, samples first.
+        ids: one text a sample.
+        targets: reads class indices, int64 [N], or of pixels [N, H, W]; None without them.
+    """
+
+    inputs: Mapping[str, torch.Tensor]
+    ids: Sequence[str]
+    targets: Callable[[], torch.Tensor | None]
+
+    @property
+    def input(self) -> torch.Tensor:
+        """The input of a model that has one."""
+        (only,) = self.inputs.values()
+        return only
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Samples(ABC):
+    """A repeatable list of samples.
+
+    Attributes:
+        name: what the data were asked for by.
+        ids: one text a sample, stable between runs.
+        preprocess: how images became inputs; None for data that are inputs already.
+        classes: how many classes the targets are said to have; None where nothing says so.
+        ignore: the target value that is not counted.
+    """
+
+    name: str
+    ids: Sequence[str]
+    preprocess: Preprocess | None = None
+    classes: int | None = None
+    ignore: int = NOTHING
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    @abstractmethod
+    def has_targets(self) -> bool:
+        """Whether samples have targets."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel has a target."""
+        return False
+
+    def expect(self, classes: int, model: str) -> None:
+        """Refuse targets of classes that a model does not have, at once or when they are read.
+
+        Raises:
+            DataError: names both numbers.
+        """
+        del classes, model
+
+    @abstractmethod
+    def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:
+        """Yield the first ``count`` samples in batches of at most ``size``.
+
+        Args:
+            size: samples in a batch.
+            count: how many samples; None for all.
+
+        Raises:
+            DataError: a sample is damaged, or differs from what an earlier pass read.
+        """
+
+    @abstractmethod
+    def contents(self) -> list[str]:
+        """Return 16 hex digits for the content of each sample."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return the SHA-256 over ids and content, in order."""
+
+    @abstractmethod
+    def take(self, count: int, seed: int) -> Samples:
+        """Return ``count`` samples drawn without replacement, all if there are fewer."""
+
+    def describe(self) -> dict[str, object]:
+        """Return what a record says about the data."""
+        return {"source": self.name, "images": len(self), "classes": self.classes}
+
+    def inputs(self, count: int, size: int) -> Iterator[torch.Tensor]:
+        """Yield the single input of the first ``count`` samples in batches, float32 [N, ...]."""
+        for batch in self.batches(size, count=count):
+            yield batch.input
+
+
+@dataclass(kw_only=True)
+class ImageSamples(Samples):
+    """Images of a source as a model's input.
+
+    Attributes:
+        source: the images.
+        picture: how an image becomes the input.
+        indices: which images, in order.
+        labels: their targets; None without them.
+    """
+
+    source: Source
+    picture: Preprocess
+    indices: Sequence[int]
+    labels: Labels | None = None
+
+    def __post_init__(self) -> None:
+        self.name = self.source.name
+        self.preprocess = self.picture
+        self.ids = [self.source.ids[i] for i in self.indices]
+        self.classes = len(self.source.classes) or None
+        self.ignore = NOTHING if self.labels is None else self.labels.ignore
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there are labels or masks."""
+        return self.labels is not None
+
+    @property
+    def dense(self) -> bool:
+        """Whether there are masks."""
+        return self.labels is not None and self.labels.dense
+
+    def expect(self, classes: int, model: str) -> None:  # noqa: D102
+        if self.labels is not None:
+            self.labels.expect(classes, model)
+
+    def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:  # noqa: D102
+        chosen = list(self.indices[:count])
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+        def read(part: Sequence[int]) -> torch.Tensor:
+            return torch.stack([self.picture.apply(self.source.image(i)) for i in part])
+
+        for part, images in zip(parts, ahead(parts, read), strict=True):
+            yield Batch(
+                inputs={INPUT: images},
+                ids=[self.source.ids[i] for i in part],
+                targets=partial(self._targets, part),
+            )
+
+    def _targets(self, part: Sequence[int]) -> torch.Tensor | None:
+        return None if self.labels is None else self.labels.of(part)
+
+    def contents(self) -> list[str]:  # noqa: D102
+        return self.source.short_contents(self.indices)
+
+    def digest(self) -> str:  # noqa: D102
+        return self.source.digest(self.indices)
+
+    def take(self, count: int, seed: int) -> ImageSamples:  # noqa: D102
+        drawn = self.source.sample(len(self.source), seed)
+        own = set(self.indices)
+        return replace(self, indices=[i for i in drawn if i in own][:count])
+
+    def describe(self) -> dict[str, object]:  # noqa: D102
+        return describe(self.source)
+
+
+class TensorSamples(Samples):
+    """Tensors of a program's own, one a sample, with or without a target.
+
+    Args:
+        name: what to call them.
+        count: how many there are.
+        read: returns sample ``i``: a tensor or array, a pair with a target, or a dict of inputs;
+            called again in every pass.
+
+    A sample that differs from what an earlier pass read is an error: results would depend on
+    chance.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        read: Callable[[int], object],
+        *,
+        order: Sequence[int] | None = None,
+        seen: dict[int, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.read = read
+        self.order = list(range(count)) if order is None else list(order)
+        self.ids = [f"{i:06d}" for i in self.order]
+        self.seen: dict[int, str] = {} if seen is None else seen
+        self.expected: tuple[int, str] | None = None
+
+    @cached_property
+    def _first_target(self) -> torch.Tensor | None:
+        return self._sample(self.order[0])[1] if self.order else None
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the first sample has a target."""
+        return self._first_target is not None
+
+    @property
+    def dense(self) -> bool:
+        """Whether the first target is one class a pixel."""
+        return self._first_target is not None and self._first_target.ndim == 2
+
+    def expect(self, classes: int, model: str) -> None:  # noqa: D102
+        self.expected = (classes, model)
+
+    def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:  # noqa: D102
+        chosen = self.order[:count]
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            rows = [self._sample(i) for i in part]
+            yield Batch(
+                inputs={INPUT: _stacked(self.name, [x for x, _ in rows])},
+                ids=[f"{i:06d}" for i in part],
+                targets=partial(self._targets, [t for _, t in rows]),
+            )
+
+    def _targets(self, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+        targets = _stacked_targets(self.name, rows)
+        if targets is not None and self.expected is not None:
+            classes, model = self.expected
+            counted = targets[targets != self.ignore]
+            highest = int(counted.max()) if counted.numel() else 0
+            if highest >= classes:
+                raise DataError(
+                    f"The targets of {self.name} do not fit {model}",
+                    f"the highest class index is {highest}, the model has {classes} classes",
+                )
+        return targets
+
+    def contents(self) -> list[str]:  # noqa: D102
+        for i in self.order:
+            if i not in self.seen:
+                self._sample(i)
+        return [self.seen[i][:16] for i in self.order]
+
+    def digest(self) -> str:  # noqa: D102
+        self.contents()
+        return digest_of([self.seen[i] for i in self.order])
+
+    def take(self, count: int, seed: int) -> TensorSamples:  # noqa: D102
+        draw = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(seed))
+        order = [self.order[int(i)] for i in draw[:count]]
+        return TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
+
+    def _sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        value, target = _split(self.name, self.read(index))
+        content = hashlib.sha256(f"{value.dtype} {list(value.shape)}\0".encode())
+        content.update(value.contiguous().numpy().tobytes())
+        now = content.hexdigest()
+        before = self.seen.setdefault(index, now)
+        if before != now:
+            raise DataError(
+                f"Sample {index} of {self.name} is not the same in every pass",
+                "its values differ from those that an earlier pass read",
+                "Turn random augmentation off in the dataset that calibrates and evaluates",
+            )
+        return value, target
+
+
+def _split(name: str, sample: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the input and the target of one sample of a program's own data."""
+    target: object = None
+    if isinstance(sample, Mapping):
+        named = {str(k): v for k, v in sample.items()}
+        key = next((k for k in TARGET_KEYS if k in named), None)
+        target = None if key is None else named.pop(key)
+        if len(named) != 1:
+            raise DataError(
+                f"Cannot use the samples of {name}",
+                f"a sample has the inputs {', '.join(named) or 'none'}, expected one",
+                "Give samples with one input, and the target as 'target'",
+            )
+        (value,) = named.values()
+    elif isinstance(sample, (tuple, list)):
+        if not 1 <= len(sample) <= 2:
+            raise DataError(
+                f"Cannot use the samples of {name}",
+                f"a sample has {len(sample)} parts, expected an input and at most a target",
+                "Give (input, target) or the input alone",
+            )
+        value = sample[0]
+        target = sample[1] if len(sample) > 1 else None
+    else:
+        value = sample
+    return _input(name, value), None if target is None else torch.as_tensor(target)
+
+
+def _input(name: str, value: object) -> torch.Tensor:
+    """Return an input as float32 on the CPU."""
+    try:
+        tensor = torch.as_tensor(value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as exc:
+        raise DataError(
+            f"Cannot use the samples of {name}",
+            f"an input is a {type(value).__name__}, expected a tensor or an array",
+            "Apply the model's preprocessing first (ToTensor, Normalize)",
+        ) from exc
+    if not tensor.is_floating_point():
+        raise DataError(
+            f"Cannot use the samples of {name}",
+            f"an input is {str(tensor.dtype).removeprefix('torch.')}, the model takes float32",
+            "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
+        )
+    return tensor.to(torch.float32)
+
+
+def _stacked(name: str, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    shapes = {tuple(r.shape) for r in rows}
+    if len(shapes) != 1:
+        raise DataError(
+            f"Cannot use the samples of {name}",
+            f"inputs have the shapes {', '.join(str(list(s)) for s in sorted(shapes)[:SHOWN])}",
+            "Resize or crop all of them to the size that the model takes",
+        )
+    return torch.stack(list(rows))
+
+
+def _stacked_targets(name: str, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return targets as int64; None where no sample has one."""
+    given = [t for t in rows if t is not None]
+    if not given:
+        return None
+    if len(given) != len(rows) or len({tuple(t.shape) for t in given}) != 1:
+        raise DataError(
+            f"Cannot use the targets of {name}", "samples have targets of different forms"
+        )
+    stacked = torch.stack(given)
+    if stacked.is_floating_point():
+        raise DataError(
+            f"Cannot use the targets of {name}",
+            "they are floating-point numbers, expected class indices",
+        )
+    return stacked.to(torch.int64)
+
+
+class _Kept:
+    """Samples of data that can be read once only, kept in memory."""
+
+    def __init__(self, rows: Sequence[object]) -> None:
+        self.rows = rows
+
+    def __call__(self, index: int) -> object:
+        return self.rows[index]
+
+
+def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Samples:
+    """Return a program's own data as samples.
+
+    Args:
+        data: a tensor or array with samples first, a list of samples, a Dataset, a DataLoader (its
+            dataset is read in the order that trtq chooses), or any iterable of batches or samples,
+            which is read once and kept in memory.
+        limit: keep at most so many samples of what can be read only once.
+        name: what to call the data; default: its type.
+
+    Raises:
+        DataError: it is empty, or no such thing.
+    """
+    if isinstance(data, Samples):
+        return data
+    label = name or f"{type(data).__name__} of the program"
+    count, read = _reader(data, label, limit)
+    if not count:
+        raise DataError(f"Cannot use {label}", "it has no samples")
+    return TensorSamples(label, count, read)
+
+
+def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[int], object]]:
+    """Return how many samples the data have and what reads one."""
+    dataset = getattr(data, "dataset", None)
+    if isinstance(data, torch.utils.data.DataLoader) and _indexed(dataset):
+        collate = data.collate_fn
+        return len(dataset), lambda i: _only_row(collate([dataset[i]]))  # type: ignore[arg-type,index]
+    if _indexed(data):
+        sized: Any = data
+        return len(sized), sized.__getitem__
+    if not hasattr(data, "__iter__"):
+        raise DataError(
+            f"Cannot use {name} as data",
+            "it is no tensor, list, Dataset, DataLoader or iterable",
+            "Give one of them, or the text of a folder of images",
+        )
+    loader = isinstance(data, torch.utils.data.DataLoader)
+    rows: list[object] = []
+    for item in data:
+        rows += _rows(item) if loader else [item]
+        if limit is not None and len(rows) >= limit:
+            break
+    rows = rows[:limit]
+    return len(rows), _Kept(rows)
+
+
+def _indexed(data: object) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, dict)
+
+
+def _only_row(batch: object) -> object:
+    """Return the one sample of a collated batch."""
+    (row,) = _rows(batch)
+    return row
+
+
+def _rows(batch: object) -> list[object]:
+    """Return the samples of a batch: a tensor, a pair of tensors, or a dict of them."""
+    if isinstance(batch, torch.Tensor):
+        return list(batch)
+    if isinstance(batch, Mapping):
+        parts = {k: list(v) for k, v in batch.items()}
+        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    if isinstance(batch, (tuple, list)) and batch:
+        return [tuple(row) for row in zip(*(list(part) for part in batch), strict=True)]
+    raise DataError(
+        "Cannot use a batch of the DataLoader",
+        f"it is a {type(batch).__name__}, expected a tensor, a pair or a dict of tensors",
+    )
+
+
+def preprocess_digest(samples: Samples) -> str:
+    """Return a digest of how images became inputs, for keys of caches."""
+    return digest_of(msgspec.to_builtins(samples.preprocess))

@@ -1,0 +1,1 @@
+"""The verbs on objects: quantize, evaluate; nothing here reads or writes files on its own."""

@@ -1,0 +1,242 @@
+"""Run samples through a model and a reference, compare them, and score both.
+
+The one place that joins answers with targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_of_array
+from trtq.data.metrics import Array
+from trtq.data.samples import Batch, Samples
+from trtq.engine.runner import OnnxRunner, Runner
+from trtq.errors import UsageError
+from trtq.flow.quantized import Quantized
+from trtq.progress import Progress
+from trtq.tasks import Figure, Score, Task, find_task, task_for
+
+Outputs = Mapping[str, Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What samples said about a model, and about its reference.
+
+    Attributes:
+        samples: how many samples were run.
+        task: what the first output means.
+        score, reference_score: counts against targets; the second is None without a reference.
+        outputs: every output against the reference's, or against itself without one.
+        compared: whether there is a reference.
+    """
+
+    samples: int
+    task: Task
+    score: Score
+    reference_score: Score | None
+    outputs: list[OutputComparison]
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a reference."""
+        return self.reference_score is not None
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """Scores by name."""
+        return {f.name: f for f in self.score.figures}
+
+    @property
+    def reference(self) -> dict[str, Figure]:
+        """The reference's scores by name."""
+        return (
+            {}
+            if self.reference_score is None
+            else {f.name: f for f in self.reference_score.figures}
+        )
+
+    def __str__(self) -> str:
+        parts = [f"{self.samples} samples"]
+        for name, figure in self.figures.items():
+            other = self.reference.get(name)
+            beside = f" (float {other.value:.2f} {other.unit})" if other and other.value else ""
+            parts.append(f"{figure.words}{beside}")
+        if self.compared:
+            for output in self.outputs:
+                lead = "" if len(self.outputs) == 1 else f"{output.name}: "
+                parts.append(f"against float: {lead}{output.words}")
+        return "; ".join(parts)
+
+
+def evaluate_quantized(
+    quantized: Quantized, samples: Samples, task: str | Task | None, *, batch_size: int
+) -> Evaluation:
+    """Return the scores of an exported model beside its float model's, in ONNX Runtime.
+
+    Raises:
+        UsageError: an unknown task, or answers and targets do not fit.
+    """
+    asked = None if task is None else find_task(task)
+    inputs = quantized.inputs
+    evaluator = Evaluator(
+        OnnxRunner(quantized.done.qdq),
+        OnnxRunner(quantized.fp32),
+        known=inputs.answer,
+        task=asked,
+        names=(inputs.model.name, f"the float {inputs.model.name}"),
+        note=inputs.run.note,
+    )
+    return evaluator.run(samples, batch_size, inputs.run.progress)
+
+
+@dataclass
+class Evaluator:
+    """Runs samples through a model and its reference, and counts.
+
+    Attributes:
+        runner: the model.
+        reference: what it is compared with; None for nothing.
+        known: what the first output is, where its file says it.
+        task: what the first output means; None for what is known.
+        names: of the model and the reference, for errors.
+        note: receives a line that the user should read.
+    """
+
+    runner: Runner
+    reference: Runner | None
+    known: Kind | None
+    task: Task | None
+    names: tuple[str, str]
+    note: Callable[[str], None]
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+    def run(self, samples: Samples, batch_size: int, progress: Progress) -> Evaluation:
+        """Run all samples.
+
+        Raises:
+            UsageError: the two models have different outputs, or answers and targets do not fit.
+        """
+        progress.begin(f"Evaluating: {self.runner.label}", len(samples))
+        scores: list[Score] = []
+        for batch in samples.batches(batch_size):
+            array = batch.input.numpy()
+            ours = self.runner.run(array)
+            theirs = ours if self.reference is None else self.reference.run(array)
+            pairs = self._pair(ours, theirs)
+            first = next(iter(ours.values()))
+            task = self._task_of(first, samples)
+            targets = self._targets(first, task, samples, batch)
+            self._compare(pairs)
+            if not scores:
+                scores = [task.score(ignore=samples.ignore) for _ in range(2)]
+            for score, answer in zip(scores, (first, pairs[0][1]), strict=True):
+                score.add(answer, targets)
+            progress.advance(len(array))
+        return Evaluation(
+            samples=len(samples),
+            task=self._task_of(first, samples),
+            score=scores[0],
+            reference_score=None if self.reference is None else scores[1],
+            outputs=[t.result for t in self.tallies.values()],
+        )
+
+    def _compare(self, pairs: list[tuple[str, Array, Array]]) -> None:
+        for i, (name, wanted, answer) in enumerate(pairs):
+            kind = self.known if i == 0 else None
+            self.tallies.setdefault(name, Tally(name, kind)).add(wanted, answer)
+
+    def _pair(self, ours: Outputs, theirs: Outputs) -> list[tuple[str, Array, Array]]:
+        """Return name, reference and answer of every output.
+
+        Outputs are paired by name, or in order where the names differ.
+
+        Raises:
+            UsageError: the two do not have the same outputs.
+        """
+        same = set(ours) == set(theirs)
+        if len(ours) != len(theirs) or (not same and set(ours) & set(theirs)):
+            raise self._differ(f"outputs {', '.join(ours)} and {', '.join(theirs)} differ")
+        names = list(ours) if same else list(theirs)
+        if names != list(ours):
+            self._tell(
+                f"outputs are compared in order, their names differ: {', '.join(ours)} and "
+                f"{', '.join(theirs)}"
+            )
+        pairs = [(mine, theirs[other], ours[mine]) for mine, other in zip(ours, names, strict=True)]
+        for name, wanted, answer in pairs:
+            if wanted.shape != answer.shape and not _behind_selection(wanted, answer):
+                raise self._differ(
+                    f"outputs {list(answer.shape)} and {list(wanted.shape)} differ ({name})"
+                )
+        return pairs
+
+    def _differ(self, reason: str) -> UsageError:
+        return UsageError(f"Cannot compare {self.names[0]} with {self.names[1]}", reason)
+
+    def _task_of(self, answer: Array, samples: Samples) -> Task:
+        """Return what the first output means.
+
+        It is what was asked for, else what the file says, else scores where there are masks or as
+        many classes as columns; never a guess.
+        """
+        if self.task is not None:
+            self.known = self.task.kind
+            return self.task
+        if samples.dense:
+            self.known = "pixels"
+        elif (
+            self.known not in HAVE_PREDICTIONS
+            and answer.ndim == 2
+            and answer.shape[1] == samples.classes
+        ):
+            self.known = "classes"
+        return task_for(self.known)
+
+    def _targets(
+        self, answer: Array, task: Task, samples: Samples, batch: Batch
+    ) -> npt.NDArray[np.int64] | None:
+        """Return the targets of a batch; None where the answers have no meaning.
+
+        Raises:
+            UsageError: their shapes do not fit the answer.
+            DataError: they are of classes that the model does not have.
+        """
+        if not samples.has_targets:
+            return None
+        if not samples.dense and kind_of_array(answer, self.known) != "classes":
+            self._tell(
+                "no top-1: its output is not known to be scores of classes: give folders, or "
+                "--class-index, of as many as it has columns"
+            )
+            return None
+        if samples.dense and (answer.ndim != 4 or answer.dtype.kind != "f"):
+            raise UsageError(
+                f"Cannot compare {self.names[0]} with masks",
+                f"its output is {list(answer.shape)}, not [N, classes, H, W]",
+            )
+        samples.expect(int(answer.shape[1]), self.names[0])
+        targets = batch.targets()
+        if targets is None:
+            return None
+        values = targets.numpy()
+        mismatch = task.mismatch(answer, values)
+        if mismatch:
+            kind = "masks" if samples.dense else "labels"
+            raise UsageError(f"Cannot compare {self.names[0]} with {kind}", mismatch)
+        return values
+
+    def _tell(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            self.note(text)
+
+
+def _behind_selection(wanted: Array, answer: Array) -> bool:
+    """Whether two answers differ only in the number of rows they chose."""
+    return wanted.ndim == answer.ndim and wanted.shape[1:] == answer.shape[1:]

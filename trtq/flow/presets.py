@@ -1,0 +1,135 @@
+"""The quick check of a preset, and the fallbacks when it fails."""
+
+from __future__ import annotations
+
+import math
+
+from trtq.errors import UsageError
+from trtq.flow.ptq import Attempt, Inputs, attempt, fitting
+from trtq.graph.blocks import Family, family_of
+from trtq.methods.presets import CHECK_SQNR_DB, LEAST_SQNR_DB, PRESETS, Preset, add, start
+from trtq.records.quantize import PresetRecord, TryRecord
+from trtq.specs import QuantizeOptions
+
+
+def attempt_preset(inputs: Inputs, options: QuantizeOptions) -> tuple[Attempt, PresetRecord | None]:
+    """Attempt what was asked, with the family's preset.
+
+    When the quick check fails, the preset's fallbacks are attempted and the best attempt is taken.
+
+    Raises:
+        TrtqError: any of its branches.
+    """
+    if options.preset_quant == "none":
+        return attempt(inputs, options), None
+    likely, counted = family_of(inputs.model.graph.module)
+    family: Family = likely if options.preset_quant == "auto" else options.preset_quant
+    reason = counted if options.preset_quant == "auto" else "asked for"
+    current = fitting(inputs, start(options, family), options.method)
+    names = ", ".join(current.method)
+    inputs.run.tell(f"preset {family} ({reason}): {names or 'no method'}")
+    best = attempt(inputs, current)
+    tried = [_tried("as asked" if current == options else f"with {names}", best)]
+    if not inputs.model.random_weights:
+        best, more = _fall_back(inputs, options, PRESETS[family], best)
+        tried += more
+    floor = options.min_agreement
+    return best, PresetRecord(
+        family=family,
+        reason=reason,
+        methods=list(best.options.method),
+        check=f"{_check_words(best, floor)} on {best.parity.images} calibration images",
+        passed=_passes(best, floor),
+        tried=tried,
+        taken=next(t.step for t in reversed(tried) if t == _tried(t.step, best)),
+        high_precision=list(best.options.high_precision),
+        attention=best.options.attention,
+    )
+
+
+def _fall_back(
+    inputs: Inputs, asked: QuantizeOptions, preset: Preset, first: Attempt
+) -> tuple[Attempt, list[TryRecord]]:
+    """Return the first attempt that passes the quick check, else the best one.
+
+    The second value is what was tried after the first attempt.
+    """
+    note, floor = inputs.run.note, asked.min_agreement
+    best = last = first
+    tried: list[TryRecord] = []
+    for step in preset.fallback:
+        if _passes(best, floor):
+            break
+        sqnr = {k: v.sqnr_db for k, v in last.measured.items() if v.sqnr_db is not None}
+        following = fitting(inputs, add(last.options, step, last.placement, sqnr), asked.method)
+        if following == last.options:
+            continue  # the step changes nothing on this model
+        if asked.layer_bits and following.high_precision != last.options.high_precision:
+            note(f"the fallback {step.name} leaves the allocation: its budgets no longer hold")
+        note(
+            f"the quick check asks for {_check_words(best, floor)}, found "
+            f"{best.parity.answer.words}: trying {step.name}"
+        )
+        try:
+            last = attempt(inputs, following)
+        except UsageError as exc:  # a method that was asked for has nothing left to do
+            note(f"{step.name} is left out: {exc}")
+            continue
+        tried.append(_tried(step.name, last))
+        if _rank(last) >= _rank(best):
+            best = last
+    if not _passes(best, floor):
+        note(
+            f"the quick check failed after every fallback: {best.parity.answer.words}; it "
+            f"asks for {_check_words(best, floor)}"
+        )
+    return best, tried
+
+
+def _tried(name: str, done: Attempt) -> TryRecord:
+    answer = done.parity.answer
+    return TryRecord(
+        step=name,
+        agreement=answer.agreement,
+        equal=answer.equal,
+        sqnr_db=answer.sqnr_db,
+        exact=answer.exact,
+    )
+
+
+def _shared(done: Attempt) -> float | None:
+    """Return the share of equal predictions or integers, percent; None for other outputs."""
+    answer = done.parity.answer
+    return answer.agreement if answer.agreement is not None else answer.equal
+
+
+def _rank(done: Attempt) -> tuple[bool, float, float]:
+    answer, share = done.parity.answer, _shared(done)
+    sqnr = math.inf if answer.sqnr_db is None else answer.sqnr_db
+    return (
+        done.parity.passed,
+        0.0 if share is None else share,
+        sqnr if answer.finite else -math.inf,
+    )
+
+
+def _passes(done: Attempt, floor: float) -> bool:
+    """Whether the quick check passes.
+
+    It takes equal predictions without ruined numbers behind them, or numbers that are close.
+    """
+    passed, share, sqnr = _rank(done)
+    if floor == 0.0:  # asked for: nothing is to be checked
+        return passed
+    agrees = _shared(done) is not None and share >= floor and sqnr >= LEAST_SQNR_DB
+    return passed and (sqnr >= CHECK_SQNR_DB or agrees)
+
+
+def _check_words(done: Attempt, floor: float) -> str:
+    answer = done.parity.answer
+    if answer.equal is not None:
+        return f"{floor:g} % equal integers"
+    close = f"{CHECK_SQNR_DB:g} dB of output SQNR"
+    if answer.agreement is None:
+        return close
+    return f"{floor:g} % agreement at {LEAST_SQNR_DB:g} dB or more, or {close}"

@@ -1,0 +1,337 @@
+"""One attempt at quantizing a model after training.
+
+Its stages: place, calibrate, apply the methods, simulate, export, compare the two.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from torch import fx
+
+from trtq.artifact import digest_of, ensure_writable_dir, package_version
+from trtq.data.answers import ANSWER, Kind
+from trtq.data.samples import Samples, preprocess_digest
+from trtq.errors import CalibrationError, UsageError
+from trtq.export.onnx_file import set_metadata_
+from trtq.export.parity import ParityRecord, QuantizerStats, check_parity
+from trtq.export.to_onnx import export_onnx
+from trtq.flow.model import Model
+from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
+from trtq.flow.run import Run
+from trtq.methods.base import Method, MethodContext
+from trtq.methods.registry import choose, require_fit
+from trtq.paths import path_variable
+from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
+from trtq.quant.calibrate import ActivationStats, make_encodings, summarize_all
+from trtq.quant.calibrators import calibrator_key
+from trtq.quant.digest import structure_digest, weights_digest
+from trtq.quant.encodings import Encodings
+from trtq.quant.formats import BitConfig
+from trtq.quant.observe import observe
+from trtq.quant.placement import Placement, place, rules_for
+from trtq.quant.simulate import insert_fake_quantize
+from trtq.records.quantize import MethodRecord
+from trtq.specs import QuantizeOptions
+from trtq.version import __version__
+
+MAX_FOLD_DIFF = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What all attempts of one run share.
+
+    Attributes:
+        model: to quantize; never changed.
+        samples: for calibration.
+        answer: what the model's output is.
+        run: the listener, the notes and the clock.
+        origin: more metadata of the ONNX files.
+    """
+
+    model: Model
+    samples: Samples
+    answer: Kind
+    run: Run
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def images(self, count: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Return batches of the first ``count`` calibration samples."""
+        return self.samples.inputs(count, batch_size if self.model.graph.dynamic_batch else 1)
+
+    def export(
+        self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
+    ) -> onnx.ModelProto:
+        """Return ``graph`` as ONNX, with the metadata later verbs read."""
+        model = export_onnx(
+            graph,
+            opset=opset_of(options),
+            int4=options.weight_storage == "int4",
+            note=self.run.note,
+        )
+        target = target_metadata(target_of(options))
+        origin = {**origin_of(self.model, self.answer), **self.origin}
+        set_metadata_(model, {**origin, **target, **metadata})
+        self.run.clock.lap("export")
+        return model
+
+
+def quantized_metadata(encodings: Encodings) -> dict[str, str]:
+    """Return what a Q/DQ file says of its encodings."""
+    return {"precision": "int8", "encodings_sha256": encodings.digest()}
+
+
+def origin_of(model: Model, answer: Kind) -> dict[str, Any]:
+    """Return what an ONNX file says of the model that it was written from."""
+    origin: dict[str, Any] = {"preprocess": model.preprocess} if model.preprocess else {}
+    return {**origin, "model": model.name, "weights": model.weights, ANSWER: answer}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A quantized model that is not written yet, and how it was made."""
+
+    options: QuantizeOptions
+    graph: fx.GraphModule
+    placement: Placement
+    encodings: Encodings
+    stats: Mapping[str, ActivationStats]
+    methods: list[MethodRecord]
+    cache_note: str
+    qdq: onnx.ModelProto
+    parity: ParityRecord
+    measured: dict[str, QuantizerStats]
+
+
+def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
+    """Refuse what contradicts itself, before any work.
+
+    Args:
+        options: to check.
+        allocated: an allocation that is not read yet has the width of every layer.
+
+    Raises:
+        UsageError: names what contradicts what.
+    """
+    choose(options.method, options.method_arg)
+    check_files(options)
+    for text in options.layer_bits.values():
+        BitConfig.parse(text)
+    if options.layer_bits and options.bits != "w8a8":
+        raise UsageError(
+            "Give bits or layer_bits, not both",
+            f"bits is {options.bits}, and layer_bits has {len(options.layer_bits)} layers",
+        )
+    mixed = allocated or bool(options.layer_bits)
+    if options.weight_storage == "int4" and not mixed and not options.bits.startswith("w4"):
+        raise UsageError(
+            "Cannot store weights as INT4",
+            f"they have other widths with --bits {options.bits}",
+            "Give --bits w4a8 or w4a4",
+        )
+
+
+def attempt(inputs: Inputs, options: QuantizeOptions) -> Attempt:
+    """Quantize a copy of the captured graph as ``options`` say.
+
+    Raises:
+        TrtqError: nothing to quantize, a method that does not fit, a failed calibration or export.
+    """
+    chosen = choose(options.method, options.method_arg)
+    context = _context(inputs, options)
+    for method, _ in chosen:
+        require_fit(method, context)
+    clock = inputs.run.clock
+    clock.lap("place")
+    before = _apply(inputs, context, [c for c in chosen if c[0].stage == "before"])
+    weights = weights_digest(context.graph) if before else inputs.model.weights_sha256
+    stats, origin, cache_note = _calibrate(inputs, options, context, weights)
+    origin["methods"] = " ".join(m.name for m, _ in chosen)
+    encodings = make_encodings(context.graph, context.placement, stats, origin)
+    context.encodings = encodings
+    clock.lap("encode")
+    for method, arguments in chosen:
+        if method.finish is not None:
+            method.finish(context, arguments)
+    after = _apply(inputs, context, [c for c in chosen if c[0].stage == "after"])
+    encodings.round_scales_to_fp16_()
+    encodings.constants = {**context.folded, **encodings.constants}
+    encodings.origin = {**encodings.origin, "structure_sha256": structure_digest(context.graph)}
+    simulated = insert_fake_quantize(context.graph, context.placement, encodings)
+    qdq = inputs.export(simulated, options, **quantized_metadata(encodings))
+    parity, measured = compare_simulation(inputs, options, simulated, qdq)
+    return Attempt(
+        options=options,
+        graph=context.graph,
+        placement=context.placement,
+        encodings=encodings,
+        stats=stats,
+        methods=[*before, *after],
+        cache_note=cache_note,
+        qdq=qdq,
+        parity=parity,
+        measured=measured,
+    )
+
+
+def compare_simulation(
+    inputs: Inputs, options: QuantizeOptions, simulated: fx.GraphModule, qdq: onnx.ModelProto
+) -> tuple[ParityRecord, dict[str, QuantizerStats]]:
+    """Return how torch's simulation compares with ONNX Runtime on calibration samples.
+
+    The second value is what each quantizer did, by name.
+    """
+    compared = list(inputs.images(options.parity_images, options.batch_size))
+    progress = inputs.run.progress
+    progress.begin(
+        "Comparing torch and ONNX Runtime", min(options.parity_images, len(inputs.samples))
+    )
+    result = check_parity(
+        inputs.model.graph.module,
+        simulated,
+        qdq,
+        compared,
+        known=inputs.answer,
+        progress=progress.advance,
+    )
+    inputs.run.clock.lap("parity")
+    return result
+
+
+def fitting(inputs: Inputs, options: QuantizeOptions, asked: Sequence[str]) -> QuantizeOptions:
+    """Return ``options`` without the methods that have nothing to do on this model.
+
+    Methods in ``asked`` stay, and raise later.
+    """
+    if set(options.method) <= set(asked):
+        return options
+    context = _context(inputs, options)
+    kept = [
+        m.name
+        for m, _ in choose(options.method, options.method_arg)
+        if m.name in asked or m.not_applicable_reason(context) is None
+    ]
+    return msgspec.structs.replace(options, method=tuple(m for m in options.method if m in kept))
+
+
+def _context(inputs: Inputs, options: QuantizeOptions) -> MethodContext:
+    """Return a copy of the captured graph with its quantizers, for the methods."""
+    captured = inputs.model.graph
+    progress = inputs.run.progress
+    graph = fx.GraphModule(captured.module, copy.deepcopy(captured.module.graph))
+    placement = place(
+        graph,
+        rules=rules_for(target_of(options)),
+        high_precision=options.high_precision,
+        bits=BitConfig.parse(options.bits),
+        attention=options.attention,
+        layer_bits={n: BitConfig.parse(text) for n, text in options.layer_bits.items()},
+    )
+    if not placement.quantizers:
+        raise CalibrationError(
+            f"There is nothing to quantize in {inputs.model.name}",
+            "its graph has no convolution, linear or matmul",
+        )
+    return MethodContext(
+        graph=graph,
+        placement=placement,
+        dynamic_batch=captured.dynamic_batch,
+        note=inputs.run.note,
+        begin=progress.begin,
+        advance=progress.advance,
+        resume=ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache"),
+        images=lambda count: inputs.images(count, options.batch_size),
+    )
+
+
+def cache_folder(given: str | None) -> Path:
+    """Return the folder of the calibration cache.
+
+    It is the one asked for, ``$TRTQ_CALIB_CACHE``, or ``./calib_cache``.
+    """
+    return Path(given or path_variable("TRTQ_CALIB_CACHE") or "calib_cache")
+
+
+def _apply(
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Any]]]
+) -> list[MethodRecord]:
+    records = []
+    for method, arguments in chosen:
+        did = method.run(context, arguments)
+        if method.exact:
+            _require_same_function(inputs.model, context, method.name)
+        # On this model the method may run differently than it mostly does.
+        label = did.pop("label", method.label)
+        records.append(
+            MethodRecord(
+                name=method.name, label=label, source=method.source, arguments=arguments, did=did
+            )
+        )
+        inputs.run.clock.lap(method.name)
+    return records
+
+
+def _require_same_function(model: Model, context: MethodContext, method: str) -> None:
+    """Check that a graph whose constants a method moved still computes the model's function."""
+    wanted = model.reference
+    with torch.no_grad():
+        got = context.graph(model.graph.example)
+    off = float((got - wanted).abs().max() / wanted.abs().max().clamp_min(1e-30))
+    if not off <= MAX_FOLD_DIFF:
+        raise CalibrationError(
+            f"The method {method} changed what the model computes",
+            f"outputs moved by {off:.2e} of their largest value, at most {MAX_FOLD_DIFF:.0e} is "
+            "rounding",
+            f"Leave --method {method} out, and report this: it is an error of trtq",
+        )
+
+
+def _calibrate(
+    inputs: Inputs, options: QuantizeOptions, context: MethodContext, weights: str
+) -> tuple[dict[str, ActivationStats], dict[str, str], str]:
+    """Return the statistics of every observed activation, their source, and what the cache did."""
+    graph, placement, samples = context.graph, context.placement, inputs.samples
+    widths = [[q.name, q.format.bits] for q in placement.quantizers]
+    key = CacheKey(
+        {
+            "weights": weights,
+            "graph": digest_of([structure_digest(graph), widths]),
+            "images": samples.digest(),
+            "preprocessing": preprocess_digest(samples),
+            "calibrator": calibrator_key(options.calibrator, options.percentile),
+            "version": f"trtq {__version__}, cache {CACHE_VERSION}, torch "
+            f"{package_version('torch')}",
+        }
+    )
+    origin = {
+        "model": inputs.model.name,
+        "weights_sha256": inputs.model.weights_sha256,
+        "graph_sha256": key.parts["graph"],
+        "images_sha256": key.parts["images"],
+        "calibrator": key.parts["calibrator"],
+        "placement": "tensorrt",
+        "bits": "mixed" if options.layer_bits else options.bits,
+    }
+    folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
+    cache, progress = CalibrationCache(folder), inputs.run.progress
+    with cache.lock(key, waiting=progress.note):
+        stats, note = cache.load(key)
+        if stats is None:
+            progress.begin(f"Calibrating ({options.calibrator})", len(samples))
+            images = inputs.images(len(samples), options.batch_size)
+            seen = observe(
+                graph, placement, images, mode=options.calibrator, progress=progress.advance
+            )
+            stats = summarize_all(placement, seen, options.calibrator, options.percentile)
+            cache.save(key, stats)
+    progress.note(f"calibration cache {note}")
+    inputs.run.clock.lap("calibrate")
+    return stats, origin, note

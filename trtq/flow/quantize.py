@@ -1,0 +1,69 @@
+"""Quantize a captured model with samples, in memory."""
+
+from __future__ import annotations
+
+from trtq.data.answers import HAVE_PREDICTIONS
+from trtq.data.samples import Samples
+from trtq.export.parity import (
+    FORCED_IMAGES,
+    require_parity,
+    require_same_float,
+    require_varying,
+)
+from trtq.flow.model import Model
+from trtq.flow.presets import attempt_preset
+from trtq.flow.ptq import Inputs, check_options
+from trtq.flow.quantized import Quantized
+from trtq.flow.run import Run
+from trtq.specs import QuantizeOptions
+
+FEW_IMAGES = 32
+COMPARED = {"values": "SQNR and cosine", "indices": "equal integers"}
+
+
+def quantize_model(
+    model: Model, samples: Samples, options: QuantizeOptions, run: Run | None = None
+) -> Quantized:
+    """Return a model with a number format for every tensor of it.
+
+    Args:
+        model: captured, float32; it is not changed.
+        samples: for calibration, all of them are used (:func:`choose_samples` draws some).
+        options: how to quantize.
+        run: the listener, the notes and the clock.
+
+    Raises:
+        TrtqError: nothing to quantize, a method that does not fit, calibration or export failed,
+            or torch and ONNX Runtime do not compute the same.
+    """
+    run = run or Run()
+    check_options(options)
+    answer = model.answer_kind(samples)
+    inputs = Inputs(model=model, samples=samples, answer=answer, run=run)
+    fp32 = inputs.export(model.graph.module, options, precision="fp32")
+    first = next(inputs.images(FORCED_IMAGES, options.batch_size))
+    require_same_float(model.graph.module, fp32, first)
+    if answer not in HAVE_PREDICTIONS:
+        run.note(
+            f"the output is not known to be scores of classes: it is compared by {COMPARED[answer]}"
+        )
+    done, preset = attempt_preset(inputs, options)
+    require_parity(done.parity)
+    require_varying(done.parity)
+    return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
+
+
+def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:
+    """Return the samples to calibrate on, and say where they are few."""
+    chosen = samples.take(options.calib_images, options.seed)
+    if len(chosen) < options.calib_images:
+        run.note(
+            f"{samples.name} has {len(chosen)} images, {options.calib_images} were asked for: all "
+            "are used"
+        )
+    if len(chosen) < FEW_IMAGES:
+        run.note(
+            f"{len(chosen)} calibration images are few, ranges may be too narrow: 256 or more "
+            "are usual"
+        )
+    return chosen

@@ -1,0 +1,120 @@
+"""How a model is quantized: options that the command line, recipes and Python share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from trtq.specs.base import Doc, Spec
+from trtq.specs.fields import CalibCache, Calibrator, FilesFor, Opset, Percentile
+
+CalibrationImages = Annotated[
+    int, Meta(ge=1), Doc(description="How many images calibration looks at.")
+]
+ImagesPerPass = Annotated[
+    int,
+    Meta(ge=1, le=4096),
+    Doc(description="Images per forward pass; changes memory, not results."),
+]
+Bits = Annotated[
+    str,
+    Meta(pattern=r"^w[2-8]a[2-8]$"),
+    Doc(
+        description="Width of weights and activations, w8a8 to w2a2; the first and the last layer "
+        "and residual shortcuts keep 8."
+    ),
+]
+Methods = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="A quantization method to apply, by name (trtq methods lists them); repeatable."
+    ),
+]
+MethodArguments = Annotated[
+    dict[str, str | int | float | bool],
+    Doc(description="Argument of a method, NAME.K=V; repeatable."),
+]
+FamilyPreset = Annotated[
+    Literal["auto", "none", "cnn", "mobile", "vit", "windowed", "hybrid"],
+    Doc(
+        description="Methods and fallbacks by family of models: auto takes the family from the "
+        "graph, none does what is asked and nothing else. Methods that are asked for replace the "
+        "family's."
+    ),
+]
+MinAgreement = Annotated[
+    float,
+    Meta(ge=0, le=100),
+    Doc(
+        description="Quick check: agreement with float on calibration images below which "
+        "fallbacks are tried, percent; 0 tries none."
+    ),
+]
+WeightStorage = Annotated[
+    Literal["int8", "int4"],
+    Doc(
+        description="How weights of 4 bits are stored: int4 halves the file, needs --opset 21, "
+        "and engines then compute in float."
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "int8", "float"],
+    Doc(
+        description="The products of attentions: in INT8 where their softmax can be (auto), "
+        "always, or never."
+    ),
+]
+HighPrecision = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="Layers to leave in float: a shell pattern, @first, @last or @anchors (both); "
+        "repeatable."
+    ),
+]
+ParityImages = Annotated[
+    int,
+    Meta(ge=1),
+    Doc(description="Calibration images the parity gate compares torch and ONNX Runtime on."),
+]
+
+
+class QuantizeOptions(Spec, frozen=True, kw_only=True):
+    """How to quantize, without what and with which data.
+
+    Attributes:
+        layer_bits: a width for single layers, such as ``{"layer1.0.conv1": "w4a8"}``, in place of
+            ``bits``; ``fp16`` leaves a layer in float.
+    """
+
+    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    percentile: Percentile = 99.99
+    calib_images: CalibrationImages = 256
+    batch_size: ImagesPerPass = 16
+    bits: Bits = "w8a8"
+    layer_bits: dict[str, str] = {}
+    method: Methods = ()
+    method_arg: MethodArguments = {}
+    preset_quant: FamilyPreset = "auto"
+    min_agreement: MinAgreement = 90.0
+    weight_storage: WeightStorage = "int8"
+    attention: Attention = "auto"
+    high_precision: HighPrecision = ()
+    opset: Opset = None
+    target: FilesFor = None
+    seed: Annotated[int, Meta(ge=0)] = 0
+    parity_images: ParityImages = 32
+    calib_cache: CalibCache = None
+
+    @classmethod
+    def of(cls, spec: Spec, **more: Any) -> QuantizeOptions:
+        """Return the options that a spec has under the same names, and ``more``."""
+        own = set(spec.__struct_fields__)
+        shared = {f: getattr(spec, f) for f in cls.__struct_fields__ if f in own}
+        return cls(**{**shared, **more})
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """Return the options as plain values but for some."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return {k: v for k, v in values.items() if k not in names}

@@ -1,0 +1,8 @@
+"""Tasks: what an answer means, what is right, and how good a model is; one file a task."""
+
+from __future__ import annotations
+
+from trtq.tasks.base import Figure, Score, Task
+from trtq.tasks.registry import TASKS, find_task, task_for
+
+__all__ = ["TASKS", "Figure", "Score", "Task", "find_task", "task_for"]

@@ -1,0 +1,56 @@
+"""Image classification: scores of classes [N, C] against class indices [N]."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from trtq.data.metrics import Array
+from trtq.tasks.base import Figure, Score, Task
+
+BEST = 5
+
+
+class TopScore:
+    """Counts of labels that came first, or among the first five."""
+
+    def __init__(self) -> None:
+        self.labelled = 0
+        self.top1 = 0
+        self.top5 = 0
+
+    def add(self, answer: Array, targets: npt.NDArray[np.int64] | None) -> None:
+        """Count one batch."""
+        if targets is None:
+            return
+        wanted = targets[:, None]
+        best = np.argsort(-answer, axis=1, kind="stable")[:, : min(BEST, answer.shape[1])]
+        self.labelled += len(targets)
+        self.top1 += int((best[:, :1] == wanted).sum())
+        self.top5 += int((best == wanted).sum())
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Top-1 and top-5, percent."""
+        if not self.labelled:
+            return []
+        return [
+            Figure(name="top-1", value=round(100.0 * self.top1 / self.labelled, 4)),
+            Figure(name="top-5", value=round(100.0 * self.top5 / self.labelled, 4)),
+        ]
+
+
+class Classification(Task):
+    """One class an image."""
+
+    name = "classification"
+    kind = "classes"
+
+    def score(self, *, ignore: int) -> Score:  # noqa: D102
+        del ignore
+        return TopScore()
+
+    def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
+        if answer.ndim != 2 or targets.ndim != 1:
+            return f"its output is {list(answer.shape)}, the labels are {list(targets.shape)}"
+        return ""

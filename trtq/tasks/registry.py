@@ -1,0 +1,40 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trtq import extensions
+from trtq.data.answers import Kind
+from trtq.errors import UsageError
+from trtq.tasks.base import Task
+from trtq.tasks.classification import Classification
+from trtq.tasks.segmentation import Segmentation
+from trtq.tasks.tensors import Tensors
+
+TASKS: Mapping[str, Task] = {t.name: t for t in (Classification(), Segmentation(), Tensors())}
+
+
+def find_task(name: str | Task) -> Task:
+    """Return a task by name, one of trtq's or an extension.
+
+    Raises:
+        UsageError: unknown (the nearest are suggested), or it cannot be loaded.
+    """
+    if isinstance(name, Task):
+        return name
+    if name in TASKS:
+        return TASKS[name]
+    task = extensions.load("tasks", name, built_in=tuple(TASKS))
+    if not isinstance(task, Task):
+        raise UsageError(
+            f"Cannot use the task {name!r}",
+            f"it is of type {type(task).__name__}, expected trtq.tasks.Task",
+        )
+    return task
+
+
+def task_for(kind: Kind | None) -> Task:
+    """Return the task of an answer: it is never guessed, only scores of classes have one."""
+    known = (t for t in TASKS.values() if kind is not None and t.kind == kind)
+    return next(known, TASKS["tensors"])
