@@ -164,6 +164,13 @@ class BitConfig(msgspec.Struct, frozen=True, order=True):
         return self.quantized and self.input == 16
 
     @property
+    def computed_in(self) -> str:
+        """The format that a device must multiply in for it."""
+        if self.fp8:
+            return "FP8"
+        return "INT8" if self.quantized and self.input <= 8 else "FP16"
+
+    @property
     def kind(self) -> Literal["uniform", "fp8"]:
         """The kind of its formats."""
         return "fp8" if self.fp8 else "uniform"
