@@ -106,12 +106,11 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         version = version_of(self.number)
         oldest, row = releases().oldest, board_row(self.board)
         if version < oldest:
-            last = f", up to {row.jetpacks[1]}" if row is not None else ""
             raise BoardError(
                 f"Cannot build on {self.name}",
                 f"it has TensorRT {shown(version)} (JetPack {self.jetpack}), trtq knows it from "
                 f"{shown(oldest)} on",
-                f"Flash a newer JetPack{last}",
+                "Flash a newer JetPack" if row is None else f"Flash JetPack {row.jetpacks[1]}",
             )
         return version
 
