@@ -29,10 +29,10 @@ system:
 demo: venv  ## EfficientNet-Lite0 from PyPI to INT8 engines for an RTX 3080 and an RTX 4090
 	$(BIN)/trtq demo
 
-# Tests side by side on two cores, then the tests that look at time, alone.
+# Tests side by side, on two cores with one worker more (tests of boards mostly wait), then the tests that look at time, alone.
 test:
 	$(MAKE) --no-print-directory --jobs 2 --output-sync=target venv system lint docs
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --durations=25 -m "not slow and not gpu and not alone"
 	$(BIN)/python -m pytest --durations=10 -m "alone and not slow and not gpu"
 
 test-slow: venv system

@@ -140,7 +140,10 @@ def run_cli(
             patch.chdir(cwd)
         patch.setattr(sys, "argv", ["trtq", *args])
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            code = run_command(list(args))
+            try:
+                code = run_command(list(args))
+            except SystemExit as exc:
+                code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
             _end_early()  # as the end of a process does
     return subprocess.CompletedProcess(["trtq", *args], code, output.getvalue(), errors.getvalue())
 
