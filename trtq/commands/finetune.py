@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -18,19 +17,25 @@ from trtq.artifact import (
     environment,
     header,
     locked,
-    read_json,
     read_record,
     sha256_file,
     write_bytes,
     write_json,
 )
 from trtq.commands.evaluate import evaluate
-from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
+from trtq.commands.finetune_checks import (
+    check_request,
+    require_fit,
+    require_labels,
+    require_trainable,
+    worst_layers,
+)
+from trtq.commands.loading import open_model, open_preprocess, require_own
 from trtq.data.classes import mirrored_pair, require_one_class_list
 from trtq.data.labels import open_labels
 from trtq.data.samples import ImageSamples
 from trtq.data.source import Source, describe, open_source, shared_images, spread
-from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
+from trtq.errors import DataError, UsageError
 from trtq.export.parity import require_same_float
 from trtq.export.to_onnx import export_onnx
 from trtq.files import CURVES_SVG, EVALUATE_JSON, FINETUNE_JSON, FP32, LOCK, QDQ
@@ -40,10 +45,8 @@ from trtq.flow.pair import write_encoded
 from trtq.flow.ptq import Inputs
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device, to_device_
-from trtq.known_records import known
 from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
-from trtq.quant.formats import BitConfig
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.finetune import FinetuneRecord
 from trtq.report.figures import training_figure
@@ -56,7 +59,23 @@ from trtq.user_code import import_named, source_digest
 from trtq.workers import Workers
 
 CHECKPOINT = "checkpoint"
-SEGMENTER_AXES = 4
+# Places, and what does not change the result; the content of files is in the key.
+NOT_IN_KEY = (
+    "out",
+    "checkpoint",
+    "encodings",
+    "parity_images",
+    "opset",
+    "target",
+    "device",
+    "compile",
+    "data",
+    "val",
+    "masks",
+    "val_masks",
+    "class_index",
+    "val_class_index",
+)
 PARITY_BATCH = 16
 WEIGHED_IMAGES = 1000  # whose masks are counted for class weights
 
@@ -102,28 +121,11 @@ class _Job:
         self.spec, self.told, self.run = spec, told, Run(told)
         self.clock, self.note = self.run.clock, self.run.note
         self.workers, self.device, self.out = workers, device, Path(spec.out)
-        if Path(spec.encodings).resolve().parent == self.out.resolve():
-            why = "training would overwrite what it starts from"
-            raise UsageError(
-                f"--out {spec.out} is where the encodings lie", why, "Give another folder"
-            )
-        if spec.val is None and (spec.patience is not None or spec.schedule == "plateau"):
-            asked = "--patience" if spec.patience is not None else "--schedule plateau"
-            raise UsageError(
-                f"{asked} needs --val",
-                "without it no epoch is better than another",
-                "Give labelled images with --val",
-            )
+        check_request(spec)
         check_files(spec)
         self.own = import_named(spec.loss, "loss") if spec.loss is not None else None
         self.source = open_source(spec.data, spec.class_index, self.note)
-        if self.source.labels is None and spec.masks is None and spec.distill < 1.0:
-            raise DataError(
-                f"Cannot train on {self.source.name}",
-                "it has no labels",
-                "Give a folder of class folders, --masks, or --distill 1 to learn from the "
-                "float model",
-            )
+        require_labels(spec, self.source)
         val = self._open_val()
         if spec.masks is None:
             require_one_class_list(self.source, val)
@@ -145,12 +147,9 @@ class _Job:
             )
         self.model = Model.of(self.loaded, self.preprocess)
         self.captured = self.model.graph
-        classes = self._require_fit()
-        self.answer = answer_kind(
-            self.loaded,
-            self.captured,
-            self.source,
-            scored=self.train.labels is not None and spec.loss is None,
+        classes = self._classes()
+        self.answer = self.model.answer_kind(
+            self._images(), scored=self.train.labels is not None and spec.loss is None
         )
         # A graph that cannot be written is found now.
         exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)
@@ -162,23 +161,33 @@ class _Job:
             self.encodings,
             learn_amax=spec.learn_amax,
             freeze=spec.freeze,
-            only=self._worst(weights),
+            only=worst_layers(spec, self.encodings, weights, self.note),
             keep_norms=spec.batch_norm == "kept",
             codebook=spec.codebook,
         )
-        if not self.graph.trained and not self.graph.ranges:
-            raise CalibrationError(
-                "Nothing is left to train", "every layer is frozen and ranges do not learn"
-            )
-        if spec.batch_norm == "kept" and not self.graph.norms:
-            why = "no trained convolution had one behind it and has weight ranges per channel"
-            raise UsageError("Cannot keep BatchNorms", why, "Leave --batch-norm kept out")
+        require_trainable(spec, self.graph)
         to_device_(self.graph.module, device)
         self.trainer = self._trainer(classes, weights)
         at = self.trainer.position
         if at.epoch or at.step:
             self.note(f"going on from epoch {at.epoch + 1}, step {at.step}")
         self.clock.lap("prepare")
+
+    def _classes(self) -> int:
+        """Return the number of classes, once output, labels or masks and their sizes fit."""
+        if not self.captured.dynamic_batch:
+            self.note(
+                "the graph has a fixed batch: every step is one image, not "
+                f"{self.spec.batch_size} (--accumulate adds steps)"
+            )
+        every = [self.train, *([self.val[0]] if self.val else [])]
+        labels = [examples.labels for examples in every if examples.labels is not None]
+        return require_fit(self.spec.model, self.model.reference, labels, self.preprocess)
+
+    def _images(self) -> ImageSamples:
+        return ImageSamples(
+            source=self.source, picture=self.preprocess, indices=range(len(self.source))
+        )
 
     def _open_val(self) -> Source | None:
         spec = self.spec
@@ -206,134 +215,10 @@ class _Job:
             )
         return val
 
-    def _require_fit(self) -> int:
-        """Return the number of classes after checking that everything fits.
-
-        Checked are the output, the labels or masks, and their sizes.
-        """
-        with torch.no_grad():
-            answer = self.captured.module(self.captured.example)
-        if not isinstance(answer, torch.Tensor) or answer.ndim not in (2, SEGMENTER_AXES):
-            shape = (
-                list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-            )
-            raise UsageError(
-                f"Cannot train {self.spec.model}",
-                f"its output is {shape}, neither [N, C] nor [N, C, H, W]",
-            )
-        if not self.captured.dynamic_batch:
-            self.note(
-                "the graph has a fixed batch: every step is one image, not "
-                f"{self.spec.batch_size} (--accumulate adds steps)"
-            )
-        for examples in (self.train, self.val[0] if self.val else None):
-            targets = examples.labels if examples is not None else None
-            if targets is None:
-                continue
-            if targets.dense != (answer.ndim == SEGMENTER_AXES):
-                mend = (
-                    "Give --masks and --val-masks"
-                    if answer.ndim == SEGMENTER_AXES
-                    else "Leave --masks out"
-                )
-                raise UsageError(
-                    f"Cannot train {self.spec.model} on these targets",
-                    f"its output is {list(answer.shape)}",
-                    mend,
-                )
-            if targets.dense and answer.shape[2:] != torch.Size(self.preprocess.input_size[1:]):
-                sizes = (
-                    f"its output is {list(answer.shape[2:])}, masks are "
-                    f"{list(self.preprocess.input_size[1:])}"
-                )
-                raise UsageError(
-                    f"Cannot train {self.spec.model} on masks",
-                    sizes,
-                    "Let the model bring its answer to the size of its input",
-                )
-            targets.expect(answer.shape[1], self.spec.model)
-        return int(answer.shape[1])
-
-    def _worst(self, weights: str) -> set[str] | None:
-        """Return the layers that an analysis ranks worst at the width they have.
-
-        Returns None without an analysis.
-        """
-        if self.spec.sensitivity is None:
-            return None
-        record = read_json(Path(self.spec.sensitivity), kind="analysis")
-        own = record.get("verb") == "analyze"
-        if own:
-            known(record, Path(self.spec.sensitivity), kind="analysis")
-        if not own or record["model"]["weights_sha256"] != weights:
-            why = "it is of another model" if own else "trtq analyze did not write it"
-            raise ArtifactError(
-                f"Cannot rank layers by {self.spec.sensitivity}",
-                why,
-                "Analyse this model, with its checkpoint",
-            )
-        formats, unranked = self.encodings.formats, list[str]()
-
-        def loss(layer: dict[str, Any]) -> float:
-            weight, given = (
-                formats.get(f"{layer['name']}.weight"),
-                formats.get(f"{layer['name']}.input"),
-            )
-            own = (
-                BitConfig(weight=weight.bits, input=given.bits if given is not None else 16).label
-                if weight is not None
-                else None
-            )
-            if own not in layer["loss"]:
-                unranked.append(str(own))
-            return float(layer["loss"].get(own, layer["loss"][record["bits"][0]]))
-
-        ranked = sorted(record["layers"], key=lambda layer: -loss(layer))
-        chosen = ranked[: max(1, round((self.spec.worst or 0.25) * len(ranked)))]
-        if unranked:
-            self.note(
-                f"{len(unranked)} layers have a width that was not analysed ({unranked[0]}): "
-                f"ranked at {record['bits'][0]}"
-            )
-        self.note(
-            f"{len(chosen)} of {len(ranked)} layers train, the worst by {record['metric']}; the "
-            "others stay as they are"
-        )
-        return {str(layer["name"]) for layer in chosen}
-
     def _trainer(self, classes: int, weights: str) -> Trainer:
-        spec, dense = self.spec, self.train.labels is not None and self.train.labels.dense
-        counted = None
-        if self.train.labels is not None:
-            targets = self.train.labels
-            picks = [[i] for i in spread(len(self.source), WEIGHED_IMAGES if dense else None)]
-            counted = class_weights(
-                spec.class_weights, (targets.of(p) for p in picks), classes, targets.ignore
-            )
-        objective = Objective(
-            distill=spec.distill,
-            temperature=spec.temperature,
-            weights=counted.to(self.device) if counted is not None else None,
-            ignore=self.train.labels.ignore if self.train.labels is not None else -100,
-            own=self.own,
-        )
-        where = (
-            "out",
-            "checkpoint",
-            "encodings",
-            "parity_images",
-            "opset",
-            "target",
-            "device",
-            "compile",
-            "data",
-            "val",
-            "masks",
-            "val_masks",
-            "class_index",
-            "val_class_index",  # their content is in the key, not their paths
-        )
-        settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in where}
+        spec = self.spec
+        objective = self._objective(classes)
+        settings = {k: v for k, v in msgspec.to_builtins(spec).items() if k not in NOT_IN_KEY}
         seen = [
             (e.source, e.labels)
             for e in (self.train, self.val[0] if self.val else None)
@@ -369,6 +254,21 @@ class _Job:
             progress=self.told,
         )
 
+    def _objective(self, classes: int) -> Objective:
+        spec, labels = self.spec, self.train.labels
+        weights = None
+        if labels is not None:
+            picks = spread(len(self.source), WEIGHED_IMAGES if labels.dense else None)
+            targets = (labels.of([i]) for i in picks)
+            weights = class_weights(spec.class_weights, targets, classes, labels.ignore)
+        return Objective(
+            distill=spec.distill,
+            temperature=spec.temperature,
+            weights=weights.to(self.device) if weights is not None else None,
+            ignore=labels.ignore if labels is not None else -100,
+            own=self.own,
+        )
+
     def write(self) -> FinetuneRecord:
         """Write the best epoch's files, the record last.
 
@@ -378,13 +278,10 @@ class _Job:
         self.trainer.take_best_()
         to_device_(self.captured.module, torch.device("cpu"))
         encodings, spec = self.graph.learned(), self.spec
-        images = ImageSamples(
-            source=self.source, picture=self.preprocess, indices=range(len(self.source))
-        )
         classes = self.source.classes if spec.masks is None else []
         inputs = Inputs(
             model=self.model,
-            samples=images.take(spec.parity_images, spec.seed),
+            samples=self._images().take(spec.parity_images, spec.seed),
             answer=self.answer,
             run=self.run,
             origin={"classes": classes} if classes else {},

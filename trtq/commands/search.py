@@ -20,16 +20,16 @@ from trtq.artifact import (
 from trtq.commands.allocate import shown
 from trtq.commands.analyze import analyze
 from trtq.commands.candidate import Candidate
-from trtq.commands.pricing import Pricing, require_fp8, require_kernels
+from trtq.commands.pricing import Pricing, require_fp8
+from trtq.commands.search_checks import check_search
 from trtq.commands.search_outcome import Outcome
 from trtq.commands.search_tries import Tries
 from trtq.commands.search_walk import WIDE, Goals, Walk, widths_of
-from trtq.cost.devices import find_device
 from trtq.cost.profile import read_factors
 from trtq.data.answers import HAVE_PREDICTIONS, percent_words
 from trtq.data.classes import require_one_class_list
 from trtq.data.source import open_source
-from trtq.errors import UsageError, suggest
+from trtq.errors import UsageError
 from trtq.files import (
     ANALYSIS_JSON,
     EVALUATE_JSON,
@@ -41,27 +41,22 @@ from trtq.files import (
 )
 from trtq.paths import expand_home
 from trtq.progress import Notes, Progress, Silent
-from trtq.quant.formats import BitConfig, read_options
+from trtq.quant.formats import read_options
 from trtq.records.allocate import AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
 from trtq.records.quantize import QuantizeRecord
 from trtq.records.search import SearchRecord, Try
 from trtq.search.budgets import (
-    LATENCY,
-    NAMES,
     latency_devices,
     over,
-    parse_budgets,
     read_budgets,
     within,
 )
 from trtq.search.loop import AS_ASKED, NONE, smallest
 from trtq.specs import AnalyzeSpec, SearchSpec
-from trtq.workers import Workers
 
 NO_SCORES = "its output is not known to be scores of classes"
-LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
 
 
 def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
@@ -96,7 +91,7 @@ class _Job:
         self.tries, self.note, self.images = list[Try](), Notes(told.note), 0
         self.reference: dict[str, Any] = {}
         self.options, self.factors = read_options(spec.bits), read_factors(spec.correct)
-        _check(spec, self.options)
+        check_search(spec, self.options)
         if spec.min_accuracy is None:
             self.note("no --min-accuracy: accuracy is measured, and any would do")
         self.val = open_source(*self._val(), self.note)
@@ -400,63 +395,3 @@ class _Job:
         )
         self.tries.append(found)
         return found
-
-
-def _check(spec: SearchSpec, options: list[BitConfig]) -> None:
-    """Refuse what contradicts itself, before anything is loaded.
-
-    Raises:
-        UsageError: names what contradicts what.
-    """
-    if bool(spec.model) == bool(spec.candidates):
-        raise UsageError(
-            "trtq search needs a MODEL or --candidates",
-            "it got both" if spec.model else "it got neither",
-        )
-    if spec.checkpoint_key and not (spec.checkpoint or any("=" in c for c in spec.candidates)):
-        raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
-    if spec.candidates and spec.checkpoint:
-        raise UsageError(
-            "--checkpoint does not go with --candidates", hint="Write each as MODEL=CHECKPOINT"
-        )
-    if not spec.budget and spec.min_accuracy is None:
-        raise UsageError(
-            "There is nothing to search for",
-            "neither a budget nor an accuracy was given",
-            "Add --budget size=0.2",
-        )
-    if spec.minimize and spec.min_accuracy is None:
-        raise UsageError(
-            "--minimize needs --min-accuracy",
-            "the narrowest widths are always the smallest",
-            "Add --min-accuracy -1.0",
-        )
-    if Workers.from_environment().world > 1:
-        raise UsageError(
-            "trtq search runs in one process",
-            "torchrun started several",
-            "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings "
-            "takes its pieces up",
-        )
-    if spec.min_accuracy is not None and 0 < spec.min_accuracy < LOWEST:
-        raise UsageError(
-            f"--min-accuracy {spec.min_accuracy:g} would be {spec.min_accuracy:g} %",
-            "above 0 it is a percentage of right answers",
-            f"Write {-spec.min_accuracy:g} for points against the float model, or a percentage "
-            "such as 76",
-        )
-    if (
-        spec.minimize
-        and spec.minimize.lower() not in NAMES
-        and not spec.minimize.lower().startswith(f"{LATENCY}@")
-    ):
-        raise UsageError(
-            f"Cannot minimize {spec.minimize!r}",
-            f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE",
-            suggest(spec.minimize, NAMES),
-        )
-    parse_budgets(spec.budget)
-    for device in latency_devices(spec.budget):
-        find_device(device)
-    if spec.target:
-        require_kernels(options, spec.target)

@@ -1,0 +1,71 @@
+"""Tasks and data adapters from outside the tree, as docs/extending.md shows them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import trtq
+from tests.flow.test_objects import Net
+from trtq.errors import DataError, UsageError
+from trtq.tasks import Task, find_task
+
+PAGE = (Path(__file__).parents[2] / "docs/extending.md").read_text()
+
+
+def block(title: str) -> str:
+    """Return the first Python block below a heading of the page."""
+    section = PAGE[PAGE.index(f"# {title}") :]
+    return re.search(r"```python\n(.*?)```", section, re.S)[1]
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch) -> Net:
+    monkeypatch.setenv("TRTQ_CALIB_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def test_a_task_of_a_file(net, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(block("Adding a task"))
+    images = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    quantized = trtq.quantize(net, images)
+    labels = net(images).argmax(1)
+    scored = quantized.evaluate(list(zip(images, labels, strict=True)), task=f"{own}:BALANCED")
+    assert scored.task.name == "balanced classification"
+    assert scored.reference["balanced accuracy"].value == 100.0
+    assert 0.0 < scored.figures["balanced accuracy"].value <= 100.0
+
+
+def test_a_data_adapter_of_a_file(net, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(block("Adding a data adapter"))
+    (tmp_path / "arrays").mkdir()
+    torch.manual_seed(1)
+    import numpy as np
+
+    for i in range(12):
+        np.save(tmp_path / f"arrays/{i:02d}.npy", torch.randn(3, 16, 16).numpy())
+    source = own.read_text().replace('"arrays"', repr(str(tmp_path / "arrays")))
+    own.write_text(source)
+    quantized = trtq.quantize(net, f"{own}:arrays", input_size=(3, 16, 16))
+    assert len(quantized.inputs.samples) == 12
+    assert quantized.inputs.samples.name == f"{own}:arrays"
+
+
+def test_what_is_no_task_or_adapter_says_so(net, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("NUMBER = 7\n")
+    with pytest.raises(UsageError, match="it is of type int, expected trtq.tasks.Task"):
+        find_task(f"{own}:NUMBER")
+    with pytest.raises(UsageError, match="Unknown task 'classificaton'.*classification"):
+        find_task("classificaton")
+    with pytest.raises(UsageError, match="has no MISSING|Cannot load"):
+        find_task(f"{own}:MISSING")
+    with pytest.raises(DataError, match="it is no tensor, list, Dataset"):
+        trtq.samples(f"{own}:NUMBER")
+    assert isinstance(find_task("tensors"), Task)
