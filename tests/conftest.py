@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trtq.cli import run_command
-from trtq.engine.worker_process import _end_early
+from trtq.engine.worker_process import end_early
 from trtq.testing.images import write_classes
 
 # Models here are so small that a second thread only waits for the first, and the workers of
@@ -144,7 +144,7 @@ def run_cli(
                 code = run_command(list(args))
             except SystemExit as exc:
                 code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-            _end_early()  # as the end of a process does
+            end_early()  # as the end of a process does
     return subprocess.CompletedProcess(["trtq", *args], code, output.getvalue(), errors.getvalue())
 
 

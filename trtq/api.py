@@ -12,7 +12,7 @@ from torch import nn
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.errors import CaptureError, UsageError
-from trtq.flow.data import open_samples
+from trtq.flow.data import open_samples as samples
 from trtq.flow.model import Model
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
@@ -24,7 +24,6 @@ from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
 
 IMAGE_AXES = 3
-samples = open_samples
 
 
 def load(
@@ -174,12 +173,12 @@ def quantize(
     run = Run(progress or Silent())
     given: Samples | None = None
     if not isinstance(data, (str, Path)):
-        given = open_samples(data, limit=asked.calib_images)
+        given = samples(data, limit=asked.calib_images)
         input_size = input_size or _size_of(given)
     captured = load(model, input_size=input_size, preprocess=preprocess, seed=asked.seed)
     run.note(*captured.graph.notes)
     run.clock.lap("capture")
-    everything = open_samples(data if given is None else given, captured)
+    everything = samples(data if given is None else given, captured)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
 
 

@@ -154,6 +154,7 @@ def test_a_record_with_such_names_is_shown_as_text(cnn_out, tmp_path, capsys):
 
 def test_mathtext_and_hidden_labels_in_plots(tmp_path):
     from trtq.bench.history import Entry, plot
+    from trtq.records.quantize import QuantizerRecord
     from trtq.report.figures import histogram_figure
 
     entries = [
@@ -174,9 +175,26 @@ def test_mathtext_and_hidden_labels_in_plots(tmp_path):
     ]
     text = plot(entries, tmp_path / "h.svg").read_bytes()
     assert text.startswith(b"<?xml")
-    figure = histogram_figure(
-        {"name": "$\\frac{$<b>", "histogram": [1, 2], "histogram_limit": 1.0, "amax": 0.5}
+    quantizer = QuantizerRecord(
+        name="$\\frac{$<b>",
+        layer="a",
+        role="input",
+        format="int8",
+        granularity="tensor",
+        amax=0.5,
+        amax_min=0.5,
+        channels=None,
+        sqnr_db=None,
+        saturated=0.0,
+        low=0.0,
+        high=1.0,
+        histogram=[1, 2],
+        histogram_limit=1.0,
+        runs="",
+        extra_ops=0,
+        computes_in="",
     )
+    figure = histogram_figure(quantizer)
     assert "&lt;b&gt;" in figure
 
 

@@ -15,8 +15,9 @@ from trtq.testing.images import write_classes, write_images
 
 
 def test_zip_sources(images, tmp_path):
-    shutil.make_archive(str(tmp_path / "set"), "zip", images.parent, images.name)
-    part = open_source(f"{tmp_path}/set.zip/{images.name}")
+    shutil.copytree(images, tmp_path / "photos")  # a name that says nothing about its content
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path, "photos")
+    part = open_source(f"{tmp_path}/set.zip/photos")
     with pytest.raises(DataError, match="holds one folder that holds folders.* Use .*/set.zip/"):
         open_source(f"{tmp_path}/set.zip")
     assert part.classes == ["class0", "class1", "class2", "class3"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -50,7 +51,7 @@ def test_pain_4_every_release_is_asked_in_its_own_words(
         if i.data_type == onnx.TensorProto.FLOAT16
     ]
     assert bool(halves) == (not old and precision == "fp16")
-    assert made.tensors[0] == {
+    assert msgspec.to_builtins(made.tensors[0]) == {
         "name": "input",
         "dtype": "FLOAT",
         "shape": [-1, 3, 32, 32],
@@ -202,7 +203,7 @@ def test_constants_that_are_listed_as_inputs_are_none(files, tmp_path, tensorrt)
     onnx.save(model, tmp_path / "m.onnx")
     for precision in ("fp32", "fp16"):
         made = build(asked(files, tmp_path, onnx=f"{tmp_path}/m.onnx", precision=precision))
-        assert [t["name"] for t in made.tensors] == ["input", "output"]
+        assert [t.name for t in made.tensors] == ["input", "output"]
         assert made.batch == (1, 8, 32)
 
 

@@ -67,15 +67,15 @@ def start_early(spec: BuildSpec) -> None:
     covered = target.rtx and "INT8" in target.facts.rtx
     if spec.backend in ("auto", "tensorrt-rtx") and covered and is_installed(RTX):
         _early.append(start(RTX))
-        atexit.register(_end_early)
+        atexit.register(end_early)
 
 
-def _end_early() -> None:
+def end_early() -> None:
     """End workers that were started early and never asked."""
     while _early:
         worker = _early.pop()
-        worker.process.kill()
-        worker.process.wait()
+        with worker.errors, worker.process:
+            worker.process.kill()
 
 
 @contextlib.contextmanager
