@@ -1,0 +1,1 @@
+"""What trtq writes today, model by model and path by path: see tests/test_golden.py."""
