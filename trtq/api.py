@@ -23,6 +23,8 @@ from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
 
+__all__ = ["load", "quantize", "samples"]
+
 IMAGE_AXES = 3
 
 
