@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,11 +14,12 @@ from trtq.data.samples import Samples
 from trtq.errors import CaptureError, UsageError
 from trtq.flow.data import open_samples as samples
 from trtq.flow.model import Model
+from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.capture import capture
-from trtq.models.load import LoadedModel, load_model
+from trtq.models.load import load_model
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
@@ -26,6 +27,7 @@ from trtq.specs import QuantizeOptions, QuantizeSpec
 __all__ = ["load", "quantize", "samples"]
 
 IMAGE_AXES = 3
+FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
 
 
 def load(
@@ -59,16 +61,27 @@ def load(
         ModelError: unknown model, a checkpoint that does not fit, NaN weights.
         CaptureError: it cannot be captured as one graph.
     """
+    given = {
+        "checkpoint": checkpoint,
+        "checkpoint_key": checkpoint_key,
+        "model_arg": model_arg,
+        "checkpoint_match": None if checkpoint_match == "name" else checkpoint_match,
+        "input_size": input_size,
+        "preprocess": preprocess,
+        "name": name,
+    }
     if isinstance(model, Model):
+        _require_unused(given, tuple(given), "it is captured already")
         return model
+    if input_size is not None and preprocess is not None and preprocess.input_size != input_size:
+        raise UsageError(
+            f"input_size is {input_size}, and preprocess makes {preprocess.input_size}",
+            hint="Give one of them",
+        )
     if isinstance(model, nn.Module):
-        if checkpoint is not None or model_arg:
-            raise UsageError(
-                "A module in memory takes no checkpoint and no arguments",
-                "it has its weights already",
-                "Load them first, or give the text of a model",
-            )
+        _require_unused(given, FOR_TEXTS, "a module in memory has its weights already")
         return _own(model, name or type(model).__name__, input_size, preprocess)
+    _require_unused(given, ("name",), "the text of a model is its name")
     loaded = load_model(
         model,
         args=model_arg,
@@ -77,11 +90,18 @@ def load(
         key=checkpoint_key,
         seed=seed,
     )
-    return Model.of(loaded, preprocess or _authors(loaded, input_size))
+    if preprocess is not None:
+        return Model.of(loaded, preprocess)
+    return Model.of(loaded, *resolve_preprocess(input_size=input_size, hints=loaded.input_hints))
 
 
-def _authors(loaded: LoadedModel, input_size: tuple[int, int, int] | None) -> Preprocess:
-    return resolve_preprocess(input_size=input_size, hints=loaded.input_hints)[0]
+def _require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:
+    """Refuse arguments that would have no effect."""
+    wrong = [name for name in names if given[name] is not None]
+    if wrong:
+        raise UsageError(
+            f"Cannot use {' and '.join(wrong)} with this model", reason, "Leave them out"
+        )
 
 
 def _own(
@@ -117,12 +137,14 @@ def _own(
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
+    graph = capture(module, size)
     return Model(
         name=name,
         module=module,
         weights="the program's own",
-        graph=capture(module, size),
+        graph=graph,
         preprocess=preprocess,
+        notes=graph.notes,
     )
 
 
@@ -167,21 +189,41 @@ def quantize(
         TrtqError: the options contradict each other, the data do not fit, or quantization fails.
     """
     if isinstance(model, QuantizeSpec):
-        from trtq.commands.quantize import quantize as run_command
-
-        told: Any = data if data is not None else progress
-        return run_command(model, told)
+        _require_unused(
+            {"input_size": input_size, "preprocess": preprocess, "options": options or None},
+            ("input_size", "preprocess", "options"),
+            "a QuantizeSpec has them",
+        )
+        return _run_command(model, data if progress is None else progress)
     asked = QuantizeOptions.make(options)
+    check_options(asked)
     run = Run(progress or Silent())
     given: Samples | None = None
     if not isinstance(data, (str, Path)):
         given = samples(data, limit=asked.calib_images)
-        input_size = input_size or _size_of(given)
+        if not isinstance(model, Model) and preprocess is None:
+            input_size = input_size or _size_of(given)
     captured = load(model, input_size=input_size, preprocess=preprocess, seed=asked.seed)
-    run.note(*captured.graph.notes)
+    run.note(*captured.notes)
     run.clock.lap("capture")
-    everything = samples(data if given is None else given, captured)
+    everything = samples(
+        data if given is None else given, captured, limit=asked.calib_images, note=run.note
+    )
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
+
+
+def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
+    """Run ``trtq quantize``; the second argument is its listener."""
+    from trtq.commands.quantize import quantize as run_command
+
+    if progress is not None and not hasattr(progress, "advance"):
+        raise UsageError(
+            "A QuantizeSpec names its data itself",
+            f"the second argument is a {type(progress).__name__}, expected a Progress",
+            "Give the model instead of the spec",
+        )
+    listener: Any = progress
+    return run_command(spec, listener)
 
 
 def _size_of(samples: Samples) -> tuple[int, int, int] | None:

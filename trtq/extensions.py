@@ -21,7 +21,6 @@ KINDS = {
     "calibrators": "calibrator",
     "data": "data adapter",
     "tasks": "task",
-    "devices": "device",
 }  # the groups of entry points, without "trtq.", and what one of each is called
 
 

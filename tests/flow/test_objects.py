@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -228,7 +229,7 @@ class Augmented(Dataset):
 def test_data_that_cannot_be_used_says_why(net, images, data, text):
     if text is None:
         quantized = trtq.quantize(net, images)
-        with pytest.raises(DataError, match="floating-point numbers, expected class indices"):
+        with pytest.raises(UsageError, match="its targets are float32, expected class indices"):
             quantized.evaluate(data(images), task="classification")
         return
     with pytest.raises(DataError, match=text):
@@ -256,7 +257,9 @@ def test_modules_that_cannot_be_captured_say_why(images):
         trtq.quantize(Net().eval().double(), images)
     with pytest.raises(UsageError, match="The input size of Net is not known"):
         trtq.load(Net().eval())
-    with pytest.raises(UsageError, match="takes no checkpoint"):
+    with pytest.raises(
+        UsageError, match="Cannot use checkpoint with this model: a module in memory"
+    ):
         trtq.load(Net().eval(), checkpoint="x.pt", input_size=(3, 16, 16))
     with pytest.raises(UsageError, match="Unknown setting 'bit'"):
         trtq.quantize(Net().eval(), images, bit="w8a8")
@@ -268,3 +271,89 @@ def test_options_are_those_of_the_spec():
     assert set(QuantizeOptions.__struct_fields__) - shared == {"layer_bits"}
     made = QuantizeSpec(model="m", data="d", out="o")
     assert {f: getattr(made, f) for f in shared} == {f: getattr(own, f) for f in shared}
+
+
+def test_a_sampler_that_gives_some_samples_is_heeded(net, images, labels):
+    from torch.utils.data import SubsetRandomSampler
+
+    pairs = Pairs(images, labels)
+    some = DataLoader(pairs, batch_size=4, sampler=SubsetRandomSampler([3, 5, 7, 9]))
+    assert len(trtq.samples(some)) == 4
+    single = DataLoader(pairs, batch_size=None)
+    assert len(trtq.samples(single)) == 40
+    batches = DataLoader(pairs, batch_sampler=[[0, 1], [8, 9]])
+    assert [list(b.ids) for b in trtq.samples(batches).batches(8)] == [
+        ["000000", "000001", "000002", "000003"]
+    ]
+    assert torch.equal(next(trtq.samples(batches).batches(8)).input, images[[0, 1, 8, 9]])
+
+
+def test_tensors_take_no_targets_and_an_own_task_gets_all(net, images):
+    from trtq.tasks import Figure, Task
+
+    class Error(Task):
+        name = "regression"
+
+        def score(self, *, ignore):
+            return Sum()
+
+    class Sum:
+        def __init__(self):
+            self.values = []
+
+        def add(self, answer, targets):
+            self.values.append(float(np.abs(answer - targets).mean()))
+
+        @property
+        def figures(self):
+            return [Figure(name="mean error", value=float(np.mean(self.values)), unit="")]
+
+    with torch.no_grad():
+        wanted = net(images)
+    quantized = trtq.quantize(net, images)
+    pairs = list(zip(images, wanted, strict=True))
+    scored = quantized.evaluate(pairs, task=Error())
+    assert scored.reference["mean error"].value == pytest.approx(0.0, abs=1e-5)
+    assert scored.figures["mean error"].value > 0.0
+    assert quantized.evaluate(pairs, task="tensors").figures == {}
+    assert scored.notes == ["40 of these samples were used for calibration"]
+
+
+def test_what_loading_says_is_noted_and_preprocessing_is_that_of_the_images(tmp_path):
+    write_classes(tmp_path / "images", 4, 9, size=32)
+    quantized = trtq.quantize("trtq.testing.models:tiny_cnn", str(tmp_path / "images"))
+    assert any("ImageNet's mean and std are used" in line for line in quantized.notes)
+    images = trtq.samples(str(tmp_path / "images"), preprocess=quantized.inputs.model.preprocess)
+    own = trtq.quantize(quantized.inputs.model.module, images)
+    assert own.inputs.model.preprocess == images.preprocess
+    strange = msgspec.structs.replace(images.preprocess, mean=(0.1, 0.1, 0.1))
+    model = trtq.load("trtq.testing.models:tiny_cnn")
+    with pytest.raises(UsageError, match="are not made as .* takes them"):
+        trtq.quantize(model, trtq.samples(str(tmp_path / "images"), preprocess=strange))
+
+
+def test_arguments_without_effect_are_refused(net, images):
+    model = trtq.load(net, input_size=(3, 16, 16))
+    for given, text in (
+        ({"input_size": (3, 16, 16)}, "Cannot use input_size with this model"),
+        ({"method": ("smoth",)}, "Did you mean smooth"),
+        ({"target": "nano"}, "Jetson Nano"),
+        ({"calibrator": "nowhere.py:half"}, "nowhere.py"),
+    ):
+        with pytest.raises(trtq.TrtqError, match=text):
+            trtq.quantize(model, images, **given)
+    with pytest.raises(UsageError, match="masks are for images"):
+        trtq.samples(images, masks="masks")
+    spec = QuantizeSpec(model="m", data="d", out="o")
+    with pytest.raises(UsageError, match="A QuantizeSpec names its data itself"):
+        trtq.quantize(spec, images)
+    with pytest.raises(UsageError, match="Cannot use options with this model"):
+        trtq.quantize(spec, bits="w4a8")
+
+
+def test_an_export_for_a_target_equals_whether_saved_or_not(net, images, tmp_path):
+    quantized = trtq.quantize(net, images)
+    before = quantized.export("xavier@8.5").model
+    quantized.save(tmp_path / "out")
+    assert quantized.export("xavier@8.5").model == before
+    assert onnx.load(tmp_path / "out/model.qdq.onnx").graph == quantized.export().model.graph

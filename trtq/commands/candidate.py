@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 
 from trtq.commands.layer_costs import outline, weights_of
-from trtq.commands.loading import open_model, open_preprocess, weights_note
+from trtq.commands.loading import open_model, open_preprocess
 from trtq.data.labels import open_labels
 from trtq.data.samples import ImageSamples
 from trtq.data.source import Source
 from trtq.errors import UsageError
 from trtq.flow.data import IGNORE
-from trtq.flow.model import Model
+from trtq.flow.model import Model, about_weights
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.records.analyze import AnalyzeRecord, Outline
 from trtq.specs import ModelInputSpec, SearchSpec
@@ -42,7 +42,7 @@ class Candidate:
         preprocess, about_input = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
         self.model = Model.of(loaded, preprocess)
         captured = self.model.graph
-        self.about = [*weights_note(loaded), *about_input, *captured.notes]
+        self.about = [*about_weights(loaded), *about_input, *captured.notes]
         self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
         weights = weights_of(captured.module)
         if not weights:

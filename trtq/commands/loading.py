@@ -79,16 +79,6 @@ def open_preprocess(spec: ModelInputSpec, loaded: LoadedModel) -> tuple[Preproce
     return preprocess, [*loaded.notes, *notes]
 
 
-def weights_note(loaded: LoadedModel) -> list[str]:
-    """Return what the user must know about weights that nobody trained."""
-    if not loaded.weights.startswith("random"):
-        return []
-    return [
-        f"the weights are {loaded.weights}: speed and size mean something, accuracy does not "
-        "(--checkpoint)"
-    ]
-
-
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     """Return a SHA-256 over the weights and the structure of a spec's model, as captured.
 

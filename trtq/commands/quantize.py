@@ -7,12 +7,12 @@ from pathlib import Path
 import msgspec
 
 from trtq.commands.allocation import read_allocation
-from trtq.commands.loading import open_model, open_preprocess, weights_note
+from trtq.commands.loading import open_model, open_preprocess
 from trtq.data.samples import ImageSamples
 from trtq.data.source import open_source
 from trtq.errors import UsageError
 from trtq.files import MODEL_FILES, QUANTIZE_JSON
-from trtq.flow.model import Model
+from trtq.flow.model import Model, about_weights
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.run import Run
@@ -39,7 +39,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
     source = open_source(spec.data, spec.class_index, run.note)
     loaded = open_model(spec)
     preprocess, notes = open_preprocess(spec, loaded)
-    run.note(*weights_note(loaded), *notes)
+    run.note(*about_weights(loaded), *notes)
     images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
     samples = choose_samples(images, options, run)
     run.clock.lap("load")

@@ -172,6 +172,7 @@ class Tries:
             "reference": None if files[1] is None else str(files[1]),
             "data": self.val.name,
             "limit": self.spec.limit,
+            "exclude": None if apart else str(files[0].with_name(QUANTIZE_JSON)),
         }
         return evaluation_record(
             seen,

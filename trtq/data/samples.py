@@ -15,6 +15,12 @@ from typing import Any
 
 import msgspec
 import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from trtq.artifact import digest_of
 from trtq.data.labels import Labels
@@ -235,7 +241,8 @@ class TensorSamples(Samples):
     @property
     def dense(self) -> bool:
         """Whether the first target is one class a pixel."""
-        return self._first_target is not None and self._first_target.ndim == 2
+        target = self._first_target
+        return target is not None and target.ndim == 2 and not target.is_floating_point()
 
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
         self.expected = (classes, model)
@@ -253,7 +260,8 @@ class TensorSamples(Samples):
 
     def _targets(self, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
         targets = _stacked_targets(self.name, rows)
-        if targets is not None and self.expected is not None:
+        counts = targets is not None and not targets.is_floating_point()
+        if targets is not None and counts and self.expected is not None:
             classes, model = self.expected
             counted = targets[targets != self.ignore]
             highest = int(counted.max()) if counted.numel() else 0
@@ -277,7 +285,9 @@ class TensorSamples(Samples):
     def take(self, count: int, seed: int) -> TensorSamples:  # noqa: D102
         draw = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(seed))
         order = [self.order[int(i)] for i in draw[:count]]
-        return TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
+        taken = TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
+        taken.ignore = self.ignore
+        return taken
 
     def _sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         value, target = _split(self.name, self.read(index))
@@ -353,7 +363,7 @@ def _stacked(name: str, rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _stacked_targets(name: str, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """Return targets as int64; None where no sample has one."""
+    """Return targets, integers as int64; None where no sample has one."""
     given = [t for t in rows if t is not None]
     if not given:
         return None
@@ -362,12 +372,7 @@ def _stacked_targets(name: str, rows: Sequence[torch.Tensor | None]) -> torch.Te
             f"Cannot use the targets of {name}", "samples have targets of different forms"
         )
     stacked = torch.stack(given)
-    if stacked.is_floating_point():
-        raise DataError(
-            f"Cannot use the targets of {name}",
-            "they are floating-point numbers, expected class indices",
-        )
-    return stacked.to(torch.int64)
+    return stacked if stacked.is_floating_point() else stacked.to(torch.int64)
 
 
 class _Kept:
@@ -384,8 +389,8 @@ def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Sam
     """Return a program's own data as samples.
 
     Args:
-        data: a tensor or array with samples first, a list of samples, a Dataset, a DataLoader (its
-            dataset is read in the order that trtq chooses), or any iterable of batches or samples,
+        data: a tensor or array with samples first, a list of samples, a Dataset, a DataLoader (the
+            samples that it gives, in the order that trtq chooses), or any iterable of samples,
             which is read once and kept in memory.
         limit: keep at most so many samples of what can be read only once.
         name: what to call the data; default: its type.
@@ -404,10 +409,8 @@ def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Sam
 
 def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[int], object]]:
     """Return how many samples the data have and what reads one."""
-    dataset = getattr(data, "dataset", None)
-    if isinstance(data, torch.utils.data.DataLoader) and _indexed(dataset):
-        collate = data.collate_fn
-        return len(dataset), lambda i: _only_row(collate([dataset[i]]))  # type: ignore[arg-type,index]
+    if isinstance(data, DataLoader) and _indexed(data.dataset):
+        return _loader_reader(data)
     if _indexed(data):
         sized: Any = data
         return len(sized), sized.__getitem__
@@ -417,7 +420,7 @@ def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[
             "it is no tensor, list, Dataset, DataLoader or iterable",
             "Give one of them, or the text of a folder of images",
         )
-    loader = isinstance(data, torch.utils.data.DataLoader)
+    loader = isinstance(data, DataLoader)
     rows: list[object] = []
     for item in data:
         rows += _rows(item) if loader else [item]
@@ -425,6 +428,35 @@ def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[
             break
     rows = rows[:limit]
     return len(rows), _Kept(rows)
+
+
+def _loader_reader(loader: DataLoader[Any]) -> tuple[int, Callable[[int], object]]:
+    """Return how many samples a loader gives in one pass and what reads one, in a fixed order.
+
+    A sampler that gives some of the samples is heeded, its order and repetitions are not.
+    """
+    dataset: Any = loader.dataset
+    collate = loader.collate_fn
+    order = _sampled(loader)
+
+    def read(index: int) -> object:
+        sample = dataset[order[index]]
+        return sample if loader.batch_size is None else _only_row(collate([sample]))
+
+    if loader.batch_size is None and loader.batch_sampler is not None:
+        return len(order), lambda i: _only_row(collate([dataset[order[i]]]))
+    return len(order), read
+
+
+def _sampled(loader: DataLoader[Any]) -> Sequence[int]:
+    """Return the positions in the dataset that a loader reads, each once, in their order."""
+    whole = (SequentialSampler, RandomSampler)
+    own_batches = loader.batch_sampler
+    if own_batches is not None and type(own_batches) is not BatchSampler:
+        return sorted({int(i) for batch in own_batches for i in batch})
+    if isinstance(loader.sampler, whole):
+        return range(len(loader.dataset))  # type: ignore[arg-type]
+    return sorted({int(i) for i in loader.sampler})
 
 
 def _indexed(data: object) -> bool:

@@ -6,17 +6,20 @@ The one place that joins answers with targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from trtq.data.answers import HAVE_PREDICTIONS, Kind, OutputComparison, Tally, kind_of_array
+from trtq.data.classes import require_calibrated_classes, require_one_class_list
 from trtq.data.metrics import Array
-from trtq.data.samples import Batch, Samples
+from trtq.data.samples import Batch, ImageSamples, Samples
 from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import UsageError
+from trtq.flow.data import open_samples
 from trtq.flow.quantized import Quantized
+from trtq.flow.run import Run
 from trtq.progress import Progress
 from trtq.tasks import Figure, Score, Task, find_task, task_for
 
@@ -32,7 +35,7 @@ class Evaluation:
         task: what the first output means.
         score, reference_score: counts against targets; the second is None without a reference.
         outputs: every output against the reference's, or against itself without one.
-        compared: whether there is a reference.
+        notes: what the user should know.
     """
 
     samples: int
@@ -40,6 +43,7 @@ class Evaluation:
     score: Score
     reference_score: Score | None
     outputs: list[OutputComparison]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def compared(self) -> bool:
@@ -64,7 +68,8 @@ class Evaluation:
         parts = [f"{self.samples} samples"]
         for name, figure in self.figures.items():
             other = self.reference.get(name)
-            beside = f" (float {other.value:.2f} {other.unit})" if other and other.value else ""
+            known = other is not None and other.value is not None
+            beside = f" (float {other.value:.2f} {other.unit})" if known and other else ""
             parts.append(f"{figure.words}{beside}")
         if self.compared:
             for output in self.outputs:
@@ -74,24 +79,45 @@ class Evaluation:
 
 
 def evaluate_quantized(
-    quantized: Quantized, samples: Samples, task: str | Task | None, *, batch_size: int
+    quantized: Quantized, data: object, task: str | Task | None, *, batch_size: int
 ) -> Evaluation:
     """Return the scores of an exported model beside its float model's, in ONNX Runtime.
 
     Raises:
         UsageError: an unknown task, or answers and targets do not fit.
+        DataError: class numbers mean other classes than in calibration.
     """
     asked = None if task is None else find_task(task)
     inputs = quantized.inputs
+    run = Run(inputs.run.progress)
+    samples = open_samples(data, inputs.model, note=run.note)
+    _require_same_classes(samples, inputs.samples)
     evaluator = Evaluator(
         OnnxRunner(quantized.done.qdq),
         OnnxRunner(quantized.fp32),
         known=inputs.answer,
         task=asked,
         names=(inputs.model.name, f"the float {inputs.model.name}"),
-        note=inputs.run.note,
+        note=run.note,
     )
-    return evaluator.run(samples, batch_size, inputs.run.progress)
+    seen = evaluator.run(samples, batch_size, run.progress)
+    known = set(inputs.samples.contents())
+    shared = sum(content in known for content in samples.contents())
+    if shared:
+        run.note(f"{shared} of these samples were used for calibration")
+    return replace(seen, notes=run.note.lines)
+
+
+def _require_same_classes(samples: Samples, calibrated: Samples) -> None:
+    """Refuse images whose class numbers mean other classes than in calibration."""
+    if not isinstance(samples, ImageSamples) or not isinstance(calibrated, ImageSamples):
+        return
+    if not samples.has_targets or samples.dense:
+        return
+    require_one_class_list(samples.source)
+    classes = calibrated.source.classes
+    if classes:
+        require_calibrated_classes(samples.source, classes, "the calibration images")
 
 
 @dataclass
@@ -133,9 +159,9 @@ class Evaluator:
             task = self._task_of(first, samples)
             targets = self._targets(first, task, samples, batch)
             self._compare(pairs)
-            if not scores:
-                scores = [task.score(ignore=samples.ignore) for _ in range(2)]
-            for score, answer in zip(scores, (first, pairs[0][1]), strict=True):
+            answers = [first] if self.reference is None else [first, pairs[0][1]]
+            scores = scores or [task.score(ignore=samples.ignore) for _ in answers]
+            for score, answer in zip(scores, answers, strict=True):
                 score.add(answer, targets)
             progress.advance(len(array))
         return Evaluation(
@@ -200,15 +226,17 @@ class Evaluator:
 
     def _targets(
         self, answer: Array, task: Task, samples: Samples, batch: Batch
-    ) -> npt.NDArray[np.int64] | None:
+    ) -> npt.NDArray[Any] | None:
         """Return the targets of a batch; None where the answers have no meaning.
 
         Raises:
             UsageError: their shapes do not fit the answer.
             DataError: they are of classes that the model does not have.
         """
-        if not samples.has_targets:
+        if not task.takes_targets or not samples.has_targets:
             return None
+        if self.task is not None:  # asked for: the task itself says what fits
+            return self._read(answer, task, samples, batch)
         if not samples.dense and kind_of_array(answer, self.known) != "classes":
             self._tell(
                 "no top-1: its output is not known to be scores of classes: give folders, or "
@@ -220,7 +248,14 @@ class Evaluator:
                 f"Cannot compare {self.names[0]} with masks",
                 f"its output is {list(answer.shape)}, not [N, classes, H, W]",
             )
-        samples.expect(int(answer.shape[1]), self.names[0])
+        return self._read(answer, task, samples, batch)
+
+    def _read(
+        self, answer: Array, task: Task, samples: Samples, batch: Batch
+    ) -> npt.NDArray[Any] | None:
+        """Return the targets of a batch, once they are known to fit the answer."""
+        if task.kind in HAVE_PREDICTIONS and answer.ndim > 1:
+            samples.expect(int(answer.shape[1]), self.names[0])
         targets = batch.targets()
         if targets is None:
             return None

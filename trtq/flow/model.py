@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,21 @@ from trtq.models.load import LoadedModel
 from trtq.quant.digest import weights_digest
 
 
+def is_random(weights: str) -> bool:
+    """Whether the words about weights say that nobody trained them."""
+    return weights.startswith("random")
+
+
+def about_weights(loaded: LoadedModel) -> list[str]:
+    """Return what a user must know about weights that nobody trained."""
+    if not is_random(loaded.weights):
+        return []
+    return [
+        f"the weights are {loaded.weights}: speed and size mean something, accuracy does not "
+        "(--checkpoint)"
+    ]
+
+
 @dataclass(kw_only=True)
 class Model:
     """A captured model.
@@ -27,6 +43,7 @@ class Model:
         weights: where the weights come from, in words.
         graph: the captured graph with its signature.
         preprocess: how images become its input; None for a program's own model without one.
+        notes: what a user must know about the model, its weights and its input.
     """
 
     name: str
@@ -34,26 +51,36 @@ class Model:
     weights: str
     graph: CapturedGraph
     preprocess: Preprocess | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, loaded: LoadedModel, preprocess: Preprocess) -> Model:
+    def of(
+        cls, loaded: LoadedModel, preprocess: Preprocess, about_input: Sequence[str] = ()
+    ) -> Model:
         """Return a loaded model, captured on the input that its preprocessing makes.
+
+        Args:
+            loaded: the model and its weights.
+            preprocess: how images become its input.
+            about_input: what a user must know about that.
 
         Raises:
             CaptureError: it cannot be captured as one graph.
         """
+        graph = capture(loaded.module, preprocess.input_size)
         return cls(
             name=loaded.name,
             module=loaded.module,
             weights=loaded.weights,
-            graph=capture(loaded.module, preprocess.input_size),
+            graph=graph,
             preprocess=preprocess,
+            notes=(*about_weights(loaded), *loaded.notes, *about_input, *graph.notes),
         )
 
     @property
     def random_weights(self) -> bool:
         """Whether nobody trained the weights."""
-        return self.weights.startswith("random")
+        return is_random(self.weights)
 
     @cached_property
     def weights_sha256(self) -> str:

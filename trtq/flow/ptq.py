@@ -122,6 +122,7 @@ def check_options(options: QuantizeOptions, *, allocated: bool = False) -> None:
         UsageError: names what contradicts what.
     """
     choose(options.method, options.method_arg)
+    calibrator_key(options.calibrator, options.percentile)  # one from outside is loaded now
     check_files(options)
     for text in options.layer_bits.values():
         BitConfig.parse(text)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trtq.data.answers import HAVE_PREDICTIONS
 from trtq.data.samples import Samples
+from trtq.errors import UsageError
 from trtq.export.parity import (
     FORCED_IMAGES,
+    USUAL_MARGIN_DB,
+    ParityRecord,
     require_parity,
     require_same_float,
     require_varying,
 )
 from trtq.flow.model import Model
+from trtq.flow.pair import mark_fp16_ranges_
 from trtq.flow.presets import attempt_preset
 from trtq.flow.ptq import Inputs, check_options
 from trtq.flow.quantized import Quantized
@@ -38,6 +44,7 @@ def quantize_model(
     """
     run = run or Run()
     check_options(options)
+    model = _with_preprocess(model, samples)
     answer = model.answer_kind(samples)
     inputs = Inputs(model=model, samples=samples, answer=answer, run=run)
     fp32 = inputs.export(model.graph.module, options, precision="fp32")
@@ -50,7 +57,36 @@ def quantize_model(
     done, preset = attempt_preset(inputs, options)
     require_parity(done.parity)
     require_varying(done.parity)
+    note_margin(done.parity, run)
+    mark_fp16_ranges_(inputs, options, (fp32, done.qdq))
     return Quantized(inputs=inputs, asked=options, done=done, preset=preset, fp32=fp32)
+
+
+def _with_preprocess(model: Model, samples: Samples) -> Model:
+    """Return a model that says how the images were made that calibrate it.
+
+    Raises:
+        UsageError: it says something else already.
+    """
+    if samples.preprocess is None or samples.preprocess == model.preprocess:
+        return model
+    if model.preprocess is None:
+        return replace(model, preprocess=samples.preprocess)
+    raise UsageError(
+        f"The images of {samples.name} are not made as {model.name} takes them",
+        f"they have {samples.preprocess}, the model has {model.preprocess}",
+        "Open them with the model: trtq.samples(data, model)",
+    )
+
+
+def note_margin(parity: ParityRecord, run: Run) -> None:
+    """Note a drift between torch and ONNX Runtime that comes near the quantization error."""
+    if parity.margin_db is not None and parity.margin_db < USUAL_MARGIN_DB:
+        run.note(
+            f"torch and ONNX Runtime drift apart to {parity.margin_db:.1f} dB below the "
+            f"quantization error (usual: {USUAL_MARGIN_DB:g} dB or more): step by step their "
+            "codes are equal but for ties, which multiply in a deep model"
+        )
 
 
 def choose_samples(samples: Samples, options: QuantizeOptions, run: Run) -> Samples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,11 @@ import msgspec
 import onnx
 from torch import fx
 
-from trtq.data.samples import Samples
 from trtq.export.onnx_file import save_onnx
-from trtq.flow.ptq import Attempt, Inputs, quantized_metadata
+from trtq.export.parity import require_parity
+from trtq.flow.pair import mark_fp16_ranges_
+from trtq.flow.ptq import Attempt, Inputs, compare_simulation, quantized_metadata
+from trtq.flow.run import Run
 from trtq.graph.signature import Signature
 from trtq.quant.encodings import Encodings
 from trtq.quant.placement import Placement
@@ -23,6 +25,7 @@ from trtq.specs import QuantizeOptions
 
 if TYPE_CHECKING:
     from trtq.flow.evaluate import Evaluation
+    from trtq.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class OnnxFile:
     model: onnx.ModelProto
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, weights beyond 2 GB beside it, and return its path."""
+        """Write the file and return its path."""
         return save_onnx(self.model, Path(path))
 
 
@@ -103,7 +106,8 @@ class Quantized:
 
         Raises:
             UsageError: the target has no INT8 arithmetic, or does not read the opset.
-            ExportError: this opset cannot hold an op of the model.
+            ExportError: this opset cannot hold an op of the model, or torch and ONNX Runtime do not
+                compute the same from the file.
         """
         from trtq.flow.opset import check_files
 
@@ -115,12 +119,17 @@ class Quantized:
         if options == self.done.options:
             return OnnxFile(model=copy.deepcopy(self.done.qdq))
         check_files(options)
+        inputs = replace(self.inputs, run=Run(self.inputs.run.progress))
+        simulated = self.simulate()
         metadata = quantized_metadata(self.encodings)
-        model = self.inputs.export(self.simulate(), options, **metadata)
+        model = inputs.export(simulated, options, **metadata)
+        parity, _ = compare_simulation(inputs, options, simulated, model)
+        require_parity(parity)
+        mark_fp16_ranges_(inputs, options, (model,))
         return OnnxFile(model=model)
 
     def evaluate(
-        self, data: Samples | object, task: str | None = None, *, batch_size: int = 16
+        self, data: object, task: str | Task | None = None, *, batch_size: int = 16
     ) -> Evaluation:
         """Return the scores of the exported model beside those of the float model.
 
@@ -129,19 +138,17 @@ class Quantized:
         Args:
             data: samples that calibration did not use, with targets where a task needs them; as for
                 ``trtq.quantize``.
-            task: ``classification``, ``segmentation`` or ``tensors``; default: what the model is
-                known to be.
+            task: ``classification``, ``segmentation``, ``tensors`` or one from outside
+                (``file.py:NAME``); default: what the model is known to be.
             batch_size: samples in a call.
 
         Raises:
             DataError: the data are no samples.
             UsageError: an unknown task, or answers and targets do not fit.
         """
-        from trtq.flow.data import open_samples
         from trtq.flow.evaluate import evaluate_quantized
 
-        model = self.inputs.model
-        return evaluate_quantized(self, open_samples(data, model), task, batch_size=batch_size)
+        return evaluate_quantized(self, data, task, batch_size=batch_size)
 
     def save(self, folder: str | Path) -> QuantizeRecord:
         """Write the folder that ``trtq quantize --out`` writes, and return its record.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
-from trtq.export.parity import USUAL_MARGIN_DB
 from trtq.files import MODEL_FILES, QUANTIZE_JSON
-from trtq.flow.pair import mark_fp16_ranges_, save_pair
+from trtq.flow.pair import save_pair
 from trtq.flow.quantize_record import record_of
 from trtq.flow.quantized import Quantized
 from trtq.records.quantize import QuantizeRecord
@@ -27,6 +27,7 @@ def save_quantized(quantized: Quantized, out: Path) -> QuantizeRecord:
         ArtifactError: another process writes there, or the disk refuses.
     """
     run = quantized.inputs.run
+    run.clock.started = time.perf_counter()  # what a program did since is no step
     work = Workspace(out, QUANTIZE_JSON, run.progress, run.clock)
     with work.locked():
         work.remove_leftovers(MODEL_FILES)
@@ -42,24 +43,12 @@ def write_quantized(quantized: Quantized, work: Workspace, spec: dict[str, Any])
         spec: what was asked for, for the record.
     """
     run, done = quantized.inputs.run, quantized.done
-    _note_margin(quantized)
-    mark_fp16_ranges_(quantized.inputs, quantized.asked, (quantized.fp32, done.qdq))
     paths = save_pair(quantized.fp32, done.qdq, done.encodings, work.staging())
     run.clock.lap("write")
     files = file_records(paths.values())
     record = record_of(quantized, spec, files)
     work.publish(files, record)
     return record
-
-
-def _note_margin(quantized: Quantized) -> None:
-    margin = quantized.done.parity.margin_db
-    if margin is not None and margin < USUAL_MARGIN_DB:
-        quantized.inputs.run.note(
-            f"torch and ONNX Runtime drift apart to {margin:.1f} dB below the "
-            f"quantization error (usual: {USUAL_MARGIN_DB:g} dB or more): step by step their "
-            "codes are equal but for ties, which multiply in a deep model"
-        )
 
 
 def _spec(quantized: Quantized, out: Path) -> dict[str, Any]:

@@ -103,6 +103,9 @@ def op(name: str, aten: str = "", onnx: str = "", *, traits: str = "", **fields:
     words = {*traits.split()}
     if "reorder" in words:
         words |= {*ANY_ORDER}
+    unknown = words - {*get_args(Trait)}
+    if unknown:
+        raise ValueError(f"the row {name} has unknown traits: {', '.join(sorted(unknown))}")
     return Op(
         name=name,
         kind=kind,

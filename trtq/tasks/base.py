@@ -54,10 +54,12 @@ class Task(ABC):
     Attributes:
         name: as it is asked for.
         kind: of the answer; None where it is only numbers.
+        takes_targets: whether answers can be right or wrong.
     """
 
     name: str
     kind: Kind | None = None
+    takes_targets: bool = True
 
     @abstractmethod
     def score(self, *, ignore: int) -> Score:

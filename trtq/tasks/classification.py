@@ -51,6 +51,8 @@ class Classification(Task):
         return TopScore()
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
+        if targets.dtype.kind not in "iu":
+            return f"its targets are {targets.dtype}, expected class indices"
         if answer.ndim != 2 or targets.ndim != 1:
             return f"its output is {list(answer.shape)}, the labels are {list(targets.shape)}"
         return ""

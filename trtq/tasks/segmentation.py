@@ -58,6 +58,8 @@ class Segmentation(Task):
         return PixelScore(ignore)
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
+        if targets.dtype.kind not in "iu":
+            return f"its targets are {targets.dtype}, expected class indices"
         if answer.ndim != 4 or answer.dtype.kind != "f":
             return f"its output is {list(answer.shape)}, not [N, classes, H, W]"
         if targets.shape[1:] != answer.shape[2:]:

@@ -25,6 +25,7 @@ class Tensors(Task):
     """Numbers, compared as numbers."""
 
     name = "tensors"
+    takes_targets = False
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
         del ignore
