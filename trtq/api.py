@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -123,9 +124,10 @@ def _own(
             "a module in memory does not say it",
             "Give input_size=(C, H, W), or data of tensors",
         )
-    if module.training:
+    training = next((n for n, m in module.named_modules() if m.training), None)
+    if training is not None:
         raise CaptureError(
-            f"{name} is in training mode",
+            f"{name} is in training mode" + (f" at {training}" if training else ""),
             "dropout and BatchNorm compute something else there",
             "Call .eval() first",
         )
@@ -137,6 +139,7 @@ def _own(
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
+    module = copy.deepcopy(module)  # what the program trains on must not change the graph
     graph = capture(module, size)
     return Model(
         name=name,

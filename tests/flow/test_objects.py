@@ -357,3 +357,64 @@ def test_an_export_for_a_target_equals_whether_saved_or_not(net, images, tmp_pat
     quantized.save(tmp_path / "out")
     assert quantized.export("xavier@8.5").model == before
     assert onnx.load(tmp_path / "out/model.qdq.onnx").graph == quantized.export().model.graph
+
+
+def test_a_module_that_trains_on_does_not_change_what_was_loaded(images):
+    torch.manual_seed(3)
+    module = Net().eval()
+    model = trtq.load(module, input_size=(3, 16, 16))
+    quantized = trtq.quantize(model, images)
+    before = quantized.simulate()(images[:4])
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(3.0)
+    assert torch.equal(quantized.simulate()(images[:4]), before)
+    assert trtq.quantize(model, images).encodings.digest() == quantized.encodings.digest()
+
+
+def test_a_child_in_training_mode_is_named_before_it_runs(images):
+    module = Net().eval()
+    module.stem[1].train()
+    with pytest.raises(CaptureError, match="Net is in training mode at stem.1"):
+        trtq.quantize(module, images)
+    assert int(module.stem[1].num_batches_tracked) == 0
+
+
+def test_nan_answers_are_wrong_and_ignored_labels_do_not_count(net, images, labels):
+    quantized = trtq.quantize(net, images)
+    ruined = [(x * float("nan"), 0) for x in images[:4]]
+    assert quantized.evaluate(ruined, "classification").reference["top-1"].value == 0.0
+    rows = enumerate(zip(images, labels, strict=True))
+    some = [(x, int(y) if i % 2 else 255) for i, (x, y) in rows]
+    half = quantized.evaluate(trtq.samples(some, ignore_index=255), "classification")
+    assert half.reference["top-1"].value == 100.0
+    with pytest.raises(DataError, match="lowest class index is -1"):
+        quantized.evaluate([(x, -1) for x in images], "classification")
+
+
+def test_streams_buffers_and_targets_of_other_kinds(net, images):
+    from torch.utils.data import IterableDataset
+
+    class Stream(IterableDataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __iter__(self):
+            yield from images
+
+    def reuses_its_buffer():
+        buffer = torch.zeros(3, 16, 16)
+        for x in images:
+            yield buffer.copy_(x)
+
+    expected = trtq.quantize(net, images).encodings.amax
+    for data in (Stream(), DataLoader(Stream(), 4), reuses_its_buffer()):
+        found = trtq.quantize(net, data).encodings.amax
+        assert all(torch.equal(found[n], v) for n, v in expected.items())
+    named = [(x, "cat") for x in images]
+    quantized = trtq.quantize(net, named)
+    assert quantized.evaluate(named, task="tensors").figures == {}
+    with pytest.raises(DataError, match="a target is a str, expected a class index"):
+        quantized.evaluate(named, task="classification")
+    with pytest.raises(UsageError, match="Cannot evaluate in batches of 0"):
+        quantized.evaluate(images, batch_size=0)

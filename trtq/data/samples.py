@@ -6,6 +6,7 @@ Whatever the data are, a folder of images or a program's own DataLoader, everyth
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
 )
@@ -231,7 +233,11 @@ class TensorSamples(Samples):
 
     @cached_property
     def _first_target(self) -> torch.Tensor | None:
-        return self._sample(self.order[0])[1] if self.order else None
+        target = self._sample(self.order[0])[1] if self.order else None
+        try:
+            return None if target is None else torch.as_tensor(target)
+        except (TypeError, ValueError, RuntimeError):  # text, boxes: some task may read them
+            return torch.empty(0)
 
     @property
     def has_targets(self) -> bool:
@@ -258,17 +264,20 @@ class TensorSamples(Samples):
                 targets=partial(self._targets, [t for _, t in rows]),
             )
 
-    def _targets(self, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    def _targets(self, rows: Sequence[object]) -> torch.Tensor | None:
         targets = _stacked_targets(self.name, rows)
         counts = targets is not None and not targets.is_floating_point()
         if targets is not None and counts and self.expected is not None:
             classes, model = self.expected
             counted = targets[targets != self.ignore]
             highest = int(counted.max()) if counted.numel() else 0
-            if highest >= classes:
+            lowest = int(counted.min()) if counted.numel() else 0
+            if highest >= classes or lowest < 0:
+                word, index = ("highest", highest) if highest >= classes else ("lowest", lowest)
                 raise DataError(
                     f"The targets of {self.name} do not fit {model}",
-                    f"the highest class index is {highest}, the model has {classes} classes",
+                    f"the {word} class index is {index}, the model has {classes} classes",
+                    "Give the index that is not counted: trtq.samples(data, ignore_index=...)",
                 )
         return targets
 
@@ -289,7 +298,7 @@ class TensorSamples(Samples):
         taken.ignore = self.ignore
         return taken
 
-    def _sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _sample(self, index: int) -> tuple[torch.Tensor, object]:
         value, target = _split(self.name, self.read(index))
         content = hashlib.sha256(f"{value.dtype} {list(value.shape)}\0".encode())
         content.update(value.contiguous().numpy().tobytes())
@@ -304,7 +313,7 @@ class TensorSamples(Samples):
         return value, target
 
 
-def _split(name: str, sample: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _split(name: str, sample: object) -> tuple[torch.Tensor, object]:
     """Return the input and the target of one sample of a program's own data."""
     target: object = None
     if isinstance(sample, Mapping):
@@ -329,7 +338,7 @@ def _split(name: str, sample: object) -> tuple[torch.Tensor, torch.Tensor | None
         target = sample[1] if len(sample) > 1 else None
     else:
         value = sample
-    return _input(name, value), None if target is None else torch.as_tensor(target)
+    return _input(name, value), target
 
 
 def _input(name: str, value: object) -> torch.Tensor:
@@ -362,9 +371,17 @@ def _stacked(name: str, rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(rows))
 
 
-def _stacked_targets(name: str, rows: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+def _stacked_targets(name: str, rows: Sequence[object]) -> torch.Tensor | None:
     """Return targets, integers as int64; None where no sample has one."""
-    given = [t for t in rows if t is not None]
+    try:
+        given = [torch.as_tensor(t) for t in rows if t is not None]
+    except (TypeError, ValueError, RuntimeError) as exc:
+        first = next(t for t in rows if t is not None)
+        raise DataError(
+            f"Cannot use the targets of {name}",
+            f"a target is a {type(first).__name__}, expected a class index or an array",
+            "Give task='tensors', or targets that are numbers",
+        ) from exc
     if not given:
         return None
     if len(given) != len(rows) or len({tuple(t.shape) for t in given}) != 1:
@@ -409,9 +426,10 @@ def samples_of(data: object, *, limit: int | None = None, name: str = "") -> Sam
 
 def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[int], object]]:
     """Return how many samples the data have and what reads one."""
-    if isinstance(data, DataLoader) and _indexed(data.dataset):
+    stream = isinstance(getattr(data, "dataset", data), IterableDataset)
+    if isinstance(data, DataLoader) and not stream and _indexed(data.dataset):
         return _loader_reader(data)
-    if _indexed(data):
+    if not stream and _indexed(data):
         sized: Any = data
         return len(sized), sized.__getitem__
     if not hasattr(data, "__iter__"):
@@ -423,7 +441,8 @@ def _reader(data: object, name: str, limit: int | None) -> tuple[int, Callable[[
     loader = isinstance(data, DataLoader)
     rows: list[object] = []
     for item in data:
-        rows += _rows(item) if loader else [item]
+        # A program may fill the same buffer again for the next item.
+        rows += copy.deepcopy(_rows(item) if loader else [item])
         if limit is not None and len(rows) >= limit:
             break
     rows = rows[:limit]

@@ -148,6 +148,10 @@ class Evaluator:
         Raises:
             UsageError: the two models have different outputs, or answers and targets do not fit.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UsageError(
+                f"Cannot evaluate in batches of {batch_size}", "expected a whole number from 1 on"
+            )
         progress.begin(f"Evaluating: {self.runner.label}", len(samples))
         scores: list[Score] = []
         for batch in samples.batches(batch_size):

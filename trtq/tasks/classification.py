@@ -12,9 +12,16 @@ BEST = 5
 
 
 class TopScore:
-    """Counts of labels that came first, or among the first five."""
+    """Counts of labels that came first, or among the first five.
 
-    def __init__(self) -> None:
+    Answers that are NaN or infinite are wrong.
+
+    Args:
+        ignore: the label that is not counted.
+    """
+
+    def __init__(self, ignore: int) -> None:
+        self.ignore = ignore
         self.labelled = 0
         self.top1 = 0
         self.top5 = 0
@@ -23,7 +30,9 @@ class TopScore:
         """Count one batch."""
         if targets is None:
             return
-        wanted = targets[:, None]
+        counted = targets != self.ignore
+        answer, targets = answer[counted], targets[counted]
+        wanted = np.where(np.isfinite(answer).all(axis=1), targets, -1)[:, None]
         best = np.argsort(-answer, axis=1, kind="stable")[:, : min(BEST, answer.shape[1])]
         self.labelled += len(targets)
         self.top1 += int((best[:, :1] == wanted).sum())
@@ -47,8 +56,7 @@ class Classification(Task):
     kind = "classes"
 
     def score(self, *, ignore: int) -> Score:  # noqa: D102
-        del ignore
-        return TopScore()
+        return TopScore(ignore)
 
     def mismatch(self, answer: Array, targets: npt.NDArray[np.int64]) -> str:  # noqa: D102
         if targets.dtype.kind not in "iu":

@@ -15,7 +15,7 @@ from trtq.tasks.tensors import Tensors
 TASKS: Mapping[str, Task] = {t.name: t for t in (Classification(), Segmentation(), Tensors())}
 
 
-def find_task(name: str | Task) -> Task:
+def find_task(name: str | Task | type[Task]) -> Task:
     """Return a task by name, one of trtq's or an extension.
 
     Raises:
@@ -23,6 +23,8 @@ def find_task(name: str | Task) -> Task:
     """
     if isinstance(name, Task):
         return name
+    if isinstance(name, type) and issubclass(name, Task):
+        return name()
     if name in TASKS:
         return TASKS[name]
     task = extensions.load("tasks", name, built_in=tuple(TASKS))
