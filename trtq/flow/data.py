@@ -8,8 +8,9 @@ from pathlib import Path
 from trtq import extensions
 from trtq.data.labels import open_labels
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import ImageSamples, Samples, samples_of
+from trtq.data.samples import ImageSamples, Samples
 from trtq.data.source import open_source
+from trtq.data.tensor_samples import samples_of
 from trtq.errors import DataError, UsageError
 from trtq.flow.model import Model
 
