@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import torch
 from torch import nn
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
-from trtq.errors import CaptureError, UsageError
+from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.data import open_samples as samples
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
@@ -82,6 +81,12 @@ def load(
     if isinstance(model, nn.Module):
         _require_unused(given, FOR_TEXTS, "a module in memory has its weights already")
         return _own(model, name or type(model).__name__, input_size, preprocess)
+    if not isinstance(model, str):
+        raise UsageError(
+            f"Cannot load a {type(model).__name__} as a model",
+            "expected an nn.Module, a loaded model or the text of one",
+            "Give the module itself, or timm:NAME, or file.py:factory",
+        )
     _require_unused(given, ("name",), "the text of a model is its name")
     loaded = load_model(
         model,
@@ -123,6 +128,12 @@ def _own(
             f"The input size of {name} is not known",
             "a module in memory does not say it",
             "Give input_size=(C, H, W), or data of tensors",
+        )
+    if len(size) != IMAGE_AXES or not all(isinstance(v, int) and v > 0 for v in size):
+        raise UsageError(
+            f"Cannot use input_size={size!r} for {name}",
+            "trtq takes models of one image so far: channels, height and width",
+            "Write it like input_size=(3, 224, 224)",
         )
     training = next((n for n, m in module.named_modules() if m.training), None)
     if training is not None:
@@ -229,7 +240,17 @@ def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
     return run_command(spec, listener)
 
 
-def _size_of(samples: Samples) -> tuple[int, int, int] | None:
-    """Return the shape of the first sample where it is an image's."""
-    shape = torch.Size(next(samples.batches(1, count=1)).input.shape[1:])
-    return (shape[0], shape[1], shape[2]) if len(shape) == IMAGE_AXES else None
+def _size_of(given: Samples) -> tuple[int, int, int]:
+    """Return the shape of the first sample.
+
+    Raises:
+        DataError: it is no image.
+    """
+    shape = [int(v) for v in next(given.batches(1, count=1)).input.shape[1:]]
+    if len(shape) != IMAGE_AXES:
+        raise DataError(
+            f"The samples of {given.name} are no images",
+            f"a sample has the shape {shape}, expected [C, H, W]",
+            "Give one image an item, without a batch axis, or (image, target) pairs",
+        )
+    return shape[0], shape[1], shape[2]

@@ -418,3 +418,24 @@ def test_streams_buffers_and_targets_of_other_kinds(net, images):
         quantized.evaluate(named, task="classification")
     with pytest.raises(UsageError, match="Cannot evaluate in batches of 0"):
         quantized.evaluate(images, batch_size=0)
+
+
+def test_what_is_no_image_or_no_model_says_so(net, images):
+    with pytest.raises(DataError, match=r"are no images: a sample has the shape \[20\]"):
+        trtq.quantize(net, torch.randn(8, 20))
+    with pytest.raises(DataError, match=r"the shape \[1, 3, 16, 16\], expected \[C, H, W\]"):
+        trtq.quantize(net, [x[None] for x in images])
+    with pytest.raises(UsageError, match=r"Cannot use input_size=\(20,\) for Net"):
+        trtq.load(net, input_size=(20,))
+    with pytest.raises(UsageError, match="Cannot load a NoneType as a model"):
+        trtq.quantize(None, images)
+
+
+def test_a_sampler_without_an_end_is_read_once(images, labels):
+    class Endless(torch.utils.data.Sampler):
+        def __iter__(self):
+            while True:
+                yield from range(40)
+
+    loader = DataLoader(Pairs(images, labels), batch_size=4, sampler=Endless())
+    assert len(trtq.samples(loader)) == 40

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from trtq.data.samples import INPUT, Batch, Samples
 from trtq.errors import DataError
 
 SHOWN = 3
+DRAWS = 4  # at most, for each sample of a dataset
 TARGET_KEYS = ("target", "label", "labels", "y")
 
 
@@ -294,11 +296,13 @@ def _sampled(loader: DataLoader[Any]) -> Sequence[int]:
     """Return the positions in the dataset that a loader reads, each once, in their order."""
     whole = (SequentialSampler, RandomSampler)
     own_batches = loader.batch_sampler
+    most = DRAWS * len(loader.dataset)  # type: ignore[arg-type] # a sampler may never end
     if own_batches is not None and type(own_batches) is not BatchSampler:
-        return sorted({int(i) for batch in own_batches for i in batch})
+        drawn = (int(i) for batch in own_batches for i in batch)
+        return sorted(set(islice(drawn, most)))
     if isinstance(loader.sampler, whole):
         return range(len(loader.dataset))  # type: ignore[arg-type]
-    return sorted({int(i) for i in loader.sampler})
+    return sorted({int(i) for i in islice(loader.sampler, most)})
 
 
 def _indexed(data: object) -> bool:
