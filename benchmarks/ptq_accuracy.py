@@ -27,10 +27,10 @@ from smoke import arguments
 
 from trtq import EvaluateSpec, QuantizeSpec, evaluate, quantize
 from trtq.data.answers import Tally
-from trtq.data.metrics import Scores
 from trtq.data.preprocess import batches, resolve_preprocess
 from trtq.data.source import open_source
 from trtq.models.load import load_model
+from trtq.tasks.classification import TopScore
 
 MODELS = ("efficientnet_lite0", "resnet20", "resnet56", "mobilevit_xxs", "vit")
 CALIBRATORS = ("max", "ema", "percentile", "entropy", "mse")
@@ -82,7 +82,7 @@ def score_in_torch(
     picks = [i for i, content in enumerate(test.contents(range(len(test)))) if content not in used]
     if limit is not None and limit < len(picks):
         picks = [picks[int(i)] for i in np.linspace(0, len(picks) - 1, limit).round()]
-    scores, tally, done = Scores(), Tally(name, "classes"), 0
+    scores, tally, done = TopScore(ignore=-100), Tally(name, "classes"), 0
     with torch.inference_mode():
         for x in batches(test, picks, preprocess, 50):
             labels = [test.labels[i] for i in picks[done : done + len(x)]]
@@ -91,10 +91,10 @@ def score_in_torch(
             scores.add(answer, np.asarray(labels))
             tally.add(model(x).numpy(), answer)
     return {
-        "top1": 100 * scores.top1 / scores.images,
+        "top1": 100 * scores.top1 / scores.labelled,
         "agreement": tally.result.agreement,
         "sqnr": tally.result.sqnr_db,
-        "images": scores.images,
+        "images": done,
     }
 
 

@@ -97,8 +97,9 @@ def load(
         seed=seed,
     )
     if preprocess is not None:
-        return Model.of(loaded, preprocess)
-    return Model.of(loaded, *resolve_preprocess(input_size=input_size, hints=loaded.input_hints))
+        return Model.of(loaded, preprocess, loaded.notes)
+    picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
+    return Model.of(loaded, picture, [*loaded.notes, *notes])
 
 
 def _require_unused(given: Mapping[str, object], names: Sequence[str], reason: str) -> None:

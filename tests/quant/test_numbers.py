@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trtq.data.answers import Tally, compare_answers
-from trtq.data.metrics import Scores, predictions, ratio_db, sqnr_words
+from trtq.data.metrics import predictions, ratio_db, sqnr_words
 from trtq.errors import UsageError
 from trtq.quant.calibrate import bulk_rms
 from trtq.quant.calibrators import (
@@ -27,6 +27,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.fake_quantize import fake_quantize
 from trtq.quant.formats import Format
 from trtq.quant.histogram import NUM_BINS, Histogram
+from trtq.tasks.classification import TopScore
 
 FLOATS = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-1000, 1000, width=32))
 
@@ -183,7 +184,7 @@ def test_bulk_rms_leaves_outliers_and_zeros_out():
 
 
 def test_scores_by_hand():
-    scores = Scores()
+    scores = TopScore(ignore=-100)
     logits = np.array([[3.0, 1.0, 0.0], [0.0, 1.0, 2.0]], dtype=np.float32)
     scores.add(logits, np.array([0, 0]))
     assert (scores.top1, scores.top5) == (1, 2)

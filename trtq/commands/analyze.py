@@ -18,18 +18,17 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.layer_costs import outline
-from trtq.commands.loading import answer_kind, open_model, open_preprocess
+from trtq.commands.loading import open_model, open_preprocess
 from trtq.cost.count import LayerCost
 from trtq.data.answers import HAVE_PREDICTIONS, Kind
 from trtq.data.classes import require_one_class_list
 from trtq.data.preprocess import batches
 from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
+from trtq.flow.model import Model
 from trtq.flow.ptq import cache_folder
-from trtq.graph.capture import capture
 from trtq.graph.nodes import operands
 from trtq.progress import Clock, Notes, Progress, Silent
-from trtq.quant.digest import weights_digest
 from trtq.quant.formats import read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.search.layers import Layer, groups, prepare_layers
@@ -63,8 +62,9 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     source = _open_images(spec, note)
     loaded = open_model(spec)
     preprocess, about_input = open_preprocess(spec, loaded)
-    captured = capture(loaded.module, preprocess.input_size)
-    _require_scores(spec, answer_kind(loaded, captured, source))
+    model = Model.of(loaded, preprocess)
+    captured = model.graph
+    _require_scores(spec, model.answer_kind(len(source.classes)))
     graph, size = captured.module, spec.batch_size if captured.dynamic_batch else 1
     clock.lap("capture")
     indices = source.sample(max(spec.calib_images, spec.images), spec.seed)
@@ -93,7 +93,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         if spec.metric in NEEDS_TARGETS
         else [torch.empty(0)] * len(images)
     )
-    weights = weights_digest(graph)
+    weights = model.weights_sha256
     folder = ensure_writable_dir(cache_folder(spec.calib_cache), option="--calib-cache")
     depends = [
         weights,

@@ -14,8 +14,8 @@ from trtq.data.samples import ImageSamples
 from trtq.data.source import Source
 from trtq.errors import UsageError
 from trtq.flow.data import IGNORE
-from trtq.flow.model import Model, about_weights
-from trtq.quant.digest import structure_digest, weights_digest
+from trtq.flow.model import Model
+from trtq.quant.digest import structure_digest
 from trtq.records.analyze import AnalyzeRecord, Outline
 from trtq.specs import ModelInputSpec, SearchSpec
 
@@ -40,10 +40,9 @@ class Candidate:
         loaded = open_model(msgspec.structs.replace(spec, **{f: self.fields[f] for f in own}))
         self.notes = [f"{label}: {line}" if label else line for line in loaded.notes]
         preprocess, about_input = open_preprocess(msgspec.structs.replace(spec, model=name), loaded)
-        self.model = Model.of(loaded, preprocess)
+        self.model = Model.of(loaded, preprocess, about_input)
         captured = self.model.graph
-        self.about = [*about_weights(loaded), *about_input, *captured.notes]
-        self.digests = [weights_digest(captured.module), structure_digest(captured.module)]
+        self.digests = [self.model.weights_sha256, structure_digest(captured.module)]
         weights = weights_of(captured.module)
         if not weights:
             raise UsageError(

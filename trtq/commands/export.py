@@ -27,8 +27,8 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.calibration import ranges_for
-from trtq.commands.loading import answer_kind, open_model, open_preprocess, require_own
-from trtq.data.answers import ANSWER, kind_in, percent_words
+from trtq.commands.loading import open_model, open_preprocess, require_own
+from trtq.data.answers import kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
@@ -45,8 +45,9 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
+from trtq.flow.model import Model
 from trtq.flow.opset import INT4_OPSET, target_metadata
-from trtq.graph.capture import capture
+from trtq.flow.ptq import origin_of
 from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -174,7 +175,8 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
     loaded = open_model(spec)
     preprocess, said = open_preprocess(spec, loaded)
     note(*said)
-    captured = capture(loaded.module, preprocess.input_size)
+    model = Model.of(loaded, preprocess)
+    captured = model.graph
     require_own(encodings, captured.module, spec.encodings, "export")
     source = open_source(spec.data, spec.class_index, note)
     size = BATCH if captured.dynamic_batch else 1
@@ -183,11 +185,8 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
         captured.module, placement_of(captured.module, encodings), encodings
     )
     origin = {
-        "preprocess": preprocess,
-        "model": loaded.name,
-        "weights": loaded.weights,
+        **origin_of(model, model.answer_kind(len(source.classes))),
         "encodings_sha256": encodings.digest(),
-        ANSWER: answer_kind(loaded, captured, source),
     }
     writer = _Writer(spec, captured.module, simulated, images, origin, note)
     with locked(out / LOCK, waiting=told.note):

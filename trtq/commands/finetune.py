@@ -149,7 +149,7 @@ class _Job:
         self.captured = self.model.graph
         classes = self._classes()
         self.answer = self.model.answer_kind(
-            self._images(), scored=self.train.labels is not None and spec.loss is None
+            len(self.source.classes), scored=self.train.labels is not None and spec.loss is None
         )
         # A graph that cannot be written is found now.
         exported = export_onnx(self.captured.module, opset=opset_of(spec), note=self.note)

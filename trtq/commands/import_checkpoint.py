@@ -115,7 +115,9 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         run.note(*lines)
         images = ImageSamples(source=source, picture=preprocess, indices=range(len(source)))
         samples = images.take(spec.parity_images, spec.seed)
-        inputs = Inputs(model=model, samples=samples, answer=model.answer_kind(samples), run=run)
+        inputs = Inputs(
+            model=model, samples=samples, answer=model.answer_kind(samples.classes), run=run
+        )
         options = QuantizeOptions(opset=spec.opset, parity_images=spec.parity_images)
         parity, paths = write_encoded(inputs, encodings, options, out, records=(IMPORT_JSON,))
         if spec.checkpoint == str(out / WEIGHTS):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import fx
 
 from trtq.artifact import digest_of
-from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.source import Source
 from trtq.errors import EncodingsError, UsageError
-from trtq.graph.capture import CapturedGraph, capture
-from trtq.models.classes import known_classes
+from trtq.graph.capture import capture
 from trtq.models.load import LoadedModel, load_model
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -91,30 +87,6 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     return digest_of(
         [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]
     )
-
-
-def answer_kind(
-    loaded: LoadedModel, captured: CapturedGraph, source: Source | None, *, scored: bool = False
-) -> Kind:
-    """Return what the model's output is.
-
-    It is scores of classes only where the model, its labels or its masks say so.
-
-    Args:
-        loaded: the model.
-        captured: its graph.
-        source: the images; as many classes as the output has columns make it scores.
-        scored: labels or masks say that the output is scores, whatever their number.
-    """
-    with torch.inference_mode():
-        output = captured.module(captured.example)
-    if output.ndim < 2:
-        return kind_of(output.shape, integer=not output.is_floating_point(), classes=None)
-    columns = int(output.shape[1])
-    classes = known_classes(loaded.module, loaded.name, columns)
-    if scored or (source is not None and len(source.classes) == columns):
-        classes = columns
-    return kind_of(output.shape, integer=not output.is_floating_point(), classes=classes)
 
 
 def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: str) -> str:

@@ -100,8 +100,7 @@ class _Job:
         self._require_labels()
         self.candidates = list(self._candidates())
         for candidate in self.candidates:
-            samples = candidate.images(self.val, range(len(self.val)))
-            if candidate.model.answer_kind(samples) not in HAVE_PREDICTIONS:
+            if candidate.model.answer_kind(len(self.val.classes)) not in HAVE_PREDICTIONS:
                 raise UsageError(
                     f"Cannot measure the accuracy of {candidate.name}",
                     NO_SCORES,

@@ -106,7 +106,7 @@ class Tries:
         self, candidate: Candidate, options: QuantizeOptions, folder: Path
     ) -> None:
         run = Run(self.told)
-        run.note(*candidate.about)
+        run.note(*candidate.model.notes)
         everything = candidate.images(self.data, range(len(self.data)))
         samples = choose_samples(everything, options, run)
         quantized = quantize_model(candidate.model, samples, options, run)
@@ -132,7 +132,7 @@ class Tries:
         folder = ensure_writable_dir(candidate.folder)
         run = Run(self.told)
         samples = candidate.images(self.data, range(len(self.data)))
-        answer = candidate.model.answer_kind(samples)
+        answer = candidate.model.answer_kind(samples.classes)
         inputs = Inputs(model=candidate.model, samples=samples, answer=answer, run=run)
         onnx = inputs.export(candidate.model.graph.module, QuantizeOptions(), precision="fp32")
         graph = candidate.model.graph

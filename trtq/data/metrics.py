@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -77,39 +76,3 @@ def mean_overlap(counts: npt.NDArray[np.int64]) -> float:
 def hit_rate(counts: npt.NDArray[np.int64]) -> float:
     """Return the share of right answers, percent: top-1 of images, accuracy of pixels."""
     return 100.0 * float(np.trace(counts)) / max(int(counts.sum()), 1)
-
-
-@dataclass(slots=True)
-class Scores:
-    """Counts over batches of scores of classes, against labels or masks.
-
-    Attributes:
-        images: how many images were seen.
-        labelled: how many of them had a label.
-        top1, top5: how many labels were first, or among the first five.
-        confusion: of pixels; None without masks.
-        ignore: the class index that counts for nothing.
-    """
-
-    images: int = 0
-    labelled: int = 0
-    top1: int = 0
-    top5: int = 0
-    confusion: npt.NDArray[np.int64] | None = None
-    ignore: int = -100
-
-    def add(self, logits: Array, labels: npt.NDArray[np.int64] | None) -> None:
-        """Count one batch.
-
-        ``logits`` is [N, classes] with labels [N], or [N, classes, H, W] with masks [N, H, W].
-        """
-        self.images += len(logits)
-        if labels is not None and labels.ndim == 3:
-            counts = confusion(predictions(logits), labels, logits.shape[1], self.ignore)
-            self.confusion = counts if self.confusion is None else self.confusion + counts
-        elif labels is not None and logits.ndim == 2:
-            wanted = labels[:, None]
-            self.labelled += len(labels)
-            best = np.argsort(-logits, axis=1, kind="stable")[:, : min(5, logits.shape[1])]
-            self.top1 += int((best[:, :1] == wanted).sum())
-            self.top5 += int((best == wanted).sum())

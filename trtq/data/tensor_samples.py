@@ -285,10 +285,8 @@ def _loader_reader(loader: DataLoader[Any]) -> tuple[int, Callable[[int], object
 
     def read(index: int) -> object:
         sample = dataset[order[index]]
-        return sample if loader.batch_size is None else _only_row(collate([sample]))
+        return sample if loader.batch_sampler is None else _only_row(collate([sample]))
 
-    if loader.batch_size is None and loader.batch_sampler is not None:
-        return len(order), lambda i: _only_row(collate([dataset[order[i]]]))
     return len(order), read
 
 

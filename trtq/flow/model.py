@@ -11,7 +11,6 @@ from torch import nn
 
 from trtq.data.answers import Kind, kind_of
 from trtq.data.preprocess import Preprocess
-from trtq.data.samples import Samples
 from trtq.graph.capture import CapturedGraph, capture
 from trtq.models.classes import known_classes
 from trtq.models.load import LoadedModel
@@ -62,7 +61,7 @@ class Model:
         Args:
             loaded: the model and its weights.
             preprocess: how images become its input.
-            about_input: what a user must know about that.
+            about_input: what a user must know about that and about the model.
 
         Raises:
             CaptureError: it cannot be captured as one graph.
@@ -74,7 +73,7 @@ class Model:
             weights=loaded.weights,
             graph=graph,
             preprocess=preprocess,
-            notes=(*about_weights(loaded), *loaded.notes, *about_input, *graph.notes),
+            notes=(*about_weights(loaded), *about_input, *graph.notes),
         )
 
     @property
@@ -94,13 +93,13 @@ class Model:
             answer: torch.Tensor = self.graph.module(self.graph.example)
         return answer
 
-    def answer_kind(self, samples: Samples | None, *, scored: bool = False) -> Kind:
+    def answer_kind(self, labelled: int | None, *, scored: bool = False) -> Kind:
         """Return what the model's output is.
 
         It is scores of classes only where the model, its labels or its masks say so.
 
         Args:
-            samples: as many classes as the output has columns make it scores.
+            labelled: classes of the images; as many as the output has columns make it scores.
             scored: labels or masks say that the output is scores, whatever their number.
         """
         shape = self.reference.shape
@@ -109,6 +108,6 @@ class Model:
             return kind_of(shape, integer=integer, classes=None)
         columns = int(shape[1])
         classes = known_classes(self.module, self.name, columns)
-        if scored or (samples is not None and samples.classes == columns):
+        if scored or labelled == columns:
             classes = columns
         return kind_of(shape, integer=integer, classes=classes)

@@ -45,7 +45,7 @@ def quantize_model(
     run = run or Run()
     check_options(options)
     model = _with_preprocess(model, samples)
-    answer = model.answer_kind(samples)
+    answer = model.answer_kind(samples.classes)
     inputs = Inputs(model=model, samples=samples, answer=answer, run=run)
     fp32 = inputs.export(model.graph.module, options, precision="fp32")
     first = next(inputs.images(FORCED_IMAGES, options.batch_size))

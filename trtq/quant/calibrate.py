@@ -17,6 +17,7 @@ from torch import fx
 from trtq.graph.naming import is_softmax
 from trtq.graph.nodes import get_constant, operands
 from trtq.quant.calibrators import (
+    ChooseAmax,
     Moments,
     best_interval,
     bias_floor,
@@ -80,8 +81,9 @@ def summarize_all(
         percentile: for the calibrator of that name, percent.
     """
     wanted = {q.stats_key: q for q in placement.quantizers if not q.is_weight}
+    choose = _chooser(calibrator, percentile)
     return {
-        k: summarize(seen[q.source.name], calibrator, percentile, q.format.bits)
+        k: _summarize(seen[q.source.name], calibrator, choose, q.format.bits)
         for k, q in wanted.items()
     }
 
@@ -94,12 +96,24 @@ def summarize(seen: Range, calibrator: str, percentile: float, bits: int = 8) ->
     Below 8 bits ``mse`` also chooses the interval of codes; the other calibrators give a tensor
     without negative values unsigned codes.
     """
+    return _summarize(seen, calibrator, _chooser(calibrator, percentile), bits)
+
+
+def _chooser(calibrator: str, percentile: float) -> ChooseAmax | None:
+    """Return what chooses ranges from histograms, None for a calibrator that reads none."""
+    if not needs_histogram(calibrator):
+        return None
+    return histogram_calibrator(calibrator, percentile=percentile)
+
+
+def _summarize(
+    seen: Range, calibrator: str, choose: ChooseAmax | None, bits: int
+) -> ActivationStats:
     lowest = 0 if bits < 8 and seen.low >= 0.0 else None
     if calibrator == "mse" and bits < 8:
         amax, lowest = best_interval(seen.positive, seen.negative, bits)
-    elif needs_histogram(calibrator):
-        qmax = Format(bits=bits, lowest=lowest).qmax
-        amax = histogram_calibrator(calibrator, percentile=percentile, qmax=qmax)(seen.hist)
+    elif choose is not None:
+        amax = choose(seen.hist, Format(bits=bits, lowest=lowest).qmax)
     else:
         amax = seen.ema if calibrator == "ema" and seen.ema is not None else seen.amax
     mean = variance = None

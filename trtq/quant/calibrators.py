@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from trtq.quant.histogram import NUM_BINS, Histogram
 
 CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema")
 Floats = npt.NDArray[np.float64]
+ChooseAmax = Callable[[Histogram, int], float]  # counts of magnitudes, highest code
 
 
 def percentile_amax(hist: Histogram, percentile: float) -> float:
@@ -153,26 +155,28 @@ def _clip_divergence(counts: Floats, end: int, levels: int) -> float:
     return float(np.sum(p_used * np.log(p_used / q_used)))
 
 
-def histogram_calibrator(
-    name: str, *, percentile: float, qmax: int = 127
-) -> Callable[[Histogram], float]:
-    """Return the function from a histogram to ``amax`` that the calibrator ``name`` stands for."""
-    table: dict[str, Callable[[Histogram], float]] = {
-        "percentile": lambda h: percentile_amax(h, percentile),
-        "entropy": lambda h: entropy_amax(h, levels=qmax + 1),
-        "mse": lambda h: mse_amax(h, qmax=qmax),
+def histogram_calibrator(name: str, *, percentile: float) -> ChooseAmax:
+    """Return the function from a histogram and ``qmax`` to ``amax`` that ``name`` stands for.
+
+    Raises:
+        UsageError: it is an extension that cannot be loaded.
+    """
+    table: dict[str, ChooseAmax] = {
+        "percentile": lambda h, _: percentile_amax(h, percentile),
+        "entropy": lambda h, qmax: entropy_amax(h, levels=qmax + 1),
+        "mse": lambda h, qmax: mse_amax(h, qmax=qmax),
     }
-    return table.get(name) or partial(_extension_amax, name, qmax=qmax)
+    if name in table:
+        return table[name]
+    return partial(_extension_amax, name, extensions.load("calibrators", name))
 
 
-def _extension_amax(name: str, hist: Histogram, *, qmax: int) -> float:
+def _extension_amax(name: str, calibrate: Callable[..., Any], hist: Histogram, qmax: int) -> float:
     """Return what a calibrator from outside trtq chooses.
 
     Raises:
-        UsageError: it cannot be loaded.
         CalibrationError: it raised, or chose no range.
     """
-    calibrate = extensions.load("calibrators", name)
     try:
         amax = float(calibrate(hist, qmax))
     except Exception as exc:
