@@ -16,14 +16,14 @@ import numpy as np
 
 from trtq.data.metrics import Array
 from trtq.errors import EngineError, UsageError
-from trtq.export.ort import input_shape, open_session, padded, run_batch
+from trtq.export.ort import Inputs, input_shape, open_session, padded, run_batch
 from trtq.platform.releases import has_api, release_of_module
 
 Provider = Literal["CPU", "CUDA", "TensorRT", "NvTensorRTRTX"]
 
 
 class Runner(Protocol):
-    """Runs batches of images."""
+    """Runs batches of samples."""
 
     label: str
 
@@ -31,8 +31,8 @@ class Runner(Protocol):
     def input_shape(self) -> list[Any]:
         """Of the images, [N, C, H, W]; an open axis is a text or None."""
 
-    def run(self, batch: Array) -> dict[str, Array]:
-        """Return the outputs by name for float32 images [N, C, H, W]."""
+    def run(self, batch: Inputs) -> dict[str, Array]:
+        """Return the outputs by name for one batch, samples first."""
 
 
 class OnnxRunner:
@@ -62,7 +62,7 @@ class OnnxRunner:
         """Of the images."""
         return input_shape(self.session)
 
-    def run(self, batch: Array) -> dict[str, Array]:
+    def run(self, batch: Inputs) -> dict[str, Array]:
         """Return the outputs by name."""
         return dict(zip(self.names, run_batch(self.session, batch), strict=True))
 

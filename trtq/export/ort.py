@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import onnx
 
 from trtq.data.metrics import Array
-from trtq.errors import ExportError, first_line
+from trtq.errors import DataError, ExportError, first_line
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import parse_onnx, require_onnx
 from trtq.onnx_walk import all_nodes
 
+Inputs = Array | Sequence[Array] | Mapping[str, Array]  # one batch, samples first
 SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
 
 
@@ -104,41 +106,88 @@ def input_shape(session: Any) -> list[Any]:
 
 
 def static_batch(session: Any) -> int | None:
-    """Return the fixed batch of a model, None when it is dynamic."""
-    first = input_shape(session)[0]
-    return first if isinstance(first, int) else None
+    """Return the fixed batch of a model, None when it is open, or no input has one."""
+    first = {i.shape[0] for i in session.get_inputs() if i.shape}
+    only = first.pop() if len(first) == 1 else None
+    return only if isinstance(only, int) else None
 
 
-def run_batch(session: Any, batch: Array) -> list[Array]:
-    """Return the outputs for ``batch`` [N, C, H, W]; a model with a fixed batch runs it in parts.
+def bound(names: Sequence[str], given: Inputs) -> dict[str, Array]:
+    """Return a batch by the names of a model's inputs.
+
+    Args:
+        names: of the inputs, in order.
+        given: one array, arrays in the order of the inputs, or arrays by name; the array of a model
+            of one input may have any name.
 
     Raises:
-        ExportError: the batch does not fit the model's input, or ONNX Runtime fails.
+        DataError: an input is missing, or there is one more.
     """
-    fixed, name = static_batch(session), session.get_inputs()[0].name
+    if isinstance(given, np.ndarray):
+        given = (given,)
+    if not isinstance(given, Mapping):
+        given = dict(zip(names, given, strict=False)) if len(given) == len(names) else {}
+    if len(names) == 1 and len(given) == 1:
+        return {names[0]: next(iter(given.values()))}
+    missing = [n for n in names if n not in given]
+    extra = [n for n in given if n not in names]
+    if missing or extra:
+        reason = f"the model takes {', '.join(names)}, the data have {', '.join(given) or 'others'}"
+        raise DataError(
+            "The data do not fit the inputs of the model",
+            reason,
+            f"Give samples with {', '.join(names)}",
+        )
+    return {n: given[n] for n in names}
+
+
+def run_batch(session: Any, batch: Inputs) -> list[Array]:
+    """Return the outputs for one batch; a model with a fixed batch runs it in parts.
+
+    Args:
+        session: of ONNX Runtime.
+        batch: samples first; as for :func:`bound`.
+
+    Raises:
+        DataError: an input is missing, or there is one more.
+        ExportError: the batch does not fit the model's inputs, or ONNX Runtime fails.
+    """
+    feed = bound([i.name for i in session.get_inputs()], batch)
+    count, fixed = max((len(v) for v in feed.values() if v.ndim), default=1), static_batch(session)
     try:
-        if fixed is None or fixed == len(batch):
-            return [np.asarray(o) for o in session.run(None, {name: batch})]
+        if fixed is None or fixed == count:
+            return [np.asarray(o) for o in session.run(None, feed)]
         parts = [
-            session.run(None, {name: p})
-            for p in (padded(batch[i : i + fixed], fixed) for i in range(0, len(batch), fixed))
+            session.run(
+                None, {n: padded(v[i : i + fixed], fixed) if v.ndim else v for n, v in feed.items()}
+            )
+            for i in range(0, count, fixed)
         ]
     except Exception as exc:
+        given = ", ".join(str(list(v.shape)) for v in feed.values())
         raise ExportError(
-            f"ONNX Runtime cannot run the model on input {list(batch.shape)}",
-            f"it expects {input_shape(session)}: {first_line(exc)}",
+            f"ONNX Runtime cannot run the model on input {given}",
+            f"it expects {', '.join(str(list(i.shape)) for i in session.get_inputs())}: "
+            f"{first_line(exc)}",
             "Give --input-size as the model has it",
         ) from exc
-    return [
-        np.concatenate([np.asarray(p[i]) for p in parts])[: len(batch)]
-        for i in range(len(parts[0]))
-    ]
+    return [concatenated([np.asarray(p[i]) for p in parts])[:count] for i in range(len(parts[0]))]
+
+
+def concatenated(parts: Sequence[Array]) -> Array:
+    """Return the answers of several batches as one.
+
+    Answers without a common form, such as the boxes of each image, lie flat behind each other.
+    """
+    if all(p.ndim and p.shape[1:] == parts[0].shape[1:] for p in parts):
+        return np.concatenate(parts)
+    return np.concatenate([p.reshape(-1) for p in parts])
 
 
 def padded(batch: Array, size: int) -> Array:
-    """Return at least ``size`` images by repeating the last one.
+    """Return at least ``size`` samples by repeating the last one.
 
-    This is for models that take no fewer images; the extra answers are dropped.
+    This is for models that take no fewer samples; the extra answers are dropped.
     """
     return (
         np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
