@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from trtq.data.metrics import Array
-from trtq.export.ort import bound, open_session
+from trtq.export.feeds import feed_for
+from trtq.export.ort import input_slots, open_session
 from trtq.graph.feed import Feed, as_feed, outputs_of
 from trtq.quant.fake_quantize import FakeQuantizeCall, spacing
 
@@ -89,7 +90,7 @@ def first_divergence(
     # A fixed batch of 1 would cut weights into batches, too: such models take one image.
     session = open_session(tapped)
     feed = as_feed(batch)
-    given = bound([i.name for i in session.get_inputs()], [t.numpy() for t in feed])
+    given = feed_for(input_slots(session), [t.numpy() for t in feed], "model")
     got = session.run([*names, *outputs.values()], given)
     forced = _Forced(simulated, dict(zip(outputs, got[len(names) :], strict=True)))
     with torch.inference_mode():

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from trtq.data.metrics import Array
-from trtq.errors import DataError, ExportError, first_line
+from trtq.errors import ExportError, first_line
+from trtq.export.feeds import AnyArray, Given, Inputs, InputSlot, feed_for, run_in_parts
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import parse_onnx, require_onnx
 from trtq.onnx_walk import all_nodes
 
-Inputs = Array | Sequence[Array] | Mapping[str, Array]  # one batch, samples first
 SPELLED = {"TensorRT": "Tensorrt"}  # as ONNX Runtime writes it
+ONNX_NAMES = {"float": "float32", "double": "float64"}  # of ONNX Runtime's types, beside NumPy's
+NUMPY_NAMES = (
+    *("float16", "float32", "float64", "bool"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 
 
 def open_session(
@@ -106,91 +110,71 @@ def input_shape(session: Any) -> list[Any]:
 
 
 def static_batch(session: Any) -> int | None:
-    """Return the fixed batch of a model, None when it is open, or no input has one."""
-    first = {i.shape[0] for i in session.get_inputs() if i.shape}
-    only = first.pop() if len(first) == 1 else None
-    return only if isinstance(only, int) else None
+    """Return the fixed batch of a model, None when it is dynamic."""
+    first = input_shape(session)[0]
+    return first if isinstance(first, int) else None
 
 
-def bound(names: Sequence[str], given: Inputs) -> dict[str, Array]:
-    """Return a batch by the names of a model's inputs.
-
-    Args:
-        names: of the inputs, in order.
-        given: one array, arrays in the order of the inputs, or arrays by name; the array of a model
-            of one input may have any name.
+def input_slots(session: Any) -> list[InputSlot]:
+    """Return names, dtypes and shapes of a session's inputs.
 
     Raises:
-        DataError: an input is missing, or there is one more.
+        ExportError: an input is no tensor that NumPy can hold.
     """
-    if isinstance(given, np.ndarray):
-        given = (given,)
-    if not isinstance(given, Mapping):
-        given = dict(zip(names, given, strict=False)) if len(given) == len(names) else {}
-    if len(names) == 1 and len(given) == 1:
-        return {names[0]: next(iter(given.values()))}
-    missing = [n for n in names if n not in given]
-    extra = [n for n in given if n not in names]
-    if missing or extra:
-        reason = f"the model takes {', '.join(names)}, the data have {', '.join(given) or 'others'}"
-        raise DataError(
-            "The data do not fit the inputs of the model",
-            reason,
-            f"Give samples with {', '.join(names)}",
+    return [
+        InputSlot(
+            i.name,
+            _dtype(i),
+            tuple(d if isinstance(d, int) else None for d in i.shape),
         )
-    return {n: given[n] for n in names}
+        for i in session.get_inputs()
+    ]
 
 
-def run_batch(session: Any, batch: Inputs) -> list[Array]:
+def _dtype(value: Any) -> str:
+    kind = str(value.type).removeprefix("tensor(").removesuffix(")")
+    name = ONNX_NAMES.get(kind, kind)
+    if name not in NUMPY_NAMES:
+        raise ExportError(
+            f"Cannot feed the input {value.name}", f"it is a {value.type}, NumPy has no such type"
+        )
+    return name
+
+
+def run_batch(session: Any, given: Given) -> list[AnyArray]:
     """Return the outputs for one batch; a model with a fixed batch runs it in parts.
 
     Args:
-        session: of ONNX Runtime.
-        batch: samples first; as for :func:`bound`.
+        session: of :func:`open_session`.
+        given: arrays by name, samples first; one array alone for a model of one input.
 
     Raises:
-        DataError: an input is missing, or there is one more.
+        UsageError: an input is missing, unknown or of a wrong dtype.
         ExportError: the batch does not fit the model's inputs, or ONNX Runtime fails.
     """
-    feed = bound([i.name for i in session.get_inputs()], batch)
-    count, fixed = max((len(v) for v in feed.values() if v.ndim), default=1), static_batch(session)
-    try:
-        if fixed is None or fixed == count:
-            return [np.asarray(o) for o in session.run(None, feed)]
-        parts = [
-            session.run(
-                None, {n: padded(v[i : i + fixed], fixed) if v.ndim else v for n, v in feed.items()}
-            )
-            for i in range(0, count, fixed)
-        ]
-    except Exception as exc:
-        given = ", ".join(str(list(v.shape)) for v in feed.values())
-        raise ExportError(
-            f"ONNX Runtime cannot run the model on input {given}",
-            f"it expects {', '.join(str(list(i.shape)) for i in session.get_inputs())}: "
-            f"{first_line(exc)}",
-            "Give --input-size as the model has it",
-        ) from exc
-    return [concatenated([np.asarray(p[i]) for p in parts])[:count] for i in range(len(parts[0]))]
+    slots = input_slots(session)
+    feed = feed_for(slots, given, "model")
+    fixed = static_batch(session)
+    names = [o.name for o in session.get_outputs()]
+
+    def run(part: Inputs) -> dict[str, AnyArray]:
+        try:
+            return dict(zip(names, map(np.asarray, session.run(None, dict(part))), strict=True))
+        except Exception as exc:
+            raise _explained(slots, part, exc) from exc
+
+    if fixed is None:
+        return list(run(feed).values())
+    split = [s.name for s in slots if s.shape[:1] == (fixed,)]
+    return list(run_in_parts(run, feed, split, fixed, fixed).values())
 
 
-def concatenated(parts: Sequence[Array]) -> Array:
-    """Return the answers of several batches as one.
-
-    Answers without a common form, such as the boxes of each image, lie flat behind each other.
-    """
-    if all(p.ndim and p.shape[1:] == parts[0].shape[1:] for p in parts):
-        return np.concatenate(parts)
-    return np.concatenate([p.reshape(-1) for p in parts])
-
-
-def padded(batch: Array, size: int) -> Array:
-    """Return at least ``size`` samples by repeating the last one.
-
-    This is for models that take no fewer samples; the extra answers are dropped.
-    """
-    return (
-        np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        if len(batch) < size
-        else batch
+def _explained(slots: Sequence[InputSlot], feed: Inputs, exc: Exception) -> ExportError:
+    given = [list(a.shape) for a in feed.values()]
+    one = len(slots) == 1
+    return ExportError(
+        f"ONNX Runtime cannot run the model on input {given[0] if one else given}",
+        f"it expects {list(slots[0].shape) if one else [s.words for s in slots]}: "
+        f"{first_line(exc)}",
+        "Give --input-size as the model has it" if one else "",
     )

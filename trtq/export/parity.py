@@ -34,7 +34,8 @@ from trtq.data.answers import Kind, OutputComparison, compare_answers, percent_w
 from trtq.data.metrics import Array, predictions, ratio_db
 from trtq.errors import ExportError, ParityError
 from trtq.export.divergence import first_divergence, same_answer
-from trtq.export.ort import concatenated, open_session, run_batch
+from trtq.export.feeds import concatenated
+from trtq.export.ort import open_session, run_batch
 from trtq.graph.feed import Feed, as_feed, channels_last, outputs_of
 from trtq.quant.fake_quantize import FakeQuantizeCall
 from trtq.quant.histogram import NUM_BINS, Histogram, dense_view, new_scratch
