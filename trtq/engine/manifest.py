@@ -5,6 +5,7 @@ It is checked before anything trusts the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trtq.engine.coverage import Coverage
 from trtq.engine.plan_text import PlanAudit
 from trtq.engine.retry import AttemptRow
 from trtq.engine.settings import TensorRow
+from trtq.engine.shapes import Axis, Input, Span
 from trtq.errors import EngineError, reason
 
 NAMED = {
@@ -31,6 +33,35 @@ NAMED = {
     "target": ("name", "device", "capability"),
     "spec": ("onnx",),
 }  # what every reader takes
+
+
+class InputRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine takes for one input.
+
+    Attributes:
+        name: as in the file.
+        axes: sizes; an open one is a text, its name in the file or "".
+        least, usual, most: shapes that it was built for.
+        table: rows of the table that its values index; None where it indexes none.
+    """
+
+    name: str
+    axes: list[int | str]
+    least: list[int]
+    usual: list[int]
+    most: list[int]
+    table: int | None = None
+
+    @property
+    def spans(self) -> list[Span]:
+        """Smallest, usual and largest size of each axis."""
+        return list(zip(self.least, self.usual, self.most, strict=True))
+
+    @property
+    def as_input(self) -> Input:
+        """The input as its file has it."""
+        axes = (Axis(a, "") if isinstance(a, int) else Axis(None, a) for a in self.axes)
+        return Input(self.name, tuple(axes))
 
 
 class EngineManifest(Record, frozen=True, kw_only=True):
@@ -46,6 +77,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
             model.
         batch: min, opt, max.
         tensors: name, dtype, shape and mode of each input and output.
+        inputs: the sizes that each input was built for.
+        signature: of the model, as the ONNX file says; None where it does not.
         onnx_sha256, encodings_sha256: what it was built from.
         preprocess: how images become its input, as the ONNX file says.
         builder_log: warnings of the builder.
@@ -70,6 +103,8 @@ class EngineManifest(Record, frozen=True, kw_only=True):
     codes: str = "INT8"
     batch: tuple[int, int, int]
     tensors: list[TensorRow]
+    inputs: list[InputRow] = []
+    signature: dict[str, Any] | None = None
     onnx_sha256: str
     onnx_bytes: int
     encodings_sha256: str | None
@@ -94,6 +129,21 @@ class EngineManifest(Record, frozen=True, kw_only=True):
             missing = [n for n in names if n not in getattr(self, field)]
             if missing:
                 raise ValueError(f"{field} lacks {', '.join(missing)}")
+
+    @property
+    def input_rows(self) -> list[InputRow]:
+        """The sizes of each input; an older manifest knows the batch alone."""
+        return self.inputs or [
+            InputRow(
+                name=t.name,
+                axes=[d if d >= 0 else "" for d in t.shape],
+                least=_sized(t.shape, self.batch[0]),
+                usual=_sized(t.shape, self.batch[1]),
+                most=_sized(t.shape, self.batch[2]),
+            )
+            for t in self.tensors
+            if t.mode == "input"
+        ]
 
     @property
     def has_codes(self) -> bool:
@@ -143,6 +193,10 @@ class EngineManifest(Record, frozen=True, kw_only=True):
         if self.coverage is not None:
             return f", {self.coverage.summary}"
         return ", INT8 coverage unknown for this builder"
+
+
+def _sized(shape: Sequence[int], batch: int) -> list[int]:
+    return [d if d >= 0 else batch for d in shape]
 
 
 def manifest_path(engine: Path) -> Path:
