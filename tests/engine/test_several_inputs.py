@@ -98,7 +98,7 @@ def test_axes_of_one_name_have_one_size():
     found = sizes(text_encoder(), "ids=1x8:1x16:4x32")
     assert found.shapes["mask"] == [[1, 8], [1, 16], [4, 32]]
     assert found.notes == [
-        "mask is built for 1x8:1x16:4x32: its axes are those of --shapes",
+        "mask takes 1x8:1x16:4x32: --shapes gives axes of the same names",
     ]
     with pytest.raises(
         UsageError,

@@ -39,6 +39,8 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.export.fp16 import has_half
 from trtq.export.onnx_file import codes_of, count_qdq, get_metadata, quantized_nodes
 from trtq.export.strip import strip_at
+from trtq.onnx_walk import is_fixed
+from trtq.platform.releases import Version, offers
 from trtq.progress import Progress, Silent
 from trtq.specs import BuildSpec
 
@@ -174,7 +176,7 @@ def describe(
         quantized_tensors=count_qdq(found.source),
         codes=codes_of(found.source) or ("INT8" if spec.calibration else ""),
         batch=job.batch,
-        tensors=built.tensors or _tensors(found.source),
+        tensors=built.tensors or _tensors(found.source, builder.version),
         inputs=_inputs(job),
         signature=metadata.get("signature"),
         onnx_sha256=job.onnx_sha256,
@@ -222,14 +224,20 @@ def _inputs(job: Job) -> list[InputRow]:
     ]
 
 
-def _tensors(model: onnx.ModelProto) -> list[TensorRow]:
-    """Return inputs and outputs as the file has them, for builders that do not tell."""
+def _tensors(model: onnx.ModelProto, version: Version) -> list[TensorRow]:
+    """Return inputs and outputs as the engine has them, for builders that do not tell."""
+    changed = {} if offers("INT64 tensors", version) else {"INT64": "INT32"}
+
+    def kind(value: onnx.ValueInfoProto) -> str:
+        name = str(onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type))
+        return changed.get(name, name)
+
     return [
         TensorRow(
             name=v.name,
-            dtype=onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type),
+            dtype=kind(v),
             mode=mode,
-            shape=[d.dim_value or -1 for d in v.type.tensor_type.shape.dim],
+            shape=[d.dim_value if is_fixed(d) else -1 for d in v.type.tensor_type.shape.dim],
         )
         for mode, values in (("input", model.graph.input), ("output", model.graph.output))
         for v in values

@@ -26,7 +26,9 @@ from trtq.engine.plan_text import PlanAudit
 from trtq.engine.retry import AttemptRow
 from trtq.engine.settings import TensorRow
 from trtq.engine.shapes import Axis, Input, Span
+from trtq.engine.sizes import Request, Sizes, choose_sizes
 from trtq.errors import EngineError, reason
+from trtq.export.feeds import InputSlot
 
 NAMED = {
     "builder": ("backend", "version"),
@@ -141,6 +143,41 @@ class EngineManifest(Record, frozen=True, kw_only=True):
                 usual=_sized(t.shape, self.batch[1]),
                 most=_sized(t.shape, self.batch[2]),
             )
+            for t in self.tensors
+            if t.mode == "input"
+        ]
+
+    def sizes(self, batch: int, texts: Sequence[str] = (), *, name: str = "the engine") -> Sizes:
+        """Return the sizes of a request; the usual ones where nothing else gives them.
+
+        Args:
+            batch: samples in a request: the first axis of inputs that ``texts`` does not name.
+            texts: of ``--shapes``.
+            name: of the engine, for errors.
+
+        Raises:
+            UsageError: the engine was built for other sizes.
+        """
+        rows = self.input_rows
+        request = Request(
+            texts=texts,
+            batch=(batch,) * 3,
+            file=name,
+            single=True,
+            built={r.name: r.spans for r in rows},
+        )
+        return choose_sizes([r.as_input for r in rows], request)
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows of the table that an input indexes, by input."""
+        return {r.name: r.table for r in self.input_rows if r.table is not None}
+
+    @property
+    def input_slots(self) -> list[InputSlot]:
+        """Names, dtypes and shapes of the inputs."""
+        return [
+            InputSlot(t.name, t.numpy_dtype, tuple(d if d >= 0 else None for d in t.shape))
             for t in self.tensors
             if t.mode == "input"
         ]

@@ -195,7 +195,7 @@ class _Solver:
         if one.is_open and self.symbols.keys() & {a.symbol for a in one.axes}:
             sure = [s for s in spans if s is not None]
             self.notes.append(
-                f"{one.name} is built for {shapes_text(sure)}: its axes are those of --shapes"
+                f"{one.name} takes {shapes_text(sure)}: --shapes gives axes of the same names"
             )
         return spans
 
@@ -230,7 +230,8 @@ class _Solver:
 
     def _require_same_batch(self, one: Input) -> None:
         first = self.given[one.name][:1]
-        if self.batch is not None and first and first[0] != self.batch:
+        unset = (None, (1, 1, 1)) if self.request.single else (None,)
+        if self.batch not in (*unset, *first) and self.batch is not None:
             raise UsageError(
                 f"Cannot use --batch {shapes_text([self.batch])}",
                 f"--shapes gives {shapes_text(first)} for the first axis of {one.name}",

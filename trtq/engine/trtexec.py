@@ -235,12 +235,13 @@ def _shapes(settings: Settings) -> list[Flag]:
 
 
 def spell_shapes(shapes: Mapping[str, Sequence[int]]) -> str:
-    """Return shapes as trtexec takes them: ``left:1x3x8x8,right:1x3x8x8``.
+    """Return shapes as trtexec takes them: ``left:1x3x8x8,right:1x3x8x8``."""
+    return ",".join(f"{spell_name(n)}:{'x'.join(map(str, s))}" for n, s in shapes.items())
 
-    A name with a character that separates is quoted.
-    """
-    names = {n: f"'{n}'" if set(n) & set(",:") else n for n in shapes}
-    return ",".join(f"{names[n]}:{'x'.join(map(str, s))}" for n, s in shapes.items())
+
+def spell_name(name: str) -> str:
+    """Return the name of an input as trtexec takes it: quoted where a character separates."""
+    return f"'{name}'" if set(name) & set(",:") else name
 
 
 def _options(options: BuildOptions) -> list[Flag]:
