@@ -21,6 +21,7 @@ from trtq.flow.run import Run
 from trtq.graph.capture import capture_inputs
 from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs
 from trtq.graph.signature import INPUT, SizeRange
+from trtq.models.deployed import deployed_
 from trtq.models.load import load_model
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
@@ -166,6 +167,7 @@ def _own(module: nn.Module, name: str, inputs: ModelInputs, preprocess: Preproce
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
+    came_off += deployed_(plain)
     graph = capture_inputs(plain, inputs)
     return Model(
         name=name,
