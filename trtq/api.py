@@ -247,7 +247,14 @@ def _size_of(given: Samples) -> tuple[int, int, int]:
     Raises:
         DataError: it is no image.
     """
-    shape = [int(v) for v in next(given.batches(1, count=1)).input.shape[1:]]
+    inputs = next(given.batches(1, count=1)).inputs
+    if len(inputs) != 1:
+        raise DataError(
+            f"Cannot use the samples of {given.name}",
+            f"a sample has the inputs {', '.join(inputs)}, expected one",
+            "Give samples with one input, and the target as 'target'",
+        )
+    shape = [int(v) for v in next(iter(inputs.values())).shape[1:]]
     if len(shape) != IMAGE_AXES:
         raise DataError(
             f"The samples of {given.name} are no images",
