@@ -27,11 +27,9 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.calibration import ranges_for
-from trtq.commands.loading import open_model, open_preprocess, require_own
+from trtq.commands.loading import input_of, open_given, open_model, require_own
 from trtq.data.answers import kind_in, percent_words
 from trtq.data.metrics import sqnr_words
-from trtq.data.preprocess import batches
-from trtq.data.source import open_source
 from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
 from trtq.engine.lint_target import reader_of
 from trtq.errors import ExportError, UsageError
@@ -45,7 +43,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.flow.ptq import origin_of
 from trtq.platform.target import Target
@@ -173,19 +171,20 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             "Give another folder",
         )
     loaded = open_model(spec)
-    preprocess, said = open_preprocess(spec, loaded)
-    note(*said)
-    model = Model.of(loaded, preprocess)
+    data = open_given(spec, note, limit=spec.images)
+    given = input_of(spec, loaded, data)
+    note(*given.notes)
+    model = given.capture(loaded)
     captured = model.graph
     require_own(encodings, captured.module, spec.encodings, "export")
-    source = open_source(spec.data, spec.class_index, note)
+    samples = samples_from(data, model)
     size = BATCH if captured.dynamic_batch else 1
-    images = list(batches(source, source.sample(spec.images, spec.seed), preprocess, size))
+    images = list(samples.take(spec.images, spec.seed).inputs(spec.images, size))
     simulated = insert_fake_quantize(
         captured.module, placement_of(captured.module, encodings), encodings
     )
     origin = {
-        **origin_of(model, model.answer_kind(len(source.classes))),
+        **origin_of(model, model.answer_kind(samples.classes)),
         "encodings_sha256": encodings.digest(),
     }
     writer = _Writer(spec, captured.module, simulated, images, origin, note)

@@ -7,6 +7,9 @@ from typing import Any
 from trtq.artifact import Environment, Record
 from trtq.data.answers import OutputComparison
 from trtq.data.preprocess import Preprocess
+from trtq.tasks.base import Figure
+
+IN_FIELDS = ("top-1", "top-5", "mIoU", "pixel accuracy")  # figures that have a field of their own
 
 
 class EvaluateRecord(Record, frozen=True, kw_only=True):
@@ -28,6 +31,8 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
         pixel_accuracy: share of right pixels, percent.
         iou: by class index, percent; None for a class that is nowhere.
         reference_miou: the reference's own.
+        task: what the first output means.
+        figures, reference_figures: the scores of the task, of the file and of the reference.
         calibration_images: how many of the images were used for calibration; None when that is not
             known.
         runtime: what computed the outputs.
@@ -43,6 +48,9 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     pixel_accuracy: float | None = None
     iou: list[float | None] | None = None
     reference_miou: float | None = None
+    task: str | None = None
+    figures: list[Figure] = []
+    reference_figures: list[Figure] = []
     agreement: float | None
     sqnr_db: float | None
     outputs: list[OutputComparison] = []
@@ -50,7 +58,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     constant: list[str] = []
     calibration_images: int | None
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     runtime: str
     notes: list[str]
     environment: Environment
@@ -102,8 +110,11 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
             parts.append(f"top-1 {self.top1:.2f} %, top-5 {self.top5:.2f} %")
         if self.miou is not None:
             parts.append(f"mIoU {self.miou:.2f} %, {self.pixel_accuracy:.2f} % of the pixels right")
+        parts += [f.words for f in self.figures if f.name not in IN_FIELDS]
         if self.reference_score is not None:
             parts.append(f"reference {self.measure} {self.reference_score:.2f} %")
+        others = [f.words for f in self.reference_figures if f.name not in IN_FIELDS]
+        parts += [f"reference {words}" for words in others]
         for output in self.outputs:
             parts.append(
                 output.words if len(self.outputs) == 1 else f"{output.name}: {output.words}"
