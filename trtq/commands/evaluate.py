@@ -14,6 +14,7 @@ from trtq.artifact import (
     ensure_writable_dir,
     environment,
     read_json,
+    spec_values,
     write_json,
 )
 from trtq.commands.loading import open_given
@@ -81,7 +82,7 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
     record = evaluation_record(
         seen,
         samples,
-        spec=msgspec.to_builtins(spec),
+        spec=spec_values(spec),
         onnx=path,
         reference=Path(spec.reference) if spec.reference else None,
         calibration_images=0 if spec.exclude else shared,
@@ -124,9 +125,7 @@ def evaluation_record(
         reference_sha256=None if reference is None else digest_onnx(reference),
         images=seen.samples,
         **_scores(seen),
-        task=seen.task.name,
-        figures=list(seen.figures.values()),
-        reference_figures=list(seen.reference.values()),
+        **_task_fields(seen, spec.get("task")),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
@@ -137,6 +136,17 @@ def evaluation_record(
         notes=notes,
         environment=environment(),
     )
+
+
+def _task_fields(seen: Evaluation, asked: str | None) -> dict[str, Any]:
+    """Return the fields of a record about the task that was asked for."""
+    if asked is None:
+        return {}
+    return {
+        "task": seen.task.name,
+        "figures": list(seen.figures.values()),
+        "reference_figures": list(seen.reference.values()),
+    }
 
 
 def _scores(seen: Evaluation) -> dict[str, Any]:

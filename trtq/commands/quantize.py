@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from trtq.artifact import spec_values
 from trtq.commands.allocation import read_allocation
 from trtq.commands.loading import input_of, open_given, open_model
 from trtq.errors import UsageError
@@ -49,7 +50,7 @@ def quantize(spec: QuantizeSpec, progress: Progress | None = None) -> QuantizeRe
             widths = {name: option.label for name, option in chosen.items()}
             options = msgspec.structs.replace(options, layer_bits=widths)
         quantized = quantize_model(model, samples, options, run)
-        return write_quantized(quantized, work, msgspec.to_builtins(spec))
+        return write_quantized(quantized, work, spec_values(spec))
 
 
 def _options(spec: QuantizeSpec) -> QuantizeOptions:
