@@ -94,7 +94,9 @@ def test_every_form_has_the_same_samples(forms, values):
     for form in FORMS:
         samples = trtq.samples(form, limit=12)
         assert len(samples) == 12, form
-        assert samples.has_targets == (form not in ("npy", "x.npy", "own.py:ROWS", "own.py:endless"))
+        assert samples.has_targets == (
+            form not in ("npy", "x.npy", "own.py:ROWS", "own.py:endless")
+        )
         batches = list(samples.batches(5))
         assert [len(b) for b in batches] == [5, 5, 2]
         np.testing.assert_array_equal(torch.cat([b.input for b in batches]).numpy(), values)

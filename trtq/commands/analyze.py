@@ -27,7 +27,9 @@ from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
 from trtq.flow.data import samples_from
 from trtq.flow.ptq import cache_folder
+from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
+from trtq.graph.signature import input_names
 from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.formats import BitConfig, read_options
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
@@ -69,7 +71,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     layers = prepare_layers(
         graph,
         options,
-        samples.inputs(spec.calib_images, size),
+        samples.inputs(spec.calib_images, size, input_names(graph)),
         calibrator=spec.calibrator,
         percentile=spec.percentile,
         progress=told.advance,
@@ -83,10 +85,11 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
         )
     clock.lap("calibrate")
     looked = list(samples.batches(size, count=spec.images))
-    images = [batch.input for batch in looked]
+    names = input_names(graph)
+    images: list[Feed] = [batch.feed(names) for batch in looked]
     # Metrics that look at outputs read no targets.
     targets = (
-        _targets(spec, samples, looked, graph)
+        _targets(spec, samples, looked, images, graph)
         if spec.metric in NEEDS_TARGETS
         else [torch.empty(0)] * len(images)
     )
@@ -126,7 +129,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     clock.lap(spec.metric)
     counted = outline(
         graph,
-        captured.example,
+        captured.examples,
         {layer.name: str(operands(layer.node)[1].target) for layer in layers},
     )
     record = AnalyzeRecord(
@@ -241,14 +244,18 @@ def _require_scores(spec: AnalyzeSpec, answer: Kind) -> None:
 
 
 def _targets(
-    spec: AnalyzeSpec, samples: Samples, looked: Sequence[Batch], graph: torch.fx.GraphModule
+    spec: AnalyzeSpec,
+    samples: Samples,
+    looked: Sequence[Batch],
+    images: Sequence[Feed],
+    graph: torch.fx.GraphModule,
 ) -> list[torch.Tensor]:
     """Return the class of every sample, by batch: its label, or what the model itself says."""
     if spec.targets == "labels":
-        samples.expect(_classes(graph, looked[0].input), spec.model)
+        samples.expect(_classes(graph, images[0]), spec.model)
         return [_class_indices(samples, batch) for batch in looked]
     with torch.inference_mode():
-        return [graph(batch.input).argmax(dim=1).clone() for batch in looked]
+        return [first_output(graph(*feed)).argmax(dim=1).clone() for feed in images]
 
 
 def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
@@ -267,9 +274,9 @@ def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
     return targets
 
 
-def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
+def _classes(graph: torch.fx.GraphModule, batch: Feed) -> int:
     with torch.inference_mode():
-        return int(graph(batch[:1]).shape[1])
+        return int(first_output(graph(*(t[:1] for t in batch))).shape[1])
 
 
 def _layers(

@@ -17,14 +17,14 @@ from trtq.artifact import (
     spec_values,
     write_json,
 )
-from trtq.commands.loading import open_given
+from trtq.commands.loading import open_given, require_no_picture
 from trtq.data.answers import kind_in
 from trtq.data.classes import (
     require_calibrated_classes,
     require_known_classes,
     require_one_class_list,
 )
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
@@ -36,11 +36,10 @@ from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
 from trtq.flow.evaluate import Evaluation, Evaluator
-from trtq.graph.signature import INPUT, Signature, TensorSpec
+from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
-from trtq.specs.base import option_name
 from trtq.specs.inputs import PICTURE
 from trtq.tasks import Figure, find_task
 from trtq.tasks.segmentation import PixelScore
@@ -223,21 +222,26 @@ def _samples(
         preprocess, notes = _preprocess(spec, metadata, runner.input_shape)
         note(*notes)
         return data.make(None, preprocess)
-    given = [option_name(n) for n in PICTURE if getattr(spec, n) is not None]
-    if given:
-        raise UsageError(
-            f"{' and '.join(given)} are for images",
-            f"the samples of {data.name} are inputs of the model already",
-            f"Leave {' and '.join(given)} out",
+    require_no_picture(spec, data)
+    return data.make(inputs_of(runner, metadata, spec.onnx), None)
+
+
+def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNeeds:
+    """Return what a file or an engine takes, with the ranges that it was written for."""
+    stored = metadata.get(SIGNATURE)
+    known = None if stored is None else msgspec.convert(stored, Signature)
+    inputs = tuple(
+        TensorSpec(
+            name=slot.name,
+            dtype=slot.dtype,
+            shape=tuple(f"axis{i}" if v is None else v for i, v in enumerate(slot.shape)),
         )
-    return data.make(inputs_of(runner, spec.onnx), None)
-
-
-def inputs_of(runner: Runner, name: str) -> ModelInputs:
-    """Return what a file or an engine takes."""
-    shape = tuple(v if isinstance(v, int) else str(v) for v in runner.input_shape)
-    spec = TensorSpec(name=INPUT, dtype="float32", shape=shape)
-    return ModelInputs(model=name, inputs=(spec,), signature=Signature(inputs=(spec,), outputs=()))
+        for slot in runner.inputs
+    )
+    if known is not None and [t.name for t in known.inputs] == [t.name for t in inputs]:
+        inputs = known.inputs
+    signature = known or Signature(inputs=inputs, outputs=())
+    return InputNeeds(model=name, inputs=inputs, ranges=signature.ranges, signature=signature)
 
 
 def _open(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import fx
 
@@ -14,8 +13,10 @@ from trtq.data.adapters import open_data
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.errors import EncodingsError, UsageError
-from trtq.flow.model import Model, about_weights
+from trtq.flow.data import forward_names, pixels_explained
+from trtq.flow.model import Model
 from trtq.graph.capture import capture
+from trtq.graph.inputs import ModelInputs
 from trtq.models.load import LoadedModel, load_model
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -111,13 +112,15 @@ class ModelInput:
     """What a model of a spec is captured on.
 
     Attributes:
+        data: what was opened.
         preprocess: how images become its input; None for data that are inputs already.
-        shape: of one sample.
+        example: a batch of the data; None where ``preprocess`` says all.
         notes: what the user must know about the model and its input.
     """
 
+    data: Data
     preprocess: Preprocess | None
-    shape: tuple[int, ...]
+    example: object
     notes: list[str]
 
     def capture(self, loaded: LoadedModel) -> Model:
@@ -126,30 +129,32 @@ class ModelInput:
         Raises:
             CaptureError: it cannot be captured as one graph.
         """
-        if self.preprocess is not None:
-            return Model.of(loaded, self.preprocess, self.notes)
-        shape: Any = self.shape
-        graph = capture(loaded.module, shape)
-        return Model(
-            name=loaded.name,
-            module=loaded.module,
-            weights=loaded.weights,
-            graph=graph,
-            notes=(*about_weights(loaded), *self.notes, *graph.notes),
-        )
+        inputs = None if self.example is None else ModelInputs(self.example)
+        with pixels_explained(self.data, self.example):
+            return Model.of(loaded, self.preprocess, self.notes, inputs)
 
 
 def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInput:
-    """Return what a model is captured on: images as the spec says, or the first sample.
+    """Return what a model is captured on: images as the spec says, or the first samples.
 
     Raises:
         UsageError: settings of images for data that are none.
-        DataError: the first sample cannot be read.
+        DataError: the first samples cannot be read.
     """
-    example = None if data.source is not None else data.example()
+    example = data.first_batch(forward_names(loaded.module))
     if example is None:
         preprocess, notes = open_preprocess(spec, loaded)
-        return ModelInput(preprocess=preprocess, shape=preprocess.input_size, notes=notes)
+        return ModelInput(data=data, preprocess=preprocess, example=None, notes=notes)
+    require_no_picture(spec, data)
+    return ModelInput(data=data, preprocess=None, example=example, notes=list(loaded.notes))
+
+
+def require_no_picture(spec: InputSpec, data: Data) -> None:
+    """Refuse settings of images for data that are none.
+
+    Raises:
+        UsageError: names the settings.
+    """
     given = [option_name(n) for n in PICTURE if getattr(spec, n) is not None]
     if given:
         raise UsageError(
@@ -157,9 +162,6 @@ def input_of(spec: ModelInputSpec, loaded: LoadedModel, data: Data) -> ModelInpu
             f"the samples of {data.name} are inputs of the model already",
             f"Leave {' and '.join(given)} out",
         )
-    value = next(iter(example.values()))
-    shape = tuple(int(v) for v in value.shape)
-    return ModelInput(preprocess=None, shape=shape, notes=list(loaded.notes))
 
 
 def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from trtq.data.boxes import Boxes
 from trtq.data.decode import TURNED
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import ImageSamples, Samples
@@ -89,7 +89,7 @@ def boxed_data(
     source.classes = list(classes)
     checked = CheckedBoxes(source, boxes, sizes)
 
-    def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
         assert picture is not None
         samples = ImageSamples(source=source, picture=picture, indices=sorted(boxes), boxes=checked)
         return samples if needs is None else samples.bound(needs)

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from trtq import extensions
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
@@ -27,11 +27,12 @@ def open_factory(request: Request) -> Data:
         DataError: it raises, or returns no data.
     """
     own = extensions.load("data", request.text)
-    if not callable(own) or hasattr(own, "__getitem__") or hasattr(own, "__iter__"):
+    is_data = hasattr(own, "__getitem__") or hasattr(own, "__iter__")
+    if not callable(own) or (is_data and not isinstance(own, type)):
         return _data(request, own)
     if _takes_signature(own):
 
-        def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+        def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
             if needs is None:
                 raise DataError(
                     f"Cannot open {request.text} without a model",
@@ -68,7 +69,4 @@ def _data(request: Request, own: object) -> Data:
         samples.ignore = request.ignore_index
     if isinstance(samples, TensorSamples):
         return Data.of_tensors(samples)
-    return Data(
-        name=request.text,
-        make=lambda needs, _: samples if needs is None else samples.bound(needs),
-    )
+    return Data.of_samples(samples)

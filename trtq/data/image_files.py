@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtq.data.labels import open_labels
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import ImageSamples, Samples
@@ -21,7 +21,7 @@ def open_images(request: Request) -> Data:
     source = open_source(request.text, request.class_index, request.note)
     ignored = IGNORE if request.ignore_index is None else request.ignore_index
 
-    def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
         assert picture is not None
         labels = open_labels(source, request.masks, picture, ignored)
         samples = ImageSamples(

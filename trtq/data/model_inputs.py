@@ -13,7 +13,6 @@ import torch
 from trtq.errors import DataError
 
 Note = Callable[[str], None]
-Ranges = Mapping[str, tuple[int, int | None]]
 TARGET_KEYS = ("target", "label", "labels", "y")
 IMAGE_RANK = 3  # of one sample: integers of so many axes are pixels, which nobody has scaled yet
 DTYPES: Mapping[str, torch.dtype] = {
@@ -31,6 +30,29 @@ DTYPES: Mapping[str, torch.dtype] = {
         "bool",
     )
 }
+
+
+class SizeRange(Protocol):
+    """The sizes that an open axis takes."""
+
+    @property
+    def least(self) -> int:
+        """The smallest."""
+
+    @property
+    def most(self) -> int | None:
+        """The largest; None is without a limit."""
+
+    @property
+    def multiple(self) -> int:
+        """Every size is a multiple of it."""
+
+    @property
+    def meaning(self) -> str:
+        """The range as a person reads it."""
+
+    def __contains__(self, size: object) -> bool:
+        """Whether the axis takes a size."""
 
 
 class InputSpec(Protocol):
@@ -54,13 +76,13 @@ class InputSpec(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelInputs:
+class InputNeeds:
     """What a model takes.
 
     Attributes:
         model: its name, for errors.
         inputs: in the order of its signature.
-        ranges: smallest and largest value of each open size; None is without a limit.
+        ranges: of the open sizes, by name.
         rows: by the name of an input of indices, the rows of the embedding that they select.
         sizes: by input, the shape of one sample that the model was captured with.
         signature: the signature itself, for a factory that asks for it.
@@ -68,7 +90,7 @@ class ModelInputs:
 
     model: str
     inputs: Sequence[InputSpec]
-    ranges: Ranges = field(default_factory=dict)
+    ranges: Mapping[str, SizeRange] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     signature: object = None
@@ -81,12 +103,6 @@ class ModelInputs:
     def is_open(self, spec: InputSpec) -> bool:
         """Whether samples of an input can have several shapes."""
         return any(isinstance(size, str) for size in spec.shape[1:])
-
-
-def limits_of(ranges: Ranges, symbol: str) -> tuple[int, int | None]:
-    """Return the smallest and the largest value of an open size; None is without a limit."""
-    low, high = (*ranges.get(symbol, (0, None)), None)[:2]
-    return low or 0, high
 
 
 def listed_names(names: Iterable[str]) -> str:
@@ -180,7 +196,7 @@ class Fitting:
     """
 
     name: str
-    needs: ModelInputs | None = None
+    needs: InputNeeds | None = None
     note: Note | None = None
     told: set[str] = field(default_factory=set)
 
@@ -276,12 +292,12 @@ class Fitting:
                 f"the size {symbol!r} is {before} in {other!r} and {size} in {spec.name!r}",
                 "The inputs of one sample must agree",
             )
-        low, high = limits_of(self.needs.ranges, symbol)
-        if size < low or (high is not None and size > high):
-            limit = f"at least {low}" if high is None else f"{low} to {high}"
+        sizes_of_axis = self.needs.ranges.get(symbol)
+        if sizes_of_axis is not None and size not in sizes_of_axis:
             raise self.refuse(
                 index,
-                f"{symbol!r} of input {spec.name!r} is {size}, the model takes {limit}",
+                f"{symbol!r} of input {spec.name!r} is {size}, the model takes "
+                f"{sizes_of_axis.meaning}",
                 "Shorten, pad or resize it",
             )
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
 from trtq.data.source import Source
@@ -60,38 +58,48 @@ class Data:
             can be None where it is not known.
         source: the images, where the data are images.
         tensors: the samples, where these are known before the model is.
-        first: returns the inputs of the first sample for the names of a model's inputs, where the
-            data do not name them.
+        first: returns a batch of two for the names of a model's inputs, where only it can.
     """
 
     name: str
-    make: Callable[[ModelInputs | None, Preprocess | None], Samples]
+    make: Callable[[InputNeeds | None, Preprocess | None], Samples]
     source: Source | None = None
     tensors: TensorSamples | None = None
-    first: Callable[[Sequence[str] | None], Mapping[str, torch.Tensor]] | None = None
+    first: Callable[[Sequence[str]], object] | None = None
 
     @classmethod
     def of_tensors(cls, samples: TensorSamples) -> Data:
         """Return data that are inputs already."""
 
-        def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+        def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
             del picture
             return samples if needs is None else samples.bound(needs)
 
         return cls(name=samples.name, make=make, tensors=samples)
 
-    def example(self, names: Sequence[str] | None = None) -> Mapping[str, torch.Tensor] | None:
-        """Return the inputs of the first sample by name; None where a model must be known first.
+    @classmethod
+    def of_samples(cls, samples: Samples) -> Data:
+        """Return samples that a program opened before."""
+        return cls(
+            name=samples.name,
+            make=lambda needs, _: samples if needs is None else samples.bound(needs),
+            first=lambda _: next(samples.batches(2, count=2)).input,
+        )
+
+    def first_batch(self, names: Sequence[str]) -> object:
+        """Return the first two samples as a batch to capture a model with.
+
+        It is None for images, and where the model must be known first.
 
         Args:
-            names: of the model's inputs in their order; None for those of the data.
+            names: of the model's inputs, such as the parameters of ``forward``.
 
         Raises:
-            DataError: the sample cannot be read.
+            DataError: a sample cannot be read.
         """
         if self.first is not None:
             return self.first(names)
-        return None if self.tensors is None else self.tensors.example(names)
+        return None if self.tensors is None else self.tensors.first_batch(names)
 
     def identity(self) -> str | None:
         """Return a digest of all that the data hold; None where that depends on the model."""

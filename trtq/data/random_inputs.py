@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 
-from trtq.data.model_inputs import DTYPES, InputSpec, ModelInputs, limits_of
+from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec, SizeRange
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
@@ -31,7 +29,7 @@ def open_random(request: Request) -> Data:
     """
     count = _count(request)
 
-    def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
         del picture
         if needs is None:
             raise DataError(
@@ -62,7 +60,7 @@ def _count(request: Request) -> int:
 class RandomRows:
     """Samples that depend on their position alone."""
 
-    def __init__(self, needs: ModelInputs, count: int) -> None:
+    def __init__(self, needs: InputNeeds, count: int) -> None:
         self.needs, self.count = needs, count
 
     def __len__(self) -> int:
@@ -90,8 +88,16 @@ class RandomRows:
         size = spec.shape[axis]
         if isinstance(size, int):
             return size
-        low, high = limits_of(self.needs.ranges, size)
         captured = self.needs.sizes.get(spec.name)
         usual = captured[axis - 1] if captured is not None else LONGEST
-        most = math.inf if high is None else high
-        return sizes.setdefault(size, int(min(max(usual, low), most)))
+        return sizes.setdefault(size, nearest(usual, self.needs.ranges.get(size)))
+
+
+def nearest(size: int, known: SizeRange | None) -> int:
+    """Return the size of a range that is nearest to another."""
+    if known is None:
+        return size
+    most = size if known.most is None else known.most
+    size = min(max(size, known.least), max(most, known.least))
+    below = size - size % known.multiple
+    return below if below in known else below + known.multiple

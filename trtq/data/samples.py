@@ -18,7 +18,7 @@ import torch
 from trtq.artifact import digest_of
 from trtq.data.boxes import Boxes
 from trtq.data.labels import Labels
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import InputNeeds
 from trtq.data.preprocess import ImagePlace, Preprocess, ahead, read_image
 from trtq.data.source import Source, describe
 from trtq.errors import DataError
@@ -51,6 +51,22 @@ class Batch:
         """The input of a model that has one."""
         (only,) = self.inputs.values()
         return only
+
+    def feed(self, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Return the inputs in the order of ``names``; the only one may have any name.
+
+        Raises:
+            DataError: one is missing, or there is one more.
+        """
+        if len(names) == 1 and len(self.inputs) == 1:
+            return tuple(self.inputs.values())
+        if set(names) != set(self.inputs):
+            raise DataError(
+                f"Sample {self.ids[0]} does not fit the model",
+                f"it has {', '.join(self.inputs)}, the model takes {', '.join(names)}",
+                "Name the inputs of each sample as the model does",
+            )
+        return tuple(self.inputs[n] for n in names)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -100,7 +116,7 @@ class Samples(ABC):
         """Whether targets are boxes."""
         return False
 
-    def bound(self, needs: ModelInputs) -> Samples:
+    def bound(self, needs: InputNeeds) -> Samples:
         """Return the samples as the inputs of a model.
 
         Raises:
@@ -150,10 +166,12 @@ class Samples(ABC):
         facts = {"source": self.name, "images": len(self), "classes": self.classes}
         return {**facts, "random": True} if self.drawn else facts
 
-    def inputs(self, count: int, size: int) -> Iterator[torch.Tensor]:
-        """Yield the single input of the first ``count`` samples in batches, float32 [N, ...]."""
+    def inputs(
+        self, count: int, size: int, names: Sequence[str]
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield the inputs ``names`` of the first ``count`` samples in batches of ``size``."""
         for batch in self.batches(size, count=count):
-            yield batch.input
+            yield batch.feed(names)
 
 
 @dataclass(kw_only=True)
@@ -193,7 +211,7 @@ class ImageSamples(Samples):
         """Whether there are boxes."""
         return self.boxes is not None
 
-    def bound(self, needs: ModelInputs) -> ImageSamples:
+    def bound(self, needs: InputNeeds) -> ImageSamples:
         """Return the images as the only input of a model.
 
         Raises:

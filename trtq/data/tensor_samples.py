@@ -11,13 +11,14 @@ import torch
 
 from trtq.artifact import digest_of
 from trtq.data.boxes import Boxes
-from trtq.data.model_inputs import Fitting, ModelInputs, split
+from trtq.data.model_inputs import Fitting, InputNeeds, split
 from trtq.data.preprocess import ahead
 from trtq.data.rows import Rows, read_row, rows_of
 from trtq.data.samples import Batch, Samples, Targets
 from trtq.errors import DataError
 
 SHOWN = 3
+BATCH_OF_TWO = 2
 Note = Callable[[str], None]
 Sample = tuple[dict[str, torch.Tensor], object]
 
@@ -42,7 +43,7 @@ class TensorSamples(Samples):
         name: str,
         rows: Rows,
         *,
-        needs: ModelInputs | None = None,
+        needs: InputNeeds | None = None,
         order: Sequence[int] | None = None,
         note: Note | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class TensorSamples(Samples):
     def expect(self, classes: int, model: str) -> None:  # noqa: D102
         self.expected = (classes, model)
 
-    def bound(self, needs: ModelInputs) -> TensorSamples:
+    def bound(self, needs: InputNeeds) -> TensorSamples:
         """Return the samples as the inputs of a model; its names decide what is a target.
 
         Raises:
@@ -95,7 +96,7 @@ class TensorSamples(Samples):
             samples._sample(samples.order[0])
         return samples
 
-    def _with(self, *, order: Sequence[int], needs: ModelInputs | None) -> TensorSamples:
+    def _with(self, *, order: Sequence[int], needs: InputNeeds | None) -> TensorSamples:
         samples = TensorSamples(self.name, self.rows, needs=needs, order=order, note=self.note)
         samples.ignore = self.ignore
         samples.classes = self.classes
@@ -105,19 +106,32 @@ class TensorSamples(Samples):
             samples.seen, samples.fitting = self.seen, self.fitting
         return samples
 
-    def example(self, names: Sequence[str] | None = None) -> Mapping[str, torch.Tensor]:
-        """Return the inputs of the first sample by name, without a batch axis.
+    def first_batch(self, names: Sequence[str] = ()) -> object:
+        """Return the first two samples as one batch: the only input, or a mapping by name.
+
+        Floats are float32, as the parameters of models are.
 
         Args:
-            names: of the inputs in their order, such as the parameters of ``forward``; None for
-                those of the data.
+            names: of the model's inputs, such as the parameters of ``forward``, for samples that
+                are tuples; with none a tuple is an input and a target.
 
         Raises:
-            DataError: the sample cannot be read, or its parts do not fit the names.
+            DataError: a sample cannot be read, or its parts do not fit the names.
         """
-        index = self.order[0]
-        values, _ = self._parts(index, names)
-        return Fitting(name=self.name).fit(index, values)
+        rows = [self._named(i, names) for i in (*self.order, *self.order)[:BATCH_OF_TWO]]
+        if any(
+            a.shape != b.shape for a, b in zip(rows[0].values(), rows[-1].values(), strict=False)
+        ):
+            rows = [rows[0]] * BATCH_OF_TWO
+        batch = _stacked(rows)
+        return next(iter(batch.values())) if len(batch) == 1 else batch
+
+    def _named(self, index: int, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        row = read_row(self.rows, index, self.name)
+        parts = names if isinstance(row, (tuple, list)) and len(names) > 1 else None
+        values, _ = self._split(index, row, parts)
+        tensors = Fitting(name=self.name).fit(index, values)
+        return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
     def batches(self, size: int, *, count: int | None = None) -> Iterator[Batch]:
         """Yield the first ``count`` samples in batches of at most ``size``, read ahead.
@@ -207,7 +221,11 @@ class TensorSamples(Samples):
         return {**super().describe(), **self.facts}
 
     def _parts(self, index: int, names: Sequence[str] | None) -> tuple[dict[str, object], object]:
-        row = read_row(self.rows, index, self.name)
+        return self._split(index, read_row(self.rows, index, self.name), names)
+
+    def _split(
+        self, index: int, row: object, names: Sequence[str] | None
+    ) -> tuple[dict[str, object], object]:
         try:
             return split(row, names)
         except ValueError as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from trtq.artifact import sha256_file
-from trtq.data.model_inputs import DTYPES, Fitting, InputSpec, ModelInputs
+from trtq.data.model_inputs import DTYPES, InputNeeds, InputSpec
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Samples
@@ -43,16 +43,16 @@ def open_text(request: Request) -> Data:
     tokenizer = load_tokenizer(request.tokenizer)
     facts: dict[str, object] = {"tokenizer_sha256": sha256_file(_path(request.tokenizer))}
 
-    def make(needs: ModelInputs | None, picture: Preprocess | None) -> Samples:
+    def make(needs: InputNeeds | None, picture: Preprocess | None) -> Samples:
         del picture
         rows = TextRows(request, lines, tokenizer, needs=needs)
         samples = TensorSamples(request.text, rows, needs=needs, note=request.note)
         samples.facts = facts
         return samples
 
-    def first(names: Sequence[str] | None) -> Mapping[str, torch.Tensor]:
-        rows = TextRows(request, lines, tokenizer, names=names)
-        return Fitting(name=request.text).fit(0, rows[0])
+    def first(names: Sequence[str]) -> object:
+        rows = TextRows(request, lines[:1], tokenizer, names=names)
+        return TensorSamples(request.text, rows).first_batch()
 
     return Data(name=request.text, make=make, first=first)
 
@@ -123,7 +123,7 @@ class TextRows:
         lines: Sequence[str],
         tokenizer: Any,
         *,
-        needs: ModelInputs | None = None,
+        needs: InputNeeds | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         self.request, self.lines, self.tokenizer = request, lines, tokenizer
@@ -189,7 +189,7 @@ def _kinds(name: str, inputs: Sequence[str]) -> dict[str, str]:
     return kinds
 
 
-def _lengths(needs: ModelInputs | None) -> tuple[int | None, int | None]:
+def _lengths(needs: InputNeeds | None) -> tuple[int | None, int | None]:
     """Return the fixed length of a model's texts, and the longest that it takes."""
     spec: InputSpec | None = None if needs is None else next(iter(needs.inputs), None)
     if needs is None or spec is None or len(spec.shape) < 2:
@@ -197,4 +197,5 @@ def _lengths(needs: ModelInputs | None) -> tuple[int | None, int | None]:
     size = spec.shape[1]
     if isinstance(size, int):
         return size, size
-    return None, needs.ranges.get(size, (0, None))[1]
+    known = needs.ranges.get(size)
+    return None, None if known is None else known.most

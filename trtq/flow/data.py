@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
+
+import torch
+from torch import nn
 
 from trtq.data.adapters import open_data
 from trtq.data.image_files import IGNORE
-from trtq.data.model_inputs import ModelInputs
+from trtq.data.model_inputs import IMAGE_RANK, InputNeeds
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.data.samples import Samples
-from trtq.data.tensor_samples import samples_of
-from trtq.errors import UsageError
+from trtq.data.samples import INPUT, Samples
+from trtq.data.tensor_samples import TensorSamples, samples_of
+from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.model import Model
 from trtq.graph.index_ranges import embedding_rows
 
-__all__ = ["IGNORE", "needs_of", "open_samples", "samples_from"]
+__all__ = [
+    "IGNORE",
+    "forward_names",
+    "needs_of",
+    "open_any",
+    "open_samples",
+    "pixels_explained",
+    "samples_from",
+]
+    "IGNORE",
+    "forward_names",
+    "needs_of",
+    "open_any",
+    "open_samples",
+    "pixels_explained",
+    "samples_from",
+]
 
 Note = Callable[[str], None]
 
@@ -58,13 +80,9 @@ def open_samples(
         DataError: no such thing, empty, or samples that do not fit the model.
     """
     if not isinstance(data, (str, Path)):
-        _require_no_images(preprocess=preprocess, class_index=class_index, masks=masks)
-        samples = samples_of(data, limit=limit, note=note)
-        if ignore_index is not None:
-            samples.ignore = ignore_index
-        return samples if model is None else samples.bound(needs_of(model))
-    request = Request(
-        text=str(data),
+        _require_no_images(class_index=class_index, masks=masks)
+    opened = open_any(
+        data,
         class_index=class_index,
         masks=masks,
         ignore_index=ignore_index,
@@ -72,7 +90,79 @@ def open_samples(
         limit=limit,
         note=note,
     )
-    return samples_from(open_data(request), model, preprocess=preprocess, note=note)
+    return samples_from(opened, model, preprocess=preprocess, note=note)
+
+
+def open_any(
+    data: object,
+    *,
+    class_index: str | None = None,
+    masks: str | None = None,
+    ignore_index: int | None = None,
+    tokenizer: str | None = None,
+    limit: int | None = None,
+    note: Note | None = None,
+) -> Data:
+    """Return data of a program, or behind a text, opened: as for :func:`open_samples`."""
+    if isinstance(data, (str, Path)):
+        return open_data(
+            Request(
+                text=str(data),
+                class_index=class_index,
+                masks=masks,
+                ignore_index=ignore_index,
+                tokenizer=tokenizer,
+                limit=limit,
+                note=note,
+            )
+        )
+    samples = samples_of(data, limit=limit, note=note)
+    if ignore_index is not None:
+        samples.ignore = ignore_index
+    if isinstance(samples, TensorSamples):
+        return Data.of_tensors(samples)
+    return Data.of_samples(samples)
+
+
+@contextlib.contextmanager
+def pixels_explained(data: Data, example: object) -> Iterator[None]:
+    """Say that samples are unscaled pixels where a model cannot be captured on them.
+
+    Raises:
+        DataError: in place of what the capture said.
+    """
+    try:
+        yield
+    except CaptureError as exc:
+        named = example if isinstance(example, Mapping) else {INPUT: example}
+        for name, value in named.items():
+            if is_pixels(value):
+                dtype = str(value.dtype).removeprefix("torch.")
+                raise DataError(
+                    f"Cannot use sample 0 of {data.name}",
+                    f"input {name!r} is {dtype}, the model takes float32",
+                    "Apply the model's preprocessing first: scale to [0, 1], subtract the mean",
+                ) from exc
+        raise
+
+
+def is_pixels(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether an example of an input is a batch of images of integers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and not value.is_floating_point()
+        and value.ndim > IMAGE_RANK
+    )
+
+
+def forward_names(module: nn.Module | None) -> tuple[str, ...]:
+    """Return the parameters of a module's ``forward`` that must be given, in order."""
+    if module is None:
+        return ()
+    parameters = inspect.signature(module.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    empty = inspect.Parameter.empty
+    return tuple(p.name for p in parameters if p.kind in kinds and p.default is empty)
 
 
 def samples_from(
@@ -97,14 +187,14 @@ def samples_from(
     return data.make(None if model is None else needs_of(model), picture)
 
 
-def needs_of(model: Model) -> ModelInputs:
+def needs_of(model: Model) -> InputNeeds:
     """Return what a captured model takes."""
     signature = model.graph.signature
-    examples = (model.graph.example,)
+    examples = model.graph.examples
     module = model.graph.module
     nodes = [n.name for n in module.graph.nodes if n.op == "placeholder"]
     rows = embedding_rows(module)
-    return ModelInputs(
+    return InputNeeds(
         model=model.name,
         inputs=signature.inputs,
         ranges=signature.ranges,
@@ -131,7 +221,7 @@ def _guessed(model: Model | None, note: Note | None) -> Preprocess:
     """Return ImageNet's preprocessing at the size of a model's input, and say so."""
     size: tuple[int, int, int] | None = None
     if model is not None:
-        channels, height, width = (int(v) for v in model.graph.example.shape[1:])
+        channels, height, width = (int(v) for v in model.graph.examples[0].shape[1:])
         size = channels, height, width
     picture, notes = resolve_preprocess(input_size=size)
     for line in notes:
