@@ -31,14 +31,6 @@ __all__ = [
     "pixels_explained",
     "samples_from",
 ]
-    "IGNORE",
-    "forward_names",
-    "needs_of",
-    "open_any",
-    "open_samples",
-    "pixels_explained",
-    "samples_from",
-]
 
 Note = Callable[[str], None]
 
