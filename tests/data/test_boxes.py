@@ -71,7 +71,13 @@ def test_coco(tmp_path):
         ({"annotations": 3}, "Cannot read the annotations annotations.json"),
         ({"images": [], "annotations": []}, "its annotations name no image"),
         (
-            {"categories": [{"id": 4, "name": "a"}, {"id": 4, "name": "b"}, {"id": 30, "name": "c"}]},
+            {
+                "categories": [
+                    {"id": 4, "name": "a"},
+                    {"id": 4, "name": "b"},
+                    {"id": 30, "name": "c"},
+                ]
+            },
             "two of its categories have one id",
         ),
     ],
@@ -88,8 +94,10 @@ def test_annotation_files_that_are_missing_or_ambiguous(tmp_path):
         targets_of(f"coco:{tmp_path}")
     with pytest.raises(DataError, match="There are no annotations in coco:"):
         targets_of(f"coco:{tmp_path}/images")
-    write_coco(tmp_path, images=[{"id": i, "file_name": f"00{i % 2}.png", "width": 9, "height": 9}
-                                 for i in (7, 9)])
+    write_coco(
+        tmp_path,
+        images=[{"id": i, "file_name": f"00{i % 2}.png", "width": 9, "height": 9} for i in (7, 9)],
+    )
     (tmp_path / "other.json").unlink()
     with pytest.raises(DataError, match="for 9x9 pixels, the upright image has 40x40"):
         targets_of(f"coco:{tmp_path}")
@@ -99,7 +107,9 @@ def write_yolo(folder: Path, line: str = "1 0.5 0.5 0.25 0.5") -> Path:
     write_images(folder / "images/val", 2, size=40)
     (folder / "labels/val").mkdir(parents=True)
     (folder / "labels/val/000.txt").write_text(line + "\n")
-    (folder / "data.yaml").write_text("path: .\nval: images/val\nnames:\n  0: cat\n  1: dog\nnc: 2\n")
+    (folder / "data.yaml").write_text(
+        "path: .\nval: images/val\nnames:\n  0: cat\n  1: dog\nnc: 2\n"
+    )
     return folder / "data.yaml"
 
 
@@ -147,17 +157,13 @@ def test_yolo_files_that_are_damaged(tmp_path):
 
 @pytest.mark.data
 def test_pages_of_documents(trtq_data):
-    samples = trtq.samples(
-        f"coco:{trtq_data}/pages.zip", preprocess=yolo_preset((3, 256, 256))
-    )
+    samples = trtq.samples(f"coco:{trtq_data}/pages.zip", preprocess=yolo_preset((3, 256, 256)))
     assert len(samples) == 128 and len(samples.describe()["class_names"]) == 11
     batch = next(samples.batches(2))
     assert batch.input.shape == (2, 3, 256, 256)
     for box, place in zip(batch.targets(), batch.places, strict=True):
         assert len(box) and box.xyxy.max() <= max(place.size)
-        np.testing.assert_allclose(
-            place.to_original(place.to_input(box.xyxy)), box.xyxy, atol=1e-3
-        )
+        np.testing.assert_allclose(place.to_original(place.to_input(box.xyxy)), box.xyxy, atol=1e-3)
 
 
 def test_a_letterbox_keeps_proportions_and_its_place(tmp_path):
@@ -187,7 +193,11 @@ def test_blue_first_and_pixels_as_they_are():
     known, _ = resolve_preprocess(preset="imagenet", channel_order="bgr")
     assert known.mean == (0.406, 0.456, 0.485)
     plain, notes = resolve_preprocess(input_size=(3, 8, 8), input_dtype="uint8")
-    assert plain.apply(red).dtype == torch.uint8 and plain.apply(red)[:, 0, 0].tolist() == [255, 0, 51]
+    assert plain.apply(red).dtype == torch.uint8 and plain.apply(red)[:, 0, 0].tolist() == [
+        255,
+        0,
+        51,
+    ]
     assert notes == []
     with pytest.raises(UsageError, match="--mean have no effect on a uint8 input"):
         resolve_preprocess(input_dtype="uint8", mean=(0.5,))

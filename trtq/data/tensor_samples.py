@@ -92,6 +92,8 @@ class TensorSamples(Samples):
             DataError: the first sample does not fit the model.
         """
         samples = self._with(order=self.order, needs=needs)
+        fit_rows: Callable[[InputNeeds], Rows] | None = getattr(self.rows, "bound", None)
+        samples.rows = self.rows if fit_rows is None else fit_rows(needs)
         if samples.order:
             samples._sample(samples.order[0])
         return samples

@@ -126,16 +126,22 @@ class TextRows:
         needs: InputNeeds | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        self.request, self.lines, self.tokenizer = request, lines, tokenizer
+        self.request, self.lines = request, lines
+        # Lengths are set below: other samples may have others.
+        self.tokenizer = type(tokenizer).from_str(tokenizer.to_str())
         self.specs = {} if needs is None else {s.name: s for s in needs.inputs}
         self.kinds = _kinds(request.text, names or tuple(self.specs) or (IDS, MASK))
         self.length, self.longest = _lengths(needs)
         self.cut = False
-        tokenizer.no_padding()
-        own = (tokenizer.truncation or {}).get("max_length")
+        self.tokenizer.no_padding()
+        own = (self.tokenizer.truncation or {}).get("max_length")
         limits = [v for v in (own, self.length, self.longest) if v is not None]
         if limits:
-            tokenizer.enable_truncation(max_length=min(limits))
+            self.tokenizer.enable_truncation(max_length=min(limits))
+
+    def bound(self, needs: InputNeeds) -> TextRows:
+        """Return the texts under the names and with the lengths of a model's inputs."""
+        return TextRows(self.request, self.lines, self.tokenizer, needs=needs)
 
     def __len__(self) -> int:
         return len(self.lines)
