@@ -23,7 +23,7 @@ QUICK = {"duration": 0.05, "min_samples": 10, "max_duration": 1.0}
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory):
+def small(tmp_path_factory):
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
@@ -32,13 +32,13 @@ def quantized(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(quantized):
-    return trtq.build(quantized, target="rtx3080", precision="fp16", batch="1:2:4")
+def engine(small):
+    return trtq.build(small, target="rtx3080", precision="fp16", batch="1:2:4")
 
 
 @needs_rtx
-def test_an_engine_of_a_quantized_model_is_that_of_its_file(quantized, engine, tmp_path):
-    file = quantized.export("rtx3080").save(tmp_path / "m.onnx")
+def test_an_engine_of_a_quantized_model_is_that_of_its_file(small, engine, tmp_path):
+    file = small.export("rtx3080").save(tmp_path / "m.onnx")
     spec = BuildSpec(
         onnx=str(file),
         target="rtx3080",
@@ -115,8 +115,8 @@ def test_an_engine_in_memory_runs(files, tensorrt):
     np.testing.assert_allclose(answer, run_batch(open_session(model), x)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_measurements_of_models_in_memory(quantized):
-    record = trtq.bench(quantized, **QUICK, verdict=False)
+def test_measurements_of_models_in_memory(small):
+    record = trtq.bench(small, **QUICK, verdict=False)
     assert [r.kind for r in record.rows] == ["onnx"]
     one = trtq.bench(open_sizes(), shapes="images=2x3x32x48", **QUICK)
     assert (one.rows[0].batch, one.rows[0].input_shapes) == (2, {"images": [2, 3, 32, 48]})
