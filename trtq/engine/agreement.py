@@ -142,7 +142,7 @@ def check_agreement(
             )
         comparisons.append(found)
     return AgreementRecord(
-        images=sum(len(b) if isinstance(b, np.ndarray) else count_of(b) for b in images),
+        images=sum(map(count_of, images)),
         yardstick=yardstick,
         comparisons=comparisons,
         missing=list(missing),

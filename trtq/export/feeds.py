@@ -12,7 +12,8 @@ from trtq.errors import UsageError, suggest
 
 AnyArray = npt.NDArray[Any]
 Inputs = Mapping[str, AnyArray]
-Given = AnyArray | Inputs  # one array for a model of one input, or arrays by name
+# One array for a model of one input, arrays in the order of the inputs, or arrays by name.
+Given = AnyArray | Sequence[AnyArray] | Inputs
 
 
 class InputSlot(NamedTuple):
@@ -40,7 +41,8 @@ def feed_for(slots: Sequence[InputSlot], given: Given, label: str) -> dict[str, 
 
     Args:
         slots: the model's inputs.
-        given: arrays by name; one array alone for a model of one input.
+        given: arrays by name or in order; one array alone, or of any name, for a model of one
+            input.
         label: what runs, for errors.
 
     Raises:
@@ -63,7 +65,16 @@ def feed_for(slots: Sequence[InputSlot], given: Given, label: str) -> dict[str, 
 
 def _by_name(slots: Sequence[InputSlot], given: Given, label: str) -> Inputs:
     if isinstance(given, Mapping):
-        return given
+        alone = len(slots) == 1 and len(given) == 1
+        return {slots[0].name: next(iter(given.values()))} if alone else given
+    if not isinstance(given, np.ndarray):
+        given = list(given)
+        if len(given) == len(slots):
+            return {s.name: a for s, a in zip(slots, given, strict=True)}
+        raise UsageError(
+            f"Cannot run the {label} on {len(given)} arrays",
+            f"it has {len(slots)} inputs: {_list(slots)}",
+        )
     if len(slots) != 1:
         raise UsageError(
             f"Cannot run the {label} on one array",
@@ -99,9 +110,12 @@ def _fitted(slot: InputSlot, array: AnyArray, label: str) -> AnyArray:
     return cast
 
 
-def count_of(feed: Inputs) -> int:
-    """Return how many samples a feed has: the first axis of the first input that has axes."""
-    return next((len(a) for a in feed.values() if a.ndim), 1)
+def count_of(given: Given) -> int:
+    """Return how many samples a batch has: the first axis of the first input that has axes."""
+    if isinstance(given, np.ndarray):
+        return len(given)
+    arrays = given.values() if isinstance(given, Mapping) else given
+    return next((len(a) for a in arrays if a.ndim), 1)
 
 
 def run_in_parts(
@@ -161,3 +175,13 @@ def padded(batch: AnyArray, size: int) -> AnyArray:
         if len(batch) < size
         else batch
     )
+
+
+def concatenated(parts: Sequence[AnyArray]) -> AnyArray:
+    """Return the answers of several batches as one.
+
+    Answers without a common form, such as the boxes of each image, lie flat behind each other.
+    """
+    if all(p.ndim and p.shape[1:] == parts[0].shape[1:] for p in parts):
+        return np.concatenate(parts)
+    return np.concatenate([p.reshape(-1) for p in parts])
