@@ -1,0 +1,41 @@
+"""Nodes that were read from ONNX and that torch does not compute, written as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnx import version_converter
+from torch import fx
+
+from trtq.export.borrowed import splice
+from trtq.export.writer import UnsupportedOpError, Writer
+from trtq.graph.opaque import name_of, unpacked
+
+
+def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
+    """The node itself, in a form of the writer's opset."""
+    return splice(w, _of_opset(unpacked(model), w.opset, name_of(model)), list(inputs))
+
+
+def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
+    """Return a model of one node in another opset: as it is where its form is the same there."""
+    first = model.graph.node[0]
+    if first.domain not in ("", "ai.onnx"):
+        return model
+    own = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    forms = [_since(first.op_type, version) for version in (own, opset)]
+    if forms[0] == forms[1]:
+        return model
+    try:
+        return version_converter.convert_version(model, opset)
+    except Exception as exc:  # the converter's failures share no base
+        raise UnsupportedOpError(f"{name} has another form in opset {opset}") from exc
+
+
+def _since(op_type: str, opset: int) -> int:
+    try:
+        return int(onnx.defs.get_schema(op_type, opset).since_version)
+    except onnx.defs.SchemaError:
+        return 0

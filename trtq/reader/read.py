@@ -1,0 +1,27 @@
+"""From an ONNX file to a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from trtq.reader.module import OnnxModule
+from trtq.reader.prepare import prepare
+
+
+def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
+    """Return an ONNX model as a module in eval mode.
+
+    Args:
+        source: a file, or a model in memory.
+
+    Raises:
+        ExportError: the file is missing, damaged or incomplete.
+        ModelError: it is quantized in a form that has no float model, or of an unknown opset.
+    """
+    ready = prepare(source)
+    module = OnnxModule(
+        ready.graph, opset=ready.opset, constants=ready.constants, domains=ready.domains
+    )
+    return module.eval()
