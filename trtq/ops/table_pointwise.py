@@ -115,7 +115,13 @@ POINTWISE: tuple[Op, ...] = (
     pointwise("ge", "ge.Tensor ge.Scalar", "GreaterOrEqual", **_BINARY),
     pointwise("logical_and", "logical_and.default", "And", **_BINARY),
     pointwise("logical_or", "logical_or.default", "Or", **_BINARY),
-    pointwise("logical_xor", "logical_xor.default", "Xor", write="elementwise.logical"),
+    pointwise(
+        "logical_xor",
+        "logical_xor.default",
+        "Xor",
+        write="elementwise.logical",
+        read="elementwise.binary",
+    ),
     pointwise(
         "bitwise_and",
         "bitwise_and.Tensor __and__.Tensor",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from onnx import helper
 
 from trtq import ops
+from trtq.onnx_walk import branches
 from trtq.reader.values import UnreadError, Value
 
 Read = Callable[["Call"], Any]
@@ -110,3 +111,14 @@ def _function(name: str) -> Read:
     path = module if "." in module else f"trtq.reader.read_{module}"
     read: Read = getattr(importlib.import_module(path), function)
     return read
+
+
+def reads_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield what a node reads of its graph, also inside its branches."""
+    yield from node.input
+    for branch in branches(node):
+        own = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
+        own |= {i.name for i in branch.initializer}
+        for inner in branch.node:
+            yield from (r for r in reads_of(inner) if r not in own)
+        yield from (o.name for o in branch.output if o.name not in own)

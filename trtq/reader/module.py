@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trtq.graph.opaque import onnx_node, packed
-from trtq.reader.call import Call, attributes_of, reader_of
+from trtq.reader.call import Call, attributes_of, reader_of, reads_of
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
 from trtq.reader.opaque_model import opaque_model
@@ -52,6 +52,7 @@ class OnnxNode(nn.Module):
         self.attributes = attributes_of(node)
         self.read = reader_of(node)
         self.opaque = "" if self.read is not None else "no row of the table reads it"
+        self.outer = tuple(dict.fromkeys(r for r in reads_of(node) if r and r not in node.input))
         self.held: dict[int, str] = {}
         self.host: dict[int, Array] = {}
         self.arrays = dict(constants)
@@ -70,6 +71,11 @@ class OnnxNode(nn.Module):
         self.held[position] = name
         if array.size <= LARGEST_HOST:
             self.host[position] = array
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that the node reads, those of its branches last."""
+        return (*self.node.input, *self.outer)
 
     def values(self, given: Sequence[Value | None]) -> list[Value | None]:
         """Return the operands with the node's own constants."""
@@ -102,7 +108,7 @@ class OnnxNode(nn.Module):
 
     def _by_runtime(self, call: Call) -> list[Value]:
         """Let ONNX Runtime compute the node."""
-        model, places = opaque_model(call, self.domains)
+        model, places = opaque_model(call, self.outer, self.domains)
         results = onnx_node([call.x(p) for p in places], packed(model))
         made = iter(results)
         none = torch.zeros(0)
@@ -140,7 +146,8 @@ class OnnxModule(nn.Module):
         }
         self._last = _last_reads(self.nodes, {o.name for o in self.outputs})
         for path, node in zip(self.paths, self.nodes, strict=True):
-            own = {i: constants[n] for i, n in enumerate(node.input) if n in constants}
+            reads = [*node.input, *dict.fromkeys(r for r in reads_of(node) if r not in node.input)]
+            own = {i: constants[n] for i, n in enumerate(reads) if n in constants}
             self._add(path, OnnxNode(node, opset, own, domains))
         self._constant_outputs(constants)
 
@@ -176,8 +183,9 @@ class OnnxModule(nn.Module):
             wide = tensor.float() if port.dtype in HALVES.values() else tensor
             values[port.name] = Value.of(wide)
         for i, (path, node) in enumerate(zip(self.paths, self.nodes, strict=True)):
-            given = [values.get(n) if n else None for n in node.input]
-            results = self.get_submodule(path)(*given)
+            module = self.get_submodule(path)
+            assert isinstance(module, OnnxNode)
+            results = module(*(values.get(n) if n else None for n in module.reads))
             values.update(zip(node.output, results, strict=False))
             for name in self._last.get(i, ()):
                 values.pop(name, None)
@@ -202,7 +210,8 @@ def _last_reads(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> dict[int,
     """Return the tensors that nothing reads after each node."""
     last: dict[str, int] = {}
     for i, node in enumerate(nodes):
-        last |= {name: i for name in (*node.input, *node.output) if name and name not in outputs}
+        names = (*reads_of(node), *node.output)
+        last |= {name: i for name in names if name and name not in outputs}
     by_node: dict[int, list[str]] = {}
     for name, i in last.items():
         by_node.setdefault(i, []).append(name)

@@ -18,10 +18,11 @@ def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     >>> module_names([helper.make_node("Conv", ["x"], ["y"], name="/model.0/conv/Conv")])
     ['model.0.conv.Conv']
     """
-    taken: set[str] = set()
+    bases = [module_name(node) for node in nodes]
+    folders = {base[:i] for base in bases for i, c in enumerate(base) if c == "."}
+    taken = set(folders)
     names = []
-    for node in nodes:
-        base = module_name(node)
+    for base in bases:
         name, k = base, 0
         while name in taken:
             k += 1

@@ -20,6 +20,7 @@ from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
 from trtq.onnx_walk import RANDOM, Scope, all_nodes, branches, constant_of, has_branches
+from trtq.reader.call import reads_of
 from trtq.reader.values import TORCH_TYPES, Array
 
 OLDEST = 7
@@ -177,7 +178,7 @@ def _sort_(prepared: Prepared) -> None:
     """
     nodes = list(prepared.graph.node)
     makers = {o: i for i, n in enumerate(nodes) for o in n.output if o}
-    needs = [{makers[r] for r in _reads(n) if r in makers} for n in nodes]
+    needs = [{makers[r] for r in reads_of(n) if r in makers} for n in nodes]
     if all(max(need, default=-1) < i for i, need in enumerate(needs)):
         return
     order: list[int] = []
@@ -197,17 +198,6 @@ def _sort_(prepared: Prepared) -> None:
         waiting = [i for i in waiting if i not in placed]
     del prepared.graph.node[:]
     prepared.graph.node.extend(nodes[i] for i in order)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield what a node reads of its graph, also inside its branches."""
-    yield from node.input
-    for branch in branches(node):
-        own = {o for n in branch.node for o in n.output} | {v.name for v in branch.input}
-        own |= {i.name for i in branch.initializer}
-        for inner in branch.node:
-            yield from (r for r in _reads(inner) if r not in own)
-        yield from (o.name for o in branch.output if o.name not in own)
 
 
 def _fold_(prepared: Prepared) -> None:
@@ -302,7 +292,7 @@ def _linears_(prepared: Prepared) -> None:
 
     Weights are stored as torch stores them: [outputs, inputs].
     """
-    readers = Counter(r for n in prepared.graph.node for r in _reads(n))
+    readers = Counter(r for n in prepared.graph.node for r in reads_of(n))
     readers.update(o.name for o in prepared.graph.output)
     adds = {i: n for n in prepared.graph.node if n.op_type == "Add" for i in n.input}
     gone: list[onnx.NodeProto] = []
@@ -363,7 +353,7 @@ def _drop_unread_(prepared: Prepared) -> None:
     for node in reversed(prepared.graph.node):
         if needed & set(node.output):
             kept.append(node)
-            needed.update(_reads(node))
+            needed.update(reads_of(node))
     del prepared.graph.node[:]
     prepared.graph.node.extend(reversed(kept))
     prepared.constants = {n: v for n, v in prepared.constants.items() if n in needed}

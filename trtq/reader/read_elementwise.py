@@ -27,7 +27,7 @@ def unary(call: Call) -> torch.Tensor:
 
 def binary(call: Call) -> torch.Tensor:
     """An operator with two operands, or any number of them folded from the left."""
-    function = _overload(ops.of(call.node).aten[0])
+    function = getattr(aten, ops.of(call.node).aten[0].partition(".")[0])
     if len(call) == 1:
         return call.x()
     if call.node.op_type in ("Max", "Min", "And", "Or", "Xor"):

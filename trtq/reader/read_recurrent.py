@@ -41,6 +41,8 @@ def recurrent(call: Call) -> list[torch.Tensor]:
     x = call.x(0)
     first = bool(call.get("layout", 0))
     x = x.transpose(0, 1) if first else x
+    if not isinstance(x.shape[0], int):
+        raise UnreadError("a recurrent layer over an open length")
     backward = call.get("direction", "forward") == "reverse"
     x = x.flip(0) if backward else x
     states = [_state(call, position, x, first) for position in _states(call)]

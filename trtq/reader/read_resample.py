@@ -28,10 +28,10 @@ def resize(call: Call) -> torch.Tensor:
     scales, sizes = _of_all_axes(call, x, scales, sizes)
     if _unchanged(scales[:2] if scales else None, sizes[:2] if sizes else None, x) is False:
         raise UnreadError("resampling of batch or channels")
-    spatial = dict(
-        size=None if sizes is None else sizes[2:],
-        scale_factor=None if scales is None else scales[2:],
-    )
+    spatial = {
+        "size": None if sizes is None else sizes[2:],
+        "scale_factor": None if scales is None else scales[2:],
+    }
     return _interpolate(call, x, mode, place, spatial)
 
 
@@ -86,7 +86,7 @@ def _interpolate(
     elif place == "half_pixel" or (place == "pytorch_half_pixel" and not one_wide):
         aligned = False
     else:
-        aligned = _as_half_pixel(place, spatial)
+        raise UnreadError(f"resampling with coordinates by {place}")
     if aligned:
         spatial = {"size": _sizes(x, spatial), "scale_factor": None}
     if mode == "linear":
@@ -96,14 +96,12 @@ def _interpolate(
     raise UnreadError(f"resampling by {mode}")
 
 
-def _as_half_pixel(place: str, spatial: dict[str, Any]) -> bool:
-    raise UnreadError(f"resampling with coordinates by {place}")
-
-
 def _sizes(x: torch.Tensor, spatial: dict[str, Any]) -> list[Any]:
     if spatial["size"] is not None:
         return list(spatial["size"])
-    pairs = zip(x.shape[2:], spatial["scale_factor"], strict=True)
+    pairs = list(zip(x.shape[2:], spatial["scale_factor"], strict=True))
+    if not all(float(f).is_integer() or float(size * f).is_integer() for size, f in pairs):
+        raise UnreadError("aligned corners of a size that is no whole number")
     return [size * int(f) if float(f).is_integer() else int(size * f) for size, f in pairs]
 
 
@@ -114,17 +112,17 @@ def _nearest(call: Call, x: torch.Tensor, place: str, spatial: dict[str, Any]) -
         place, rounding = "asymmetric", "floor"
     whole = _factors(x, spatial)
     if place == "asymmetric" and rounding == "floor":
-        return functional.interpolate(x, mode="nearest", **_exact(x, spatial, whole))
-    if whole is not None and place in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
-        # Half a pixel apart, neighbours are equally near for even factors down only; up, each
-        # result lies nearest to one value, whichever way a tie is broken.
-        return functional.interpolate(x, mode="nearest", **_exact(x, spatial, whole))
+        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole))
+    centred = place in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+    if whole is not None and centred and rounding.startswith("round"):
+        # To a whole multiple of the size, no result lies half-way between two values.
+        return functional.interpolate(x, mode="nearest", **_exact(spatial, whole))
     if place in ("half_pixel", "pytorch_half_pixel") and rounding == "round_prefer_ceil":
         return functional.interpolate(x, mode="nearest-exact", **spatial)
     raise UnreadError(f"nearest neighbours by {place} and {rounding}")
 
 
-def _exact(x: torch.Tensor, spatial: dict[str, Any], whole: list[int] | None) -> dict[str, Any]:
+def _exact(spatial: dict[str, Any], whole: list[int] | None) -> dict[str, Any]:
     """Return whole factors where they are known: they need no size."""
     if whole is None:
         return spatial

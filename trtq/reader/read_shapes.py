@@ -178,7 +178,7 @@ def gather_nd(call: Call) -> torch.Tensor:
     places = [_wrapped(index[..., i], x.shape[batch + i]) for i in range(depth)]
     if batch:
         lead = [p.expand(index.shape[:-1]) for p in lead]
-    return x[tuple([*lead, *places])]
+    return x[(*lead, *places)]
 
 
 MODES = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -221,11 +221,9 @@ def pad(call: Call) -> torch.Tensor:
     axes = len(amounts) // 2
     if axes > 3 or x.ndim - axes > 2 or not x.is_floating_point():
         raise UnreadError(f"padding of {axes} axes by {mode}")
-    lead = max(axes + 1 - x.ndim, 0) or max(2 - (x.ndim - axes), 0)
     if x.ndim - axes == 0:
         y = functional.pad(x.unsqueeze(0), amounts, PADS[mode])
         return y.squeeze(0)
-    del lead
     return functional.pad(x, amounts, PADS[mode])
 
 
@@ -261,8 +259,10 @@ def depth_to_space(call: Call) -> torch.Tensor:
 
 
 def space_to_depth(call: Call) -> torch.Tensor:
-    """Places become channels, the place before the channel."""
+    """Places become channels; torch has the order CRD."""
     x, b = call.x(), call.get("blocksize")
+    if call.get("mode", "DCR") == "CRD":
+        return functional.pixel_unshuffle(x, b)
     n, c, h, w = x.shape
     y = x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
     return y.reshape(n, c * b * b, h // b, w // b)
