@@ -13,13 +13,13 @@ from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.errors import CaptureError, DataError, UsageError
 from trtq.flow.data import open_samples as samples
+from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.capture import capture
-from trtq.models.load import load_model
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
 from trtq.specs import QuantizeOptions, QuantizeSpec
@@ -88,7 +88,7 @@ def load(
             "Give the module itself, or timm:NAME, or file.py:factory",
         )
     _require_unused(given, ("name",), "the text of a model is its name")
-    loaded = load_model(
+    loaded = load_text(
         model,
         args=model_arg,
         checkpoint=Path(checkpoint) if checkpoint else None,

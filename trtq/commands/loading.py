@@ -9,8 +9,9 @@ from torch import fx
 from trtq.artifact import digest_of
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.errors import EncodingsError, UsageError
+from trtq.flow.loading import load_text
 from trtq.graph.capture import capture
-from trtq.models.load import LoadedModel, load_model
+from trtq.models.load import LoadedModel
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.specs import (
@@ -47,7 +48,7 @@ def open_model(
     if spec.checkpoint_key and not spec.checkpoint:
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
-    return load_model(
+    return load_text(
         spec.model,
         args=spec.model_arg,
         checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,

@@ -152,7 +152,7 @@ def _inferred(
     copy.CopyFrom(model)
     for value, tensor in zip(copy.graph.input, inputs, strict=True):
         sizes = [s if isinstance(s, int) else f"s{len(known)}_{s}" for s in tensor.shape]
-        known |= {n: s for n, s in zip(sizes, tensor.shape, strict=True) if isinstance(n, str)}
+        known |= {str(n): s for n, s in zip(sizes, tensor.shape, strict=True) if n is not s}
         code = value.type.tensor_type.elem_type
         value.CopyFrom(helper.make_tensor_value_info(value.name, code, sizes))
     return onnx.shape_inference.infer_shapes(copy, data_prop=True)

@@ -41,7 +41,7 @@ def _quotient(a: Any, b: Any) -> Any:
     if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
         return a / b
     if isinstance(a, int) and isinstance(b, int):
-        return int(math.trunc(a / b)) if abs(a) < 1 << 52 else a // b
+        return math.trunc(a / b) if abs(a) < 1 << 52 else a // b
     return a // b
 
 
@@ -191,7 +191,7 @@ HOST: dict[str, Compute] = {
     "Max": _fold(torch.sym_max),
     "Min": _fold(torch.sym_min),
     "Cast": _cast,
-    "Identity": _moved(lambda call, numbers: numbers),
+    "Identity": _elementwise(lambda v: v),
     "Gather": _moved(_gather),
     "Concat": _concat,
     "Slice": _moved(_slice),

@@ -125,6 +125,7 @@ class OnnxModule(nn.Module):
         inputs, outputs: of the file, in its order.
         paths: of each node's module, in the order in which they run.
         names: the ONNX name and op type of the node behind each path.
+        notes: what a user must know about the file.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.inputs = tuple(port_of(v) for v in graph.input)
         self.outputs = tuple(port_of(v) for v in graph.output)
+        self.notes: list[str] = []
         self.nodes = list(graph.node)
         self.paths = module_names(self.nodes)
         self.names = {

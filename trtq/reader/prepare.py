@@ -28,7 +28,7 @@ INTEGER_OPS = (
     "QLinearConv QLinearMatMul ConvInteger MatMulInteger QLinearAdd QLinearMul QLinearConcat "
     "QLinearSigmoid QLinearLeakyRelu QLinearAveragePool QLinearGlobalAveragePool QLinearSoftmax "
     "QGemm QAttention DynamicQuantizeLSTM DynamicQuantizeMatMul MatMulIntegerToFloat"
-).split()
+)
 OWN = ("", "ai.onnx")
 
 
@@ -122,7 +122,7 @@ def _node_refusals(node: onnx.NodeProto, opset: int) -> Iterator[tuple[str, str]
             f"it is dynamically quantized: {where} chooses its range in each run",
             "Give the float file that it was made from",
         )
-    if node.op_type in INTEGER_OPS:
+    if node.op_type in INTEGER_OPS.split():
         yield (
             f"it is quantized to integer operators (QOperator format): {where}",
             "Give the float file, or quantize with pairs (QuantFormat.QDQ)",
@@ -247,7 +247,8 @@ def _chosen_branch(node: onnx.NodeProto, scope: Scope) -> onnx.GraphProto | None
     if condition is None:
         return None
     name = "then_branch" if bool(np.asarray(condition).reshape(-1)[0]) else "else_branch"
-    return next(a.g for a in node.attribute if a.name == name)
+    found: onnx.GraphProto = next(a.g for a in node.attribute if a.name == name)
+    return found
 
 
 def _inlined(

@@ -24,4 +24,5 @@ def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
     module = OnnxModule(
         ready.graph, opset=ready.opset, constants=ready.constants, domains=ready.domains
     )
+    module.notes += ready.notes
     return module.eval()

@@ -178,7 +178,8 @@ def gather_nd(call: Call) -> torch.Tensor:
     places = [_wrapped(index[..., i], x.shape[batch + i]) for i in range(depth)]
     if batch:
         lead = [p.expand(index.shape[:-1]) for p in lead]
-    return x[(*lead, *places)]
+    index_ = (*lead, *places)
+    return x[index_]
 
 
 MODES = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
