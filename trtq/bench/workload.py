@@ -268,13 +268,14 @@ class EngineWorkload:
         self.device = str(runner.device)
         self.shape = [batch, *self._image_size()]
         self.is_dynamic = runner.input_shape[0] is None
-        host = torch.from_numpy(random_input(self.shape)).to(runner.types[runner.inputs[0]])
+        name, kind = runner.inputs[0].name, runner.inputs[0].dtype
+        host = torch.from_numpy(random_input(self.shape)).to(getattr(torch, kind))
         self.host = host.pin_memory() if pinned else host
-        self.bound = runner.bind(self.host.to(runner.device), context)
+        self.bound = runner.bind({name: self.host.to(runner.device)}, context)
         self.outputs = {
             n: torch.empty_like(b, device="cpu", pin_memory=pinned)
             for n, b in self.bound.buffers.items()
-            if n not in runner.inputs
+            if n not in runner.input_names
         }
         self.stream: Any = self.cuda.Stream() if self.cuda is not None else None
         self.apart = self.cuda is not None
@@ -300,7 +301,7 @@ class EngineWorkload:
                 f"Cannot make input for the {self.runner.label}",
                 f"expected an image input with a fixed size, found {self.runner.input_shape}",
             )
-        return [int(v) for v in size]
+        return [v for v in size if v is not None]
 
     def _capture(self) -> str:
         """Capture one launch as a CUDA graph; return why that failed, "" when it succeeded."""
@@ -325,7 +326,7 @@ class EngineWorkload:
 
     def call(self) -> None:
         """Copy in, infer, copy out, wait."""
-        name = self.runner.inputs[0]
+        name = self.runner.inputs[0].name
         with self.cuda.stream(self.stream) if self.cuda is not None else contextlib.nullcontext():
             self.bound.buffers[name].copy_(self.host, non_blocking=True)
             self._enqueue()
@@ -373,7 +374,8 @@ class EngineWorkload:
                 times[layer_name] = times.get(layer_name, 0.0) + ms
 
         context = self.runner.new_context()
-        bound = self.runner.bind(self.host.to(self.runner.device), context)
+        given = {self.runner.inputs[0].name: self.host.to(self.runner.device)}
+        bound = self.runner.bind(given, context)
         handle = self.stream.cuda_stream if self.stream is not None else 0
         for _ in range(3):
             bound.launch(handle)

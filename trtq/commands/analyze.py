@@ -27,6 +27,7 @@ from trtq.data.source import Note, Source, describe, open_source
 from trtq.errors import DataError, UsageError
 from trtq.flow.model import Model
 from trtq.flow.ptq import cache_folder
+from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
 from trtq.progress import Clock, Notes, Progress, Silent
 from trtq.quant.formats import read_options
@@ -86,7 +87,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
             "it has no convolution or linear with a constant weight",
         )
     clock.lap("calibrate")
-    images = list(batches(source, looked, preprocess, size))
+    images: list[Feed] = [(b,) for b in batches(source, looked, preprocess, size)]
     # Metrics that look at outputs read no targets.
     targets = (
         _targets(spec, source, looked, images, graph)
@@ -129,7 +130,7 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     clock.lap(spec.metric)
     counted = outline(
         graph,
-        captured.example,
+        captured.examples,
         {layer.name: str(operands(layer.node)[1].target) for layer in layers},
     )
     record = AnalyzeRecord(
@@ -223,7 +224,7 @@ def _targets(
     spec: AnalyzeSpec,
     source: Source,
     indices: list[int],
-    images: list[torch.Tensor],
+    images: list[Feed],
     graph: torch.fx.GraphModule,
 ) -> list[torch.Tensor]:
     """Return the class of every image, by batch: its label, or what the model itself says."""
@@ -241,12 +242,12 @@ def _targets(
             )
         return batched
     with torch.inference_mode():
-        return [graph(batch).argmax(dim=1).clone() for batch in images]
+        return [first_output(graph(*batch)).argmax(dim=1).clone() for batch in images]
 
 
-def _classes(graph: torch.fx.GraphModule, batch: torch.Tensor) -> int:
+def _classes(graph: torch.fx.GraphModule, batch: Feed) -> int:
     with torch.inference_mode():
-        return int(graph(batch[:1]).shape[1])
+        return int(first_output(graph(*(t[:1] for t in batch))).shape[1])
 
 
 def _layers(

@@ -6,6 +6,7 @@ Each file is checked before it is written.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from trtq.artifact import (
 from trtq.commands.calibration import ranges_for
 from trtq.commands.loading import open_model, open_preprocess, require_own
 from trtq.data.answers import kind_in, percent_words
-from trtq.data.metrics import sqnr_words
+from trtq.data.metrics import Array, sqnr_words
 from trtq.data.preprocess import batches
 from trtq.data.source import open_source
 from trtq.engine.agreement import Comparison, answers, as_float64, compare, run_rounded, worst_sqnr
@@ -48,6 +49,8 @@ from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
 from trtq.flow.model import Model
 from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.flow.ptq import origin_of
+from trtq.graph.feed import outputs_of
+from trtq.graph.signature import output_names
 from trtq.platform.target import Target
 from trtq.progress import Notes, Progress, Silent
 from trtq.quant.encodings import Encodings
@@ -232,6 +235,15 @@ def _require_formats(target: Target, encodings: Encodings, *, fallback: bool) ->
         target.require(kind, doing="export", hint=ALTERNATIVES[kind])
 
 
+def _answers_of(graph: fx.GraphModule, images: Sequence[torch.Tensor]) -> dict[str, Array]:
+    """Return every output of a graph by name over all images."""
+    made = [outputs_of(graph(b)) for b in images]
+    return {
+        name: np.concatenate([as_float64(m[i].numpy()) for m in made])
+        for i, name in enumerate(output_names(graph))
+    }
+
+
 class _Writer:
     """Writes profiles of one model; what two targets share is made once."""
 
@@ -248,8 +260,7 @@ class _Writer:
         self.images, self.origin, self.note = [b.numpy() for b in images], origin, note
         with torch.inference_mode():
             self.answers = {
-                q: np.concatenate([as_float64(g(b).numpy()) for b in images])
-                for q, g in ((True, simulated), (False, plain))
+                q: _answers_of(g, images) for q, g in ((True, simulated), (False, plain))
             }
         self.made: dict[tuple[int, bool, bool], tuple[onnx.ModelProto, dict[str, str]]] = {}
 
@@ -337,8 +348,8 @@ class _Writer:
             ExportError: it computes something else; nothing of it was written.
         """
         got = answers(run_rounded(model), self.images)
-        wanted = {"output": self.answers[quantized]}
-        error = worst_sqnr({"output": self.answers[False]}, wanted) if quantized else None
+        wanted = self.answers[quantized]
+        error = worst_sqnr(self.answers[False], wanted) if quantized else None
         found = compare(f"{name}.onnx", wanted, got, error, kind_in(self.origin))
         if not found.passed:
             far = (

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
+from trtq.graph.inputs import ModelInputs
 from trtq.graph.opaque import onnx_node, packed
 from trtq.reader.call import Call, attributes_of, reader_of, reads_of
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
+from trtq.reader.example import inputs_of
 from trtq.reader.opaque_model import opaque_model
-from trtq.reader.values import HALVES, LARGEST_HOST, TORCH_TYPES, Array, UnreadError, Value
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input or output of the file.
-
-    Attributes:
-        name: as in the file.
-        dtype: as in the file.
-        shape: sizes; an open one is a text, "" where it has no name.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | str, ...]
+from trtq.reader.port import Port, port_of
+from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
 
 
 class OnnxNode(nn.Module):
@@ -172,8 +158,16 @@ class OnnxModule(nn.Module):
                 )
                 self.fixed[port.name] = f"output_{i}"
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Return the outputs in the order of the file; one output alone is a tensor.
+    def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
+        """Return an example of every input, and the open axes that the file declares.
+
+        Args:
+            size: (C, H, W) of images, where the file leaves them open.
+        """
+        return inputs_of(self, self.inputs, size)
+
+    def forward(self, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs by name, in the order of the file.
 
         Args:
             inputs: in the order of the file, of its types and shapes.
@@ -191,8 +185,7 @@ class OnnxModule(nn.Module):
             values.update(zip(node.output, results, strict=False))
             for name in self._last.get(i, ()):
                 values.pop(name, None)
-        answers = tuple(self._answer(port, values[port.name]) for port in self.outputs)
-        return answers[0] if len(answers) == 1 else answers
+        return {port.name: self._answer(port, values[port.name]) for port in self.outputs}
 
     def _answer(self, port: Port, value: Value) -> torch.Tensor:
         """Return an output in the type of the file."""
@@ -218,11 +211,3 @@ def _last_reads(nodes: Sequence[onnx.NodeProto], outputs: set[str]) -> dict[int,
     for name, i in last.items():
         by_node.setdefault(i, []).append(name)
     return by_node
-
-
-def port_of(value: onnx.ValueInfoProto) -> Port:
-    """Return an input or output of a file."""
-    info = value.type.tensor_type
-    dtype = HALVES.get(info.elem_type) or TORCH_TYPES[info.elem_type]
-    dims = [d.dim_value if d.dim_value > 0 else d.dim_param for d in info.shape.dim]
-    return Port(value.name, dtype, tuple(dims))
