@@ -144,7 +144,11 @@ def capture(
         axes = said.axes if axes is None else axes
     call = call_of(model, image_example(size) if size is not None else given)
     call, answer = _answer(model, call)
-    opened = open_axes(call, axes, ranges or {}, asked=not declared) if axes is not None else open_batch(call)
+    opened = (
+        open_axes(call, axes, ranges or {}, asked=not declared)
+        if axes is not None
+        else open_batch(call)
+    )
     flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
     graph, feed, kept, note = _trace_best(flat, call.feed, opened)
     names = _choose_(graph, answer.names, outputs)

@@ -34,10 +34,9 @@ def inputs_of(
     known = _image_sizes(ports, axes, size)
     rest = sorted(open_names - set(known))
     lengths = LENGTHS if rest else LENGTHS[:1]
-    examples = [
-        _example(ports, axes, known | dict.fromkeys(rest, length)) for length in lengths
-    ]
-    fits = next((e for e in examples if _runs(model, e)), examples[0])
+    examples = [_example(ports, axes, known | dict.fromkeys(rest, length)) for length in lengths]
+    trials = examples if len(examples) > 1 else ()
+    fits = next((e for e in trials if _runs(model, e)), examples[0])
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
     return ModelInputs(fits, declared, declared=True)
 

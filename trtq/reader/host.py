@@ -36,13 +36,27 @@ def _elementwise(function: Callable[..., Any], dtype: torch.dtype | None = None)
     return compute
 
 
-def _quotient(a: Any, b: Any) -> Any:
+def _divide(call: Call) -> Value:
     """Divide as ONNX does: integers are cut off towards zero."""
-    if isinstance(a, (float, torch.SymFloat)) or isinstance(b, (float, torch.SymFloat)):
-        return a / b
+    dtype = call.value(0).dtype
+    function = operator.truediv if dtype.is_floating_point else _whole_quotient
+    result = np.frompyfunc(function, 2, 1)(call.value(0).known(), call.value(1).known())
+    return Value.numbers(result, dtype)
+
+
+def _whole_quotient(a: Any, b: Any) -> Any:
     if isinstance(a, int) and isinstance(b, int):
-        return math.trunc(a / b) if abs(a) < 1 << 52 else a // b
-    return a // b
+        return -(-a // b) if (a < 0) != (b < 0) else a // b
+    return a // b  # sizes are not below 0
+
+
+def _rounded(function: Callable[[Any], Any]) -> Compute:
+    """Return the rule of a rounding; what is whole already stays as it is."""
+
+    def change(number: Any) -> Any:
+        return number if isinstance(number, (int, torch.SymInt)) else function(number)
+
+    return _elementwise(change)
 
 
 def _fold(function: Callable[[Any, Any], Any]) -> Compute:
@@ -66,9 +80,12 @@ def _cast(call: Call) -> Value:
 
 
 def _number_as(to: torch.dtype) -> Callable[[Any], Any]:
-    """Return what makes a number one of a type; symbolic ones stay symbolic."""
+    """Return what makes a number one of a type; symbolic sizes stay whole, so that they stay short.
+
+    What is computed from them as floats is then the same, but for roundings of float32.
+    """
     if to.is_floating_point:
-        return lambda v: torch.sym_float(v) if isinstance(v, torch.SymInt) else float(v)
+        return lambda v: v if isinstance(v, (torch.SymInt, torch.SymFloat)) else float(v)
     if to == torch.bool:
         return bool
     return lambda v: v if isinstance(v, torch.SymInt) else torch.sym_int(v)
@@ -172,12 +189,12 @@ HOST: dict[str, Compute] = {
     "Add": _elementwise(operator.add),
     "Sub": _elementwise(operator.sub),
     "Mul": _elementwise(operator.mul),
-    "Div": _elementwise(_quotient),
+    "Div": _divide,
     "Mod": _elementwise(operator.mod),
     "Neg": _elementwise(operator.neg),
     "Abs": _elementwise(abs),
-    "Floor": _elementwise(lambda v: torch.sym_float(math.floor(v))),
-    "Ceil": _elementwise(lambda v: torch.sym_float(math.ceil(v))),
+    "Floor": _rounded(math.floor),
+    "Ceil": _rounded(math.ceil),
     "Sqrt": _elementwise(torch.sym_sqrt),
     "Equal": _elementwise(operator.eq, torch.bool),
     "Less": _elementwise(operator.lt, torch.bool),
