@@ -13,10 +13,14 @@ from trtq.export.borrowed import splice
 from trtq.export.writer import UnsupportedOpError, Writer
 from trtq.graph.opaque import name_of, unpacked
 
+OWN = ("", "ai.onnx")
+
 
 def node(w: Writer, n: fx.Node, inputs: Sequence[fx.Node], model: str) -> Any:
     """The node itself, in a form of the writer's opset."""
-    return splice(w, _of_opset(unpacked(model), w.opset, name_of(model)), list(inputs))
+    written = _of_opset(unpacked(model), w.opset, name_of(model))
+    w.domains |= {o.domain: o.version for o in written.opset_import if o.domain not in OWN}
+    return splice(w, written, list(inputs), foreign=True)
 
 
 def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:

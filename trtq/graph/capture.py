@@ -22,6 +22,7 @@ from trtq.graph.functional import make_functional_
 from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
+from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
     OUTPUT,
     Signature,
@@ -143,7 +144,7 @@ def capture(
         given, size, declared = said.example, None, axes is None
         axes = said.axes if axes is None else axes
     call = call_of(model, image_example(size) if size is not None else given)
-    call, answer = _answer(model, call)
+    call, answer = _answer(model, call, grow=not declared)
     opened = (
         open_axes(call, axes, ranges or {}, asked=not declared)
         if axes is not None
@@ -154,6 +155,8 @@ def capture(
     names = _choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
     assign_names_(graph, prefix="" if flat is model else PREFIX)
+    if isinstance(model, FromOnnx):
+        mark_(graph, model.origin)
     signature = sign_(graph, input_specs(call.names, feed, kept), names, dict(kept.ranges))
     if feed is not call.feed:
         answer = answer_of(_call(model, call, feed))
@@ -262,13 +265,18 @@ def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     return answer
 
 
-def _answer(model: nn.Module, call: Call) -> tuple[Call, Answer]:
-    """Return what the model gives for an example of two samples, and that example.
+def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
+    """Return what the model gives for an example, and that example.
+
+    Args:
+        model: to call.
+        call: the example.
+        grow: make two samples of one, where the model takes two.
 
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
-    two = doubled(call)
+    two = doubled(call) if grow else None
     try:
         if two is not None:
             with contextlib.suppress(Exception):  # a batch of one is all that it takes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs, random_input
 from trtq.reader.port import Port
 
 IMAGE_AXES = 4
+MOST_GUESSED = 4  # axes
 LENGTHS = (16, 64, 128, 256, 512, 576, 1600, 16000)  # of open axes that nobody gave a size
 
 
@@ -33,12 +35,24 @@ def inputs_of(
     open_names = {a for named in axes.values() for a in named if isinstance(a, str)}
     known = _image_sizes(ports, axes, size)
     rest = sorted(open_names - set(known))
-    lengths = LENGTHS if rest else LENGTHS[:1]
-    examples = [_example(ports, axes, known | dict.fromkeys(rest, length)) for length in lengths]
+    examples = [_example(ports, axes, known | sizes) for sizes in _guesses(rest)]
     trials = examples if len(examples) > 1 else ()
     fits = next((e for e in trials if _runs(model, e)), examples[0])
     declared = axes if open_names else {p.name: tuple(p.shape) for p in ports}
     return ModelInputs(fits, declared, declared=True)
+
+
+def _guesses(names: Sequence[str]) -> list[dict[str, int]]:
+    """Return sizes for open axes that nobody gave one: each is a length, or counts samples."""
+    if not names:
+        return [{}]
+    if len(names) > MOST_GUESSED:
+        return [dict.fromkeys(names, length) for length in LENGTHS]
+    return [
+        dict(zip(names, sizes, strict=True))
+        for length in LENGTHS
+        for sizes in product((length, BATCH_OF_TWO), repeat=len(names))
+    ]
 
 
 def _names(port: Port) -> tuple[int | str, ...]:

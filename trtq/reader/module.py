@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from trtq.graph.inputs import ModelInputs
+from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.reader.call import Call, attributes_of, reader_of, reads_of
+from trtq.reader.example import inputs_of
 from trtq.reader.host import on_numbers
 from trtq.reader.names import module_names
-from trtq.reader.example import inputs_of
 from trtq.reader.opaque_model import opaque_model
 from trtq.reader.port import Port, port_of
 from trtq.reader.values import HALVES, LARGEST_HOST, Array, UnreadError, Value
@@ -110,7 +112,7 @@ class OnnxModule(nn.Module):
     Attributes:
         inputs, outputs: of the file, in its order.
         paths: of each node's module, in the order in which they run.
-        names: the ONNX name and op type of the node behind each path.
+        origin: what the written file keeps of this one.
         notes: what a user must know about the file.
     """
 
@@ -121,6 +123,7 @@ class OnnxModule(nn.Module):
         opset: int,
         constants: Mapping[str, Array],
         domains: Mapping[str, int],
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.inputs = tuple(port_of(v) for v in graph.input)
@@ -128,10 +131,9 @@ class OnnxModule(nn.Module):
         self.notes: list[str] = []
         self.nodes = list(graph.node)
         self.paths = module_names(self.nodes)
-        self.names = {
-            path: (node.name, node.op_type)
-            for path, node in zip(self.paths, self.nodes, strict=True)
-        }
+        pairs = zip(self.paths, self.nodes, strict=True)
+        names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
+        self.origin = OnnxOrigin(names, dict(metadata or {}))
         self._last = _last_reads(self.nodes, {o.name for o in self.outputs})
         for path, node in zip(self.paths, self.nodes, strict=True):
             reads = [*node.input, *dict.fromkeys(r for r in reads_of(node) if r not in node.input)]

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import onnx
 from torch import nn
 
-_RESERVED = frozenset(dir(nn.Module)) | {"inputs", "outputs", "nodes", "paths", "names", "fixed"}
+_RESERVED = frozenset(dir(nn.Module)) | {
+    "inputs",
+    "outputs",
+    "nodes",
+    "paths",
+    "origin",
+    "fixed",
+    "notes",
+}
 
 
 def module_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from trtq.errors import ModelError
 from trtq.export.lint_ops import is_plugin
-from trtq.export.onnx_file import copy_model, opset_of, read_onnx, tidied
+from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
 from trtq.onnx_walk import RANDOM, Scope, all_nodes, branches, constant_of, has_branches
 from trtq.reader.call import reads_of
@@ -49,6 +49,12 @@ class Prepared:
     graph: onnx.GraphProto
     constants: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What tools other than trtq wrote into the file."""
+        props = self.model.metadata_props
+        return {p.key: p.value for p in props if not p.key.startswith(METADATA_PREFIX)}
 
     @property
     def opset(self) -> int:

@@ -22,7 +22,11 @@ def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
     """
     ready = prepare(source)
     module = OnnxModule(
-        ready.graph, opset=ready.opset, constants=ready.constants, domains=ready.domains
+        ready.graph,
+        opset=ready.opset,
+        constants=ready.constants,
+        domains=ready.domains,
+        metadata=ready.metadata,
     )
     module.notes += ready.notes
     return module.eval()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -144,7 +145,7 @@ def gelu(call: Call) -> torch.Tensor:
 def hard_sigmoid(call: Call) -> torch.Tensor:
     """Clip(alpha x + beta, 0, 1); torch has it for alpha of 1/6 and beta of 1/2."""
     alpha, beta = call.get("alpha", 0.2), call.get("beta", 0.5)
-    if math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
+    if np.float32(alpha) == np.float32(1 / 6) and beta == 0.5:
         return functional.hardsigmoid(call.x())
     return torch.clamp(call.x() * alpha + beta, 0.0, 1.0)
 
