@@ -12,6 +12,7 @@ from torch import fx
 from trtq.export.borrowed import splice
 from trtq.export.writer import UnsupportedOpError, Writer
 from trtq.graph.opaque import name_of, unpacked
+from trtq.onnx_walk import all_nodes, has_branches
 
 OWN = ("", "ai.onnx")
 
@@ -29,17 +30,18 @@ def _of_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProto:
     if first.domain not in ("", "ai.onnx"):
         return model
     own = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    forms = [_since(first.op_type, version) for version in (own, opset)]
-    if forms[0] == forms[1]:
+    if all(_since(n, own) == _since(n, opset) for n in all_nodes(model)):
         return model
     try:
+        if has_branches(first):
+            raise ValueError("the converter does not enter branches")
         return version_converter.convert_version(model, opset)
     except Exception as exc:  # the converter's failures share no base
         raise UnsupportedOpError(f"{name} has another form in opset {opset}") from exc
 
 
-def _since(op_type: str, opset: int) -> int:
+def _since(node: onnx.NodeProto, opset: int) -> int:
     try:
-        return int(onnx.defs.get_schema(op_type, opset).since_version)
+        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
     except onnx.defs.SchemaError:
         return 0

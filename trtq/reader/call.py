@@ -113,6 +113,12 @@ def _function(name: str) -> Read:
     return read
 
 
+def operands_of(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Return the names of a node's operands, then of the tensors that its branches read."""
+    outer = dict.fromkeys(r for r in reads_of(node) if r and r not in node.input)
+    return (*node.input, *outer)
+
+
 def reads_of(node: onnx.NodeProto) -> Iterator[str]:
     """Yield what a node reads of its graph, also inside its branches."""
     yield from node.input
