@@ -13,6 +13,7 @@ from trtq.graph.inputs import ModelInputs
 from trtq.graph.onnx_origin import OnnxOrigin
 from trtq.graph.opaque import onnx_node, packed
 from trtq.onnx_walk import array_of, constant_of
+from trtq.quant.imported_ranges import Foreign
 from trtq.reader.call import Call, attributes_of, operands_of, reader_of, reads_of
 from trtq.reader.example import inputs_of
 from trtq.reader.host import on_numbers
@@ -183,6 +184,7 @@ class OnnxModule(Nodes):
         inputs, outputs: of the file, in its order.
         origin: what the written file keeps of this one.
         notes: what a user must know about the file.
+        ranges: of a quantized file, by layer; None for a float one.
     """
 
     def __init__(
@@ -198,6 +200,7 @@ class OnnxModule(Nodes):
         self.inputs = tuple(port_of(v) for v in graph.input)
         self.outputs = tuple(port_of(v) for v in graph.output)
         self.notes: list[str] = []
+        self.ranges: Foreign | None = None
         pairs = zip(self.paths, self.nodes, strict=True)
         names = {path: (node.name, node.op_type) for path, node in pairs if node.name}
         self.origin = OnnxOrigin(names, dict(metadata or {}))

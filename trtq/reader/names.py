@@ -16,6 +16,8 @@ _RESERVED = frozenset(dir(nn.Module)) | {
     "origin",
     "fixed",
     "notes",
+    "ranges",
+    "results",
 }
 
 

@@ -19,9 +19,20 @@ from trtq.errors import ModelError
 from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
-from trtq.onnx_walk import RANDOM, Scope, all_nodes, branches, constant_of, has_branches
+from trtq.export.strip import strip_qdq
+from trtq.onnx_walk import (
+    QDQ,
+    RANDOM,
+    Scope,
+    all_nodes,
+    all_tensors,
+    branches,
+    constant_of,
+    has_branches,
+)
 from trtq.reader.call import reads_of
-from trtq.reader.values import TORCH_TYPES, Array
+from trtq.reader.ranges import Range, ranges_of
+from trtq.reader.values import HALVES, TORCH_TYPES, Array
 
 OLDEST = 7
 INTEGER_OPS = (
@@ -42,6 +53,7 @@ class Prepared:
         graph: inputs, outputs and remaining nodes.
         constants: by name, those that remaining nodes read.
         notes: what a user must know.
+        ranges: of its Q/DQ pairs, which are stripped, by node; empty for a float file.
     """
 
     name: str
@@ -49,6 +61,7 @@ class Prepared:
     graph: onnx.GraphProto
     constants: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ranges: dict[str, list[Range]] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -89,13 +102,25 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
         name = name or str(source)
         model = read_onnx(source)[0]
     _require_readable(model, name)
-    prepared = Prepared(name, model, onnx.GraphProto())
+    ranges = {}
+    if any(n.op_type in QDQ for n in all_nodes(model)):
+        ranges = ranges_of(model)
+        model = strip_qdq(model)
+    prepared = Prepared(name, model, onnx.GraphProto(), ranges=ranges)
+    prepared.notes += _notes(model)
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
     _linears_(prepared)
     _drop_unread_(prepared)
     return prepared
+
+
+def _notes(model: onnx.ModelProto) -> list[str]:
+    """Return what a user must know about a file."""
+    halves = {t.data_type for t in all_tensors(model)} & set(HALVES)
+    names = " and ".join(sorted(TensorProto.DataType.Name(h) for h in halves))
+    return [f"the constants of the file are {names}: it is computed in float32"] if names else []
 
 
 def _require_readable(model: onnx.ModelProto, name: str) -> None:

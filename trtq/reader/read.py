@@ -8,6 +8,7 @@ import onnx
 
 from trtq.reader.module import OnnxModule
 from trtq.reader.prepare import prepare
+from trtq.reader.ranges import foreign_of
 
 
 def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
@@ -29,4 +30,7 @@ def read_onnx(source: Path | onnx.ModelProto) -> OnnxModule:
         metadata=ready.metadata,
     )
     module.notes += ready.notes
+    if ready.ranges:
+        paths = {name: path for path, (name, _) in module.origin.names.items()}
+        module.ranges = foreign_of(ready.ranges, paths, ready.name)
     return module.eval()
