@@ -240,7 +240,7 @@ class EngineRunner:
         bound.launch(stream.cuda_stream if stream else 0)
         if stream is not None:
             stream.synchronize()
-        return {n: _answer(b) for n, b in bound.buffers.items() if n not in feed}
+        return {n: to_array(b) for n, b in bound.buffers.items() if n not in feed}
 
     def bind(self, feed: Mapping[str, Any], context: Any = None) -> Bound:
         """Return the engine with buffers for one request, ready to launch as often as wanted.
@@ -305,8 +305,8 @@ class Bound:
             )
 
 
-def _answer(buffer: Any) -> AnyArray:
-    """Return an output in host memory; floats are float32, integers are kept."""
+def to_array(buffer: Any) -> AnyArray:
+    """Return a torch tensor in host memory; floats are float32, integers are kept."""
     values = buffer.float() if buffer.is_floating_point() else buffer
     return np.asarray(values.cpu().numpy())
 

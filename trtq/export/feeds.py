@@ -110,9 +110,12 @@ def _fitted(slot: InputSlot, array: AnyArray, label: str) -> AnyArray:
     return cast
 
 
-def count_of(feed: Inputs) -> int:
-    """Return how many samples a feed has: the first axis of the first input that has axes."""
-    return next((len(a) for a in feed.values() if a.ndim), 1)
+def count_of(given: Given) -> int:
+    """Return how many samples a batch has: the first axis of the first input that has axes."""
+    if isinstance(given, np.ndarray):
+        return len(given)
+    arrays = given.values() if isinstance(given, Mapping) else given
+    return next((len(a) for a in arrays if a.ndim), 1)
 
 
 def run_in_parts(

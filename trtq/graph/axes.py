@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +28,18 @@ class Open(NamedTuple):
     ranges: Mapping[str, SizeRange]
     asked: bool = False
 
-    def dims(self) -> tuple[Any, ...]:
-        """Return what torch.export takes for each input."""
+    def dims(self) -> Iterator[tuple[Any, ...]]:
+        """Yield what torch.export takes for each input, what binds the model least first.
+
+        A model that halves its maps and joins them again holds for multiples only.
+        """
         if not self.asked:
-            return tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in self.names)
-        dims = {name: _dim(name, sizes) for name, sizes in self.ranges.items()}
-        return tuple({i: dims[name] for i, name in names.items()} for names in self.names)
+            yield tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in self.names)
+            return
+        stepped = any(sizes.multiple > 1 for sizes in self.ranges.values())
+        for multiples in (False, True) if stepped else (False,):
+            dims = {n: _dim(n, sizes, multiples=multiples) for n, sizes in self.ranges.items()}
+            yield tuple({i: dims[n] for i, n in names.items()} for names in self.names)
 
     @property
     def closed(self) -> Open:
@@ -41,11 +47,11 @@ class Open(NamedTuple):
         return Open(tuple({} for _ in self.names), {})
 
 
-def _dim(name: str, sizes: SizeRange) -> Any:
-    most = None if sizes.most is None else sizes.most // sizes.multiple
-    least = -(-sizes.least // sizes.multiple)
-    dim = torch.export.Dim(name, min=least, max=most)
-    return dim if sizes.multiple == 1 else sizes.multiple * dim
+def _dim(name: str, sizes: SizeRange, *, multiples: bool) -> Any:
+    step = sizes.multiple if multiples else 1
+    most = None if sizes.most is None else sizes.most // step
+    dim = torch.export.Dim(name, min=-(-sizes.least // step), max=most)
+    return dim if step == 1 else step * dim
 
 
 def open_batch(call: Call) -> Open:
@@ -97,7 +103,7 @@ def open_axes(
             if given[i] not in taken[axis]:
                 raise CaptureError(
                     f"The example of the input {name} is outside its range",
-                    f"{axis} is {given[i]}, expected {taken[axis].words}",
+                    f"{axis} is {given[i]}, expected {taken[axis].meaning}",
                 )
     return Open(tuple(names), taken, asked=asked)
 

@@ -8,7 +8,6 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -94,11 +93,8 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         feed: one batch.
         opened: the axes to leave open.
     """
-    shapes: tuple[Any, ...] = opened.dims()
-    if isinstance(module, Flat):
-        shapes = (shapes,)  # of *feed
     with quiet(), torch.no_grad():
-        program = torch.export.export(module, feed, dynamic_shapes=shapes, strict=False)
+        program = _export(module, feed, opened)
         graph = program.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         if make_functional_(graph):
@@ -108,6 +104,20 @@ def trace(module: nn.Module, feed: Feed, opened: Open) -> fx.GraphModule:
         graph = program.run_decompositions({}).module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         return graph
+
+
+def _export(module: nn.Module, feed: Feed, opened: Open) -> torch.export.ExportedProgram:
+    """Return a module exported with the weakest form of its open axes that it allows."""
+    *rest, last = opened.dims()
+    nested = isinstance(module, Flat)  # its tensors are *feed
+    for shapes in rest:
+        with contextlib.suppress(Exception):
+            return torch.export.export(
+                module, feed, dynamic_shapes=(shapes,) if nested else shapes, strict=False
+            )
+    return torch.export.export(
+        module, feed, dynamic_shapes=(last,) if nested else last, strict=False
+    )
 
 
 def image_example(input_size: tuple[int, int, int]) -> torch.Tensor:
@@ -288,8 +298,8 @@ def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
         raise explain_system(exc) or CaptureError(
             f"The model's forward pass fails on {_shapes(call)}",
             f"{type(exc).__name__}: {first_line(str(exc))}",
-            "Give the size it expects with --input-size CxHxW; a model with several inputs "
-            "needs an example of each",
+            "Give the size it expects with --input-size CxHxW, or an example of each input with "
+            "--input NAME=SIZES; data hold one sample an item, without a batch axis",
         ) from exc
 
 

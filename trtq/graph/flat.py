@@ -103,7 +103,8 @@ def call_of(model: nn.Module, given: object) -> Call:
         )
     return Call(
         names=tuple(names[i] for i in places),
-        feed=tuple(leaves[i] for i in places),
+        # One tensor in two places would be one input to the tracer.
+        feed=tuple(leaves[i].detach().clone() for i in places),
         form=form,
         rest={i: v for i, v in enumerate(leaves) if i not in places},
         places=places,

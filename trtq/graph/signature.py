@@ -38,6 +38,12 @@ class SizeRange(msgspec.Struct, frozen=True, kw_only=True):
         step = f":{self.multiple}" if self.multiple > 1 else ""
         return f"{self.least}..{'' if self.most is None else self.most}{step}"
 
+    @property
+    def meaning(self) -> str:
+        """In words: ``320 to 1280, in multiples of 32``."""
+        reach = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
+        return reach + (f", in multiples of {self.multiple}" if self.multiple > 1 else "")
+
     def __contains__(self, size: object) -> bool:
         return (
             isinstance(size, int)
