@@ -152,7 +152,7 @@ def capture(
     if size is not None and isinstance(model, StatesInputs):
         said = model.model_inputs(size)
         given, size, declared = said.example, None, axes is None
-        axes = said.axes if axes is None else axes
+        axes = axes or said.axes
     call = call_of(model, image_example(size) if size is not None else given)
     call, answer = _answer(model, call, grow=not declared)
     opened = (
@@ -196,7 +196,7 @@ def capture(
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
-    """Capture ``model`` with what it is given: :func:`capture` with one argument."""
+    """Capture ``model`` with what it is given."""
     return capture(
         model,
         inputs.example,

@@ -28,6 +28,7 @@ class Port:
 def port_of(value: onnx.ValueInfoProto) -> Port:
     """Return an input or output of a file."""
     info = value.type.tensor_type
-    code = int(info.elem_type)
+    code = info.elem_type
     dims = [d.dim_value if d.dim_value > 0 else d.dim_param for d in info.shape.dim]
-    return Port(value.name, HALVES.get(code) or TORCH_TYPES[code], tuple(dims))
+    dtype = HALVES[code] if code in HALVES else TORCH_TYPES[code]
+    return Port(value.name, dtype, tuple(dims))

@@ -170,7 +170,8 @@ def selu(call: Call) -> torch.Tensor:
     alpha, gamma = call.get("alpha", 1.6732632), call.get("gamma", 1.0507010)
     if math.isclose(alpha, 1.6732632, rel_tol=1e-5) and math.isclose(gamma, 1.050701, rel_tol=1e-5):
         return functional.selu(call.x())
-    return gamma * functional.elu(call.x(), alpha)
+    result: torch.Tensor = gamma * functional.elu(call.x(), alpha)
+    return result
 
 
 def thresholded_relu(call: Call) -> torch.Tensor:

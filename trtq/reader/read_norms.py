@@ -88,7 +88,8 @@ def lrn(call: Call) -> torch.Tensor:
     flat = functional.pad(squares, sides)
     total = sum_of_windows(flat, size)
     scale = call.get("bias", 1.0) + call.get("alpha", 1e-4) / size * total
-    return x / scale.pow(call.get("beta", 0.75))
+    result: torch.Tensor = x / scale.pow(call.get("beta", 0.75))
+    return result
 
 
 def sum_of_windows(x: torch.Tensor, size: int) -> torch.Tensor:

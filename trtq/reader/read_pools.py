@@ -114,7 +114,9 @@ def global_max(call: Call) -> torch.Tensor:
 def global_lp(call: Call) -> torch.Tensor:
     """The norm of each channel."""
     x = call.x()
-    return torch.linalg.vector_norm(x, call.get("p", 2), list(range(2, x.ndim)), keepdim=True)
+    axes = list(range(2, x.ndim))
+    norm: torch.Tensor = torch.linalg.vector_norm(x, call.get("p", 2), axes, keepdim=True)
+    return norm
 
 
 def lp_pool(call: Call) -> torch.Tensor:

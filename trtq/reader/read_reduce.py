@@ -42,7 +42,8 @@ def _sum(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
 def _norm(order: int) -> Reduction:
     def reduce(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
         if x.is_floating_point():
-            return torch.linalg.vector_norm(x, order, dim=axes, keepdim=keep)
+            norm: torch.Tensor = torch.linalg.vector_norm(x, order, dim=axes, keepdim=keep)
+            return norm
         total = _sum(x.abs() if order == 1 else x * x, axes, keep)
         return total if order == 1 else total.double().sqrt().to(x.dtype)
 
@@ -52,8 +53,10 @@ def _norm(order: int) -> Reduction:
 def _extreme(function: Callable[..., Any]) -> Reduction:
     def reduce(x: torch.Tensor, axes: list[int], keep: bool) -> torch.Tensor:
         if x.dtype == torch.bool:
-            return function(x.to(torch.uint8), axes, keepdim=keep).to(torch.bool)
-        result: torch.Tensor = function(x, axes, keepdim=keep)
+            x = x.to(torch.uint8)
+            result: torch.Tensor = function(x, axes, keepdim=keep).to(torch.bool)
+        else:
+            result = function(x, axes, keepdim=keep)
         return result
 
     return reduce
@@ -108,7 +111,8 @@ def arg_extreme(call: Call) -> torch.Tensor:
     x, axis, keep = call.x(), call.get("axis", 0), bool(call.get("keepdims", 1))
     if not call.get("select_last_index", 0):
         return function(x, axis, keepdim=keep)
-    return x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
+    place: torch.Tensor = x.shape[axis] - 1 - function(x.flip(axis), axis, keepdim=keep)
+    return place
 
 
 def top_k(call: Call) -> list[torch.Tensor]:

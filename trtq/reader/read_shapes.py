@@ -112,7 +112,8 @@ def _backwards(x: torch.Tensor, axis: int, start: Any, end: Any, step: int) -> t
         last = size
     else:
         last = size - 1 - (end + size if end < 0 else end)
-    return torch.ops.aten.slice.Tensor(x.flip(axis), axis, first, last, -step)
+    result: torch.Tensor = torch.ops.aten.slice.Tensor(x.flip(axis), axis, first, last, -step)
+    return result
 
 
 def s_far(size: Any) -> bool:
@@ -293,7 +294,8 @@ def eye_like(call: Call) -> torch.Tensor:
     n, m, k = x.shape[0], x.shape[1], call.get("k", 0)
     kind = x.dtype if to is None else TORCH_TYPES[to]
     rows, columns = torch.arange(n).unsqueeze(1), torch.arange(m)
-    return (columns - rows == k).to(kind)
+    diagonal: torch.Tensor = columns - rows == k
+    return diagonal.to(kind)
 
 
 def trilu(call: Call) -> torch.Tensor:
