@@ -13,6 +13,7 @@ from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.errors import CaptureError, UsageError
 from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
+from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
@@ -22,7 +23,6 @@ from trtq.graph.capture import capture_inputs
 from trtq.graph.inputs import ModelInputs
 from trtq.graph.signature import SizeRange
 from trtq.models.deployed import deployed_
-from trtq.models.load import load_model
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
@@ -110,7 +110,7 @@ def load(
             "Give the module itself, or timm:NAME, or file.py:factory",
         )
     _require_unused(given, ("name",), "the text of a model is its name")
-    loaded = load_model(
+    loaded = load_text(
         model,
         args=model_arg,
         checkpoint=Path(checkpoint) if checkpoint else None,

@@ -40,6 +40,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
+from trtq.reader import read_onnx
 from trtq.specs import ImportCheckpointSpec, QuantizeOptions
 
 WEIGHTS = "weights.safetensors"
@@ -90,7 +91,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     run, out = Run(progress or Silent()), ensure_writable_dir(Path(spec.out))
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
-    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
+    found = _read_ranges(spec)
     data = open_given(spec, run.note, limit=spec.parity_images)
     with locked(out / LOCK, waiting=run.tell):
         (out / IMPORT_JSON).unlink(missing_ok=True)
@@ -132,6 +133,25 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         )
         write_json(out / IMPORT_JSON, record)
     return record
+
+
+def _read_ranges(spec: ImportCheckpointSpec) -> Foreign:
+    """Return the ranges of a file, whichever tool wrote it.
+
+    Raises:
+        EncodingsError: there are none in it.
+    """
+    path = Path(spec.ranges)
+    if path.suffix != ".onnx":
+        return read_foreign(path, None if spec.checkpoint else spec.checkpoint_key)
+    found = read_onnx(path).ranges
+    if found is None:
+        raise EncodingsError(
+            f"There are no ranges in {path}",
+            "it has no Q/DQ pairs",
+            f"Calibrate it: trtq quantize {path} --data IMAGES --out OUT",
+        )
+    return found
 
 
 def _encodings(

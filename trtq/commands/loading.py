@@ -14,10 +14,11 @@ from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.errors import EncodingsError, UsageError
 from trtq.flow.data import forward_names, pixels_explained
+from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.graph.capture import capture
 from trtq.graph.inputs import ModelInputs
-from trtq.models.load import LoadedModel, load_model
+from trtq.models.load import LoadedModel
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
 from trtq.specs import (
@@ -58,7 +59,7 @@ def open_model(
     if spec.checkpoint_key and not spec.checkpoint:
         raise UsageError("--checkpoint-key needs --checkpoint", "it names a part of that file")
     seed = 0 if isinstance(spec, (BlocksSpec, AdviseSpec)) else spec.seed
-    return load_model(
+    return load_text(
         spec.model,
         args=spec.model_arg,
         checkpoint=Path(spec.checkpoint) if spec.checkpoint else None,

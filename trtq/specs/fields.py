@@ -19,8 +19,8 @@ Backend = Literal["auto", "tensorrt-rtx", "tensorrt", "trtexec"]
 ModelName = Annotated[
     str,
     PathDoc(
-        description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory or "
-        "path/to/file.py:factory."
+        description="timm:NAME, torchvision:NAME, trtq:fcn_resnet18, package.module:factory, "
+        "path/to/file.py:factory, FILE.onnx or FILE.pt2."
     ),
 ]
 Checkpoint = Annotated[

@@ -29,6 +29,7 @@ from trtq.specs.options import (
     Methods,
     MinAgreement,
     ParityImages,
+    Requantize,
     WeightStorage,
 )
 
@@ -55,6 +56,7 @@ class QuantizeSpec(ModelInputSpec, frozen=True, kw_only=True):
     weight_storage: WeightStorage = "int8"
     attention: Attention = "auto"
     high_precision: HighPrecision = ()
+    requantize: Requantize = False
     opset: Opset = None
     target: FilesFor = None
     seed: Annotated[
@@ -76,8 +78,8 @@ class ImportCheckpointSpec(ModelInputSpec, frozen=True, kw_only=True):
         str,
         PathDoc(
             description="A state dict of pytorch-quantization or ModelOpt (.pt, .pth, "
-            ".safetensors), or "
-            "AIMET's NAME_torch.encodings."
+            ".safetensors), "
+            "AIMET's NAME_torch.encodings, or an ONNX file with Q/DQ pairs."
         ),
     ]
     out: Annotated[str, PathDoc(description="Folder for the results.")]
