@@ -9,10 +9,8 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import (
-    SCHEMA,
     check_record,
     ensure_writable_dir,
-    environment,
     read_json,
     write_json,
 )
@@ -32,12 +30,11 @@ from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
-from trtq.flow.evaluate import Evaluation, Evaluator
+from trtq.flow.evaluate import Evaluator
+from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
-from trtq.tasks import Figure
-from trtq.tasks.segmentation import PixelScore
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
@@ -77,82 +74,18 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         note=note,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
-    record = evaluation_record(
-        seen,
-        samples,
+    measured = Measured(
         spec=msgspec.to_builtins(spec),
-        onnx=path,
-        reference=Path(spec.reference) if spec.reference else None,
+        onnx_sha256=digest_onnx(path),
+        reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
         calibration_images=0 if spec.exclude else shared,
         runtime=runner.label,
         notes=note.lines,
     )
+    record = evaluation_record(seen, samples, measured)
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
-
-
-def evaluation_record(
-    seen: Evaluation,
-    samples: ImageSamples,
-    *,
-    spec: dict[str, Any],
-    onnx: Path,
-    reference: Path | None,
-    calibration_images: int | None,
-    runtime: str,
-    notes: list[str],
-) -> EvaluateRecord:
-    """Return the record of an evaluation of files.
-
-    Args:
-        seen: what was counted.
-        samples: the images.
-        spec: what was asked for, as plain values.
-        onnx: the file that ran.
-        reference: what it was compared with.
-        calibration_images: how many of the images calibrated the file; None where unknown.
-        runtime: what computed the outputs.
-        notes: for the user.
-    """
-    return EvaluateRecord(
-        schema=SCHEMA,
-        verb="evaluate",
-        spec=spec,
-        onnx_sha256=digest_onnx(onnx),
-        reference_sha256=None if reference is None else digest_onnx(reference),
-        images=seen.samples,
-        **_scores(seen),
-        outputs=seen.outputs if seen.compared else [],
-        finite=all(o.finite for o in seen.outputs),
-        constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
-        calibration_images=calibration_images,
-        data={**samples.describe(), "images_sha256": samples.digest()},
-        preprocess=samples.picture,
-        runtime=runtime,
-        notes=notes,
-        environment=environment(),
-    )
-
-
-def _scores(seen: Evaluation) -> dict[str, Any]:
-    """Return the fields of a record that hold scores."""
-
-    def value(figures: Mapping[str, Figure], name: str) -> float | None:
-        return figures[name].value if name in figures else None
-
-    ours, theirs, first = seen.figures, seen.reference, seen.outputs[0]
-    return {
-        "top1": value(ours, "top-1"),
-        "top5": value(ours, "top-5"),
-        "reference_top1": value(theirs, "top-1"),
-        "miou": value(ours, "mIoU"),
-        "pixel_accuracy": value(ours, "pixel accuracy"),
-        "iou": seen.score.by_class if isinstance(seen.score, PixelScore) else None,
-        "reference_miou": value(theirs, "mIoU"),
-        "agreement": first.agreement if seen.compared else None,
-        "sqnr_db": first.sqnr_db if seen.compared else None,
-    }
 
 
 def _excluded(spec: EvaluateSpec) -> frozenset[str]:

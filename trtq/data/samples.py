@@ -6,6 +6,7 @@ Whatever the data are, a folder of images or a program's own DataLoader, everyth
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from trtq.data.source import Source, describe
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
+IDENTITY_BATCH = 64
 Note = Callable[[str], None]
 
 
@@ -110,6 +112,22 @@ class Samples(ABC):
     def take(self, count: int, seed: int) -> Samples:
         """Return ``count`` samples drawn without replacement, all if there are fewer."""
 
+    @abstractmethod
+    def select(self, positions: Sequence[int]) -> Samples:
+        """Return the samples at some positions, in that order."""
+
+    def targets_identity(self) -> object:
+        """Return what tells two sets of targets apart; None without targets."""
+        if not self.has_targets:
+            return None
+        total = hashlib.sha256()
+        for batch in self.batches(IDENTITY_BATCH):
+            targets = batch.targets()
+            if targets is not None:
+                total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
+                total.update(targets.contiguous().numpy().tobytes())
+        return [total.hexdigest(), self.ignore]
+
     def describe(self) -> dict[str, object]:
         """Return what a record says about the data."""
         return {"source": self.name, "images": len(self), "classes": self.classes}
@@ -184,6 +202,12 @@ class ImageSamples(Samples):
         drawn = self.source.sample(len(self.source), seed)
         own = set(self.indices)
         return replace(self, indices=[i for i in drawn if i in own][:count])
+
+    def select(self, positions: Sequence[int]) -> ImageSamples:  # noqa: D102
+        return replace(self, indices=[self.indices[i] for i in positions])
+
+    def targets_identity(self) -> object:  # noqa: D102
+        return None if self.labels is None else self.labels.identity()
 
     def describe(self) -> dict[str, object]:  # noqa: D102
         return describe(self.source)

@@ -118,10 +118,13 @@ class TensorSamples(Samples):
 
     def take(self, count: int, seed: int) -> TensorSamples:  # noqa: D102
         draw = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(seed))
-        order = [self.order[int(i)] for i in draw[:count]]
-        taken = TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
-        taken.ignore = self.ignore
-        return taken
+        return self.select([int(i) for i in draw[:count]])
+
+    def select(self, positions: Sequence[int]) -> TensorSamples:  # noqa: D102
+        order = [self.order[i] for i in positions]
+        chosen = TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
+        chosen.ignore, chosen.expected = self.ignore, self.expected
+        return chosen
 
     def _sample(self, index: int) -> tuple[torch.Tensor, object]:
         value, target = _split(self.name, self.read(index))

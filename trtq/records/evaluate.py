@@ -50,7 +50,7 @@ class EvaluateRecord(Record, frozen=True, kw_only=True):
     constant: list[str] = []
     calibration_images: int | None
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     runtime: str
     notes: list[str]
     environment: Environment

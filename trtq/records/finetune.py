@@ -29,7 +29,7 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
 
     model: dict[str, Any]
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     encodings_sha256: str
     trained: dict[str, int]
     measure: str

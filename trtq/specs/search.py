@@ -27,7 +27,6 @@ from trtq.specs.fields import (
 from trtq.specs.inputs import ModelInputSpec
 from trtq.specs.options import Options
 
-
 RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
 AnalyzedBits = Annotated[
     tuple[str, ...],
