@@ -27,7 +27,7 @@ from trtq.artifact import (
     write_json,
 )
 from trtq.commands.calibration import ranges_for
-from trtq.commands.loading import open_model, open_preprocess, require_own
+from trtq.commands.loading import open_model, open_preprocess
 from trtq.data.answers import kind_in, percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.data.preprocess import batches
@@ -45,6 +45,7 @@ from trtq.export.profile import Profile, furthest_scale
 from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.files import ENCODINGS, EXPORT_JSON, LOCK
+from trtq.flow.encoded import require_own
 from trtq.flow.model import Model
 from trtq.flow.opset import INT4_OPSET, target_metadata
 from trtq.flow.ptq import origin_of

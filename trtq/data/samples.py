@@ -22,7 +22,7 @@ from trtq.data.source import Source, describe
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
-IDENTITY_BATCH = 64
+TARGETS_AT_ONCE = 64
 Note = Callable[[str], None]
 
 
@@ -116,16 +116,21 @@ class Samples(ABC):
     def select(self, positions: Sequence[int]) -> Samples:
         """Return the samples at some positions, in that order."""
 
+    def targets(self) -> Iterator[torch.Tensor]:
+        """Yield the targets in batches, as :class:`Batch` has them; nothing without targets."""
+        for batch in self.batches(TARGETS_AT_ONCE) if self.has_targets else ():
+            targets = batch.targets()
+            if targets is not None:
+                yield targets
+
     def targets_identity(self) -> object:
         """Return what tells two sets of targets apart; None without targets."""
         if not self.has_targets:
             return None
         total = hashlib.sha256()
-        for batch in self.batches(IDENTITY_BATCH):
-            targets = batch.targets()
-            if targets is not None:
-                total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
-                total.update(targets.contiguous().numpy().tobytes())
+        for targets in self.targets():
+            total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
+            total.update(targets.contiguous().numpy().tobytes())
         return [total.hexdigest(), self.ignore]
 
     def describe(self) -> dict[str, object]:
@@ -205,6 +210,13 @@ class ImageSamples(Samples):
 
     def select(self, positions: Sequence[int]) -> ImageSamples:  # noqa: D102
         return replace(self, indices=[self.indices[i] for i in positions])
+
+    def targets(self) -> Iterator[torch.Tensor]:  # noqa: D102
+        chosen = list(self.indices)
+        for start in range(0, len(chosen) if self.labels is not None else 0, TARGETS_AT_ONCE):
+            targets = self._targets(chosen[start : start + TARGETS_AT_ONCE])
+            if targets is not None:
+                yield targets
 
     def targets_identity(self) -> object:  # noqa: D102
         return None if self.labels is None else self.labels.identity()

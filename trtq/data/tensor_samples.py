@@ -36,9 +36,12 @@ class TensorSamples(Samples):
         read: returns sample ``i``: a tensor or array, a pair with a target, or a dict of inputs;
             called again in every pass.
 
-    A sample that differs from what an earlier pass read is an error: results would depend on
-    chance.
+    Attributes:
+        varies: whether a sample may differ from what an earlier pass read, as training allows;
+            elsewhere that is an error, because results would depend on chance.
     """
+
+    varies = False
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class TensorSamples(Samples):
     def select(self, positions: Sequence[int]) -> TensorSamples:  # noqa: D102
         order = [self.order[i] for i in positions]
         chosen = TensorSamples(self.name, len(order), self.read, order=order, seen=self.seen)
-        chosen.ignore, chosen.expected = self.ignore, self.expected
+        chosen.ignore, chosen.expected, chosen.varies = self.ignore, self.expected, self.varies
         return chosen
 
     def _sample(self, index: int) -> tuple[torch.Tensor, object]:
@@ -132,7 +135,7 @@ class TensorSamples(Samples):
         content.update(value.contiguous().numpy().tobytes())
         now = content.hexdigest()
         before = self.seen.setdefault(index, now)
-        if before != now:
+        if before != now and not self.varies:
             raise DataError(
                 f"Sample {index} of {self.name} is not the same in every pass",
                 "its values differ from those that an earlier pass read",

@@ -65,7 +65,7 @@ def record_of(
         },
         preprocess=model.preprocess,
         calibration={
-            "calibrator": done.encodings.origin["calibrator"],
+            "calibrator": done.encodings.origin.get("calibrator", "none"),
             "images": len(samples),
             "cache": done.cache_note,
             "weights": _weight_words(done),
@@ -172,7 +172,7 @@ def _float_records(placement: Placement, stats: Mapping[str, ActivationStats]) -
     records = []
     for q in placement.quantizers:
         if q.float_reason is not None:
-            seen = None if q.is_weight else stats[q.stats_key]
+            seen = None if q.is_weight else stats.get(q.stats_key)
             records.append(
                 FloatRecord(
                     name=q.name,

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from trtq.data.metrics import confusion, hit_rate, mean_overlap
+from trtq.data.metrics import hit_rate, mean_overlap
 from trtq.errors import ArtifactError, CalibrationError, first_line
+from trtq.graph.device import device_of
 from trtq.progress import Progress
-from trtq.specs import FinetuneSpec
-from trtq.train.examples import TrainingSetup
+from trtq.specs import FinetuneOptions
+from trtq.train.examples import TrainingSetup, walk
 from trtq.train.learned import LeanMemory
 from trtq.train.objective import Part
 from trtq.train.run_state import (
@@ -37,6 +38,7 @@ from trtq.train.updates import Updates
 from trtq.workers import Workers
 
 SAVE_EVERY = 50  # steps
+IMAGE_AXES = 4
 NORM_IMAGES = 256  # that kept BatchNorms get their first statistics from
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory")
@@ -61,7 +63,7 @@ class Trainer:
 
     def __init__(
         self,
-        spec: FinetuneSpec,
+        spec: FinetuneOptions,
         graph: TrainingGraph,
         setup: TrainingSetup,
         *,
@@ -76,7 +78,7 @@ class Trainer:
         self.workers = workers
         self.progress = progress
         self.measure = setup.measure
-        self.device = next(iter(graph.module.parameters())).device
+        self.device = device_of(graph.module)
         self.updates = Updates(spec, graph)
         stored = read_state(folder, key)
         self.position = stored[0] if stored is not None else Position(history=[])
@@ -128,11 +130,10 @@ class Trainer:
         """
         self.graph.widen_(self._width(self.position.epoch))
         if self.graph.norms and fresh:
-            examples = self.setup.train
-            parts = self._parts(examples.source.sample(NORM_IMAGES, self.spec.seed))
+            drawn = self.setup.train.take(NORM_IMAGES, self.spec.seed)
             with self._enough_memory():
                 self.graph.settle_norms_(
-                    images.to(self.device) for images, _ in examples.walk(parts)
+                    images.to(self.device) for images in drawn.inputs(len(drawn), self.setup.batch)
                 )
 
     def _parts(self, indices: list[int]) -> list[list[int]]:
@@ -191,7 +192,7 @@ class Trainer:
         spec = self.spec
         at = self.position
         generator = np.random.default_rng([spec.seed, at.epoch])
-        order = generator.permutation(len(self.setup.train.source)).tolist()[: spec.limit]
+        order = generator.permutation(len(self.setup.train)).tolist()[: spec.limit]
         parts = self._parts(order)
         self.progress.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
         self.progress.advance(at.step * self.setup.batch)
@@ -201,7 +202,7 @@ class Trainer:
         # A process that gets no image of the last, short batch computes one that counts for
         # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
-        for images, wanted in self.setup.train.walk(shares[at.step :]):
+        for images, wanted in walk(self.setup.train, shares[at.step :]):
             part = parts[at.step]
             with self._enough_memory():
                 loss, stops_here = self._step(images, wanted, part, len(parts), bool(stopped))
@@ -313,14 +314,18 @@ class Trainer:
         self, images: torch.Tensor, wanted: torch.Tensor | None, count: int, picks: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return images and labels with the variation of this step, on the device."""
-        spec = self.spec
-        at = self.position
-        seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
-        generator = torch.Generator().manual_seed(seed)
-        drawn = Draws(spec.augment, count, images.shape[2:], generator)
-        images, wanted = drawn.vary(images, wanted, picks)
-        images = images.to(self.device, memory_format=torch.channels_last)
-        return images, wanted.to(self.device) if wanted is not None else None
+        if self.spec.augment != "none":
+            at = self.position
+            seed = ((self.spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
+            generator = torch.Generator().manual_seed(seed)
+            drawn = Draws(self.spec.augment, count, images.shape[2:], generator)
+            images, wanted = drawn.vary(images, wanted, picks)
+        return self._placed(images), wanted.to(self.device) if wanted is not None else None
+
+    def _placed(self, images: torch.Tensor) -> torch.Tensor:
+        """Return inputs on the device, images with their channels last."""
+        layout = torch.channels_last if images.ndim == IMAGE_AXES else torch.contiguous_format
+        return images.to(self.device, memory_format=layout)
 
     def _cast(self) -> AbstractContextManager[Any]:
         """Compute in the narrower floats of ``--amp``."""
@@ -390,23 +395,20 @@ class Trainer:
         """
         if self.setup.val is None:
             return None
-        examples, indices = self.setup.val
-        labels = examples.labels
-        assert labels is not None
-        classes = self.setup.classes
-        counts = np.zeros((classes, classes), dtype=np.int64)
-        parts = self._parts(list(self.workers.share(indices)))
+        val, classes = self.setup.val, self.setup.classes
+        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
+        parts = self._parts(list(self.workers.share(range(len(val)))))
         self._mode(training=False)
         with self._enough_memory(), self.updates.averaged(), torch.no_grad():
-            for images, wanted in examples.walk(parts):
+            for images, wanted in walk(val, parts):
                 assert wanted is not None
-                answer = self.graph.module(
-                    images.to(self.device, memory_format=torch.channels_last)
-                )
-                predicted = answer.argmax(dim=1).cpu().numpy()
-                counts += confusion(predicted, wanted.numpy(), answer.shape[1], labels.ignore)
-        total = self.workers.sum_(torch.from_numpy(counts).to(self.device)).cpu().numpy()
-        return mean_overlap(total) if labels.dense else hit_rate(total)
+                predicted = self.graph.module(self._placed(images)).argmax(dim=1)
+                targets = wanted.to(self.device)
+                seen = targets != val.ignore
+                pairs = targets[seen] * classes + predicted[seen]
+                counts += torch.bincount(pairs, minlength=classes * classes)
+        total = self.workers.sum_(counts).reshape(classes, classes).cpu().numpy()
+        return mean_overlap(total) if val.dense else hit_rate(total)
 
     def _remember(self, score: float | None) -> None:
         """Keep the best epoch; without validation images that is the last one.
