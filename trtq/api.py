@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -22,7 +23,7 @@ from trtq.graph.capture import capture
 from trtq.models.load import load_model
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
-from trtq.specs import QuantizeOptions, QuantizeSpec
+from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 
 __all__ = ["load", "quantize", "samples"]
 
@@ -204,41 +205,86 @@ def quantize(
         TrtqError: the options contradict each other, the data do not fit, or quantization fails.
     """
     if isinstance(model, QuantizeSpec):
-        _require_unused(
-            {"input_size": input_size, "preprocess": preprocess, "options": options or None},
-            ("input_size", "preprocess", "options"),
-            "a QuantizeSpec has them",
-        )
-        return _run_command(model, data if progress is None else progress)
+        from trtq.commands.quantize import quantize as run_command
+
+        given = {"input_size": input_size, "preprocess": preprocess, "options": options or None}
+        return run_command(model, listener_of(model, data, progress, given))
     asked = QuantizeOptions.make(options)
     check_options(asked)
     run = Run(progress or Silent())
-    given: Samples | None = None
-    if not isinstance(data, (str, Path)):
-        given = samples(data, limit=asked.calib_images)
-        if not isinstance(model, Model) and preprocess is None:
-            input_size = input_size or _size_of(given)
-    captured = load(model, input_size=input_size, preprocess=preprocess, seed=asked.seed)
-    run.note(*captured.notes)
-    run.clock.lap("capture")
-    everything = samples(
-        data if given is None else given, captured, limit=asked.calib_images, note=run.note
-    )
+    form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
+    captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
     return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
 
 
-def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
-    """Run ``trtq quantize``; the second argument is its listener."""
-    from trtq.commands.quantize import quantize as run_command
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a model is captured.
 
-    if progress is not None and not hasattr(progress, "advance"):
+    Attributes:
+        input_size: (C, H, W); None for the model's own, or the shape of the first sample.
+        preprocess: how images become inputs; None for the model's own.
+        seed: makes random weights repeatable.
+    """
+
+    input_size: tuple[int, int, int] | None = None
+    preprocess: Preprocess | None = None
+    seed: int = 0
+
+
+def open_both(
+    model: str | nn.Module | Model,
+    data: object,
+    form: Form,
+    run: Run,
+    *,
+    limit: int | None = None,
+) -> tuple[Model, Samples]:
+    """Return a model, captured once, and data as samples of its input.
+
+    Args:
+        model: as for :func:`load`.
+        data: as for :func:`samples`.
+        form: how the model is captured.
+        run: receives the notes of both, and the time.
+        limit: keep at most so many samples of data that can be read only once.
+    """
+    given, size = data, form.input_size
+    if not isinstance(data, (str, Path)):
+        given = samples(data, limit=limit)
+        if not isinstance(model, Model) and form.preprocess is None:
+            size = size or _size_of(given)
+    captured = load(model, input_size=size, preprocess=form.preprocess, seed=form.seed)
+    run.note(*captured.notes)
+    run.clock.lap("capture")
+    return captured, samples(given, captured, limit=limit, note=run.note)
+
+
+def listener_of(
+    spec: Spec, second: object, progress: Progress | None, given: Mapping[str, object]
+) -> Progress | None:
+    """Return the listener of a command that a spec runs, which is the second argument, too.
+
+    Args:
+        spec: says everything else.
+        second: the second argument.
+        progress: the listener by name.
+        given: other arguments, which a spec has itself.
+
+    Raises:
+        UsageError: other arguments are given, or the second one is no listener.
+    """
+    kind = type(spec).__name__
+    _require_unused(given, tuple(given), f"a {kind} has them")
+    listener: Any = second if progress is None else progress
+    if listener is not None and not hasattr(listener, "advance"):
         raise UsageError(
-            "A QuantizeSpec names its data itself",
-            f"the second argument is a {type(progress).__name__}, expected a Progress",
+            f"A {kind} names its data itself",
+            f"the second argument is a {type(listener).__name__}, expected a Progress",
             "Give the model instead of the spec",
         )
-    listener: Any = progress
-    return run_command(spec, listener)
+    checked: Progress | None = listener
+    return checked
 
 
 def _size_of(given: Samples) -> tuple[int, int, int]:

@@ -67,7 +67,7 @@ def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: s
         )
     if origin.get("structure_sha256", structure) != structure:
         raise EncodingsError(
-            f"Cannot {doing} {path}",
+            f"Cannot {doing} the encodings {path}",
             f"its methods ({origin.get('methods')}) put ops into the graph that the model "
             "itself does not have",
             f"Quantize without qads and integer-softmax, and {doing} that",
