@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -340,9 +340,9 @@ def _float(model: AnyModel) -> str | nn.Module | Model:
     return model.inputs.model if isinstance(model, Quantized) else model
 
 
-def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
+def _texts(options: Mapping[str, Any]) -> dict[str, object]:
     """Return options with budgets and widths as the texts that they are on the command line."""
-    texts = dict(options)
+    texts: dict[str, object] = dict(options)
     budget, bits = texts.get("budget"), texts.get("bits")
     if isinstance(budget, Mapping):
         texts["budget"] = tuple(f"{name}={value}" for name, value in budget.items())
@@ -350,7 +350,7 @@ def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
         texts["budget"] = (budget,)
     if isinstance(bits, (str, int)):
         texts["bits"] = (str(bits),)
-    elif bits is not None:
+    elif isinstance(bits, Iterable):
         texts["bits"] = tuple(str(b) for b in bits)
     return texts
 

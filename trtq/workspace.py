@@ -49,9 +49,10 @@ class Workspace:
         progress: Progress,
         *,
         inputs: Iterable[Path] = (),
+        record: str | None = None,
         clock: Clock | None = None,
     ) -> Workspace:
-        """Return the workspace of a command that writes one file, its record.
+        """Return the workspace of a command that writes one file.
 
         One file is replaced as a whole: it needs no lock.
 
@@ -59,13 +60,14 @@ class Workspace:
             path: of the file.
             progress: receives what happens.
             inputs: files that must not be overwritten.
+            record: name of the record beside it; None where the file is the record.
             clock: running since the command began; default: a new one.
 
         Raises:
             ArtifactError: it cannot or must not be written.
         """
         ensure_writable_file(path, inputs=inputs)
-        return cls(path.parent, path.name, progress, clock)
+        return cls(path.parent, record or path.name, progress, clock)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

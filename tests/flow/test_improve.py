@@ -160,7 +160,7 @@ def test_a_search_of_a_module_and_a_list_of_pairs(net, images, labels, captures)
         "accuracy": 100.0,
         "measure": "top-1",
     }
-    assert found.allocation.costs["size"] <= found.allocation.budgets["size"]
+    assert found.allocation.costs["size"] <= 0.3 * found.allocation.full["size"]
     assert [v.name for v in found.analysis.layers] == ["stem.0", "body.0", "head"]
     widths = {layer.name: layer.option for layer in found.allocation.layers}
     again = trtq.quantize(
@@ -252,7 +252,7 @@ def test_training_a_quantized_model_in_memory(net, images, labels, quantized, ca
     scored = done.quantized.evaluate(pairs)
     assert done.record.evaluation is not None
     assert scored.figures["top-1"].value == done.record.evaluation.top1
-    assert "tensors in INT8" in done.quantized.summary
+    assert "6 tensors in W4A8" in done.quantized.summary
 
 
 def test_the_command_and_the_call_train_the_same(files, tmp_path):

@@ -127,7 +127,7 @@ def _shared_with_calibration(
 
 def _open(
     spec: EvaluateSpec, path: Path, progress: Progress
-) -> tuple[Runner, dict[str, Any], Path]:
+) -> tuple[Runner, Mapping[str, Any], Path]:
     """Return what runs the file, what it says of its images, and the file that really runs."""
     if not is_engine(path):
         metadata = get_metadata(load_onnx(path))
@@ -145,7 +145,7 @@ def _open(
 
 
 def _preprocess(
-    spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]
+    spec: EvaluateSpec, metadata: Mapping[str, Any], shape: list[Any]
 ) -> tuple[Preprocess, list[str]]:
     """What the user gave, else what the file carries, else ImageNet's."""
     given = {

@@ -35,7 +35,7 @@ from trtq.graph.device import choose_device, to_device_
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.evaluate import EvaluateRecord
-from trtq.records.finetune import FinetuneRecord
+from trtq.records.finetune import FinetuneRecord, TrainingConditions
 from trtq.specs import FinetuneOptions, QuantizeOptions
 from trtq.train.examples import TrainingSetup
 from trtq.train.objective import Objective, class_weights
@@ -274,13 +274,13 @@ class Training:
                 "norms": len(graph.norms),
                 "codebooks": len(graph.codebooks),
             },
-            training={
-                "device": str(self.device),
-                "processes": self.workers.world,
-                "threads": torch.get_num_threads(),
-                "amp": options.amp,
-                "compile": options.compile,
-            },
+            training=TrainingConditions(
+                device=str(self.device),
+                processes=self.workers.world,
+                threads=torch.get_num_threads(),
+                amp=options.amp,
+                compile=options.compile,
+            ),
             codebooks={name: book.values.tolist() for name, book in graph.codebooks.items()},
             parity=quantized.done.parity,
             evaluation=evaluation,

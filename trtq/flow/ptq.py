@@ -26,7 +26,7 @@ from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
@@ -89,9 +89,9 @@ def quantized_metadata(encodings: Encodings) -> dict[str, str]:
     return {"precision": "int8", "encodings_sha256": encodings.digest()}
 
 
-def origin_of(model: Model, answer: Kind) -> dict[str, Any]:
+def origin_of(model: Model, answer: Kind) -> dict[str, object]:
     """Return what an ONNX file says of the model that it was written from."""
-    origin: dict[str, Any] = {"preprocess": model.preprocess} if model.preprocess else {}
+    origin: dict[str, object] = {"preprocess": model.preprocess} if model.preprocess else {}
     return {**origin, "model": model.name, "weights": model.weights, ANSWER: answer}
 
 
@@ -262,7 +262,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _apply(
-    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Any]]]
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Value]]]
 ) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:

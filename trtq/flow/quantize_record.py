@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx
@@ -32,7 +31,7 @@ def summary_of(quantized: Quantized) -> str:
 
 
 def record_of(
-    quantized: Quantized, spec: dict[str, Any], files: dict[str, FileRecord]
+    quantized: Quantized, spec: Mapping[str, object], files: dict[str, FileRecord]
 ) -> QuantizeRecord:
     """Return the record of a quantized model.
 
@@ -45,7 +44,7 @@ def record_of(
     return QuantizeRecord(
         schema=SCHEMA,
         verb="quantize",
-        spec=spec,
+        spec=dict(spec),
         model={
             "name": model.name,
             "weights": model.weights,

@@ -93,9 +93,9 @@ class Options(Spec, frozen=True, kw_only=True):
         shared = {f: getattr(spec, f) for f in cls.__struct_fields__ if f in own}
         return cls(**{**shared, **more})
 
-    def without(self, *names: str) -> dict[str, Any]:
+    def without(self, *names: str) -> dict[str, object]:
         """Return the options as plain values but for some."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
+        values: dict[str, object] = msgspec.to_builtins(self)
         return {k: v for k, v in values.items() if k not in names}
 
 
