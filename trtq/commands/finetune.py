@@ -15,7 +15,7 @@ from trtq.commands.loading import open_model, open_preprocess
 from trtq.data.preprocess import Preprocess
 from trtq.data.samples import Note, Samples
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import FINETUNE_JSON
+from trtq.files import FINETUNE_JSON, FP32, QDQ
 from trtq.flow.data import open_samples
 from trtq.flow.finetune import Start, Training
 from trtq.flow.finetune_checks import check_samples
@@ -29,7 +29,7 @@ from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.finetune import FinetuneRecord
-from trtq.specs import FinetuneOptions, FinetuneSpec
+from trtq.specs import EvaluateSpec, FinetuneOptions, FinetuneSpec
 from trtq.workers import Workers
 from trtq.workspace import Workspace
 
@@ -154,9 +154,28 @@ def _write(spec: FinetuneSpec, training: Training, work: Workspace) -> FinetuneR
     """Write the best epoch's files, the record last."""
     work.remove_leftovers(FILES)
     finetuned = training.finish()
+    evaluation = finetuned.record.evaluation
+    if evaluation is not None:
+        evaluation = msgspec.structs.replace(evaluation, spec=_evaluated(spec, work))
     record = msgspec.structs.replace(
         finetuned.record,
+        evaluation=evaluation,
         spec=msgspec.to_builtins(spec),
         encodings_sha256=sha256_file(Path(spec.encodings)),
     )
     return save_finetuned(finetuned, record, work)
+
+
+def _evaluated(spec: FinetuneSpec, work: Workspace) -> dict[str, object]:
+    """Return what ``trtq evaluate`` must be asked for to measure the same."""
+    asked = EvaluateSpec(
+        onnx=str(work.folder / QDQ),
+        reference=str(work.folder / FP32),
+        data=spec.val or "",
+        class_index=spec.val_class_index or spec.class_index,
+        limit=spec.val_limit,
+        masks=spec.val_masks,
+        ignore_index=spec.ignore_index,
+    )
+    plain: dict[str, object] = msgspec.to_builtins(asked)
+    return plain

@@ -6,6 +6,7 @@ The other tool calibrated or trained them.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,7 @@ from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
+from trtq.models.load import LoadedModel
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -98,14 +100,18 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         work.remove_leftovers(FILES)
         staging = work.staging()
         beside = _write_weights(spec, found, staging)
-        own = spec if beside is None else _with_checkpoint(spec, beside)
-        quantized, unused = _take_over(own, found, run)
+        final = spec if beside is None else _with_checkpoint(spec, work.folder / WEIGHTS)
+        loaded = open_model(spec if beside is None else _with_checkpoint(spec, beside))
+        if beside is not None:
+            loaded = replace(
+                loaded, weights=loaded.weights.replace(str(beside), str(work.folder / WEIGHTS))
+            )
+        quantized, unused = _take_over(final, loaded, found, run)
         paths = save_pair(quantized.fp32, quantized.done.qdq, quantized.encodings, staging)
         if beside is not None:
             paths[WEIGHTS] = beside
-            own = _with_checkpoint(spec, work.folder / WEIGHTS)
         record = ImportRecord(
-            **header("import-checkpoint", own),
+            **header("import-checkpoint", final),
             tool=found.tool,
             quantizers=len(quantized.encodings.amax),
             left_in_float=dict(quantized.encodings.left_in_float),
@@ -136,10 +142,9 @@ def _with_checkpoint(spec: ImportCheckpointSpec, path: Path) -> ImportCheckpoint
 
 
 def _take_over(
-    spec: ImportCheckpointSpec, found: Foreign, run: Run
+    spec: ImportCheckpointSpec, loaded: LoadedModel, found: Foreign, run: Run
 ) -> tuple[Quantized, dict[str, str]]:
     """Return the model with the other tool's ranges, and the ranges that have no place in it."""
-    loaded = open_model(spec)
     modules = dict(loaded.module.named_modules())
     found.rename(modules)
     run.note(*found.notes)
