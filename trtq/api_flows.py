@@ -83,7 +83,7 @@ def analyze(
         data: samples, as for ``trtq.quantize``; the metrics ``gradient``, ``hessian`` and
             ``combined`` need targets.
         out: a JSON file to write; default: none.
-        input_size: (C, H, W); default: the model's own, or the shape of the first sample.
+        input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
         progress: receives progress.
         options: fields of :class:`AnalyzeOptions`: ``metric``, ``bits``, ``images`` ...
@@ -151,7 +151,7 @@ def search(
             leaves over.
         out: a folder for the files of ``trtq search``, from which an interrupted search continues;
             default: no files.
-        input_size: (C, H, W); default: the model's own, or the shape of the first sample.
+        input_size: (C, H, W); default: the model's own, or the inputs of the first samples.
         preprocess: how images become inputs.
         progress: receives progress.
         options: fields of :class:`SearchOptions`: ``budget``, such as ``{"size": 0.2}`` or

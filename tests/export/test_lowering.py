@@ -16,6 +16,7 @@ from trtq.export.lowering import lower
 from trtq.export.ort import open_session
 from trtq.export.to_onnx import export_onnx
 from trtq.export.writer import UnsupportedOpError
+from trtq.graph.axes import Open
 from trtq.graph.capture import capture, trace
 from trtq.graph.functional import make_functional_
 from trtq.graph.naming import assign_names_
@@ -38,7 +39,8 @@ class Call(nn.Module):
 
 
 def graph_of(model, example, *, dynamic=True):
-    graph = trace(model.eval(), example, dynamic=dynamic)
+    opened = Open(({0: "batch"} if dynamic else {},), {})
+    graph = trace(model.eval(), (example,), opened)
     normalize_(graph)
     assign_names_(graph)
     return graph

@@ -76,15 +76,19 @@ def cache(tmp_path, monkeypatch):
 def captures(monkeypatch) -> list[str]:
     """Every call that captures a model."""
     calls: list[str] = []
-    for place in ("trtq.api", "trtq.flow.model", "trtq.commands.loading"):
+    for place, name in (
+        ("trtq.api", "capture_inputs"),
+        ("trtq.flow.model", "capture_inputs"),
+        ("trtq.commands.loading", "capture"),
+    ):
         module = importlib.import_module(place)
-        original = module.capture
+        original = getattr(module, name)
 
         def counted(*args, original=original, place=place, **named):
             calls.append(place)
             return original(*args, **named)
 
-        monkeypatch.setattr(module, "capture", counted)
+        monkeypatch.setattr(module, name, counted)
     return calls
 
 

@@ -220,6 +220,7 @@ class BenchRow(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     batch: int
     input_shape: list[int]
+    input_shapes: dict[str, list[int]] = {}
     e2e: Timing | None = None
     gpu: Timing | None = None
     enqueue: Timing | None = None

@@ -92,7 +92,7 @@ def export_profiles(spec: ExportSpec, progress: Progress | None = None) -> Expor
             **header("export", spec),
             encodings_sha256=encodings.digest(),
             profiles=rows,
-            images=sum(map(len, writer.batches)),
+            images=sum(len(feed[0]) for feed in writer.batches),
             notes=run.note.lines,
             files=file_records(staging / name for name in names),
             environment=environment(),
@@ -126,12 +126,13 @@ def _writer(spec: ExportSpec, encodings: Encodings, run: Run) -> ProfileWriter:
     samples = open_samples(
         spec.data, preprocess=preprocess, class_index=spec.class_index, note=run.note
     )
+    drawn = samples.take(spec.images, spec.seed)
     size = BATCH if model.graph.dynamic_batch else 1
     answer = model.answer_kind(samples.classes)
     return ProfileWriter(
         model=model,
         encodings=encodings,
-        batches=list(samples.take(spec.images, spec.seed).inputs(spec.images, size)),
+        batches=list(drawn.inputs(spec.images, size, model.input_names)),
         origin={**origin_of(model, answer), "encodings_sha256": encodings.digest()},
         half=spec.precision == "fp16",
         half_sqnr=spec.half_sqnr,

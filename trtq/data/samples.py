@@ -19,6 +19,7 @@ from trtq.artifact import digest_of
 from trtq.data.labels import Labels
 from trtq.data.preprocess import Preprocess, ahead
 from trtq.data.source import Source, describe
+from trtq.errors import DataError
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
@@ -45,6 +46,22 @@ class Batch:
         """The input of a model that has one."""
         (only,) = self.inputs.values()
         return only
+
+    def feed(self, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Return the inputs in the order of ``names``; the only one may have any name.
+
+        Raises:
+            DataError: one is missing, or there is one more.
+        """
+        if len(names) == 1 and len(self.inputs) == 1:
+            return tuple(self.inputs.values())
+        if set(names) != set(self.inputs):
+            raise DataError(
+                f"Sample {self.ids[0]} does not fit the model",
+                f"it has {', '.join(self.inputs)}, the model takes {', '.join(names)}",
+                "Name the inputs of each sample as the model does",
+            )
+        return tuple(self.inputs[n] for n in names)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,10 +154,12 @@ class Samples(ABC):
         """Return what a record says about the data."""
         return {"source": self.name, "images": len(self), "classes": self.classes}
 
-    def inputs(self, count: int, size: int) -> Iterator[torch.Tensor]:
-        """Yield the single input of the first ``count`` samples in batches, float32 [N, ...]."""
+    def inputs(
+        self, count: int, size: int, names: Sequence[str]
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yield the inputs ``names`` of the first ``count`` samples in batches of ``size``."""
         for batch in self.batches(size, count=count):
-            yield batch.input
+            yield batch.feed(names)
 
 
 @dataclass(kw_only=True)

@@ -35,6 +35,7 @@ class Writer:
     Args:
         opset: of the ``ai.onnx`` domain; the ops table chooses forms by it.
         int4: weights of 4 bits are stored as INT4.
+        taken: names of inputs and outputs.
 
     Attributes:
         scope: the layer being written; the names of its nodes start with it.
@@ -43,7 +44,7 @@ class Writer:
         transposed: constants that are stored transposed, and their fake-quantize calls.
     """
 
-    def __init__(self, opset: int, *, int4: bool = False) -> None:
+    def __init__(self, opset: int, *, int4: bool = False, taken: Sequence[str] = ()) -> None:
         self.opset, self.int4 = opset, int4
         self.scope = self.module = self.quantizer = ""
         self.values: dict[fx.Node, Any] = {}
@@ -51,7 +52,7 @@ class Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._taken: Counter[str] = Counter(("input", "output"))
+        self._taken: Counter[str] = Counter(taken)
 
     def mark(self) -> tuple[int, int, int, Counter[str]]:
         """Return a place that :meth:`rewind` goes back to."""

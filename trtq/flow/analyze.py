@@ -18,6 +18,7 @@ from trtq.flow.model import Model
 from trtq.flow.ptq import cache_folder
 from trtq.flow.run import Run
 from trtq.graph.device import device_of
+from trtq.graph.feed import Feed, first_output
 from trtq.graph.nodes import operands
 from trtq.quant.digest import structure_digest
 from trtq.quant.formats import BitConfig, read_options
@@ -30,7 +31,7 @@ from trtq.specs import AnalyzeOptions
 from trtq.version import __version__
 from trtq.workers import Workers
 
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
+Batches = list[tuple[Feed, torch.Tensor]]
 ARGUMENTS = ("probes", "trials", "epsilon", "seed")
 
 
@@ -76,7 +77,7 @@ def analyze_model(
     found, said = _measure(context, options.metric, workers, run)
     run.clock.lap(options.metric)
     weights = {layer.name: str(operands(layer.node)[1].target) for layer in layers}
-    counted = outline(model.graph.module, model.graph.example, weights)
+    counted = outline(model.graph.module, model.graph.examples, weights)
     return AnalyzeRecord(
         schema=SCHEMA,
         verb="analyze",
@@ -155,7 +156,7 @@ def _layers(
     layers = prepare_layers(
         model.graph.module,
         widths,
-        drawn.inputs(count, _size(model, options)),
+        drawn.inputs(count, _size(model, options), model.input_names),
         calibrator=options.calibrator,
         percentile=options.percentile,
         progress=run.progress.advance,
@@ -194,19 +195,19 @@ def _batches(model: Model, drawn: Samples, options: AnalyzeOptions) -> Batches:
         drawn.expect(int(model.reference.shape[1]), model.name)
     batches: Batches = []
     for batch in drawn.batches(_size(model, options), count=options.images):
-        inputs, targets = batch.input.to(device), torch.empty(0)
+        feed = tuple(t.to(device) for t in batch.feed(model.input_names))
+        targets = torch.empty(0)
         if options.metric in NEEDS_TARGETS:
             own = batch.targets() if labelled else None
-            targets = own.to(device) if own is not None else _own_answer(model, inputs)
-        batches.append((inputs, targets))
+            targets = own.to(device) if own is not None else _own_answer(model, feed)
+        batches.append((feed, targets))
     return batches
 
 
-def _own_answer(model: Model, inputs: torch.Tensor) -> torch.Tensor:
+def _own_answer(model: Model, feed: Feed) -> torch.Tensor:
     """Return the classes that the model itself says, int64 [N] or [N, H, W]."""
     with torch.inference_mode():
-        classes: torch.Tensor = model.graph.module(inputs).argmax(dim=1)
-    return classes.clone()
+        return first_output(model.graph.module(*feed)).argmax(dim=1).clone()
 
 
 def _cache(

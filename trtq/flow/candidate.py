@@ -65,7 +65,7 @@ class Candidate:
                 f"There is nothing to search in {self.name}",
                 "it has no convolution or linear with a constant weight",
             )
-        return outline(graph.module, graph.example, weights)
+        return outline(graph.module, graph.examples, weights)
 
     @property
     def digests(self) -> list[str]:

@@ -89,7 +89,7 @@ def _require_no_images(
 
 def _guessed(model: Model | None, note: Note | None) -> Preprocess:
     """Return ImageNet's preprocessing at the size of a model's input, and say so."""
-    size = None if model is None else tuple(model.graph.example.shape[1:])
+    size = None if model is None else tuple(model.graph.examples[0].shape[1:])
     picture, notes = resolve_preprocess(input_size=size)  # type: ignore[arg-type]
     for line in notes if note is not None else ():
         note(line)  # type: ignore[misc]

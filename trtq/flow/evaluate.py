@@ -155,9 +155,9 @@ class Evaluator:
         progress.begin(f"Evaluating: {self.runner.label}", len(samples))
         scores: list[Score] = []
         for batch in samples.batches(batch_size):
-            array = batch.input.numpy()
-            ours = self.runner.run(array)
-            theirs = ours if self.reference is None else self.reference.run(array)
+            arrays = {n: t.numpy() for n, t in batch.inputs.items()}
+            ours = self.runner.run(arrays)
+            theirs = ours if self.reference is None else self.reference.run(arrays)
             pairs = self._pair(ours, theirs)
             first = next(iter(ours.values()))
             task = self._task_of(first, samples)
@@ -167,7 +167,7 @@ class Evaluator:
             scores = scores or [task.score(ignore=samples.ignore) for _ in answers]
             for score, answer in zip(scores, answers, strict=True):
                 score.add(answer, targets)
-            progress.advance(len(array))
+            progress.advance(len(batch))
         return Evaluation(
             samples=len(samples),
             task=self._task_of(first, samples),

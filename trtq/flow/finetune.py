@@ -23,6 +23,7 @@ from trtq.flow.finetune_checks import (
     note_shared,
     require_analysis_of,
     require_fit,
+    require_pictures,
     require_trainable,
     worst_layers,
 )
@@ -123,6 +124,7 @@ class Training:
             raise UsageError("--worst needs --sensitivity")
         own = import_named(options.loss, "loss") if options.loss is not None else None
         check_samples(*samples, options)
+        require_pictures(start.model, options.augment)
         if self.val is not None:
             note_shared(self.val, self.train_samples, self.note)
         classes = self._classes()
@@ -162,7 +164,7 @@ class Training:
         """Find a graph that cannot be written before it is trained."""
         graph = self.start.model.graph
         exported = export_onnx(graph.module, opset=opset_of(self.options), note=self.note)
-        require_same_float(graph.module, exported, graph.example)
+        require_same_float(graph.module, exported, graph.examples)
 
     def _graph(self, weights: str) -> TrainingGraph:
         start, options = self.start, self.options
@@ -192,6 +194,7 @@ class Training:
             val=None if val is None else val.select(spread(len(val), self.options.val_limit)),
             batch=self.options.batch_size if captured.dynamic_batch else 1,
             classes=classes,
+            names=self.start.model.input_names,
         )
 
     def _objective(self, classes: int, own: object) -> Objective:

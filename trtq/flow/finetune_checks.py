@@ -9,13 +9,14 @@ from trtq.data.samples import ImageSamples, Samples
 from trtq.errors import ArtifactError, CalibrationError, DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.model import Model
+from trtq.graph.feed import IMAGE_AXES
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import BitConfig
 from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
 from trtq.specs import FinetuneOptions
 from trtq.train.training_graph import TrainingGraph
 
-SEGMENTER_AXES = 4
+SEGMENTER_AXES = 4  # of an output
 WORST = 0.25
 
 
@@ -79,7 +80,7 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
             f"Cannot train {model.name}",
             f"its output is {list(answer.shape)}, neither [N, C] nor [N, C, H, W]",
         )
-    dense, size = answer.ndim == SEGMENTER_AXES, model.graph.example.shape[2:]
+    dense, size = answer.ndim == SEGMENTER_AXES, model.graph.examples[0].shape[2:]
     for samples in (s for s in sets if s.has_targets):
         if samples.dense != dense:
             raise UsageError(
@@ -95,6 +96,21 @@ def require_fit(model: Model, sets: Sequence[Samples]) -> int:
             )
         samples.expect(int(answer.shape[1]), model.name)
     return int(answer.shape[1])
+
+
+def require_pictures(model: Model, augment: str) -> None:
+    """Refuse augmentation of what is no single image.
+
+    Raises:
+        UsageError: names the inputs.
+    """
+    inputs = model.graph.signature.inputs
+    if augment != "none" and (len(inputs) > 1 or len(inputs[0].shape) != IMAGE_AXES):
+        raise UsageError(
+            f"Cannot augment the samples of {model.name}",
+            f"its inputs are {', '.join(i.words for i in inputs)}, not one image",
+            "Add --augment none",
+        )
 
 
 def require_trainable(options: FinetuneOptions, graph: TrainingGraph) -> None:

@@ -32,6 +32,8 @@ from trtq.export.strip import strip_qdq
 from trtq.export.to_onnx import export_onnx
 from trtq.flow.model import Model
 from trtq.flow.opset import INT4_OPSET, target_metadata
+from trtq.graph.feed import Feed, outputs_of
+from trtq.graph.signature import output_names
 from trtq.platform.target import Target
 from trtq.progress import Notes
 from trtq.quant.encodings import Encodings
@@ -42,7 +44,6 @@ ALTERNATIVES = {
     "INT8": "Add --fallback: the float model for FP16",
     "FP8": "Allocate again without fp8",
 }
-OUTPUT = "output"
 
 
 class ProfileRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,14 +126,14 @@ class ProfileWriter:
 
     model: Model
     encodings: Encodings
-    batches: Sequence[torch.Tensor]
+    batches: Sequence[Feed]
     origin: Mapping[str, object]
     half: bool
     half_sqnr: float
     note: Notes
 
     def __post_init__(self) -> None:
-        self.images: list[Array] = [b.numpy() for b in self.batches]
+        self.images = [[t.numpy() for t in feed] for feed in self.batches]
         self.made: dict[tuple[int, bool, bool], tuple[onnx.ModelProto, dict[str, str]]] = {}
 
     @cached_property
@@ -142,14 +143,11 @@ class ProfileWriter:
         return insert_fake_quantize(graph, placement_of(graph, self.encodings), self.encodings)
 
     @cached_property
-    def answers(self) -> dict[bool, Array]:
-        """What torch answers: quantized (True) and in float (False), float64."""
+    def answers(self) -> dict[bool, dict[str, Array]]:
+        """What torch answers, by output: quantized (True) and in float (False), float64."""
         graphs = {True: self.simulated, False: self.model.graph.module}
         with torch.inference_mode():
-            return {
-                quantized: np.concatenate([as_float64(g(b).numpy()) for b in self.batches])
-                for quantized, g in graphs.items()
-            }
+            return {q: _answers_of(g, self.batches) for q, g in graphs.items()}
 
     def write(self, target: Target, out: Path) -> ProfileRow:
         """Write the file of a target, and its cache where that release reads one.
@@ -223,8 +221,8 @@ class ProfileWriter:
             ExportError: it computes something else; nothing of it was written.
         """
         got = answers(run_rounded(model), self.images)
-        wanted = {OUTPUT: self.answers[quantized]}
-        error = worst_sqnr({OUTPUT: self.answers[False]}, wanted) if quantized else None
+        wanted = self.answers[quantized]
+        error = worst_sqnr(self.answers[False], wanted) if quantized else None
         found = compare(f"{name}.onnx", wanted, got, error, kind_in(self.origin))
         if not found.passed:
             far = (
@@ -263,6 +261,15 @@ class ProfileWriter:
             "(trtq export-calib --release-number)"
         )
         return f"{name}.cache"
+
+
+def _answers_of(graph: fx.GraphModule, batches: Sequence[Feed]) -> dict[str, Array]:
+    """Return every output of a graph by name over all batches."""
+    made = [outputs_of(graph(*feed)) for feed in batches]
+    return {
+        name: np.concatenate([as_float64(m[i].numpy()) for m in made])
+        for i, name in enumerate(output_names(graph))
+    }
 
 
 def _words(profile: Profile, *, typed: bool) -> str:

@@ -169,7 +169,7 @@ class Tries:
         answer = model.answer_kind(candidate.data.classes)
         inputs = Inputs(model=model, samples=candidate.data, answer=answer, run=run)
         fp32 = inputs.export(model.graph.module, QuantizeOptions(), precision="fp32")
-        require_same_float(model.graph.module, fp32, model.graph.example)
+        require_same_float(model.graph.module, fp32, model.graph.examples)
         return self._evaluate(candidate, inputs, (fp32, None), None)
 
     def _evaluate(

@@ -10,12 +10,13 @@ from torch import fx
 
 from trtq.data.preprocess import ahead
 from trtq.data.samples import Samples
+from trtq.graph.feed import Feed
 from trtq.train.objective import Objective
 
-Pair = tuple[torch.Tensor, torch.Tensor | None]
+Pair = tuple[Feed, torch.Tensor | None]
 
 
-def walk(samples: Samples, parts: Sequence[Sequence[int]]) -> Iterator[Pair]:
+def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[Pair]:
     """Yield inputs and targets, one part after the other.
 
     The next part is read in the background.
@@ -23,6 +24,7 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]]) -> Iterator[Pair]:
     Args:
         samples: what is read.
         parts: positions of the samples of each step, as many in each but for the last.
+        names: of the model's inputs, in order.
     """
     if not parts:
         return
@@ -31,7 +33,7 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]]) -> Iterator[Pair]:
 
     def read(_part: Sequence[int]) -> Pair:
         batch = next(batches)
-        return batch.input, batch.targets()
+        return batch.feed(names), batch.targets()
 
     yield from ahead(parts, read)
 
@@ -47,6 +49,7 @@ class TrainingSetup:
         val: samples that every epoch is measured on; None without.
         batch: samples a step, over all processes.
         classes: outputs of the model.
+        names: of its inputs, in order.
     """
 
     objective: Objective
@@ -55,6 +58,7 @@ class TrainingSetup:
     val: Samples | None
     batch: int
     classes: int
+    names: Sequence[str]
 
     @property
     def measure(self) -> str:
