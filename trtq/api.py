@@ -13,16 +13,18 @@ from torch import nn
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
 from trtq.errors import CaptureError, UsageError
+from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
+from trtq.flow.loading import load_text
 from trtq.flow.model import Model
 from trtq.flow.ptq import check_options
 from trtq.flow.quantize import choose_samples, quantize_model
 from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.capture import capture_inputs
-from trtq.graph.inputs import BATCH_OF_TWO, ModelInputs
-from trtq.graph.signature import INPUT, SizeRange
-from trtq.models.load import load_model
+from trtq.graph.inputs import ModelInputs
+from trtq.graph.signature import SizeRange
+from trtq.models.deployed import deployed_
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
@@ -110,7 +112,7 @@ def load(
             "Give the module itself, or timm:NAME, or file.py:factory",
         )
     _require_unused(given, ("name",), "the text of a model is its name")
-    loaded = load_model(
+    loaded = load_text(
         model,
         args=model_arg,
         checkpoint=Path(checkpoint) if checkpoint else None,
@@ -167,6 +169,7 @@ def _own(module: nn.Module, name: str, inputs: ModelInputs, preprocess: Preproce
             f"its parameters are {', '.join(sorted(kinds | devices))}, expected float32 on the CPU",
             "Call .float().cpu() first",
         )
+    came_off += deployed_(plain)
     graph = capture_inputs(plain, inputs)
     return Model(
         name=name,
@@ -272,16 +275,18 @@ def open_both(
         run: receives the notes of both, and the time.
         limit: keep at most so many samples of data that can be read only once.
     """
-    given, example = data, None
+    given = open_any(data, limit=limit, note=run.note)
     size, preprocess = form.input_size, form.preprocess
-    if not isinstance(data, (str, Path)):
-        own = given = samples(data, limit=limit)
-        if not isinstance(model, Model) and preprocess is None and size is None:
-            example = _example_of(own)
-    captured = load(model, input_size=size, preprocess=preprocess, example=example, seed=form.seed)
+    unknown = not isinstance(model, Model) and preprocess is None and size is None
+    module = model if isinstance(model, nn.Module) else None
+    example = given.first_batch(forward_names(module)) if unknown else None
+    with pixels_explained(given, example):
+        captured = load(
+            model, input_size=size, preprocess=preprocess, example=example, seed=form.seed
+        )
     run.note(*captured.notes)
     run.clock.lap("capture")
-    return captured, samples(given, captured, limit=limit, note=run.note)
+    return captured, samples_from(given, captured, note=run.note)
 
 
 def listener_of(
@@ -309,9 +314,3 @@ def listener_of(
         )
     checked: Progress | None = listener
     return checked
-
-
-def _example_of(given: Samples) -> object:
-    """Return the first two samples as one batch: a tensor, or a mapping of named ones."""
-    inputs = dict(next(given.batches(BATCH_OF_TWO, count=BATCH_OF_TWO)).inputs)
-    return inputs[INPUT] if set(inputs) == {INPUT} else inputs

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.artifact import spec_values
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.flow.analyze import analyze_model, check_analysis, draw_analysis
-from trtq.flow.data import open_samples
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.run import Run
 from trtq.progress import Progress, Silent
 from trtq.records.analyze import AnalyzeRecord
@@ -28,18 +28,18 @@ def analyze(spec: AnalyzeSpec, progress: Progress | None = None) -> AnalyzeRecor
     run, options = Run(progress or Silent()), AnalyzeOptions.of(spec)
     out = Path(spec.out)
     work = Workspace.for_file(out, run.progress, clock=run.clock)
+    data = open_given(spec, run.note, limit=max(spec.calib_images, spec.images))
     loaded = open_model(spec)
-    preprocess, about = open_preprocess(spec, loaded)
-    samples = open_samples(
-        spec.data, preprocess=preprocess, class_index=spec.class_index, note=run.note
-    )
-    check_analysis(samples, options)
-    model = Model.of(loaded, preprocess, about)
+    given = input_of(spec, loaded, data)
+    if data.source is not None:  # mistakes are found before the capture
+        check_analysis(data.make(None, given.preprocess), options)
+    model = given.capture(loaded)
     run.note(*model.notes)
+    samples = samples_from(data, model)
     run.clock.lap("capture")
     workers = Workers.from_environment()
     record = analyze_model(model, samples, options, run, workers=workers)
-    record = msgspec.structs.replace(record, spec=msgspec.to_builtins(spec))
+    record = msgspec.structs.replace(record, spec=spec_values(spec))
     if workers.rank == 0:
         work.save(record)
         draw_analysis(record, out)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trtq.artifact import Environment, FileRecord, Record, environment, header
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import input_of, open_given, open_model
 from trtq.data.answers import percent_words
 from trtq.data.metrics import sqnr_words
 from trtq.errors import UsageError
 from trtq.files import ENCODINGS, EXPORT_JSON
-from trtq.flow.data import open_samples
+from trtq.flow.data import samples_from
 from trtq.flow.encoded import require_own
-from trtq.flow.model import Model
 from trtq.flow.profiles import ProfileRow, ProfileWriter, require_formats
 from trtq.flow.ptq import origin_of
 from trtq.flow.run import Run
@@ -119,13 +118,12 @@ def _targets(spec: ExportSpec) -> list[Target]:
 def _writer(spec: ExportSpec, encodings: Encodings, run: Run) -> ProfileWriter:
     """Return what writes the files of this model."""
     loaded = open_model(spec)
-    preprocess, about = open_preprocess(spec, loaded)
-    run.note(*about)
-    model = Model.of(loaded, preprocess)
+    data = open_given(spec, run.note, limit=spec.images)
+    given = input_of(spec, loaded, data)
+    run.note(*given.notes)
+    model = given.capture(loaded)
     require_own(encodings, model.graph.module, spec.encodings, "export")
-    samples = open_samples(
-        spec.data, preprocess=preprocess, class_index=spec.class_index, note=run.note
-    )
+    samples = samples_from(data, model)
     drawn = samples.take(spec.images, spec.seed)
     size = BATCH if model.graph.dynamic_batch else 1
     answer = model.answer_kind(samples.classes)

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from trtq.artifact import read_json, read_record, sha256_file
-from trtq.commands.loading import open_model, open_preprocess
-from trtq.data.preprocess import Preprocess
-from trtq.data.samples import Note, Samples
+from trtq.artifact import read_json, read_record, sha256_file, spec_values
+from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.data.opened import Data
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import FINETUNE_JSON, FP32, QDQ
-from trtq.flow.data import open_samples
+from trtq.flow.data import samples_from
 from trtq.flow.finetune import Start, Training
 from trtq.flow.finetune_checks import check_samples
 from trtq.flow.finetune_save import FILES, save_finetuned
-from trtq.flow.model import Model
 from trtq.flow.opset import check_files
 from trtq.flow.run import Run
 from trtq.graph.device import choose_device
@@ -72,13 +70,17 @@ def _prepare(spec: FinetuneSpec, run: Run, workers: Workers) -> Training:
     _check_request(spec)
     check_files(options)
     analysis = _analysis(Path(spec.sensitivity)) if spec.sensitivity else None
+    data, val = _open_data(spec, run.note)
     loaded = open_model(spec)
-    preprocess, about = open_preprocess(spec, loaded)
-    samples = _open_data(spec, preprocess, run.note)
-    check_samples(*samples, options)
-    run.note(*about)
+    given = input_of(spec, loaded, data)
+    if data.source is not None:  # mistakes are found before the capture
+        images = None if val is None else val.make(None, given.preprocess)
+        check_samples(data.make(None, given.preprocess), images, options)
+    model = given.capture(loaded)
+    run.note(*given.notes)
+    samples = samples_from(data, model), None if val is None else samples_from(val, model)
     start = Start(
-        model=Model.of(loaded, preprocess),
+        model=model,
         encodings=Encodings.load(Path(spec.encodings)),
         name=spec.encodings,
         analysis=analysis,
@@ -108,29 +110,14 @@ def _check_request(spec: FinetuneSpec) -> None:
         )
 
 
-def _open_data(
-    spec: FinetuneSpec, preprocess: Preprocess, note: Note
-) -> tuple[Samples, Samples | None]:
-    """Return the samples to learn from and those to measure on."""
-    train = open_samples(
-        spec.data,
-        preprocess=preprocess,
-        class_index=spec.class_index,
-        masks=spec.masks,
-        ignore_index=spec.ignore_index if spec.masks else None,
-        note=note,
-    )
+def _open_data(spec: FinetuneSpec, note: Note) -> tuple[Data, Data | None]:
+    """Return the data to learn from and those to measure on."""
+    data = open_given(spec, note)
     if spec.val is None:
-        return train, None
-    val = open_samples(
-        spec.val,
-        preprocess=preprocess,
-        class_index=spec.val_class_index or spec.class_index,
-        masks=spec.val_masks,
-        ignore_index=spec.ignore_index if spec.val_masks else None,
-        note=note,
-    )
-    return train, val
+        return data, None
+    index = spec.val_class_index or spec.class_index
+    other = msgspec.structs.replace(spec, data=spec.val, class_index=index, masks=spec.val_masks)
+    return data, open_given(other, note)
 
 
 def _analysis(path: Path) -> AnalyzeRecord:
@@ -160,7 +147,7 @@ def _write(spec: FinetuneSpec, training: Training, work: Workspace) -> FinetuneR
     record = msgspec.structs.replace(
         finetuned.record,
         evaluation=evaluation,
-        spec=msgspec.to_builtins(spec),
+        spec=spec_values(spec),
         encodings_sha256=sha256_file(Path(spec.encodings)),
     )
     return save_finetuned(finetuned, record, work)
@@ -177,5 +164,4 @@ def _evaluated(spec: FinetuneSpec, work: Workspace) -> dict[str, object]:
         masks=spec.val_masks,
         ignore_index=spec.ignore_index,
     )
-    plain: dict[str, object] = msgspec.to_builtins(asked)
-    return plain
+    return spec_values(asked)

@@ -22,13 +22,13 @@ from trtq.artifact import (
     sha256_file,
     write_bytes,
 )
-from trtq.commands.loading import open_model, open_preprocess
+from trtq.commands.loading import input_of, open_given, open_model
+from trtq.data.opened import Data
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
 from trtq.files import IMPORT_JSON, MODEL_FILES
-from trtq.flow.data import open_samples
+from trtq.flow.data import samples_from
 from trtq.flow.encoded import quantized_from
-from trtq.flow.model import Model
 from trtq.flow.pair import save_pair
 from trtq.flow.ptq import Inputs
 from trtq.flow.quantized import Quantized
@@ -42,6 +42,7 @@ from trtq.quant.encodings import Encodings
 from trtq.quant.formats import Format
 from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
+from trtq.reader import read_onnx
 from trtq.specs import ImportCheckpointSpec, QuantizeOptions
 from trtq.workspace import Workspace, file_records
 
@@ -95,7 +96,8 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
     work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
-    found = read_foreign(Path(spec.ranges), None if spec.checkpoint else spec.checkpoint_key)
+    found = _read_ranges(spec)
+    data = open_given(spec, run.note, limit=spec.parity_images)
     with work.locked():
         work.remove_leftovers(FILES)
         staging = work.staging()
@@ -106,7 +108,7 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
             loaded = replace(
                 loaded, weights=loaded.weights.replace(str(beside), str(work.folder / WEIGHTS))
             )
-        quantized, unused = _take_over(final, loaded, found, run)
+        quantized, unused = _take_over(final, (loaded, data), found, run)
         paths = save_pair(quantized.fp32, quantized.done.qdq, quantized.encodings, staging)
         if beside is not None:
             paths[WEIGHTS] = beside
@@ -123,6 +125,25 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         )
         work.publish(paths, record)
     return record
+
+
+def _read_ranges(spec: ImportCheckpointSpec) -> Foreign:
+    """Return the ranges of a file, whichever tool wrote it.
+
+    Raises:
+        EncodingsError: there are none in it.
+    """
+    path = Path(spec.ranges)
+    if path.suffix != ".onnx":
+        return read_foreign(path, None if spec.checkpoint else spec.checkpoint_key)
+    found = read_onnx(path).ranges
+    if found is None:
+        raise EncodingsError(
+            f"There are no ranges in {path}",
+            "it has no Q/DQ pairs",
+            f"Calibrate it: trtq quantize {path} --data IMAGES --out OUT",
+        )
+    return found
 
 
 def _write_weights(spec: ImportCheckpointSpec, found: Foreign, folder: Path) -> Path | None:
@@ -142,19 +163,18 @@ def _with_checkpoint(spec: ImportCheckpointSpec, path: Path) -> ImportCheckpoint
 
 
 def _take_over(
-    spec: ImportCheckpointSpec, loaded: LoadedModel, found: Foreign, run: Run
+    spec: ImportCheckpointSpec, opened: tuple[LoadedModel, Data], found: Foreign, run: Run
 ) -> tuple[Quantized, dict[str, str]]:
     """Return the model with the other tool's ranges, and the ranges that have no place in it."""
+    loaded, data = opened
     modules = dict(loaded.module.named_modules())
     found.rename(modules)
     run.note(*found.notes)
-    preprocess, about = open_preprocess(spec, loaded)
-    run.note(*about)
-    samples = open_samples(
-        spec.data, preprocess=preprocess, class_index=spec.class_index, note=run.note
-    )
+    given = input_of(spec, loaded, data)
+    run.note(*given.notes)
     before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
-    model = Model.of(loaded, preprocess)
+    model = given.capture(loaded)
+    samples = samples_from(data, model)
     encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
     run.note(*lines)
     inputs = Inputs(

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from trtq.commands.loading import open_model, open_preprocess
-from trtq.data.preprocess import Preprocess
-from trtq.data.samples import Note, Samples
+from trtq.artifact import spec_values
+from trtq.commands.loading import Note, input_of, open_given, open_model
+from trtq.data.opened import Data
 from trtq.errors import UsageError
 from trtq.files import SEARCH_JSON
 from trtq.flow.candidate import Candidate
-from trtq.flow.data import open_samples
-from trtq.flow.model import Model
+from trtq.flow.data import samples_from
 from trtq.flow.run import Run
 from trtq.flow.search import search_models
 from trtq.flow.search_checks import check_search, require_labels, require_left
@@ -43,9 +42,10 @@ def search(spec: SearchSpec, progress: Progress | None = None) -> SearchRecord:
     check_search(options, read_options(options.bits))
     work = Workspace(Path(spec.out), SEARCH_JSON, run.progress, run.clock)
     with work.locked():
-        candidates = [_open(spec, named, options, run) for named in _named(spec)]
+        sets = _open_data(spec, run.note)
+        candidates = [_open(spec, named, sets, options, run) for named in _named(spec)]
         searched = search_models(candidates, options, run, folder=work.folder)
-        record = msgspec.structs.replace(searched.record, spec=msgspec.to_builtins(spec))
+        record = msgspec.structs.replace(searched.record, spec=spec_values(spec))
         save_search(searched, record, work)
     return record
 
@@ -89,38 +89,46 @@ def _named(spec: SearchSpec) -> Iterator[_Named]:
         yield _Named(i, model, checkpoint, f"{i}-{model.rpartition(':')[2]}")
 
 
-def _open(spec: SearchSpec, named: _Named, options: SearchOptions, run: Run) -> Candidate:
+def _open(
+    spec: SearchSpec,
+    named: _Named,
+    sets: tuple[Data, Data | None],
+    options: SearchOptions,
+    run: Run,
+) -> Candidate:
     """Return a candidate, captured, with its samples."""
+    data, val = sets
     if named.label:
         run.tell(f"candidate {named.model}")
-    note = run.note if named.number == 0 else None  # the same images as the first one's
     key = spec.checkpoint_key if named.checkpoint else None
     own = msgspec.structs.replace(
         spec, model=named.model, candidates=(), checkpoint=named.checkpoint, checkpoint_key=key
     )
     loaded = open_model(own)
-    preprocess, about = open_preprocess(own, loaded)
-    data, val = _open_data(spec, preprocess, note)
-    require_labels(val or data, options, several=bool(named.label))
-    if val is None:
-        require_left(data, options)
+    given = input_of(own, loaded, data)
+    scored = val or data
+    if scored.source is not None:  # mistakes are found before the capture
+        images = scored.make(None, given.preprocess)
+        require_labels(images, options, several=bool(named.label))
+        if val is None:
+            require_left(images, options)
+    model = given.capture(loaded)
     out = Path(spec.out)
     return Candidate(
-        model=Model.of(loaded, preprocess, about),
-        data=data,
-        val=val,
+        model=model,
+        data=samples_from(data, model),
+        val=None if val is None else samples_from(val, model),
         number=named.number,
         label=named.label,
         folder=out / "candidates" / named.label if named.label else out,
     )
 
 
-def _open_data(
-    spec: SearchSpec, preprocess: Preprocess, note: Note | None
-) -> tuple[Samples, Samples | None]:
-    """Return the samples for calibration, and those for accuracy where they are others."""
-    data = open_samples(spec.data, preprocess=preprocess, class_index=spec.class_index, note=note)
+def _open_data(spec: SearchSpec, note: Note) -> tuple[Data, Data | None]:
+    """Return the data for calibration, and those for accuracy where they are others."""
+    data = open_given(spec, note)
     if not spec.val:
         return data, None
     index = spec.val_class_index or spec.class_index
-    return data, open_samples(spec.val, preprocess=preprocess, class_index=index, note=note)
+    other = msgspec.structs.replace(spec, data=spec.val, class_index=index)
+    return data, open_given(other, note)

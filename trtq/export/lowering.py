@@ -17,6 +17,7 @@ from trtq.export.writer import ONNX_TYPES, UnsupportedOpError, Writer
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant, operands
 from trtq.graph.signature import TensorSpec, placeholders, results, signature_of
+from trtq.onnx_walk import branches, read_by
 from trtq.platform.releases import releases
 from trtq.quant.fake_quantize import FakeQuantizeCall
 
@@ -55,13 +56,13 @@ def lower(
     outputs = [_value_info(t) for t in signature.outputs]
     _rename_outputs(writer, made, wanted, given)
     nodes = _used(writer.nodes, wanted)
-    read = {name for node in nodes for name in node.input}
+    read = {name for node in nodes for name in read_by(node)}
     body = helper.make_graph(
         nodes, "trtq", inputs, outputs, [t for n, t in writer.initializers.items() if n in read]
     )
     return helper.make_model(
         body,
-        opset_imports=[helper.make_opsetid("", opset)],
+        opset_imports=[helper.make_opsetid(d, v) for d, v in {"": opset, **writer.domains}.items()],
         ir_version=releases().ir[opset],
         producer_name="trtq",
     )
@@ -215,7 +216,7 @@ def _used(nodes: list[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.Node
     for node in reversed(nodes):
         if any(name in read for name in node.output):
             kept.append(node)
-            read.update(node.input)
+            read.update(read_by(node))
     return kept[::-1]
 
 
@@ -234,6 +235,13 @@ def _rename_outputs(
         else:
             renamed[result] = name
     for node in writer.nodes:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = renamed.get(name, name)
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        _rename_reads_(node, renamed)
+
+
+def _rename_reads_(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
+    """Let a node, and the nodes of its branches, read tensors by their new names."""
+    node.input[:] = [renamed.get(name, name) for name in node.input]
+    for branch in branches(node):
+        for inner in branch.node:
+            _rename_reads_(inner, renamed)

@@ -41,6 +41,7 @@ class Writer:
         scope: the layer being written; the names of its nodes start with it.
         module: the module it comes from, kept in each node's metadata.
         values: what each FX node became: the name of a tensor, or a list of names.
+        domains: opsets of domains other than ONNX's own.
         transposed: constants that are stored transposed, and their fake-quantize calls.
     """
 
@@ -49,6 +50,7 @@ class Writer:
         self.scope = self.module = self.quantizer = ""
         self.values: dict[fx.Node, Any] = {}
         self.transposed: set[fx.Node] = set()
+        self.domains: dict[str, int] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}

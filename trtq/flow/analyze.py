@@ -10,7 +10,7 @@ import torch
 from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_bytes
 from trtq.cost.count import LayerCost
 from trtq.data.answers import HAVE_PREDICTIONS
-from trtq.data.samples import Samples, preprocess_digest
+from trtq.data.samples import Batch, Samples, preprocess_digest
 from trtq.errors import DataError, UsageError
 from trtq.flow.classes import require_same_classes
 from trtq.flow.layer_costs import outline
@@ -198,10 +198,26 @@ def _batches(model: Model, drawn: Samples, options: AnalyzeOptions) -> Batches:
         feed = tuple(t.to(device) for t in batch.feed(model.input_names))
         targets = torch.empty(0)
         if options.metric in NEEDS_TARGETS:
-            own = batch.targets() if labelled else None
+            own = _class_indices(drawn, batch) if labelled else None
             targets = own.to(device) if own is not None else _own_answer(model, feed)
         batches.append((feed, targets))
     return batches
+
+
+def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
+    """Return the class of every sample of a batch, int64 [N], or of every pixel [N, H, W].
+
+    Raises:
+        DataError: targets are something else.
+    """
+    targets = batch.targets()
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+        raise DataError(
+            f"The targets of {samples.name} are no class indices",
+            "the metric needs one integer for each sample",
+            "Give --targets model, or use --metric l2",
+        )
+    return targets
 
 
 def _own_answer(model: Model, feed: Feed) -> torch.Tensor:

@@ -46,6 +46,12 @@ class _Scores(TypedDict):
     sqnr_db: float | None
 
 
+class _TaskFields(TypedDict, total=False):
+    task: str
+    figures: list[Figure]
+    reference_figures: list[Figure]
+
+
 def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) -> EvaluateRecord:
     """Return the record of an evaluation.
 
@@ -62,6 +68,7 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         reference_sha256=measured.reference_sha256,
         images=seen.samples,
         **_scores(seen),
+        **_task_fields(seen, measured.spec.get("task")),
         outputs=seen.outputs if seen.compared else [],
         finite=all(o.finite for o in seen.outputs),
         constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
@@ -72,6 +79,17 @@ def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) ->
         notes=measured.notes,
         environment=environment(),
     )
+
+
+def _task_fields(seen: Evaluation, asked: object) -> _TaskFields:
+    """Return the fields of a record about the task that was asked for."""
+    if asked is None:
+        return {}
+    return {
+        "task": seen.task.name,
+        "figures": list(seen.figures.values()),
+        "reference_figures": list(seen.reference.values()),
+    }
 
 
 def _scores(seen: Evaluation) -> _Scores:

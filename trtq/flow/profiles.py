@@ -22,6 +22,7 @@ from trtq.engine.lint_target import reader_of
 from trtq.errors import ExportError
 from trtq.export.cache_ranges import ranges_for
 from trtq.export.calibration_cache import cache_number, write_cache
+from trtq.export.feeds import Given
 from trtq.export.fp16 import convert_to_half
 from trtq.export.fp16_ranges import FLOAT_NODES, find_float_nodes
 from trtq.export.lint import lint
@@ -133,7 +134,10 @@ class ProfileWriter:
     note: Notes
 
     def __post_init__(self) -> None:
-        self.images = [[t.numpy() for t in feed] for feed in self.batches]
+        names = self.model.input_names
+        self.images: list[Given] = [
+            {n: t.numpy() for n, t in zip(names, feed, strict=True)} for feed in self.batches
+        ]
         self.made: dict[tuple[int, bool, bool], tuple[onnx.ModelProto, dict[str, str]]] = {}
 
     @cached_property

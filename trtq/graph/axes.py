@@ -34,7 +34,10 @@ class Open(NamedTuple):
         A model that halves its maps and joins them again holds for multiples only.
         """
         if not self.asked:
-            yield tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in self.names)
+            # Batches of several inputs are one size, not as many as there are inputs.
+            alone = sum(map(bool, self.names)) < 2
+            batch = torch.export.Dim.DYNAMIC if alone else torch.export.Dim(BATCH)
+            yield tuple(dict.fromkeys(names, batch) for names in self.names)
             return
         stepped = any(sizes.multiple > 1 for sizes in self.ranges.values())
         for multiples in (False, True) if stepped else (False,):
@@ -61,13 +64,16 @@ def open_batch(call: Call) -> Open:
     return Open(names, {BATCH: SizeRange()} if any(names) else {})
 
 
-def open_axes(call: Call, axes: Axes, ranges: Mapping[str, SizeRange]) -> Open:
+def open_axes(
+    call: Call, axes: Axes, ranges: Mapping[str, SizeRange], *, asked: bool = True
+) -> Open:
     """Return the axes that somebody named.
 
     Args:
         call: the example.
         axes: the sizes of an input by its name; open ones are texts.
         ranges: of the open axes; those that are missing have no limit.
+        asked: a user named them; else a file does, and the model may fix some.
 
     Raises:
         CaptureError: an input has no such name, another rank or another fixed size, or the example
@@ -81,20 +87,20 @@ def open_axes(call: Call, axes: Axes, ranges: Mapping[str, SizeRange]) -> Open:
     taken: dict[str, SizeRange] = {}
     names: list[dict[int, str]] = []
     for name, tensor in zip(call.names, call.feed, strict=True):
-        asked = axes.get(name)
-        if asked is None:
+        wanted = axes.get(name)
+        if wanted is None:
             names.append({0: BATCH} if tensor.ndim and BATCH in ranges else {})
             continue
         given = list(tensor.shape)
-        fits = len(asked) == len(given) and all(
-            isinstance(a, str) or a == d for a, d in zip(asked, given, strict=True)
+        fits = len(wanted) == len(given) and all(
+            isinstance(a, str) or a == d for a, d in zip(wanted, given, strict=True)
         )
         if not fits:
             raise CaptureError(
                 f"The axes of the input {name} do not fit its example",
-                f"asked for {_words(asked)}, the example has {_words(given)}",
+                f"asked for {_words(wanted)}, the example has {_words(given)}",
             )
-        names.append({i: a for i, a in enumerate(asked) if isinstance(a, str)})
+        names.append({i: a for i, a in enumerate(wanted) if isinstance(a, str)})
         for i, axis in names[-1].items():
             taken[axis] = ranges.get(axis, SizeRange())
             if given[i] not in taken[axis]:
@@ -102,7 +108,7 @@ def open_axes(call: Call, axes: Axes, ranges: Mapping[str, SizeRange]) -> Open:
                     f"The example of the input {name} is outside its range",
                     f"{axis} is {given[i]}, expected {taken[axis].meaning}",
                 )
-    return Open(tuple(names), taken, asked=True)
+    return Open(tuple(names), taken, asked=asked)
 
 
 def _words(sizes: Sequence[int | str]) -> str:

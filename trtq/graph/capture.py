@@ -18,9 +18,10 @@ from trtq.graph.axes import Axes, Open, input_specs, open_axes, open_batch, sing
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.flat import PREFIX, Answer, Call, Flat, answer_of, call_of, doubled
 from trtq.graph.functional import make_functional_
-from trtq.graph.inputs import ModelInputs
+from trtq.graph.inputs import ModelInputs, StatesInputs
 from trtq.graph.naming import assign_names_
 from trtq.graph.normalize import normalize_
+from trtq.graph.onnx_origin import FromOnnx, mark_
 from trtq.graph.signature import (
     OUTPUT,
     Signature,
@@ -147,15 +148,25 @@ def capture(
         CaptureError: the forward pass fails on this input, or torch.export refuses; names module
             and line.
     """
-    size = _image_size(given)
+    size, declared = _image_size(given), False
+    if size is not None and isinstance(model, StatesInputs):
+        said = model.model_inputs(size)
+        given, size, declared = said.example, None, axes is None
+        axes = axes or said.axes
     call = call_of(model, image_example(size) if size is not None else given)
-    call, answer = _answer(model, call)
-    opened = open_axes(call, axes, ranges or {}) if axes is not None else open_batch(call)
+    call, answer = _answer(model, call, grow=not declared)
+    opened = (
+        open_axes(call, axes, ranges or {}, asked=not declared)
+        if axes is not None
+        else open_batch(call)
+    )
     flat = model if call.plain and answer.names == (OUTPUT,) else Flat(model, call)
     graph, feed, kept, note = _trace_best(flat, call.feed, opened)
     names = _choose_(graph, answer.names, outputs)
     passes = normalize_(graph)
     assign_names_(graph, prefix="" if flat is model else PREFIX)
+    if isinstance(model, FromOnnx):
+        mark_(graph, model.origin)
     signature = sign_(graph, input_specs(call.names, feed, kept), names, dict(kept.ranges))
     if feed is not call.feed:
         answer = answer_of(_call(model, call, feed))
@@ -185,7 +196,7 @@ def capture(
 
 
 def capture_inputs(model: nn.Module, inputs: ModelInputs) -> CapturedGraph:
-    """Capture ``model`` with what it is given: :func:`capture` with one argument."""
+    """Capture ``model`` with what it is given."""
     return capture(
         model,
         inputs.example,
@@ -264,13 +275,18 @@ def _call(model: nn.Module, call: Call, feed: Feed) -> object:
     return answer
 
 
-def _answer(model: nn.Module, call: Call) -> tuple[Call, Answer]:
-    """Return what the model gives for an example of two samples, and that example.
+def _answer(model: nn.Module, call: Call, *, grow: bool) -> tuple[Call, Answer]:
+    """Return what the model gives for an example, and that example.
+
+    Args:
+        model: to call.
+        call: the example.
+        grow: make two samples of one, where the model takes two.
 
     Raises:
         CaptureError: it fails, gives no tensor, or none that is finite.
     """
-    two = doubled(call)
+    two = doubled(call) if grow else None
     try:
         if two is not None:
             with contextlib.suppress(Exception):  # a batch of one is all that it takes

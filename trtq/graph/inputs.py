@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
@@ -26,12 +26,22 @@ class ModelInputs(NamedTuple):
         axes: the sizes of inputs by name, open axes as texts; None: the batch is open.
         ranges: the sizes of open axes, by name.
         outputs: names of the outputs to keep; none: all of them.
+        declared: a file says the axes, and the graph may fix some of them.
     """
 
     example: object
     axes: Axes | None = None
     ranges: Mapping[str, SizeRange] = {}
     outputs: Sequence[str] = ()
+    declared: bool = False
+
+
+@runtime_checkable
+class StatesInputs(Protocol):
+    """A module that knows its inputs, such as one that was read from a file."""
+
+    def model_inputs(self, size: tuple[int, int, int] | None) -> ModelInputs:
+        """Return its inputs; images have the size (C, H, W) where that is open."""
 
 
 def read_inputs(

@@ -10,6 +10,7 @@ from torch import fx
 
 from trtq.data.preprocess import ahead
 from trtq.data.samples import Samples
+from trtq.errors import DataError
 from trtq.graph.feed import Feed
 from trtq.train.objective import Objective
 
@@ -33,7 +34,14 @@ def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str])
 
     def read(_part: Sequence[int]) -> Pair:
         batch = next(batches)
-        return batch.feed(names), batch.targets()
+        targets = batch.targets()
+        if targets is None or isinstance(targets, torch.Tensor):
+            return batch.feed(names), targets
+        raise DataError(
+            f"Cannot train on the targets of {samples.name}",
+            "they are boxes, expected classes of samples or of pixels",
+            "Give class folders or --masks, or --distill 1 without boxes",
+        )
 
     yield from ahead(parts, read)
 
