@@ -126,7 +126,7 @@ def uniform_costs(analysis: Path, bits: int, inputs: int) -> tuple[float, dict[s
     The first and the last layer have 8 bits.
     """
     from trtq.commands.allocate import read_analysis
-    from trtq.commands.pricing import Pricing, uniform
+    from trtq.flow.pricing import Pricing, uniform
     from trtq.quant.formats import BitConfig
 
     pricing = Pricing(read_analysis(analysis).outline)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.api import load as load
     from trtq.api import quantize as quantize
     from trtq.api import samples as samples
+    from trtq.api_flows import analyze as analyze
+    from trtq.api_flows import finetune as finetune
+    from trtq.api_flows import search as search
     from trtq.bench.compare import CompareRecord as CompareRecord
     from trtq.bench.compare import compare as compare
     from trtq.bench.gate import GateRecord as GateRecord
@@ -34,7 +37,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.advise import AdviseRecord as AdviseRecord
     from trtq.commands.advise import advise as advise
     from trtq.commands.allocate import allocate as allocate
-    from trtq.commands.analyze import analyze as analyze
     from trtq.commands.audit import AuditRecord as AuditRecord
     from trtq.commands.audit import audit as audit
     from trtq.commands.blocks import BlocksRecord as BlocksRecord
@@ -48,7 +50,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.evaluate import evaluate as evaluate
     from trtq.commands.export import ExportRecord as ExportRecord
     from trtq.commands.export import export_profiles as export_profiles
-    from trtq.commands.finetune import finetune as finetune
     from trtq.commands.fleet import fleet as fleet
     from trtq.commands.import_checkpoint import ImportRecord as ImportRecord
     from trtq.commands.import_checkpoint import import_checkpoint as import_checkpoint
@@ -57,7 +58,6 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.commands.lint import run_lint as run_lint
     from trtq.commands.report import ReportRecord as ReportRecord
     from trtq.commands.report import write_report as write_report
-    from trtq.commands.search import search as search
     from trtq.deploy.record import DeployRecord as DeployRecord
     from trtq.deploy.record import FleetRecord as FleetRecord
     from trtq.engine.manifest import EngineManifest as EngineManifest
@@ -65,7 +65,9 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.engine.objects import build as build
     from trtq.engine.open_engine import open_engine as open_engine
     from trtq.errors import TrtqError as TrtqError
+    from trtq.flow.finetune import Finetuned as Finetuned
     from trtq.flow.quantized import Quantized as Quantized
+    from trtq.flow.search import Searched as Searched
     from trtq.pipeline import StageResult as StageResult
     from trtq.pipeline import run as run
     from trtq.quant.encodings import Encodings as Encodings
@@ -79,6 +81,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.records.search import SearchRecord as SearchRecord
     from trtq.specs import AdviseSpec as AdviseSpec
     from trtq.specs import AllocateSpec as AllocateSpec
+    from trtq.specs import AnalyzeOptions as AnalyzeOptions
     from trtq.specs import AnalyzeSpec as AnalyzeSpec
     from trtq.specs import AuditSpec as AuditSpec
     from trtq.specs import BenchSpec as BenchSpec
@@ -90,6 +93,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.specs import EvaluateSpec as EvaluateSpec
     from trtq.specs import ExportCalibSpec as ExportCalibSpec
     from trtq.specs import ExportSpec as ExportSpec
+    from trtq.specs import FinetuneOptions as FinetuneOptions
     from trtq.specs import FinetuneSpec as FinetuneSpec
     from trtq.specs import FleetSpec as FleetSpec
     from trtq.specs import GateSpec as GateSpec
@@ -99,6 +103,7 @@ if TYPE_CHECKING:  # the table of verbs, for type checkers
     from trtq.specs import QuantizeOptions as QuantizeOptions
     from trtq.specs import QuantizeSpec as QuantizeSpec
     from trtq.specs import ReportSpec as ReportSpec
+    from trtq.specs import SearchOptions as SearchOptions
     from trtq.specs import SearchSpec as SearchSpec
     from trtq.version import __version__ as __version__
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from torch import nn
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
+from trtq.data.samples import Samples
 from trtq.errors import CaptureError, UsageError
 from trtq.flow.data import forward_names, open_any, pixels_explained, samples_from
 from trtq.flow.data import open_samples as samples
@@ -26,7 +28,7 @@ from trtq.models.deployed import deployed_
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
-from trtq.specs import QuantizeOptions, QuantizeSpec
+from trtq.specs import QuantizeOptions, QuantizeSpec, Spec
 
 __all__ = ["load", "quantize", "samples"]
 
@@ -229,38 +231,86 @@ def quantize(
         TrtqError: the options contradict each other, the data do not fit, or quantization fails.
     """
     if isinstance(model, QuantizeSpec):
-        _require_unused(
-            {"input_size": input_size, "preprocess": preprocess, "options": options or None},
-            ("input_size", "preprocess", "options"),
-            "a QuantizeSpec has them",
-        )
-        return _run_command(model, data if progress is None else progress)
+        from trtq.commands.quantize import quantize as run_command
+
+        given = {"input_size": input_size, "preprocess": preprocess, "options": options or None}
+        return run_command(model, listener_of(model, data, progress, given))
     asked = QuantizeOptions.make(options)
     check_options(asked)
     run = Run(progress or Silent())
-    given = open_any(data, limit=asked.calib_images, note=run.note)
-    unknown = not isinstance(model, Model) and preprocess is None and input_size is None
+    form = Form(input_size=input_size, preprocess=preprocess, seed=asked.seed)
+    captured, everything = open_both(model, data, form, run, limit=asked.calib_images)
+    return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a model is captured.
+
+    Attributes:
+        input_size: (C, H, W); None for the model's own, or the inputs of the first samples.
+        preprocess: how images become inputs; None for the model's own.
+        seed: makes random weights repeatable.
+    """
+
+    input_size: tuple[int, int, int] | None = None
+    preprocess: Preprocess | None = None
+    seed: int = 0
+
+
+def open_both(
+    model: str | nn.Module | Model,
+    data: object,
+    form: Form,
+    run: Run,
+    *,
+    limit: int | None = None,
+) -> tuple[Model, Samples]:
+    """Return a model, captured once, and data as samples of its input.
+
+    Args:
+        model: as for :func:`load`.
+        data: as for :func:`samples`.
+        form: how the model is captured.
+        run: receives the notes of both, and the time.
+        limit: keep at most so many samples of data that can be read only once.
+    """
+    given = open_any(data, limit=limit, note=run.note)
+    size, preprocess = form.input_size, form.preprocess
+    unknown = not isinstance(model, Model) and preprocess is None and size is None
     module = model if isinstance(model, nn.Module) else None
     example = given.first_batch(forward_names(module)) if unknown else None
     with pixels_explained(given, example):
         captured = load(
-            model, input_size=input_size, preprocess=preprocess, example=example, seed=asked.seed
+            model, input_size=size, preprocess=preprocess, example=example, seed=form.seed
         )
     run.note(*captured.notes)
     run.clock.lap("capture")
-    everything = samples_from(given, captured, preprocess=None, note=run.note)
-    return quantize_model(captured, choose_samples(everything, asked, run), asked, run)
+    return captured, samples_from(given, captured, note=run.note)
 
 
-def _run_command(spec: QuantizeSpec, progress: object) -> QuantizeRecord:
-    """Run ``trtq quantize``; the second argument is its listener."""
-    from trtq.commands.quantize import quantize as run_command
+def listener_of(
+    spec: Spec, second: object, progress: Progress | None, given: Mapping[str, object]
+) -> Progress | None:
+    """Return the listener of a command that a spec runs, which is the second argument, too.
 
-    if progress is not None and not hasattr(progress, "advance"):
+    Args:
+        spec: says everything else.
+        second: the second argument.
+        progress: the listener by name.
+        given: other arguments, which a spec has itself.
+
+    Raises:
+        UsageError: other arguments are given, or the second one is no listener.
+    """
+    kind = type(spec).__name__
+    _require_unused(given, tuple(given), f"a {kind} has them")
+    listener: Any = second if progress is None else progress
+    if listener is not None and not hasattr(listener, "advance"):
         raise UsageError(
-            "A QuantizeSpec names its data itself",
-            f"the second argument is a {type(progress).__name__}, expected a Progress",
+            f"A {kind} names its data itself",
+            f"the second argument is a {type(listener).__name__}, expected a Progress",
             "Give the model instead of the spec",
         )
-    listener: Any = progress
-    return run_command(spec, listener)
+    checked: Progress | None = listener
+    return checked

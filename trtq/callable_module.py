@@ -15,7 +15,8 @@ class _Room(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # By name: the verb lies in a higher room, which this one must not import.
         verb = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module(f"trtq.commands.{verb}"), verb)(*args, **kwargs)
+        place = importlib.import_module("trtq.verbs").public_names()[verb]
+        return getattr(importlib.import_module(place), verb)(*args, **kwargs)
 
 
 def share_name_with_verb_(name: str) -> None:

@@ -6,6 +6,7 @@ Reading a record parses it and checks its schema and the type of each field.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read_known(path: Path, *verbs: str, kind: str = "") -> Any:
     return known(read_json(path, kind=kind), path, *verbs, kind=kind)
 
 
-def known(content: dict[str, Any], path: Path, *verbs: str, kind: str = "record") -> Any:
+def known(content: Mapping[str, Any], path: Path, *verbs: str, kind: str = "record") -> Any:
     """Return a JSON object of ``path`` as the struct of its verb.
 
     Raises:

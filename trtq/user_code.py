@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, FrameType, ModuleType
@@ -235,7 +235,7 @@ def _of_package(where: str) -> ModuleType:
     return importlib.import_module(where)
 
 
-def call_factory(factory: Callable[..., Any], name: str, kwargs: dict[str, Any]) -> Any:
+def call_factory(factory: Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> Any:
     """Return what a model's factory makes.
 
     Raises:

@@ -72,7 +72,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "analyze",
             "How much each layer suffers at each width.",
-            "trtq.commands.analyze:analyze",
+            "trtq.api_flows:analyze",
             "AnalyzeSpec",
             "trtq.records.analyze:AnalyzeRecord",
             ANALYSIS_JSON,
@@ -88,7 +88,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "search",
             "Find widths that meet every budget, and prove it.",
-            "trtq.commands.search:search",
+            "trtq.api_flows:search",
             "SearchSpec",
             "trtq.records.search:SearchRecord",
             SEARCH_JSON,
@@ -96,7 +96,7 @@ SECTIONS: dict[str, tuple[Verb, ...]] = {
         Verb(
             "finetune",
             "Train a quantized model further, its codes in place.",
-            "trtq.commands.finetune:finetune",
+            "trtq.api_flows:finetune",
             "FinetuneSpec",
             "trtq.records.finetune:FinetuneRecord",
             FINETUNE_JSON,
@@ -245,11 +245,16 @@ OBJECTS = (
     "trtq.engine.objects:Engine",
     "trtq.engine.open_engine:open_engine",
     "trtq.errors:TrtqError",
+    "trtq.flow.finetune:Finetuned",
     "trtq.flow.quantized:Quantized",
+    "trtq.flow.search:Searched",
     "trtq.quant.encodings:Encodings",
     "trtq.recipe:Recipe",
     "trtq.recipe:load_recipe",
+    "trtq.specs:AnalyzeOptions",
+    "trtq.specs:FinetuneOptions",
     "trtq.specs:QuantizeOptions",
+    "trtq.specs:SearchOptions",
     "trtq.version:__version__",
 )
 

@@ -6,7 +6,15 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from trtq.artifact import FileRecord, Record, ensure_writable_dir, leftovers, locked, write_json
+from trtq.artifact import (
+    FileRecord,
+    Record,
+    ensure_writable_dir,
+    ensure_writable_file,
+    leftovers,
+    locked,
+    write_json,
+)
 from trtq.files import LOCK, STAGING
 from trtq.progress import Clock, Notes, Progress
 
@@ -34,6 +42,33 @@ class Workspace:
         self.record, self.progress = record, progress
         self.note, self.clock = Notes(progress.note), clock or Clock()
 
+    @classmethod
+    def for_file(
+        cls,
+        path: Path,
+        progress: Progress,
+        *,
+        inputs: Iterable[Path] = (),
+        record: str | None = None,
+        clock: Clock | None = None,
+    ) -> Workspace:
+        """Return the workspace of a command that writes one file.
+
+        One file is replaced as a whole: it needs no lock.
+
+        Args:
+            path: of the file.
+            progress: receives what happens.
+            inputs: files that must not be overwritten.
+            record: name of the record beside it; None where the file is the record.
+            clock: running since the command began; default: a new one.
+
+        Raises:
+            ArtifactError: it cannot or must not be written.
+        """
+        ensure_writable_file(path, inputs=inputs)
+        return cls(path.parent, record or path.name, progress, clock)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock; a second process waits."""
@@ -51,15 +86,23 @@ class Workspace:
         """Return the folder beside the results where new files are written."""
         return ensure_writable_dir(self.folder / STAGING)
 
-    def publish(self, names: Iterable[str], record: Record) -> None:
+    def publish(
+        self, names: Iterable[str], record: Record, *, outdated: Iterable[str] = ()
+    ) -> None:
         """Replace the folder's files by those of the staging folder.
 
         The old record goes first and the new one comes last, so that a record always vouches for a
         whole set of files.
+
+        Args:
+            names: of the files in the staging folder.
+            record: of all of them.
+            outdated: names of files that would vouch for the old ones; they are removed.
         """
         staging = self.staging()
         write_json(staging / self.record, record)
-        (self.folder / self.record).unlink(missing_ok=True)
+        for name in (self.record, *outdated):
+            (self.folder / name).unlink(missing_ok=True)
         for name in (*names, self.record):
             (staging / name).replace(self.folder / name)
         with contextlib.suppress(OSError):  # it holds files of another origin

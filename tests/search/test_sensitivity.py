@@ -311,7 +311,7 @@ def test_labels_that_are_missing_or_do_not_fit(images, tmp_path):
     ):
         analyze(analysis(flat, tmp_path, metric="hessian"))
     assert analyze(analysis(flat, tmp_path, metric="gradient", targets="model", trials=1)).layers
-    with pytest.raises(DataError, match="it has 4 classes, the model 2"):
+    with pytest.raises(DataError, match="the highest class index is 3, the model has 2"):
         analyze(analysis(images, tmp_path, metric="gradient", model_arg={"num_classes": 2}))
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 
 from trtq.artifact import Environment, Record, environment, header
-from trtq.commands.layer_costs import outline, weights_of
 from trtq.commands.loading import open_model, open_preprocess
-from trtq.commands.pricing import Pricing, uniform
 from trtq.cost.devices import Device, find_device
 from trtq.data.source import open_source
 from trtq.errors import ArtifactError
 from trtq.files import ENCODINGS, EVALUATE_JSON, FP32, QUANTIZE_JSON
+from trtq.flow.layer_costs import outline, weights_of
+from trtq.flow.pricing import Pricing, uniform
 from trtq.graph.blocks import family_of
 from trtq.graph.capture import capture
 from trtq.known_records import read_known

@@ -142,7 +142,7 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
     plain, cache = folder / FP32, folder / f"trt-{number}.cache"
     source: Origin = {"onnx": sha256_file(qdq), "number": number}
     if not _fresh(folder, source):
-        from trtq.commands.calibration import ranges_for
+        from trtq.export.cache_ranges import ranges_for
         from trtq.export.calibration_cache import write_cache
         from trtq.export.onnx_file import load_onnx, save_onnx
         from trtq.export.strip import strip_qdq
@@ -150,19 +150,21 @@ def for_dla(qdq: Path, number: int, folder: Path) -> tuple[Path, Path, list[str]
         ensure_writable_dir(folder)
         model = load_onnx(qdq)
         stripped = strip_qdq(model)
-        scales, missing, unused, notes = ranges_for(model, stripped, str(qdq))
-        if missing:
-            first = next(iter(missing))
+        ranges = ranges_for(model, stripped, str(qdq))
+        notes = list(ranges.notes)
+        if ranges.missing:
+            first = next(iter(ranges.missing))
             notes.append(
-                f"{len(missing)} tensors have no range in the cache, what is not fused around "
-                f"them runs in float: {first}, ..."
+                f"{len(ranges.missing)} tensors have no range in the cache, what is not fused "
+                f"around them runs in float: {first}, ..."
             )
-        if unused:
+        if ranges.unused:
             notes.append(
-                f"{len(unused)} scales are of no tensor of the float file, the first is {unused[0]}"
+                f"{len(ranges.unused)} scales are of no tensor of the float file, the first is "
+                f"{ranges.unused[0]}"
             )
         save_onnx(stripped, plain)
-        write_bytes(cache, write_cache(scales, number).encode())
+        write_bytes(cache, write_cache(ranges.scales, number).encode())
         _sign(folder, source, plain.name, cache.name, notes=notes)
     return plain, cache, read_record(folder / SOURCE_JSON, _Source).notes
 

@@ -15,21 +15,26 @@ from trtq.artifact import (
     Environment,
     FileRecord,
     Record,
-    ensure_writable_dir,
-    ensure_writable_file,
     environment,
     header,
-    locked,
     sha256_file,
     write_bytes,
-    write_json,
 )
 from trtq.errors import EncodingsError, ExportError, UsageError, reason
-from trtq.export.calibration_cache import ENTROPY_2, amax_of, cache_number, read_cache, write_cache
-from trtq.export.insert_qdq import insert_qdq
-from trtq.export.lint_view import View
-from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, save_onnx, set_metadata_
-from trtq.files import ENCODINGS, FP32, IMPORT_JSON, LOCK, QDQ
+from trtq.export.cache_ranges import ranges_for
+from trtq.export.calibration_cache import (
+    ENTROPY_2,
+    CalibrationCacheText,
+    amax_of,
+    cache_number,
+    read_cache,
+    write_cache,
+)
+from trtq.export.insert_qdq import Inserted, insert_qdq
+from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx, set_metadata_
+from trtq.files import ENCODINGS, FP32, IMPORT_JSON, MODEL_FILES
+from trtq.flow.pair import save_pair
+from trtq.flow.run import Run
 from trtq.methods.registry import METHODS, get_method
 from trtq.platform.releases import releases, shown
 from trtq.platform.target import Target
@@ -37,19 +42,7 @@ from trtq.progress import Progress, Silent
 from trtq.quant.encodings import Encodings
 from trtq.quant.formats import INT8, Format
 from trtq.specs import ExportCalibSpec, ImportCalibSpec
-
-PLACES = (
-    "Conv",
-    "Gemm",
-    "MatMul",
-    "Add",
-    "Relu",
-    "Clip",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Concat",
-)
+from trtq.workspace import Workspace, file_records
 
 
 class CalibrationRecord(Record, frozen=True, kw_only=True):
@@ -101,105 +94,56 @@ def export_calib(spec: ExportCalibSpec, progress: Progress | None = None) -> Cal
         UsageError: the target's TensorRT reads no caches, or names no version.
         ExportError: the file has no pairs, or the float file is not beside it.
     """
-    told, target, path = progress or Silent(), Target.parse(spec.target), Path(spec.onnx)
+    run, target, path = Run(progress or Silent()), Target.parse(spec.target), Path(spec.onnx)
     network = Path(spec.network) if spec.network else path.with_name(FP32)
-    out = ensure_writable_file(Path(spec.out), inputs=[path, network])
-    release, feature = target.release, "calibration cache"
-    if release is None:
+    out = Path(spec.out)
+    work = Workspace.for_file(
+        out, run.progress, inputs=[path, network], record=f"{out.name}.json", clock=run.clock
+    )
+    release = _require_caches(target, spec.target, path)
+    quantized, plain = load_onnx(path), load_onnx(network)
+    _require_unfolded(path, quantized)
+    ranges = ranges_for(quantized, plain, spec.onnx)
+    run.note(*ranges.notes)
+    number = spec.release_number or cache_number(release, target.patch)
+    if spec.release_number is None:
+        run.note(
+            f"the header says TRT-{number}: a release with another patch ignores it "
+            f"(--release-number, such as {number + 1})"
+        )
+    write_bytes(out, write_cache(ranges.scales, number).encode())
+    record = CalibrationRecord(
+        **header("export-calib", spec),
+        header=f"TRT-{number}-{ENTROPY_2}",
+        tensors=len(ranges.scales),
+        missing=ranges.missing,
+        unused=ranges.unused,
+        notes=run.note.lines,
+        files=file_records([out]),
+        environment=environment(),
+    )
+    work.save(record)
+    return record
+
+
+def _require_caches(target: Target, text: str, path: Path) -> tuple[int, int]:
+    """Return the release of a target, once it is known to read calibration caches.
+
+    Raises:
+        UsageError: its TensorRT reads no caches, or names no version.
+    """
+    feature = "calibration cache"
+    if target.release is None:
         last = releases().features[feature].last
         raise UsageError(
-            f"{spec.target} names no TensorRT version",
+            f"{text} names no TensorRT version",
             "a cache is read by the very release in its header and ignored by others",
-            f"Write {spec.target}@{shown(last) if last else ''}, or what runs there",
+            f"Write {text}@{shown(last) if last else ''}, or what runs there",
         )
     again = f"Build from {path} itself: its Q/DQ pairs carry the same scales"
     target.require(feature, doing="export a", hint=again)
     target.require("INT8", doing="export a cache of")
-    quantized, plain = load_onnx(path), load_onnx(network)
-    _require_unfolded(path, quantized)
-    scales, missing, unused, notes = ranges_for(quantized, plain, spec.onnx)
-    number = spec.release_number or cache_number(release, target.patch)
-    if spec.release_number is None:
-        notes.append(
-            f"the header says TRT-{number}: a release with another patch ignores it "
-            f"(--release-number, such as {number + 1})"
-        )
-    ensure_writable_dir(out.parent)
-    write_bytes(out, write_cache(scales, number).encode())
-    record = CalibrationRecord(
-        **header("export-calib", spec),
-        header=f"TRT-{number}-{ENTROPY_2}",
-        tensors=len(scales),
-        missing=missing,
-        unused=unused,
-        notes=notes,
-        files={out.name: FileRecord.of(out)},
-        environment=environment(),
-    )
-    write_json(out.with_name(out.name + ".json"), record)
-    for line in notes:
-        told.note(line)
-    return record
-
-
-def ranges_for(
-    quantized: onnx.ModelProto, plain: onnx.ModelProto, name: str
-) -> tuple[dict[str, float], dict[str, str], list[str], list[str]]:
-    """Return the scales of a Q/DQ file by the tensors of its float file.
-
-    The others are the float tensors without a scale and why, the scales of no tensor, and notes.
-
-    Raises:
-        ExportError: there are no pairs, or a scale is not one that a cache can hold.
-    """
-    view = View(quantized)
-    known = {i.name for i in plain.graph.input} | {
-        n for node in plain.graph.node for n in node.output
-    }
-    scales: dict[str, float] = {}
-    unused, notes = list[str](), list[str]()
-    for node in quantized.graph.node:
-        if node.op_type != "QuantizeLinear" or view.is_constant(node.input[0]):
-            continue
-        tensor, held, zero = (
-            node.input[0],
-            view.value(node.input[1]),
-            view.value(node.input[2]) if len(node.input) > 2 else None,
-        )
-        if (
-            held is None
-            or held.size != 1
-            or zero is None
-            or str(zero.dtype) != "int8"
-            or zero.any()
-        ):
-            raise ExportError(
-                f"Cannot write the range of {tensor} into a cache",
-                "a cache holds ranges of INT8 codes around 0, one for a tensor",
-                "Give a file of symmetric INT8: trtq lint names what is not",
-            )
-        scale = float(held.reshape(-1)[0])
-        if tensor not in known:
-            unused.append(tensor)
-            continue
-        if scales.get(tensor, scale) != scale:
-            notes.append(
-                f"{tensor} has two scales, {scales[tensor]:.6g} and {scale:.6g}; a cache holds "
-                "one: the larger"
-            )
-        scales[tensor] = max(scale, scales.get(tensor, 0.0))
-    if not scales:
-        raise ExportError(
-            f"There are no ranges in {name}",
-            "no tensor of the float file has a pair",
-            "Give the Q/DQ file of trtq quantize",
-        )
-    missing = {
-        node.output[0]: f"the output of {node.name or node.op_type}: no pair reads it"
-        for node in plain.graph.node
-        if node.op_type in PLACES and node.output[0] not in scales
-    }
-    return scales, missing, unused, notes
+    return target.release
 
 
 def _require_unfolded(path: Path, model: onnx.ModelProto) -> None:
@@ -232,14 +176,9 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         EncodingsError: the cache is damaged, or names none of the file's tensors.
         ExportError: the ONNX file cannot be quantized.
     """
-    told, out = progress or Silent(), ensure_writable_dir(Path(spec.out))
-    try:
-        text = Path(spec.cache).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise EncodingsError(
-            f"Cannot read the calibration cache {spec.cache}", reason(exc)
-        ) from exc
-    cache, plain = read_cache(text, spec.cache), load_onnx(Path(spec.onnx))
+    run = Run(progress or Silent())
+    work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
+    cache, plain = _read_cache(spec.cache), load_onnx(Path(spec.onnx))
     done = insert_qdq(plain, cache.scales)
     if not done.activations:
         first = next(iter(cache.scales), "nothing")
@@ -248,6 +187,42 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
             f"no layer of it reads a tensor with a range; the cache names {first}",
             "Give the ONNX file it was calibrated with: tensor names must be the same",
         )
+    encodings = _encodings(spec, done)
+    # The metadata of the float file about its images is there already.
+    set_metadata_(done.model, {"encodings_sha256": encodings.digest()})
+    run.note(*done.notes)
+    with work.locked():
+        work.remove_leftovers(MODEL_FILES)
+        paths = save_pair(plain, done.model, encodings, work.staging())
+        record = CalibrationRecord(
+            **header("import-calib", spec),
+            header=f"TRT {shown(cache.version)} {cache.algorithm}",
+            tensors=len(done.activations),
+            missing=done.missing,
+            unused=done.unused,
+            notes=run.note.lines,
+            environment=environment(),
+            files=file_records(paths.values()),
+        )
+        work.publish(paths, record)
+    return record
+
+
+def _read_cache(path: str) -> CalibrationCacheText:
+    """Return what a cache says.
+
+    Raises:
+        EncodingsError: it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise EncodingsError(f"Cannot read the calibration cache {path}", reason(exc)) from exc
+    return read_cache(text, path)
+
+
+def _encodings(spec: ImportCalibSpec, done: Inserted) -> Encodings:
+    """Return the ranges of a Q/DQ file as encodings."""
     formats: dict[str, Format] = dict.fromkeys(done.activations, INT8)
     amax = {
         name: torch.tensor(amax_of(scale), dtype=torch.float32)
@@ -260,28 +235,4 @@ def import_calib(spec: ImportCalibSpec, progress: Progress | None = None) -> Cal
         "cache_sha256": sha256_file(Path(spec.cache)),
         "methods": "import-calib",
     }
-    encodings = Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)
-    # The metadata of the float file about its images is there already.
-    set_metadata_(done.model, {"encodings_sha256": encodings.digest()})
-    with locked(out / LOCK, waiting=told.note):
-        (out / IMPORT_JSON).unlink(missing_ok=True)
-        paths = {
-            QDQ: save_onnx(done.model, out / QDQ),
-            FP32: save_onnx(plain, out / FP32),
-            ENCODINGS: encodings.save(out / ENCODINGS),
-        }
-        cache_header = f"TRT {shown(cache.version)} {cache.algorithm}"
-        record = CalibrationRecord(
-            **header("import-calib", spec),
-            header=cache_header,
-            tensors=len(done.activations),
-            missing=done.missing,
-            unused=done.unused,
-            notes=done.notes,
-            environment=environment(),
-            files={n: FileRecord.of(p) for n, p in paths.items()},
-        )
-        write_json(out / IMPORT_JSON, record)
-    for line in done.notes:
-        told.note(line)
-    return record
+    return Encodings(amax=amax, formats=formats, left_in_float=done.missing, origin=origin)

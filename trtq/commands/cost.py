@@ -163,16 +163,12 @@ def cost(spec: CostSpec) -> CostRecord:
         _row(layer, counted.widths(op))
         for layer, op in zip(count_layers(shown), shown, strict=True)
     ]
-    total = _total(rows, counted.parameters)
     return CostRecord(
         **header("cost", spec),
         model=counted.name,
         rows=rows,
-        total=total,
-        relative={
-            "bitops": total["bitops"] / max(sum(layer_bitops(r.layer, 32, 32) for r in rows), 1.0),
-            "energy": total["energy"] / max(sum(layer_energy(r.layer, 32, 32) for r in rows), 1.0),
-        },
+        total=_total(rows, counted.parameters),
+        relative=_relative(rows),
         how=HOW,
         environment=environment(),
         latency=None if device is None else _latency(counted.kernels, device, counted.widths, spec),

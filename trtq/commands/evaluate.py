@@ -9,10 +9,8 @@ from typing import Any
 import msgspec
 
 from trtq.artifact import (
-    SCHEMA,
     check_record,
     ensure_writable_dir,
-    environment,
     read_json,
     spec_values,
     write_json,
@@ -35,14 +33,14 @@ from trtq.engine.runner import OnnxRunner, Runner
 from trtq.errors import DataError, EngineError, UsageError
 from trtq.export.onnx_file import digest_onnx, get_metadata, load_onnx
 from trtq.files import EVALUATE_JSON, FINETUNE_JSON, QUANTIZE_JSON
-from trtq.flow.evaluate import Evaluation, Evaluator
+from trtq.flow.evaluate import Evaluator
+from trtq.flow.evaluate_record import Measured, evaluation_record
 from trtq.graph.signature import SIGNATURE, Signature, TensorSpec
 from trtq.progress import Notes, Progress, Silent
 from trtq.records.evaluate import EvaluateRecord
 from trtq.specs import EvaluateSpec
 from trtq.specs.inputs import PICTURE
-from trtq.tasks import Figure, find_task
-from trtq.tasks.segmentation import PixelScore
+from trtq.tasks import find_task
 
 
 def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRecord:
@@ -78,94 +76,18 @@ def evaluate(spec: EvaluateSpec, progress: Progress | None = None) -> EvaluateRe
         note=note,
     )
     seen = evaluator.run(samples, spec.batch_size, progress)
-    record = evaluation_record(
-        seen,
-        samples,
+    measured = Measured(
         spec=spec_values(spec),
-        onnx=path,
-        reference=Path(spec.reference) if spec.reference else None,
+        onnx_sha256=digest_onnx(path),
+        reference_sha256=digest_onnx(Path(spec.reference)) if spec.reference else None,
         calibration_images=0 if spec.exclude else shared,
         runtime=runner.label,
         notes=note.lines,
     )
+    record = evaluation_record(seen, samples, measured)
     if spec.out:
         write_json(ensure_writable_dir(Path(spec.out)) / EVALUATE_JSON, record)
     return record
-
-
-def evaluation_record(
-    seen: Evaluation,
-    samples: Samples,
-    *,
-    spec: dict[str, Any],
-    onnx: Path,
-    reference: Path | None,
-    calibration_images: int | None,
-    runtime: str,
-    notes: list[str],
-) -> EvaluateRecord:
-    """Return the record of an evaluation of files.
-
-    Args:
-        seen: what was counted.
-        samples: what was run.
-        spec: what was asked for, as plain values.
-        onnx: the file that ran.
-        reference: what it was compared with.
-        calibration_images: how many of the images calibrated the file; None where unknown.
-        runtime: what computed the outputs.
-        notes: for the user.
-    """
-    return EvaluateRecord(
-        schema=SCHEMA,
-        verb="evaluate",
-        spec=spec,
-        onnx_sha256=digest_onnx(onnx),
-        reference_sha256=None if reference is None else digest_onnx(reference),
-        images=seen.samples,
-        **_scores(seen),
-        **_task_fields(seen, spec.get("task")),
-        outputs=seen.outputs if seen.compared else [],
-        finite=all(o.finite for o in seen.outputs),
-        constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
-        calibration_images=calibration_images,
-        data={**samples.describe(), "images_sha256": samples.digest()},
-        preprocess=samples.preprocess,
-        runtime=runtime,
-        notes=notes,
-        environment=environment(),
-    )
-
-
-def _task_fields(seen: Evaluation, asked: str | None) -> dict[str, Any]:
-    """Return the fields of a record about the task that was asked for."""
-    if asked is None:
-        return {}
-    return {
-        "task": seen.task.name,
-        "figures": list(seen.figures.values()),
-        "reference_figures": list(seen.reference.values()),
-    }
-
-
-def _scores(seen: Evaluation) -> dict[str, Any]:
-    """Return the fields of a record that hold scores."""
-
-    def value(figures: Mapping[str, Figure], name: str) -> float | None:
-        return figures[name].value if name in figures else None
-
-    ours, theirs, first = seen.figures, seen.reference, seen.outputs[0]
-    return {
-        "top1": value(ours, "top-1"),
-        "top5": value(ours, "top-5"),
-        "reference_top1": value(theirs, "top-1"),
-        "miou": value(ours, "mIoU"),
-        "pixel_accuracy": value(ours, "pixel accuracy"),
-        "iou": seen.score.by_class if isinstance(seen.score, PixelScore) else None,
-        "reference_miou": value(theirs, "mIoU"),
-        "agreement": first.agreement if seen.compared else None,
-        "sqnr_db": first.sqnr_db if seen.compared else None,
-    }
 
 
 def _excluded(spec: EvaluateSpec) -> frozenset[str]:
@@ -209,7 +131,7 @@ def _samples(
     spec: EvaluateSpec,
     data: Data,
     runner: Runner,
-    metadata: dict[str, Any],
+    metadata: Mapping[str, Any],
     note: Callable[..., None],
 ) -> Samples:
     """Return data as the inputs of a file or an engine.
@@ -246,7 +168,7 @@ def inputs_of(runner: Runner, metadata: Mapping[str, Any], name: str) -> InputNe
 
 def _open(
     spec: EvaluateSpec, path: Path, progress: Progress
-) -> tuple[Runner, dict[str, Any], Path]:
+) -> tuple[Runner, Mapping[str, Any], Path]:
     """Return what runs the file, what it says of its images, and the file that really runs."""
     if not is_engine(path):
         metadata = get_metadata(load_onnx(path))
@@ -264,7 +186,7 @@ def _open(
 
 
 def _preprocess(
-    spec: EvaluateSpec, metadata: dict[str, Any], shape: list[Any]
+    spec: EvaluateSpec, metadata: Mapping[str, Any], shape: list[Any]
 ) -> tuple[Preprocess, list[str]]:
     """What the user gave, else what the file carries, else ImageNet's."""
     given = {n: getattr(spec, n) for n in PICTURE}

@@ -6,6 +6,7 @@ The other tool calibrated or trained them.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,24 +17,25 @@ from trtq.artifact import (
     Environment,
     FileRecord,
     Record,
-    ensure_writable_dir,
     environment,
     header,
-    locked,
     sha256_file,
     write_bytes,
-    write_json,
 )
 from trtq.commands.loading import input_of, open_given, open_model
+from trtq.data.opened import Data
 from trtq.errors import EncodingsError
 from trtq.export.parity import ParityRecord
-from trtq.files import IMPORT_JSON, LOCK
+from trtq.files import IMPORT_JSON, MODEL_FILES
 from trtq.flow.data import samples_from
-from trtq.flow.pair import write_encoded
+from trtq.flow.encoded import quantized_from
+from trtq.flow.pair import save_pair
 from trtq.flow.ptq import Inputs
+from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.naming import module_name, node_name
 from trtq.graph.nodes import get_constant
+from trtq.models.load import LoadedModel
 from trtq.progress import Progress, Silent
 from trtq.quant.digest import structure_digest, weights_digest
 from trtq.quant.encodings import Encodings
@@ -42,8 +44,10 @@ from trtq.quant.imported_ranges import Foreign, read_foreign
 from trtq.quant.placement import Quantizer, module_quantizers, place
 from trtq.reader import read_onnx
 from trtq.specs import ImportCheckpointSpec, QuantizeOptions
+from trtq.workspace import Workspace, file_records
 
 WEIGHTS = "weights.safetensors"
+FILES = (*MODEL_FILES, WEIGHTS)
 EXACT = 1e-3  # how far a folded channel may lie from a multiple of the channel before
 
 
@@ -88,50 +92,38 @@ def import_checkpoint(spec: ImportCheckpointSpec, progress: Progress | None = No
         TrtqError: the file has no ranges, they are of another model, or the exported file does not
             compute what was simulated.
     """
-    run, out = Run(progress or Silent()), ensure_writable_dir(Path(spec.out))
+    run = Run(progress or Silent())
+    work = Workspace(Path(spec.out), IMPORT_JSON, run.progress, run.clock)
     # Without a checkpoint the weights are those beside the ranges, and so is the part of the file
     # that was asked for.
     found = _read_ranges(spec)
     data = open_given(spec, run.note, limit=spec.parity_images)
-    with locked(out / LOCK, waiting=run.tell):
-        (out / IMPORT_JSON).unlink(missing_ok=True)
-        if spec.checkpoint is None and found.weights:
-            # The weights of the same file, without the tensors of its quantizers: what later
-            # commands take as --checkpoint.
-            write_bytes(
-                out / WEIGHTS, save({k: v.contiguous().clone() for k, v in found.weights.items()})
+    with work.locked():
+        work.remove_leftovers(FILES)
+        staging = work.staging()
+        beside = _write_weights(spec, found, staging)
+        final = spec if beside is None else _with_checkpoint(spec, work.folder / WEIGHTS)
+        loaded = open_model(spec if beside is None else _with_checkpoint(spec, beside))
+        if beside is not None:
+            loaded = replace(
+                loaded, weights=loaded.weights.replace(str(beside), str(work.folder / WEIGHTS))
             )
-            spec = msgspec.structs.replace(spec, checkpoint=str(out / WEIGHTS), checkpoint_key=None)
-        loaded = open_model(spec)
-        modules = dict(loaded.module.named_modules())
-        found.rename(modules)
-        run.note(*found.notes)
-        given = input_of(spec, loaded, data)
-        run.note(*given.notes)
-        before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
-        model = given.capture(loaded)
-        encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
-        run.note(*lines)
-        samples = samples_from(data, model).take(spec.parity_images, spec.seed)
-        inputs = Inputs(
-            model=model, samples=samples, answer=model.answer_kind(samples.classes), run=run
-        )
-        options = QuantizeOptions(opset=spec.opset, parity_images=spec.parity_images)
-        parity, paths = write_encoded(inputs, encodings, options, out, records=(IMPORT_JSON,))
-        if spec.checkpoint == str(out / WEIGHTS):
-            paths[WEIGHTS] = out / WEIGHTS
+        quantized, unused = _take_over(final, (loaded, data), found, run)
+        paths = save_pair(quantized.fp32, quantized.done.qdq, quantized.encodings, staging)
+        if beside is not None:
+            paths[WEIGHTS] = beside
         record = ImportRecord(
-            **header("import-checkpoint", spec),
+            **header("import-checkpoint", final),
             tool=found.tool,
-            quantizers=len(encodings.amax),
-            left_in_float=dict(encodings.left_in_float),
+            quantizers=len(quantized.encodings.amax),
+            left_in_float=dict(quantized.encodings.left_in_float),
             unused=unused,
-            parity=parity,
+            parity=quantized.done.parity,
             notes=run.note.lines,
-            files={n: FileRecord.of(p) for n, p in paths.items()},
+            files=file_records(paths.values()),
             environment=environment(),
         )
-        write_json(out / IMPORT_JSON, record)
+        work.publish(paths, record)
     return record
 
 
@@ -152,6 +144,47 @@ def _read_ranges(spec: ImportCheckpointSpec) -> Foreign:
             f"Calibrate it: trtq quantize {path} --data IMAGES --out OUT",
         )
     return found
+
+
+def _write_weights(spec: ImportCheckpointSpec, found: Foreign, folder: Path) -> Path | None:
+    """Write the weights beside the ranges, which later commands take as --checkpoint.
+
+    They are without the tensors of the other tool's quantizers. Returns None where a checkpoint was
+    given, or there are none.
+    """
+    if spec.checkpoint is not None or not found.weights:
+        return None
+    tensors = {k: v.contiguous().clone() for k, v in found.weights.items()}
+    return write_bytes(folder / WEIGHTS, save(tensors))
+
+
+def _with_checkpoint(spec: ImportCheckpointSpec, path: Path) -> ImportCheckpointSpec:
+    return msgspec.structs.replace(spec, checkpoint=str(path), checkpoint_key=None)
+
+
+def _take_over(
+    spec: ImportCheckpointSpec, opened: tuple[LoadedModel, Data], found: Foreign, run: Run
+) -> tuple[Quantized, dict[str, str]]:
+    """Return the model with the other tool's ranges, and the ranges that have no place in it."""
+    loaded, data = opened
+    modules = dict(loaded.module.named_modules())
+    found.rename(modules)
+    run.note(*found.notes)
+    given = input_of(spec, loaded, data)
+    run.note(*given.notes)
+    before = {k: v.detach().clone() for k, v in loaded.module.state_dict().items()}
+    model = given.capture(loaded)
+    samples = samples_from(data, model)
+    encodings, unused, lines = _encodings(found, before, model.graph.module, spec, modules)
+    run.note(*lines)
+    inputs = Inputs(
+        model=model,
+        samples=samples.take(spec.parity_images, spec.seed),
+        answer=model.answer_kind(samples.classes),
+        run=run,
+    )
+    options = QuantizeOptions(opset=spec.opset, parity_images=spec.parity_images)
+    return quantized_from(inputs, encodings, options), unused
 
 
 def _encodings(

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import fx
-
 from trtq.artifact import digest_of
 from trtq.data.adapters import open_data
 from trtq.data.opened import Data, Request
 from trtq.data.preprocess import Preprocess, resolve_preprocess
-from trtq.errors import EncodingsError, UsageError
+from trtq.errors import UsageError
 from trtq.flow.data import forward_names, pixels_explained
 from trtq.flow.loading import load_text
 from trtq.flow.model import Model
@@ -20,7 +18,6 @@ from trtq.graph.capture import capture
 from trtq.graph.inputs import ModelInputs
 from trtq.models.load import LoadedModel
 from trtq.quant.digest import structure_digest, weights_digest
-from trtq.quant.encodings import Encodings
 from trtq.specs import (
     AdviseSpec,
     AnalyzeSpec,
@@ -177,28 +174,3 @@ def model_digest(spec: QuantizeSpec | FinetuneSpec) -> str:
     return digest_of(
         [weights_digest(graph), structure_digest(graph), said if isinstance(said, int) else None]
     )
-
-
-def require_own(encodings: Encodings, graph: fx.GraphModule, path: str, doing: str) -> str:
-    """Return the digest of a graph's weights, once the encodings are known to be of this model.
-
-    Raises:
-        EncodingsError: they are of other weights, or their methods put ops into the graph that
-            capturing the model does not give.
-    """
-    weights, structure, origin = weights_digest(graph), structure_digest(graph), encodings.origin
-    if origin.get("weights_sha256") != weights:
-        raise EncodingsError(
-            f"The encodings {path} were made for another model",
-            f"its weights are {str(origin.get('weights_sha256'))[:12]}, this model's are "
-            f"{weights[:12]}",
-            "Give the model and the checkpoint they were made with",
-        )
-    if origin.get("structure_sha256", structure) != structure:
-        raise EncodingsError(
-            f"Cannot {doing} {path}",
-            f"its methods ({origin.get('methods')}) put ops into the graph that the model "
-            "itself does not have",
-            f"Quantize without qads and integer-softmax, and {doing} that",
-        )
-    return weights

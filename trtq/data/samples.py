@@ -6,6 +6,7 @@ Whatever the data are, a folder of images or a program's own DataLoader, everyth
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from trtq.errors import DataError
 
 INPUT = "input"
 NOTHING = -100  # no class has this index
+TARGETS_AT_ONCE = 64
 Note = Callable[[str], None]
 Targets = torch.Tensor | Sequence[Boxes] | None
 
@@ -161,6 +163,23 @@ class Samples(ABC):
     def select(self, positions: Sequence[int]) -> Samples:
         """Return the samples at some positions, in this order."""
 
+    def targets(self) -> Iterator[torch.Tensor]:
+        """Yield the targets that are tensors in batches, as :class:`Batch` has them."""
+        for batch in self.batches(TARGETS_AT_ONCE) if self.has_targets else ():
+            targets = batch.targets()
+            if isinstance(targets, torch.Tensor):
+                yield targets
+
+    def targets_identity(self) -> object:
+        """Return what tells two sets of targets apart; None without targets."""
+        if not self.has_targets:
+            return None
+        total = hashlib.sha256()
+        for targets in self.targets():
+            total.update(f"{targets.dtype} {list(targets.shape[1:])}\0".encode())
+            total.update(targets.contiguous().numpy().tobytes())
+        return [total.hexdigest(), self.ignore]
+
     def describe(self) -> dict[str, object]:
         """Return what a record says about the data."""
         facts = {"source": self.name, "images": len(self), "classes": self.classes}
@@ -285,6 +304,16 @@ class ImageSamples(Samples):
 
     def select(self, positions: Sequence[int]) -> ImageSamples:  # noqa: D102
         return replace(self, indices=[self.indices[i] for i in positions])
+
+    def targets(self) -> Iterator[torch.Tensor]:  # noqa: D102
+        chosen = list(self.indices) if self.labels is not None else []
+        for start in range(0, len(chosen), TARGETS_AT_ONCE):
+            targets = self._targets(chosen[start : start + TARGETS_AT_ONCE])
+            if isinstance(targets, torch.Tensor):
+                yield targets
+
+    def targets_identity(self) -> object:  # noqa: D102
+        return None if self.labels is None else self.labels.identity()
 
     def describe(self) -> dict[str, object]:  # noqa: D102
         return describe(self.source)

@@ -34,9 +34,12 @@ class TensorSamples(Samples):
         order: positions of the samples in ``rows``.
         note: receives a line for each kind of cast.
 
-    A sample that differs from what an earlier pass read is an error: results would depend on
-    chance.
+    Attributes:
+        varies: whether a sample may differ from what an earlier pass read, as training allows;
+            elsewhere that is an error, because results would depend on chance.
     """
+
+    varies = False
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class TensorSamples(Samples):
         samples.classes = self.classes
         samples.drawn = self.drawn
         samples.facts = self.facts
+        samples.varies, samples.expected = self.varies, self.expected
         if needs is self.needs:
             samples.seen, samples.fitting = self.seen, self.fitting
         return samples
@@ -241,7 +245,7 @@ class TensorSamples(Samples):
         inputs = self.fitting.fit(index, values)
         now = _content(inputs)
         before = self.seen.setdefault(index, now)
-        if before != now:
+        if before != now and not self.varies:
             raise DataError(
                 f"Sample {index} of {self.name} is not the same in every pass",
                 "its values differ from those that an earlier pass read",

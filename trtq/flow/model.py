@@ -91,6 +91,11 @@ class Model:
         """Whether nobody trained the weights."""
         return is_random(self.weights)
 
+    @property
+    def input_names(self) -> list[str]:
+        """The names of its inputs, in order."""
+        return [t.name for t in self.graph.signature.inputs]
+
     @cached_property
     def weights_sha256(self) -> str:
         """Of the model's own weights, before any method."""

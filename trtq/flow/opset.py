@@ -9,12 +9,12 @@ from trtq.errors import UsageError
 from trtq.export.onnx_file import TARGET
 from trtq.platform.releases import Runtime
 from trtq.platform.target import Target
-from trtq.specs import OPSET, FinetuneSpec, QuantizeOptions, QuantizeSpec
+from trtq.specs import OPSET, FinetuneOptions, QuantizeOptions, QuantizeSpec
 
 INT4_OPSET = 21  # the first with INT4
 
 
-def target_of(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> Target | None:
+def target_of(spec: QuantizeOptions | QuantizeSpec | FinetuneOptions) -> Target | None:
     """Return the target that the files are for, None where none is named.
 
     Raises:
@@ -28,7 +28,7 @@ def target_metadata(target: Target | None) -> dict[str, str]:
     return {TARGET: target.text} if target is not None else {}
 
 
-def opset_of(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> int:
+def opset_of(spec: QuantizeOptions | QuantizeSpec | FinetuneOptions) -> int:
     """Return the opset of the files: what was asked for, else what the target's TensorRT reads.
 
     Raises:
@@ -49,7 +49,7 @@ def opset_of(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> int:
     return spec.opset or newest
 
 
-def check_files(spec: QuantizeOptions | QuantizeSpec | FinetuneSpec) -> None:
+def check_files(spec: QuantizeOptions | QuantizeSpec | FinetuneOptions) -> None:
     """Refuse files that their target cannot compute, or that cannot hold what was asked for.
 
     Raises:

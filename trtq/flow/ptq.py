@@ -28,7 +28,7 @@ from trtq.flow.opset import check_files, opset_of, target_metadata, target_of
 from trtq.flow.run import Run
 from trtq.graph.feed import Feed, outputs_of
 from trtq.graph.signature import SIGNATURE
-from trtq.methods.base import Method, MethodContext
+from trtq.methods.base import Method, MethodContext, Value
 from trtq.methods.registry import choose, require_fit
 from trtq.paths import path_variable
 from trtq.quant.cache import CACHE_VERSION, CacheKey, CalibrationCache
@@ -68,8 +68,8 @@ class Inputs:
     def images(self, count: int, batch_size: int) -> Iterator[Feed]:
         """Return batches of the first ``count`` calibration samples."""
         graph = self.model.graph
-        names = [t.name for t in graph.signature.inputs]
-        return self.samples.inputs(count, batch_size if graph.dynamic_batch else 1, names)
+        size = batch_size if graph.dynamic_batch else 1
+        return self.samples.inputs(count, size, self.model.input_names)
 
     def export(
         self, graph: fx.GraphModule, options: QuantizeOptions, **metadata: str
@@ -93,9 +93,9 @@ def quantized_metadata(encodings: Encodings) -> dict[str, str]:
     return {"precision": "int8", "encodings_sha256": encodings.digest()}
 
 
-def origin_of(model: Model, answer: Kind) -> dict[str, Any]:
+def origin_of(model: Model, answer: Kind) -> dict[str, object]:
     """Return what an ONNX file says of the model that it was written from."""
-    origin: dict[str, Any] = {"preprocess": model.preprocess} if model.preprocess else {}
+    origin: dict[str, object] = {"preprocess": model.preprocess} if model.preprocess else {}
     said = {"model": model.name, "weights": model.weights, SIGNATURE: model.graph.signature}
     return {**origin, **said, ANSWER: answer}
 
@@ -267,7 +267,7 @@ def cache_folder(given: str | None) -> Path:
 
 
 def _apply(
-    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Any]]]
+    inputs: Inputs, context: MethodContext, chosen: list[tuple[Method, dict[str, Value]]]
 ) -> list[MethodRecord]:
     records = []
     for method, arguments in chosen:

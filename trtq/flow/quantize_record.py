@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import fx
@@ -32,7 +31,7 @@ def summary_of(quantized: Quantized) -> str:
 
 
 def record_of(
-    quantized: Quantized, spec: dict[str, Any], files: dict[str, FileRecord]
+    quantized: Quantized, spec: Mapping[str, object], files: dict[str, FileRecord]
 ) -> QuantizeRecord:
     """Return the record of a quantized model.
 
@@ -45,7 +44,7 @@ def record_of(
     return QuantizeRecord(
         schema=SCHEMA,
         verb="quantize",
-        spec=spec,
+        spec=dict(spec),
         model={
             "name": model.name,
             "weights": model.weights,
@@ -66,7 +65,7 @@ def record_of(
         },
         preprocess=model.preprocess,
         calibration={
-            "calibrator": done.encodings.origin["calibrator"],
+            "calibrator": done.encodings.origin.get("calibrator", "none"),
             "images": len(samples),
             "cache": done.cache_note,
             "weights": _weight_words(done),
@@ -173,7 +172,7 @@ def _float_records(placement: Placement, stats: Mapping[str, ActivationStats]) -
     records = []
     for q in placement.quantizers:
         if q.float_reason is not None:
-            seen = None if q.is_weight else stats[q.stats_key]
+            seen = None if q.is_weight else stats.get(q.stats_key)
             records.append(
                 FloatRecord(
                     name=q.name,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from trtq.files import MODEL_FILES, QUANTIZE_JSON
 from trtq.flow.pair import save_pair
@@ -34,7 +34,9 @@ def save_quantized(quantized: Quantized, out: Path) -> QuantizeRecord:
         return write_quantized(quantized, work, _spec(quantized, out))
 
 
-def write_quantized(quantized: Quantized, work: Workspace, spec: dict[str, Any]) -> QuantizeRecord:
+def write_quantized(
+    quantized: Quantized, work: Workspace, spec: Mapping[str, object]
+) -> QuantizeRecord:
     """Write the files into a folder that the caller has locked.
 
     Args:
@@ -51,7 +53,7 @@ def write_quantized(quantized: Quantized, work: Workspace, spec: dict[str, Any])
     return record
 
 
-def _spec(quantized: Quantized, out: Path) -> dict[str, Any]:
+def _spec(quantized: Quantized, out: Path) -> dict[str, object]:
     """Return what a program asked for, in the words of a spec."""
     own = {
         "model": quantized.inputs.model.name,

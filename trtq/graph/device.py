@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from trtq.errors import UsageError
 from trtq.workers import Workers
@@ -46,3 +46,9 @@ def choose_device(asked: str, workers: Workers | None = None) -> torch.device:
             "Give --device cpu, or see trtq doctor",
         )
     return torch.device("cuda", number)
+
+
+def device_of(graph: nn.Module) -> torch.device:
+    """Return the device that a graph computes on: that of its first tensor, else the CPU."""
+    tensors = (*graph.parameters(), *graph.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")

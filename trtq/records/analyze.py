@@ -69,7 +69,7 @@ class AnalyzeRecord(Record, frozen=True, kw_only=True):
     left_out: list[str]
     other_bytes: int
     kernels: list[Kernel]
-    said: dict[str, Any]
+    said: dict[str, float]
     notes: list[str]
     seconds: dict[str, float]
     environment: Environment

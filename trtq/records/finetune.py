@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from trtq.artifact import Environment, FileRecord, Record
 from trtq.data.preprocess import Preprocess
 from trtq.export.parity import ParityRecord
 from trtq.records.evaluate import EvaluateRecord
+
+
+class TrainingConditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What training ran on, and in which arithmetic.
+
+    Attributes:
+        device: such as ``cpu`` or ``cuda:0``.
+        processes: how many shared a step.
+        threads: of torch.
+        amp: narrower floats, ``none`` for none.
+        compile: whether torch.compile fused the step.
+    """
+
+    device: str
+    processes: int
+    threads: int
+    amp: str
+    compile: bool
 
 
 class FinetuneRecord(Record, frozen=True, kw_only=True):
@@ -29,13 +49,13 @@ class FinetuneRecord(Record, frozen=True, kw_only=True):
 
     model: dict[str, Any]
     data: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     encodings_sha256: str
     trained: dict[str, int]
     measure: str
     history: list[dict[str, float]]
     best_epoch: int
-    training: dict[str, Any]
+    training: TrainingConditions
     codebooks: dict[str, list[float]]
     parity: ParityRecord
     evaluation: EvaluateRecord | None

@@ -52,7 +52,7 @@ class MethodRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     label: str
     source: str
-    arguments: dict[str, Any]
+    arguments: dict[str, str | int | float | bool]
     did: dict[str, Any]
 
 

@@ -60,7 +60,8 @@ def gradient(context: SensitivityContext) -> Measured:
         sigma = epsilon / max(float(torch.linalg.vector_norm(layer.weight)), 1e-12)
         norms = []
         for trial in range(trials):
-            noise = torch.randn(layer.weight.shape, generator=generator) * sigma
+            drawn = torch.randn(layer.weight.shape, generator=generator) * sigma
+            noise = drawn.to(layer.weight.device)  # the same on every device
             norm = context.units.compute(
                 f"gradient/{layer.name}/{trial}", partial(slope, layer, noise)
             )
@@ -112,7 +113,7 @@ def _signs(like: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
     """
     count = like.numel()
     bits = np.unpackbits(generator.integers(0, 256, -(-count // 8), dtype=np.uint8))[:count]
-    return torch.from_numpy(bits).to(like.dtype).mul_(2).sub_(1).reshape(like.shape)
+    return torch.from_numpy(bits).to(like).mul_(2).sub_(1).reshape(like.shape)
 
 
 def omega(trace: float, weight: torch.Tensor, quantized: torch.Tensor) -> float:

@@ -22,7 +22,9 @@ class _OwnOutputs(fx.Interpreter):
         super().__init__(graph)
         self.layers = {layer.node: layer for layer in layers}
         self.scratch: dict[torch.Size, torch.Tensor] = {}
-        self.sums = {layer.name: dict.fromkeys(layer.codings, 0.0) for layer in layers}
+        self.sums = {
+            layer.name: {label: _zero(layer) for label in layer.codings} for layer in layers
+        }
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -31,8 +33,14 @@ class _OwnOutputs(fx.Interpreter):
             arguments, keywords = self.fetch_args_kwargs_from_env(n)
             for label in layer.codings:
                 difference = layer.call(arguments, keywords, label, self.scratch).sub_(result)
-                self.sums[layer.name][label] += float(torch.linalg.vector_norm(difference)) ** 2
+                norm = torch.linalg.vector_norm(difference)
+                self.sums[layer.name][label] += norm.double().square()
         return result
+
+
+def _zero(layer: Layer) -> torch.Tensor:
+    """Return a float64 zero on the device of a layer."""
+    return torch.zeros((), dtype=torch.float64, device=layer.weight.device)
 
 
 def l2(context: SensitivityContext) -> Measured:
@@ -49,7 +57,7 @@ def l2(context: SensitivityContext) -> Measured:
     context.advance(1)
     results = {}
     for name, sums in runner.sums.items():
-        losses = {label: math.sqrt(v) for label, v in sums.items()}
+        losses = {label: math.sqrt(float(v)) for label, v in sums.items()}
         for value in losses.values():
             require_finite(value, "output difference", name)
         results[name] = Sensitivity(loss=losses, raw=max(losses.values()))

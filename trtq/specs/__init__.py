@@ -16,16 +16,27 @@ from trtq.specs.engine import (
     LintSpec,
 )
 from trtq.specs.fields import OPSET
-from trtq.specs.finetune import FinetuneSpec
+from trtq.specs.finetune import FinetuneOptions, FinetuneSpec
 from trtq.specs.inputs import BlocksSpec, InputSpec, ModelInputSpec
-from trtq.specs.options import QuantizeOptions
+from trtq.specs.options import Options, QuantizeOptions
 from trtq.specs.quantize import EvaluateSpec, ImportCheckpointSpec, QuantizeSpec
-from trtq.specs.search import AdviseSpec, AllocateSpec, AnalyzeSpec, CostSpec, SearchSpec
+from trtq.specs.search import (
+    AdviseSpec,
+    AllocateOptions,
+    AllocateSpec,
+    AnalyzeOptions,
+    AnalyzeSpec,
+    CostSpec,
+    SearchOptions,
+    SearchSpec,
+)
 
 __all__ = [
     "OPSET",
     "AdviseSpec",
+    "AllocateOptions",
     "AllocateSpec",
+    "AnalyzeOptions",
     "AnalyzeSpec",
     "AuditSpec",
     "BenchSpec",
@@ -39,6 +50,7 @@ __all__ = [
     "EvaluateSpec",
     "ExportCalibSpec",
     "ExportSpec",
+    "FinetuneOptions",
     "FinetuneSpec",
     "FleetSpec",
     "GateSpec",
@@ -47,9 +59,11 @@ __all__ = [
     "InputSpec",
     "LintSpec",
     "ModelInputSpec",
+    "Options",
     "QuantizeOptions",
     "QuantizeSpec",
     "ReportSpec",
+    "SearchOptions",
     "SearchSpec",
     "Spec",
     "changed_words",

@@ -10,6 +10,211 @@ from trtq.errors import UsageError
 from trtq.specs.base import Doc, PathDoc
 from trtq.specs.fields import FilesFor, IgnoreIndex, Masks, Opset
 from trtq.specs.inputs import ModelInputSpec
+from trtq.specs.options import Options
+
+ValLimit = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    Doc(description="Measure on at most this many images, drawn evenly."),
+]
+Epochs = Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")]
+Limit = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    Doc(description="Train on this many images an epoch, drawn anew."),
+]
+BatchSize = Annotated[
+    int, Meta(ge=1, le=4096), Doc(description="Images a step, over all processes.")
+]
+Accumulate = Annotated[
+    int, Meta(ge=1), Doc(description="Steps whose gradients are added before the weights move.")
+]
+Optimizer = Annotated[Literal["sgd", "adamw"], Doc(description="sgd: with momentum 0.9.")]
+Lr = Annotated[float, Meta(gt=0), Doc(description="Learning rate of weights and biases.")]
+LrAmax = Annotated[
+    float,
+    Meta(gt=0),
+    Doc(description="Learning rate of ranges, which are learned as logarithms (Adam)."),
+]
+WeightDecay = Annotated[float, Meta(ge=0), Doc(description="Of weights.")]
+Schedule = Annotated[
+    Literal["cosine", "onecycle", "plateau", "constant"],
+    Doc(
+        description="Of both learning rates; plateau divides them by ten when an epoch brought "
+        "nothing."
+    ),
+]
+LearnAmax = Annotated[bool, Doc(description="Ranges learn, too (LSQ).")]
+Loss = Annotated[
+    str | None,
+    PathDoc(
+        description="A loss of your own in place of cross-entropy, package.module:function or "
+        "file.py:function of (answer, wanted)."
+    ),
+]
+ClassWeights = Annotated[
+    Literal["none", "log", "median"],
+    Doc(
+        description="Weigh classes by how rare they are: 1 / ln(1.02 + share), or median "
+        "share / "
+        "share."
+    ),
+]
+Distill = Annotated[
+    float,
+    Meta(ge=0, le=1),
+    Doc(
+        description="Share of the loss that asks for the float model's answers instead of the "
+        "labels."
+    ),
+]
+Temperature = Annotated[float, Meta(gt=0), Doc(description="Of the answers that are compared.")]
+Ema = Annotated[
+    float,
+    Meta(ge=0, lt=1),
+    Doc(description="Average the weights over steps with this decay; 0: do not."),
+]
+Patience = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    Doc(description="Stop when this many epochs in a row brought nothing on --val."),
+]
+Freeze = Annotated[
+    tuple[str, ...],
+    Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable."),
+]
+Worst = Annotated[
+    Annotated[float, Meta(gt=0, le=1)] | None,
+    Doc(
+        description="Share of the layers to train, the most sensitive first; default: 0.25. "
+        "Needs "
+        "--sensitivity."
+    ),
+]
+BatchNorm = Annotated[
+    Literal["folded", "kept"],
+    Doc(
+        description="folded: into its convolution before training. kept: taken up again "
+        "behind it, "
+        "and folded at the end; bears higher rates."
+    ),
+]
+FreezeBn = Annotated[
+    Annotated[int, Meta(ge=0)] | None,
+    Doc(
+        description="With --batch-norm kept: its statistics stay from this epoch on, "
+        "counted from 0."
+    ),
+]
+LowerBits = Annotated[
+    tuple[int, ...],
+    Doc(
+        description="Bits that narrower layers take in the first epochs, one number an "
+        "epoch: 8,6 "
+        "then their own."
+    ),
+]
+Codebook = Annotated[
+    Annotated[int, Meta(ge=2, le=8)] | None,
+    Doc(
+        description="Weights as one of 2^N learned values a layer (k-means by moving "
+        "averages): "
+        "simulated, no engine has a kernel for it."
+    ),
+]
+Device = Annotated[
+    str,
+    Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
+    Doc(description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."),
+]
+Amp = Annotated[
+    Literal["none", "bf16", "fp16"],
+    Doc(description="Compute convolutions and products in 16 bits; fp16 scales its gradients."),
+]
+Compile = Annotated[
+    bool, Doc(description="Let torch.compile fuse the step; the first one takes a minute.")
+]
+WeightStorage = Annotated[
+    Literal["int8", "int4"],
+    Doc(description="How weights of 4 bits are stored, as for trtq quantize."),
+]
+Augment = Annotated[
+    Literal["flip-crop", "flip", "none"],
+    Doc(description="flip-crop: mirrored at random, and moved by up to an eighth."),
+]
+ParityImages = Annotated[
+    int,
+    Meta(ge=1),
+    Doc(description="Images the parity gate compares torch and ONNX Runtime on."),
+]
+Seed = Annotated[int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")]
+
+
+class FinetuneOptions(Options, frozen=True, kw_only=True):
+    """How a quantized model is trained, without which one and with which data."""
+
+    val_limit: ValLimit = None
+    epochs: Epochs = 3
+    limit: Limit = None
+    batch_size: BatchSize = 64
+    accumulate: Accumulate = 1
+    optimizer: Optimizer = "sgd"
+    lr: Lr = 1e-3
+    lr_amax: LrAmax = 1e-3
+    weight_decay: WeightDecay = 0.0
+    schedule: Schedule = "cosine"
+    learn_amax: LearnAmax = True
+    loss: Loss = None
+    class_weights: ClassWeights = "none"
+    distill: Distill = 0.5
+    temperature: Temperature = 2.0
+    ema: Ema = 0.0
+    patience: Patience = None
+    freeze: Freeze = ()
+    worst: Worst = None
+    batch_norm: BatchNorm = "folded"
+    freeze_bn: FreezeBn = None
+    lower_bits: LowerBits = ()
+    codebook: Codebook = None
+    device: Device = "auto"
+    amp: Amp = "none"
+    compile: Compile = False
+    weight_storage: WeightStorage = "int8"
+    augment: Augment = "flip-crop"
+    opset: Opset = None
+    target: FilesFor = None
+    parity_images: ParityImages = 32
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_lower_bits()
+        entropy = self.loss is None and self.distill < 1.0
+        cross = "the cross-entropy: no --loss, and --distill below 1"
+        kept = self.batch_norm == "kept"
+        for given, option, possible, needed in (
+            (self.freeze_bn is not None, "--freeze-bn", kept, "--batch-norm kept"),
+            (self.class_weights != "none", "--class-weights", entropy, cross),
+        ):
+            if given and not possible:
+                raise UsageError(f"{option} needs {needed}")
+
+    def _require_lower_bits(self) -> None:
+        """Refuse widths that do not fall, or that leave no epoch for the last ones.
+
+        Raises:
+            UsageError: names the option.
+        """
+        bits = list(self.lower_bits)
+        if not all(2 <= b <= 8 for b in bits) or bits != sorted(bits, reverse=True):
+            raise UsageError(
+                f"Cannot use --lower-bits {','.join(map(str, bits))}",
+                "expected falling numbers from 8 to 2",
+                "Write 8,6",
+            )
+        if len(bits) >= self.epochs:
+            why = (
+                f"{len(bits)} of {self.epochs} epochs would be at wider widths, and none at "
+                "their own"
+            )
+            raise UsageError("Cannot use --lower-bits", why, "Give more --epochs")
 
 
 class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -33,78 +238,24 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
         str | None, PathDoc(description="Like --class-index, for --val; default: the same.")
     ] = None
     val_masks: Annotated[str | None, PathDoc(description="Like --masks, for --val.")] = None
-    val_limit: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Measure on at most this many images, drawn evenly."),
-    ] = None
-    epochs: Annotated[int, Meta(ge=1), Doc(description="Passes over the images.")] = 3
-    limit: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Train on this many images an epoch, drawn anew."),
-    ] = None
-    batch_size: Annotated[
-        int, Meta(ge=1, le=4096), Doc(description="Images a step, over all processes.")
-    ] = 64
-    accumulate: Annotated[
-        int, Meta(ge=1), Doc(description="Steps whose gradients are added before the weights move.")
-    ] = 1
-    optimizer: Annotated[Literal["sgd", "adamw"], Doc(description="sgd: with momentum 0.9.")] = (
-        "sgd"
-    )
-    lr: Annotated[float, Meta(gt=0), Doc(description="Learning rate of weights and biases.")] = 1e-3
-    lr_amax: Annotated[
-        float,
-        Meta(gt=0),
-        Doc(description="Learning rate of ranges, which are learned as logarithms (Adam)."),
-    ] = 1e-3
-    weight_decay: Annotated[float, Meta(ge=0), Doc(description="Of weights.")] = 0.0
-    schedule: Annotated[
-        Literal["cosine", "onecycle", "plateau", "constant"],
-        Doc(
-            description="Of both learning rates; plateau divides them by ten when an epoch brought "
-            "nothing."
-        ),
-    ] = "cosine"
-    learn_amax: Annotated[bool, Doc(description="Ranges learn, too (LSQ).")] = True
-    loss: Annotated[
-        str | None,
-        PathDoc(
-            description="A loss of your own in place of cross-entropy, package.module:function or "
-            "file.py:function of (answer, wanted)."
-        ),
-    ] = None
-    class_weights: Annotated[
-        Literal["none", "log", "median"],
-        Doc(
-            description="Weigh classes by how rare they are: 1 / ln(1.02 + share), or median "
-            "share / "
-            "share."
-        ),
-    ] = "none"
-    distill: Annotated[
-        float,
-        Meta(ge=0, le=1),
-        Doc(
-            description="Share of the loss that asks for the float model's answers instead of the "
-            "labels."
-        ),
-    ] = 0.5
-    temperature: Annotated[
-        float, Meta(gt=0), Doc(description="Of the answers that are compared.")
-    ] = 2.0
-    ema: Annotated[
-        float,
-        Meta(ge=0, lt=1),
-        Doc(description="Average the weights over steps with this decay; 0: do not."),
-    ] = 0.0
-    patience: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Stop when this many epochs in a row brought nothing on --val."),
-    ] = None
-    freeze: Annotated[
-        tuple[str, ...],
-        Doc(description="Layers whose weights and ranges stay: a shell pattern; repeatable."),
-    ] = ()
+    val_limit: ValLimit = None
+    epochs: Epochs = 3
+    limit: Limit = None
+    batch_size: BatchSize = 64
+    accumulate: Accumulate = 1
+    optimizer: Optimizer = "sgd"
+    lr: Lr = 1e-3
+    lr_amax: LrAmax = 1e-3
+    weight_decay: WeightDecay = 0.0
+    schedule: Schedule = "cosine"
+    learn_amax: LearnAmax = True
+    loss: Loss = None
+    class_weights: ClassWeights = "none"
+    distill: Distill = 0.5
+    temperature: Temperature = 2.0
+    ema: Ema = 0.0
+    patience: Patience = None
+    freeze: Freeze = ()
     sensitivity: Annotated[
         str | None,
         PathDoc(
@@ -113,110 +264,27 @@ class FinetuneSpec(ModelInputSpec, frozen=True, kw_only=True):
             "the others as they are."
         ),
     ] = None
-    worst: Annotated[
-        Annotated[float, Meta(gt=0, le=1)] | None,
-        Doc(
-            description="Share of the layers to train, the most sensitive first; default: 0.25. "
-            "Needs "
-            "--sensitivity."
-        ),
-    ] = None
-    batch_norm: Annotated[
-        Literal["folded", "kept"],
-        Doc(
-            description="folded: into its convolution before training. kept: taken up again "
-            "behind it, "
-            "and folded at the end; bears higher rates."
-        ),
-    ] = "folded"
-    freeze_bn: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        Doc(
-            description="With --batch-norm kept: its statistics stay from this epoch on, "
-            "counted from 0."
-        ),
-    ] = None
-    lower_bits: Annotated[
-        tuple[int, ...],
-        Doc(
-            description="Bits that narrower layers take in the first epochs, one number an "
-            "epoch: 8,6 "
-            "then their own."
-        ),
-    ] = ()
-    codebook: Annotated[
-        Annotated[int, Meta(ge=2, le=8)] | None,
-        Doc(
-            description="Weights as one of 2^N learned values a layer (k-means by moving "
-            "averages): "
-            "simulated, no engine has a kernel for it."
-        ),
-    ] = None
-    device: Annotated[
-        str,
-        Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
-        Doc(description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one."),
-    ] = "auto"
-    amp: Annotated[
-        Literal["none", "bf16", "fp16"],
-        Doc(description="Compute convolutions and products in 16 bits; fp16 scales its gradients."),
-    ] = "none"
-    compile: Annotated[
-        bool, Doc(description="Let torch.compile fuse the step; the first one takes a minute.")
-    ] = False
-    weight_storage: Annotated[
-        Literal["int8", "int4"],
-        Doc(description="How weights of 4 bits are stored, as for trtq quantize."),
-    ] = "int8"
-    augment: Annotated[
-        Literal["flip-crop", "flip", "none"],
-        Doc(description="flip-crop: mirrored at random, and moved by up to an eighth."),
-    ] = "flip-crop"
+    worst: Worst = None
+    batch_norm: BatchNorm = "folded"
+    freeze_bn: FreezeBn = None
+    lower_bits: LowerBits = ()
+    codebook: Codebook = None
+    device: Device = "auto"
+    amp: Amp = "none"
+    compile: Compile = False
+    weight_storage: WeightStorage = "int8"
+    augment: Augment = "flip-crop"
     opset: Opset = None
     target: FilesFor = None
-    parity_images: Annotated[
-        int,
-        Meta(ge=1),
-        Doc(description="Images the parity gate compares torch and ONNX Runtime on."),
-    ] = 32
-    seed: Annotated[
-        int, Meta(ge=0), Doc(description="Orders the images and draws the augmentation.")
-    ] = 0
+    parity_images: ParityImages = 32
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_lower_bits()
-        entropy = self.loss is None and self.distill < 1.0
-        cross = "the cross-entropy: no --loss, and --distill below 1"
+        FinetuneOptions.of(self)  # which checks them
         for given, option, possible, needed in (
-            (self.freeze_bn is not None, "--freeze-bn", self._keeps_norms, "--batch-norm kept"),
             (bool(self.val_masks), "--val-masks", self.val is not None, "--val"),
             (self.worst is not None, "--worst", self.sensitivity is not None, "--sensitivity"),
-            (self.class_weights != "none", "--class-weights", entropy, cross),
         ):
             if given and not possible:
                 raise UsageError(f"{option} needs {needed}")
-
-    @property
-    def _keeps_norms(self) -> bool:
-        return self.batch_norm == "kept"
-
-    def _require_lower_bits(self) -> None:
-        """Refuse widths that do not fall, or that leave no epoch for the last ones.
-
-        Raises:
-            UsageError: names the option.
-        """
-        bits = list(self.lower_bits)
-        if not all(2 <= b <= 8 for b in bits) or bits != sorted(bits, reverse=True):
-            raise UsageError(
-                f"Cannot use --lower-bits {','.join(map(str, bits))}",
-                "expected falling numbers from 8 to 2",
-                "Write 8,6",
-            )
-        if len(bits) >= self.epochs:
-            why = (
-                f"{len(bits)} of {self.epochs} epochs would be at wider widths, and none at "
-                "their own"
-            )
-            raise UsageError("Cannot use --lower-bits", why, "Give more --epochs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -84,7 +84,26 @@ ParityImages = Annotated[
 ]
 
 
-class QuantizeOptions(Spec, frozen=True, kw_only=True):
+T = TypeVar("T", bound="Options")
+
+
+class Options(Spec, frozen=True, kw_only=True):
+    """How something is done, without what and with which data."""
+
+    @classmethod
+    def of(cls: type[T], spec: Spec, **more: Any) -> T:
+        """Return the options that a spec has under the same names, and ``more``."""
+        own = set(spec.__struct_fields__)
+        shared = {f: getattr(spec, f) for f in cls.__struct_fields__ if f in own}
+        return cls(**{**shared, **more})
+
+    def without(self, *names: str) -> dict[str, object]:
+        """Return the options as plain values but for some."""
+        values: dict[str, object] = msgspec.to_builtins(self)
+        return {k: v for k, v in values.items() if k not in names}
+
+
+class QuantizeOptions(Options, frozen=True, kw_only=True):
     """How to quantize, without what and with which data.
 
     Attributes:
@@ -111,15 +130,3 @@ class QuantizeOptions(Spec, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     parity_images: ParityImages = 32
     calib_cache: CalibCache = None
-
-    @classmethod
-    def of(cls, spec: Spec, **more: Any) -> QuantizeOptions:
-        """Return the options that a spec has under the same names, and ``more``."""
-        own = set(spec.__struct_fields__)
-        shared = {f: getattr(spec, f) for f in cls.__struct_fields__ if f in own}
-        return cls(**{**shared, **more})
-
-    def without(self, *names: str) -> dict[str, Any]:
-        """Return the options as plain values but for some."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
-        return {k: v for k, v in values.items() if k not in names}

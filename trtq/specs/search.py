@@ -25,6 +25,70 @@ from trtq.specs.fields import (
     Target,
 )
 from trtq.specs.inputs import ModelInputSpec
+from trtq.specs.options import Options
+
+RangesBy = Annotated[Calibrator, Doc(description="How activations get their range.")]
+AnalyzedBits = Annotated[
+    tuple[str, ...],
+    Doc(
+        description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
+        "for "
+        "weights alone, fp8, fp16; repeatable, "
+        "or with commas."
+    ),
+]
+MetricImages = Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")]
+LossTargets = Annotated[
+    Literal["labels", "model"],
+    Doc(
+        description="What the loss of gradient and hessian compares with: labels, or the "
+        "model's "
+        "own answer."
+    ),
+]
+Probes = Annotated[
+    int,
+    Meta(ge=2),
+    Doc(description="Most probes of the Hessian; fewer when the order of layers is stable."),
+]
+Trials = Annotated[int, Meta(ge=1), Doc(description="Perturbations a layer, for gradient.")]
+Epsilon = Annotated[
+    float,
+    Meta(gt=0),
+    Doc(description="Perturbations have a standard deviation of this over the weight's norm."),
+]
+Seed = Annotated[int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")]
+AnalysisCache = Annotated[
+    str | None,
+    PathDoc(
+        description="Folder for what an interrupted analysis has done; default: "
+        "$TRTQ_CALIB_CACHE, "
+        "else ./calib_cache."
+    ),
+]
+
+
+class AnalyzeOptions(Options, frozen=True, kw_only=True):
+    """How layers are analysed, without which model and which data."""
+
+    metric: AnalyzeMetric = "jsd"
+    bits: AnalyzedBits = (
+        "2",
+        "4",
+        "6",
+        "8",
+    )
+    images: MetricImages = 64
+    calib_images: CalibImages = 256
+    calibrator: RangesBy = "mse"
+    percentile: Percentile = 99.99
+    targets: LossTargets = "labels"
+    probes: Probes = 50
+    trials: Trials = 4
+    epsilon: Epsilon = 1.0
+    batch_size: BatchSize = 16
+    seed: Seed = 0
+    calib_cache: AnalysisCache = None
 
 
 class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
@@ -34,62 +98,28 @@ class AnalyzeSpec(ModelInputSpec, frozen=True, kw_only=True):
         str, PathDoc(description="The JSON file; the plot is written beside it as .svg.")
     ]
     metric: AnalyzeMetric = "jsd"
-    bits: Annotated[
-        tuple[str, ...],
-        Doc(
-            description="Widths on offer: 2 to 8 for weights and inputs, pairs like w4a8, w4a16 "
-            "for "
-            "weights alone, fp8, fp16; repeatable, "
-            "or with commas."
-        ),
-    ] = (
+    bits: AnalyzedBits = (
         "2",
         "4",
         "6",
         "8",
     )
-    images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
+    images: MetricImages = 64
     calib_images: CalibImages = 256
-    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    calibrator: RangesBy = "mse"
     percentile: Percentile = 99.99
-    targets: Annotated[
-        Literal["labels", "model"],
-        Doc(
-            description="What the loss of gradient and hessian compares with: labels, or the "
-            "model's "
-            "own answer."
-        ),
-    ] = "labels"
-    probes: Annotated[
-        int,
-        Meta(ge=2),
-        Doc(description="Most probes of the Hessian; fewer when the order of layers is stable."),
-    ] = 50
-    trials: Annotated[int, Meta(ge=1), Doc(description="Perturbations a layer, for gradient.")] = 4
-    epsilon: Annotated[
-        float,
-        Meta(gt=0),
-        Doc(description="Perturbations have a standard deviation of this over the weight's norm."),
-    ] = 1.0
+    targets: LossTargets = "labels"
+    probes: Probes = 50
+    trials: Trials = 4
+    epsilon: Epsilon = 1.0
     batch_size: BatchSize = 16
-    seed: Annotated[
-        int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")
-    ] = 0
-    calib_cache: Annotated[
-        str | None,
-        PathDoc(
-            description="Folder for what an interrupted analysis has done; default: "
-            "$TRTQ_CALIB_CACHE, "
-            "else ./calib_cache."
-        ),
-    ] = None
+    seed: Seed = 0
+    calib_cache: AnalysisCache = None
 
 
-class AllocateSpec(Spec, frozen=True, kw_only=True):
-    """Choose a width for every layer."""
+class AllocateOptions(Options, frozen=True, kw_only=True):
+    """How widths are chosen, without of which analysis."""
 
-    analysis: Annotated[str, PathDoc(description="What trtq analyze wrote.")]
-    out: Annotated[str, PathDoc(description="The JSON file that trtq quantize --allocation reads.")]
     strategy: Annotated[
         Literal["percentile", "greedy", "pareto", "milp"],
         Doc(
@@ -112,6 +142,84 @@ class AllocateSpec(Spec, frozen=True, kw_only=True):
     correct: Correct = ()
 
 
+class AllocateSpec(AllocateOptions, frozen=True, kw_only=True):
+    """Choose a width for every layer."""
+
+    analysis: Annotated[str, PathDoc(description="What trtq analyze wrote.")]
+    out: Annotated[str, PathDoc(description="The JSON file that trtq quantize --allocation reads.")]
+
+
+MinAccuracy = Annotated[
+    Annotated[float, Meta(ge=-100, le=100)] | None,
+    Doc(
+        description="Top-1 to keep: 0 or below, points against the float model (-1.0); "
+        "above 0, "
+        "percent. Without labels: agreement."
+    ),
+]
+Minimize = Annotated[
+    str | None,
+    Doc(
+        description="size, bitops, energy or latency@DEVICE: make it as small as "
+        "--min-accuracy "
+        "allows; default without a budget: size."
+    ),
+]
+Limit = Annotated[
+    Annotated[int, Meta(ge=1)] | None,
+    Doc(description="Measure on at most this many images, drawn evenly."),
+]
+Rounds = Annotated[
+    int,
+    Meta(ge=1, le=100),
+    Doc(description="Most allocations that are tried for one model, besides 8 bits everywhere."),
+]
+Strategy = Annotated[
+    Literal["milp", "greedy"],
+    Doc(description="How widths are chosen within budgets; see trtq allocate."),
+]
+SearchedBits = Annotated[
+    tuple[str, ...],
+    Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas."),
+]
+Methods = Annotated[
+    Literal["auto", "never", "always"],
+    Doc(
+        description="The family's quantization methods: when accuracy does not hold without "
+        "them "
+        "(auto), never, or in every try."
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "int8", "float"],
+    Doc(description="The products of attentions, as for trtq quantize."),
+]
+
+
+class SearchOptions(Options, frozen=True, kw_only=True):
+    """What a search keeps to, without which model and which data."""
+
+    budget: Budgets = ()
+    min_accuracy: MinAccuracy = None
+    minimize: Minimize = None
+    limit: Limit = None
+    rounds: Rounds = 8
+    metric: AnalyzeMetric = "jsd"
+    strategy: Strategy = "milp"
+    bits: SearchedBits = ("4", "6", "8")
+    target: Target = None
+    correct: Correct = ()
+    images: MetricImages = 64
+    calib_images: CalibImages = 256
+    calibrator: RangesBy = "mse"
+    percentile: Percentile = 99.99
+    methods: Methods = "auto"
+    attention: Attention = "auto"
+    batch_size: BatchSize = 16
+    seed: Seed = 0
+    calib_cache: CalibCache = None
+
+
 class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     """Find widths that meet every budget, and prove it on the exported model."""
 
@@ -127,22 +235,8 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
         ),
     ] = ()
     budget: Budgets = ()
-    min_accuracy: Annotated[
-        Annotated[float, Meta(ge=-100, le=100)] | None,
-        Doc(
-            description="Top-1 to keep: 0 or below, points against the float model (-1.0); "
-            "above 0, "
-            "percent. Without labels: agreement."
-        ),
-    ] = None
-    minimize: Annotated[
-        str | None,
-        Doc(
-            description="size, bitops, energy or latency@DEVICE: make it as small as "
-            "--min-accuracy "
-            "allows; default without a budget: size."
-        ),
-    ] = None
+    min_accuracy: MinAccuracy = None
+    minimize: Minimize = None
     val: Annotated[
         str | None,
         PathDoc(
@@ -154,48 +248,21 @@ class SearchSpec(ModelInputSpec, frozen=True, kw_only=True):
     val_class_index: Annotated[
         str | None, PathDoc(description="Like --class-index, for --val; default: the same.")
     ] = None
-    limit: Annotated[
-        Annotated[int, Meta(ge=1)] | None,
-        Doc(description="Measure on at most this many images, drawn evenly."),
-    ] = None
-    rounds: Annotated[
-        int,
-        Meta(ge=1, le=100),
-        Doc(
-            description="Most allocations that are tried for one model, besides 8 bits everywhere."
-        ),
-    ] = 8
+    limit: Limit = None
+    rounds: Rounds = 8
     metric: AnalyzeMetric = "jsd"
-    strategy: Annotated[
-        Literal["milp", "greedy"],
-        Doc(description="How widths are chosen within budgets; see trtq allocate."),
-    ] = "milp"
-    bits: Annotated[
-        tuple[str, ...],
-        Doc(description="Widths on offer, as for trtq analyze; repeatable, or with commas."),
-    ] = ("4", "6", "8")
+    strategy: Strategy = "milp"
+    bits: SearchedBits = ("4", "6", "8")
     target: Target = None
     correct: Correct = ()
-    images: Annotated[int, Meta(ge=1), Doc(description="How many images the metric looks at.")] = 64
+    images: MetricImages = 64
     calib_images: CalibImages = 256
-    calibrator: Annotated[Calibrator, Doc(description="How activations get their range.")] = "mse"
+    calibrator: RangesBy = "mse"
     percentile: Percentile = 99.99
-    methods: Annotated[
-        Literal["auto", "never", "always"],
-        Doc(
-            description="The family's quantization methods: when accuracy does not hold without "
-            "them "
-            "(auto), never, or in every try."
-        ),
-    ] = "auto"
-    attention: Annotated[
-        Literal["auto", "int8", "float"],
-        Doc(description="The products of attentions, as for trtq quantize."),
-    ] = "auto"
+    methods: Methods = "auto"
+    attention: Attention = "auto"
     batch_size: BatchSize = 16
-    seed: Annotated[
-        int, Meta(ge=0), Doc(description="Chooses images, probes and perturbations.")
-    ] = 0
+    seed: Seed = 0
     calib_cache: CalibCache = None
 
 

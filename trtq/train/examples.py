@@ -1,4 +1,4 @@
-"""What a graph learns from: images with their labels or masks, and a teacher."""
+"""What a graph learns from: samples with their targets, and a teacher."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from trtq.data.labels import Labels
-from trtq.data.preprocess import Preprocess, ahead, read_image
-from trtq.data.source import Source
+from trtq.data.preprocess import ahead
+from trtq.data.samples import Samples
+from trtq.errors import DataError
+from trtq.graph.feed import Feed
 from trtq.train.objective import Objective
 
+Pair = tuple[Feed, torch.Tensor | None]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Images and their labels."""
 
-    source: Source
-    labels: Labels | None
-    preprocess: Preprocess
+def walk(samples: Samples, parts: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[Pair]:
+    """Yield inputs and targets, one part after the other.
 
-    def walk(
-        self, parts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yield images [N, C, H, W] and their labels, one part after the other.
+    The next part is read in the background.
 
-        The next part is decoded in the background.
-        """
+    Args:
+        samples: what is read.
+        parts: positions of the samples of each step, as many in each but for the last.
+        names: of the model's inputs, in order.
+    """
+    if not parts:
+        return
+    chosen = samples.select([i for part in parts for i in part])
+    batches = chosen.batches(len(parts[0]))
 
-        def decode(part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-            images = torch.stack([read_image(self.source, i, self.preprocess)[0] for i in part])
-            return images, self.labels.of(part) if self.labels is not None else None
+    def read(_part: Sequence[int]) -> Pair:
+        batch = next(batches)
+        targets = batch.targets()
+        if targets is None or isinstance(targets, torch.Tensor):
+            return batch.feed(names), targets
+        raise DataError(
+            f"Cannot train on the targets of {samples.name}",
+            "they are boxes, expected classes of samples or of pixels",
+            "Give class folders or --masks, or --distill 1 without boxes",
+        )
 
-        return ahead(parts, decode)
+    yield from ahead(parts, read)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,21 +53,22 @@ class TrainingSetup:
     Attributes:
         objective: the loss.
         teacher: the float model, on the device of the graph.
-        train: images to learn from.
-        val: images every epoch is measured on, and which of them; None without.
-        batch: images a step, over all processes.
+        train: samples to learn from.
+        val: samples that every epoch is measured on; None without.
+        batch: samples a step, over all processes.
         classes: outputs of the model.
+        names: of its inputs, in order.
     """
 
     objective: Objective
     teacher: fx.GraphModule
-    train: Examples
-    val: tuple[Examples, list[int]] | None
+    train: Samples
+    val: Samples | None
     batch: int
     classes: int
+    names: Sequence[str]
 
     @property
     def measure(self) -> str:
         """What an epoch's score is."""
-        labels = self.val[0].labels if self.val is not None else None
-        return "mIoU" if labels is not None and labels.dense else "top-1"
+        return "mIoU" if self.val is not None and self.val.dense else "top-1"

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from trtq.data.metrics import confusion, hit_rate, mean_overlap
+from trtq.data.metrics import hit_rate, mean_overlap
 from trtq.errors import ArtifactError, CalibrationError, first_line
-from trtq.graph.feed import first_output
+from trtq.graph.device import device_of
+from trtq.graph.feed import IMAGE_AXES, Feed, first_output
 from trtq.progress import Progress
-from trtq.specs import FinetuneSpec
-from trtq.train.examples import TrainingSetup
+from trtq.specs import FinetuneOptions
+from trtq.train.examples import TrainingSetup, walk
 from trtq.train.learned import LeanMemory
 from trtq.train.objective import Part
 from trtq.train.run_state import (
@@ -62,7 +63,7 @@ class Trainer:
 
     def __init__(
         self,
-        spec: FinetuneSpec,
+        spec: FinetuneOptions,
         graph: TrainingGraph,
         setup: TrainingSetup,
         *,
@@ -77,7 +78,7 @@ class Trainer:
         self.workers = workers
         self.progress = progress
         self.measure = setup.measure
-        self.device = next(iter(graph.module.parameters())).device
+        self.device = device_of(graph.module)
         self.updates = Updates(spec, graph)
         stored = read_state(folder, key)
         self.position = stored[0] if stored is not None else Position(history=[])
@@ -129,11 +130,11 @@ class Trainer:
         """
         self.graph.widen_(self._width(self.position.epoch))
         if self.graph.norms and fresh:
-            examples = self.setup.train
-            parts = self._parts(examples.source.sample(NORM_IMAGES, self.spec.seed))
+            drawn = self.setup.train.take(NORM_IMAGES, self.spec.seed)
             with self._enough_memory():
                 self.graph.settle_norms_(
-                    images.to(self.device) for images, _ in examples.walk(parts)
+                    tuple(t.to(self.device) for t in feed)
+                    for feed in drawn.inputs(len(drawn), self.setup.batch, self.setup.names)
                 )
 
     def _parts(self, indices: list[int]) -> list[list[int]]:
@@ -192,7 +193,7 @@ class Trainer:
         spec = self.spec
         at = self.position
         generator = np.random.default_rng([spec.seed, at.epoch])
-        order = generator.permutation(len(self.setup.train.source)).tolist()[: spec.limit]
+        order = generator.permutation(len(self.setup.train)).tolist()[: spec.limit]
         parts = self._parts(order)
         self.progress.begin(f"Epoch {at.epoch + 1} of {spec.epochs}", len(order))
         self.progress.advance(at.step * self.setup.batch)
@@ -202,10 +203,10 @@ class Trainer:
         # A process that gets no image of the last, short batch computes one that counts for
         # nothing.
         shares = [self.workers.share(part) or part[:1] for part in parts]
-        for images, wanted in self.setup.train.walk(shares[at.step :]):
+        for feed, wanted in walk(self.setup.train, shares[at.step :], self.setup.names):
             part = parts[at.step]
             with self._enough_memory():
-                loss, stops_here = self._step(images, wanted, part, len(parts), bool(stopped))
+                loss, stops_here = self._step(feed, wanted, part, len(parts), bool(stopped))
             at.total += loss * len(part)
             at.count += len(part)
             at.step += 1
@@ -214,7 +215,7 @@ class Trainer:
             if at.step % spec.accumulate:
                 continue  # gradients are half added: nothing is kept here
             if stops_here or at.step % SAVE_EVERY < spec.accumulate:
-                self._save(images)
+                self._save(feed)
             if stops_here:
                 self._stop()
         seconds = max(time.perf_counter() - began, 1e-9)
@@ -273,7 +274,7 @@ class Trainer:
 
     def _step(
         self,
-        images: torch.Tensor,
+        feed: Feed,
         wanted: torch.Tensor | None,
         part: list[int],
         steps: int,
@@ -288,19 +289,19 @@ class Trainer:
         mine = list(self.workers.share(range(len(part))))
         for norm in self.graph.norms.values():
             norm.counts = bool(mine)
-        images, wanted = self._varied(images, wanted, len(part), mine or [0])
+        feed, wanted = self._varied(feed, wanted, len(part), mine or [0])
         moves = (at.step + 1) % spec.accumulate == 0 or at.step + 1 == steps
-        teacher = self._teach(images)
+        teacher = self._teach(feed)
         first = at.step // spec.accumulate * spec.accumulate  # the step at which this update began
         with self._gradients(shared=moves):
             with self._cast(), nullcontext() if spec.compile else LeanMemory():
-                answer = first_output(self.run(images))
+                answer = first_output(self.run(*feed))
             parts = self.setup.objective.parts(answer, wanted, teacher)
             loss, value, any_stopped = self._gather(parts, bool(mine), stopped)
             if not math.isfinite(value):
                 raise CalibrationError(
                     f"The loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}",
-                    f"first not finite: {self.graph.first_non_finite(images)}",
+                    f"first not finite: {self.graph.first_non_finite(feed)}",
                     f"Lower --lr or --lr-amax{self._checkpoint()}",
                 )
             share = min(spec.accumulate, steps - first)
@@ -311,29 +312,38 @@ class Trainer:
         return value, any_stopped
 
     def _varied(
-        self, images: torch.Tensor, wanted: torch.Tensor | None, count: int, picks: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return images and labels with the variation of this step, on the device."""
-        spec = self.spec
-        at = self.position
-        seed = ((spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
-        generator = torch.Generator().manual_seed(seed)
-        drawn = Draws(spec.augment, count, images.shape[2:], generator)
-        images, wanted = drawn.vary(images, wanted, picks)
-        images = images.to(self.device, memory_format=torch.channels_last)
-        return images, wanted.to(self.device) if wanted is not None else None
+        self, feed: Feed, wanted: torch.Tensor | None, count: int, picks: list[int]
+    ) -> tuple[Feed, torch.Tensor | None]:
+        """Return inputs and targets with the variation of this step, on the device."""
+        if self.spec.augment != "none":
+            at = self.position
+            seed = ((self.spec.seed * 1_000_003 + at.epoch) * 1_000_003 + at.step) % (1 << 63)
+            generator = torch.Generator().manual_seed(seed)
+            (images,) = feed
+            drawn = Draws(self.spec.augment, count, images.shape[2:], generator)
+            images, wanted = drawn.vary(images, wanted, picks)
+            feed = (images,)
+        return self._placed(feed), wanted.to(self.device) if wanted is not None else None
+
+    def _placed(self, feed: Feed) -> Feed:
+        """Return inputs on the device, images with their channels last."""
+        layouts = {IMAGE_AXES: torch.channels_last}
+        return tuple(
+            t.to(self.device, memory_format=layouts.get(t.ndim, torch.contiguous_format))
+            for t in feed
+        )
 
     def _cast(self) -> AbstractContextManager[Any]:
         """Compute in the narrower floats of ``--amp``."""
         amp = self.spec.amp
         return torch.autocast(self.device.type, AMP[amp]) if amp != "none" else nullcontext()
 
-    def _teach(self, images: torch.Tensor) -> torch.Tensor | None:
+    def _teach(self, feed: Feed) -> torch.Tensor | None:
         """Return the float model's answer; None without distillation."""
         if self.spec.distill <= 0.0:
             return None
         with torch.no_grad(), self._cast():
-            return first_output(self.setup.teacher(images))
+            return first_output(self.setup.teacher(*feed))
 
     def _gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
         """Average the gradients over the processes, or leave that to a later step."""
@@ -367,14 +377,14 @@ class Trainer:
     def _checkpoint(self) -> str:
         return f"; the last good state is {self.state.path}" if self.state.path.is_file() else ""
 
-    def _save(self, images: torch.Tensor | None) -> None:
+    def _save(self, feed: Feed | None) -> None:
         """Write the checkpoint, unless it contains a value that is not finite."""
         at = self.position
         self.updates.store_scale(at)
         if not all(bool(torch.isfinite(p).all()) for p in self.result):
             where = "a trained value"
-            if images is not None:
-                where = self.graph.first_non_finite(images.to(self.device))
+            if feed is not None:
+                where = self.graph.first_non_finite(self._placed(feed))
             raise CalibrationError(
                 f"Training left the finite numbers by epoch {at.epoch + 1}, step {at.step}",
                 f"first not finite: {where}",
@@ -390,23 +400,21 @@ class Trainer:
         """
         if self.setup.val is None:
             return None
-        examples, indices = self.setup.val
-        labels = examples.labels
-        assert labels is not None
-        classes = self.setup.classes
-        counts = np.zeros((classes, classes), dtype=np.int64)
-        parts = self._parts(list(self.workers.share(indices)))
+        val, classes = self.setup.val, self.setup.classes
+        counts = torch.zeros(classes * classes, dtype=torch.int64, device=self.device)
+        parts = self._parts(list(self.workers.share(range(len(val)))))
         self._mode(training=False)
         with self._enough_memory(), self.updates.averaged(), torch.no_grad():
-            for images, wanted in examples.walk(parts):
+            for feed, wanted in walk(val, parts, self.setup.names):
                 assert wanted is not None
-                answer = self.graph.module(
-                    images.to(self.device, memory_format=torch.channels_last)
-                )
-                predicted = answer.argmax(dim=1).cpu().numpy()
-                counts += confusion(predicted, wanted.numpy(), answer.shape[1], labels.ignore)
-        total = self.workers.sum_(torch.from_numpy(counts).to(self.device)).cpu().numpy()
-        return mean_overlap(total) if labels.dense else hit_rate(total)
+                answer = first_output(self.graph.module(*self._placed(feed)))
+                predicted = answer.argmax(dim=1)
+                targets = wanted.to(self.device)
+                seen = targets != val.ignore
+                pairs = targets[seen] * classes + predicted[seen]
+                counts += torch.bincount(pairs, minlength=classes * classes)
+        total = self.workers.sum_(counts).reshape(classes, classes).cpu().numpy()
+        return mean_overlap(total) if val.dense else hit_rate(total)
 
     def _remember(self, score: float | None) -> None:
         """Keep the best epoch; without validation images that is the last one.

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from trtq import ops
 from trtq.errors import EncodingsError, UsageError, suggest
+from trtq.graph.feed import Feed, as_feed
 from trtq.graph.naming import node_name
 from trtq.graph.nodes import get_constant, operands
 from trtq.quant.encodings import Encodings
@@ -136,7 +137,7 @@ class TrainingGraph:
         for quantizer in self.quantizers.values():
             quantizer.widen_(bits or quantizer.format.bits)
 
-    def settle_norms_(self, batches: Iterable[torch.Tensor]) -> None:
+    def settle_norms_(self, batches: Iterable[torch.Tensor | Feed]) -> None:
         """Give kept BatchNorms the statistics of what they see on ``batches``.
 
         The graph still computes what it did before.
@@ -144,8 +145,8 @@ class TrainingGraph:
         for norm in self.norms.values():
             norm.seen = []
         with torch.no_grad():
-            for batch in batches:
-                self.module(batch)
+            for feed in batches:
+                self.module(*as_feed(feed))
         for norm in self.norms.values():
             norm.round_scales_to_fp16_()
 
@@ -299,10 +300,10 @@ class TrainingGraph:
                 snapped = snapped * along_axis(factor, snapped.ndim, 0)
         values[weight] = snapped
 
-    def first_non_finite(self, images: torch.Tensor) -> str:
+    def first_non_finite(self, feed: Feed) -> str:
         """Return what is NaN or infinite first.
 
-        It is a trained value, or what a node computes on ``images``.
+        It is a trained value, or what a node computes on ``feed``.
         """
         for name, value in self.weights.items():
             if not bool(torch.isfinite(value).all()):
@@ -312,7 +313,7 @@ class TrainingGraph:
                 return f"the range of {name}"
         search = _FirstNonFinite(self.module)
         with torch.no_grad():
-            search.run(images)
+            search.run(*feed)
         return search.name or "the loss itself"
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from trtq.specs import FinetuneSpec
+from trtq.specs import FinetuneOptions
 from trtq.train.run_state import Position
 from trtq.train.training_graph import TrainingGraph
 
@@ -25,7 +25,7 @@ class Updates:
         averages: of the trained weights, empty without; see :meth:`start_averages`.
     """
 
-    def __init__(self, spec: FinetuneSpec, graph: TrainingGraph) -> None:
+    def __init__(self, spec: FinetuneOptions, graph: TrainingGraph) -> None:
         self.spec = spec
         self.graph = graph
         device = next(iter(graph.module.parameters())).device
@@ -82,7 +82,7 @@ class Updates:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **state})
 
 
-def _weight_optimizer(spec: FinetuneSpec, graph: TrainingGraph) -> torch.optim.Optimizer:
+def _weight_optimizer(spec: FinetuneOptions, graph: TrainingGraph) -> torch.optim.Optimizer:
     """Return the optimizer of weights, biases and norms; the latter two do not decay."""
     matrices = [w for w in graph.trained if w.ndim > 1]
     vectors = [w for w in graph.trained if w.ndim <= 1]

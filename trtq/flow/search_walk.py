@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trtq.artifact import SCHEMA, environment
-from trtq.commands.allocate import decide, shown
-from trtq.commands.candidate import Candidate
-from trtq.commands.pricing import Pricing, uniform
-from trtq.files import ANALYSIS_JSON
+from trtq.flow.allocate import decide, shown
+from trtq.flow.candidate import Candidate
+from trtq.flow.pricing import Pricing, uniform
 from trtq.quant.formats import BitConfig
 from trtq.records.allocate import AllocatedLayer, AllocateRecord
 from trtq.records.analyze import AnalyzeRecord
 from trtq.records.search import Try
 from trtq.search.loop import AS_ASKED, NONE, budgets_at
-from trtq.specs import AllocateSpec, SearchSpec
+from trtq.specs import AllocateOptions, SearchOptions
 
 WIDE = BitConfig(weight=8, input=8)
 
@@ -35,15 +34,15 @@ class Goals:
     """What a walk keeps to.
 
     Attributes:
-        spec: of the search.
-        options: widths on offer.
+        asked: the options of the search.
+        widths: on offer, narrowest first.
         budgets: absolute limits.
         minimize: the cost to minimize; None for none.
         measure: measures an allocation.
     """
 
-    spec: SearchSpec
-    options: Sequence[BitConfig]
+    asked: SearchOptions
+    widths: Sequence[BitConfig]
     budgets: Mapping[str, float]
     minimize: str | None
     measure: Measure
@@ -62,8 +61,8 @@ class Walk:
         self.candidate = candidate
         self.analysis = analysis
         self.pricing = pricing
-        self.least, self.most = pricing.span(goals.options)
-        self.left = goals.spec.rounds
+        self.least, self.most = pricing.span(goals.widths)
+        self.left = goals.asked.rounds
         self.seen = dict[tuple[Any, ...], Try]()
 
     def at(self, t: float, *, methods: bool) -> Try:
@@ -87,14 +86,8 @@ class Walk:
         )
 
     def _measured(self, budgets: Mapping[str, float], *, methods: bool, label: str) -> Try:
-        spec = self.goals.spec
-        asked = AllocateSpec(
-            analysis=str(self.candidate.folder / ANALYSIS_JSON),
-            out="",
-            strategy=spec.strategy,
-            bits=spec.bits,
-            target=spec.target,
-        )
+        search = self.goals.asked
+        asked = AllocateOptions(strategy=search.strategy, bits=search.bits, target=search.target)
         allocated = decide(asked, self.analysis, self.pricing, budgets)
         self.left -= 1
         return self._once(

@@ -1,0 +1,167 @@
+"""From an analysis and budgets to a width for every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trtq.artifact import environment, header
+from trtq.errors import UsageError, suggest
+from trtq.flow.pricing import Pricing, require_fp8, require_kernels
+from trtq.quant.formats import BitConfig, read_options
+from trtq.records.allocate import AllocatedLayer, AllocateRecord, Alternative, FrontPoint
+from trtq.records.analyze import AnalyzeRecord
+from trtq.search.allocate import STRATEGIES, Choice, summed
+from trtq.search.budgets import LATENCY
+from trtq.specs import AllocateOptions
+
+MOST_POINTS = 200
+
+
+def make_choices(
+    analysis: AnalyzeRecord, pricing: Pricing, options: Sequence[BitConfig]
+) -> list[Choice]:
+    """Return the groups of layers with their summed losses and costs.
+
+    Staying in float has no loss.
+    """
+    by_name, seen, found = (
+        {layer.name: layer for layer in analysis.layers},
+        set[str](),
+        list[Choice](),
+    )
+    narrowest = (
+        min(o for o in options if o.quantized) if any(o.quantized for o in options) else None
+    )
+    for layer in analysis.layers:
+        if layer.name in seen:
+            continue
+        members = [by_name[n] for n in layer.group]
+        seen.update(layer.group)
+        found.append(
+            Choice(
+                name=layer.name,
+                layers=tuple(layer.group),
+                sensitivity=sum(m.loss[narrowest.label] for m in members) if narrowest else 0.0,
+                loss={
+                    o.label: sum(m.loss[o.label] for m in members) if o.quantized else 0.0
+                    for o in options
+                },
+                costs={
+                    b: {o.label: sum(pricing.layer(m.name, o, b) for m in members) for o in options}
+                    for b in pricing.names
+                },
+            )
+        )
+    return found
+
+
+def decide(
+    asked: AllocateOptions, analysis: AnalyzeRecord, pricing: Pricing, budgets: Mapping[str, float]
+) -> AllocateRecord:
+    """Return the allocation of a strategy under absolute budgets.
+
+    Args:
+        asked: the strategy, the widths on offer, the target; its own budgets are not read.
+        analysis: losses and costs of the layers.
+        pricing: of the same model.
+        budgets: absolute limits, by name.
+
+    Raises:
+        UsageError: a budget that cannot be met, or a width that was not analysed or that the target
+            cannot run.
+    """
+    options = offered(asked, analysis)
+    require_fp8(options, (d.name for d in pricing.devices.values()))
+    choices, labels = make_choices(analysis, pricing, options), [o.label for o in options]
+    fixed = {b: pricing.fixed(b) for b in budgets}
+    for budget, rest in fixed.items():
+        if rest >= budgets[budget]:
+            what = (
+                "parameters that have no width to choose"
+                if budget == "size"
+                else "what is no layer with a weight"
+            )
+            raise UsageError(
+                f"The budget {budget} cannot be met",
+                f"{shown(budget, rest)} goes to {what}, {shown(budget, budgets[budget])} is "
+                "allowed",
+            )
+    done = STRATEGIES[asked.strategy](
+        choices, labels, {b: v - fixed[b] for b, v in budgets.items()}
+    )
+    chosen = {n: BitConfig.parse(done.options[c.name]) for c in choices for n in c.layers}
+    step = max(1, -(-len(done.front) // MOST_POINTS))
+    return AllocateRecord(
+        **header("allocate", asked),
+        model=analysis.model,
+        metric=analysis.metric,
+        budgets=dict(budgets),
+        costs=pricing.totals(chosen),
+        full=pricing.full(),
+        loss=summed(choices, done.options).loss,
+        layers=_layers(analysis, choices, labels, done.options),
+        front=[
+            FrontPoint(cost=cost + sum(fixed.values()), loss=loss, options=dict(o))
+            for cost, loss, o in done.front[::-step][::-1]
+        ],
+        environment=environment(),
+    )
+
+
+def _layers(
+    analysis: AnalyzeRecord,
+    choices: Sequence[Choice],
+    labels: Sequence[str],
+    picked: Mapping[str, str],
+) -> list[AllocatedLayer]:
+    by_layer = {n: c for c in choices for n in c.layers}
+    found = []
+    for layer in analysis.layers:
+        choice = by_layer[layer.name]
+        option = picked[choice.name]
+        at = labels.index(option)
+        found.append(
+            AllocatedLayer(
+                name=layer.name,
+                option=option,
+                loss=layer.loss.get(option, 0.0),
+                group=layer.group,
+                narrower=_alternative(choice, option, labels[at - 1]) if at else None,
+                wider=_alternative(choice, option, labels[at + 1])
+                if at + 1 < len(labels)
+                else None,
+            )
+        )
+    return found
+
+
+def _alternative(choice: Choice, taken: str, other: str) -> Alternative:
+    costs = {b: by_option[other] - by_option[taken] for b, by_option in choice.costs.items()}
+    return Alternative(option=other, loss=choice.loss[other] - choice.loss[taken], costs=costs)
+
+
+def offered(asked: AllocateOptions, analysis: AnalyzeRecord) -> list[BitConfig]:
+    """Return the widths on offer, narrowest first: those asked for, or all that were analysed.
+
+    Raises:
+        UsageError: one was not analysed, or the target has no kernels for it.
+    """
+    options = read_options(asked.bits or analysis.bits)
+    for option in options:
+        if option.quantized and option.label not in analysis.bits:
+            raise UsageError(
+                f"The width {option.label} was not analysed",
+                f"the analysis has {', '.join(analysis.bits)}",
+                suggest(option.label, analysis.bits)
+                or f"Run trtq analyze with --bits {option.label}",
+            )
+    if asked.target:
+        require_kernels(options, asked.target)
+    return options
+
+
+def shown(budget: str, value: float) -> str:
+    """Return a cost with its unit, for a person."""
+    if budget == "size":
+        return f"{value / 1e6:.4g} MB"
+    return f"{value:.4g} ms" if budget.startswith(LATENCY) else f"{value:.4g}"

@@ -1,0 +1,281 @@
+"""Measure the loss of each layer of a model at each width, and the cost of each width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from trtq.artifact import SCHEMA, ensure_writable_dir, environment, write_bytes
+from trtq.cost.count import LayerCost
+from trtq.data.answers import HAVE_PREDICTIONS
+from trtq.data.samples import Batch, Samples, preprocess_digest
+from trtq.errors import DataError, UsageError
+from trtq.flow.classes import require_same_classes
+from trtq.flow.layer_costs import outline
+from trtq.flow.model import Model
+from trtq.flow.ptq import cache_folder
+from trtq.flow.run import Run
+from trtq.graph.device import device_of
+from trtq.graph.feed import Feed, first_output
+from trtq.graph.nodes import operands
+from trtq.quant.digest import structure_digest
+from trtq.quant.formats import BitConfig, read_options
+from trtq.records.analyze import AnalyzedLayer, AnalyzeRecord
+from trtq.search.layers import Layer, groups, prepare_layers
+from trtq.search.metrics import IN_PIECES, METRICS, NEEDS_TARGETS
+from trtq.search.sensitivity import Measured, Sensitivity, SensitivityContext
+from trtq.search.work_cache import WorkCache
+from trtq.specs import AnalyzeOptions
+from trtq.version import __version__
+from trtq.workers import Workers
+
+Batches = list[tuple[Feed, torch.Tensor]]
+ARGUMENTS = ("probes", "trials", "epsilon", "seed")
+
+
+def analyze_model(
+    model: Model,
+    samples: Samples,
+    options: AnalyzeOptions,
+    run: Run | None = None,
+    *,
+    workers: Workers | None = None,
+) -> AnalyzeRecord:
+    """Measure the sensitivity of every layer.
+
+    What a long metric has done is kept in the calibration cache, and taken up by the next call.
+
+    Args:
+        model: captured, float32; it is not changed.
+        samples: some give the ranges, some are looked at by the metric.
+        options: how to analyse.
+        run: the listener, the notes and the clock.
+        workers: the processes that share the work.
+
+    Raises:
+        UsageError: no width to analyse, a metric that does not fit the model, no layer.
+        DataError: the metric needs targets, and there are none, or they do not fit the model.
+    """
+    run, workers = run or Run(), workers or Workers()
+    widths = check_analysis(samples, options)
+    _require_scores(model, samples, options)
+    drawn = samples.take(max(options.calib_images, options.images), options.seed)
+    layers = _layers(model, drawn, widths, options, run)
+    run.clock.lap("calibrate")
+    batches = _batches(model, drawn, options)
+    context = SensitivityContext(
+        graph=model.graph.module,
+        layers=layers,
+        batches=lambda: batches,
+        units=_cache(model, drawn, batches, options, workers),
+        begin=run.progress.begin,
+        advance=run.progress.advance,
+        arguments={name: getattr(options, name) for name in ARGUMENTS},
+    )
+    found, said = _measure(context, options.metric, workers, run)
+    run.clock.lap(options.metric)
+    weights = {layer.name: str(operands(layer.node)[1].target) for layer in layers}
+    counted = outline(model.graph.module, model.graph.examples, weights)
+    return AnalyzeRecord(
+        schema=SCHEMA,
+        verb="analyze",
+        spec={"model": model.name, "data": samples.name, **options.without()},
+        model={
+            "name": model.name,
+            "weights": model.weights,
+            "weights_sha256": model.weights_sha256,
+        },
+        data=samples.describe(),
+        preprocess=model.preprocess or samples.preprocess,
+        metric=options.metric,
+        bits=[o.label for o in widths],
+        layers=_analyzed(layers, found, counted.layers),
+        left_out=counted.left_out,
+        other_bytes=counted.other_bytes,
+        kernels=counted.kernels,
+        said=said,
+        notes=run.note.lines,
+        seconds=run.clock.seconds,
+        environment=environment(),
+    )
+
+
+def check_analysis(samples: Samples, options: AnalyzeOptions) -> list[BitConfig]:
+    """Return the widths on offer, once they and the targets are known to serve.
+
+    Raises:
+        UsageError: no width to analyse.
+        DataError: there are no targets, or the numbers of classes are ambiguous.
+    """
+    widths = read_options(options.bits)
+    if not any(o.quantized for o in widths):
+        raise UsageError(
+            "There is no width to analyse",
+            f"asked for {', '.join(o.label for o in widths)}",
+            "Give --bits 4 --bits 8",
+        )
+    if options.metric in NEEDS_TARGETS and options.targets == "labels":
+        if not samples.has_targets:
+            raise DataError(
+                f"The metric {options.metric} needs labels, {samples.name} has none",
+                "it is no folder of class folders, and its samples are no pairs",
+                "Give --targets model to compare with the model's own answer, or use --metric l2 "
+                "or jsd",
+            )
+        require_same_classes(samples)
+    return widths
+
+
+def _require_scores(model: Model, samples: Samples, options: AnalyzeOptions) -> None:
+    """Refuse a metric of classes where the output is not known to be their scores.
+
+    Raises:
+        UsageError: names the metric.
+    """
+    asks = options.metric in ("jsd", *NEEDS_TARGETS)
+    if asks and model.answer_kind(samples.classes, scored=samples.dense) not in HAVE_PREDICTIONS:
+        raise UsageError(
+            f"The metric {options.metric} needs scores of classes",
+            "the model's output is not known to be that",
+            "Use --metric l2, or give images in as many class folders as the model has classes",
+        )
+
+
+def _layers(
+    model: Model, drawn: Samples, widths: list[BitConfig], options: AnalyzeOptions, run: Run
+) -> list[Layer]:
+    """Return the layers that have codes at every width; the others are noted.
+
+    Raises:
+        UsageError: there is none.
+    """
+    count = min(options.calib_images, len(drawn))
+    run.progress.begin(f"Calibrating ({options.calibrator})", count)
+    layers = prepare_layers(
+        model.graph.module,
+        widths,
+        drawn.inputs(count, _size(model, options), model.input_names),
+        calibrator=options.calibrator,
+        percentile=options.percentile,
+        progress=run.progress.advance,
+    )
+    labels = [o.label for o in widths if o.quantized]
+    whole = [layer for layer in layers if set(labels) <= set(layer.codings)]
+    for layer in layers:
+        if layer not in whole:
+            run.note(
+                f"{layer.name} stays in float: outliers leave it no codes at "
+                f"{', '.join(o for o in labels if o not in layer.codings)}"
+            )
+    if not whole:
+        raise UsageError(
+            f"There is nothing to analyse in {model.name}",
+            "it has no convolution or linear with a constant weight",
+        )
+    return whole
+
+
+def _size(model: Model, options: AnalyzeOptions) -> int:
+    return options.batch_size if model.graph.dynamic_batch else 1
+
+
+def _batches(model: Model, drawn: Samples, options: AnalyzeOptions) -> Batches:
+    """Return the inputs that a metric looks at, with their targets, on the device of the graph.
+
+    A metric that looks at outputs reads no targets.
+
+    Raises:
+        DataError: targets of classes that the model does not have.
+    """
+    device = device_of(model.graph.module)
+    labelled = options.targets == "labels" and drawn.has_targets
+    if options.metric in NEEDS_TARGETS and labelled:
+        drawn.expect(int(model.reference.shape[1]), model.name)
+    batches: Batches = []
+    for batch in drawn.batches(_size(model, options), count=options.images):
+        feed = tuple(t.to(device) for t in batch.feed(model.input_names))
+        targets = torch.empty(0)
+        if options.metric in NEEDS_TARGETS:
+            own = _class_indices(drawn, batch) if labelled else None
+            targets = own.to(device) if own is not None else _own_answer(model, feed)
+        batches.append((feed, targets))
+    return batches
+
+
+def _class_indices(samples: Samples, batch: Batch) -> torch.Tensor:
+    """Return the class of every sample of a batch, int64 [N], or of every pixel [N, H, W].
+
+    Raises:
+        DataError: targets are something else.
+    """
+    targets = batch.targets()
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+        raise DataError(
+            f"The targets of {samples.name} are no class indices",
+            "the metric needs one integer for each sample",
+            "Give --targets model, or use --metric l2",
+        )
+    return targets
+
+
+def _own_answer(model: Model, feed: Feed) -> torch.Tensor:
+    """Return the classes that the model itself says, int64 [N] or [N, H, W]."""
+    with torch.inference_mode():
+        return first_output(model.graph.module(*feed)).argmax(dim=1).clone()
+
+
+def _cache(
+    model: Model, drawn: Samples, batches: Batches, options: AnalyzeOptions, workers: Workers
+) -> WorkCache:
+    """Return the pieces of this analysis that are done."""
+    folder = ensure_writable_dir(cache_folder(options.calib_cache), option="--calib-cache")
+    targets = [t.tolist() for _, t in batches]
+    depends = [
+        model.weights_sha256,
+        structure_digest(model.graph.module),
+        drawn.digest(),
+        targets,
+        preprocess_digest(drawn),
+        options.without("calib_cache"),
+        str(torch.__version__),
+        __version__,
+    ]
+    return WorkCache(folder, depends, workers)
+
+
+def _measure(context: SensitivityContext, metric: str, workers: Workers, run: Run) -> Measured:
+    """Return the result of every layer, and figures about the measurement."""
+    if context.units.found:
+        run.tell(f"{context.units.found} pieces of this analysis were done before and are taken up")
+    if workers.world > 1 and metric in IN_PIECES:
+        METRICS[metric](context)  # this process's pieces
+        context.units.collect()
+    return METRICS[metric](context)
+
+
+def _analyzed(
+    layers: Sequence[Layer], found: Mapping[str, Sensitivity], counted: Mapping[str, LayerCost]
+) -> list[AnalyzedLayer]:
+    together = {name: list(names) for names in groups(layers) for name in names}
+    return [
+        AnalyzedLayer(
+            name=layer.name,
+            loss=found[layer.name].loss,
+            raw=found[layer.name].raw,
+            stderr=found[layer.name].stderr,
+            group=together[layer.name],
+            cost=counted[layer.name],
+        )
+        for layer in layers
+    ]
+
+
+def draw_analysis(record: AnalyzeRecord, path: Path) -> None:
+    """Draw the losses beside the file of an analysis."""
+    # matplotlib is slow to import, and only this needs it.
+    from trtq.report.figures import sensitivity_figure
+
+    figure = sensitivity_figure(record.layers, record.bits, record.metric)
+    write_bytes(path.with_suffix(".svg"), figure.encode())

@@ -1,0 +1,112 @@
+"""The record of an evaluation: scores by name, and the samples and models they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import msgspec
+
+from trtq.artifact import SCHEMA, environment
+from trtq.data.samples import Samples
+from trtq.flow.evaluate import Evaluation
+from trtq.records.evaluate import EvaluateRecord
+from trtq.tasks import Figure
+from trtq.tasks.segmentation import PixelScore
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What was evaluated, and how.
+
+    Attributes:
+        spec: what was asked for, as plain values.
+        onnx_sha256, reference_sha256: of the model and of its reference; None without one.
+        calibration_images: how many of the samples calibrated the model; None where unknown.
+        runtime: what computed the outputs.
+        notes: for the user.
+    """
+
+    spec: Mapping[str, object]
+    onnx_sha256: str
+    reference_sha256: str | None
+    calibration_images: int | None
+    runtime: str
+    notes: list[str]
+
+
+class _Scores(TypedDict):
+    top1: float | None
+    top5: float | None
+    reference_top1: float | None
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: list[float | None] | None
+    reference_miou: float | None
+    agreement: float | None
+    sqnr_db: float | None
+
+
+class _TaskFields(TypedDict, total=False):
+    task: str
+    figures: list[Figure]
+    reference_figures: list[Figure]
+
+
+def evaluation_record(seen: Evaluation, samples: Samples, measured: Measured) -> EvaluateRecord:
+    """Return the record of an evaluation.
+
+    Args:
+        seen: what was counted.
+        samples: what it was counted on.
+        measured: the models and how they ran.
+    """
+    return EvaluateRecord(
+        schema=SCHEMA,
+        verb="evaluate",
+        spec=dict(measured.spec),
+        onnx_sha256=measured.onnx_sha256,
+        reference_sha256=measured.reference_sha256,
+        images=seen.samples,
+        **_scores(seen),
+        **_task_fields(seen, measured.spec.get("task")),
+        outputs=seen.outputs if seen.compared else [],
+        finite=all(o.finite for o in seen.outputs),
+        constant=[seen.outputs[0].name] if seen.outputs[0].constant else [],
+        calibration_images=measured.calibration_images,
+        data={**samples.describe(), "images_sha256": samples.digest()},
+        preprocess=samples.preprocess,
+        runtime=measured.runtime,
+        notes=measured.notes,
+        environment=environment(),
+    )
+
+
+def _task_fields(seen: Evaluation, asked: object) -> _TaskFields:
+    """Return the fields of a record about the task that was asked for."""
+    if asked is None:
+        return {}
+    return {
+        "task": seen.task.name,
+        "figures": list(seen.figures.values()),
+        "reference_figures": list(seen.reference.values()),
+    }
+
+
+def _scores(seen: Evaluation) -> _Scores:
+    """Return the fields of a record that hold scores."""
+
+    def value(figures: Mapping[str, Figure], name: str) -> float | None:
+        return figures[name].value if name in figures else None
+
+    ours, theirs, first = seen.figures, seen.reference, seen.outputs[0]
+    return {
+        "top1": value(ours, "top-1"),
+        "top5": value(ours, "top-5"),
+        "reference_top1": value(theirs, "top-1"),
+        "miou": value(ours, "mIoU"),
+        "pixel_accuracy": value(ours, "pixel accuracy"),
+        "iou": seen.score.by_class if isinstance(seen.score, PixelScore) else None,
+        "reference_miou": value(theirs, "mIoU"),
+        "agreement": first.agreement if seen.compared else None,
+        "sqnr_db": first.sqnr_db if seen.compared else None,
+    }

@@ -1,0 +1,109 @@
+"""What a search refuses before long work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trtq.cost.devices import find_device
+from trtq.data.samples import Samples
+from trtq.errors import UsageError, suggest
+from trtq.flow.pricing import require_kernels
+from trtq.quant.formats import BitConfig
+from trtq.search.budgets import LATENCY, NAMES, latency_devices, parse_budgets
+from trtq.specs import SearchOptions
+from trtq.workers import Workers
+
+LOWEST = 2.0  # percent: a smaller --min-accuracy is a slip
+
+
+def check_search(options: SearchOptions, widths: Sequence[BitConfig]) -> None:
+    """Refuse what contradicts itself.
+
+    Raises:
+        UsageError: names what contradicts what.
+    """
+    _check_goals(options)
+    if Workers.from_environment().world > 1:
+        raise UsageError(
+            "trtq search runs in one process",
+            "torchrun started several",
+            "Share the analysis, torchrun ... -m trtq analyze: a search with the same settings "
+            "takes its pieces up",
+        )
+    parse_budgets(options.budget)
+    for device in latency_devices(options.budget):
+        find_device(device)
+    if options.target:
+        require_kernels(widths, options.target)
+
+
+def require_labels(scored: Samples, options: SearchOptions, *, several: bool) -> None:
+    """Refuse samples without targets where the goals need some.
+
+    Args:
+        scored: what accuracy is measured on.
+        options: the goals.
+        several: whether models are compared.
+
+    Raises:
+        UsageError: names the samples.
+    """
+    if scored.has_targets:
+        return
+    if options.min_accuracy is not None and options.min_accuracy > 0:
+        raise UsageError(
+            f"Cannot hold an accuracy of {options.min_accuracy:g} %",
+            f"{scored.name} has no labels",
+            "Give points against the float model, such as --min-accuracy -1.0: without "
+            "labels that is agreement",
+        )
+    if several:
+        raise UsageError(
+            "Cannot compare --candidates",
+            f"{scored.name} has no labels: each would agree with its own float model",
+            "Give labelled images with --val",
+        )
+
+
+def require_left(data: Samples, options: SearchOptions) -> None:
+    """Refuse samples of which calibration leaves none to measure accuracy on.
+
+    Raises:
+        UsageError: names both numbers.
+    """
+    if len(data) <= options.calib_images:
+        raise UsageError(
+            f"No image of {data.name} is left to measure accuracy on",
+            f"it has {len(data)} images, and calibration takes "
+            f"{min(len(data), options.calib_images)}",
+            "Give others with --val, or fewer --calib-images",
+        )
+
+
+def _check_goals(options: SearchOptions) -> None:
+    if not options.budget and options.min_accuracy is None:
+        raise UsageError(
+            "There is nothing to search for",
+            "neither a budget nor an accuracy was given",
+            "Add --budget size=0.2",
+        )
+    if options.minimize and options.min_accuracy is None:
+        raise UsageError(
+            "--minimize needs --min-accuracy",
+            "the narrowest widths are always the smallest",
+            "Add --min-accuracy -1.0",
+        )
+    if options.min_accuracy is not None and 0 < options.min_accuracy < LOWEST:
+        raise UsageError(
+            f"--min-accuracy {options.min_accuracy:g} would be {options.min_accuracy:g} %",
+            "above 0 it is a percentage of right answers",
+            f"Write {-options.min_accuracy:g} for points against the float model, or a percentage "
+            "such as 76",
+        )
+    wanted = (options.minimize or "").lower()
+    if wanted and wanted not in NAMES and not wanted.startswith(f"{LATENCY}@"):
+        raise UsageError(
+            f"Cannot minimize {options.minimize!r}",
+            f"known are {', '.join(NAMES)}, {LATENCY}@DEVICE",
+            suggest(wanted, NAMES),
+        )
