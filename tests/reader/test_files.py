@@ -56,7 +56,9 @@ def assert_round_trip(model, loaded, made):
 
 def test_constants_behind_identity_cast_and_transpose_are_the_layers_own_weights():
     nodes = [
-        helper.make_node("Constant", [], ["raw"], value=numpy_helper.from_array(_weight(3, 3, 4, 3))),
+        helper.make_node(
+            "Constant", [], ["raw"], value=numpy_helper.from_array(_weight(3, 3, 4, 3))
+        ),
         helper.make_node("Identity", ["raw"], ["same"]),
         helper.make_node("Transpose", ["same"], ["turned"], perm=[2, 3, 0, 1]),
         helper.make_node("Cast", ["turned"], ["w"], to=FLOAT),
@@ -110,7 +112,9 @@ def test_a_matmul_with_constants_and_its_bias_become_one_linear_layer(tmp_path):
         helper.make_node("Add", ["b", "p"], ["y"], name="fc/Add"),
     ]
     given = [("x", FLOAT, ["batch", 8])]
-    model = model_of(nodes, given, [("y", FLOAT, ["batch", 5])], {"w": _weight(8, 5), "b": _weight(5)})
+    model = model_of(
+        nodes, given, [("y", FLOAT, ["batch", 5])], {"w": _weight(8, 5), "b": _weight(5)}
+    )
     loaded, made = written(tmp_path, model)
     targets = [str(n.target) for n in loaded.graph.module.graph.nodes if n.op == "call_function"]
     assert targets == ["aten.linear.default"]

@@ -48,7 +48,9 @@ def _stored(test) -> Case:
             model.graph.initializer.append(numpy_helper.from_array(array, value.name))
         else:
             kept.append(i)
-    inputs = [onnx.ValueInfoProto.FromString(model.graph.input[i].SerializeToString()) for i in kept]
+    inputs = [
+        onnx.ValueInfoProto.FromString(model.graph.input[i].SerializeToString()) for i in kept
+    ]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
     return Case(test.name, model, [given[i] for i in kept], list(wanted))
