@@ -52,7 +52,7 @@ def split_tail_(
         raise ModelError(
             f"Cannot read the ONNX file {name}",
             f"nothing here can run {shown}, and no layer is in front of it",
-            "Give the library with that op: --ort-library FILE",
+            'Load the library that has the op: trtq.load("model.onnx", ort_library="ops.so")',
         )
     held = [
         numpy_helper.from_array(constants[r], r)
