@@ -101,8 +101,8 @@ def load(
         _require_unused(given, FOR_TEXTS, "a program in memory has its weights already")
         picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
         size = picture.input_size if example is None else example
-        inputs = ModelInputs(size, dynamic, ranges or {}, outputs)
-        return Model.of(loaded, preprocess or picture, notes, inputs)
+        asked = ModelInputs(size, dynamic, ranges or {}, outputs)
+        return Model.of(loaded, preprocess or picture, notes, asked)
     if ort_library is not None:
         use_library(Path(ort_library))
     if input_size is not None and preprocess is not None and preprocess.input_size != input_size:
