@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from trtq.data.preprocess import Preprocess, resolve_preprocess
 from trtq.data.samples import Samples
@@ -23,8 +24,10 @@ from trtq.flow.quantized import Quantized
 from trtq.flow.run import Run
 from trtq.graph.capture import capture_inputs
 from trtq.graph.inputs import ModelInputs
+from trtq.graph.opaque import use_library
 from trtq.graph.signature import SizeRange
 from trtq.models.deployed import deployed_
+from trtq.models.pt2 import from_program
 from trtq.models.unwrap import unwrap
 from trtq.progress import Progress, Silent
 from trtq.records.quantize import QuantizeRecord
@@ -37,7 +40,7 @@ FOR_TEXTS = ("checkpoint", "checkpoint_key", "model_arg", "checkpoint_match")
 
 
 def load(
-    model: str | nn.Module | Model,
+    model: str | nn.Module | ExportedProgram | Model,
     *,
     checkpoint: str | Path | None = None,
     checkpoint_match: Literal["name", "order"] = "name",
@@ -49,14 +52,16 @@ def load(
     dynamic: Mapping[str, Sequence[int | str]] | None = None,
     ranges: Mapping[str, SizeRange] | None = None,
     outputs: Sequence[str] = (),
+    ort_library: str | Path | None = None,
     name: str | None = None,
     seed: int = 0,
 ) -> Model:
     """Return a model, captured as one graph.
 
     Args:
-        model: an nn.Module in eval mode, or the text of one: ``timm:NAME``, ``torchvision:NAME``,
-            ``package.module:factory``, ``path/to/file.py:factory``.
+        model: an nn.Module in eval mode, an ExportedProgram, or the text of a model:
+            ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``,
+            ``path/to/file.py:factory``, ``FILE.onnx``, ``FILE.pt2``.
         checkpoint: weights to load.
         checkpoint_match: how tensors of the checkpoint find theirs in the model.
         checkpoint_key: where in the checkpoint the weights are.
@@ -70,6 +75,7 @@ def load(
             ``{"images": ["batch", 3, "height", "width"]}``. Default: the batch is open.
         ranges: the sizes of open axes by name.
         outputs: names of the outputs to keep; default: all of them.
+        ort_library: a library of custom ops, which ONNX Runtime loads, for an ONNX file with them.
         name: what to call an nn.Module; default: its class.
         seed: makes random weights repeatable.
 
@@ -93,6 +99,15 @@ def load(
     if isinstance(model, Model):
         _require_unused(given, tuple(given), "it is captured already")
         return model
+    if isinstance(model, ExportedProgram):
+        loaded = from_program(model, name or "exported program")
+        _require_unused(given, FOR_TEXTS, "a program in memory has its weights already")
+        picture, notes = resolve_preprocess(input_size=input_size, hints=loaded.input_hints)
+        size = picture.input_size if example is None else example
+        asked = ModelInputs(size, dynamic, ranges or {}, outputs)
+        return Model.of(loaded, preprocess or picture, notes, asked)
+    if ort_library is not None:
+        use_library(Path(ort_library))
     if input_size is not None and preprocess is not None and preprocess.input_size != input_size:
         raise UsageError(
             f"input_size is {input_size}, and preprocess makes {preprocess.input_size}",

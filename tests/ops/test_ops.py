@@ -76,7 +76,7 @@ def test_pointwise_rows_are_those_that_torch_calls_pointwise():
         targets = [resolve(f) for f in row.aten if not f.startswith("operator.")]
         tagged = any(torch.Tag.pointwise in t.tags for t in targets)
         if row.cost == "pointwise":
-            assert tagged or row.name in untagged | {"where_scalar"}, row.name
+            assert tagged or not targets or row.name in untagged | {"where_scalar"}, row.name
         elif tagged:
             assert row.name in ("cast", "identity"), row.name
 
@@ -94,7 +94,7 @@ def test_what_is_no_call_of_the_table_is_unknown():
     assert ops.of(graph.placeholder("relu")) is UNKNOWN
     assert ops.of(graph.get_attr("relu")) is UNKNOWN
     assert ops.of(call(torch.ops.aten.cumprod.default)) is UNKNOWN
-    assert ops.of(helper.make_node("Hardmax", [], [])) is UNKNOWN
+    assert ops.of(helper.make_node("Unique", [], [])) is UNKNOWN
     assert not UNKNOWN.traits and not UNKNOWN.kind
 
 
@@ -141,6 +141,7 @@ OWN_LISTS = (
     "platform/",
     "commands/calibration.py",
     "testing/",
+    "reader/",  # its rules are of op types: what a row's reading function does for each of them
 )
 
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from tests.support.node_cases import node_cases
 from trtq.errors import TrtqError
+from trtq.ops.lookup import TABLE
 from trtq.reader import read_onnx
+from trtq.reader.call import reader_of
 
 FAST = [
     "test_abs",
@@ -159,3 +162,10 @@ def test_most_of_onnxs_own_tests_pass_and_the_rest_are_refused_by_name():
         read += not module.opaque_nodes()
     assert read > 700, (read, opaque, wrong)
     assert len(wrong) < 40, wrong
+
+
+def test_every_reading_function_of_the_table_is_there():
+    for row in TABLE:
+        for kind in row.onnx:
+            found = reader_of(helper.make_node(kind, [], []))
+            assert callable(found) == bool(row.read), kind

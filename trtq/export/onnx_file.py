@@ -26,6 +26,7 @@ from trtq.artifact import (
 from trtq.errors import ArtifactError, ExportError, first_line, reason
 from trtq.export.lint_ops import is_plugin
 from trtq.export.sound import require_sound
+from trtq.export.tail import with_tail
 from trtq.files import FINETUNE_JSON, IMPORT_JSON, QUANTIZE_JSON
 from trtq.magic import HEAD, content_of
 from trtq.onnx_walk import all_nodes, all_tensors, bytes_of, declare_domains_, scopes
@@ -87,12 +88,14 @@ def get_metadata(model: onnx.ModelProto) -> dict[str, Any]:
 def save_onnx(model: onnx.ModelProto, path: Path) -> Path:
     """Check ``model`` and write it atomically.
 
-    Nodes that ONNX does not know (plugins of TensorRT) are written as they are.
+    Nodes that ONNX does not know (plugins of TensorRT) are written as they are, and those that a
+    tail holds behind the others.
 
     Raises:
         ExportError: the ONNX checker refuses it.
         ArtifactError: the file cannot be written.
     """
+    model = with_tail(model)
     check_onnx(model, path.name)
     return write_atomic(path, lambda tmp: onnx.save(model, tmp))
 

@@ -46,6 +46,11 @@ def use_library(path: Path) -> None:
         _session.cache_clear()
 
 
+def has_libraries() -> bool:
+    """Whether ONNX Runtime has ops of a user's own."""
+    return bool(_LIBRARIES)
+
+
 def packed(model: onnx.ModelProto) -> str:
     """Return a model of one node as a text."""
     return base64.b85encode(model.SerializeToString(deterministic=True)).decode()

@@ -31,6 +31,8 @@ def inputs_of(
     Raises:
         UsageError: the size contradicts the file.
     """
+    if size is not None:
+        _require_size(ports, size)
     axes = {port.name: _names(port) for port in ports}
     open_names = {a for named in axes.values() for a in named if isinstance(a, str)}
     known = _image_sizes(ports, axes, size)
@@ -91,7 +93,7 @@ def _image_sizes(
     return known
 
 
-def require_size(ports: Sequence[Port], size: tuple[int, int, int], name: str) -> None:
+def _require_size(ports: Sequence[Port], size: tuple[int, int, int]) -> None:
     """Refuse a size of images that a file does not take.
 
     Raises:
@@ -103,7 +105,7 @@ def require_size(ports: Sequence[Port], size: tuple[int, int, int], name: str) -
         if any(isinstance(d, int) and d != asked for d, asked in fixed):
             own = "x".join(str(d) if isinstance(d, int) else "any" for d in port.shape[1:])
             raise UsageError(
-                f"Cannot give {'x'.join(map(str, size))} images to {name}",
+                f"Cannot give {'x'.join(map(str, size))} images to the ONNX model",
                 f"its input {port.name} is fixed to {own}",
                 f"Leave --input-size out, or give --input-size {own}",
             )

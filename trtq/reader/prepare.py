@@ -16,10 +16,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtq.errors import ModelError
-from trtq.export.lint_ops import is_plugin
 from trtq.export.onnx_file import METADATA_PREFIX, copy_model, opset_of, read_onnx, tidied
 from trtq.export.sound import require_sound
 from trtq.export.strip import strip_qdq
+from trtq.export.tail import TAIL, pack_tail
 from trtq.onnx_walk import (
     QDQ,
     RANDOM,
@@ -32,6 +32,7 @@ from trtq.onnx_walk import (
 )
 from trtq.reader.call import reads_of
 from trtq.reader.ranges import Range, ranges_of
+from trtq.reader.tail import split_tail_
 from trtq.reader.values import HALVES, TORCH_TYPES, Array
 
 OLDEST = 7
@@ -54,6 +55,7 @@ class Prepared:
         constants: by name, those that remaining nodes read.
         notes: what a user must know.
         ranges: of its Q/DQ pairs, which are stripped, by node; empty for a float file.
+        tail: the nodes that nothing here runs, and those behind them.
     """
 
     name: str
@@ -62,12 +64,14 @@ class Prepared:
     constants: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     ranges: dict[str, list[Range]] = field(default_factory=dict)
+    tail: str = ""
 
     @property
     def metadata(self) -> dict[str, str]:
         """What tools other than trtq wrote into the file."""
         props = self.model.metadata_props
-        return {p.key: p.value for p in props if not p.key.startswith(METADATA_PREFIX)}
+        own = {p.key: p.value for p in props if not p.key.startswith(METADATA_PREFIX)}
+        return {**own, TAIL: self.tail} if self.tail else own
 
     @property
     def opset(self) -> int:
@@ -111,6 +115,10 @@ def prepare(source: Path | onnx.ModelProto, name: str = "") -> Prepared:
     prepared.graph.CopyFrom(model.graph)
     _sort_(prepared)
     _fold_(prepared)
+    tail, note = split_tail_(prepared.graph, prepared.constants, prepared.domains, name)
+    if tail is not None:
+        prepared.tail = pack_tail(tail)
+        prepared.notes.append(note)
     _linears_(prepared)
     _drop_unread_(prepared)
     return prepared
@@ -389,8 +397,3 @@ def _drop_unread_(prepared: Prepared) -> None:
     del prepared.graph.node[:]
     prepared.graph.node.extend(reversed(kept))
     prepared.constants = {n: v for n, v in prepared.constants.items() if n in needed}
-
-
-def plugins(prepared: Prepared) -> list[onnx.NodeProto]:
-    """Return the nodes that only TensorRT runs."""
-    return [n for n in prepared.graph.node if is_plugin(n.op_type, n.domain)]

@@ -1,0 +1,76 @@
+"""Files that are quantized already: their ranges are read, taken over or replaced."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+import trtq
+from tests.reader.test_files import image_model
+from tests.support.onnx_files import _weight
+from trtq.errors import EncodingsError, UsageError
+from trtq.reader import read_onnx
+from trtq.reader.ranges import foreign_of
+
+
+def quantized_model(zero=0, kind=np.int8, scale=0.02, per_channel=True):
+    """A convolution whose input and weight have Q/DQ pairs."""
+    weight = _weight(4, 3, 3, 3)
+    steps = np.abs(weight).max((1, 2, 3)) / 127 if per_channel else np.float32(0.03)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "sx", "zx"], ["qx"], name="qx"),
+        helper.make_node("DequantizeLinear", ["qx", "sx", "zx"], ["dx"], name="dx"),
+        helper.make_node("QuantizeLinear", ["w", "sw", "zw"], ["qw"], name="qw", axis=0),
+        helper.make_node("DequantizeLinear", ["qw", "sw", "zw"], ["dw"], name="dw", axis=0),
+        helper.make_node("Conv", ["dx", "dw"], ["y"], name="/stem/conv", kernel_shape=[3, 3]),
+    ]
+    weights = {
+        "w": weight,
+        "sx": np.float32(scale),
+        "zx": np.array(zero, kind),
+        "sw": steps.astype(np.float32),
+        "zw": np.zeros(np.shape(steps), np.int8),
+    }
+    return image_model(nodes, weights)
+
+
+def test_ranges_are_scales_times_the_largest_code():
+    module = read_onnx(quantized_model())
+    assert [n.op_type for n in module.nodes] == ["Conv"]
+    amax = module.ranges.amax
+    assert float(amax["stem.conv.input"]) == pytest.approx(0.02 * 127)
+    largest = np.abs(_weight(4, 3, 3, 3)).max((1, 2, 3))
+    np.testing.assert_allclose(amax["stem.conv.weight"], largest, rtol=1e-6)
+    assert module.ranges.axes == {"stem.conv.weight": 0}
+
+
+def test_unsigned_codes_around_128_are_symmetric_and_others_are_said():
+    ranges = read_onnx(quantized_model(zero=128, kind=np.uint8)).ranges
+    assert float(ranges.amax["stem.conv.input"]) == pytest.approx(0.02 * 127)
+    assert not ranges.notes
+    ranges = read_onnx(quantized_model(zero=0, kind=np.uint8)).ranges
+    assert float(ranges.amax["stem.conv.input"]) == pytest.approx(0.02 * 255)
+    assert "1 ranges were asymmetric" in ranges.notes[0]
+
+
+def test_a_quantized_file_is_refused_unless_its_ranges_are_replaced(tmp_path):
+    path = tmp_path / "q.onnx"
+    onnx.save(quantized_model(), path)
+    samples = [torch.randn(3, 8, 8) for _ in range(4)]
+    with pytest.raises(UsageError, match="its Q/DQ pairs have 2 ranges") as caught:
+        trtq.quantize(str(path), samples)
+    assert "--requantize" in caught.value.hint
+    assert "trtq import-checkpoint" in caught.value.hint
+    again = trtq.quantize(str(path), samples, requantize=True, min_agreement=0.0, parity_images=2)
+    assert float(again.encodings.amax["stem.conv.input"]) != pytest.approx(0.02 * 127)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    with pytest.raises(EncodingsError, match="a scale must be finite and not below 0"):
+        read_onnx(quantized_model(scale=float("nan")))
+
+
+def test_a_file_without_a_range_that_fits_is_refused():
+    with pytest.raises(EncodingsError, match="no layer reads a Q/DQ pair"):
+        foreign_of({}, {}, "q.onnx")
