@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import io
 import json
 import os
@@ -33,6 +34,17 @@ def _one_thread_in_sessions() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime, "SessionOptions", OneThread)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_table_of_torch() -> Iterator[None]:
+    """torch.onnx reads the source of 500 functions for every export; here it does so once."""
+    from torch.onnx._internal.exporter import _registration
+
+    api = _registration.onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "get_torchlib_ops", functools.cache(api.get_torchlib_ops))
         yield
 
 
