@@ -38,13 +38,22 @@ def _one_thread_in_sessions() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_table_of_torch() -> Iterator[None]:
-    """torch.onnx reads the source of 500 functions for every export; here it does so once."""
-    from torch.onnx._internal.exporter import _registration
+def _tables_of_torch_once() -> Iterator[None]:
+    """For every export torch reads the source of 500 functions and lists its operators again.
+
+    Here it does so once a process: tests define no operators of their own.
+    """
+    from torch._export import utils
+    from torch.onnx._internal.exporter import _registration, _schemas
 
     api = _registration.onnxscript_apis
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "get_torchlib_ops", functools.cache(api.get_torchlib_ops))
+        for owner, name in (
+            (api, "get_torchlib_ops"),
+            (_schemas, "op_signature_from_function"),
+            (utils, "_materialize_cpp_cia_ops"),
+        ):
+            patch.setattr(owner, name, functools.cache(getattr(owner, name)))
         yield
 
 
