@@ -57,6 +57,16 @@ def _tables_of_torch_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _captures_once() -> Iterator[None]:
+    from tests.support.captures import remembered
+    from trtq.graph import capture
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "trace", remembered(capture.trace))
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that makes a folder once a run; all workers then read the same one."""
