@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gc
 import io
 import json
 import os
@@ -43,6 +44,7 @@ def _tables_of_torch_once() -> Iterator[None]:
 
     Here it does so once a process: tests define no operators of their own.
     """
+    import torch._dynamo  # with the first capture otherwise, behind the freeze below
     from torch._export import utils
     from torch.onnx._internal.exporter import _registration, _schemas
 
@@ -54,6 +56,10 @@ def _tables_of_torch_once() -> Iterator[None]:
             (utils, "_materialize_cpp_cia_ops"),
         ):
             patch.setattr(owner, name, functools.cache(getattr(owner, name)))
+        # A collection of garbage walks over a million objects of torch and of the tests: 0.1 to
+        # 0.3 s, for each block of measurements. These will never be garbage.
+        gc.collect()
+        gc.freeze()
         yield
 
 
