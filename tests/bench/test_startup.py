@@ -32,7 +32,7 @@ def test_the_parts_of_a_start_have_their_names(record):
             "deserialize and context",
             "first answer",
         ]
-        assert load.processes == 2
+        assert load.processes == 1
 
 
 @pytest.mark.alone
