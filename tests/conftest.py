@@ -44,7 +44,6 @@ def _tables_of_torch_once() -> Iterator[None]:
 
     Here it does so once a process: tests define no operators of their own.
     """
-    import torch._dynamo  # with the first capture otherwise, behind the freeze below
     from torch._export import utils
     from torch.onnx._internal.exporter import _registration, _schemas
 
@@ -61,6 +60,7 @@ def _tables_of_torch_once() -> Iterator[None]:
         gc.collect()
         gc.freeze()
         yield
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
